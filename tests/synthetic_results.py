@@ -1,0 +1,107 @@
+"""Made-up results with the shape of real ones, written into a test's temporary folder and nowhere else.
+
+Every item has a difficulty that all models share, so that two models' answers agree more often than chance,
+as they do in practice; a model passes an item when its ability and a draw of its own exceed the difficulty.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from spin_utils import results
+
+STAND_INS = {
+    "letter_counting": "arc",
+    "syllogism": "truthfulqa",
+    "family_relationships": "winogrande",
+    "chain_sum": "gsm8k",
+    "sentence_reordering": "hellaswag",
+    "simple_equations": "mmlu",
+}
+"""Task family and the benchmark whose column it fills."""
+
+ABILITIES = {"sft": 0.00, "spin-0": 0.16, "spin-1": 0.24, "spin-2": 0.29, "spin-3": 0.30}
+OTHER_ABILITIES = {
+    "dpo": 0.18,
+    "spin-3-dpo": 0.36,
+    "sft-more-1": -0.05,
+    "sft-more-2": -0.02,
+    "spin-0-epoch-1": 0.15,
+    "spin-0-epoch-2": 0.16,
+    "spin-0-epoch-3": 0.18,
+    "spin-0-epoch-4": 0.17,
+    "spin-0-epoch-5": 0.18,
+    "spin-0-rows-14": 0.07,
+    "spin-0-rows-26": 0.12,
+}
+
+
+def evaluation(model: str, seed: int, *, ability: float, items: int = 100, profile: str = "cpu") -> dict:
+    """One valid evaluation document; the same arguments give the same document."""
+    rows, tasks = [], {}
+    own = np.random.default_rng([seed, *model.encode()])
+    for number, task in enumerate(STAND_INS):
+        difficulty = np.random.default_rng([7, number]).normal(0.1 * number - 0.2, 1.0, size=items)
+        passed = ability + own.normal(0, 0.03) + own.normal(0, 0.5, size=items) > difficulty
+        lengths = own.integers(12, 30, size=items) - int(10 * ability)
+        rows += [
+            {"task": task, "id": str(i), "score": float(ok), "response": f"answer {i}", "tokens": int(length)}
+            for i, (ok, length) in enumerate(zip(passed, lengths, strict=True))
+        ]
+        mean = float(passed.mean())
+        error = float(passed.std(ddof=1) / np.sqrt(items)) if items > 1 else 0.0
+        tasks[task] = {"metric": "exact_match", "n": items, "value": mean, "stderr": error}
+    return {
+        "schema": 1,
+        "kind": "evaluation",
+        "profile": profile,
+        "seed": seed,
+        "model": model,
+        "tasks": tasks,
+        "average": float(np.mean([task["value"] for task in tasks.values()])),
+        "items": rows,
+        "provenance": {"commit": "0" * 40},
+    }
+
+
+def training(model: str, seed: int, *, steps: int = 60, profile: str = "cpu") -> dict:
+    """One valid training record whose loss starts at log 2."""
+    own = np.random.default_rng([seed, *model.encode()])
+    rows = []
+    for step in range(steps):
+        done = step / max(steps - 1, 1)
+        real, generated = 0.5 * done + own.normal(0, 0.05) * (step > 0), -1.2 * done + own.normal(0, 0.08) * (step > 0)
+        rows.append(
+            {
+                "step": step,
+                "epoch": 2 * done,
+                "loss": float(np.log1p(np.exp(-(real - generated)))),
+                "reward_real": real,
+                "reward_generated": generated,
+                "margin": real - generated,
+                "accuracy": 0.5 + 0.4 * done,
+            }
+        )
+    return {
+        "schema": 1,
+        "kind": "training",
+        "profile": profile,
+        "seed": seed,
+        "model": model,
+        "rows": rows,
+        "provenance": {},
+    }
+
+
+def write(folder: Path, *, seeds=(0, 1, 2), models=None, items: int = 100) -> Path:
+    """Write evaluations and training records of several models and seeds; returns results/PROFILE."""
+    root = folder / "results" / "cpu"
+    for seed in seeds:
+        for model, ability in (ABILITIES if models is None else models).items():
+            document = evaluation(model, seed, ability=ability, items=items)
+            results.write_json(results.evaluation_path(root, seed, model), document)
+            if model != "sft" and "epoch" not in model:
+                results.write_json(results.training_path(root, seed, model), training(model, seed))
+    return root

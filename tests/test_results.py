@@ -1,0 +1,156 @@
+"""A results file is whole, consistent and finite, or it is refused by name."""
+
+import copy
+import json
+import math
+
+import pytest
+import synthetic_results as synthetic
+
+from spin_utils import results
+
+
+@pytest.fixture
+def document():
+    return synthetic.evaluation("spin-0", 0, ability=0.2, items=4)
+
+
+def test_what_is_written_is_read_back(tmp_path, document):
+    path = results.evaluation_path(tmp_path / "cpu", 0, "spin-0")
+    results.write_json(path, document)
+    assert results.read_json(path) == document
+
+
+def test_the_same_document_gives_the_same_bytes(tmp_path, document):
+    first, second = (results.evaluation_path(tmp_path / name / "cpu", 0, "spin-0") for name in ("a", "b"))
+    results.write_json(first, document)
+    results.write_json(second, copy.deepcopy(document))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_file_has_one_item_a_line(tmp_path, document):
+    path = results.evaluation_path(tmp_path / "cpu", 0, "spin-0")
+    results.write_json(path, document)
+    assert sum('"response": ' in line for line in path.read_text().splitlines()) == 24
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, document, monkeypatch):
+    path = results.evaluation_path(tmp_path / "cpu", 0, "spin-0")
+    results.write_json(path, document)
+    before = path.read_bytes()
+    document["items"][0]["score"] = math.nan
+    with pytest.raises(results.ResultsError):
+        results.write_json(path, document)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_infinite_numbers_anywhere_are_refused(tmp_path):
+    with pytest.raises(results.ResultsError, match="NaN or infinite"):
+        results.write_json(tmp_path / "times.json", {"nested": {"seconds": math.inf}})
+
+
+def _without(field):
+    return lambda document: document.pop(field)
+
+
+BREAKAGES = {
+    "unknown schema": (lambda d: d.update(schema=2), "schema is 2"),
+    "no schema": (_without("schema"), "schema is None"),
+    "unknown kind": (lambda d: d.update(kind="scores"), "kind is 'scores'"),
+    "missing field": (_without("tasks"), "no field 'tasks'"),
+    "unknown field": (lambda d: d.update(stderr=0.1), "unknown field 'stderr'"),
+    "text for a number": (lambda d: d.update(seed="0"), "seed is '0'"),
+    "true for a number": (lambda d: d.update(seed=True), "seed is True"),
+    "unknown model": (lambda d: d.update(model="spin_0"), "model is 'spin_0'"),
+    "nan average": (lambda d: d.update(average=math.nan), "average is nan"),
+    "wrong average": (lambda d: d.update(average=d["average"] + 0.001), "average is"),
+    "no tasks": (lambda d: d.update(tasks={}, items=[]), "tasks is empty"),
+    "duplicate item": (lambda d: d["items"].__setitem__(1, dict(d["items"][0])), r"items\[1\].*appears twice"),
+    "missing item": (lambda d: d["items"].pop(), r"tasks.simple_equations.n is 4.*holds 3"),
+    "item of no task": (lambda d: d["items"][0].update(task="other"), r"items\[0\]: task 'other'"),
+    "score in points": (lambda d: d["items"][0].update(score=45.0), "outside 0..1"),
+    "nan score": (lambda d: d["items"][0].update(score=math.nan), r"items\[0\].score is nan"),
+    "altered score": (lambda d: d["items"][0].update(score=1 - d["items"][0]["score"]), "altered or cut"),
+    "no metric": (lambda d: d["tasks"]["chain_sum"].pop("metric"), "tasks.chain_sum: no field 'metric'"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_a_broken_evaluation_is_refused_naming_file_and_field(tmp_path, document, name):
+    breakage, message = BREAKAGES[name]
+    breakage(document)
+    path = results.evaluation_path(tmp_path / "cpu", 0, "spin-0")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(document))
+    with pytest.raises(results.ResultsError, match=message) as refusal:
+        results.read_json(path)
+    assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", '{"schema": 1'])
+def test_a_file_that_is_not_a_json_object_is_refused(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(results.ResultsError, match=r"x\.json"):
+        results.read_json(path)
+
+
+def test_a_missing_file_says_so(tmp_path):
+    with pytest.raises(results.ResultsError, match="no such results file"):
+        results.read_json(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("seed", "model", "field"), [(1, "spin-0", "seed"), (0, "spin-1", "model")], ids=["seed", "model"]
+)
+def test_a_file_in_another_files_place_is_refused(tmp_path, document, seed, model, field):
+    path = results.evaluation_path(tmp_path / "cpu", seed, model)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(document))
+    with pytest.raises(results.ResultsError, match=f"{field} is"):
+        results.read_json(path)
+
+
+def test_scores_of_all_seeds_and_models_come_as_one_long_table(tmp_path):
+    root = synthetic.write(tmp_path, seeds=(0, 2), items=5)
+    table = results.load_evaluations(root)
+    assert list(table.columns) == ["seed", "model", "task", "id", "score", "tokens", "response"]
+    assert len(table) == 2 * 5 * 6 * 5
+    assert set(table["seed"]) == {0, 2}
+    assert len(results.load_evaluations(root, seeds=[2])) == len(table) / 2
+    document = results.read_json(results.evaluation_path(root, 2, "spin-1"))
+    mine = table[(table["seed"] == 2) & (table["model"] == "spin-1")]
+    assert mine.groupby("task")["score"].mean().mean() == pytest.approx(document["average"])
+
+
+def test_models_scored_on_different_items_are_refused(tmp_path):
+    root = synthetic.write(tmp_path, seeds=(0,), items=5)
+    short = synthetic.evaluation("spin-1", 0, ability=0.2, items=4)
+    results.write_json(results.evaluation_path(root, 0, "spin-1"), short)
+    with pytest.raises(results.ResultsError, match=r"spin-1\.json: item '4' of task .* is missing"):
+        results.load_evaluations(root)
+
+
+def test_no_results_give_an_empty_table_with_its_columns(tmp_path):
+    assert list(results.load_evaluations(tmp_path).columns)[:4] == ["seed", "model", "task", "id"]
+    assert results.load_training(tmp_path).empty
+    assert results.load_summaries(tmp_path).empty
+
+
+def test_training_records_come_as_one_long_table(tmp_path):
+    root = synthetic.write(tmp_path, seeds=(0, 1), items=2)
+    table = results.load_training(root)
+    assert set(table["model"]) == {"spin-0", "spin-1", "spin-2", "spin-3"}
+    assert table.groupby(["seed", "model"])["step"].is_monotonic_increasing.all()
+
+
+def test_training_steps_must_increase_and_be_finite(tmp_path):
+    record = synthetic.training("spin-0", 0, steps=3)
+    record["rows"][2]["step"] = 1
+    with pytest.raises(results.ResultsError, match=r"rows\[2\]: step 1"):
+        results.validate(record, "curve")
+    record = synthetic.training("spin-0", 0, steps=3)
+    record["rows"][1]["margin"] = math.inf
+    with pytest.raises(results.ResultsError, match=r"rows\[1\].margin is inf"):
+        results.validate(record, "curve")
