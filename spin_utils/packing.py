@@ -1,0 +1,251 @@
+"""Groups of one prompt and several responses, laid end to end without padding.
+
+A group is packed as `[prompt | response 1 | ... | response k]`: the prompt is stored and computed once,
+and the linear layers see no padding at all. Only attention needs to know where the groups are; what it
+needs travels as a `Layout` (see `attention.py`).
+
+Shape suffixes: T packed tokens, R response tokens, B groups of one tile, S padded group length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TILE_SLACK = 1.25
+"""A tile is closed when its longest group is this much longer than its shortest one."""
+
+
+class PackingError(ValueError):
+    """A group cannot be packed. The message names the group and the remedy."""
+
+
+class Group(NamedTuple):
+    """One prompt and its responses: one for SFT, (real, generated) for SPIN, any number for choices."""
+
+    prompt_ids: Sequence[int]
+    response_ids: tuple[Sequence[int], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Packed length: the prompt once and every response."""
+        return len(self.prompt_ids) + sum(map(len, self.response_ids))
+
+    @property
+    def longest_row(self) -> int:
+        """Length of the prompt with its longest response: the highest position is one less."""
+        return len(self.prompt_ids) + max(map(len, self.response_ids), default=0)
+
+
+@dataclass
+class Tile:
+    """Neighbouring groups of similar length, as a rectangle of B groups by S positions for attention."""
+
+    start: int
+    """First packed token of the tile."""
+    stop: int
+    """One past its last packed token."""
+    slots: Tensor
+    """Shape (T,): place of each of the tile's packed tokens in the flattened rectangle."""
+    segments: Tensor
+    """Shape (B, S): 0 for prompt tokens, i for tokens of response i, -1 for padding."""
+    _bias: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """Shape (B, S, S): zero where a query (second last index) may see a key (last index), minus infinity elsewhere.
+
+        A token sees the prompt and its own response, up to itself. Padding sees padding, so that no row
+        is empty. Built once per batch and shared by all layers.
+        """
+        if dtype not in self._bias:
+            query, key = self.segments[:, :, None], self.segments[:, None, :]
+            places = torch.arange(self.segments.shape[1], device=self.segments.device)
+            allowed = ((key == query) | ((key == 0) & (query > 0))) & (places[None, :] <= places[:, None])
+            bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+            self._bias[dtype] = bias.masked_fill_(~allowed, float("-inf"))
+        return self._bias[dtype]
+
+    def to(self, device: torch.device) -> Tile:
+        """The same tile on another device."""
+        return Tile(self.start, self.stop, self.slots.to(device), self.segments.to(device))
+
+
+@dataclass
+class Layout:
+    """Where the groups of a packed batch are: all that attention needs besides queries, keys and values."""
+
+    tiles: tuple[Tile, ...]
+    longest_row: int
+    """Tokens of the longest prompt with one response."""
+
+    def to(self, device: torch.device) -> Layout:
+        """The same layout on another device."""
+        return Layout(tuple(tile.to(device) for tile in self.tiles), self.longest_row)
+
+
+@dataclass
+class PackedBatch:
+    """Groups packed into one sequence, with the places that predict response tokens."""
+
+    input_ids: Tensor
+    """Shape (1, T)."""
+    position_ids: Tensor
+    """Shape (1, T): every response continues right after the prompt."""
+    sources: Tensor
+    """Shape (R,): packed place whose hidden state predicts each response token; the first token of every response of a
+    group is predicted from the same place, the end of the prompt."""
+    targets: Tensor
+    """Shape (R,): the response tokens."""
+    owners: Tensor
+    """Shape (R,): response, numbered through the batch, to which each response token belongs."""
+    responses: int
+    """Number of responses in the batch."""
+    layout: Layout
+
+    @property
+    def tokens(self) -> int:
+        """Packed length T."""
+        return self.input_ids.shape[1]
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on another device."""
+        device = torch.device(device)
+        if device == self.input_ids.device:
+            return self
+        return PackedBatch(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.sources.to(device),
+            self.targets.to(device),
+            self.owners.to(device),
+            self.responses,
+            self.layout.to(device),
+        )
+
+
+def pack(groups: Sequence[Group]) -> PackedBatch:
+    """Lay groups end to end, in their order.
+
+    Args:
+        groups: at least one; prompts and responses of at least one token each.
+
+    Raises:
+        PackingError: no groups, or an empty prompt or response.
+
+    Example:
+        >>> batch = pack([Group([5, 6], ([7, 8], [9]))])
+        >>> batch.input_ids.tolist(), batch.position_ids.tolist()
+        ([[5, 6, 7, 8, 9]], [[0, 1, 2, 3, 2]])
+        >>> batch.sources.tolist(), batch.targets.tolist(), batch.owners.tolist()
+        ([1, 2, 1], [7, 8, 9], [0, 0, 1])
+    """
+    check_groups(groups)
+    ids: list[int] = []
+    positions: list[int] = []
+    sources: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    responses = 0
+    for group in groups:
+        prompt = len(group.prompt_ids)
+        last = len(ids) + prompt - 1
+        ids += group.prompt_ids
+        positions += range(prompt)
+        for response in group.response_ids:
+            sources.append(last)
+            sources += range(len(ids), len(ids) + len(response) - 1)
+            targets += response
+            owners += [responses] * len(response)
+            ids += response
+            positions += range(prompt, prompt + len(response))
+            responses += 1
+    layout = Layout(_tiles(groups), max(group.longest_row for group in groups))
+    return PackedBatch(
+        torch.tensor([ids]),
+        torch.tensor([positions]),
+        torch.tensor(sources),
+        torch.tensor(targets),
+        torch.tensor(owners),
+        responses,
+        layout,
+    )
+
+
+def check_groups(groups: Sequence[Group]) -> None:
+    """Refuse groups that cannot be packed.
+
+    Raises:
+        PackingError: names the first group with an empty prompt or response.
+    """
+    if not groups:
+        raise PackingError("nothing to pack: no groups were given")
+    for number, group in enumerate(groups):
+        if not len(group.prompt_ids):
+            raise PackingError(f"group {number}: empty prompt; give it at least one token, such as the start token")
+        if not group.response_ids or not all(map(len, group.response_ids)):
+            raise PackingError(f"group {number}: empty response; leave it out, or end it with the end token")
+
+
+def micro_batches(tokens: Sequence[int], budget: int) -> list[list[int]]:
+    """Split groups into micro-batches of similar length and about equal size, longest first.
+
+    Args:
+        tokens: packed length of each group.
+        budget: most tokens in one micro-batch; a longer group gets one for itself.
+
+    Returns:
+        Indices into `tokens`; every index occurs exactly once.
+
+    Example:
+        >>> micro_batches([3, 9, 4, 2], budget=9)
+        [[1], [2, 0, 3]]
+    """
+    order = sorted(range(len(tokens)), key=lambda i: (-tokens[i], i))
+    total = sum(tokens)
+    share = total / max(1, -(-total // budget))
+    batches: list[list[int]] = []
+    filled = before = 0
+    for index in order:
+        begins_next_share = before >= share * len(batches)
+        if not batches or filled + tokens[index] > budget or begins_next_share:
+            batches.append([])
+            filled = 0
+        batches[-1].append(index)
+        filled += tokens[index]
+        before += tokens[index]
+    return batches
+
+
+def _tiles(groups: Sequence[Group]) -> tuple[Tile, ...]:
+    """Cut the groups into runs of similar length: `TILE_SLACK` bounds the padding inside attention."""
+    tiles: list[Tile] = []
+    first = token = 0
+    while first < len(groups):
+        shortest = longest = groups[first].tokens
+        last = first + 1
+        while last < len(groups):
+            low, high = min(shortest, groups[last].tokens), max(longest, groups[last].tokens)
+            if high > TILE_SLACK * low:
+                break
+            shortest, longest, last = low, high, last + 1
+        tiles.append(_tile(groups[first:last], longest, token))
+        token = tiles[-1].stop
+        first = last
+    return tuple(tiles)
+
+
+def _tile(groups: Sequence[Group], length: int, start: int) -> Tile:
+    segments = torch.full((len(groups), length), -1)
+    slots: list[int] = []
+    for row, group in enumerate(groups):
+        slots += range(row * length, row * length + group.tokens)
+        place = len(group.prompt_ids)
+        segments[row, :place] = 0
+        for number, response in enumerate(group.response_ids, 1):
+            segments[row, place : place + len(response)] = number
+            place += len(response)
+    return Tile(start, start + len(slots), torch.tensor(slots), segments)
