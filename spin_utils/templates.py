@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from spin_utils.settings import TemplateSettings
 
 _MARK = "\ue000user\ue000"
-"""Stands for the user's text while a chat template is rendered: private-use characters, refused in demonstrations."""
+"""Stands for the user's text while the frame of a chat template is looked for."""
 
 
 class TemplateError(ValueError):

@@ -1,0 +1,212 @@
+"""The SFT data: prompts x and human responses y, from files, from the hub or generated, and their splits.
+
+Every row is checked before any work, and no prompt is in two splits. Training rows are shuffled once by the data
+seed, so that the SPIN rows, the first ones, are a random subset of the SFT rows (sec. 6.1: 50k prompts chosen at
+random) and any shorter prefix is a random subset of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import datasets
+
+from spin_utils import families
+from spin_utils.rows import EmptyRowError, Row, RowError, as_row, check_file, read_records, read_rows, write_rows
+from spin_utils.settings import DemonstrationSettings
+
+__all__ = ["Demonstrations", "DemonstrationError", "load", "read_rows", "write_rows"]
+
+_logger = logging.getLogger(__name__)
+_SHOWN = 5
+"""Faulty rows named in one error message."""
+
+
+class DemonstrationError(RowError):
+    """The demonstrations as a whole cannot be used. The message names the place and the remedy."""
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Checked rows by use; `spin` holds the first rows of `sft`."""
+
+    sft: list[Row]
+    spin: list[Row]
+    validation: list[Row]
+    test: list[Row]
+
+
+def load(settings: DemonstrationSettings) -> Demonstrations:
+    """Read or generate the demonstrations, check every row and split them.
+
+    Args:
+        settings: source, sizes and data seed. Without a file or split for validation or test, rows whose prompt
+            occurs once are held out of the training rows, chosen by `settings.seed`.
+
+    Returns:
+        The rows of each use.
+
+    Raises:
+        RowError: a file or rows that cannot be used, with file, row and remedy.
+        DemonstrationError: duplicates within or across splits, or too few rows for the requested sizes.
+        FamilyError: a task family that cannot be generated.
+    """
+    if settings.source == "reasoning_gym":
+        sizes = {"train": settings.sft_rows, "validation": settings.validation_rows, "test": settings.test_rows}
+        splits = families.generate(settings.families, sizes, seed=settings.seed)
+        return _demonstrations(settings, splits["train"], splits["validation"], splits["test"])
+    read = _file_rows if settings.source == "file" else _hub_rows
+    if settings.source == "file":  # all paths first: a misspelt test file should not wait for a large training file
+        for path in filter(None, (settings.train, settings.validation, settings.test)):
+            check_file(Path(path))
+    train = read(settings, settings.train)
+    held_out: dict[str, list[Row]] = {}
+    for split, wanted in (("test", settings.test_rows), ("validation", settings.validation_rows)):
+        given = getattr(settings, split)
+        if given:
+            held_out[split] = _first(read(settings, given), wanted, f"demonstrations.{split}_rows", given)
+            train = _disjoint(settings, train, held_out[split], split)
+    for split, wanted in (("test", settings.test_rows), ("validation", settings.validation_rows)):
+        if split not in held_out:
+            train, held_out[split] = _hold_out(train, wanted, split, settings)
+    _disjoint(settings, held_out["validation"], held_out["test"], "test")
+    Random(f"order/{settings.seed}").shuffle(train)
+    return _demonstrations(settings, train, held_out["validation"], held_out["test"])
+
+
+def _demonstrations(
+    settings: DemonstrationSettings, train: list[Row], validation: list[Row], test: list[Row]
+) -> Demonstrations:
+    sft = _first(train, settings.sft_rows, "demonstrations.sft_rows", settings.train or settings.source)
+    if not sft:
+        raise DemonstrationError(f"{settings.train}: no rows are left for training; hold out fewer or add rows")
+    spin = _first(sft, settings.spin_rows, "demonstrations.spin_rows", "the SFT rows")
+    return Demonstrations(sft=sft, spin=spin, validation=validation, test=test)
+
+
+def _file_rows(settings: DemonstrationSettings, file: str) -> list[Row]:
+    """Checked rows of a file; faulty and repeated rows are errors, because the user can correct the file."""
+    path = Path(file)
+    rows, faults = _checked(read_records(path), path.name, path.stem, settings.drop_empty)
+    repeated = _repeated(rows, path.name)
+    if faults or repeated:
+        raise DemonstrationError(_listed(faults + repeated))
+    return [row for _, row in rows]
+
+
+def _hub_rows(settings: DemonstrationSettings, split: str) -> list[Row]:
+    """Checked rows of a hub split; faulty and repeated rows are left out with a warning: nobody can edit a pinned
+    revision, and published sets do hold both (the released SPIN data hold every row twice)."""
+    name = f"{settings.name} [{split}]"
+    try:
+        records = datasets.load_dataset(settings.name, revision=settings.revision, split=split)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DemonstrationError(
+            f"{name} at revision {settings.revision[:12]}: {reason}; check name, revision, split and network, or "
+            "download it once and use source: file"
+        ) from error
+    rows, faults = _checked(enumerate(records, start=1), name, f"{split}", settings.drop_empty)
+    repeated = _repeated(rows, name)
+    if faults:
+        _logger.warning("%s: %d faulty rows left out, the first: %s", name, len(faults), faults[0])
+    if repeated:
+        _logger.warning("%s: %d repeated rows left out, the first: %s", name, len(repeated), repeated[0])
+    kept: dict[tuple[str, str], Row] = {}
+    for _, row in rows:
+        kept.setdefault((row["prompt"], row["response"]), row)
+    if not kept:
+        raise DemonstrationError(f"{name}: no usable row; the first fault: {faults[0] if faults else 'no rows'}")
+    return list(kept.values())
+
+
+def _checked(
+    records: Iterable[tuple[int, Any]], name: str, stem: str, drop_empty: bool
+) -> tuple[list[tuple[int, Row]], list[str]]:
+    """Numbered rows, and the messages of those that cannot be used."""
+    rows, faults, empty = [], [], 0
+    for number, record in records:
+        try:
+            rows.append((number, as_row(record, where=f"{name}, row {number}", default_id=f"{stem}-{number}")))
+        except EmptyRowError as error:
+            if drop_empty:
+                empty += 1
+            else:
+                faults.append(str(error))
+        except RowError as error:
+            faults.append(str(error))
+    if empty:
+        _logger.warning("%s: %d rows with an empty prompt or response left out (drop_empty)", name, empty)
+    return rows, faults
+
+
+def _repeated(rows: Iterable[tuple[int, Row]], name: str) -> list[str]:
+    """Messages for rows equal to an earlier one and for ids that occur twice.
+
+    The same prompt with another response is a second demonstration and welcome.
+    """
+    pairs: dict[tuple[str, str], int] = {}
+    ids: dict[str, int] = {}
+    messages = []
+    for number, row in rows:
+        first = pairs.setdefault((row["prompt"], row["response"]), number)
+        if first != number:
+            messages.append(f"{name}, row {number}: same prompt and response as row {first}; remove one of them")
+            continue
+        first = ids.setdefault(row["id"], number)
+        if first != number:
+            messages.append(f"{name}, row {number}: same id {row['id']!r} as row {first}; make ids unique or drop them")
+    return messages
+
+
+def _disjoint(settings: DemonstrationSettings, rows: list[Row], held_out: list[Row], split: str) -> list[Row]:
+    """The rows, none of whose prompts is held out; an error for files, left out with a warning for the hub."""
+    taken = {row["prompt"]: row["id"] for row in held_out}
+    shared = [row for row in rows if row["prompt"] in taken]
+    if not shared:
+        return rows
+    examples = [
+        f"row {row['id']}: the prompt is also row {taken[row['prompt']]} of {split}; remove one of them"
+        for row in shared
+    ]
+    if settings.source == "file":
+        raise DemonstrationError(_listed([f"{settings.train}, {example}" for example in examples]))
+    _logger.warning("%d rows left out because their prompts are in %s, the first: %s", len(shared), split, examples[0])
+    return [row for row in rows if row["prompt"] not in taken]
+
+
+def _hold_out(
+    train: list[Row], wanted: int, split: str, settings: DemonstrationSettings
+) -> tuple[list[Row], list[Row]]:
+    """Take `wanted` rows whose prompt occurs once out of the training rows, by the data seed."""
+    times = Counter(row["prompt"] for row in train)
+    single = [place for place, row in enumerate(train) if times[row["prompt"]] == 1]
+    if len(single) < wanted or (wanted and len(train) == wanted):
+        raise DemonstrationError(
+            f"{settings.train}: {len(train)} rows are left ({len(single)} with a prompt of their own) where "
+            f"demonstrations.{split}_rows asks to hold out {wanted} and training needs some too; "
+            f"add rows or set {split}_rows to a tenth of the rows"
+        )
+    chosen = set(Random(f"{split}/{settings.seed}").sample(single, wanted))
+    kept = [row for place, row in enumerate(train) if place not in chosen]
+    return kept, [train[place] for place in sorted(chosen)]
+
+
+def _first(rows: list[Row], wanted: int, setting: str, source: str) -> list[Row]:
+    if wanted > len(rows):
+        raise DemonstrationError(
+            f"{setting}: asks for {wanted} rows where {source} has {len(rows)}; "
+            f"add rows or set it to {len(rows)} or less (0 means all)"
+        )
+    return rows[: wanted or None]
+
+
+def _listed(messages: list[str], limit: int = _SHOWN) -> str:
+    more = f"\nand {len(messages) - limit} more rows" if len(messages) > limit else ""
+    return "\n".join(messages[:limit]) + more

@@ -1,0 +1,214 @@
+"""Rows of demonstrations: read from JSON, JSONL and Parquet files, checked one by one, written back.
+
+A row is a dict with `id`, `prompt`, `response`, `family` and, for graded rows, `grader`. Three layouts are read:
+`{"prompt", "response"}`; `{"messages": [{"role", "content"}, ...]}`, of which the first user turn and the assistant's
+answer to it are taken and a leading system message is left out; and the released SPIN layout
+`{"real": [user, assistant], "generated": ...}`, of which `real` is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+_JUNK = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+"""Control characters other than tab and line ends, lone surrogates and non-characters: text holds none on purpose."""
+
+
+class RowError(ValueError):
+    """A file or a row of demonstrations cannot be used. The message names the file, the row and the remedy."""
+
+
+class EmptyRowError(RowError):
+    """A row without prompt or response, which `drop_empty` may leave out."""
+
+
+def read_records(path: Path) -> list[tuple[int, Any]]:
+    """All records of a file with their row numbers, unchecked.
+
+    Args:
+        path: a .json (one list), .jsonl (one object per line; blank lines are passed over) or .parquet file.
+
+    Returns:
+        Pairs of row number, from 1 (the line number in JSONL), and record.
+
+    Raises:
+        RowError: missing file, folder, unknown extension, not UTF-8, bad JSON (with its line), damaged Parquet.
+    """
+    check_file(path)
+    if path.suffix == ".parquet":
+        return list(enumerate(_parquet(path), start=1))
+    text = _text(path)
+    if not text.strip():
+        raise RowError(f"{path.name}: the file is empty; it needs at least one demonstration")
+    if path.suffix == ".jsonl":
+        return list(_lines(path, text))
+    try:
+        records = json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = "; one object per line? then name the file .jsonl" if error.msg == "Extra data" else ""
+        raise RowError(f"{path.name}, line {error.lineno}: bad JSON ({error.msg}){hint}") from None
+    if not isinstance(records, list):
+        raise RowError(f"{path.name}: the top level is {_kind(records)}; write a list of objects, or use .jsonl")
+    return list(enumerate(records, start=1))
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is not a readable file with a known extension, naming the nearest file that is there."""
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
+        hint = f"name a file in it, such as {inside[0]}" if inside else "name a .json, .jsonl or .parquet file"
+        raise RowError(f"{path}: a folder, not a file; {hint}")
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, beside, n=1, cutoff=0.5)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "check the path (from the current folder)"
+        raise RowError(f"{path}: no such file; {hint}")
+    if path.suffix not in SUFFIXES:
+        raise RowError(f"{path.name}: unknown extension {path.suffix!r}; use .json, .jsonl or .parquet")
+
+
+def as_row(record: Any, *, where: str, default_id: str) -> Row:
+    """Turn one record into a checked row.
+
+    Args:
+        record: an object in one of the three layouts.
+        where: file and row for the error message, such as `demonstrations.jsonl, row 17`.
+        default_id: the row's id where the record has no `id`.
+
+    Raises:
+        EmptyRowError: prompt or response is empty or white space.
+        RowError: anything else that makes the row unusable.
+    """
+    if not isinstance(record, Mapping):
+        raise RowError(f"{where}: {_kind(record)} where an object with prompt and response is needed")
+    if "response" not in record and "messages" in record:
+        prompt, response = _first_turn(record["messages"], "messages", where)
+    elif "response" not in record and "real" in record:
+        prompt, response = _first_turn(record["real"], "real", where)
+    else:
+        for name in ("prompt", "response"):
+            if name not in record:
+                has = ", ".join(map(str, record)) or "nothing"
+                raise RowError(
+                    f"{where}: no key {name!r} (it has {has}); "
+                    "use prompt and response, or messages with role and content"
+                )
+        prompt, response = record["prompt"], record["response"]
+    row: Row = {
+        "id": str(record.get("id", default_id)),
+        "prompt": _checked(prompt, "prompt", where),
+        "response": _checked(response, "response", where),
+        "family": _checked(record.get("family", "demonstrations"), "family", where),
+    }
+    grader = record.get("grader")
+    if grader is not None:
+        if not (isinstance(grader, Mapping) and isinstance(grader.get("dataset"), str) and "entry" in grader):
+            raise RowError(f"{where}: grader needs the keys dataset and entry; correct it or leave grader out")
+        row["grader"] = dict(grader)
+    return row
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write rows as JSONL: the same rows give the same bytes, and the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a file that `write_rows` wrote."""
+    return [dict(record) for _, record in read_records(path)]
+
+
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise RowError(f"{path.name}: UTF-16 text; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")  # a UTF-8 byte order mark is harmless and passed over
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise RowError(
+            f"{path.name}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8"
+        ) from None
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            hint = "; one list over several lines? then name the file .json" if line.strip() == "[" else ""
+            raise RowError(f"{path.name}, line {number}: bad JSON ({error.msg}, column {error.colno}){hint}") from None
+        if isinstance(record, list) and number == 1:
+            raise RowError(f"{path.name}, line 1: a list where one object per line is needed; name the file .json")
+        yield number, record
+
+
+def _parquet(path: Path) -> list[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return list(pyarrow.parquet.read_table(path).to_pylist())
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RowError(f"{path.name}: damaged or not Parquet ({reason}); write or download it again") from None
+
+
+def _first_turn(messages: Any, key: str, where: str) -> tuple[Any, Any]:
+    """Contents of the first user message and of the assistant message after it."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        raise RowError(f"{where}: {key} is {_kind(messages)}; it must be a list of messages with role and content")
+    turns = []
+    for place, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise RowError(f"{where}: message {place} of {key} needs the keys role and content")
+        turns.append((message["role"], message["content"]))
+    if turns and turns[0][0] == "system":
+        turns = turns[1:]
+    roles = [role for role, _ in turns[:2]]
+    if roles != ["user", "assistant"]:
+        raise RowError(
+            f"{where}: {key} begins with {' and '.join(map(str, roles)) or 'nothing'}; "
+            "it must begin with user and assistant (one system message before them is left out)"
+        )
+    return turns[0][1], turns[1][1]
+
+
+def _checked(text: Any, name: str, where: str) -> str:
+    if not isinstance(text, str):
+        raise RowError(f"{where}: {name} is {_kind(text)}; it must be text")
+    if not text.strip():
+        raise EmptyRowError(f"{where}: empty {name}; remove the row or set drop_empty: true")
+    junk = _JUNK.search(text)
+    if junk:
+        code = f"U+{ord(junk.group()):04X}"
+        raise RowError(f"{where}: {name} holds {code} at character {junk.start() + 1}, which is not text; remove it")
+    return text
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    if value is None:
+        return "null"
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
