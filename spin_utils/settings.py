@@ -267,9 +267,9 @@ class SpinSettings:
 class EvaluationSettings:
     """How checkpoints are scored, always through lm-eval."""
 
-    suite: Literal["families", "heldout", "paper"] = "families"
-    """`families`: reasoning-gym families graded by the library's scorer. `heldout`: held-out demonstrations,
-    exact match. `paper`: the benchmarks of Table 1 from the hub."""
+    suite: Literal["local", "paper"] = "local"
+    """`local`: the held-out demonstrations, one task per family, graded by the row's grader if it has one and
+    else by exact match. `paper`: the benchmarks of Table 1, from the hub."""
     limit: int = 0
     """Items per task; 0: all."""
     batch_size: int = 128

@@ -1,0 +1,211 @@
+"""The command line: `spin-repro`, or `python -m spin_utils`.
+
+    spin-repro reproduce                              the whole paper at the cpu profile
+    spin-repro reproduce --model DIR --data FILE      the same on your model and demonstrations
+    spin-repro run 03_spin_training -p iteration=1    one notebook, with checked parameters
+    spin-repro figures                                tables and figures again, from the results
+
+Exit status: 0 done, 1 a stage failed, 2 bad input (nothing was started), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spin_utils import artifacts, paths, profiles, runtime
+from spin_utils.notebooks import StageError
+from spin_utils.settings import Profile, SettingsError
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; bad input ends in one clear line and exit status 2."""
+    arguments = _parser().parse_args(argv)
+    runtime.configure_logging()
+    try:
+        return int(arguments.command(arguments) or 0)
+    except KeyboardInterrupt:
+        log.error("Interrupted. Finished steps are kept; the same command goes on from there.")
+        return 130
+    except StageError as error:
+        log.error("Failed: %s", error)
+        return 1
+    except Exception as error:
+        if not type(error).__module__.startswith("spin_utils"):
+            raise  # a fault of the kit: the traceback is what helps
+        log.error("Error: %s", error)
+        return 2
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds as people write them.
+
+    >>> parse_seeds("0,1,2")
+    [0, 1, 2]
+    """
+    try:
+        seeds = [int(part) for part in text.replace(" ", ",").split(",") if part]
+    except ValueError:
+        raise SettingsError(f"seeds: {text!r}; write whole numbers separated by commas, such as 0,1,2") from None
+    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
+        raise SettingsError(f"seeds: {text!r}; write each seed once, at least one, none negative")
+    return seeds
+
+
+def step_command(profile: str, seed: int, step: str) -> str:
+    """Shell command that makes one step; the Snakefile's rules run it."""
+    return shlex.join([sys.executable, "-m", "spin_utils", "step", step, "--profile", profile, "--seed", str(seed)])
+
+
+def tables_command(profile: str, seeds: Sequence[int]) -> str:
+    """Shell command that makes the tables and figures."""
+    text = ",".join(map(str, seeds))
+    return shlex.join([sys.executable, "-m", "spin_utils", "step", "tables", "--profile", profile, "--seeds", text])
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    name, profile = _resolve(arguments)
+    seeds = parse_seeds(arguments.seeds)
+    from spin_utils import stages
+
+    stages.check_inputs(profile)
+    log.info("profile %s, seeds %s: results go to %s", profile.name, seeds, paths.relative(paths.results(profile.name)))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
+    command += ["--directory", str(paths.home()), "--cores", str(arguments.cores), "--nolock", "--rerun-incomplete"]
+    command += ["--rerun-triggers", "input", "--quiet", "rules", "host", "reason"]
+    command += ["--dry-run"] if arguments.dry_run else []
+    command += ["--config", f"profile={name}", f"seeds={','.join(map(str, seeds))}"]
+    process = subprocess.Popen(command, env=runtime.child_environment(headless=True))
+    try:
+        return _outcome(process.wait(), profile)
+    except KeyboardInterrupt:
+        log.error("Stopping: the running step saves its state (Ctrl-C again stops at once).")
+        process.wait()
+        raise
+
+
+def _outcome(status: int, profile: Profile) -> int:
+    if status == 0:
+        for kind, folder in (("tables", paths.results(profile.name)), ("figures", paths.figures(profile.name))):
+            log.info("%s: %s", kind, paths.relative(folder))
+        return 0
+    log.error(
+        "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
+    )
+    return 1
+
+
+def _step(arguments: argparse.Namespace) -> int:
+    from spin_utils import notebooks, plan, stages
+
+    profile = profiles.load(arguments.profile)
+    if arguments.name == "tables":
+        output = paths.executed_notebooks(profile.name) / "05_tables_and_figures.ipynb"
+        given: dict[str, Any] = {"profile": arguments.profile, "seeds": arguments.seeds}
+        notebooks.run("05_tables_and_figures", given, output)
+        return 0
+    steps = plan.make(profile, arguments.seed)
+    if arguments.name not in steps.steps:
+        raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
+    step = steps.steps[arguments.name]
+    if not step.notebook:
+        stages.run(steps, step.name)
+        return 0
+    output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
+    given = {"profile": arguments.profile, "seed": arguments.seed, **step.parameters}
+    notebooks.run(step.notebook, given, output)
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from spin_utils import notebooks
+
+    given = dict(profiles.parse_override(text) for text in arguments.parameter)
+    output = Path(
+        arguments.output or paths.executed_notebooks(str(given.get("profile", "cpu"))) / f"{arguments.name}.ipynb"
+    )
+    log.info("executed copy: %s", paths.relative(notebooks.run(arguments.name, given, output)))
+    return 0
+
+
+def _figures(arguments: argparse.Namespace) -> int:
+    from spin_utils import stages
+
+    for path in stages.draw(profiles.load(arguments.profile)):
+        log.info("%s", paths.relative(path))
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from spin_utils import plan
+
+    _, profile = _resolve(arguments)
+    for made in plan.make_all(profile, parse_seeds(arguments.seeds)):
+        for step in made:
+            state = "done" if artifacts.is_complete(step.directory) else "to do"
+            log.info("%-6s seed %d  %-12s %s", state, made.seed, step.name, paths.relative(step.directory))
+    return 0
+
+
+def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
+    """The profile with the command line's changes, and the name or file that other processes load it by."""
+    changes: dict[str, Any] = dict(profiles.parse_override(text) for text in arguments.set)
+    if arguments.model:
+        changes["model"] = {"source": "directory", "path": str(Path(arguments.model).expanduser().resolve())}
+    if arguments.data:
+        changes["demonstrations"] = {"source": "file", "train": str(Path(arguments.data).expanduser().resolve())}
+    if not changes:
+        return arguments.profile, profiles.load(arguments.profile)
+    digest = hashlib.sha256(artifacts.canonical([arguments.profile, changes]).encode()).hexdigest()[:6]
+    changes["name"] = arguments.name or f"{Path(arguments.profile).stem}-{digest}"
+    profile = profiles.load(arguments.profile, changes)
+    return str(profiles.dump(profile, paths.artifacts(profile.name) / "profile.yaml")), profile
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spin-repro", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(command=function)
+        return sub
+
+    def with_profile(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--profile", default="cpu", help="smoke, cpu, gpu, paper or a .yaml file (default: cpu)")
+
+    def with_changes(sub: argparse.ArgumentParser) -> None:
+        with_profile(sub)
+        sub.add_argument("--seeds", default="0", help="training seeds, such as 0,1,2 (default: 0)")
+        sub.add_argument("--model", metavar="DIR", help="your model: a folder of safetensors")
+        sub.add_argument("--data", metavar="FILE", help="your demonstrations: .json, .jsonl or .parquet")
+        sub.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="change one setting")
+        sub.add_argument("--name", default="", help="name of the results folder for a changed profile")
+
+    sub = command("reproduce", _reproduce, "run every step that is missing, then draw tables and figures")
+    with_changes(sub)
+    sub.add_argument("--cores", type=int, default=1, help="steps run at the same time (default: 1)")
+    sub.add_argument("--dry-run", action="store_true", help="say what would be done")
+    with_changes(command("plan", _plan, "list the steps and which of them are done"))
+    sub = command("run", _run, "run one notebook through papermill, with checked parameters")
+    sub.add_argument("name", help="such as 03_spin_training")
+    sub.add_argument("-p", "--parameter", metavar="NAME=VALUE", action="append", default=[], help="a parameter")
+    sub.add_argument("-o", "--output", help="where the executed copy goes")
+    sub = command("step", _step, "make one step of the plan, as the Snakefile does")
+    sub.add_argument("name", help="such as spin-0; `spin-repro plan` lists them")
+    with_profile(sub)
+    sub.add_argument("--seed", type=int, default=0, help="training seed")
+    sub.add_argument("--seeds", default="0", help="seeds of the tables")
+    with_profile(command("figures", _figures, "redraw tables and figures from the results, without a model"))
+    return parser

@@ -1,0 +1,78 @@
+"""What the notebooks look at: small data frames about demonstrations, pairs and training runs."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from spin_utils import models, stages
+from spin_utils.pairs import Pairs
+from spin_utils.plan import Plan
+from spin_utils.templates import decode_response, encode_rows
+
+
+def demonstrations(plan: Plan, split: str = "sft") -> pd.DataFrame:
+    """One demonstration of each family: `family`, `prompt`, `response`."""
+    rows = pd.DataFrame(stages.rows(plan, split), columns=["family", "prompt", "response"])
+    return rows.fillna("").drop_duplicates("family").sort_values("family").reset_index(drop=True)
+
+
+def lengths(plan: Plan, split: str = "sft") -> pd.DataFrame:
+    """Rows and mean tokens of each family: `rows`, `prompt_tokens`, `response_tokens`."""
+    tokenizer = models.load_tokenizer(stages.run(plan, "base"))
+    encoded = encode_rows(tokenizer, plan.profile.template, stages.rows(plan, split))
+    frame = pd.DataFrame(
+        {
+            "family": [row.row.get("family", "") for row in encoded],
+            "prompt_tokens": [len(row.prompt_ids) for row in encoded],
+            "response_tokens": [len(row.response_ids) for row in encoded],
+        }
+    )
+    means = frame.groupby("family").mean().round(1)
+    return means.assign(rows=frame.groupby("family").size())[["rows", "prompt_tokens", "response_tokens"]]
+
+
+def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
+    """Every pair of an iteration as text and numbers.
+
+    Returns:
+        Columns `id`, `family`, `prompt`, `real`, `generated`, `identical`, `real_tokens`, `generated_tokens`,
+        `finish_reason`.
+    """
+    step = plan.steps[f"pairs-{iteration}"]
+    table = Pairs([stages.run(plan, step.name) / "pairs.arrow"]).table.to_pandas()
+    tokenizer = models.load_tokenizer(stages.run(plan, step.inputs[0]))
+    rows = {row["id"]: row for row in stages.rows(plan, "spin")}
+
+    def text(ids: list[int]) -> str:
+        return decode_response(tokenizer, plan.profile.template, ids)
+
+    return pd.DataFrame(
+        {
+            "id": table["id"],
+            "family": [rows[i].get("family", "") for i in table["id"]],
+            "prompt": [rows[i]["prompt"] for i in table["id"]],
+            "real": [text(ids) for ids in table["real_ids"]],
+            "generated": [text(ids) for ids in table["generated_ids"]],
+            "identical": [list(a) == list(b) for a, b in zip(table["real_ids"], table["generated_ids"], strict=True)],
+            "real_tokens": table["real_ids"].str.len(),
+            "generated_tokens": table["generated_ids"].str.len(),
+            "finish_reason": table["finish_reason"],
+        }
+    )
+
+
+def training(plan: Plan, step: str) -> pd.DataFrame:
+    """Metrics of a training run, one row per logged optimizer step."""
+    return pd.DataFrame(json.loads((stages.run(plan, step) / "training.json").read_text())["rows"])
+
+
+def evaluation(plan: Plan, model: str) -> pd.DataFrame:
+    """Scores of a checkpoint item by item: `task`, `id`, `score`, `response`, `tokens`, `prompt`, `real`."""
+    items = pd.DataFrame(json.loads((stages.run(plan, f"eval-{model}") / "evaluation.json").read_text())["items"])
+    rows = {row["id"]: row for row in stages.rows(plan, "test")}
+    return items.assign(
+        prompt=[rows.get(i, {}).get("prompt", "") for i in items["id"]],
+        real=[rows.get(i, {}).get("response", "") for i in items["id"]],
+    )

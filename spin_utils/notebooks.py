@@ -1,0 +1,122 @@
+"""Run a notebook through papermill, strictly.
+
+Papermill only warns about a parameter that a notebook does not have, and accepts any type. Here unknown,
+missing and mistyped parameters are refused before a kernel starts.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from spin_utils import paths, runtime
+from spin_utils.profiles import nearest
+
+log = logging.getLogger(__name__)
+
+REQUIRED = "REQUIRED"
+"""A notebook writes this as the default of a parameter that has no sensible default."""
+_PATIENCE_S = 120.0  # after Ctrl-C a kernel finishes its step and saves; then it is stopped
+
+
+class NotebookError(ValueError):
+    """A notebook or its parameters are not as they must be."""
+
+
+class StageError(RuntimeError):
+    """A cell failed. The message is the error's own, with the executed notebook to look into."""
+
+
+def parameters(path: Path) -> dict[str, Any]:
+    """Names and defaults in the cell tagged `parameters`.
+
+    Raises:
+        NotebookError: not exactly one such cell, or a value that is not a literal.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (OSError, ValueError) as error:
+        raise NotebookError(f"{path}: not a readable notebook ({type(error).__name__}: {error})") from None
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise NotebookError(f"{path.name}: {len(cells)} cells are tagged parameters; there must be exactly one")
+    found: dict[str, Any] = {}
+    for node in ast.parse(cells[0].source).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if not isinstance(target, ast.Name) or getattr(node, "value", None) is None:
+            raise NotebookError(f"{path.name}: the parameters cell may hold assignments only, line {node.lineno}")
+        try:
+            found[target.id] = ast.literal_eval(node.value)
+        except ValueError:
+            raise NotebookError(f"{path.name}: parameter {target.id} is not a literal") from None
+    return found
+
+
+def check(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters for a run: the given ones, proved to exist and to have the type of their defaults.
+
+    Raises:
+        NotebookError: unknown, missing or mistyped parameter, with the nearest name.
+    """
+    defaults = parameters(path)
+    for name, value in given.items():
+        if name not in defaults:
+            raise NotebookError(f"{path.name}: no parameter {name!r}{nearest(name, defaults)}")
+        expected = type(defaults[name])
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            raise NotebookError(
+                f"{path.name}: parameter {name} must be {expected.__name__}, found {type(value).__name__} {value!r}"
+            )
+    missing = [name for name, value in defaults.items() if value == REQUIRED and name not in given]
+    if missing:
+        raise NotebookError(f"{path.name}: parameter {missing[0]!r} is missing and has no default")
+    return dict(given)
+
+
+def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
+    """Execute a notebook of the kit and keep the executed copy.
+
+    Args:
+        name: stem of the notebook, such as `03_spin_training`.
+        given: its parameters.
+        output: where the executed copy goes.
+
+    Returns:
+        The executed copy.
+
+    Raises:
+        NotebookError: no such notebook, or parameters that do not fit. No kernel was started.
+        StageError: a cell raised an error.
+    """
+    path = paths.notebook(name)
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("[0-9]*.ipynb"))
+        raise NotebookError(f"notebook {name!r}: unknown{nearest(name, known)}")
+    values = check(path, given)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.update(runtime.child_environment(headless=True))
+
+    from papermill import PapermillExecutionError, execute_notebook
+    from traitlets.config import Config
+
+    try:
+        execute_notebook(
+            path,
+            output,
+            parameters=values,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            cwd=str(path.parent),
+            config=Config(KernelManager={"shutdown_wait_time": _PATIENCE_S}),
+        )
+    except PapermillExecutionError as error:
+        raise StageError(f"{error.ename}: {error.evalue}\n  in {paths.relative(output)}") from None
+    return output

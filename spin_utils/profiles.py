@@ -1,0 +1,263 @@
+"""Profiles: YAML files read strictly into the dataclasses of `settings`.
+
+A profile may start with `extends: NAME` and then say only what differs. An unknown key, a wrong type or
+an impossible value is refused with the file, the place and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from spin_utils.paths import REPOSITORY
+from spin_utils.settings import Profile, SettingsError
+
+PROFILES = REPOSITORY / "profiles"
+
+
+def load(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Profile:
+    """Read a profile.
+
+    Args:
+        name_or_path: a name such as `cpu` (a file of `profiles/`) or the path of a YAML file.
+        overrides: dotted names to values, such as `{"spin.training.beta": 1.0}`.
+
+    Returns:
+        The validated profile.
+
+    Raises:
+        SettingsError: no such profile, bad YAML, unknown key, wrong type or impossible value.
+
+    >>> load("smoke").spin.training.loss
+    'logistic'
+    """
+    path = _find(name_or_path)
+    data = _read(path)
+    for dotted, value in (overrides or {}).items():
+        _set(data, dotted, value)
+    _anchor(data, path.parent)
+    try:
+        return build(Profile, data, "")
+    except SettingsError as error:
+        raise SettingsError(f"{path.name}: {error}") from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `a.b=value` into its dotted name and its value, read as YAML.
+
+    >>> parse_override("spin.training.beta=1.0")
+    ('spin.training.beta', 1.0)
+    """
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise SettingsError(f"{text!r}: write an override as name=value, such as spin.training.beta=1.0")
+    return name.strip(), yaml.safe_load(value)
+
+
+def build(cls: type, data: Any, where: str) -> Any:
+    """Turn plain data into a frozen dataclass, refusing whatever does not fit.
+
+    Args:
+        cls: a dataclass of `settings`.
+        data: a mapping as YAML gives it.
+        where: dotted name of the place, for messages.
+
+    Raises:
+        SettingsError: with the dotted name and the remedy.
+    """
+    if not isinstance(data, Mapping):
+        raise SettingsError(f"{where or 'profile'}: expected settings by name, found {_kind(data)}")
+    names = [f.name for f in dataclasses.fields(cls)]
+    for name in data:
+        if name not in names:
+            raise SettingsError(f"{_join(where, name)}: unknown setting{nearest(str(name), names)}")
+    hints = typing.get_type_hints(cls)
+    values = {name: _convert(hints[name], value, _join(where, name)) for name, value in data.items()}
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise SettingsError(f"{_join(where, missing[0])}: missing; this setting has no default")
+    try:
+        return cls(**values)
+    except SettingsError as error:
+        section = where.rpartition(".")[2]
+        text = str(error)
+        raise SettingsError(text if not where or text.startswith(f"{section}.") else f"{where}.{text}") from None
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as plain JSON data, for manifests and keys."""
+    return dataclasses.asdict(settings)
+
+
+def dump(profile: Profile, path: Path) -> Path:
+    """Write a resolved profile as YAML, so that a command line becomes a file that can be kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(_plain(as_dict(profile)), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def nearest(name: str, names: typing.Iterable[str]) -> str:
+    """The end of a message: the closest valid name, or all of them.
+
+    >>> nearest("bta", ["beta", "loss"])
+    "; did you mean 'beta'?"
+    """
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+def _find(name_or_path: str) -> Path:
+    known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise SettingsError(f"{name_or_path}: no such file; give a YAML file or one of: {', '.join(known)}")
+        return path
+    if name_or_path not in known:
+        raise SettingsError(f"profile {name_or_path!r}: unknown{nearest(name_or_path, known)}")
+    return PROFILES / f"{name_or_path}.yaml"
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise SettingsError(f"{path.name}: extends itself; break the circle")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path.name}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path.name}: expected settings by name, found {_kind(data)}")
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    if not isinstance(parent, str):
+        raise SettingsError(f"{path.name}: extends: expected a profile's name, found {_kind(parent)}")
+    sibling = path.parent / parent
+    found = sibling if parent.endswith((".yaml", ".yml")) and sibling.is_file() else _find(parent)
+    if "name" not in data:
+        data["name"] = path.stem
+    return _merge(_read(found, (*seen, path.resolve())), data)
+
+
+def _anchor(data: dict[str, Any], folder: Path) -> None:
+    # A relative path in a profile means relative to the profile's own folder, wherever the kernel runs.
+    places = [("model", ["path"])] if _at(data, "model", "source") == "directory" else []
+    if _at(data, "demonstrations", "source") == "file":
+        places.append(("demonstrations", ["train", "validation", "test"]))
+    for section, names in places:
+        for name in names:
+            value = data[section].get(name)
+            if isinstance(value, str) and value:
+                data[section][name] = str((folder / Path(value).expanduser()).resolve())
+
+
+def _at(data: Mapping[str, Any], section: str, name: str) -> Any:
+    inner = data.get(section)
+    return inner.get(name) if isinstance(inner, Mapping) else None
+
+
+def _merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    # A section that names another source starts afresh: settings of the old source must not leak into the new one.
+    merged = dict(base)
+    for name, value in change.items():
+        old = merged.get(name)
+        fresh = isinstance(value, Mapping) and "source" in value and isinstance(old, Mapping)
+        fresh = fresh and value["source"] != old.get("source")  # type: ignore[union-attr]
+        if isinstance(old, dict) and isinstance(value, Mapping) and not fresh:
+            merged[name] = _merge(old, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, name = dotted.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise SettingsError(f"{dotted}: {section} is a value, not a section")
+    data[name] = value
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise SettingsError(f"{where}: {value!r} is not a choice{nearest(str(value), arguments)}")
+        return value
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise SettingsError(f"{where}: expected names and values, found {_kind(value)}")
+        return {str(k): _convert(arguments[1], v, _join(where, str(k))) for k, v in value.items()}
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise SettingsError(f"{where}: expected a list, found {_kind(value)}")
+        return tuple(_convert(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, str):
+        # YAML 1.1 reads 5e-7 as text; people write it that way.
+        try:
+            value = float(value)
+        except ValueError:
+            raise SettingsError(f"{where}: expected a number, found {value!r}") from None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint:
+        name = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}[hint]
+        raise SettingsError(f"{where}: expected {name}, found {_kind(value)} {value!r}")
+    if hint is float and not abs(value) < float("inf"):
+        raise SettingsError(f"{where}: {value} is not a finite number")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else str(name)
+
+
+def _kind(value: Any) -> str:
+    kinds = {type(None): "nothing", dict: "a section", list: "a list", str: "text", bool: "true/false"}
+    return kinds.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key written twice (plain YAML keeps the last one silently)."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {key!r} is written twice")
+    return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

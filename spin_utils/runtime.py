@@ -1,0 +1,49 @@
+"""Process settings that must hold before the work starts: memory allocator, threads, logging, progress."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+ENVIRONMENT = {
+    # glibc otherwise hands every large tensor back to the kernel: 1.3 times slower training on a CPU.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "1000000000",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONHASHSEED": "0",
+}
+"""Set for every kernel and subprocess that the kit starts, where the user has not set them."""
+
+
+def child_environment(*, headless: bool) -> dict[str, str]:
+    """Environment for a kernel or subprocess: the caller's, completed by `ENVIRONMENT`."""
+    environment = {**ENVIRONMENT, **os.environ}
+    if headless:
+        environment["SPIN_HEADLESS"] = "1"
+    return environment
+
+
+def is_headless() -> bool:
+    """Whether nobody watches: run by papermill or without a terminal or notebook front end."""
+    return os.environ.get("SPIN_HEADLESS") == "1"
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """Plain log lines on standard output."""
+    logging.basicConfig(level=level, stream=sys.stdout, format="%(message)s", force=True)
+    for noisy in ("httpx", "urllib3", "filelock", "fsspec", "matplotlib", "lm_eval", "lm-eval", "evaluate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def configure() -> None:
+    """Set up a notebook's kernel or a stage: log lines, threads, and no loading bars when headless."""
+    configure_logging()
+    if is_headless():
+        import datasets
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
