@@ -26,6 +26,8 @@ _SEED_STRIDE = len(SPLITS) * _SPLIT_STRIDE
 _DATE_BOUND = frozenset({"time_intervals", "calendar_arithmetic"})
 """Generators whose items depend on today's date."""
 _ANSWER = "Answer:"
+_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError)
+"""What the library's scorers raise on an answer that they cannot read, such as words where numbers are due."""
 
 
 class FamilyError(ValueError):
@@ -71,7 +73,10 @@ def grade(row: Mapping[str, Any], response: str) -> float:
         response: text; the answer is what follows the last `Answer:`, or all of it.
     """
     grader = row["grader"]
-    score = _scorer(grader["dataset"]).score_answer(final_answer(response), grader["entry"])
+    try:
+        score = _scorer(grader["dataset"]).score_answer(final_answer(response), grader["entry"])
+    except _UNREADABLE:
+        return 0.0
     return 1.0 if score >= 1.0 else 0.0
 
 
