@@ -1,0 +1,198 @@
+"""Optimizers with exact float32 master weights, and the learning-rate schedule.
+
+At a learning rate of 5e-7 an update is about 1e-5 of a weight, far below half a unit in the last place of
+bfloat16 (2e-3): bfloat16 weights alone would never move. The optimizer keeps float32 masters and gradients
+summed in float32 over micro-batches; the model computes with rounded copies. In float32 the masters are the
+model's own parameters.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from spin_utils.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+ALPHA, BETA_1, BETA_2, EPSILON = 0.99, 0.9, 0.999, 1e-8
+"""RMSprop's alpha, AdamW's two betas, and epsilon, as PyTorch has them."""
+CHUNK = 2**17
+"""Weights updated together on a CPU: few enough that all passes but the first find them in the cache."""
+
+
+class MasterOptimizer:
+    """RMSprop or AdamW over the trainable parameters of a model, equal to torch.optim in float32.
+
+    Args:
+        model: its trainable parameters are turned into `dtype`; masters start from their values before.
+        settings: names the optimizer, weight decay and clipping.
+        dtype: compute precision, bfloat16 or float32.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainingSettings, dtype: torch.dtype) -> None:
+        self.settings = settings
+        self.steps = 0
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not parameters:
+            raise ValueError(f"{type(model).__name__}: no parameter is trainable; set requires_grad on some")
+        self.names, self.parameters = list(parameters), list(parameters.values())
+        self.masters: list[Tensor] = []
+        for parameter in self.parameters:
+            master = parameter.detach().float().contiguous()
+            if dtype != torch.float32:
+                master = master.clone() if master.data_ptr() == parameter.data_ptr() else master
+                parameter.data = master.to(dtype)
+            else:
+                parameter.data = master
+            self.masters.append(master)
+        self.gradients = [torch.zeros_like(master) for master in self.masters]
+        moments = ("square_avg",) if settings.optimizer == "rmsprop" else ("exp_avg", "exp_avg_sq")
+        self.moments = {moment: [torch.zeros_like(master) for master in self.masters] for moment in moments}
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._collector(gradient))
+            for parameter, gradient in zip(self.parameters, self.gradients, strict=True)
+        ]
+
+    def grad_norm(self) -> Tensor:
+        """Norm of the summed gradients, float32 scalar on their device."""
+        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in self.gradients]))
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, norm: Tensor | None = None) -> None:
+        """Update the masters, renew the model's copies and clear the gradients.
+
+        Args:
+            learning_rate: of this step.
+            norm: the gradient norm if known; needed only for clipping.
+        """
+        self.steps += 1
+        scale = None
+        if self.settings.max_grad_norm:
+            norm = self.grad_norm() if norm is None else norm
+            scale = (self.settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_
+        update = self._rmsprop if self.settings.optimizer == "rmsprop" else self._adamw
+        for index, part in self._parts():
+            gradient = self.gradients[index].view(-1)[part]
+            master = self.masters[index].view(-1)[part]
+            if scale is not None:
+                gradient.mul_(scale)
+            if self.settings.weight_decay:
+                master.mul_(1 - learning_rate * self.settings.weight_decay)
+            update(master, gradient, [moment[index].view(-1)[part] for moment in self.moments.values()], learning_rate)
+            gradient.zero_()
+            parameter = self.parameters[index]
+            if parameter.dtype != torch.float32:
+                parameter.view(-1)[part].copy_(master)
+
+    def clear(self) -> None:
+        """Forget the summed gradients."""
+        for gradient in self.gradients:
+            gradient.zero_()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that must survive a resumption, by name, besides the number of steps."""
+        kept = {"master": self.masters, **self.moments}
+        return {f"{kind}.{name}": t for kind, ts in kept.items() for name, t in zip(self.names, ts, strict=True)}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], steps: int) -> None:
+        """Take up the state that `tensors` gave.
+
+        Raises:
+            ValueError: names or shapes differ from this model's.
+        """
+        own = self.tensors()
+        if own.keys() != tensors.keys() or any(own[k].shape != tensors[k].shape for k in own):
+            raise ValueError("the saved optimizer state belongs to another model; remove it to start anew")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if parameter.dtype != torch.float32:
+                parameter.copy_(master)
+        self.steps = steps
+
+    def close(self) -> None:
+        """Leave the model as an ordinary one: no hooks, no gradients."""
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _collector(self, total: Tensor) -> Callable[[Tensor], None]:
+        def collect(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                total.add_(parameter.grad)
+                parameter.grad = None
+
+        return collect
+
+    def _parts(self) -> Iterator[tuple[int, slice]]:
+        for index, master in enumerate(self.masters):
+            size = CHUNK if master.device.type == "cpu" else master.numel()
+            for start in range(0, master.numel(), size):
+                yield index, slice(start, start + size)
+
+    def _rmsprop(self, master: Tensor, gradient: Tensor, moments: list[Tensor], learning_rate: float) -> None:
+        (square_avg,) = moments
+        square_avg.mul_(ALPHA).addcmul_(gradient, gradient, value=1 - ALPHA)
+        master.addcdiv_(gradient, square_avg.sqrt().add_(EPSILON), value=-learning_rate)
+
+    def _adamw(self, master: Tensor, gradient: Tensor, moments: list[Tensor], learning_rate: float) -> None:
+        exp_avg, exp_avg_sq = moments
+        exp_avg.lerp_(gradient, 1 - BETA_1)
+        exp_avg_sq.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
+        denominator = (exp_avg_sq.sqrt() / math.sqrt(1 - BETA_2**self.steps)).add_(EPSILON)
+        master.addcdiv_(exp_avg, denominator, value=-learning_rate / (1 - BETA_1**self.steps))
+
+
+def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float:
+    """Learning rate of an optimizer step: linear warm-up, then linear decay or a constant.
+
+    Equal to transformers' `get_linear_schedule_with_warmup` and `get_constant_schedule_with_warmup`, where
+    the first step (number 0) has a rate of zero if there is any warm-up.
+
+    Args:
+        step: steps done before this one.
+        total: steps over which the rate decays.
+        settings: peak rate, warm-up share and schedule.
+    """
+    warmup = math.ceil(total * settings.warmup_ratio)
+    if step < warmup:
+        return settings.learning_rate * step / warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    return settings.learning_rate * max(0.0, (total - step) / max(1, total - warmup))
+
+
+def choose_precision(setting: str, device: torch.device | str = "cpu") -> torch.dtype:
+    """Compute precision for a setting; `auto` takes bfloat16 where its matrix products are faster.
+
+    Processors without bfloat16 matrix units emulate it slowly, so a CPU is measured for about a second.
+    """
+    if setting != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[setting]
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    rates = {dtype: _products_per_second(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    chosen = max(rates, key=lambda dtype: rates[dtype])
+    logger.info("precision auto: %s, %.1f times the other", chosen, rates[chosen] / min(rates.values()))
+    return chosen
+
+
+def _products_per_second(dtype: torch.dtype, device: torch.device, seconds: float = 0.4) -> float:
+    a, b = (torch.ones(512, 512, dtype=dtype, device=device) for _ in range(2))
+    a @ b
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        (a @ b)[0, 0].item()
+        done += 1
+    return done / (time.perf_counter() - started)

@@ -1,0 +1,68 @@
+"""Metric rows to TensorBoard, Weights & Biases or trackio, by name. JSON lines are always written besides."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Tracker = Callable[[dict[str, float]], None]
+"""Takes one metric row, with its `step`."""
+
+MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+class TrackerError(ValueError):
+    """A tracker is unknown or not installed. The message names the remedy."""
+
+
+def open_trackers(names: Sequence[str], run: str, folder: Path) -> tuple[list[Tracker], Callable[[], None]]:
+    """Open trackers by name.
+
+    Args:
+        names: any of tensorboard, wandb, trackio.
+        run: name of the run.
+        folder: where trackers that write files put them.
+
+    Returns:
+        The trackers, and a function that closes them.
+
+    Raises:
+        TrackerError: an unknown name, or a package that is not installed.
+    """
+    modules = {name: _import(name) for name in names}
+    opened = [_open(name, module, run, folder) for name, module in modules.items()]
+
+    def close() -> None:
+        for _, closer in opened:
+            closer()
+
+    return [tracker for tracker, _ in opened], close
+
+
+def _open(name: str, module: Any, run: str, folder: Path) -> tuple[Tracker, Callable[[], Any]]:
+    if name == "tensorboard":
+        writer = module.SummaryWriter(str(folder / "tensorboard"))
+
+        def write(row: dict[str, float]) -> None:
+            for key, value in row.items():
+                writer.add_scalar(key, value, int(row["step"]))
+
+        return write, writer.close
+    options = {"dir": str(folder)} if name == "wandb" else {}
+    module.init(project="spin", name=run, **options)
+
+    def log(row: dict[str, float]) -> None:
+        module.log(row, step=int(row["step"]))
+
+    return log, module.finish
+
+
+def _import(name: str) -> Any:
+    if name not in MODULES:
+        raise TrackerError(f"tracker {name!r} is unknown; use {', '.join(MODULES)}")
+    try:
+        return importlib.import_module(MODULES[name])
+    except ImportError as error:
+        raise TrackerError(f"tracker {name!r} is not installed; run: pip install {name}") from error

@@ -1,0 +1,263 @@
+"""Promises of the training loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from oracle import gradients, obvious_logps
+from tiny_models import tiny_model
+
+from spin_utils import training
+from spin_utils.logprobs import score
+from spin_utils.losses import spin_loss
+from spin_utils.packing import Group, PackingError
+from spin_utils.resuming import OtherRunError
+from spin_utils.settings import TrainingSettings
+from spin_utils.trackers import TrackerError
+from spin_utils.training import Interrupted, NonFiniteLossError, train
+
+
+def _settings(**changes):
+    base = {"learning_rate": 1e-3, "epochs": 2, "batch_size": 4, "precision": "float32", "micro_batch_tokens": 60}
+    return TrainingSettings(**(base | changes))
+
+
+def _pairs(n, seed=0, identical=()):
+    draw = torch.Generator().manual_seed(seed)
+
+    def ids(low, high):
+        length = int(torch.randint(low, high, (1,), generator=draw))
+        return torch.randint(2, 61, (length,), generator=draw).tolist()
+
+    pairs = [Group(ids(1, 9), (ids(1, 9), ids(1, 9))) for _ in range(n)]
+    return [Group(g.prompt_ids, (g.response_ids[0],) * 2) if i in identical else g for i, g in enumerate(pairs)]
+
+
+def _single(n):
+    return [Group(g.prompt_ids, g.response_ids[:1]) for g in _pairs(n)]
+
+
+def _scores(pairs):
+    return score(tiny_model("llama"), pairs, micro_batch_tokens=100)
+
+
+def _run(work, pairs=None, model=None, opponent_logps=None, **changes):
+    pairs = _pairs(10) if pairs is None else pairs
+    model = model or tiny_model("llama")
+    opponent_logps = _scores(pairs) if opponent_logps is None else opponent_logps
+    options = {k: changes.pop(k) for k in ("on_epoch_end", "trackers", "seed") if k in changes}
+    result = train(
+        model, pairs, _settings(**changes), opponent_logps=opponent_logps, work=work, **({"seed": 1} | options)
+    )
+    return model, result
+
+
+def _same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_the_first_step_starts_from_log_2_and_a_margin_of_0(tmp_path):
+    _, result = _run(tmp_path)
+    first = result.rows[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["margin"] == pytest.approx(0, abs=1e-5)
+    assert result.rows[-1]["loss"] < 0.69
+    assert result.rows[-1]["accuracy"] == 1
+    assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
+    assert result.rows[-1]["epoch"] == 2
+    assert result.precision == "float32"
+
+
+def test_one_step_is_rmsprop_on_the_obvious_gradient(tmp_path):
+    pairs = _pairs(4)
+    opponent = torch.tensor(_scores(_pairs(4, seed=3)))  # any numbers will do
+    model, _ = _run(
+        tmp_path, pairs, opponent_logps=opponent.tolist(), epochs=1, warmup_ratio=0, schedule="constant", beta=0.3
+    )
+    oracle = tiny_model("llama")
+    policy = obvious_logps(oracle, pairs).view(-1, 2)
+    losses = spin_loss(
+        policy_real_logps=policy[:, 0],
+        policy_generated_logps=policy[:, 1],
+        opponent_real_logps=opponent[:, 0],
+        opponent_generated_logps=opponent[:, 1],
+        beta=0.3,
+    ).losses
+    gradients(oracle, losses.mean())
+    torch.optim.RMSprop(oracle.parameters(), lr=1e-3).step()
+    for got, wanted in zip(model.parameters(), oracle.parameters(), strict=True):
+        assert (got - wanted).abs().max() < 2e-4  # RMSprop's first step has size 1e-2 everywhere
+
+
+def test_sft_minimises_the_mean_over_response_tokens(tmp_path):
+    groups = _single(8)
+    model = tiny_model("qwen2")
+    logps = obvious_logps(model, groups)
+    tokens = sum(len(g.response_ids[0]) for g in groups)
+    result = train(model, groups, _settings(batch_size=8, epochs=3), seed=0, work=tmp_path)
+    assert result.rows[0]["loss"] == pytest.approx(float(-logps.detach().sum() / tokens), rel=1e-5)
+    assert result.rows[-1]["loss"] < result.rows[0]["loss"]
+
+
+@pytest.mark.parametrize("budget", [1, 30, 10_000])
+def test_micro_batches_do_not_change_the_result(tmp_path, budget):
+    _, whole = _run(tmp_path / "a", learning_rate=1e-4)
+    _, split = _run(tmp_path / "b", micro_batch_tokens=budget, learning_rate=1e-4)
+    for a, b in zip(whole.rows, split.rows, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_skipping_identical_pairs_leaves_the_gradient_unchanged(tmp_path):
+    pairs = _pairs(10, identical=(1, 4, 7))
+    _, skipped = _run(tmp_path / "a", pairs, learning_rate=1e-4)
+    _, computed = _run(tmp_path / "b", pairs, learning_rate=1e-4, skip_identical=False)
+    for a, b in zip(skipped.rows, computed.rows, strict=True):
+        for name in ("loss", "margin", "grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6)
+    assert sum(row["skipped"] for row in skipped.rows) == 6
+    assert sum(row["skipped"] for row in computed.rows) == 0
+
+
+def test_a_batch_of_identical_pairs_moves_nothing(tmp_path):
+    model, result = _run(tmp_path, _pairs(4, identical=range(4)))
+    assert _same(model, tiny_model("llama"))
+    assert result.rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert result.rows[0]["grad_norm"] == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_after, precision):
+    whole, result = _run(tmp_path / "whole", precision=precision)
+    step = training._StepRunner.__call__
+
+    def stopping(self, *arguments):
+        row = step(self, *arguments)
+        if self.optimizer.steps == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    monkeypatch.setattr(training._StepRunner, "__call__", stopping)
+    with pytest.raises(Interrupted, match=rf"step {stop_after} of 6.*goes on"):
+        _run(tmp_path / "stopped", precision=precision)
+    monkeypatch.setattr(training._StepRunner, "__call__", step)
+    resumed, again = _run(tmp_path / "stopped", precision=precision)
+    assert _same(whole, resumed)
+    lasting = ("step", "loss", "margin", "grad_norm", "learning_rate")
+    assert [[row[k] for k in lasting] for row in again.rows] == [[row[k] for k in lasting] for row in result.rows]
+
+
+def test_a_killed_run_goes_on_from_its_last_saved_state(tmp_path, monkeypatch):
+    whole, _ = _run(tmp_path / "whole")
+    step = training._StepRunner.__call__
+
+    def dying(self, *arguments):
+        if self.optimizer.steps == 4:
+            raise MemoryError("killed")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(training._StepRunner, "__call__", dying)
+    with pytest.raises(MemoryError):
+        _run(tmp_path / "killed", save_minutes=0)
+    (tmp_path / "killed" / "unfinished-1").mkdir()
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert len(list((tmp_path / "killed").glob("state-*"))) == 1
+    monkeypatch.setattr(training._StepRunner, "__call__", step)
+    resumed, result = _run(tmp_path / "killed", save_minutes=0)
+    assert _same(whole, resumed)
+    assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
+    assert not (tmp_path / "killed" / "unfinished-1").exists()
+
+
+def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
+    def twice(self, *arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(training._StepRunner, "__call__", twice)
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_state_of_another_run_is_refused_with_the_difference(tmp_path):
+    _run(tmp_path, save_minutes=0)
+    with pytest.raises(OtherRunError, match=r"beta: 0\.1 then, 5\.0 now"):
+        _run(tmp_path, save_minutes=0, beta=5.0)
+    with pytest.raises(OtherRunError, match="seed"):
+        _run(tmp_path, save_minutes=0, seed=2)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_pair(tmp_path):
+    pairs = _pairs(10)
+    opponent = _scores(pairs)
+    opponent[6][0] = float("nan")
+    model = tiny_model("llama")
+    with pytest.raises(NonFiniteLossError, match=r"groups \[6\]"):
+        _run(tmp_path, pairs, model, opponent_logps=opponent, batch_size=10)
+    assert _same(model, tiny_model("llama"))
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, monkeypatch, caplog):
+    whole, _ = _run(tmp_path / "a", micro_batch_tokens=30)
+    logps = training.sequence_logps
+
+    def cramped(model, batch):
+        if batch.tokens > 30:
+            raise torch.OutOfMemoryError("out of memory")
+        return logps(model, batch)
+
+    monkeypatch.setattr(training, "sequence_logps", cramped)
+    short, _ = _run(tmp_path / "b", micro_batch_tokens=60)
+    assert "micro-batches of 30 tokens" in caplog.text
+    assert _same(whole, short)
+
+
+def test_every_epoch_ends_with_a_call(tmp_path):
+    calls = []
+    _run(tmp_path, on_epoch_end=lambda epoch, model: calls.append((epoch, model.training)))
+    assert calls == [(1, True), (2, True)]
+
+
+def test_every_epoch_has_every_pair_once_in_another_order():
+    plan = training._Plan(10, _settings(), seed=5)
+    epochs = [[i for step in range(3 * e, 3 * e + 3) for i in plan.indices(step)] for e in (0, 1)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
+    assert epochs[0] != epochs[1]
+    assert plan.indices(1) == epochs[0][4:8]
+
+
+def test_rows_are_logged_at_the_asked_interval_and_at_the_end(tmp_path):
+    _, result = _run(tmp_path, log_every=4)
+    assert [row["step"] for row in result.rows] == [4, 6]
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == result.rows
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    plain, _ = _run(tmp_path / "a")
+    checkpointed, _ = _run(tmp_path / "b", gradient_checkpointing=True)
+    for a, b in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_wrong_groups_are_refused_before_any_work(tmp_path):
+    with pytest.raises(PackingError, match="group 0: 2 responses; SFT takes one"):
+        train(tiny_model("llama"), _pairs(2), _settings(), seed=0, work=tmp_path)
+    with pytest.raises(PackingError, match="group 0: 1 responses; a pair has two"):
+        _run(tmp_path, _single(2), opponent_logps=[[0.0, 0.0]] * 2)
+    with pytest.raises(PackingError, match="1 rows for 2 pairs"):
+        _run(tmp_path, _pairs(2), opponent_logps=[[0.0, 0.0]])
+
+
+def test_unknown_and_missing_trackers_are_refused_by_name(tmp_path):
+    with pytest.raises(TrackerError, match="tensorboard, wandb, trackio"):
+        _run(tmp_path, trackers=["mlflow"])
+    with pytest.raises(TrackerError, match="pip install trackio"):
+        _run(tmp_path, trackers=["trackio"])
