@@ -15,8 +15,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import datasets
-
 from spin_utils import families
 from spin_utils.rows import EmptyRowError, Row, RowError, as_row, check_file, read_records, read_rows, write_rows
 from spin_utils.settings import DemonstrationSettings
@@ -103,6 +101,8 @@ def _file_rows(settings: DemonstrationSettings, file: str) -> list[Row]:
 def _hub_rows(settings: DemonstrationSettings, split: str) -> list[Row]:
     """Checked rows of a hub split; faulty and repeated rows are left out with a warning: nobody can edit a pinned
     revision, and published sets do hold both (the released SPIN data hold every row twice)."""
+    import datasets  # takes a second, which the other sources need not wait for
+
     name = f"{settings.name} [{split}]"
     try:
         records = datasets.load_dataset(settings.name, revision=settings.revision, split=split)

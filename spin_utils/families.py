@@ -13,9 +13,6 @@ from functools import cache
 from random import Random
 from typing import Any
 
-import reasoning_gym
-from reasoning_gym.factory import DATASETS
-
 from spin_utils.settings import FamilySettings
 from spin_utils.worked_solutions import write
 
@@ -123,6 +120,9 @@ def _rows(name: str, family: FamilySettings, split: str, count: int, seed: int, 
 
 
 def _dataset(name: str, family: FamilySettings, *, size: int, seed: int) -> Any:
+    import reasoning_gym  # takes two seconds, which file and hub sources need not wait for
+    from reasoning_gym.factory import DATASETS
+
     if family.dataset not in DATASETS:
         near = get_close_matches(family.dataset, DATASETS, n=1)
         hint = f"did you mean {near[0]}?" if near else "see reasoning_gym.factory.DATASETS for the names"
@@ -148,4 +148,6 @@ def _dataset(name: str, family: FamilySettings, *, size: int, seed: int) -> Any:
 @cache
 def _scorer(dataset: str) -> Any:
     """A generator used for its `score_answer` only, which looks at the item and not at the options."""
+    import reasoning_gym
+
     return reasoning_gym.create_dataset(dataset, size=1, seed=0)

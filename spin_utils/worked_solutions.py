@@ -10,13 +10,12 @@ where the item should be left out because its label does not follow from its tex
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise, product
 from random import Random
 from typing import Any
-
-import sympy
 
 Writer = Callable[[Mapping[str, Any], Random], "tuple[str, str] | None"]
 
@@ -208,7 +207,7 @@ def lcm(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
     numbers = entry["metadata"]["numbers"]
     parts, current = [], numbers[0]
     for number in numbers[1:]:
-        divisor = int(sympy.gcd(current, number))
+        divisor = math.gcd(current, number)
         result = current * number // divisor
         style = rng.choice(["gcd {g}, {a} * {b} / {g} = {r}", "{a} * {b} = {p}, and {p} / {g} = {r}"])
         parts.append(style.format(g=divisor, a=current, b=number, p=current * number, r=result))
@@ -218,6 +217,8 @@ def lcm(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
 
 def simple_equations(entry: Mapping[str, Any], rng: Random) -> tuple[str, str] | None:
     """The equation collected, then the constant moved over."""
+    import sympy
+
     data = entry["metadata"]
     left, right = data["equation"].split(" = ")
     symbol = sympy.Symbol(data["variable"])
