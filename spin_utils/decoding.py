@@ -1,0 +1,261 @@
+"""The forward pass of a Llama-like model one token at a time, with its key-value cache.
+
+transformers grows its cache by concatenation and keeps finished rows; at 128 rows of a small model that costs
+more than the arithmetic. Here the cache is laid out once, live rows are always the first ones, a finished row is
+overwritten by the last one, and new prompts enter in packed form while others are half-way. The weights, the
+norms and the rotary table are the model's own.
+
+Shape suffixes: B live rows, T packed prompt tokens, L padded prompt length, E extent of the cache in positions,
+H key-value heads, G query heads per key-value head, D size of a head, W width of the hidden state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM
+
+from spin_utils.attention import UnsupportedModelError
+
+SUPPORTED = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
+EXTENT_STEP = 64
+"""The cache grows and shrinks by this many positions, so that it is copied rarely."""
+SHORT = 192
+"""Up to this prompt length plain matmuls beat the fused attention kernel on CPUs (measured at 3 heads of 64)."""
+
+
+def check_supported(model: nn.Module, longest: int) -> None:
+    """Refuse a model whose forward pass differs from the one below.
+
+    Args:
+        model: A causal language model.
+        longest: Positions that the longest row may need (prompt and response).
+
+    Raises:
+        UnsupportedModelError: The architecture, a projection, the rotary embedding or the length is not supported.
+    """
+    names = ", ".join(cls.__name__ for cls in SUPPORTED)
+    if not isinstance(model, SUPPORTED):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: the sampler knows {names}; unwrap the model or load one of these"
+        )
+    config = model.config
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for name, projection in {**dict(attention.named_children()), **dict(mlp.named_children())}.items():
+            if name.endswith("_proj") and type(projection) is not nn.Linear:
+                raise UnsupportedModelError(
+                    f"{name} is a {type(projection).__name__}: the sampler needs plain nn.Linear layers; "
+                    "merge adapters and load unquantised weights"
+                )
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        raise UnsupportedModelError(f"rope type {rope!r} changes with the sequence length; the sampler cannot cache it")
+    if longest > config.max_position_embeddings:
+        raise UnsupportedModelError(
+            f"prompt and response need {longest} positions, the model has {config.max_position_embeddings}; "
+            "lower max_new_tokens or drop the longest prompts"
+        )
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    if window and slides and longest > window:
+        raise UnsupportedModelError(
+            f"prompt and response need {longest} positions, the model attends to a window of {window}; "
+            "lower max_new_tokens or drop the longest prompts"
+        )
+
+
+class Decoder:
+    """A model's weights and the cache of the rows being decoded.
+
+    Rows 0 to n-1 are live. `prefill` adds rows, `step` advances all live rows by one token, `move` overwrites
+    finished rows. With `fuse` (default: on CPUs) the query, key and value weights, and the gate and up weights, are
+    copied into one matrix each, which costs about 0.6 of the model's memory while the decoder lives.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int, longest: int, *, fuse: bool | None = None) -> None:
+        check_supported(model, longest)
+        config = model.config
+        self.inner, self.head = model.model, model.lm_head
+        self.dtype, self.device = self.head.weight.dtype, self.head.weight.device
+        first = self.inner.layers[0].self_attn
+        self.head_size = first.head_dim
+        self.kv_heads = config.num_key_value_heads
+        self.heads = config.num_attention_heads
+        self.scale = first.scaling
+        fuse = self.device.type == "cpu" if fuse is None else fuse
+        self.layers = [_Layer.of(layer, fuse) for layer in self.inner.layers]
+        self.rows, self.longest = rows, longest
+        positions = torch.arange(longest, device=self.device)[None]
+        cos, sin = self.inner.rotary_emb(torch.empty(0, dtype=self.dtype, device=self.device), positions)
+        # rotate_half(x) * sin is flip_halves(x) * sin with the first half of sin negated: one copy fewer per layer.
+        signed = torch.cat((-sin[0, :, : self.head_size // 2], sin[0, :, self.head_size // 2 :]), -1)
+        self.cos, self.sin = cos[0, :, None], signed[:, None]
+        self.extent = 0
+        self.keys: list[Tensor] = [torch.empty(0)] * len(self.layers)
+        self.values: list[Tensor] = [torch.empty(0)] * len(self.layers)
+
+    def fit(self, live: int, needed: int) -> None:
+        """Give the cache room for `needed` positions per row, keeping the first `live` rows.
+
+        The matmuls read the whole extent, so a cache much longer than its longest row is cut as well.
+        """
+        extent = min(-(-needed // EXTENT_STEP) * EXTENT_STEP, self.longest)
+        if self.extent >= extent and self.extent - extent <= max(EXTENT_STEP, extent // 2):
+            return
+        kept = min(extent, self.extent)
+        for buffers in (self.keys, self.values):
+            for i, old in enumerate(buffers):
+                # Zeros, because an unwritten position has weight 0 and 0 times NaN is not 0.
+                new = torch.zeros(
+                    self.rows, self.kv_heads, extent, self.head_size, dtype=self.dtype, device=self.device
+                )
+                if live:
+                    new[:live, :, :kept] = old[:live, :, :kept]
+                buffers[i] = new
+        self.extent = extent
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Overwrite the cache of rows `targets` by that of rows `sources` (index tensors of one length)."""
+        for buffer in (*self.keys, *self.values):
+            buffer[targets] = buffer[sources]
+
+    def prefill(self, prompts: Sequence[Sequence[int]], row: int) -> Tensor:
+        """Read prompts into the rows from `row` on.
+
+        Linear layers run on the packed tokens, without padding; only attention sees rows. `fit` must have made room.
+
+        Returns:
+            Normalised hidden states of the last token of each prompt, shape (len(prompts), W).
+        """
+        n, device = len(prompts), self.device
+        sizes = torch.tensor([len(prompt) for prompt in prompts])
+        length = int(sizes.max())
+        ends = sizes.cumsum(0)
+        starts = ends - sizes
+        columns = torch.arange(length)
+        inside = columns < sizes[:, None]
+        # Padded places repeat the row's first token: causality hides them, and nothing reads their output.
+        to_rows = (starts[:, None] + columns * inside).to(device)
+        to_packed = inside.flatten().nonzero()[:, 0].to(device)
+        position_T = (columns * inside)[inside].to(device)
+        last = (ends - 1).to(device)
+        hidden_TW = self.inner.embed_tokens(
+            torch.tensor([token for prompt in prompts for token in prompt], device=device)
+        )
+        cos, sin = self.cos[position_T], self.sin[position_T]
+        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            query_key, value = self._project(layer, hidden_TW, cos, sin)
+            query, key, value = (
+                part[to_rows].transpose(1, 2)  # (n, heads, L, D)
+                for part in (query_key[:, : self.heads], query_key[:, self.heads :], value)
+            )
+            keys[row : row + n, :, :length] = key
+            values[row : row + n, :, :length] = value
+            mixed = causal_attention(query, key, value, self.scale)
+            mixed_TW = mixed.transpose(1, 2).reshape(n * length, -1)[to_packed]
+            if layer is self.layers[-1]:
+                # Nothing after the last attention looks at other positions.
+                hidden_TW, mixed_TW = hidden_TW[last], mixed_TW[last]
+            hidden_TW = self._finish(layer, hidden_TW, mixed_TW)
+        return self.inner.norm(hidden_TW)
+
+    def step(self, token_B: Tensor, position_B: Tensor) -> Tensor:
+        """Feed one token to each of the first B rows and return their normalised hidden states, shape (B, W)."""
+        n = len(token_B)
+        row_B = torch.arange(n, device=self.device)
+        cos, sin = self.cos[position_B], self.sin[position_B]
+        hidden_BW = self.inner.embed_tokens(token_B)
+        hidden = torch.arange(self.extent, device=self.device) > position_B[:, None]
+        mask_BE = torch.zeros(n, self.extent, device=self.device).masked_fill_(hidden, -torch.inf)[:, None, None]
+        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            query_key, value = self._project(layer, hidden_BW, cos, sin)
+            keys[row_B, :, position_B] = query_key[:, self.heads :]
+            values[row_B, :, position_B] = value
+            # The query heads of a group become the rows of one matmul against their shared keys.
+            query_BHGD = query_key[:, : self.heads].view(n, self.kv_heads, -1, self.head_size)
+            score = torch.matmul(query_BHGD, keys[:n].transpose(-1, -2))
+            weight = torch.add(mask_BE, score, alpha=self.scale).softmax(-1).to(self.dtype)
+            mixed_BW = torch.matmul(weight, values[:n]).view(n, -1)
+            hidden_BW = self._finish(layer, hidden_BW, mixed_BW)
+        return self.inner.norm(hidden_BW)
+
+    def _project(self, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated queries and keys (tokens, heads + kv_heads, D), and values (tokens, kv_heads, D)."""
+        projected = layer.qkv(layer.attention_norm(hidden)).view(len(hidden), -1, self.head_size)
+        turned = projected[:, : self.heads + self.kv_heads]
+        halves = turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+        return torch.addcmul(turned * cos, halves, sin), projected[:, self.heads + self.kv_heads :]
+
+    def _finish(self, layer: _Layer, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """The rest of a layer after attention: output projection, MLP, both residuals."""
+        hidden = hidden + layer.output(mixed)
+        gate, up = layer.gate_up(layer.mlp_norm(hidden)).chunk(2, -1)
+        return hidden + layer.down(layer.activation(gate) * up)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Causal attention of right-padded rows, query heads grouped over key-value heads.
+
+    Args:
+        query: (n, H * G, L, D). key, value: (n, H, L, D). scale: factor of the scores.
+
+    Returns:
+        (n, H * G, L, D); values at padded places are meaningless.
+    """
+    n, heads, length, size = query.shape
+    kv_heads = key.shape[1]
+    if query.device.type != "cpu" or length > SHORT:
+        grouped = heads != kv_heads
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+    later = torch.ones(length, length, dtype=torch.bool).triu_(1)
+    mask = torch.zeros(length, length).masked_fill_(later, -torch.inf)
+    folded = query.reshape(n, kv_heads, -1, size)
+    score = torch.matmul(folded, key.transpose(-1, -2)).view(n, kv_heads, -1, length, length)
+    weight = torch.add(mask, score, alpha=scale).softmax(-1).to(query.dtype)
+    return torch.matmul(weight.view(n, kv_heads, -1, length), value).view(n, heads, length, size)
+
+
+class _Projection(NamedTuple):
+    """Linear layers that share an input, run as one where their weights were copied together."""
+
+    parts: tuple[tuple[Tensor, Tensor | None], ...]
+
+    @classmethod
+    def of(cls, linears: Sequence[nn.Linear], fuse: bool) -> _Projection:
+        if not fuse or len(linears) == 1:
+            return cls(tuple((linear.weight, linear.bias) for linear in linears))
+        weight = torch.cat([linear.weight for linear in linears])
+        biased = linears[0].bias is not None
+        return cls(((weight, torch.cat([linear.bias for linear in linears]) if biased else None),))
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        outputs = [F.linear(hidden, weight, bias) for weight, bias in self.parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+
+class _Layer(NamedTuple):
+    attention_norm: nn.Module
+    qkv: _Projection
+    output: _Projection
+    mlp_norm: nn.Module
+    gate_up: _Projection
+    activation: nn.Module
+    down: _Projection
+
+    @classmethod
+    def of(cls, layer: Any, fuse: bool) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        return cls(
+            attention_norm=layer.input_layernorm,
+            qkv=_Projection.of([attention.q_proj, attention.k_proj, attention.v_proj], fuse),
+            output=_Projection.of([attention.o_proj], fuse),
+            mlp_norm=layer.post_attention_layernorm,
+            gate_up=_Projection.of([mlp.gate_proj, mlp.up_proj], fuse),
+            activation=mlp.act_fn,
+            down=_Projection.of([mlp.down_proj], fuse),
+        )
