@@ -59,12 +59,39 @@ TRAINING_FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 """Fields of a training record; a row has `step`, `epoch`, `loss` and whatever else the run logs."""
 
-_MODEL = re.compile(r"base|sft|spin-\d+|dpo|spin-\d+-dpo|spin-\d+-epoch-\d+|spin-\d+-rows-\d+|sft-more-\d+")
+LABELS = {
+    r"base": "Base model",
+    r"sft": "SFT",
+    r"spin-(\d+)": "SPIN iteration {}",
+    r"dpo": "DPO",
+    r"spin-(\d+)-dpo": "SPIN iteration {} + DPO",
+    r"spin-(\d+)-epoch-(\d+)": "SPIN iteration {}, epoch {}",
+    r"spin-(\d+)-rows-(\d+)": "SPIN iteration {}, {}/50 of the prompts",
+    r"sft-more-(\d+)": "SFT, {} more epochs",
+}
+"""What a model's name may be, and how it reads. The 50 are the 50k prompts of the paper (Figure 5)."""
+
 _TOLERANCE = 1e-6  # between a stored mean and the mean of the stored items
 
 
 class ResultsError(ValueError):
     """A results file cannot be trusted. The message names the file, the field and the remedy."""
+
+
+def label(model: str) -> str:
+    """How a model's name reads in a table or figure.
+
+    >>> label("spin-3-dpo"), label("sft-more-1")
+    ('SPIN iteration 3 + DPO', 'SFT, 1 more epoch')
+
+    Raises:
+        ResultsError: The name is not one of the kit's.
+    """
+    for pattern, text in LABELS.items():
+        match = re.fullmatch(pattern, model)
+        if match:
+            return text.format(*match.groups()).replace(" 1 more epochs", " 1 more epoch")
+    raise ResultsError(f"model is {model!r}; names look like sft, spin-0, spin-0-epoch-1, spin-0-rows-14, dpo")
 
 
 def evaluation_path(results: Path, seed: int, model: str) -> Path:
@@ -144,8 +171,10 @@ def validate(document: Mapping[str, Any], where: str) -> None:
     if kind not in ("evaluation", "training"):
         raise ResultsError(f"{where}: kind is {kind!r}; use 'evaluation' or 'training'")
     _check_fields(document, EVALUATION_FIELDS if kind == "evaluation" else TRAINING_FIELDS, where)
-    if not _MODEL.fullmatch(document["model"]):
-        raise ResultsError(f"{where}: model is {document['model']!r}; names look like sft, spin-0, spin-0-epoch-1, dpo")
+    try:
+        label(document["model"])
+    except ResultsError as error:
+        raise ResultsError(f"{where}: {error}") from error
     for name, value in document.items():
         _check_finite(value, f"{where}: {name}")
     if kind == "evaluation":

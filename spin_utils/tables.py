@@ -1,0 +1,267 @@
+"""The paper's tables, ours beside theirs: one function per table, from data frames to a `Table`.
+
+Scores are in points, intervals are 95 %. A cell without a run is an em dash, and its reason stands below the
+table. Gains by task and all verdicts on them are in the long form, which becomes the CSV file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from spin_utils import published
+from spin_utils.results import label
+from spin_utils.statistics import (
+    DIRECTION_MARGIN,
+    SIZE_MARGIN,
+    StatisticsError,
+    paired_bootstrap,
+    verdict,
+)
+from spin_utils.table_text import COLUMNS, Table
+
+DASH = "—"
+
+_SCORE_NOTES = (
+    "Scores in points; in brackets the 95 % interval of a bootstrap over items and, where there are several, training "
+    "seeds. The average is the unweighted mean over tasks.",
+    "Gain: difference of the averages on the same items (paired). Direction: has the gain the paper's sign; less than "
+    f"{DIRECTION_MARGIN} points counts as none. Size: is it within {SIZE_MARGIN} points of the paper's gain.",
+)
+
+
+def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: int = 0) -> Table:
+    """Table 1: shots and metric of each benchmark, and those of the tasks that stand in for them.
+
+    Args:
+        summaries: From `results.load_summaries`.
+        stand_ins: Task and the benchmark whose column it fills, "" for none.
+        shots: Examples in our prompts.
+    """
+    settings, columns = published.benchmark_settings(), _columns(stand_ins)
+    tasks = summaries.drop_duplicates("task").set_index("task")
+    cells: list[dict[str, Any]] = []
+    lines = []
+    for row, paper_column in (("few-shot", "shots"), ("metric", "metric"), ("items", "items")):
+        ours, theirs = [], []
+        for column, names in columns.items():
+            cell: dict[str, Any] = {"row": row, "column": column, "quantity": "setting"}
+            cell["paper"] = str(settings.loc[column, paper_column]) if column in settings.index else None
+            found = tasks[tasks.index.isin(names)]
+            if found.empty:
+                cell["reason"] = _no_task(column, names)
+            else:
+                metrics = ", ".join(sorted(set(found["metric"])))
+                cell["value"] = {"few-shot": str(shots), "metric": metrics, "items": str(found["n"].sum())}[row]
+            cells.append(cell)
+            ours.append(cell.get("value", DASH))
+            theirs.append(cell["paper"] or DASH)
+        lines += [(row, "ours", *ours), ("", "paper", *theirs)]
+    notes = ["The paper prints examples and metrics; items are the sizes of the public test sets.", *_notes(columns)]
+    header = ["", "", *_headings(columns)]
+    return _finish(1, "Benchmarks: examples in the prompt, metric, items", header, lines, cells, notes)
+
+
+def table2(times: pd.DataFrame, *, machine: str = "this machine") -> Table:
+    """Table 2: time of generation and training by iteration.
+
+    Args:
+        times: Columns `stage` (generation, training), `iteration`, `seconds`; a row per training seed.
+        machine: Where the times were measured, for the note.
+    """
+    paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
+    iterations = range(4)
+    cells: list[dict[str, Any]] = []
+    lines = []
+    for stage in ("generation", "training"):
+        for iteration in iterations:
+            minutes = times[(times["stage"] == stage) & (times["iteration"] == iteration)]["seconds"] / 60
+            cell: dict[str, Any] = {"row": stage, "column": f"iteration {iteration}", "paper": paper[stage, iteration]}
+            cell["quantity"] = "minutes (ours), hours (paper)"
+            if minutes.empty:
+                cell["reason"] = f"{stage} of iteration {iteration} was not run"
+            else:
+                cell |= {"value": minutes.mean(), "low": minutes.min(), "high": minutes.max(), "seeds": len(minutes)}
+            cells.append(cell)
+        ours = [_with_range(cell) if cell.get("seeds", 1) > 1 else _number(cell) for cell in cells[-4:]]
+        lines.append((stage.capitalize(), "ours, minutes", *ours))
+        lines.append(("", "paper, hours", *(f"{paper[stage, iteration]:.2f}" for iteration in iterations)))
+    notes = (
+        f"Ours on {machine}: mean over training seeds, in brackets the fastest and the slowest.",
+        "The paper's hours are for 8 A100-80GB. They equal 6.69 s (generation) and 10 s (training) per 64 examples at "
+        "49,792 prompts and two epochs to the last digit, so they follow from times of single batches.",
+    )
+    header = ["", "", *(f"Iteration {iteration}" for iteration in iterations)]
+    return _finish(2, "Time of generation and training", header, lines, cells, notes)
+
+
+def table3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0) -> Table:
+    """Table 3: SPIN against DPO, and DPO after SPIN. Arguments as in `table4`."""
+    rows = {"dpo": "sft", "sft": "", **_ITERATIONS, "spin-3-dpo": "spin-3"}
+    note = (
+        "The paper's last row prints an average of 64.05 (+0.89), but its six cells average 64.74 (+1.57): one of "
+        "these numbers is wrong."
+    )
+    return _leaderboard(3, "SPIN, DPO, and DPO after SPIN", rows, scores, stand_ins, seed, note)
+
+
+def table4(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0) -> Table:
+    """Table 4: the SFT model and SPIN by iteration on the six benchmarks.
+
+    Args:
+        scores: From `results.load_evaluations`.
+        stand_ins: Every task and the benchmark whose column it fills, "" for none; a task that has its
+            benchmark's own name is the benchmark itself.
+        seed: Seed of the bootstrap.
+    """
+    return _leaderboard(4, "SPIN by iteration", {"sft": "", **_ITERATIONS}, scores, stand_ins, seed)
+
+
+def table5(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0) -> Table:
+    """Table 5: one more epoch of SFT instead of SPIN. Arguments as in `table4`."""
+    return _leaderboard(5, "One more epoch of SFT", {"sft": "", "sft-more-1": "sft"}, scores, stand_ins, seed)
+
+
+_ITERATIONS = {"spin-0": "sft", "spin-1": "spin-0", "spin-2": "spin-1", "spin-3": "spin-2"}
+"""Model and the one its gain is measured against."""
+
+
+def _leaderboard(
+    number: int,
+    title: str,
+    baselines: Mapping[str, str],
+    scores: pd.DataFrame,
+    stand_ins: Mapping[str, str],
+    seed: int,
+    note: str = "",
+) -> Table:
+    """Models by benchmarks, two lines a model: ours with intervals, the paper's as printed."""
+    columns = _columns(stand_ins) | {"average": list(stand_ins)}
+    cells: list[dict[str, Any]] = []
+    lines = []
+    for model, baseline in baselines.items():
+        levels = [_cell(scores, model, "", column, tasks, seed) for column, tasks in columns.items()]
+        ours = [_with_range(cell) for cell in levels]
+        theirs = [DASH if cell["paper"] is None else f"{cell['paper']:.2f}" for cell in levels]
+        cells += levels
+        if baseline:
+            gains = [_cell(scores, model, baseline, column, tasks, seed) for column, tasks in columns.items()]
+            average = gains[-1]
+            verdicts = (average.get("verdict", DASH), average.get("size_verdict", DASH))
+            ours += [_with_range(average, sign=True), *verdicts]
+            theirs += [_minus(f"{average['paper']:+.2f}"), "", ""]
+            cells += gains
+        else:
+            ours, theirs = [*ours, "", "", ""], [*theirs, "", "", ""]
+        lines += [(label(model), "ours", *ours), ("", "paper", *theirs)]
+    over = "; ".join(f"{label(model)} over {label(other)}" for model, other in baselines.items() if other)
+    notes = [
+        *_SCORE_NOTES,
+        f"Gains: {over}. Gains by task are in the CSV file.",
+        *_notes(columns),
+        *filter(None, [note]),
+    ]
+    header = ["Model", "", *_headings(columns), "Gain", "Direction", "Size"]
+    return _finish(number, title, header, lines, cells, notes)
+
+
+def _cell(
+    scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """One score, or with a baseline one gain: the paper's, and ours with its interval or the reason for none."""
+    paper = _paper_score(model, column)
+    cell: dict[str, Any] = {"row": label(model), "column": column, "quantity": "score", "paper": paper}
+    contrast = {model: 1.0}
+    if baseline:
+        before = _paper_score(baseline, column)
+        paper = None if paper is None or before is None else round(paper - before, 2)
+        cell |= {"quantity": f"gain over {label(baseline)}", "paper": paper}
+        contrast[baseline] = -1.0
+    if not tasks:
+        return cell | {"reason": _no_task(column, tasks)}
+    try:
+        estimate = paired_bootstrap(scores, contrast, tasks=tasks, seed=seed).times(100)
+    except StatisticsError as error:
+        return cell | {"reason": str(error)}
+    cell |= {"value": estimate.difference, "low": estimate.low, "high": estimate.high}
+    cell |= {"n": estimate.n_items, "seeds": estimate.n_seeds}
+    if paper is None:
+        return cell
+    cell["difference"] = estimate.difference - paper
+    if baseline and paper:
+        cell["verdict"] = verdict(estimate, DIRECTION_MARGIN, claim="greater" if paper > 0 else "less")
+        cell["size_verdict"] = verdict(estimate, SIZE_MARGIN, claim="same_size", value=paper)
+    return cell
+
+
+def _paper_score(model: str, column: str) -> float | None:
+    return published.score(model, column) if column in published.BENCHMARK_LABELS else None
+
+
+def _columns(stand_ins: Mapping[str, str]) -> dict[str, list[str]]:
+    """Each column and its tasks: the paper's six in its order, then tasks that stand in for none of them."""
+    unknown = sorted(set(stand_ins.values()) - {"", *published.BENCHMARK_LABELS})
+    if unknown:
+        raise ValueError(f"benchmark {unknown[0]!r} is not one of {', '.join(published.BENCHMARK_LABELS)}")
+    columns = {
+        benchmark: [task for task, other in stand_ins.items() if other == benchmark]
+        for benchmark in published.LEADERBOARD
+    }
+    return columns | {task: [task] for task, benchmark in stand_ins.items() if benchmark not in columns}
+
+
+def _headings(columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """Column headings: the paper's benchmark, and the task that stands in for it."""
+    headings = []
+    for column, tasks in columns.items():
+        name = published.BENCHMARK_LABELS.get(column, column)
+        stands_in = column in published.LEADERBOARD and tasks and list(tasks) != [column]
+        headings.append(f"{name}: {', '.join(tasks)}" if stands_in else name)
+    return headings
+
+
+def _notes(columns: Mapping[str, Sequence[str]]) -> list[str]:
+    if not any(": " in heading for heading in _headings(columns)):
+        return []
+    return [
+        "A heading such as Arc: task names the paper's benchmark and the task that stands in for it here. Stand-ins "
+        "are other tasks for another model, so levels are not comparable with the paper's; gains show whether the "
+        "method does here what the paper reports."
+    ]
+
+
+def _no_task(column: str, tasks: Sequence[str]) -> str:
+    name = published.BENCHMARK_LABELS.get(column, column)
+    return f"{', '.join(tasks)} was not evaluated" if tasks else f"no task of this profile stands in for {name}"
+
+
+def _number(cell: Mapping[str, Any], *, sign: bool = False) -> str:
+    if cell.get("value") is None:
+        return DASH
+    return _minus(f"{cell['value']:{'+' if sign else ''}.1f}")
+
+
+def _with_range(cell: Mapping[str, Any], *, sign: bool = False) -> str:
+    if cell.get("value") is None:
+        return DASH
+    return _number(cell, sign=sign) + _minus(f" [{cell['low']:.1f}, {cell['high']:.1f}]")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _finish(
+    number: int,
+    title: str,
+    header: Sequence[str],
+    lines: Sequence[tuple[str, ...]],
+    cells: Sequence[Mapping[str, Any]],
+    notes: Sequence[str],
+) -> Table:
+    """Put the reasons of missing cells below the table."""
+    frame = pd.DataFrame(cells).reindex(columns=list(COLUMNS))
+    reasons = [f"{DASH} {reason}." for reason in frame["reason"].dropna().unique()]
+    return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons))
