@@ -62,6 +62,8 @@ class Pairs(Sequence[Group]):
     def __getitem__(self, index: int | slice) -> Group | list[Group]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)  # also what ends a for loop over a sequence
         row = self.table.slice(index % len(self), 1).to_pylist()[0]
         generated = row["generated_ids"]
         if row["finish_reason"] == "length" and self.end_truncated is not None:

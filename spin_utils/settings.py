@@ -96,7 +96,8 @@ class DemonstrationSettings:
     name: str = ""
     """Hub id of the dataset (`hub`)."""
     revision: str = ""
-    """The dataset's commit (`hub`)."""
+    """The dataset's commit (`hub`): 40 hexadecimal digits. Empty: must be given on the command line, and nothing
+    is loaded until it is."""
     sft_rows: int = 0
     """Rows seen by SFT; 0: all of them."""
     spin_rows: int = 0
@@ -119,7 +120,7 @@ class DemonstrationSettings:
         if self.source == "hub":
             _require("/" in self.name, f"demonstrations.name: {self.name!r} is not a hub id; write it as owner/name")
             _require(
-                re.fullmatch(r"[0-9a-f]{40}", self.revision) is not None,
+                re.fullmatch(r"([0-9a-f]{40})?", self.revision) is not None,
                 f"demonstrations.revision: {self.revision!r} is not a commit; pin 40 hexadecimal digits",
             )
             _require(bool(self.train), "demonstrations.train: empty; name the split, such as train_sft")
