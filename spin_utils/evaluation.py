@@ -1,0 +1,285 @@
+"""Scores of a checkpoint, item by item, through lm-eval.
+
+The offline suite makes one lm-eval task per family of held-out rows; any other task, lm-eval's own or a user's YAML
+file, runs beside it or instead of it. A task's value is the mean of its items, so that results can be paired.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lm_eval.evaluator import evaluate as run_tasks
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spin_utils import published
+from spin_utils.lm import PackedLM
+from spin_utils.results import SCHEMA
+from spin_utils.settings import EvaluationSettings, TemplateSettings
+
+TASKS = Path(__file__).parent / "tasks"
+"""The kit's own task files."""
+FEWSHOT_SEED = 1234
+"""lm-eval's default for choosing examples."""
+
+
+class EvaluationError(ValueError):
+    """An evaluation cannot be made or is not whole. The message names the task and the remedy."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the results: a task or group of lm-eval and what is read from it."""
+
+    name: str
+    """Name in the results."""
+    spec: str
+    """Name or path that lm-eval loads."""
+    metric: str = ""
+    """Metric per item; empty: the first one of the task."""
+    filter: str = ""
+    """Filter of a generation task; empty: the first one of the task."""
+    shots: int | None = None
+    """Examples before each item; None: what the task says."""
+    identified: bool = False
+    """Items carry their own `id`; otherwise an item's number in its task is its id."""
+
+
+PAPER_TASKS = {
+    "arc": ("arc_challenge", "acc_norm", ""),
+    "truthfulqa": ("truthfulqa_mc2", "acc", ""),
+    "winogrande": ("winogrande", "acc", ""),
+    "gsm8k": ("gsm8k", "exact_match", "strict-match"),
+    "hellaswag": ("hellaswag", "acc_norm", ""),
+    "mmlu": ("mmlu", "acc", ""),
+}
+"""Benchmarks of Table 1: lm-eval's name, metric and filter. The shots are in the published table."""
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]] | Path | str | None,
+    *,
+    template: TemplateSettings | None,
+    settings: EvaluationSettings,
+    tasks: Sequence[str] = (),
+    include_path: Path | str | Sequence[Path | str] = (),
+    work: Path | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, Any]:
+    """Score a model.
+
+    Args:
+        model: The checkpoint, on its device and in its compute dtype.
+        tokenizer: Its tokenizer.
+        rows: Held-out rows, or their JSONL file, for the suites `families` and `heldout`; the suite `paper` does
+            not read them.
+        template: How prompts of generation tasks become tokens; None: plain text, as lm-eval does.
+        settings: Suite, items per task, batch size, longest answer.
+        tasks: Further lm-eval tasks or groups, by name or path of a YAML file.
+        include_path: Folders with further task files.
+        work: Folder where finished answers are kept, so that a killed evaluation goes on; None: not kept.
+        progress: Called with the number of newly finished requests.
+
+    Returns:
+        The evaluation record of `results.py` without profile, seed, model and provenance: `tasks` with metric, n,
+        value (0..1) and stderr, their unweighted `average`, and `items` with score, response and its tokens.
+
+    Raises:
+        EvaluationError: No rows, an unknown task, a metric that is no share per item, or missing items.
+    """
+    lm = PackedLM(
+        model,
+        tokenizer,
+        template=template,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        work=work,
+        progress=progress,
+    )
+    with _folder(work) as folder:
+        columns = [] if settings.suite == "paper" else _row_columns(rows, folder, graded=settings.suite == "families")
+        columns += _paper_columns() if settings.suite == "paper" else []
+        columns += [Column(Path(task).stem if task.endswith(".yaml") else task, task) for task in tasks]
+        loaded = _load(columns, include_path)
+        everything = {name: task for leaves in loaded.values() for name, task in leaves.items()}
+        output = run_tasks(
+            lm, {"tasks": everything, "groups": {}}, limit=settings.limit or None, bootstrap_iters=0, log_samples=True
+        )
+    summaries: dict[str, dict[str, Any]] = {}
+    items: list[dict[str, Any]] = []
+    for column in columns:
+        found = [
+            item
+            for name, task in loaded[column.name].items()
+            for item in _items(column, name, task, output["samples"][name], settings.limit, lm)
+        ]
+        scores = [item["score"] for item in found]
+        metric = column.metric or _first_metric(next(iter(loaded[column.name].values())))
+        summaries[column.name] = {"metric": metric, "n": len(scores), **_mean(scores)}
+        items += found
+    average = math.fsum(summary["value"] for summary in summaries.values()) / len(summaries)
+    return {"schema": SCHEMA, "kind": "evaluation", "tasks": summaries, "average": average, "items": items}
+
+
+def _row_columns(rows: Sequence[Mapping[str, Any]] | Path | str | None, folder: Path, *, graded: bool) -> list[Column]:
+    """Write one task file per family and return their columns."""
+    if rows is None:
+        raise EvaluationError("evaluation.suite: families and heldout need held-out rows; give their file")
+    if isinstance(rows, Path | str):
+        path = Path(rows).resolve()
+        with path.open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file if line.strip()]
+    else:
+        path = folder.resolve() / "rows.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    if not rows:
+        raise EvaluationError(f"{path}: no held-out rows; give a file with at least one")
+    base = "spin_responses" if graded else "spin_matches"
+    columns: list[Column] = []
+    for family in dict.fromkeys(row.get("family") or "" for row in rows):
+        name = family or "heldout"
+        if any(column.name == name for column in columns):
+            raise EvaluationError(f"{path}: rows without a family and rows of family {name!r}; name all or none")
+        task = folder / f"{name}.yaml"
+        task.write_text(
+            yaml.safe_dump(
+                {
+                    "include": str(TASKS / f"{base}.yaml"),
+                    "task": name,
+                    "dataset_kwargs": {"rows": str(path), "family": family},
+                }
+            ),
+            encoding="utf-8",
+        )
+        columns.append(Column(name, str(task), identified=True))
+    return columns
+
+
+def _paper_columns() -> list[Column]:
+    shots = published.benchmark_settings()["shots"]
+    return [
+        Column(name, spec, metric, chosen, shots=int(shots[name]))
+        for name, (spec, metric, chosen) in PAPER_TASKS.items()
+    ]
+
+
+def _load(columns: Sequence[Column], include_path: Path | str | Sequence[Path | str]) -> dict[str, dict[str, Any]]:
+    """lm-eval's task objects by column; a group has several."""
+    names = [column.name for column in columns]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise EvaluationError(f"tasks: {', '.join(repeated)} given twice; rename the task or leave one out")
+    folders = [include_path] if isinstance(include_path, Path | str) else list(include_path)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise EvaluationError(f"include_path: {folder} is not a folder")
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    wanted = [column.spec for column in columns]
+    if any(not spec.endswith(".yaml") and spec not in manager.all_tasks for spec in wanted):
+        # Indexing lm-eval's own thousands of files takes seconds, so it is done only where a name needs it.
+        manager = TaskManager(include_path=folders, include_defaults=True)
+    loaded: dict[str, dict[str, Any]] = {}
+    for column in columns:
+        try:
+            with _without_hint():
+                leaves = manager.load([column.spec])["tasks"]
+        except KeyError as error:
+            raise EvaluationError(
+                f"tasks: lm-eval knows no task {column.spec!r}; check the name, or add its folder to include_path"
+            ) from error
+        for task in leaves.values():
+            if column.shots is not None:
+                task.set_config(key="num_fewshot", value=column.shots)
+            elif task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        loaded[column.name] = dict(leaves)
+    return loaded
+
+
+def _items(
+    column: Column, name: str, task: Any, samples: Sequence[Mapping[str, Any]], limit: int, lm: PackedLM
+) -> Iterator[dict[str, Any]]:
+    """Items of one lm-eval task in its order, after checking that none is missing."""
+    documents = list(task.eval_docs)[: limit or None]
+    prefix = "" if name == column.name else f"{name}/"
+    expected = [document["id"] if column.identified else f"{prefix}{i}" for i, document in enumerate(documents)]
+    metric = column.metric or _first_metric(task)
+    chosen = column.filter or samples[0]["filter"] if samples else column.filter
+    found = {sample["doc_id"]: sample for sample in samples if sample["filter"] == chosen}
+    missing = [item for i, item in enumerate(expected) if i not in found]
+    if missing:
+        shown = ", ".join(missing[:5])
+        raise EvaluationError(f"{name}: lm-eval returned {len(found)} of {len(expected)} items; missing: {shown}")
+    for i, item in enumerate(expected):
+        score = found[i].get(metric)
+        if not isinstance(score, Real) or not 0 <= float(score) <= 1:
+            raise EvaluationError(
+                f"{name}: metric {metric!r} of item {item} is {score!r}, not a share from 0 to 1; choose a task "
+                "whose first metric scores each item, such as acc or exact_match"
+            )
+        yield {"task": column.name, "id": item, "score": float(score), **_response(task, found[i], lm)}
+
+
+def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM) -> dict[str, Any]:
+    """What the model answered: its text, or the likeliest choice, which has no tokens of its own."""
+    if task.OUTPUT_TYPE == "generate_until":
+        context, options = sample["arguments"][0]
+        greedy = not options.get("do_sample") and not options.get("temperature")
+        return {"response": sample["resps"][0][0], "tokens": lm.length(context, options) if greedy else 0}
+    if task.OUTPUT_TYPE in ("multiple_choice", "loglikelihood"):
+        values = [response[0][0] for response in sample["resps"]]
+        return {"response": sample["arguments"][values.index(max(values))][1].strip(), "tokens": 0}
+    return {"response": "", "tokens": 0}
+
+
+def _first_metric(task: Any) -> str:
+    return str(task.config.metric_list[0]["metric"])
+
+
+def _mean(scores: Sequence[float]) -> dict[str, float]:
+    """Mean and its standard error (sample standard deviation over the root of n), as lm-eval computes them."""
+    mean = math.fsum(scores) / len(scores)
+    if len(scores) == 1:
+        return {"value": mean, "stderr": 0.0}
+    variance = math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
+    return {"value": mean, "stderr": math.sqrt(variance / len(scores))}
+
+
+@contextmanager
+def _without_hint() -> Iterator[None]:
+    """lm-eval explains the --metadata option of its command for every task with its own data, as a warning."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "Custom kwargs can be passed" not in record.getMessage()
+
+    logger = logging.getLogger("lm_eval.api.task")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+@contextmanager
+def _folder(work: Path | None) -> Iterator[Path]:
+    """Where task files are written: beside the kept answers, or a temporary folder."""
+    if work is not None:
+        folder = work / "tasks"
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
