@@ -75,11 +75,11 @@ def training(model: str, seed: int, *, steps: int = 60, profile: str = "cpu") ->
         real, generated = 0.5 * done + own.normal(0, 0.05) * (step > 0), -1.2 * done + own.normal(0, 0.08) * (step > 0)
         rows.append(
             {
-                "step": step,
-                "epoch": 2 * done,
+                "step": step + 1,
+                "epoch": 2 * (step + 1) / steps,
                 "loss": float(np.log1p(np.exp(-(real - generated)))),
-                "reward_real": real,
-                "reward_generated": generated,
+                "rewards_real": real,
+                "rewards_generated": generated,
                 "margin": real - generated,
                 "accuracy": 0.5 + 0.4 * done,
             }

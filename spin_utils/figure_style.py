@@ -1,0 +1,138 @@
+"""What all figures share: sizes, colours, and files that come out the same twice.
+
+Figures are made with matplotlib's objects, never with pyplot, so drawing leaves no global state behind and
+needs no display. Ours is solid with filled markers, the paper's is dashed and hollow. The iterations go from
+light to dark blue, so their order survives grey printing and colour-blind eyes; DPO is orange, SFT grey.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLUMN_INCHES = 3.3
+"""Width of a column of a two-column paper."""
+
+COLOURS = {
+    "base": "#d9d9d9",
+    "sft": "#b3b3b3",
+    "sft-more": "#5c5c5c",
+    "spin-0": "#6bb7e8",
+    "spin-1": "#2f8ac9",
+    "spin-2": "#135c9a",
+    "spin-3": "#08264a",
+    "dpo": "#e69f00",
+    "spin-3-dpo": "#c24a00",
+}
+"""Colour of a model, everywhere."""
+
+INK = "#1a1a1a"
+FAINT = "#9a9a9a"
+REAL, GENERATED = "#135c9a", "#c24a00"
+"""Colours of real and generated responses."""
+
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "hatch.linewidth": 0.5,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 300,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The kit's settings of matplotlib, for the duration of a block, from the defaults and not the user's file."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        for name, value in _STYLE.items():
+            matplotlib.rcParams[name] = value  # type: ignore[index]
+        yield
+
+
+def new_figure(height: float, width: float = COLUMN_INCHES) -> Figure:
+    """An empty figure with its own canvas; sizes in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def colour(model: str) -> str:
+    """Colour of a model; variants of a model (epochs, subsets) have its colour."""
+    if model.startswith("sft-more"):
+        return COLOURS["sft-more"]
+    return COLOURS[model if model in COLOURS else "-".join(model.split("-")[:2])]
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write NAME.pdf and NAME.png. The same figure gives the same bytes: no dates, no versions inside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+    paths = []
+    with style():
+        for suffix, fields in metadata.items():
+            path = folder / f"{name}.{suffix}"
+            partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+            figure.savefig(partial, format=suffix, metadata=fields)
+            os.replace(partial, path)
+            paths.append(path)
+    return paths
+
+
+def say_why_empty(axes: Axes, reason: str) -> None:
+    """An empty panel states its reason instead of showing axes."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel("")
+    axes.set_ylabel("")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.text(0.5, 0.5, f"not run\n{reason}", ha="center", va="center", color=FAINT, transform=axes.transAxes)
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """A few words below the panels, in small grey letters."""
+    if text:
+        figure.supxlabel(textwrap.fill(text, 95), fontsize=5.5, color="#5c5c5c", x=0.01, ha="left")
+
+
+def same_span(*axes: Axes, pad: float = 0.12) -> None:
+    """Give panels y axes of equal length in points, so that slopes compare; each keeps its own level."""
+    limits = [ax.dataLim.intervaly for ax in axes]
+    span = max(high - low for low, high in limits) * (1 + 2 * pad)
+    for ax, (low, high) in zip(axes, limits, strict=True):
+        middle = (low + high) / 2
+        ax.set_ylim(middle - span / 2, middle + span / 2)

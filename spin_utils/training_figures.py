@@ -1,0 +1,81 @@
+"""What training looked like: loss, rewards and margin over all iterations. The paper has no such figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from spin_utils.figure_style import (
+    FAINT,
+    GENERATED,
+    REAL,
+    colour,
+    footnote,
+    new_figure,
+    say_why_empty,
+    style,
+)
+from spin_utils.results import label
+
+ITERATIONS = ("spin-0", "spin-1", "spin-2", "spin-3")
+
+
+def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) -> Figure:
+    """Loss, rewards and margin over the steps of all iterations, one after another.
+
+    Thin lines are training seeds, thick ones the running mean of their mean over a twentieth of an iteration.
+    Every iteration starts at loss log 2 and reward 0, because there the policy is its own opponent.
+
+    Args:
+        training: From `results.load_training`: `seed`, `model`, `step`, `loss`, `rewards_real`,
+            `rewards_generated`, `margin`.
+        models: Models whose training is drawn, in order.
+    """
+    present = [model for model in models if model in set(training["model"])]
+    with style():
+        figure = new_figure(4.2)
+        loss, rewards, margin = panels = figure.subplots(3, 1, sharex=True)
+        if not present:
+            for axes in panels:
+                say_why_empty(axes, "no training records")
+            return figure
+        start = 0.0
+        for model in present:
+            rows = training[training["model"] == model]
+            end = start + float(rows["step"].max())
+            _curve(loss, rows, "loss", start, colour(model))
+            _curve(rewards, rows, "rewards_real", start, REAL)
+            _curve(rewards, rows, "rewards_generated", start, GENERATED, dashes="--")
+            _curve(margin, rows, "margin", start, colour(model))
+            name = label(model).replace("SPIN iteration", "iter.")
+            loss.text((start + end) / 2, 1.02, name, transform=loss.get_xaxis_transform(), ha="center", fontsize=6.5)
+            for axes in panels:
+                axes.axvline(end, color=FAINT, lw=0.4, zorder=0)
+            start = end
+        loss.axhline(np.log(2), color=FAINT, ls=":", lw=1)
+        loss.text(0.995, np.log(2), "log 2", transform=loss.get_yaxis_transform(), ha="right", va="bottom", fontsize=6)
+        for axes in (rewards, margin):
+            axes.axhline(0, color=FAINT, lw=0.6, zorder=0)
+        rewards.margins(y=0.2)
+        rewards.text(0.01, 0.9, "real", color=REAL, transform=rewards.transAxes)
+        rewards.text(0.01, 0.05, "generated (dashed)", color=GENERATED, transform=rewards.transAxes)
+        for axes, quantity in zip(panels, ("loss", "reward", "margin"), strict=True):
+            axes.set_ylabel(f"{quantity} (nats)")
+        margin.set_xlabel("optimizer step")
+        margin.set_xlim(0, start)
+        missing = [label(model) for model in models if model not in present]
+        footnote(figure, f"Not run: {'; '.join(missing)}." if missing else "")
+    return figure
+
+
+def _curve(axes: Axes, rows: pd.DataFrame, column: str, start: float, tint: str, *, dashes: str = "-") -> None:
+    """Each seed thin, and the running mean of the mean over seeds thick."""
+    by_seed = rows.pivot(index="step", columns="seed", values=column)
+    for seed in by_seed:
+        axes.plot(start + by_seed.index, by_seed[seed], color=tint, lw=0.4, alpha=0.45)
+    smooth = by_seed.mean(axis=1).rolling(max(1, len(by_seed) // 20), center=True, min_periods=1).mean()
+    axes.plot(start + smooth.index, smooth, color=tint, lw=1.3, ls=dashes)
