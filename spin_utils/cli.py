@@ -138,9 +138,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _figures(arguments: argparse.Namespace) -> int:
-    from spin_utils import stages
+    from spin_utils import drawing
 
-    for path in stages.draw(profiles.load(arguments.profile)):
+    for path in drawing.draw(profiles.load(arguments.profile)):
         log.info("%s", paths.relative(path))
     return 0
 

@@ -115,7 +115,7 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
             progress_bar=False,
             stdout_file=sys.stdout,
             cwd=str(path.parent),
-            config=Config(KernelManager={"shutdown_wait_time": _PATIENCE_S}),
+            config=Config(KernelManager={"shutdown_wait_time": _PATIENCE_S, "transport": "ipc"}),
         )
     except PapermillExecutionError as error:
         raise StageError(f"{error.ename}: {error.evalue}\n  in {paths.relative(output)}") from None

@@ -80,9 +80,9 @@ def make(profile: Profile, seed: int) -> Plan:
         steps[name] = Step(name, stage, notebook, parameters, folder / f"{name}-{key}", inputs, settings)
         return name
 
-    def evaluate(model: str) -> None:
+    def evaluate(model: str, checkpoint: str) -> None:
         settings = {"evaluation": as_dict(profile.evaluation), "template": template}
-        add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", (model, "data"), settings, model=model)
+        add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", (checkpoint, "data"), settings, model=model)
 
     template = as_dict(profile.template)
     add("data", "data", "", (), _data_identity(profile.demonstrations))
@@ -91,7 +91,7 @@ def make(profile: Profile, seed: int) -> Plan:
     if profile.sft is not None:
         settings = {"training": as_dict(profile.sft), "template": template}
         current = add("sft", "sft", "01_sft_baseline", (base, "data"), settings)
-    evaluate(current)
+    evaluate("sft", current)
     for t in range(profile.spin.iterations):
         settings = {"generation": as_dict(profile.generation), "template": template}
         add(f"pairs-{t}", "pairs", "02_synthetic_generation", (current, "data"), settings, iteration=t)
@@ -99,7 +99,7 @@ def make(profile: Profile, seed: int) -> Plan:
         settings = {"training": as_dict(training_at(profile.spin, t)), "template": template}
         inputs = (current, f"pairs-{t}", *previous)
         current = add(f"spin-{t}", "spin", "03_spin_training", inputs, settings, iteration=t)
-        evaluate(current)
+        evaluate(current, current)
     return Plan(profile, seed, steps)
 
 

@@ -31,11 +31,11 @@ def is_headless() -> bool:
     return os.environ.get("SPIN_HEADLESS") == "1"
 
 
-def configure_logging(level: int = logging.INFO) -> None:
-    """Plain log lines on standard output."""
-    logging.basicConfig(level=level, stream=sys.stdout, format="%(message)s", force=True)
-    for noisy in ("httpx", "urllib3", "filelock", "fsspec", "matplotlib", "lm_eval", "lm-eval", "evaluate"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+def configure_logging() -> None:
+    """The kit's own log lines, plain, on standard output; of the libraries only warnings."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
+    logging.getLogger("spin_utils").setLevel(logging.INFO)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # warns of options that the kit sets on purpose
 
 
 def configure() -> None:

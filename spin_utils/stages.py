@@ -18,6 +18,7 @@ from spin_utils import artifacts, paths
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.demonstrations import read_rows, write_rows
 from spin_utils.plan import Plan, Step, training_at
+from spin_utils.plan import tables as make_tables_step
 from spin_utils.progress import progress
 from spin_utils.settings import Profile, TrainingSettings
 
@@ -181,7 +182,7 @@ def _make_spin(plan: Plan, step: Step, work: Path) -> None:
     _keep_checkpoint(model, folder, result, work)
 
 
-def _opponent_logps(model: Any, groups: Any, settings: TrainingSettings, work: Path) -> np.ndarray:
+def _opponent_logps(model: Any, groups: Any, settings: TrainingSettings, work: Path) -> list[list[float]]:
     """Both log-probabilities of every pair under the opponent, computed once and kept with the artifact.
 
     Pairs of t-1 are scored by theta_t too: the opponent of an iteration is one model, whoever generated the pairs.
@@ -190,14 +191,14 @@ def _opponent_logps(model: Any, groups: Any, settings: TrainingSettings, work: P
 
     path = work / "opponent_logps.npy"
     if path.is_file():
-        return np.load(path, allow_pickle=False)
+        return np.load(path, allow_pickle=False).tolist()
     with progress(len(groups), "opponent log-probabilities", "pairs") as bar:
         values = score(model, groups, micro_batch_tokens=settings.micro_batch_tokens, progress=bar.advance)
     logps = np.asarray(values, dtype=np.float32)
     with open(path.with_suffix(".tmp"), "wb") as file:
         np.save(file, logps, allow_pickle=False)
     path.with_suffix(".tmp").replace(path)
-    return logps
+    return logps.tolist()
 
 
 def training_pairs(plan: Plan, iteration: int) -> Any:
@@ -228,6 +229,7 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
         plan.directory("data") / "test.jsonl",
         template=plan.profile.template,
         settings=plan.profile.evaluation,
+        work=artifacts.scratch(work),
     )
     artifacts.write_json(work / "evaluation.json", result)
 
@@ -247,6 +249,15 @@ def _stream(seed: int, iteration: int) -> int:
 
 def _reference(directory: Path) -> dict[str, str]:
     return {"artifact": directory.name, "manifest": artifacts.file_hash(directory / artifacts.MANIFEST)}
+
+
+def record_drawing(plans: list[Plan], written: list[Path]) -> Path:
+    """Make the last step's artifact: which results, tables and figures were written, with their hashes."""
+    step = make_tables_step(plans)
+    with artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work:
+        files = {paths.relative(path): artifacts.file_hash(path) for path in written}
+        artifacts.write_json(work / "written.json", files)
+    return step.directory
 
 
 _STAGES: dict[str, Callable[[Plan, Step, Path], None]] = {
