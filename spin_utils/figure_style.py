@@ -7,6 +7,7 @@ light to dark blue, so their order survives grey printing and colour-blind eyes;
 
 from __future__ import annotations
 
+import io
 import os
 import textwrap
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -84,10 +86,24 @@ def style() -> Iterator[None]:
 
 
 def new_figure(height: float, width: float = COLUMN_INCHES) -> Figure:
-    """An empty figure with its own canvas; sizes in inches."""
+    """An empty figure with its own canvas; sizes in inches. In a notebook it shows itself as the value of a cell."""
+    shell = get_ipython()
+    if shell is not None:
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _picture)
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _picture(figure: Figure) -> tuple[bytes, dict[str, int]]:
+    """PNG bytes and the size to show them at: sharp, and as wide as half a page."""
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue(), {
+        "width": round(130 * figure.get_figwidth()),
+        "height": round(130 * figure.get_figheight()),
+    }
 
 
 def colour(model: str) -> str:

@@ -2,6 +2,7 @@
 
 Ours has 95 % intervals (bootstrap over items and training seeds). The paper's points are its printed ones, or
 digitised where it prints none. A series or point without a run is named below the panels with its reason.
+Pictures of training and of pairs, which the paper does not have, come from `training_figures`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from spin_utils.figure_style import (
 )
 from spin_utils.results import label
 from spin_utils.statistics import Estimate, StatisticsError, paired_bootstrap
+from spin_utils.training_figures import response_lengths, sft_curve, training_curves
+
+__all__ = ["figure2", "figure3", "figure4", "figure5", "response_lengths", "sft_curve", "training_curves"]
 
 CHAIN = ("sft", "spin-0", "spin-1", "spin-2", "spin-3")
 _CHAIN_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2", "iter. 3")

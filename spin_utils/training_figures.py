@@ -32,9 +32,12 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) 
 
     Args:
         training: From `results.load_training`: `seed`, `model`, `step`, `loss`, `rewards_real`,
-            `rewards_generated`, `margin`.
+            `rewards_generated`, `margin`. Without `seed` and `model` it is one run, drawn alone.
         models: Models whose training is drawn, in order.
     """
+    if "model" not in training:
+        models = ("",)
+        training = training.assign(model="", seed=0)
     present = [model for model in models if model in set(training["model"])]
     with style():
         figure = new_figure(4.2)
@@ -47,11 +50,12 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) 
         for model in present:
             rows = training[training["model"] == model]
             end = start + float(rows["step"].max())
-            _curve(loss, rows, "loss", start, colour(model))
+            tint = colour(model) if model else REAL
+            _curve(loss, rows, "loss", start, tint)
             _curve(rewards, rows, "rewards_real", start, REAL)
             _curve(rewards, rows, "rewards_generated", start, GENERATED, dashes="--")
-            _curve(margin, rows, "margin", start, colour(model))
-            name = label(model).replace("SPIN iteration", "iter.")
+            _curve(margin, rows, "margin", start, tint)
+            name = label(model).replace("SPIN iteration", "iter.") if model else ""
             loss.text((start + end) / 2, 1.02, name, transform=loss.get_xaxis_transform(), ha="center", fontsize=6.5)
             for axes in panels:
                 axes.axvline(end, color=FAINT, lw=0.4, zorder=0)
@@ -69,6 +73,45 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) 
         margin.set_xlim(0, start)
         missing = [label(model) for model in models if model not in present]
         footnote(figure, f"Not run: {'; '.join(missing)}." if missing else "")
+    return figure
+
+
+def sft_curve(training: pd.DataFrame) -> Figure:
+    """Loss of an SFT run by step, thin as logged and thick as a running mean over a twentieth of the run.
+
+    Args:
+        training: One run's metrics: `step`, `loss` (nats per response token).
+    """
+    with style():
+        figure = new_figure(1.9)
+        axes = figure.subplots()
+        _curve(axes, training.assign(seed=0), "loss", 0, REAL)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("loss (nats per token)")
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def response_lengths(pairs: pd.DataFrame) -> Figure:
+    """How long real and generated responses are.
+
+    Args:
+        pairs: A row per pair: `real_tokens`, `generated_tokens`.
+    """
+    longest = int(pairs[["real_tokens", "generated_tokens"]].to_numpy().max(initial=1))
+    width = max(1, longest // 40)
+    edges = [0.5 + width * number for number in range(longest // width + 2)]
+    with style():
+        figure = new_figure(1.9)
+        axes = figure.subplots()
+        axes.hist(
+            pairs["real_tokens"], edges, color=REAL, alpha=0.35, label=f"real, mean {pairs['real_tokens'].mean():.1f}"
+        )
+        text = f"generated, mean {pairs['generated_tokens'].mean():.1f}"
+        axes.hist(pairs["generated_tokens"], edges, color=GENERATED, histtype="step", lw=1.2, ls="--", label=text)
+        axes.set_xlabel("response length (tokens, end token included)")
+        axes.set_ylabel("pairs")
+        axes.legend()
     return figure
 
 

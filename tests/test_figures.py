@@ -5,6 +5,7 @@ import itertools
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic_results as synthetic
 from matplotlib.figure import Figure
@@ -166,3 +167,25 @@ def test_training_curves_start_at_log_2_and_go_through_all_iterations(root, tmp_
     assert "Not run" in texts(training_figures.training_curves(training[training["model"] != "spin-3"]))
     assert "no training records" in texts(training_figures.training_curves(training[:0]))
     figure_style.save(figure, tmp_path, "training")
+
+
+def test_one_run_is_drawn_alone(root):
+    run = results.load_training(root).query("seed == 0 and model == 'spin-1'").drop(columns=["seed", "model"])
+    figure = training_figures.training_curves(run)
+    assert figure.axes[0].get_xlim()[1] == 60
+    assert training_figures.sft_curve(run).axes[0].lines[0].get_ydata() == pytest.approx(run["loss"].to_numpy())
+
+
+def test_every_pair_is_counted_in_the_histogram_of_lengths():
+    lengths = np.random.default_rng(0).integers(1, 90, size=(200, 2))
+    pairs = pd.DataFrame(lengths, columns=["real_tokens", "generated_tokens"])
+    axes = training_figures.response_lengths(pairs).axes[0]
+    assert sum(bar.get_height() for bar in axes.patches[:-1]) == 200
+    assert max(point[0] for point in axes.patches[-1].get_xy()) > lengths.max()
+    assert "real, mean" in axes.get_legend().get_texts()[0].get_text()
+
+
+def test_a_figure_shows_itself_in_a_notebook_at_a_readable_size(scores):
+    data, size = figure_style._picture(draw("figure2", scores))
+    assert data.startswith(b"\x89PNG")
+    assert 300 < size["width"] < 600
