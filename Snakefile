@@ -34,6 +34,7 @@ for directory, (p, step) in STEPS.items():
             manifests(p.directory(name) for name in step.inputs),
         output:
             manifests([directory]),
+        priority: len(STEPS) - list(STEPS).index(directory)  # the main chain first, in the plan's order
         params:
             command=cli.step_command(PROFILE, p.seed, step.name),
         shell:

@@ -56,7 +56,8 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
         FamilyError: a task family that cannot be generated.
     """
     if settings.source == "reasoning_gym":
-        sizes = {"train": settings.sft_rows, "validation": settings.validation_rows, "test": settings.test_rows}
+        sizes = {"train": settings.sft_rows}
+        sizes |= {"validation": settings.validation_rows or 0, "test": settings.test_rows or 0}
         splits = families.generate(settings.families, sizes, seed=settings.seed)
         return _demonstrations(settings, splits["train"], splits["validation"], splits["test"])
     read = _file_rows if settings.source == "file" else _hub_rows
@@ -68,10 +69,12 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
     for split, wanted in (("test", settings.test_rows), ("validation", settings.validation_rows)):
         given = getattr(settings, split)
         if given:
-            held_out[split] = _first(read(settings, given), wanted, f"demonstrations.{split}_rows", given)
+            held_out[split] = _first(read(settings, given), wanted or 0, f"demonstrations.{split}_rows", given)
             train = _disjoint(settings, train, held_out[split], split)
-    for split, wanted in (("test", settings.test_rows), ("validation", settings.validation_rows)):
+    tenth = len(train) // 10
+    for split, wanted, most in (("test", settings.test_rows, 600), ("validation", settings.validation_rows, 300)):
         if split not in held_out:
+            wanted = min(tenth, most) if wanted is None else wanted
             train, held_out[split] = _hold_out(train, wanted, split, settings)
     _disjoint(settings, held_out["validation"], held_out["test"], "test")
     Random(f"order/{settings.seed}").shuffle(train)

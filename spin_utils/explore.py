@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
+import torch
 
 from spin_utils import models, stages
 from spin_utils.pairs import Pairs
 from spin_utils.plan import Plan
-from spin_utils.templates import decode_response, encode_rows
+from spin_utils.sampling import sample
+from spin_utils.templates import decode_response, encode_prompt, encode_rows, end_ids
 
 
 def demonstrations(plan: Plan, split: str = "sft") -> pd.DataFrame:
@@ -61,6 +65,31 @@ def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
             "finish_reason": table["finish_reason"],
         }
     )
+
+
+def answers(plan: Plan, model: str, rows: list[dict[str, Any]], temperature: float = 0.0) -> pd.DataFrame:
+    """What a checkpoint answers to some demonstrations' prompts.
+
+    Args:
+        plan: the run.
+        model: step such as `sft` or `spin-0`.
+        rows: demonstrations, such as the first ones of `stages.rows(plan, "validation")`.
+        temperature: 0 for the most likely answer, 1 to sample.
+
+    Returns:
+        Columns `family`, `prompt`, `real`, `answer`.
+    """
+    folder = stages.run(plan, model)
+    tokenizer = models.load_tokenizer(folder)
+    samples = sample(
+        models.load(folder, torch.bfloat16),
+        [encode_prompt(tokenizer, plan.profile.template, row["prompt"]) for row in rows],
+        eos_ids=end_ids(tokenizer, plan.profile.template),
+        settings=replace(plan.profile.generation, temperature=temperature),
+        seed=plan.seed,
+    )
+    frame = pd.DataFrame(rows, columns=["family", "prompt", "response"]).rename(columns={"response": "real"})
+    return frame.assign(answer=[decode_response(tokenizer, plan.profile.template, s.token_ids) for s in samples])
 
 
 def training(plan: Plan, step: str) -> pd.DataFrame:

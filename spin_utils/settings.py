@@ -102,10 +102,12 @@ class DemonstrationSettings:
     """Rows seen by SFT; 0: all of them."""
     spin_rows: int = 0
     """Rows used by SPIN, the first ones of the SFT rows (sec. 6.1: 50k of Ultrachat200k); 0: all of them."""
-    validation_rows: int = 300
-    """Rows held out to choose settings on."""
-    test_rows: int = 600
-    """Rows held out for the reported numbers."""
+    validation_rows: int | None = None
+    """Rows held out to choose settings on. Null: all of its own file or split, else a tenth, at most 300;
+    of generated rows: none."""
+    test_rows: int | None = None
+    """Rows held out for the reported numbers. Null: all of its own file or split, else a tenth, at most 600;
+    of generated rows: none."""
     drop_empty: bool = False
     """Leave out rows with an empty prompt or response instead of refusing the file."""
     seed: int = 0
@@ -125,7 +127,7 @@ class DemonstrationSettings:
             )
             _require(bool(self.train), "demonstrations.train: empty; name the split, such as train_sft")
         for name in ("sft_rows", "spin_rows", "validation_rows", "test_rows"):
-            _require(getattr(self, name) >= 0, f"demonstrations.{name}: {getattr(self, name)} is negative")
+            _require((getattr(self, name) or 0) >= 0, f"demonstrations.{name}: {getattr(self, name)} is negative")
         if self.sft_rows and self.spin_rows:
             _require(
                 self.spin_rows <= self.sft_rows,

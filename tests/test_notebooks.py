@@ -58,7 +58,7 @@ def test_an_unknown_notebook_is_named(tmp_path: Path) -> None:
 def write(path: Path, *sources: str, tags: tuple[str, ...] = ("parameters",)) -> Path:
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     cells[0].metadata["tags"] = list(tags)
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), path)
     return path
 
 

@@ -1,0 +1,141 @@
+"""The whole chain through the real notebooks and the scheduler, at the smoke profile."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from spin_utils import artifacts, paths, results
+
+PRODUCTS = ("results/smoke/tables/table4.md", "figures/smoke/figure2.pdf", "figures/smoke/figure2.png")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "spin_utils", *arguments]
+
+
+def reproduce(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SPIN_HOME": str(home)}
+    return subprocess.run(
+        command("reproduce", *arguments), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def contents(home: Path) -> dict[str, str]:
+    """Hash of every file that a model's numbers are made of, by path below the artifacts."""
+    root = home / "artifacts" / "smoke"
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.suffix in (".safetensors", ".arrow", ".jsonl", ".npy")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a finished smoke reproduction."""
+    home = tmp_path_factory.mktemp("home")
+    result = reproduce(home, "--profile", "smoke")
+    assert result.returncode == 0, result.stdout
+    return home
+
+
+def test_one_command_leaves_results_tables_figures_and_executed_notebooks(finished: Path) -> None:
+    for product in PRODUCTS:
+        assert (finished / product).stat().st_size > 500, product
+    scores = results.load_evaluations(finished / "results" / "smoke")
+    assert set(scores["model"]) == {"sft", "spin-0", "spin-1"}
+    assert scores.groupby("model").size().eq(16).all()
+    training = results.load_training(finished / "results" / "smoke")
+    first = training[training["model"] == "spin-0"].iloc[0]
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-6), "the policy starts as its own opponent"
+    executed = sorted((finished / "results" / "smoke" / "notebooks").glob("*.ipynb"))
+    assert {path.name[:2] for path in executed} == {"01", "02", "03", "04", "05"}
+    for path in executed:
+        cells = nbformat.read(path, as_version=4).cells
+        assert all(cell.execution_count for cell in cells if cell.cell_type == "code"), path.name
+
+
+def test_every_result_names_what_it_was_made_from(finished: Path) -> None:
+    path = results.evaluation_path(finished / "results" / "smoke", 0, "spin-1")
+    chain = json.loads(path.read_text())["provenance"]["chain"]
+    assert list(chain) == ["data", "base", "sft", "pairs-0", "spin-0", "pairs-1", "spin-1", "eval-spin-1"]
+    for directory in finished.glob("artifacts/smoke/*/*-*"):
+        artifacts.verify(directory)
+        digest = artifacts.file_hash(directory / "manifest.json")
+        name = directory.name.rpartition("-")[0]
+        assert name not in chain or chain[name]["manifest_sha256"] == digest
+
+
+def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("results/**/*.json")}
+    result = reproduce(finished, "--profile", "smoke")
+    assert result.returncode == 0
+    assert "Nothing to be done" in result.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in finished.glob("results/**/*.json")}
+
+
+def test_figures_are_redrawn_with_the_same_bytes_from_results_alone(finished: Path, tmp_path: Path) -> None:
+    kept = {product: (finished / product).read_bytes() for product in PRODUCTS}
+    (tmp_path / "results").symlink_to(finished / "results")
+    environment = {**os.environ, "SPIN_HOME": str(tmp_path)}
+    subprocess.run(command("figures", "--profile", "smoke"), env=environment, check=True, capture_output=True)
+    assert {product: (tmp_path / product).read_bytes() for product in PRODUCTS} == kept
+
+
+def test_a_chain_killed_at_random_moments_ends_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    # In one process, without notebooks, so that a kill falls into the work and not into an import.
+    script = (
+        "from spin_utils import plan, profiles, runtime, stages\n"
+        "runtime.configure()\n"
+        "steps = plan.make(profiles.load('smoke'), 0)\n"
+        "print('ready', flush=True)\n"
+        "for step in steps: stages.run(steps, step.name)\n"
+    )
+    environment = {**os.environ, "SPIN_HOME": str(tmp_path)}
+    moments = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(moments.uniform(0.5, 5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_own_model_and_own_rows_run_through_the_same_command(finished: Path, tmp_path: Path) -> None:
+    model = next(finished.glob("artifacts/smoke/seed-0/sft-*"))
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Add {i} and {i + 1}."},
+                {"role": "assistant", "content": str(2 * i + 1)},
+            ]
+        }
+        for i in range(60)
+    ]
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ["--model", str(model), "--data", str(data), "--name", "mine", "--set", "spin.iterations=1"]
+    result = reproduce(tmp_path, "--profile", "smoke", *own)
+    assert result.returncode == 0, result.stdout
+    scores = results.load_evaluations(tmp_path / "results" / "mine")
+    assert scores.groupby("model").size().to_dict() == {"sft": 6, "spin-0": 6}
+    assert (tmp_path / "figures" / "mine" / "figure2.png").is_file()
+
+
+def test_the_checkout_itself_is_left_untouched(finished: Path) -> None:
+    assert not (paths.REPOSITORY / "artifacts" / "smoke").exists()
+    assert not (paths.REPOSITORY / "results" / "smoke").exists()
