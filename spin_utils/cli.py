@@ -138,10 +138,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _figures(arguments: argparse.Namespace) -> int:
-    from spin_utils import drawing
+    from spin_utils import drawing, readme
 
-    for path in drawing.draw(profiles.load(arguments.profile)):
+    profile = profiles.load(arguments.profile)
+    for path in drawing.draw(profile):
         log.info("%s", paths.relative(path))
+    if arguments.readme:
+        readme.update(profile, paths.REPOSITORY / "README.md")
     return 0
 
 
@@ -207,5 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     with_profile(sub)
     sub.add_argument("--seed", type=int, default=0, help="training seed")
     sub.add_argument("--seeds", default="0", help="seeds of the tables")
-    with_profile(command("figures", _figures, "redraw tables and figures from the results, without a model"))
+    sub = command("figures", _figures, "redraw tables and figures from the results, without a model")
+    with_profile(sub)
+    sub.add_argument("--readme", action="store_true", help="also write the README's results table")
     return parser

@@ -1,0 +1,50 @@
+"""The results table on the README's first screen, written from `results/` and never by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spin_utils import drawing, paths, published, results
+from spin_utils.settings import Profile
+from spin_utils.statistics import Estimate, paired_bootstrap
+
+BEGIN = "<!-- results: written by `spin-repro figures --readme`, do not edit -->"
+END = "<!-- end of results -->"
+
+
+def section(profile: Profile) -> str:
+    """Averages and gains over SFT of every measured iteration, beside the paper's, as Markdown."""
+    scores = results.load_evaluations(paths.results(profile.name))
+    tasks = list(drawing.stand_ins(profile, scores))
+    base = published.score("sft", "average") or 0.0
+    lines = [
+        "| average, points | ours | gain over SFT | paper | gain over SFT |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    models = [m for m in ("sft", *(f"spin-{t}" for t in range(profile.spin.iterations))) if m in set(scores["model"])]
+    for model in models:
+        ours = paired_bootstrap(scores, {model: 1}, tasks=tasks)
+        gain = "" if model == "sft" else _points(paired_bootstrap(scores, {model: 1, "sft": -1}, tasks=tasks), "+")
+        printed = published.score(model, "average")
+        theirs = "—|" if printed is None else f"{printed:.2f} | {'' if model == 'sft' else f'{printed - base:+.2f}'}"
+        lines.append(f"| {results.label(model)} | {_points(ours)} | {gain} | {theirs} |")
+    seeds, items = scores["seed"].nunique(), scores.groupby("task")["id"].nunique().sum()
+    note = (
+        f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: 95 % "
+        "intervals of a paired bootstrap over items and seeds. Other tasks and another model than the paper's: compare "
+        f"gains, not levels. All of it: [`results/{profile.name}/tables`](results/{profile.name}/tables)."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def update(profile: Profile, readme: Path) -> None:
+    """Write the section between its markers; the same results give the same bytes."""
+    text = readme.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n{section(profile)}\n{END}{after}", encoding="utf-8")
+
+
+def _points(estimate: Estimate, sign: str = "") -> str:
+    points = estimate.times(100)
+    return f"{points.difference:{sign}.1f} [{points.low:{sign}.1f}, {points.high:{sign}.1f}]".replace("-", "−")
