@@ -83,8 +83,7 @@ def evaluate(
     Args:
         model: The checkpoint, on its device and in its compute dtype.
         tokenizer: Its tokenizer.
-        rows: Held-out rows, or their JSONL file, for the suites `families` and `heldout`; the suite `paper` does
-            not read them.
+        rows: Held-out rows, or their JSONL file, for the suite `local`; the suite `paper` does not read them.
         template: How prompts of generation tasks become tokens; None: plain text, as lm-eval does.
         settings: Suite, items per task, batch size, longest answer.
         tasks: Further lm-eval tasks or groups, by name or path of a YAML file.
@@ -109,7 +108,7 @@ def evaluate(
         progress=progress,
     )
     with _folder(work) as folder:
-        columns = [] if settings.suite == "paper" else _row_columns(rows, folder, graded=settings.suite == "families")
+        columns = [] if settings.suite == "paper" else _row_columns(rows, folder)
         columns += _paper_columns() if settings.suite == "paper" else []
         columns += [Column(Path(task).stem if task.endswith(".yaml") else task, task) for task in tasks]
         loaded = _load(columns, include_path)
@@ -133,10 +132,10 @@ def evaluate(
     return {"schema": SCHEMA, "kind": "evaluation", "tasks": summaries, "average": average, "items": items}
 
 
-def _row_columns(rows: Sequence[Mapping[str, Any]] | Path | str | None, folder: Path, *, graded: bool) -> list[Column]:
+def _row_columns(rows: Sequence[Mapping[str, Any]] | Path | str | None, folder: Path) -> list[Column]:
     """Write one task file per family and return their columns."""
     if rows is None:
-        raise EvaluationError("evaluation.suite: families and heldout need held-out rows; give their file")
+        raise EvaluationError("evaluation.suite: local needs held-out rows; give their file")
     if isinstance(rows, Path | str):
         path = Path(rows).resolve()
         with path.open(encoding="utf-8") as file:
@@ -146,7 +145,6 @@ def _row_columns(rows: Sequence[Mapping[str, Any]] | Path | str | None, folder: 
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     if not rows:
         raise EvaluationError(f"{path}: no held-out rows; give a file with at least one")
-    base = "spin_responses" if graded else "spin_matches"
     columns: list[Column] = []
     for family in dict.fromkeys(row.get("family") or "" for row in rows):
         name = family or "heldout"
@@ -156,7 +154,7 @@ def _row_columns(rows: Sequence[Mapping[str, Any]] | Path | str | None, folder: 
         task.write_text(
             yaml.safe_dump(
                 {
-                    "include": str(TASKS / f"{base}.yaml"),
+                    "include": str(TASKS / "spin_responses.yaml"),
                     "task": name,
                     "dataset_kwargs": {"rows": str(path), "family": family},
                 }

@@ -30,9 +30,9 @@ def section(profile: Profile) -> str:
         lines.append(f"| {results.label(model)} | {_points(ours)} | {gain} | {theirs} |")
     seeds, items = scores["seed"].nunique(), scores.groupby("task")["id"].nunique().sum()
     note = (
-        f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: 95 % "
-        "intervals of a paired bootstrap over items and seeds. Other tasks and another model than the paper's: compare "
-        f"gains, not levels. All of it: [`results/{profile.name}/tables`](results/{profile.name}/tables)."
+        f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: "
+        "95 % intervals of a paired bootstrap over items and seeds. Other tasks and another model than the paper's: "
+        f"compare gains, not levels. All of it: [`results/{profile.name}/tables`](results/{profile.name}/tables)."
     )
     return "\n".join([*lines, "", note])
 

@@ -273,6 +273,8 @@ class EvaluationSettings:
     suite: Literal["local", "paper"] = "local"
     """`local`: the held-out demonstrations, one task per family, graded by the row's grader if it has one and
     else by exact match. `paper`: the benchmarks of Table 1, from the hub."""
+    tasks: tuple[str, ...] = ()
+    """Further lm-eval tasks beside the suite, by name or path of a YAML file; each is a column of its own."""
     limit: int = 0
     """Items per task; 0: all."""
     batch_size: int = 128

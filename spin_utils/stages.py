@@ -227,8 +227,10 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
         models.load(folder, torch.bfloat16),
         models.load_tokenizer(folder),
         plan.directory("data") / "test.jsonl",
-        template=plan.profile.template,
+        # The paper's harness shows its benchmarks as plain text, without a chat template.
+        template=None if plan.profile.evaluation.suite == "paper" else plan.profile.template,
         settings=plan.profile.evaluation,
+        tasks=plan.profile.evaluation.tasks,
         work=artifacts.scratch(work),
     )
     artifacts.write_json(work / "evaluation.json", result)

@@ -45,15 +45,10 @@ def choices(rows: str, examples: str = "", **_: Any) -> dict[str, datasets.Datas
 
 
 def grade_response(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """The row's own grader where it has one, else whether the text is the expected one."""
+    """The row's own grader where it has one, else whether the text is the expected one but for outer white space."""
     row = json.loads(document["row"])
     if row.get("grader"):
         return {"score": float(grade(row, results[0]))}
-    return match_response(document, results)
-
-
-def match_response(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """1 if the text equals the expected response but for surrounding white space."""
     return {"score": float(results[0].strip() == document["response"].strip())}
 
 
