@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import logging
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one clear line and exit status 2."""
     arguments = _parser().parse_args(argv)
     runtime.configure_logging()
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
     try:
         return int(arguments.command(arguments) or 0)
     except KeyboardInterrupt:
