@@ -142,6 +142,23 @@ def score(model: str, benchmark: str) -> float | None:
     return _scores().get((model, benchmark))
 
 
+def figure_score(source: str, model: str, benchmark: str) -> float | None:
+    """A score that only a figure shows, in points, or None.
+
+    Args:
+        source: `figure4` (epochs of iteration 0, and iteration 1), `figure5` (sizes of iteration 0 from the
+            downloaded SFT model, and the paper's own longer SFT) or `figure5_sft` (that SFT from its first epoch).
+        model: The kit's name.
+        benchmark: arc, truthfulqa or average for `figure4`; average for the others.
+
+    >>> figure_score("figure4", "spin-0-epoch-5", "average"), figure_score("figure5_sft", "sft", "average")
+    (60.96, 59.04)
+    """
+    if source not in ("figure4", "figure5", "figure5_sft"):
+        raise ValueError(f"unknown source {source!r}; use figure4, figure5 or figure5_sft")
+    return _figure_scores().get((source, model, benchmark))
+
+
 def standard_error(benchmark: str, points: float) -> float:
     """Standard error in points of one of the paper's scores, from the number of items alone.
 
@@ -234,6 +251,25 @@ def _scores() -> dict[tuple[str, str], float]:
         printed = table.rename(columns={"average_printed": "average"})
         for name in printed.columns.intersection(list(BENCHMARK_LABELS)):
             scores |= {(str(model), name): float(value) for model, value in printed[name].items()}
+    return scores
+
+
+@cache
+def _figure_scores() -> dict[tuple[str, str, str], float]:
+    scores: dict[tuple[str, str, str], float] = {}
+    for row in epochs().to_dict("records"):
+        model = f"spin-0-epoch-{row['epoch']}" if row["epoch"] else "sft"
+        scores["figure4", model, row["benchmark"]] = row["score"]
+        scores["figure4", "spin-1", row["benchmark"]] = row["reference"]
+    spin = {0: "sft", 14_000: "spin-0-rows-14", 26_000: "spin-0-rows-26", 50_000: "spin-0-epoch-1"}
+    more = {0: "sft", 200_000: "sft-more-1", 400_000: "sft-more-2"}
+    for row in training_sizes().to_dict("records"):
+        if row["method"] == "SPIN":
+            scores["figure5", spin[row["training_size"]], "average"] = row["average"]
+        else:
+            scores["figure5_sft", more[row["training_size"]], "average"] = row["average"]
+            if row["training_size"]:
+                scores["figure5", more[row["training_size"]], "average"] = row["average"]
     return scores
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
-Claim = Literal["greater", "less", "not_less", "at_least", "same_size"]
+Claim = Literal["greater", "less", "not_less", "at_least", "at_most", "same_size"]
 
 DIRECTION_MARGIN = 0.5
 """Points: a smaller gain counts as none. Half of what Table 4 gains on average over an iteration."""
@@ -135,6 +135,7 @@ def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", valu
     | `less`: it is below 0 | high < 0 | low > -margin |
     | `not_less`: no loss worth mentioning | low > -margin | high < -margin |
     | `at_least`: it reaches `value` | low >= value | high < value |
+    | `at_most`: it stays below `value` | high <= value | low > value |
     | `same_size`: it is as large as `value` | the interval lies within value ± margin | it lies outside |
 
     Everything else is inconclusive: the data allow both. "In the same direction as the paper" (`greater` or
@@ -145,7 +146,7 @@ def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", valu
         estimate: The contrast with its interval.
         margin: The smallest difference that counts, in the estimate's units, above 0.
         claim: The rule.
-        value: The threshold of `at_least` or the size of `same_size`, usually the paper's.
+        value: The threshold of `at_least` and `at_most`, or the size of `same_size`, usually the paper's.
     """
     if margin <= 0:
         raise StatisticsError(f"margin is {margin}; give the smallest difference that counts, above 0")
@@ -155,6 +156,7 @@ def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", valu
         "less": (high < 0, low > -margin),
         "not_less": (low > -margin, high < -margin),
         "at_least": (low >= value, high < value),
+        "at_most": (high <= value, low > value),
         "same_size": (
             value - margin < low and high < value + margin,
             high < value - margin or low > value + margin,

@@ -1,0 +1,266 @@
+"""A verdict for every row of the registry, from results alone.
+
+Verdicts are `reproduced`, `not reproduced` and `inconclusive` by the rule of `statistics.verdict`, `not run` where
+a measurement is missing, and `not judged` where there is nothing to measure. A table or figure is reproduced if all
+rows that belong to it are, and not reproduced if one of them is not. Beside each verdict stands what the paper's own
+numbers say: whether the claim holds for them, and whether the difference is beyond the noise of its test sets.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from spin_utils import published, theory
+from spin_utils.registry import Row, load
+from spin_utils.statistics import Claim, Estimate, StatisticsError, paired_bootstrap, verdict
+
+COLUMNS = ("id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict")
+"""Columns of verdicts.csv."""
+
+OUTCOMES = ("reproduced", "not reproduced", "inconclusive", "not run", "not judged")
+
+_RULE = (
+    "A claim is *reproduced* if the whole 95 % interval of our measurement agrees with it, *not reproduced* if the "
+    "whole interval contradicts it, and *inconclusive* otherwise; the exact rule for each kind of claim is in "
+    "`statistics.verdict`, the margins are in `registry.yaml`. A line that ends in -size asks whether a difference is "
+    "as large as the paper's, which is another question than whether it has the same sign. A table or figure is "
+    "reproduced if all claims that belong to it are. Scores are in points; our tasks stand in for the paper's "
+    "benchmarks. Of {intervals} intervals at 95 %, about {chance} miss their true value by chance."
+)
+_PAPER = (
+    "*In the paper* tells whether a claim holds for the paper's own printed numbers. *Noise* compares the paper's "
+    "difference with the size of its test sets. Answers item by item are not published, so there are two bounds at two "
+    "standard errors. *Beyond noise* holds even if the answers of the two models were independent, which understates "
+    "the significance of a paired comparison. *Within noise* holds for any pairing. In between it *depends on the "
+    "pairing*. Averages are recomputed from the cells for this; it matters for DPO after SPIN, where the cells give a "
+    "gain of {recomputed:.2f} and the paper prints {printed:.2f}."
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One judged row. Scores are in points, lengths in tokens, times as ratios, theory as the largest error."""
+
+    id: str
+    statement: str
+    where: str
+    verdict: str
+    paper: float | None = None
+    """The paper's value of the same quantity."""
+    ours: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    """Items behind `ours`."""
+    seeds: int | None = None
+    """Training seeds behind `ours`."""
+    reason: str = ""
+    """Why there is no measurement."""
+    paper_holds: bool | None = None
+    """Whether the claim holds for the paper's own printed numbers."""
+    paper_noise: str = ""
+    """Status of the paper's difference, from `published.noise`; empty where items or cells are unknown."""
+
+
+def judge(
+    scores: pd.DataFrame,
+    stand_ins: Mapping[str, str],
+    *,
+    times: pd.DataFrame | None = None,
+    training: pd.DataFrame | None = None,
+    rows: Sequence[Row] | None = None,
+    seed: int = 0,
+) -> list[Finding]:
+    """Judge every row of the registry, in its order.
+
+    Args:
+        scores: From `results.load_evaluations`.
+        stand_ins: Every task and the benchmark it stands in for, "" for none.
+        times: Columns `stage`, `iteration`, `seconds`, a row per training seed.
+        training: From `results.load_training`.
+        rows: Registry rows; None: the registry of the package.
+        seed: Seed of the bootstrap.
+    """
+    rows = load() if rows is None else rows
+    findings: dict[str, Finding] = {}
+    for row in rows:
+        blank = Finding(row.id, row.statement, row.where, "not judged", reason=row.reason)
+        if row.compute == "contrast":
+            findings |= {finding.id: finding for finding in _contrast(row, blank, scores, stand_ins, seed)}
+        elif row.compute == "times":
+            findings[row.id] = _times(row, blank, times)
+        elif row.compute == "training":
+            findings[row.id] = _training(row, blank, training)
+        elif row.compute == "theory":
+            error = float(getattr(theory, row.check)())
+            status = "reproduced" if error < (row.tolerance or 0) else "not reproduced"
+            findings[row.id] = replace(blank, verdict=status, ours=error)
+        else:
+            findings[row.id] = replace(blank, verdict="not run" if row.compute == "absent" else "not judged")
+    for whole in (row for row in rows if row.compute == "parts"):
+        parts = [findings[row.id] for row in rows if whole.id in row.part_of]
+        findings[whole.id] = _whole(findings[whole.id], parts)
+    return list(findings.values())
+
+
+def write(findings: Sequence[Finding], results: Path) -> list[Path]:
+    """Write verdicts.csv and the readable page verdicts.md under results/PROFILE."""
+    table = pd.DataFrame([vars(finding) for finding in findings])[list(COLUMNS)]
+    texts = {"csv": table.to_csv(index=False, float_format="%.6g"), "md": markdown(findings)}
+    results.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix, text in texts.items():
+        path = results / f"verdicts.{suffix}"
+        partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(partial, path)
+        paths.append(path)
+    return paths
+
+
+def markdown(findings: Sequence[Finding]) -> str:
+    """The verdict page: a count, the rule, and a table of all findings."""
+    counts = {outcome: sum(finding.verdict == outcome for finding in findings) for outcome in OUTCOMES}
+    averages = published.leaderboard()[["average_printed", "average_recomputed"]]
+    gain = averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
+    intervals = sum(finding.low is not None for finding in findings)
+    lines = [
+        "# Verdicts",
+        "",
+        ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number) + ".",
+        "",
+        _RULE.format(intervals=intervals, chance=round(intervals / 20)),
+        "",
+        _PAPER.format(recomputed=gain["average_recomputed"], printed=gain["average_printed"]),
+        "",
+        "| id | statement | where | in the paper | noise | paper | ours | items × seeds | verdict |",
+        "| --- | --- | --- | --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for finding in findings:
+        holds = {True: "holds", False: "does not hold", None: ""}[finding.paper_holds]
+        size = f"{finding.n or ''} × {finding.seeds}" if finding.n and finding.seeds else ""
+        status = finding.verdict + (f": {finding.reason}" if finding.reason else "")
+        cells = [finding.id, finding.statement, finding.where, holds, finding.paper_noise]
+        cells += [_shown(finding.paper), _with_interval(finding), size, status]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _contrast(row: Row, blank: Finding, scores: pd.DataFrame, stand_ins: Mapping[str, str], seed: int) -> list[Finding]:
+    """A finding on the claim, and with `size` a second one on the size of the difference."""
+    assert row.claim is not None
+    paper = _paper_contrast(row)
+    value = row.value if row.value is not None else paper or 0.0
+    finding = replace(blank, verdict="not run", paper=paper)
+    if paper is not None:
+        point = Estimate(paper, paper, paper, 1.0, 0, 0, "printed")
+        finding = replace(finding, paper_holds=verdict(point, row.margin, claim=row.claim, value=value) == "reproduced")
+    noise = published.noise(row.contrast, row.benchmark) if row.source == "tables" and row.column == "score" else None
+    finding = replace(finding, paper_noise=noise.status if noise else "")
+    size = replace(finding, id=f"{row.id}-size", statement=f"{row.statement}: by as much", paper_holds=None)
+    tasks = [task for task, other in stand_ins.items() if row.benchmark in (other, "average")]
+    if not tasks:
+        reason = f"no task of this profile stands in for {published.BENCHMARK_LABELS[row.benchmark]}"
+        return [replace(finding, reason=reason), replace(size, reason=reason)][: 1 + row.size]
+    try:
+        estimate = paired_bootstrap(scores, row.contrast, tasks=tasks, column=row.column, seed=seed)
+    except StatisticsError as error:
+        return [replace(finding, reason=str(error)), replace(size, reason=str(error))][: 1 + row.size]
+    estimate = estimate.times(100) if row.column == "score" else estimate
+    judged = [_judged(finding, estimate, row.claim, row.margin, value)]
+    if row.size:
+        judged.append(_judged(size, estimate, "same_size", row.size_margin, paper or 0.0))
+    return judged
+
+
+def _times(row: Row, blank: Finding, times: pd.DataFrame | None) -> Finding:
+    """The ratio of two times; its interval is the range over training seeds."""
+    assert row.claim is not None
+    hours = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
+    above, below = (tuple(part) for part in row.ratio)
+    paper = float(hours[above]) / float(hours[below])
+    finding = replace(blank, verdict="not run", paper=paper, paper_holds=True)
+    columns = [] if times is None else [_seconds(times, *part) for part in (above, below)]
+    if not columns or not columns[0] or not columns[1]:
+        missing = below if columns and columns[0] else above
+        return replace(finding, reason=f"{missing[0]} of iteration {missing[1]} was not run")
+    ratios = [a / b for a, b in zip(*columns, strict=False)]
+    estimate = Estimate(sum(ratios) / len(ratios), min(ratios), max(ratios), 1.0, 0, len(ratios), "range over seeds")
+    return _judged(finding, estimate, row.claim, row.margin, paper if row.value is None else row.value)
+
+
+def _seconds(times: pd.DataFrame, stage: str, iteration: int) -> list[float]:
+    return times["seconds"][(times["stage"] == stage) & (times["iteration"] == iteration)].tolist()
+
+
+def _training(row: Row, blank: Finding, training: pd.DataFrame | None) -> Finding:
+    """Distance of the first logged loss of every SPIN run from log 2; only runs logged from step 1 count."""
+    if training is None or training.empty:
+        return replace(blank, verdict="not run", reason="no training records")
+    first = training[training["model"].str.fullmatch(r"spin-\d+") & (training["step"] == 1)]
+    if first.empty:
+        return replace(blank, verdict="not run", reason="no SPIN run has its first step logged")
+    error = float((first["loss"] - math.log(2)).abs().max())
+    status = "reproduced" if error <= (row.tolerance or 0) else "not reproduced"
+    return replace(blank, verdict=status, ours=error, seeds=int(first["seed"].nunique()))
+
+
+def _judged(finding: Finding, estimate: Estimate, claim: Claim, margin: float, value: float) -> Finding:
+    return replace(
+        finding,
+        verdict=verdict(estimate, margin, claim=claim, value=value),
+        ours=estimate.difference,
+        low=estimate.low,
+        high=estimate.high,
+        n=estimate.n_items or None,
+        seeds=estimate.n_seeds,
+    )
+
+
+def _whole(finding: Finding, parts: Sequence[Finding]) -> Finding:
+    """The verdict on a table or figure from its claims."""
+    verdicts = [part.verdict for part in parts]
+    missing = [part.id for part in parts if part.verdict == "not run"]
+    agreeing = f"{verdicts.count('reproduced')} of {len(parts)} claims reproduced"
+    if missing:
+        return replace(finding, verdict="not run", reason=f"{agreeing}; not run: {', '.join(missing)}")
+    status = "inconclusive"
+    if set(verdicts) == {"reproduced"}:
+        status = "reproduced"
+    elif "not reproduced" in verdicts:
+        status = "not reproduced"
+    return replace(finding, verdict=status, reason=agreeing)
+
+
+def _paper_contrast(row: Row) -> float | None:
+    """The paper's value of a contrast, from its printed scores (printed averages, as the paper's gains are)."""
+    if row.column != "score":
+        return None
+    total = 0.0
+    for model, weight in row.contrast.items():
+        if row.source == "tables":
+            score = published.score(model, row.benchmark)
+        else:
+            score = published.figure_score(row.source, model, row.benchmark)
+        if score is None:
+            return None
+        total += weight * score
+    return round(total, 2)
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return ""
+    return (f"{value:.1e}" if 0 < abs(value) < 0.005 else f"{value:.2f}").replace("-", "−")
+
+
+def _with_interval(finding: Finding) -> str:
+    if finding.low is None or finding.high is None:
+        return _shown(finding.ours)
+    return f"{_shown(finding.ours)} [{_shown(finding.low)}, {_shown(finding.high)}]"
