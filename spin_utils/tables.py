@@ -103,8 +103,8 @@ def table3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0)
     averages = published.leaderboard()[["average_printed", "average_recomputed"]]
     last, gain = averages.loc["spin-3-dpo"], averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
     note = (
-        f"The paper's last row prints an average of {last['average_printed']:.2f} ({gain['average_printed']:+.2f}), but "
-        f"its six cells average {last['average_recomputed']:.2f} ({gain['average_recomputed']:+.2f}): one of these "
+        f"The paper's last row prints an average of {last['average_printed']:.2f} ({gain['average_printed']:+.2f}), "
+        f"but its six cells average {last['average_recomputed']:.2f} ({gain['average_recomputed']:+.2f}): one of these "
         "numbers is wrong."
     )
     return _leaderboard(3, "SPIN, DPO, and DPO after SPIN", rows, scores, stand_ins, seed, note)
