@@ -4,8 +4,8 @@
 queries, keys and values and the batch's `Layout`; the layout travels as the forward argument
 `packed_layout`. Everything else in the model (projections, norms, MLPs) sees packed tokens only.
 
-Shape suffixes: T packed tokens, H query heads, K key heads, G query heads per key head, D head size,
-B groups of a tile, S padded group length.
+Shape suffixes: T packed tokens, H query heads, K key heads, N heads of either kind, D head size, B groups of a
+tile, S padded group length, Z groups times key heads, Q places times query heads per key head.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedModel
 
 from spin_utils.packing import Layout, Tile
 
+BLOCK = 128
+"""Queries whose scores are computed together, in places of a row."""
 NAME = "spin_packed"
 """Under this name transformers finds `attend`."""
 
@@ -116,48 +119,128 @@ def attend(
         raise UnsupportedModelError(f"{name}: packed attention has no dropout; set attention_dropout to 0")
     _check_window(sliding_window, packed_layout.longest_row, name)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
-    outputs = [
-        _attend_tile(
-            query_THD[tile.start : tile.stop],
-            key_TKD[tile.start : tile.stop],
-            value_TKD[tile.start : tile.stop],
-            tile,
-            scale,
-        )
-        for tile in packed_layout.tiles
-    ]
-    return torch.cat(outputs).unsqueeze(0), None
+    packed = [x[0].transpose(0, 1).contiguous() for x in (query, key, value)]
+    return _Attention.apply(*packed, packed_layout, scale).unsqueeze(0), None
 
 
-def _attend_tile(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, tile: Tile, scale: float) -> Tensor:
-    """Scores of a whole group at once: the query heads of one key head are folded into rows.
+class _Attention(torch.autograd.Function):
+    """Softmax attention within groups; only queries, keys and values are kept for the backward pass."""
 
-    Three plain matrix products and one softmax per tile are several times faster at short lengths on a CPU
-    than one call of scaled_dot_product_attention.
+    @staticmethod
+    def forward(
+        ctx: Any, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(query_THD, key_TKD, value_TKD)
+        ctx.layout, ctx.scale = layout, scale
+        return attention_forward(query_THD, key_TKD, value_TKD, layout, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:
+        query_THD, key_TKD, value_TKD = ctx.saved_tensors
+        grads = attention_backward(grad_THD, query_THD, key_TKD, value_TKD, ctx.layout, ctx.scale)
+        return (*grads, None, None)
+
+
+def attention_forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float) -> Tensor:
+    """Attention output, shape (T, H, D), from packed queries (T, H, D), keys and values (T, K, D).
+
+    Plain matrix products, with the query heads of one key head folded into rows, are several times faster at
+    short lengths on a CPU than scaled_dot_product_attention. Blocks of queries leave out most keys that no
+    query of the block may see.
     """
-    heads, size = query_THD.shape[1:]
+    output_THD = torch.empty_like(query_THD)
     key_heads = key_TKD.shape[1]
+    per_key = query_THD.shape[1] // key_heads
+    for tile in layout.tiles:
+        query_ZQD = _spread(query_THD, tile, key_heads)
+        key_ZSD, value_ZSD = _spread(key_TKD, tile, key_heads), _spread(value_TKD, tile, key_heads)
+        output_ZQD = torch.empty_like(query_ZQD)
+        bias = tile.bias(query_ZQD.dtype)
+        for start, stop in _blocks(tile):
+            rows = slice(start * per_key, stop * per_key)
+            weights = _weights(query_ZQD[:, rows], key_ZSD[:, :stop], bias[:, start:stop, :stop], scale)
+            output_ZQD[:, rows] = weights @ value_ZSD[:, :stop]
+        _gather(output_ZQD, tile, output_THD)
+    return output_THD
+
+
+def attention_backward(
+    grad_THD: Tensor, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values; the attention weights are computed again."""
+    grads = tuple(torch.empty_like(x) for x in (query_THD, key_TKD, value_TKD))
+    key_heads = key_TKD.shape[1]
+    per_key = query_THD.shape[1] // key_heads
+    for tile in layout.tiles:
+        query_ZQD, grad_ZQD = _spread(query_THD, tile, key_heads), _spread(grad_THD, tile, key_heads)
+        key_ZSD, value_ZSD = _spread(key_TKD, tile, key_heads), _spread(value_TKD, tile, key_heads)
+        query_grad = torch.empty_like(query_ZQD)
+        key_grad, value_grad = (torch.zeros_like(x, dtype=torch.float32) for x in (key_ZSD, value_ZSD))
+        bias = tile.bias(query_ZQD.dtype)
+        for start, stop in _blocks(tile):
+            rows = slice(start * per_key, stop * per_key)
+            query, grad, key, value = query_ZQD[:, rows], grad_ZQD[:, rows], key_ZSD[:, :stop], value_ZSD[:, :stop]
+            weights = _weights(query, key, bias[:, start:stop, :stop], scale)
+            value_grad[:, :stop] += weights.transpose(1, 2) @ grad
+            delta = grad @ value.transpose(1, 2)
+            delta = torch._softmax_backward_data(delta, weights, -1, delta.dtype)
+            query_grad[:, rows] = _scaled_product(delta, key, scale)
+            key_grad[:, :stop] += _scaled_product(delta.transpose(1, 2), query, scale)
+        for spread, packed in zip((query_grad, key_grad, value_grad), grads, strict=True):
+            _gather(spread.to(packed.dtype), tile, packed)
+    return grads[0], grads[1], grads[2]
+
+
+def _spread(x_TND: Tensor, tile: Tile, key_heads: int) -> Tensor:
+    """Packed tokens of a tile as (Z, Q, D): Z groups times key heads, Q places times heads per key head."""
     batch, length = tile.segments.shape
+    heads, size = x_TND.shape[1:]
+    x = x_TND[tile.start : tile.stop]
+    if not tile.full:
+        x = x.new_zeros(batch * length, heads * size).index_copy_(0, tile.slots, x.reshape(len(x), -1))
+    x = x.reshape(batch, length, key_heads, -1).transpose(1, 2)
+    return x.reshape(batch * key_heads, length * (heads // key_heads), size)
 
-    def spread(x_TN: Tensor) -> Tensor:
-        return x_TN.new_zeros(batch * length, x_TN.shape[1]).index_copy(0, tile.slots, x_TN)
 
-    query_BKSGD = spread(query_THD.flatten(1)).view(batch, length, key_heads, -1, size).transpose(1, 2)
-    key_BKSD = spread(key_TKD.flatten(1)).view(batch, length, key_heads, size).transpose(1, 2)
-    value_BKSD = spread(value_TKD.flatten(1)).view(batch, length, key_heads, size).transpose(1, 2)
-    scores = (query_BKSGD.flatten(2, 3) * scale) @ key_BKSD.transpose(2, 3)
-    scores = scores.view(batch, key_heads, length, -1, length) + tile.bias(scores.dtype)[:, None, :, None]
-    weights = torch.softmax(scores, -1).flatten(2, 3)
-    output_BSKGD = (weights @ value_BKSD).view(batch, key_heads, length, -1, size).transpose(1, 2)
-    return output_BSKGD.reshape(batch * length, heads, size).index_select(0, tile.slots)
+def _gather(x_ZQD: Tensor, tile: Tile, out_TND: Tensor) -> None:
+    """The inverse of `_spread`, into the tile's part of `out_TND`."""
+    batch, length = tile.segments.shape
+    _, heads, size = out_TND.shape
+    x = x_ZQD.view(batch, -1, length, x_ZQD.shape[1] // length * size).transpose(1, 2)
+    out = out_TND[tile.start : tile.stop]
+    if tile.full:
+        out.view(batch, length, -1, x.shape[-1]).copy_(x)
+    else:
+        torch.index_select(x.reshape(batch * length, heads, size), 0, tile.slots, out=out)
+
+
+def _blocks(tile: Tile) -> list[tuple[int, int]]:
+    """First and last place of blocks of queries; the keys of a block are all places up to its last one."""
+    length = tile.segments.shape[1]
+    count = max(1, round(length / BLOCK))
+    stops = [length * (i + 1) // count for i in range(count)]
+    return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+def _weights(query_ZQD: Tensor, key_ZSD: Tensor, bias_BQS: Tensor, scale: float) -> Tensor:
+    """Attention weights of a block of queries; the softmax sums in float32."""
+    scores = _scaled_product(query_ZQD, key_ZSD.transpose(1, 2), scale)
+    batch, places, keys = bias_BQS.shape
+    scores.view(batch, -1, places, scores.shape[1] // places, keys).add_(bias_BQS[:, None, :, None])
+    return torch.softmax(scores, -1)
+
+
+def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale a b, scaled before the product is rounded."""
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)
 
 
 def _check_window(window: int | None, longest_row: int, name: str) -> None:
     if window is not None and longest_row > window:
         raise UnsupportedModelError(
-            f"{name}: its sliding window of {window} tokens is shorter than a row of {longest_row}; packed "
-            "attention sees whole rows only. Lower template.max_prompt_tokens and template.max_response_tokens to fit the window"
+            f"{name}: its sliding window of {window} tokens is shorter than a row of {longest_row}, and packed "
+            "attention sees whole rows only. Lower template.max_prompt_tokens and template.max_response_tokens"
         )
 
 

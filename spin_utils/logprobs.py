@@ -18,10 +18,15 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from spin_utils.attention import check_model, packed_attention
+from spin_utils.fast_layers import fast_layers
 from spin_utils.packing import Group, PackedBatch, check_groups, micro_batches, pack
 
-HEAD_ELEMENTS = 24 * 2**20
-"""Logits held at once; a chunk has this many divided by the vocabulary rows."""
+KEPT_LOGITS = 2**27
+"""Most logits of a batch whose derivative is kept for the backward pass: 256 MiB in bfloat16."""
+CHUNK_LOGITS = 2**25
+"""Logits held at once otherwise."""
+CACHED_LOGITS = 2**21
+"""Logits taken to float32 at once: few enough to stay in the processor's cache."""
 
 
 def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
@@ -41,7 +46,7 @@ def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 def token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Log-probability of every response token: float32, shape (R,), in packed order; differentiable."""
-    with packed_attention(model):
+    with packed_attention(model), fast_layers(model):
         hidden = model.get_decoder()(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -94,34 +99,53 @@ class _TargetLogps(torch.autograd.Function):
     """log softmax(hidden W^T) at the targets, in chunks of rows: memory does not grow with the vocabulary.
 
     Chunks go over rows, not over the vocabulary, so that each product sums over the whole vocabulary at
-    once in float32 inside the matrix product. The logits are computed again in the backward pass.
+    once in float32 inside the matrix product. The derivative by the logits, onehot - softmax, is kept when it
+    is small, and computed again in the backward pass when it is not.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden_RD, weight_VD, targets_R)
+        vocabulary = len(weight_VD)
+        ctx.kept = any(ctx.needs_input_grad) and len(targets_R) * vocabulary <= KEPT_LOGITS
         logps_R = hidden_RD.new_empty(len(targets_R), dtype=torch.float32)
-        for rows in _chunks(len(targets_R), weight_VD.shape[0]):
-            logps_CV = torch.log_softmax((hidden_RD[rows] @ weight_VD.T).float(), -1)
-            logps_R[rows] = logps_CV.gather(1, targets_R[rows, None])[:, 0]
+        slope_RV = None
+        for chunk in _chunks(len(targets_R), KEPT_LOGITS if ctx.kept else CHUNK_LOGITS, vocabulary):
+            logps_R[chunk], slope_RV = _logps_and_slope(hidden_RD[chunk] @ weight_VD.T, targets_R[chunk])
+        ctx.save_for_backward(hidden_RD, weight_VD, targets_R, slope_RV if ctx.kept else None)
         return logps_R
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        hidden_RD, weight_VD, targets_R = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden_RD)
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
-        for rows in _chunks(len(targets_R), weight_VD.shape[0]):
-            # d logp / d logits = onehot - softmax
-            delta_CV = torch.softmax((hidden_RD[rows] @ weight_VD.T).float(), -1).neg_()
-            delta_CV.scatter_add_(1, targets_R[rows, None], torch.ones_like(grad_R[rows, None]))
-            delta_CV = (delta_CV * grad_R[rows, None]).to(hidden_RD.dtype)
-            grad_hidden[rows] = delta_CV @ weight_VD
-            grad_weight += delta_CV.T @ hidden_RD[rows]
-        return grad_hidden, grad_weight.to(weight_VD.dtype), None
+    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden_RD, weight_VD, targets_R, kept_RV = ctx.saved_tensors
+        grad_R1 = grad_R[:, None]
+        weighted_RD = (hidden_RD * grad_R1).to(hidden_RD.dtype)
+        if kept_RV is not None:
+            return ((kept_RV @ weight_VD) * grad_R1).to(hidden_RD.dtype), kept_RV.T @ weighted_RD, None
+        hidden_grad_RD = torch.empty_like(hidden_RD)
+        weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        for chunk in _chunks(len(targets_R), CHUNK_LOGITS, len(weight_VD)):
+            _, slope_CV = _logps_and_slope(hidden_RD[chunk] @ weight_VD.T, targets_R[chunk])
+            hidden_grad_RD[chunk] = (slope_CV @ weight_VD) * grad_R1[chunk]
+            weight_grad_VD += slope_CV.T @ weighted_RD[chunk]
+        return hidden_grad_RD, weight_grad_VD.to(weight_VD.dtype), None
 
 
-def _chunks(rows: int, vocabulary: int) -> list[slice]:
-    size = max(1, HEAD_ELEMENTS // vocabulary)
+def _logps_and_slope(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Target log-probabilities in float32, and onehot - softmax in place of the logits."""
+    logps_R = logits_RV.new_empty(len(targets_R), dtype=torch.float32)
+    for part in _chunks(len(targets_R), CACHED_LOGITS, logits_RV.shape[1]):
+        values_PV, targets_P1 = logits_RV[part].float(), targets_R[part, None]
+        values_PV -= values_PV.amax(-1, keepdim=True)
+        chosen_P1 = values_PV.gather(1, targets_P1)
+        sums_P1 = values_PV.exp_().sum(-1, keepdim=True)
+        logps_R[part] = (chosen_P1 - sums_P1.log())[:, 0]
+        values_PV /= -sums_P1
+        values_PV.scatter_(1, targets_P1, 1 + values_PV.gather(1, targets_P1))
+        logits_RV[part] = values_PV
+    return logps_R, logits_RV
+
+
+def _chunks(rows: int, elements: int, columns: int) -> list[slice]:
+    size = max(1, elements // columns)
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

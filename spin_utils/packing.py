@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,8 +55,13 @@ class Tile:
     """Shape (B, S): 0 for prompt tokens, i for tokens of response i, -1 for padding."""
     _bias: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
+    @property
+    def full(self) -> bool:
+        """Whether the rectangle holds no padding: its groups are equally long."""
+        return self.stop - self.start == self.segments.numel()
+
     def bias(self, dtype: torch.dtype) -> Tensor:
-        """Shape (B, S, S): zero where a query (second last index) may see a key (last index), minus infinity elsewhere.
+        """Shape (B, S, S): zero where a query (second last index) may see a key (last index), else -infinity.
 
         A token sees the prompt and its own response, up to itself. Padding sees padding, so that no row
         is empty. Built once per batch and shared by all layers.
@@ -81,6 +86,8 @@ class Layout:
     tiles: tuple[Tile, ...]
     longest_row: int
     """Tokens of the longest prompt with one response."""
+    memory: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What all layers derive from the batch, kept for the next layer."""
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spin_utils.attention import check_model, packed_attention
+from spin_utils.fast_layers import fast_layers
 from spin_utils.logprobs import sequence_logps
 from spin_utils.losses import link, spin_loss
 from spin_utils.optimizer import MasterOptimizer, choose_precision, learning_rate_at
@@ -109,6 +110,7 @@ def train(
         track, close = open_trackers(trackers, what, work)
         stack.callback(close)
         stack.enter_context(packed_attention(model))
+        stack.enter_context(fast_layers(model))
         stack.enter_context(_training_mode(model, settings))
         stop = stack.enter_context(StopRequest())
         plan = _Plan(len(groups), settings, seed)

@@ -55,7 +55,9 @@ def test_the_head_in_chunks_equals_the_head_at_once(monkeypatch):
     model = MODELS["llama"]
     whole = sequence_logps(model, pack(groups))
     wanted = gradients(model, whole.sum())
-    monkeypatch.setattr(logprobs, "HEAD_ELEMENTS", 3 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "KEPT_LOGITS", VOCABULARY)
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", 3 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "CACHED_LOGITS", 2 * VOCABULARY)
     chunked = sequence_logps(model, pack(groups))
     torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
     for name, gradient in gradients(model, chunked.sum()).items():
