@@ -156,7 +156,7 @@ def figure4(
             if "spin-1" in estimates:
                 _reference(ours, estimates["spin-1"].difference, COLOURS["spin-1"])
             name = published.BENCHMARK_LABELS[benchmark]
-            ours.set_title(name if benchmark == "average" else f"{name}: {', '.join(tasks)}")
+            ours.set_title(f"{name} (ours)" if benchmark == "average" else f"{name}: {', '.join(tasks)}")
             theirs.set_title(f"{name} (paper)")
             ours.set_ylabel("points")
             for ax in (ours, theirs):

@@ -2,13 +2,14 @@
 
 import math
 
+import nbformat
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from spin_utils import theory, theory_figures
+from spin_utils import paths, theory, theory_figures
 from spin_utils.losses import link
 
 BETAS = (0.05, 0.1, 0.6, 1.0, 5.0)
@@ -161,6 +162,15 @@ def test_the_pictures_show_the_law_and_the_optimum_at_the_same_height():
     for axes in [axes for axes in figure.axes if axes.get_visible()]:
         law = [bar.get_height() for bar in axes.patches[5:10]]
         assert law == pytest.approx(axes.lines[0].get_ydata().tolist(), abs=1e-9)
+
+
+def test_the_notebook_runs_from_top_to_bottom_with_its_defaults():
+    notebook = nbformat.read(paths.notebook("00_theory"), as_version=4)
+    names: dict = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+    assert abs(names["bound"] - math.log(2) + float(theory.pair_divergence(OPPONENT, DATA))) < 1e-12
 
 
 def test_every_picture_can_be_drawn():
