@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from spin_utils import artifacts, figure_style, figures, paths, results, table_text, tables
+from spin_utils import artifacts, figure_style, figures, paths, results, table_text, tables, training_figures, verdicts
 from spin_utils.plan import Plan
 from spin_utils.settings import Profile
 
@@ -79,14 +79,24 @@ def draw(profile: Profile) -> list[Path]:
         )
     tasks = stand_ins(profile, scores)
     times, machine = wall_clock(folder)
+    training = results.load_training(folder)
     drawn = [
         tables.table1(results.load_summaries(folder), tasks),
         tables.table2(times, machine=machine),
-        tables.table4(scores, tasks),
+        *(make(scores, tasks) for make in (tables.table3, tables.table4, tables.table5)),
     ]
     written = [path for table in drawn for path in table_text.write(table, folder / "tables")]
-    figure = figures.figure2(scores, tasks, profile=profile.name)
-    return written + figure_style.save(figure, paths.figures(profile.name), "figure2")
+    written += verdicts.write(verdicts.judge(scores, tasks, times=times, training=training), folder)
+    named = {
+        "figure2": figures.figure2(scores, tasks, profile=profile.name),
+        "figure3": figures.figure3(scores, tasks, profile=profile.name),
+        "figure4": figures.figure4(scores, tasks, profile=profile.name, epochs=profile.spin.training.epochs),
+        "figure5": figures.figure5(scores, tasks, profile=profile.name, epochs=profile.spin.training.epochs),
+        "training": training_figures.training_curves(training),
+    }
+    for name, figure in named.items():
+        written += figure_style.save(figure, paths.figures(profile.name), name)
+    return written
 
 
 def stand_ins(profile: Profile, scores: pd.DataFrame) -> Mapping[str, str]:
@@ -118,6 +128,6 @@ def wall_clock(folder: Path) -> tuple[pd.DataFrame, str]:
     return frame, "; ".join(sorted(devices)) or "this machine"
 
 
-def table(profile: Profile, number: int) -> str:
-    """A drawn table as Markdown."""
-    return (paths.results(profile.name) / "tables" / f"table{number}.md").read_text(encoding="utf-8")
+def page(profile: Profile, name: str) -> str:
+    """A drawn table (`tables/table4`) or the page of verdicts (`verdicts`) as Markdown."""
+    return (paths.results(profile.name) / f"{name}.md").read_text(encoding="utf-8")

@@ -89,8 +89,8 @@ def make(profile: Profile, seed: int) -> Plan:
     base = add("base", "base", "", ("data",) if profile.model.source == "tiny" else (), models.identity(profile.model))
     current = base
     if profile.sft is not None:
-        settings = {"training": as_dict(profile.sft), "template": template}
-        current = add("sft", "sft", "01_sft_baseline", (base, "data"), settings)
+        sft = {"training": as_dict(profile.sft), "template": template}
+        current = add("sft", "sft", "01_sft_baseline", (base, "data"), sft, more=0)
     evaluate("sft", current)
     for t in range(profile.spin.iterations):
         settings = {"generation": as_dict(profile.generation), "template": template}
@@ -100,6 +100,11 @@ def make(profile: Profile, seed: int) -> Plan:
         inputs = (current, f"pairs-{t}", *previous)
         current = add(f"spin-{t}", "spin", "03_spin_training", inputs, settings, iteration=t)
         evaluate(current, current)
+    control = "sft"
+    for epoch in range(1, profile.sft_more + 1):
+        inputs = (control, "data")
+        control = add(f"sft-more-{epoch}", "sft", "01_sft_baseline", inputs, sft, more=epoch)
+        evaluate(control, control)
     return Plan(profile, seed, steps)
 
 

@@ -299,6 +299,8 @@ class Profile:
     sft: TrainingSettings | None
     """SFT before self-play; null: the base model is the SFT model, as in the paper."""
     spin: SpinSettings
+    sft_more: int = 0
+    """Further SFT epochs as the control of Table 5 and Figure 5: would more of the same data do as well?"""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     template: TemplateSettings = field(default_factory=TemplateSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
@@ -308,3 +310,5 @@ class Profile:
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.name) is not None,
             f"name: {self.name!r} names folders; use letters, digits, - and _ only",
         )
+        _require(self.sft_more >= 0, f"sft_more: {self.sft_more} is negative")
+        _require(self.sft is not None or not self.sft_more, "sft_more: needs the settings of sft, which is null")

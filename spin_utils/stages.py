@@ -97,14 +97,15 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
     from spin_utils.templates import encode_rows
     from spin_utils.training import train
 
-    base = plan.directory("base")
-    tokenizer = models.load_tokenizer(base)
+    start, more = plan.directory(step.inputs[0]), step.parameters["more"]
+    tokenizer = models.load_tokenizer(start)
     encoded = encode_rows(tokenizer, plan.profile.template, rows(plan, "sft"))
     groups = [Group(row.prompt_ids, (row.response_ids,)) for row in encoded]
     assert plan.profile.sft is not None
-    model = models.load(base)
-    result = train(model, groups, plan.profile.sft, seed=plan.seed, work=artifacts.scratch(work), what="SFT")
-    _keep_checkpoint(model, base, result, work)
+    model = models.load(start)
+    seed = _stream(plan.seed, more)
+    result = train(model, groups, plan.profile.sft, seed=seed, work=artifacts.scratch(work), what=step.name)
+    _keep_checkpoint(model, start, result, work)
 
 
 def _make_pairs(plan: Plan, step: Step, work: Path) -> None:
@@ -245,7 +246,7 @@ def _keep_checkpoint(model: Any, source: Path, result: Any, work: Path) -> None:
 
 
 def _stream(seed: int, iteration: int) -> int:
-    # Every iteration draws its own random numbers, and no two seeds share them.
+    # Every iteration (or further epoch) draws its own random numbers, and no two seeds share them.
     return 1000 * seed + iteration
 
 

@@ -17,7 +17,11 @@ import pytest
 
 from spin_utils import artifacts, paths, results
 
-PRODUCTS = ("results/smoke/tables/table4.md", "figures/smoke/figure2.pdf", "figures/smoke/figure2.png")
+PRODUCTS = [
+    *(f"results/smoke/tables/table{n}.{suffix}" for n in range(1, 6) for suffix in ("md", "csv", "tex")),
+    *(f"figures/smoke/{name}.{suffix}" for name in ("figure2", "figure3", "training") for suffix in ("pdf", "png")),
+    "results/smoke/verdicts.csv",
+]
 
 
 def command(*arguments: str) -> list[str]:
@@ -54,7 +58,7 @@ def test_one_command_leaves_results_tables_figures_and_executed_notebooks(finish
     for product in PRODUCTS:
         assert (finished / product).stat().st_size > 500, product
     scores = results.load_evaluations(finished / "results" / "smoke")
-    assert set(scores["model"]) == {"sft", "spin-0", "spin-1"}
+    assert set(scores["model"]) == {"sft", "spin-0", "spin-1", "sft-more-1"}
     assert scores.groupby("model").size().eq(16).all()
     training = results.load_training(finished / "results" / "smoke")
     first = training[training["model"] == "spin-0"].iloc[0]
@@ -128,7 +132,18 @@ def test_own_model_and_own_rows_run_through_the_same_command(finished: Path, tmp
     ]
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = ["--model", str(model), "--data", str(data), "--name", "mine", "--set", "spin.iterations=1"]
+    own = [
+        "--model",
+        str(model),
+        "--data",
+        str(data),
+        "--name",
+        "mine",
+        "--set",
+        "spin.iterations=1",
+        "--set",
+        "sft_more=0",
+    ]
     result = reproduce(tmp_path, "--profile", "smoke", *own)
     assert result.returncode == 0, result.stdout
     scores = results.load_evaluations(tmp_path / "results" / "mine")
