@@ -121,6 +121,7 @@ def _step(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
     step = steps.steps[arguments.name]
     if not step.notebook:
+        runtime.configure()
         stages.run(steps, step.name)
         return 0
     output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
