@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from spin_utils.decoding import Decoder
 from spin_utils.settings import GenerationSettings
 
-PREFILL_TOKENS = 4096
+PREFILL_TOKENS = 2048
 """Prompt tokens read in one pass."""
 CHUNK_ELEMENTS = 1 << 20
 """Logits handled at once in float32: 4 MB, so that they stay in cache."""

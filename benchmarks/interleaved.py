@@ -1,0 +1,80 @@
+"""Two or more ways of doing the same work, timed in turn, so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from spin_utils.artifacts import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def rounds(ways: Mapping[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
+    """Run every way `runs` times, one after the other in each round.
+
+    Args:
+        ways: By name, a function that does the work once and returns how much was done.
+        runs: Rounds.
+
+    Returns:
+        By name, work per second in each round.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(runs):
+        for name, work in ways.items():
+            started = time.perf_counter()
+            done = work()
+            rates[name].append(done / (time.perf_counter() - started))
+            print(f"round {number + 1}/{runs}  {name}: {rates[name][-1]:.1f}/s", flush=True)
+    return rates
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Ours over theirs, round by round: median, lowest and highest."""
+    values = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {"median": statistics.median(values), "low": min(values), "high": max(values), "runs": len(values)}
+
+
+def matmul_rate(size: int = 2048) -> float:
+    """bf16 matrix product of this machine in GFLOP/s, the best of a second of tries."""
+    a, b = (torch.randn(size, size).bfloat16() for _ in range(2))
+    best, stop = 0.0, time.perf_counter() + 1
+    while time.perf_counter() < stop:
+        started = time.perf_counter()
+        F.linear(a, b)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started) / 1e9)
+    return best
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads, matmul rate, commit and versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = [tuple(part.strip() for part in line.split(":", 1)) for line in lines if ":" in line]
+    names = [value for key, value in fields if key == "model name"]
+    units = [
+        unit for unit in ("amx_bf16", "avx512_bf16") if any(key == "flags" and unit in value for key, value in fields)
+    ]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": torch.get_num_threads(),
+        "bf16_units": units,
+        "bf16_matmul_gflops": round(matmul_rate()),
+        **environment(),
+    }
+
+
+def write(name: str, document: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Write one benchmark's record as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,141 @@
+"""Sampled tokens per second: the kit's sampler against transformers' `generate` (and `generate_batch`).
+
+    python -m benchmarks.sample_vs_generate --model MODEL_DIR
+
+Both draw from the same model, in bf16, at temperature 1 without truncation, for the same prompts, 128 rows at a
+time. `generate` is called as it usually is: prompts in their order, left-padded, one static batch after the other.
+Two workloads: in `full` no token ends a response, so that nobody computes a row in vain; in `ended` a response ends
+at a line break or the end token, as answers do, and counts with the tokens up to there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    PreTrainedModel,
+)
+
+from benchmarks.interleaved import RESULTS, machine, ratio, rounds, write
+from spin_utils.sampling import sample
+from spin_utils.settings import GenerationSettings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model directory or hub id")
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--prompt-tokens", type=int, default=40, help="mean of a log-normal length")
+    parser.add_argument("--new-tokens", type=int, default=64, help="longest response")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--workloads", nargs="+", choices=["full", "ended"], default=["full", "ended"])
+    parser.add_argument("--generate-batch", action="store_true", help="time transformers' continuous batching too")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--name", default="sample_vs_generate")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).eval()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    prompts = random_prompts(options.prompts, options.prompt_tokens, model.config.vocab_size)
+    line_breaks = [i for i in range(model.config.vocab_size) if "\n" in tokenizer.decode([i])]
+    ends = {"full": [], "ended": sorted({tokenizer.eos_token_id, *line_breaks})}
+    document = {"machine": machine(), "workload": {k: str(v) for k, v in vars(options).items()}, "ratios": {}}
+    for workload in options.workloads:
+        eos_ids = ends[workload]
+        ways = {
+            "ours": ours(model, prompts, eos_ids, options.new_tokens, options.batch),
+            "generate": generate(model, prompts, eos_ids, options.new_tokens, options.batch),
+        }
+        if options.generate_batch:
+            ways["generate_batch"] = generate_batch(model, prompts, eos_ids, options.new_tokens)
+        rates = rounds(ways, options.runs)
+        document[workload] = {"tokens_per_second": rates}
+        for name in list(ways)[1:]:
+            document["ratios"][f"{workload}_vs_{name}"] = ratio(rates["ours"], rates[name])
+    print(document["ratios"])
+    print(write(options.name, document, options.out))
+
+
+def random_prompts(count: int, mean: int, vocabulary: int) -> list[list[int]]:
+    """Random tokens; lengths log-normal with a spread of 0.3, which is what chat prompts of one kind have."""
+    rng = random.Random(0)
+    lengths = [max(2, round(mean * rng.lognormvariate(-0.045, 0.3))) for _ in range(count)]
+    return [[rng.randrange(5, vocabulary) for _ in range(length)] for length in lengths]
+
+
+def ours(
+    model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int, batch: int
+) -> Callable[[], float]:
+    settings = GenerationSettings(max_new_tokens=new_tokens, batch_size=batch)
+
+    def work() -> float:
+        return sum(len(s.token_ids) for s in sample(model, prompts, eos_ids=eos_ids, settings=settings, seed=0))
+
+    return work
+
+
+def generate(
+    model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int, batch: int
+) -> Callable[[], float]:
+    config = configuration(eos_ids, new_tokens)
+    end = torch.tensor(eos_ids)
+
+    def work() -> float:
+        total = 0
+        for start in range(0, len(prompts), batch):
+            part = prompts[start : start + batch]
+            length = max(map(len, part))
+            ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in part])
+            mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in part])
+            with torch.inference_mode():
+                made = model.generate(ids, attention_mask=mask, generation_config=config)[:, length:]
+            ended = torch.isin(made, end)
+            first = torch.where(ended.any(1), ended.int().argmax(1) + 1, made.shape[1])
+            total += int(first.sum())
+        return total
+
+    return work
+
+
+def generate_batch(
+    model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int
+) -> Callable[[], float]:
+    config = configuration(eos_ids, new_tokens)
+
+    def work() -> float:
+        made = model.generate_batch(
+            inputs=prompts,
+            generation_config=config,
+            continuous_batching_config=ContinuousBatchingConfig(seed=0),
+            progress_bar=False,
+        )
+        return sum(len(output.generated_tokens) for output in made.values())
+
+    return work
+
+
+def configuration(eos_ids: list[int], new_tokens: int) -> GenerationConfig:
+    return GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=new_tokens,
+        eos_token_id=eos_ids or None,
+        pad_token_id=0,
+    )
+
+
+if __name__ == "__main__":
+    main()
