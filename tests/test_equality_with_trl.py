@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model
@@ -30,10 +28,10 @@ def _pairs(n):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_twenty_steps_equal_trl(family, tmp_path, monkeypatch):
+def test_twenty_steps_equal_trl(family, tmp_path):
     pytest.importorskip("trl")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    trl_peer = __import__("trl_peer")
+    from benchmarks import trl_peer
+
     pairs = _pairs(STEPS * BATCH)
     settings = TrainingSettings(
         learning_rate=1e-4, epochs=1, batch_size=BATCH, max_grad_norm=1.0, precision="float32", micro_batch_tokens=80

@@ -1,0 +1,282 @@
+"""The training step against TRL's DPOTrainer: pairs per second, peak memory, fraction of the matmul peak.
+
+    python -m benchmarks.train_vs_trl --model MODEL_DIRECTORY [--runs 5] [--regimes short ultrachat] [--scale]
+
+Every way runs in a process of its own, in turn, on the same pairs in the same global batches; the first step of
+a process is not counted. `trl` is DPOTrainer as it comes, with the global batch reached by accumulation;
+`tuned` has bfloat16 weights, precomputed reference log-probabilities, no gradient checkpointing, the memory
+allocator settings that we use, and the fastest micro-batch of a short search. Precomputing is counted for
+neither side. Useful FLOP count each token of a packed pair once (prompt shared), causal attention exactly, and
+the head on response tokens: 6 FLOP per weight and token, forward and backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, TrainerCallback
+
+from benchmarks.interleaved import machine, matmul_rate, ratio, write
+from spin_utils.packing import Group
+from spin_utils.runtime import ENVIRONMENT
+from spin_utils.settings import TrainingSettings
+from spin_utils.training import train
+
+EOS, LONGEST = 1, 1000
+REGIMES = {"short": (40, 20, 20), "ultrachat": (128, 300, 230)}
+"""Mean tokens of prompt, real and generated response; lengths are log-normal around them."""
+PAIRS = {"short": 64, "ultrachat": 8}
+"""Pairs in a global batch, unless --pairs says otherwise."""
+MICRO_BATCHES = {"short": (8, 16, 32, 64), "ultrachat": (1, 2, 4, 8)}
+"""Pairs in a micro-batch of TRL that the search tries."""
+
+
+def make_pairs(regime: str, count: int, vocabulary: int, seed: int = 0) -> list[Group]:
+    """Random tokens with log-normal lengths; no row longer than `LONGEST`."""
+    draw = random.Random(seed)
+
+    def ids(mean: int, end: Sequence[int] = ()) -> list[int]:
+        length = max(4, min(LONGEST // 2, int(mean * draw.lognormvariate(-0.15, 0.55))))
+        return [*(draw.randrange(5, vocabulary) for _ in range(length - len(end))), *end]
+
+    prompt, real, generated = REGIMES[regime]
+    return [Group(ids(prompt), (ids(real, [EOS]), ids(generated, [EOS]))) for _ in range(count)]
+
+
+def useful_flop(config: PretrainedConfig, pairs: Sequence[Group]) -> float:
+    """Forward and backward FLOP of the pairs, nothing computed twice."""
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    queries, keys = size * config.num_attention_heads, size * config.num_key_value_heads
+    body = layers * (hidden * (queries + 2 * keys) + queries * hidden + 3 * hidden * config.intermediate_size)
+    total = 0.0
+    for pair in pairs:
+        prompt, lengths = len(pair.prompt_ids), [len(r) for r in pair.response_ids]
+        seen = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in lengths)
+        total += 2 * body * pair.tokens + 4 * queries * layers * seen + 2 * hidden * config.vocab_size * sum(lengths)
+    return 3 * total
+
+
+class DiskPairs(Sequence[Group]):
+    """Pairs read from a memory-mapped file one by one: memory does not grow with their number."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        self.stops = np.load(folder / "stops.npy")
+
+    @staticmethod
+    def save(folder: Path, pairs: Iterator[Group]) -> None:
+        parts = [part for p in pairs for part in (p.prompt_ids, *p.response_ids)]
+        np.save(folder / "tokens.npy", np.concatenate([np.array(part, dtype=np.int32) for part in parts]))
+        np.save(folder / "stops.npy", np.cumsum([0, *map(len, parts)]).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.stops) // 3
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        edges = self.stops[3 * index : 3 * index + 4]
+        parts = [self.tokens[a:b].tolist() for a, b in pairwise(edges)]
+        return Group(parts[0], (parts[1], parts[2]))
+
+
+def run_ours(model: Path, regime: str, count: int, steps: int, budget: int, disk: bool = False) -> dict[str, Any]:
+    """Steps of our trainer: on the same `count` pairs each, or once through `steps` times as many from disk."""
+    config = AutoConfig.from_pretrained(model)
+    with tempfile.TemporaryDirectory() as folder:
+        pairs: Sequence[Group] = make_pairs(regime, count * (steps if disk else 1), config.vocab_size)
+        if disk:
+            DiskPairs.save(Path(folder), iter(pairs))
+            pairs = DiskPairs(Path(folder))
+        settings = TrainingSettings(
+            learning_rate=1e-6,
+            epochs=1 if disk else steps,
+            batch_size=count,
+            max_grad_norm=1.0,
+            micro_batch_tokens=budget,
+            precision="bfloat16",
+            save_minutes=1e6,
+        )
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        opponent = np.full((len(pairs), 2), -50.0, dtype=np.float32)
+        rows = train(loaded, pairs, settings, opponent_logps=opponent, seed=0, work=Path(folder) / "work").rows
+    return {"seconds": [row["seconds"] for row in rows]}
+
+
+def run_trl(model: Path, regime: str, count: int, steps: int, micro_batch: int, tuned: bool) -> dict[str, Any]:
+    """Steps of DPOTrainer."""
+    from benchmarks import trl_peer
+
+    config = AutoConfig.from_pretrained(model)
+    pairs = make_pairs(regime, count, config.vocab_size)
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": count // micro_batch,
+        "max_steps": steps,
+        "learning_rate": 1e-6,
+        "optim": "rmsprop",
+        "max_length": None,
+        "disable_tqdm": True,
+    }
+    dtype = torch.float32
+    if tuned:
+        options |= {
+            "precompute_ref_log_probs": True,
+            "precompute_ref_batch_size": micro_batch,
+            "gradient_checkpointing": False,
+        }
+        dtype = torch.bfloat16
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    reference = None if tuned else AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    trainer = trl_peer.dpo_trainer(policy, reference, pairs, EOS, **options)
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            times.append(-time.perf_counter())
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            times[-1] += time.perf_counter()
+
+    trainer.add_callback(Clock())
+    trainer.train()
+    return {"seconds": times}
+
+
+def child(arguments: argparse.Namespace) -> None:
+    """One measurement; its result is the last line of standard output."""
+    torch.set_num_threads(arguments.threads)
+    common = (arguments.model, arguments.regime, arguments.count, arguments.steps)
+    rate = matmul_rate()
+    if arguments.way == "ours":
+        result = run_ours(*common, arguments.budget, arguments.disk)
+    else:
+        result = run_trl(*common, arguments.micro_batch, arguments.way == "tuned")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({**result, "peak_gib": peak, "matmul_gflops": max(rate, matmul_rate())}))
+
+
+def measure(way: str, arguments: argparse.Namespace, regime: str, count: int, steps: int, **options: Any) -> dict:
+    """Run `child` in a process of its own; pairs per second over all steps but the first."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not True]
+    flags += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is True]
+    command = [sys.executable, "-m", "benchmarks.train_vs_trl", f"--model={arguments.model}"]
+    command += [f"--way={way}", f"--regime={regime}"]
+    command += [f"--count={count}", f"--steps={steps}", f"--threads={arguments.threads}", *flags]
+    root = Path(__file__).parents[1]
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    environment = plain if way == "trl" else {**plain, **ENVIRONMENT}
+    environment |= {"SPIN_HEADLESS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
+    if done.returncode:
+        raise SystemExit(f"{way} on {regime} failed:\n{done.stderr[-3000:]}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    counted = result["seconds"][1:] or result["seconds"]
+    result["pairs_per_second"] = count * len(counted) / sum(counted)
+    print(
+        f"{regime:9} {way:5} {options}: {result['pairs_per_second']:.3f} pairs/s, {result['peak_gib']:.2f} GiB",
+        flush=True,
+    )
+    return result
+
+
+def best_micro_batch(arguments: argparse.Namespace, regime: str, count: int) -> int:
+    """The fastest micro-batch of tuned TRL, each tried for two steps."""
+    sizes = [size for size in MICRO_BATCHES[regime] if count % size == 0]
+    rates = {s: measure("tuned", arguments, regime, count, 2, micro_batch=s)["pairs_per_second"] for s in sizes}
+    return max(sizes, key=lambda size: rates[size])
+
+
+def compare(arguments: argparse.Namespace, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Ratios of one regime, and the runs behind them."""
+    count = arguments.pairs or PAIRS[regime]
+    config = AutoConfig.from_pretrained(arguments.model)
+    flop_per_pair = useful_flop(config, make_pairs(regime, count, config.vocab_size)) / count
+    best = arguments.tuned_micro_batch or best_micro_batch(arguments, regime, count)
+    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "tuned": []}
+    for _ in range(arguments.runs):
+        runs["ours"].append(measure("ours", arguments, regime, count, 4, budget=arguments.budget))
+        runs["trl"].append(measure("trl", arguments, regime, count, 2, micro_batch=min(8, count)))
+        runs["tuned"].append(measure("tuned", arguments, regime, count, 2, micro_batch=best))
+
+    def column(way: str, name: str) -> list[float]:
+        return [run[name] for run in runs[way]]
+
+    peak = max(rate for way in runs for rate in column(way, "matmul_gflops"))
+    useful = [rate * flop_per_pair / 1e9 for rate in column("ours", "pairs_per_second")]
+    ratios = {
+        "train_vs_trl": ratio(column("ours", "pairs_per_second"), column("trl", "pairs_per_second")),
+        "train_vs_trl_tuned": ratio(column("ours", "pairs_per_second"), column("tuned", "pairs_per_second")),
+        "memory_vs_trl_tuned": ratio(column("ours", "peak_gib"), column("tuned", "peak_gib")),
+        "fraction_of_matmul_peak": ratio(useful, [peak] * len(useful)),
+    }
+    details = {"pairs": count, "tuned_micro_batch": best, "matmul_gflops": peak, "useful_gflops": useful, "runs": runs}
+    return ratios, details
+
+
+def scale(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Seconds per pair and peak memory with ten times the pairs, read from disk."""
+    runs: dict[str, list[dict[str, Any]]] = {"once": [], "tenfold": []}
+    for _ in range(arguments.runs):
+        for name, steps in (("once", 2), ("tenfold", 20)):
+            options = {"budget": arguments.budget, "disk": True}
+            runs[name].append(measure("ours", arguments, "short", PAIRS["short"] // 2, steps, **options))
+    seconds = {name: [1 / run["pairs_per_second"] for run in rows] for name, rows in runs.items()}
+    memory = {name: [run["peak_gib"] for run in rows] for name, rows in runs.items()}
+    ratios = {
+        "cost_per_pair_at_10x": ratio(seconds["tenfold"], seconds["once"]),
+        "memory_at_10x": ratio(memory["tenfold"], memory["once"]),
+    }
+    return ratios, {"runs": runs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="directory of a causal language model")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--regimes", nargs="*", default=list(REGIMES), choices=list(REGIMES))
+    parser.add_argument("--pairs", type=int, default=0, help="pairs in a global batch; 0: as in PAIRS")
+    parser.add_argument("--budget", type=int, default=2560, help="tokens in one of our micro-batches")
+    parser.add_argument("--tuned-micro-batch", type=int, default=0, help="pairs; 0: search")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--scale", action="store_true", help="also measure ten times the pairs")
+    parser.add_argument("--way", choices=["ours", "trl", "tuned"], help=argparse.SUPPRESS)
+    parser.add_argument("--regime", help=argparse.SUPPRESS)
+    for name in ("--count", "--steps", "--micro-batch"):
+        parser.add_argument(name, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--disk", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.model = arguments.model.resolve()
+    if arguments.way:
+        child(arguments)
+        return
+    ratios, details = {}, {}
+    for regime in arguments.regimes:
+        found, details[regime] = compare(arguments, regime)
+        ratios |= {name if regime == "ultrachat" else f"{name}_{regime}": value for name, value in found.items()}
+    if arguments.scale:
+        found, details["scale"] = scale(arguments)
+        ratios |= found
+    for name, value in ratios.items():
+        print(f"{name:32} {value['median']:.2f}  ({value['low']:.2f} to {value['high']:.2f}, {value['runs']} runs)")
+    path = write("train_vs_trl", {"machine": machine(), "ratios": ratios, "details": details})
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
