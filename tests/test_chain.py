@@ -97,22 +97,23 @@ def test_figures_are_redrawn_with_the_same_bytes_from_results_alone(finished: Pa
     assert {product: (tmp_path / product).read_bytes() for product in PRODUCTS} == kept
 
 
-def test_a_chain_killed_at_random_moments_ends_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+def test_a_chain_killed_in_every_stage_ends_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     # In one process, without notebooks, so that a kill falls into the work and not into an import.
     script = (
         "from spin_utils import plan, profiles, runtime, stages\n"
         "runtime.configure()\n"
         "steps = plan.make(profiles.load('smoke'), 0)\n"
-        "print('ready', flush=True)\n"
         "for step in steps: stages.run(steps, step.name)\n"
     )
     environment = {**os.environ, "SPIN_HOME": str(tmp_path)}
     moments = random.Random(0)
-    for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE)
+    for stage in ("sft", "pairs-0", "spin-1", "sft-more-1"):
+        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(moments.uniform(0.5, 5))
+        for line in process.stdout:
+            if line.startswith(f"{stage}, seed 0:"):
+                break
+        time.sleep(moments.uniform(0, 0.7))
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
