@@ -1,0 +1,137 @@
+"""Multiple-choice requests per second: shared-prefix scoring against lm-eval's own `HFLM`.
+
+    python -m benchmarks.score_vs_lm_eval --model MODEL_DIR
+
+Both score the same requests of one lm-eval task (four choices of several tokens behind ten worked examples) with the
+same model in bf16. `HFLM` runs at the batch size that is fastest for it on a part of the requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from benchmarks.interleaved import RESULTS, machine, ratio, rounds, write
+from spin_utils.evaluation import TASKS
+from spin_utils.lm import PackedLM
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model directory or hub id")
+    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--shots", type=int, default=10)
+    parser.add_argument("--question-words", type=int, default=50, help="mean length of a question")
+    parser.add_argument("--choice-words", type=int, default=18, help="mean length of a choice; 1: one-token choices")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="tried for HFLM")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--name", default="score_vs_lm_eval")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).eval()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    requests = build_requests(tokenizer, options)
+    stock = {
+        size: HFLM(pretrained=model, tokenizer=tokenizer, add_bos_token=False, batch_size=size)
+        for size in options.batch_sizes
+    }
+    some = requests[: max(16, len(requests) // 4)]
+    tried = {size: seconds(lm, some) for size, lm in stock.items()}
+    best = min(tried, key=lambda size: tried[size])
+    found: dict[str, list[tuple[float, bool]]] = {}
+
+    def timed(name: str, make: Callable[[], Any]) -> Callable[[], float]:
+        def work() -> float:
+            found[name] = make().loglikelihood(requests, disable_tqdm=True)
+            return float(len(requests))
+
+        return work
+
+    ways = {
+        # A new object each time: finished answers are not kept from one round to the next.
+        "ours": timed("ours", lambda: PackedLM(model, tokenizer)),
+        "lm_eval": timed("lm_eval", lambda: stock[best]),
+    }
+    rates = rounds(ways, options.runs)
+    document = {
+        "machine": machine(),
+        "workload": {key: str(value) for key, value in vars(options).items()},
+        "context_tokens": sum(len(tokenizer.encode(r.args[0])) for r in requests) / len(requests),
+        "choice_tokens": sum(len(tokenizer.encode(r.args[1])) for r in requests) / len(requests),
+        "seconds_of_lm_eval_by_batch_size": tried,
+        "requests_per_second": rates,
+        "largest_difference": max(abs(a[0] - b[0]) for a, b in zip(*found.values(), strict=True)),
+        "same_choice": agreement(*found.values()),
+        "ratios": {"score_vs_lm_eval": ratio(rates["ours"], rates["lm_eval"])},
+    }
+    print(document["ratios"], document["largest_difference"], document["same_choice"])
+    print(write(options.name, document, options.out))
+
+
+def build_requests(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> list[Any]:
+    """Requests of a task with made-up questions: lm-eval puts the examples before them."""
+    rng = random.Random(0)
+    words = sorted(w[1:] for w in tokenizer.get_vocab() if w[:1] == "Ġ" and w[1:].isalpha() and w[1:].isascii())
+
+    def text(mean: int) -> str:
+        return " ".join(rng.choices(words, k=max(1, round(mean * rng.uniform(0.6, 1.4)))))
+
+    def rows(count: int) -> str:
+        made = [
+            {
+                "id": i,
+                "question": text(options.question_words),
+                "choices": [text(options.choice_words) for _ in range(4)],
+                "answer": i % 4,
+            }
+            for i in range(count)
+        ]
+        return "".join(json.dumps(row) + "\n" for row in made)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, count in (("rows", options.questions), ("examples", options.shots + 1)):
+            (folder / f"{file}.jsonl").write_text(rows(count))
+        (folder / "task.yaml").write_text(
+            f"include: {TASKS / 'spin_choices.yaml'}\ntask: timed\nnum_fewshot: {options.shots}\n"
+            f"dataset_kwargs:\n  rows: {folder / 'rows.jsonl'}\n  examples: {folder / 'examples.jsonl'}\n"
+        )
+        (task,) = TaskManager(include_defaults=False).load([str(folder / "task.yaml")])["tasks"].values()
+        task.set_fewshot_seed(seed=0)
+        task.build_all_requests(limit=None, rank=0, world_size=1)
+    return list(task.instances)
+
+
+def seconds(lm: Any, requests: Sequence[Any]) -> float:
+    """Time to score requests once."""
+    started = time.perf_counter()
+    lm.loglikelihood(requests, disable_tqdm=True)
+    return time.perf_counter() - started
+
+
+def agreement(ours: Sequence[tuple[float, bool]], theirs: Sequence[tuple[float, bool]]) -> float:
+    """Share of questions with the same likeliest choice; bf16 log-probabilities of `HFLM` can tie."""
+
+    def choice(values: Sequence[tuple[float, bool]], start: int) -> int:
+        return max(range(4), key=lambda i: values[start + i][0])
+
+    starts = range(0, len(ours), 4)
+    return sum(choice(ours, start) == choice(theirs, start) for start in starts) / len(starts)
+
+
+if __name__ == "__main__":
+    main()
