@@ -113,7 +113,7 @@ def test_a_chain_killed_in_every_stage_ends_with_the_same_bytes(finished: Path, 
         for line in process.stdout:
             if line.startswith(f"{stage}, seed 0:"):
                 break
-        time.sleep(moments.uniform(0, 0.7))
+        time.sleep(moments.uniform(0.5, 3))
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
