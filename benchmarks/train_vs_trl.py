@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ from spin_utils.runtime import ENVIRONMENT
 from spin_utils.settings import TrainingSettings
 from spin_utils.training import train
 
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""`cpu` counts the process's own processor seconds: for a machine that others use, with --threads 1."""
 EOS, LONGEST = 1, 1000
 REGIMES = {"short": (40, 20, 20), "ultrachat": (128, 300, 230)}
 """Mean tokens of prompt, real and generated response; lengths are log-normal around them."""
@@ -95,8 +98,10 @@ class DiskPairs(Sequence[Group]):
         return Group(parts[0], (parts[1], parts[2]))
 
 
-def run_ours(model: Path, regime: str, count: int, steps: int, budget: int, disk: bool = False) -> dict[str, Any]:
-    """Steps of our trainer: on the same `count` pairs each, or once through `steps` times as many from disk."""
+def run_ours(
+    model: Path, regime: str, count: int, steps: int, clock: Clock, budget: int, disk: bool = False
+) -> list[float]:
+    """Seconds of steps of our trainer: on the same pairs each, or once through `steps` times as many from disk."""
     config = AutoConfig.from_pretrained(model)
     with tempfile.TemporaryDirectory() as folder:
         pairs: Sequence[Group] = make_pairs(regime, count * (steps if disk else 1), config.vocab_size)
@@ -114,12 +119,23 @@ def run_ours(model: Path, regime: str, count: int, steps: int, budget: int, disk
         )
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
         opponent = np.full((len(pairs), 2), -50.0, dtype=np.float32)
-        rows = train(loaded, pairs, settings, opponent_logps=opponent, seed=0, work=Path(folder) / "work").rows
-    return {"seconds": [row["seconds"] for row in rows]}
+        edges = [clock()]
+        rows = train(
+            loaded,
+            pairs,
+            settings,
+            opponent_logps=opponent,
+            seed=0,
+            work=Path(folder) / "work",
+            on_epoch_end=lambda epoch, model: edges.append(clock()),
+        ).rows
+    return [row["seconds"] for row in rows] if disk else [b - a for a, b in pairwise(edges)]
 
 
-def run_trl(model: Path, regime: str, count: int, steps: int, micro_batch: int, tuned: bool) -> dict[str, Any]:
-    """Steps of DPOTrainer."""
+def run_trl(
+    model: Path, regime: str, count: int, steps: int, clock: Clock, micro_batch: int, tuned: bool
+) -> list[float]:
+    """Seconds of steps of DPOTrainer."""
     from benchmarks import trl_peer
 
     config = AutoConfig.from_pretrained(model)
@@ -146,29 +162,30 @@ def run_trl(model: Path, regime: str, count: int, steps: int, micro_batch: int, 
     trainer = trl_peer.dpo_trainer(policy, reference, pairs, EOS, **options)
     times: list[float] = []
 
-    class Clock(TrainerCallback):
+    class Timer(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            times.append(-time.perf_counter())
+            times.append(-clock())
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            times[-1] += time.perf_counter()
+            times[-1] += clock()
 
-    trainer.add_callback(Clock())
+    trainer.add_callback(Timer())
     trainer.train()
-    return {"seconds": times}
+    return times
 
 
 def child(arguments: argparse.Namespace) -> None:
     """One measurement; its result is the last line of standard output."""
     torch.set_num_threads(arguments.threads)
-    common = (arguments.model, arguments.regime, arguments.count, arguments.steps)
+    clock = CLOCKS[arguments.clock]
+    common = (arguments.model, arguments.regime, arguments.count, arguments.steps, clock)
     rate = matmul_rate()
     if arguments.way == "ours":
-        result = run_ours(*common, arguments.budget, arguments.disk)
+        seconds = run_ours(*common, arguments.budget, arguments.disk)
     else:
-        result = run_trl(*common, arguments.micro_batch, arguments.way == "tuned")
+        seconds = run_trl(*common, arguments.micro_batch, arguments.way == "tuned")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({**result, "peak_gib": peak, "matmul_gflops": max(rate, matmul_rate())}))
+    print(json.dumps({"seconds": seconds, "peak_gib": peak, "matmul_gflops": max(rate, matmul_rate())}))
 
 
 def measure(way: str, arguments: argparse.Namespace, regime: str, count: int, steps: int, **options: Any) -> dict:
@@ -177,7 +194,13 @@ def measure(way: str, arguments: argparse.Namespace, regime: str, count: int, st
     flags += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is True]
     command = [sys.executable, "-m", "benchmarks.train_vs_trl", f"--model={arguments.model}"]
     command += [f"--way={way}", f"--regime={regime}"]
-    command += [f"--count={count}", f"--steps={steps}", f"--threads={arguments.threads}", *flags]
+    command += [
+        f"--clock={arguments.clock}",
+        f"--count={count}",
+        f"--steps={steps}",
+        f"--threads={arguments.threads}",
+        *flags,
+    ]
     root = Path(__file__).parents[1]
     plain = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     environment = plain if way == "trl" else {**plain, **ENVIRONMENT}
@@ -254,6 +277,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=2560, help="tokens in one of our micro-batches")
     parser.add_argument("--tuned-micro-batch", type=int, default=0, help="pairs; 0: search")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--scale", action="store_true", help="also measure ten times the pairs")
     parser.add_argument("--way", choices=["ours", "trl", "tuned"], help=argparse.SUPPRESS)
     parser.add_argument("--regime", help=argparse.SUPPRESS)
@@ -274,7 +298,7 @@ def main() -> None:
         ratios |= found
     for name, value in ratios.items():
         print(f"{name:32} {value['median']:.2f}  ({value['low']:.2f} to {value['high']:.2f}, {value['runs']} runs)")
-    path = write("train_vs_trl", {"machine": machine(), "ratios": ratios, "details": details})
+    path = write("train_vs_trl", {"machine": machine(), "clock": arguments.clock, "ratios": ratios, "details": details})
     print(f"written to {path}")
 
 

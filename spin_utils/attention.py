@@ -176,7 +176,9 @@ def attention_backward(
         query_ZQD, grad_ZQD = _spread(query_THD, tile, key_heads), _spread(grad_THD, tile, key_heads)
         key_ZSD, value_ZSD = _spread(key_TKD, tile, key_heads), _spread(value_TKD, tile, key_heads)
         query_grad = torch.empty_like(query_ZQD)
-        key_grad, value_grad = (torch.zeros_like(x, dtype=torch.float32) for x in (key_ZSD, value_ZSD))
+        key_grad, value_grad = (
+            torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (key_ZSD, value_ZSD)
+        )
         bias = tile.bias(query_ZQD.dtype)
         for start, stop in _blocks(tile):
             rows = slice(start * per_key, stop * per_key)

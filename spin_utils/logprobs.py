@@ -9,6 +9,7 @@ Shape suffixes: R response tokens, D hidden size, V vocabulary, N responses.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from spin_utils.attention import check_model, packed_attention
+from spin_utils.attention import UnsupportedModelError, check_model, packed_attention
 from spin_utils.fast_layers import fast_layers
 from spin_utils.packing import Group, PackedBatch, check_groups, micro_batches, pack
 
@@ -28,12 +29,15 @@ CHUNK_LOGITS = 2**25
 CACHED_LOGITS = 2**21
 """Logits taken to float32 at once: few enough to stay in the processor's cache."""
 
+_PROBED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+"""Models that `check_supported` has tried."""
+
 
 def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Summed log-probability of every response of a batch.
 
     Args:
-        model: a causal language model that `check_model` accepts.
+        model: a causal language model that `check_supported` accepts.
         batch: packed groups, on the model's device.
 
     Returns:
@@ -83,7 +87,7 @@ def score(
     if not groups:
         return []
     check_groups(groups)
-    check_model(model, max(group.longest_row for group in groups))
+    check_supported(model, max(group.longest_row for group in groups))
     device = model.get_output_embeddings().weight.device
     results: list[list[float]] = [[] for _ in groups]
     for indices in micro_batches([group.tokens for group in groups], micro_batch_tokens):
@@ -93,6 +97,38 @@ def score(
         if progress is not None:
             progress(len(indices))
     return results
+
+
+def check_supported(model: PreTrainedModel, longest_row: int) -> None:
+    """Refuse, before any work, a model whose log-probabilities would come out wrong.
+
+    Besides the checks of `check_model`, a few tokens are scored packed and in the model's own way, once per
+    model: attention with extra terms, a head with scaled logits, or layers that mix tokens otherwise show here.
+
+    Raises:
+        UnsupportedModelError: names the model and the reason.
+    """
+    check_model(model, longest_row)
+    if model in _PROBED:
+        return
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    prompt, *responses = ([(7 * i + 3) % vocabulary for i in ids] for ids in ((1, 2), (4, 5), (8, 9)))
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        packed = sequence_logps(model, pack([Group(prompt, tuple(responses))]).to(model.device)).tolist()
+        plain = []
+        for response in responses:
+            ids = torch.tensor([prompt + response], device=model.device)
+            logps = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, 1:-1].float(), -1)
+            plain.append(logps.gather(1, ids[0, 2:, None]).sum().item())
+    model.train(was_training)
+    if any(abs(a - b) > 0.1 + 0.02 * abs(b) for a, b in zip(packed, plain, strict=True)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: log-probabilities of packed groups differ from the model's own ({packed} and "
+            f"{plain}); use a model of the Llama, Mistral or Qwen2 family"
+        )
+    _PROBED.add(model)
 
 
 class _TargetLogps(torch.autograd.Function):

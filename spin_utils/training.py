@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spin_utils.attention import check_model, packed_attention
+from spin_utils.attention import packed_attention
 from spin_utils.fast_layers import fast_layers
-from spin_utils.logprobs import sequence_logps
+from spin_utils.logprobs import check_supported, sequence_logps
 from spin_utils.losses import link, spin_loss
 from spin_utils.optimizer import MasterOptimizer, choose_precision, learning_rate_at
 from spin_utils.packing import Group, PackingError, check_groups, micro_batches, pack
@@ -95,7 +95,7 @@ def train(
         Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
     longest_row = _check_data(groups, opponent_logps)
-    check_model(model, longest_row)
+    check_supported(model, longest_row)
     work.mkdir(parents=True, exist_ok=True)
     run = {"settings": asdict(settings), "seed": seed, "groups": len(groups), "pairs": opponent_logps is not None}
     saved = load_state(work, run)
