@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from benchmarks.interleaved import RESULTS, machine, ratio, rounds, write
+from benchmarks.interleaved import CLOCKS, RESULTS, machine, ratio, rounds, write
 from spin_utils.sampling import sample
 from spin_utils.settings import GenerationSettings
 
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64, help="longest response")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--workloads", nargs="+", choices=["full", "ended"], default=["full", "ended"])
     parser.add_argument("--generate-batch", action="store_true", help="time transformers' continuous batching too")
@@ -58,8 +59,8 @@ def main() -> None:
             "generate": generate(model, prompts, eos_ids, options.new_tokens, options.batch),
         }
         if options.generate_batch:
-            ways["generate_batch"] = generate_batch(model, prompts, eos_ids, options.new_tokens)
-        rates = rounds(ways, options.runs)
+            ways["generate_batch"] = generate_batch(model, prompts, eos_ids, options.new_tokens, options.batch)
+        rates = rounds(ways, options.runs, options.clock)
         mean = ways["ours"]() / len(prompts)
         document[workload] = {"tokens_per_second": rates, "mean_response_tokens": mean}
         for name in list(ways)[1:]:
@@ -110,7 +111,7 @@ def generate(
 
 
 def generate_batch(
-    model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int
+    model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int, batch: int
 ) -> Callable[[], float]:
     config = configuration(eos_ids, new_tokens)
 
@@ -118,7 +119,9 @@ def generate_batch(
         made = model.generate_batch(
             inputs=prompts,
             generation_config=config,
-            continuous_batching_config=ContinuousBatchingConfig(seed=0),
+            # Left alone it takes most of the machine's memory for its cache.
+            continuous_batching_config=ContinuousBatchingConfig(seed=0, num_blocks=2 * batch, max_batch_tokens=2048),
+            warmup=False,
             progress_bar=False,
         )
         return sum(len(output.generated_tokens) for output in made.values())

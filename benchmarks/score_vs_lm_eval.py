@@ -22,7 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.interleaved import RESULTS, machine, ratio, rounds, write
+from benchmarks.interleaved import CLOCKS, RESULTS, machine, ratio, rounds, write
 from spin_utils.evaluation import TASKS
 from spin_utils.lm import PackedLM
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--choice-words", type=int, default=18, help="mean length of a choice; 1: one-token choices")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="tried for HFLM")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--name", default="score_vs_lm_eval")
@@ -66,7 +67,7 @@ def main() -> None:
         "ours": timed("ours", lambda: PackedLM(model, tokenizer)),
         "lm_eval": timed("lm_eval", lambda: stock[best]),
     }
-    rates = rounds(ways, options.runs)
+    rates = rounds(ways, options.runs, options.clock)
     document = {
         "machine": machine(),
         "workload": {key: str(value) for key, value in vars(options).items()},
