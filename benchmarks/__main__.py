@@ -1,0 +1,49 @@
+"""All benchmarks in turn, and their ratios in one file: `make bench`, or `python -m benchmarks`.
+
+Writes benchmarks/results/summary.json: machine, commit, versions, and for each ratio its median, lowest, highest
+and number of runs. Greater is better for speed (ours over theirs), less is better for memory and cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+from benchmarks.interleaved import RESULTS, machine, write
+from spin_utils import plan, profiles, runtime, stages
+
+BENCHMARKS = {
+    "train_vs_trl": ["--scale"],
+    "sample_vs_generate": [],
+    "score_vs_lm_eval": [],
+}
+NAMES = {"full_vs_generate": "sample_vs_generate", "ended_vs_generate": "sample_vs_generate_ended"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="cpu", help="its base model is timed")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", nargs="*", choices=list(BENCHMARKS), default=list(BENCHMARKS))
+    options = parser.parse_args()
+    runtime.configure()
+    model = stages.run(plan.make(profiles.load(options.profile), 0), "base")
+    ratios: dict[str, dict[str, float]] = {}
+    for name, arguments in BENCHMARKS.items():
+        if name in options.only:
+            command = [sys.executable, "-m", f"benchmarks.{name}", "--model", os.path.relpath(model)]
+            environment = runtime.child_environment(headless=True)
+            subprocess.run([*command, "--runs", str(options.runs), *arguments], check=True, env=environment)
+        record = RESULTS / f"{name}.json"
+        if record.is_file():
+            ratios |= {NAMES.get(k, k): v for k, v in json.loads(record.read_text(encoding="utf-8"))["ratios"].items()}
+    write("summary", {"machine": machine(), "ratios": ratios})
+    for name, value in ratios.items():
+        print(f"{name:32s} {value['median']:8.2f}  [{value['low']:.2f}, {value['high']:.2f}]  {value['runs']} runs")
+
+
+if __name__ == "__main__":
+    main()
