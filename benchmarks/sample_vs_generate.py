@@ -4,21 +4,22 @@
 
 Both draw from the same model, in bf16, at temperature 1 without truncation, for the same prompts, 128 rows at a
 time. `generate` is called as it usually is: prompts in their order, left-padded, one static batch after the other.
-Two workloads: in `full` no token ends a response, so that nobody computes a row in vain; in `ended` a response ends
-at a line break or the end token, as answers do, and counts with the tokens up to there.
+Two workloads: in `full` no token ends a response, so that nobody computes a row in vain; in `ended` responses end
+after 20 tokens on average, as short answers do, and count with the tokens up to there. Random prompts have no answer
+that ends, so there a random set of tokens ends a response, as many as make it so long.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     ContinuousBatchingConfig,
     GenerationConfig,
     PreTrainedModel,
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--prompt-tokens", type=int, default=40, help="mean of a log-normal length")
     parser.add_argument("--new-tokens", type=int, default=64, help="longest response")
+    parser.add_argument("--mean-response", type=int, default=20, help="mean tokens of a response in `ended`")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
@@ -47,10 +49,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
     prompts = random_prompts(options.prompts, options.prompt_tokens, model.config.vocab_size)
-    line_breaks = [i for i in range(model.config.vocab_size) if "\n" in tokenizer.decode([i])]
-    ends = {"full": [], "ended": sorted({tokenizer.eos_token_id, *line_breaks})}
+    ends: dict[str, list[int]] = {"full": []}
+    if "ended" in options.workloads:
+        ends["ended"] = end_tokens(model, prompts, options.new_tokens, options.mean_response)
     document = {"machine": machine(), "workload": {k: str(v) for k, v in vars(options).items()}, "ratios": {}}
     for workload in options.workloads:
         eos_ids = ends[workload]
@@ -74,6 +76,18 @@ def random_prompts(count: int, mean: int, vocabulary: int) -> list[list[int]]:
     rng = random.Random(0)
     lengths = [max(2, round(mean * rng.lognormvariate(-0.045, 0.3))) for _ in range(count)]
     return [[rng.randrange(5, vocabulary) for _ in range(length)] for length in lengths]
+
+
+def end_tokens(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int, mean: int) -> list[int]:
+    """Random tokens that together make up one in `mean` of those that the model says."""
+    settings = GenerationSettings(max_new_tokens=new_tokens, batch_size=64)
+    said = Counter(t for s in sample(model, prompts[:64], eos_ids=[], settings=settings, seed=1) for t in s.token_ids)
+    chosen: list[int] = []
+    for token in random.Random(0).sample(sorted(said), len(said)):
+        if sum(said[t] for t in chosen) * mean >= said.total():
+            break
+        chosen.append(token)
+    return sorted(chosen)
 
 
 def ours(

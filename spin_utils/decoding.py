@@ -191,13 +191,14 @@ class Decoder:
         projected = layer.qkv(layer.attention_norm(hidden)).view(len(hidden), -1, self.head_size)
         turned = projected[:, : self.heads + self.kv_heads]
         halves = turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-        return torch.addcmul(turned * cos, halves, sin), projected[:, self.heads + self.kv_heads :]
+        return (turned * cos).addcmul_(halves, sin), projected[:, self.heads + self.kv_heads :]
 
     def _finish(self, layer: _Layer, hidden: Tensor, mixed: Tensor) -> Tensor:
         """The rest of a layer after attention: output projection, MLP, both residuals."""
-        hidden = hidden + layer.output(mixed)
+        # In place where a fresh tensor allows it: on a CPU these operations wait for memory, not for arithmetic.
+        hidden = layer.output(mixed).add_(hidden)
         gate, up = layer.gate_up(layer.mlp_norm(hidden)).chunk(2, -1)
-        return hidden + layer.down(layer.activation(gate) * up)
+        return layer.down(layer.activation(gate).mul_(up)).add_(hidden)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
