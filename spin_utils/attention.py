@@ -21,7 +21,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from spin_utils.packing import Layout, Tile
 
-BLOCK = 128
+BLOCK = 64
 """Queries whose scores are computed together, in places of a row."""
 NAME = "spin_packed"
 """Under this name transformers finds `attend`."""
@@ -149,7 +149,7 @@ def attention_forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, lay
     short lengths on a CPU than scaled_dot_product_attention. Blocks of queries leave out most keys that no
     query of the block may see.
     """
-    output_THD = torch.empty_like(query_THD)
+    output_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
     key_heads = key_TKD.shape[1]
     per_key = query_THD.shape[1] // key_heads
     for tile in layout.tiles:
@@ -161,7 +161,7 @@ def attention_forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, lay
             rows = slice(start * per_key, stop * per_key)
             weights = _weights(query_ZQD[:, rows], key_ZSD[:, :stop], bias[:, start:stop, :stop], scale)
             output_ZQD[:, rows] = weights @ value_ZSD[:, :stop]
-        _gather(output_ZQD, tile, output_THD)
+        _gather(output_ZQD, tile, output_THD, key_heads)
     return output_THD
 
 
@@ -169,59 +169,57 @@ def attention_backward(
     grad_THD: Tensor, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values; the attention weights are computed again."""
-    grads = tuple(torch.empty_like(x) for x in (query_THD, key_TKD, value_TKD))
+    grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query_THD, key_TKD, value_TKD))
     key_heads = key_TKD.shape[1]
     per_key = query_THD.shape[1] // key_heads
     for tile in layout.tiles:
         query_ZQD, grad_ZQD = _spread(query_THD, tile, key_heads), _spread(grad_THD, tile, key_heads)
         key_ZSD, value_ZSD = _spread(key_TKD, tile, key_heads), _spread(value_TKD, tile, key_heads)
         query_grad = torch.empty_like(query_ZQD)
-        key_grad, value_grad = (
-            torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (key_ZSD, value_ZSD)
-        )
+        key_grad = value_grad = torch.empty(0)
         bias = tile.bias(query_ZQD.dtype)
-        for start, stop in _blocks(tile):
+        blocks = _blocks(tile)
+        for start, stop in reversed(blocks):  # the first one covers all keys
             rows = slice(start * per_key, stop * per_key)
             query, grad, key, value = query_ZQD[:, rows], grad_ZQD[:, rows], key_ZSD[:, :stop], value_ZSD[:, :stop]
             weights = _weights(query, key, bias[:, start:stop, :stop], scale)
-            value_grad[:, :stop] += weights.transpose(1, 2) @ grad
+            value_part = weights.transpose(1, 2) @ grad
             delta = grad @ value.transpose(1, 2)
             delta = torch._softmax_backward_data(delta, weights, -1, delta.dtype)
             query_grad[:, rows] = _scaled_product(delta, key, scale)
-            key_grad[:, :stop] += _scaled_product(delta.transpose(1, 2), query, scale)
+            key_part = _scaled_product(delta.transpose(1, 2), query, scale)
+            if len(blocks) == 1:
+                key_grad, value_grad = key_part, value_part
+            elif (start, stop) == blocks[-1]:
+                sums = torch.promote_types(key.dtype, torch.float32)
+                key_grad, value_grad = key_part.to(sums), value_part.to(sums)
+            else:
+                key_grad[:, :stop] += key_part
+                value_grad[:, :stop] += value_part
         for spread, packed in zip((query_grad, key_grad, value_grad), grads, strict=True):
-            _gather(spread.to(packed.dtype), tile, packed)
+            _gather(spread.to(packed.dtype), tile, packed, key_heads)
     return grads[0], grads[1], grads[2]
 
 
 def _spread(x_TND: Tensor, tile: Tile, key_heads: int) -> Tensor:
     """Packed tokens of a tile as (Z, Q, D): Z groups times key heads, Q places times heads per key head."""
-    batch, length = tile.segments.shape
-    heads, size = x_TND.shape[1:]
-    x = x_TND[tile.start : tile.stop]
-    if not tile.full:
-        x = x.new_zeros(batch * length, heads * size).index_copy_(0, tile.slots, x.reshape(len(x), -1))
-    x = x.reshape(batch, length, key_heads, -1).transpose(1, 2)
-    return x.reshape(batch * key_heads, length * (heads // key_heads), size)
+    batch, _ = tile.segments.shape
+    there, _ = tile.rows(key_heads)
+    spread = x_TND.reshape(len(x_TND) * key_heads, -1).index_select(0, there)
+    return spread.view(batch * key_heads, -1, x_TND.shape[2])
 
 
-def _gather(x_ZQD: Tensor, tile: Tile, out_TND: Tensor) -> None:
-    """The inverse of `_spread`, into the tile's part of `out_TND`."""
-    batch, length = tile.segments.shape
-    _, heads, size = out_TND.shape
-    x = x_ZQD.view(batch, -1, length, x_ZQD.shape[1] // length * size).transpose(1, 2)
-    out = out_TND[tile.start : tile.stop]
-    if tile.full:
-        out.view(batch, length, -1, x.shape[-1]).copy_(x)
-    else:
-        torch.index_select(x.reshape(batch * length, heads, size), 0, tile.slots, out=out)
+def _gather(x_ZQD: Tensor, tile: Tile, out_TND: Tensor, key_heads: int) -> None:
+    """The inverse of `_spread`, into the tile's part of `out_TND`, which is contiguous."""
+    _, back = tile.rows(key_heads)
+    out = out_TND[tile.start : tile.stop].view(len(back), -1)
+    torch.index_select(x_ZQD.view(-1, out.shape[1]), 0, back, out=out)
 
 
 def _blocks(tile: Tile) -> list[tuple[int, int]]:
     """First and last place of blocks of queries; the keys of a block are all places up to its last one."""
     length = tile.segments.shape[1]
-    count = max(1, round(length / BLOCK))
-    stops = [length * (i + 1) // count for i in range(count)]
+    stops = [*range(BLOCK, length, BLOCK), length] if length > 2 * BLOCK else [length]
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
 

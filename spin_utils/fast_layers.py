@@ -1,15 +1,15 @@
 """One decoder layer of the Llama family as one differentiable step, for training on a CPU.
 
 Between two matrix products autograd keeps and copies many intermediate tensors. Here a whole layer
-(RMSNorm, attention, SwiGLU, residuals) is one function with its own backward pass: it keeps eight tensors,
+(RMSNorm, attention, SwiGLU, residuals) is one function with its own backward pass: it keeps ten tensors,
 computes the cheap ones again, adds residuals inside the matrix products and makes few passes over memory.
 Norms, reductions and rotary angles are computed in float32 and rounded once.
 
 `fast_layers(model)` lends this forward pass to the layers it recognises, for the length of a block; all other
 layers keep their own.
 
-Shape suffixes: T packed tokens, E hidden size, H query heads, K key heads, D head size, C = (H + 2 K) D,
-F inner size of the MLP.
+Shape suffixes: T packed tokens, E hidden size, H query heads, K key heads, N heads of either kind times D,
+D head size, C = (H + 2 K) D, F inner size of the MLP.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer)
 
 class _Shape(NamedTuple):
     heads: int
-    key_heads: int
     size: int
     scale: float
     epsilons: tuple[float, float]
@@ -92,14 +91,13 @@ def _forward(
     attention, mlp = layer.self_attn, layer.mlp
     shape = _Shape(
         attention.config.num_attention_heads,
-        attention.config.num_key_value_heads,
         attention.head_dim,
         attention.scaling,
         (layer.input_layernorm.variance_epsilon, layer.post_attention_layernorm.variance_epsilon),
     )
     output_TE = _DecoderLayer.apply(
         hidden_states[0],
-        _rotary(*position_embeddings, packed_layout, shape.heads + shape.key_heads),
+        _rotary(*position_embeddings, packed_layout, shape.heads),
         packed_layout,
         shape,
         layer.input_layernorm.weight,
@@ -141,18 +139,18 @@ class _DecoderLayer(torch.autograd.Function):
         up: Tensor,
         down: Tensor,
     ) -> Tensor:
-        biases = None if query_bias is None else torch.cat([query_bias, key_bias, value_bias])  # type: ignore[list-item]
         normed_TE, root_1 = _norm(x_TE, norm_1, shape.epsilons[0])
-        qkv_TC = F.linear(normed_TE, torch.cat([query, key, value]), biases)
-        _rotate(qkv_TC, rotary, shape)
-        attended_TE = attention_forward(*_heads(qkv_TC, shape), layout, shape.scale).flatten(1)
+        query_THD = _rotate(F.linear(normed_TE, query, query_bias), rotary, shape)
+        key_TKD = _rotate(F.linear(normed_TE, key, key_bias), rotary, shape)
+        value_TKD = F.linear(normed_TE, value, value_bias).unflatten(1, (-1, shape.size))
+        attended_TE = attention_forward(query_THD, key_TKD, value_TKD, layout, shape.scale).flatten(1)
         middle_TE = torch.addmm(x_TE, attended_TE, output.T)
         normed_TE, root_2 = _norm(middle_TE, norm_2, shape.epsilons[1])
         gate_TF, up_TF = F.linear(normed_TE, gate), F.linear(normed_TE, up)
         result_TE = torch.addmm(middle_TE, F.silu(gate_TF).mul_(up_TF), down.T)
-        ctx.layout, ctx.shape, ctx.rotary, ctx.biased = layout, shape, rotary, biases is not None
+        ctx.layout, ctx.shape, ctx.rotary, ctx.biased = layout, shape, rotary, query_bias is not None
         ctx.save_for_backward(
-            x_TE, root_1, qkv_TC, attended_TE, middle_TE, root_2, gate_TF, up_TF,
+            x_TE, root_1, query_THD, key_TKD, value_TKD, attended_TE, middle_TE, root_2, gate_TF, up_TF,
             norm_1, query, key, value, output, norm_2, gate, up, down,
         )  # fmt: skip
         return result_TE
@@ -160,8 +158,8 @@ class _DecoderLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, ...]:
-        x_TE, root_1, qkv_TC, attended_TE, middle_TE, root_2, gate_TF, up_TF, *weights = ctx.saved_tensors
-        norm_1, query, key, value, output, norm_2, gate, up, down = weights
+        x_TE, root_1, *heads, attended_TE, middle_TE, root_2, gate_TF, up_TF = ctx.saved_tensors[:10]
+        norm_1, query, key, value, output, norm_2, gate, up, down = ctx.saved_tensors[10:]
         shape = ctx.shape
         inner = len(gate)
 
@@ -181,9 +179,11 @@ class _DecoderLayer(torch.autograd.Function):
         # m = x + attention output^T
         output_grad = middle_grad_TE.T @ attended_TE
         attended_grad = (middle_grad_TE @ output).view(len(grad_TE), shape.heads, shape.size)
-        grads = attention_backward(attended_grad, *_heads(qkv_TC, shape), ctx.layout, shape.scale)
-        qkv_grad_TC = torch.cat([g.flatten(1) for g in grads], 1)
-        _rotate(qkv_grad_TC, ctx.rotary, shape, back=True)
+        query_THD, key_TKD, value_TKD = heads
+        grads = attention_backward(attended_grad, query_THD, key_TKD, value_TKD, ctx.layout, shape.scale)
+        for grad in grads[:2]:
+            _rotate(grad.flatten(1), ctx.rotary, shape, back=True)
+        qkv_grad_TC = torch.cat([grad.flatten(1) for grad in grads], 1)
         qkv_grad = qkv_grad_TC.T @ _normed(x_TE, root_1, norm_1)
         x_grad_TE, norm_1_grad = _norm_backward(
             qkv_grad_TC @ torch.cat([query, key, value]), x_TE, root_1, norm_1, residual=middle_grad_TE
@@ -205,13 +205,6 @@ class _DecoderLayer(torch.autograd.Function):
             *gate_up_grad.split(inner),
             down_grad,
         )
-
-
-def _heads(qkv_TC: Tensor, shape: _Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (T, H, D), keys and values (T, K, D)."""
-    heads_TND = qkv_TC.view(len(qkv_TC), -1, shape.size)
-    query, key, value = heads_TND.split([shape.heads, shape.key_heads, shape.key_heads], 1)
-    return query, key, value
 
 
 def _norm(x_TE: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -239,7 +232,7 @@ def _norm_backward(
 
 
 def _rotary(cos: Tensor, sin: Tensor, layout: Layout, heads: int) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines for all heads of a token side by side, (T, (H + K) D); once per batch."""
+    """Cosines and signed sines for the heads of a token side by side, (T, H D); once per batch."""
     memory = layout.memory
     if "rotary" not in memory:
         half = cos.shape[-1] // 2
@@ -248,12 +241,12 @@ def _rotary(cos: Tensor, sin: Tensor, layout: Layout, heads: int) -> tuple[Tenso
     return memory["rotary"]
 
 
-def _rotate(qkv_TC: Tensor, rotary: tuple[Tensor, Tensor], shape: _Shape, back: bool = False) -> None:
-    """Rotate queries and keys in place: x cos + swap(x) sin, where swap exchanges the halves of a head.
+def _rotate(x_TN: Tensor, rotary: tuple[Tensor, Tensor], shape: _Shape, back: bool = False) -> Tensor:
+    """Rotate queries or keys in place: x cos + swap(x) sin, where swap exchanges the halves of a head.
 
-    The transpose, for gradients, is the rotation back.
+    The transpose, for gradients, is the rotation back. Returns the same memory as (T, heads, D).
     """
-    cos, sin = rotary
-    turned_TN = qkv_TC[:, : cos.shape[1]]
-    swapped = turned_TN.unflatten(1, (-1, 2, shape.size // 2)).flip(2).flatten(1)
-    turned_TN.mul_(cos).addcmul_(swapped, sin, value=-1.0 if back else 1.0)
+    cos, sin = (table[:, : x_TN.shape[1]] for table in rotary)
+    swapped_TN = x_TN.unflatten(1, (-1, 2, shape.size // 2)).flip(2).flatten(1)
+    x_TN.mul_(cos).addcmul_(swapped_TN, sin, value=-1.0 if back else 1.0)
+    return x_TN.unflatten(1, (-1, shape.size))

@@ -19,6 +19,9 @@ from torch import Tensor
 TILE_SLACK = 1.25
 """A tile is closed when its longest group is this much longer than its shortest one."""
 
+LANES = 32
+"""Lengths inside attention are multiples of this: softmax on a CPU is slow at the ragged end of a row."""
+
 
 class PackingError(ValueError):
     """A group cannot be packed. The message names the group and the remedy."""
@@ -54,11 +57,29 @@ class Tile:
     segments: Tensor
     """Shape (B, S): 0 for prompt tokens, i for tokens of response i, -1 for padding."""
     _bias: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+    _rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
-    @property
-    def full(self) -> bool:
-        """Whether the rectangle holds no padding: its groups are equally long."""
-        return self.stop - self.start == self.segments.numel()
+    def rows(self, heads: int) -> tuple[Tensor, Tensor]:
+        """Where to find (token, head) rows in (group, head, place) order, and the way back.
+
+        Args:
+            heads: heads per token, stored side by side.
+
+        Returns:
+            Index into all packed rows, shape (B heads S), where padding takes any row, which the bias hides; and
+            index into the former, shape (T heads). Built once per batch and shared by all layers.
+        """
+        if heads not in self._rows:
+            batch, length = self.segments.shape
+            device = self.slots.device
+            tokens = torch.full((batch * length,), self.start, device=device)
+            tokens[self.slots] = torch.arange(self.start, self.stop, device=device)
+            head = torch.arange(heads, device=device)
+            there = tokens.view(batch, 1, length) * heads + head[:, None]
+            group, place = self.slots // length, self.slots % length
+            back = (group[:, None] * heads + head) * length + place[:, None]
+            self._rows[heads] = (there.flatten(), back.flatten())
+        return self._rows[heads]
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """Shape (B, S, S): zero where a query (second last index) may see a key (last index), else -infinity.
@@ -239,7 +260,7 @@ def _tiles(groups: Sequence[Group]) -> tuple[Tile, ...]:
             if high > TILE_SLACK * low:
                 break
             shortest, longest, last = low, high, last + 1
-        tiles.append(_tile(groups[first:last], longest, token))
+        tiles.append(_tile(groups[first:last], -(-longest // LANES) * LANES, token))
         token = tiles[-1].stop
         first = last
     return tuple(tiles)
