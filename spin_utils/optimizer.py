@@ -120,11 +120,16 @@ class MasterOptimizer:
         self.steps = steps
 
     def close(self) -> None:
-        """Leave the model as an ordinary one: no hooks, no gradients."""
+        """Leave the model as an ordinary one with the exact float32 weights: no hooks, no gradients.
+
+        Weights rounded to bfloat16 would start the next run in the middle of their rounding cells, where steps
+        smaller than half a cell change nothing, and would lose what the last ones did.
+        """
         for hook in self._hooks:
             hook.remove()
-        for parameter in self.parameters:
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
             parameter.grad = None
+            parameter.data = master
 
     def _collector(self, total: Tensor) -> Callable[[Tensor], None]:
         def collect(parameter: Tensor) -> None:

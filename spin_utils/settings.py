@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Loss = Literal["logistic", "hinge", "correlation", "exponential"]
+Precision = Literal["bfloat16", "float32", "auto"]
 
 
 class SettingsError(ValueError):
@@ -189,7 +190,7 @@ class TrainingSettings:
     """Share of the scheduled steps spent warming up (sec. B.1: 10 %)."""
     max_grad_norm: float = 0.0
     """Gradient clipping by global norm; 0: none (the released ZeRO-3 file does not clip)."""
-    precision: Literal["bfloat16", "float32", "auto"] = "auto"
+    precision: Precision = "auto"
     """Compute precision; master weights are always exact float32. `auto` measures for a second."""
     micro_batch_tokens: int = 2560
     """Token budget of one forward and backward pass."""

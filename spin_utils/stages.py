@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from spin_utils.demonstrations import read_rows, write_rows
 from spin_utils.plan import Plan, Step, training_at
 from spin_utils.plan import tables as make_tables_step
 from spin_utils.progress import progress
-from spin_utils.settings import Profile, TrainingSettings
+from spin_utils.settings import Precision, Profile, TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -162,20 +163,20 @@ def _shard(work: Path, start: int) -> Path:
 
 def _make_spin(plan: Plan, step: Step, work: Path) -> None:
     from spin_utils import models
-    from spin_utils.optimizer import choose_precision
     from spin_utils.training import train
 
     iteration = step.parameters["iteration"]
     folder = plan.directory(opponent(plan, iteration))
     settings = training_at(plan.profile.spin, iteration)
     groups = training_pairs(plan, iteration)
-    # The policy starts as the opponent and is loaded in the compute precision, in which it also generated.
-    model = models.load(folder, choose_precision(settings.precision, models.device()))
+    settings = replace(settings, precision=_precision(settings, work))
+    opponent_logps = _opponent_logps(folder, groups, settings, work)
+    model = models.load(folder)
     result = train(
         model,
         groups,
         settings,
-        opponent_logps=_opponent_logps(model, groups, settings, work),
+        opponent_logps=opponent_logps,
         seed=_stream(plan.seed, iteration),
         work=artifacts.scratch(work),
         what=f"SPIN iteration {iteration}",
@@ -183,16 +184,32 @@ def _make_spin(plan: Plan, step: Step, work: Path) -> None:
     _keep_checkpoint(model, folder, result, work)
 
 
-def _opponent_logps(model: Any, groups: Any, settings: TrainingSettings, work: Path) -> list[list[float]]:
+def _precision(settings: TrainingSettings, work: Path) -> Precision:
+    # Chosen once for an iteration, also when it is resumed: opponent and policy compute alike.
+    from spin_utils import models
+    from spin_utils.optimizer import choose_precision
+
+    path = artifacts.scratch(work) / "precision.json"
+    if not path.is_file():
+        chosen = choose_precision(settings.precision, models.device())
+        artifacts.write_json(path, str(chosen).removeprefix("torch."))
+    return json.loads(path.read_text())
+
+
+def _opponent_logps(folder: Path, groups: Any, settings: TrainingSettings, work: Path) -> list[list[float]]:
     """Both log-probabilities of every pair under the opponent, computed once and kept with the artifact.
 
     Pairs of t-1 are scored by theta_t too: the opponent of an iteration is one model, whoever generated the pairs.
+    The opponent computes in the precision of the policy, so that the two start equal.
     """
+    from spin_utils import models
     from spin_utils.logprobs import score
+    from spin_utils.optimizer import choose_precision
 
     path = work / "opponent_logps.npy"
     if path.is_file():
         return np.load(path, allow_pickle=False).tolist()
+    model = models.load(folder, choose_precision(settings.precision))
     with progress(len(groups), "opponent log-probabilities", "pairs") as bar:
         values = score(model, groups, micro_batch_tokens=settings.micro_batch_tokens, progress=bar.advance)
     logps = np.asarray(values, dtype=np.float32)

@@ -76,7 +76,7 @@ def train(
     exactly l(0) and no gradient, and are left out of the computation but not of the mean.
 
     Args:
-        model: on its device. Afterwards its weights are the trained ones, rounded to the compute precision.
+        model: on its device. Afterwards its weights are the exact float32 masters.
         groups: one response each (SFT) or two (pairs); may read from disk.
         settings: of this run.
         opponent_logps: (real, generated) summed log-probabilities of every pair under the opponent.

@@ -131,3 +131,17 @@ def test_precision_is_as_asked_and_auto_is_one_of_the_two():
     assert choose_precision("bfloat16") is torch.bfloat16
     assert choose_precision("float32") is torch.float32
     assert choose_precision("auto") in (torch.bfloat16, torch.float32)
+
+
+def test_a_closed_run_hands_on_exact_weights_so_that_small_steps_add_up_over_runs():
+    network = torch.nn.Linear(8, 8, bias=False).bfloat16()
+    start = network.weight.detach().float().clone()
+    for _ in range(3):
+        ours = MasterOptimizer(network, _settings(), torch.bfloat16)
+        network(torch.ones(1, 8, dtype=torch.bfloat16)).sum().backward()
+        ours.step(1e-7)
+        ours.close()
+        assert network.weight.dtype == torch.float32
+    moved = (network.weight - start).abs()
+    assert moved.max() < 1e-5, "far below what bfloat16 could store"
+    assert torch.all(moved > 0)
