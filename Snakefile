@@ -11,6 +11,8 @@ from spin_utils import cli, paths, plan, profiles
 PROFILE = str(config.get("profile", "cpu"))
 SEEDS = cli.parse_seeds(str(config.get("seeds", "0")))
 PLANS = plan.make_all(profiles.load(PROFILE), SEEDS)
+# Snakemake caps the threads of every library at a rule's `threads`, which are 1 unless a rule says otherwise.
+THREADS = max(1, workflow.cores // int(config.get("jobs", 1)))
 STEPS = {step.directory: (p, step) for p in PLANS for step in p}
 TABLES = plan.tables(PLANS)
 
@@ -34,6 +36,7 @@ for directory, (p, step) in STEPS.items():
             manifests(p.directory(name) for name in step.inputs),
         output:
             manifests([directory]),
+        threads: THREADS
         priority: len(STEPS) - list(STEPS).index(directory)  # the main chain first, in the plan's order
         params:
             command=cli.step_command(PROFILE, p.seed, step.name),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import os
 import shlex
 import signal
 import subprocess
@@ -83,10 +84,10 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     stages.check_inputs(profile)
     log.info("profile %s, seeds %s: results go to %s", profile.name, seeds, paths.relative(paths.results(profile.name)))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
-    command += ["--directory", str(paths.home()), "--cores", str(arguments.cores), "--nolock", "--rerun-incomplete"]
+    command += ["--directory", str(paths.home()), "--cores", str(os.cpu_count() or 1), "--nolock", "--rerun-incomplete"]
     command += ["--rerun-triggers", "input", "--quiet", "rules", "host", "reason"]
     command += ["--dry-run"] if arguments.dry_run else []
-    command += ["--config", f"profile={name}", f"seeds={','.join(map(str, seeds))}"]
+    command += ["--config", f"profile={name}", f"seeds={','.join(map(str, seeds))}", f"jobs={arguments.jobs}"]
     process = subprocess.Popen(command, env=runtime.child_environment(headless=True))
     try:
         return _outcome(process.wait(), profile)
@@ -202,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("reproduce", _reproduce, "run every step that is missing, then draw tables and figures")
     with_changes(sub)
-    sub.add_argument("--cores", type=int, default=1, help="steps run at the same time (default: 1)")
+    sub.add_argument("--jobs", type=int, default=1, help="steps run at the same time, sharing the cores (default: 1)")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done")
     with_changes(command("plan", _plan, "list the steps and which of them are done"))
     sub = command("run", _run, "run one notebook through papermill, with checked parameters")
