@@ -20,7 +20,7 @@ def progress(total: int, what: str, unit: str = "it", done: int = 0, interval: f
     """Start to report progress; use it as a context manager and call `advance`.
 
     Args:
-        total: units of work.
+        total: units of work; 0 if unknown.
         what: a few words for the work.
         unit: name of the unit.
         done: units finished before, as after a resumption.
@@ -40,7 +40,7 @@ class Progress:
         self.total, self.what, self.unit, self.done, self.interval = total, what, unit, done, interval
         self.before = done
         self.started = self.told = time.monotonic()
-        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit) if _watched() else None
+        self.bar = tqdm(total=total or None, initial=done, desc=what, unit=unit) if _watched() else None
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Report finished units, with a short note such as the loss."""
@@ -66,6 +66,9 @@ class Progress:
     def _tell(self, note: str) -> None:
         self.told = time.monotonic()
         seconds = self.told - self.started
+        if not self.total:
+            logger.info("%s: %d %s, %s gone", self.what, self.done, self.unit, _clock(seconds))
+            return
         left = seconds / max(1, self.done - self.before) * (self.total - self.done)
         logger.info(
             "%s: %d of %d %s, %s gone, %s left%s",

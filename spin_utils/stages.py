@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -240,17 +241,21 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
     from spin_utils import models
     from spin_utils.evaluation import evaluate
 
-    folder = plan.directory(step.inputs[0])
-    result = evaluate(
-        models.load(folder, torch.bfloat16),
-        models.load_tokenizer(folder),
-        plan.directory("data") / "test.jsonl",
-        # The paper's harness shows its benchmarks as plain text, without a chat template.
-        template=None if plan.profile.evaluation.suite == "paper" else plan.profile.template,
-        settings=plan.profile.evaluation,
-        tasks=plan.profile.evaluation.tasks,
-        work=artifacts.scratch(work),
-    )
+    folder, settings = plan.directory(step.inputs[0]), plan.profile.evaluation
+    local = settings.suite == "local"
+    answers = min(len(rows(plan, "test")), settings.limit or sys.maxsize) if local else 0
+    with progress(answers, step.name, "answers") as bar:
+        result = evaluate(
+            models.load(folder, torch.bfloat16),
+            models.load_tokenizer(folder),
+            plan.directory("data") / "test.jsonl",
+            # The paper's harness shows its benchmarks as plain text, without a chat template.
+            template=plan.profile.template if local else None,
+            settings=settings,
+            tasks=settings.tasks,
+            work=artifacts.scratch(work),
+            progress=bar.advance,
+        )
     artifacts.write_json(work / "evaluation.json", result)
 
 
