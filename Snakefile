@@ -1,7 +1,7 @@
 # The experiments as rules, one per step of the plan (spin_utils/plan.py). Every step is one artifact; every
 # notebook step runs its notebook through the strict papermill wrapper. Usually called by `make reproduce`:
 #
-#   snakemake --config profile=cpu seeds=0 --cores 1
+#   snakemake --config profile=cpu seeds=0 --cores all
 #
 # `--dry-run` shows what would be done; `--dag` draws it; executor plugins run it on a cluster.
 import sys
@@ -12,7 +12,7 @@ PROFILE = str(config.get("profile", "cpu"))
 SEEDS = cli.parse_seeds(str(config.get("seeds", "0")))
 PLANS = plan.make_all(profiles.load(PROFILE), SEEDS)
 # Snakemake caps the threads of every library at a rule's `threads`, which are 1 unless a rule says otherwise.
-THREADS = max(1, workflow.cores // int(config.get("jobs", 1)))
+THREADS = max(1, (workflow.cores or 1) // int(config.get("jobs", 1)))
 STEPS = {step.directory: (p, step) for p in PLANS for step in p}
 TABLES = plan.tables(PLANS)
 
