@@ -5,8 +5,8 @@
 Both draw from the same model, in bf16, at temperature 1 without truncation, for the same prompts, 128 rows at a
 time. `generate` is called as it usually is: prompts in their order, left-padded, one static batch after the other.
 Two workloads: in `full` no token ends a response, so that nobody computes a row in vain; in `ended` responses end
-after 20 tokens on average, as short answers do, and count with the tokens up to there. Random prompts have no answer
-that ends, so there a random set of tokens ends a response, as many as make it so long.
+early, as short answers do, and count with the tokens up to there. Random prompts have no answer that ends, so there
+a random set of tokens ends a response; the record holds the mean length that came of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--prompt-tokens", type=int, default=40, help="mean of a log-normal length")
     parser.add_argument("--new-tokens", type=int, default=64, help="longest response")
-    parser.add_argument("--mean-response", type=int, default=20, help="mean tokens of a response in `ended`")
+    parser.add_argument("--mean-response", type=int, default=20, help="length aimed at in `ended`")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
