@@ -13,7 +13,7 @@ END = "<!-- end of results -->"
 
 
 def section(profile: Profile) -> str:
-    """Averages and gains over SFT of every measured iteration, beside the paper's, as Markdown."""
+    """Averages and gains over SFT of every iteration and of the SFT control, beside the paper's, as Markdown."""
     scores = results.load_evaluations(paths.results(profile.name))
     tasks = list(drawing.stand_ins(profile, scores))
     base = published.score("sft", "average") or 0.0
@@ -21,8 +21,10 @@ def section(profile: Profile) -> str:
         "| average, points | ours | gain over SFT | paper | gain over SFT |",
         "|---|---:|---:|---:|---:|",
     ]
-    models = [m for m in ("sft", *(f"spin-{t}" for t in range(profile.spin.iterations))) if m in set(scores["model"])]
-    for model in models:
+    chain = ["sft", *(f"spin-{t}" for t in range(profile.spin.iterations))]
+    control = [f"sft-more-{epoch}" for epoch in range(1, profile.sft_more + 1)]
+    measured = set(scores["model"])
+    for model in (name for name in chain + control if name in measured):
         ours = paired_bootstrap(scores, {model: 1}, tasks=tasks)
         gain = "" if model == "sft" else _points(paired_bootstrap(scores, {model: 1, "sft": -1}, tasks=tasks), "+")
         printed = published.score(model, "average")
