@@ -53,7 +53,7 @@ lint: $(READY)  ## check style, types and that notebooks hold no outputs
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 lab: $(READY)  ## open the notebooks in JupyterLab, on this machine only
-	$(MALLOC) $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --port=$(PORT) --notebook-dir=.
+	$(MALLOC) $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --port=$(PORT) --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(READY)  ## time the kit against its peers (about half an hour); writes benchmarks/results/
 	$(MALLOC) $(BIN)/python -m benchmarks
