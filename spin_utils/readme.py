@@ -31,10 +31,13 @@ def section(profile: Profile) -> str:
         theirs = "—|" if printed is None else f"{printed:.2f} | {'' if model == 'sft' else f'{printed - base:+.2f}'}"
         lines.append(f"| {results.label(model)} | {_points(ours)} | {gain} | {theirs} |")
     seeds, items = scores["seed"].nunique(), scores.groupby("task")["id"].nunique().sum()
+    missing = (
+        "" if measured.issuperset(control) else " Whether more SFT does as well (Table 5) was not measured in this run."
+    )
     note = (
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: "
         "95 % intervals of a paired bootstrap over items and seeds. Other tasks and another model than the paper's: "
-        f"compare gains, not levels. All of it: [`results/{profile.name}/tables`](results/{profile.name}/tables)."
+        f"compare gains, not levels.{missing} All of it: [`results/{profile.name}/tables`](results/{profile.name}/tables)."
     )
     return "\n".join([*lines, "", note])
 
