@@ -37,7 +37,8 @@ def section(profile: Profile) -> str:
     note = (
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: "
         "95 % intervals of a paired bootstrap over items and seeds. Other tasks and another model than the paper's: "
-        f"compare gains, not levels.{missing} All of it: [`results/{profile.name}/tables`](results/{profile.name}/tables)."
+        f"compare gains, not levels.{missing} "
+        f"All of it: [`results/{profile.name}/tables`](results/{profile.name}/tables)."
     )
     return "\n".join([*lines, "", note])
 
