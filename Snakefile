@@ -14,7 +14,7 @@ PLANS = plan.make_all(profiles.load(PROFILE), SEEDS)
 # Snakemake caps the threads of every library at a rule's `threads`, which are 1 unless a rule says otherwise.
 THREADS = max(1, (workflow.cores or 1) // int(config.get("jobs", 1)))
 STEPS = {step.directory: (p, step) for p in PLANS for step in p}
-TABLES = plan.tables(PLANS)
+TABLES, FIRST_TABLES = plan.tables(PLANS), plan.first_tables(PLANS)
 
 
 def manifests(directories):
@@ -44,8 +44,21 @@ for directory, (p, step) in STEPS.items():
             "{params.command}"
 
 
-rule tables:
+rule first_tables:
     input:
+        manifests(PLANS[0].directory(name) for name in FIRST_TABLES.inputs),
+    output:
+        manifests([FIRST_TABLES.directory]),
+    priority: len(STEPS)
+    params:
+        command=cli.tables_command(PROFILE, SEEDS, "first-tables"),
+    shell:
+        "{params.command}"
+
+
+rule tables:  # after the first ones, which write the same files
+    input:
+        manifests([FIRST_TABLES.directory]),
         manifests(d for d, (_, step) in STEPS.items() if step.stage in ("evaluation", "spin")),
     output:
         manifests([TABLES.directory]),

@@ -25,6 +25,7 @@ from typing import Any
 
 from spin_utils import __version__
 from spin_utils.paths import REPOSITORY, relative
+from spin_utils.writing import write_text
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ _SCRATCH = "scratch"  # resume state inside NAME.partial; removed before the ren
 
 
 class ArtifactError(RuntimeError):
-    """An artifact is missing, damaged or in use. The message names it and the remedy."""
+    """An artifact is missing or damaged. The message names it and the remedy."""
 
 
 def key(stage: str, settings: Any, **inputs: Any) -> str:
@@ -131,7 +132,6 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
         settings: resolved settings, as JSON data.
         inputs: what it was made from, as JSON data.
         seed: training or sampling seed.
-
     """
     directory = Path(directory)
     work = directory.with_name(directory.name + ".partial")
@@ -143,6 +143,8 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
         seconds = spent + time.monotonic() - clock
         (scratch(work) / "seconds").write_text(f"{seconds:.3f}")
     shutil.rmtree(work / _SCRATCH)
+    for leftover in work.rglob(".*.tmp"):  # of a writer that was killed
+        leftover.unlink()
     files = {
         str(p.relative_to(work)): {"sha256": file_hash(p), "bytes": p.stat().st_size}
         for p in sorted(work.rglob("*"))
@@ -193,13 +195,7 @@ def scratch(work: Path) -> Path:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON whole or not at all, with the same bytes for the same data."""
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_text(path, text)
 
 
 def environment() -> dict[str, Any]:
@@ -235,21 +231,6 @@ def _device() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    # The lock file stays: removing it would let two processes hold locks on two files of one name.
-    locks = directory.parent / ".locks"
-    locks.mkdir(exist_ok=True)
-    with open(locks / directory.name, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArtifactError(
-                f"{relative(directory)}: another process is making it; wait for it, or stop it"
-            ) from None
-        yield
 
 
 def _spent(work: Path) -> float:

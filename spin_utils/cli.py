@@ -2,8 +2,12 @@
 
     spin-repro reproduce                              the whole paper at the cpu profile
     spin-repro reproduce --model DIR --data FILE      the same on your model and demonstrations
-    spin-repro run 03_spin_training -p iteration=1    one notebook, with checked parameters
+    spin-repro run 03_spin_training -p model=spin-1   one notebook, with checked parameters
+    spin-repro dpo --model DIR --pairs FILE --out DIR DPO on your chosen and rejected answers
     spin-repro figures                                tables and figures again, from the results
+    spin-repro report                                 one HTML page of them, with verdicts and provenance
+    spin-repro compare spin-3 sft                     two models on the same items, with intervals
+    spin-repro provenance spin-3                      what a number was made from, back to model and data
 
 Exit status: 0 done, 1 a stage failed, 2 bad input (nothing was started), 130 interrupted.
 """
@@ -23,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils import artifacts, paths, profiles, runtime
+from spin_utils.input_settings import SettingsError
 from spin_utils.notebooks import StageError
-from spin_utils.settings import Profile, SettingsError
+from spin_utils.settings import Profile
 
 log = logging.getLogger(__name__)
 
@@ -70,19 +75,23 @@ def step_command(profile: str, seed: int, step: str) -> str:
     return shlex.join([sys.executable, "-m", "spin_utils", "step", step, "--profile", profile, "--seed", str(seed)])
 
 
-def tables_command(profile: str, seeds: Sequence[int]) -> str:
-    """Shell command that makes the tables and figures."""
+def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> str:
+    """Shell command that makes the tables and figures: `tables`, or `first-tables` of the main chain alone."""
     text = ",".join(map(str, seeds))
-    return shlex.join([sys.executable, "-m", "spin_utils", "step", "tables", "--profile", profile, "--seeds", text])
+    return shlex.join([sys.executable, "-m", "spin_utils", "step", name, "--profile", profile, "--seeds", text])
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
     name, profile = _resolve(arguments)
     seeds = parse_seeds(arguments.seeds)
-    from spin_utils import stages
+    from spin_utils import clock, plan, stages
 
     stages.check_inputs(profile)
+    if plan.left_out(profile):
+        log.warning(plan.left_out(profile))
+    plans = plan.make_all(profile, seeds)
     log.info("profile %s, seeds %s: results go to %s", profile.name, seeds, paths.relative(paths.results(profile.name)))
+    log.info(clock.outlook(plans))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
     command += ["--directory", str(paths.home()), "--cores", str(os.cpu_count() or 1), "--nolock", "--rerun-incomplete"]
     command += ["--rerun-triggers", "input", "--quiet", "rules", "host", "reason"]
@@ -90,32 +99,36 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     command += ["--config", f"profile={name}", f"seeds={','.join(map(str, seeds))}", f"jobs={arguments.jobs}"]
     process = subprocess.Popen(command, env=runtime.child_environment(headless=True))
     try:
-        return _outcome(process.wait(), profile)
+        status = process.wait()
     except KeyboardInterrupt:
         log.error("Stopping: the running step saves its state (Ctrl-C again stops at once).")
         process.wait()
         raise
-
-
-def _outcome(status: int, profile: Profile) -> int:
-    if status == 0:
-        for kind, folder in (("tables", paths.results(profile.name)), ("figures", paths.figures(profile.name))):
-            log.info("%s: %s", kind, paths.relative(folder))
-        return 0
-    log.error(
-        "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
-    )
-    return 1
+    if status:
+        log.error(
+            "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
+        )
+        return 1
+    log.info(clock.account(plans))
+    for kind, folder in (("tables", paths.results(profile.name)), ("figures", paths.figures(profile.name))):
+        log.info("%s: %s", kind, paths.relative(folder))
+    return 0
 
 
 def _step(arguments: argparse.Namespace) -> int:
-    from spin_utils import notebooks, plan, stages
+    from spin_utils import drawing, notebooks, plan, publishing, stages
 
     profile = profiles.load(arguments.profile)
     if arguments.name == "tables":
         output = paths.executed_notebooks(profile.name) / "05_tables_and_figures.ipynb"
         given: dict[str, Any] = {"profile": arguments.profile, "seeds": arguments.seeds}
         notebooks.run("05_tables_and_figures", given, output)
+        return 0
+    if arguments.name == "first-tables":
+        plans = plan.make_all(profile, parse_seeds(arguments.seeds))
+        written = publishing.publish(plans) + drawing.draw(profile)
+        stages.record_drawing(plan.first_tables(plans), plans[:1], written)
+        log.info("tables and figures of the main chain: %s", paths.relative(paths.results(profile.name)))
         return 0
     steps = plan.make(profile, arguments.seed)
     if arguments.name not in steps.steps:
@@ -142,6 +155,24 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _dpo(arguments: argparse.Namespace) -> int:
+    runtime.ensure_environment()
+    from spin_utils.dpo import dpo, read_settings
+    from spin_utils.training import Interrupted, NonFiniteLossError
+
+    runtime.configure()
+    settings = read_settings(dict(profiles.parse_override(text) for text in arguments.set))
+    model, pairs, out = (Path(p).expanduser().resolve() for p in (arguments.model, arguments.pairs, arguments.out))
+    try:
+        log.info("checkpoint, tokenizer and training.json: %s", paths.relative(dpo(model, pairs, out, settings)))
+    except Interrupted as request:
+        log.error("%s", request)
+        return 130
+    except NonFiniteLossError as error:
+        raise StageError(str(error)) from None
+    return 0
+
+
 def _figures(arguments: argparse.Namespace) -> int:
     from spin_utils import drawing, readme
 
@@ -150,6 +181,29 @@ def _figures(arguments: argparse.Namespace) -> int:
         log.info("%s", paths.relative(path))
     if arguments.readme:
         readme.update(profile, paths.REPOSITORY / "README.md")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from spin_utils import report
+
+    log.info("%s", paths.relative(report.write(profiles.load(arguments.profile))))
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from spin_utils.compare import compare
+
+    table = compare(arguments.profile, arguments.model, arguments.other)
+    shown = table.to_json(orient="records", indent=1) if arguments.json else table.round(3).to_string(index=False)
+    log.info("%s", shown)
+    return 0
+
+
+def _provenance(arguments: argparse.Namespace) -> int:
+    from spin_utils import provenance
+
+    log.info(provenance.describe(arguments.profile, arguments.seed, arguments.model, arguments.kind))
     return 0
 
 
@@ -210,11 +264,36 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help="such as 03_spin_training")
     sub.add_argument("-p", "--parameter", metavar="NAME=VALUE", action="append", default=[], help="a parameter")
     sub.add_argument("-o", "--output", help="where the executed copy goes")
+    sub = command("dpo", _dpo, "DPO on a file of pairs; a stopped run goes on when called again")
+    sub.add_argument("--model", metavar="DIR", required=True, help="folder of safetensors: start and reference")
+    sub.add_argument(
+        "--pairs", metavar="FILE", required=True, help=".json, .jsonl or .parquet with prompt, chosen and rejected"
+    )
+    sub.add_argument("--out", metavar="DIR", required=True, help="folder for the result; nothing is overwritten")
+    sub.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="change one setting: training.beta=0.5, template.kind=text, template.too_long=truncate, seed=1, ...",
+    )
     sub = command("step", _step, "make one step of the plan, as the Snakefile does")
     sub.add_argument("name", help="such as spin-0; `spin-repro plan` lists them")
     with_profile(sub)
     sub.add_argument("--seed", type=int, default=0, help="training seed")
     sub.add_argument("--seeds", default="0", help="seeds of the tables")
+    with_profile(command("report", _report, "one HTML page of a run: verdicts, figures, tables, provenance"))
+    sub = command("compare", _compare, "compare two models of a run on the same items, with intervals")
+    sub.add_argument("model", help="such as spin-3")
+    sub.add_argument("other", help="such as sft")
+    with_profile(sub)
+    sub.add_argument("--json", action="store_true", help="for programs")
+    sub = command("provenance", _provenance, "print what a number was made from, back to model and data")
+    sub.add_argument("model", help="row of a table, such as sft or spin-3")
+    with_profile(sub)
+    sub.add_argument("--seed", type=int, default=0, help="training seed")
+    kinds = ("evaluations", "transfer", "training", "generations", "heldout")
+    sub.add_argument("--kind", choices=kinds, default="evaluations", help="which measurement (default: evaluations)")
     sub = command("figures", _figures, "redraw tables and figures from the results, without a model")
     with_profile(sub)
     sub.add_argument("--readme", action="store_true", help="also write the README's results table")

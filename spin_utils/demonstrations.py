@@ -10,20 +10,30 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from spin_utils import families
-from spin_utils.rows import EmptyRowError, Row, RowError, as_row, check_file, read_records, read_rows, write_rows
-from spin_utils.settings import DemonstrationSettings
+from spin_utils.input_settings import DemonstrationSettings
+from spin_utils.rows import (
+    EmptyRowError,
+    Row,
+    RowError,
+    as_row,
+    check_file,
+    first_rows,
+    hub_records,
+    listed,
+    read_records,
+    read_rows,
+    write_rows,
+)
 
 __all__ = ["Demonstrations", "DemonstrationError", "load", "read_rows", "write_rows"]
 
 _logger = logging.getLogger(__name__)
-_SHOWN = 5
-"""Faulty rows named in one error message."""
 
 
 class DemonstrationError(RowError):
@@ -38,6 +48,8 @@ class Demonstrations:
     spin: list[Row]
     validation: list[Row]
     test: list[Row]
+    transfer: list[Row] = field(default_factory=list)
+    """Rows of families that nothing is trained on."""
 
 
 def load(settings: DemonstrationSettings) -> Demonstrations:
@@ -59,7 +71,16 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
         sizes = {"train": settings.sft_rows}
         sizes |= {"validation": settings.validation_rows or 0, "test": settings.test_rows or 0}
         splits = families.generate(settings.families, sizes, seed=settings.seed)
-        return _demonstrations(settings, splits["train"], splits["validation"], splits["test"])
+        made = _demonstrations(settings, splits["train"], splits["validation"], splits["test"])
+        transfer = families.generate(settings.transfer, {"test": settings.transfer_rows}, seed=settings.seed)["test"]
+        trained_on = {row["prompt"] for row in made.sft}
+        for row in transfer:
+            if row["prompt"] in trained_on:
+                raise DemonstrationError(
+                    f"demonstrations.transfer.{row['family']}: {row['id']} is also a training prompt; "
+                    "give the family options that its trained relative does not cover"
+                )
+        return replace(made, transfer=transfer)
     read = _file_rows if settings.source == "file" else _hub_rows
     if settings.source == "file":  # all paths first: a misspelt test file should not wait for a large training file
         for path in filter(None, (settings.train, settings.validation, settings.test)):
@@ -69,7 +90,7 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
     for split, wanted in (("test", settings.test_rows), ("validation", settings.validation_rows)):
         given = getattr(settings, split)
         if given:
-            held_out[split] = _first(read(settings, given), wanted or 0, f"demonstrations.{split}_rows", given)
+            held_out[split] = first_rows(read(settings, given), wanted or 0, f"demonstrations.{split}_rows", given)
             train = _disjoint(settings, train, held_out[split], split)
     tenth = len(train) // 10
     for split, wanted, most in (("test", settings.test_rows, 600), ("validation", settings.validation_rows, 300)):
@@ -84,10 +105,10 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
 def _demonstrations(
     settings: DemonstrationSettings, train: list[Row], validation: list[Row], test: list[Row]
 ) -> Demonstrations:
-    sft = _first(train, settings.sft_rows, "demonstrations.sft_rows", settings.train or settings.source)
+    sft = first_rows(train, settings.sft_rows, "demonstrations.sft_rows", settings.train or settings.source)
     if not sft:
         raise DemonstrationError(f"{settings.train}: no rows are left for training; hold out fewer or add rows")
-    spin = _first(sft, settings.spin_rows, "demonstrations.spin_rows", "the SFT rows")
+    spin = first_rows(sft, settings.spin_rows, "demonstrations.spin_rows", "the SFT rows")
     return Demonstrations(sft=sft, spin=spin, validation=validation, test=test)
 
 
@@ -97,25 +118,16 @@ def _file_rows(settings: DemonstrationSettings, file: str) -> list[Row]:
     rows, faults = _checked(read_records(path), path.name, path.stem, settings.drop_empty)
     repeated = _repeated(rows, path.name)
     if faults or repeated:
-        raise DemonstrationError(_listed(faults + repeated))
+        raise DemonstrationError(listed(faults + repeated))
     return [row for _, row in rows]
 
 
 def _hub_rows(settings: DemonstrationSettings, split: str) -> list[Row]:
     """Checked rows of a hub split; faulty and repeated rows are left out with a warning: nobody can edit a pinned
     revision, and published sets do hold both (the released SPIN data hold every row twice)."""
-    import datasets  # takes a second, which the other sources need not wait for
-
     name = f"{settings.name} [{split}]"
-    try:
-        records = datasets.load_dataset(settings.name, revision=settings.revision, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DemonstrationError(
-            f"{name} at revision {settings.revision[:12]}: {reason}; check name, revision, split and network, or "
-            "download it once and use source: file"
-        ) from error
-    rows, faults = _checked(enumerate(records, start=1), name, f"{split}", settings.drop_empty)
+    records = hub_records(settings.name, settings.revision, split)
+    rows, faults = _checked(records, name, split, settings.drop_empty)
     repeated = _repeated(rows, name)
     if faults:
         _logger.warning("%s: %d faulty rows left out, the first: %s", name, len(faults), faults[0])
@@ -179,7 +191,7 @@ def _disjoint(settings: DemonstrationSettings, rows: list[Row], held_out: list[R
         for row in shared
     ]
     if settings.source == "file":
-        raise DemonstrationError(_listed([f"{settings.train}, {example}" for example in examples]))
+        raise DemonstrationError(listed([f"{settings.train}, {example}" for example in examples]))
     _logger.warning("%d rows left out because their prompts are in %s, the first: %s", len(shared), split, examples[0])
     return [row for row in rows if row["prompt"] not in taken]
 
@@ -199,17 +211,3 @@ def _hold_out(
     chosen = set(Random(f"{split}/{settings.seed}").sample(single, wanted))
     kept = [row for place, row in enumerate(train) if place not in chosen]
     return kept, [train[place] for place in sorted(chosen)]
-
-
-def _first(rows: list[Row], wanted: int, setting: str, source: str) -> list[Row]:
-    if wanted > len(rows):
-        raise DemonstrationError(
-            f"{setting}: asks for {wanted} rows where {source} has {len(rows)}; "
-            f"add rows or set it to {len(rows)} or less (0 means all)"
-        )
-    return rows[: wanted or None]
-
-
-def _listed(messages: list[str], limit: int = _SHOWN) -> str:
-    more = f"\nand {len(messages) - limit} more rows" if len(messages) > limit else ""
-    return "\n".join(messages[:limit]) + more

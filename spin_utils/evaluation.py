@@ -23,9 +23,10 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_utils import published
+from spin_utils.input_settings import TemplateSettings
 from spin_utils.lm import PackedLM
 from spin_utils.results import SCHEMA
-from spin_utils.settings import EvaluationSettings, TemplateSettings
+from spin_utils.settings import EvaluationSettings
 
 TASKS = Path(__file__).parent / "tasks"
 """The kit's own task files."""

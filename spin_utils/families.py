@@ -13,7 +13,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from spin_utils.settings import FamilySettings
+from spin_utils.input_settings import FamilySettings
 from spin_utils.worked_solutions import write
 
 SPLITS = ("train", "validation", "test")

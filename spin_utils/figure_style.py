@@ -8,7 +8,6 @@ light to dark blue, so their order survives grey printing and colour-blind eyes;
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from spin_utils.writing import replacing
 
 COLUMN_INCHES = 3.3
 """Width of a column of a two-column paper."""
@@ -115,15 +116,13 @@ def colour(model: str) -> str:
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write NAME.pdf and NAME.png. The same figure gives the same bytes: no dates, no versions inside."""
-    folder.mkdir(parents=True, exist_ok=True)
     metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
     paths = []
     with style():
         for suffix, fields in metadata.items():
             path = folder / f"{name}.{suffix}"
-            partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-            figure.savefig(partial, format=suffix, metadata=fields)
-            os.replace(partial, path)
+            with replacing(path) as partial:
+                figure.savefig(partial, format=suffix, metadata=fields)
             paths.append(path)
     return paths
 
@@ -142,7 +141,7 @@ def say_why_empty(axes: Axes, reason: str) -> None:
 def footnote(figure: Figure, text: str) -> None:
     """A few words below the panels, in small grey letters."""
     if text:
-        figure.supxlabel(textwrap.fill(text, 95), fontsize=5.5, color="#5c5c5c", x=0.01, ha="left")
+        figure.supxlabel(textwrap.fill(text, 80), fontsize=5.5, color="#5c5c5c", x=0.01, ha="left")
 
 
 def same_span(*axes: Axes, pad: float = 0.12) -> None:

@@ -123,12 +123,7 @@ def figure3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
 
 
 def figure4(
-    scores: pd.DataFrame,
-    stand_ins: Mapping[str, str],
-    *,
-    profile: str = "cpu",
-    epochs: int = 2,
-    seed: int = 0,
+    scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", epochs: int = 2, seed: int = 0
 ) -> Figure:
     """Figure 4: more epochs of iteration 0 against iteration 1, on two benchmarks and on average.
 
@@ -169,12 +164,7 @@ def figure4(
 
 
 def figure5(
-    scores: pd.DataFrame,
-    stand_ins: Mapping[str, str],
-    *,
-    profile: str = "cpu",
-    epochs: int = 2,
-    seed: int = 0,
+    scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", epochs: int = 2, seed: int = 0
 ) -> Figure:
     """Figure 5: prompts used by one epoch of SPIN against more epochs of SFT. Arguments as in `figure4`.
 
@@ -259,7 +249,8 @@ def _value(axes: Axes, x: float, y: float, text: str, *, above: bool = False) ->
 
 def _reference(axes: Axes, y: float, tint: str) -> None:
     axes.axhline(y, color=tint, ls=":", lw=1.2)
-    axes.annotate("iter. 1", (0, y), (-4, 2), textcoords="offset points", fontsize=6, color=tint)
+    place = axes.get_yaxis_transform()  # beside the panel, where no point can lie under it
+    axes.annotate("iter. 1", (1, y), (2, 0), place, "offset points", va="center", fontsize=6, color=tint)
 
 
 def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str) -> None:

@@ -21,9 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spin_utils import templates
 from spin_utils.answers import Answers, fingerprint
 from spin_utils.attention import check_model, packed_attention
+from spin_utils.input_settings import TemplateSettings
 from spin_utils.packing import Group, micro_batches, pack
 from spin_utils.sampling import Sample, sample
-from spin_utils.settings import GenerationSettings, TemplateSettings
+from spin_utils.settings import GenerationSettings
 
 HEAD_ELEMENTS = 8 * 2**20
 """Logits held at once in float32 when continuations are scored."""

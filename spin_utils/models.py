@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils.artifacts import file_hash
+from spin_utils.input_settings import ModelSettings
 from spin_utils.profiles import nearest
-from spin_utils.settings import ModelSettings
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import ast
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,17 +107,20 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     from papermill import PapermillExecutionError, execute_notebook
     from traitlets.config import Config
 
-    try:
-        execute_notebook(
-            path,
-            output,
-            parameters=values,
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            cwd=str(path.parent),
-            config=Config(KernelManager={"shutdown_wait_time": _PATIENCE_S, "transport": "ipc"}),
-        )
-    except PapermillExecutionError as error:
-        raise StageError(f"{error.ename}: {error.evalue}\n  in {paths.relative(output)}") from None
+    # Sockets in a folder of their own: kernels that run side by side must not share names, and no one else may read.
+    with tempfile.TemporaryDirectory(prefix="spin-") as sockets:
+        kernel = {"transport": "ipc", "ip": f"{sockets}/kernel", "shutdown_wait_time": _PATIENCE_S}
+        try:
+            execute_notebook(
+                path,
+                output,
+                parameters=values,
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                cwd=str(path.parent),
+                config=Config(KernelManager=kernel),
+            )
+        except PapermillExecutionError as error:
+            raise StageError(f"{error.ename}: {error.evalue}\n  in {paths.relative(output)}") from None
     return output

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,18 @@ class MasterOptimizer:
             if parameter.dtype != torch.float32:
                 parameter.copy_(master)
         self.steps = steps
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Inside the block the model has its exact float32 weights, as it has after `close`."""
+        copies = [parameter.data for parameter in self.parameters]
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            parameter.data = master
+        try:
+            yield
+        finally:
+            for parameter, copy in zip(self.parameters, copies, strict=True):
+                parameter.data = copy
 
     def close(self) -> None:
         """Leave the model as an ordinary one with the exact float32 weights: no hooks, no gradients.

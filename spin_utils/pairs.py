@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
 import pyarrow as pa
 
 from spin_utils.packing import Group
@@ -41,15 +40,15 @@ def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 class Pairs(Sequence[Group]):
-    """A read-only sequence of groups over one or several files.
+    """A read-only sequence of groups over one or several files, of all rows or the first ones.
 
     Attributes:
         table: the rows, memory-mapped.
         end_truncated: the id appended to length-cut generated answers, or None to leave them without an end.
     """
 
-    def __init__(self, paths: Sequence[Path], *, end_truncated: int | None = None) -> None:
-        self.table = pa.concat_tables([_open(path) for path in paths])
+    def __init__(self, paths: Sequence[Path], *, end_truncated: int | None = None, rows: int | None = None) -> None:
+        self.table = pa.concat_tables([_open(path) for path in paths]).slice(0, rows)
         self.end_truncated = end_truncated
 
     def __len__(self) -> int:
@@ -69,16 +68,6 @@ class Pairs(Sequence[Group]):
         if row["finish_reason"] == "length" and self.end_truncated is not None:
             generated = [*generated, self.end_truncated]
         return Group(row["prompt_ids"], (row["real_ids"], generated))
-
-    def ids(self) -> list[str]:
-        """Row ids with their iteration, for messages: `train-17@t0`."""
-        pairs = zip(self.table["id"].to_pylist(), self.table["iteration"].to_pylist(), strict=True)
-        return [f"{i}@t{t}" for i, t in pairs]
-
-    def identical_share(self) -> float:
-        """Share of pairs whose generated tokens equal the real ones."""
-        equal = [g.response_ids[0] == g.response_ids[1] for g in self]
-        return float(np.mean(equal)) if equal else 0.0
 
 
 def _open(path: Path) -> pa.Table:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils import artifacts, models, paths
+from spin_utils.input_settings import DemonstrationSettings
 from spin_utils.profiles import as_dict
-from spin_utils.settings import DemonstrationSettings, Profile, SpinSettings, TrainingSettings
+from spin_utils.settings import DpoSettings, Profile, TrainingSettings, training_identity
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Step:
     name: str
     """Such as `pairs-0`."""
     stage: str
-    """Which function of `stages` makes it: base, data, sft, pairs, spin, evaluation, tables."""
+    """Which function of `stages` makes it: base, data, sft, pairs, spin, subset, preferences, dpo, evaluation."""
     notebook: str
     """Notebook that makes it; empty for what the first notebook's stage makes on the way."""
     parameters: dict[str, Any]
@@ -51,6 +52,15 @@ class Plan:
     def directory(self, name: str) -> Path:
         """Artifact directory of a step."""
         return self.steps[name].directory
+
+    def checkpoint(self, model: str) -> Path:
+        """Folder of an evaluated model's weights.
+
+        The epochs of iteration 0 are one run, so they lie in one artifact.
+        """
+        epoch = model.partition("-epoch-")[2]
+        checkpoint = self.directory(self.steps[f"eval-{model}"].inputs[0])
+        return checkpoint / f"epoch-{epoch}" if epoch else checkpoint
 
     def models(self) -> list[str]:
         """Names of the evaluated models, in the order of the tables."""
@@ -80,31 +90,52 @@ def make(profile: Profile, seed: int) -> Plan:
         steps[name] = Step(name, stage, notebook, parameters, folder / f"{name}-{key}", inputs, settings)
         return name
 
-    def evaluate(model: str, checkpoint: str) -> None:
-        settings = {"evaluation": as_dict(profile.evaluation), "template": template}
-        add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", (checkpoint, "data"), settings, model=model)
+    def evaluate(model: str, checkpoint: str = "", transfer: bool = False) -> None:
+        transfer = transfer and bool(profile.demonstrations.transfer)
+        settings = {"evaluation": as_dict(profile.evaluation), "template": template, "transfer": transfer}
+        inputs = (checkpoint or model, "data")
+        add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", inputs, settings, model=model)
 
-    template = as_dict(profile.template)
+    def train(model: str, stage: str, inputs: tuple[str, ...], **more: Any) -> str:
+        settings = {"training": training_identity(training_of(profile, model)), "template": template, **more}
+        return add(model, stage, "03_spin_training", inputs, settings, model=model)
+
+    spin, template, generation = profile.spin, as_dict(profile.template), as_dict(profile.generation)
     add("data", "data", "", (), _data_identity(profile.demonstrations))
     base = add("base", "base", "", ("data",) if profile.model.source == "tiny" else (), models.identity(profile.model))
-    current = base
+    start = base
     if profile.sft is not None:
-        sft = {"training": as_dict(profile.sft), "template": template}
-        current = add("sft", "sft", "01_sft_baseline", (base, "data"), sft, more=0)
-    evaluate("sft", current)
-    for t in range(profile.spin.iterations):
-        settings = {"generation": as_dict(profile.generation), "template": template}
+        sft = {"training": training_identity(profile.sft), "template": template}
+        start = add("sft", "sft", "01_sft_baseline", (base, "data"), sft, more=0)
+    evaluate("sft", start, transfer=True)
+
+    current = start
+    for t in range(spin.iterations):
+        settings = {"generation": generation, "template": template}
         add(f"pairs-{t}", "pairs", "02_synthetic_generation", (current, "data"), settings, iteration=t)
-        previous = (f"pairs-{t - 1}",) if t and profile.spin.mix_previous else ()
-        settings = {"training": as_dict(training_at(profile.spin, t)), "template": template}
-        inputs = (current, f"pairs-{t}", *previous)
-        current = add(f"spin-{t}", "spin", "03_spin_training", inputs, settings, iteration=t)
-        evaluate(current, current)
-    control = "sft"
+        previous = (f"pairs-{t - 1}",) if t and spin.mix_previous else ()
+        shown = {"epochs_shown": spin.epochs_shown} if t == 0 else {}
+        inputs = (current, f"pairs-{t}", *previous, "data")
+        current = train(f"spin-{t}", "spin", inputs, generation=generation, **shown)
+        evaluate(current, transfer=True)
+
+    for epoch in range(1, spin.epochs_shown + 1):
+        if epoch != spin.training.epochs:
+            evaluate(f"spin-0-epoch-{epoch}", "spin-0")
+    for part in spin.subsets:
+        evaluate(train(f"spin-0-rows-{part}", "subset", (start, "pairs-0"), fiftieths=part))
+    control = start
     for epoch in range(1, profile.sft_more + 1):
-        inputs = (control, "data")
-        control = add(f"sft-more-{epoch}", "sft", "01_sft_baseline", inputs, sft, more=epoch)
-        evaluate(control, control)
+        assert profile.sft is not None
+        once = {"training": training_identity(dataclasses.replace(profile.sft, epochs=1)), "template": template}
+        control = add(f"sft-more-{epoch}", "sft", "01_sft_baseline", (control, "data"), once, more=epoch)
+        evaluate(control)
+    if profile.dpo is not None and not left_out(profile):
+        preferences = _preferences_identity(profile.dpo)
+        settings = {"preferences": preferences, "generation": generation, "template": template}
+        add("preferences", "preferences", "", (start, "data"), settings)
+        evaluate(train("dpo", "dpo", (start, "preferences")))
+        evaluate(train(f"{current}-dpo", "dpo", (current, "preferences")))
     return Plan(profile, seed, steps)
 
 
@@ -115,21 +146,66 @@ def make_all(profile: Profile, seeds: Iterable[int]) -> list[Plan]:
 
 def tables(plans: list[Plan]) -> Step:
     """The last step: tables and figures over all seeds."""
-    first = plans[0]
-    inputs = {f"seed-{p.seed}": {n: p.directory(f"eval-{n}").name for n in p.models()} for p in plans}
-    key = artifacts.key("tables", {}, **inputs)
-    folder = paths.artifacts(first.profile.name) / f"tables-{key}"
-    return Step("tables", "tables", "05_tables_and_figures", {}, folder, (), {})
+    return _drawing("tables", "05_tables_and_figures", plans, [plan.models() for plan in plans])
 
 
-def training_at(spin: SpinSettings, iteration: int) -> TrainingSettings:
-    """Training settings of one iteration: its own learning rate and beta (sec. B.1)."""
+def first_tables(plans: list[Plan]) -> Step:
+    """Tables and figures of the first seed's main chain, so that Table 4 and Figure 2 need not wait for the rest."""
+    chain = [f"spin-{t}" for t in range(plans[0].profile.spin.iterations)]
+    return _drawing("first-tables", "", plans[:1], [["sft", *chain]])
+
+
+def _drawing(name: str, notebook: str, plans: list[Plan], models: list[list[str]]) -> Step:
+    steps = [[f"eval-{model}" for model in chosen] for chosen in models]
+    chosen = {f"seed-{p.seed}": {n: p.directory(n).name for n in names} for p, names in zip(plans, steps, strict=True)}
+    folder = paths.artifacts(plans[0].profile.name) / f"{name}-{artifacts.key('tables', {}, **chosen)}"
+    return Step(name, "tables", notebook, {}, folder, tuple(steps[0]), {})
+
+
+def left_out(profile: Profile) -> str:
+    """Why an experiment that the profile names cannot be run on its demonstrations; empty if all can."""
+    if profile.dpo and profile.dpo.preferences.source == "samples" and profile.demonstrations.source != "reasoning_gym":
+        return (
+            "DPO is left out: its preference pairs are answers labelled by the grader of generated families, and these "
+            "demonstrations have none; name a file of pairs in dpo.preferences to run it"
+        )
+    return ""
+
+
+def training_of(profile: Profile, model: str) -> TrainingSettings:
+    """Settings of the run that makes a model from pairs.
+
+    An iteration has its own learning rate and beta (sec. B.1); a subset of Figure 5 is iteration 0 stopped after one
+    epoch.
+
+    Args:
+        profile: the validated profile.
+        model: `spin-2`, `spin-0-rows-14`, `dpo` or `spin-3-dpo`.
+    """
+    if model.endswith("dpo"):
+        assert profile.dpo is not None
+        return profile.dpo.training
+    spin, (iteration, *subset) = profile.spin, model.split("-")[1:]
     change: dict[str, Any] = {}
     if spin.learning_rates:
-        change["learning_rate"] = spin.learning_rates[min(iteration, len(spin.learning_rates) - 1)]
+        change["learning_rate"] = spin.learning_rates[min(int(iteration), len(spin.learning_rates) - 1)]
     if spin.betas:
-        change["beta"] = spin.betas[min(iteration, len(spin.betas) - 1)]
+        change["beta"] = spin.betas[min(int(iteration), len(spin.betas) - 1)]
+    if subset:
+        change |= {"epochs": 1, "schedule_epochs": spin.training.schedule_epochs or spin.training.epochs}
     return dataclasses.replace(spin.training, **change)
+
+
+def stream(seed: int, number: int) -> int:
+    """Seed of an iteration or a further epoch: every one draws its own random numbers, and no two seeds share them."""
+    return 1000 * seed + number
+
+
+def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
+    preferences = as_dict(dpo.preferences)
+    if dpo.preferences.source == "file":
+        preferences["train"] = artifacts.file_hash(Path(dpo.preferences.train))
+    return {**preferences, "answers_per_prompt": dpo.answers_per_prompt}
 
 
 def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:

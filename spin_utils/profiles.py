@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import yaml
 
+from spin_utils.input_settings import SettingsError
 from spin_utils.paths import REPOSITORY
-from spin_utils.settings import Profile, SettingsError
+from spin_utils.settings import Profile
 
 PROFILES = REPOSITORY / "profiles"
 
@@ -95,6 +96,14 @@ def build(cls: type, data: Any, where: str) -> Any:
         raise SettingsError(text if not where or text.startswith(f"{section}.") else f"{where}.{text}") from None
 
 
+def build_from_dotted(cls: type, values: Mapping[str, Any]) -> Any:
+    """Like `build`, from dotted names and values such as `{"training.beta": 1.0}`."""
+    data: dict[str, Any] = {}
+    for dotted, value in values.items():
+        _set(data, dotted, value)
+    return build(cls, data, "")
+
+
 def as_dict(settings: Any) -> dict[str, Any]:
     """A settings dataclass as plain JSON data, for manifests and keys."""
     return dataclasses.asdict(settings)
@@ -153,19 +162,18 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _anchor(data: dict[str, Any], folder: Path) -> None:
     # A relative path in a profile means relative to the profile's own folder, wherever the kernel runs.
-    places = [("model", ["path"])] if _at(data, "model", "source") == "directory" else []
-    if _at(data, "demonstrations", "source") == "file":
-        places.append(("demonstrations", ["train", "validation", "test"]))
-    for section, names in places:
-        for name in names:
-            value = data[section].get(name)
-            if isinstance(value, str) and value:
-                data[section][name] = str((folder / Path(value).expanduser()).resolve())
-
-
-def _at(data: Mapping[str, Any], section: str, name: str) -> Any:
-    inner = data.get(section)
-    return inner.get(name) if isinstance(inner, Mapping) else None
+    dpo = data.get("dpo")
+    places = [
+        (data.get("model"), "directory", ["path"]),
+        (data.get("demonstrations"), "file", ["train", "validation", "test"]),
+        (dpo.get("preferences") if isinstance(dpo, dict) else None, "file", ["train"]),
+    ]
+    for section, source, names in places:
+        if isinstance(section, dict) and section.get("source") == source:
+            for name in names:
+                value = section.get(name)
+                if isinstance(value, str) and value:
+                    section[name] = str((folder / Path(value).expanduser()).resolve())
 
 
 def _merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,9 @@ import pandas as pd
 LEADERBOARD = ("arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu")
 """The six benchmarks of Tables 1, 3, 4 and 5, in the paper's order."""
 
+OTHERS = ("mt_bench", "bb_causal", "bb_formal", "bb_sports", "openbookqa")
+"""The benchmarks of Table 6, in the paper's order."""
+
 BENCHMARK_LABELS = {
     "arc": "Arc",
     "truthfulqa": "TruthfulQA",
@@ -115,16 +118,6 @@ def training_sizes() -> pd.DataFrame:
     SFT at size 0 is the end of that run's first epoch (59.04), not the downloaded checkpoint (58.14).
     """
     return _read("figure5_training_size.csv")
-
-
-def hub_leaderboard() -> pd.DataFrame:
-    """Scores on the cards of the released models: another harness version, so another GSM8k."""
-    return _by_model("hub_leaderboard_of_released_models.csv")
-
-
-def independent_mt_bench() -> pd.DataFrame:
-    """MT-Bench of an independent run of the released code (argilla, 1,648 prompts), by turn."""
-    return _by_model("independent_mt_bench_argilla.csv")
 
 
 def score(model: str, benchmark: str) -> float | None:

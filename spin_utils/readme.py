@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spin_utils import drawing, paths, published, results
+import pandas as pd
+
+from spin_utils import drawing, paths, published, results, verdicts
 from spin_utils.settings import Profile
 from spin_utils.statistics import Estimate, paired_bootstrap
 
@@ -14,7 +16,8 @@ END = "<!-- end of results -->"
 
 def section(profile: Profile) -> str:
     """Averages and gains over SFT of every iteration and of the SFT control, beside the paper's, as Markdown."""
-    scores = results.load_evaluations(paths.results(profile.name))
+    folder = paths.results(profile.name)
+    scores = results.load_evaluations(folder)
     tasks = list(drawing.stand_ins(profile, scores))
     base = published.score("sft", "average") or 0.0
     lines = [
@@ -28,19 +31,29 @@ def section(profile: Profile) -> str:
         ours = paired_bootstrap(scores, {model: 1}, tasks=tasks)
         gain = "" if model == "sft" else _points(paired_bootstrap(scores, {model: 1, "sft": -1}, tasks=tasks), "+")
         printed = published.score(model, "average")
-        theirs = "—|" if printed is None else f"{printed:.2f} | {'' if model == 'sft' else f'{printed - base:+.2f}'}"
+        theirs = "— | —" if printed is None else f"{printed:.2f} | {'' if model == 'sft' else _minus(printed - base)}"
         lines.append(f"| {results.label(model)} | {_points(ours)} | {gain} | {theirs} |")
     seeds, items = scores["seed"].nunique(), scores.groupby("task")["id"].nunique().sum()
-    missing = (
-        "" if measured.issuperset(control) else " Whether more SFT does as well (Table 5) was not measured in this run."
-    )
+    last = next(name for name in reversed(chain) if name in measured)
+    against = [
+        f"{results.label(last)} over {results.label(name)}: "
+        f"{_points(paired_bootstrap(scores, {last: 1, name: -1}, tasks=tasks), '+')} points."
+        for name in control
+        if name in measured
+    ]
+    more = "Would more SFT do as well? " + (" ".join(against) or "That was not measured in this run.")
     note = (
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: "
         "95 % intervals of a paired bootstrap over items and seeds. Other tasks and another model than the paper's: "
-        f"compare gains, not levels.{missing} "
-        f"All of it: [`results/{profile.name}/tables`](results/{profile.name}/tables)."
+        f"compare gains, not levels. {more}"
     )
-    return "\n".join([*lines, "", note])
+    judged = pd.read_csv(folder / "verdicts.csv")["verdict"]
+    everything = (
+        f"Of the {len(judged)} tables, figures and claims of the paper, here: {verdicts.tally(judged)}. "
+        f"One by one, with the reasons: [verdicts](results/{profile.name}/verdicts.md), "
+        f"[tables](results/{profile.name}/tables), [figures](figures/{profile.name})."
+    )
+    return "\n".join([*lines, "", note, "", everything])
 
 
 def update(profile: Profile, readme: Path) -> None:
@@ -49,6 +62,10 @@ def update(profile: Profile, readme: Path) -> None:
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     readme.write_text(f"{before}{BEGIN}\n{section(profile)}\n{END}{after}", encoding="utf-8")
+
+
+def _minus(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _points(estimate: Estimate, sign: str = "") -> str:

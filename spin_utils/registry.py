@@ -12,6 +12,9 @@ from spin_utils.published import BENCHMARK_LABELS
 from spin_utils.results import ResultsError, label
 from spin_utils.statistics import Claim
 
+Measure = Literal["score", "tokens", "generated_tokens", "similarity", "identical", "jsd_bound"]
+"""What a contrast is of: the first two of evaluations, the last of held-out pairs, the others of generations."""
+
 Compute = Literal["contrast", "times", "training", "theory", "parts", "shown", "absent"]
 
 THEORY_CHECKS = (
@@ -49,7 +52,7 @@ class Row:
     compute: Compute
     contrast: dict[str, float] = field(default_factory=dict)
     benchmark: str = ""
-    column: Literal["score", "tokens"] = "score"
+    column: Measure = "score"
     claim: Claim | None = None
     margin: float = 0.0
     value: float | None = None
@@ -115,6 +118,8 @@ def _row(number: int, record: dict[str, Any], defaults: dict[str, float]) -> Row
         raise RegistryError(f"{place}: margins must be above 0")
     if row.benchmark and row.benchmark not in BENCHMARK_LABELS:
         raise RegistryError(f"{place}: benchmark {row.benchmark!r} is not one of {', '.join(BENCHMARK_LABELS)}")
+    if row.column not in get_args(Measure):
+        raise RegistryError(f"{place}: column is {row.column!r}; use {', '.join(get_args(Measure))}")
     if row.source not in _SOURCES:
         raise RegistryError(f"{place}: source is {row.source!r}; use {', '.join(_SOURCES)}")
     if row.check and row.check not in THEORY_CHECKS:

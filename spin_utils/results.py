@@ -1,7 +1,10 @@
 """Results: small JSON files that tables and figures are drawn from.
 
     results/PROFILE/seed-S/evaluations/MODEL.json    scores of one checkpoint, item by item
+    results/PROFILE/seed-S/transfer/MODEL.json       the same on tasks that nothing was trained on
     results/PROFILE/seed-S/training/MODEL.json       metrics of one training run, step by step
+    results/PROFILE/seed-S/generations/MODEL.json    what the model answered to the prompts of SPIN
+    results/PROFILE/seed-S/heldout/MODEL.json        what an iteration did to pairs that no training saw
 
 A file is checked when it is written and again when it is read; a file that is not whole, consistent and
 finite is refused with its path and the field. Scores are shares (0..1) here and points in tables.
@@ -10,93 +13,59 @@ finite is refused with its path and the field. Scores are shares (0..1) here and
 from __future__ import annotations
 
 import json
-import math
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
-SCHEMA = 1
-"""Version of both kinds of file; a reader refuses any other."""
+from spin_utils.documents import (
+    DRIFT_FIELDS,
+    FIELDS,
+    GENERATION_FIELDS,
+    ITEM_FIELDS,
+    SCHEMA,
+    ResultsError,
+    label,
+    validate,
+)
+from spin_utils.writing import write_text
 
-EVALUATION_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "schema": int,
-    "kind": str,
-    "profile": str,
-    "seed": int,
-    "model": str,
-    "tasks": dict,
-    "average": (int, float),
-    "items": list,
-    "provenance": dict,
+__all__ = [
+    "SCHEMA",
+    "chains",
+    "ResultsError",
+    "evaluation_path",
+    "generations_path",
+    "heldout_path",
+    "label",
+    "load_evaluations",
+    "load_generations",
+    "load_heldout",
+    "load_summaries",
+    "load_training",
+    "read_json",
+    "training_path",
+    "validate",
+    "write_json",
+]
+
+Scored = Literal["evaluations", "transfer"]
+"""Folders of evaluations: of the tasks of the training mix, and of tasks that nothing was trained on."""
+
+_KINDS = {
+    "evaluations": "evaluation",
+    "transfer": "evaluation",
+    "training": "training",
+    "generations": "generations",
+    "heldout": "heldout",
 }
-"""Fields of an evaluation. `seed` is the training seed; `average` the unweighted mean over tasks."""
-
-TASK_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "metric": str,
-    "n": int,
-    "value": (int, float),
-    "stderr": (int, float),
-}
-ITEM_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "task": str,
-    "id": (str, int),
-    "score": (int, float),
-    "response": str,
-    "tokens": int,
-}
-TRAINING_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "schema": int,
-    "kind": str,
-    "profile": str,
-    "seed": int,
-    "model": str,
-    "rows": list,
-    "provenance": dict,
-}
-"""Fields of a training record; a row has `step`, `epoch`, `loss` and whatever else the run logs."""
-
-LABELS = {
-    r"base": "Base model",
-    r"sft": "SFT",
-    r"spin-(\d+)": "SPIN iteration {}",
-    r"dpo": "DPO",
-    r"spin-(\d+)-dpo": "SPIN iteration {} + DPO",
-    r"spin-(\d+)-epoch-(\d+)": "SPIN iteration {}, epoch {}",
-    r"spin-(\d+)-rows-(\d+)": "SPIN iteration {}, {}/50 of the prompts",
-    r"sft-more-(\d+)": "SFT, {} more epochs",
-}
-"""What a model's name may be, and how it reads. The 50 are the 50k prompts of the paper (Figure 5)."""
-
-_TOLERANCE = 1e-6  # between a stored mean and the mean of the stored items
+"""Kind of the files in a folder."""
 
 
-class ResultsError(ValueError):
-    """A results file cannot be trusted. The message names the file, the field and the remedy."""
-
-
-def label(model: str) -> str:
-    """How a model's name reads in a table or figure.
-
-    >>> label("spin-3-dpo"), label("sft-more-1")
-    ('SPIN iteration 3 + DPO', 'SFT, 1 more epoch')
-
-    Raises:
-        ResultsError: The name is not one of the kit's.
-    """
-    for pattern, text in LABELS.items():
-        match = re.fullmatch(pattern, model)
-        if match:
-            return text.format(*match.groups()).replace(" 1 more epochs", " 1 more epoch")
-    raise ResultsError(f"model is {model!r}; names look like sft, spin-0, spin-0-epoch-1, spin-0-rows-14, dpo")
-
-
-def evaluation_path(results: Path, seed: int, model: str) -> Path:
+def evaluation_path(results: Path, seed: int, model: str, kind_folder: Scored = "evaluations") -> Path:
     """Where the evaluation of a model lies; `results` is results/PROFILE."""
-    return results / f"seed-{seed}" / "evaluations" / f"{model}.json"
+    return results / f"seed-{seed}" / kind_folder / f"{model}.json"
 
 
 def training_path(results: Path, seed: int, model: str) -> Path:
@@ -104,28 +73,32 @@ def training_path(results: Path, seed: int, model: str) -> Path:
     return results / f"seed-{seed}" / "training" / f"{model}.json"
 
 
+def generations_path(results: Path, seed: int, model: str) -> Path:
+    """Where the generations of a model lie; `results` is results/PROFILE."""
+    return results / f"seed-{seed}" / "generations" / f"{model}.json"
+
+
+def heldout_path(results: Path, seed: int, model: str) -> Path:
+    """Where the held-out pairs of an iteration lie; `results` is results/PROFILE."""
+    return results / f"seed-{seed}" / "heldout" / f"{model}.json"
+
+
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a results file: whole or not at all, and the same bytes for the same content.
 
     Keys keep their order; a list of objects has one object a line, so that files diff well. Documents with a
-    `kind` of this module are checked first.
+    `kind` are checked first.
 
     Raises:
         ResultsError: A number is not finite, or the document is not valid for its kind.
     """
-    if document.get("kind") in ("evaluation", "training"):
+    if document.get("kind") in FIELDS:
         validate(document, str(path))
     try:
         text = _render(document)
     except ValueError as error:
         raise ResultsError(f"{path}: a number is NaN or infinite; JSON has no such number ({error})") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_text(path, text)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -133,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         ResultsError: The file is missing, is not JSON, or is not valid for its kind and its place: the folder
-            names give the seed and the profile, the file name gives the model.
+            names give the kind, the seed and the profile, the file name gives the model.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -145,50 +118,22 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ResultsError(f"{path}: holds a {type(document).__name__}, not an object; delete it and run its stage")
     validate(document, str(path))
     place = {"model": path.stem, "seed": path.parts[-3].removeprefix("seed-"), "profile": path.parts[-4]}
+    place["kind"] = _KINDS.get(path.parent.name, str(document["kind"]))
     for field, expected in place.items():
         if str(document[field]) != expected:
             raise ResultsError(f"{path}: {field} is {document[field]!r}, but the file lies at {expected!r}; move it")
     return document
 
 
-def validate(document: Mapping[str, Any], where: str) -> None:
-    """Check an evaluation or a training record.
-
-    Args:
-        document: The parsed file.
-        where: Named in errors, usually the path.
-
-    Raises:
-        ResultsError: A field is missing, unknown, of the wrong type or not finite; an item appears twice; a
-            stored mean is not the mean of the items.
-    """
-    if document.get("schema") != SCHEMA:
-        raise ResultsError(
-            f"{where}: schema is {document.get('schema')!r}, this kit reads {SCHEMA}; "
-            f"run the stage again or use the version of the kit that wrote the file"
-        )
-    kind = document.get("kind")
-    if kind not in ("evaluation", "training"):
-        raise ResultsError(f"{where}: kind is {kind!r}; use 'evaluation' or 'training'")
-    _check_fields(document, EVALUATION_FIELDS if kind == "evaluation" else TRAINING_FIELDS, where)
-    try:
-        label(document["model"])
-    except ResultsError as error:
-        raise ResultsError(f"{where}: {error}") from error
-    for name, value in document.items():
-        _check_finite(value, f"{where}: {name}")
-    if kind == "evaluation":
-        _check_items(document, where)
-    else:
-        _check_rows(document["rows"], where)
-
-
-def load_evaluations(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+def load_evaluations(
+    results: Path, seeds: Sequence[int] | None = None, *, kind_folder: Scored = "evaluations"
+) -> pd.DataFrame:
     """All per-item scores under results/PROFILE, one row per seed, model and item.
 
     Args:
         results: The folder results/PROFILE.
         seeds: Training seeds to read; None: all that are there.
+        kind_folder: `transfer` for tasks that nothing was trained on; the two are never mixed.
 
     Returns:
         Columns `seed`, `model`, `task`, `id`, `score` (0..1), `tokens`, `response`; empty if nothing was run.
@@ -198,19 +143,53 @@ def load_evaluations(results: Path, seeds: Sequence[int] | None = None) -> pd.Da
             paired, so an item may not be missing on one side.
     """
     frames = []
-    reference: tuple[Path, set[tuple[str, str]]] | None = None
-    for path in _files(results, "evaluations", seeds):
-        document = read_json(path)
-        items = pd.DataFrame(document["items"], columns=list(ITEM_FIELDS))
-        items["id"] = items["id"].astype(str)
-        keys = set(zip(items["task"], items["id"], strict=True))
-        reference = reference or (path, keys)
-        _check_same_items(path, keys, *reference)
+    for document, items in _items(results, kind_folder, seeds, list(ITEM_FIELDS), key=["task", "id"]):
         frames.append(items.assign(seed=document["seed"], model=document["model"]))
     columns = ["seed", "model", "task", "id", "score", "tokens", "response"]
-    if not frames:
-        return pd.DataFrame(columns=columns)
-    return pd.concat(frames, ignore_index=True)[columns].astype({"score": float})
+    return _together(frames, columns).astype({"score": float})
+
+
+def load_generations(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+    """What every model answered to the prompts of SPIN, one row per seed, model and prompt.
+
+    Returns:
+        Columns `seed`, `model` (which generated), `id`, `family`, `prompt`, `real`, `generated`, `real_tokens`,
+        `generated_tokens`, `finish_reason` (stop, or length if it was cut); empty if nothing was run.
+
+    Raises:
+        ResultsError: A file is not valid, or two models did not answer the same prompts with the same real responses.
+    """
+    names = list(GENERATION_FIELDS)
+    frames = [
+        items.assign(seed=document["seed"], model=document["model"])
+        for document, items in _items(results, "generations", seeds, names, key=["family", "id"])
+    ]
+    table = _together(frames, ["seed", "model", *names])
+    texts = table[["id", "prompt", "real"]].drop_duplicates()
+    if texts["id"].duplicated().any():
+        item = texts["id"][texts["id"].duplicated()].iloc[0]
+        raise ResultsError(
+            f"{results}: the prompt or the real response of item {item!r} differs between generations/ of two models "
+            "or seeds; run them again from the same demonstrations"
+        )
+    return table
+
+
+def load_heldout(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+    """What every iteration did to pairs that no training saw, one row per seed, model and prompt.
+
+    Returns:
+        Columns `seed`, `model` (spin-t, the policy theta_t+1 of iteration t), `beta`, `id`, `real_drift` and
+        `generated_drift` (log p_{theta_t+1} - log p_{theta_t}, nats); empty if nothing was run.
+
+    Raises:
+        ResultsError: A file is not valid, or two iterations were not measured on the same prompts.
+    """
+    frames = [
+        items.assign(seed=document["seed"], model=document["model"], beta=float(document["beta"]))
+        for document, items in _items(results, "heldout", seeds, list(DRIFT_FIELDS), key=["id"])
+    ]
+    return _together(frames, ["seed", "model", "beta", *DRIFT_FIELDS])
 
 
 def load_summaries(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
@@ -221,6 +200,13 @@ def load_summaries(results: Path, seeds: Sequence[int] | None = None) -> pd.Data
         for task, summary in document["tasks"].items()
     ]
     return pd.DataFrame(rows, columns=["seed", "model", "task", "metric", "n", "value", "stderr"])
+
+
+def chains(results: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Training seed and provenance chain of every evaluation, by seed."""
+    for path in _files(results, "evaluations", None):
+        document = read_json(path)
+        yield document["seed"], document["provenance"]["chain"]
 
 
 def load_training(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
@@ -236,89 +222,36 @@ def load_training(results: Path, seeds: Sequence[int] | None = None) -> pd.DataF
     return table[["seed", "model", *(name for name in table.columns if name not in ("seed", "model"))]]
 
 
-def _check_items(document: Mapping[str, Any], where: str) -> None:
-    scores: dict[str, list[float]] = {task: [] for task in document["tasks"]}
-    seen: set[tuple[str, str]] = set()
-    for number, item in enumerate(document["items"]):
-        place = f"{where}: items[{number}]"
-        if not isinstance(item, dict):
-            raise ResultsError(f"{place} is not an object")
-        _check_fields(item, ITEM_FIELDS, place)
-        if item["task"] not in scores:
-            raise ResultsError(f"{place}: task {item['task']!r} is not among tasks ({', '.join(scores)})")
-        key = (item["task"], str(item["id"]))
-        if key in seen:
-            raise ResultsError(f"{place}: item {key[1]!r} of task {key[0]!r} appears twice; evaluate again")
-        seen.add(key)
-        if not 0 <= item["score"] <= 1:
-            raise ResultsError(f"{place}: score is {item['score']}, outside 0..1; store shares, not points")
-        scores[item["task"]].append(float(item["score"]))
-    if not scores:
-        raise ResultsError(f"{where}: tasks is empty; an evaluation has at least one")
-    for task, summary in document["tasks"].items():
-        place = f"{where}: tasks.{task}"
-        if not isinstance(summary, dict):
-            raise ResultsError(f"{place} is not an object")
-        _check_fields(summary, TASK_FIELDS, place)
-        if summary["n"] != len(scores[task]) or not scores[task]:
-            raise ResultsError(f"{place}.n is {summary['n']}, but items holds {len(scores[task])}; items are missing")
-        _check_mean(f"{place}.value", summary["value"], scores[task])
-    _check_mean(f"{where}: average", document["average"], [task["value"] for task in document["tasks"].values()])
+def _items(
+    results: Path, folder: str, seeds: Sequence[int] | None, columns: list[str], key: list[str]
+) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Documents of one folder with their items as a table; all must have the same keys."""
+    first: tuple[Path, set[tuple[str, ...]]] | None = None
+    for path in _files(results, folder, seeds):
+        document = read_json(path)
+        items = pd.DataFrame(document["items"], columns=columns)
+        items["id"] = items["id"].astype(str)
+        keys = set(items[key].itertuples(index=False, name=None))
+        first = first or (path, keys)
+        _check_same_items(path, keys, *first)
+        yield document, items
 
 
-def _check_rows(rows: Sequence[Any], where: str) -> None:
-    previous = -math.inf
-    for number, row in enumerate(rows):
-        place = f"{where}: rows[{number}]"
-        if not isinstance(row, dict):
-            raise ResultsError(f"{place} is not an object")
-        for field in ("step", "epoch", "loss"):
-            if field not in row:
-                raise ResultsError(f"{place}: no {field!r}")
-        if row["step"] <= previous:
-            raise ResultsError(f"{place}: step {row['step']} does not follow {previous}; steps must increase")
-        previous = row["step"]
-
-
-def _check_fields(record: Mapping[str, Any], fields: Mapping[str, type | tuple[type, ...]], where: str) -> None:
-    for name in fields:
-        if name not in record:
-            raise ResultsError(f"{where}: no field {name!r}; run the stage that writes the file again")
-    for name, value in record.items():
-        if name not in fields:
-            raise ResultsError(f"{where}: unknown field {name!r}; schema {SCHEMA} has {', '.join(fields)}")
-        if not isinstance(value, fields[name]) or isinstance(value, bool):
-            raise ResultsError(f"{where}: {name} is {value!r}, a {type(value).__name__}")
-
-
-def _check_finite(value: Any, where: str) -> None:
-    """Walk everything: Python reads NaN and Infinity from JSON without complaint."""
-    if isinstance(value, dict):
-        for name, part in value.items():
-            _check_finite(part, f"{where}.{name}")
-    elif isinstance(value, list):
-        for number, part in enumerate(value):
-            _check_finite(part, f"{where}[{number}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ResultsError(f"{where} is {value}; a result must be a finite number")
-
-
-def _check_mean(where: str, stored: float, values: Sequence[float]) -> None:
-    mean = math.fsum(values) / len(values)
-    if abs(stored - mean) > _TOLERANCE:
-        raise ResultsError(f"{where} is {stored}, but the mean of its parts is {mean}; the file was altered or cut")
+def _together(frames: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
 def _check_same_items(
-    path: Path, keys: set[tuple[str, str]], reference: Path, reference_keys: set[tuple[str, str]]
+    path: Path, keys: set[tuple[str, ...]], reference: Path, reference_keys: set[tuple[str, ...]]
 ) -> None:
     if keys == reference_keys:
         return
-    task, item = min(keys ^ reference_keys)
-    there, missing = (reference, path) if (task, item) in reference_keys else (path, reference)
+    key = min(keys ^ reference_keys)
+    *group, item = key
+    there, missing = (reference, path) if key in reference_keys else (path, reference)
     raise ResultsError(
-        f"{missing}: item {item!r} of task {task!r} is missing, though {there} has it "
-        f"({len(keys ^ reference_keys)} items differ); evaluate every model on the same items"
+        f"{missing}: item {item!r}{f' of task {group[0]!r}' if group else ''} is missing, though {there} has it "
+        f"({len(keys ^ reference_keys)} items differ); measure every model on the same items"
     )
 
 

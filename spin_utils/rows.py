@@ -1,30 +1,33 @@
-"""Rows of demonstrations: read from JSON, JSONL and Parquet files, checked one by one, written back.
+"""Rows: read from JSON, JSONL and Parquet files and from the hub, checked one by one, written back.
 
-A row is a dict with `id`, `prompt`, `response`, `family` and, for graded rows, `grader`. Three layouts are read:
-`{"prompt", "response"}`; `{"messages": [{"role", "content"}, ...]}`, of which the first user turn and the assistant's
-answer to it are taken and a leading system message is left out; and the released SPIN layout
+A row of demonstrations is a dict with `id`, `prompt`, `response`, `family` and, for graded rows, `grader`. Three
+layouts are read: `{"prompt", "response"}`; `{"messages": [{"role", "content"}, ...]}`, of which the first user turn and
+the assistant's answer to it are taken and a leading system message is left out; and the released SPIN layout
 `{"real": [user, assistant], "generated": ...}`, of which `real` is taken.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from spin_utils.writing import replacing
+
 Row = dict[str, Any]
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
+SHOWN = 5
+"""Faulty rows named in one error message."""
 _JUNK = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 """Control characters other than tab and line ends, lone surrogates and non-characters: text holds none on purpose."""
 
 
 class RowError(ValueError):
-    """A file or a row of demonstrations cannot be used. The message names the file, the row and the remedy."""
+    """A file or a row cannot be used. The message names the file, the row and the remedy."""
 
 
 class EmptyRowError(RowError):
@@ -48,7 +51,7 @@ def read_records(path: Path) -> list[tuple[int, Any]]:
         return list(enumerate(_parquet(path), start=1))
     text = _text(path)
     if not text.strip():
-        raise RowError(f"{path.name}: the file is empty; it needs at least one demonstration")
+        raise RowError(f"{path.name}: the file is empty; it needs at least one row")
     if path.suffix == ".jsonl":
         return list(_lines(path, text))
     try:
@@ -57,7 +60,7 @@ def read_records(path: Path) -> list[tuple[int, Any]]:
         hint = "; one object per line? then name the file .jsonl" if error.msg == "Extra data" else ""
         raise RowError(f"{path.name}, line {error.lineno}: bad JSON ({error.msg}){hint}") from None
     if not isinstance(records, list):
-        raise RowError(f"{path.name}: the top level is {_kind(records)}; write a list of objects, or use .jsonl")
+        raise RowError(f"{path.name}: the top level is {kind(records)}; write a list of objects, or use .jsonl")
     return list(enumerate(records, start=1))
 
 
@@ -76,6 +79,47 @@ def check_file(path: Path) -> None:
         raise RowError(f"{path.name}: unknown extension {path.suffix!r}; use .json, .jsonl or .parquet")
 
 
+def hub_records(name: str, revision: str, split: str) -> Iterator[tuple[int, Any]]:
+    """All records of a split of a hub dataset with their row numbers, unchecked.
+
+    Args:
+        name: hub id.
+        revision: its commit, 40 hexadecimal digits.
+        split: such as `train_sft`.
+
+    Raises:
+        RowError: no revision, or the dataset cannot be loaded.
+    """
+    if not revision:
+        raise RowError(f"{name}: no revision; pin its commit, 40 hexadecimal digits (a branch moves)")
+    import datasets  # takes a second, which files need not wait for
+
+    try:
+        return enumerate(datasets.load_dataset(name, revision=revision, split=split), start=1)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RowError(
+            f"{name} [{split}] at revision {revision[:12]}: {reason}; check name, revision, split and network, or "
+            "download it once and use source: file"
+        ) from error
+
+
+def first_rows(rows: list[Row], wanted: int, setting: str, source: str) -> list[Row]:
+    """The first rows, all if `wanted` is 0; asking for more than there are is an error."""
+    if wanted > len(rows):
+        raise RowError(
+            f"{setting}: asks for {wanted} rows where {source} has {len(rows)}; "
+            f"add rows or set it to {len(rows)} or less (0 means all)"
+        )
+    return rows[: wanted or None]
+
+
+def listed(messages: list[str]) -> str:
+    """The first messages, one a line, and how many more there are."""
+    more = f"\nand {len(messages) - SHOWN} more rows" if len(messages) > SHOWN else ""
+    return "\n".join(messages[:SHOWN]) + more
+
+
 def as_row(record: Any, *, where: str, default_id: str) -> Row:
     """Turn one record into a checked row.
 
@@ -89,7 +133,7 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
         RowError: anything else that makes the row unusable.
     """
     if not isinstance(record, Mapping):
-        raise RowError(f"{where}: {_kind(record)} where an object with prompt and response is needed")
+        raise RowError(f"{where}: {kind(record)} where an object with prompt and response is needed")
     if "response" not in record and "messages" in record:
         prompt, response = _first_turn(record["messages"], "messages", where)
     elif "response" not in record and "real" in record:
@@ -105,9 +149,9 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
         prompt, response = record["prompt"], record["response"]
     row: Row = {
         "id": str(record.get("id", default_id)),
-        "prompt": _checked(prompt, "prompt", where),
-        "response": _checked(response, "response", where),
-        "family": _checked(record.get("family", "demonstrations"), "family", where),
+        "prompt": checked_text(prompt, "prompt", where),
+        "response": checked_text(response, "response", where),
+        "family": checked_text(record.get("family", "demonstrations"), "family", where),
     }
     grader = record.get("grader")
     if grader is not None:
@@ -117,17 +161,53 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
     return row
 
 
+def conversation(messages: Any, key: str, where: str) -> list[tuple[Any, Any]]:
+    """Role and content of every chat message but a leading system message.
+
+    Raises:
+        RowError: not a list, or a message without role and content.
+    """
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        raise RowError(f"{where}: {key} is {kind(messages)}; it must be a list of messages with role and content")
+    turns = []
+    for place, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise RowError(f"{where}: message {place} of {key} needs the keys role and content")
+        turns.append((message["role"], message["content"]))
+    return turns[1:] if turns and turns[0][0] == "system" else turns
+
+
+def checked_text(text: Any, name: str, where: str, remedy: str = "remove the row or set drop_empty: true") -> str:
+    """The text itself.
+
+    Raises:
+        EmptyRowError: it is empty or white space; the message ends in `remedy`.
+        RowError: it is not text, or holds what no text holds.
+    """
+    if not isinstance(text, str):
+        raise RowError(f"{where}: {name} is {kind(text)}; it must be text")
+    if not text.strip():
+        raise EmptyRowError(f"{where}: empty {name}; {remedy}")
+    junk = _JUNK.search(text)
+    if junk:
+        code = f"U+{ord(junk.group()):04X}"
+        raise RowError(f"{where}: {name} holds {code} at character {junk.start() + 1}, which is not text; remove it")
+    return text
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    if value is None:
+        return "null"
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write rows as JSONL: the same rows give the same bytes, and the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
     return path
 
 
@@ -176,39 +256,11 @@ def _parquet(path: Path) -> list[Any]:
 
 def _first_turn(messages: Any, key: str, where: str) -> tuple[Any, Any]:
     """Contents of the first user message and of the assistant message after it."""
-    if isinstance(messages, str) or not isinstance(messages, Sequence):
-        raise RowError(f"{where}: {key} is {_kind(messages)}; it must be a list of messages with role and content")
-    turns = []
-    for place, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise RowError(f"{where}: message {place} of {key} needs the keys role and content")
-        turns.append((message["role"], message["content"]))
-    if turns and turns[0][0] == "system":
-        turns = turns[1:]
-    roles = [role for role, _ in turns[:2]]
+    turns = conversation(messages, key, where)[:2]
+    roles = [role for role, _ in turns]
     if roles != ["user", "assistant"]:
         raise RowError(
             f"{where}: {key} begins with {' and '.join(map(str, roles)) or 'nothing'}; "
             "it must begin with user and assistant (one system message before them is left out)"
         )
     return turns[0][1], turns[1][1]
-
-
-def _checked(text: Any, name: str, where: str) -> str:
-    if not isinstance(text, str):
-        raise RowError(f"{where}: {name} is {_kind(text)}; it must be text")
-    if not text.strip():
-        raise EmptyRowError(f"{where}: empty {name}; remove the row or set drop_empty: true")
-    junk = _JUNK.search(text)
-    if junk:
-        code = f"U+{ord(junk.group()):04X}"
-        raise RowError(f"{where}: {name} holds {code} at character {junk.start() + 1}, which is not text; remove it")
-    return text
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    if value is None:
-        return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), f"a {type(value).__name__}")

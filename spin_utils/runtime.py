@@ -26,6 +26,13 @@ def child_environment(*, headless: bool) -> dict[str, str]:
     return environment
 
 
+def ensure_environment() -> None:
+    """Start this command again, in its place, if `ENVIRONMENT` is not set: it counts from a process's start only."""
+    if any(name not in os.environ for name in ENVIRONMENT):
+        arguments = [sys.executable, "-m", "spin_utils", *sys.argv[1:]]
+        os.execve(sys.executable, arguments, child_environment(headless=is_headless()))
+
+
 def is_headless() -> bool:
     """Whether nobody watches: run by papermill or without a terminal or notebook front end."""
     return os.environ.get("SPIN_HEADLESS") == "1"

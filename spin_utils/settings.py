@@ -1,4 +1,4 @@
-"""Every setting of the kit, as one frozen dataclass per stage.
+"""Every setting of the kit, as one frozen dataclass per stage; those of models and data are in `input_settings.py`.
 
 A field that comes from the paper names its section. A field where the paper and the released code
 disagree says so. Profiles (see `profiles.py`) are YAML files read into these classes; nothing else
@@ -8,163 +8,20 @@ configures a run. Values are checked here, so an impossible setting never reache
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from spin_utils.input_settings import (
+    DemonstrationSettings,
+    ModelSettings,
+    PreferenceSettings,
+    TemplateSettings,
+    require,
+)
 
 Loss = Literal["logistic", "hinge", "correlation", "exponential"]
 Precision = Literal["bfloat16", "float32", "auto"]
-
-
-class SettingsError(ValueError):
-    """A setting is impossible. The message names the setting, its value and the remedy."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise SettingsError(message)
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """Where the base model comes from."""
-
-    source: Literal["hub", "directory", "gguf_package", "tiny"]
-    """`hub`: a hub id at a pinned revision. `directory`: a local folder of safetensors.
-    `gguf_package`: a GGUF file inside an installed Python package. `tiny`: random weights built from a
-    config, with a tokenizer trained on the demonstrations."""
-    name: str = ""
-    """Hub id (`hub`), import name of the package (`gguf_package`) or model type (`tiny`: llama, mistral, qwen2)."""
-    revision: str = ""
-    """The commit to load (`hub`): 40 hexadecimal digits, because a branch name moves."""
-    path: str = ""
-    """Folder of the model (`directory`) or of the GGUF file inside the package."""
-    sha256: str = ""
-    """Expected hash of the GGUF file."""
-    hidden_size: int = 64
-    """Width of a `tiny` model."""
-    layers: int = 2
-    """Depth of a `tiny` model."""
-    vocabulary_size: int = 384
-    """Size of the tokenizer trained for a `tiny` model."""
-
-    def __post_init__(self) -> None:
-        if self.source == "hub":
-            _require("/" in self.name, f"model.name: {self.name!r} is not a hub id; write it as owner/name")
-            _require(
-                re.fullmatch(r"[0-9a-f]{40}", self.revision) is not None,
-                f"model.revision: {self.revision!r} is not a commit; pin 40 hexadecimal digits (a branch name moves)",
-            )
-        if self.source == "directory":
-            _require(bool(self.path), "model.path: empty; name the folder that holds config.json and *.safetensors")
-        if self.source == "gguf_package":
-            _require(bool(self.name and self.path), "model.name and model.path: name the package and its GGUF file")
-        if self.source == "tiny":
-            _require(
-                self.name in ("llama", "mistral", "qwen2"),
-                f"model.name: {self.name!r} is not a tiny model; use llama, mistral or qwen2",
-            )
-            _require(self.hidden_size >= 16 and self.hidden_size % 16 == 0, "model.hidden_size: use a multiple of 16")
-            _require(self.layers >= 1, "model.layers: at least 1")
-            _require(self.vocabulary_size >= 300, "model.vocabulary_size: at least 300 (256 bytes and the markers)")
-
-
-@dataclass(frozen=True)
-class FamilySettings:
-    """One task family of the `reasoning_gym` source."""
-
-    dataset: str
-    """Name of the generator in reasoning-gym."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Its keyword options (difficulty)."""
-    benchmark: str = ""
-    """The paper's benchmark whose column this family stands in for, empty if none."""
-
-
-@dataclass(frozen=True)
-class DemonstrationSettings:
-    """The SFT data: prompts x and human responses y."""
-
-    source: Literal["reasoning_gym", "file", "hub"]
-    """`reasoning_gym`: generated task families. `file`: JSON, JSONL or Parquet. `hub`: a pinned hub dataset."""
-    families: dict[str, FamilySettings] = field(default_factory=dict)
-    """Task families by name (`reasoning_gym`)."""
-    train: str = ""
-    """File with training rows (`file`) or split name (`hub`)."""
-    validation: str = ""
-    """File or split for validation; empty: rows are held out of the training rows."""
-    test: str = ""
-    """File or split for the test; empty: rows are held out of the training rows."""
-    name: str = ""
-    """Hub id of the dataset (`hub`)."""
-    revision: str = ""
-    """The dataset's commit (`hub`): 40 hexadecimal digits. Empty: must be given on the command line, and nothing
-    is loaded until it is."""
-    sft_rows: int = 0
-    """Rows seen by SFT; 0: all of them."""
-    spin_rows: int = 0
-    """Rows used by SPIN, the first ones of the SFT rows (sec. 6.1: 50k of Ultrachat200k); 0: all of them."""
-    validation_rows: int | None = None
-    """Rows held out to choose settings on. Null: all of its own file or split, else a tenth, at most 300;
-    of generated rows: none."""
-    test_rows: int | None = None
-    """Rows held out for the reported numbers. Null: all of its own file or split, else a tenth, at most 600;
-    of generated rows: none."""
-    drop_empty: bool = False
-    """Leave out rows with an empty prompt or response instead of refusing the file."""
-    seed: int = 0
-    """Seed of the generators and of the held-out choice; it is not the training seed."""
-
-    def __post_init__(self) -> None:
-        if self.source == "reasoning_gym":
-            _require(bool(self.families), "demonstrations.families: empty; name at least one reasoning-gym family")
-            _require(self.sft_rows > 0, "demonstrations.sft_rows: generated data need a number of rows above 0")
-        if self.source == "file":
-            _require(bool(self.train), "demonstrations.train: empty; name a .json, .jsonl or .parquet file")
-        if self.source == "hub":
-            _require("/" in self.name, f"demonstrations.name: {self.name!r} is not a hub id; write it as owner/name")
-            _require(
-                re.fullmatch(r"([0-9a-f]{40})?", self.revision) is not None,
-                f"demonstrations.revision: {self.revision!r} is not a commit; pin 40 hexadecimal digits",
-            )
-            _require(bool(self.train), "demonstrations.train: empty; name the split, such as train_sft")
-        for name in ("sft_rows", "spin_rows", "validation_rows", "test_rows"):
-            _require((getattr(self, name) or 0) >= 0, f"demonstrations.{name}: {getattr(self, name)} is negative")
-        if self.sft_rows and self.spin_rows:
-            _require(
-                self.spin_rows <= self.sft_rows,
-                f"demonstrations.spin_rows: {self.spin_rows} is more than sft_rows ({self.sft_rows})",
-            )
-
-
-@dataclass(frozen=True)
-class TemplateSettings:
-    """How a prompt and a response become tokens. One template for generation and training.
-
-    The released code generates under `### Instruction:` and trains under the Zephyr chat format
-    (spin/generate.py, spin/run_spin.py); here what was sampled is what is trained on.
-    """
-
-    kind: Literal["chat", "text"] = "chat"
-    """`chat`: the tokenizer's own chat template. `text`: the two strings below."""
-    prompt: str = "{prompt}"
-    """Text around the prompt (`text`); must hold {prompt} once."""
-    end: str = ""
-    """Token that ends a response; empty: the tokenizer's end-of-sequence token."""
-    system: str = ""
-    """System message of the `chat` kind; empty: none is added by the kit."""
-    max_prompt_tokens: int = 512
-    """Longest prompt in tokens (released configs: 512; the paper does not say)."""
-    max_response_tokens: int = 512
-    """Longest response in tokens (released configs: 1024 - 512; sec. B.1 says 2048 for the whole)."""
-    too_long: Literal["error", "truncate", "drop"] = "error"
-    """What to do with a longer row. `truncate` keeps the end of prompts and the start of responses, as the
-    released collator does."""
-
-    def __post_init__(self) -> None:
-        if self.kind == "text":
-            _require(self.prompt.count("{prompt}") == 1, "template.prompt: must hold {prompt} exactly once")
-        _require(self.max_prompt_tokens > 0, "template.max_prompt_tokens: at least 1")
-        _require(self.max_response_tokens > 0, "template.max_response_tokens: at least 1")
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True)
@@ -208,17 +65,24 @@ class TrainingSettings:
     """Optimizer steps between metric rows."""
     save_minutes: float = 3.0
     """Minutes between checkpoints for resuming."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Further places for the metrics, which always go to JSON: tensorboard, wandb, trackio."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epochs", "batch_size", "micro_batch_tokens", "beta", "log_every"):
-            _require(getattr(self, name) > 0, f"{name}: {getattr(self, name)} must be above 0")
+            require(getattr(self, name) > 0, f"{name}: {getattr(self, name)} must be above 0")
         for name in ("weight_decay", "max_grad_norm", "save_minutes"):
-            _require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} is negative")
-        _require(0 <= self.warmup_ratio < 1, f"warmup_ratio: {self.warmup_ratio} must be at least 0 and below 1")
-        _require(
+            require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} is negative")
+        require(0 <= self.warmup_ratio < 1, f"warmup_ratio: {self.warmup_ratio} must be at least 0 and below 1")
+        require(
             self.schedule_epochs == 0 or self.schedule_epochs >= self.epochs,
             f"schedule_epochs: {self.schedule_epochs} is less than epochs ({self.epochs}); use 0 or more epochs",
         )
+
+
+def training_identity(settings: TrainingSettings) -> dict[str, Any]:
+    """What a trained model depends on, as JSON data: all settings but where the metrics are shown."""
+    return {name: value for name, value in asdict(settings).items() if name != "trackers"}
 
 
 @dataclass(frozen=True)
@@ -239,11 +103,11 @@ class GenerationSettings:
     """Prompts in one finished-or-absent shard."""
 
     def __post_init__(self) -> None:
-        _require(self.temperature >= 0, f"generation.temperature: {self.temperature} is negative")
-        _require(self.top_k >= 0, f"generation.top_k: {self.top_k} is negative; 0 switches it off")
-        _require(0 < self.top_p <= 1, f"generation.top_p: {self.top_p} must be above 0 and at most 1")
+        require(self.temperature >= 0, f"generation.temperature: {self.temperature} is negative")
+        require(self.top_k >= 0, f"generation.top_k: {self.top_k} is negative; 0 switches it off")
+        require(0 < self.top_p <= 1, f"generation.top_p: {self.top_p} must be above 0 and at most 1")
         for name in ("max_new_tokens", "batch_size", "shard_rows"):
-            _require(getattr(self, name) > 0, f"generation.{name}: {getattr(self, name)} must be above 0")
+            require(getattr(self, name) > 0, f"generation.{name}: {getattr(self, name)} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -260,11 +124,52 @@ class SpinSettings:
     """Beta by iteration; the last one is repeated; empty: that of `training`."""
     mix_previous: bool = True
     """From iteration 1 on, train on the pairs of t-1 and t together (sec. 6.1)."""
+    epochs_shown: int = 0
+    """Epochs of iteration 0 that Figure 4 shows, all of one run; its model is still that of `training.epochs`.
+    0: no more than these."""
+    subsets: tuple[int, ...] = ()
+    """Sizes of the nested subsets of Figure 5, in fiftieths of the prompts (the paper's 14k and 26k of 50k)."""
 
     def __post_init__(self) -> None:
-        _require(self.iterations >= 1, f"spin.iterations: {self.iterations} must be at least 1")
+        require(self.iterations >= 1, f"spin.iterations: {self.iterations} must be at least 1")
         for name in ("learning_rates", "betas"):
-            _require(all(v > 0 for v in getattr(self, name)), f"spin.{name}: every value must be above 0")
+            require(all(v > 0 for v in getattr(self, name)), f"spin.{name}: every value must be above 0")
+        require(all(0 < n < 50 for n in self.subsets), f"spin.subsets: {self.subsets}; write fiftieths, 1 to 49")
+        scheduled = self.training.schedule_epochs or self.training.epochs
+        require(
+            self.epochs_shown <= scheduled,
+            f"spin.epochs_shown: {self.epochs_shown} is more than the learning rate's {scheduled} epochs; "
+            "raise spin.training.schedule_epochs",
+        )
+
+
+@dataclass(frozen=True)
+class DpoSettings:
+    """DPO, the baseline of Figure 3 and the last stage of Table 3: the same trainer on preference pairs."""
+
+    training: TrainingSettings
+    """One run (App. B.3: two epochs; its learning rate and beta are not in the paper. The DPO model of Figure 3 is
+    the alignment handbook's: 5e-7, beta 0.1)."""
+    preferences: PreferenceSettings
+    """The pairs."""
+    answers_per_prompt: int = 4
+    """Answers sampled for each prompt (`samples`), of which a right and a wrong one make a pair."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.answers_per_prompt >= 2,
+            f"answers_per_prompt: {self.answers_per_prompt} gives no pair; sample at least 2",
+        )
+
+
+@dataclass(frozen=True)
+class DpoRunSettings:
+    """`spin-repro dpo`: one DPO run on a file of pairs, outside any profile."""
+
+    training: TrainingSettings
+    template: TemplateSettings
+    seed: int = 0
+    """Seed of the order of the pairs."""
 
 
 @dataclass(frozen=True)
@@ -284,9 +189,9 @@ class EvaluationSettings:
     """Longest answer in generation tasks."""
 
     def __post_init__(self) -> None:
-        _require(self.limit >= 0, f"evaluation.limit: {self.limit} is negative; 0 means all")
-        _require(self.batch_size > 0, f"evaluation.batch_size: {self.batch_size} must be above 0")
-        _require(self.max_new_tokens > 0, f"evaluation.max_new_tokens: {self.max_new_tokens} must be above 0")
+        require(self.limit >= 0, f"evaluation.limit: {self.limit} is negative; 0 means all")
+        require(self.batch_size > 0, f"evaluation.batch_size: {self.batch_size} must be above 0")
+        require(self.max_new_tokens > 0, f"evaluation.max_new_tokens: {self.max_new_tokens} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -302,14 +207,16 @@ class Profile:
     spin: SpinSettings
     sft_more: int = 0
     """Further SFT epochs as the control of Table 5 and Figure 5: would more of the same data do as well?"""
+    dpo: DpoSettings | None = None
+    """DPO, the baseline of Figure 3 and, after SPIN, the last row of Table 3 (App. B.3); null: not run."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     template: TemplateSettings = field(default_factory=TemplateSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.name) is not None,
             f"name: {self.name!r} names folders; use letters, digits, - and _ only",
         )
-        _require(self.sft_more >= 0, f"sft_more: {self.sft_more} is negative")
-        _require(self.sft is not None or not self.sft_more, "sft_more: needs the settings of sft, which is null")
+        require(self.sft_more >= 0, f"sft_more: {self.sft_more} is negative")
+        require(self.sft is not None or not self.sft_more, "sft_more: needs the settings of sft, which is null")

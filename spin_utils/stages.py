@@ -6,7 +6,6 @@ made again; an unfinished one goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -14,31 +13,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from spin_utils import artifacts, paths
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.demonstrations import read_rows, write_rows
-from spin_utils.plan import Plan, Step, training_at
-from spin_utils.plan import tables as make_tables_step
+from spin_utils.plan import Plan, Step, stream
 from spin_utils.progress import progress
-from spin_utils.settings import Precision, Profile, TrainingSettings
+from spin_utils.settings import Profile
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("sft", "spin", "validation", "test")
+SPLITS = ("sft", "spin", "validation", "test", "transfer")
 
 
 def check_inputs(profile: Profile) -> None:
     """Everything that can be wrong with a run's inputs, found before any long work.
 
     Raises:
-        ModelError, DemonstrationError: with the file, the row and the remedy.
+        ModelError, RowError, TrackerError: with the file, the row and the remedy.
     """
-    from spin_utils import models
+    from spin_utils import models, preferences, trackers
 
+    trainings = (profile.sft, profile.spin.training, profile.dpo and profile.dpo.training)
+    trackers.check({name for training in trainings if training for name in training.trackers})
     models.identity(profile.model)
     load_demonstrations(profile.demonstrations)
+    if profile.dpo is not None and profile.dpo.preferences.source != "samples":
+        preferences.load(profile.dpo.preferences)
 
 
 def run(plan: Plan, name: str) -> Path:
@@ -64,7 +64,7 @@ def run(plan: Plan, name: str) -> Path:
         with artifacts.building(
             step.directory, stage=step.stage, settings=step.settings, inputs=inputs, seed=plan.seed
         ) as work:
-            _STAGES[step.stage](plan, step, work)
+            _make(plan, step, work)
     return step.directory
 
 
@@ -76,6 +76,23 @@ def rows(plan: Plan, split: str) -> list[dict[str, Any]]:
 def opponent(plan: Plan, iteration: int) -> str:
     """Name of the checkpoint that generates at an iteration and is the opponent in it (Alg. 1)."""
     return plan.steps[f"pairs-{iteration}"].inputs[0]
+
+
+def _make(plan: Plan, step: Step, work: Path) -> None:
+    from spin_utils import answering, self_play  # these need torch, and errors in the inputs should not wait for it
+
+    makers: dict[str, Callable[[Plan, Step, Path], None]] = {
+        "data": _make_data,
+        "base": _make_base,
+        "sft": _make_sft,
+        "pairs": answering.make_pairs,
+        "spin": self_play.make_spin,
+        "subset": self_play.make_on_pairs,
+        "preferences": answering.make_preferences,
+        "dpo": self_play.make_on_pairs,
+        "evaluation": _make_evaluation,
+    }
+    makers[step.stage](plan, step, work)
 
 
 def _make_data(plan: Plan, step: Step, work: Path) -> None:
@@ -96,6 +113,7 @@ def _make_base(plan: Plan, step: Step, work: Path) -> None:
 def _make_sft(plan: Plan, step: Step, work: Path) -> None:
     from spin_utils import models
     from spin_utils.packing import Group
+    from spin_utils.pair_training import keep_checkpoint, keep_metrics
     from spin_utils.templates import encode_rows
     from spin_utils.training import train
 
@@ -104,135 +122,12 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
     encoded = encode_rows(tokenizer, plan.profile.template, rows(plan, "sft"))
     groups = [Group(row.prompt_ids, (row.response_ids,)) for row in encoded]
     assert plan.profile.sft is not None
+    settings = replace(plan.profile.sft, epochs=1) if more else plan.profile.sft
     model = models.load(start)
-    seed = _stream(plan.seed, more)
-    result = train(model, groups, plan.profile.sft, seed=seed, work=artifacts.scratch(work), what=step.name)
-    _keep_checkpoint(model, start, result, work)
-
-
-def _make_pairs(plan: Plan, step: Step, work: Path) -> None:
-    import torch
-
-    from spin_utils import models, pairs
-    from spin_utils.sampling import sample
-    from spin_utils.templates import encode_rows, end_ids
-
-    profile, iteration = plan.profile, step.parameters["iteration"]
-    folder = plan.directory(step.inputs[0])
-    tokenizer = models.load_tokenizer(folder)
-    model = models.load(folder, torch.bfloat16)
-    encoded = encode_rows(tokenizer, profile.template, rows(plan, "spin"))
-    stop = end_ids(tokenizer, profile.template)
-    size = profile.generation.shard_rows
-    starts = range(0, len(encoded), size)
-    done = sum(min(size, len(encoded) - start) for start in starts if _shard(work, start).is_file())
-    with progress(len(encoded), f"answers of iteration {iteration}", "prompts", done=done) as bar:
-        for start in starts:
-            if not _shard(work, start).is_file():
-                part = encoded[start : start + size]
-                samples = sample(
-                    model,
-                    [row.prompt_ids for row in part],
-                    eos_ids=stop,
-                    settings=profile.generation,
-                    seed=_stream(plan.seed, iteration),
-                    streams=range(start, start + len(part)),
-                    progress=bar.advance,
-                )
-                artifacts.write_json(_shard(work, start), [[s.token_ids, s.finish_reason, s.logp] for s in samples])
-    finished = [answer for start in starts for answer in json.loads(_shard(work, start).read_text())]
-    pairs.write(
-        work / "pairs.arrow",
-        [
-            {
-                "id": row.row["id"],
-                "iteration": iteration,
-                "prompt_ids": row.prompt_ids,
-                "real_ids": row.response_ids,
-                "generated_ids": ids,
-                "finish_reason": reason,
-                "generated_logp": logp,
-            }
-            for row, (ids, reason, logp) in zip(encoded, finished, strict=True)
-        ],
-    )
-
-
-def _shard(work: Path, start: int) -> Path:
-    return artifacts.scratch(work) / f"{start:08d}.json"
-
-
-def _make_spin(plan: Plan, step: Step, work: Path) -> None:
-    from spin_utils import models
-    from spin_utils.training import train
-
-    iteration = step.parameters["iteration"]
-    folder = plan.directory(opponent(plan, iteration))
-    settings = training_at(plan.profile.spin, iteration)
-    groups = training_pairs(plan, iteration)
-    settings = replace(settings, precision=_precision(settings, work))
-    opponent_logps = _opponent_logps(folder, groups, settings, work)
-    model = models.load(folder)
-    result = train(
-        model,
-        groups,
-        settings,
-        opponent_logps=opponent_logps,
-        seed=_stream(plan.seed, iteration),
-        work=artifacts.scratch(work),
-        what=f"SPIN iteration {iteration}",
-    )
-    _keep_checkpoint(model, folder, result, work)
-
-
-def _precision(settings: TrainingSettings, work: Path) -> Precision:
-    # Chosen once for an iteration, also when it is resumed: opponent and policy compute alike.
-    from spin_utils import models
-    from spin_utils.optimizer import choose_precision
-
-    path = artifacts.scratch(work) / "precision.json"
-    if not path.is_file():
-        chosen = choose_precision(settings.precision, models.device())
-        artifacts.write_json(path, str(chosen).removeprefix("torch."))
-    return json.loads(path.read_text())
-
-
-def _opponent_logps(folder: Path, groups: Any, settings: TrainingSettings, work: Path) -> list[list[float]]:
-    """Both log-probabilities of every pair under the opponent, computed once and kept with the artifact.
-
-    Pairs of t-1 are scored by theta_t too: the opponent of an iteration is one model, whoever generated the pairs.
-    The opponent computes in the precision of the policy, so that the two start equal.
-    """
-    from spin_utils import models
-    from spin_utils.logprobs import score
-    from spin_utils.optimizer import choose_precision
-
-    path = work / "opponent_logps.npy"
-    if path.is_file():
-        return np.load(path, allow_pickle=False).tolist()
-    model = models.load(folder, choose_precision(settings.precision))
-    with progress(len(groups), "opponent log-probabilities", "pairs") as bar:
-        values = score(model, groups, micro_batch_tokens=settings.micro_batch_tokens, progress=bar.advance)
-    logps = np.asarray(values, dtype=np.float32)
-    with open(path.with_suffix(".tmp"), "wb") as file:
-        np.save(file, logps, allow_pickle=False)
-    path.with_suffix(".tmp").replace(path)
-    return logps.tolist()
-
-
-def training_pairs(plan: Plan, iteration: int) -> Any:
-    """Pairs that iteration t trains on: those of t and, if the profile mixes them, of t-1 (sec. 6.1)."""
-    from spin_utils import models
-    from spin_utils.pairs import Pairs
-    from spin_utils.templates import encode_response
-
-    step = plan.steps[f"spin-{iteration}"]
-    files = [run(plan, name) / "pairs.arrow" for name in step.inputs[1:]]
-    end = None
-    if training_at(plan.profile.spin, iteration).end_truncated:
-        tokenizer = models.load_tokenizer(run(plan, step.inputs[0]))
-        end = encode_response(tokenizer, plan.profile.template, "")[-1]
-    return Pairs(files, end_truncated=end)
+    seed = stream(plan.seed, more)
+    result = train(model, groups, settings, seed=seed, work=artifacts.scratch(work), what=step.name)
+    keep_checkpoint(model, start, work)
+    keep_metrics(result, work)
 
 
 def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
@@ -241,55 +136,46 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
     from spin_utils import models
     from spin_utils.evaluation import evaluate
 
-    folder, settings = plan.directory(step.inputs[0]), plan.profile.evaluation
-    local = settings.suite == "local"
-    answers = min(len(rows(plan, "test")), settings.limit or sys.maxsize) if local else 0
-    with progress(answers, step.name, "answers") as bar:
-        result = evaluate(
-            models.load(folder, torch.bfloat16),
-            models.load_tokenizer(folder),
-            plan.directory("data") / "test.jsonl",
-            # The paper's harness shows its benchmarks as plain text, without a chat template.
-            template=plan.profile.template if local else None,
-            settings=settings,
-            tasks=settings.tasks,
-            work=artifacts.scratch(work),
-            progress=bar.advance,
-        )
-    artifacts.write_json(work / "evaluation.json", result)
-
-
-def _keep_checkpoint(model: Any, source: Path, result: Any, work: Path) -> None:
-    from spin_utils import models
-
-    model.save_pretrained(work, safe_serialization=True)
-    models.copy_tokenizer(models.resolve(source), work)
-    artifacts.write_json(work / "training.json", {"precision": result.precision, "rows": result.rows})
-
-
-def _stream(seed: int, iteration: int) -> int:
-    # Every iteration (or further epoch) draws its own random numbers, and no two seeds share them.
-    return 1000 * seed + iteration
+    profile, settings = plan.profile, plan.profile.evaluation
+    folder = plan.checkpoint(step.parameters["model"])
+    model, tokenizer = models.load(folder, torch.bfloat16), models.load_tokenizer(folder)
+    made = {"evaluation": ("test", settings)}
+    if step.settings["transfer"]:
+        made["transfer"] = ("transfer", replace(settings, suite="local", tasks=()))
+    for name, (split, chosen) in made.items():
+        local = chosen.suite == "local"
+        answers = min(len(rows(plan, split)), settings.limit or sys.maxsize) if local else 0
+        with progress(answers, f"{step.name}, {split}", "answers") as bar:
+            result = evaluate(
+                model,
+                tokenizer,
+                plan.directory("data") / f"{split}.jsonl",
+                # The paper's harness shows its benchmarks as plain text, without a chat template.
+                template=profile.template if local else None,
+                settings=chosen,
+                tasks=chosen.tasks,
+                work=artifacts.scratch(work) / name,
+                progress=bar.advance,
+            )
+        artifacts.write_json(work / f"{name}.json", result)
 
 
 def _reference(directory: Path) -> dict[str, str]:
     return {"artifact": directory.name, "manifest": artifacts.file_hash(directory / artifacts.MANIFEST)}
 
 
-def record_drawing(plans: list[Plan], written: list[Path]) -> Path:
-    """Make the last step's artifact: which results, tables and figures were written, with their hashes."""
-    step = make_tables_step(plans)
+def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
+    """Make the artifact of a drawing step: which results, tables and figures were written, with their hashes.
+
+    Only if all its evaluations are made: the scheduler takes the artifact as a sign that nothing is left to do.
+
+    Args:
+        step: from `plan.tables` or `plan.first_tables`.
+        plans: whose evaluations it draws.
+        written: the files.
+    """
+    if not all(artifacts.is_complete(plan.directory(name)) for plan in plans for name in step.inputs):
+        return
     with artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work:
         files = {paths.relative(path): artifacts.file_hash(path) for path in written}
         artifacts.write_json(work / "written.json", files)
-    return step.directory
-
-
-_STAGES: dict[str, Callable[[Plan, Step, Path], None]] = {
-    "data": _make_data,
-    "base": _make_base,
-    "sft": _make_sft,
-    "pairs": _make_pairs,
-    "spin": _make_spin,
-    "evaluation": _make_evaluation,
-}

@@ -2,7 +2,8 @@
 
 All models are scored on the same items, so a difference is judged on per-item differences: much of what makes
 an item hard is common to both models and cancels. Items are resampled within their task, because the average
-is the unweighted mean over tasks. With several training seeds the seeds are resampled too.
+is the unweighted mean over tasks; items that share a source, such as a subject of MMLU, are resampled together. With
+several training seeds the seeds are resampled too.
 """
 
 from __future__ import annotations
@@ -83,11 +84,12 @@ def paired_bootstrap(
     """Estimate a weighted sum of models' means on the same items, with a percentile bootstrap interval.
 
     One resample draws, within each task, as many items as it has, with replacement and for all models at
-    once. Of S > 1 training seeds it also draws S - 1, which makes the variance between seeds unbiased (Rao and
-    Wu 1988; drawing S would give (S - 1)/S of it). In simulations with S = 3 the interval covers 97-99 % where
-    seeds hardly differ beyond chance (it is then up to 1.7 times too wide), and 89 % where the difference between
-    seeds is all there is: three seeds cannot show their own spread. With one seed the interval covers
-    the choice of items only, and `method` says so.
+    once. Items named SOURCE/NUMBER share a source: then sources are drawn, each with all its items. Of S > 1
+    training seeds it also draws S - 1, which makes the variance between seeds unbiased (Rao and Wu 1988; drawing
+    S would give (S - 1)/S of it). In simulations with S = 3 the interval covers 97-99 % where seeds hardly differ
+    beyond chance (it is then up to 1.7 times too wide), and 89 % where the difference between seeds is all there
+    is: three seeds cannot show their own spread. With one seed the interval covers the choice of items only, and
+    `method` says so.
 
     Args:
         scores: Long table with `seed`, `model`, `task`, `id` and `column`.
@@ -102,10 +104,10 @@ def paired_bootstrap(
         StatisticsError: A model or task is absent, no seed has all models, or items do not pair up.
     """
     names = sorted(scores["task"].unique() if tasks is None else tasks)
-    by_task, seeds = _per_item_contrasts(scores, contrast, names, column)
+    by_task, seeds = _contrasts_by_source(scores, contrast, names, column)
     n_seeds = len(seeds)
-    estimate = float(np.mean([values.mean() for values in by_task.values()]))
-    draws = np.mean([_resampled_means(values, resamples, seed, task) for task, values in by_task.items()], axis=0)
+    estimate = float(np.mean([sums.mean(axis=0).sum() / sizes.sum() for sums, sizes in by_task.values()]))
+    draws = np.mean([_resampled_means(*parts, resamples, seed, task) for task, parts in by_task.items()], axis=0)
     if n_seeds > 1:
         chosen = np.random.default_rng([seed, n_seeds]).integers(0, n_seeds, size=(n_seeds - 1, resamples))
         draws = np.take_along_axis(draws, chosen, axis=0)
@@ -118,7 +120,7 @@ def paired_bootstrap(
         low=round(float(low), 9),
         high=round(float(high), 9),
         p_value=min(1.0, 2 * (1 + min(below, above)) / (resamples + 1)),
-        n_items=sum(values.shape[1] for values in by_task.values()),
+        n_items=sum(int(sizes.sum()) for _, sizes in by_task.values()),
         n_seeds=n_seeds,
         method=f"paired bootstrap of items within {len(names)} task{'s' * (len(names) > 1)}, "
         + (f"and of {n_seeds} training seeds" if n_seeds > 1 else "one training seed: its choice is not covered")
@@ -167,10 +169,11 @@ def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", valu
     return "not reproduced" if fails else "inconclusive"
 
 
-def _per_item_contrasts(
+def _contrasts_by_source(
     scores: pd.DataFrame, contrast: Mapping[str, float], tasks: Sequence[str], column: str
-) -> tuple[dict[str, Array], list[int]]:
-    """The contrast of each item, by task: arrays of shape (seeds, items), and the seeds."""
+) -> tuple[dict[str, tuple[Array, Array]], list[int]]:
+    """By task, the contrast summed over the items of each source, of shape (seeds, sources), and the sources' sizes;
+    and the seeds. An item without a source is its own."""
     runs = scores[["model", "seed"]].drop_duplicates()
     seeds_of = {model: set(runs["seed"][runs["model"] == model]) for model in contrast}
     absent = [model for model, found in seeds_of.items() if not found]
@@ -188,26 +191,32 @@ def _per_item_contrasts(
         values = pd.DataFrame(table[task])
         if values.isna().to_numpy().any():
             raise StatisticsError(f"task {task!r}: models or seeds were scored on different items; evaluate them again")
-        by_task[task] = sum(
+        items = sum(
             (weight * values.loc[model].to_numpy(dtype=float) for model, weight in contrast.items()), np.zeros(())
         )
+        names = [str(item).rpartition("/")[0] or f"/{item}" for item in values.columns]
+        _, source, sizes = np.unique(names, return_inverse=True, return_counts=True)
+        sums = np.array([np.bincount(source, weights=row, minlength=len(sizes)) for row in items])
+        by_task[task] = sums, sizes.astype(float)
     return by_task, [int(number) for number in seeds]
 
 
-def _resampled_means(values: Array, resamples: int, seed: int, task: str) -> Array:
-    """Means over resampled items. `values` has shape (seeds, items), the result (seeds, resamples)."""
-    items = values.shape[1]
-    counts = _item_counts(items, resamples, seed, zlib.crc32(task.encode()))
-    rows = max(1, 2_000_000 // items)  # a float copy of this many rows of counts at a time
-    parts = [values @ counts[start : start + rows].T.astype(float) for start in range(0, resamples, rows)]
-    return np.concatenate(parts, axis=1) / items
+def _resampled_means(sums: Array, sizes: Array, resamples: int, seed: int, task: str) -> Array:
+    """Means over resampled sources. `sums` has shape (seeds, sources), the result (seeds, resamples)."""
+    counts = _counts(len(sizes), resamples, seed, zlib.crc32(task.encode()))
+    rows = max(1, 2_000_000 // len(sizes))  # a float copy of this many rows of counts at a time
+    parts = []
+    for start in range(0, resamples, rows):
+        drawn = counts[start : start + rows].T.astype(float)
+        parts.append((sums @ drawn) / (sizes @ drawn))
+    return np.concatenate(parts, axis=1)
 
 
 @lru_cache(maxsize=16)
-def _item_counts(items: int, resamples: int, seed: int, stream: int) -> npt.NDArray[np.uint8]:
-    """How often each item is drawn in each resample; shape (resamples, items). A task has its own stream."""
+def _counts(sources: int, resamples: int, seed: int, stream: int) -> npt.NDArray[np.uint8]:
+    """How often each source is drawn in each resample; shape (resamples, sources). A task has its own stream."""
     generator = np.random.default_rng([seed, stream])
-    counts = np.empty((resamples, items), dtype=np.uint8)
+    counts = np.empty((resamples, sources), dtype=np.uint8)
     for row in range(resamples):
-        counts[row] = np.bincount(generator.integers(0, items, size=items), minlength=items)
+        counts[row] = np.bincount(generator.integers(0, sources, size=sources), minlength=sources)
     return counts

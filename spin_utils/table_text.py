@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+
+from spin_utils.writing import write_forms
+
+DASH = "—"
 
 COLUMNS = (
     "row",
@@ -40,39 +46,74 @@ class Table:
     frame: pd.DataFrame
     """Long form, a row per cell, with the columns of `COLUMNS`."""
     notes: tuple[str, ...] = field(default=())
+    text: int | None = None
+    """Number of a column of running text, left-aligned and broken into lines; None: there is none."""
+
+
+def finish(
+    number: int,
+    title: str,
+    header: Sequence[str],
+    lines: Sequence[tuple[str, ...]],
+    cells: Sequence[Mapping[str, Any]],
+    notes: Sequence[str],
+    *,
+    text: int | None = None,
+) -> Table:
+    """A table whose notes end with the reasons of its missing cells."""
+    frame = pd.DataFrame(cells).reindex(columns=list(COLUMNS))
+    reasons = [f"{DASH} {reason}." for reason in frame["reason"].dropna().unique()]
+    return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons), text)
+
+
+def rounded(cell: Mapping[str, Any], *, sign: bool = False, digits: int = 1) -> str:
+    """The value of a cell, or a dash."""
+    if cell.get("value") is None:
+        return DASH
+    return minus(f"{cell['value']:{'+' if sign else ''}.{digits}f}")
+
+
+def with_range(cell: Mapping[str, Any], *, sign: bool = False, digits: int = 1) -> str:
+    """The value of a cell with its interval, or a dash."""
+    if cell.get("value") is None:
+        return DASH
+    return rounded(cell, sign=sign, digits=digits) + minus(f" [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]")
+
+
+def minus(text: str) -> str:
+    """A number with a minus sign instead of a hyphen."""
+    return text.replace("-", "−")
 
 
 def write(table: Table, folder: Path) -> list[Path]:
     """Write table<N>.md, .csv and .tex; the same table gives the same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {"md": markdown(table), "csv": table.frame.to_csv(index=False, float_format="%.6g"), "tex": latex(table)}
-    paths = []
-    for suffix, text in texts.items():
-        path = folder / f"table{table.number}.{suffix}"
-        partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, path)
-        paths.append(path)
-    return paths
+    return write_forms(folder / f"table{table.number}", texts)
 
 
 def markdown(table: Table) -> str:
     """The table with its notes as GitHub Markdown."""
-    rule = ["---"] * 2 + ["---:"] * (len(table.header) - 2)
-    rows = ["| " + " | ".join(cells) + " |" for cells in (table.header, rule, *table.lines)]
+    rule = ["---" if column in (0, 1, table.text) else "---:" for column in range(len(table.header))]
+    lines = [
+        [_md(cell) if column == table.text else cell for column, cell in enumerate(cells)] for cells in table.lines
+    ]
+    rows = ["| " + " | ".join(cells) + " |" for cells in (table.header, rule, *lines)]
     notes = [f"- {note}" for note in table.notes]
     return "\n".join([f"**Table {table.number}.** {table.title}", "", *rows, "", *notes, ""])
 
 
 def latex(table: Table) -> str:
     """The table as a booktabs `tabular` with a caption; the notes follow below."""
+    columns = "".join(
+        "p{9cm}" if column == table.text else "l" if column < 2 else "r" for column in range(len(table.header))
+    )
     lines = [
         "% needs \\usepackage{booktabs} and \\usepackage{graphicx}",
         "\\begin{table*}",
         "\\centering",
         f"\\caption{{{_tex(table.title)} (Table {table.number} of the paper).}}",
         "\\resizebox{\\textwidth}{!}{%",
-        f"\\begin{{tabular}}{{ll{'r' * (len(table.header) - 2)}}}",
+        f"\\begin{{tabular}}{{{columns}}}",
         "\\toprule",
         " & ".join(map(_tex, table.header)) + " \\\\",
         "\\midrule",
@@ -106,8 +147,17 @@ _TEX = {
     "—": "---",
     "–": "--",
     "−": "$-$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\n": r"\newline ",
 }
 
 
 def _tex(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
+
+
+def _md(text: str) -> str:
+    """Text as Markdown shows it in a cell, character for character."""
+    return re.sub(r"([\\`*_~<>|\[\]#])", r"\\\1", text).replace("\n", "<br>")

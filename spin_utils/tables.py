@@ -6,12 +6,12 @@ table. Gains by task and all verdicts on them are in the long form, which become
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from spin_utils import published
+from spin_utils import cost_model, published
 from spin_utils.results import label
 from spin_utils.statistics import (
     DIRECTION_MARGIN,
@@ -20,15 +20,16 @@ from spin_utils.statistics import (
     paired_bootstrap,
     verdict,
 )
-from spin_utils.table_text import COLUMNS, Table
+from spin_utils.table_text import DASH, Table, finish, minus, rounded, with_range
 
-DASH = "—"
-
-_SCORE_NOTES = (
+_INTERVALS = (
     "Scores in points; in brackets the 95 % interval of a bootstrap over items and, where there are several, training "
-    "seeds. The average is the unweighted mean over tasks.",
+    "seeds."
+)
+_TRANSFER = "Our tasks here are harder variants that nothing was trained on: they show whether a gain carries over."
+_GAINS = (
     "Gain: difference of the averages on the same items (paired). Direction: has the gain the paper's sign; less than "
-    f"{DIRECTION_MARGIN} points counts as none. Size: is it within {SIZE_MARGIN} points of the paper's gain.",
+    f"{DIRECTION_MARGIN} points counts as none. Size: is it within {SIZE_MARGIN} points of the paper's gain."
 )
 
 
@@ -40,7 +41,7 @@ def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: int 
         stand_ins: Task and the benchmark whose column it fills, "" for none.
         shots: Examples in our prompts.
     """
-    settings, columns = published.benchmark_settings(), _columns(stand_ins)
+    settings, columns = published.benchmark_settings(), _columns(stand_ins, published.LEADERBOARD)
     tasks = summaries.drop_duplicates("task").set_index("task")
     cells: list[dict[str, Any]] = []
     lines = []
@@ -61,7 +62,7 @@ def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: int 
         lines += [(row, "ours", *ours), ("", "paper", *theirs)]
     notes = ["The paper prints examples and metrics; items are the sizes of the public test sets.", *_notes(columns)]
     header = ["", "", *_headings(columns)]
-    return _finish(1, "Benchmarks: examples in the prompt, metric, items", header, lines, cells, notes)
+    return finish(1, "Benchmarks: examples in the prompt, metric, items", header, lines, cells, notes)
 
 
 def table2(times: pd.DataFrame, *, machine: str = "this machine") -> Table:
@@ -72,29 +73,44 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine") -> Table:
         machine: Where the times were measured, for the note.
     """
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
-    iterations = range(4)
+    run, architecture = cost_model.Run(), cost_model.Architecture()
+    predicted = {"generation": [cost_model.generation_hours(run, architecture)] * 4}
+    predicted["training"] = [cost_model.training_hours(run, architecture, iteration) for iteration in range(4)]
     cells: list[dict[str, Any]] = []
     lines = []
     for stage in ("generation", "training"):
-        for iteration in iterations:
+        for iteration in range(4):
             minutes = times[(times["stage"] == stage) & (times["iteration"] == iteration)]["seconds"] / 60
-            cell: dict[str, Any] = {"row": stage, "column": f"iteration {iteration}", "paper": paper[stage, iteration]}
+            cell: dict[str, Any] = {"row": stage, "column": f"iteration {iteration}"}
+            cell["paper"] = paper[stage, iteration]
             cell["quantity"] = "minutes (ours), hours (paper)"
             if minutes.empty:
                 cell["reason"] = f"{stage} of iteration {iteration} was not run"
             else:
                 cell |= {"value": minutes.mean(), "low": minutes.min(), "high": minutes.max(), "seeds": len(minutes)}
             cells.append(cell)
-        ours = [_with_range(cell) if cell.get("seeds", 1) > 1 else _number(cell) for cell in cells[-4:]]
+        ours = [with_range(cell) if cell.get("seeds", 1) > 1 else rounded(cell) for cell in cells[-4:]]
+        for iteration, hours in enumerate(predicted[stage]):
+            cell = {"row": stage, "column": f"iteration {iteration}", "quantity": "hours (cost model), hours (paper)"}
+            cell |= {"value": hours, "paper": paper[stage, iteration], "difference": hours - paper[stage, iteration]}
+            cells.append(cell)
         lines.append((stage.capitalize(), "ours, minutes", *ours))
-        lines.append(("", "paper, hours", *(f"{paper[stage, iteration]:.2f}" for iteration in iterations)))
+        lines.append(("", "cost model, hours", *(f"{hours:.2f}" for hours in predicted[stage])))
+        lines.append(("", "paper, hours", *(f"{paper[stage, iteration]:.2f}" for iteration in range(4))))
+    reached = cost_model.utilisation(run, architecture, 0, paper["training", 0])
     notes = (
-        f"Ours on {machine}: mean over training seeds, in brackets the fastest and the slowest.",
+        f"Ours on {machine}: mean over the training seeds that had the machine alone, in brackets the fastest and the "
+        "slowest.",
+        f"Cost model: the paper's 7B model and {run.prompts:,} prompts on {run.gpus} A100-80GB, a prediction and not a "
+        f"measurement. It counts the operations that the method needs and assumes that {run.utilisation:.0%} of the "
+        f"peak is reached, and {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, "
+        "real and generated response, of which the paper prints none. On the same count, the paper's hours of "
+        f"iteration 0 mean that its training reached {reached:.0%} of the peak.",
         "The paper's hours are for 8 A100-80GB. They equal 6.69 s (generation) and 10 s (training) per 64 examples at "
         "49,792 prompts and two epochs to the last digit, so they follow from times of single batches.",
     )
-    header = ["", "", *(f"Iteration {iteration}" for iteration in iterations)]
-    return _finish(2, "Time of generation and training", header, lines, cells, notes)
+    header = ["", "", *(f"Iteration {iteration}" for iteration in range(4))]
+    return finish(2, "Time of generation and training", header, lines, cells, notes)
 
 
 def table3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0) -> Table:
@@ -131,6 +147,36 @@ _ITERATIONS = {"spin-0": "sft", "spin-1": "spin-0", "spin-2": "spin-1", "spin-3"
 """Model and the one its gain is measured against."""
 
 
+def table6(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0) -> Table:
+    """Table 6: benchmarks beside the leaderboard; here tasks that nothing was trained on.
+
+    Args:
+        scores: From `results.load_evaluations(..., kind_folder="transfer")`.
+        stand_ins: Every transfer task and the benchmark of Table 6 that it stands in for, "" for none.
+        seed: Seed of the bootstrap.
+    """
+    columns = _columns(stand_ins, published.OTHERS)
+    baselines = {"sft": "", **dict.fromkeys(_ITERATIONS, "sft")}
+    cells: list[dict[str, Any]] = []
+    lines = []
+    for model, levels, gains in _levels_and_gains(scores, baselines, columns, seed):
+        cells += [*levels, *gains]
+        lines.append((label(model), "ours", *map(with_range, levels)))
+        lines.append(("", "paper", *(_printed(cell) for cell in levels)))
+        if gains:
+            lines.append(("", "gain, ours", *(with_range(cell, sign=True) for cell in gains)))
+            lines.append(("", "gain, paper", *(_printed(cell, sign=True) for cell in gains)))
+    notes = [
+        _INTERVALS,
+        "Gains are over SFT, on the same items (paired). The paper has no row for iteration 3.",
+        *_notes(columns),
+        *([_TRANSFER] if stand_ins else []),
+        _noise_of_the_paper(),
+    ]
+    header = ["Model", "", *_headings(columns)]
+    return finish(6, "SPIN by iteration on other benchmarks", header, lines, cells, notes)
+
+
 def _leaderboard(
     number: int,
     title: str,
@@ -141,33 +187,39 @@ def _leaderboard(
     note: str = "",
 ) -> Table:
     """Models by benchmarks, two lines a model: ours with intervals, the paper's as printed."""
-    columns = _columns(stand_ins) | {"average": list(stand_ins)}
+    columns = _columns(stand_ins, published.LEADERBOARD) | {"average": list(stand_ins)}
     cells: list[dict[str, Any]] = []
     lines = []
-    for model, baseline in baselines.items():
-        levels = [_cell(scores, model, "", column, tasks, seed) for column, tasks in columns.items()]
-        ours = [_with_range(cell) for cell in levels]
-        theirs = [DASH if cell["paper"] is None else f"{cell['paper']:.2f}" for cell in levels]
-        cells += levels
-        if baseline:
-            gains = [_cell(scores, model, baseline, column, tasks, seed) for column, tasks in columns.items()]
+    for model, levels, gains in _levels_and_gains(scores, baselines, columns, seed):
+        cells += [*levels, *gains]
+        ours, theirs = ["", "", ""], ["", "", ""]
+        if gains:
             average = gains[-1]
             verdicts = (average.get("verdict", DASH), average.get("size_verdict", DASH))
-            ours += [_with_range(average, sign=True), *verdicts]
-            theirs += [_minus(f"{average['paper']:+.2f}"), "", ""]
-            cells += gains
-        else:
-            ours, theirs = [*ours, "", "", ""], [*theirs, "", "", ""]
-        lines += [(label(model), "ours", *ours), ("", "paper", *theirs)]
+            ours = [with_range(average, sign=True), *verdicts]
+            theirs = [_printed(average, sign=True), "", ""]
+        lines.append((label(model), "ours", *map(with_range, levels), *ours))
+        lines.append(("", "paper", *(_printed(cell) for cell in levels), *theirs))
     over = "; ".join(f"{label(model)} over {label(other)}" for model, other in baselines.items() if other)
     notes = [
-        *_SCORE_NOTES,
+        f"{_INTERVALS} The average is the unweighted mean over tasks.",
+        _GAINS,
         f"Gains: {over}. Gains by task are in the CSV file.",
         *_notes(columns),
         *filter(None, [note]),
     ]
     header = ["Model", "", *_headings(columns), "Gain", "Direction", "Size"]
-    return _finish(number, title, header, lines, cells, notes)
+    return finish(number, title, header, lines, cells, notes)
+
+
+def _levels_and_gains(
+    scores: pd.DataFrame, baselines: Mapping[str, str], columns: Mapping[str, Sequence[str]], seed: int
+) -> Iterator[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]:
+    """Each model, its cell in every column, and its gain over its baseline in every column, if it has one."""
+    for model, baseline in baselines.items():
+        levels = [_cell(scores, model, "", column, tasks, seed) for column, tasks in columns.items()]
+        gains = [_cell(scores, model, baseline, column, tasks, seed) for column, tasks in columns.items() if baseline]
+        yield model, levels, gains
 
 
 def _cell(
@@ -203,15 +255,12 @@ def _paper_score(model: str, column: str) -> float | None:
     return published.score(model, column) if column in published.BENCHMARK_LABELS else None
 
 
-def _columns(stand_ins: Mapping[str, str]) -> dict[str, list[str]]:
-    """Each column and its tasks: the paper's six in its order, then tasks that stand in for none of them."""
+def _columns(stand_ins: Mapping[str, str], benchmarks: Sequence[str]) -> dict[str, list[str]]:
+    """Each column and its tasks: the paper's benchmarks in its order, then tasks that stand in for none of them."""
     unknown = sorted(set(stand_ins.values()) - {"", *published.BENCHMARK_LABELS})
     if unknown:
         raise ValueError(f"benchmark {unknown[0]!r} is not one of {', '.join(published.BENCHMARK_LABELS)}")
-    columns = {
-        benchmark: [task for task, other in stand_ins.items() if other == benchmark]
-        for benchmark in published.LEADERBOARD
-    }
+    columns = {name: [task for task, other in stand_ins.items() if other == name] for name in benchmarks}
     return columns | {task: [task] for task, benchmark in stand_ins.items() if benchmark not in columns}
 
 
@@ -220,7 +269,7 @@ def _headings(columns: Mapping[str, Sequence[str]]) -> list[str]:
     headings = []
     for column, tasks in columns.items():
         name = published.BENCHMARK_LABELS.get(column, column)
-        stands_in = column in published.LEADERBOARD and tasks and list(tasks) != [column]
+        stands_in = column in (*published.LEADERBOARD, *published.OTHERS) and tasks and list(tasks) != [column]
         headings.append(f"{name}: {', '.join(tasks)}" if stands_in else name)
     return headings
 
@@ -235,36 +284,30 @@ def _notes(columns: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
+def _noise_of_the_paper() -> str:
+    """Whether Table 6's own gains could be chance, from the number of items of each benchmark."""
+    parts = []
+    for benchmark in published.OTHERS:
+        noise = published.noise({"spin-2": 1, "sft": -1}, benchmark)
+        if noise is not None:
+            errors = abs(noise.difference) / noise.error_unpaired
+            name = published.BENCHMARK_LABELS[benchmark]
+            gain = minus(f"{noise.difference:+.2f}")
+            parts.append(f"{name} {gain} ({errors:.1f} standard errors, {noise.status})")
+    return (
+        f"The paper's own gains of iteration 2 over SFT: {'; '.join(parts)}. Standard errors are those of a difference "
+        "of two independent scores with that many items; the answers behind the pairing are not published."
+    )
+
+
+def _printed(cell: Mapping[str, Any], *, sign: bool = False) -> str:
+    """The paper's number in a cell, as it prints it."""
+    paper = cell["paper"]
+    return DASH if paper is None else minus(f"{paper:{'+' if sign else ''}.2f}")
+
+
 def _no_task(column: str, tasks: Sequence[str]) -> str:
+    if column == "mt_bench" and not tasks:
+        return "MT-Bench needs a judge model and none was run; no task stands in for a judge"
     name = published.BENCHMARK_LABELS.get(column, column)
     return f"{', '.join(tasks)} was not evaluated" if tasks else f"no task of this profile stands in for {name}"
-
-
-def _number(cell: Mapping[str, Any], *, sign: bool = False) -> str:
-    if cell.get("value") is None:
-        return DASH
-    return _minus(f"{cell['value']:{'+' if sign else ''}.1f}")
-
-
-def _with_range(cell: Mapping[str, Any], *, sign: bool = False) -> str:
-    if cell.get("value") is None:
-        return DASH
-    return _number(cell, sign=sign) + _minus(f" [{cell['low']:.1f}, {cell['high']:.1f}]")
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
-
-
-def _finish(
-    number: int,
-    title: str,
-    header: Sequence[str],
-    lines: Sequence[tuple[str, ...]],
-    cells: Sequence[Mapping[str, Any]],
-    notes: Sequence[str],
-) -> Table:
-    """Put the reasons of missing cells below the table."""
-    frame = pd.DataFrame(cells).reindex(columns=list(COLUMNS))
-    reasons = [f"{DASH} {reason}." for reason in frame["reason"].dropna().unique()]
-    return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons))

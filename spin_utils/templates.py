@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from spin_utils.settings import TemplateSettings
+from spin_utils.input_settings import TemplateSettings
 
 _MARK = "\ue000user\ue000"
 """Stands for the user's text while the frame of a chat template is looked for."""

@@ -10,7 +10,7 @@ Log-probabilities are float64 tensors of shape (K,).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -200,11 +200,7 @@ def necessity_margin(seed: int = 0) -> float:
         The largest over losses and random cases of min over lambda of loss(p_data) - l(0): below 0 if it holds.
     """
     worst = -math.inf
-    for answers in (2, 3, 6):
-        data, opponent = (
-            random_distribution(answers, seed + answers),
-            random_distribution(answers, seed + 100 + answers),
-        )
+    for data, opponent in _cases((2, 3, 6), seed):
         for loss in LOSSES:
             at_zero = float(link(torch.zeros((), dtype=torch.float64), loss))
             values = [
@@ -218,11 +214,7 @@ def necessity_margin(seed: int = 0) -> float:
 def update_law_error(seed: int = 0) -> float:
     """Theorem 5.4: largest difference in log-probability between the law and the minimum found by optimisation."""
     worst = 0.0
-    for answers in (2, 5):
-        data, opponent = (
-            random_distribution(answers, seed + answers),
-            random_distribution(answers, seed + 100 + answers),
-        )
+    for data, opponent in _cases((2, 5), seed):
         for beta in (0.1, 0.6, 1.0, 5.0):
             found = best_response(opponent, data, beta=beta)
             worst = max(worst, float((found - update_law(opponent, data, beta=beta)).abs().max()))
@@ -242,13 +234,15 @@ def contraction_error(seed: int = 0) -> float:
 def minimum_error(seed: int = 0) -> float:
     """Lemma C.2: largest difference between the minimum of the loss and log 2 - JSD."""
     worst = 0.0
-    for answers in (2, 4):
-        data, opponent = (
-            random_distribution(answers, seed + answers),
-            random_distribution(answers, seed + 100 + answers),
-        )
+    for data, opponent in _cases((2, 4), seed):
         bound = math.log(2) - float(pair_divergence(opponent, data))
         for beta in (0.6, 1.0, 5.0):
             best = best_response(opponent, data, beta=beta)
             worst = max(worst, abs(float(population_loss(best, opponent, data, beta=beta)) - bound))
     return worst
+
+
+def _cases(sizes: Sequence[int], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A random data distribution and a random opponent for every number of answers."""
+    for answers in sizes:
+        yield random_distribution(answers, seed + answers), random_distribution(answers, seed + 100 + answers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ Tracker = Callable[[dict[str, float]], None]
 """Takes one metric row, with its `step`."""
 
 MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+TENSORBOARD = "tensorboard"
+"""Name of the folder that TensorBoard reads."""
 
 
 class TrackerError(ValueError):
@@ -23,7 +27,7 @@ def open_trackers(names: Sequence[str], run: str, folder: Path) -> tuple[list[Tr
     Args:
         names: any of tensorboard, wandb, trackio.
         run: name of the run.
-        folder: where trackers that write files put them.
+        folder: where TensorBoard's files go, in a folder `tensorboard`; the others have places of their own.
 
     Returns:
         The trackers, and a function that closes them.
@@ -41,17 +45,26 @@ def open_trackers(names: Sequence[str], run: str, folder: Path) -> tuple[list[Tr
     return [tracker for tracker, _ in opened], close
 
 
+def check(names: Iterable[str]) -> None:
+    """Refuse, before any work, a tracker that is unknown or not installed.
+
+    Raises:
+        TrackerError: names the tracker and the remedy.
+    """
+    for name in names:
+        _import(name)
+
+
 def _open(name: str, module: Any, run: str, folder: Path) -> tuple[Tracker, Callable[[], Any]]:
     if name == "tensorboard":
-        writer = module.SummaryWriter(str(folder / "tensorboard"))
+        writer = module.SummaryWriter(str(folder / TENSORBOARD))
 
         def write(row: dict[str, float]) -> None:
             for key, value in row.items():
                 writer.add_scalar(key, value, int(row["step"]))
 
         return write, writer.close
-    options = {"dir": str(folder)} if name == "wandb" else {}
-    module.init(project="spin", name=run, **options)
+    module.init(project="spin", name=run)
 
     def log(row: dict[str, float]) -> None:
         module.log(row, step=int(row["step"]))

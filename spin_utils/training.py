@@ -1,47 +1,39 @@
 """The training loop: SFT on single responses, SPIN and DPO on pairs.
 
-One optimizer step takes exactly `batch_size` groups. They are sorted by length and cut into micro-batches by
-a token budget, which changes neither the loss nor (up to rounding) the gradient. A run that is stopped goes on
-from its saved state and ends, on a CPU, with the same bytes.
+The seed gives the order of the groups, `training_step` takes the steps. A run that is stopped goes on from its
+saved state and ends, on a CPU, with the same bytes.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from spin_utils.attention import packed_attention
 from spin_utils.fast_layers import fast_layers
-from spin_utils.logprobs import check_supported, sequence_logps
-from spin_utils.losses import link, spin_loss
+from spin_utils.logprobs import check_supported
 from spin_utils.optimizer import MasterOptimizer, choose_precision, learning_rate_at
-from spin_utils.packing import Group, PackingError, check_groups, micro_batches, pack
+from spin_utils.packing import Group, PackingError, check_groups
 from spin_utils.progress import progress
 from spin_utils.resuming import SavedState, StopRequest, load_state, save_state
-from spin_utils.settings import TrainingSettings
+from spin_utils.settings import TrainingSettings, training_identity
 from spin_utils.trackers import open_trackers
+from spin_utils.training_step import NonFiniteLossError, Row, StepRunner
+from spin_utils.writing import write_text
 
-logger = logging.getLogger(__name__)
-
-Row = dict[str, float]
-"""One metric row; see `_Step.row` for its names."""
+__all__ = ["Interrupted", "NonFiniteLossError", "Row", "TrainingResult", "train"]
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - it is a request, not an error
     """Training was asked to stop and has saved its state. The message says how to go on."""
-
-
-class NonFiniteLossError(ValueError):
-    """A loss is not a number or infinite. The message names the groups."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,6 @@ def train(
     seed: int,
     work: Path,
     on_epoch_end: Callable[[int, PreTrainedModel], None] | None = None,
-    trackers: Sequence[str] = (),
     what: str = "training",
 ) -> TrainingResult:
     """Train a model in place.
@@ -82,9 +73,8 @@ def train(
         opponent_logps: (real, generated) summed log-probabilities of every pair under the opponent.
         seed: of the order of the groups.
         work: folder for metrics.jsonl and the state for resuming; a run that was stopped goes on from it.
-        on_epoch_end: called with the number of epochs done and the model; called again for the same epoch if
-            the run is stopped right after it.
-        trackers: further places for the metrics: tensorboard, wandb, trackio.
+        on_epoch_end: called with the number of epochs done and the model with its exact float32 weights; called
+            again for the same epoch if the run is stopped right after it.
         what: a few words for progress lines and trackers.
 
     Raises:
@@ -97,7 +87,12 @@ def train(
     longest_row = _check_data(groups, opponent_logps)
     check_supported(model, longest_row)
     work.mkdir(parents=True, exist_ok=True)
-    run = {"settings": asdict(settings), "seed": seed, "groups": len(groups), "pairs": opponent_logps is not None}
+    run = {
+        "settings": training_identity(settings),
+        "seed": seed,
+        "groups": len(groups),
+        "pairs": opponent_logps is not None,
+    }
     saved = load_state(work, run)
     dtype = choose_precision(saved.precision if saved else settings.precision, model.device)
     precision = str(dtype).removeprefix("torch.")
@@ -107,7 +102,7 @@ def train(
         if saved:
             optimizer.load(saved.tensors, saved.step)
         log = _MetricLog(work / "metrics.jsonl", optimizer.steps)
-        track, close = open_trackers(trackers, what, work)
+        track, close = open_trackers(settings.trackers, what, work)
         stack.callback(close)
         stack.enter_context(packed_attention(model))
         stack.enter_context(fast_layers(model))
@@ -115,7 +110,7 @@ def train(
         stop = stack.enter_context(StopRequest())
         plan = _Plan(len(groups), settings, seed)
         bar = stack.enter_context(progress(plan.steps, what, "steps", done=optimizer.steps))
-        step_of = _StepRunner(model, groups, settings, opponent_logps, optimizer)
+        step_of = StepRunner(model, groups, settings, opponent_logps, optimizer)
         saved_at = time.monotonic()
 
         def save() -> None:
@@ -124,7 +119,8 @@ def train(
 
         def end_epoch() -> None:
             if on_epoch_end is not None and optimizer.steps and optimizer.steps % plan.steps_per_epoch == 0:
-                on_epoch_end(optimizer.steps // plan.steps_per_epoch, model)
+                with optimizer.exact():
+                    on_epoch_end(optimizer.steps // plan.steps_per_epoch, model)
 
         end_epoch()  # the run may have been stopped before the last call was done
         while optimizer.steps < plan.steps:
@@ -168,164 +164,6 @@ class _Plan:
         return self._order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
 
 
-@dataclass
-class _Sums:
-    """What one global batch adds up to; tensors stay on the device until a row is asked for."""
-
-    values: list[Tensor] = field(default_factory=list)
-    """Per micro-batch, shape (parts, groups): the loss, and for pairs also the margin, real and generated reward,
-    real and generated drift."""
-    order: list[int] = field(default_factory=list)
-    """The groups' indices in the same order."""
-    tokens: int = 0
-
-
-class _StepRunner:
-    """One optimizer step: forward and backward over the micro-batches, update, metrics."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        groups: Sequence[Group],
-        settings: TrainingSettings,
-        opponent_logps: Sequence[Sequence[float]] | None,
-        optimizer: MasterOptimizer,
-    ) -> None:
-        self.model, self.groups, self.settings = model, groups, settings
-        self.opponent_logps, self.optimizer = opponent_logps, optimizer
-        self.budget = settings.micro_batch_tokens
-        self.since_row = _Interval()
-        self.last = _Sums()
-
-    def __call__(self, indices: list[int], learning_rate: float, logged: bool) -> Row | None:
-        """Take a step; returns the metric row if `logged`.
-
-        Raises:
-            NonFiniteLossError: looked for when logged, and at every step on a CPU; no update is made then.
-        """
-        batch = {index: self.groups[index] for index in indices}
-        self.last = sums = self._accumulate(batch)
-        norm = self.optimizer.grad_norm() if logged or self.settings.max_grad_norm else None
-        self.since_row.add(len(batch), sums.tokens)
-        if logged or self.model.device.type == "cpu":
-            self.check_finite()
-        row = self._row(batch, norm) if logged and norm is not None else None
-        self.optimizer.step(learning_rate, norm)
-        return None if row is None else {**row, "learning_rate": learning_rate, **self.since_row.rates()}
-
-    def check_finite(self) -> None:
-        """Refuse to go on after a loss that is not finite.
-
-        Raises:
-            NonFiniteLossError: names the groups.
-        """
-        if not self.last.values:
-            return
-        bad = ~torch.isfinite(torch.cat(self.last.values, 1)[0])
-        if bad.any():
-            names = [self.last.order[i] for i in bad.nonzero()[:, 0].tolist()]
-            raise NonFiniteLossError(
-                f"the loss of groups {names[:20]} is not finite; the last saved state is kept. "
-                "Look at these rows, lower learning_rate, or use precision: float32"
-            )
-
-    def _accumulate(self, batch: dict[int, Group]) -> _Sums:
-        """Sum the gradients of a global batch; when memory is short, start again with half the budget."""
-        while True:
-            try:
-                return self._accumulate_once(batch)
-            except (RuntimeError, MemoryError) as error:
-                smallest = max(group.tokens for group in batch.values())
-                if not _out_of_memory(error) or self.budget <= smallest:
-                    raise
-                self.budget //= 2
-                logger.warning("out of memory: going on with micro-batches of %d tokens", self.budget)
-            self.optimizer.clear()  # some parameters may have their gradient already
-            if self.model.device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def _accumulate_once(self, batch: dict[int, Group]) -> _Sums:
-        sums = _Sums()
-        pairs = self.opponent_logps is not None
-        skip = pairs and self.settings.skip_identical
-        kept = [i for i, g in batch.items() if not (skip and list(g.response_ids[0]) == list(g.response_ids[1]))]
-        denominator = len(batch) if pairs else sum(len(g.response_ids[0]) for g in batch.values())
-        for chosen in micro_batches([batch[i].tokens for i in kept], self.budget):
-            chosen = [kept[i] for i in chosen]
-            packed = pack([batch[i] for i in chosen]).to(self.model.device)
-            logps = sequence_logps(self.model, packed)
-            losses, values = self._pair_losses(logps, chosen) if pairs else (-logps, -logps.detach()[None])
-            (losses.sum() / denominator).backward()
-            sums.values.append(values)
-            sums.order += chosen
-            sums.tokens += packed.tokens
-        return sums
-
-    def _pair_losses(self, logps: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor]:
-        assert self.opponent_logps is not None
-        rows = [[float(v) for v in self.opponent_logps[i]] for i in chosen]
-        opponent = torch.tensor(rows, dtype=torch.float32, device=logps.device)
-        policy = logps.view(-1, 2)
-        result = spin_loss(
-            policy_real_logps=policy[:, 0],
-            policy_generated_logps=policy[:, 1],
-            opponent_real_logps=opponent[:, 0],
-            opponent_generated_logps=opponent[:, 1],
-            beta=self.settings.beta,
-            loss=self.settings.loss,
-        )
-        drifts = (policy.detach() - opponent).T
-        parts = (result.losses.detach(), result.margins, result.real_rewards, result.generated_rewards, *drifts)
-        return result.losses, torch.stack(parts)
-
-    def _row(self, batch: dict[int, Group], norm: Tensor) -> Row:
-        """Metrics of the last global batch, with one transfer from the device.
-
-        Loss, accuracy and margin are means over all pairs, skipped ones included; rewards and drifts (policy
-        minus opponent log-probability) are means over the pairs that were computed.
-        """
-        values = torch.cat(self.last.values, 1) if self.last.values else torch.zeros(6, 0, device=norm.device)
-        wins = (values[1:2] > 0).sum()
-        grad_norm, won, loss, *others = torch.stack([norm, wins.float(), *values.double().sum(1)]).tolist()
-        if self.opponent_logps is None:
-            return {"loss": loss / sum(len(g.response_ids[0]) for g in batch.values()), "grad_norm": grad_norm}
-        computed = len(self.last.order)
-        skipped = len(batch) - computed
-        at_zero = float(link(torch.zeros(()), self.settings.loss))
-        margin, *means = (value / max(1, computed) for value in others)
-        names = ("rewards_real", "rewards_generated", "drift_real", "drift_generated")
-        return {
-            "loss": (loss + skipped * at_zero) / len(batch),
-            "accuracy": won / len(batch),
-            "margin": margin * computed / len(batch),
-            **dict(zip(names, means, strict=True)),
-            "skipped": skipped,
-            "grad_norm": grad_norm,
-        }
-
-
-class _Interval:
-    """Work done and time gone since the last metric row."""
-
-    def __init__(self) -> None:
-        self.groups, self.tokens, self.started = 0, 0, time.perf_counter()
-
-    def add(self, groups: int, tokens: int) -> None:
-        self.groups += groups
-        self.tokens += tokens
-
-    def rates(self) -> Row:
-        now = time.perf_counter()
-        seconds = now - self.started
-        rates = {
-            "seconds": seconds,
-            "tokens_per_second": self.tokens / seconds,
-            "groups_per_second": self.groups / seconds,
-        }
-        self.groups, self.tokens, self.started = 0, 0, now
-        return rates
-
-
 class _MetricLog:
     """metrics.jsonl; rows after the resumed step are forgotten."""
 
@@ -333,7 +171,7 @@ class _MetricLog:
         self.path = path
         lines = path.read_text().splitlines() if path.exists() else []
         self.rows: list[Row] = [row for row in map(_parsed, lines) if row and row["step"] <= step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def append(self, row: Row) -> None:
         self.rows.append(row)
@@ -382,7 +220,3 @@ def _training_mode(model: PreTrainedModel, settings: TrainingSettings) -> Iterat
         if settings.gradient_checkpointing:
             model.activation_checkpointing_disable()
         model.train(was_training)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

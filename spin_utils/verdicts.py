@@ -9,8 +9,8 @@ numbers say: whether the claim holds for them, and whether the difference is bey
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pandas as pd
 from spin_utils import published, theory
 from spin_utils.registry import Row, load
 from spin_utils.statistics import Claim, Estimate, StatisticsError, paired_bootstrap, verdict
+from spin_utils.writing import write_forms
 
 COLUMNS = ("id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict")
 """Columns of verdicts.csv."""
@@ -45,7 +46,8 @@ _PAPER = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One judged row. Scores are in points, lengths in tokens, times as ratios, theory as the largest error."""
+    """One judged row. Scores are in points, lengths in tokens, similarities in 0..1, divergences in nats, times as
+    ratios, theory as the largest error."""
 
     id: str
     statement: str
@@ -74,6 +76,10 @@ def judge(
     *,
     times: pd.DataFrame | None = None,
     training: pd.DataFrame | None = None,
+    transfer: pd.DataFrame | None = None,
+    transfer_stand_ins: Mapping[str, str] | None = None,
+    generations: pd.DataFrame | None = None,
+    heldout: pd.DataFrame | None = None,
     rows: Sequence[Row] | None = None,
     seed: int = 0,
 ) -> list[Finding]:
@@ -84,15 +90,26 @@ def judge(
         stand_ins: Every task and the benchmark it stands in for, "" for none.
         times: Columns `stage`, `iteration`, `seconds`, a row per training seed.
         training: From `results.load_training`.
+        transfer: As `scores`, of tasks that nothing was trained on, which stand in for the benchmarks of Table 6.
+        transfer_stand_ins: As `stand_ins`, of these tasks.
+        generations: From `generations.measures`.
+        heldout: From `generations.jsd_bounds`.
         rows: Registry rows; None: the registry of the package.
         seed: Seed of the bootstrap.
     """
     rows = load() if rows is None else rows
+    sources = {
+        "evaluation of": (scores, stand_ins),
+        "evaluation on transfer tasks of": (transfer, transfer_stand_ins or {}),
+        "generations of": (generations, None),
+        "held-out pairs against": (heldout, None),
+    }
     findings: dict[str, Finding] = {}
     for row in rows:
         blank = Finding(row.id, row.statement, row.where, "not judged", reason=row.reason)
         if row.compute == "contrast":
-            findings |= {finding.id: finding for finding in _contrast(row, blank, scores, stand_ins, seed)}
+            name = _source(row)
+            findings |= {finding.id: finding for finding in _contrast(row, blank, name, *sources[name], seed)}
         elif row.compute == "times":
             findings[row.id] = _times(row, blank, times)
         elif row.compute == "training":
@@ -113,29 +130,19 @@ def write(findings: Sequence[Finding], results: Path) -> list[Path]:
     """Write verdicts.csv and the readable page verdicts.md under results/PROFILE."""
     table = pd.DataFrame([vars(finding) for finding in findings])[list(COLUMNS)]
     texts = {"csv": table.to_csv(index=False, float_format="%.6g"), "md": markdown(findings)}
-    results.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for suffix, text in texts.items():
-        path = results / f"verdicts.{suffix}"
-        partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, path)
-        paths.append(path)
-    return paths
+    return write_forms(results / "verdicts", texts)
 
 
 def markdown(findings: Sequence[Finding]) -> str:
     """The verdict page: a count, the rule, and a table of all findings."""
-    counts = {outcome: sum(finding.verdict == outcome for finding in findings) for outcome in OUTCOMES}
     averages = published.leaderboard()[["average_printed", "average_recomputed"]]
     gain = averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
-    intervals = sum(finding.low is not None for finding in findings)
     lines = [
         "# Verdicts",
         "",
-        ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number) + ".",
+        tally(finding.verdict for finding in findings) + ".",
         "",
-        _RULE.format(intervals=intervals, chance=round(intervals / 20)),
+        rule(findings),
         "",
         _PAPER.format(recomputed=gain["average_recomputed"], printed=gain["average_printed"]),
         "",
@@ -147,13 +154,32 @@ def markdown(findings: Sequence[Finding]) -> str:
         size = f"{finding.n or ''} × {finding.seeds}" if finding.n and finding.seeds else ""
         status = finding.verdict + (f": {finding.reason}" if finding.reason else "")
         cells = [finding.id, finding.statement, finding.where, holds, finding.paper_noise]
-        cells += [_shown(finding.paper), _with_interval(finding), size, status]
+        cells += [shown(finding.paper), with_interval(finding), size, status]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])
 
 
-def _contrast(row: Row, blank: Finding, scores: pd.DataFrame, stand_ins: Mapping[str, str], seed: int) -> list[Finding]:
-    """A finding on the claim, and with `size` a second one on the size of the difference."""
+def _source(row: Row) -> str:
+    """Which results a contrast is computed from, in words that a model's name completes."""
+    if row.column == "jsd_bound":
+        return "held-out pairs against"
+    if row.column in ("generated_tokens", "similarity", "identical"):
+        return "generations of"
+    return "evaluation on transfer tasks of" if row.benchmark in published.OTHERS else "evaluation of"
+
+
+def _contrast(
+    row: Row,
+    blank: Finding,
+    source: str,
+    table: pd.DataFrame | None,
+    stand_ins: Mapping[str, str] | None,
+    seed: int,
+) -> list[Finding]:
+    """A finding on the claim, and with `size` a second one on the size of the difference.
+
+    Without `stand_ins` the contrast is over all tasks of the table.
+    """
     assert row.claim is not None
     paper = _paper_contrast(row)
     value = row.value if row.value is not None else paper or 0.0
@@ -164,15 +190,23 @@ def _contrast(row: Row, blank: Finding, scores: pd.DataFrame, stand_ins: Mapping
     noise = published.noise(row.contrast, row.benchmark) if row.source == "tables" and row.column == "score" else None
     finding = replace(finding, paper_noise=noise.status if noise else "")
     size = replace(finding, id=f"{row.id}-size", statement=f"{row.statement}: by as much", paper_holds=None)
-    tasks = [task for task, other in stand_ins.items() if row.benchmark in (other, "average")]
-    if not tasks:
+    absent = [model for model in row.contrast if table is None or model not in set(table["model"])]
+    tasks = None
+    if stand_ins is not None:
+        tasks = [task for task, other in stand_ins.items() if row.benchmark in (other, "average")]
+    reason = ""
+    if table is None or absent:
+        reason = f"no {source} {', '.join(absent)}"
+    elif tasks == []:
         reason = f"no task of this profile stands in for {published.BENCHMARK_LABELS[row.benchmark]}"
+    else:
+        try:
+            estimate = paired_bootstrap(table, row.contrast, tasks=tasks, column=row.column, seed=seed)
+        except StatisticsError as error:
+            reason = str(error)
+    if reason:
         return [replace(finding, reason=reason), replace(size, reason=reason)][: 1 + row.size]
-    try:
-        estimate = paired_bootstrap(scores, row.contrast, tasks=tasks, column=row.column, seed=seed)
-    except StatisticsError as error:
-        return [replace(finding, reason=str(error)), replace(size, reason=str(error))][: 1 + row.size]
-    estimate = estimate.times(100) if row.column == "score" else estimate
+    estimate = estimate.times(100) if row.column in ("score", "identical") else estimate
     judged = [_judged(finding, estimate, row.claim, row.margin, value)]
     if row.size:
         judged.append(_judged(size, estimate, "same_size", row.size_margin, paper or 0.0))
@@ -254,13 +288,27 @@ def _paper_contrast(row: Row) -> float | None:
     return round(total, 2)
 
 
-def _shown(value: float | None) -> str:
+def tally(outcomes: Iterable[str]) -> str:
+    """How often each verdict was given, in words."""
+    counts = Counter(outcomes)
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+
+
+def rule(findings: Sequence[Finding]) -> str:
+    """How verdicts are given, in words, with how many intervals miss by chance."""
+    intervals = sum(finding.low is not None for finding in findings)
+    return _RULE.format(intervals=intervals, chance=round(intervals / 20))
+
+
+def shown(value: float | None) -> str:
+    """A value as the page of verdicts prints it."""
     if value is None:
         return ""
     return (f"{value:.1e}" if 0 < abs(value) < 0.005 else f"{value:.2f}").replace("-", "−")
 
 
-def _with_interval(finding: Finding) -> str:
+def with_interval(finding: Finding) -> str:
+    """Our value with its interval, empty if there is none."""
     if finding.low is None or finding.high is None:
-        return _shown(finding.ours)
-    return f"{_shown(finding.ours)} [{_shown(finding.low)}, {_shown(finding.high)}]"
+        return shown(finding.ours)
+    return f"{shown(finding.ours)} [{shown(finding.low)}, {shown(finding.high)}]"

@@ -1,0 +1,145 @@
+"""The stages in which a model answers prompts: SPIN's generated answers, and preference pairs for DPO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spin_utils import artifacts, families, models, pairs, preferences
+from spin_utils.plan import Plan, Step, stream
+from spin_utils.progress import progress
+from spin_utils.rows import Row, RowError, read_rows
+from spin_utils.sampling import sample
+from spin_utils.settings import Profile
+from spin_utils.templates import EncodedRow, decode_response, encode_rows, end_ids
+
+PREFERENCES = 500
+"""Number of the random streams of preference pairs, after those of any iteration."""
+
+
+def make_pairs(plan: Plan, step: Step, work: Path) -> None:
+    """The opponent answers every prompt of SPIN (Algorithm 1): pairs.arrow."""
+    iteration, folder = step.parameters["iteration"], plan.directory(step.inputs[0])
+    tokenizer = models.load_tokenizer(folder)
+    encoded = encode_rows(tokenizer, plan.profile.template, read_rows(plan.directory("data") / "spin.jsonl"))
+    answers = _answers(
+        folder,
+        tokenizer,
+        encoded,
+        plan.profile,
+        stream(plan.seed, iteration),
+        work,
+        f"answers of iteration {iteration}",
+    )
+    pairs.write(
+        work / "pairs.arrow",
+        [
+            {
+                "id": row.row["id"],
+                "iteration": iteration,
+                "prompt_ids": row.prompt_ids,
+                "real_ids": row.response_ids,
+                "generated_ids": ids,
+                "finish_reason": reason,
+                "generated_logp": logp,
+            }
+            for row, (ids, reason, logp) in zip(encoded, answers, strict=True)
+        ],
+    )
+
+
+def make_preferences(plan: Plan, step: Step, work: Path) -> None:
+    """Preference pairs for DPO, from where the profile says: pairs.arrow."""
+    assert plan.profile.dpo is not None
+    folder, settings = plan.directory(step.inputs[0]), plan.profile.dpo.preferences
+    tokenizer = models.load_tokenizer(folder)
+    if settings.source == "samples":
+        rows = _graded_samples(plan, folder, tokenizer, work)
+    else:
+        rows = preferences.encode_preferences(tokenizer, plan.profile.template, preferences.load(settings))
+    pairs.write(work / "pairs.arrow", rows)
+
+
+def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> list[dict[str, Any]]:
+    """A right and a wrong answer of the start model for each prompt that has both.
+
+    The grader that comes with a demonstration says which is which, more supervision than SPIN gets, as the paper's
+    DPO has it. The prompts are those that SPIN does not use, as long as there are some.
+    """
+    assert plan.profile.dpo is not None
+    dpo = plan.profile.dpo
+    encoded = encode_rows(tokenizer, plan.profile.template, _graded_rows(plan))
+    encoded = encoded[: dpo.preferences.rows or None]
+    tries = dpo.answers_per_prompt
+    repeated = [row for row in encoded for _ in range(tries)]
+    seed = stream(plan.seed, PREFERENCES)
+    answers = _answers(folder, tokenizer, repeated, plan.profile, seed, work, "answers for preferences")
+    found = []
+    for place, row in enumerate(encoded):
+        own = answers[place * tries : (place + 1) * tries]
+        texts = [decode_response(tokenizer, plan.profile.template, ids) for ids, _, _ in own]
+        right = [families.grade(row.row, text) == 1.0 and a[1] == "stop" for text, a in zip(texts, own, strict=True)]
+        if any(right) and not all(right):
+            chosen, rejected = own[right.index(True)], own[right.index(False)]
+            found.append(
+                {
+                    "id": row.row["id"],
+                    "iteration": 0,
+                    "prompt_ids": row.prompt_ids,
+                    "real_ids": chosen[0],
+                    "generated_ids": rejected[0],
+                    "finish_reason": rejected[1],
+                    "generated_logp": rejected[2],
+                }
+            )
+    if not found:
+        raise RowError(
+            f"dpo.preferences: none of {len(encoded)} prompts got both a right and a wrong answer in {tries}; "
+            "raise dpo.answers_per_prompt or dpo.preferences.rows"
+        )
+    return found
+
+
+def _graded_rows(plan: Plan) -> list[Row]:
+    folder = plan.directory("data")
+    used = {row["id"] for row in read_rows(folder / "spin.jsonl")}
+    rows = read_rows(folder / "sft.jsonl")
+    rows = [row for row in rows if row["id"] not in used] or rows
+    ungraded = next((row["id"] for row in rows if not row.get("grader")), None)
+    if ungraded is not None:
+        raise RowError(
+            f"row {ungraded}: no grader says which answers are right; give chosen and rejected answers with "
+            "dpo.preferences.source: file"
+        )
+    return rows
+
+
+def _answers(
+    folder: Path, tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile, seed: int, work: Path, what: str
+) -> list[tuple[list[int], str, float]]:
+    """Token ids, finish reason and log-probability of one answer for each row, kept shard by shard."""
+    model = models.load(folder, torch.bfloat16)
+    stop = end_ids(tokenizer, profile.template)
+    size = profile.generation.shard_rows
+    shards = {start: artifacts.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
+    done = sum(min(size, len(encoded) - start) for start, path in shards.items() if path.is_file())
+    with progress(len(encoded), what, "prompts", done=done) as bar:
+        for start, path in shards.items():
+            if path.is_file():
+                continue
+            part = encoded[start : start + size]
+            samples = sample(
+                model,
+                [row.prompt_ids for row in part],
+                eos_ids=stop,
+                settings=profile.generation,
+                seed=seed,
+                streams=range(start, start + len(part)),
+                progress=bar.advance,
+            )
+            artifacts.write_json(path, [[s.token_ids, s.finish_reason, s.logp] for s in samples])
+    return [answer for path in shards.values() for answer in json.loads(path.read_text())]

@@ -1,0 +1,61 @@
+"""How long a reproduction takes: expected minutes before it starts, and where the time went when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from spin_utils import artifacts, paths, results
+from spin_utils.plan import Plan, Step
+
+
+def expected_seconds(profile: str) -> dict[str, float]:
+    """Seconds of every step as an earlier run measured them: that of the lowest seed in results/PROFILE.
+
+    They hold for the machine that wrote the results; `{}` if there are none.
+    """
+    expected: dict[str, float] = {}
+    try:
+        for _, chain in results.chains(paths.results(profile)):
+            for name, link in chain.items():
+                expected.setdefault(name, link["seconds"])
+    except results.ResultsError:
+        return {}  # a damaged file costs the estimate only: publishing writes it anew
+    return expected
+
+
+def outlook(plans: Sequence[Plan]) -> str:
+    """What is to be done, with the minutes that it took before, one line a step."""
+    missing = [(plan, step) for plan, step in _steps(plans) if not artifacts.is_complete(step.directory)]
+    if not missing:
+        return "Every step is done."
+    expected = expected_seconds(plans[0].profile.name)
+    lines = [
+        f"  seed {plan.seed}  {step.name:<18} "
+        + (f"{expected[step.name] / 60:5.1f} min" if step.name in expected else "")
+        for plan, step in missing
+    ]
+    known = sum(expected.get(step.name, 0) for _, step in missing) / 60
+    total = f"about {known:.0f} min, as the results of this profile measured it" if known else "no earlier times"
+    return "\n".join([f"{len(missing)} steps to do ({total}):", *(line.rstrip() for line in lines)])
+
+
+def account(plans: Sequence[Plan]) -> str:
+    """Where the time went: seconds of the finished steps by stage, the longest first."""
+    spent: dict[str, list[float]] = {}
+    for _, step in _steps(plans):
+        if artifacts.is_complete(step.directory):
+            spent.setdefault(step.stage, []).append(artifacts.read_manifest(step.directory)["seconds"])
+    order = sorted(spent, key=lambda stage: -sum(spent[stage]))
+    lines = [f"  {stage:<12} {sum(spent[stage]) / 60:6.1f} min in {len(spent[stage])} steps" for stage in order]
+    total = sum(map(sum, spent.values())) / 60
+    return "\n".join([f"Time of all steps, finished now or before: {total:.1f} min", *lines])
+
+
+def _steps(plans: Sequence[Plan]) -> Iterator[tuple[Plan, Step]]:
+    """Every step once; seeds share data and base model."""
+    seen = set()
+    for plan in plans:
+        for step in plan:
+            if step.directory not in seen:
+                seen.add(step.directory)
+                yield plan, step

@@ -1,0 +1,268 @@
+"""What a results file must hold: fields, types, and the agreement of its parts."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SCHEMA = 1
+"""Version of all kinds of file; a reader refuses any other."""
+
+Fields = dict[str, type | tuple[type, ...]]
+"""Names of fields and what may stand in them."""
+
+_HEAD: Fields = {
+    "schema": int,
+    "kind": str,
+    "profile": str,
+    "seed": int,
+    "model": str,
+    "provenance": dict,
+}
+"""Fields of every file."""
+
+EVALUATION_FIELDS: Fields = {
+    **_HEAD,
+    "tasks": dict,
+    "average": (int, float),
+    "items": list,
+}
+"""Fields of an evaluation. `seed` is the training seed; `average` the unweighted mean over tasks."""
+
+TASK_FIELDS: Fields = {
+    "metric": str,
+    "n": int,
+    "value": (int, float),
+    "stderr": (int, float),
+}
+ITEM_FIELDS: Fields = {
+    "task": str,
+    "id": (str, int),
+    "score": (int, float),
+    "response": str,
+    "tokens": int,
+}
+TRAINING_FIELDS: Fields = {
+    **_HEAD,
+    "rows": list,
+}
+"""Fields of a training record; a row has `step`, `epoch`, `loss` and whatever else the run logs."""
+
+GENERATIONS_FIELDS: Fields = {
+    **_HEAD,
+    "items": list,
+}
+"""Fields of a model's generations y' to the prompts of SPIN; `model` generated them."""
+
+GENERATION_FIELDS: Fields = {
+    "id": str,
+    "family": str,
+    "prompt": str,
+    "real": str,
+    "generated": str,
+    "real_tokens": int,
+    "generated_tokens": int,
+    "finish_reason": str,
+}
+HELDOUT_FIELDS: Fields = {
+    **_HEAD,
+    "beta": (int, float),
+    "items": list,
+}
+"""Fields of what an iteration did to pairs that no training saw; `model` is its policy, `beta` its lambda."""
+
+DRIFT_FIELDS: Fields = {
+    "id": str,
+    "real_drift": (int, float),
+    "generated_drift": (int, float),
+}
+"""log p_{theta_t+1} - log p_{theta_t} of the real and of a freshly generated response, in nats."""
+
+FIELDS = {
+    "evaluation": EVALUATION_FIELDS,
+    "training": TRAINING_FIELDS,
+    "generations": GENERATIONS_FIELDS,
+    "heldout": HELDOUT_FIELDS,
+}
+"""Fields of each kind of file."""
+
+LABELS = {
+    r"base": "Base model",
+    r"sft": "SFT",
+    r"spin-(\d+)": "SPIN iteration {}",
+    r"dpo": "DPO",
+    r"spin-(\d+)-dpo": "SPIN iteration {} + DPO",
+    r"spin-(\d+)-epoch-(\d+)": "SPIN iteration {}, epoch {}",
+    r"spin-(\d+)-rows-(\d+)": "SPIN iteration {}, {}/50 of the prompts",
+    r"sft-more-(\d+)": "SFT, {} more epochs",
+}
+"""What a model's name may be, and how it reads. The 50 are the 50k prompts of the paper (Figure 5)."""
+
+_TOLERANCE = 1e-6  # between a stored mean and the mean of the stored items
+
+
+class ResultsError(ValueError):
+    """A results file cannot be trusted. The message names the file, the field and the remedy."""
+
+
+def label(model: str) -> str:
+    """How a model's name reads in a table or figure.
+
+    >>> label("spin-3-dpo"), label("sft-more-1")
+    ('SPIN iteration 3 + DPO', 'SFT, 1 more epoch')
+
+    Raises:
+        ResultsError: The name is not one of the kit's.
+    """
+    for pattern, text in LABELS.items():
+        match = re.fullmatch(pattern, model)
+        if match:
+            return text.format(*match.groups()).replace(" 1 more epochs", " 1 more epoch")
+    raise ResultsError(f"model is {model!r}; names look like sft, spin-0, spin-0-epoch-1, spin-0-rows-14, dpo")
+
+
+def validate(document: Mapping[str, Any], where: str) -> None:
+    """Check a results file of any kind.
+
+    Args:
+        document: The parsed file.
+        where: Named in errors, usually the path.
+
+    Raises:
+        ResultsError: A field is missing, unknown, of the wrong type or not finite; an item appears twice; a
+            stored mean is not the mean of the items.
+    """
+    if document.get("schema") != SCHEMA:
+        raise ResultsError(
+            f"{where}: schema is {document.get('schema')!r}, this kit reads {SCHEMA}; "
+            f"run the stage again or use the version of the kit that wrote the file"
+        )
+    kind = document.get("kind")
+    if kind not in FIELDS:
+        raise ResultsError(f"{where}: kind is {kind!r}; use {', '.join(map(repr, FIELDS))}")
+    _check_fields(document, FIELDS[kind], where)
+    try:
+        label(document["model"])
+    except ResultsError as error:
+        raise ResultsError(f"{where}: {error}") from error
+    for name, value in document.items():
+        _check_finite(value, f"{where}: {name}")
+    if kind == "evaluation":
+        _check_items(document, where)
+    elif kind == "training":
+        _check_rows(document["rows"], where)
+    elif kind == "generations":
+        _check_generations(document["items"], where)
+    else:
+        _check_drifts(document, where)
+
+
+def _check_items(document: Mapping[str, Any], where: str) -> None:
+    scores: dict[str, list[float]] = {task: [] for task in document["tasks"]}
+    seen: set[tuple[str, str]] = set()
+    for number, item in enumerate(document["items"]):
+        place = f"{where}: items[{number}]"
+        if not isinstance(item, dict):
+            raise ResultsError(f"{place} is not an object")
+        _check_fields(item, ITEM_FIELDS, place)
+        if item["task"] not in scores:
+            raise ResultsError(f"{place}: task {item['task']!r} is not among tasks ({', '.join(scores)})")
+        key = (item["task"], str(item["id"]))
+        if key in seen:
+            raise ResultsError(f"{place}: item {key[1]!r} of task {key[0]!r} appears twice; evaluate again")
+        seen.add(key)
+        if not 0 <= item["score"] <= 1:
+            raise ResultsError(f"{place}: score is {item['score']}, outside 0..1; store shares, not points")
+        scores[item["task"]].append(float(item["score"]))
+    if not scores:
+        raise ResultsError(f"{where}: tasks is empty; an evaluation has at least one")
+    for task, summary in document["tasks"].items():
+        place = f"{where}: tasks.{task}"
+        if not isinstance(summary, dict):
+            raise ResultsError(f"{place} is not an object")
+        _check_fields(summary, TASK_FIELDS, place)
+        if summary["n"] != len(scores[task]) or not scores[task]:
+            raise ResultsError(f"{place}.n is {summary['n']}, but items holds {len(scores[task])}; items are missing")
+        _check_mean(f"{place}.value", summary["value"], scores[task])
+    _check_mean(f"{where}: average", document["average"], [task["value"] for task in document["tasks"].values()])
+
+
+def _check_rows(rows: Sequence[Any], where: str) -> None:
+    previous = -math.inf
+    for number, row in enumerate(rows):
+        place = f"{where}: rows[{number}]"
+        if not isinstance(row, dict):
+            raise ResultsError(f"{place} is not an object")
+        for field in ("step", "epoch", "loss"):
+            if field not in row:
+                raise ResultsError(f"{place}: no {field!r}")
+        if row["step"] <= previous:
+            raise ResultsError(f"{place}: step {row['step']} does not follow {previous}; steps must increase")
+        previous = row["step"]
+
+
+def _check_generations(items: Sequence[Any], where: str) -> None:
+    for number, item in enumerate(_distinct(items, GENERATION_FIELDS, where)):
+        place = f"{where}: items[{number}]"
+        if item["finish_reason"] not in ("stop", "length"):
+            raise ResultsError(f"{place}: finish_reason is {item['finish_reason']!r}; use 'stop' or 'length'")
+        for field in ("real_tokens", "generated_tokens"):
+            if item[field] < 0:
+                raise ResultsError(f"{place}: {field} is {item[field]}; a response has no fewer than 0 tokens")
+
+
+def _check_drifts(document: Mapping[str, Any], where: str) -> None:
+    if re.fullmatch(r"spin-\d+", document["model"]) is None:
+        raise ResultsError(f"{where}: model is {document['model']!r}; only an iteration of SPIN has an opponent")
+    if document["beta"] <= 0:
+        raise ResultsError(f"{where}: beta is {document['beta']}; it must be above 0")
+    _distinct(document["items"], DRIFT_FIELDS, where)
+
+
+def _distinct(
+    items: Sequence[Any], fields: Mapping[str, type | tuple[type, ...]], where: str
+) -> Sequence[dict[str, Any]]:
+    """The items, after a check that there are some, that they have these fields and that no id appears twice."""
+    if not items:
+        raise ResultsError(f"{where}: items is empty; run the stage that writes the file again")
+    seen: set[str] = set()
+    for number, item in enumerate(items):
+        place = f"{where}: items[{number}]"
+        if not isinstance(item, dict):
+            raise ResultsError(f"{place} is not an object")
+        _check_fields(item, fields, place)
+        if item["id"] in seen:
+            raise ResultsError(f"{place}: item {item['id']!r} appears twice; run the stage that writes the file again")
+        seen.add(item["id"])
+    return items
+
+
+def _check_fields(record: Mapping[str, Any], fields: Mapping[str, type | tuple[type, ...]], where: str) -> None:
+    for name in fields:
+        if name not in record:
+            raise ResultsError(f"{where}: no field {name!r}; run the stage that writes the file again")
+    for name, value in record.items():
+        if name not in fields:
+            raise ResultsError(f"{where}: unknown field {name!r}; schema {SCHEMA} has {', '.join(fields)}")
+        if not isinstance(value, fields[name]) or isinstance(value, bool):
+            raise ResultsError(f"{where}: {name} is {value!r}, a {type(value).__name__}")
+
+
+def _check_finite(value: Any, where: str) -> None:
+    """Walk everything: Python reads NaN and Infinity from JSON without complaint."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_finite(part, f"{where}.{name}")
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            _check_finite(part, f"{where}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ResultsError(f"{where} is {value}; a result must be a finite number")
+
+
+def _check_mean(where: str, stored: float, values: Sequence[float]) -> None:
+    mean = math.fsum(values) / len(values)
+    if abs(stored - mean) > _TOLERANCE:
+        raise ResultsError(f"{where} is {stored}, but the mean of its parts is {mean}; the file was altered or cut")

@@ -1,0 +1,91 @@
+"""DPO on a file of pairs: checked, encoded, and trained by the trainer of SPIN, whose loss is DPO's (sec. 4.2)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spin_utils import artifacts, models, paths, preferences, profiles, trackers
+from spin_utils.input_settings import ModelSettings, PreferenceSettings
+from spin_utils.pair_training import train_on_pairs
+from spin_utils.pairs import Pairs, write
+from spin_utils.settings import DpoRunSettings, training_identity
+
+log = logging.getLogger(__name__)
+
+_DEFAULTS = {"training.learning_rate": 5e-7, "template": {}}
+
+
+class DpoError(ValueError):
+    """The result cannot go where it should. The message names the place and the remedy."""
+
+
+def read_settings(changes: Mapping[str, Any]) -> DpoRunSettings:
+    """Settings of a run: the defaults, which are the paper's, and what differs.
+
+    Args:
+        changes: dotted names to values.
+
+    Raises:
+        SettingsError: unknown name, wrong type or impossible value.
+
+    >>> read_settings({"training.beta": 0.5, "template.kind": "text"}).training.beta
+    0.5
+    """
+    return profiles.build_from_dotted(DpoRunSettings, _DEFAULTS | dict(changes))
+
+
+def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
+    """Train a model on chosen and rejected answers, with itself as it is as the reference.
+
+    A run that was stopped goes on from the folder `OUT-KEY.partial`, whose key stands for model, pairs and settings.
+
+    Args:
+        model: folder of safetensors with its tokenizer.
+        pairs: .json, .jsonl or .parquet; see `preferences`.
+        out: folder for the checkpoint, its metrics (training.json), the encoded pairs and the manifest.
+        settings: of the run.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError, RowError, TemplateError, TrackerError, DpoError: found before any long work, with the remedy.
+        Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
+    """
+    trackers.check(settings.training.trackers)
+    start = models.resolve(model)
+    rows = preferences.load(PreferenceSettings("file", train=str(pairs)))
+    described = {"training": training_identity(settings.training), "template": profiles.as_dict(settings.template)}
+    identity = models.identity(ModelSettings("directory", path=str(start)))
+    inputs = {"model": identity, "pairs": artifacts.file_hash(pairs)}
+    key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
+    unnamed = out.with_name(f"{out.name}-{key}")
+    with artifacts.lock(unnamed):
+        if _is_made(out, key):
+            log.info("%s: already made from this model, these pairs and settings", paths.relative(out))
+            return out
+        encoded = preferences.encode_preferences(models.load_tokenizer(start), settings.template, rows)
+        if not artifacts.is_complete(unnamed):
+            with artifacts.building(
+                unnamed, stage="dpo", settings=described, inputs=inputs, seed=settings.seed
+            ) as work:
+                groups = Pairs([write(work / "pairs.arrow", encoded)])
+                train_on_pairs(start, groups, settings.training, seed=settings.seed, work=work, what="DPO")
+        os.replace(unnamed, out)
+    return out
+
+
+def _is_made(out: Path, key: str) -> bool:
+    """Whether the result is there; anything else in its place is refused, because nothing is ever overwritten."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if out.is_dir() and artifacts.is_complete(out) and artifacts.read_manifest(out)["key"] == key:
+        return True
+    raise DpoError(
+        f"{out}: already there, and not made from this model, these pairs and these settings; "
+        "name another folder or remove it"
+    )

@@ -1,0 +1,219 @@
+"""Pictures of what the models answer: an example, a radar of tasks, and how self-play converges.
+
+Figures 1 and 6 of the paper have no numbers, so here ours stand alone. The convergence figure is not in the paper.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from spin_utils.figure_style import COLOURS, FAINT, REAL, colour, footnote, new_figure, say_why_empty, style
+from spin_utils.generations import MODELS, RULE, example
+from spin_utils.results import label
+from spin_utils.statistics import Estimate, StatisticsError, paired_bootstrap
+
+_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2")
+_MARKERS = dict(zip(MODELS, "osD^", strict=True))
+_WIDTH = 64
+"""Characters of a line of the example."""
+_LINES = 14
+"""Lines of a text of the example; what is longer is cut, and says so."""
+
+
+def figure1(generations: pd.DataFrame) -> Figure:
+    """Figure 1: a prompt, its real response, and the generations before and after iteration 0.
+
+    Args:
+        generations: From `results.load_generations`.
+    """
+    with style():
+        if generations.empty:
+            figure = new_figure(1.2)
+            say_why_empty(figure.subplots(), "no generations")
+            return figure
+        shown = example(generations, MODELS[:2])
+        answers = {model: row["generated"] for model, row in shown.by_model.items()}
+        boxes = [
+            ("Prompt", shown.prompt, FAINT),
+            ("Ground truth (chosen)", shown.real, REAL),
+            ("SFT's generation (rejected at iteration 0)", answers.get("sft", "not run"), COLOURS["sft"]),
+            ("Generation after iteration 0", answers.get("spin-0", "not run"), COLOURS["spin-0"]),
+        ]
+        texts = [_wrapped(text) for _, text, _ in boxes]
+        rows = sum(len(lines) + 1.9 for lines in texts)
+        figure = new_figure(0.118 * rows + 0.55)
+        axes = figure.subplots()
+        axes.set_axis_off()
+        axes.set_xlim(0, 1)
+        axes.set_ylim(rows, 0)
+        top = 0.0
+        for (title, _, tint), lines in zip(boxes, texts, strict=True):
+            bottom = top + len(lines) + 1.5
+            axes.add_patch(Rectangle((0, top), 1, bottom - top, fc="#f4f4f4", lw=0))
+            axes.add_patch(Rectangle((0, top), 0.012, bottom - top, fc=tint, lw=0))
+            axes.text(0.03, top + 0.75, title, va="center", fontsize=6.5, fontweight="bold")
+            for place, line in enumerate(lines):
+                axes.text(0.03, top + 1.75 + place, line, va="center", fontsize=6.5, parse_math=False)
+            top = bottom + 0.4
+        footnote(figure, f"Prompt {shown.id}, training seed {shown.seed}. {RULE}")
+    return figure
+
+
+def figure6(
+    scores: pd.DataFrame,
+    stand_ins: Mapping[str, str],
+    transfer: pd.DataFrame,
+    transfer_stand_ins: Mapping[str, str],
+    *,
+    profile: str = "cpu",
+) -> Figure:
+    """Figure 6: a radar of our tasks, in place of the eight categories of MT-Bench.
+
+    Args:
+        scores: From `results.load_evaluations`.
+        stand_ins: Every task of these and the benchmark it stands in for.
+        transfer: The same of tasks that nothing was trained on.
+        transfer_stand_ins: Every task of these.
+        profile: Named in the title.
+    """
+    together = pd.concat([frame for frame in (scores, transfer) if not frame.empty] or [scores])
+    tasks = [*stand_ins, *transfer_stand_ins]
+    means = together.groupby(["model", "task"])["score"].mean() * 100
+    absent = []
+    with style():
+        figure = new_figure(3.7)
+        if len(tasks) < 3 or not set(MODELS) & set(together["model"]):
+            say_why_empty(figure.subplots(), "a radar needs the evaluations of three tasks")
+            return figure
+        axes = figure.add_subplot(projection="polar")
+        axes.set_theta_zero_location("N")  # type: ignore[attr-defined]
+        axes.set_theta_direction(-1)  # type: ignore[attr-defined]
+        angles = np.linspace(0, 2 * np.pi, len(tasks), endpoint=False)
+        for model in MODELS:
+            values = np.array([means.get((model, task), np.nan) for task in tasks], dtype=float)
+            if np.isnan(values).all():
+                absent.append(label(model))
+                continue
+            absent += [f"{label(model)} on {task}" for task, value in zip(tasks, values, strict=True) if value != value]
+            around = [*range(len(tasks)), 0]
+            tint, dashes = colour(model), ":" if model == "sft" else "-"
+            axes.plot(angles[around], values[around], _MARKERS[model] + dashes, color=tint, ms=3, label=label(model))
+        names = [_name(task) + ("*" if task in transfer_stand_ins else "") for task in tasks]
+        axes.set_xticks(angles, names, fontsize=6)
+        for text, angle in zip(axes.get_xticklabels(), angles, strict=True):
+            side = np.sin(angle)
+            text.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
+        axes.tick_params(axis="x", pad=-1)
+        axes.set_ylim(0, 100)
+        axes.set_yticks([25, 50, 75, 100], ["25", "50", "75", "100"], fontsize=5.5, color="#5c5c5c")
+        axes.set_rlabel_position(180 / len(tasks))  # type: ignore[attr-defined]
+        axes.grid(color="#d9d9d9", lw=0.4)
+        axes.spines["polar"].set(color=FAINT, lw=0.6)
+        figure.legend(loc="outside upper center", ncols=2, title=f"Ours ({profile}), points", title_fontsize=7)
+        footnote(figure, _radar_note(bool(transfer_stand_ins), absent))
+    return figure
+
+
+def convergence(measured: pd.DataFrame, bounds: pd.DataFrame, *, seed: int = 0) -> Figure:
+    """How far each opponent is from the data: JSD, identical responses, length and similarity.
+
+    Args:
+        measured: From `generations.measures`.
+        bounds: From `generations.jsd_bounds`.
+        seed: Seed of the bootstrap.
+    """
+    with style():
+        figure = new_figure(3.9)
+        (jsd, same), (length, near) = figure.subplots(2, 2)
+        _panel(jsd, bounds, "jsd_bound", seed, "no held-out pairs")
+        _panel(same, measured, "identical", seed, "no generations", factor=100)
+        _panel(length, measured, "generated_tokens", seed, "no generations")
+        _panel(near, measured, "similarity", seed, "no generations")
+        jsd.set_title("JSD, lower bound (nats)")
+        same.set_title("identical to real (%)")
+        length.set_title("mean length (tokens)")
+        near.set_title("similarity to real")
+        if not bounds.empty:
+            jsd.axhline(0, color=FAINT, lw=0.6, zorder=0)
+        if not measured.empty:
+            real = measured[measured["model"] == measured["model"].iloc[0]].groupby("task")["real_tokens"].mean().mean()
+            length.axhline(real, color=REAL, ls=":", lw=1.2)
+            length.annotate("real", (3, real), (4, 2), textcoords="offset points", fontsize=6, color=REAL)
+        footnote(
+            figure,
+            "95 % intervals over prompts and training seeds. JSD of data and model: bound log 2 - loss (Lemma C.2) on "
+            "held-out pairs drawn afresh from the model, in the direction that the next iteration learnt, scaled by "
+            "cross-validation. It is only as good as that direction: a falling bound does not prove a falling JSD. "
+            "Other panels: samples at temperature 1 for SPIN's prompts."
+            + _not_run(measured, "generations of")
+            + _not_run(bounds, "held-out pairs against"),
+        )
+    return figure
+
+
+def _panel(axes: Axes, table: pd.DataFrame, column: str, seed: int, reason: str, *, factor: float = 1) -> None:
+    """One measure by opponent, with intervals; without any data the reason."""
+    found = _estimates(table, column, seed)
+    if not found:
+        say_why_empty(axes, reason)
+        return
+    for places in _runs([place for place, model in enumerate(MODELS) if model in found]):
+        estimates = [found[MODELS[place]].times(factor) for place in places]
+        values = [estimate.difference for estimate in estimates]
+        errors = [[e.difference - e.low for e in estimates], [e.high - e.difference for e in estimates]]
+        axes.errorbar(places, values, errors, color=COLOURS["spin-2"], marker="o", elinewidth=0.9)
+    axes.set_xlim(-0.35, 3.45)
+    axes.set_xticks(range(4), _TICKS, fontsize=6)
+    axes.margins(y=0.15)
+
+
+def _estimates(table: pd.DataFrame, column: str, seed: int) -> dict[str, Estimate]:
+    found = {}
+    for model in MODELS:
+        try:
+            found[model] = paired_bootstrap(table, {model: 1}, column=column, seed=seed)
+        except StatisticsError:
+            continue  # named in the footnote
+    return found
+
+
+def _runs(places: list[int]) -> list[list[int]]:
+    """Neighbouring places together: a line breaks where a model is missing."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
+def _not_run(table: pd.DataFrame, name: str) -> str:
+    missing = [label(model) for model in MODELS if model not in set(table["model"])]
+    return f" No {name} {', '.join(missing)}." if missing and not table.empty else ""
+
+
+def _radar_note(transfer: bool, absent: list[str]) -> str:
+    note = (
+        "The paper's radar shows the eight categories of MT-Bench and prints no numbers, so there are none to compare "
+        "with. Ours shows stand-ins: the tasks of this profile. Intervals are in Tables 4 and 6."
+    )
+    note += " * harder tasks that nothing was trained on." if transfer else " Tasks never trained on: not run."
+    return note + (f" Not run: {'; '.join(absent)}." if absent else "")
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of a text, cut after `_LINES`."""
+    lines = [line for part in text.splitlines() for line in (textwrap.wrap(part, _WIDTH) or [""])] or [""]
+    return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], "… (cut here; whole in the results)"]
+
+
+def _name(task: str) -> str:
+    return textwrap.fill(task.replace("_", " "), 12, break_long_words=False)

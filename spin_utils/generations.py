@@ -1,0 +1,160 @@
+"""What the generations y' of SPIN's opponents tell: how long, how near to the real response, how far from the data.
+
+Each function gives a long table with `seed`, `model`, `task`, `id` and a column per measure, which
+`statistics.paired_bootstrap` takes as it takes scores; `task` is the family of the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+MODELS = ("sft", "spin-0", "spin-1", "spin-2")
+"""The opponents of iterations 0 to 3, in order."""
+
+HELDOUT = "validation prompts"
+"""Name of the one task of `jsd_bounds`."""
+
+_LARGEST_SCALE = 1024.0
+"""Where margins are all positive no scale is best; this one tells them apart as well as any."""
+
+RULE = (
+    "Chosen by a rule and not by hand: of the lowest training seed, the prompt with the most different texts among the "
+    "real response and the generations shown; of several, the first by family and id in alphabetical order."
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt of SPIN, its real response and what the models answered."""
+
+    id: str
+    family: str
+    seed: int
+    """Training seed of the models."""
+    prompt: str
+    real: str
+    real_tokens: int
+    by_model: Mapping[str, Mapping[Any, Any]]
+    """Row of `results.load_generations` of each model, in order."""
+
+
+def measures(generations: pd.DataFrame) -> pd.DataFrame:
+    """Length, similarity to the real response and identity with it, for each generated response.
+
+    Args:
+        generations: From `results.load_generations`.
+
+    Returns:
+        Columns `seed`, `model`, `task`, `id`, `generated_tokens`, `real_tokens`, `similarity` (0..1, see
+        `similarity`) and `identical` (1.0 if the two texts are the same).
+    """
+    texts = zip(generations["real"], generations["generated"], strict=True)
+    near = [similarity(real, generated) for real, generated in texts]
+    table = generations.rename(columns={"family": "task"}).assign(
+        similarity=np.array(near, dtype=float),
+        identical=(generations["real"] == generations["generated"]).astype(float),
+    )
+    return table[["seed", "model", "task", "id", "generated_tokens", "real_tokens", "similarity", "identical"]]
+
+
+def similarity(real: str, generated: str) -> float:
+    """Share of words in common and in order: 2 M / (words of both), from `difflib.SequenceMatcher`.
+
+    M counts the words in matching blocks, found longest first. 1 for the same words, 0 for none in common.
+
+    >>> similarity("3 + 4 = 7. Answer: 7", "3 + 5 = 8. Answer: 8")
+    0.5714285714285714
+    """
+    if real == generated:
+        return 1.0
+    return SequenceMatcher(None, real.split(), generated.split(), autojunk=False).ratio()
+
+
+def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
+    """What each held-out pair adds to a lower bound of the JSD between data and opponent, in nats.
+
+    Lemma C.2: the minimum of the loss over all f is log 2 - JSD(p+ || p-), where p+ is the distribution of
+    (real, generated) and p- of (generated, real). Any f gives a bound, log 2 - its loss on fresh pairs. Here
+    f = c log(p_theta_t+1 / p_theta_t): the direction is what the iteration learnt, and the scale c >= 0 takes out how
+    far it went. Each pair is judged with the scale that is best for the other half of the pairs, so fitting it does
+    not flatter the bound. The opponent of iteration t is the model before it, so `model` is that model.
+
+    Args:
+        heldout: From `results.load_heldout`.
+
+    Returns:
+        Columns `seed`, `model` (the opponent: sft for iteration 0, spin-0 for iteration 1, ...), `task`, `id` and
+        `jsd_bound` = log 2 - l(c (real_drift - generated_drift)), with the logistic l.
+    """
+    parts = []
+    for (_, model), pairs in heldout.groupby(["seed", "model"], sort=False):
+        margins = (pairs["real_drift"] - pairs["generated_drift"]).to_numpy(dtype=float)
+        half = np.arange(len(margins)) % 2
+        scales = np.array([best_scale(margins[half == 1]), best_scale(margins[half == 0])])[half]
+        bound = math.log(2) - np.logaddexp(0, -scales * margins)
+        parts.append(pairs.assign(model=opponent(str(model)), task=HELDOUT, jsd_bound=bound))
+    columns = ["seed", "model", "task", "id", "jsd_bound"]
+    return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def best_scale(margins: npt.NDArray[np.float64]) -> float:
+    """The c >= 0 of the least mean logistic loss of c times the margins; 0 if any step raises it.
+
+    >>> round(best_scale(np.array([1.0, 1.0, 1.0, -1.0])), 3)  # three of four right: c = log 3
+    1.099
+    """
+
+    def slope(c: float) -> float:  # of a convex function, so bisection finds where it is 0
+        return -float(np.mean(margins * np.exp(-np.logaddexp(0, c * margins))))
+
+    if not len(margins) or slope(0.0) >= 0:
+        return 0.0
+    low, high = 0.0, 1.0
+    while slope(high) < 0 and high < _LARGEST_SCALE:
+        low, high = high, 2 * high
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return (low + high) / 2
+
+
+def opponent(model: str) -> str:
+    """The model that an iteration plays against.
+
+    >>> opponent("spin-0"), opponent("spin-3")
+    ('sft', 'spin-2')
+    """
+    iteration = int(model.removeprefix("spin-"))
+    return f"spin-{iteration - 1}" if iteration else "sft"
+
+
+def example(generations: pd.DataFrame, models: Sequence[str] = MODELS, *, other_than: Collection[str] = ()) -> Example:
+    """One prompt to show, chosen by `RULE` and not by hand.
+
+    Args:
+        generations: From `results.load_generations`, not empty.
+        models: Whose generations are compared; those without a file are left out.
+        other_than: Families to avoid, unless there is no other.
+    """
+    seed = int(generations["seed"].min())
+    rows = generations[(generations["seed"] == seed) & generations["model"].isin(list(models))]
+    elsewhere = rows[~rows["family"].isin(list(other_than))]
+    rows = rows if elsewhere.empty else elsewhere
+    different = {
+        (str(family), str(item)): len({*prompt["generated"], *prompt["real"]})
+        for (family, item), prompt in rows.groupby(["family", "id"], sort=True)
+    }
+    family, item = max(different, key=lambda key: different[key])  # the first of the largest
+    chosen = rows[(rows["family"] == family) & (rows["id"] == item)]
+    records = {row["model"]: row for row in chosen.to_dict("records")}
+    by_model = {model: records[model] for model in models if model in records}
+    first = chosen.iloc[0]
+    return Example(item, family, seed, first["prompt"], first["real"], int(first["real_tokens"]), by_model)

@@ -1,0 +1,71 @@
+"""What an iteration's main player is worth on prompts that no training saw.
+
+The held-out SPIN loss bounds how far the opponent was from the data: by Lemma C.2 the least loss of any player is
+log 2 - JSD(p+ || p-), so log 2 minus a measured loss is at most that divergence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spin_utils import models
+from spin_utils.input_settings import TemplateSettings
+from spin_utils.logprobs import score
+from spin_utils.packing import Group
+from spin_utils.progress import progress
+from spin_utils.sampling import sample
+from spin_utils.settings import GenerationSettings
+from spin_utils.templates import encode_rows, end_ids
+
+MICRO_BATCH_TOKENS = 4096
+FIRST_STREAM = 1 << 40
+"""Random streams of held-out prompts, apart from those of the training prompts of the same iteration."""
+
+
+def drifts(
+    opponent: Path,
+    policy: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    template: TemplateSettings,
+    generation: GenerationSettings,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Log-ratios of policy and opponent on held-out prompts, for the real and a fresh answer of the opponent.
+
+    Args:
+        opponent: checkpoint theta_t, which also answers.
+        policy: checkpoint theta_t+1.
+        rows: held-out demonstrations.
+        template: of prompts and responses.
+        generation: how the opponent answers.
+        seed: of its answers.
+
+    Returns:
+        For each row `id`, `real_drift` and `generated_drift`: log p_policy - log p_opponent in nats.
+    """
+    tokenizer = models.load_tokenizer(opponent)
+    model = models.load(opponent, torch.bfloat16)
+    encoded = encode_rows(tokenizer, template, rows)
+    with progress(len(encoded), "held-out answers", "prompts") as bar:
+        samples = sample(
+            model,
+            [row.prompt_ids for row in encoded],
+            eos_ids=end_ids(tokenizer, template),
+            settings=generation,
+            seed=seed,
+            streams=range(FIRST_STREAM, FIRST_STREAM + len(encoded)),
+            progress=bar.advance,
+        )
+    groups = [Group(r.prompt_ids, (r.response_ids, s.token_ids)) for r, s in zip(encoded, samples, strict=True)]
+    before = score(model, groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    del model
+    after = score(models.load(policy, torch.bfloat16), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    return [
+        {"id": row.row["id"], "real_drift": a[0] - b[0], "generated_drift": a[1] - b[1]}
+        for row, a, b in zip(encoded, after, before, strict=True)
+    ]

@@ -1,0 +1,94 @@
+"""Where a number comes from: from a result back through checkpoints and pairs to model and data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spin_utils import artifacts, paths, results
+from spin_utils.plan import Plan
+
+_KEPT = ("stage", "key", "seed", "seconds", "started", "commit", "dirty", "device", "versions", "inputs")
+"""Fields of a manifest that a result repeats."""
+
+
+class ProvenanceError(ValueError):
+    """A result's chain is broken. The message names the link."""
+
+
+def chain(plan: Plan, name: str) -> dict[str, Any]:
+    """Every artifact behind a step, for the results file: manifest hash, seed, commit, versions, time and weights.
+
+    Base model and data also bring their settings, which hold revisions and hashes of what is outside the kit.
+    """
+    links: dict[str, dict[str, Any]] = {}
+
+    def walk(step: str) -> None:
+        for needed in plan.steps[step].inputs:
+            walk(needed)
+        directory = plan.directory(step)
+        manifest = artifacts.read_manifest(directory)
+        link: dict[str, Any] = {"manifest_sha256": artifacts.file_hash(directory / artifacts.MANIFEST)}
+        link |= {field: manifest[field] for field in _KEPT}
+        weights = {name: file["sha256"] for name, file in manifest["files"].items() if name.endswith(".safetensors")}
+        link |= {"weights_sha256": weights} if weights else {}
+        link |= {} if manifest["inputs"] else {"settings": manifest["settings"]}
+        links[step] = link
+
+    walk(name)
+    return {"step": name, "chain": links}
+
+
+def describe(profile: str, seed: int, model: str, kind: str = "evaluations") -> str:
+    """The chain behind a results file, one paragraph a step, the result first.
+
+    Args:
+        profile: name of the profile.
+        seed: training seed.
+        model: such as `spin-3`, as in the tables.
+        kind: folder of the results: evaluations, transfer, training, generations or heldout.
+
+    Returns:
+        Text; for each artifact it says whether it is on this machine with the same manifest.
+
+    Raises:
+        ResultsError: no such results file, or not a valid one.
+        ProvenanceError: an input is not the artifact that the chain names.
+    """
+    path = paths.results(profile) / f"seed-{seed}" / kind / f"{model}.json"
+    links = results.read_json(path)["provenance"]["chain"]
+    head = f"{paths.relative(path)}\n  sha256 {artifacts.file_hash(path)}"
+    return "\n".join([head, *(_paragraph(profile, name, links) for name in reversed(links))])
+
+
+def _paragraph(profile: str, name: str, links: Mapping[str, Any]) -> str:
+    link = links[name]
+    inputs = {other: reference["artifact"] for other, reference in link["inputs"].items()}
+    for other, reference in link["inputs"].items():
+        if links[other]["manifest_sha256"] != reference["manifest"]:
+            raise ProvenanceError(
+                f"{name}: was made from {reference['artifact']} with manifest {reference['manifest']}, but the chain "
+                f"holds another one, {links[other]['manifest_sha256']}; run the step again"
+            )
+    changes = " with uncommitted changes" if link["dirty"] else ""
+    lines = [
+        f"{name}-{link['key']}: {link['stage']}, seed {link['seed']}, {link['started']}, {link['seconds']:.0f} s",
+        f"  commit {link['commit']}{changes}; {link['device']}; torch {link['versions']['torch']}",
+        f"  manifest sha256 {link['manifest_sha256']} ({_presence(profile, name, link)})",
+        *(f"  {file} sha256 {digest}" for file, digest in link.get("weights_sha256", {}).items()),
+    ]
+    if inputs:
+        lines.append(f"  from {', '.join(inputs.values())}")
+    if "settings" in link:
+        lines.append(f"  from {artifacts.canonical(link['settings'])}")
+    return "\n".join(lines)
+
+
+def _presence(profile: str, name: str, link: Mapping[str, Any]) -> str:
+    folder = "shared" if link["stage"] in ("data", "base") else f"seed-{link['seed']}"
+    manifest: Path = paths.artifacts(profile) / folder / f"{name}-{link['key']}" / artifacts.MANIFEST
+    if not manifest.is_file():
+        return "not on this machine"
+    same = artifacts.file_hash(manifest) == link["manifest_sha256"]
+    return "the same on this machine" if same else "another one on this machine"

@@ -1,0 +1,89 @@
+"""From artifacts to results: what finished steps measured, copied into `results/PROFILE` with where it came from."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from spin_utils import artifacts, explore, paths, provenance, results
+from spin_utils.plan import Plan, Step
+
+log = logging.getLogger(__name__)
+
+Document = tuple[str, str, dict[str, Any]]
+"""Kind of the results file (its folder), name of the model, and what the file holds."""
+
+
+def publish(plans: list[Plan]) -> list[Path]:
+    """Write the results of every finished step, and remove those of other runs, such as the ones in the repository.
+
+    Tables are drawn from everything under results/PROFILE, so results of two runs must not stand side by side. What
+    was removed comes back when its seeds are asked for again, as long as its artifacts are there. As long as this run
+    has no evaluation, there is nothing to draw, and the results of the other one stay as they are.
+
+    Args:
+        plans: one per training seed, of one profile.
+
+    Returns:
+        The files under results/PROFILE.
+    """
+    if not any(step.stage == "evaluation" and artifacts.is_complete(step.directory) for p in plans for step in p):
+        return []
+    written = []
+    for plan in plans:
+        for step in plan:
+            if not artifacts.is_complete(step.directory):
+                continue
+            for folder, model, document in _documents(plan, step):
+                path = paths.results(plan.profile.name) / f"seed-{plan.seed}" / folder / f"{model}.json"
+                identity = {"profile": plan.profile.name, "seed": plan.seed, "model": model}
+                document = {"schema": results.SCHEMA, **document, **identity}
+                results.write_json(path, {**document, "provenance": provenance.chain(plan, step.name)})
+                written.append(path)
+    others = set(paths.results(plans[0].profile.name).glob("seed-*/*/*.json")).difference(written)
+    for path in others:
+        path.unlink()
+    if others:
+        log.info("%d results of other runs removed from %s", len(others), paths.relative(path.parents[2]))
+    return written
+
+
+def _documents(plan: Plan, step: Step) -> Iterator[Document]:
+    """The results files that a finished step gives."""
+    if step.stage == "evaluation":
+        for folder in ("evaluation", "transfer"):
+            if (step.directory / f"{folder}.json").is_file():
+                kind = "evaluations" if folder == "evaluation" else folder
+                yield kind, step.parameters["model"], _read(step.directory / f"{folder}.json")
+    if (step.directory / "training.json").is_file():
+        yield from _training(plan, step)
+    if (step.directory / "heldout.json").is_file():
+        yield "heldout", step.name, {"kind": "heldout", **_read(step.directory / "heldout.json")}
+    if step.stage == "pairs":
+        yield "generations", _generator(step), {"kind": "generations", "items": _generations(plan, step)}
+
+
+def _training(plan: Plan, step: Step) -> Iterator[Document]:
+    rows = _read(step.directory / "training.json")["rows"]
+    epochs, shown = plan.profile.spin.training.epochs, plan.profile.spin.epochs_shown
+    if step.name == "spin-0" and shown > epochs:  # the run went on after the epoch whose weights are the model
+        yield "training", f"spin-0-epoch-{shown}", {"kind": "training", "rows": rows}
+        rows = [row for row in rows if row["epoch"] <= epochs]
+    yield "training", step.name, {"kind": "training", "rows": rows}
+
+
+def _generator(step: Step) -> str:
+    # The base model plays the SFT model's part in a profile that has no SFT of its own.
+    return "sft" if step.parameters["iteration"] == 0 else step.inputs[0]
+
+
+def _generations(plan: Plan, step: Step) -> list[dict[str, Any]]:
+    pairs = explore.pairs(plan, step.parameters["iteration"]).drop(columns="identical")
+    return [{str(name): value for name, value in row.items()} for row in pairs.to_dict("records")]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

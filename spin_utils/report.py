@@ -1,0 +1,141 @@
+"""One HTML page of a reproduction: verdicts, tables, figures, and where they come from.
+
+Everything is inside the file, so it opens without the network. All text is escaped: what a model generated is shown
+character for character and never rendered.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from spin_utils import drawing, paths, provenance, results, verdicts
+from spin_utils.settings import Profile
+from spin_utils.table_text import Table
+from spin_utils.verdicts import Finding
+from spin_utils.writing import write_text
+
+FIGURES = {
+    "figure2": "Figure 2. Average score by iteration",
+    "figure3": "Figure 3. SFT, DPO and SPIN by benchmark",
+    "figure4": "Figure 4. Epochs of iteration 0",
+    "figure5": "Figure 5. Prompts of SPIN against more epochs of SFT",
+    "figure6": "Figure 6. Task by task",
+    "figure1": "Figure 1. An example",
+    "training": "Training, iteration after iteration (not in the paper)",
+    "convergence": "Does self-play converge? (not in the paper)",
+}
+"""Files of figures/PROFILE and their titles, in the order of the page."""
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 72rem; margin: 0 auto; padding: 1rem; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; margin: 0.5rem 0; }
+th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; vertical-align: top; }
+tr { border-bottom: 1px solid #e5e5e5; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2), .verdicts th, .words { text-align: left; }
+td.words { white-space: pre-wrap; min-width: 14rem; }
+.verdicts td.words { min-width: 8rem; }
+caption { text-align: left; font-weight: 600; padding: 0.4rem 0; }
+.notes { font-size: 0.8rem; color: #555; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
+figure { margin: 0; } img { width: 100%; }
+pre { overflow-x: auto; font-size: 0.75rem; background: #f6f6f6; padding: 0.6rem; }
+.outcome { white-space: nowrap; font-weight: 600; } .reproduced { color: #00639c; } .not-reproduced { color: #b03a00; }
+@media print { h2 { break-before: page; } figure, table { break-inside: avoid; } .wide { overflow: visible; } }
+"""
+
+
+def write(profile: Profile) -> Path:
+    """Draw everything and write results/PROFILE/report.html.
+
+    Raises:
+        ResultsError: nothing was evaluated, or a results file is not valid.
+    """
+    drawn = drawing.compose(profile)
+    drawing.write(drawn, profile)
+    folder = paths.results(profile.name)
+    scores = results.load_evaluations(folder)
+    seeds = sorted(int(seed) for seed in scores["seed"].unique())
+    items = scores.groupby("task")["id"].nunique().sum()
+    last = next(step for step in reversed(_chain(profile)) if step in set(scores["model"]))
+    parts = [
+        f"<h1>SPIN, reproduced at the profile {escape(profile.name)}</h1>",
+        f"<p>{items} held-out items of {scores['task'].nunique()} tasks; training seeds {', '.join(map(str, seeds))}. "
+        'The paper: <a href="https://arxiv.org/abs/2401.01335">arXiv 2401.01335</a>. Ours are other tasks and another '
+        "model than the paper's unless the profile is the paper's: compare gains, not levels.</p>",
+        "<h2>Verdicts</h2>",
+        _summary(drawn.findings),
+        _findings(drawn.findings),
+        '<h2>Figures</h2><div class="figures">',
+        *(_figure(paths.figures(profile.name) / f"{name}.png", title) for name, title in FIGURES.items()),
+        "</div><h2>Tables</h2>",
+        *(_table(table) for table in drawn.tables),
+        "<h2>Where the numbers come from</h2>",
+        f"<p>Every artifact behind {escape(results.label(last))}, by training seed. <code>spin-repro provenance MODEL"
+        "</code> prints the same for any model.</p>",
+        *(f"<pre>{escape(provenance.describe(profile.name, seed, last))}</pre>" for seed in seeds),
+    ]
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>SPIN, {escape(profile.name)}</title><style>{_STYLE}</style></head><body>\n" + "\n".join(parts)
+    )
+    path = folder / "report.html"
+    write_text(path, page + "\n</body></html>\n")
+    return path
+
+
+def _chain(profile: Profile) -> list[str]:
+    return ["sft", *(f"spin-{t}" for t in range(profile.spin.iterations))]
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    counts = verdicts.tally(finding.verdict for finding in findings)
+    return f"<p><b>{counts}</b> of {len(findings)}. {escape(_plain(verdicts.rule(findings)))}</p>"
+
+
+def _plain(markdown: str) -> str:
+    return markdown.replace("*", "").replace("`", "")
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    header = ("id", "statement", "where", "verdict", "paper", "ours")
+    rows = [
+        [
+            f"<td>{escape(finding.id)}</td>",
+            f'<td class="words">{escape(finding.statement)}</td>',
+            f'<td class="words">{escape(finding.where)}</td>',
+            f'<td class="words"><span class="outcome {finding.verdict.replace(" ", "-")}">{escape(finding.verdict)}'
+            f"</span> {escape(finding.reason)}</td>",
+            f"<td>{escape(verdicts.shown(finding.paper))}</td>",
+            f"<td>{escape(verdicts.with_interval(finding))}</td>",
+        ]
+        for finding in findings
+    ]
+    return f'<div class="verdicts">{_rows(header, rows)}</div>'
+
+
+def _table(table: Table) -> str:
+    def cell(column: int, text: str) -> str:
+        return f'<td class="words">{escape(text)}</td>' if column == table.text else f"<td>{escape(text)}</td>"
+
+    rows = [[cell(column, text) for column, text in enumerate(line)] for line in table.lines]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    body = _rows(table.header, rows, caption=f"Table {table.number}. {table.title}")
+    return f'{body}<ul class="notes">{notes}</ul>'
+
+
+def _rows(header: Iterable[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _figure(path: Path, title: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    source = f"data:image/png;base64,{data}"
+    return f'<figure><img src="{source}" alt="{escape(title)}"><figcaption>{escape(title)}</figcaption></figure>'

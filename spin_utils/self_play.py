@@ -1,0 +1,75 @@
+"""The stages that train on pairs: SPIN's iterations, its nested subsets, and DPO."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from spin_utils import artifacts, heldout, models
+from spin_utils.pair_training import train_on_pairs
+from spin_utils.pairs import Pairs, PairsError
+from spin_utils.plan import Plan, Step, stream, training_of
+from spin_utils.rows import read_rows
+from spin_utils.templates import encode_response
+
+
+def make_spin(plan: Plan, step: Step, work: Path) -> None:
+    """One iteration: the policy starts as its own opponent (Algorithm 1), then plays on held-out prompts."""
+    profile, iteration = plan.profile, int(step.name.removeprefix("spin-"))
+    opponent, settings = plan.directory(step.inputs[0]), training_of(plan.profile, step.name)
+    shown = profile.spin.epochs_shown if iteration == 0 else 0
+    seed = stream(plan.seed, iteration)
+    train_on_pairs(
+        opponent,
+        training_pairs(plan, step.name),
+        replace(settings, epochs=max(settings.epochs, shown)),
+        seed=seed,
+        work=work,
+        what=f"SPIN iteration {iteration}",
+        model_epoch=settings.epochs if shown else 0,
+    )
+    rows = read_rows(plan.directory("data") / "validation.jsonl")
+    if not rows:
+        return
+    items = heldout.drifts(opponent, work, rows, template=profile.template, generation=profile.generation, seed=seed)
+    artifacts.write_json(work / "heldout.json", {"beta": settings.beta, "items": items})
+
+
+def make_on_pairs(plan: Plan, step: Step, work: Path) -> None:
+    """Iteration 0 on a subset of its prompts (Figure 5), or DPO (Table 3)."""
+    train_on_pairs(
+        plan.directory(step.inputs[0]),
+        training_pairs(plan, step.name),
+        training_of(plan.profile, step.name),
+        seed=stream(plan.seed, 0),
+        work=work,
+        what=step.name,
+    )
+
+
+def training_pairs(plan: Plan, name: str) -> Pairs:
+    """Pairs that a model is trained on.
+
+    SPIN's iteration t takes those of t and, if the profile mixes them, of t-1 (sec. 6.1); a subset of Figure 5 the
+    first n fiftieths of iteration 0; DPO the preference pairs.
+
+    Args:
+        plan: whose steps before this one are made.
+        name: step such as `spin-0`, `spin-0-rows-14` or `dpo`.
+
+    Raises:
+        PairsError: a subset of no pairs.
+    """
+    step = plan.steps[name]
+    files = [plan.directory(i) / "pairs.arrow" for i in step.inputs if plan.steps[i].stage in ("pairs", "preferences")]
+    end = None
+    if training_of(plan.profile, name).end_truncated:
+        tokenizer = models.load_tokenizer(plan.directory(step.inputs[0]))
+        end = encode_response(tokenizer, plan.profile.template, "")[-1]
+    pairs = Pairs(files, end_truncated=end)
+    if step.stage != "subset":
+        return pairs
+    count = len(pairs) * step.settings["fiftieths"] // 50
+    if not count:
+        raise PairsError(f"{name}: {len(pairs)} pairs have no such part; raise demonstrations.spin_rows or drop it")
+    return Pairs(files, end_truncated=end, rows=count)
