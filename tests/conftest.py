@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import pandas as pd
 import pytest
+import synthetic_results as synthetic
+
+from spin_utils import results
+from spin_utils.statistics import paired_bootstrap
 
 # A slow or busy machine must not fail a property; the same examples on every run.
 hypothesis.settings.register_profile(
@@ -21,3 +27,26 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temporary folder for artifacts, results and figures."""
     monkeypatch.setenv("SPIN_HOME", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Synthetic results of all kinds and models, two seeds and 40 items a task; to be read only."""
+    models = synthetic.ABILITIES | synthetic.OTHER_ABILITIES
+    root = synthetic.write(tmp_path_factory.mktemp("synthetic"), seeds=(0, 1), models=models, items=40)
+    synthetic.write_generations(root, seeds=(0, 1), items=30)
+    return root
+
+
+@pytest.fixture(scope="session")
+def scores(root: Path) -> pd.DataFrame:
+    """All per-item scores below `root`."""
+    return results.load_evaluations(root)
+
+
+@pytest.fixture(scope="module")
+def few_resamples() -> Iterator[None]:
+    """Intervals from 100 resamples: quick, and sharp enough for tests of what is done with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(paired_bootstrap.__kwdefaults__, "resamples", 100)
+        yield

@@ -22,6 +22,14 @@ STAND_INS = {
 }
 """Task family and the benchmark whose column it fills."""
 
+TRANSFER = {
+    "long_sums": "bb_causal",
+    "long_syllogisms": "bb_formal",
+    "long_words": "bb_sports",
+    "long_families": "openbookqa",
+}
+"""The same for tasks that nothing was trained on, and Table 6."""
+
 ABILITIES = {"sft": 0.00, "spin-0": 0.16, "spin-1": 0.24, "spin-2": 0.29, "spin-3": 0.30}
 OTHER_ABILITIES = {
     "dpo": 0.18,
@@ -38,11 +46,11 @@ OTHER_ABILITIES = {
 }
 
 
-def evaluation(model: str, seed: int, *, ability: float, items: int = 100, profile: str = "cpu") -> dict:
-    """One valid evaluation document; the same arguments give the same document."""
+def evaluation(model: str, seed: int, *, ability: float, items: int = 100, profile: str = "cpu", names=STAND_INS):
+    """One valid evaluation document on some tasks; the same arguments give the same document."""
     rows, tasks = [], {}
     own = np.random.default_rng([seed, *model.encode()])
-    for number, task in enumerate(STAND_INS):
+    for number, task in enumerate(names):
         difficulty = np.random.default_rng([7, number]).normal(0.1 * number - 0.2, 1.0, size=items)
         passed = ability + own.normal(0, 0.03) + own.normal(0, 0.5, size=items) > difficulty
         lengths = own.integers(12, 30, size=items) - int(10 * ability)
@@ -62,7 +70,7 @@ def evaluation(model: str, seed: int, *, ability: float, items: int = 100, profi
         "tasks": tasks,
         "average": float(np.mean([task["value"] for task in tasks.values()])),
         "items": rows,
-        "provenance": {"commit": "0" * 40},
+        "provenance": {"chain": {}},
     }
 
 
@@ -93,6 +101,59 @@ def training(model: str, seed: int, *, steps: int = 60, profile: str = "cpu") ->
         "rows": rows,
         "provenance": {},
     }
+
+
+def generations(model: str, seed: int, *, ability: float, items: int = 30, profile: str = "cpu") -> dict:
+    """Valid generations: with more ability, more of them are right and they ramble less."""
+    own = np.random.default_rng([seed, *model.encode(), 5])
+    rows = []
+    for number in range(items):
+        family = ("chain_sum", "letter_counting", "syllogism")[number % 3]
+        a, b = (int(value) for value in np.random.default_rng([11, number]).integers(2, 90, size=2))
+        right = own.random() < 0.3 + ability
+        total = a + b if right else a + b + int(own.integers(1, 9))
+        rambling = int(own.integers(0, 4)) if own.random() < 0.6 - ability else 0
+        said = "".join(f" Check: {total} - {b} = {total - b}." for _ in range(rambling))
+        rows.append(
+            {
+                "id": f"{family}-train-{number}",
+                "family": family,
+                "prompt": f"What is {a} + {b}?\nGive the steps | and then the answer.",
+                "real": f"{a} + {b} = {a + b}. Answer: {a + b}",
+                "generated": f"{a} + {b} = {total}.{said} Answer: {total}",
+                "real_tokens": 14,
+                "generated_tokens": 14 + 12 * rambling,
+                "finish_reason": "length" if rambling == 3 else "stop",
+            }
+        )
+    head = {"schema": 1, "kind": "generations", "profile": profile, "seed": seed, "model": model}
+    return {**head, "items": rows, "provenance": {}}
+
+
+def heldout(model: str, seed: int, *, gap: float, beta: float = 1.0, items: int = 60, profile: str = "cpu") -> dict:
+    """Valid drifts on held-out pairs, `gap` nats apart on average."""
+    own = np.random.default_rng([seed, *model.encode(), 9])
+    drifts = zip(own.normal(gap / 2, 0.4, items), own.normal(-gap / 2, 0.4, items), strict=True)
+    rows = [
+        {"id": f"validation-{number}", "real_drift": float(real), "generated_drift": float(generated)}
+        for number, (real, generated) in enumerate(drifts)
+    ]
+    head = {"schema": 1, "kind": "heldout", "profile": profile, "seed": seed, "model": model, "beta": beta}
+    return {**head, "items": rows, "provenance": {}}
+
+
+def write_generations(root: Path, *, seeds=(0, 1), items: int = 30) -> None:
+    """Write transfer evaluations, generations and held-out pairs of the whole chain under results/PROFILE."""
+    for seed in seeds:
+        for place, (model, ability) in enumerate(ABILITIES.items()):
+            document = evaluation(model, seed, ability=ability, items=items, names=TRANSFER)
+            results.write_json(results.evaluation_path(root, seed, model, "transfer"), document)
+            if model != "spin-3":
+                document = generations(model, seed, ability=ability, items=items)
+                results.write_json(results.generations_path(root, seed, model), document)
+            if model != "sft":
+                document = heldout(model, seed, gap=1.2 / place, items=items)
+                results.write_json(results.heldout_path(root, seed, model), document)
 
 
 def write(folder: Path, *, seeds=(0, 1, 2), models=None, items: int = 100) -> Path:

@@ -17,9 +17,10 @@ import pytest
 
 from spin_utils import artifacts, paths, results
 
+FIGURES = (*(f"figure{n}" for n in range(1, 7)), "training", "convergence")
 PRODUCTS = [
-    *(f"results/smoke/tables/table{n}.{suffix}" for n in range(1, 6) for suffix in ("md", "csv", "tex")),
-    *(f"figures/smoke/{name}.{suffix}" for name in ("figure2", "figure3", "training") for suffix in ("pdf", "png")),
+    *(f"results/smoke/tables/table{n}.{suffix}" for n in range(1, 9) for suffix in ("md", "csv", "tex")),
+    *(f"figures/smoke/{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")),
     "results/smoke/verdicts.csv",
 ]
 
@@ -49,7 +50,7 @@ def contents(home: Path) -> dict[str, str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a finished smoke reproduction."""
     home = tmp_path_factory.mktemp("home")
-    result = reproduce(home, "--profile", "smoke")
+    result = reproduce(home, "--profile", "smoke", "--jobs", "2")
     assert result.returncode == 0, result.stdout
     return home
 
@@ -58,7 +59,9 @@ def test_one_command_leaves_results_tables_figures_and_executed_notebooks(finish
     for product in PRODUCTS:
         assert (finished / product).stat().st_size > 500, product
     scores = results.load_evaluations(finished / "results" / "smoke")
-    assert set(scores["model"]) == {"sft", "spin-0", "spin-1", "sft-more-1"}
+    chain = {"sft", "spin-0", "spin-1", "sft-more-1"}
+    around = {"spin-0-epoch-1", "spin-0-epoch-3", "spin-0-rows-26", "dpo", "spin-1-dpo"}
+    assert set(scores["model"]) == chain | around
     assert scores.groupby("model").size().eq(16).all()
     training = results.load_training(finished / "results" / "smoke")
     first = training[training["model"] == "spin-0"].iloc[0]
@@ -107,7 +110,7 @@ def test_a_chain_killed_in_every_stage_ends_with_the_same_bytes(finished: Path, 
     )
     environment = {**os.environ, "SPIN_HOME": str(tmp_path)}
     moments = random.Random(0)
-    for stage in ("sft", "pairs-0", "spin-1", "sft-more-1"):
+    for stage in ("sft", "pairs-0", "spin-0", "dpo"):
         process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         for line in process.stdout:
@@ -144,6 +147,14 @@ def test_own_model_and_own_rows_run_through_the_same_command(finished: Path, tmp
         "spin.iterations=1",
         "--set",
         "sft_more=0",
+        "--set",
+        "dpo=null",
+        "--set",
+        "spin.epochs_shown=0",
+        "--set",
+        "spin.subsets=[]",
+        "--jobs",
+        "2",
     ]
     result = reproduce(tmp_path, "--profile", "smoke", *own)
     assert result.returncode == 0, result.stdout

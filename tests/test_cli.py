@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import synthetic_results as synthetic
 
-from spin_utils import cli, profiles
+from spin_utils import cli, profiles, results
 
 
 def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -29,7 +30,10 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         (["reproduce", "--profile", "smoke", "--model", "/no/such/model"], "/no/such/model: no such model folder"),
         (["reproduce", "--profile", "smoke", "--data", "/no/such/rows.jsonl"], "rows.jsonl"),
         (["step", "spin-9", "--profile", "smoke"], "step 'spin-9': unknown; did you mean 'spin-1'?"),
-        (["run", "03_spin_training", "-p", "iterations=1"], "no parameter 'iterations'; did you mean 'iteration'?"),
+        (
+            ["run", "02_synthetic_generation", "-p", "iterations=1"],
+            "no parameter 'iterations'; did you mean 'iteration'?",
+        ),
         (["run", "03_spin_trainig"], "did you mean '03_spin_training'?"),
         (["figures", "--profile", "smoke"], "no evaluations; run `spin-repro reproduce --profile smoke` first"),
     ],
@@ -60,7 +64,9 @@ def test_the_plan_lists_every_step_in_order(home: Path, capsys: pytest.CaptureFi
     assert status == 0
     names = [line.split()[4] for line in out.splitlines() if "seed 1" in line]
     main = "data base sft eval-sft pairs-0 spin-0 eval-spin-0 pairs-1 spin-1 eval-spin-1"
-    assert " ".join(names) == f"{main} sft-more-1 eval-sft-more-1"
+    epochs = "eval-spin-0-epoch-1 eval-spin-0-epoch-3 spin-0-rows-26 eval-spin-0-rows-26"
+    more = "sft-more-1 eval-sft-more-1 preferences dpo eval-dpo spin-1-dpo eval-spin-1-dpo"
+    assert " ".join(names) == f"{main} {epochs} {more}"
 
 
 def test_a_change_on_the_command_line_becomes_a_profile_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,3 +81,18 @@ def test_help_answers_within_a_few_seconds() -> None:
     result = subprocess.run([sys.executable, "-m", "spin_utils", "--help"], capture_output=True, text=True, check=True)
     assert "spin-repro reproduce" in result.stdout
     assert time.monotonic() - start < 10
+
+
+def test_two_models_are_compared_on_the_same_items(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    synthetic.write(home, seeds=(0, 1), items=30)
+    status, out = outcome(capsys, "compare", "spin-3", "sft", "--json")
+    assert status == 0
+    rows = {row["task"]: row for row in json.loads(out)}
+    scores = results.load_evaluations(home / "results" / "cpu")
+    means = scores.groupby(["model", "task"])["score"].mean().groupby("model").mean() * 100
+    assert rows["average"]["difference"] == pytest.approx(means["spin-3"] - means["sft"])
+    assert rows["average"]["low"] < rows["average"]["difference"] < rows["average"]["high"]
+    assert rows["average"]["seeds"] == 2
+    status, out = outcome(capsys, "compare", "spin-9", "sft")
+    assert status == 2
+    assert "no evaluation of spin-9" in out

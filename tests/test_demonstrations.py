@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spin_utils.demonstrations import DemonstrationError, load, read_rows, write_rows
+from spin_utils.input_settings import DemonstrationSettings, FamilySettings
 from spin_utils.rows import RowError, as_row
-from spin_utils.settings import DemonstrationSettings, FamilySettings
 
 DATA = Path(__file__).parent / "data"
 REVISION = "0" * 40
@@ -181,7 +181,7 @@ def test_a_missing_test_file_is_noticed_before_the_training_file_is_read(tmp_pat
     ],
 )
 def test_too_few_rows_for_the_sizes_is_an_error(sizes: dict[str, int], message: str) -> None:
-    with pytest.raises(DemonstrationError, match=message):
+    with pytest.raises(RowError, match=message):
         load(file_settings(DATA / "good.jsonl", **sizes))
 
 
@@ -236,8 +236,14 @@ def test_an_unreachable_hub_names_data_set_revision_and_remedy(monkeypatch: pyte
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     asked = DemonstrationSettings(source="hub", name="a/b", revision=REVISION, train="train")
-    with pytest.raises(DemonstrationError, match=r"a/b \[train\] at revision 0{12}: no route .* source: file"):
+    with pytest.raises(RowError, match=r"a/b \[train\] at revision 0{12}: no route .* source: file"):
         load(asked)
+
+
+def test_nothing_is_loaded_from_the_hub_without_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: pytest.fail("loaded"))
+    with pytest.raises(RowError, match="a/b: no revision; pin its commit"):
+        load(DemonstrationSettings(source="hub", name="a/b", train="train"))
 
 
 def test_generated_demonstrations_have_the_asked_sizes() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model
+from transformers import PreTrainedModel
 
-from spin_utils import training
+from spin_utils import models, profiles, training
+from spin_utils.input_settings import TemplateSettings
 from spin_utils.logprobs import score
 from spin_utils.packing import Group
+from spin_utils.preferences import encode_preferences
 from spin_utils.settings import TrainingSettings
 from spin_utils.training import train
 
@@ -28,21 +34,54 @@ def _pairs(n):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_twenty_steps_equal_trl(family, tmp_path):
+def test_twenty_steps_equal_trl(family: str, tmp_path: Path) -> None:
+    _assert_equal_training(
+        lambda: tiny_model(family, initializer_range=0.2), _pairs(STEPS * BATCH), EOS, 1e-4, tmp_path
+    )
+
+
+@pytest.mark.slow
+def test_twenty_steps_on_smollm2_equal_trl(tmp_path: Path) -> None:
+    profile = profiles.load("cpu")
+    folder = models.materialise(profile.model, tmp_path, [], seed=0)
+    tokenizer = models.load_tokenizer(folder)
+    template = TemplateSettings("text", "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
+    rows = [
+        {
+            "id": str(i),
+            "prompt": f"What is {i} times 7?",
+            "chosen": f"It is {7 * i}.",
+            "rejected": f"Maybe {7 * i + 3}?",
+        }
+        for i in range(STEPS * BATCH)
+    ]
+    encoded = encode_preferences(tokenizer, template, rows)
+    pairs = [Group(row["prompt_ids"], (row["real_ids"], row["generated_ids"])) for row in encoded]
+    _assert_equal_training(lambda: models.load(folder), pairs, tokenizer.eos_token_id, 1e-6, tmp_path)
+
+
+def _assert_equal_training(
+    load: Callable[[], PreTrainedModel], pairs: list[Group], eos_id: int, learning_rate: float, work: Path
+) -> None:
+    """Train once with TRL and once with the kit and compare every step's loss and gradient norm."""
     pytest.importorskip("trl")
     from benchmarks import trl_peer
 
-    pairs = _pairs(STEPS * BATCH)
     settings = TrainingSettings(
-        learning_rate=1e-4, epochs=1, batch_size=BATCH, max_grad_norm=1.0, precision="float32", micro_batch_tokens=80
+        learning_rate=learning_rate,
+        epochs=1,
+        batch_size=BATCH,
+        max_grad_norm=1.0,
+        precision="float32",
+        micro_batch_tokens=80,
     )
     plan = training._Plan(len(pairs), settings, seed=3)
     in_order = [pairs[i] for step in range(STEPS) for i in plan.indices(step)]
     trainer = trl_peer.dpo_trainer(
-        tiny_model(family, initializer_range=0.2),
-        tiny_model(family, initializer_range=0.2),
+        load(),
+        load(),
         in_order,
-        EOS,
+        eos_id,
         per_device_train_batch_size=BATCH,
         num_train_epochs=1,
         train_sampling_strategy="sequential",
@@ -59,9 +98,9 @@ def test_twenty_steps_equal_trl(family, tmp_path):
     trainer.train()
     theirs = [row for row in trainer.state.log_history if "loss" in row]
 
-    model = tiny_model(family, initializer_range=0.2)
+    model = load()
     opponent = score(model, pairs, micro_batch_tokens=80)
-    ours = train(model, pairs, settings, opponent_logps=opponent, seed=3, work=tmp_path).rows
+    ours = train(model, pairs, settings, opponent_logps=opponent, seed=3, work=work / "run").rows
     assert len(ours) == len(theirs) == STEPS
     for our, their in zip(ours, theirs, strict=True):
         assert our["learning_rate"] == pytest.approx(their["learning_rate"], rel=1e-9)

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from spin_utils import evaluation, results, templates
 from spin_utils.evaluation import TASKS, EvaluationError, evaluate
+from spin_utils.input_settings import TemplateSettings
 from spin_utils.sampling import sample
-from spin_utils.settings import EvaluationSettings, GenerationSettings, TemplateSettings
+from spin_utils.settings import EvaluationSettings, GenerationSettings
 
 TEMPLATE = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:", end="</s>")
 TOKENIZER = byte_tokenizer()

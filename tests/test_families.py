@@ -1,4 +1,4 @@
-"""Promises of families.py and worked_solutions.py: reproducible, disjoint, gradable, and right."""
+"""Promises of families.py and the worked solutions: reproducible, disjoint, gradable, and right."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 import reasoning_gym
 
 from spin_utils.families import FamilyError, final_answer, generate, grade
-from spin_utils.settings import FamilySettings
-from spin_utils.worked_solutions import WRITERS, _follows, write
+from spin_utils.input_settings import FamilySettings
+from spin_utils.worked_solutions import WRITERS, write
+from spin_utils.worked_words import _follows
 
 SMALL = {"needle_haystack": {"min_num_statements": 3, "max_num_statements": 6}}
 ALL = {name: FamilySettings(name, SMALL.get(name, {})) for name in WRITERS}
@@ -79,7 +80,7 @@ def test_seed_decides_everything_and_neighbouring_seeds_share_nothing() -> None:
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_rows_do_not_depend_on_the_hash_seed(hash_seed: str) -> None:
     code = (
-        "import json; from spin_utils.families import generate; from spin_utils.settings import FamilySettings as F;"
+        "import json; from spin_utils.families import generate; from spin_utils.input_settings import FamilySettings as F;"
         "names = ('family_relationships', 'leg_counting', 'word_sorting', 'syllogism');"
         "print(json.dumps(generate({n: F(n) for n in names}, {'train': 40}, seed=0)['train']))"
     )

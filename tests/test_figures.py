@@ -1,6 +1,5 @@
 """Figures show the numbers of the results and the paper, say what is missing, and come out the same twice."""
 
-import functools
 import itertools
 
 import matplotlib
@@ -11,26 +10,8 @@ import synthetic_results as synthetic
 from matplotlib.figure import Figure
 
 from spin_utils import figure_style, figures, published, results, training_figures
-from spin_utils.statistics import paired_bootstrap
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "paired_bootstrap", functools.partial(paired_bootstrap, resamples=50))
-        yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    models = synthetic.ABILITIES | synthetic.OTHER_ABILITIES
-    return synthetic.write(tmp_path_factory.mktemp("figures"), seeds=(0, 1), models=models, items=20)
-
-
-@pytest.fixture(scope="module")
-def scores(root):
-    return results.load_evaluations(root)
-
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 FIGURES = ("figure2", "figure3", "figure4", "figure5")
 

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from spin_utils import lm as lm_module
 from spin_utils.answers import FILE, Answers, AnswersError, fingerprint
+from spin_utils.input_settings import TemplateSettings
 from spin_utils.lm import PackedLM, RequestError
-from spin_utils.settings import TemplateSettings
 
 TEMPLATE = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:", end="</s>")
 

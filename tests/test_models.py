@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spin_utils import models, profiles
-from spin_utils.settings import ModelSettings
+from spin_utils.input_settings import ModelSettings
 
 TEXTS = ["What is 3 + 4? Answer: 7", "Spell this word backward: sun"] * 10
 

@@ -45,7 +45,7 @@ def test_the_story_has_six_chapters() -> None:
 )
 def test_wrong_parameters_are_refused_before_a_kernel_starts(given: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(notebooks.NotebookError) as error:
-        notebooks.run("03_spin_training", given, tmp_path / "out.ipynb")
+        notebooks.run("02_synthetic_generation", given, tmp_path / "out.ipynb")
     assert message in str(error.value)
     assert not (tmp_path / "out.ipynb").exists()
 

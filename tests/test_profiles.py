@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin_utils import profiles
-from spin_utils.plan import training_at
-from spin_utils.settings import Profile, SettingsError
+from spin_utils import plan, profiles
+from spin_utils.input_settings import SettingsError
+from spin_utils.plan import training_of
+from spin_utils.settings import Profile
 
+DPO = {"training": {"learning_rate": 5e-7}, "preferences": {"source": "samples"}}
+HUB = {"source": "hub", "name": "owner/pairs", "revision": "0" * 40, "train": "train_prefs"}
 SHIPPED = sorted(p.stem for p in profiles.PROFILES.glob("*.yaml"))
 
 
@@ -52,6 +56,25 @@ def test_the_default_set_of_profiles_is_shipped() -> None:
         ({"model": {"source": "directory"}}, "model.path: empty"),
         ({"model": "llama"}, "model: expected settings by name, found text"),
         ({"demonstrations": {"source": "file"}}, "demonstrations.train: empty"),
+        (
+            {"demonstrations": {"source": "hub", "name": "ab", "train": "t"}},
+            "demonstrations.name: 'ab' is not a hub id",
+        ),
+        ({"dpo": DPO | {"preferences": {"source": "sample"}}}, "did you mean 'samples'?"),
+        ({"dpo": DPO | {"preferences": {"source": "file"}}}, "dpo.preferences.train: empty; name a .json"),
+        ({"dpo": DPO | {"preferences": HUB | {"name": "ab"}}}, "dpo.preferences.name: 'ab' is not a hub id"),
+        (
+            {"dpo": DPO | {"preferences": HUB | {"revision": "main"}}},
+            "dpo.preferences.revision: 'main' is not a commit",
+        ),
+        ({"dpo": DPO | {"preferences": HUB | {"train": ""}}}, "dpo.preferences.train: empty; name the split"),
+        ({"dpo": DPO | {"preferences": HUB | {"rows": -1}}}, "dpo.preferences.rows: -1 is negative"),
+        ({"dpo": DPO | {"answers_per_prompt": 1}}, "dpo.answers_per_prompt: 1 gives no pair; sample at least 2"),
+        ({"dpo": {"training": {"learning_rate": 1e-6}}}, "dpo.preferences: missing"),
+        (
+            {"sft.trackers": ["tensorbord"]},
+            "sft.trackers[0]: 'tensorbord' is not a choice; did you mean 'tensorboard'?",
+        ),
         ({"sft.learning_rate": None}, "sft.learning_rate: expected a number, found nothing"),
     ],
 )
@@ -95,6 +118,25 @@ def test_a_profile_of_three_lines_changes_model_and_data(tmp_path: Path) -> None
     assert profile.spin == profiles.load("cpu").spin
 
 
+def test_preference_pairs_lie_beside_the_profile_that_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "extends: smoke\n"
+        "dpo: {training: {learning_rate: 5e-7}, preferences: {source: file, train: p.jsonl}, answers_per_prompt: 8}\n"
+    )
+    dpo = profiles.load(str(path)).dpo
+    assert dpo is not None
+    assert dpo.preferences.train == str(tmp_path / "p.jsonl")
+    assert dpo.answers_per_prompt == 8
+
+
+def test_a_tracker_does_not_make_another_model() -> None:
+    trackers = {"sft.trackers": ["tensorboard"], "spin.training.trackers": ["tensorboard"]}
+    plain, tracked = (plan.make(profiles.load("smoke", changes), 0) for changes in ({}, trackers))
+    assert [step.directory for step in tracked] == [step.directory for step in plain]
+    assert tracked.profile.spin.training.trackers == ("tensorboard",)
+
+
 def test_an_unknown_profile_and_a_missing_file_are_named() -> None:
     with pytest.raises(SettingsError, match="did you mean 'cpu'"):
         profiles.load("cp")
@@ -106,9 +148,33 @@ def test_an_unknown_profile_and_a_missing_file_are_named() -> None:
 
 def test_iterations_take_their_own_rate_and_beta_and_repeat_the_last() -> None:
     changes = {"spin.betas": [0.1, 0.1, 0.1, 5.0], "spin.learning_rates": [5e-7, 5e-7, 1e-7]}
-    spin = profiles.load("smoke", changes).spin
-    assert [training_at(spin, t).beta for t in range(5)] == [0.1, 0.1, 0.1, 5.0, 5.0]
-    assert [training_at(spin, t).learning_rate for t in range(4)] == [5e-7, 5e-7, 1e-7, 1e-7]
+    runs = [training_of(profiles.load("smoke", changes), f"spin-{t}") for t in range(5)]
+    assert [run.beta for run in runs] == [0.1, 0.1, 0.1, 5.0, 5.0]
+    assert [run.learning_rate for run in runs] == [5e-7, 5e-7, 1e-7, 1e-7, 1e-7]
+
+
+def test_a_subset_is_iteration_0_stopped_after_one_epoch_of_its_schedule() -> None:
+    profile = profiles.load("smoke", {"spin.training.epochs": 2, "spin.training.schedule_epochs": 6})
+    whole, subset = training_of(profile, "spin-0"), training_of(profile, "spin-0-rows-14")
+    assert (subset.epochs, subset.schedule_epochs) == (1, 6)
+    assert (subset.learning_rate, subset.beta) == (whole.learning_rate, whole.beta)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spin.epochs_shown": 7}, "spin.epochs_shown: 7 is more than the learning rate's 3 epochs"),
+        ({"spin.subsets": [50]}, "write fiftieths, 1 to 49"),
+        ({"demonstrations.transfer_rows": 0}, "give transfer families and their rows together"),
+        (
+            {"demonstrations.transfer": {"chain_sum": {"dataset": "chain_sum"}}},
+            "demonstrations.transfer: chain_sum is also trained on",
+        ),
+    ],
+)
+def test_an_experiment_that_cannot_be_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        profiles.load("smoke", changes)
 
 
 _JSON = st.recursive(

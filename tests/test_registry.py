@@ -1,6 +1,5 @@
 """Every table, figure and claim has a row, every row a verdict, and every missing run its reason."""
 
-import functools
 import io
 
 import pandas as pd
@@ -8,27 +7,10 @@ import pytest
 import synthetic_results as synthetic
 import yaml
 
-from spin_utils import published, registry, results, theory, verdicts
+from spin_utils import generations, published, registry, results, theory, verdicts
 from spin_utils.statistics import paired_bootstrap
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdicts, "paired_bootstrap", functools.partial(paired_bootstrap, resamples=200))
-        yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    models = synthetic.ABILITIES | synthetic.OTHER_ABILITIES
-    return synthetic.write(tmp_path_factory.mktemp("registry"), seeds=(0, 1), models=models, items=40)
-
-
-@pytest.fixture(scope="module")
-def scores(root):
-    return results.load_evaluations(root)
-
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 TIMES = pd.DataFrame(
     [
@@ -43,7 +25,16 @@ TIMES = pd.DataFrame(
 @pytest.fixture(scope="module")
 def findings(root, scores):
     training = results.load_training(root)
-    judged = verdicts.judge(scores, synthetic.STAND_INS, times=TIMES, training=training)
+    judged = verdicts.judge(
+        scores,
+        synthetic.STAND_INS,
+        times=TIMES,
+        training=training,
+        transfer=results.load_evaluations(root, kind_folder="transfer"),
+        transfer_stand_ins=synthetic.TRANSFER,
+        generations=generations.measures(results.load_generations(root)),
+        heldout=generations.jsd_bounds(results.load_heldout(root)),
+    )
     return {finding.id: finding for finding in judged}
 
 
@@ -90,7 +81,7 @@ def test_the_papers_noise_is_stated_where_its_item_counts_are_known(findings):
 
 
 def test_a_verdict_is_the_rule_applied_to_the_paired_interval(scores, findings):
-    estimate = paired_bootstrap(scores, {"spin-1": 1, "sft": -1}, resamples=200).times(100)
+    estimate = paired_bootstrap(scores, {"spin-1": 1, "sft": -1}).times(100)
     row = next(row for row in registry.load() if row.id == "average-iteration-0")
     other = verdicts.judge(scores, synthetic.STAND_INS, rows=[row])
     assert [finding.id for finding in other] == ["average-iteration-0", "average-iteration-0-size"]
@@ -117,6 +108,37 @@ def test_times_are_compared_as_ratios_over_seeds(findings):
     assert findings["time-training-doubles"].verdict == "reproduced"
     assert findings["time-generation-share"].seeds == 2
     assert findings["table-2"].verdict == "reproduced"
+
+
+def test_claims_on_other_benchmarks_are_judged_on_transfer_tasks_only(root, findings):
+    transfer = results.load_evaluations(root, kind_folder="transfer")
+    expected = paired_bootstrap(transfer, {"spin-2": 1, "sft": -1}, tasks=["long_words"]).times(100)
+    finding = findings["bb-sports-kept"]
+    assert (finding.ours, finding.low, finding.n) == (expected.difference, expected.low, 30)
+    assert finding.paper == -1.6
+    assert findings["mt-bench"].verdict == "not run"
+    assert "of 4 claims reproduced" in findings["table-6"].reason
+
+
+def test_length_similarity_and_divergence_are_judged_on_all_generations_and_held_out_pairs(root, findings):
+    measured = generations.measures(results.load_generations(root))
+    expected = paired_bootstrap(measured, {"spin-2": 1, "spin-0": -1}, column="similarity")
+    finding = findings["similarity-iteration-2"]
+    assert (finding.ours, finding.low, finding.high) == (expected.difference, expected.low, expected.high)
+    assert findings["length-iteration-1"].n == 30
+    assert findings["jsd-iteration-0"].verdict == "reproduced"
+    assert findings["jsd-iteration-0"].high < 0
+
+
+def test_what_was_not_generated_is_not_run_and_says_so(scores):
+    found = {finding.id: finding for finding in verdicts.judge(scores, synthetic.STAND_INS)}
+    for name, reason in (
+        ("bb-causal-kept", "no evaluation on transfer tasks of spin-2, sft"),
+        ("length-iteration-2", "no generations of spin-2, spin-0"),
+        ("jsd-iteration-1", "no held-out pairs against spin-1, spin-0"),
+    ):
+        assert (found[name].verdict, found[name].reason) == ("not run", reason)
+    assert found["table-6"].verdict == "not run"
 
 
 def test_the_theory_is_reproduced_by_computing_it(findings):
@@ -192,6 +214,7 @@ def _registry(**changes):
         ({"claim": "at_least"}, "at_least needs value"),
         ({"margin": 0}, "margins must be above 0"),
         ({"benchmark": "arc_challenge"}, "benchmark 'arc_challenge'"),
+        ({"column": "characters"}, "column is 'characters'"),
         ({"source": "figure9"}, "source is 'figure9'"),
         ({"contrast": {"spin_0": 1}}, "model is 'spin_0'"),
         ({"part_of": ["table-9"]}, "part_of names 'table-9'"),

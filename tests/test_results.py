@@ -154,3 +154,96 @@ def test_training_steps_must_increase_and_be_finite(tmp_path):
     record["rows"][1]["margin"] = math.inf
     with pytest.raises(results.ResultsError, match=r"rows\[1\].margin is inf"):
         results.validate(record, "curve")
+
+
+@pytest.fixture
+def whole(tmp_path):
+    root = tmp_path / "results" / "cpu"
+    synthetic.write_generations(root, seeds=(0, 1), items=9)
+    return root
+
+
+def test_transfer_evaluations_are_read_apart_from_the_main_ones(tmp_path, whole):
+    synthetic.write(tmp_path, seeds=(0, 1), items=5)
+    transfer = results.load_evaluations(whole, kind_folder="transfer")
+    assert set(transfer["task"]) == set(synthetic.TRANSFER)
+    assert set(results.load_evaluations(whole)["task"]) == set(synthetic.STAND_INS)
+    assert len(transfer) == 2 * 5 * 4 * 9
+
+
+def test_generations_of_all_models_come_as_one_long_table(whole):
+    table = results.load_generations(whole)
+    assert set(table["model"]) == {"sft", "spin-0", "spin-1", "spin-2"}
+    assert len(table) == 2 * 4 * 9
+    assert table.groupby("id")["real"].nunique().eq(1).all()
+
+
+def test_held_out_pairs_of_all_iterations_come_as_one_long_table(whole):
+    table = results.load_heldout(whole)
+    assert list(table.columns) == ["seed", "model", "beta", "id", "real_drift", "generated_drift"]
+    assert len(table) == 2 * 4 * 9
+
+
+def test_nothing_generated_gives_empty_tables_with_their_columns(tmp_path):
+    assert "finish_reason" in results.load_generations(tmp_path)
+    assert "real_drift" in results.load_heldout(tmp_path)
+    assert results.load_evaluations(tmp_path, kind_folder="transfer").empty
+
+
+@pytest.mark.parametrize(
+    ("load", "kind_folder", "make"),
+    [
+        (results.load_generations, "generations", lambda: synthetic.generations("spin-1", 0, ability=0.2, items=8)),
+        (results.load_heldout, "heldout", lambda: synthetic.heldout("spin-1", 0, gap=0.5, items=8)),
+    ],
+)
+def test_models_with_other_prompts_are_refused(whole, load, kind_folder, make):
+    results.write_json(whole / "seed-0" / kind_folder / "spin-1.json", make())
+    with pytest.raises(results.ResultsError, match=r"spin-1\.json: item '[\w-]+8'.* is missing"):
+        load(whole)
+
+
+def test_a_prompt_whose_real_response_differs_between_models_is_refused(whole):
+    document = synthetic.generations("spin-1", 0, ability=0.2, items=9)
+    document["items"][3]["real"] = "other"
+    results.write_json(results.generations_path(whole, 0, "spin-1"), document)
+    with pytest.raises(results.ResultsError, match=document["items"][3]["id"]):
+        results.load_generations(whole)
+
+
+def test_a_file_in_the_folder_of_another_kind_is_refused(whole):
+    path = results.heldout_path(whole, 0, "spin-1")
+    path.write_text(json.dumps(synthetic.generations("spin-1", 0, ability=0.2, items=9)))
+    with pytest.raises(results.ResultsError, match="kind is 'generations', but the file lies at 'heldout'"):
+        results.load_heldout(whole)
+
+
+def _item(**changes):
+    return lambda document: document["items"][1].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "breakage", "message"),
+    [
+        ("generations", _item(finish_reason="eos"), r"items\[1\]: finish_reason is 'eos'"),
+        ("generations", _item(generated_tokens=-1), "generated_tokens is -1"),
+        ("generations", _item(generated=None), "generated is None"),
+        ("generations", lambda d: d["items"].append(dict(d["items"][0])), "appears twice"),
+        ("generations", lambda d: d.update(items=[]), "items is empty"),
+        ("generations", lambda d: d["items"][0].pop("family"), "no field 'family'"),
+        ("heldout", _item(real_drift=math.nan), r"items\[1\].real_drift is nan"),
+        ("heldout", _item(extra=1), "unknown field 'extra'"),
+        ("heldout", lambda d: d.update(beta=0), "beta is 0"),
+        ("heldout", lambda d: d.update(model="sft"), "only an iteration of SPIN"),
+        ("heldout", lambda d: d["items"].append(dict(d["items"][0])), "appears twice"),
+    ],
+)
+def test_broken_generations_and_held_out_pairs_are_refused_by_name(make, breakage, message):
+    if make == "generations":
+        document = synthetic.generations("spin-0", 0, ability=0.2, items=4)
+    else:
+        document = synthetic.heldout("spin-0", 0, gap=0.2, items=4)
+    results.validate(document, "file")
+    breakage(document)
+    with pytest.raises(results.ResultsError, match=message):
+        results.validate(document, "file")

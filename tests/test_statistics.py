@@ -55,6 +55,22 @@ def test_one_seed_gives_the_normal_interval_of_the_mean_item_difference():
     assert (estimate.n_items, estimate.n_seeds) == (400, 1)
 
 
+def test_items_that_share_a_source_are_drawn_together():
+    rng = np.random.default_rng(3)
+    subjects = np.repeat(rng.normal(0.3, 1, size=40), 25)  # 25 items a subject, which differ little
+    gains = subjects + rng.normal(0, 0.1, size=1000)
+    table = long_table({"old": {"a": np.zeros(1000)}, "new": {"a": gains}})
+    apart = paired_bootstrap(table, DIFFERENCE)
+    number = table["id"].astype(int)
+    shared = table.assign(id=[f"subject-{n // 25}/{n % 25}" for n in number])
+    together = paired_bootstrap(shared, DIFFERENCE)
+    assert together.difference == pytest.approx(apart.difference)
+    assert together.n_items == apart.n_items == 1000
+    error = standard_error(gains.reshape(40, 25).mean(axis=1))
+    assert together.low == pytest.approx(together.difference - 1.96 * error, abs=0.3 * error)
+    assert apart.high - apart.low < 0.3 * (together.high - together.low), "as if all items were independent"
+
+
 def test_the_average_is_over_tasks_not_items_and_so_is_its_error():
     rng = np.random.default_rng(2)
     small, large = rng.normal(1, 1, size=50), rng.normal(0, 1, size=800)

@@ -1,32 +1,15 @@
 """Tables say what was measured, beside what was printed, and why a cell is empty."""
 
-import functools
 import io
 
 import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils import published, results, table_text, tables
+from spin_utils import cost_model, published, results, table_text, tables
 from spin_utils.statistics import paired_bootstrap
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "paired_bootstrap", functools.partial(paired_bootstrap, resamples=100))
-        yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    models = synthetic.ABILITIES | synthetic.OTHER_ABILITIES
-    return synthetic.write(tmp_path_factory.mktemp("tables"), seeds=(0, 1), models=models, items=30)
-
-
-@pytest.fixture(scope="module")
-def scores(root):
-    return results.load_evaluations(root)
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +48,7 @@ def test_every_paper_cell_of_table_4_is_as_printed(table4):
 
 def test_gains_are_paired_differences_with_a_verdict_on_the_papers_direction(scores, table4):
     gain = cell(table4, "SPIN iteration 0", "average", "gain over SFT")
-    expected = paired_bootstrap(scores, {"spin-0": 1, "sft": -1}, resamples=100).times(100)
+    expected = paired_bootstrap(scores, {"spin-0": 1, "sft": -1}).times(100)
     assert (gain["value"], gain["low"], gain["high"]) == (expected.difference, expected.low, expected.high)
     assert gain["paper"] == 2.66
     assert gain["difference"] == pytest.approx(expected.difference - 2.66)
@@ -125,7 +108,7 @@ def test_table_1_has_the_papers_settings_and_our_items(root):
     shots, metric, items = ({line[1]: line[2:] for line in table.lines[i : i + 2]} for i in (0, 2, 4))
     assert shots["paper"] == ("25", "0", "5", "5", "10", "5")
     assert metric["paper"][:2] == ("acc_norm", "mc2")
-    assert items["ours"] == ("30",) * 6
+    assert items["ours"] == ("40",) * 6
 
 
 def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
@@ -135,10 +118,21 @@ def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
     )
     table = tables.table2(times, machine="two cores")
     assert table.lines[0][2:4] == ("0.5", "—")
-    assert table.lines[1][2:] == ("1.45",) * 4
-    assert table.lines[2][2] == "1.5 [1.0, 2.0]"
+    assert table.lines[2][2:] == ("1.45",) * 4
+    assert table.lines[3][2] == "1.5 [1.0, 2.0]"
     assert "— training of iteration 3 was not run." in table.notes
     assert any("two cores" in note for note in table.notes)
+
+
+def test_table_2_puts_the_cost_models_hours_beside_the_papers_and_states_its_assumptions():
+    table = tables.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"]))
+    run, architecture = cost_model.Run(), cost_model.Architecture()
+    hours = [cost_model.training_hours(run, architecture, iteration) for iteration in range(4)]
+    assert table.lines[4][1:] == ("cost model, hours", *(f"{value:.2f}" for value in hours))
+    assert cell(table, "training", "iteration 3", "hours (cost model), hours (paper)")["paper"] == 8.64
+    note = next(note for note in table.notes if note.startswith("Cost model"))
+    assert "a prediction and not a measurement" in note
+    assert f"{run.utilisation:.0%}" in note
 
 
 def test_table_3_states_the_papers_wrong_average(scores):
@@ -151,6 +145,51 @@ def test_table_5_compares_with_one_more_epoch(scores):
     table = tables.table5(scores, synthetic.STAND_INS)
     assert [line[0] for line in table.lines[::2]] == ["SFT", "SFT, 1 more epoch"]
     assert cell(table, "SFT, 1 more epoch", "average")["paper"] == 57.23
+
+
+@pytest.fixture(scope="module")
+def transfer(root):
+    synthetic.write_generations(root, seeds=(0, 1), items=15)
+    return results.load_evaluations(root, kind_folder="transfer")
+
+
+def test_table_6_has_the_papers_benchmarks_with_our_transfer_tasks_named_as_stand_ins(transfer):
+    table = tables.table6(transfer, synthetic.TRANSFER)
+    assert table.header[2:] == (
+        "MT-Bench",
+        "BB-causal: long_sums",
+        "BB-formal: long_syllogisms",
+        "BB-sports: long_words",
+        "OpenBookQA: long_families",
+    )
+    assert any("nothing was trained on" in note for note in table.notes)
+    for model in ("sft", "spin-0", "spin-1", "spin-2"):
+        for benchmark in published.OTHERS:
+            assert cell(table, results.label(model), benchmark)["paper"] == published.score(model, benchmark)
+    mean = transfer[(transfer["model"] == "spin-3") & (transfer["task"] == "long_sums")]["score"].mean()
+    assert cell(table, "SPIN iteration 3", "bb_causal")["value"] == pytest.approx(100 * mean)
+    assert pd.isna(cell(table, "SPIN iteration 3", "bb_causal")["paper"])
+
+
+def test_table_6_leaves_mt_bench_empty_because_no_judge_was_run(transfer):
+    table = tables.table6(transfer, synthetic.TRANSFER)
+    assert {line[2] for line in table.lines if "ours" in line[1]} == {"—"}
+    assert any("needs a judge model" in note for note in table.notes)
+
+
+def test_table_6_judges_the_papers_own_gains_by_their_item_counts(transfer):
+    noise = published.noise({"spin-2": 1, "sft": -1}, "bb_sports")
+    errors = abs(noise.difference) / noise.error_unpaired
+    note = tables.table6(transfer, synthetic.TRANSFER).notes[4]
+    assert f"BB-sports −1.60 ({errors:.1f} standard errors, {noise.status})" in note
+    assert "MT-Bench" not in note
+
+
+def test_table_6_without_any_transfer_evaluation_gives_the_papers_numbers_and_the_reason(transfer):
+    table = tables.table6(transfer[:0], {})
+    assert table.lines[1][2:] == ("5.94", "56.15", "49.60", "96.00", "45.40")
+    assert set(table.lines[0][2:]) == {"—"}
+    assert "— no task of this profile stands in for BB-causal." in table.notes
 
 
 def test_the_three_forms_hold_the_same_numbers_and_are_written_identically_twice(tmp_path, table4):

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from spin_utils.settings import TemplateSettings
+from spin_utils.input_settings import TemplateSettings
 from spin_utils.templates import (
     TemplateError,
     TooLongError,

@@ -12,7 +12,7 @@ import torch
 from oracle import gradients, obvious_logps
 from tiny_models import tiny_model
 
-from spin_utils import training
+from spin_utils import training, training_step
 from spin_utils.logprobs import score
 from spin_utils.losses import spin_loss
 from spin_utils.packing import Group, PackingError
@@ -50,7 +50,7 @@ def _run(work, pairs=None, model=None, opponent_logps=None, **changes):
     pairs = _pairs(10) if pairs is None else pairs
     model = model or tiny_model("llama")
     opponent_logps = _scores(pairs) if opponent_logps is None else opponent_logps
-    options = {k: changes.pop(k) for k in ("on_epoch_end", "trackers", "seed") if k in changes}
+    options = {k: changes.pop(k) for k in ("on_epoch_end", "seed") if k in changes}
     result = train(
         model, pairs, _settings(**changes), opponent_logps=opponent_logps, work=work, **({"seed": 1} | options)
     )
@@ -135,7 +135,7 @@ def test_a_batch_of_identical_pairs_moves_nothing(tmp_path):
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
 def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_after, precision):
     whole, result = _run(tmp_path / "whole", precision=precision)
-    step = training._StepRunner.__call__
+    step = training_step.StepRunner.__call__
 
     def stopping(self, *arguments):
         row = step(self, *arguments)
@@ -143,10 +143,10 @@ def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_afte
             os.kill(os.getpid(), signal.SIGTERM)
         return row
 
-    monkeypatch.setattr(training._StepRunner, "__call__", stopping)
+    monkeypatch.setattr(training_step.StepRunner, "__call__", stopping)
     with pytest.raises(Interrupted, match=rf"step {stop_after} of 6.*goes on"):
         _run(tmp_path / "stopped", precision=precision)
-    monkeypatch.setattr(training._StepRunner, "__call__", step)
+    monkeypatch.setattr(training_step.StepRunner, "__call__", step)
     resumed, again = _run(tmp_path / "stopped", precision=precision)
     assert _same(whole, resumed)
     lasting = ("step", "loss", "margin", "grad_norm", "learning_rate")
@@ -155,21 +155,21 @@ def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_afte
 
 def test_a_killed_run_goes_on_from_its_last_saved_state(tmp_path, monkeypatch):
     whole, _ = _run(tmp_path / "whole")
-    step = training._StepRunner.__call__
+    step = training_step.StepRunner.__call__
 
     def dying(self, *arguments):
         if self.optimizer.steps == 4:
             raise MemoryError("killed")
         return step(self, *arguments)
 
-    monkeypatch.setattr(training._StepRunner, "__call__", dying)
+    monkeypatch.setattr(training_step.StepRunner, "__call__", dying)
     with pytest.raises(MemoryError):
         _run(tmp_path / "killed", save_minutes=0)
     (tmp_path / "killed" / "unfinished-1").mkdir()
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
     assert len(list((tmp_path / "killed").glob("state-*"))) == 1
-    monkeypatch.setattr(training._StepRunner, "__call__", step)
+    monkeypatch.setattr(training_step.StepRunner, "__call__", step)
     resumed, result = _run(tmp_path / "killed", save_minutes=0)
     assert _same(whole, resumed)
     assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
@@ -181,10 +181,14 @@ def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(training._StepRunner, "__call__", twice)
-    with pytest.raises(KeyboardInterrupt):
-        _run(tmp_path)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.setattr(training_step.StepRunner, "__call__", twice)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup it would be ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _run(tmp_path)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_state_of_another_run_is_refused_with_the_difference(tmp_path):
@@ -207,14 +211,14 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_pair(tmp_path):
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, monkeypatch, caplog):
     whole, _ = _run(tmp_path / "a", micro_batch_tokens=30)
-    logps = training.sequence_logps
+    logps = training_step.sequence_logps
 
     def cramped(model, batch):
         if batch.tokens > 30:
             raise torch.OutOfMemoryError("out of memory")
         return logps(model, batch)
 
-    monkeypatch.setattr(training, "sequence_logps", cramped)
+    monkeypatch.setattr(training_step, "sequence_logps", cramped)
     short, _ = _run(tmp_path / "b", micro_batch_tokens=60)
     assert "micro-batches of 30 tokens" in caplog.text
     assert _same(whole, short)
@@ -224,6 +228,19 @@ def test_every_epoch_ends_with_a_call(tmp_path):
     calls = []
     _run(tmp_path, on_epoch_end=lambda epoch, model: calls.append((epoch, model.training)))
     assert calls == [(1, True), (2, True)]
+
+
+def test_an_epoch_ends_with_the_exact_weights_and_goes_on_as_if_nothing_was_looked_at(tmp_path):
+    seen = []
+    alone, _ = _run(tmp_path / "alone", precision="bfloat16")
+    looked_at, _ = _run(
+        tmp_path / "looked at",
+        precision="bfloat16",
+        on_epoch_end=lambda epoch, model: seen.append([p.detach().clone() for p in model.parameters()]),
+    )
+    assert _same(alone, looked_at)
+    assert all(weights.dtype == torch.float32 for weights in seen[0])
+    assert all(torch.equal(a, b) for a, b in zip(seen[1], alone.parameters(), strict=True))
 
 
 def test_every_epoch_has_every_pair_once_in_another_order():

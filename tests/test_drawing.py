@@ -1,0 +1,62 @@
+"""Everything is drawn from results files alone, whatever of them there is."""
+
+import json
+import re
+
+import matplotlib.pyplot as plt
+import pytest
+import synthetic_results as synthetic
+
+from spin_utils import drawing, paths, profiles, report, results
+
+FIGURES = (*(f"figure{number}" for number in range(1, 7)), "training", "convergence")
+
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
+
+@pytest.mark.parametrize("generated", [True, False], ids=["with generations", "without"])
+def test_every_table_and_figure_comes_out_and_no_figure_stays_open(home, generated):
+    root = synthetic.write(home, seeds=(0,), items=8)
+    if generated:
+        synthetic.write_generations(root, seeds=(0,), items=9)
+    written = {path.name for path in drawing.draw(profiles.load("cpu"))}
+    expected = {f"table{number}.{suffix}" for number in range(1, 9) for suffix in ("md", "csv", "tex")}
+    expected |= {f"{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")}
+    assert written == expected | {"verdicts.csv", "verdicts.md"}
+    assert plt.get_fignums() == []
+    shown = (paths.results("cpu") / "tables" / "table7.md").read_text()
+    assert ("no generations at all" in shown) != generated
+    page = (paths.results("cpu") / "verdicts.md").read_text()
+    assert ("no held-out pairs against" in page) != generated
+
+
+def test_transfer_tasks_fill_the_columns_that_the_profile_gives_them(home):
+    root = paths.results("cpu")
+    profile = profiles.load("cpu")
+    families = {**profile.demonstrations.families, **profile.demonstrations.transfer}
+    names = [*families, "unheard_of"]
+    document = synthetic.evaluation("sft", 0, ability=0.0, items=3, names=names)
+    results.write_json(results.evaluation_path(root, 0, "sft", "transfer"), document)
+    transfer = results.load_evaluations(root, kind_folder="transfer")
+    assert drawing.stand_ins(profile, transfer) == {
+        **{name: family.benchmark for name, family in families.items()},
+        "unheard_of": "",
+    }
+
+
+def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
+    root = synthetic.write(home, seeds=(0,), items=8)
+    synthetic.write_generations(root, seeds=(0,), items=9)
+    for path in root.glob("seed-0/generations/*.json"):
+        document = json.loads(path.read_text())
+        for item in document["items"]:
+            item["generated"] = "<script>alert(1)</script> **bold** [link](http://example.org)"
+        path.write_text(json.dumps(document))
+    page = report.write(profiles.load("cpu")).read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; **bold** [link](http://example.org)" in page
+    assert "<script" not in page
+    assert re.findall(r'(?:src|href)="(?!data:)([^"]*)"', page) == ["https://arxiv.org/abs/2401.01335"]
+    assert page.count("<img ") == len(FIGURES)
+    assert page.count("<caption>Table ") == 8
+    assert page.index("<h2>Verdicts") < page.index("<h2>Figures") < page.index("<h2>Tables")

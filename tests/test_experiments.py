@@ -1,0 +1,147 @@
+"""The paper's experiments around the main chain, at the smoke profile and without notebooks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from spin_utils import (
+    artifacts,
+    clock,
+    families,
+    heldout,
+    paths,
+    plan,
+    profiles,
+    provenance,
+    publishing,
+    results,
+    self_play,
+    stages,
+)
+from spin_utils.pairs import Pairs, PairsError
+from spin_utils.rows import RowError, read_rows
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def _home(module_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIN_HOME", str(module_home))
+
+
+def make(**changes: object) -> plan.Plan:
+    """A plan of the smoke profile; what is not changed is made once for all tests."""
+    return plan.make(profiles.load("smoke", {name.replace("__", "."): value for name, value in changes.items()}), 0)
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+def equal(a: Path, b: Path) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_one_run_of_iteration_0_gives_its_model_and_every_epoch_of_figure_4() -> None:
+    shown = make()
+    folder = stages.run(shown, "spin-0")
+    alone = stages.run(make(spin__epochs_shown=0), "spin-0")
+    longer = stages.run(make(spin__epochs_shown=0, spin__training__epochs=3), "spin-0")
+    assert equal(folder, alone), "the model is that of the epochs of the profile"
+    assert equal(shown.checkpoint("spin-0-epoch-3"), longer)
+    assert not equal(folder, longer)
+    assert shown.checkpoint("spin-0") == folder
+    assert not (folder / "epoch-2").exists(), "the model's own epoch is not kept twice"
+
+
+def test_subsets_of_figure_5_are_nested_and_of_the_papers_proportions() -> None:
+    made = make(spin__subsets=[14, 26])
+    stages.run(made, "pairs-0")
+    whole, small, large = (
+        self_play.training_pairs(made, name).table["id"].to_pylist()
+        for name in ("spin-0", "spin-0-rows-14", "spin-0-rows-26")
+    )
+    assert (len(whole), len(small), len(large)) == (24, 24 * 14 // 50, 24 * 26 // 50)
+    assert small == large[: len(small)]
+    assert large == whole[: len(large)]
+    with pytest.raises(PairsError, match="24 pairs have no such part"):
+        self_play.training_pairs(make(spin__subsets=[1]), "spin-0-rows-1")
+
+
+def test_preference_pairs_from_samples_hold_a_right_and_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "grade", lambda row, text: float(len(text) % 2))
+    made = make(dpo__preferences={"source": "samples", "rows": 12})
+    pairs = Pairs([stages.run(made, "preferences") / "pairs.arrow"])
+    used = {row["id"] for row in read_rows(made.directory("data") / "spin.jsonl")}
+    assert 0 < len(pairs) <= 12
+    assert not used & set(pairs.table["id"].to_pylist()), "DPO gets prompts that SPIN does not use"
+    for group in pairs:
+        assert group.response_ids[0] != group.response_ids[1]
+
+
+def test_samples_that_are_all_wrong_are_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "grade", lambda row, text: 0.0)
+    with pytest.raises(RowError, match=r"none of 8 prompts got both .* raise dpo.answers_per_prompt"):
+        stages.run(make(dpo__preferences={"source": "samples", "rows": 8}), "preferences")
+
+
+def test_dpo_on_samples_is_left_out_where_nothing_grades_them() -> None:
+    rows = Path(__file__).parent / "data" / "good.jsonl"
+    made = profiles.load(
+        "smoke",
+        {"demonstrations": {"source": "file", "train": str(rows)}, "dpo.preferences": {"source": "samples"}},
+    )
+    assert "DPO is left out" in plan.left_out(made)
+    assert plan.left_out(profiles.load("cpu")) == ""
+
+
+def test_a_player_equal_to_its_opponent_drifts_nowhere_on_held_out_prompts() -> None:
+    made = make()
+    folder, rows = stages.run(made, "spin-0"), stages.rows(made, "validation")
+    profile = made.profile
+    same = heldout.drifts(folder, folder, rows, template=profile.template, generation=profile.generation, seed=1)
+    assert [item["id"] for item in same] == [row["id"] for row in rows]
+    assert all(item["real_drift"] == item["generated_drift"] == 0 for item in same)
+    document = json.loads((folder / "heldout.json").read_text())
+    assert document["beta"] == plan.training_of(profile, "spin-0").beta
+    assert any(item["real_drift"] for item in document["items"])
+
+
+def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow_them() -> None:
+    made = make()
+    assert "no earlier times" in clock.outlook([made])
+    for name in ("eval-sft", "eval-spin-0"):
+        stages.run(made, name)
+    folder = paths.results("smoke")
+    stale = folder / "seed-7" / "training" / "sft.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    assert publishing.publish([plan.make(made.profile, 5)]) == []
+    assert stale.exists(), "a run without an evaluation takes nothing away, such as the results of a fresh clone"
+    publishing.publish([made])
+    assert not stale.exists(), "results of another run are not drawn with those of this one"
+    training = results.load_training(folder)
+    assert training[training["model"] == "spin-0"]["epoch"].max() == 2
+    assert training[training["model"] == "spin-0-epoch-3"]["epoch"].max() == 3
+    assert (folder / "seed-0" / "transfer" / "sft.json").is_file()
+    assert clock.expected_seconds("smoke")["spin-0"] > 0
+    stages.record_drawing(plan.tables([made]), [made], [])
+    assert not plan.tables([made]).directory.exists(), "drawing early must not look like the end of the run"
+    told = provenance.describe("smoke", 0, "spin-0")
+    weights = artifacts.file_hash(made.directory("spin-0") / "model.safetensors")
+    assert f"model.safetensors sha256 {weights}" in told, "from a cell of a table to the file of its model"
+    assert told.index("eval-spin-0-") < told.index("spin-0-") < told.index("base-")
+    assert "not on this machine" not in told
+    text = clock.outlook([made])
+    assert "spin-1" in text
+    assert "eval-sft " not in text
+    assert "evaluation" in clock.account([made])

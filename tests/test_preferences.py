@@ -1,0 +1,163 @@
+"""Promises of preferences.py: every layout gives the same pair, every fault is named, no token is lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from tiny_tokenizer import byte_tokenizer
+
+from spin_utils import pairs
+from spin_utils.input_settings import PreferenceSettings, TemplateSettings
+from spin_utils.packing import Group
+from spin_utils.preferences import as_preference, encode_preferences, load
+from spin_utils.rows import RowError, write_rows
+from spin_utils.templates import TooLongError, encode_prompt, encode_response
+
+REVISION = "0" * 40
+GOOD = {"prompt": "who sat?", "chosen": "the cat", "rejected": "the dog"}
+TEXT = TemplateSettings(kind="text", prompt="Question: {prompt} Answer:")
+
+
+def messages(*contents: str, first: str = "user") -> list[dict[str, str]]:
+    roles = {"user": ("user", "assistant"), "assistant": ("assistant", "user")}[first]
+    return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+def file_of(tmp_path: Path, *records: Any) -> PreferenceSettings:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return PreferenceSettings("file", train=str(path))
+
+
+def test_every_layout_gives_the_same_pair() -> None:
+    chosen, rejected = messages("who sat?", "the cat"), messages("who sat?", "the dog")
+    system = {"role": "system", "content": "be brief"}
+    for record in (
+        GOOD,
+        {"chosen": chosen, "rejected": rejected},
+        {"prompt": "who sat?", "prompt_id": "1", "chosen": chosen, "rejected": rejected, "messages": chosen},
+        {"prompt": messages("who sat?"), "chosen": chosen[1:], "rejected": rejected[1:]},
+        {"chosen": [system, *chosen], "rejected": [system, *rejected]},
+    ):
+        assert as_preference(record, where="here", default_id="7") == {"id": "7", **GOOD}
+
+
+FAULTS = [
+    ({"chosen": "a", "rejected": "b"}, "no key 'prompt' (it has chosen, rejected); use prompt, chosen and rejected"),
+    ({"prompt": "a", "chosen": "b"}, "no key 'rejected' (it has prompt, chosen)"),
+    (GOOD | {"prompt": ""}, "empty prompt; remove the row"),
+    (GOOD | {"chosen": " \n"}, "empty chosen; remove the row"),
+    (GOOD | {"rejected": messages("who sat?", "")}, "empty rejected; remove the row"),
+    (GOOD | {"chosen": 3}, "chosen is a number; it must be text"),
+    (GOOD | {"rejected": None}, "rejected is null; it must be text"),
+    (GOOD | {"chosen": {"role": "assistant"}}, "chosen is an object; it must be text"),
+    (GOOD | {"chosen": "a\x00"}, "chosen holds U+0000 at character 2"),
+    (GOOD | {"rejected": "the cat"}, "chosen and rejected are equal; remove the row"),
+    (GOOD | {"chosen": messages("who ran?", "the cat")}, "hold different prompts; correct or remove the row"),
+    (
+        {"chosen": messages("who sat?", "the cat"), "rejected": messages("who ran?", "the dog")},
+        "hold different prompts; correct or remove the row",
+    ),
+    (
+        {"chosen": messages("a", "b", "c", "d"), "rejected": messages("a", "b", "c", "e")},
+        "chosen holds messages of user, assistant, user, assistant where one user message and one assistant message",
+    ),
+    (GOOD | {"chosen": messages("a", "b", first="assistant")}, "chosen holds messages of assistant, user where"),
+    (GOOD | {"chosen": []}, "chosen holds messages of nothing where"),
+    (GOOD | {"prompt": messages("a", "b")}, "prompt holds messages of user, assistant where one user message"),
+    (GOOD | {"chosen": ["the cat"]}, "message 1 of chosen needs the keys role and content"),
+    ("text", "text where an object with prompt, chosen and rejected is needed"),
+]
+
+
+@pytest.mark.parametrize(("record", "message"), FAULTS)
+def test_a_faulty_row_of_a_file_is_refused_with_its_place_and_remedy(record: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RowError) as caught:
+        load(file_of(tmp_path, GOOD, record))
+    assert str(caught.value).startswith("pairs.jsonl, row 2: ")
+    assert message in str(caught.value)
+
+
+def test_several_faults_are_reported_together_five_at_most(tmp_path: Path) -> None:
+    with pytest.raises(RowError) as caught:
+        load(file_of(tmp_path, *[{"prompt": "a"}] * 7))
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines[:5]] == [f"pairs.jsonl, row {i}" for i in range(1, 6)]
+    assert lines[5] == "and 2 more rows"
+
+
+def test_json_jsonl_and_parquet_give_the_same_pairs(tmp_path: Path) -> None:
+    chats = [{"chosen": messages(f"q{i}", "yes"), "rejected": messages(f"q{i}", "no")} for i in range(3)]
+    write_rows(tmp_path / "p.jsonl", chats)
+    (tmp_path / "p.json").write_text(json.dumps(chats))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(chats), tmp_path / "p.parquet")
+    expected = [{"id": f"p-{i + 1}", "prompt": f"q{i}", "chosen": "yes", "rejected": "no"} for i in range(3)]
+    for suffix in ("jsonl", "json", "parquet"):
+        assert load(PreferenceSettings("file", train=str(tmp_path / f"p.{suffix}"))) == expected
+
+
+def test_the_first_rows_are_taken_and_more_than_there_are_refused(tmp_path: Path) -> None:
+    path = file_of(tmp_path, *[GOOD | {"prompt": f"q{i}"} for i in range(4)]).train
+    assert [row["prompt"] for row in load(PreferenceSettings("file", train=path, rows=2))] == ["q0", "q1"]
+    with pytest.raises(RowError, match=r"preferences\.rows: asks for 5 rows where pairs\.jsonl has 4"):
+        load(PreferenceSettings("file", train=path, rows=5))
+
+
+def test_faulty_hub_rows_are_left_out_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+    same = {"chosen": messages("q", "a"), "rejected": messages("q", "a")}
+    good = {"chosen": messages("q", "a"), "rejected": messages("q", "b")}
+
+    def load_dataset(name: str, **given: Any) -> datasets.Dataset:
+        calls.append((name, given))
+        return datasets.Dataset.from_list([same, good, good])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    asked = PreferenceSettings("hub", name="someone/prefs", revision=REVISION, train="train_prefs")
+    with caplog.at_level(logging.WARNING):
+        rows = load(asked)
+    assert calls == [("someone/prefs", {"revision": REVISION, "split": "train_prefs"})]
+    assert [row["id"] for row in rows] == ["train_prefs-2", "train_prefs-3"]
+    assert "1 faulty rows left out, the first: someone/prefs [train_prefs], row 1: chosen and" in caplog.text
+
+
+def test_pairs_are_the_tokens_of_the_template_and_survive_the_file(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    encoded = encode_preferences(tokenizer, TEXT, [GOOD | {"id": "a"}])
+    prompt = encode_prompt(tokenizer, TEXT, "who sat?")
+    answers = tuple(encode_response(tokenizer, TEXT, answer) for answer in ("the cat", "the dog"))
+    stored = pairs.Pairs([pairs.write(tmp_path / "pairs.arrow", encoded)], end_truncated=tokenizer.eos_token_id)
+    assert list(stored) == [Group(prompt, answers)]
+    assert stored.table["id"].to_pylist() == ["a"]
+
+
+def test_a_pair_is_dropped_truncated_or_refused_whole(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = byte_tokenizer()
+    long = " ".join(["dog"] * 30)
+    rows = [GOOD | {"id": "a", "rejected": long}, GOOD | {"id": "b"}, GOOD | {"id": "c", "chosen": long}]
+
+    def encode(too_long: Any) -> list[dict[str, Any]]:
+        return encode_preferences(
+            tokenizer, TemplateSettings("text", TEXT.prompt, max_response_tokens=20, too_long=too_long), rows
+        )
+
+    with pytest.raises(TooLongError, match=r"chosen: row 3 \(c\): response of \d+ tokens where .* allows 20"):
+        encode("error")
+    with caplog.at_level(logging.WARNING):
+        assert [row["id"] for row in encode("drop")] == ["b"]
+    assert "2 of 3 pairs are too long" in caplog.text
+    truncated = encode("truncate")
+    assert [len(row["generated_ids"]) == 20 for row in truncated] == [True, False, False]
+    assert truncated[0]["generated_ids"][-1] != tokenizer.eos_token_id
+    rows = [rows[0], rows[2]]
+    with pytest.raises(TooLongError, match="all 2 pairs are too long"):
+        encode("drop")
