@@ -14,7 +14,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -q
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-here reproduce figures plan test lint lab bench lock clean
+.PHONY: help setup setup-here reproduce figures report plan test lint lab bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ reproduce: $(READY)  ## run the paper at PROFILE, from the data to tables and fi
 
 figures: $(READY)  ## redraw tables and figures from the results, without a model
 	$(BIN)/spin-repro figures --profile $(PROFILE)
+
+report: $(READY)  ## one HTML page of a run: verdicts, figures, tables, provenance
+	$(BIN)/spin-repro report --profile $(PROFILE)
 
 plan: $(READY)  ## print the steps of a reproduction and what is already there
 	$(BIN)/spin-repro plan --profile $(PROFILE) --seeds $(SEEDS)
