@@ -116,7 +116,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _step(arguments: argparse.Namespace) -> int:
-    from spin_utils import drawing, notebooks, plan, publishing, stages
+    from spin_utils import notebooks, plan
 
     profile = profiles.load(arguments.profile)
     if arguments.name == "tables":
@@ -125,6 +125,8 @@ def _step(arguments: argparse.Namespace) -> int:
         notebooks.run("05_tables_and_figures", given, output)
         return 0
     if arguments.name == "first-tables":
+        from spin_utils import drawing, publishing, stages
+
         plans = plan.make_all(profile, parse_seeds(arguments.seeds))
         written = publishing.publish(plans) + drawing.draw(profile)
         stages.record_drawing(plan.first_tables(plans), plans[:1], written)
@@ -135,6 +137,8 @@ def _step(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
     step = steps.steps[arguments.name]
     if not step.notebook:
+        from spin_utils import stages
+
         runtime.configure()
         stages.run(steps, step.name)
         return 0

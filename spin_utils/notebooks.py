@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from spin_utils import paths, runtime
 from spin_utils.profiles import nearest
 
@@ -41,6 +39,8 @@ def parameters(path: Path) -> dict[str, Any]:
     Raises:
         NotebookError: not exactly one such cell, or a value that is not a literal.
     """
+    import nbformat  # a second, which `spin-repro --help` need not wait for
+
     try:
         notebook = nbformat.read(path, as_version=4)
     except (OSError, ValueError) as error:
