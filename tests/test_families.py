@@ -80,7 +80,8 @@ def test_seed_decides_everything_and_neighbouring_seeds_share_nothing() -> None:
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_rows_do_not_depend_on_the_hash_seed(hash_seed: str) -> None:
     code = (
-        "import json; from spin_utils.families import generate; from spin_utils.input_settings import FamilySettings as F;"
+        "import json; from spin_utils.families import generate;"
+        "from spin_utils.input_settings import FamilySettings as F;"
         "names = ('family_relationships', 'leg_counting', 'word_sorting', 'syllogism');"
         "print(json.dumps(generate({n: F(n) for n in names}, {'train': 40}, seed=0)['train']))"
     )
