@@ -25,7 +25,8 @@ class Step:
     name: str
     """Such as `pairs-0`."""
     stage: str
-    """Which function of `stages` makes it: base, data, sft, pairs, spin, subset, preferences, dpo, evaluation."""
+    """Which function of `stages` makes it: base, data, sft, pairs, spin, epochs, subset, preferences, dpo,
+    evaluation."""
     notebook: str
     """Notebook that makes it; empty for what the first notebook's stage makes on the way."""
     parameters: dict[str, Any]
@@ -56,11 +57,12 @@ class Plan:
     def checkpoint(self, model: str) -> Path:
         """Folder of an evaluated model's weights.
 
-        The epochs of iteration 0 are one run, so they lie in one artifact.
+        The epochs of iteration 0 are one run; those before its last one lie in its artifact.
         """
         epoch = model.partition("-epoch-")[2]
         checkpoint = self.directory(self.steps[f"eval-{model}"].inputs[0])
-        return checkpoint / f"epoch-{epoch}" if epoch else checkpoint
+        last = not epoch or int(epoch) == self.profile.spin.epochs_shown > self.profile.spin.training.epochs
+        return checkpoint if last else checkpoint / f"epoch-{epoch}"
 
     def models(self) -> list[str]:
         """Names of the evaluated models, in the order of the tables."""
@@ -119,9 +121,11 @@ def make(profile: Profile, seed: int) -> Plan:
         current = train(f"spin-{t}", "spin", inputs, generation=generation, **shown)
         evaluate(current, transfer=True)
 
+    if spin.epochs_shown > spin.training.epochs:
+        train("spin-0-more", "epochs", (start, "pairs-0", "spin-0"))
     for epoch in range(1, spin.epochs_shown + 1):
         if epoch != spin.training.epochs:
-            evaluate(f"spin-0-epoch-{epoch}", "spin-0")
+            evaluate(f"spin-0-epoch-{epoch}", "spin-0" if epoch < spin.training.epochs else "spin-0-more")
     for part in spin.subsets:
         evaluate(train(f"spin-0-rows-{part}", "subset", (start, "pairs-0"), fiftieths=part))
     control = start
@@ -176,23 +180,24 @@ def training_of(profile: Profile, model: str) -> TrainingSettings:
     """Settings of the run that makes a model from pairs.
 
     An iteration has its own learning rate and beta (sec. B.1); a subset of Figure 5 is iteration 0 stopped after one
-    epoch.
+    epoch; Figure 4 lets iteration 0 go on for more.
 
     Args:
         profile: the validated profile.
-        model: `spin-2`, `spin-0-rows-14`, `dpo` or `spin-3-dpo`.
+        model: `spin-2`, `spin-0-more`, `spin-0-rows-14`, `dpo` or `spin-3-dpo`.
     """
     if model.endswith("dpo"):
         assert profile.dpo is not None
         return profile.dpo.training
-    spin, (iteration, *subset) = profile.spin, model.split("-")[1:]
+    spin, (iteration, *part) = profile.spin, model.split("-")[1:]
     change: dict[str, Any] = {}
     if spin.learning_rates:
         change["learning_rate"] = spin.learning_rates[min(int(iteration), len(spin.learning_rates) - 1)]
     if spin.betas:
         change["beta"] = spin.betas[min(int(iteration), len(spin.betas) - 1)]
-    if subset:
-        change |= {"epochs": 1, "schedule_epochs": spin.training.schedule_epochs or spin.training.epochs}
+    if part:
+        epochs = spin.epochs_shown if part == ["more"] else 1
+        change |= {"epochs": epochs, "schedule_epochs": spin.training.schedule_epochs or spin.training.epochs}
     return dataclasses.replace(spin.training, **change)
 
 

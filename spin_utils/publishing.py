@@ -59,20 +59,13 @@ def _documents(plan: Plan, step: Step) -> Iterator[Document]:
                 kind = "evaluations" if folder == "evaluation" else folder
                 yield kind, step.parameters["model"], _read(step.directory / f"{folder}.json")
     if (step.directory / "training.json").is_file():
-        yield from _training(plan, step)
+        more = f"spin-0-epoch-{plan.profile.spin.epochs_shown}"
+        model = more if step.stage == "epochs" else step.name
+        yield "training", model, {"kind": "training", "rows": _read(step.directory / "training.json")["rows"]}
     if (step.directory / "heldout.json").is_file():
         yield "heldout", step.name, {"kind": "heldout", **_read(step.directory / "heldout.json")}
     if step.stage == "pairs":
         yield "generations", _generator(step), {"kind": "generations", "items": _generations(plan, step)}
-
-
-def _training(plan: Plan, step: Step) -> Iterator[Document]:
-    rows = _read(step.directory / "training.json")["rows"]
-    epochs, shown = plan.profile.spin.training.epochs, plan.profile.spin.epochs_shown
-    if step.name == "spin-0" and shown > epochs:  # the run went on after the epoch whose weights are the model
-        yield "training", f"spin-0-epoch-{shown}", {"kind": "training", "rows": rows}
-        rows = [row for row in rows if row["epoch"] <= epochs]
-    yield "training", step.name, {"kind": "training", "rows": rows}
 
 
 def _generator(step: Step) -> str:

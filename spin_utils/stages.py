@@ -87,6 +87,7 @@ def _make(plan: Plan, step: Step, work: Path) -> None:
         "sft": _make_sft,
         "pairs": answering.make_pairs,
         "spin": self_play.make_spin,
+        "epochs": self_play.make_further_epochs,
         "subset": self_play.make_on_pairs,
         "preferences": answering.make_preferences,
         "dpo": self_play.make_on_pairs,

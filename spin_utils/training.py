@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,6 +58,7 @@ def train(
     seed: int,
     work: Path,
     on_epoch_end: Callable[[int, PreTrainedModel], None] | None = None,
+    keep_state: bool = False,
     what: str = "training",
 ) -> TrainingResult:
     """Train a model in place.
@@ -75,6 +77,7 @@ def train(
         work: folder for metrics.jsonl and the state for resuming; a run that was stopped goes on from it.
         on_epoch_end: called with the number of epochs done and the model with its exact float32 weights; called
             again for the same epoch if the run is stopped right after it.
+        keep_state: save the state after the last step too, so that a run of more epochs can go on from it.
         what: a few words for progress lines and trackers.
 
     Raises:
@@ -88,7 +91,7 @@ def train(
     check_supported(model, longest_row)
     work.mkdir(parents=True, exist_ok=True)
     run = {
-        "settings": training_identity(settings),
+        "settings": _schedule_identity(settings),
         "seed": seed,
         "groups": len(groups),
         "pairs": opponent_logps is not None,
@@ -143,7 +146,15 @@ def train(
                     "and the same command goes on from there"
                 )
             end_epoch()
+        if keep_state:
+            save()
     return TrainingResult(log.rows, precision, optimizer.steps)
+
+
+def _schedule_identity(settings: TrainingSettings) -> dict[str, Any]:
+    """What a state between two steps depends on: all settings but the number of epochs, which only end the run."""
+    scheduled = settings.schedule_epochs or settings.epochs
+    return {**training_identity(settings), "epochs": None, "schedule_epochs": scheduled}
 
 
 class _Plan:
