@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils import cli, profiles, results
+from spin_utils import cli, cli_parser, profiles, results, verdicts
 
 
 def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -35,6 +37,7 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
             "no parameter 'iterations'; did you mean 'iteration'?",
         ),
         (["run", "03_spin_trainig"], "did you mean '03_spin_training'?"),
+        (["verdicts", "--profile", "smoke"], "no verdicts; run `spin-repro figures --profile smoke`"),
         (["figures", "--profile", "smoke"], "no evaluations; run `spin-repro reproduce --profile smoke` first"),
     ],
 )
@@ -96,3 +99,67 @@ def test_two_models_are_compared_on_the_same_items(home: Path, capsys: pytest.Ca
     status, out = outcome(capsys, "compare", "spin-9", "sft")
     assert status == 2
     assert "no evaluation of spin-9" in out
+
+
+def test_every_command_does_something_and_shows_examples_that_it_understands() -> None:
+    for name in cli.COMMANDS:
+        result = subprocess.run([sys.executable, "-m", "spin_utils", name, "--help"], capture_output=True, text=True)
+        examples = [line.strip() for line in result.stdout.partition("examples:")[2].splitlines() if line]
+        assert examples, name
+        for example in examples:
+            words = shlex.split(example.partition(" > ")[0])
+            assert words[0] == "spin-repro"
+            assert cli_parser.parse(words[1:]).command == name, example
+
+
+@pytest.mark.parametrize("arguments", [["plan", "--sets", "a=1"], ["report", "spin-1"], ["bench", "--only", "nothing"]])
+def test_an_option_that_no_one_knows_is_bad_input(arguments: list[str]) -> None:
+    result = subprocess.run([sys.executable, "-m", "spin_utils", *arguments], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "unrecognized arguments" in result.stderr or "invalid choice: 'nothing'" in result.stderr
+
+
+def test_a_script_reads_the_plan_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out = outcome(capsys, "plan", "--profile", "smoke", "--json")
+    assert status == 0
+    steps = {row["step"]: row for row in json.loads(out)}
+    assert steps["spin-1"]["inputs"] == ["spin-0", "pairs-1", "pairs-0", "data"]
+    assert not any(row["done"] for row in steps.values())
+
+
+def test_a_script_reads_the_provenance_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    committed = profiles.REPOSITORY / "results" / "cpu" / "seed-0" / "evaluations" / "spin-3.json"
+    copy = home / committed.relative_to(profiles.REPOSITORY)
+    copy.parent.mkdir(parents=True)
+    shutil.copyfile(committed, copy)
+    status, out = outcome(capsys, "provenance", "spin-3", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["file"] == "results/cpu/seed-0/evaluations/spin-3.json"
+    last = found["chain"]["spin-3"]
+    assert found["chain"]["eval-spin-3"]["inputs"]["spin-3"]["manifest"] == last["manifest_sha256"]
+    assert last["presence"] == "not on this machine"
+
+
+def test_the_verdicts_of_one_kind_are_listed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [verdicts.Finding("a", "A holds", "Table 1", "reproduced"), verdicts.Finding("b", "B", "", "not run")]
+    verdicts.write(found, home / "results" / "cpu")
+    status, out = outcome(capsys, "verdicts", "--verdict", "not run", "--json")
+    assert status == 0
+    assert [(row["id"], row["verdict"]) for row in json.loads(out)] == [("b", "not run")]
+    assert outcome(capsys, "verdicts")[1].endswith("1 reproduced, 1 not run\n")
+    assert "did you mean 'reproduced'?" in outcome(capsys, "verdicts", "--verdict", "reproducd")[1]
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    script = outcome(capsys, "completion", "bash")[1]
+    for words, wanted in (
+        (["repr"], "reproduce"),
+        (["plan", "--js"], "--json"),
+        (["provenance", "--kind", "tr"], "training"),
+    ):
+        typed = " ".join(map(shlex.quote, ["spin-repro", *words]))
+        asked = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _shtab_spin_repro; echo ${{COMPREPLY[@]}}"
+        result = subprocess.run(["bash", "-c", script + asked], capture_output=True, text=True, check=True)
+        assert wanted in result.stdout.split(), (words, result.stdout)
