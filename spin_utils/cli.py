@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         log.warning(plan.left_out(profile))
     plans = plan.make_all(profile, seeds)
     log.info("profile %s, seeds %s: results go to %s", profile.name, seeds, paths.relative(paths.results(profile.name)))
+    for step in [] if arguments.dry_run else chain.from_iterable(plans):
+        artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
     command += ["--directory", str(paths.home()), "--cores", str(os.cpu_count() or 1), "--nolock", "--rerun-incomplete"]

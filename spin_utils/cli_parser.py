@@ -123,11 +123,12 @@ def build() -> argparse.ArgumentParser:
     _with_json(sub)
     sub = command(
         "compare",
-        "compare two models of a run on the same items, with intervals",
+        "compare two models of a run, or of two, on the same items, with intervals",
         "spin-3 sft",
         "spin-1 sft --profile smoke --json",
+        "hinge/spin-3 cpu/spin-3",
     )
-    sub.add_argument("model", help="such as spin-3")
+    sub.add_argument("model", help="such as spin-3, or PROFILE/spin-3 of another run")
     sub.add_argument("other", help="such as sft")
     _with_profile(sub)
     _with_json(sub)

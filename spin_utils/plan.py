@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils import artifacts, models, paths
-from spin_utils.input_settings import DemonstrationSettings
+from spin_utils.input_settings import DemonstrationSettings, require
 from spin_utils.profiles import as_dict
-from spin_utils.settings import DpoSettings, Profile, TrainingSettings, training_identity
+from spin_utils.settings import DpoSettings, EvaluationSettings, Profile, TrainingSettings, training_identity
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def make(profile: Profile, seed: int) -> Plan:
     def evaluate(model: str, checkpoint: str = "", transfer: bool = False) -> None:
         transfer = transfer and bool(profile.demonstrations.transfer)
         settings = {"evaluation": as_dict(profile.evaluation), "template": template, "transfer": transfer}
+        settings |= {"task_files": task_files} if task_files else {}
         inputs = (checkpoint or model, "data")
         add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", inputs, settings, model=model)
 
@@ -102,6 +103,7 @@ def make(profile: Profile, seed: int) -> Plan:
         settings = {"training": training_identity(training_of(profile, model)), "template": template, **more}
         return add(model, stage, "03_spin_training", inputs, settings, model=model)
 
+    task_files = _task_identity(profile.evaluation)
     spin, template, generation = profile.spin, as_dict(profile.template), as_dict(profile.generation)
     add("data", "data", "", (), _data_identity(profile.demonstrations))
     base = add("base", "base", "", ("data",) if profile.model.source == "tiny" else (), models.identity(profile.model))
@@ -211,6 +213,14 @@ def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
     if dpo.preferences.source == "file":
         preferences["train"] = artifacts.file_hash(Path(dpo.preferences.train))
     return {**preferences, "answers_per_prompt": dpo.answers_per_prompt}
+
+
+def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
+    # An edited task is another measurement. What the task itself reads is not known here.
+    files = [Path(task) for task in settings.tasks if task.endswith((".yaml", ".yml"))]
+    for file in files:
+        require(file.is_file(), f"evaluation.tasks: {file}: no such file; correct the path")
+    return {file.name: artifacts.file_hash(file) for file in files}
 
 
 def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def run(plan: Plan, name: str) -> Path:
         The artifact's directory.
     """
     step = plan.steps[name]
-    if artifacts.is_complete(step.directory):
+    if artifacts.adopt(step.directory):
         return step.directory
     for needed in step.inputs:
         run(plan, needed)

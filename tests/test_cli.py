@@ -101,6 +101,24 @@ def test_two_models_are_compared_on_the_same_items(home: Path, capsys: pytest.Ca
     assert "no evaluation of spin-9" in out
 
 
+def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for profile, ability, families in (("cpu", 0.2, 1), ("hinge", 0.4, 1), ("other", 0.4, 2)):
+        for seed in (0, 1):
+            document = synthetic.evaluation("spin-1", seed, ability=ability, items=40, profile=profile)
+            link = {"data": {"settings": {"families": families, "spin_rows": ability}}}
+            document["provenance"]["chain"] = link
+            results.write_json(results.evaluation_path(home / "results" / profile, seed, "spin-1"), document)
+    status, out = outcome(capsys, "compare", "hinge/spin-1", "spin-1", "--json")
+    assert status == 0
+    average = json.loads(out)[-1]
+    assert average["difference"] == pytest.approx(average["hinge/spin-1"] - average["spin-1"])
+    assert average["low"] > 0
+    assert "their test rows differ" in outcome(capsys, "compare", "other/spin-1", "spin-1")[1]
+    assert "is compared with itself" in outcome(capsys, "compare", "spin-1", "spin-1")[1]
+
+
 def test_every_command_shows_examples_that_it_understands(capsys: pytest.CaptureFixture[str]) -> None:
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit):
