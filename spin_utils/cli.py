@@ -147,9 +147,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from spin_utils import notebooks
 
     given = dict(profiles.parse_override(text) for text in arguments.parameter)
-    output = Path(
-        arguments.output or paths.executed_notebooks(str(given.get("profile", "cpu"))) / f"{arguments.name}.ipynb"
-    )
+    profile = str(given.get("profile", "cpu"))
+    if isinstance(given.get("profile"), str):
+        given["profile"] = cli_parser.profile(profile)
+    output = Path(arguments.output or paths.executed_notebooks(Path(profile).stem) / f"{arguments.name}.ipynb")
     log.info("executed copy: %s", paths.relative(notebooks.run(arguments.name, given, output)))
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import shtab
 
@@ -37,6 +38,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(arguments_left)}")
     arguments.rest = arguments_left
     return arguments
+
+
+def profile(text: str) -> str:
+    """A profile as it was typed; of a YAML file the whole path, because kernels run in another folder."""
+    return str(Path(text).expanduser().resolve()) if text.endswith((".yaml", ".yml")) else text
 
 
 def build() -> argparse.ArgumentParser:
@@ -164,7 +170,10 @@ def build() -> argparse.ArgumentParser:
 
 
 def _with_profile(sub: argparse.ArgumentParser) -> None:
-    _file(sub.add_argument("--profile", default="cpu", help="smoke, cpu, gpu, paper or a .yaml file (default: cpu)"))
+    option = sub.add_argument(
+        "--profile", default="cpu", type=profile, help="smoke, cpu, gpu, paper or a .yaml file (default: cpu)"
+    )
+    _file(option)
 
 
 def _with_changes(sub: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils import cli, cli_parser, profiles, results, verdicts
+from spin_utils import cli, cli_parser, notebooks, profiles, results, verdicts
 
 
 def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -70,6 +70,17 @@ def test_the_plan_lists_every_step_in_order(home: Path, capsys: pytest.CaptureFi
     epochs = "spin-0-more eval-spin-0-epoch-1 eval-spin-0-epoch-3 spin-0-rows-26 eval-spin-0-rows-26"
     more = "sft-more-1 eval-sft-more-1 preferences dpo eval-dpo spin-1-dpo eval-spin-1-dpo"
     assert " ".join(names) == f"{main} {epochs} {more}"
+
+
+def test_a_profile_in_the_current_folder_is_found_from_any_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    (home / "mine.yaml").write_text("extends: smoke\ndpo: null\n")
+    given: dict = {}
+    monkeypatch.setattr(notebooks, "run", lambda name, parameters, output: given.update(parameters) or output)
+    assert cli.main(["run", "01_sft_baseline", "-p", "profile=mine.yaml"]) == 0
+    assert given["profile"] == str(home / "mine.yaml")
+    assert cli.main(["step", "spin-0", "--profile", "mine.yaml"]) == 0
+    assert given["profile"] == str(home / "mine.yaml")
 
 
 def test_a_change_on_the_command_line_becomes_a_profile_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
