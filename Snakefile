@@ -21,6 +21,11 @@ def manifests(directories):
     return [str(directory / "manifest.json") for directory in directories]
 
 
+def kept(directories):
+    """Output that is not deleted before its rule runs: after a kill an artifact may be whole that has no record here."""
+    return [update(path) for path in manifests(directories)]
+
+
 rule all:
     default_target: True
     input:
@@ -35,7 +40,7 @@ for directory, (p, step) in STEPS.items():
         input:
             manifests(p.directory(name) for name in step.inputs),
         output:
-            manifests([directory]),
+            kept([directory]),
         threads: THREADS
         priority: len(STEPS) - list(STEPS).index(directory)  # the main chain first, in the plan's order
         params:
@@ -48,7 +53,7 @@ rule first_tables:
     input:
         manifests(PLANS[0].directory(name) for name in FIRST_TABLES.inputs),
     output:
-        manifests([FIRST_TABLES.directory]),
+        kept([FIRST_TABLES.directory]),
     priority: len(STEPS)
     params:
         command=cli.tables_command(PROFILE, SEEDS, "first-tables"),
@@ -61,7 +66,7 @@ rule tables:  # after the first ones, which write the same files
         manifests([FIRST_TABLES.directory]),
         manifests(d for d, (_, step) in STEPS.items() if step.stage in ("evaluation", "spin")),
     output:
-        manifests([TABLES.directory]),
+        kept([TABLES.directory]),
     params:
         command=cli.tables_command(PROFILE, SEEDS),
     shell:

@@ -57,7 +57,7 @@ def run(plan: Plan, name: str) -> Path:
     for needed in step.inputs:
         run(plan, needed)
     with artifacts.lock(step.directory):
-        if artifacts.is_complete(step.directory):  # made by another process while this one waited
+        if artifacts.is_made(step.directory):  # by another process while this one waited
             return step.directory
         inputs = {n: _reference(plan.directory(n)) for n in step.inputs}
         log.info("%s, seed %d: %s", name, plan.seed, paths.relative(step.directory))
@@ -70,7 +70,7 @@ def run(plan: Plan, name: str) -> Path:
 
 def rows(plan: Plan, split: str) -> list[dict[str, Any]]:
     """Demonstrations of a split (`sft`, `spin`, `validation`, `test`), made if need be."""
-    return read_rows(run(plan, "data") / f"{split}.jsonl")
+    return read_rows(artifacts.checked(run(plan, "data"), f"{split}.jsonl"))
 
 
 def opponent(plan: Plan, iteration: int) -> str:
@@ -126,7 +126,15 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
     settings = replace(plan.profile.sft, epochs=1) if more else plan.profile.sft
     model = models.load(start)
     seed = stream(plan.seed, more)
-    result = train(model, groups, settings, seed=seed, work=artifacts.scratch(work), what=step.name)
+    result = train(
+        model,
+        groups,
+        settings,
+        seed=seed,
+        work=artifacts.scratch(work),
+        what=step.name,
+        describe=lambda index: f"row {encoded[index].row['id']}",
+    )
     keep_checkpoint(model, start, work)
     keep_metrics(result, work)
 
@@ -162,6 +170,8 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
 
 
 def _reference(directory: Path) -> dict[str, str]:
+    """What a manifest says of an input, which is read in full before anything is made from it."""
+    artifacts.verify(directory)
     return {"artifact": directory.name, "manifest": artifacts.file_hash(directory / artifacts.MANIFEST)}
 
 
@@ -177,6 +187,9 @@ def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
     """
     if not all(artifacts.is_complete(plan.directory(name)) for plan in plans for name in step.inputs):
         return
-    with artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work:
+    with (
+        artifacts.lock(step.directory),
+        artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work,
+    ):
         files = {paths.relative(path): artifacts.file_hash(path) for path in written}
         artifacts.write_json(work / "written.json", files)
