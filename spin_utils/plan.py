@@ -15,7 +15,7 @@ from typing import Any
 from spin_utils import artifacts, models, paths
 from spin_utils.input_settings import DemonstrationSettings
 from spin_utils.profiles import as_dict
-from spin_utils.settings import DpoSettings, Profile, TrainingSettings, training_identity
+from spin_utils.settings import DpoSettings, Profile, TrainingSettings, generation_identity, training_identity
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def make(profile: Profile, seed: int) -> Plan:
         settings = {"training": training_identity(training_of(profile, model)), "template": template, **more}
         return add(model, stage, "03_spin_training", inputs, settings, model=model)
 
-    spin, template, generation = profile.spin, as_dict(profile.template), as_dict(profile.generation)
+    spin, template, generation = profile.spin, as_dict(profile.template), generation_identity(profile.generation)
     add("data", "data", "", (), _data_identity(profile.demonstrations))
     base = add("base", "base", "", ("data",) if profile.model.source == "tiny" else (), models.identity(profile.model))
     start = base
