@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import os
 import shlex
 import signal
 import subprocess
@@ -84,7 +83,7 @@ def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> 
 def _reproduce(arguments: argparse.Namespace) -> int:
     name, profile = _resolve(arguments)
     seeds = parse_seeds(arguments.seeds)
-    from spin_utils import clock, plan, stages
+    from spin_utils import clock, plan, scheduling, stages
 
     stages.check_inputs(profile)
     if plan.left_out(profile):
@@ -92,11 +91,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     plans = plan.make_all(profile, seeds)
     log.info("profile %s, seeds %s: results go to %s", profile.name, seeds, paths.relative(paths.results(profile.name)))
     log.info(clock.outlook(plans))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
-    command += ["--directory", str(paths.home()), "--cores", str(os.cpu_count() or 1), "--nolock", "--rerun-incomplete"]
-    command += ["--rerun-triggers", "input", "--quiet", "rules", "host", "reason"]
-    command += ["--dry-run"] if arguments.dry_run else []
-    command += ["--config", f"profile={name}", f"seeds={','.join(map(str, seeds))}", f"jobs={arguments.jobs}"]
+    command = scheduling.command(
+        name, seeds, cluster=arguments.cluster, jobs=arguments.jobs, dry_run=arguments.dry_run
+    )
     process = subprocess.Popen(command, env=runtime.child_environment(headless=True))
     try:
         status = process.wait()
@@ -116,7 +113,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _step(arguments: argparse.Namespace) -> int:
-    from spin_utils import notebooks, plan
+    from spin_utils import gpus, notebooks, plan
 
     profile = profiles.load(arguments.profile)
     if arguments.name == "tables":
@@ -136,15 +133,16 @@ def _step(arguments: argparse.Namespace) -> int:
     if arguments.name not in steps.steps:
         raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
     step = steps.steps[arguments.name]
-    if not step.notebook:
-        from spin_utils import stages
+    with gpus.claim(arguments.gpus):
+        if not step.notebook:
+            from spin_utils import stages
 
-        runtime.configure()
-        stages.run(steps, step.name)
-        return 0
-    output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
-    given = {"profile": arguments.profile, "seed": arguments.seed, **step.parameters}
-    notebooks.run(step.notebook, given, output)
+            runtime.configure()
+            stages.run(steps, step.name)
+            return 0
+        output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
+        given = {"profile": arguments.profile, "seed": arguments.seed, **step.parameters}
+        notebooks.run(step.notebook, given, output)
     return 0
 
 
@@ -261,7 +259,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("reproduce", _reproduce, "run every step that is missing, then draw tables and figures")
     with_changes(sub)
-    sub.add_argument("--jobs", type=int, default=1, help="steps run at the same time, sharing the cores (default: 1)")
+    sub.add_argument("--jobs", type=int, default=0, help="steps at the same time (default: one for each GPU, or 1)")
+    sub.add_argument("--cluster", default="node", help="slurm, or a folder with a Snakemake profile (default: node)")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done")
     with_changes(command("plan", _plan, "list the steps and which of them are done"))
     sub = command("run", _run, "run one notebook through papermill, with checked parameters")
@@ -286,6 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     with_profile(sub)
     sub.add_argument("--seed", type=int, default=0, help="training seed")
     sub.add_argument("--seeds", default="0", help="seeds of the tables")
+    sub.add_argument("--gpus", type=int, default=0, help="GPUs to take for it alone (default: 0, whatever is there)")
     with_profile(command("report", _report, "one HTML page of a run: verdicts, figures, tables, provenance"))
     sub = command("compare", _compare, "compare two models of a run on the same items, with intervals")
     sub.add_argument("model", help="such as spin-3")
