@@ -9,9 +9,9 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -83,7 +83,7 @@ def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> 
 def _reproduce(arguments: argparse.Namespace) -> int:
     name, profile = _resolve(arguments)
     seeds = parse_seeds(arguments.seeds)
-    from spin_utils import clock, plan, reproduction, stages
+    from spin_utils import clock, plan, reproduction, scheduling, stages
 
     stages.check_inputs(profile)
     for folder in (
@@ -98,12 +98,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     for step in [] if arguments.dry_run else chain.from_iterable(plans):
         artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
-    command += ["--directory", str(paths.home()), "--cores", str(os.cpu_count() or 1), "--nolock", "--rerun-incomplete"]
-    command += ["--keep-incomplete"]  # it would delete the manifest of a finished artifact when a later cell fails
-    command += ["--rerun-triggers", "input", "--quiet", "rules", "host", "reason"]
-    command += ["--dry-run"] if arguments.dry_run else []
-    command += ["--config", f"profile={name}", f"seeds={','.join(map(str, seeds))}", f"jobs={arguments.jobs}"]
+    command = scheduling.command(
+        name, seeds, cluster=arguments.cluster, jobs=arguments.jobs, dry_run=arguments.dry_run
+    )
     if reproduction.run(command, plans, dry_run=arguments.dry_run):
         log.error(
             "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
@@ -116,7 +113,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _step(arguments: argparse.Namespace) -> int:
-    from spin_utils import notebooks, plan
+    from spin_utils import gpus, notebooks, plan
 
     profile = profiles.load(arguments.profile)
     if arguments.name == "tables":
@@ -136,15 +133,16 @@ def _step(arguments: argparse.Namespace) -> int:
     if arguments.name not in steps.steps:
         raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
     step = steps.steps[arguments.name]
-    if not step.notebook:
-        from spin_utils import stages
+    with gpus.claim(arguments.gpus):
+        if not step.notebook:
+            from spin_utils import stages
 
-        runtime.configure()
-        stages.run(steps, step.name)
-        return 0
-    output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
-    given = {"profile": arguments.profile, "seed": arguments.seed, **step.parameters}
-    notebooks.run(step.notebook, given, output)
+            runtime.configure()
+            stages.run(steps, step.name)
+            return 0
+        output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
+        given = {"profile": arguments.profile, "seed": arguments.seed, **step.parameters}
+        notebooks.run(step.notebook, given, output)
     return 0
 
 

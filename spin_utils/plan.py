@@ -15,7 +15,14 @@ from typing import Any
 from spin_utils import artifacts, models, paths
 from spin_utils.input_settings import DemonstrationSettings, require
 from spin_utils.profiles import as_dict
-from spin_utils.settings import DpoSettings, EvaluationSettings, Profile, TrainingSettings, training_identity
+from spin_utils.settings import (
+    DpoSettings,
+    EvaluationSettings,
+    Profile,
+    TrainingSettings,
+    generation_identity,
+    training_identity,
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def make(profile: Profile, seed: int) -> Plan:
         return add(model, stage, "03_spin_training", inputs, settings, model=model)
 
     task_files = _task_identity(profile.evaluation)
-    spin, template, generation = profile.spin, as_dict(profile.template), as_dict(profile.generation)
+    spin, template, generation = profile.spin, as_dict(profile.template), generation_identity(profile.generation)
     add("data", "data", "", (), _data_identity(profile.demonstrations))
     base = add("base", "base", "", ("data",) if profile.model.source == "tiny" else (), models.identity(profile.model))
     start = base

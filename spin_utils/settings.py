@@ -18,6 +18,7 @@ from spin_utils.input_settings import (
     TemplateSettings,
     require,
 )
+from spin_utils.machine_settings import ResourceSettings, VllmSettings
 
 Loss = Literal["logistic", "hinge", "correlation", "exponential"]
 Precision = Literal["bfloat16", "float32", "auto"]
@@ -101,6 +102,11 @@ class GenerationSettings:
     """Rows decoded together."""
     shard_rows: int = 512
     """Prompts in one finished-or-absent shard."""
+    backend: Literal["kit", "vllm"] = "kit"
+    """Who draws the answers that are trained on: the kit's own sampler, or vLLM in processes of its own. The same
+    distribution, other draws. Held-out answers always come from the kit's."""
+    vllm: VllmSettings = field(default_factory=VllmSettings)
+    """Where and how vLLM runs."""
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, f"generation.temperature: {self.temperature} is negative")
@@ -108,6 +114,21 @@ class GenerationSettings:
         require(0 < self.top_p <= 1, f"generation.top_p: {self.top_p} must be above 0 and at most 1")
         for name in ("max_new_tokens", "batch_size", "shard_rows"):
             require(getattr(self, name) > 0, f"generation.{name}: {getattr(self, name)} must be above 0")
+        if self.backend == "vllm":
+            require(
+                bool(self.vllm.python),
+                "generation.vllm.python: missing; name the Python of the environment in which vLLM is installed",
+            )
+            require(
+                self.temperature == 0 or 0.01 <= self.temperature <= 2,
+                f"generation.temperature: {self.temperature}; vLLM takes 0 or 0.01 to 2",
+            )
+
+
+def generation_identity(settings: GenerationSettings) -> dict[str, Any]:
+    """What generated answers depend on, as JSON data: who draws them, but not where vLLM is and on how many GPUs."""
+    identity = {name: value for name, value in asdict(settings).items() if name not in ("backend", "vllm")}
+    return identity if settings.backend == "kit" else {**identity, "backend": settings.backend}
 
 
 @dataclass(frozen=True)
@@ -212,6 +233,8 @@ class Profile:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     template: TemplateSettings = field(default_factory=TemplateSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    resources: ResourceSettings = field(default_factory=ResourceSettings)
+    """What each kind of step asks of the scheduler; no part of any result."""
 
     def __post_init__(self) -> None:
         require(

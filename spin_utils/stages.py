@@ -29,9 +29,9 @@ def check_inputs(profile: Profile) -> None:
     """Everything that can be wrong with a run's inputs, found before any long work.
 
     Raises:
-        ModelError, RowError, TrackerError: with the file, the row and the remedy.
+        ModelError, RowError, TrackerError, VllmError: with the file, the row and the remedy.
     """
-    from spin_utils import models, preferences, trackers
+    from spin_utils import models, preferences, trackers, vllm_backend
 
     trainings = (profile.sft, profile.spin.training, profile.dpo and profile.dpo.training)
     trackers.check({name for training in trainings if training for name in training.trackers})
@@ -39,6 +39,8 @@ def check_inputs(profile: Profile) -> None:
     load_demonstrations(profile.demonstrations)
     if profile.dpo is not None and profile.dpo.preferences.source != "samples":
         preferences.load(profile.dpo.preferences)
+    if profile.generation.backend == "vllm":
+        vllm_backend.check(profile.generation.vllm)
 
 
 def run(plan: Plan, name: str) -> Path:
