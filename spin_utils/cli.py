@@ -84,12 +84,14 @@ def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> 
 def _reproduce(arguments: argparse.Namespace) -> int:
     name, profile = _resolve(arguments)
     seeds = parse_seeds(arguments.seeds)
-    from spin_utils import clock, plan, stages
+    from spin_utils import clock, mt_bench, plan, stages
 
     stages.check_inputs(profile)
     if plan.left_out(profile):
         log.warning(plan.left_out(profile))
     plans = plan.make_all(profile, seeds)
+    if not arguments.dry_run:
+        mt_bench.check_judge(plans)
     log.info("profile %s, seeds %s: results go to %s", profile.name, seeds, paths.relative(paths.results(profile.name)))
     log.info(clock.outlook(plans))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
@@ -296,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="row of a table, such as sft or spin-3")
     with_profile(sub)
     sub.add_argument("--seed", type=int, default=0, help="training seed")
-    kinds = ("evaluations", "transfer", "training", "generations", "heldout")
+    kinds = ("evaluations", "transfer", "training", "generations", "heldout", "mt_bench")
     sub.add_argument("--kind", choices=kinds, default="evaluations", help="which measurement (default: evaluations)")
     sub = command("figures", _figures, "redraw tables and figures from the results, without a model")
     with_profile(sub)

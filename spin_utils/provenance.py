@@ -47,7 +47,7 @@ def describe(profile: str, seed: int, model: str, kind: str = "evaluations") -> 
         profile: name of the profile.
         seed: training seed.
         model: such as `spin-3`, as in the tables.
-        kind: folder of the results: evaluations, transfer, training, generations or heldout.
+        kind: folder of the results: evaluations, transfer, training, generations, heldout or mt_bench.
 
     Returns:
         Text; for each artifact it says whether it is on this machine with the same manifest.

@@ -58,6 +58,8 @@ def _documents(plan: Plan, step: Step) -> Iterator[Document]:
             if (step.directory / f"{folder}.json").is_file():
                 kind = "evaluations" if folder == "evaluation" else folder
                 yield kind, step.parameters["model"], _read(step.directory / f"{folder}.json")
+    if step.stage == "mt_bench":
+        yield step.stage, step.parameters["model"], {"kind": step.stage, **_read(step.directory / "mt_bench.json")}
     if (step.directory / "training.json").is_file():
         yield from _training(plan, step)
     if (step.directory / "heldout.json").is_file():

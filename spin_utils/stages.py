@@ -29,9 +29,9 @@ def check_inputs(profile: Profile) -> None:
     """Everything that can be wrong with a run's inputs, found before any long work.
 
     Raises:
-        ModelError, RowError, TrackerError: with the file, the row and the remedy.
+        ModelError, RowError, TrackerError, MtBenchError, JudgeError: with the file, the row and the remedy.
     """
-    from spin_utils import models, preferences, trackers
+    from spin_utils import models, mt_bench, preferences, trackers
 
     trainings = (profile.sft, profile.spin.training, profile.dpo and profile.dpo.training)
     trackers.check({name for training in trainings if training for name in training.trackers})
@@ -39,6 +39,8 @@ def check_inputs(profile: Profile) -> None:
     load_demonstrations(profile.demonstrations)
     if profile.dpo is not None and profile.dpo.preferences.source != "samples":
         preferences.load(profile.dpo.preferences)
+    if profile.mt_bench is not None:
+        mt_bench.check(profile.mt_bench)
 
 
 def run(plan: Plan, name: str) -> Path:
@@ -79,7 +81,8 @@ def opponent(plan: Plan, iteration: int) -> str:
 
 
 def _make(plan: Plan, step: Step, work: Path) -> None:
-    from spin_utils import answering, self_play  # these need torch, and errors in the inputs should not wait for it
+    # These need torch, and errors in the inputs should not wait for it.
+    from spin_utils import answering, mt_bench, self_play
 
     makers: dict[str, Callable[[Plan, Step, Path], None]] = {
         "data": _make_data,
@@ -91,6 +94,8 @@ def _make(plan: Plan, step: Step, work: Path) -> None:
         "preferences": answering.make_preferences,
         "dpo": self_play.make_on_pairs,
         "evaluation": _make_evaluation,
+        "mt_answers": mt_bench.make_answers,
+        "mt_bench": mt_bench.make_grades,
     }
     makers[step.stage](plan, step, work)
 
