@@ -23,11 +23,12 @@ def figure6(grades: pd.DataFrame, *, profile: str = "paper", seed: int = 0) -> F
         profile: Named in the title.
         seed: Seed of the bootstrap.
     """
+    grades = grades[grades["model"].isin(MODELS)]
     found = {(model, category): _estimate(grades, model, category, seed) for model in MODELS for category in CATEGORIES}
     with style():
         figure = new_figure(6.6)
         grid = figure.add_gridspec(2, 1)
-        names = [category.capitalize() for category in CATEGORIES]
+        names = [category.upper() if category == "stem" else category.capitalize() for category in CATEGORIES]
         radar, angles = radar_axes(figure, grid[0], names, (2, 4, 6, 8, 10))
         rows = figure.add_subplot(grid[1])
         for place, model in enumerate(MODELS):

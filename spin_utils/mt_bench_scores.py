@@ -42,7 +42,8 @@ def note(grades: pd.DataFrame) -> str:
     questions = grades["id"].str.partition("/")[0].nunique()
     text = (
         f"MT-Bench: {questions} questions of two turns, each answer graded 1 to 10 by {grades['judge'].iloc[0]} "
-        f"(answering as {'; '.join(versions)}); mean of all grades, intervals over questions. The paper does not say "
+        f"(answering as {'; '.join(versions)}); mean of all grades, differences on the "
+        "answers graded for both models, intervals over questions. The paper does not say "
         "which version of its judge it used."
     )
     missing = []
