@@ -48,6 +48,9 @@ def make_answers(plan: Plan, step: Step, work: Path) -> None:
             scratch=artifacts.scratch(work),
             progress=bar.advance,
         )
+    cut = sum(turn["cut_tokens"] > 0 for answer in answers for turn in answer["turns"])
+    if cut:
+        log.warning("%s: %d conversations were cut at their start, longer than the model's context", step.name, cut)
     artifacts.write_json(work / "answers.json", answers)
 
 

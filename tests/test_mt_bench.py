@@ -22,6 +22,7 @@ from tiny_tokenizer import byte_tokenizer
 from spin_utils import (
     artifacts,
     drawing,
+    figure_style,
     mt_bench,
     mt_bench_answers,
     mt_bench_questions,
@@ -309,6 +310,7 @@ def test_the_judge_is_tried_before_any_work(
 # From the plan to Figure 6 ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server: LoopbackJudge, home: Path) -> None:
     torch.set_num_threads(1)
     server.script = rate_in_bad_mood
@@ -320,7 +322,8 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     made = plan.make(profile, 0)
     for step in made:
         stages.run(made, step.name)
-    written = publishing.publish([made]) + drawing.draw(profile)
+    publishing.publish([made])
+    drawn = drawing.compose(profile)
     folder = paths.results("smoke")
     for model in ("sft", "spin-0", "spin-1"):
         document = results.read_json(results.mt_bench_path(folder, 0, model))
@@ -334,10 +337,8 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
         assert chain[-2:] == [f"mt-answers-{model}", f"mt-bench-{model}"]
         assert model in chain
         assert "the same on this machine" in provenance.describe("smoke", 0, model, "mt_bench")
-    picture = paths.figures("smoke") / "figure6.png"
-    assert picture in written
+    figure_style.save(drawn.figures["figure6"], paths.figures("smoke"), "figure6")
     grades = results.load_mt_bench(folder)
-    drawn = drawing.compose(profile)
     radar = drawn.figures["figure6"].axes[0]
     means = grades[grades["model"] == "spin-1"].groupby("task")["grade"].mean()
     line = next(line for line in radar.lines if line.get_label() == "SPIN iteration 1")
