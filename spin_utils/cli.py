@@ -83,7 +83,7 @@ def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> 
 def _reproduce(arguments: argparse.Namespace) -> int:
     name, profile = _resolve(arguments)
     seeds = parse_seeds(arguments.seeds)
-    from spin_utils import clock, plan, reproduction, scheduling, stages
+    from spin_utils import clock, mt_bench, plan, reproduction, scheduling, stages
 
     stages.check_inputs(profile)
     for folder in (
@@ -94,6 +94,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     if plan.left_out(profile):
         log.warning(plan.left_out(profile))
     plans = plan.make_all(profile, seeds)
+    if not arguments.dry_run:
+        mt_bench.check_judge(plans)
     log.info("profile %s, seeds %s: results go to %s", profile.name, seeds, paths.relative(paths.results(profile.name)))
     for step in [] if arguments.dry_run else chain.from_iterable(plans):
         artifacts.adopt(step.directory)

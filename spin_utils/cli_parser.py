@@ -149,7 +149,7 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("model", help="row of a table, such as sft or spin-3")
     _with_profile(sub)
     sub.add_argument("--seed", type=int, default=0, help="training seed")
-    kinds = ("evaluations", "transfer", "training", "generations", "heldout")
+    kinds = ("evaluations", "transfer", "training", "generations", "heldout", "mt_bench")
     sub.add_argument("--kind", choices=kinds, default="evaluations", help="which measurement (default: evaluations)")
     _with_json(sub)
     sub = command("figures", "redraw tables and figures from the results, without a model", "", "--profile smoke")

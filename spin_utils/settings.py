@@ -1,4 +1,5 @@
-"""Every setting of the kit, as one frozen dataclass per stage; those of models and data are in `input_settings.py`.
+"""Every setting of the kit, as one frozen dataclass per stage; those of models and data are in `input_settings.py`,
+those of MT-Bench in `mt_bench_settings.py`.
 
 A field that comes from the paper names its section. A field where the paper and the released code
 disagree says so. Profiles (see `profiles.py`) are YAML files read into these classes; nothing else
@@ -19,6 +20,7 @@ from spin_utils.input_settings import (
     require,
 )
 from spin_utils.machine_settings import ResourceSettings, VllmSettings
+from spin_utils.mt_bench_settings import MtBenchSettings
 
 Loss = Literal["logistic", "hinge", "correlation", "exponential"]
 Precision = Literal["bfloat16", "float32", "auto"]
@@ -235,6 +237,8 @@ class Profile:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     resources: ResourceSettings = field(default_factory=ResourceSettings)
     """What each kind of step asks of the scheduler; no part of any result."""
+    mt_bench: MtBenchSettings | None = None
+    """MT-Bench for the models of the main chain (Table 6, Figure 6), with a judge that costs money; null: not run."""
 
     def __post_init__(self) -> None:
         require(

@@ -29,9 +29,9 @@ def check_inputs(profile: Profile) -> None:
     """Everything that can be wrong with a run's inputs, found before any long work.
 
     Raises:
-        ModelError, RowError, TrackerError, VllmError: with the file, the row and the remedy.
+        ModelError, RowError, TrackerError, VllmError, MtBenchError, JudgeError: with the file, the row and the remedy.
     """
-    from spin_utils import models, preferences, trackers, vllm_backend
+    from spin_utils import models, mt_bench, preferences, trackers, vllm_backend
 
     trainings = (profile.sft, profile.spin.training, profile.dpo and profile.dpo.training)
     trackers.check({name for training in trainings if training for name in training.trackers})
@@ -41,6 +41,8 @@ def check_inputs(profile: Profile) -> None:
         preferences.load(profile.dpo.preferences)
     if profile.generation.backend == "vllm":
         vllm_backend.check(profile.generation.vllm)
+    if profile.mt_bench is not None:
+        mt_bench.check(profile.mt_bench)
 
 
 def run(plan: Plan, name: str) -> Path:
@@ -81,7 +83,8 @@ def opponent(plan: Plan, iteration: int) -> str:
 
 
 def _make(plan: Plan, step: Step, work: Path) -> None:
-    from spin_utils import answering, self_play  # these need torch, and errors in the inputs should not wait for it
+    # These need torch, and errors in the inputs should not wait for it.
+    from spin_utils import answering, mt_bench, self_play
 
     makers: dict[str, Callable[[Plan, Step, Path], None]] = {
         "data": _make_data,
@@ -94,6 +97,8 @@ def _make(plan: Plan, step: Step, work: Path) -> None:
         "preferences": answering.make_preferences,
         "dpo": self_play.make_on_pairs,
         "evaluation": _make_evaluation,
+        "mt_answers": mt_bench.make_answers,
+        "mt_bench": mt_bench.make_grades,
     }
     makers[step.stage](plan, step, work)
 
