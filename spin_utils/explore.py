@@ -100,7 +100,8 @@ def training(plan: Plan, step: str) -> pd.DataFrame:
 def evaluation(plan: Plan, model: str) -> pd.DataFrame:
     """Scores of a checkpoint item by item: `task`, `id`, `score`, `response`, `tokens`, `prompt`, `real`."""
     items = pd.DataFrame(json.loads((stages.run(plan, f"eval-{model}") / "evaluation.json").read_text())["items"])
-    rows = {row["id"]: row for row in stages.rows(plan, "test")}
+    local = plan.profile.evaluation.suite == "local"
+    rows = {row["id"]: row for row in stages.rows(plan, "test")} if local else {}
     return items.assign(
         prompt=[rows.get(i, {}).get("prompt", "") for i in items["id"]],
         real=[rows.get(i, {}).get("response", "") for i in items["id"]],

@@ -7,6 +7,7 @@ scheduler waits for is what the stage writes.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,9 +94,9 @@ def make(profile: Profile, seed: int) -> Plan:
         return name
 
     def evaluate(model: str, checkpoint: str = "", transfer: bool = False) -> None:
-        transfer = transfer and bool(profile.demonstrations.transfer)
+        transfer = transfer and (bool(profile.demonstrations.transfer) or profile.evaluation.suite == "paper")
         settings = {"evaluation": as_dict(profile.evaluation), "template": template, "transfer": transfer}
-        inputs = (checkpoint or model, "data")
+        inputs = (checkpoint or model, *(["data"] if "data" in steps else []))
         add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", inputs, settings, model=model)
 
     def train(model: str, stage: str, inputs: tuple[str, ...], **more: Any) -> str:
@@ -103,13 +104,19 @@ def make(profile: Profile, seed: int) -> Plan:
         return add(model, stage, "03_spin_training", inputs, settings, model=model)
 
     spin, template, generation = profile.spin, as_dict(profile.template), as_dict(profile.generation)
-    add("data", "data", "", (), _data_identity(profile.demonstrations))
+    if needs_data(profile):
+        add("data", "data", "", (), _data_identity(profile.demonstrations))
     base = add("base", "base", "", ("data",) if profile.model.source == "tiny" else (), models.identity(profile.model))
     start = base
     if profile.sft is not None:
         sft = {"training": training_identity(profile.sft), "template": template}
         start = add("sft", "sft", "01_sft_baseline", (base, "data"), sft, more=0)
     evaluate("sft", start, transfer=True)
+    for model, source in profile.released.items():
+        add(model, "base", "", (), models.identity(source))
+        evaluate(model, transfer=True)
+    if profile.released:
+        return Plan(profile, seed, steps)
 
     current = start
     for t in range(spin.iterations):
@@ -155,8 +162,8 @@ def tables(plans: list[Plan]) -> Step:
 
 def first_tables(plans: list[Plan]) -> Step:
     """Tables and figures of the first seed's main chain, so that Table 4 and Figure 2 need not wait for the rest."""
-    chain = [f"spin-{t}" for t in range(plans[0].profile.spin.iterations)]
-    return _drawing("first-tables", "", plans[:1], [["sft", *chain]])
+    chain = [model for model in plans[0].models() if re.fullmatch(r"sft|spin-\d+", model)]
+    return _drawing("first-tables", "", plans[:1], [chain])
 
 
 def _drawing(name: str, notebook: str, plans: list[Plan], models: list[list[str]]) -> Step:
@@ -164,6 +171,11 @@ def _drawing(name: str, notebook: str, plans: list[Plan], models: list[list[str]
     chosen = {f"seed-{p.seed}": {n: p.directory(n).name for n in names} for p, names in zip(plans, steps, strict=True)}
     folder = paths.artifacts(plans[0].profile.name) / f"{name}-{artifacts.key('tables', {}, **chosen)}"
     return Step(name, "tables", notebook, {}, folder, tuple(steps[0]), {})
+
+
+def needs_data(profile: Profile) -> bool:
+    """Whether anything is made from the demonstrations; the hub's benchmarks and released models are not."""
+    return not profile.released or profile.evaluation.suite == "local" or profile.model.source == "tiny"
 
 
 def left_out(profile: Profile) -> str:
@@ -216,6 +228,7 @@ def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
 def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
     # Files count by content: a moved file is the same data, an edited one is not.
     data = as_dict(settings)
+    del data["expected_rows"]  # a check, which changes no row
     if settings.source == "file":
         for name in ("train", "validation", "test"):
             if data[name]:
