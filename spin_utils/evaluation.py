@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+import lm_eval.utils
 import yaml
 from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
@@ -105,9 +107,10 @@ def evaluate(
         loaded = _load(columns, include_path)
         everything = {name: task for leaves in loaded.values() for name, task in leaves.items()}
         chosen = {name: range(n) for leaves in loaded.values() for name, n in _counts(leaves, settings.limit).items()}
-        output = run_tasks(
-            lm, {"tasks": everything, "groups": {}}, samples=chosen, bootstrap_iters=0, log_samples=True
-        )
+        with _compiled_once():
+            output = run_tasks(
+                lm, {"tasks": everything, "groups": {}}, samples=chosen, bootstrap_iters=0, log_samples=True
+            )
     summaries: dict[str, dict[str, Any]] = {}
     items: list[dict[str, Any]] = []
     for column in columns:
@@ -252,6 +255,17 @@ def _mean(scores: Sequence[float]) -> dict[str, float]:
         return {"value": mean, "stderr": 0.0}
     variance = math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
     return {"value": mean, "stderr": math.sqrt(variance / len(scores))}
+
+
+@contextmanager
+def _compiled_once() -> Iterator[None]:
+    """lm-eval compiles a template again for every item and example: minutes for MMLU."""
+    environment: Any = lm_eval.utils.env
+    environment.from_string = cache(environment.from_string)
+    try:
+        yield
+    finally:
+        del environment.from_string
 
 
 @contextmanager
