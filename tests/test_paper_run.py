@@ -88,7 +88,7 @@ def test_every_stage_and_every_table_of_the_paper_profile_with_four_prompts() ->
     assert set(made.models()) == models_of_the_paper
     for model in made.models():
         record = results.read_json(results.evaluation_path(paths.results(profile.name), 0, model))
-        assert list(record["tasks"]) == list(paper_suite.LEADERBOARD)
+        assert set(record["tasks"]) == set(paper_suite.LEADERBOARD)
     for number in (1, 2, 3, 4, 6, 7, 8):
         assert "was not evaluated" not in table(profile, number), number
 
