@@ -7,6 +7,7 @@ scheduler waits for is what the stage writes.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,10 +107,10 @@ def make(profile: Profile, seed: int) -> Plan:
         return name
 
     def evaluate(model: str, checkpoint: str = "", transfer: bool = False) -> None:
-        transfer = transfer and bool(profile.demonstrations.transfer)
+        transfer = transfer and (bool(profile.demonstrations.transfer) or profile.evaluation.suite == "paper")
         settings = {"evaluation": as_dict(profile.evaluation), "template": template, "transfer": transfer}
         settings |= {"task_files": task_files} if task_files else {}
-        inputs = (checkpoint or model, "data")
+        inputs = (checkpoint or model, *(["data"] if "data" in steps else []))
         add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", inputs, settings, model=model)
 
     def train(model: str, stage: str, inputs: tuple[str, ...], **more: Any) -> str:
@@ -118,13 +119,19 @@ def make(profile: Profile, seed: int) -> Plan:
 
     task_files = _task_identity(profile.evaluation)
     spin, template, generation = profile.spin, as_dict(profile.template), generation_identity(profile.generation)
-    add("data", "data", "", (), _data_identity(profile.demonstrations))
+    if needs_data(profile):
+        add("data", "data", "", (), _data_identity(profile.demonstrations))
     base = add("base", "base", "", ("data",) if profile.model.source == "tiny" else (), models.identity(profile.model))
     start = base
     if profile.sft is not None:
         sft = {"training": training_identity(profile.sft), "template": template}
         start = add("sft", "sft", "01_sft_baseline", (base, "data"), sft, more=0)
     evaluate("sft", start, transfer=True)
+    for model, source in profile.released.items():
+        add(model, "base", "", (), models.identity(source))
+        evaluate(model, transfer=True)
+    if profile.released:
+        return Plan(profile, seed, steps)
 
     current = start
     for t in range(spin.iterations):
@@ -179,14 +186,19 @@ def tables(plans: list[Plan]) -> Step:
 
 def first_tables(plans: list[Plan]) -> Step:
     """Tables and figures of the first seed's main chain, so that Table 4 and Figure 2 need not wait for the rest."""
-    chain = [f"spin-{t}" for t in range(plans[0].profile.spin.iterations)]
-    return _drawing("first-tables", "", plans[:1], [[f"eval-{model}" for model in ("sft", *chain)]])
+    chain = [model for model in plans[0].models() if re.fullmatch(r"sft|spin-\d+", model)]
+    return _drawing("first-tables", "", plans[:1], [[f"eval-{model}" for model in chain]])
 
 
 def _drawing(name: str, notebook: str, plans: list[Plan], steps: list[list[str]]) -> Step:
     chosen = {f"seed-{p.seed}": {n: p.directory(n).name for n in names} for p, names in zip(plans, steps, strict=True)}
     folder = paths.artifacts(plans[0].profile.name) / f"{name}-{artifacts.key('tables', {}, **chosen)}"
     return Step(name, "tables", notebook, {}, folder, tuple(steps[0]), {})
+
+
+def needs_data(profile: Profile) -> bool:
+    """Whether anything is made from the demonstrations; the hub's benchmarks and released models are not."""
+    return not profile.released or profile.evaluation.suite == "local" or profile.model.source == "tiny"
 
 
 def left_out(profile: Profile) -> str:
@@ -257,6 +269,7 @@ def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
 def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
     # Files count by content: a moved file is the same data, an edited one is not.
     data = as_dict(settings)
+    del data["expected_rows"]  # a check, which changes no row
     if settings.source == "file":
         for name in ("train", "validation", "test"):
             if data[name]:

@@ -56,7 +56,9 @@ def resources(profile: Profile, step: Step) -> StepResources:
 
 def stays_here(profile: Profile, step: Step) -> bool:
     """Whether a step runs where Snakemake does: it needs the network, and a cluster's nodes often have none."""
-    return step.stage in ("data", "base", "mt_bench") or (step.stage == "preferences" and not _is_sampled(profile, step))
+    return step.stage in ("data", "base", "mt_bench") or (
+        step.stage == "preferences" and not _is_sampled(profile, step)
+    )
 
 
 def _is_sampled(profile: Profile, step: Step) -> bool:
