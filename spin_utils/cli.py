@@ -85,15 +85,13 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     seeds = parse_seeds(arguments.seeds)
     from spin_utils import clock, plan, scheduling, stages
 
+    command = scheduling.command(name, seeds, cluster=arguments.cluster, jobs=arguments.jobs, dry_run=arguments.dry_run)
     stages.check_inputs(profile)
     if plan.left_out(profile):
         log.warning(plan.left_out(profile))
     plans = plan.make_all(profile, seeds)
     log.info("profile %s, seeds %s: results go to %s", profile.name, seeds, paths.relative(paths.results(profile.name)))
     log.info(clock.outlook(plans))
-    command = scheduling.command(
-        name, seeds, cluster=arguments.cluster, jobs=arguments.jobs, dry_run=arguments.dry_run
-    )
     process = subprocess.Popen(command, env=runtime.child_environment(headless=True))
     try:
         status = process.wait()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from spin_utils import gpus, paths
 from spin_utils.input_settings import SettingsError
@@ -65,7 +68,14 @@ def _is_sampled(profile: Profile, step: Step) -> bool:
 
 def _folder(cluster: str) -> Path:
     folder = CLUSTERS / cluster if (CLUSTERS / cluster).is_dir() else Path(cluster).expanduser()
-    if not any(folder.glob("config*.yaml")):
+    config = folder / "config.yaml"
+    if not config.is_file():
         known = sorted(path.name for path in CLUSTERS.iterdir() if path.is_dir())
         raise SettingsError(f"cluster {cluster!r}: no folder with a config.yaml{nearest(cluster, known)}")
+    executor = str(yaml.safe_load(config.read_text(encoding="utf-8")).get("executor", "local"))
+    package = f"snakemake-executor-plugin-{executor}"
+    if executor != "local" and importlib.util.find_spec(package.replace("-", "_")) is None:
+        raise SettingsError(
+            f"cluster {cluster!r}: not installed: {package}; run `{sys.executable} -m pip install {package}`"
+        )
     return folder.resolve()
