@@ -21,6 +21,11 @@ def manifests(directories):
     return [str(directory / "manifest.json") for directory in directories]
 
 
+def kept(directories):
+    """Output that is not deleted before its rule runs: after a kill an artifact may be whole that has no record here."""
+    return [update(path) for path in manifests(directories)]
+
+
 rule all:
     default_target: True
     input:
@@ -40,7 +45,7 @@ for directory, (p, step) in STEPS.items():
         input:
             manifests(p.directory(name) for name in step.inputs),
         output:
-            manifests([directory]),
+            kept([directory]),
         threads: asks.cpus or THREADS
         resources:
             **asked(asks),
@@ -56,7 +61,7 @@ rule first_tables:
     input:
         manifests(PLANS[0].directory(name) for name in FIRST_TABLES.inputs),
     output:
-        manifests([FIRST_TABLES.directory]),
+        kept([FIRST_TABLES.directory]),
     resources:
         **asked(LOADED.resources.other),
     priority: len(STEPS)
@@ -69,9 +74,9 @@ rule first_tables:
 rule tables:  # after the first ones, which write the same files
     input:
         manifests([FIRST_TABLES.directory]),
-        manifests(d for d, (_, step) in STEPS.items() if step.stage in ("evaluation", "spin")),
+        manifests(d for d, (_, step) in STEPS.items() if step.stage in (*plan.MEASURED, "spin")),
     output:
-        manifests([TABLES.directory]),
+        kept([TABLES.directory]),
     resources:
         **asked(LOADED.resources.other),
     params:

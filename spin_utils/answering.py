@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spin_utils import artifacts, families, models, pairs, preferences, vllm_backend, vllm_health
+from spin_utils import artifacts, families, models, pairs, pieces, preferences, vllm_backend, vllm_health
 from spin_utils.plan import Plan, Step, stream
 from spin_utils.progress import progress
 from spin_utils.rows import Row, RowError, read_rows
@@ -128,11 +128,10 @@ def _answers(
     stop = end_ids(tokenizer, profile.template)
     size = profile.generation.shard_rows
     shards = {start: artifacts.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
-    done = sum(min(size, len(encoded) - start) for start, path in shards.items() if path.is_file())
+    missing = {start: path for start, path in shards.items() if not pieces.is_kept(work, path)}
+    done = len(encoded) - sum(min(size, len(encoded) - start) for start in missing)
     with progress(len(encoded), what, "prompts", done=done) as bar:
-        for start, path in shards.items():
-            if path.is_file():
-                continue
+        for start, path in missing.items():
             part = encoded[start : start + size]
             samples = sample(
                 model,
@@ -144,6 +143,7 @@ def _answers(
                 progress=bar.advance,
             )
             artifacts.write_json(path, [[s.token_ids, s.finish_reason, s.logp] for s in samples])
+            pieces.keep(work, path)
     return [answer for path in shards.values() for answer in json.loads(path.read_text())]
 
 

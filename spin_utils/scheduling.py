@@ -50,16 +50,18 @@ def command(profile: str, seeds: Sequence[int], *, cluster: str = NODE, jobs: in
 
 def resources(profile: Profile, step: Step) -> StepResources:
     """What a step asks of the scheduler."""
-    if step.stage in ("sft", "spin", "subset", "dpo"):
+    if step.stage in ("sft", "spin", "epochs", "subset", "dpo"):
         return profile.resources.training
-    if step.stage == "pairs" or _is_sampled(profile, step):
+    if step.stage in ("pairs", "mt_answers") or _is_sampled(profile, step):
         return profile.resources.generation
     return profile.resources.evaluation if step.stage == "evaluation" else profile.resources.other
 
 
 def stays_here(profile: Profile, step: Step) -> bool:
-    """Whether a step runs where Snakemake does: it downloads, and a cluster's nodes often have no network."""
-    return step.stage in ("data", "base") or (step.stage == "preferences" and not _is_sampled(profile, step))
+    """Whether a step runs where Snakemake does: it needs the network, and a cluster's nodes often have none."""
+    return step.stage in ("data", "base", "mt_bench") or (
+        step.stage == "preferences" and not _is_sampled(profile, step)
+    )
 
 
 def _is_sampled(profile: Profile, step: Step) -> bool:
