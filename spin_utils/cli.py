@@ -85,7 +85,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     seeds = parse_seeds(arguments.seeds)
     from spin_utils import clock, mt_bench, plan, reproduction, scheduling, stages
 
-    command = scheduling.command(name, seeds, cluster=arguments.cluster, jobs=arguments.jobs, dry_run=arguments.dry_run)
+    how = {"cluster": arguments.cluster, "jobs": arguments.jobs, "dry_run": arguments.dry_run}
+    command = scheduling.command(name, profile, seeds, **how)
     stages.check_inputs(profile)
     for folder in (
         paths.home() / ".snakemake",

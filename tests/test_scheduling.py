@@ -33,8 +33,8 @@ def clustered(home: Path) -> tuple[str, Profile]:
     return str(profiles.dump(profile, home / "clustered.yaml")), profile
 
 
-def run(profile: str, cluster: str, *arguments: str, dry_run: bool) -> str:
-    command = scheduling.command(profile, [0], cluster=cluster, dry_run=dry_run)
+def run(profile: tuple[str, Profile], cluster: str, *arguments: str, dry_run: bool) -> str:
+    command = scheduling.command(*profile, [0], cluster=cluster, dry_run=dry_run)
     at = command.index("snakemake") + 1
     command[at:at] = [*arguments, "--quiet", "host", "--printshellcmds"]
     environment = runtime.child_environment(headless=True)
@@ -72,7 +72,7 @@ def test_every_step_asks_for_what_its_kind_does(clustered: tuple[str, Profile]) 
 
 
 def test_a_dry_run_on_slurm_asks_for_each_kinds_resources(clustered: tuple[str, Profile]) -> None:
-    rules = asked(run(clustered[0], "slurm", dry_run=True))
+    rules = asked(run(clustered, "slurm", dry_run=True))
     assert rules["spin-0-seed-0"][1] == {"gpu": 8, "mem_mb": 40_000, "runtime": 90}
     assert rules["pairs-0-seed-0"][1] == {"gpu": 4, "mem_mb": 30_000, "runtime": 120}
     assert rules["eval-dpo-seed-0"][1] == {"gpu": 1, "mem_mb": 20_000, "runtime": 180}
@@ -84,12 +84,23 @@ def test_a_dry_run_on_one_node_never_asks_for_more_gpus_than_it_has(
     clustered: tuple[str, Profile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    rules = asked(run(clustered[0], "node", dry_run=True))
+    rules = asked(run(clustered, "node", dry_run=True))
     wanted = {"spin-0-seed-0": 2, "pairs-0-seed-0": 2, "eval-sft-seed-0": 1, "base-seed-0": 0}
     assert {name: rules[name][1]["gpu"] for name in wanted} == wanted
     commands = {name: rules[name][2] for name in wanted}
     assert {name: int(command[command.index("--gpus") + 1]) for name, command in commands.items()} == wanted
     assert rules["eval-sft-seed-0"][0] == max(1, (os.cpu_count() or 1) // 2), "two steps share the cores"
+
+
+def test_steps_run_side_by_side_only_where_they_ask_for_gpus(
+    clustered: tuple[str, Profile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert scheduling.command(*clustered, [0], dry_run=False)[-1] == "jobs=3"
+    assert scheduling.command(*clustered, [0], jobs=2, dry_run=False)[-1] == "jobs=2"
+    plain = scheduling.command("smoke", profiles.load("smoke"), [0], dry_run=False)
+    assert plain[-1] == "jobs=1", "on one GPU without reserving it, two steps would be in each other's way"
+    assert "--resources" not in plain
 
 
 def test_an_unknown_cluster_and_a_missing_plugin_are_refused(
@@ -100,7 +111,7 @@ def test_an_unknown_cluster_and_a_missing_plugin_are_refused(
     assert out == "Error: cluster 'slrum': no folder with a config.yaml; did you mean 'slurm'?\n"
     (tmp_path / "config.yaml").write_text("executor: no-such\n")
     with pytest.raises(SettingsError, match=r"not installed: snakemake-executor-plugin-no-such; run `.* -m pip"):
-        scheduling.command("smoke", [0], cluster=str(tmp_path), dry_run=True)
+        scheduling.command("smoke", profiles.load("smoke"), [0], cluster=str(tmp_path), dry_run=True)
 
 
 @pytest.fixture
@@ -176,10 +187,9 @@ def test_a_step_goes_through_the_slurm_plugin_to_its_artifact(
     calls.mkdir()
     monkeypatch.setenv("FAKE_SLURM", str(calls))
     monkeypatch.setenv("PATH", f"{STAND_INS}:{os.environ['PATH']}")
-    name, profile = clustered
-    target = plan.make(profile, 0).directory("sft")
+    target = plan.make(clustered[1], 0).directory("sft")
     first_look = ["--slurm-init-seconds-before-status-checks", "1"]
-    output = run(name, "slurm", str(target / artifacts.MANIFEST), *first_look, dry_run=False)
+    output = run(clustered, "slurm", str(target / artifacts.MANIFEST), *first_look, dry_run=False)
     artifacts.verify(target)
     assert output.count("has been submitted with SLURM jobid") == 1, "data and base ran here"
     call = (calls / "1.call").read_text().splitlines()
