@@ -85,6 +85,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     seeds = parse_seeds(arguments.seeds)
     from spin_utils import clock, mt_bench, plan, reproduction, scheduling, stages
 
+    how = {"cluster": arguments.cluster, "jobs": arguments.jobs, "dry_run": arguments.dry_run}
+    command = scheduling.command(name, profile, seeds, **how)
     stages.check_inputs(profile)
     for folder in (
         paths.home() / ".snakemake",
@@ -100,7 +102,6 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     for step in [] if arguments.dry_run else chain.from_iterable(plans):
         artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
-    command = scheduling.command(name, seeds, cluster=arguments.cluster, jobs=arguments.jobs, dry_run=arguments.dry_run)
     if reproduction.run(command, plans, dry_run=arguments.dry_run):
         log.error(
             "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
