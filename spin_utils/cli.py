@@ -2,6 +2,7 @@
 
     spin-repro reproduce                              the whole paper at the cpu profile
     spin-repro reproduce --model DIR --data FILE      the same on your model and demonstrations
+    spin-repro check --profile paper                  does it fit here, and how long will it take
     spin-repro run 03_spin_training -p model=spin-1   one notebook, with checked parameters
     spin-repro dpo --model DIR --pairs FILE --out DIR DPO on your chosen and rejected answers
     spin-repro figures                                tables and figures again, from the results
@@ -15,7 +16,9 @@ Exit status: 0 done, 1 a stage failed, 2 bad input (nothing was started), 130 in
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
+import json
 import logging
 import os
 import shlex
@@ -222,6 +225,23 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from spin_utils import check, machine
+
+    _, profile = _resolve(arguments)
+    gpus, gigabytes = arguments.gpus, arguments.gpu_memory
+    if bool(gpus) != bool(gigabytes) or gpus < 0 or gigabytes < 0:
+        raise SettingsError("check: --gpus and --gpu-memory describe another machine together, such as 8 and 80")
+    logging.getLogger("spin_utils").setLevel(logging.ERROR if arguments.json else logging.INFO)
+    report = check.check(profile, machine.described(gpus, gigabytes) if gpus else machine.here())
+    logging.getLogger("spin_utils").setLevel(logging.INFO)
+    if arguments.json:
+        log.info("%s", json.dumps({**dataclasses.asdict(report), "ready": report.ready()}, indent=1))
+    else:
+        log.info("%s", "\n".join(report.lines()))
+    return 0 if report.ready() else 1
+
+
 def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
     """The profile with the command line's changes, and the name or file that other processes load it by."""
     changes: dict[str, Any] = dict(profiles.parse_override(text) for text in arguments.set)
@@ -264,6 +284,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--jobs", type=int, default=1, help="steps run at the same time, sharing the cores (default: 1)")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done")
     with_changes(command("plan", _plan, "list the steps and which of them are done"))
+    sub = command("check", _check, "say before a run whether it fits here, and how long it will take")
+    with_changes(sub)
+    sub.add_argument("--gpus", type=int, default=0, help="check for another machine: its number of GPUs")
+    sub.add_argument("--gpu-memory", type=float, default=0, metavar="GB", help="free memory of each of them")
+    sub.add_argument("--json", action="store_true", help="for programs")
     sub = command("run", _run, "run one notebook through papermill, with checked parameters")
     sub.add_argument("name", help="such as 03_spin_training")
     sub.add_argument("-p", "--parameter", metavar="NAME=VALUE", action="append", default=[], help="a parameter")
