@@ -123,8 +123,8 @@ def test_claims_on_other_benchmarks_are_judged_on_transfer_tasks_only(root, find
 
 
 def test_mt_bench_is_judged_on_grades_and_figure_6_category_by_category(scores, tmp_path):
-    synthetic.write_mt_bench(tmp_path, seeds=(0, 1))
-    grades = results.load_mt_bench(tmp_path)
+    synthetic.write_mt_bench(tmp_path / "cpu", seeds=(0, 1))
+    grades = results.load_mt_bench(tmp_path / "cpu")
     judged = {row.id: row for row in verdicts.judge(scores, synthetic.STAND_INS, grades=grades)}
     expected = mt_bench_scores.estimate(grades, {"spin-1": 1, "sft": -1}, category="math")
     finding = judged["mt-bench-math"]
