@@ -121,6 +121,7 @@ LABELS = {
     r"dpo": "DPO",
     r"spin-(\d+)-dpo": "SPIN iteration {} + DPO",
     r"spin-(\d+)-epoch-(\d+)": "SPIN iteration {}, epoch {}",
+    r"spin-(\d+)-more": "SPIN iteration {}, the epochs after its model",
     r"spin-(\d+)-rows-(\d+)": "SPIN iteration {}, {}/50 of the prompts",
     r"sft-more-(\d+)": "SFT, {} more epochs",
 }

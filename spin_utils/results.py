@@ -31,6 +31,7 @@ from spin_utils.documents import (
     label,
     validate,
 )
+from spin_utils.seals import FIELD, is_whole, sealed
 from spin_utils.writing import write_text
 
 __all__ = [
@@ -97,7 +98,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a results file: whole or not at all, and the same bytes for the same content.
 
     Keys keep their order; a list of objects has one object a line, so that files diff well. Documents with a
-    `kind` are checked first.
+    `kind` are checked first; the hash of everything else is written last.
 
     Raises:
         ResultsError: A number is not finite, or the document is not valid for its kind.
@@ -105,7 +106,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     if document.get("kind") in FIELDS:
         validate(document, str(path))
     try:
-        text = _render(document)
+        text = _render(sealed(document))
     except ValueError as error:
         raise ResultsError(f"{path}: a number is NaN or infinite; JSON has no such number ({error})") from error
     write_text(path, text)
@@ -126,6 +127,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ResultsError(f"{path}: not valid JSON ({error}); delete the file and run its stage again") from error
     if not isinstance(document, dict):
         raise ResultsError(f"{path}: holds a {type(document).__name__}, not an object; delete it and run its stage")
+    if not is_whole(document):
+        raise ResultsError(f"{path}: not what was written (hash); restore it, or run `spin-repro reproduce` again")
+    document.pop(FIELD, None)
     validate(document, str(path))
     place = {"model": path.stem, "seed": path.parts[-3].removeprefix("seed-"), "profile": path.parts[-4]}
     place["kind"] = _KINDS.get(path.parent.name, str(document["kind"]))

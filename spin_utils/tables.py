@@ -33,13 +33,13 @@ _GAINS = (
 )
 
 
-def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: int = 0) -> Table:
+def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: Mapping[str, str] | None = None) -> Table:
     """Table 1: shots and metric of each benchmark, and those of the tasks that stand in for them.
 
     Args:
         summaries: From `results.load_summaries`.
         stand_ins: Task and the benchmark whose column it fills, "" for none.
-        shots: Examples in our prompts.
+        shots: Examples in the prompts of a task; none where it is not named.
     """
     settings, columns = published.benchmark_settings(), _columns(stand_ins, published.LEADERBOARD)
     tasks = summaries.drop_duplicates("task").set_index("task")
@@ -55,7 +55,8 @@ def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: int 
                 cell["reason"] = _no_task(column, names)
             else:
                 metrics = ", ".join(sorted(set(found["metric"])))
-                cell["value"] = {"few-shot": str(shots), "metric": metrics, "items": str(found["n"].sum())}[row]
+                examples = ", ".join(sorted({(shots or {}).get(task, "0") for task in found.index}))
+                cell["value"] = {"few-shot": examples, "metric": metrics, "items": str(found["n"].sum())}[row]
             cells.append(cell)
             ours.append(cell.get("value", DASH))
             theirs.append(cell["paper"] or DASH)
@@ -177,7 +178,7 @@ def table6(
         _INTERVALS,
         "Gains are over SFT, on the same items (paired). The paper has no row for iteration 3.",
         *_notes(columns),
-        *([_TRANSFER] if stand_ins else []),
+        *([_TRANSFER] if any(task != benchmark for task, benchmark in stand_ins.items()) else []),
         *([mt_bench_scores.note(grades)] if grades is not None and judged else []),
         _noise_of_the_paper(),
     ]

@@ -17,6 +17,8 @@ from pathlib import Path
 import pandas as pd
 
 from spin_utils import mt_bench_scores, published, theory
+from spin_utils.documents import ResultsError
+from spin_utils.profiles import nearest
 from spin_utils.registry import Row, load
 from spin_utils.statistics import Claim, Estimate, StatisticsError, paired_bootstrap, verdict
 from spin_utils.writing import write_forms
@@ -134,6 +136,21 @@ def write(findings: Sequence[Finding], results: Path) -> list[Path]:
     table = pd.DataFrame([vars(finding) for finding in findings])[list(COLUMNS)]
     texts = {"csv": table.to_csv(index=False, float_format="%.6g"), "md": markdown(findings)}
     return write_forms(results / "verdicts", texts)
+
+
+def read(results: Path, outcome: str = "") -> pd.DataFrame:
+    """The written verdicts of results/PROFILE, or those of one outcome.
+
+    Raises:
+        ResultsError: nothing was judged yet, or no verdict is called so.
+    """
+    path = results / "verdicts.csv"
+    if not path.is_file():
+        raise ResultsError(f"{path}: no verdicts; run `spin-repro figures --profile {results.name}` to write them")
+    if outcome not in ("", *OUTCOMES):
+        raise ResultsError(f"verdict {outcome!r}: unknown{nearest(outcome, OUTCOMES)}")
+    table = pd.read_csv(path)
+    return table[table["verdict"] == outcome] if outcome else table
 
 
 def markdown(findings: Sequence[Finding]) -> str:
