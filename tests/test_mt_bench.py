@@ -174,6 +174,20 @@ def test_another_judge_needs_no_new_answers_and_patience_changes_nothing(home: P
     assert folders(max_new_tokens=5)[0] != answers
 
 
+@pytest.mark.parametrize("name", ["paper", "paper-released"])
+def test_the_papers_profiles_grade_sft_and_all_iterations_with_gpt_4_and_fastchats_values(
+    name: str, home: Path
+) -> None:
+    revisions = {f"released.spin-{t}.revision": str(t) * 40 for t in range(4)} if name == "paper-released" else {}
+    profile = profiles.load(name, revisions)
+    assert profile.mt_bench == MtBenchSettings("gpt-4")
+    made = plan.make(profile, 0)
+    graded = [step.parameters["model"] for step in made if step.stage == "mt_bench"]
+    assert sorted(graded) == ["sft", "spin-0", "spin-1", "spin-2", "spin-3"]
+    for model in graded:
+        assert made.steps[f"mt-answers-{model}"].inputs == made.steps[f"eval-{model}"].inputs[:1]
+
+
 # Conversations ---------------------------------------------------------------------------------------------------
 
 
