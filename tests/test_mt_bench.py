@@ -397,6 +397,7 @@ def test_a_gain_is_over_answers_graded_for_both() -> None:
     grades = table(sft=[1, 2, 3, None], spin_0=[2, None, 5, 9])
     assert mt_bench_scores.estimate(grades, {"spin-0": 1.0, "sft": -1.0}).difference == pytest.approx(1.5)
     note = mt_bench_scores.note(grades)
+    assert "by j;" in mt_bench_scores.note(grades.assign(judge_models=""))
     assert "SFT: 0 refused by the judge, 1 without a rating" in note
     assert "by j (answering as j-1)" in note
 
