@@ -109,7 +109,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     command += ["--rerun-triggers", "input", "--quiet", "rules", "host", "reason"]
     command += ["--dry-run"] if arguments.dry_run else []
     command += ["--config", f"profile={name}", f"seeds={','.join(map(str, seeds))}", f"jobs={arguments.jobs}"]
-    if scheduling.run(command, plans, dry_run=arguments.dry_run):
+    if scheduling.run(command, paths.artifacts(profile.name)):
         log.error(
             "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
         )

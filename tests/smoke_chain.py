@@ -41,18 +41,24 @@ def start(home: Path, *names: str) -> Any:
 
 
 def make_with_kills(home: Path, moments: random.Random, longest: float, landed: Counter[str], most: int) -> None:
-    """Make the chain while SIGKILL comes after random times, up to `longest` seconds; counts where each one landed."""
+    """Make the chain while SIGKILL comes after random times, up to `longest` seconds; counts where each one landed.
+
+    Where several land in one place, the times grow: a machine may be slower now than when `longest` was measured.
+    """
     home.mkdir()
+    place, patience = "", longest
     while True:
         process = start(home)
-        process.join(moments.uniform(0, longest) if landed.total() < most else None)
+        process.join(moments.uniform(0, patience) if landed.total() < most else None)
         if process.exitcode is not None:
             assert process.exitcode == 0
             return
         process.kill()
         process.join()
         partial = sorted(home.glob("artifacts/smoke/*/*.partial"), key=lambda path: path.stat().st_mtime)
-        landed[partial[-1].name.rpartition("-")[0] if partial else "between two steps"] += 1
+        before, place = place, partial[-1].name.rpartition("-")[0] if partial else "between two steps"
+        patience = 1.1 * patience if place == before else longest
+        landed[place] += 1
 
 
 def contents(home: Path) -> dict[str, str]:

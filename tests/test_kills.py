@@ -1,4 +1,4 @@
-"""A run that is killed anywhere goes on where it stopped and ends with the same bytes."""
+"""A run that is killed anywhere goes on where it stopped and ends with the same bytes: the long tests."""
 
 from __future__ import annotations
 
@@ -24,16 +24,6 @@ KILLS = int(os.environ.get("SPIN_KILLS", "120"))
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
     return smoke_chain.undisturbed(tmp_path_factory.mktemp("undisturbed") / "home")
-
-
-def test_a_chain_killed_at_a_dozen_moments_ends_with_the_same_bytes(
-    undisturbed: tuple[dict[str, str], float], tmp_path: Path
-) -> None:
-    expected, seconds = undisturbed
-    landed: Counter[str] = Counter()
-    smoke_chain.make_with_kills(tmp_path / "home", random.Random(0), 0.2 * seconds, landed, 12)
-    assert len(landed) > 2
-    assert smoke_chain.contents(tmp_path / "home") == expected
 
 
 @pytest.mark.slow
