@@ -61,12 +61,13 @@ def make_with_kills(home: Path, moments: random.Random, longest: float, landed: 
         landed[place] += 1
 
 
-def contents(home: Path) -> dict[str, str]:
+def contents(home: Path, profile: str = "smoke") -> dict[str, str]:
     """Hash of every file of every artifact, without what only says when and how fast it was made.
 
     Also proves that each artifact is whole, and that no unfinished one is left.
     """
-    root = home / "artifacts" / "smoke"
+    root = home / "artifacts" / profile
+    assert not list(root.glob("*/*.partial"))
     found = {}
     for directory in sorted(root.glob("*/*-*")):
         if directory.name.startswith(("tables-", "first-tables-")):
