@@ -230,6 +230,17 @@ def test_sigterm_to_a_job_waits_until_the_kernel_has_saved(tmp_path: Path) -> No
     assert b"Terminated" in error
 
 
+def test_the_scheduler_never_deletes_a_finished_artifact(home: Path) -> None:
+    # As after a kill between the end of a step's work and the scheduler's note of it: the rule runs again.
+    assert cli.main(["step", "data", "--profile", "smoke"]) == 0
+    (manifest,) = home.glob("artifacts/smoke/shared/data-*/manifest.json")
+    before = manifest.read_bytes()
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile"), "--nolock"]
+    command += ["--directory", str(home), "--cores", "1", "--force", str(manifest), "--config", "profile=smoke"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert manifest.read_bytes() == before
+
+
 SCHEDULER = """
 import sys
 from pathlib import Path
