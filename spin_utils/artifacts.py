@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils import __version__
+from spin_utils import __version__, strict_json
 from spin_utils.paths import REPOSITORY, relative
 from spin_utils.writing import write_text
 
@@ -87,15 +87,15 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = Path(directory) / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = strict_json.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{relative(directory)}: no {MANIFEST}; run the stage that makes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, OSError):
         raise ArtifactError(f"{relative(path)}: damaged; delete {relative(directory)} and run again") from None
     if (
         not isinstance(manifest, dict)
         or manifest.get("schema") != SCHEMA
-        or not isinstance(manifest.get("files"), dict)
+        or not _is_table(manifest.get("files"))
     ):
         raise ArtifactError(f"{relative(path)}: not a manifest of schema {SCHEMA}; delete the folder and run again")
     return manifest
@@ -236,6 +236,18 @@ def _device() -> str:
 def _spent(work: Path) -> float:
     path = work / _SCRATCH / "seconds"
     return float(path.read_text()) if path.is_file() else 0.0
+
+
+def _is_table(files: Any) -> bool:
+    """Whether a manifest's files are what `building` writes: names inside the folder, each with size and hash."""
+    return isinstance(files, dict) and all(
+        not Path(name).is_absolute()
+        and ".." not in Path(name).parts
+        and isinstance(file, dict)
+        and type(file.get("bytes")) is int
+        and isinstance(file.get("sha256"), str)
+        for name, file in files.items()
+    )
 
 
 def _sync(directory: Path) -> None:

@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -27,12 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils import artifacts, paths, profiles, runtime
-from spin_utils.input_settings import SettingsError
+from spin_utils.input_settings import LARGEST_SEED, SettingsError
 from spin_utils.notebooks import StageError
 from spin_utils.settings import Profile
 
 log = logging.getLogger(__name__)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one clear line and exit status 2."""
@@ -61,12 +61,14 @@ def parse_seeds(text: str) -> list[int]:
     >>> parse_seeds("0,1,2")
     [0, 1, 2]
     """
-    try:
-        seeds = [int(part) for part in text.replace(" ", ",").split(",") if part]
-    except ValueError:
-        raise SettingsError(f"seeds: {text!r}; write whole numbers separated by commas, such as 0,1,2") from None
-    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
-        raise SettingsError(f"seeds: {text!r}; write each seed once, at least one, none negative")
+    parts = [part for part in text.replace(" ", ",").split(",") if part]
+    if not all(re.fullmatch(r"-?[0-9]{1,20}", part) for part in parts):
+        raise SettingsError(f"seeds: {text[:80]!r}; write whole numbers separated by commas, such as 0,1,2")
+    seeds = [int(part) for part in parts]
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise SettingsError(f"seeds: {text[:80]!r}; write each seed once, at least one")
+    if not all(0 <= seed < LARGEST_SEED for seed in seeds):
+        raise SettingsError(f"seeds: {text[:80]!r}; write numbers from 0 to {LARGEST_SEED - 1}")
     return seeds
 
 
@@ -84,6 +86,8 @@ def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> 
 def _reproduce(arguments: argparse.Namespace) -> int:
     name, profile = _resolve(arguments)
     seeds = parse_seeds(arguments.seeds)
+    if arguments.jobs < 1:
+        raise SettingsError(f"jobs: {arguments.jobs}; at least 1")
     from spin_utils import clock, plan, stages
 
     stages.check_inputs(profile)
@@ -132,7 +136,7 @@ def _step(arguments: argparse.Namespace) -> int:
         stages.record_drawing(plan.first_tables(plans), plans[:1], written)
         log.info("tables and figures of the main chain: %s", paths.relative(paths.results(profile.name)))
         return 0
-    steps = plan.make(profile, arguments.seed)
+    steps = plan.make(profile, *parse_seeds(str(arguments.seed)))
     if arguments.name not in steps.steps:
         raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
     step = steps.steps[arguments.name]
@@ -152,9 +156,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from spin_utils import notebooks
 
     given = dict(profiles.parse_override(text) for text in arguments.parameter)
-    output = Path(
-        arguments.output or paths.executed_notebooks(str(given.get("profile", "cpu"))) / f"{arguments.name}.ipynb"
-    )
+    profile = profiles.load(str(given.get("profile", "cpu")))  # before a kernel starts
+    if isinstance(given.get("seed"), int):
+        parse_seeds(str(given["seed"]))
+    output = Path(arguments.output or paths.executed_notebooks(profile.name) / f"{arguments.name}.ipynb")
     log.info("executed copy: %s", paths.relative(notebooks.run(arguments.name, given, output)))
     return 0
 
@@ -166,7 +171,7 @@ def _dpo(arguments: argparse.Namespace) -> int:
 
     runtime.configure()
     settings = read_settings(dict(profiles.parse_override(text) for text in arguments.set))
-    model, pairs, out = (Path(p).expanduser().resolve() for p in (arguments.model, arguments.pairs, arguments.out))
+    model, pairs, out = map(paths.given, (arguments.model, arguments.pairs, arguments.out))
     try:
         log.info("checkpoint, tokenizer and training.json: %s", paths.relative(dpo(model, pairs, out, settings)))
     except Interrupted as request:
@@ -198,7 +203,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from spin_utils.compare import compare
 
-    table = compare(arguments.profile, arguments.model, arguments.other)
+    table = compare(profiles.folder(arguments.profile), arguments.model, arguments.other)
     shown = table.to_json(orient="records", indent=1) if arguments.json else table.round(3).to_string(index=False)
     log.info("%s", shown)
     return 0
@@ -207,7 +212,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _provenance(arguments: argparse.Namespace) -> int:
     from spin_utils import provenance
 
-    log.info(provenance.describe(arguments.profile, arguments.seed, arguments.model, arguments.kind))
+    log.info(provenance.describe(profiles.folder(arguments.profile), arguments.seed, arguments.model, arguments.kind))
     return 0
 
 
@@ -224,15 +229,16 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
     """The profile with the command line's changes, and the name or file that other processes load it by."""
-    changes: dict[str, Any] = dict(profiles.parse_override(text) for text in arguments.set)
-    if arguments.model:
-        changes["model"] = {"source": "directory", "path": str(Path(arguments.model).expanduser().resolve())}
-    if arguments.data:
-        changes["demonstrations"] = {"source": "file", "train": str(Path(arguments.data).expanduser().resolve())}
-    if not changes:
+    changes: dict[str, Any] = {}
+    if arguments.model is not None:
+        changes["model"] = {"source": "directory", "path": str(paths.given(arguments.model))}
+    if arguments.data is not None:
+        changes["demonstrations"] = {"source": "file", "train": str(paths.given(arguments.data))}
+    changes |= dict(profiles.parse_override(text) for text in arguments.set)  # last: they refine a section given above
+    if not changes and not arguments.name:
         return arguments.profile, profiles.load(arguments.profile)
     digest = hashlib.sha256(artifacts.canonical([arguments.profile, changes]).encode()).hexdigest()[:6]
-    changes["name"] = arguments.name or f"{Path(arguments.profile).stem}-{digest}"
+    changes["name"] = arguments.name or changes.get("name") or f"{Path(arguments.profile).stem}-{digest}"
     profile = profiles.load(arguments.profile, changes)
     return str(profiles.dump(profile, paths.artifacts(profile.name) / "profile.yaml")), profile
 

@@ -54,8 +54,10 @@ def describe(profile: str, seed: int, model: str, kind: str = "evaluations") -> 
 
     Raises:
         ResultsError: no such results file, or not a valid one.
+        PathError: a profile's name that could lead elsewhere.
         ProvenanceError: an input is not the artifact that the chain names.
     """
+    results.label(model)
     path = paths.results(profile) / f"seed-{seed}" / kind / f"{model}.json"
     links = results.read_json(path)["provenance"]["chain"]
     head = f"{paths.relative(path)}\n  sha256 {artifacts.file_hash(path)}"
