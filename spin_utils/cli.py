@@ -6,6 +6,7 @@
     spin-repro dpo --model DIR --pairs FILE --out DIR DPO on your chosen and rejected answers
     spin-repro figures                                tables and figures again, from the results
     spin-repro report                                 one HTML page of them, with verdicts and provenance
+    spin-repro crate                                  all of it with its provenance as one RO-Crate, for an archive
     spin-repro compare spin-3 sft                     two models on the same items, with intervals
     spin-repro provenance spin-3                      what a number was made from, back to model and data
 
@@ -15,6 +16,7 @@ Exit status: 0 done, 1 a stage failed, 2 bad input (nothing was started), 130 in
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import logging
 import os
@@ -200,6 +202,13 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _crate(arguments: argparse.Namespace) -> int:
+    from spin_utils import crate
+
+    log.info("%s", paths.relative(crate.write(profiles.load(arguments.profile))))
+    return 0
+
+
 def _compare(arguments: argparse.Namespace) -> int:
     from spin_utils.compare import compare
 
@@ -237,9 +246,12 @@ def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
     changes |= dict(profiles.parse_override(text) for text in arguments.set)  # last: they refine a section given above
     if not changes and not arguments.name:
         return arguments.profile, profiles.load(arguments.profile)
-    digest = hashlib.sha256(artifacts.canonical([arguments.profile, changes]).encode()).hexdigest()[:6]
-    changes["name"] = arguments.name or changes.get("name") or f"{Path(arguments.profile).stem}-{digest}"
-    profile = profiles.load(arguments.profile, changes)
+    if arguments.name:
+        changes["name"] = arguments.name
+    profile = profiles.load(arguments.profile, changes)  # refuses what the next line could not write
+    if "name" not in changes:
+        digest = hashlib.sha256(artifacts.canonical([arguments.profile, changes]).encode()).hexdigest()[:6]
+        profile = dataclasses.replace(profile, name=f"{Path(arguments.profile).stem}-{digest}"[:64])
     return str(profiles.dump(profile, paths.artifacts(profile.name) / "profile.yaml")), profile
 
 
@@ -293,6 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="training seed")
     sub.add_argument("--seeds", default="0", help="seeds of the tables")
     with_profile(command("report", _report, "one HTML page of a run: verdicts, figures, tables, provenance"))
+    with_profile(command("crate", _crate, "the whole of a run as one RO-Crate (Process Run Crate), for an archive"))
     sub = command("compare", _compare, "compare two models of a run on the same items, with intervals")
     sub.add_argument("model", help="such as spin-3")
     sub.add_argument("other", help="such as sft")

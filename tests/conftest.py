@@ -10,6 +10,12 @@ import hypothesis
 import pandas as pd
 import pytest
 import synthetic_results as synthetic
+from skip_list import (  # noqa: F401 - hooks of pytest
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
 
 from spin_utils import results
 from spin_utils.statistics import paired_bootstrap
