@@ -92,11 +92,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ArtifactError(f"{relative(directory)}: no {MANIFEST}; run the stage that makes it") from None
     except (ValueError, OSError):
         raise ArtifactError(f"{relative(path)}: damaged; delete {relative(directory)} and run again") from None
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("schema") != SCHEMA
-        or not _is_table(manifest.get("files"))
-    ):
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not _is_table(manifest.get("files")):
         raise ArtifactError(f"{relative(path)}: not a manifest of schema {SCHEMA}; delete the folder and run again")
     return manifest
 

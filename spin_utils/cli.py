@@ -36,6 +36,7 @@ from spin_utils.settings import Profile
 
 log = logging.getLogger(__name__)
 
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one clear line and exit status 2."""
     arguments = _parser().parse_args(argv)

@@ -86,9 +86,7 @@ def _add_files(crate: Any, folder: Path, figures: Path) -> dict[Path, str]:
     return ids
 
 
-def _add_step(
-    crate: Any, step: str, name: str, link: Mapping[str, Any], settings: Any, files: list[str]
-) -> str:
+def _add_step(crate: Any, step: str, name: str, link: Mapping[str, Any], settings: Any, files: list[str]) -> str:
     """One action with its inputs, settings and result; returns its id."""
     hashes = {"manifest": link["manifest_sha256"], **link.get("weights_sha256", {})}
     identifiers = [f"{file} sha256 {digest}" for file, digest in hashes.items()]
@@ -118,14 +116,12 @@ def _add_step(
 def _add_software(crate: Any, link: Mapping[str, Any]) -> str:
     """The kit at a commit, with the versions it ran on."""
     versions = dict(link["versions"])
-    own = versions.pop("spin_utils", __version__)
+    own, python = versions.pop("spin_utils", __version__), versions.pop("python", "")
     needed = [
-        _add(crate, f"https://pypi.org/project/{package}/{version}/", "SoftwareApplication", name=package, version=version)
+        _add_package(crate, package, version, f"https://pypi.org/project/{package}/{version}/")
         for package, version in versions.items()
-        if package != "python"
     ]
-    python = versions.get("python", "")
-    needed.append(_add(crate, f"https://www.python.org/#{python}", "SoftwareApplication", name="Python", version=python))
+    needed.append(_add_package(crate, "python", python, f"https://www.python.org/#{python}"))
     tree = f"{link['commit']}{', with uncommitted changes' if link['dirty'] else ''}"
     digest = artifacts.key("software", versions, commit=tree)
     return _add(
@@ -136,6 +132,10 @@ def _add_software(crate: Any, link: Mapping[str, Any]) -> str:
         version=f"{own}, commit {tree}",
         softwareRequirements=[{"@id": package} for package in needed],
     )
+
+
+def _add_package(crate: Any, name: str, version: str, url: str) -> str:
+    return _add(crate, url, "SoftwareApplication", name=name, version=version, url=url)
 
 
 def _add_drawing(crate: Any, files: Mapping[Path, str], documents: Mapping[Path, Any], folder: Path) -> str:
@@ -194,6 +194,8 @@ def _add(crate: Any, place: str, kind: str, /, **properties: Any) -> str:
     from rocrate.model.contextentity import ContextEntity
 
     if crate.get(place) is None:
+        for name, value in properties.items():  # a list of one is written as its one value
+            properties[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
         crate.add(ContextEntity(crate, place, properties={"@type": kind, **properties}))
     return place
 

@@ -9,7 +9,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-
 LARGEST_SEED = 2**31
 """Seeds are below it: a stream of random numbers is 1000 times the seed and more, in 64 bits."""
 FAMILY_NAME = re.compile(r"\w[\w .,:+-]{0,63}")

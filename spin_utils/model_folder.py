@@ -95,9 +95,13 @@ def _check_weights(folder: Path, model: Any) -> None:
             raise ModelError(f"{folder}: no tensor {name} in its safetensors; copy the model again, all files of it")
         path, shape, kind = found[name]
         if shape != list(tensor.shape):
-            raise ModelError(f"{path}: {name} has shape {shape}, config.json says {list(tensor.shape)}; copy both again")
+            raise ModelError(
+                f"{path}: {name} has shape {shape}, config.json says {list(tensor.shape)}; copy both again"
+            )
         if kind not in ("F32", "F16", "BF16", "F64"):
-            raise ModelError(f"{path}: {name} is stored as {kind}; weights must not be quantised: save them as bfloat16")
+            raise ModelError(
+                f"{path}: {name} is stored as {kind}; weights must not be quantised: save them as bfloat16"
+            )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -107,7 +111,9 @@ def _files(folder: Path) -> list[Path]:
     try:
         index = strict_json.parse((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: neither model.safetensors nor a readable {INDEX} ({error}); write both again") from None
+        raise ModelError(
+            f"{folder}: neither model.safetensors nor a readable {INDEX} ({error}); write both again"
+        ) from None
     places = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(places, Mapping) or not places:
         raise ModelError(f"{folder / INDEX}: no weight_map; write the model again with save_pretrained")

@@ -27,7 +27,11 @@ def parse(text: str) -> Any:
         return yaml.load(text, Loader=_StrictLoader)
     except RecursionError:
         raise YAMLError("nested too deeply") from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # dates that do not exist, numbers with thousands of digits
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+    ) as error:  # dates that do not exist, numbers with thousands of digits
         raise YAMLError(" ".join(str(error).split()).replace(' in "<unicode string>",', "")) from None
 
 

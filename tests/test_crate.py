@@ -121,9 +121,14 @@ def test_every_link_of_every_result_is_an_action_with_its_commit_versions_and_ha
             software = entities[references(action["instrument"])[0]]
             assert link["commit"] in software["version"]
             assert ("uncommitted" in software["version"]) == link["dirty"]
-            required = {(entities[other]["name"], entities[other]["version"]) for other in references(software["softwareRequirements"])}
-            assert {(package, v) for package, v in link["versions"].items() if package not in ("spin_utils", "python")} <= required
-            assert f"manifest sha256 {link['manifest_sha256']}" in entities[f"#{step}"]["identifier"]
+            required = {
+                (entities[other]["name"], entities[other]["version"])
+                for other in references(software["softwareRequirements"])
+            }
+            assert {
+                (package, v) for package, v in link["versions"].items() if package not in ("spin_utils", "python")
+            } <= required
+            assert f"manifest sha256 {link['manifest_sha256']}" in str(entities[f"#{step}"]["identifier"])
             assert {f"#{other['artifact']}" for other in link["inputs"].values()} <= set(references(action["object"]))
             assert entities[f"#{step}-seed"]["value"] == link["seed"]
         file = f"results/{path.relative_to(home / 'results' / 'cpu')}"
@@ -131,7 +136,9 @@ def test_every_link_of_every_result_is_an_action_with_its_commit_versions_and_ha
         assert file in references(entities[last]["result"])
 
 
-def test_the_same_results_give_the_same_bytes(archive: zipfile.ZipFile, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_results_give_the_same_bytes(
+    archive: zipfile.ZipFile, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = Path(str(archive.filename)).read_bytes()
     monkeypatch.setenv("SPIN_HOME", str(home))
     assert crate.write(profiles.load("cpu")).read_bytes() == before

@@ -33,7 +33,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the command line would otherwise start itself again for; not the kernel's memory settings of this process."""
+    """What the command line would otherwise start itself again for, in place of the tests."""
     for name, value in runtime.ENVIRONMENT.items():
         monkeypatch.setenv(name, os.environ.get(name, value))
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import ast
+import html
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
-from spin_utils import paths, results, table_text
+from spin_utils import paths, report, results, table_text
 from spin_utils.input_settings import TemplateSettings
 from spin_utils.templates import TemplateError, encode_prompt
 
-SOURCES = [path for folder in ("spin_utils", "benchmarks") for path in sorted((paths.REPOSITORY / folder).rglob("*.py"))]
+SOURCES = [
+    path for folder in ("spin_utils", "benchmarks") for path in sorted((paths.REPOSITORY / folder).rglob("*.py"))
+]
 NOTEBOOKS = sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb"))
 REFUSED = {
     "torch.load": "reads a pickle",
@@ -61,16 +64,22 @@ def faults(place: str, tree: ast.AST) -> Iterator[str]:
         remote = given.get("trust_remote_code")
         if remote is not None and not (isinstance(remote, ast.Constant) and remote.value is False):
             yield f"{where}: trust_remote_code must be the word False"
-        if "allow_pickle" in given and not (isinstance(given["allow_pickle"], ast.Constant) and not given["allow_pickle"].value):
+        if "allow_pickle" in given and not (
+            isinstance(given["allow_pickle"], ast.Constant) and not given["allow_pickle"].value
+        ):
             yield f"{where}: allow_pickle must be the word False"
-        if name == "yaml.load" and not ast.unparse(given.get("Loader", ast.Constant(""))).endswith(("SafeLoader", "_StrictLoader")):
+        if name == "yaml.load" and not ast.unparse(given.get("Loader", ast.Constant(""))).endswith(
+            ("SafeLoader", "_StrictLoader")
+        ):
             yield f"{where} makes any object; use strict_yaml.parse"
         if given.get("shell") is not None:
             yield f"{where} runs a shell"
         method = name.rpartition(".")[2]
         if method in ("from_pretrained", "from_config") and name.startswith("Auto") and remote is None:
             yield f"{where} without trust_remote_code=False"
-        local = ast.unparse(given["local_files_only"]) == "True" if "local_files_only" in given else "gguf_file" in given
+        local = (
+            ast.unparse(given["local_files_only"]) == "True" if "local_files_only" in given else "gguf_file" in given
+        )
         if method == "from_pretrained" and not local and "revision" not in given:
             yield f"{where} neither local nor at a pinned revision"
         if method in ("load_dataset", "snapshot_download", "hf_hub_download") and "revision" not in given:
@@ -121,13 +130,25 @@ def test_a_chat_template_that_reaches_for_python_is_refused(attack: str) -> None
         encode_prompt(tokenizer, TemplateSettings(), "hello")
 
 
+def hostile_table() -> table_text.Table:
+    return table_text.Table(7, "title", ("model", "answer"), (("a", HOSTILE),), pd.DataFrame(), text=1)
+
+
 HOSTILE = "<script>alert(1)</script> <img src=x onerror=alert(1)> [click](javascript:alert(1)) `a` **b** $x$ | c"
 
 
 def test_generated_text_in_a_markdown_table_shows_character_for_character() -> None:
-    shown = table_text.literal(HOSTILE)
-    for markup in ("<", "[", "`", "*", "|", "$"):
-        assert f"\\{markup}" in shown or markup not in shown, markup
+    line = table_text.markdown(hostile_table()).splitlines()[4]
+    assert re.sub(r"\\(.)", r"\1", line.removeprefix("| a | ").removesuffix(" |")) == HOSTILE
+    assert not re.search(r"(?<!\\)[<>\[\]`*|$&]", line.removeprefix("| a | ").removesuffix(" |"))
+
+
+def test_generated_text_in_the_report_is_escaped() -> None:
+    page = report._table(hostile_table())
+    assert "<script" not in page
+    assert "<img" not in page
+    assert html.escape(HOSTILE) in page
+    assert HOSTILE in html.unescape(page)
 
 
 def test_no_notebook_or_module_renders_text_as_html() -> None:
@@ -136,7 +157,9 @@ def test_no_notebook_or_module_renders_text_as_html() -> None:
         assert not names & {"HTML", "Javascript", "publish_display_data", "IFrame"}, place
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Markdown", "display.Markdown"):
-                assert ast.unparse(node.args[0]).startswith("drawing.page("), f"{place}: only drawn tables, whose text is escaped"
+                assert ast.unparse(node.args[0]).startswith("drawing.page("), (
+                    f"{place}: only drawn tables, whose text is escaped"
+                )
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc", "a/b", "", ".", "..", "a\0b", "x" * 65, "a\n"])

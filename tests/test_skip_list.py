@@ -45,7 +45,7 @@ def test_a_skip_that_is_not_listed_fails(tmp_path: Path) -> None:
     result = run(tmp_path, "tests/test_a.py::test_skipped: needs a browser\n")
     assert result.returncode == 1
     assert "test_cases[1] was skipped and is not in tests/skips.yaml" in result.stdout
-    assert "2 failed, 1 skipped" in result.stdout
+    assert "1 skipped, 1 xfailed, 2 errors" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,11 @@ def test_a_skip_that_is_not_listed_fails(tmp_path: Path) -> None:
         ("tests/test_a.py::test_gone: it was slow\n", TESTS, "test_gone names no test; remove the entry"),
         ("tests/test_b.py: it was slow\n", TESTS, "tests/test_b.py names no file; remove the entry"),
         ("tests/test_a.py: ''\n", TESTS, "tests/test_a.py has no reason"),
-        ("", "import pytest\n@pytest.mark.slow\ndef test_long(): pass\n", "test_long is slow and not in tests/skips.yaml"),
+        (
+            "",
+            "import pytest\n@pytest.mark.slow\ndef test_long(): pass\n",
+            "test_long is slow and not in tests/skips.yaml",
+        ),
         ("", "import pytest\npytest.importorskip('no_such_package')\n", "test_a.py was skipped and is not in"),
     ],
 )
