@@ -18,6 +18,7 @@ Re-measure the paper Self-Play Fine-Tuning (SPIN) at the scale of this machine.
     spin-repro dpo --model DIR --pairs FILE --out DIR DPO on your chosen and rejected answers
     spin-repro figures                                tables and figures again, from the results
     spin-repro report                                 one HTML page of them, with verdicts and provenance
+    spin-repro crate                                  all of it with its provenance as one RO-Crate, for an archive
     spin-repro compare spin-3 sft                     two models on the same items, with intervals
     spin-repro provenance spin-3                      what a number was made from, back to model and data
 
@@ -130,6 +131,8 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", default="0", help="seeds of the tables")
     sub.add_argument("--gpus", type=int, default=0, help="GPUs to take for it alone (default: 0, whatever is there)")
     sub = command("report", "one HTML page of a run: verdicts, figures, tables, provenance", "--profile smoke")
+    _with_profile(sub)
+    sub = command("crate", "the whole of a run as one RO-Crate (Process Run Crate), for an archive", "--profile smoke")
     _with_profile(sub)
     sub = command(
         "verdicts",

@@ -18,6 +18,7 @@ from spin_utils.input_settings import DemonstrationSettings, require
 from spin_utils.mt_bench_questions import FILES
 from spin_utils.mt_bench_settings import answers_identity, judge_identity
 from spin_utils.profiles import as_dict
+from spin_utils.rows import check_file
 from spin_utils.settings import (
     DpoSettings,
     EvaluationSettings,
@@ -94,7 +95,7 @@ def make(profile: Profile, seed: int) -> Plan:
 
     Raises:
         models.ModelError: the base model is not where the profile says.
-        FileNotFoundError: a file of demonstrations is missing.
+        RowError: a file of demonstrations or pairs is missing.
     """
     steps: dict[str, Step] = {}
 
@@ -261,7 +262,7 @@ def stream(seed: int, number: int) -> int:
 def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
     preferences = as_dict(dpo.preferences)
     if dpo.preferences.source == "file":
-        preferences["train"] = artifacts.file_hash(Path(dpo.preferences.train))
+        preferences["train"] = _content(dpo.preferences.train)
     return {**preferences, "answers_per_prompt": dpo.answers_per_prompt}
 
 
@@ -280,5 +281,10 @@ def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
     if settings.source == "file":
         for name in ("train", "validation", "test"):
             if data[name]:
-                data[name] = artifacts.file_hash(Path(data[name]))
+                data[name] = _content(data[name])
     return data
+
+
+def _content(file: str) -> str:
+    check_file(Path(file))
+    return artifacts.file_hash(Path(file))
