@@ -38,6 +38,11 @@ def is_headless() -> bool:
     return os.environ.get("SPIN_HEADLESS") == "1"
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook that someone looks at."""
+    return "ipykernel" in sys.modules and not is_headless()
+
+
 def configure_logging() -> None:
     """The kit's own log lines, plain, on standard output; of the libraries only warnings."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
