@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -32,6 +33,7 @@ _SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
+_ERRORS = ", ".join(f"[data-mime-type='application/vnd.jupyter.{kind}']" for kind in ("error", "stderr"))
 _PATIENCE_MS = 120_000.0  # a bound for a machine with other work; quiet, a cell takes seconds
 
 
@@ -105,8 +107,8 @@ def open_notebook(browser: Browser, address: str, path: str) -> Page:
     page.set_default_timeout(_PATIENCE_MS)
     page.goto(address.replace("/lab?", f"/doc/tree/{path}?"))
     page.wait_for_selector(".jp-CodeCell")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-    page.wait_for_selector(".jp-Spinner", state="detached")
+    # Earlier, the kernel has a status but no connection, and cells that are run then never finish.
+    page.get_by_text(re.compile(r"Python 3 .*\| Idle")).wait_for()
     return page
 
 
@@ -125,21 +127,22 @@ def run_all(page: Page) -> None:
     page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
     page.locator("li[data-command='runmenu:run-all']").click()
     page.wait_for_function(
-        """() => {
+        """(errors) => {
           const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent);
-          return prompts.every(text => /\\[\\d+\\]/.test(text)) || document.querySelector('[data-mime-type$=".error"]');
-        }"""
+          return prompts.every(text => /\\[\\d+\\]/.test(text)) || document.querySelector(errors) !== null;
+        }""",
+        arg=_ERRORS,
     )
 
 
 def errors(page: Page) -> list[str]:
     """Texts of all error outputs and of everything on standard error."""
-    kinds = "[data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr']"
-    return page.locator(kinds).all_inner_texts()
+    return page.locator(_ERRORS).all_inner_texts()
 
 
 def photograph(page: Page, path: Path) -> None:
     """A picture of the whole notebook, however long."""
     height = page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollHeight")
     page.set_viewport_size({"width": 1280, "height": int(height) + 200})
+    page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
     page.screenshot(path=path)
