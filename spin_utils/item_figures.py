@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from spin_utils.figure_style import FAINT, GENERATED, REAL, new_figure, say_why_empty, style
 from spin_utils.results import label
@@ -59,7 +60,10 @@ def _steps(axes: Axes, scores: pd.DataFrame, names: list[str]) -> None:
     axes.set_xticks(places, [f"{a} → {b}" for a, b in pairwise(names)])
     axes.set_xlim(-0.6, max(2.4, len(right) - 0.4))
     axes.set_ylabel("items")
-    axes.margins(y=0.3)
+    most = max(1, *right, *wrong)
+    axes.set_ylim(-1.35 * most, 1.35 * most)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
 
 
 def parting(pairs: pd.DataFrame) -> Figure:

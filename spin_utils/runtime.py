@@ -51,11 +51,12 @@ def configure_logging() -> None:
 
 
 def configure() -> None:
-    """Set up a notebook's kernel or a stage: log lines, threads, and no loading bars when headless."""
+    """Set up a notebook's kernel or a stage: log lines, no bar for every model that is loaded, and none headless."""
+    import transformers
+
     configure_logging()
+    transformers.utils.logging.disable_progress_bar()
     if is_headless():
         import datasets
-        import transformers
 
-        transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()

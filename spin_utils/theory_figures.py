@@ -191,7 +191,7 @@ def _update(axes: Axes, opponent: Tensor, data: Tensor, beta: float) -> None:
     found = theory.best_response(opponent, data, beta=beta).exp().numpy()
     _bars(axes, opponent, law, data, ("opponent", "next policy, by the law"))
     axes.plot(np.arange(len(data)), found, "x", color=INK, ms=4, mew=0.8, label="next policy, by optimisation")
-    axes.set_title(f"λ = {beta:g}")
+    axes.set_title(f"λ = {beta:.3g}")
 
 
 def _bars(axes: Axes, before: Tensor, now: Tensor, data: Tensor, names: tuple[str, str]) -> None:

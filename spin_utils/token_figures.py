@@ -46,8 +46,7 @@ def surprise(scores: pd.DataFrame, example: str) -> Figure:
     chosen = scores[scores["example"] == example]
     low = min(-1.0, float(chosen["logp"].quantile(0.02)))
     label = "log-probability of the token (nats)"
-    titles = "{checkpoint} · {answer} answer: {logp:.1f} nats over {tokens} tokens"
-    return _figure(chosen, "logp", titles, _SURPRISE, Normalize(low, 0), label)
+    return _figure(chosen, "logp", _SURPRISE, Normalize(low, 0), label)
 
 
 def pushes(scores: pd.DataFrame, example: str, checkpoints: Sequence[str] = ()) -> Figure:
@@ -67,8 +66,7 @@ def pushes(scores: pd.DataFrame, example: str, checkpoints: Sequence[str] = ()) 
     high = max(0.01, float(chosen["change"].abs().quantile(0.97)))
     chosen = chosen[chosen["checkpoint"].isin(list(checkpoints) or later)]
     label = "log policy/opponent of the token (nats)"
-    titles = "{checkpoint} · {answer} answer: {change:+.2f} nats in all"
-    return _figure(chosen, "change", titles, _PUSH, Normalize(-high, high), label)
+    return _figure(chosen, "change", _PUSH, Normalize(-high, high), label)
 
 
 def followed(sums: pd.DataFrame, example: str) -> Figure:
@@ -96,14 +94,13 @@ def followed(sums: pd.DataFrame, example: str) -> Figure:
     return figure
 
 
-def _figure(chosen: pd.DataFrame, column: str, titles: str, colours: Colormap, norm: Normalize, label: str) -> Figure:
+def _figure(chosen: pd.DataFrame, column: str, colours: Colormap, norm: Normalize, label: str) -> Figure:
     """A block for each checkpoint and answer, and the scale of the colours."""
     with style():
         blocks = []
         for (checkpoint, answer), tokens in chosen.groupby(["checkpoint", "answer"], sort=False):
-            totals = {"logp": tokens["logp"].sum(), "change": tokens["change"].sum(), "tokens": len(tokens)}
-            title = titles.format(checkpoint=checkpoint, answer=answer, **totals)
-            blocks.append((title, _layout(tokens, column)))
+            total = f"{tokens[column].sum():+.2f}".replace("-", "−")
+            blocks.append((f"{checkpoint} · {answer} answer: {total} nats in all", _layout(tokens, column)))
         rows = sum(1.5 + (lines[-1][0] + 1) * (1 + _BAR) for _, lines in blocks)
         height = rows * _LINE + 0.5
         figure = new_figure(height, WIDTH)

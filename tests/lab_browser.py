@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from spin_utils import paths, runtime
 
@@ -44,7 +44,7 @@ def find_browser() -> str | None:
 
 @contextmanager
 def running_lab(folder: Path, home: Path) -> Iterator[str]:
-    """Start JupyterLab with a token and folders of its own; gives its address.
+    """Start JupyterLab with a token, folders of its own and the layout of `make lab`; gives its address.
 
     Args:
         folder: where it runs, with everything that it may write.
@@ -61,12 +61,15 @@ def running_lab(folder: Path, home: Path) -> Iterator[str]:
         "JUPYTER_DATA_DIR": str(lab / "data"),
         "JUPYTER_RUNTIME_DIR": str(lab / "runtime"),
         "JUPYTERLAB_SETTINGS_DIR": str(lab / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(lab / "workspaces"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(lab / "layouts"),
         "IPYTHONDIR": str(lab / "ipython"),
         "SPIN_HOME": str(home),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(paths.REPOSITORY), os.environ.get("PYTHONPATH")))),
     }
     environment.pop("SPIN_HEADLESS", None)
+    layout = paths.REPOSITORY / "notebooks" / "spin.jupyterlab-workspace"
+    imported = [sys.executable, "-m", "jupyterlab", "workspaces", "import", str(layout)]
+    subprocess.run(imported, env=environment, check=True, capture_output=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -101,22 +104,27 @@ def opened_browser() -> Iterator[Browser]:
         browser.close()
 
 
-def open_notebook(browser: Browser, address: str, path: str) -> Page:
-    """A page of JupyterLab with one notebook and its kernel, and nothing else."""
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+def open_page(browser: Browser, address: str, path: str) -> Page:
+    """A page of JupyterLab whose notebook has a kernel.
+
+    Args:
+        browser: from `opened_browser`.
+        address: from `running_lab`.
+        path: `doc/tree/NOTEBOOK` for a notebook by itself, `lab/workspaces/NAME` for a layout.
+    """
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(_PATIENCE_MS)
-    page.goto(address.replace("/lab?", f"/doc/tree/{path}?"))
+    page.goto(address.replace("/lab?", f"/{path}?"))
     page.wait_for_selector(".jp-CodeCell")
     # Earlier, the kernel has a status but no connection, and cells that are run then never finish.
     page.get_by_text(re.compile(r"Python 3 .*\| Idle")).wait_for()
     return page
 
 
-def set_cell(page: Page, beginning: str, old: str, new: str) -> None:
-    """Edit the code cell that begins so, by hand."""
-    cell = page.locator(".jp-CodeCell .cm-content").filter(has_text=beginning).first
+def edit(page: Page, old: str, new: str) -> None:
+    """Change some words of the first code cell that has them, by hand."""
+    cell = page.locator(".jp-CodeCell .cm-content").filter(has_text=old).first
     source = "\n".join(cell.locator(".cm-line").all_inner_texts())
-    assert old in source, source
     cell.click()
     page.keyboard.press("Control+A")
     page.keyboard.insert_text(source.replace(old, new))
@@ -140,9 +148,24 @@ def errors(page: Page) -> list[str]:
     return page.locator(_ERRORS).all_inner_texts()
 
 
+def picture(cell: Locator) -> str:
+    """The picture that a cell shows."""
+    source = cell.locator(".jp-OutputArea img").first.get_attribute("src")
+    assert source
+    return source
+
+
+def wait_for_another_picture(page: Page, cell: Locator, before: str) -> None:
+    """Wait until a cell shows a picture that is not the one before."""
+    page.wait_for_function(
+        "([cell, before]) => { const i = cell.querySelector('.jp-OutputArea img'); return i && i.src !== before; }",
+        arg=[cell.element_handle(), before],
+    )
+
+
 def photograph(page: Page, path: Path) -> None:
     """A picture of the whole notebook, however long."""
     height = page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollHeight")
-    page.set_viewport_size({"width": 1280, "height": int(height) + 200})
+    page.set_viewport_size({"width": 1400, "height": int(height) + 200})
     page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
     page.screenshot(path=path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,10 @@ def test_a_slow_screen_does_not_slow_the_training(monkeypatch: pytest.MonkeyPatc
     assert 2.0 * len(screen.pictures) <= 1000 * live_curve.SHARE + 2.0
 
 
-def test_only_a_notebook_that_someone_watches_gets_a_live_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ipykernel", object())
+def test_only_a_notebook_that_someone_watches_gets_a_live_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
     assert trackers.open_trackers([], "run", tmp_path)[0] == []
     monkeypatch.delenv("SPIN_HEADLESS")
     assert len(trackers.open_trackers([], "run", tmp_path)[0]) == 1
