@@ -65,7 +65,7 @@ lint: $(READY)  ## check style, types and that notebooks hold no outputs
 # The layout, README beside the first notebook, is brought in once: what its user makes of it stays in .lab, and the
 # layouts of other projects are not touched.
 lab: $(READY)  ## open README and notebooks in JupyterLab, on this machine only
-	@test -d .lab || $(LAYOUT) $(BIN)/jupyter lab workspaces import --log-level=WARN notebooks/spin.jupyterlab-workspace
+	@test -d .lab || $(LAYOUT) $(BIN)/jupyter lab workspaces import notebooks/spin.jupyterlab-workspace
 	$(MALLOC) $(LAYOUT) $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --port=$(PORT) --notebook-dir=. --LabApp.default_url=/lab/workspaces/spin $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(READY)  ## time the kit against its peers (about half an hour); writes benchmarks/results/

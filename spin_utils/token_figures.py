@@ -118,10 +118,10 @@ def _figure(chosen: pd.DataFrame, column: str, colours: Colormap, norm: Normaliz
                 if shared:
                     axes.plot([place[0], place[0]], [place[1], place[1] + 1 + _BAR], color="#5c5c5c", lw=1.6)
             top += 1.5 + (lines[-1][0] + 1) * (1 + _BAR)
-        scale = figure.add_axes((_MARGIN / WIDTH, 0.28 / height, 1.6 / WIDTH, 0.08 / height))
+        scale = figure.add_axes((0.25 / WIDTH, 0.28 / height, 1.6 / WIDTH, 0.08 / height))
         bar = figure.colorbar(ScalarMappable(norm, colours), cax=scale, orientation="horizontal", extend="neither")
         bar.outline.set_linewidth(0.4)
-        figure.text((2 * _MARGIN + 1.6) / WIDTH, 0.32 / height, label, va="center", fontsize=6.5)
+        figure.text((0.25 + 1.75) / WIDTH, 0.32 / height, label, va="center", fontsize=6.5)
     return figure
 
 

@@ -5,7 +5,7 @@ The numbers are the terms of the sums that training works with: log p(y|x) = sum
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,16 @@ class Example:
     """The prompt with the real response, and with the generated one if it is a pair."""
 
 
-def demonstrations(plan: Plan, split: str = "validation") -> list[Example]:
-    """The first demonstration of each family."""
+def demonstrations(plan: Plan, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
+    """The first demonstration of each family among some rows.
+
+    Args:
+        plan: for its template and tokenizer.
+        rows: such as `stages.rows(plan, "validation")`, not empty.
+    """
     tokenizer = models.load_tokenizer(stages.run(plan, "base"))
-    first: dict[str, dict[str, Any]] = {}
-    for row in stages.rows(plan, split):
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
         first.setdefault(row.get("family", ""), row)
     encoded = encode_rows(tokenizer, plan.profile.template, [first[family] for family in sorted(first)])
     return [Example(str(row.row["id"]), Group(row.prompt_ids, (row.response_ids,))) for row in encoded]
@@ -87,11 +92,10 @@ def moments(plan: Plan, model: str) -> dict[str, Path]:
 
 
 @torch.no_grad()
-def score(plan: Plan, examples: Sequence[Example], checkpoints: Mapping[str, Path]) -> pd.DataFrame:
+def score(examples: Sequence[Example], checkpoints: Mapping[str, Path]) -> pd.DataFrame:
     """Log-probability of every token under every checkpoint, computed in float32.
 
     Args:
-        plan: for its template.
         examples: few: they are scored in one pass each.
         checkpoints: folders by name, such as `moments` gives; the first one is what the others are compared with.
 
@@ -110,9 +114,8 @@ def score(plan: Plan, examples: Sequence[Example], checkpoints: Mapping[str, Pat
                 rows.append({"checkpoint": checkpoint, **token, "logp": next(logps)})
         del model
     frame = pd.DataFrame(rows)
-    key = ["example", "answer", "place"]
-    first = frame[frame["checkpoint"] == next(iter(checkpoints))].set_index(key)["logp"]
-    return frame.assign(change=frame["logp"] - first.loc[frame.set_index(key).index].to_numpy())
+    first = frame.groupby(["example", "answer", "place"], sort=False)["logp"].transform("first")
+    return frame.assign(change=frame["logp"] - first)
 
 
 def sums(frame: pd.DataFrame) -> pd.DataFrame:
@@ -137,13 +140,8 @@ def _tokens(tokenizer: Any, example: Example) -> Iterator[dict[str, Any]]:
     for answer, ids in zip((REAL, GENERATED), answers, strict=False):
         for place, token in enumerate(ids):
             text = _text(tokenizer, int(token))
-            yield {
-                "example": example.name,
-                "answer": answer,
-                "place": place,
-                "token": text,
-                "shared": place < agreed,
-            }
+            where = {"example": example.name, "answer": answer, "place": place}
+            yield {**where, "token": text, "shared": place < agreed}
 
 
 def _text(tokenizer: Any, token: int) -> str:

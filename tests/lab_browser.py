@@ -34,7 +34,7 @@ _SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 _ERRORS = ", ".join(f"[data-mime-type='application/vnd.jupyter.{kind}']" for kind in ("error", "stderr"))
-_PATIENCE_MS = 120_000.0  # a bound for a machine with other work; quiet, a cell takes seconds
+_PATIENCE_MS = 300_000.0  # a bound for a machine with other work; quiet, a cell takes seconds
 
 
 def find_browser() -> str | None:

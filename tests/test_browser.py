@@ -78,11 +78,15 @@ def test_the_readme_lies_beside_a_notebook_that_runs_and_follows_its_slider(
     page.close()
 
 
-def test_the_opponent_answers_at_smoke_and_a_pair_can_be_picked(
+HOSTILE = "$x^2$ <b>bold</b> **strong** <img src=x>"
+
+
+def test_the_opponent_answers_at_smoke_and_what_it_wrote_is_shown_as_it_is(
     opened: Callable[[str], Page], folder: Path, screenshots: Path
 ) -> None:
     page = opened("doc/tree/notebooks/02_synthetic_generation.ipynb")
     lab_browser.edit(page, 'profile = "cpu"', 'profile = "smoke"')
+    lab_browser.edit(page, "text_tables.show(different[", f"text_tables.show(different.assign(generated={HOSTILE!r})[")
     lab_browser.run_all(page)
     assert lab_browser.errors(page) == []
     cell = page.locator(".jp-CodeCell").filter(has=page.locator(".jp-OutputArea select")).first
@@ -91,5 +95,11 @@ def test_the_opponent_answers_at_smoke_and_a_pair_can_be_picked(
     lab_browser.wait_for_another_picture(page, cell, before)
     lab_browser.photograph(page, screenshots / "generation.png")
     assert lab_browser.errors(page) == []
+    page.locator(
+        ".jp-MarkdownCell mjx-container"
+    ).first.wait_for()  # by now mathematics is typeset where it is looked for
+    table = page.locator(".jp-CodeCell").filter(has_text="text_tables.show(different").locator(".jp-OutputArea table")
+    assert table.locator("tr:last-child td:last-child").inner_text() == HOSTILE
+    assert table.locator("mjx-container, b, strong, img").count() == 0
     assert list((folder / "home" / "artifacts" / "smoke" / "seed-0").glob("pairs-0-*"))
     page.close()

@@ -30,7 +30,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> plan.Plan:
 
 def test_token_scores_add_up_to_the_log_probabilities_one_sequence_at_a_time(steps: plan.Plan) -> None:
     points, examples = token_scores.moments(steps, "spin-0"), token_scores.pairs(steps, "spin-0")
-    frame = token_scores.score(steps, examples, points)
+    frame = token_scores.score(examples, points)
     sums = token_scores.sums(frame)
     for name, folder in points.items():
         with torch.no_grad():
@@ -55,7 +55,7 @@ def test_shared_tokens_are_pushed_alike_and_cancel(steps: plan.Plan) -> None:
     real = [5, 6, 7, 8]
     example = token_scores.Example("x", token_scores.Group([3, 4], (real, [5, 6, 9])))
     points = token_scores.moments(steps, "spin-0")
-    frame = token_scores.score(steps, [example], points)
+    frame = token_scores.score([example], points)
     assert frame.groupby("answer")["shared"].sum().to_dict() == {"real": 2 * len(points), "generated": 2 * len(points)}
     shared = frame[frame["shared"]]
     one, other = (shared[shared["answer"] == answer]["change"].to_numpy() for answer in ("real", "generated"))
@@ -68,7 +68,7 @@ def test_examples_differ_and_come_one_from_each_family(steps: plan.Plan) -> None
     for example in examples:
         real, generated = example.group.response_ids
         assert list(real) != list(generated)
-    assert len(token_scores.demonstrations(steps)) == 2
+    assert len(token_scores.demonstrations(steps, stages.rows(steps, "validation"))) == 2
 
 
 def scores(tokens: list[str], values: list[float]) -> pd.DataFrame:
