@@ -211,6 +211,42 @@ def _take_place(work: Path, directory: Path) -> None:
     sync(directory.parent)
 
 
+def adopt(directory: Path) -> bool:
+    """Take an artifact over from another profile of this home, if one has it: its key says that it is the same.
+
+    Files are linked, not copied, where the file system can.
+
+    Args:
+        directory: where the artifact will be: artifacts/PROFILE/SHARED OR SEED/NAME-KEY.
+
+    Returns:
+        Whether it is there now.
+    """
+    if is_complete(directory):
+        return True
+    for other in sorted(directory.parents[2].glob(f"*/{directory.parent.name}/{directory.name}")):
+        if is_complete(other):
+            with lock(directory):
+                if is_complete(directory):  # made by another process while this one waited
+                    return True
+                copy = directory.with_name(f"{directory.name}.adopted")
+                shutil.rmtree(copy, ignore_errors=True)  # of an earlier call that was killed
+                shutil.copytree(other, copy, copy_function=_link)
+                if directory.is_dir():
+                    shutil.rmtree(directory)
+                os.replace(copy, directory)
+            log.info("%s: the same as %s", relative(directory), relative(other))
+            return True
+    return False
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
 @contextlib.contextmanager
 def lock(directory: Path, note: str = "another process is making it; waiting") -> Iterator[int]:
     """Hold the right to make an artifact; a second process waits, and says so. Yields the lock's file descriptor."""

@@ -102,7 +102,8 @@ def evaluation(plan: Plan, model: str) -> pd.DataFrame:
     """Scores of a checkpoint item by item: `task`, `id`, `score`, `response`, `tokens`, `prompt`, `real`."""
     path = artifacts.checked(stages.run(plan, f"eval-{model}"), "evaluation.json")
     items = pd.DataFrame(json.loads(path.read_text())["items"])
-    rows = {row["id"]: row for row in stages.rows(plan, "test")}
+    local = plan.profile.evaluation.suite == "local"
+    rows = {row["id"]: row for row in stages.rows(plan, "test")} if local else {}
     return items.assign(
         prompt=[rows.get(i, {}).get("prompt", "") for i in items["id"]],
         real=[rows.get(i, {}).get("response", "") for i in items["id"]],

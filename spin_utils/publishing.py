@@ -67,6 +67,8 @@ def _documents(plan: Plan, step: Step) -> Iterator[Document]:
             if f"{folder}.json" in files:
                 kind = "evaluations" if folder == "evaluation" else folder
                 yield kind, step.parameters["model"], _read(step, f"{folder}.json")
+    if step.stage == "mt_bench":
+        yield step.stage, step.parameters["model"], {"kind": step.stage, **_read(step, "mt_bench.json")}
     if "training.json" in files:
         more = f"spin-0-epoch-{plan.profile.spin.epochs_shown}"
         model = more if step.stage == "epochs" else step.name

@@ -5,6 +5,7 @@
     results/PROFILE/seed-S/training/MODEL.json       metrics of one training run, step by step
     results/PROFILE/seed-S/generations/MODEL.json    what the model answered to the prompts of SPIN
     results/PROFILE/seed-S/heldout/MODEL.json        what an iteration did to pairs that no training saw
+    results/PROFILE/seed-S/mt_bench/MODEL.json       a judge's grades of the model's answers to MT-Bench
 
 A file is checked when it is written and again when it is read; a file that is not whole, consistent and
 finite is refused with its path and the field. Scores are shares (0..1) here and points in tables.
@@ -23,6 +24,7 @@ from spin_utils.documents import (
     DRIFT_FIELDS,
     FIELDS,
     GENERATION_FIELDS,
+    GRADE_FIELDS,
     ITEM_FIELDS,
     SCHEMA,
     ResultsError,
@@ -43,8 +45,10 @@ __all__ = [
     "load_evaluations",
     "load_generations",
     "load_heldout",
+    "load_mt_bench",
     "load_summaries",
     "load_training",
+    "mt_bench_path",
     "read_json",
     "training_path",
     "validate",
@@ -60,6 +64,7 @@ _KINDS = {
     "training": "training",
     "generations": "generations",
     "heldout": "heldout",
+    "mt_bench": "mt_bench",
 }
 """Kind of the files in a folder."""
 
@@ -82,6 +87,11 @@ def generations_path(results: Path, seed: int, model: str) -> Path:
 def heldout_path(results: Path, seed: int, model: str) -> Path:
     """Where the held-out pairs of an iteration lie; `results` is results/PROFILE."""
     return results / f"seed-{seed}" / "heldout" / f"{model}.json"
+
+
+def mt_bench_path(results: Path, seed: int, model: str) -> Path:
+    """Where the grades of a model lie; `results` is results/PROFILE."""
+    return results / f"seed-{seed}" / "mt_bench" / f"{model}.json"
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -194,6 +204,30 @@ def load_heldout(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFr
         for document, items in _items(results, "heldout", seeds, list(DRIFT_FIELDS), key=["id"])
     ]
     return _together(frames, ["seed", "model", "beta", *DRIFT_FIELDS])
+
+
+def load_mt_bench(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+    """All grades of MT-Bench, one row per seed, model and turn.
+
+    Returns:
+        Columns `seed`, `model`, `judge` and `judge_models` (as the endpoint names them), `task` (the category), `id`
+        (question/turn), `status` and `grade` (1 to 10, NaN where there is none); empty if nothing was run.
+
+    Raises:
+        ResultsError: A file is not valid, or two models were not asked the same questions or not graded by one judge.
+    """
+    frames = []
+    judges: dict[str, Path] = {}
+    for path in _files(results, "mt_bench", seeds):
+        judges.setdefault(read_json(path)["judge"]["name"], path)
+    if len(judges) > 1:
+        (one, here), (other, there) = list(judges.items())[:2]
+        raise ResultsError(f"{here} was graded by {one} and {there} by {other}; grade all models with one judge")
+    for document, items in _items(results, "mt_bench", seeds, list(GRADE_FIELDS), key=["category", "id"]):
+        judge = {"judge": document["judge"]["name"], "judge_models": ", ".join(document["judge"]["models"])}
+        items = items.rename(columns={"category": "task", "score": "grade"}).astype({"grade": float})
+        frames.append(items.assign(seed=document["seed"], model=document["model"], **judge))
+    return _together(frames, ["seed", "model", "judge", "judge_models", "task", "id", "status", "grade"])
 
 
 def load_summaries(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:

@@ -6,12 +6,12 @@ import json
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import smoke_chain
+from smoke_home import command, reproduce
 
 from spin_utils import artifacts, paths, results
 
@@ -21,26 +21,6 @@ PRODUCTS = [
     *(f"figures/smoke/{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")),
     "results/smoke/verdicts.csv",
 ]
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "spin_utils", *arguments]
-
-
-def reproduce(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SPIN_HOME": str(home)}
-    return subprocess.run(
-        command("reproduce", *arguments), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with a finished smoke reproduction."""
-    home = tmp_path_factory.mktemp("home")
-    result = reproduce(home, "--profile", "smoke", "--jobs", "2")
-    assert result.returncode == 0, result.stdout
-    return home
 
 
 def test_one_command_leaves_results_tables_figures_and_executed_notebooks(finished: Path) -> None:
@@ -105,46 +85,6 @@ def test_a_chain_killed_in_every_stage_ends_with_the_same_bytes(finished: Path, 
         process.join()
         assert process.exitcode == 0
     assert smoke_chain.contents(tmp_path) == smoke_chain.contents(finished)
-
-
-def test_own_model_and_own_rows_run_through_the_same_command(finished: Path, tmp_path: Path) -> None:
-    model = next(finished.glob("artifacts/smoke/seed-0/sft-*"))
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Add {i} and {i + 1}."},
-                {"role": "assistant", "content": str(2 * i + 1)},
-            ]
-        }
-        for i in range(60)
-    ]
-    data = tmp_path / "mine.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own = [
-        "--model",
-        str(model),
-        "--data",
-        str(data),
-        "--name",
-        "mine",
-        "--set",
-        "spin.iterations=1",
-        "--set",
-        "sft_more=0",
-        "--set",
-        "dpo=null",
-        "--set",
-        "spin.epochs_shown=0",
-        "--set",
-        "spin.subsets=[]",
-        "--jobs",
-        "2",
-    ]
-    result = reproduce(tmp_path, "--profile", "smoke", *own)
-    assert result.returncode == 0, result.stdout
-    scores = results.load_evaluations(tmp_path / "results" / "mine")
-    assert scores.groupby("model").size().to_dict() == {"sft": 6, "spin-0": 6}
-    assert (tmp_path / "figures" / "mine" / "figure2.png").is_file()
 
 
 def test_the_checkout_itself_is_left_untouched(finished: Path) -> None:
