@@ -108,7 +108,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     for step in [] if arguments.dry_run else chain.from_iterable(plans):
         artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
-    if reproduction.run(command, paths.artifacts(profile.name)):
+    if reproduction.run(command, paths.artifacts(profile.name), dry_run=arguments.dry_run):
         log.error(
             "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
         )

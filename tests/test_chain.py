@@ -26,8 +26,6 @@ PRODUCTS = [
 ]
 
 
-
-
 def test_one_command_leaves_results_tables_figures_and_executed_notebooks(finished: Path) -> None:
     for product in PRODUCTS:
         assert (finished / product).stat().st_size > 500, product
