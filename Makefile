@@ -14,7 +14,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -q
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-here reproduce figures report plan test lint lab bench lock clean
+.PHONY: help setup setup-here check reproduce figures report plan test lint lab bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ setup-here:
 
 reproduce: $(READY)  ## run the paper at PROFILE, from the data to tables and figures
 	$(BIN)/spin-repro reproduce --profile $(PROFILE) --seeds $(SEEDS)
+
+check: $(READY)  ## say whether PROFILE fits this machine, and how long it will take
+	$(BIN)/spin-repro check --profile $(PROFILE)
 
 figures: $(READY)  ## redraw tables and figures from the results, without a model
 	$(BIN)/spin-repro figures --profile $(PROFILE)

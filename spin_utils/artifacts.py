@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -306,9 +307,10 @@ def _device() -> str:
 
 def _spent(work: Path) -> float:
     try:
-        return max(0.0, float((work / pieces.SCRATCH / "seconds").read_text()))
+        seconds = float((work / pieces.SCRATCH / "seconds").read_text())
     except (FileNotFoundError, ValueError):
         return 0.0  # never stopped, or damaged: it only says how long the step took
+    return seconds if 0 <= seconds < math.inf else 0.0
 
 
 def _partial(directory: Path) -> Path:

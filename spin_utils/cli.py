@@ -6,6 +6,7 @@ Exit status: 0 done, 1 a step failed, 2 bad input (nothing was started), 130 int
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import logging
@@ -102,7 +103,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     for step in [] if arguments.dry_run else chain.from_iterable(plans):
         artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
-    if reproduction.run(command, plans, dry_run=arguments.dry_run):
+    if reproduction.run(command, paths.artifacts(profile.name)):
         log.error(
             "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
         )
@@ -274,6 +275,23 @@ def _indented(document: Any) -> str:
     return json.dumps(document, indent=1)
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from spin_utils import check, machine
+
+    _, profile = _resolve(arguments)
+    gpus, gigabytes = arguments.gpus, arguments.gpu_memory
+    if bool(gpus) != bool(gigabytes) or gpus < 0 or gigabytes < 0:
+        raise SettingsError("check: --gpus and --gpu-memory describe another machine together, such as 8 and 80")
+    logging.getLogger("spin_utils").setLevel(logging.ERROR if arguments.json else logging.INFO)
+    report = check.check(profile, machine.described(gpus, gigabytes) if gpus else machine.here())
+    logging.getLogger("spin_utils").setLevel(logging.INFO)
+    if arguments.json:
+        log.info("%s", _indented({**dataclasses.asdict(report), "ready": report.ready()}))
+    else:
+        log.info("%s", "\n".join(report.lines()))
+    return 0 if report.ready() else 1
+
+
 def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
     """The profile with the command line's changes, and the name or file that other processes load it by."""
     changes: dict[str, Any] = dict(profiles.parse_override(text) for text in arguments.set)
@@ -291,6 +309,7 @@ def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "reproduce": _reproduce,
+    "check": _check,
     "plan": _plan,
     "run": _run,
     "dpo": _dpo,

@@ -13,6 +13,7 @@ Re-measure the paper Self-Play Fine-Tuning (SPIN) at the scale of this machine.
 
     spin-repro reproduce                              the whole paper at the cpu profile
     spin-repro reproduce --model DIR --data FILE      the same on your model and demonstrations
+    spin-repro check --profile paper                  does it fit here, and how long will it take
     spin-repro run 03_spin_training -p model=spin-1   one notebook, with checked parameters
     spin-repro dpo --model DIR --pairs FILE --out DIR DPO on your chosen and rejected answers
     spin-repro figures                                tables and figures again, from the results
@@ -77,6 +78,16 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--jobs", type=int, default=0, help="steps at the same time (default: one for each GPU, or 1)")
     sub.add_argument("--cluster", default="node", help="slurm, or a folder with a Snakemake profile (default: node)")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done")
+    sub = command(
+        "check",
+        "say before a run whether it fits here, and how long it will take",
+        "--profile cpu",
+        "--profile paper --gpus 8 --gpu-memory 80",
+    )
+    _with_changes(sub)
+    sub.add_argument("--gpus", type=int, default=0, help="check for another machine: its number of GPUs")
+    sub.add_argument("--gpu-memory", type=float, default=0, metavar="GB", help="free memory of each of them")
+    _with_json(sub)
     sub = command("plan", "list the steps and which of them are done", "--profile smoke", "--seeds 0,1,2 --json")
     _with_changes(sub)
     _with_json(sub)

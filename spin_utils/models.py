@@ -51,7 +51,7 @@ def identity(settings: ModelSettings) -> dict[str, Any]:
         files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
         return {"source": "directory", "files": {p.name: file_hash(p) for p in files}}
     if settings.source == "gguf_package":
-        path = _gguf(settings)
+        path = gguf_path(settings)
         digest = file_hash(path)
         if settings.sha256 and digest != settings.sha256:
             raise ModelError(
@@ -78,7 +78,7 @@ def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed:
         The folder to load from.
     """
     if settings.source == "gguf_package":
-        _dequantize(_gguf(settings), work)
+        _dequantize(gguf_path(settings), work)
     elif settings.source == "tiny":
         _build_tiny(settings, work, texts, seed)
     else:
@@ -184,7 +184,7 @@ def _download(settings: ModelSettings) -> str:
         ) from None
 
 
-def _gguf(settings: ModelSettings) -> Path:
+def gguf_path(settings: ModelSettings) -> Path:
     # find_spec does not import the package: its inference engine is not installed and not needed.
     spec = importlib.util.find_spec(settings.name)
     if spec is None or spec.origin is None:

@@ -117,6 +117,16 @@ def make(profile: Profile, seed: int) -> Plan:
         settings = {"training": training_identity(training_of(profile, model)), "template": template, **more}
         return add(model, stage, "03_spin_training", inputs, settings, model=model)
 
+    def grade(model: str, checkpoint: str = "") -> None:
+        if profile.mt_bench is None:
+            return
+        answering = {"mt_bench": answers_identity(profile.mt_bench), "files": FILES, "template": template}
+        answers = add(f"mt-answers-{model}", "mt_answers", "", (checkpoint or model,), answering, model=model)
+        asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
+        grades = add(f"mt-bench-{model}", "mt_bench", "", (answers,), asked, model=model)
+        if not judge.has_key() and not artifacts.is_complete(steps[grades].directory):
+            del steps[grades], steps[answers]  # `left_out` says so
+
     task_files = _task_identity(profile.evaluation)
     spin, template, generation = profile.spin, as_dict(profile.template), generation_identity(profile.generation)
     if needs_data(profile):
@@ -130,7 +140,9 @@ def make(profile: Profile, seed: int) -> Plan:
     for model, source in profile.released.items():
         add(model, "base", "", (), models.identity(source))
         evaluate(model, transfer=True)
+        grade(model)
     if profile.released:
+        grade("sft", start)
         return Plan(profile, seed, steps)
 
     current = start
@@ -162,14 +174,9 @@ def make(profile: Profile, seed: int) -> Plan:
         add("preferences", "preferences", "", (start, "data"), settings)
         evaluate(train("dpo", "dpo", (start, "preferences")))
         evaluate(train(f"{current}-dpo", "dpo", (current, "preferences")))
-    if profile.mt_bench is not None:
-        answering = {"mt_bench": answers_identity(profile.mt_bench), "files": FILES, "template": template}
-        for model, checkpoint in {"sft": start, **{f"spin-{t}": f"spin-{t}" for t in range(spin.iterations)}}.items():
-            answers = add(f"mt-answers-{model}", "mt_answers", "", (checkpoint,), answering, model=model)
-            asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
-            grades = add(f"mt-bench-{model}", "mt_bench", "", (answers,), asked, model=model)
-            if not judge.has_key() and not artifacts.is_complete(steps[grades].directory):
-                del steps[grades], steps[answers]
+    grade("sft", start)
+    for t in range(spin.iterations):
+        grade(f"spin-{t}")
     return Plan(profile, seed, steps)
 
 

@@ -217,7 +217,9 @@ def _contrast(
     if stand_ins is not None:
         tasks = [task for task, other in stand_ins.items() if row.benchmark in (other, "average")]
     reason = ""
-    if table is None or absent:
+    if row.column == "grade" and (table is None or table.empty):
+        reason = "needs a judge model and none was run"
+    elif table is None or absent:
         reason = f"no {source} {', '.join(absent)}"
     elif tasks == []:
         reason = f"no task of this profile stands in for {published.BENCHMARK_LABELS[row.benchmark]}"

@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pandas as pd
 import pytest
+import smoke_home
 import synthetic_results as synthetic
 
 from spin_utils import results
@@ -37,6 +38,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = synthetic.write(tmp_path_factory.mktemp("synthetic"), seeds=(0, 1), models=models, items=40)
     synthetic.write_generations(root, seeds=(0, 1), items=30)
     return root
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a finished smoke reproduction; to be read only."""
+    home = tmp_path_factory.mktemp("home")
+    result = smoke_home.reproduce(home, "--profile", "smoke", "--jobs", "2")
+    assert result.returncode == 0, result.stdout
+    return home
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -92,12 +90,3 @@ def test_committed_results_come_from_a_clean_tree() -> None:
     for path in (ROOT / "results").glob("*/seed-*/evaluations/*.json"):
         chain = results.read_json(path)["provenance"]["chain"]
         assert not any(link["dirty"] for link in chain.values()), path
-
-
-def test_the_commands_of_the_readme_exist() -> None:
-    text = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    used = set(re.findall(r"\bmake ([a-z]+)", text))
-    assert used <= targets, used - targets
-    for command in set(re.findall(r"\bspin-repro ([a-z]+)", text)):
-        subprocess.run([sys.executable, "-m", "spin_utils", command, "--help"], check=True, capture_output=True)
