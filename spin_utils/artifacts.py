@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils import __version__
+from spin_utils import __version__, processes
 from spin_utils.paths import REPOSITORY, relative
 from spin_utils.writing import write_text
 
@@ -135,8 +135,14 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
     """
     directory = Path(directory)
     work = directory.with_name(directory.name + ".partial")
+    if processes.rank():
+        processes.barrier()  # until the folder is there
+        yield work
+        processes.barrier()  # until the artifact is
+        return
     work.mkdir(parents=True, exist_ok=True)
     started, clock, spent = time.time(), time.monotonic(), _spent(work)
+    processes.barrier()
     try:
         yield work
     finally:
@@ -168,11 +174,16 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
     if directory.is_dir():  # left empty by the scheduler, or damaged
         shutil.rmtree(directory)
     os.replace(work, directory)
+    processes.barrier()
 
 
 @contextlib.contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Hold the right to make an artifact; a second process waits, and says so."""
+    """Hold the right to make an artifact; another run waits, and says so."""
+    if processes.rank():
+        processes.barrier()  # until the first process holds it for all
+        yield
+        return
     # The lock file stays: removing it would let two processes hold locks on two files of one name.
     locks = directory.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
@@ -182,6 +193,7 @@ def lock(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             log.info("%s: another process is making it; waiting", relative(directory))
             fcntl.flock(file, fcntl.LOCK_EX)
+        processes.barrier()
         yield
 
 
@@ -193,7 +205,9 @@ def scratch(work: Path) -> Path:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON whole or not at all, with the same bytes for the same data."""
+    """Write JSON whole or not at all, with the same bytes for the same data; of several processes the first writes."""
+    if processes.rank():
+        return
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(path, text)
 
@@ -229,8 +243,10 @@ def _device() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        device = f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return device if processes.count() == 1 else f"{device}, {processes.count()} processes"
 
 
 def _spent(work: Path) -> float:

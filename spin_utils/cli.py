@@ -22,7 +22,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _step(arguments: argparse.Namespace) -> int:
-    from spin_utils import notebooks, plan
+    from spin_utils import notebooks, plan, processes
 
     profile = profiles.load(arguments.profile)
     if arguments.name == "tables":
@@ -136,12 +136,12 @@ def _step(arguments: argparse.Namespace) -> int:
     if arguments.name not in steps.steps:
         raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
     step = steps.steps[arguments.name]
-    if not step.notebook:
+    if not step.notebook or processes.launched():
         from spin_utils import stages
 
         runtime.configure()
-        stages.run(steps, step.name)
-        return 0
+        with processes.group(profile.processes):
+            return _training(lambda: stages.run(steps, step.name))
     output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
     given = {"profile": arguments.profile, "seed": arguments.seed, **step.parameters}
     notebooks.run(step.notebook, given, output)
@@ -161,19 +161,32 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _dpo(arguments: argparse.Namespace) -> int:
     runtime.ensure_environment()
+    from spin_utils import processes
     from spin_utils.dpo import dpo, read_settings
-    from spin_utils.training import Interrupted, NonFiniteLossError
 
     runtime.configure()
     settings = read_settings(dict(profiles.parse_override(text) for text in arguments.set))
     model, pairs, out = (Path(p).expanduser().resolve() for p in (arguments.model, arguments.pairs, arguments.out))
+    with processes.group(settings.processes):
+        status = _training(lambda: dpo(model, pairs, out, settings))
+    if not status and not processes.launched():
+        log.info("checkpoint, tokenizer and training.json: %s", paths.relative(out))
+    return status
+
+
+def _training(work: Callable[[], Any]) -> int:
+    """Do what may train a model; returns the exit status."""
     try:
-        log.info("checkpoint, tokenizer and training.json: %s", paths.relative(dpo(model, pairs, out, settings)))
-    except Interrupted as request:
-        log.error("%s", request)
-        return 130
-    except NonFiniteLossError as error:
-        raise StageError(str(error)) from None
+        work()
+    except Exception as error:
+        from spin_utils.training import Interrupted, NonFiniteLossError  # these need torch
+
+        if isinstance(error, Interrupted):
+            log.error("%s", error)
+            return 130
+        if isinstance(error, NonFiniteLossError):
+            raise StageError(str(error)) from None
+        raise
     return 0
 
 
@@ -231,8 +244,10 @@ def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
         changes["demonstrations"] = {"source": "file", "train": str(Path(arguments.data).expanduser().resolve())}
     if not changes:
         return arguments.profile, profiles.load(arguments.profile)
-    digest = hashlib.sha256(artifacts.canonical([arguments.profile, changes]).encode()).hexdigest()[:6]
-    changes["name"] = arguments.name or f"{Path(arguments.profile).stem}-{digest}"
+    lasting = {name: value for name, value in changes.items() if not name.startswith("processes.")}
+    digest = hashlib.sha256(artifacts.canonical([arguments.profile, lasting]).encode()).hexdigest()[:6]
+    if arguments.name or lasting:
+        changes["name"] = arguments.name or f"{Path(arguments.profile).stem}-{digest}"
     profile = profiles.load(arguments.profile, changes)
     return str(profiles.dump(profile, paths.artifacts(profile.name) / "profile.yaml")), profile
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from spin_utils import artifacts, models
+from spin_utils import artifacts, models, processes, sharding
 from spin_utils.logprobs import score
 from spin_utils.optimizer import choose_precision
 from spin_utils.packing import Group
@@ -73,8 +73,11 @@ def train_on_pairs(
 
 
 def keep_checkpoint(model: Any, start: Path, folder: Path) -> None:
-    """Write a model and the tokenizer of the checkpoint it started from."""
-    model.save_pretrained(folder, safe_serialization=True)
+    """Write a model and the tokenizer of the checkpoint it started from; all processes together, the first writes."""
+    weights = sharding.whole_weights(model)
+    if processes.rank():
+        return
+    model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
     models.copy_tokenizer(models.resolve(start), folder)
 
 
@@ -82,17 +85,20 @@ def keep_metrics(result: TrainingResult, work: Path) -> None:
     """Write `training.json`, the precision that was used and the metric rows, and keep what TensorBoard shows."""
     artifacts.write_json(work / "training.json", {"precision": result.precision, "rows": result.rows})
     shown = artifacts.scratch(work) / TENSORBOARD
-    if shown.is_dir():
+    if shown.is_dir() and processes.rank() == 0:
         shutil.copytree(shown, work / TENSORBOARD, dirs_exist_ok=True)
 
 
 def _precision(settings: TrainingSettings, work: Path) -> Precision:
     # Chosen once for a run, also when it is resumed: opponent and policy compute alike.
-    path = artifacts.scratch(work) / "precision.json"
-    if not path.is_file():
-        chosen = choose_precision(settings.precision, models.device())
-        artifacts.write_json(path, str(chosen).removeprefix("torch."))
-    return json.loads(path.read_text())
+    def choose() -> Precision:
+        path = artifacts.scratch(work) / "precision.json"
+        if not path.is_file():
+            chosen = choose_precision(settings.precision, models.device())
+            artifacts.write_json(path, str(chosen).removeprefix("torch."))
+        return json.loads(path.read_text())
+
+    return processes.from_first(choose)
 
 
 def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSettings, work: Path) -> list[list[float]]:
@@ -102,12 +108,17 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
     The opponent computes in the precision of the policy, so that the two start equal.
     """
     path = work / "opponent_logps.npy"
-    if path.is_file():
+    if processes.from_first(path.is_file):
         return np.load(path, allow_pickle=False).tolist()
-    model = models.load(start, choose_precision(settings.precision))
+    dtype = choose_precision(settings.precision)
+    model = models.load(start, dtype)
+    if processes.sharded():
+        sharding.shard(model, dtype)
     with progress(len(groups), "opponent log-probabilities", "pairs") as bar:
-        values = score(model, groups, micro_batch_tokens=settings.micro_batch_tokens, progress=bar.advance)
+        shown = processes.shown(bar.advance)
+        values = score(model, groups, micro_batch_tokens=settings.micro_batch_tokens, progress=shown)
     logps = np.asarray(values, dtype=np.float32)
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.save(file, logps, allow_pickle=False)
+    if processes.rank() == 0:
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.save(file, logps, allow_pickle=False)
     return logps.tolist()

@@ -72,7 +72,7 @@ def load_state(work: Path, run: dict[str, Any]) -> SavedState | None:
         OtherRunError: it was saved by another run.
     """
     for leftover in work.glob("unfinished-*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # several processes may do so at once
     states = _states(work)
     if not states:
         return None

@@ -163,11 +163,28 @@ class DpoSettings:
 
 
 @dataclass(frozen=True)
+class ProcessSettings:
+    """How many processes share the work of a stage. No artifact's name depends on it: it changes a result by rounding
+    in the training's sums only."""
+
+    count: int = 1
+    """Processes on this machine; with GPUs, each has its own. Processes of another launcher (torchrun, accelerate)
+    count for themselves."""
+    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    """`ddp`: every process trains a whole copy, and gradients are summed. `fsdp2`: weights, gradients and optimizer
+    state are spread over the processes in training and in the opponent's scoring."""
+
+    def __post_init__(self) -> None:
+        require(self.count > 0, f"processes.count: {self.count} must be above 0")
+
+
+@dataclass(frozen=True)
 class DpoRunSettings:
     """`spin-repro dpo`: one DPO run on a file of pairs, outside any profile."""
 
     training: TrainingSettings
     template: TemplateSettings
+    processes: ProcessSettings = field(default_factory=ProcessSettings)
     seed: int = 0
     """Seed of the order of the pairs."""
 
@@ -212,6 +229,7 @@ class Profile:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     template: TemplateSettings = field(default_factory=TemplateSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    processes: ProcessSettings = field(default_factory=ProcessSettings)
 
     def __post_init__(self) -> None:
         require(

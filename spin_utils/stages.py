@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, paths
+from spin_utils import artifacts, launching, paths, processes, profiles
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.demonstrations import read_rows, write_rows
 from spin_utils.plan import Plan, Step, stream
@@ -23,18 +24,21 @@ from spin_utils.settings import Profile
 log = logging.getLogger(__name__)
 
 SPLITS = ("sft", "spin", "validation", "test", "transfer")
+ALONE = ("data", "base")
+"""Stages without a model's work: one process makes them, and must not wait for others meanwhile."""
 
 
 def check_inputs(profile: Profile) -> None:
     """Everything that can be wrong with a run's inputs, found before any long work.
 
     Raises:
-        ModelError, RowError, TrackerError: with the file, the row and the remedy.
+        ModelError, RowError, TrackerError, ProcessesError: with the file, the row and the remedy.
     """
     from spin_utils import models, preferences, trackers
 
     trainings = (profile.sft, profile.spin.training, profile.dpo and profile.dpo.training)
     trackers.check({name for training in trainings if training for name in training.trackers})
+    launching.check(profile.processes)
     models.identity(profile.model)
     load_demonstrations(profile.demonstrations)
     if profile.dpo is not None and profile.dpo.preferences.source != "samples":
@@ -50,22 +54,42 @@ def run(plan: Plan, name: str) -> Path:
 
     Returns:
         The artifact's directory.
+
+    Raises:
+        StageError: a process of several failed.
+        Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
     """
     step = plan.steps[name]
-    if artifacts.is_complete(step.directory):
+    if _is_complete(step):
         return step.directory
     for needed in step.inputs:
         run(plan, needed)
+    if step.stage not in ALONE and launching.wanted(plan.profile.processes):
+        _launch(plan, step)
+        return step.directory
     with artifacts.lock(step.directory):
-        if artifacts.is_complete(step.directory):  # made by another process while this one waited
+        if _is_complete(step):  # made by another run while this one waited
             return step.directory
         inputs = {n: _reference(plan.directory(n)) for n in step.inputs}
         log.info("%s, seed %d: %s", name, plan.seed, paths.relative(step.directory))
         with artifacts.building(
             step.directory, stage=step.stage, settings=step.settings, inputs=inputs, seed=plan.seed
         ) as work:
-            _make(plan, step, work)
+            if processes.rank() == 0 or step.stage not in ALONE:
+                _make(plan, step, work)
     return step.directory
+
+
+def _is_complete(step: Step) -> bool:
+    return processes.from_first(lambda: artifacts.is_complete(step.directory))
+
+
+def _launch(plan: Plan, step: Step) -> None:
+    """Make a step in several processes, by the command that does so in one."""
+    with tempfile.TemporaryDirectory(prefix="spin-") as folder:
+        profile = profiles.dump(plan.profile, Path(folder) / "profile.yaml")
+        arguments = ["step", step.name, "--profile", str(profile), "--seed", str(plan.seed)]
+        launching.launch(arguments, plan.profile.processes)
 
 
 def rows(plan: Plan, split: str) -> list[dict[str, Any]]:
@@ -106,7 +130,8 @@ def _make_base(plan: Plan, step: Step, work: Path) -> None:
 
     texts: list[str] = []
     if plan.profile.model.source == "tiny":
-        texts = [text for row in rows(plan, "sft") for text in (row["prompt"], row["response"])]
+        found = read_rows(plan.directory("data") / "sft.jsonl")
+        texts = [text for row in found for text in (row["prompt"], row["response"])]
     models.materialise(plan.profile.model, work, texts, seed=0)
 
 

@@ -1,7 +1,7 @@
 """One optimizer step: forward and backward over the micro-batches of a global batch, update, metrics.
 
 A step takes exactly `batch_size` groups. They are sorted by length and cut into micro-batches by a token budget,
-which changes neither the loss nor (up to rounding) the gradient.
+which changes neither the loss nor (up to rounding) the gradient. Several processes share the groups of a batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spin_utils.logprobs import sequence_logps
+from spin_utils import processes
+from spin_utils.logprobs import IDLE, sequence_logps
 from spin_utils.losses import link, spin_loss
 from spin_utils.optimizer import MasterOptimizer
 from spin_utils.packing import Group, micro_batches, pack
@@ -56,6 +57,7 @@ class StepRunner:
         """
         batch = {index: self.groups[index] for index in indices}
         self.last = sums = self._accumulate(batch)
+        self.optimizer.add_up()
         norm = self.optimizer.grad_norm() if logged or self.settings.max_grad_norm else None
         self.since_row.add(len(batch), sums.tokens)
         if logged or self.model.device.type == "cpu":
@@ -70,15 +72,18 @@ class StepRunner:
         Raises:
             NonFiniteLossError: names the groups.
         """
-        if not self.last.values:
-            return
-        bad = ~torch.isfinite(torch.cat(self.last.values, 1)[0])
-        if bad.any():
-            names = [self.last.order[i] for i in bad.nonzero()[:, 0].tolist()]
+        names = [name for found in processes.gather(self._not_finite()) for name in found]
+        if names:
             raise NonFiniteLossError(
                 f"the loss of groups {names[:20]} is not finite; the last saved state is kept. "
                 "Look at these rows, lower learning_rate, or use precision: float32"
             )
+
+    def _not_finite(self) -> list[int]:
+        if not self.last.values:
+            return []
+        bad = ~torch.isfinite(torch.cat(self.last.values, 1)[0])
+        return [self.last.order[i] for i in bad.nonzero()[:, 0].tolist()]
 
     def _accumulate(self, batch: dict[int, Group]) -> _Sums:
         """Sum the gradients of a global batch; when memory is short, start again with half the budget."""
@@ -87,7 +92,8 @@ class StepRunner:
                 return self._accumulate_once(batch)
             except (RuntimeError, MemoryError) as error:
                 smallest = max(group.tokens for group in batch.values())
-                if not _out_of_memory(error) or self.budget <= smallest:
+                # Under FSDP2 the other processes are in the middle of their micro-batches and cannot start again.
+                if not _out_of_memory(error) or self.budget <= smallest or processes.sharded():
                     raise
                 self.budget //= 2
                 logger.warning("out of memory: going on with micro-batches of %d tokens", self.budget)
@@ -101,16 +107,24 @@ class StepRunner:
         skip = pairs and self.settings.skip_identical
         kept = [i for i, g in batch.items() if not (skip and list(g.response_ids[0]) == list(g.response_ids[1]))]
         denominator = len(batch) if pairs else sum(len(g.response_ids[0]) for g in batch.values())
-        for chosen in micro_batches([batch[i].tokens for i in kept], self.budget):
-            chosen = [kept[i] for i in chosen]
+        sums.tokens = sum(batch[i].tokens for i in kept)
+        shares = processes.deal(kept, [batch[i].tokens for i in kept])
+        planned = [self._micro_batches(batch, share) for share in shares]
+        own = planned[processes.rank()]
+        for chosen in own:
             packed = pack([batch[i] for i in chosen]).to(self.model.device)
             logps = sequence_logps(self.model, packed)
             losses, values = self._pair_losses(logps, chosen) if pairs else (-logps, -logps.detach()[None])
             (losses.sum() / denominator).backward()
             sums.values.append(values)
             sums.order += chosen
-            sums.tokens += packed.tokens
+        for _ in range(max(map(len, planned)) - len(own)):
+            (sequence_logps(self.model, pack([IDLE]).to(self.model.device)).sum() * 0).backward()
         return sums
+
+    def _micro_batches(self, batch: dict[int, Group], share: list[int]) -> list[list[int]]:
+        """The groups of one process, by index, in micro-batches."""
+        return [[share[i] for i in chosen] for chosen in micro_batches([batch[i].tokens for i in share], self.budget)]
 
     def _pair_losses(self, logps: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor]:
         assert self.opponent_logps is not None
@@ -133,15 +147,17 @@ class StepRunner:
         """Metrics of the last global batch, with one transfer from the device.
 
         Loss, accuracy and margin are means over all pairs, skipped ones included; rewards and drifts (policy
-        minus opponent log-probability) are means over the pairs that were computed.
+        minus opponent log-probability) are means over the pairs that were computed, by all processes.
         """
-        values = torch.cat(self.last.values, 1) if self.last.values else torch.zeros(6, 0, device=norm.device)
-        wins = (values[1:2] > 0).sum()
-        grad_norm, won, loss, *others = torch.stack([norm, wins.float(), *values.double().sum(1)]).tolist()
+        parts = 1 if self.opponent_logps is None else 6
+        values = torch.cat(self.last.values, 1) if self.last.values else torch.zeros(parts, 0, device=norm.device)
+        counts = torch.stack([(values[1:2] > 0).sum(), torch.tensor(values.shape[1], device=norm.device)])
+        sums = torch.cat([counts, values.double().sum(1)])
+        processes.add_up(sums)
+        grad_norm, won, computed, loss, *others = torch.cat([norm[None], sums]).tolist()
         if self.opponent_logps is None:
             return {"loss": loss / sum(len(g.response_ids[0]) for g in batch.values()), "grad_norm": grad_norm}
-        computed = len(self.last.order)
-        skipped = len(batch) - computed
+        skipped = len(batch) - int(computed)
         at_zero = float(link(torch.zeros(()), self.settings.loss))
         margin, *means = (value / max(1, computed) for value in others)
         names = ("rewards_real", "rewards_generated", "drift_real", "drift_generated")
