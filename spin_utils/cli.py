@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, paths, profiles, runtime
+from spin_utils import artifacts, paths, processes, profiles, runtime
 from spin_utils.input_settings import SettingsError
 from spin_utils.notebooks import StageError
 from spin_utils.settings import Profile
@@ -37,8 +37,10 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one clear line and exit status 2."""
     arguments = _parser().parse_args(argv)
+    if processes.launched():
+        os.environ["SPIN_HEADLESS"] = "1"  # no bars of several processes in one terminal
     runtime.configure_logging()
-    if hasattr(signal, "SIGPIPE"):
+    if hasattr(signal, "SIGPIPE") and not processes.launched():  # a worker saves its state though no one listens
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
     try:
         return int(arguments.command(arguments) or 0)
@@ -116,7 +118,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _step(arguments: argparse.Namespace) -> int:
-    from spin_utils import notebooks, plan, processes
+    from spin_utils import notebooks, plan
 
     profile = profiles.load(arguments.profile)
     if arguments.name == "tables":
@@ -161,7 +163,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _dpo(arguments: argparse.Namespace) -> int:
     runtime.ensure_environment()
-    from spin_utils import processes
     from spin_utils.dpo import dpo, read_settings
 
     runtime.configure()

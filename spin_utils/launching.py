@@ -109,7 +109,7 @@ def _start(arguments: Sequence[str], rank: int, count: int, rendezvous: Path, ou
     environment = runtime.child_environment(headless=True)
     cores = int(environment.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, processes.RENDEZVOUS: rendezvous}
-    place["OMP_NUM_THREADS"] = max(1, cores // count)
+    place |= {"OMP_NUM_THREADS": max(1, cores // count), "TQDM_DISABLE": 1}  # no bars of libraries among the lines
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
     if loopback:
         place |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from spin_utils.settings import ProcessSettings
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -100,11 +102,12 @@ def group(settings: ProcessSettings) -> Iterator[None]:
         threading.Thread(target=_stop_with_launcher, daemon=True).start()
     if place.rank:
         logging.getLogger("spin_utils").setLevel(logging.WARNING)  # the first one tells what happens
+    log.info("%d processes, %s", place.count, place.sharding)
     _place = place
     try:
         yield
     except RuntimeError as error:
-        if "Connection closed by peer" in str(error) or isinstance(error, distributed.DistError):
+        if "gloo/transport" in str(error) or isinstance(error, distributed.DistError):
             raise ProcessesError("another process is gone, and this one cannot go on without it") from error
         raise
     finally:
@@ -204,5 +207,5 @@ def _sharding(settings: ProcessSettings) -> Literal["ddp", "fsdp2"]:
 
 def _stop_with_launcher() -> None:
     """Stop, as after SIGTERM, when the launcher closes this process's standard input or is gone."""
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)  # unbuffered: a lock held here would spoil the end of the process
     os.kill(os.getpid(), signal.SIGTERM)
