@@ -57,7 +57,7 @@ class Answers:
         return self._found[key]
 
     def add(self, answers: Mapping[str, Any]) -> None:
-        """Keep answers (JSON values by key); they are on disk when this returns. Of several processes the first writes."""
+        """Keep answers (JSON values by key); on disk when this returns. Of several processes the first writes."""
         self._found.update(answers)
         if self._path is None or processes.rank():
             return

@@ -222,7 +222,7 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     assert "Traceback" not in caplog.text
 
     stages.run(made, "spin-0")
-    goes_on = [int(line.split()[3]) for line in caplog.messages if line.startswith("going on after step")]
+    goes_on = [int(line.split()[4]) for line in caplog.messages if line.startswith("going on after step")]
     assert goes_on[0] == stopped
     assert goes_on[1] > stopped, "from a state of the second launch"
     assert "SPIN iteration 0: 24 of 24 steps" in caplog.text, "the first worker's progress is shown here"
@@ -278,9 +278,15 @@ def test_a_number_of_processes_that_cannot_be_is_refused(monkeypatch: pytest.Mon
 
 def test_workers_of_dpo_get_the_settings_of_the_run() -> None:
     chosen = read_settings(
-        {"training.beta": 0.3, "training.learning_rate": 1e-7, "template.kind": "text", "template.prompt": "<{prompt}>\n",
-         "processes.count": 2, "seed": 4}
-    )  # fmt: skip
+        {
+            "training.beta": 0.3,
+            "training.learning_rate": 1e-7,
+            "template.kind": "text",
+            "template.prompt": "<{prompt}>\n",
+            "processes.count": 2,
+            "seed": 4,
+        }
+    )
     command = _command(Path("m"), Path("p.jsonl"), Path("o"), chosen)
     given = cli._parser().parse_args(command)
     assert (given.model, given.pairs, given.out) == ("m", "p.jsonl", "o")
