@@ -13,9 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from spin_utils import paths
 from spin_utils.artifacts import environment
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = paths.home() / "benchmarks" / "results"
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 """`cpu` counts the processor seconds of this process: for a machine that others use, with one thread."""
 

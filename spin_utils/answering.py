@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spin_utils import artifacts, families, models, pairs, preferences, processes
+from spin_utils import artifacts, families, models, pairs, pieces, preferences, processes, vllm_backend, vllm_health
 from spin_utils.plan import Plan, Step, stream
 from spin_utils.progress import progress
 from spin_utils.rows import Row, RowError, read_rows
@@ -126,11 +126,13 @@ def _answers(
     Several processes take shards in turns. A shard is decoded by one of them, with the same neighbours in the batch as
     in one process, so the answers are the same.
     """
+    if profile.generation.backend == "vllm":
+        return _vllm_answers(folder, tokenizer, encoded, profile, seed, work, what)
     model = models.load(folder, torch.bfloat16)
     stop = end_ids(tokenizer, profile.template)
     size = profile.generation.shard_rows
     shards = {start: artifacts.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
-    left = processes.from_first(lambda: [start for start, path in shards.items() if not path.is_file()])
+    left = processes.from_first(lambda: [start for start, path in shards.items() if not pieces.is_kept(work, path)])
     done = len(encoded) - sum(min(size, len(encoded) - start) for start in left)
     with progress(len(encoded), what, "prompts", done=done) as bar:
 
@@ -150,5 +152,25 @@ def _answers(
         for answered in processes.take_turns(left, answer):
             for start, answers in answered:
                 artifacts.write_json(shards[start], answers)
+                pieces.keep(work, shards[start])
     processes.barrier()
     return [answer for path in shards.values() for answer in json.loads(path.read_text())]
+
+
+def _vllm_answers(
+    folder: Path, tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile, seed: int, work: Path, what: str
+) -> list[tuple[list[int], str, float]]:
+    """The same by vLLM, with a health figure beside the pairs: vllm.json."""
+    prompts, settings = [row.prompt_ids for row in encoded], profile.generation
+    answers, versions = vllm_backend.answer(
+        models.resolve(folder),
+        prompts,
+        eos_ids=end_ids(tokenizer, profile.template),
+        settings=settings,
+        seed=seed,
+        work=artifacts.scratch(work) / "vllm",
+        what=what,
+    )
+    health = vllm_health.compare(folder, prompts, answers, settings.vllm)
+    artifacts.write_json(work / "vllm.json", {"versions": versions, **health})
+    return answers

@@ -77,11 +77,11 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
             log.info("%s: already made from this model, these pairs and settings", paths.relative(out))
             return out
         encoded = preferences.encode_preferences(models.load_tokenizer(start), settings.template, rows)
-        if not processes.from_first(lambda: artifacts.is_complete(unnamed)):
+        if not processes.from_first(lambda: artifacts.is_made(unnamed)):
             with artifacts.building(
                 unnamed, stage="dpo", settings=described, inputs=inputs, seed=settings.seed
             ) as work:
-                groups = Pairs([write(work / "pairs.arrow", encoded)])
+                groups = Pairs([processes.from_first(lambda: write(work / "pairs.arrow", encoded))])
                 train_on_pairs(start, groups, settings.training, seed=settings.seed, work=work, what="DPO")
         if processes.rank() == 0:
             os.replace(unnamed, out)

@@ -5,35 +5,45 @@ The two differ only in where the pairs come from (sec. 4.2), so they share every
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spin_utils import artifacts, models, processes, sharding
+from spin_utils import artifacts, models, pieces, processes, sharding
 from spin_utils.logprobs import score
 from spin_utils.optimizer import choose_precision
 from spin_utils.packing import Group
+from spin_utils.pairs import Pairs
 from spin_utils.progress import progress
 from spin_utils.settings import Precision, TrainingSettings
 from spin_utils.trackers import TENSORBOARD
 from spin_utils.training import TrainingResult, train
 from spin_utils.writing import replacing
 
+LOGPS = "opponent_logps.npy"
+_STATE = "state"
+_PRECISION = "precision.json"
+_STATE_FILES = ("state-*/*", _PRECISION)
+
 
 def train_on_pairs(
     start: Path,
-    groups: Sequence[Group],
+    groups: Pairs,
     settings: TrainingSettings,
     *,
     seed: int,
     work: Path,
     what: str,
-    model_epoch: int = 0,
+    keep_epochs: Collection[int] = (),
+    keep_state: bool = False,
+    earlier: Path | None = None,
 ) -> None:
     """Train from a checkpoint that is also the opponent (or DPO's reference), and keep what comes out.
 
@@ -47,15 +57,21 @@ def train_on_pairs(
         seed: of the order of the pairs.
         work: folder of the artifact that is being made.
         what: a few words for progress lines.
-        model_epoch: the epoch whose weights are the model when the run is longer; the other epochs are then kept
-            in `epoch-N`. 0: the last one, and nothing else is kept.
+        keep_epochs: epochs whose checkpoints are kept in `epoch-N`, beside the last one, which is the model.
+        keep_state: keep in `state` what another call needs to go on with more epochs.
+        earlier: artifact of such a run of fewer epochs, from which this one goes on.
     """
+    if earlier is not None:
+        processes.from_first(lambda: _go_on_from(earlier, work))
     settings = replace(settings, precision=_precision(settings, work))
     opponent_logps = _opponent_logps(start, groups, settings, work)
     model = models.load(start)
 
     def keep_epoch(epoch: int, model: Any) -> None:
-        keep_checkpoint(model, start, work if epoch == model_epoch else work / f"epoch-{epoch}")
+        if epoch in keep_epochs:
+            keep_checkpoint(model, start, work / f"epoch-{epoch}")
+            for file in sorted((work / f"epoch-{epoch}").glob("*")):
+                pieces.keep(work, file)  # the rest of the run may take hours, and more than one start
 
     result = train(
         model,
@@ -64,12 +80,15 @@ def train_on_pairs(
         opponent_logps=opponent_logps,
         seed=seed,
         work=artifacts.scratch(work),
-        on_epoch_end=keep_epoch if model_epoch else None,
+        on_epoch_end=keep_epoch if keep_epochs else None,
+        keep_state=keep_state,
         what=what,
+        describe=groups.name,
     )
-    if not model_epoch:
-        keep_checkpoint(model, start, work)
+    keep_checkpoint(model, start, work)
     keep_metrics(result, work)
+    if keep_state:
+        processes.from_first(lambda: _link_state(artifacts.scratch(work), work / _STATE))
 
 
 def keep_checkpoint(model: Any, start: Path, folder: Path) -> None:
@@ -89,13 +108,34 @@ def keep_metrics(result: TrainingResult, work: Path) -> None:
         shutil.copytree(shown, work / TENSORBOARD, dirs_exist_ok=True)
 
 
+def _go_on_from(earlier: Path, work: Path) -> None:
+    """Take over state, precision and opponent's log-probabilities of a run of fewer epochs, once."""
+    path, precision = work / LOGPS, artifacts.scratch(work) / _PRECISION
+    if not (pieces.is_kept(work, path) and pieces.is_kept(work, precision)):
+        _link_state(earlier / _STATE, artifacts.scratch(work))
+        with replacing(path) as partial:
+            shutil.copyfile(earlier / LOGPS, partial)
+        pieces.keep(work, precision)
+        pieces.keep(work, path)
+
+
+def _link_state(source: Path, target: Path) -> None:
+    """Copy what a run goes on from, as links: these files are replaced, never changed, and as large as two models."""
+    for path in (p for pattern in _STATE_FILES for p in source.glob(pattern)):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.unlink(missing_ok=True)
+        os.link(path, copy)
+
+
 def _precision(settings: TrainingSettings, work: Path) -> Precision:
     # Chosen once for a run, also when it is resumed: opponent and policy compute alike.
     def choose() -> Precision:
-        path = artifacts.scratch(work) / "precision.json"
-        if not path.is_file():
+        path = artifacts.scratch(work) / _PRECISION
+        if not pieces.is_kept(work, path):
             chosen = choose_precision(settings.precision, models.device())
             artifacts.write_json(path, str(chosen).removeprefix("torch."))
+            pieces.keep(work, path)
         return json.loads(path.read_text())
 
     return processes.from_first(choose)
@@ -107,8 +147,8 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
     Pairs of t-1 are scored by theta_t too: the opponent of an iteration is one model, whoever generated the pairs.
     The opponent computes in the precision of the policy, so that the two start equal.
     """
-    path = work / "opponent_logps.npy"
-    if processes.from_first(path.is_file):
+    path = work / LOGPS
+    if processes.from_first(lambda: pieces.is_kept(work, path)):
         return np.load(path, allow_pickle=False).tolist()
     dtype = choose_precision(settings.precision)
     model = models.load(start, dtype)
@@ -119,6 +159,9 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
         values = score(model, groups, micro_batch_tokens=settings.micro_batch_tokens, progress=shown)
     logps = np.asarray(values, dtype=np.float32)
     if processes.rank() == 0:
-        with replacing(path) as partial, partial.open("wb") as file:
-            np.save(file, logps, allow_pickle=False)
+        whole = io.BytesIO()  # straight to a file, NumPy hides why it could not write
+        np.save(whole, logps, allow_pickle=False)
+        with replacing(path) as partial:
+            partial.write_bytes(whole.getvalue())
+        pieces.keep(work, path)
     return logps.tolist()

@@ -35,18 +35,14 @@ class PairsError(ValueError):
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write rows of `SCHEMA` as one Arrow IPC file, uncompressed so that it can be mapped.
 
-    Of several processes the first one writes, and all wait for it.
+    Of several processes the first one writes.
     """
-    if processes.rank() == 0:
-        _write(path, rows)
-    processes.barrier()
-    return path
-
-
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    if processes.rank():
+        return path
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(table)
+    return path
 
 
 class Pairs(Sequence[Group]):
@@ -63,6 +59,11 @@ class Pairs(Sequence[Group]):
 
     def __len__(self) -> int:
         return self.table.num_rows
+
+    def name(self, index: int) -> str:
+        """How messages name a pair: the id of its row and the iteration that generated it."""
+        row = self.table.select(["id", "iteration"]).slice(index, 1).to_pylist()[0]
+        return f"pair {row['id']} of iteration {row['iteration']}"
 
     @overload
     def __getitem__(self, index: int) -> Group: ...

@@ -7,15 +7,25 @@ scheduler waits for is what the stage writes.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, models, paths
-from spin_utils.input_settings import DemonstrationSettings
+from spin_utils import artifacts, judge, models, paths
+from spin_utils.input_settings import DemonstrationSettings, require
+from spin_utils.mt_bench_questions import FILES
+from spin_utils.mt_bench_settings import answers_identity, judge_identity
 from spin_utils.profiles import as_dict
-from spin_utils.settings import DpoSettings, Profile, TrainingSettings, training_identity
+from spin_utils.settings import (
+    DpoSettings,
+    EvaluationSettings,
+    Profile,
+    TrainingSettings,
+    generation_identity,
+    training_identity,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,8 @@ class Step:
     name: str
     """Such as `pairs-0`."""
     stage: str
-    """Which function of `stages` makes it: base, data, sft, pairs, spin, subset, preferences, dpo, evaluation."""
+    """Which function of `stages` makes it: base, data, sft, pairs, spin, epochs, subset, preferences, dpo,
+    evaluation, mt_answers, mt_bench."""
     notebook: str
     """Notebook that makes it; empty for what the first notebook's stage makes on the way."""
     parameters: dict[str, Any]
@@ -56,15 +67,20 @@ class Plan:
     def checkpoint(self, model: str) -> Path:
         """Folder of an evaluated model's weights.
 
-        The epochs of iteration 0 are one run, so they lie in one artifact.
+        The epochs of iteration 0 are one run; those before its last one lie in its artifact.
         """
         epoch = model.partition("-epoch-")[2]
         checkpoint = self.directory(self.steps[f"eval-{model}"].inputs[0])
-        return checkpoint / f"epoch-{epoch}" if epoch else checkpoint
+        last = not epoch or int(epoch) == self.profile.spin.epochs_shown > self.profile.spin.training.epochs
+        return checkpoint if last else checkpoint / f"epoch-{epoch}"
 
     def models(self) -> list[str]:
         """Names of the evaluated models, in the order of the tables."""
         return [step.parameters["model"] for step in self if step.stage == "evaluation"]
+
+
+MEASURED = ("evaluation", "mt_bench")
+"""Stages whose results are drawn from."""
 
 
 def make(profile: Profile, seed: int) -> Plan:
@@ -91,23 +107,31 @@ def make(profile: Profile, seed: int) -> Plan:
         return name
 
     def evaluate(model: str, checkpoint: str = "", transfer: bool = False) -> None:
-        transfer = transfer and bool(profile.demonstrations.transfer)
+        transfer = transfer and (bool(profile.demonstrations.transfer) or profile.evaluation.suite == "paper")
         settings = {"evaluation": as_dict(profile.evaluation), "template": template, "transfer": transfer}
-        inputs = (checkpoint or model, "data")
+        settings |= {"task_files": task_files} if task_files else {}
+        inputs = (checkpoint or model, *(["data"] if "data" in steps else []))
         add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", inputs, settings, model=model)
 
     def train(model: str, stage: str, inputs: tuple[str, ...], **more: Any) -> str:
         settings = {"training": training_identity(training_of(profile, model)), "template": template, **more}
         return add(model, stage, "03_spin_training", inputs, settings, model=model)
 
-    spin, template, generation = profile.spin, as_dict(profile.template), as_dict(profile.generation)
-    add("data", "data", "", (), _data_identity(profile.demonstrations))
+    task_files = _task_identity(profile.evaluation)
+    spin, template, generation = profile.spin, as_dict(profile.template), generation_identity(profile.generation)
+    if needs_data(profile):
+        add("data", "data", "", (), _data_identity(profile.demonstrations))
     base = add("base", "base", "", ("data",) if profile.model.source == "tiny" else (), models.identity(profile.model))
     start = base
     if profile.sft is not None:
         sft = {"training": training_identity(profile.sft), "template": template}
         start = add("sft", "sft", "01_sft_baseline", (base, "data"), sft, more=0)
     evaluate("sft", start, transfer=True)
+    for model, source in profile.released.items():
+        add(model, "base", "", (), models.identity(source))
+        evaluate(model, transfer=True)
+    if profile.released:
+        return Plan(profile, seed, steps)
 
     current = start
     for t in range(spin.iterations):
@@ -119,9 +143,11 @@ def make(profile: Profile, seed: int) -> Plan:
         current = train(f"spin-{t}", "spin", inputs, generation=generation, **shown)
         evaluate(current, transfer=True)
 
+    if spin.epochs_shown > spin.training.epochs:
+        train("spin-0-more", "epochs", (start, "pairs-0", "spin-0"))
     for epoch in range(1, spin.epochs_shown + 1):
         if epoch != spin.training.epochs:
-            evaluate(f"spin-0-epoch-{epoch}", "spin-0")
+            evaluate(f"spin-0-epoch-{epoch}", "spin-0" if epoch < spin.training.epochs else "spin-0-more")
     for part in spin.subsets:
         evaluate(train(f"spin-0-rows-{part}", "subset", (start, "pairs-0"), fiftieths=part))
     control = start
@@ -130,12 +156,20 @@ def make(profile: Profile, seed: int) -> Plan:
         once = {"training": training_identity(dataclasses.replace(profile.sft, epochs=1)), "template": template}
         control = add(f"sft-more-{epoch}", "sft", "01_sft_baseline", (control, "data"), once, more=epoch)
         evaluate(control)
-    if profile.dpo is not None and not left_out(profile):
+    if profile.dpo is not None and not _dpo_left_out(profile):
         preferences = _preferences_identity(profile.dpo)
         settings = {"preferences": preferences, "generation": generation, "template": template}
         add("preferences", "preferences", "", (start, "data"), settings)
         evaluate(train("dpo", "dpo", (start, "preferences")))
         evaluate(train(f"{current}-dpo", "dpo", (current, "preferences")))
+    if profile.mt_bench is not None:
+        answering = {"mt_bench": answers_identity(profile.mt_bench), "files": FILES, "template": template}
+        for model, checkpoint in {"sft": start, **{f"spin-{t}": f"spin-{t}" for t in range(spin.iterations)}}.items():
+            answers = add(f"mt-answers-{model}", "mt_answers", "", (checkpoint,), answering, model=model)
+            asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
+            grades = add(f"mt-bench-{model}", "mt_bench", "", (answers,), asked, model=model)
+            if not judge.has_key() and not artifacts.is_complete(steps[grades].directory):
+                del steps[grades], steps[answers]
     return Plan(profile, seed, steps)
 
 
@@ -146,24 +180,39 @@ def make_all(profile: Profile, seeds: Iterable[int]) -> list[Plan]:
 
 def tables(plans: list[Plan]) -> Step:
     """The last step: tables and figures over all seeds."""
-    return _drawing("tables", "05_tables_and_figures", plans, [plan.models() for plan in plans])
+    measured = [[step.name for step in plan if step.stage in MEASURED] for plan in plans]
+    return _drawing("tables", "05_tables_and_figures", plans, measured)
 
 
 def first_tables(plans: list[Plan]) -> Step:
     """Tables and figures of the first seed's main chain, so that Table 4 and Figure 2 need not wait for the rest."""
-    chain = [f"spin-{t}" for t in range(plans[0].profile.spin.iterations)]
-    return _drawing("first-tables", "", plans[:1], [["sft", *chain]])
+    chain = [model for model in plans[0].models() if re.fullmatch(r"sft|spin-\d+", model)]
+    return _drawing("first-tables", "", plans[:1], [[f"eval-{model}" for model in chain]])
 
 
-def _drawing(name: str, notebook: str, plans: list[Plan], models: list[list[str]]) -> Step:
-    steps = [[f"eval-{model}" for model in chosen] for chosen in models]
+def _drawing(name: str, notebook: str, plans: list[Plan], steps: list[list[str]]) -> Step:
     chosen = {f"seed-{p.seed}": {n: p.directory(n).name for n in names} for p, names in zip(plans, steps, strict=True)}
     folder = paths.artifacts(plans[0].profile.name) / f"{name}-{artifacts.key('tables', {}, **chosen)}"
     return Step(name, "tables", notebook, {}, folder, tuple(steps[0]), {})
 
 
+def needs_data(profile: Profile) -> bool:
+    """Whether anything is made from the demonstrations; the hub's benchmarks and released models are not."""
+    return not profile.released or profile.evaluation.suite == "local" or profile.model.source == "tiny"
+
+
 def left_out(profile: Profile) -> str:
-    """Why an experiment that the profile names cannot be run on its demonstrations; empty if all can."""
+    """Why experiments that the profile names cannot be run, one line each; empty if all can."""
+    reasons = [_dpo_left_out(profile)]
+    if profile.mt_bench is not None and not judge.has_key():
+        reasons.append(
+            f"MT-Bench is left out where it is not yet graded: its judge needs a key, and {judge.KEY} is not set; with "
+            "it the same command adds the grades"
+        )
+    return "\n".join(filter(None, reasons))
+
+
+def _dpo_left_out(profile: Profile) -> str:
     if profile.dpo and profile.dpo.preferences.source == "samples" and profile.demonstrations.source != "reasoning_gym":
         return (
             "DPO is left out: its preference pairs are answers labelled by the grader of generated families, and these "
@@ -176,23 +225,24 @@ def training_of(profile: Profile, model: str) -> TrainingSettings:
     """Settings of the run that makes a model from pairs.
 
     An iteration has its own learning rate and beta (sec. B.1); a subset of Figure 5 is iteration 0 stopped after one
-    epoch.
+    epoch; Figure 4 lets iteration 0 go on for more.
 
     Args:
         profile: the validated profile.
-        model: `spin-2`, `spin-0-rows-14`, `dpo` or `spin-3-dpo`.
+        model: `spin-2`, `spin-0-more`, `spin-0-rows-14`, `dpo` or `spin-3-dpo`.
     """
     if model.endswith("dpo"):
         assert profile.dpo is not None
         return profile.dpo.training
-    spin, (iteration, *subset) = profile.spin, model.split("-")[1:]
+    spin, (iteration, *part) = profile.spin, model.split("-")[1:]
     change: dict[str, Any] = {}
     if spin.learning_rates:
         change["learning_rate"] = spin.learning_rates[min(int(iteration), len(spin.learning_rates) - 1)]
     if spin.betas:
         change["beta"] = spin.betas[min(int(iteration), len(spin.betas) - 1)]
-    if subset:
-        change |= {"epochs": 1, "schedule_epochs": spin.training.schedule_epochs or spin.training.epochs}
+    if part:
+        epochs = spin.epochs_shown if part == ["more"] else 1
+        change |= {"epochs": epochs, "schedule_epochs": spin.training.schedule_epochs or spin.training.epochs}
     return dataclasses.replace(spin.training, **change)
 
 
@@ -208,9 +258,18 @@ def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
     return {**preferences, "answers_per_prompt": dpo.answers_per_prompt}
 
 
+def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
+    # An edited task is another measurement. What the task itself reads is not known here.
+    files = [Path(task) for task in settings.tasks if task.endswith((".yaml", ".yml"))]
+    for file in files:
+        require(file.is_file(), f"evaluation.tasks: {file}: no such file; correct the path")
+    return {file.name: artifacts.file_hash(file) for file in files}
+
+
 def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
     # Files count by content: a moved file is the same data, an edited one is not.
     data = as_dict(settings)
+    del data["expected_rows"]  # a check, which changes no row
     if settings.source == "file":
         for name in ("train", "validation", "test"):
             if data[name]:

@@ -1,8 +1,7 @@
-"""The stages that train on pairs: SPIN's iterations, its nested subsets, and DPO."""
+"""The stages that train on pairs: SPIN's iterations, their further epochs, nested subsets, and DPO."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from spin_utils import artifacts, heldout, models
@@ -17,22 +16,38 @@ def make_spin(plan: Plan, step: Step, work: Path) -> None:
     """One iteration: the policy starts as its own opponent (Algorithm 1), then plays on held-out prompts."""
     profile, iteration = plan.profile, int(step.name.removeprefix("spin-"))
     opponent, settings = plan.directory(step.inputs[0]), training_of(plan.profile, step.name)
-    shown = profile.spin.epochs_shown if iteration == 0 else 0
+    shown = step.settings.get("epochs_shown", 0)
     seed = stream(plan.seed, iteration)
     train_on_pairs(
         opponent,
         training_pairs(plan, step.name),
-        replace(settings, epochs=max(settings.epochs, shown)),
+        settings,
         seed=seed,
         work=work,
         what=f"SPIN iteration {iteration}",
-        model_epoch=settings.epochs if shown else 0,
+        keep_epochs=range(1, settings.epochs) if shown else (),
+        keep_state=shown > settings.epochs,
     )
     rows = read_rows(plan.directory("data") / "validation.jsonl")
     if not rows:
         return
     items = heldout.drifts(opponent, work, rows, template=profile.template, generation=profile.generation, seed=seed)
     artifacts.write_json(work / "heldout.json", {"beta": settings.beta, "items": items})
+
+
+def make_further_epochs(plan: Plan, step: Step, work: Path) -> None:
+    """Iteration 0 goes on where it ended, through the epochs that only Figure 4 shows."""
+    settings = training_of(plan.profile, step.name)
+    train_on_pairs(
+        plan.directory(step.inputs[0]),
+        training_pairs(plan, step.name),
+        settings,
+        seed=stream(plan.seed, 0),
+        work=work,
+        what=f"SPIN iteration 0, up to epoch {settings.epochs}",
+        keep_epochs=range(plan.profile.spin.training.epochs + 1, settings.epochs),
+        earlier=plan.directory("spin-0"),
+    )
 
 
 def make_on_pairs(plan: Plan, step: Step, work: Path) -> None:

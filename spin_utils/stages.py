@@ -12,37 +12,46 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spin_utils import artifacts, launching, paths, processes, profiles
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.demonstrations import read_rows, write_rows
-from spin_utils.plan import Plan, Step, stream
+from spin_utils.plan import Plan, Step, needs_data, stream
 from spin_utils.progress import progress
 from spin_utils.settings import Profile
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("sft", "spin", "validation", "test", "transfer")
-ALONE = ("data", "base")
-"""Stages without a model's work: one process makes them, and must not wait for others meanwhile."""
+ALONE = ("data", "base", "mt_answers", "mt_bench")
+"""Stages that one process makes."""
 
 
 def check_inputs(profile: Profile) -> None:
     """Everything that can be wrong with a run's inputs, found before any long work.
 
     Raises:
-        ModelError, RowError, TrackerError, ProcessesError: with the file, the row and the remedy.
+        ModelError, RowError, TrackerError, VllmError, MtBenchError, JudgeError, ProcessesError: with the file, the row
+            and the remedy.
     """
-    from spin_utils import models, preferences, trackers
+    from spin_utils import models, mt_bench, preferences, trackers, vllm_backend
 
     trainings = (profile.sft, profile.spin.training, profile.dpo and profile.dpo.training)
     trackers.check({name for training in trainings if training for name in training.trackers})
     launching.check(profile.processes)
-    models.identity(profile.model)
-    load_demonstrations(profile.demonstrations)
+    for settings in (profile.model, *profile.released.values()):
+        models.identity(settings)
+    if needs_data(profile):
+        load_demonstrations(profile.demonstrations)
+    if profile.released:
+        return
     if profile.dpo is not None and profile.dpo.preferences.source != "samples":
         preferences.load(profile.dpo.preferences)
+    if profile.generation.backend == "vllm":
+        vllm_backend.check(profile.generation.vllm)
+    if profile.mt_bench is not None:
+        mt_bench.check(profile.mt_bench)
 
 
 def run(plan: Plan, name: str) -> Path:
@@ -60,28 +69,30 @@ def run(plan: Plan, name: str) -> Path:
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
     """
     step = plan.steps[name]
-    if _is_complete(step):
+    if processes.from_first(lambda: artifacts.adopt(step.directory)):
         return step.directory
     for needed in step.inputs:
         run(plan, needed)
-    if step.stage not in ALONE and launching.wanted(plan.profile.processes):
+    if _is_shared(plan, step) and launching.wanted(plan.profile.processes):
         _launch(plan, step)
         return step.directory
     with artifacts.lock(step.directory):
-        if _is_complete(step):  # made by another run while this one waited
+        if processes.from_first(lambda: artifacts.is_made(step.directory)):  # by another run while this one waited
             return step.directory
-        inputs = {n: _reference(plan.directory(n)) for n in step.inputs}
+        inputs = processes.from_first(lambda: {n: _reference(plan.directory(n)) for n in step.inputs})
         log.info("%s, seed %d: %s", name, plan.seed, paths.relative(step.directory))
         with artifacts.building(
             step.directory, stage=step.stage, settings=step.settings, inputs=inputs, seed=plan.seed
         ) as work:
-            if processes.rank() == 0 or step.stage not in ALONE:
+            if processes.rank() == 0 or _is_shared(plan, step):
                 _make(plan, step, work)
     return step.directory
 
 
-def _is_complete(step: Step) -> bool:
-    return processes.from_first(lambda: artifacts.is_complete(step.directory))
+def _is_shared(plan: Plan, step: Step) -> bool:
+    """Whether several processes share the work; otherwise one does it, and must not wait for others meanwhile."""
+    vllm = plan.profile.generation.backend == "vllm"  # which starts processes of its own
+    return step.stage not in ALONE and not (vllm and step.stage in ("pairs", "preferences"))
 
 
 def _launch(plan: Plan, step: Step) -> None:
@@ -94,7 +105,7 @@ def _launch(plan: Plan, step: Step) -> None:
 
 def rows(plan: Plan, split: str) -> list[dict[str, Any]]:
     """Demonstrations of a split (`sft`, `spin`, `validation`, `test`), made if need be."""
-    return read_rows(run(plan, "data") / f"{split}.jsonl")
+    return read_rows(artifacts.checked(run(plan, "data"), f"{split}.jsonl"))
 
 
 def opponent(plan: Plan, iteration: int) -> str:
@@ -103,7 +114,8 @@ def opponent(plan: Plan, iteration: int) -> str:
 
 
 def _make(plan: Plan, step: Step, work: Path) -> None:
-    from spin_utils import answering, self_play  # these need torch, and errors in the inputs should not wait for it
+    # These need torch, and errors in the inputs should not wait for it.
+    from spin_utils import answering, mt_bench, self_play
 
     makers: dict[str, Callable[[Plan, Step, Path], None]] = {
         "data": _make_data,
@@ -111,10 +123,13 @@ def _make(plan: Plan, step: Step, work: Path) -> None:
         "sft": _make_sft,
         "pairs": answering.make_pairs,
         "spin": self_play.make_spin,
+        "epochs": self_play.make_further_epochs,
         "subset": self_play.make_on_pairs,
         "preferences": answering.make_preferences,
         "dpo": self_play.make_on_pairs,
         "evaluation": _make_evaluation,
+        "mt_answers": mt_bench.make_answers,
+        "mt_bench": mt_bench.make_grades,
     }
     makers[step.stage](plan, step, work)
 
@@ -128,11 +143,12 @@ def _make_data(plan: Plan, step: Step, work: Path) -> None:
 def _make_base(plan: Plan, step: Step, work: Path) -> None:
     from spin_utils import models
 
+    settings = plan.profile.released.get(step.name, plan.profile.model)
     texts: list[str] = []
-    if plan.profile.model.source == "tiny":
-        found = read_rows(plan.directory("data") / "sft.jsonl")
+    if settings.source == "tiny":
+        found = read_rows(artifacts.checked(plan.directory("data"), "sft.jsonl"))
         texts = [text for row in found for text in (row["prompt"], row["response"])]
-    models.materialise(plan.profile.model, work, texts, seed=0)
+    models.materialise(settings, work, texts, seed=0)
 
 
 def _make_sft(plan: Plan, step: Step, work: Path) -> None:
@@ -150,7 +166,15 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
     settings = replace(plan.profile.sft, epochs=1) if more else plan.profile.sft
     model = models.load(start)
     seed = stream(plan.seed, more)
-    result = train(model, groups, settings, seed=seed, work=artifacts.scratch(work), what=step.name)
+    result = train(
+        model,
+        groups,
+        settings,
+        seed=seed,
+        work=artifacts.scratch(work),
+        what=step.name,
+        describe=lambda index: f"row {encoded[index].row['id']}",
+    )
     keep_checkpoint(model, start, work)
     keep_metrics(result, work)
 
@@ -166,7 +190,8 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
     model, tokenizer = models.load(folder, torch.bfloat16), models.load_tokenizer(folder)
     made = {"evaluation": ("test", settings)}
     if step.settings["transfer"]:
-        made["transfer"] = ("transfer", replace(settings, suite="local", tasks=()))
+        suite: Literal["local", "paper_others"] = "paper_others" if settings.suite == "paper" else "local"
+        made["transfer"] = ("transfer", replace(settings, suite=suite, tasks=()))
     for name, (split, chosen) in made.items():
         local = chosen.suite == "local"
         answers = min(len(rows(plan, split)), settings.limit or sys.maxsize) if local else 0
@@ -174,7 +199,7 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
             result = evaluate(
                 model,
                 tokenizer,
-                plan.directory("data") / f"{split}.jsonl",
+                plan.directory("data") / f"{split}.jsonl" if local else None,
                 # The paper's harness shows its benchmarks as plain text, without a chat template.
                 template=profile.template if local else None,
                 settings=chosen,
@@ -186,6 +211,8 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
 
 
 def _reference(directory: Path) -> dict[str, str]:
+    """What a manifest says of an input, which is read in full before anything is made from it."""
+    artifacts.verify(directory)
     return {"artifact": directory.name, "manifest": artifacts.file_hash(directory / artifacts.MANIFEST)}
 
 
@@ -201,6 +228,9 @@ def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
     """
     if not all(artifacts.is_complete(plan.directory(name)) for plan in plans for name in step.inputs):
         return
-    with artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work:
+    with (
+        artifacts.lock(step.directory),
+        artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work,
+    ):
         files = {paths.relative(path): artifacts.file_hash(path) for path in written}
         artifacts.write_json(work / "written.json", files)

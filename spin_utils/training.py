@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,10 +29,10 @@ from spin_utils.progress import progress
 from spin_utils.resuming import SavedState, StopRequest, load_state, save_state
 from spin_utils.settings import TrainingSettings, training_identity
 from spin_utils.trackers import open_trackers
-from spin_utils.training_step import NonFiniteLossError, Row, StepRunner
+from spin_utils.training_step import NoMemoryError, NonFiniteLossError, Row, StepRunner
 from spin_utils.writing import write_text
 
-__all__ = ["Interrupted", "NonFiniteLossError", "Row", "TrainingResult", "train"]
+__all__ = ["Interrupted", "NoMemoryError", "NonFiniteLossError", "Row", "TrainingResult", "train"]
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - it is a request, not an error
@@ -59,7 +60,9 @@ def train(
     seed: int,
     work: Path,
     on_epoch_end: Callable[[int, PreTrainedModel], None] | None = None,
+    keep_state: bool = False,
     what: str = "training",
+    describe: Callable[[int], str] = "group {}".format,
 ) -> TrainingResult:
     """Train a model in place.
 
@@ -78,20 +81,23 @@ def train(
         work: folder for metrics.jsonl and the state for resuming; a run that was stopped goes on from it.
         on_epoch_end: called with the number of epochs done and the model with its exact float32 weights; called
             again for the same epoch if the run is stopped right after it.
+        keep_state: save the state after the last step too, so that a run of more epochs can go on from it.
         what: a few words for progress lines and trackers.
+        describe: names a group by its index in messages, such as the id of its row.
 
     Raises:
         PackingError: a group is empty or has the wrong number of responses.
         UnsupportedModelError: the model cannot work on packed groups.
         OtherRunError: the state in `work` is of another run.
-        NonFiniteLossError: a loss is not finite; the last saved state is kept.
+        NonFiniteLossError: a loss, a gradient or a weight is not finite; the last saved state is kept.
+        NoMemoryError: a group does not fit into memory by itself.
         Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
     longest_row = _check_data(groups, opponent_logps)
     check_supported(model, longest_row)
     work.mkdir(parents=True, exist_ok=True)
     run = {
-        "settings": training_identity(settings),
+        "settings": _schedule_identity(settings),
         "seed": seed,
         "groups": len(groups),
         "pairs": opponent_logps is not None,
@@ -107,7 +113,7 @@ def train(
         stack.callback(optimizer.close)
         if saved:
             optimizer.load(saved.tensors, saved.step)
-        log = _MetricLog(work / "metrics.jsonl", optimizer.steps)
+        log = _MetricLog(work / "metrics.jsonl", saved.rows if saved else [])
         track, close = open_trackers(settings.trackers if processes.rank() == 0 else (), what, work)
         stack.callback(close)
         stack.enter_context(packed_attention(model))
@@ -116,12 +122,13 @@ def train(
         stop = stack.enter_context(StopRequest())
         plan = _Plan(len(groups), settings, seed)
         bar = stack.enter_context(progress(plan.steps, what, "steps", done=optimizer.steps))
-        step_of = StepRunner(model, groups, settings, opponent_logps, optimizer)
+        step_of = StepRunner(model, groups, settings, opponent_logps, optimizer, describe)
         saved_at = time.monotonic()
 
         def save() -> None:
             step_of.check_finite()
-            state = SavedState(optimizer.steps, precision, optimizer.tensors())
+            step_of.check_weights()
+            state = SavedState(optimizer.steps, precision, optimizer.tensors(), log.rows)
             if processes.rank() == 0:
                 save_state(work, run, state)
             processes.barrier()
@@ -153,7 +160,16 @@ def train(
                     "and the same command goes on from there"
                 )
             end_epoch()
+        step_of.check_weights()
+        if keep_state:
+            save()
     return TrainingResult(log.rows, precision, optimizer.steps)
+
+
+def _schedule_identity(settings: TrainingSettings) -> dict[str, Any]:
+    """What a state between two steps depends on: all settings but the number of epochs, which only end the run."""
+    scheduled = settings.schedule_epochs or settings.epochs
+    return {**training_identity(settings), "epochs": None, "schedule_epochs": scheduled}
 
 
 class _Plan:
@@ -175,12 +191,10 @@ class _Plan:
 
 
 class _MetricLog:
-    """metrics.jsonl, written by the first process; rows after the resumed step are forgotten."""
+    """The metric rows, those of the saved state first; the first process shows them in metrics.jsonl meanwhile."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows: list[Row] = [row for row in map(_parsed, lines) if row and row["step"] <= step]
+    def __init__(self, path: Path, rows: list[Row]) -> None:
+        self.path, self.rows = path, list(rows)
         if processes.rank() == 0:
             write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
@@ -189,14 +203,6 @@ class _MetricLog:
         if processes.rank() == 0:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-
-
-def _parsed(line: str) -> Row | None:
-    """A row, or None for the half line of a run that was killed."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
 
 
 def _check_data(groups: Sequence[Group], opponent_logps: Sequence[Sequence[float]] | None) -> int:

@@ -7,8 +7,9 @@ which changes neither the loss nor (up to rounding) the gradient. Several proces
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,12 +25,22 @@ from spin_utils.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
+_NAMED = 20  # groups in one message
+_REMEDY = (
+    "the last saved state is kept. Look at these rows, lower learning_rate, or use precision: float32, "
+    "then run the same command"
+)
+
 Row = dict[str, float]
 """One metric row; see `StepRunner` for its names."""
 
 
 class NonFiniteLossError(ValueError):
-    """A loss is not a number or infinite. The message names the groups."""
+    """A loss, a gradient or a weight is not a number or infinite. The message names the groups."""
+
+
+class NoMemoryError(RuntimeError):
+    """A group does not fit into memory by itself. The message names it and the remedy."""
 
 
 class StepRunner:
@@ -42,7 +53,9 @@ class StepRunner:
         settings: TrainingSettings,
         opponent_logps: Sequence[Sequence[float]] | None,
         optimizer: MasterOptimizer,
+        describe: Callable[[int], str] = "group {}".format,
     ) -> None:
+        self.describe = describe
         self.model, self.groups, self.settings = model, groups, settings
         self.opponent_logps, self.optimizer = opponent_logps, optimizer
         self.budget = settings.micro_batch_tokens
@@ -63,26 +76,41 @@ class StepRunner:
         if logged or self.model.device.type == "cpu":
             self.check_finite()
         row = self._row(batch, norm) if logged and norm is not None else None
+        if row is not None and not math.isfinite(row["grad_norm"]):
+            raise NonFiniteLossError(f"the gradient of {self._names(indices)} is not finite; {_REMEDY}")
         self.optimizer.step(learning_rate, norm)
         return None if row is None else {**row, "learning_rate": learning_rate, **self.since_row.rates()}
 
     def check_finite(self) -> None:
-        """Refuse to go on after a loss that is not finite.
+        """Refuse to go on after a loss, or another part of a metric row, that is not finite.
 
         Raises:
             NonFiniteLossError: names the groups.
         """
-        names = [name for found in processes.gather(self._not_finite()) for name in found]
-        if names:
-            raise NonFiniteLossError(
-                f"the loss of groups {names[:20]} is not finite; the last saved state is kept. "
-                "Look at these rows, lower learning_rate, or use precision: float32"
-            )
+        found = [index for indices in processes.gather(self._not_finite()) for index in indices]
+        if found:
+            raise NonFiniteLossError(f"the loss of {self._names(found)} is not finite; {_REMEDY}")
+
+    def check_weights(self) -> None:
+        """Refuse to keep weights that are not finite: a gradient can overflow where the loss does not.
+
+        Raises:
+            NonFiniteLossError: names a weight and the groups of the last step.
+        """
+        finite = torch.stack([master.sum() for master in self.optimizer.masters]).isfinite().tolist()
+        bad = [name for name, fine in zip(self.optimizer.names, finite, strict=True) if not fine]
+        order = [index for indices in processes.gather(self.last.order) for index in indices]
+        for name in (name for names in processes.gather(bad) for name in names):
+            raise NonFiniteLossError(f"{name} is not finite after a step on {self._names(order)}; {_REMEDY}")
+
+    def _names(self, indices: Sequence[int]) -> str:
+        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
+        return ", ".join(map(self.describe, indices[:_NAMED])) + more
 
     def _not_finite(self) -> list[int]:
         if not self.last.values:
             return []
-        bad = ~torch.isfinite(torch.cat(self.last.values, 1)[0])
+        bad = ~torch.isfinite(torch.cat(self.last.values, 1)).all(0)
         return [self.last.order[i] for i in bad.nonzero()[:, 0].tolist()]
 
     def _accumulate(self, batch: dict[int, Group]) -> _Sums:
@@ -91,10 +119,20 @@ class StepRunner:
             try:
                 return self._accumulate_once(batch)
             except (RuntimeError, MemoryError) as error:
-                smallest = max(group.tokens for group in batch.values())
-                # Under FSDP2 the other processes are in the middle of their micro-batches and cannot start again.
-                if not _out_of_memory(error) or self.budget <= smallest or processes.sharded():
+                if not _out_of_memory(error):
                     raise
+                largest = max(batch, key=lambda index: batch[index].tokens)
+                if self.budget <= batch[largest].tokens:
+                    raise NoMemoryError(
+                        f"out of memory with {self.describe(largest)} alone, {batch[largest].tokens} tokens; set "
+                        "gradient_checkpointing: true, shorten the rows (template.max_prompt_tokens, "
+                        "template.max_response_tokens), or use a machine with more memory"
+                    ) from None
+                if processes.sharded():  # the others are in the middle of theirs and cannot start again
+                    raise NoMemoryError(
+                        f"out of memory with micro-batches of {self.budget} tokens, which processes that shard cannot "
+                        "halve by themselves; lower training.micro_batch_tokens, or set gradient_checkpointing: true"
+                    ) from None
                 self.budget //= 2
                 logger.warning("out of memory: going on with micro-batches of %d tokens", self.budget)
             self.optimizer.clear()  # some parameters may have their gradient already

@@ -57,10 +57,18 @@ def test_one_run_of_iteration_0_gives_its_model_and_every_epoch_of_figure_4() ->
     alone = stages.run(make(spin__epochs_shown=0), "spin-0")
     longer = stages.run(make(spin__epochs_shown=0, spin__training__epochs=3), "spin-0")
     assert equal(folder, alone), "the model is that of the epochs of the profile"
-    assert equal(shown.checkpoint("spin-0-epoch-3"), longer)
+    assert shown.checkpoint("spin-0-epoch-3") == shown.directory("spin-0-more")
     assert not equal(folder, longer)
     assert shown.checkpoint("spin-0") == folder
+    assert shown.checkpoint("spin-0-epoch-1") == folder / "epoch-1"
     assert not (folder / "epoch-2").exists(), "the model's own epoch is not kept twice"
+    more = shown.directory("spin-0-more")
+    stages.run(shown, "spin-0-more")
+    assert equal(more, longer), "what goes on ends with the same bytes as a run that was not interrupted"
+    rows = [json.loads((made / "training.json").read_text())["rows"] for made in (more, longer)]
+    numbers = [[{k: v for k, v in row.items() if "second" not in k} for row in run] for run in rows]
+    assert numbers[0] == numbers[1]
+    artifacts.verify(folder)
 
 
 def test_subsets_of_figure_5_are_nested_and_of_the_papers_proportions() -> None:
@@ -119,7 +127,7 @@ def test_a_player_equal_to_its_opponent_drifts_nowhere_on_held_out_prompts() -> 
 def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow_them() -> None:
     made = make()
     assert "no earlier times" in clock.outlook([made])
-    for name in ("eval-sft", "eval-spin-0"):
+    for name in ("eval-sft", "eval-spin-0", "spin-0-more"):
         stages.run(made, name)
     folder = paths.results("smoke")
     stale = folder / "seed-7" / "training" / "sft.json"
@@ -145,3 +153,10 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     assert "spin-1" in text
     assert "eval-sft " not in text
     assert "evaluation" in clock.account([made])
+
+
+def test_every_trained_model_has_a_name_that_its_notebook_can_draw() -> None:
+    steps = plan.make(profiles.load("smoke"), 0)
+    trained = [step.parameters["model"] for step in steps if step.notebook == "03_spin_training"]
+    assert "spin-0-more" in trained
+    assert len({results.label(model) for model in trained}) == len(trained)

@@ -23,6 +23,7 @@ from tiny_models import tiny_model
 from spin_utils import (
     artifacts,
     cli,
+    cli_parser,
     launching,
     models,
     paths,
@@ -288,7 +289,7 @@ def test_workers_of_dpo_get_the_settings_of_the_run() -> None:
         }
     )
     command = _command(Path("m"), Path("p.jsonl"), Path("o"), chosen)
-    given = cli._parser().parse_args(command)
+    given = cli_parser.parse(command)
     assert (given.model, given.pairs, given.out) == ("m", "p.jsonl", "o")
     assert read_settings(dict(profiles.parse_override(text) for text in given.set)) == chosen
 
@@ -298,7 +299,7 @@ def test_the_number_of_processes_makes_no_other_run(tmp_path: Path, monkeypatch:
 
     def resolved(*changes: str) -> str:
         given = ["plan", "--profile", "smoke", *(part for change in changes for part in ("--set", change))]
-        return cli._resolve(cli._parser().parse_args(given))[1].name
+        return cli._resolve(cli_parser.parse(given))[1].name
 
     assert resolved("processes.count=2") == "smoke"
     assert resolved("processes.count=2", "spin.training.beta=1") == resolved("spin.training.beta=1") != "smoke"
