@@ -21,6 +21,7 @@ from typing import Any
 
 from spin_utils import artifacts, cli_parser, paths, processes, profiles, runtime, storage
 from spin_utils.input_settings import SettingsError
+from spin_utils.launching import LaunchError
 from spin_utils.notebooks import StageError
 from spin_utils.settings import Profile
 from spin_utils.storage import StorageError
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("Interrupted. Finished steps are kept; the same command goes on from there.")
         return 130
-    except (StageError, StorageError) as error:
+    except (StageError, StorageError, LaunchError) as error:
         log.error("Failed: %s", error)
         return 1
     except Exception as error:
@@ -141,7 +142,7 @@ def _step(arguments: argparse.Namespace) -> int:
             from spin_utils import stages
 
             runtime.configure()
-            with processes.group(profile.processes):
+            with processes.group(profile.processes.sharding):
                 return _training(lambda: stages.run(steps, step.name))
         output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
         given = {"profile": arguments.profile, "seed": arguments.seed, **step.parameters}
@@ -168,7 +169,7 @@ def _dpo(arguments: argparse.Namespace) -> int:
     runtime.configure()
     settings = read_settings(dict(profiles.parse_override(text) for text in arguments.set))
     model, pairs, out = (Path(p).expanduser().resolve() for p in (arguments.model, arguments.pairs, arguments.out))
-    with processes.group(settings.processes):
+    with processes.group(settings.processes.sharding):
         status = _training(lambda: dpo(model, pairs, out, settings))
     if not status and not processes.launched():
         log.info("checkpoint, tokenizer and training.json: %s", paths.relative(out))

@@ -56,7 +56,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     Raises:
         ModelError, RowError, TemplateError, TrackerError, DpoError: found before any long work, with the remedy.
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
-        StageError: a process of several failed.
+        LaunchError: a process of several failed.
     """
     launching.check(settings.processes)
     trackers.check(settings.training.trackers)

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from spin_utils import processes, runtime
-from spin_utils.notebooks import StageError
 from spin_utils.processes import ProcessesError
 from spin_utils.settings import ProcessSettings
 
@@ -37,6 +36,10 @@ STOPPED = 130
 GRACE_S = 10.0
 """Seconds in which workers may end by themselves after one of them failed."""
 _POLL_S = 0.05
+
+
+class LaunchError(RuntimeError):
+    """A process of several failed or was killed. The message says which, why, and what to do."""
 
 
 def wanted(settings: ProcessSettings) -> bool:
@@ -72,7 +75,7 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
 
     Raises:
         ProcessesError: there are fewer GPUs than processes.
-        StageError: a worker failed or was killed; the message says which and why.
+        LaunchError: a worker failed or was killed; the message says which and why.
         Interrupted: the workers were asked to stop and have saved their state.
         KeyboardInterrupt: they were asked to stop where there is nothing to save.
     """
@@ -102,7 +105,7 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
     if stop.asked and any(statuses):
         raise KeyboardInterrupt
     if failed is not None:
-        raise StageError(_failure(failed, statuses[failed], settings.count, last[failed]))
+        raise LaunchError(_failure(failed, statuses[failed], settings.count, last[failed]))
 
 
 def _start(arguments: Sequence[str], rank: int, count: int, rendezvous: Path, output: Path) -> subprocess.Popen[str]:

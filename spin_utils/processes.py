@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from spin_utils.settings import ProcessSettings
+Sharding = Literal["ddp", "fsdp2"]
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class ProcessesError(RuntimeError):
 class _Place:
     rank: int = 0
     count: int = 1
-    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    sharding: Sharding = "ddp"
 
 
 _place = _Place()
@@ -69,12 +69,12 @@ def launched() -> bool:
 
 
 @contextmanager
-def group(settings: ProcessSettings) -> Iterator[None]:
+def group(sharding: Sharding) -> Iterator[None]:
     """Inside the block the processes of a launch work together; nothing happens in a process of its own.
 
     Args:
-        settings: of these only the kind; the launcher decides the number. The configuration file of `accelerate launch`
-            decides the kind too, if it names one.
+        sharding: whether training spreads the weights, where the configuration file of `accelerate launch` says nothing.
+            How many processes there are is the launcher's decision.
 
     Raises:
         ProcessesError: another process is gone, or the launcher asks for what the kit does not do.
@@ -86,7 +86,7 @@ def group(settings: ProcessSettings) -> Iterator[None]:
     import torch
     from torch import distributed
 
-    place = _Place(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _sharding(settings))
+    place = _Place(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _chosen(sharding))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -193,12 +193,12 @@ def shown(progress: Callable[[int], object] | None) -> Callable[[int], object] |
     return lambda units: progress(units * _place.count)
 
 
-def _sharding(settings: ProcessSettings) -> Literal["ddp", "fsdp2"]:
-    """The kind, from `accelerate launch` if it names one."""
+def _chosen(sharding: Sharding) -> Sharding:
+    """What `accelerate launch` says, if it says something."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise ProcessesError("DeepSpeed is not supported; use launch/accelerate-fsdp2.yaml, which shards the same")
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
-        return settings.sharding
+        return sharding
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ProcessesError("accelerate asks for FSDP of version 1; set fsdp_version: 2 in its configuration file")
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers would leave out the weights on most ranks

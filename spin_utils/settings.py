@@ -21,6 +21,7 @@ from spin_utils.input_settings import (
 )
 from spin_utils.machine_settings import ResourceSettings, VllmSettings
 from spin_utils.mt_bench_settings import MtBenchSettings
+from spin_utils.processes import Sharding
 
 Loss = Literal["logistic", "hinge", "correlation", "exponential"]
 Precision = Literal["bfloat16", "float32", "auto"]
@@ -193,7 +194,7 @@ class ProcessSettings:
     count: int = 1
     """Processes on this machine; with GPUs, each has its own. Processes of another launcher (torchrun, accelerate)
     count for themselves."""
-    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    sharding: Sharding = "ddp"
     """`ddp`: every process trains a whole copy, and gradients are summed. `fsdp2`: weights, gradients and optimizer
     state are spread over the processes in training and in the opponent's scoring."""
 

@@ -65,7 +65,7 @@ def run(plan: Plan, name: str) -> Path:
         The artifact's directory.
 
     Raises:
-        StageError: a process of several failed.
+        LaunchError: a process of several failed.
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
     """
     step = plan.steps[name]

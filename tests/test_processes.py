@@ -36,10 +36,9 @@ from spin_utils import (
 )
 from spin_utils.dpo import _command, read_settings
 from spin_utils.input_settings import SettingsError
+from spin_utils.launching import LaunchError
 from spin_utils.logprobs import score
-from spin_utils.notebooks import StageError
 from spin_utils.processes import ProcessesError
-from spin_utils.settings import ProcessSettings
 from spin_utils.training import Interrupted, train
 
 TIMES = {"seconds", "tokens_per_second", "groups_per_second"}
@@ -216,7 +215,7 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     stopped = int(state.name.removeprefix("state-"))
 
     watcher = after(stopped + 3, metrics, lambda: workers[3].kill())
-    with pytest.raises(StageError, match=r"process 1 of 2 was killed \(SIGKILL\).*run the same again to go on"):
+    with pytest.raises(LaunchError, match=r"process 1 of 2 was killed \(SIGKILL\).*run the same again to go on"):
         stages.run(made, "spin-0")
     watcher.join()
     assert all(worker.poll() is not None for worker in workers), "no worker is left behind"
@@ -255,15 +254,15 @@ def test_the_files_for_accelerate_launch_say_how_processes_start_and_what_the_ki
         with monkeypatch.context() as patch:
             for name, value in prepare_multi_gpu_env(arguments).items():
                 patch.setenv(name, value)
-            assert processes._sharding(ProcessSettings()) == kind
+            assert processes._chosen("ddp") == kind
             patch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
             with pytest.raises(ProcessesError, match="accelerate-fsdp2.yaml"):
-                processes._sharding(ProcessSettings())
+                processes._chosen("ddp")
             patch.delenv("ACCELERATE_USE_DEEPSPEED")
             patch.setenv("ACCELERATE_USE_FSDP", "true")
             patch.setenv("FSDP_VERSION", "1")
             with pytest.raises(ProcessesError, match="fsdp_version: 2"):
-                processes._sharding(ProcessSettings())
+                processes._chosen("ddp")
 
 
 def test_a_number_of_processes_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

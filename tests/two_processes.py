@@ -17,12 +17,11 @@ from tiny_models import tiny_model
 
 from spin_utils import processes, sharding, training_step
 from spin_utils.logprobs import score
-from spin_utils.settings import ProcessSettings
 from spin_utils.training import Interrupted, train
 
 
 def main(folder: Path) -> None:
-    with processes.group(ProcessSettings(count=2)):
+    with processes.group("ddp"):
         for kind in KINDS:
             processes._place = dataclasses.replace(processes._place, sharding=kind)  # one group for both
             train_all(folder / kind, folder / "one-stopped")
@@ -77,8 +76,8 @@ class watched:  # noqa: N801 - a context manager
         self.shapes, self.before = shapes, training_step.StepRunner.__init__
 
     def __enter__(self) -> None:
-        def noting(runner: Any, model: Any, groups: Any, settings: Any, logps: Any, optimizer: Any) -> None:
-            self.before(runner, model, groups, settings, logps, optimizer)
+        def noting(runner: Any, model: Any, groups: Any, settings: Any, logps: Any, optimizer: Any, *more: Any) -> None:
+            self.before(runner, model, groups, settings, logps, optimizer, *more)
             own = {"weights": [sharding.local(p) for p in model.parameters()], "masters": optimizer.masters}
             own |= {"gradients": optimizer.gradients, **optimizer.moments}
             counts = {name: sum(tensor.numel() for tensor in tensors) for name, tensors in own.items()}
