@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import re
 import shlex
 import signal
@@ -20,8 +21,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, cli_parser, paths, profiles, runtime, storage
+from spin_utils import artifacts, cli_parser, paths, processes, profiles, runtime, storage
 from spin_utils.input_settings import LARGEST_SEED, SettingsError
+from spin_utils.launching import LaunchError
 from spin_utils.notebooks import StageError
 from spin_utils.settings import Profile
 from spin_utils.storage import StorageError
@@ -32,8 +34,10 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one clear line and exit status 2."""
     arguments = cli_parser.parse(argv)
+    if processes.launched():
+        os.environ["SPIN_HEADLESS"] = "1"  # no bars of several processes in one terminal
     runtime.configure_logging()
-    if hasattr(signal, "SIGPIPE"):
+    if hasattr(signal, "SIGPIPE") and not processes.launched():  # a worker saves its state though no one listens
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
     try:
         with storage.explained(paths.home()):
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("Interrupted. Finished steps are kept; the same command goes on from there.")
         return 130
-    except (StageError, StorageError) as error:
+    except (StageError, StorageError, LaunchError) as error:
         log.error("Failed: %s", error)
         return 1
     except Exception as error:
@@ -141,12 +145,12 @@ def _step(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
     step = steps.steps[arguments.name]
     with gpus.claim(arguments.gpus):
-        if not step.notebook:
+        if not step.notebook or processes.launched():
             from spin_utils import stages
 
             runtime.configure()
-            stages.run(steps, step.name)
-            return 0
+            with processes.group(profile.processes.sharding):
+                return _training(lambda: stages.run(steps, step.name))
         output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
         given = {"profile": arguments.profile, "seed": arguments.seed, **step.parameters}
         notebooks.run(step.notebook, given, output)
@@ -171,18 +175,30 @@ def _run(arguments: argparse.Namespace) -> int:
 def _dpo(arguments: argparse.Namespace) -> int:
     runtime.ensure_environment()
     from spin_utils.dpo import dpo, read_settings
-    from spin_utils.training import Interrupted, NonFiniteLossError
 
     runtime.configure()
     settings = read_settings(dict(profiles.parse_override(text) for text in arguments.set))
     model, pairs, out = map(paths.given, (arguments.model, arguments.pairs, arguments.out))
+    with processes.group(settings.processes.sharding):
+        status = _training(lambda: dpo(model, pairs, out, settings))
+    if not status and not processes.launched():
+        log.info("checkpoint, tokenizer and training.json: %s", paths.relative(out))
+    return status
+
+
+def _training(work: Callable[[], Any]) -> int:
+    """Do what may train a model; returns the exit status."""
     try:
-        log.info("checkpoint, tokenizer and training.json: %s", paths.relative(dpo(model, pairs, out, settings)))
-    except Interrupted as request:
-        log.error("%s", request)
-        return 130
-    except NonFiniteLossError as error:
-        raise StageError(str(error)) from None
+        work()
+    except Exception as error:
+        from spin_utils.training import Interrupted, NonFiniteLossError  # these need torch
+
+        if isinstance(error, Interrupted):
+            log.error("%s", error)
+            return 130
+        if isinstance(error, NonFiniteLossError):
+            raise StageError(str(error)) from None
+        raise
     return 0
 
 
@@ -315,8 +331,9 @@ def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
     if arguments.name:
         changes["name"] = arguments.name
     profile = profiles.load(arguments.profile, changes)  # refuses what the next line could not write
-    if "name" not in changes:
-        digest = hashlib.sha256(artifacts.canonical([arguments.profile, changes]).encode()).hexdigest()[:6]
+    lasting = {name: value for name, value in changes.items() if not name.startswith("processes.")}
+    if "name" not in changes and lasting:
+        digest = hashlib.sha256(artifacts.canonical([arguments.profile, lasting]).encode()).hexdigest()[:6]
         profile = dataclasses.replace(profile, name=f"{Path(arguments.profile).stem}-{digest}"[:64])
     return str(profiles.dump(profile, paths.artifacts(profile.name) / "profile.yaml")), profile
 
