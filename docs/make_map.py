@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 STOREYS = {
-    "doors": "cli cli_parser notebooks dpo",
+    "doors": "cli cli_parser cli_results notebooks dpo",
     "drawing": "report readme drawing tables table_text figures training_figures generation_figures generation_tables "
     "theory_figures figure_style",
     "steps": "publishing explore stages answering self_play pair_training launching provenance clock plan",

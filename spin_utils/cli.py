@@ -1,5 +1,7 @@
 """The command line: `spin-repro`, or `python -m spin_utils`. Its words are in `cli_parser`; here is what they do.
 
+Commands that read results are in `cli_results`.
+
 Exit status: 0 done, 1 a step failed, 2 bad input (nothing was started), 130 interrupted.
 """
 
@@ -21,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, cli_parser, paths, processes, profiles, runtime, storage
+from spin_utils import artifacts, cli_parser, cli_results, paths, processes, profiles, runtime, storage
 from spin_utils.input_settings import LARGEST_SEED, SettingsError
 from spin_utils.launching import LaunchError
 from spin_utils.notebooks import StageError
@@ -202,60 +204,6 @@ def _training(work: Callable[[], Any]) -> int:
     return 0
 
 
-def _figures(arguments: argparse.Namespace) -> int:
-    from spin_utils import drawing, readme
-
-    profile = profiles.load(arguments.profile)
-    for path in drawing.draw(profile):
-        log.info("%s", paths.relative(path))
-    if arguments.readme:
-        readme.update(profile, paths.REPOSITORY / "README.md")
-    return 0
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from spin_utils import report
-
-    log.info("%s", paths.relative(report.write(profiles.load(arguments.profile))))
-    return 0
-
-
-def _crate(arguments: argparse.Namespace) -> int:
-    from spin_utils import crate
-
-    log.info("%s", paths.relative(crate.write(profiles.load(arguments.profile))))
-    return 0
-
-
-def _compare(arguments: argparse.Namespace) -> int:
-    from spin_utils.compare import compare
-
-    table = compare(profiles.folder(arguments.profile), arguments.model, arguments.other)
-    log.info(table.to_json(orient="records", indent=1) if arguments.json else table.round(3).to_string(index=False))
-    return 0
-
-
-def _verdicts(arguments: argparse.Namespace) -> int:
-    from spin_utils import verdicts
-
-    table = verdicts.read(paths.results(profiles.folder(arguments.profile)), arguments.verdict)
-    if arguments.json:
-        log.info(table.to_json(orient="records", indent=1))
-        return 0
-    for row in table.itertuples():
-        log.info("%-16s %-28s %s", row.verdict, row.id, row.statement)
-    log.info("%s", verdicts.tally(table["verdict"]))
-    return 0
-
-
-def _provenance(arguments: argparse.Namespace) -> int:
-    from spin_utils import provenance
-
-    of = (profiles.folder(arguments.profile), arguments.seed, arguments.model, arguments.kind)
-    log.info(_indented(provenance.record(*of)) if arguments.json else provenance.describe(*of))
-    return 0
-
-
 def _plan(arguments: argparse.Namespace) -> int:
     from spin_utils import plan
 
@@ -345,12 +293,12 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "dpo": _dpo,
     "step": _step,
-    "report": _report,
-    "crate": _crate,
-    "verdicts": _verdicts,
-    "compare": _compare,
-    "provenance": _provenance,
-    "figures": _figures,
+    "report": cli_results.report,
+    "crate": cli_results.crate,
+    "verdicts": cli_results.verdicts,
+    "compare": cli_results.compare,
+    "provenance": cli_results.provenance,
+    "figures": cli_results.figures,
     "bench": _bench,
     "completion": _completion,
 }
