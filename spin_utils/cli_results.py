@@ -1,4 +1,4 @@
-"""The commands that read results: tables, figures, report, comparisons, verdicts, provenance, and what leaves the house.
+"""The commands that read results: tables, figures, report, comparisons, verdicts, provenance, and what goes out.
 
 Each takes the arguments of its command in `cli_parser` and returns the exit status.
 """

@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_utils import runtime
-
 Tracker = Callable[[dict[str, float]], None]
 """Takes one metric row, with its `step`."""
 
 MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
-
 TENSORBOARD = "tensorboard"
 """Name of the folder that TensorBoard reads."""
+WATCHERS: list[Callable[[str], tuple[Tracker, Callable[[], None]]]] = []
+"""Who else gets the rows of a run: takes its name, returns a tracker and what closes it. See `live_curve.watch`."""
 
 
 class TrackerError(ValueError):
@@ -35,17 +34,14 @@ def open_trackers(names: Sequence[str], run: str, folder: Path) -> tuple[list[Tr
         folder: where TensorBoard's files go, in a folder `tensorboard`; the others have places of their own.
 
     Returns:
-        The trackers, with the live curve of a notebook if there is one, and a function that closes them.
+        The trackers, those of `WATCHERS` included, and a function that closes them.
 
     Raises:
         TrackerError: an unknown name, or a package that is not installed.
     """
     modules = {name: _import(name) for name in names}
     opened = [_open(name, module, run, folder) for name, module in modules.items()]
-    if runtime.in_notebook():
-        from spin_utils import live_curve  # draws, which other runs need not be able to
-
-        opened.append(live_curve.open_curve(run))
+    opened += [watch(run) for watch in WATCHERS]
 
     def close() -> None:
         for _, closer in opened:
