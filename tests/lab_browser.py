@@ -99,7 +99,7 @@ def running_lab(folder: Path, home: Path) -> Iterator[str]:
 def opened_browser() -> Iterator[Browser]:
     """The system's browser without a window."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=list(_FLAGS))
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=list(_FLAGS), timeout=_PATIENCE_MS)
         yield browser
         browser.close()
 
