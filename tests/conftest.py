@@ -11,6 +11,12 @@ import pandas as pd
 import pytest
 import smoke_home
 import synthetic_results as synthetic
+from skip_list import (  # noqa: F401 - hooks of pytest
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
 
 from spin_utils import results
 from spin_utils.statistics import paired_bootstrap
@@ -46,6 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     result = smoke_home.reproduce(home, "--profile", "smoke", "--jobs", "2")
     assert result.returncode == 0, result.stdout
+    (home / "output.log").write_text(result.stdout)
     return home
 
 

@@ -6,12 +6,15 @@ import json
 import os
 import random
 import subprocess
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 import smoke_chain
-from smoke_home import command, reproduce
+from smoke_home import SECRETS, command, reproduce
 
 from spin_utils import artifacts, paths, results
 
@@ -50,6 +53,52 @@ def test_every_result_names_what_it_was_made_from(finished: Path) -> None:
         digest = artifacts.file_hash(directory / "manifest.json")
         name = directory.name.rpartition("-")[0]
         assert name not in chain or chain[name]["manifest_sha256"] == digest
+
+
+def test_secrets_are_nowhere_in_what_a_run_leaves(finished: Path) -> None:
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert {".ipynb", ".json", ".log", ".safetensors"} <= {path.suffix for path in files}
+    for path in files:
+        content = path.read_bytes()
+        assert not [secret for secret in SECRETS.values() if secret.encode() in content], path
+
+
+def test_nothing_that_a_run_leaves_is_a_pickle(finished: Path) -> None:
+    allowed = {".safetensors", ".json", ".jsonl", ".arrow", ".npy", ".jinja", ".yaml"}
+    for path in finished.glob("artifacts/**/*"):
+        if not path.is_file() or ".locks" in path.parts:
+            continue
+        assert path.suffix in allowed, path
+        head = path.read_bytes()[:8]
+        assert not head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")), path
+        if path.suffix == ".npy":
+            np.load(path, allow_pickle=False)
+
+
+def test_the_crate_of_a_run_leads_from_every_result_to_model_and_data(finished: Path) -> None:
+    environment = {**os.environ, "SPIN_HOME": str(finished)}
+    subprocess.run(command("crate", "--profile", "smoke"), env=environment, check=True, capture_output=True)
+    archive = zipfile.ZipFile(finished / "results" / "smoke" / "run.crate.zip")
+    entities = {entity["@id"]: entity for entity in json.loads(archive.read("ro-crate-metadata.json"))["@graph"]}
+    actions = [entity for entity in entities.values() if entity["@type"] == "CreateAction"]
+    maker = {result["@id"]: action for action in actions for result in listed(action, "result")}
+    for name in archive.namelist():
+        if name.startswith("results/seed-"):
+            before, reached = [name], set()
+            while before:
+                action = maker[before.pop()]
+                reached.add(action["name"].partition(",")[0])
+                assert f"{action['@id'].replace('#make', '#')}-settings".replace("#-", "#") in entities
+                inputs = [other["@id"] for other in listed(action, "object")]
+                before += [other for other in inputs if other in maker]
+            assert {"data", "base"} <= reached, name
+    executed = [name for name in archive.namelist() if name.startswith("results/notebooks/")]
+    assert len(executed) > 5
+
+
+def listed(entity: dict[str, Any], name: str) -> list[dict[str, str]]:
+    value = entity.get(name, [])
+    return value if isinstance(value, list) else [value]
 
 
 def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
