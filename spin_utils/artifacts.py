@@ -120,17 +120,15 @@ def verify(directory: Path, *names: str) -> dict[str, Any]:
     Raises:
         ArtifactError: a file is missing or differs; the message names it.
     """
-    manifest = read_manifest(directory)
+    manifest, remedy = read_manifest(directory), f"delete {relative(directory)} and run again"
     for name in names or manifest["files"]:
         path, expected = Path(directory) / name, manifest["files"].get(name)
         if expected is None:
-            raise ArtifactError(f"{relative(path)}: not in the manifest; delete {relative(directory)} and run again")
+            raise ArtifactError(f"{relative(path)}: not in the manifest; {remedy}")
         if not path.is_file():
-            raise ArtifactError(f"{relative(path)}: missing; delete {relative(directory)} and run again")
+            raise ArtifactError(f"{relative(path)}: missing; {remedy}")
         if path.stat().st_size != expected["bytes"] or file_hash(path) != expected["sha256"]:
-            raise ArtifactError(
-                f"{relative(path)}: not what was written (hash); delete {relative(directory)} and run again"
-            )
+            raise ArtifactError(f"{relative(path)}: not what was written (hash); {remedy}")
     return manifest
 
 

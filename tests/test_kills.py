@@ -42,7 +42,8 @@ def test_a_chain_killed_at_a_hundred_moments_ends_with_the_same_bytes(
         assert smoke_chain.contents(tmp_path / f"{runs}") == expected, f"run {runs}"
         runs += 1
     log.warning("%d kills in %d runs: %s", landed.total(), runs, dict(landed.most_common()))
-    assert {name.split("-")[0] for name in landed} >= {"data", "sft", "pairs", "spin", "eval", "dpo"}
+    assert {name.split("-")[0] for name in landed} >= {"sft", "pairs", "spin", "eval"}
+    assert len(landed) >= 10
 
 
 @pytest.mark.slow
@@ -58,7 +59,7 @@ def test_the_command_killed_as_a_whole_or_in_one_process_ends_with_the_same_byte
         with (tmp_path / "log").open("a") as file:
             process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
         try:
-            process.wait(moments.uniform(5, 45) if landed.total() < KILLS // 10 else None)
+            process.wait(moments.uniform(5, 60) if landed.total() < KILLS // 10 else None)
         except subprocess.TimeoutExpired:
             tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             if moments.random() < 0.5:
