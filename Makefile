@@ -12,6 +12,7 @@ READY := $(VENV)/.ready
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -q
 # glibc otherwise hands every large tensor back to the kernel (docs: spin_utils/runtime.py).
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000
+LAYOUT := JUPYTERLAB_WORKSPACES_DIR="$(CURDIR)/.lab"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-here check reproduce figures report crate plan test lint lab bench lock clean
@@ -61,8 +62,11 @@ lint: $(READY)  ## check style, types and that notebooks hold no outputs
 	$(BIN)/mypy
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
-lab: $(READY)  ## open the notebooks in JupyterLab, on this machine only
-	$(MALLOC) $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --port=$(PORT) --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)
+# The layout, README beside the first notebook, is brought in once: what its user makes of it stays in .lab, and the
+# layouts of other projects are not touched.
+lab: $(READY)  ## open README and notebooks in JupyterLab, on this machine only
+	@test -d .lab || $(LAYOUT) $(BIN)/jupyter lab workspaces import notebooks/spin.jupyterlab-workspace
+	$(MALLOC) $(LAYOUT) $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --port=$(PORT) --notebook-dir=. --LabApp.default_url=/lab/workspaces/spin $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(READY)  ## time the kit against its peers (about half an hour); writes benchmarks/results/
 	$(MALLOC) $(BIN)/python -m benchmarks

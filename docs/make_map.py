@@ -17,18 +17,18 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 STOREYS = {
-    "doors": "cli cli_parser notebooks dpo",
+    "doors": "cli cli_parser cli_results notebooks dpo",
     "drawing": "report readme drawing tables table_text figures training_figures generation_figures generation_tables "
     "theory_figures figure_style",
-    "steps": "publishing explore stages answering self_play pair_training provenance clock plan",
+    "steps": "publishing explore stages answering self_play pair_training launching provenance clock plan",
     "measuring": "evaluation lm answers heldout generations",
     "judging": "verdicts registry compare statistics published results documents theory cost_model",
     "sampling": "sampling decoding",
-    "training": "training training_step resuming trackers losses optimizer logprobs fast_layers attention pairs "
+    "training": "training training_step resuming trackers losses optimizer logprobs fast_layers attention sharding pairs "
     "packing",
     "data": "demonstrations families worked_solutions worked_numbers worked_words preferences rows templates models",
     "settings": "profiles settings input_settings",
-    "ground": "artifacts paths writing progress runtime",
+    "ground": "artifacts processes paths writing progress runtime",
 }
 """Rooms by storey, from the roof down."""
 PURPOSES = {

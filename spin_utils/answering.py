@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spin_utils import artifacts, families, models, pairs, pieces, preferences, vllm_backend, vllm_health
+from spin_utils import artifacts, families, models, pairs, pieces, preferences, processes, vllm_backend, vllm_health
 from spin_utils.plan import Plan, Step, stream
 from spin_utils.progress import progress
 from spin_utils.rows import Row, RowError, read_rows
@@ -121,17 +121,22 @@ def _graded_rows(plan: Plan) -> list[Row]:
 def _answers(
     folder: Path, tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile, seed: int, work: Path, what: str
 ) -> list[tuple[list[int], str, float]]:
-    """Token ids, finish reason and log-probability of one answer for each row, kept shard by shard."""
+    """Token ids, finish reason and log-probability of one answer for each row, kept shard by shard.
+
+    Several processes take shards in turns. A shard is decoded by one of them, with the same neighbours in the batch as
+    in one process, so the answers are the same.
+    """
     if profile.generation.backend == "vllm":
         return _vllm_answers(folder, tokenizer, encoded, profile, seed, work, what)
     model = models.load(folder, torch.bfloat16)
     stop = end_ids(tokenizer, profile.template)
     size = profile.generation.shard_rows
     shards = {start: artifacts.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
-    missing = {start: path for start, path in shards.items() if not pieces.is_kept(work, path)}
-    done = len(encoded) - sum(min(size, len(encoded) - start) for start in missing)
+    left = processes.from_first(lambda: [start for start, path in shards.items() if not pieces.is_kept(work, path)])
+    done = len(encoded) - sum(min(size, len(encoded) - start) for start in left)
     with progress(len(encoded), what, "prompts", done=done) as bar:
-        for start, path in missing.items():
+
+        def answer(start: int) -> list[tuple[list[int], str, float]]:
             part = encoded[start : start + size]
             samples = sample(
                 model,
@@ -140,10 +145,15 @@ def _answers(
                 settings=profile.generation,
                 seed=seed,
                 streams=range(start, start + len(part)),
-                progress=bar.advance,
+                progress=processes.shown(bar.advance),
             )
-            artifacts.write_json(path, [[s.token_ids, s.finish_reason, s.logp] for s in samples])
-            pieces.keep(work, path)
+            return [(s.token_ids, s.finish_reason, s.logp) for s in samples]
+
+        for answered in processes.take_turns(left, answer):
+            for start, answers in answered:
+                artifacts.write_json(shards[start], answers)
+                pieces.keep(work, shards[start])
+    processes.barrier()
     return [answer for path in shards.values() for answer in json.loads(path.read_text())]
 
 

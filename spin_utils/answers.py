@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from spin_utils import processes
+
 FILE = "answers.jsonl"
 _ELEMENTS = 4096
 
@@ -55,9 +57,9 @@ class Answers:
         return self._found[key]
 
     def add(self, answers: Mapping[str, Any]) -> None:
-        """Keep answers (JSON values by key); they are on disk when this returns."""
+        """Keep answers (JSON values by key); on disk when this returns. Of several processes the first writes."""
         self._found.update(answers)
-        if self._path is None:
+        if self._path is None or processes.rank():
             return
         with self._path.open("a", encoding="utf-8", newline="\n") as file:
             for key, answer in answers.items():

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils import __version__, pieces, storage, strict_json
+from spin_utils import __version__, pieces, processes, storage, strict_json
 from spin_utils.paths import REPOSITORY, relative
 from spin_utils.pieces import scratch
 from spin_utils.seals import canonical, file_hash, is_whole, sealed
@@ -158,6 +158,11 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
         inputs: what it was made from, as JSON data.
         seed: training or sampling seed.
     """
+    if processes.rank():
+        processes.barrier()  # until the folder is there
+        yield _partial(directory)
+        processes.barrier()  # until the artifact is
+        return
     with storage.explained(directory):
         yield from _building(Path(directory), stage=stage, settings=settings, inputs=inputs, seed=seed)
 
@@ -166,6 +171,7 @@ def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str
     work = _partial(directory)
     work.mkdir(parents=True, exist_ok=True)
     started, clock, spent = time.time(), time.monotonic(), _spent(work)
+    processes.barrier()
     try:
         yield work
     finally:
@@ -201,6 +207,7 @@ def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str
     write_json(work / MANIFEST, sealed(manifest))
     _sync(work)
     _take_place(work, directory)
+    processes.barrier()
 
 
 def _take_place(work: Path, directory: Path) -> None:
@@ -249,7 +256,13 @@ def _link(source: str, target: str) -> None:
 
 @contextlib.contextmanager
 def lock(directory: Path, note: str = "another process is making it; waiting") -> Iterator[int]:
-    """Hold the right to make an artifact; a second process waits, and says so. Yields the lock's file descriptor."""
+    """Hold the right to make an artifact; a second process waits, and says so. Yields the lock's file descriptor.
+
+    Of several processes that share the work the first holds it for all.
+    """
+    if processes.rank():
+        yield -1
+        return
     # The lock file stays: removing it would let two processes hold locks on two files of one name.
     locks = directory.parent / ".locks"
     with storage.explained(locks):
@@ -265,7 +278,9 @@ def lock(directory: Path, note: str = "another process is making it; waiting") -
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON whole or not at all, with the same bytes for the same data."""
+    """Write JSON whole or not at all, with the same bytes for the same data; of several processes the first writes."""
+    if processes.rank():
+        return
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(path, text)
 
@@ -301,8 +316,10 @@ def _device() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        device = f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return device if processes.count() == 1 else f"{device}, {processes.count()} processes"
 
 
 def _spent(work: Path) -> float:

@@ -80,7 +80,9 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
         found = None
         findings.append(Finding("model", "refused", str(error)))
     if found is None:
-        findings.append(Finding("memory", "unknown", "the model's sizes are not known until its config.json is reached"))
+        findings.append(
+            Finding("memory", "unknown", "the model's sizes are not known until its config.json is reached")
+        )
         return Report(profile.name, machine.name, "unknown", findings)
     architecture, source = found
     findings.append(Finding("model", "ok", f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"))
@@ -248,7 +250,9 @@ def disk_bytes(made: plan.Plan, a: Architecture, lengths: Lengths) -> float:
             total += one * (spin.epochs_shown - spin.training.epochs) + memory_model.optimizer_state(a, spin.training)
         if step.stage == "pairs":
             total += lengths.spin_rows * 4 * (lengths.prompt + lengths.real + lengths.generated)
-    return total + (2 * max(states) if states and not profile.released else 0)  # a new state is whole before the old goes
+    return total + (
+        2 * max(states) if states and not profile.released else 0
+    )  # a new state is whole before the old goes
 
 
 def _hours(made: plan.Plan, machine: Machine, a: Architecture, lengths: Lengths) -> Finding:
@@ -258,8 +262,12 @@ def _hours(made: plan.Plan, machine: Machine, a: Architecture, lengths: Lengths)
         stage = made.steps[name].stage
         by_stage[stage] = by_stage.get(stage, 0) + value
     parts = ", ".join(f"{stage} {_time(value)}" for stage, value in by_stage.items() if value)
-    counted = "tokens counted from the rows" if lengths.known else (
-        f"assumed {lengths.prompt}, {lengths.real} and {lengths.generated} tokens for prompt, real and generated response"
+    counted = (
+        "tokens counted from the rows"
+        if lengths.known
+        else (
+            f"assumed {lengths.prompt}, {lengths.real} and {lengths.generated} tokens for prompt, real and generated response"
+        )
     )
     text = (
         f"about {_time(sum(predicted.values()))} for {len(predicted)} unfinished steps ({parts}); cost model at "

@@ -1,5 +1,7 @@
 """The command line: `spin-repro`, or `python -m spin_utils`. Its words are in `cli_parser`; here is what they do.
 
+Commands that read results are in `cli_results`.
+
 Exit status: 0 done, 1 a step failed, 2 bad input (nothing was started), 130 interrupted.
 """
 
@@ -10,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import re
 import shlex
 import signal
@@ -20,8 +23,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, cli_parser, paths, profiles, runtime, storage
+from spin_utils import artifacts, cli_parser, cli_results, paths, processes, profiles, runtime, storage
 from spin_utils.input_settings import LARGEST_SEED, SettingsError
+from spin_utils.launching import LaunchError
 from spin_utils.notebooks import StageError
 from spin_utils.settings import Profile
 from spin_utils.storage import StorageError
@@ -32,8 +36,10 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one clear line and exit status 2."""
     arguments = cli_parser.parse(argv)
+    if processes.launched():
+        os.environ["SPIN_HEADLESS"] = "1"  # no bars of several processes in one terminal
     runtime.configure_logging()
-    if hasattr(signal, "SIGPIPE"):
+    if hasattr(signal, "SIGPIPE") and not processes.launched():  # a worker saves its state though no one listens
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
     try:
         with storage.explained(paths.home()):
@@ -41,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("Interrupted. Finished steps are kept; the same command goes on from there.")
         return 130
-    except (StageError, StorageError) as error:
+    except (StageError, StorageError, LaunchError) as error:
         log.error("Failed: %s", error)
         return 1
     except Exception as error:
@@ -108,7 +114,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     for step in [] if arguments.dry_run else chain.from_iterable(plans):
         artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
-    if reproduction.run(command, paths.artifacts(profile.name)):
+    if reproduction.run(command, paths.artifacts(profile.name), dry_run=arguments.dry_run):
         log.error(
             "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
         )
@@ -141,12 +147,12 @@ def _step(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
     step = steps.steps[arguments.name]
     with gpus.claim(arguments.gpus):
-        if not step.notebook:
+        if not step.notebook or processes.launched():
             from spin_utils import stages
 
             runtime.configure()
-            stages.run(steps, step.name)
-            return 0
+            with processes.group(profile.processes.sharding):
+                return _training(lambda: stages.run(steps, step.name))
         output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
         given = {"profile": arguments.profile, "seed": arguments.seed, **step.parameters}
         notebooks.run(step.notebook, given, output)
@@ -171,72 +177,30 @@ def _run(arguments: argparse.Namespace) -> int:
 def _dpo(arguments: argparse.Namespace) -> int:
     runtime.ensure_environment()
     from spin_utils.dpo import dpo, read_settings
-    from spin_utils.training import Interrupted, NonFiniteLossError
 
     runtime.configure()
     settings = read_settings(dict(profiles.parse_override(text) for text in arguments.set))
     model, pairs, out = map(paths.given, (arguments.model, arguments.pairs, arguments.out))
+    with processes.group(settings.processes.sharding):
+        status = _training(lambda: dpo(model, pairs, out, settings))
+    if not status and not processes.launched():
+        log.info("checkpoint, tokenizer and training.json: %s", paths.relative(out))
+    return status
+
+
+def _training(work: Callable[[], Any]) -> int:
+    """Do what may train a model; returns the exit status."""
     try:
-        log.info("checkpoint, tokenizer and training.json: %s", paths.relative(dpo(model, pairs, out, settings)))
-    except Interrupted as request:
-        log.error("%s", request)
-        return 130
-    except NonFiniteLossError as error:
-        raise StageError(str(error)) from None
-    return 0
+        work()
+    except Exception as error:
+        from spin_utils.training import Interrupted, NonFiniteLossError  # these need torch
 
-
-def _figures(arguments: argparse.Namespace) -> int:
-    from spin_utils import drawing, readme
-
-    profile = profiles.load(arguments.profile)
-    for path in drawing.draw(profile):
-        log.info("%s", paths.relative(path))
-    if arguments.readme:
-        readme.update(profile, paths.REPOSITORY / "README.md")
-    return 0
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from spin_utils import report
-
-    log.info("%s", paths.relative(report.write(profiles.load(arguments.profile))))
-    return 0
-
-
-def _crate(arguments: argparse.Namespace) -> int:
-    from spin_utils import crate
-
-    log.info("%s", paths.relative(crate.write(profiles.load(arguments.profile))))
-    return 0
-
-
-def _compare(arguments: argparse.Namespace) -> int:
-    from spin_utils.compare import compare
-
-    table = compare(profiles.folder(arguments.profile), arguments.model, arguments.other)
-    log.info(table.to_json(orient="records", indent=1) if arguments.json else table.round(3).to_string(index=False))
-    return 0
-
-
-def _verdicts(arguments: argparse.Namespace) -> int:
-    from spin_utils import verdicts
-
-    table = verdicts.read(paths.results(profiles.folder(arguments.profile)), arguments.verdict)
-    if arguments.json:
-        log.info(table.to_json(orient="records", indent=1))
-        return 0
-    for row in table.itertuples():
-        log.info("%-16s %-28s %s", row.verdict, row.id, row.statement)
-    log.info("%s", verdicts.tally(table["verdict"]))
-    return 0
-
-
-def _provenance(arguments: argparse.Namespace) -> int:
-    from spin_utils import provenance
-
-    of = (profiles.folder(arguments.profile), arguments.seed, arguments.model, arguments.kind)
-    log.info(_indented(provenance.record(*of)) if arguments.json else provenance.describe(*of))
+        if isinstance(error, Interrupted):
+            log.error("%s", error)
+            return 130
+        if isinstance(error, NonFiniteLossError):
+            raise StageError(str(error)) from None
+        raise
     return 0
 
 
@@ -315,8 +279,9 @@ def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
     if arguments.name:
         changes["name"] = arguments.name
     profile = profiles.load(arguments.profile, changes)  # refuses what the next line could not write
-    if "name" not in changes:
-        digest = hashlib.sha256(artifacts.canonical([arguments.profile, changes]).encode()).hexdigest()[:6]
+    lasting = {name: value for name, value in changes.items() if not name.startswith("processes.")}
+    if "name" not in changes and lasting:
+        digest = hashlib.sha256(artifacts.canonical([arguments.profile, lasting]).encode()).hexdigest()[:6]
         profile = dataclasses.replace(profile, name=f"{Path(arguments.profile).stem}-{digest}"[:64])
     return str(profiles.dump(profile, paths.artifacts(profile.name) / "profile.yaml")), profile
 
@@ -328,12 +293,12 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "dpo": _dpo,
     "step": _step,
-    "report": _report,
-    "crate": _crate,
-    "verdicts": _verdicts,
-    "compare": _compare,
-    "provenance": _provenance,
-    "figures": _figures,
+    "report": cli_results.report,
+    "crate": cli_results.crate,
+    "verdicts": cli_results.verdicts,
+    "compare": cli_results.compare,
+    "provenance": cli_results.provenance,
+    "figures": cli_results.figures,
     "bench": _bench,
     "completion": _completion,
 }

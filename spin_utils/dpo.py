@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, model_folder, models, paths, preferences, profiles, trackers
+from spin_utils import artifacts, launching, model_folder, models, paths, preferences, processes, profiles, trackers
 from spin_utils.input_settings import ModelSettings, PreferenceSettings
 from spin_utils.pair_training import train_on_pairs
 from spin_utils.pairs import Pairs, write
@@ -55,7 +56,9 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     Raises:
         ModelError, RowError, TemplateError, TrackerError, DpoError: found before any long work, with the remedy.
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
+        LaunchError: a process of several failed.
     """
+    launching.check(settings.processes)
     trackers.check(settings.training.trackers)
     start = models.resolve(model)
     model_folder.check(start, settings.template)
@@ -65,19 +68,35 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     inputs = {"model": identity, "pairs": artifacts.file_hash(pairs)}
     key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
     unnamed = out.with_name(f"{out.name}-{key}")
+    if launching.wanted(settings.processes) and not _is_made(out, key):
+        # Rows are checked by every worker again; here they are checked before one starts.
+        preferences.encode_preferences(models.load_tokenizer(start), settings.template, rows)
+        launching.launch(_command(model, pairs, out, settings), settings.processes)
+        return out
     with artifacts.lock(unnamed):
-        if _is_made(out, key):
+        if processes.from_first(lambda: _is_made(out, key)):
             log.info("%s: already made from this model, these pairs and settings", paths.relative(out))
             return out
         encoded = preferences.encode_preferences(models.load_tokenizer(start), settings.template, rows)
-        if not artifacts.is_made(unnamed):
+        if not processes.from_first(lambda: artifacts.is_made(unnamed)):
             with artifacts.building(
                 unnamed, stage="dpo", settings=described, inputs=inputs, seed=settings.seed
             ) as work:
-                groups = Pairs([write(work / "pairs.arrow", encoded)])
+                groups = Pairs([processes.from_first(lambda: write(work / "pairs.arrow", encoded))])
                 train_on_pairs(start, groups, settings.training, seed=settings.seed, work=work, what="DPO")
-        os.replace(unnamed, out)
+        if processes.rank() == 0:
+            os.replace(unnamed, out)
     return out
+
+
+def _command(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> list[str]:
+    """The command line of a run, as a worker gets it."""
+    command = ["dpo", "--model", str(model), "--pairs", str(pairs), "--out", str(out)]
+    for section, value in profiles.as_dict(settings).items():
+        named = {f"{section}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {section: value}
+        for name, setting in named.items():
+            command += ["--set", f"{name}={json.dumps(setting)}"]
+    return command
 
 
 def _is_made(out: Path, key: str) -> bool:

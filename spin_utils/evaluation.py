@@ -25,7 +25,7 @@ from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spin_utils import paper_suite
+from spin_utils import paper_suite, processes
 from spin_utils.input_settings import TemplateSettings
 from spin_utils.lm import PackedLM
 from spin_utils.results import SCHEMA
@@ -307,8 +307,8 @@ def _without_hint() -> Iterator[None]:
 
 @contextmanager
 def _folder(work: Path | None) -> Iterator[Path]:
-    """Where task files are written: beside the kept answers, or a temporary folder."""
-    if work is not None:
+    """Where task files are written: beside the kept answers, or, also in further processes, a temporary folder."""
+    if work is not None and processes.rank() == 0:
         folder = work / "tasks"
         folder.mkdir(parents=True, exist_ok=True)
         yield folder

@@ -73,7 +73,9 @@ def lengths(profile: Profile, rows: dict[str, Sequence[dict[str, Any]]] | None) 
         bounds = (template.max_prompt_tokens, template.max_response_tokens)
         return Lengths(*sizes, *means, min(run.generated_tokens, most), *bounds, known=False)
     prompts, responses = ([len(row[name]) for row in rows["sft"]] for name in ("prompt", "response"))
-    widest = [max(len(row[name].encode()) for row in rows["sft"]) + 32 for name in ("prompt", "response")]  # and markers
+    widest = [
+        max(len(row[name].encode()) for row in rows["sft"]) + 32 for name in ("prompt", "response")
+    ]  # and markers
     real = sum(responses) // (CHARACTERS * len(responses)) + 1
     return Lengths(
         *(len(rows[split]) for split in ("sft", "spin", "test", "transfer")),

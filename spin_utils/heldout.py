@@ -7,12 +7,13 @@ log 2 - JSD(p+ || p-), so log 2 minus a measured loss is at most that divergence
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spin_utils import models
+from spin_utils import models, processes
 from spin_utils.input_settings import TemplateSettings
 from spin_utils.logprobs import score
 from spin_utils.packing import Group
@@ -51,19 +52,21 @@ def drifts(
     tokenizer = models.load_tokenizer(opponent)
     model = models.load(opponent, torch.bfloat16)
     encoded = encode_rows(tokenizer, template, rows)
+    draw = partial(
+        sample,
+        model,
+        [row.prompt_ids for row in encoded],
+        eos_ids=end_ids(tokenizer, template),
+        settings=generation,
+        seed=seed,
+        streams=range(FIRST_STREAM, FIRST_STREAM + len(encoded)),
+    )
     with progress(len(encoded), "held-out answers", "prompts") as bar:
-        samples = sample(
-            model,
-            [row.prompt_ids for row in encoded],
-            eos_ids=end_ids(tokenizer, template),
-            settings=generation,
-            seed=seed,
-            streams=range(FIRST_STREAM, FIRST_STREAM + len(encoded)),
-            progress=bar.advance,
-        )
+        # Few prompts, answered by the first process alone: in other batches they would be rounded otherwise.
+        samples = processes.from_first(partial(draw, progress=bar.advance))
     groups = [Group(r.prompt_ids, (r.response_ids, s.token_ids)) for r, s in zip(encoded, samples, strict=True)]
     before = score(model, groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
-    del model
+    del model, draw
     after = score(models.load(policy, torch.bfloat16), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
     return [
         {"id": row.row["id"], "real_drift": a[0] - b[0], "generated_drift": a[1] - b[1]}

@@ -1,13 +1,15 @@
 """A loaded model as lm-eval sees it, on the kit's own fast paths.
 
 `generate_until` goes through the sampler; log-likelihoods go through packed groups, so that the choices of a
-question share one pass over its context. Numbers equal those of lm-eval's own `HFLM` up to rounding.
+question share one pass over its context. Numbers equal those of lm-eval's own `HFLM` up to rounding. Several processes
+take shards of requests in turns and each get all answers; a shard is the same in any number of processes.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs, postproce
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spin_utils import templates
+from spin_utils import processes, templates
 from spin_utils.answers import Answers, fingerprint
 from spin_utils.attention import check_model, packed_attention
 from spin_utils.input_settings import TemplateSettings
@@ -129,16 +131,19 @@ class PackedLM(TemplateLM):
             pairs.append(pair)
         groups = [Group(context, tuple(choices)) for context, choices in together.items()]
         keys = [self.answers.key("loglikelihood", [group.prompt_ids, group.response_ids]) for group in groups]
-        for shard in _shards(groups, self.micro_batch_tokens * SHARD_BATCHES):
-            if all(keys[i] in self.answers for i in shard):
-                continue
-            scores = score_continuations(
+        shards = _shards(groups, self.micro_batch_tokens * SHARD_BATCHES)
+        left = [shard for shard in shards if not all(keys[i] in self.answers for i in shard)]
+
+        def scores(shard: list[int]) -> list[list[tuple[float, bool]]]:
+            return score_continuations(
                 self.model,
                 [groups[i] for i in shard],
                 micro_batch_tokens=self.micro_batch_tokens,
-                progress=self.progress,
+                progress=processes.shown(self.progress),
             )
-            self.answers.add({keys[i]: value for i, value in zip(shard, scores, strict=True)})
+
+        for scored in processes.take_turns(left, scores):
+            self.answers.add({keys[i]: v for shard, values in scored for i, v in zip(shard, values, strict=True)})
         found = {
             (group.prompt_ids, response): (float(logp), bool(greedy))
             for key, group in zip(keys, groups, strict=True)
@@ -159,18 +164,18 @@ class PackedLM(TemplateLM):
         for settings, members in alike.items():
             members = sorted(members)
             size = self.batch_size * SHARD_BATCHES
-            for start in range(0, len(members), size):
-                shard = members[start : start + size]
-                # A shard is decoded whole or not at all: the same neighbours give the same rounding when resumed.
-                if not all(keys[i] in self.answers for i in shard):
-                    self._answer(shard, plans, keys, settings)
+            shards = [members[start : start + size] for start in range(0, len(members), size)]
+            # A shard is decoded whole or not at all: the same neighbours give the same rounding when resumed.
+            left = [shard for shard in shards if not all(keys[i] in self.answers for i in shard)]
+            for answered in processes.take_turns(left, partial(self._answer, plans, settings)):
+                self.answers.add({keys[i]: v for shard, values in answered for i, v in zip(shard, values, strict=True)})
         return [self.answers[key]["text"] for key in keys]
 
     def length(self, context: str, options: dict[str, Any]) -> int:
         """Tokens of the greedy answer to a request that `generate_until` has answered, its end token included."""
         return int(self.answers[self.answers.key("generate", [context, options, 0])]["tokens"])
 
-    def _answer(self, shard: list[int], plans: list[_Plan], keys: list[str], settings: GenerationSettings) -> None:
+    def _answer(self, plans: list[_Plan], settings: GenerationSettings, shard: list[int]) -> list[dict[str, Any]]:
         samples = sample(
             self.model,
             [plans[i].prompt_ids for i in shard],
@@ -178,14 +183,12 @@ class PackedLM(TemplateLM):
             settings=settings,
             seed=self.seed,
             streams=shard,
-            progress=self.progress,
+            progress=processes.shown(self.progress),
         )
-        self.answers.add(
-            {
-                keys[i]: {"text": self._text(answer, plans[i].until), "tokens": len(answer.token_ids)}
-                for i, answer in zip(shard, samples, strict=True)
-            }
-        )
+        return [
+            {"text": self._text(answer, plans[i].until), "tokens": len(answer.token_ids)}
+            for i, answer in zip(shard, samples, strict=True)
+        ]
 
     def _plan(self, context: str, options: dict[str, Any]) -> _Plan:
         known = dict(normalize_gen_kwargs(options, self.max_new_tokens))

@@ -10,7 +10,9 @@ Shape suffixes: R response tokens, D hidden size, V vocabulary, N responses.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from spin_utils import processes
 from spin_utils.attention import UnsupportedModelError, check_model, packed_attention
 from spin_utils.fast_layers import fast_layers
 from spin_utils.packing import Group, PackedBatch, check_groups, micro_batches, pack
@@ -26,6 +29,8 @@ KEPT_LOGITS = 2**27
 """Most logits of a batch whose derivative is kept for the backward pass: 256 MiB in bfloat16."""
 CHUNK_LOGITS = 2**25
 """Logits held at once otherwise."""
+IDLE = Group([0], ([0],))
+"""What a process computes, to no effect, while others have one more micro-batch: FSDP2 needs all of them."""
 CACHED_LOGITS = 2**21
 """Logits taken to float32 at once: few enough to stay in the processor's cache."""
 
@@ -50,15 +55,33 @@ def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 def token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Log-probability of every response token: float32, shape (R,), in packed order; differentiable."""
-    with packed_attention(model), fast_layers(model):
-        hidden = model.get_decoder()(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            packed_layout=batch.layout,
-        ).last_hidden_state
+    with packed_attention(model), fast_layers(model), _as_forward(model, _token_logps):
+        return model(batch)
+
+
+def _token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    hidden = model.get_decoder()(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        packed_layout=batch.layout,
+    ).last_hidden_state
     hidden_RD = hidden[0].index_select(0, batch.sources)
     return _TargetLogps.apply(hidden_RD, model.get_output_embeddings().weight, batch.targets)
+
+
+@contextmanager
+def _as_forward(model: PreTrainedModel, function: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside the block calling the model calls `function`: FSDP2 gathers weights, the head's too, for calls only."""
+    before = vars(model).get("forward")
+    model.forward = partial(function, model)
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
 
 
 @torch.no_grad()
@@ -70,6 +93,8 @@ def score(
     progress: Callable[[int], Any] | None = None,
 ) -> list[list[float]]:
     """Summed log-probability of every response of every group, without gradients.
+
+    Several processes share the micro-batches, and each returns all values.
 
     Args:
         model: a causal language model of transformers; its training mode does not matter.
@@ -90,12 +115,18 @@ def score(
     check_supported(model, max(group.longest_row for group in groups))
     device = model.get_output_embeddings().weight.device
     results: list[list[float]] = [[] for _ in groups]
-    for indices in micro_batches([group.tokens for group in groups], micro_batch_tokens):
-        values = iter(sequence_logps(model, pack([groups[i] for i in indices]).to(device)).tolist())
-        for i in indices:
-            results[i] = [next(values) for _ in groups[i].response_ids]
+    batches = micro_batches([group.tokens for group in groups], micro_batch_tokens)
+    batches += [[]] * (-len(batches) % processes.count())  # FSDP2 needs every process in every round
+    found: list[tuple[list[int], list[float]]] = []
+    for indices in batches[processes.rank() :: processes.count()]:
+        batch = pack([groups[i] for i in indices] or [IDLE])
+        found.append((indices, sequence_logps(model, batch.to(device)).tolist()))
         if progress is not None:
             progress(len(indices))
+    for indices, logps in (part for parts in processes.gather(found) for part in parts):
+        values = iter(logps)
+        for i in indices:
+            results[i] = [next(values) for _ in groups[i].response_ids]
     return results
 
 

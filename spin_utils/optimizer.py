@@ -3,7 +3,7 @@
 At a learning rate of 5e-7 an update is about 1e-5 of a weight, far below half a unit in the last place of
 bfloat16 (2e-3): bfloat16 weights alone would never move. The optimizer keeps float32 masters and gradients
 summed in float32 over micro-batches; the model computes with rounded copies. In float32 the masters are the
-model's own parameters.
+model's own parameters. Under FSDP2 every process has its part of the masters and of everything beside them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from spin_utils import processes, sharding
 from spin_utils.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ class MasterOptimizer:
     """RMSprop or AdamW over the trainable parameters of a model, equal to torch.optim in float32.
 
     Args:
-        model: its trainable parameters are turned into `dtype`; masters start from their values before.
+        model: its trainable parameters are turned into `dtype`; masters start from their values before. Those of a
+            model spread by `sharding.shard` are float32 and stay so: they are the masters.
         settings: names the optimizer, weight decay and clipping.
         dtype: compute precision, bfloat16 or float32.
     """
@@ -44,7 +46,11 @@ class MasterOptimizer:
             raise ValueError(f"{type(model).__name__}: no parameter is trainable; set requires_grad on some")
         self.names, self.parameters = list(parameters), list(parameters.values())
         self.masters: list[Tensor] = []
+        self.sharded = sharding.is_sharded(model)
         for parameter in self.parameters:
+            if self.sharded:
+                self.masters.append(sharding.local(parameter))
+                continue
             master = parameter.detach().float().contiguous()
             if dtype != torch.float32:
                 master = master.clone() if master.data_ptr() == parameter.data_ptr() else master
@@ -60,9 +66,19 @@ class MasterOptimizer:
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True)
         ]
 
+    def add_up(self) -> None:
+        """Sum the gradients of all processes; under FSDP2 each already has the sum of its part."""
+        if not self.sharded:
+            processes.add_up(*self.gradients)
+
     def grad_norm(self) -> Tensor:
         """Norm of the summed gradients, float32 scalar on their device."""
-        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in self.gradients]))
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in self.gradients]))
+        if not self.sharded:
+            return norm
+        square = norm.square()
+        processes.add_up(square)
+        return square.sqrt()
 
     @torch.no_grad()
     def step(self, learning_rate: float, norm: Tensor | None = None) -> None:
@@ -99,9 +115,11 @@ class MasterOptimizer:
             parameter.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that must survive a resumption, by name, besides the number of steps."""
-        kept = {"master": self.masters, **self.moments}
-        return {f"{kind}.{name}": t for kind, ts in kept.items() for name, t in zip(self.names, ts, strict=True)}
+        """Everything that must survive a resumption, by name, besides the number of steps.
+
+        The same for any number of processes: whole in the first one, empty in the others under FSDP2.
+        """
+        return {name: sharding.whole(tensor, parameter) for name, tensor, parameter in self._kept()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], steps: int) -> None:
@@ -110,11 +128,11 @@ class MasterOptimizer:
         Raises:
             ValueError: names or shapes differ from this model's.
         """
-        own = self.tensors()
-        if own.keys() != tensors.keys() or any(own[k].shape != tensors[k].shape for k in own):
+        own = {name: parameter.shape for name, _, parameter in self._kept()}
+        if own != {name: tensor.shape for name, tensor in tensors.items()}:
             raise ValueError("the saved optimizer state belongs to another model; remove it to start anew")
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        for name, tensor, parameter in self._kept():
+            tensor.copy_(sharding.part(tensors[name], parameter))
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             if parameter.dtype != torch.float32:
                 parameter.copy_(master)
@@ -123,6 +141,9 @@ class MasterOptimizer:
     @contextmanager
     def exact(self) -> Iterator[None]:
         """Inside the block the model has its exact float32 weights, as it has after `close`."""
+        if self.sharded:
+            yield
+            return
         copies = [parameter.data for parameter in self.parameters]
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             parameter.data = master
@@ -142,12 +163,19 @@ class MasterOptimizer:
             hook.remove()
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             parameter.grad = None
-            parameter.data = master
+            if not self.sharded:
+                parameter.data = master
+
+    def _kept(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, tensor and its parameter of everything that is kept."""
+        for kind, tensors in {"master": self.masters, **self.moments}.items():
+            for name, tensor, parameter in zip(self.names, tensors, self.parameters, strict=True):
+                yield f"{kind}.{name}", tensor, parameter
 
     def _collector(self, total: Tensor) -> Callable[[Tensor], None]:
         def collect(parameter: Tensor) -> None:
             if parameter.grad is not None:
-                total.add_(parameter.grad)
+                total.add_(sharding.local(parameter.grad))
                 parameter.grad = None
 
         return collect

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from spin_utils import artifacts, models, pieces
+from spin_utils import artifacts, models, pieces, processes, sharding
 from spin_utils.logprobs import score
 from spin_utils.optimizer import choose_precision
 from spin_utils.packing import Group
@@ -62,7 +62,7 @@ def train_on_pairs(
         earlier: artifact of such a run of fewer epochs, from which this one goes on.
     """
     if earlier is not None:
-        _go_on_from(earlier, work)
+        processes.from_first(lambda: _go_on_from(earlier, work))
     settings = replace(settings, precision=_precision(settings, work))
     opponent_logps = _opponent_logps(start, groups, settings, work)
     model = models.load(start)
@@ -70,7 +70,7 @@ def train_on_pairs(
     def keep_epoch(epoch: int, model: Any) -> None:
         if epoch in keep_epochs:
             keep_checkpoint(model, start, work / f"epoch-{epoch}")
-            for file in sorted((work / f"epoch-{epoch}").iterdir()):
+            for file in sorted((work / f"epoch-{epoch}").glob("*")):
                 pieces.keep(work, file)  # the rest of the run may take hours, and more than one start
 
     result = train(
@@ -88,12 +88,15 @@ def train_on_pairs(
     keep_checkpoint(model, start, work)
     keep_metrics(result, work)
     if keep_state:
-        _link_state(artifacts.scratch(work), work / _STATE)
+        processes.from_first(lambda: _link_state(artifacts.scratch(work), work / _STATE))
 
 
 def keep_checkpoint(model: Any, start: Path, folder: Path) -> None:
-    """Write a model and the tokenizer of the checkpoint it started from."""
-    model.save_pretrained(folder, safe_serialization=True)
+    """Write a model and the tokenizer of the checkpoint it started from; all processes together, the first writes."""
+    weights = sharding.whole_weights(model)
+    if processes.rank():
+        return
+    model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
     models.copy_tokenizer(models.resolve(start), folder)
 
 
@@ -101,7 +104,7 @@ def keep_metrics(result: TrainingResult, work: Path) -> None:
     """Write `training.json`, the precision that was used and the metric rows, and keep what TensorBoard shows."""
     artifacts.write_json(work / "training.json", {"precision": result.precision, "rows": result.rows})
     shown = artifacts.scratch(work) / TENSORBOARD
-    if shown.is_dir():
+    if shown.is_dir() and processes.rank() == 0:
         shutil.copytree(shown, work / TENSORBOARD, dirs_exist_ok=True)
 
 
@@ -127,12 +130,15 @@ def _link_state(source: Path, target: Path) -> None:
 
 def _precision(settings: TrainingSettings, work: Path) -> Precision:
     # Chosen once for a run, also when it is resumed: opponent and policy compute alike.
-    path = artifacts.scratch(work) / _PRECISION
-    if not pieces.is_kept(work, path):
-        chosen = choose_precision(settings.precision, models.device())
-        artifacts.write_json(path, str(chosen).removeprefix("torch."))
-        pieces.keep(work, path)
-    return json.loads(path.read_text())
+    def choose() -> Precision:
+        path = artifacts.scratch(work) / _PRECISION
+        if not pieces.is_kept(work, path):
+            chosen = choose_precision(settings.precision, models.device())
+            artifacts.write_json(path, str(chosen).removeprefix("torch."))
+            pieces.keep(work, path)
+        return json.loads(path.read_text())
+
+    return processes.from_first(choose)
 
 
 def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSettings, work: Path) -> list[list[float]]:
@@ -142,15 +148,20 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
     The opponent computes in the precision of the policy, so that the two start equal.
     """
     path = work / LOGPS
-    if pieces.is_kept(work, path):
+    if processes.from_first(lambda: pieces.is_kept(work, path)):
         return np.load(path, allow_pickle=False).tolist()
-    model = models.load(start, choose_precision(settings.precision))
+    dtype = choose_precision(settings.precision)
+    model = models.load(start, dtype)
+    if processes.sharded():
+        sharding.shard(model, dtype)
     with progress(len(groups), "opponent log-probabilities", "pairs") as bar:
-        values = score(model, groups, micro_batch_tokens=settings.micro_batch_tokens, progress=bar.advance)
+        shown = processes.shown(bar.advance)
+        values = score(model, groups, micro_batch_tokens=settings.micro_batch_tokens, progress=shown)
     logps = np.asarray(values, dtype=np.float32)
-    whole = io.BytesIO()  # straight to a file, NumPy hides why it could not write
-    np.save(whole, logps, allow_pickle=False)
-    with replacing(path) as partial:
-        partial.write_bytes(whole.getvalue())
-    pieces.keep(work, path)
+    if processes.rank() == 0:
+        whole = io.BytesIO()  # straight to a file, NumPy hides why it could not write
+        np.save(whole, logps, allow_pickle=False)
+        with replacing(path) as partial:
+            partial.write_bytes(whole.getvalue())
+        pieces.keep(work, path)
     return logps.tolist()

@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import pyarrow as pa
 
+from spin_utils import processes
 from spin_utils.packing import Group
 
 SCHEMA = pa.schema(
@@ -32,7 +33,12 @@ class PairsError(ValueError):
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write rows of `SCHEMA` as one Arrow IPC file, uncompressed so that it can be mapped."""
+    """Write rows of `SCHEMA` as one Arrow IPC file, uncompressed so that it can be mapped.
+
+    Of several processes the first one writes.
+    """
+    if processes.rank():
+        return path
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(table)

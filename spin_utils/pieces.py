@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from spin_utils import processes
 from spin_utils.paths import relative
 from spin_utils.seals import file_hash
 from spin_utils.writing import sync, write_text
@@ -28,7 +29,9 @@ def scratch(work: Path) -> Path:
 
 
 def keep(work: Path, path: Path) -> None:
-    """Note that a file in a work directory is finished; it is on disk when this returns."""
+    """Note that a file in a work directory is finished; it is on disk when this returns. The first process does so."""
+    if processes.rank():
+        return
     sync(path)
     write_text(_note(work, path), file_hash(path))
 

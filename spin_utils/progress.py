@@ -43,8 +43,8 @@ class Progress:
         self.bar = tqdm(total=total or None, initial=done, desc=what, unit=unit) if _watched() else None
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Report finished units, with a short note such as the loss."""
-        self.done += units
+        """Report finished units, with a short note such as the loss. Estimates may go over the total."""
+        self.done = min(self.done + units, self.total) if self.total else self.done + units
         if self.bar is not None:
             if note:
                 self.bar.set_postfix_str(note, refresh=False)

@@ -86,7 +86,7 @@ def _generator(step: Step) -> str:
 
 
 def _generations(plan: Plan, step: Step) -> list[dict[str, Any]]:
-    pairs = explore.pairs(plan, step.parameters["iteration"]).drop(columns="identical")
+    pairs = explore.pairs(plan, step.parameters["iteration"]).drop(columns=["identical", "shared_tokens"])
     return [{str(name): value for name, value in row.items()} for row in pairs.to_dict("records")]
 
 

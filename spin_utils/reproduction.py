@@ -17,7 +17,7 @@ from spin_utils import artifacts, runtime
 log = logging.getLogger(__name__)
 
 
-def run(command: Sequence[str], folder: Path) -> int:
+def run(command: Sequence[str], folder: Path, *, dry_run: bool = False) -> int:
     """Run the scheduler for the artifacts in a folder; returns its exit status.
 
     Of two reproductions in one folder the second waits: each would delete, as not its own, what the
@@ -26,6 +26,9 @@ def run(command: Sequence[str], folder: Path) -> int:
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM arrived; the running step has saved its state.
     """
+    environment = runtime.child_environment(headless=True)
+    if dry_run:
+        return subprocess.call(command, env=environment)
     with artifacts.lock(folder / "reproduction", "another one is running; waiting for its end") as held:
         # The scheduler holds the lock as well: it may outlive this process.
         process = subprocess.Popen(command, env=runtime.child_environment(headless=True), pass_fds=(held,))

@@ -85,13 +85,13 @@ def load_state(work: Path, run: dict[str, Any]) -> SavedState | None:
         OtherRunError: it was saved by another run.
     """
     for leftover in work.glob("unfinished-*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # several processes may do so at once
     for folder in reversed(_states(work)):
         description = _described(folder)
         if description is not None:
             return _load(folder, description, run)
         logger.warning("%s: not what was written (hash); the training goes on without it", folder)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     return None
 
 

@@ -23,6 +23,7 @@ from spin_utils.input_settings import (
 from spin_utils.machine_settings import ResourceSettings, VllmSettings
 from spin_utils.mt_bench_settings import MtBenchSettings
 from spin_utils.paths import NAME
+from spin_utils.processes import Sharding
 
 Loss = Literal["logistic", "hinge", "correlation", "exponential"]
 Precision = Literal["bfloat16", "float32", "auto"]
@@ -192,11 +193,28 @@ class DpoSettings:
 
 
 @dataclass(frozen=True)
+class ProcessSettings:
+    """How many processes share the work of a stage. No artifact's name depends on it: it changes a result by rounding
+    in the training's sums only."""
+
+    count: int = 1
+    """Processes on this machine; with GPUs, each has its own. Processes of another launcher (torchrun, accelerate)
+    count for themselves."""
+    sharding: Sharding = "ddp"
+    """`ddp`: every process trains a whole copy, and gradients are summed. `fsdp2`: weights, gradients and optimizer
+    state are spread over the processes in training and in the opponent's scoring."""
+
+    def __post_init__(self) -> None:
+        require(self.count > 0, f"processes.count: {self.count} must be above 0")
+
+
+@dataclass(frozen=True)
 class DpoRunSettings:
     """`spin-repro dpo`: one DPO run on a file of pairs, outside any profile."""
 
     training: TrainingSettings
     template: TemplateSettings
+    processes: ProcessSettings = field(default_factory=ProcessSettings)
     seed: int = 0
     """Seed of the order of the pairs."""
 
@@ -248,6 +266,8 @@ class Profile:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     template: TemplateSettings = field(default_factory=TemplateSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    processes: ProcessSettings = field(default_factory=ProcessSettings)
+    """Processes that share the work of a step; no part of any result."""
     resources: ResourceSettings = field(default_factory=ResourceSettings)
     """What each kind of step asks of the scheduler; no part of any result."""
     mt_bench: MtBenchSettings | None = None

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_utils import artifacts, paths
+from spin_utils import artifacts, launching, paths, processes, profiles
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.demonstrations import read_rows, write_rows
 from spin_utils.plan import Plan, Step, needs_data, stream
@@ -23,19 +24,22 @@ from spin_utils.settings import Profile
 log = logging.getLogger(__name__)
 
 SPLITS = ("sft", "spin", "validation", "test", "transfer")
+ALONE = ("data", "base", "mt_answers", "mt_bench")
+"""Stages that one process makes."""
 
 
 def check_inputs(profile: Profile) -> None:
     """Everything that can be wrong with a run's inputs, found before any long work.
 
     Raises:
-        ModelError, RowError, TemplateError, EvaluationError, TrackerError, VllmError, MtBenchError, JudgeError: with
-            the file, the row and the remedy.
+        ModelError, RowError, TemplateError, EvaluationError, TrackerError, VllmError, MtBenchError, JudgeError,
+            ProcessesError: with the file, the row and the remedy.
     """
     from spin_utils import input_checks, models, mt_bench, preferences, trackers, vllm_backend
 
     trainings = (profile.sft, profile.spin.training, profile.dpo and profile.dpo.training)
     trackers.check({name for training in trainings if training for name in training.trackers})
+    launching.check(profile.processes)
     for settings in (profile.model, *profile.released.values()):
         models.identity(settings)
     if needs_data(profile):
@@ -59,22 +63,44 @@ def run(plan: Plan, name: str) -> Path:
 
     Returns:
         The artifact's directory.
+
+    Raises:
+        LaunchError: a process of several failed.
+        Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
     """
     step = plan.steps[name]
-    if artifacts.adopt(step.directory):
+    if processes.from_first(lambda: artifacts.adopt(step.directory)):
         return step.directory
     for needed in step.inputs:
         run(plan, needed)
+    if _is_shared(plan, step) and launching.wanted(plan.profile.processes):
+        _launch(plan, step)
+        return step.directory
     with artifacts.lock(step.directory):
-        if artifacts.is_made(step.directory):  # by another process while this one waited
+        if processes.from_first(lambda: artifacts.is_made(step.directory)):  # by another run while this one waited
             return step.directory
-        inputs = {n: _reference(plan.directory(n)) for n in step.inputs}
+        inputs = processes.from_first(lambda: {n: _reference(plan.directory(n)) for n in step.inputs})
         log.info("%s, seed %d: %s", name, plan.seed, paths.relative(step.directory))
         with artifacts.building(
             step.directory, stage=step.stage, settings=step.settings, inputs=inputs, seed=plan.seed
         ) as work:
-            _make(plan, step, work)
+            if processes.rank() == 0 or _is_shared(plan, step):
+                _make(plan, step, work)
     return step.directory
+
+
+def _is_shared(plan: Plan, step: Step) -> bool:
+    """Whether several processes share the work; otherwise one does it, and must not wait for others meanwhile."""
+    vllm = plan.profile.generation.backend == "vllm"  # which starts processes of its own
+    return step.stage not in ALONE and not (vllm and step.stage in ("pairs", "preferences"))
+
+
+def _launch(plan: Plan, step: Step) -> None:
+    """Make a step in several processes, by the command that does so in one."""
+    with tempfile.TemporaryDirectory(prefix="spin-") as folder:
+        profile = profiles.dump(plan.profile, Path(folder) / "profile.yaml")
+        arguments = ["step", step.name, "--profile", str(profile), "--seed", str(plan.seed)]
+        launching.launch(arguments, plan.profile.processes)
 
 
 def rows(plan: Plan, split: str) -> list[dict[str, Any]]:
@@ -120,7 +146,8 @@ def _make_base(plan: Plan, step: Step, work: Path) -> None:
     settings = plan.profile.released.get(step.name, plan.profile.model)
     texts: list[str] = []
     if settings.source == "tiny":
-        texts = [text for row in rows(plan, "sft") for text in (row["prompt"], row["response"])]
+        found = read_rows(artifacts.checked(plan.directory("data"), "sft.jsonl"))
+        texts = [text for row in found for text in (row["prompt"], row["response"])]
     models.materialise(settings, work, texts, seed=0)
 
 

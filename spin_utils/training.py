@@ -1,7 +1,8 @@
 """The training loop: SFT on single responses, SPIN and DPO on pairs.
 
 The seed gives the order of the groups, `training_step` takes the steps. A run that is stopped goes on from its
-saved state and ends, on a CPU, with the same bytes.
+saved state and ends, on a CPU, with the same bytes. Several processes (see `processes`) share every batch; their
+result is that of one process up to the rounding of sums, and a run may go on with another number of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from spin_utils import processes, sharding
 from spin_utils.attention import packed_attention
 from spin_utils.fast_layers import fast_layers
 from spin_utils.logprobs import check_supported
@@ -70,7 +72,8 @@ def train(
     exactly l(0) and no gradient, and are left out of the computation but not of the mean.
 
     Args:
-        model: on its device. Afterwards its weights are the exact float32 masters.
+        model: on its device, the same in every process. Afterwards its weights are the exact float32 masters; under
+            FSDP2 each process has its part of them (`sharding.whole_weights` puts them together).
         groups: one response each (SFT) or two (pairs); may read from disk.
         settings: of this run.
         opponent_logps: (real, generated) summed log-probabilities of every pair under the opponent.
@@ -100,15 +103,18 @@ def train(
         "pairs": opponent_logps is not None,
     }
     saved = load_state(work, run)
-    dtype = choose_precision(saved.precision if saved else settings.precision, model.device)
+    chosen = saved.precision if saved else settings.precision
+    dtype = processes.from_first(lambda: choose_precision(chosen, model.device))
     precision = str(dtype).removeprefix("torch.")
+    if processes.sharded():
+        sharding.shard(model.float(), dtype)
     with ExitStack() as stack:
         optimizer = MasterOptimizer(model, settings, dtype)
         stack.callback(optimizer.close)
         if saved:
             optimizer.load(saved.tensors, saved.step)
         log = _MetricLog(work / "metrics.jsonl", saved.rows if saved else [])
-        track, close = open_trackers(settings.trackers, what, work)
+        track, close = open_trackers(settings.trackers if processes.rank() == 0 else (), what, work)
         stack.callback(close)
         stack.enter_context(packed_attention(model))
         stack.enter_context(fast_layers(model))
@@ -122,7 +128,10 @@ def train(
         def save() -> None:
             step_of.check_finite()
             step_of.check_weights()
-            save_state(work, run, SavedState(optimizer.steps, precision, optimizer.tensors(), log.rows))
+            state = SavedState(optimizer.steps, precision, optimizer.tensors(), log.rows)
+            if processes.rank() == 0:
+                save_state(work, run, state)
+            processes.barrier()
 
         def end_epoch() -> None:
             if on_epoch_end is not None and optimizer.steps and optimizer.steps % plan.steps_per_epoch == 0:
@@ -141,10 +150,11 @@ def train(
                 for tracker in track:
                     tracker(row)
             bar.advance(1, f"loss {row['loss']:.4f}" if row else "")
-            if stop.asked or time.monotonic() - saved_at >= 60 * settings.save_minutes:
+            stopping, due = processes.any_of(stop.asked, time.monotonic() - saved_at >= 60 * settings.save_minutes)
+            if stopping or due:
                 save()
                 saved_at = time.monotonic()
-            if stop.asked:
+            if stopping:
                 raise Interrupted(
                     f"{what}: stopped after step {optimizer.steps} of {plan.steps}; the state is in {work}, "
                     "and the same command goes on from there"
@@ -181,16 +191,18 @@ class _Plan:
 
 
 class _MetricLog:
-    """The metric rows, those of the saved state first; metrics.jsonl shows them while the run goes on."""
+    """The metric rows, those of the saved state first; the first process shows them in metrics.jsonl meanwhile."""
 
     def __init__(self, path: Path, rows: list[Row]) -> None:
         self.path, self.rows = path, list(rows)
-        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        if processes.rank() == 0:
+            write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def append(self, row: Row) -> None:
         self.rows.append(row)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if processes.rank() == 0:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
 
 def _check_data(groups: Sequence[Group], opponent_logps: Sequence[Sequence[float]] | None) -> int:

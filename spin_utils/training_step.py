@@ -1,7 +1,7 @@
 """One optimizer step: forward and backward over the micro-batches of a global batch, update, metrics.
 
 A step takes exactly `batch_size` groups. They are sorted by length and cut into micro-batches by a token budget,
-which changes neither the loss nor (up to rounding) the gradient.
+which changes neither the loss nor (up to rounding) the gradient. Several processes share the groups of a batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spin_utils.logprobs import sequence_logps
+from spin_utils import processes
+from spin_utils.logprobs import IDLE, sequence_logps
 from spin_utils.losses import link, spin_loss
 from spin_utils.optimizer import MasterOptimizer
 from spin_utils.packing import Group, micro_batches, pack
@@ -69,6 +70,7 @@ class StepRunner:
         """
         batch = {index: self.groups[index] for index in indices}
         self.last = sums = self._accumulate(batch)
+        self.optimizer.add_up()
         norm = self.optimizer.grad_norm() if logged or self.settings.max_grad_norm else None
         self.since_row.add(len(batch), sums.tokens)
         if logged or self.model.device.type == "cpu":
@@ -85,11 +87,8 @@ class StepRunner:
         Raises:
             NonFiniteLossError: names the groups.
         """
-        if not self.last.values:
-            return
-        bad = ~torch.isfinite(torch.cat(self.last.values, 1)).all(0)
-        if bad.any():
-            found = [self.last.order[i] for i in bad.nonzero()[:, 0].tolist()]
+        found = [index for indices in processes.gather(self._not_finite()) for index in indices]
+        if found:
             raise NonFiniteLossError(f"the loss of {self._names(found)} is not finite; {_REMEDY}")
 
     def check_weights(self) -> None:
@@ -98,15 +97,21 @@ class StepRunner:
         Raises:
             NonFiniteLossError: names a weight and the groups of the last step.
         """
-        masters = self.optimizer.masters
-        finite = torch.stack([master.sum() for master in masters]).isfinite().tolist()
-        if not all(finite):
-            name = self.optimizer.names[finite.index(False)]
-            raise NonFiniteLossError(f"{name} is not finite after a step on {self._names(self.last.order)}; {_REMEDY}")
+        finite = torch.stack([master.sum() for master in self.optimizer.masters]).isfinite().tolist()
+        bad = [name for name, fine in zip(self.optimizer.names, finite, strict=True) if not fine]
+        order = [index for indices in processes.gather(self.last.order) for index in indices]
+        for name in (name for names in processes.gather(bad) for name in names):
+            raise NonFiniteLossError(f"{name} is not finite after a step on {self._names(order)}; {_REMEDY}")
 
     def _names(self, indices: Sequence[int]) -> str:
         more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
         return ", ".join(map(self.describe, indices[:_NAMED])) + more
+
+    def _not_finite(self) -> list[int]:
+        if not self.last.values:
+            return []
+        bad = ~torch.isfinite(torch.cat(self.last.values, 1)).all(0)
+        return [self.last.order[i] for i in bad.nonzero()[:, 0].tolist()]
 
     def _accumulate(self, batch: dict[int, Group]) -> _Sums:
         """Sum the gradients of a global batch; when memory is short, start again with half the budget."""
@@ -123,6 +128,11 @@ class StepRunner:
                         "gradient_checkpointing: true, shorten the rows (template.max_prompt_tokens, "
                         "template.max_response_tokens), or use a machine with more memory"
                     ) from None
+                if processes.sharded():  # the others are in the middle of theirs and cannot start again
+                    raise NoMemoryError(
+                        f"out of memory with micro-batches of {self.budget} tokens, which processes that shard cannot "
+                        "halve by themselves; lower training.micro_batch_tokens, or set gradient_checkpointing: true"
+                    ) from None
                 self.budget //= 2
                 logger.warning("out of memory: going on with micro-batches of %d tokens", self.budget)
             self.optimizer.clear()  # some parameters may have their gradient already
@@ -135,16 +145,24 @@ class StepRunner:
         skip = pairs and self.settings.skip_identical
         kept = [i for i, g in batch.items() if not (skip and list(g.response_ids[0]) == list(g.response_ids[1]))]
         denominator = len(batch) if pairs else sum(len(g.response_ids[0]) for g in batch.values())
-        for chosen in micro_batches([batch[i].tokens for i in kept], self.budget):
-            chosen = [kept[i] for i in chosen]
+        sums.tokens = sum(batch[i].tokens for i in kept)
+        shares = processes.deal(kept, [batch[i].tokens for i in kept])
+        planned = [self._micro_batches(batch, share) for share in shares]
+        own = planned[processes.rank()]
+        for chosen in own:
             packed = pack([batch[i] for i in chosen]).to(self.model.device)
             logps = sequence_logps(self.model, packed)
             losses, values = self._pair_losses(logps, chosen) if pairs else (-logps, -logps.detach()[None])
             (losses.sum() / denominator).backward()
             sums.values.append(values)
             sums.order += chosen
-            sums.tokens += packed.tokens
+        for _ in range(max(map(len, planned)) - len(own)):
+            (sequence_logps(self.model, pack([IDLE]).to(self.model.device)).sum() * 0).backward()
         return sums
+
+    def _micro_batches(self, batch: dict[int, Group], share: list[int]) -> list[list[int]]:
+        """The groups of one process, by index, in micro-batches."""
+        return [[share[i] for i in chosen] for chosen in micro_batches([batch[i].tokens for i in share], self.budget)]
 
     def _pair_losses(self, logps: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor]:
         assert self.opponent_logps is not None
@@ -167,15 +185,17 @@ class StepRunner:
         """Metrics of the last global batch, with one transfer from the device.
 
         Loss, accuracy and margin are means over all pairs, skipped ones included; rewards and drifts (policy
-        minus opponent log-probability) are means over the pairs that were computed.
+        minus opponent log-probability) are means over the pairs that were computed, by all processes.
         """
-        values = torch.cat(self.last.values, 1) if self.last.values else torch.zeros(6, 0, device=norm.device)
-        wins = (values[1:2] > 0).sum()
-        grad_norm, won, loss, *others = torch.stack([norm, wins.float(), *values.double().sum(1)]).tolist()
+        parts = 1 if self.opponent_logps is None else 6
+        values = torch.cat(self.last.values, 1) if self.last.values else torch.zeros(parts, 0, device=norm.device)
+        counts = torch.stack([(values[1:2] > 0).sum(), torch.tensor(values.shape[1], device=norm.device)])
+        sums = torch.cat([counts, values.double().sum(1)])
+        processes.add_up(sums)
+        grad_norm, won, computed, loss, *others = torch.cat([norm[None], sums]).tolist()
         if self.opponent_logps is None:
             return {"loss": loss / sum(len(g.response_ids[0]) for g in batch.values()), "grad_norm": grad_norm}
-        computed = len(self.last.order)
-        skipped = len(batch) - computed
+        skipped = len(batch) - int(computed)
         at_zero = float(link(torch.zeros(()), self.settings.loss))
         margin, *means = (value / max(1, computed) for value in others)
         names = ("rewards_real", "rewards_generated", "drift_real", "drift_generated")

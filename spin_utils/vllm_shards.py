@@ -77,7 +77,7 @@ def unfinished(shards: Sequence[Shard], eos_ids: Collection[int], settings: Gene
             try:
                 read_answers(shard, eos_ids, settings)
             except VllmError as error:
-                log.warning("%s: drawn again", error)
+                log.warning("%s; drawn again", str(error).removesuffix(f"; {_REMEDY}"))
                 shard.answers.unlink()
     return [shard for shard in shards if not shard.answers.is_file()]
 

@@ -24,9 +24,6 @@ PRODUCTS = [
     *(f"figures/smoke/{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")),
     "results/smoke/verdicts.csv",
 ]
-"""Set for every run, so that a test can look for them in what the run leaves."""
-
-
 
 
 def test_one_command_leaves_results_tables_figures_and_executed_notebooks(finished: Path) -> None:

@@ -57,7 +57,7 @@ def asked(output: str) -> dict[str, tuple[int, dict[str, int], list[str]]]:
 def test_every_step_asks_for_what_its_kind_does(clustered: tuple[str, Profile]) -> None:
     _, profile = clustered
     kinds = {step.name: scheduling.resources(profile, step) for step in plan.make(profile, 0)}
-    training = {"sft", "spin-0", "spin-1", "spin-0-rows-26", "sft-more-1", "dpo", "spin-1-dpo"}
+    training = {"sft", "spin-0", "spin-0-more", "spin-1", "spin-0-rows-26", "sft-more-1", "dpo", "spin-1-dpo"}
     assert {name for name, asks in kinds.items() if asks == profile.resources.training} == training
     assert {name for name, asks in kinds.items() if asks == profile.resources.generation} == {"pairs-0", "pairs-1"}
     evaluated = {name for name, asks in kinds.items() if asks == profile.resources.evaluation}

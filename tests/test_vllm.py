@@ -132,7 +132,8 @@ def test_damaged_shards_are_named_and_drawn_again(
     pq.write_table(pq.read_table(third).drop_columns("logp"), third)
     with caplog.at_level(logging.WARNING, "spin_utils"):
         assert draw(checkpoints[0], settings, tmp_path) == whole
-    told = [record.getMessage() for record in caplog.records]
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert all(line.endswith("; drawn again") for line in told)
     assert "00000000.answers.parquet: not readable as Parquet" in told[0]
     assert "00000004.answers.parquet: its 3 rows do not answer the 4 prompts" in told[1]
     assert "00000008.answers.parquet: columns ['stream', 'generated_ids', 'finish_reason']" in told[2]

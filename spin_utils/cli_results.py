@@ -1,0 +1,68 @@
+"""The commands that read results: tables, figures, report, comparisons, verdicts, provenance, and what leaves the house.
+
+Each takes the arguments of its command in `cli_parser` and returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+
+from spin_utils import paths, profiles
+
+log = logging.getLogger(__name__)
+
+
+def figures(arguments: argparse.Namespace) -> int:
+    from spin_utils import drawing, readme
+
+    profile = profiles.load(arguments.profile)
+    for path in drawing.draw(profile):
+        log.info("%s", paths.relative(path))
+    if arguments.readme:
+        readme.update(profile, paths.REPOSITORY / "README.md")
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from spin_utils.report import write
+
+    log.info("%s", paths.relative(write(profiles.load(arguments.profile))))
+    return 0
+
+
+def crate(arguments: argparse.Namespace) -> int:
+    from spin_utils.crate import write
+
+    log.info("%s", paths.relative(write(profiles.load(arguments.profile))))
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    from spin_utils.compare import compare as compared
+
+    table = compared(profiles.folder(arguments.profile), arguments.model, arguments.other)
+    log.info(table.to_json(orient="records", indent=1) if arguments.json else table.round(3).to_string(index=False))
+    return 0
+
+
+def verdicts(arguments: argparse.Namespace) -> int:
+    from spin_utils.verdicts import read, tally
+
+    table = read(paths.results(profiles.folder(arguments.profile)), arguments.verdict)
+    if arguments.json:
+        log.info(table.to_json(orient="records", indent=1))
+        return 0
+    for row in table.itertuples():
+        log.info("%-16s %-28s %s", row.verdict, row.id, row.statement)
+    log.info("%s", tally(table["verdict"]))
+    return 0
+
+
+def provenance(arguments: argparse.Namespace) -> int:
+    from spin_utils.provenance import describe, record
+
+    of = (profiles.folder(arguments.profile), arguments.seed, arguments.model, arguments.kind)
+    log.info(json.dumps(record(*of), indent=1) if arguments.json else describe(*of))
+    return 0

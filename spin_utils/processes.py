@@ -1,0 +1,211 @@
+"""The processes that share the work of a stage: this one's place among them, and what they tell each other.
+
+One process is the trivial case: nothing is communicated, and every function returns at once. Several are started by
+`launching`, or by `torchrun` or `accelerate launch`; all of them run the same code in the same order. The first one
+(rank 0) writes for all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Sharding = Literal["ddp", "fsdp2"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+RENDEZVOUS = "SPIN_RENDEZVOUS"
+"""File over which processes of `launching` find each other; others do by MASTER_ADDR and MASTER_PORT."""
+PATIENCE = timedelta(hours=6)
+"""Longest wait for another process: the first one may be writing, or making data for all."""
+
+
+class ProcessesError(RuntimeError):
+    """The processes cannot work together. The message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    rank: int = 0
+    count: int = 1
+    sharding: Sharding = "ddp"
+
+
+_place = _Place()
+
+
+def rank() -> int:
+    """Number of this process; 0 writes for all."""
+    return _place.rank
+
+
+def count() -> int:
+    """Number of processes that share the work."""
+    return _place.count
+
+
+def sharded() -> bool:
+    """Whether training spreads weights, gradients and optimizer state over the processes (FSDP2)."""
+    return _place.count > 1 and _place.sharding == "fsdp2"
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def group(sharding: Sharding) -> Iterator[None]:
+    """Inside the block the processes of a launch work together; nothing happens in a process of its own.
+
+    Args:
+        sharding: whether training spreads the weights, where the configuration file of `accelerate launch` says nothing.
+            How many processes there are is the launcher's decision.
+
+    Raises:
+        ProcessesError: another process is gone, or the launcher asks for what the kit does not do.
+    """
+    global _place
+    if not launched():
+        yield
+        return
+    import torch
+    from torch import distributed
+
+    place = _Place(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _chosen(sharding))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    own = os.environ.get(RENDEZVOUS)
+    distributed.init_process_group(
+        backend,
+        init_method=f"file://{own}" if own else "env://",
+        rank=place.rank,
+        world_size=place.count,
+        timeout=PATIENCE,
+    )
+    if own:
+        threading.Thread(target=_stop_with_launcher, daemon=True).start()
+    if place.rank:
+        logging.getLogger("spin_utils").setLevel(logging.WARNING)  # the first one tells what happens
+    log.info("%d processes, %s", place.count, place.sharding)
+    _place = place
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo/transport" in str(error) or isinstance(error, distributed.DistError):
+            raise ProcessesError("another process is gone, and this one cannot go on without it") from error
+        raise
+    finally:
+        _place = _Place()
+    distributed.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    gather(None)
+
+
+def gather(value: T) -> list[T]:
+    """What every process passes, by rank; anything that can be pickled."""
+    if _place.count == 1:
+        return [value]
+    from torch import distributed
+
+    values: list[T] = [value] * _place.count
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` gives in the first process, in all of them: whatever could differ, such as clocks and files."""
+    return gather(make() if _place.rank == 0 else None)[0]  # type: ignore[return-value]
+
+
+def any_of(*flags: bool) -> list[bool]:
+    """For each flag whether it is set in any process."""
+    return [any(values) for values in zip(*gather(flags), strict=True)]
+
+
+def add_up(*tensors: Tensor) -> None:
+    """Sum tensors over the processes, in place: the same result in each."""
+    if _place.count == 1:
+        return
+    from torch import distributed
+
+    for work in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+        work.wait()
+
+
+def take_turns(items: Sequence[T], work: Callable[[T], R]) -> Iterator[list[tuple[T, R]]]:
+    """Round by round each process does one item, and all get what the round gave, in the order of the items.
+
+    Args:
+        items: the same in every process.
+        work: makes the result of an item; must not communicate.
+    """
+    for start in range(0, len(items), _place.count):
+        share = items[start : start + _place.count]
+        results = gather(work(share[_place.rank]) if _place.rank < len(share) else None)
+        yield list(zip(share, results, strict=False))  # type: ignore[arg-type]
+
+
+def deal(items: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+    """Deal items to the processes, about equal sizes to each.
+
+    Args:
+        items: anything; the same in every process.
+        sizes: of the items.
+
+    Returns:
+        The items of each process. Those of one process alone are as they were given.
+    """
+    if _place.count == 1:
+        return [list(items)]
+    order = sorted(range(len(items)), key=lambda i: -sizes[i])
+    hands: list[list[int]] = [[] for _ in range(_place.count)]
+    for turn, start in enumerate(range(0, len(order), _place.count)):
+        cards = order[start : start + _place.count]
+        # There and back again, or the first process would have the largest item of every round.
+        for hand, card in zip(hands if turn % 2 == 0 else reversed(hands), cards, strict=False):
+            hand.append(items[card])
+    return hands
+
+
+def shown(progress: Callable[[int], object] | None) -> Callable[[int], object] | None:
+    """A progress callback for one process's share of a work: the others are about as far."""
+    if progress is None or _place.count == 1:
+        return progress
+    return lambda units: progress(units * _place.count)
+
+
+def _chosen(sharding: Sharding) -> Sharding:
+    """What `accelerate launch` says, if it says something."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise ProcessesError("DeepSpeed is not supported; use launch/accelerate-fsdp2.yaml, which shards the same")
+    if os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        return sharding
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ProcessesError("accelerate asks for FSDP of version 1; set fsdp_version: 2 in its configuration file")
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers would leave out the weights on most ranks
+    return "fsdp2"
+
+
+def _stop_with_launcher() -> None:
+    """Stop, as after SIGTERM, when the launcher closes this process's standard input or is gone."""
+    os.read(sys.stdin.fileno(), 1)  # unbuffered: a lock held here would spoil the end of the process
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,316 @@
+"""Promises of several processes: the result of one, shards that are shards, and runs that go on in any number."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from process_runs import KINDS, SFT, SPIN, ask, chain, pairs, settings, singles, small_plan
+from safetensors.torch import load_file
+from tiny_models import tiny_model
+
+from spin_utils import (
+    artifacts,
+    cli,
+    cli_parser,
+    launching,
+    models,
+    paths,
+    plan,
+    processes,
+    profiles,
+    runtime,
+    stages,
+    training_step,
+)
+from spin_utils.dpo import _command, read_settings
+from spin_utils.input_settings import SettingsError
+from spin_utils.launching import LaunchError
+from spin_utils.logprobs import score
+from spin_utils.processes import ProcessesError
+from spin_utils.training import Interrupted, train
+
+TIMES = {"seconds", "tokens_per_second", "groups_per_second"}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process makes of the runs of `process_runs`."""
+    folder = tmp_path_factory.mktemp("one")
+    logps = score(tiny_model("llama"), pairs(), micro_batch_tokens=40)
+    made: dict[str, Any] = {"logps": logps}
+    for name, family, groups, changes, opponent in (
+        ("spin", "llama", pairs(), SPIN, logps),
+        ("sft", "mistral", singles(), SFT, None),
+    ):
+        model = tiny_model(family)
+        result = train(model, groups, settings(changes), opponent_logps=opponent, seed=1, work=folder / name)
+        made[name], made[f"{name} weights"] = result.rows, {n: p.detach() for n, p in model.named_parameters()}
+    return made
+
+
+@pytest.fixture(scope="module")
+def two(one: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes make of them, started by torchrun."""
+    folder = tmp_path_factory.mktemp("two")
+    for kind in KINDS:
+        (folder / kind).mkdir()
+        stopped_in_one(folder / f"one-stopped-{kind}", one["logps"])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    script = Path(__file__).with_name("two_processes.py")
+    environment = runtime.child_environment(headless=True) | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", str(script), str(folder)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert run.returncode == 0, run.stdout
+    return folder
+
+
+def stopped_in_one(work: Path, logps: list[list[float]]) -> None:
+    """Leave the state of a run that was stopped after step 3."""
+    step = training_step.StepRunner.__call__
+
+    def stopping(runner: Any, *arguments: Any) -> Any:
+        row = step(runner, *arguments)
+        if runner.optimizer.steps == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(training_step.StepRunner, "__call__", stopping)
+        train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
+
+
+def distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], family: str) -> float:
+    """Largest difference of a weight, as a part of the largest way that a weight has gone in training."""
+    start = {name: weight.detach() for name, weight in tiny_model(family).named_parameters()}
+    assert found.keys() == wanted.keys()
+    apart = max(float((found[name] - wanted[name]).abs().max()) for name in wanted)
+    return apart / max(float((wanted[name] - start[name]).abs().max()) for name in wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_as_one_does(one: dict[str, Any], two: Path, kind: str) -> None:
+    found = json.loads((two / kind / "found.json").read_text())
+    for name, family in (("spin", "llama"), ("sft", "mistral")):
+        assert len(found[name]) == len(one[name]) == 6
+        for row, wanted in zip(found[name], one[name], strict=True):
+            assert row.keys() == wanted.keys()
+            for key in wanted.keys() - TIMES:
+                assert row[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-5), (name, key)
+        assert distance(load_file(two / kind / f"{name}.safetensors"), one[f"{name} weights"], family) < 0.01
+
+
+def test_fsdp2_spreads_weights_gradients_and_optimizer_state_and_ddp_does_not(two: Path) -> None:
+    for kind, share in (("ddp", 1.0), ("fsdp2", 0.5)):
+        parts = json.loads((two / kind / "found.json").read_text())["parts"]
+        assert len(parts) == 2
+        total = parts[0].pop("all")
+        assert parts[1].pop("all") == total == sum(p.numel() for p in tiny_model("llama").parameters())
+        for name in ("weights", "masters", "gradients", "square_avg"):
+            held = [part[name] for part in parts]
+            assert sum(held) == 2 * share * total
+            assert max(held) < share * total * 1.02 or share == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_opponents_log_probabilities_are_those_of_one_process(one: dict[str, Any], two: Path, kind: str) -> None:
+    found = np.array(json.loads((two / kind / "found.json").read_text())["logps"])
+    wanted = np.array(one["logps"])
+    # Each micro-batch is the same; only layers that FSDP2 handles take another way than fast_layers does.
+    assert (found == wanted).all() if kind == "ddp" else np.abs(found - wanted).max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_stopped_in_two_processes_goes_on_in_one_and_the_other_way(
+    one: dict[str, Any], two: Path, kind: str
+) -> None:
+    said = json.loads((two / kind / "found.json").read_text())["stopped"]
+    assert "stopped after step 3 of 6" in said, "a signal to one process stops both at the same step"
+    model = tiny_model("llama")
+    result = train(model, pairs(), settings(SPIN), opponent_logps=one["logps"], seed=1, work=two / kind / "stopped")
+    assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
+    assert distance({n: p.detach() for n, p in model.named_parameters()}, one["spin weights"], "llama") < 0.01
+    assert distance(load_file(two / kind / "resumed.safetensors"), one["spin weights"], "llama") < 0.01
+
+
+def test_prompts_answered_in_turns_get_the_answers_of_one_process(two: Path, home: Path) -> None:
+    made = chain(home)
+    for name in ("pairs-0/pairs.arrow", "eval-sft/evaluation.json", "eval-sft/transfer.json"):
+        step, _, file = name.partition("/")
+        path = made.directory(step) / file
+        other = two / "home" / path.relative_to(home)
+        assert other.read_bytes() == path.read_bytes(), name
+    assert json.loads((two / "likelihoods.json").read_text()) == [list(answer) for answer in ask()]
+    spin = two / "home" / made.directory("spin-0").relative_to(home)
+    assert artifacts.verify(spin)["device"].endswith(", 2 processes")
+    rows = [json.loads((folder / "training.json").read_text())["rows"] for folder in (spin, made.directory("spin-0"))]
+    for row, wanted in zip(*rows, strict=True):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+    assert sorted(p.name for p in spin.iterdir()) == sorted(p.name for p in made.directory("spin-0").iterdir())
+
+
+def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[plan.Plan, list[subprocess.Popen[str]]]:
+    """A long iteration to be made in two processes that shard, everything before it made, and its workers."""
+    monkeypatch.setenv("SPIN_HOME", str(home))
+    longer = {"spin.training.epochs": 8, "spin.training.schedule_epochs": 8}
+    made = small_plan(**longer, **{"processes.count": 2, "processes.sharding": "fsdp2"})
+    alone = small_plan(**longer)
+    assert made.directory("spin-0") == alone.directory("spin-0"), "the number of processes makes no other artifact"
+    stages.run(alone, "pairs-0")
+    workers: list[subprocess.Popen[str]] = []
+    start = launching._start
+
+    def noting(*given: Any) -> subprocess.Popen[str]:
+        workers.append(start(*given))
+        return workers[-1]
+
+    monkeypatch.setattr(launching, "_start", noting)
+    return made, workers
+
+
+def after(lines: int, file: Path, act: Callable[[], object]) -> threading.Thread:
+    """Do something when a file has so many lines."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and (not file.exists() or file.read_text().count("\n") < lines):
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "spin_utils")
+    made, workers = started(tmp_path, monkeypatch)
+    partial = made.directory("spin-0").with_name(made.directory("spin-0").name + ".partial")
+    metrics = partial / "scratch" / "metrics.jsonl"
+
+    watcher = after(3, metrics, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"SPIN iteration 0: stopped after step \d+ of 24.*goes on from there"):
+        stages.run(made, "spin-0")
+    watcher.join()
+    assert [worker.returncode for worker in workers] == [launching.STOPPED] * 2
+    (state,) = (partial / "scratch").glob("state-*")
+    stopped = int(state.name.removeprefix("state-"))
+
+    watcher = after(stopped + 3, metrics, lambda: workers[3].kill())
+    with pytest.raises(LaunchError, match=r"process 1 of 2 was killed \(SIGKILL\).*run the same again to go on"):
+        stages.run(made, "spin-0")
+    watcher.join()
+    assert all(worker.poll() is not None for worker in workers), "no worker is left behind"
+    assert "Traceback" not in caplog.text
+
+    stages.run(made, "spin-0")
+    goes_on = [int(line.split()[4]) for line in caplog.messages if line.startswith("going on after step")]
+    assert goes_on[0] == stopped
+    assert goes_on[1] > stopped, "from a state of the second launch"
+    assert "SPIN iteration 0: 24 of 24 steps" in caplog.text, "the first worker's progress is shown here"
+    folder = made.directory("spin-0")
+    rows = json.loads((folder / "training.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == list(range(1, 25))
+
+    monkeypatch.setenv("SPIN_HOME", str(tmp_path / "one"))
+    alone = stages.run(small_plan(**{"spin.training.epochs": 8, "spin.training.schedule_epochs": 8}), "spin-0")
+    found, wanted = load_file(folder / "model.safetensors"), load_file(alone / "model.safetensors")
+    assert found.keys() == wanted.keys()
+    start = load_file(made.directory("base") / "model.safetensors")
+    gone = max(float((wanted[name] - start[name]).abs().max()) for name in wanted)
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 0.02 * gone
+    assert models.load(folder).config.architectures == models.load(alone).config.architectures
+
+
+def test_the_files_for_accelerate_launch_say_how_processes_start_and_what_the_kit_does_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    for kind in KINDS:
+        file = paths.REPOSITORY / "launch" / f"accelerate-{kind}.yaml"
+        given = ["--config_file", str(file), "-m", "spin_utils", "step", "spin-0"]
+        arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(given))
+        assert (arguments.num_processes, arguments.module, arguments.training_script) == (8, True, "spin_utils")
+        with monkeypatch.context() as patch:
+            for name, value in prepare_multi_gpu_env(arguments).items():
+                patch.setenv(name, value)
+            assert processes._chosen("ddp") == kind
+            patch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+            with pytest.raises(ProcessesError, match="accelerate-fsdp2.yaml"):
+                processes._chosen("ddp")
+            patch.delenv("ACCELERATE_USE_DEEPSPEED")
+            patch.setenv("ACCELERATE_USE_FSDP", "true")
+            patch.setenv("FSDP_VERSION", "1")
+            with pytest.raises(ProcessesError, match="fsdp_version: 2"):
+                processes._chosen("ddp")
+
+
+def test_a_number_of_processes_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"processes\.count: 0 must be above 0"):
+        profiles.load("smoke", {"processes.count": 0})
+    with pytest.raises(SettingsError, match=r"processes\.sharding: 'fsdp' is not a choice; did you mean 'fsdp2'"):
+        profiles.load("smoke", {"processes.sharding": "fsdp"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ProcessesError, match="2 processes for 1 GPUs"):
+        stages.check_inputs(profiles.load("smoke", {"processes.count": 2}))
+
+
+def test_workers_of_dpo_get_the_settings_of_the_run() -> None:
+    chosen = read_settings(
+        {
+            "training.beta": 0.3,
+            "training.learning_rate": 1e-7,
+            "template.kind": "text",
+            "template.prompt": "<{prompt}>\n",
+            "processes.count": 2,
+            "seed": 4,
+        }
+    )
+    command = _command(Path("m"), Path("p.jsonl"), Path("o"), chosen)
+    given = cli_parser.parse(command)
+    assert (given.model, given.pairs, given.out) == ("m", "p.jsonl", "o")
+    assert read_settings(dict(profiles.parse_override(text) for text in given.set)) == chosen
+
+
+def test_the_number_of_processes_makes_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIN_HOME", str(tmp_path))
+
+    def resolved(*changes: str) -> str:
+        given = ["plan", "--profile", "smoke", *(part for change in changes for part in ("--set", change))]
+        return cli._resolve(cli_parser.parse(given))[1].name
+
+    assert resolved("processes.count=2") == "smoke"
+    assert resolved("processes.count=2", "spin.training.beta=1") == resolved("spin.training.beta=1") != "smoke"
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_work_is_dealt_once_and_evenly(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    sizes = torch.randint(1, 1000, (64,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert processes.deal(range(64), sizes) == [list(range(64))]
+    monkeypatch.setattr(processes, "_place", processes._Place(0, count))
+    hands = processes.deal(range(64), sizes)
+    assert sorted(item for hand in hands for item in hand) == list(range(64))
+    loads = [sum(sizes[item] for item in hand) for hand in hands]
+    assert max(loads) < 1.2 * sum(loads) / count
+    assert processes.deal([5], [1])[count - 1] == []

@@ -1,0 +1,112 @@
+"""What `test_processes.py` starts with torchrun in two processes; it leaves its findings in the folder it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from process_runs import KINDS, SFT, SPIN, ask, chain, pairs, settings, singles
+from safetensors.torch import save_file
+from tiny_models import tiny_model
+
+from spin_utils import processes, sharding, training_step
+from spin_utils.logprobs import score
+from spin_utils.training import Interrupted, train
+
+
+def main(folder: Path) -> None:
+    with processes.group("ddp"):
+        for kind in KINDS:
+            processes._place = dataclasses.replace(processes._place, sharding=kind)  # one group for both
+            train_all(folder / kind, folder / "one-stopped")
+        processes._place = dataclasses.replace(processes._place, sharding="ddp")
+        answered = ask()
+        if processes.rank() == 0:
+            (folder / "likelihoods.json").write_text(json.dumps(answered))
+        chain(folder / "home")
+
+
+def train_all(folder: Path, one_stopped: Path) -> None:
+    """SPIN, SFT, a run that is stopped, and one that was stopped in one process."""
+    model, scored = tiny_model("llama"), tiny_model("llama")
+    if processes.sharded():
+        sharding.shard(scored, torch.float32)
+    logps = score(scored, pairs(), micro_batch_tokens=40)
+    found: dict[str, Any] = {"logps": logps}
+    shapes: list[dict[str, int]] = []
+    with watched(shapes):
+        result = train(model, pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=folder / "spin")
+    found |= {"spin": result.rows, "parts": processes.gather(shapes[0])}
+    keep(model, folder / "spin.safetensors")
+
+    model = tiny_model("mistral")
+    found["sft"] = train(model, singles(), settings(SFT), seed=1, work=folder / "sft").rows
+    keep(model, folder / "sft.safetensors")
+
+    try:
+        with stopping_in_rank_1(after=3):
+            train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=folder / "stopped")
+        found["stopped"] = "no"
+    except Interrupted as request:
+        found["stopped"] = str(request)
+
+    model, work = tiny_model("llama"), one_stopped.with_name(f"{one_stopped.name}-{folder.name}")
+    train(model, pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
+    keep(model, folder / "resumed.safetensors")
+    if processes.rank() == 0:
+        (folder / "found.json").write_text(json.dumps(found))
+
+
+def keep(model: Any, path: Path) -> None:
+    weights = sharding.whole_weights(model) or dict(model.named_parameters())
+    if processes.rank() == 0:
+        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, path)
+
+
+class watched:  # noqa: N801 - a context manager
+    """Notes how many numbers this process holds of the weights and what belongs to them, and of all there are."""
+
+    def __init__(self, shapes: list[dict[str, int]]) -> None:
+        self.shapes, self.before = shapes, training_step.StepRunner.__init__
+
+    def __enter__(self) -> None:
+        def noting(runner: Any, model: Any, groups: Any, settings: Any, logps: Any, optimizer: Any, *more: Any) -> None:
+            self.before(runner, model, groups, settings, logps, optimizer, *more)
+            own = {"weights": [sharding.local(p) for p in model.parameters()], "masters": optimizer.masters}
+            own |= {"gradients": optimizer.gradients, **optimizer.moments}
+            counts = {name: sum(tensor.numel() for tensor in tensors) for name, tensors in own.items()}
+            self.shapes.append({"all": sum(p.numel() for p in model.parameters()), **counts})
+
+        training_step.StepRunner.__init__ = noting  # type: ignore[method-assign]
+
+    def __exit__(self, *error: object) -> None:
+        training_step.StepRunner.__init__ = self.before  # type: ignore[method-assign]
+
+
+class stopping_in_rank_1:  # noqa: N801 - a context manager
+    """SIGTERM reaches the second process only, after a number of steps."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.before = after, training_step.StepRunner.__call__
+
+    def __enter__(self) -> None:
+        def stopping(runner: Any, *arguments: Any) -> Any:
+            row = self.before(runner, *arguments)
+            if runner.optimizer.steps == self.after and processes.rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return row
+
+        training_step.StepRunner.__call__ = stopping  # type: ignore[method-assign]
+
+    def __exit__(self, *error: object) -> None:
+        training_step.StepRunner.__call__ = self.before  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
