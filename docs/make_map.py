@@ -24,8 +24,8 @@ STOREYS = {
     "measuring": "evaluation lm answers heldout generations",
     "judging": "verdicts registry compare statistics published results documents theory cost_model",
     "sampling": "sampling decoding",
-    "training": "training training_step resuming trackers losses optimizer logprobs fast_layers attention sharding pairs "
-    "packing",
+    "training": "training training_step resuming trackers losses optimizer logprobs fast_layers attention sharding "
+    "pairs packing",
     "data": "demonstrations families worked_solutions worked_numbers worked_words preferences rows templates models",
     "settings": "profiles settings input_settings",
     "ground": "artifacts processes paths writing progress runtime",

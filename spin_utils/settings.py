@@ -208,9 +208,10 @@ class DpoRunSettings:
 
     training: TrainingSettings
     template: TemplateSettings
-    processes: ProcessSettings = field(default_factory=ProcessSettings)
     seed: int = 0
     """Seed of the order of the pairs."""
+    processes: ProcessSettings = field(default_factory=ProcessSettings)
+    """Processes that share the work; no part of the result."""
 
 
 @dataclass(frozen=True)
