@@ -73,7 +73,7 @@ def group(sharding: Sharding) -> Iterator[None]:
     """Inside the block the processes of a launch work together; nothing happens in a process of its own.
 
     Args:
-        sharding: whether training spreads the weights, where the configuration file of `accelerate launch` says nothing.
+        sharding: whether training spreads the weights, if the configuration file of `accelerate launch` does not say.
             How many processes there are is the launcher's decision.
 
     Raises:

@@ -214,9 +214,10 @@ class DpoRunSettings:
 
     training: TrainingSettings
     template: TemplateSettings
-    processes: ProcessSettings = field(default_factory=ProcessSettings)
     seed: int = 0
     """Seed of the order of the pairs."""
+    processes: ProcessSettings = field(default_factory=ProcessSettings)
+    """Processes that share the work; no part of the result."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < LARGEST_SEED, f"seed: {self.seed} must be from 0 to {LARGEST_SEED - 1}")
