@@ -4,6 +4,7 @@ VENV ?= .venv
 PROFILE ?= cpu
 SEEDS ?= 0
 PORT ?= 8888
+MODEL ?= spin-3
 # A CPU build of PyTorch, smaller than the default one: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
@@ -14,7 +15,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -q
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-here check reproduce figures report plan test lint lab bench lock clean
+.PHONY: help setup setup-here check card reproduce figures report plan test lint lab bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,9 @@ figures: $(READY)  ## redraw tables and figures from the results, without a mode
 
 report: $(READY)  ## one HTML page of a run: verdicts, figures, tables, provenance
 	$(BIN)/spin-repro report --profile $(PROFILE)
+
+card: $(READY)  ## write the model card of MODEL with its settings and numbers
+	$(BIN)/spin-repro card --profile $(PROFILE) --model $(MODEL)
 
 plan: $(READY)  ## print the steps of a reproduction and what is already there
 	$(BIN)/spin-repro plan --profile $(PROFILE) --seeds $(SEEDS)

@@ -242,6 +242,22 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0 if report.ready() else 1
 
 
+def _card(arguments: argparse.Namespace) -> int:
+    from spin_utils import cards
+
+    path = cards.write(profiles.load(arguments.profile), arguments.model, arguments.seed)
+    log.info("%s", paths.relative(path))
+    return 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from spin_utils import cards
+
+    profile = profiles.load(arguments.profile)
+    log.info("%s", cards.push(profile, arguments.model, arguments.repo, arguments.seed, public=arguments.public))
+    return 0
+
+
 def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
     """The profile with the command line's changes, and the name or file that other processes load it by."""
     changes: dict[str, Any] = dict(profiles.parse_override(text) for text in arguments.set)
@@ -323,6 +339,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="training seed")
     kinds = ("evaluations", "transfer", "training", "generations", "heldout")
     sub.add_argument("--kind", choices=kinds, default="evaluations", help="which measurement (default: evaluations)")
+    for name, function, summary in (
+        ("card", _card, "write a model card with the run's settings and numbers"),
+        ("push", _push, "upload a checkpoint and its card to the hub, with the token in HF_TOKEN"),
+    ):
+        sub = command(name, function, summary)
+        sub.add_argument("--model", required=True, help="row of a table, such as spin-3")
+        with_profile(sub)
+        sub.add_argument("--seed", type=int, default=0, help="training seed")
+    sub.add_argument("--repo", required=True, metavar="OWNER/NAME", help="where on the hub; made if it is not there")
+    sub.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
     sub = command("figures", _figures, "redraw tables and figures from the results, without a model")
     with_profile(sub)
     sub.add_argument("--readme", action="store_true", help="also write the README's results table")
