@@ -96,12 +96,13 @@ def _assumptions(profile: Profile) -> str:
         [
             "## Assumptions",
             "",
-            f"- GPUs give {run.peak_flops / 1e12:.0f} TFLOP/s in bf16 and read {run.bandwidth / 1e12:.2f} TB/s (an A100 "
-            f"with 80 GB, its data sheet); {run.utilisation:.0%} of either is reached.",
-            f"- {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, real and generated "
-            "response; the paper prints none.",
-            f"- {profile.spin.iterations} iterations of {training.epochs} epochs, batch {training.batch_size}, pairs of "
-            "t-1 mixed in, as in the profile `paper`. SFT, evaluation and the experiments around the chain are left out.",
+            f"- GPUs give {run.peak_flops / 1e12:.0f} TFLOP/s in bf16 and read {run.bandwidth / 1e12:.2f} TB/s (an "
+            f"A100 with 80 GB, its data sheet); {run.utilisation:.0%} of either is reached.",
+            f"- {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, real and "
+            "generated response; the paper prints none.",
+            f"- {profile.spin.iterations} iterations of {training.epochs} epochs, batch {training.batch_size}, pairs "
+            "of t-1 mixed in, as in the profile `paper`. SFT, evaluation and the experiments around the chain are left "
+            "out.",
             "- Work is shared out evenly and communication costs nothing: with more GPUs the true hours are longer.",
             f"- {run.decoded_together} rows are decoded together. Operations that gradient checkpointing repeats are "
             "counted in memory, not in hours.",
@@ -114,10 +115,8 @@ def _measured() -> str:
     for name, ratio in sorted(_ratios().items()):
         numbers = f"{ratio['median']:.2f} | {ratio['low']:.2f} | {ratio['high']:.2f} | {ratio['runs']}"
         lines.append(f"| {name} | {numbers} |")
-    return "\n".join(
-        [*lines, "", "On a CPU with SmolLM2-135M; the files say on which. The hours below do not use them:"]
-        + ["they hold for that machine, and the utilisation above is assumed."]
-    )
+    lines += ["", "On a CPU with SmolLM2-135M; the files say on which. The hours below do not use them: they hold for"]
+    return "\n".join([*lines, "that machine, and the utilisation above is assumed."])
 
 
 def _ratios() -> dict[str, Mapping[str, Any]]:
@@ -143,13 +142,14 @@ def _hours(profile: Profile) -> str:
 
 def _memory(profile: Profile) -> str:
     tokens = profile.spin.training.micro_batch_tokens
+    columns = " | ".join(f"training, {n} GPU{'s' if n > 1 else ''}" for n in GPUS)
     lines = [
         "## Memory of a GPU, GB",
         "",
         f"Training with RMSProp, exact float32 masters, micro-batches of {tokens:,} tokens and gradient checkpointing; "
         "sampling with whole weights on each GPU.",
         "",
-        f"| model | parameters | {' | '.join(f'training, {n} GPU{"s" * (n > 1)}' for n in GPUS)} | least GPUs with 80 GB | sampling |",
+        f"| model | parameters | {columns} | least GPUs with 80 GB | sampling |",
         f"|---|---:|{'---:|' * (len(GPUS) + 2)}",
     ]
     for name, architecture in MODELS.items():
@@ -177,7 +177,9 @@ def _disk(profile: Profile) -> str:
     run = Run()
     tokens = run.prompt_tokens + run.real_tokens + run.generated_tokens
     pairs = ", ".join(f"{prompts:,}: {_number(4 * tokens * prompts / 1e9)} GB" for prompts in PROMPTS)
-    return "\n".join([*lines, "", f"Writing at {DISK_RATE / 1e9:.0f} GB/s. Pairs of an iteration, by prompts: {pairs}."])
+    return "\n".join(
+        [*lines, "", f"Writing at {DISK_RATE / 1e9:.0f} GB/s. Pairs of an iteration, by prompts: {pairs}."]
+    )
 
 
 def _limits(profile: Profile) -> str:
@@ -188,8 +190,8 @@ def _limit_lines(profile: Profile) -> Iterator[str]:
     run, training = Run(), profile.spin.training
     fits = [name for name, a in MODELS.items() if training_bytes(a, profile) <= GPU_MEMORY]
     yield (
-        f"**Exact float32 masters, one process.** 14 bytes a parameter with RMSProp. Of the models above, {_list(fits)} "
-        "train on one GPU with 80 GB; larger ones must be sharded (FSDP2, ZeRO-3)."
+        f"**Exact float32 masters, one process.** 14 bytes a parameter with RMSProp. Of the models above, "
+        f"{_list(fits)} train on one GPU with 80 GB; larger ones must be sharded (FSDP2, ZeRO-3)."
     )
     samples = [name for name, a in MODELS.items() if sampling_bytes(a, profile) <= GPU_MEMORY]
     whole = [name for name, a in MODELS.items() if 2 * a.parameters > GPU_MEMORY]
@@ -201,8 +203,8 @@ def _limit_lines(profile: Profile) -> Iterator[str]:
         "parallelism."
     )
     yield (
-        f"**Batch {training.batch_size}, as in the paper.** Pairs are shared out, so {training.batch_size} GPUs are the "
-        "most that training can use. More need a larger batch, which is another experiment."
+        f"**Batch {training.batch_size}, as in the paper.** Pairs are shared out, so {training.batch_size} GPUs are "
+        "the most that training can use. More need a larger batch, which is another experiment."
     )
     slow = [
         name

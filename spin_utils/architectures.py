@@ -122,9 +122,7 @@ def _hub_config(settings: ModelSettings, reachable: bool) -> dict[str, Any] | No
     from huggingface_hub import errors, hf_hub_download
 
     try:
-        path = hf_hub_download(
-            settings.name, "config.json", revision=settings.revision, local_files_only=not reachable
-        )
+        path = hf_hub_download(settings.name, "config.json", revision=settings.revision, local_files_only=not reachable)
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError):
         return None
     return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -95,7 +95,7 @@ def push(profile: Profile, model: str, repository: str, seed: int = 0, *, public
         ResultsError: the model has no results.
         ArtifactError: the checkpoint is missing or damaged.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, errors
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     token = os.environ.get("HF_TOKEN", "")
     if not token:
@@ -111,9 +111,9 @@ def push(profile: Profile, model: str, repository: str, seed: int = 0, *, public
     try:
         api.create_repo(repository, visibility="public" if public else "private", exist_ok=True)
         done = api.create_commit(repository, operations, commit_message=f"{results.label(model)}, seed {seed}")
-    except errors.HfHubHTTPError as error:
-        reason = str(error).replace(token, "***").splitlines()[0]
-        raise CardError(f"{repository}: the hub refused ({reason}); check the token's rights and the name") from None
+    except Exception as error:  # the hub client raises a dozen kinds; each means the same to the reader
+        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(token, "***")
+        raise CardError(f"{repository}: not pushed ({reason}); check name, network and the token's rights") from None
     return str(done.commit_url)
 
 

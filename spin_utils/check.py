@@ -80,7 +80,9 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
         found = None
         findings.append(Finding("model", "refused", str(error)))
     if found is None:
-        findings.append(Finding("memory", "unknown", "the model's sizes are not known until its config.json is reached"))
+        findings.append(
+            Finding("memory", "unknown", "the model's sizes are not known until its config.json is reached")
+        )
         return Report(profile.name, machine.name, "unknown", findings)
     architecture, source = found
     findings.append(Finding("model", "ok", f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"))
@@ -116,7 +118,7 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
     runs = {
         "sft": (profile.sft, lengths.longest_prompt + lengths.longest_real),
         "spin": (profile.spin.training, pair),
-        "dpo": (profile.dpo and profile.dpo.training, pair),
+        "dpo": (profile.dpo.training if profile.dpo else None, pair),
     }
     for stage, (settings, longest) in runs.items():
         if settings is not None and not profile.released:
@@ -182,7 +184,7 @@ def _candidates(profile: Profile, stage: str) -> Iterator[dict[str, Any]]:
 def _training(profile: Profile, section: str) -> TrainingSettings:
     settings = profile.sft if section == "sft" else profile.spin.training
     if section == "dpo.training":
-        settings = profile.dpo and profile.dpo.training
+        settings = profile.dpo.training if profile.dpo else None
     assert settings is not None
     return settings
 
@@ -248,7 +250,9 @@ def disk_bytes(made: plan.Plan, a: Architecture, lengths: Lengths) -> float:
             total += one * (spin.epochs_shown - spin.training.epochs) + memory_model.optimizer_state(a, spin.training)
         if step.stage == "pairs":
             total += lengths.spin_rows * 4 * (lengths.prompt + lengths.real + lengths.generated)
-    return total + (2 * max(states) if states and not profile.released else 0)  # a new state is whole before the old goes
+    return total + (
+        2 * max(states) if states and not profile.released else 0
+    )  # a new state is whole before the old goes
 
 
 def _hours(made: plan.Plan, machine: Machine, a: Architecture, lengths: Lengths) -> Finding:
@@ -258,9 +262,8 @@ def _hours(made: plan.Plan, machine: Machine, a: Architecture, lengths: Lengths)
         stage = made.steps[name].stage
         by_stage[stage] = by_stage.get(stage, 0) + value
     parts = ", ".join(f"{stage} {_time(value)}" for stage, value in by_stage.items() if value)
-    counted = "tokens counted from the rows" if lengths.known else (
-        f"assumed {lengths.prompt}, {lengths.real} and {lengths.generated} tokens for prompt, real and generated response"
-    )
+    source = "counted from the rows" if lengths.known else "assumed"
+    counted = f"{lengths.prompt} + {lengths.real} + {lengths.generated} tokens of prompt and responses {source}"
     text = (
         f"about {_time(sum(predicted.values()))} for {len(predicted)} unfinished steps ({parts}); cost model at "
         f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bandwidth / 1e9:.3g} GB/s a device, of which "

@@ -35,7 +35,10 @@ def wanted(profile: Profile) -> list[Wanted]:
     """Every repository that a run of the profile reads."""
     found = [
         Wanted("model", model.name, model.revision, f"{where}.revision")
-        for where, model in {"model": profile.model, **{f"released.{k}": v for k, v in profile.released.items()}}.items()
+        for where, model in {
+            "model": profile.model,
+            **{f"released.{k}": v for k, v in profile.released.items()},
+        }.items()
         if model.source == "hub"
     ]
     data = profile.demonstrations

@@ -226,6 +226,8 @@ class Profile:
         require(self.sft is not None or not self.sft_more, "sft_more: needs the settings of sft, which is null")
         for name, model in self.released.items():
             known = re.fullmatch(r"spin-\d+(-dpo)?|dpo|sft-more-\d+", name) is not None
-            require(known, f"released.{name}: no row of a table; use spin-0, spin-1, ..., spin-3-dpo, dpo or sft-more-1")
+            require(
+                known, f"released.{name}: no row of a table; use spin-0, spin-1, ..., spin-3-dpo, dpo or sft-more-1"
+            )
             require(model.source in ("hub", "directory"), f"released.{name}: name a hub model or a folder")
         require(self.sft is None or not self.released, "released: nothing is trained beside it; set sft to null")

@@ -69,7 +69,12 @@ def _bbh(i: int) -> dict[str, Any]:
 
 def _openbookqa(i: int) -> dict[str, Any]:
     choices = {"text": [f"stone {k}" for k in range(4)], "label": ["A", "B", "C", "D"]}
-    return {"id": f"7-{i}", "question_stem": f"On day {i} a man finds a", "choices": choices, "answerKey": "ABCD"[i % 4]}
+    return {
+        "id": f"7-{i}",
+        "question_stem": f"On day {i} a man finds a",
+        "choices": choices,
+        "answerKey": "ABCD"[i % 4],
+    }
 
 
 def chat(prompt: str, answer: str) -> list[dict[str, str]]:

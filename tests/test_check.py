@@ -55,7 +55,16 @@ def test_the_smoke_profile_fits_here_and_everything_is_said() -> None:
     assert report.verdict == "fits"
     assert report.ready()
     said = {finding.what for finding in report.findings}
-    assert {"versions", "device", "demonstrations", "model", "memory: spin", "memory: generation", "disk", "time"} <= said
+    assert {
+        "versions",
+        "device",
+        "demonstrations",
+        "model",
+        "memory: spin",
+        "memory: generation",
+        "disk",
+        "time",
+    } <= said
     assert "sft 48, spin 24" in text(report)
 
 
@@ -142,7 +151,9 @@ def test_the_number_of_rows_is_checked_against_the_papers(monkeypatch: pytest.Mo
     report = check.check(profiles.load("paper", changes), machine.described(8, 80))
     assert states(report, "demonstrations") == ["refused"]
     assert "4 distinct usable rows where demonstrations.expected_rows says 49792" in text(report)
-    report = check.check(profiles.load("paper", changes | {"demonstrations.expected_rows": 4}), machine.described(8, 80))
+    report = check.check(
+        profiles.load("paper", changes | {"demonstrations.expected_rows": 4}), machine.described(8, 80)
+    )
     assert "spin 4, test 4; 4 as expected" in text(report)
 
 

@@ -97,9 +97,7 @@ def kept_bytes(layers: int, *, fused: bool, dtype: torch.dtype, checkpointing: b
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layer_keeps_what_the_estimate_counts(fused: bool, dtype: torch.dtype, monkeypatch: Any) -> None:
-    one, three = (
-        kept_bytes(n, fused=fused, dtype=dtype, checkpointing=False, monkeypatch=monkeypatch) for n in (1, 3)
-    )
+    one, three = (kept_bytes(n, fused=fused, dtype=dtype, checkpointing=False, monkeypatch=monkeypatch) for n in (1, 3))
     width = torch.finfo(dtype).bits // 8
     architecture = architecture_of(tiny_model("mistral").config)
     counted = width * memory_model._kept_per_token(architecture, width, fused)

@@ -75,7 +75,13 @@ def test_the_shots_of_table_1_are_in_the_prompt_and_the_choices_are_scored_behin
     assert context.startswith("Q: What is human life expectancy in the United States?\nA: Human life expectancy")
     assert context.count("Q: ") == 6 + 1, "the six question-answer pairs are part of the prompt, not shots"
     assert context.endswith("in Barcelona, Spain.\n\nQ: What is 0?\nA:")
-    assert [first, *(choice for _, choice in asked["truthfulqa"][1:])] == [" So", " Quite so", " Not so", " No", " Never"]
+    assert [first, *(choice for _, choice in asked["truthfulqa"][1:])] == [
+        " So",
+        " Quite so",
+        " Not so",
+        " No",
+        " Never",
+    ]
 
 
 def test_answers_are_generated_behind_worked_examples(asked: dict[str, list[tuple[str, Any]]]) -> None:
@@ -136,17 +142,13 @@ def records() -> dict[str, dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "PackedLM", Answering)
         return {
-            suite: evaluation.evaluate(
-                model, TOKENIZER, None, template=None, settings=EvaluationSettings(suite=suite)
-            )
+            suite: evaluation.evaluate(model, TOKENIZER, None, template=None, settings=EvaluationSettings(suite=suite))
             for suite in ("paper", "paper_others")
         }
 
 
 def test_each_column_has_the_papers_metric_over_all_items(records: dict[str, dict[str, Any]]) -> None:
-    found = {
-        name: (task["metric"], task["n"]) for record in records.values() for name, task in record["tasks"].items()
-    }
+    found = {name: (task["metric"], task["n"]) for record in records.values() for name, task in record["tasks"].items()}
     assert found == {
         "arc": ("acc_norm", ITEMS),
         "truthfulqa": ("acc", ITEMS),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks import scaling
 
+from benchmarks import scaling
 from spin_utils import cost_model, profiles, published
 from spin_utils.cost_model import Architecture, Run
 
