@@ -52,6 +52,10 @@ class Report:
         """Whether nothing speaks against starting."""
         return self.verdict != "does not fit" and all(finding.state != "refused" for finding in self.findings)
 
+    def document(self) -> dict[str, Any]:
+        """The report as JSON data."""
+        return {**dataclasses.asdict(self), "ready": self.ready()}
+
     def lines(self) -> list[str]:
         """The report as text."""
         marks = {"ok": "ok", "note": "note", "unknown": "?", "refused": "NO"}
@@ -65,7 +69,7 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
 
     Args:
         profile: the validated profile.
-        machine: where it is to run: `machine.here()` or `machine.described(...)`.
+        machine: where it is to run.
         seed: whose finished steps count as done.
     """
     findings = [_versions(), Finding("device", "ok", f"{machine.name}, {_gb(machine.memory)} free on each")]

@@ -1,6 +1,9 @@
-"""Two models of a run, task by task, on the same items."""
+"""Two models, of one run or of two, task by task, on the same items."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,21 +16,31 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
 
     Args:
         profile: name of the profile whose results are read.
-        model: such as `spin-3`.
+        model: such as `spin-3`; `NAME/spin-3` is that of another profile.
         other: what it is compared with, such as `sft`.
 
     Returns:
-        A row per task and one for their unweighted mean: `task`, the two scores, `difference`, its 95 % interval
-        `low` and `high`, `p_value`, `items` and `seeds`.
+        A row per task that both were given and one for their unweighted mean: `task`, the two scores, `difference`,
+        its 95 % interval `low` and `high`, `p_value`, `items` and `seeds`.
 
     Raises:
-        ResultsError: no or invalid results.
+        ResultsError: no or invalid results, or two runs on different data.
         StatisticsError: a model was not evaluated, or no training seed has both.
     """
-    scores = results.load_evaluations(paths.results(profile))
-    if scores.empty:
-        raise results.ResultsError(f"{paths.relative(paths.results(profile))}: no evaluations; reproduce it first")
-    names = sorted(scores["task"].unique())
+    if model == other:
+        raise results.ResultsError(f"{model}: is compared with itself; name another model")
+    sides, tested_on = [], []
+    for name in (model, other):
+        folder, plain = paths.results(name.rpartition("/")[0] or profile), name.rpartition("/")[2]
+        scores = results.load_evaluations(folder)
+        if scores.empty:
+            raise results.ResultsError(f"{paths.relative(folder)}: no evaluations; reproduce it first")
+        sides.append(scores[scores["model"] == plain].assign(model=name))
+        tested_on.append(_test_rows(folder))
+    if tested_on[0] != tested_on[1]:
+        raise results.ResultsError(f"{model} and {other}: their test rows differ, so their items do not pair up")
+    scores = pd.concat(sides)
+    names = sorted(set.intersection(*(set(side["task"]) for side in sides if len(side))))
     rows = []
     for title, tasks in [*((name, [name]) for name in names), ("average", names)]:
         one, two = (paired_bootstrap(scores, {name: 1}, tasks=tasks).times(100).difference for name in (model, other))
@@ -46,3 +59,9 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _test_rows(folder: Path) -> Any:
+    """What the test rows of a run depend on: settings and file hashes of its data, without the number of prompts."""
+    _, chain = next(results.chains(folder))
+    return {k: v for k, v in chain["data"]["settings"].items() if k != "spin_rows"} if "data" in chain else None

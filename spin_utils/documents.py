@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spin_utils.mt_bench_settings import CATEGORIES
+
 SCHEMA = 1
 """Version of all kinds of file; a reader refuses any other."""
 
@@ -80,11 +82,35 @@ DRIFT_FIELDS: Fields = {
 }
 """log p_{theta_t+1} - log p_{theta_t} of the real and of a freshly generated response, in nats."""
 
+MT_BENCH_FIELDS: Fields = {
+    **_HEAD,
+    "judge": dict,
+    "grades": dict,
+    "average": (int, float, type(None)),
+    "items": list,
+}
+"""Fields of a model's grades in MT-Bench. `judge`: its name, address, and the models that the endpoint says it used;
+`grades`: how many answers were graded, refused and unparsable; `average`: mean of the graded ones, null without any."""
+
+GRADE_FIELDS: Fields = {
+    "id": str,
+    "category": str,
+    "status": str,
+    "score": (int, float, type(None)),
+    "judgment": str,
+    "response": str,
+    "tokens": int,
+    "finish_reason": str,
+    "cut_tokens": int,
+}
+"""One answer; `id` is question/turn, `score` 1 to 10, or null if the answer is not graded."""
+
 FIELDS = {
     "evaluation": EVALUATION_FIELDS,
     "training": TRAINING_FIELDS,
     "generations": GENERATIONS_FIELDS,
     "heldout": HELDOUT_FIELDS,
+    "mt_bench": MT_BENCH_FIELDS,
 }
 """Fields of each kind of file."""
 
@@ -95,11 +121,28 @@ LABELS = {
     r"dpo": "DPO",
     r"spin-(\d+)-dpo": "SPIN iteration {} + DPO",
     r"spin-(\d+)-epoch-(\d+)": "SPIN iteration {}, epoch {}",
+    r"spin-(\d+)-more": "SPIN iteration {}, the epochs after its model",
     r"spin-(\d+)-rows-(\d+)": "SPIN iteration {}, {}/50 of the prompts",
     r"sft-more-(\d+)": "SFT, {} more epochs",
 }
 """What a model's name may be, and how it reads. The 50 are the 50k prompts of the paper (Figure 5)."""
 
+LINK_FIELDS: Fields = {
+    "manifest_sha256": str,
+    "stage": str,
+    "key": str,
+    "seed": int,
+    "seconds": (int, float),
+    "started": str,
+    "commit": str,
+    "device": str,
+    "versions": dict,
+    "inputs": dict,
+}
+"""What the provenance of a result says about every artifact behind it, beside `dirty`, which is true or false; base
+model and data add their `settings`, checkpoints their `weights_sha256`."""
+
+_LARGEST = 2**53  # larger whole numbers are not exact in most readers of JSON
 _TOLERANCE = 1e-6  # between a stored mean and the mean of the stored items
 
 
@@ -143,6 +186,7 @@ def validate(document: Mapping[str, Any], where: str) -> None:
     if kind not in FIELDS:
         raise ResultsError(f"{where}: kind is {kind!r}; use {', '.join(map(repr, FIELDS))}")
     _check_fields(document, FIELDS[kind], where)
+    _check_provenance(document["provenance"], f"{where}: provenance")
     try:
         label(document["model"])
     except ResultsError as error:
@@ -155,6 +199,8 @@ def validate(document: Mapping[str, Any], where: str) -> None:
         _check_rows(document["rows"], where)
     elif kind == "generations":
         _check_generations(document["items"], where)
+    elif kind == "mt_bench":
+        _check_grades(document, where)
     else:
         _check_drifts(document, where)
 
@@ -198,9 +244,26 @@ def _check_rows(rows: Sequence[Any], where: str) -> None:
         for field in ("step", "epoch", "loss"):
             if field not in row:
                 raise ResultsError(f"{place}: no {field!r}")
+        for field, value in row.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ResultsError(f"{place}: {field} is {value!r}; every metric is a number")
         if row["step"] <= previous:
             raise ResultsError(f"{place}: step {row['step']} does not follow {previous}; steps must increase")
         previous = row["step"]
+
+
+def _check_provenance(provenance: Mapping[str, Any], where: str) -> None:
+    chain = provenance.get("chain", {})
+    if not isinstance(chain, dict):
+        raise ResultsError(f"{where}.chain is not an object; run the stage that writes the file again")
+    for name, link in chain.items():
+        place = f"{where}.chain.{name}"
+        if not isinstance(link, dict) or not isinstance(link.get("dirty"), bool):
+            raise ResultsError(f"{place} does not say whether the tree was dirty; run the stage that writes the file")
+        _check_fields({field: link[field] for field in LINK_FIELDS if field in link}, LINK_FIELDS, place)
+        for other, reference in link["inputs"].items():
+            if other not in chain or not isinstance(reference, dict) or {"artifact", "manifest"} - reference.keys():
+                raise ResultsError(f"{place}.inputs.{other} does not lead to a link of the chain; run the step again")
 
 
 def _check_generations(items: Sequence[Any], where: str) -> None:
@@ -211,6 +274,27 @@ def _check_generations(items: Sequence[Any], where: str) -> None:
         for field in ("real_tokens", "generated_tokens"):
             if item[field] < 0:
                 raise ResultsError(f"{place}: {field} is {item[field]}; a response has no fewer than 0 tokens")
+
+
+def _check_grades(document: Mapping[str, Any], where: str) -> None:
+    counts = dict.fromkeys(("graded", "refused", "unparsable"), 0)
+    scores = []
+    for number, item in enumerate(_distinct(document["items"], GRADE_FIELDS, where)):
+        place, status, score = f"{where}: items[{number}]", item["status"], item["score"]
+        if status not in counts:
+            raise ResultsError(f"{place}: status is {status!r}; use {', '.join(counts)}")
+        if item["category"] not in CATEGORIES:
+            raise ResultsError(f"{place}: category is {item['category']!r}; use {', '.join(CATEGORIES)}")
+        if (score is None) == (status == "graded") or (score is not None and not 1 <= score <= 10):
+            raise ResultsError(f"{place}: score is {score} where status is {status}; a grade is 1 to 10, others null")
+        counts[status] += 1
+        scores += [] if score is None else [score]
+    if document["grades"] != counts:
+        raise ResultsError(f"{where}: grades is {document['grades']}, but items hold {counts}; items are missing")
+    if (document["average"] is None) != (not scores):
+        raise ResultsError(f"{where}: average is {document['average']} for {len(scores)} graded answers")
+    if scores:
+        _check_mean(f"{where}: average", document["average"], scores)
 
 
 def _check_drifts(document: Mapping[str, Any], where: str) -> None:
@@ -260,6 +344,8 @@ def _check_finite(value: Any, where: str) -> None:
             _check_finite(part, f"{where}[{number}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ResultsError(f"{where} is {value}; a result must be a finite number")
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        raise ResultsError(f"{where} has {value.bit_length()} bits; a whole number here is below 2**53")
 
 
 def _check_mean(where: str, stored: float, values: Sequence[float]) -> None:

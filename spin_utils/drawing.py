@@ -19,6 +19,7 @@ from spin_utils import (
     generation_figures,
     generation_tables,
     generations,
+    mt_bench_figure,
     paper_suite,
     paths,
     published,
@@ -81,6 +82,7 @@ def compose(profile: Profile) -> Drawing:
     texts = results.load_generations(folder)
     measured = generations.measures(texts)
     bounds = generations.jsd_bounds(results.load_heldout(folder))
+    grades = results.load_mt_bench(folder)
     findings = verdicts.judge(
         scores,
         tasks,
@@ -90,6 +92,7 @@ def compose(profile: Profile) -> Drawing:
         transfer_stand_ins=transfer_tasks,
         generations=measured,
         heldout=bounds,
+        grades=grades,
     )
     name, epochs = profile.name, profile.spin.training.epochs
     return Drawing(
@@ -97,7 +100,7 @@ def compose(profile: Profile) -> Drawing:
             tables.table1(results.load_summaries(folder), tasks, shots=shots(profile)),
             tables.table2(times, machine=machine),
             *(make(scores, tasks) for make in (tables.table3, tables.table4, tables.table5)),
-            tables.table6(transfer, transfer_tasks),
+            tables.table6(transfer, transfer_tasks, grades),
             *(make(texts, measured) for make in (generation_tables.table7, generation_tables.table8)),
         ],
         findings=findings,
@@ -107,7 +110,9 @@ def compose(profile: Profile) -> Drawing:
             "figure3": figures.figure3(scores, tasks, profile=name),
             "figure4": figures.figure4(scores, tasks, profile=name, epochs=epochs),
             "figure5": figures.figure5(scores, tasks, profile=name, epochs=epochs),
-            "figure6": generation_figures.figure6(scores, tasks, transfer, transfer_tasks, profile=name),
+            "figure6": generation_figures.figure6(scores, tasks, transfer, transfer_tasks, profile=name)
+            if grades.empty
+            else mt_bench_figure.figure6(grades, profile=name),
             "training": training_figures.training_curves(training),
             "convergence": generation_figures.convergence(measured, bounds),
         },

@@ -40,46 +40,59 @@ def chain(plan: Plan, name: str) -> dict[str, Any]:
     return {"step": name, "chain": links}
 
 
-def describe(profile: str, seed: int, model: str, kind: str = "evaluations") -> str:
-    """The chain behind a results file, one paragraph a step, the result first.
+def record(profile: str, seed: int, model: str, kind: str = "evaluations") -> dict[str, Any]:
+    """The chain behind a results file, for programs.
 
     Args:
         profile: name of the profile.
         seed: training seed.
         model: such as `spin-3`, as in the tables.
-        kind: folder of the results: evaluations, transfer, training, generations or heldout.
+        kind: folder of the results: evaluations, transfer, training, generations, heldout or mt_bench.
 
     Returns:
-        Text; for each artifact it says whether it is on this machine with the same manifest.
+        `file`, its `sha256`, and `chain`: every artifact behind it by step, in the order they were made, with
+        `presence`, which says whether it is on this machine with the same manifest.
 
     Raises:
         ResultsError: no such results file, or not a valid one.
+        PathError: a profile's name that could lead elsewhere.
         ProvenanceError: an input is not the artifact that the chain names.
     """
+    results.label(model)
     path = paths.results(profile) / f"seed-{seed}" / kind / f"{model}.json"
     links = results.read_json(path)["provenance"]["chain"]
-    head = f"{paths.relative(path)}\n  sha256 {artifacts.file_hash(path)}"
-    return "\n".join([head, *(_paragraph(profile, name, links) for name in reversed(links))])
+    for name in reversed(links):
+        _check_inputs(name, links)
+    named = {name: {**link, "presence": _presence(profile, name, link)} for name, link in links.items()}
+    return {"file": paths.relative(path), "sha256": artifacts.file_hash(path), "chain": named}
 
 
-def _paragraph(profile: str, name: str, links: Mapping[str, Any]) -> str:
-    link = links[name]
-    inputs = {other: reference["artifact"] for other, reference in link["inputs"].items()}
-    for other, reference in link["inputs"].items():
+def describe(profile: str, seed: int, model: str, kind: str = "evaluations") -> str:
+    """What `record` says, as text: one paragraph a step, the result first."""
+    found = record(profile, seed, model, kind)
+    head = f"{found['file']}\n  sha256 {found['sha256']}"
+    return "\n".join([head, *(_paragraph(name, link) for name, link in reversed(found["chain"].items()))])
+
+
+def _check_inputs(name: str, links: Mapping[str, Any]) -> None:
+    for other, reference in links[name]["inputs"].items():
         if links[other]["manifest_sha256"] != reference["manifest"]:
             raise ProvenanceError(
                 f"{name}: was made from {reference['artifact']} with manifest {reference['manifest']}, but the chain "
                 f"holds another one, {links[other]['manifest_sha256']}; run the step again"
             )
+
+
+def _paragraph(name: str, link: Mapping[str, Any]) -> str:
     changes = " with uncommitted changes" if link["dirty"] else ""
     lines = [
         f"{name}-{link['key']}: {link['stage']}, seed {link['seed']}, {link['started']}, {link['seconds']:.0f} s",
         f"  commit {link['commit']}{changes}; {link['device']}; torch {link['versions']['torch']}",
-        f"  manifest sha256 {link['manifest_sha256']} ({_presence(profile, name, link)})",
+        f"  manifest sha256 {link['manifest_sha256']} ({link['presence']})",
         *(f"  {file} sha256 {digest}" for file, digest in link.get("weights_sha256", {}).items()),
     ]
-    if inputs:
-        lines.append(f"  from {', '.join(inputs.values())}")
+    if link["inputs"]:
+        lines.append(f"  from {', '.join(reference['artifact'] for reference in link['inputs'].values())}")
     if "settings" in link:
         lines.append(f"  from {artifacts.canonical(link['settings'])}")
     return "\n".join(lines)

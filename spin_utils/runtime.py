@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 ENVIRONMENT = {
     # glibc otherwise hands every large tensor back to the kernel: 1.3 times slower training on a CPU.
@@ -38,6 +43,34 @@ def is_headless() -> bool:
     return os.environ.get("SPIN_HEADLESS") == "1"
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: a scheduler or another program wants what a person wants with Ctrl-C."""
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Inside the block the first SIGTERM raises `Terminated`; further ones ask for the same and change nothing."""
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, before)
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook that someone looks at."""
+    return "ipykernel" in sys.modules and not is_headless()
+
+
 def configure_logging() -> None:
     """The kit's own log lines, plain, on standard output; of the libraries only warnings."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
@@ -46,11 +79,12 @@ def configure_logging() -> None:
 
 
 def configure() -> None:
-    """Set up a notebook's kernel or a stage: log lines, threads, and no loading bars when headless."""
+    """Set up a notebook's kernel or a stage: log lines, no bar for every model that is loaded, and none headless."""
+    import transformers
+
     configure_logging()
+    transformers.utils.logging.disable_progress_bar()
     if is_headless():
         import datasets
-        import transformers
 
-        transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()

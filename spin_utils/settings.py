@@ -1,4 +1,5 @@
-"""Every setting of the kit, as one frozen dataclass per stage; those of models and data are in `input_settings.py`.
+"""Every setting of the kit, as one frozen dataclass per stage; those of models and data are in `input_settings.py`,
+those of MT-Bench in `mt_bench_settings.py`.
 
 A field that comes from the paper names its section. A field where the paper and the released code
 disagree says so. Profiles (see `profiles.py`) are YAML files read into these classes; nothing else
@@ -12,15 +13,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from spin_utils.input_settings import (
+    LARGEST_SEED,
     DemonstrationSettings,
     ModelSettings,
     PreferenceSettings,
     TemplateSettings,
     require,
 )
+from spin_utils.machine_settings import ResourceSettings, VllmSettings
+from spin_utils.mt_bench_settings import MtBenchSettings
+from spin_utils.paths import NAME
 
 Loss = Literal["logistic", "hinge", "correlation", "exponential"]
 Precision = Literal["bfloat16", "float32", "auto"]
+MOST = 1000
+"""Most iterations, epochs shown or further epochs: each is a step of the plan with a checkpoint of its own."""
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -101,6 +108,11 @@ class GenerationSettings:
     """Rows decoded together."""
     shard_rows: int = 512
     """Prompts in one finished-or-absent shard."""
+    backend: Literal["kit", "vllm"] = "kit"
+    """Who draws the answers that are trained on: the kit's own sampler, or vLLM in processes of its own. The same
+    distribution, other draws. Held-out answers always come from the kit's."""
+    vllm: VllmSettings = field(default_factory=VllmSettings)
+    """Where and how vLLM runs."""
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, f"generation.temperature: {self.temperature} is negative")
@@ -108,6 +120,21 @@ class GenerationSettings:
         require(0 < self.top_p <= 1, f"generation.top_p: {self.top_p} must be above 0 and at most 1")
         for name in ("max_new_tokens", "batch_size", "shard_rows"):
             require(getattr(self, name) > 0, f"generation.{name}: {getattr(self, name)} must be above 0")
+        if self.backend == "vllm":
+            require(
+                bool(self.vllm.python),
+                "generation.vllm.python: missing; name the Python of the environment in which vLLM is installed",
+            )
+            require(
+                self.temperature == 0 or 0.01 <= self.temperature <= 2,
+                f"generation.temperature: {self.temperature}; vLLM takes 0 or 0.01 to 2",
+            )
+
+
+def generation_identity(settings: GenerationSettings) -> dict[str, Any]:
+    """What generated answers depend on, as JSON data: who draws them, but not where vLLM is and on how many GPUs."""
+    identity = {name: value for name, value in asdict(settings).items() if name not in ("backend", "vllm")}
+    return identity if settings.backend == "kit" else {**identity, "backend": settings.backend}
 
 
 @dataclass(frozen=True)
@@ -131,10 +158,12 @@ class SpinSettings:
     """Sizes of the nested subsets of Figure 5, in fiftieths of the prompts (the paper's 14k and 26k of 50k)."""
 
     def __post_init__(self) -> None:
-        require(self.iterations >= 1, f"spin.iterations: {self.iterations} must be at least 1")
+        require(1 <= self.iterations <= MOST, f"spin.iterations: {self.iterations} must be 1 to {MOST}")
+        require(self.epochs_shown <= MOST, f"spin.epochs_shown: {self.epochs_shown} is more than {MOST}")
         for name in ("learning_rates", "betas"):
             require(all(v > 0 for v in getattr(self, name)), f"spin.{name}: every value must be above 0")
-        require(all(0 < n < 50 for n in self.subsets), f"spin.subsets: {self.subsets}; write fiftieths, 1 to 49")
+        fiftieths = all(0 < n < 50 for n in self.subsets) and len(set(self.subsets)) == len(self.subsets)
+        require(fiftieths, f"spin.subsets: {self.subsets}; write fiftieths, 1 to 49, each once")
         scheduled = self.training.schedule_epochs or self.training.epochs
         require(
             self.epochs_shown <= scheduled,
@@ -170,6 +199,9 @@ class DpoRunSettings:
     template: TemplateSettings
     seed: int = 0
     """Seed of the order of the pairs."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < LARGEST_SEED, f"seed: {self.seed} must be from 0 to {LARGEST_SEED - 1}")
 
 
 @dataclass(frozen=True)
@@ -216,13 +248,17 @@ class Profile:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     template: TemplateSettings = field(default_factory=TemplateSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    resources: ResourceSettings = field(default_factory=ResourceSettings)
+    """What each kind of step asks of the scheduler; no part of any result."""
+    mt_bench: MtBenchSettings | None = None
+    """MT-Bench for the models of the main chain (Table 6, Figure 6), with a judge that costs money; null: not run."""
 
     def __post_init__(self) -> None:
         require(
-            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.name) is not None,
+            NAME.fullmatch(self.name) is not None,
             f"name: {self.name!r} names folders; use letters, digits, - and _ only",
         )
-        require(self.sft_more >= 0, f"sft_more: {self.sft_more} is negative")
+        require(0 <= self.sft_more <= MOST, f"sft_more: {self.sft_more} must be 0 to {MOST}")
         require(self.sft is not None or not self.sft_more, "sft_more: needs the settings of sft, which is null")
         for name, model in self.released.items():
             known = re.fullmatch(r"spin-\d+(-dpo)?|dpo|sft-more-\d+", name) is not None

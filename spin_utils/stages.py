@@ -29,20 +29,25 @@ def check_inputs(profile: Profile) -> None:
     """Everything that can be wrong with a run's inputs, found before any long work.
 
     Raises:
-        ModelError, RowError, TrackerError: with the file, the row and the remedy.
+        ModelError, RowError, TemplateError, EvaluationError, TrackerError, VllmError, MtBenchError, JudgeError: with
+            the file, the row and the remedy.
     """
-    from spin_utils import models, preferences, trackers
+    from spin_utils import input_checks, models, mt_bench, preferences, trackers, vllm_backend
 
     trainings = (profile.sft, profile.spin.training, profile.dpo and profile.dpo.training)
     trackers.check({name for training in trainings if training for name in training.trackers})
     for settings in (profile.model, *profile.released.values()):
         models.identity(settings)
     if needs_data(profile):
-        load_demonstrations(profile.demonstrations)
+        input_checks.check(profile, load_demonstrations(profile.demonstrations))
     if profile.released:
         return
     if profile.dpo is not None and profile.dpo.preferences.source != "samples":
         preferences.load(profile.dpo.preferences)
+    if profile.generation.backend == "vllm":
+        vllm_backend.check(profile.generation.vllm)
+    if profile.mt_bench is not None:
+        mt_bench.check(profile.mt_bench)
 
 
 def run(plan: Plan, name: str) -> Path:
@@ -56,12 +61,12 @@ def run(plan: Plan, name: str) -> Path:
         The artifact's directory.
     """
     step = plan.steps[name]
-    if artifacts.is_complete(step.directory):
+    if artifacts.adopt(step.directory):
         return step.directory
     for needed in step.inputs:
         run(plan, needed)
     with artifacts.lock(step.directory):
-        if artifacts.is_complete(step.directory):  # made by another process while this one waited
+        if artifacts.is_made(step.directory):  # by another process while this one waited
             return step.directory
         inputs = {n: _reference(plan.directory(n)) for n in step.inputs}
         log.info("%s, seed %d: %s", name, plan.seed, paths.relative(step.directory))
@@ -74,7 +79,7 @@ def run(plan: Plan, name: str) -> Path:
 
 def rows(plan: Plan, split: str) -> list[dict[str, Any]]:
     """Demonstrations of a split (`sft`, `spin`, `validation`, `test`), made if need be."""
-    return read_rows(run(plan, "data") / f"{split}.jsonl")
+    return read_rows(artifacts.checked(run(plan, "data"), f"{split}.jsonl"))
 
 
 def opponent(plan: Plan, iteration: int) -> str:
@@ -83,7 +88,8 @@ def opponent(plan: Plan, iteration: int) -> str:
 
 
 def _make(plan: Plan, step: Step, work: Path) -> None:
-    from spin_utils import answering, self_play  # these need torch, and errors in the inputs should not wait for it
+    # These need torch, and errors in the inputs should not wait for it.
+    from spin_utils import answering, mt_bench, self_play
 
     makers: dict[str, Callable[[Plan, Step, Path], None]] = {
         "data": _make_data,
@@ -96,6 +102,8 @@ def _make(plan: Plan, step: Step, work: Path) -> None:
         "preferences": answering.make_preferences,
         "dpo": self_play.make_on_pairs,
         "evaluation": _make_evaluation,
+        "mt_answers": mt_bench.make_answers,
+        "mt_bench": mt_bench.make_grades,
     }
     makers[step.stage](plan, step, work)
 
@@ -117,7 +125,7 @@ def _make_base(plan: Plan, step: Step, work: Path) -> None:
 
 
 def _make_sft(plan: Plan, step: Step, work: Path) -> None:
-    from spin_utils import models
+    from spin_utils import input_checks, models
     from spin_utils.packing import Group
     from spin_utils.pair_training import keep_checkpoint, keep_metrics
     from spin_utils.templates import encode_rows
@@ -125,13 +133,23 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
 
     start, more = plan.directory(step.inputs[0]), step.parameters["more"]
     tokenizer = models.load_tokenizer(start)
+    held_out = {split: rows(plan, split) for split in ("validation", "test")}
+    input_checks.check_lengths(tokenizer, plan.profile.template, held_out)
     encoded = encode_rows(tokenizer, plan.profile.template, rows(plan, "sft"))
     groups = [Group(row.prompt_ids, (row.response_ids,)) for row in encoded]
     assert plan.profile.sft is not None
     settings = replace(plan.profile.sft, epochs=1) if more else plan.profile.sft
     model = models.load(start)
     seed = stream(plan.seed, more)
-    result = train(model, groups, settings, seed=seed, work=artifacts.scratch(work), what=step.name)
+    result = train(
+        model,
+        groups,
+        settings,
+        seed=seed,
+        work=artifacts.scratch(work),
+        what=step.name,
+        describe=lambda index: f"row {encoded[index].row['id']}",
+    )
     keep_checkpoint(model, start, work)
     keep_metrics(result, work)
 
@@ -168,6 +186,8 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
 
 
 def _reference(directory: Path) -> dict[str, str]:
+    """What a manifest says of an input, which is read in full before anything is made from it."""
+    artifacts.verify(directory)
     return {"artifact": directory.name, "manifest": artifacts.file_hash(directory / artifacts.MANIFEST)}
 
 
@@ -183,6 +203,9 @@ def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
     """
     if not all(artifacts.is_complete(plan.directory(name)) for plan in plans for name in step.inputs):
         return
-    with artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work:
+    with (
+        artifacts.lock(step.directory),
+        artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work,
+    ):
         files = {paths.relative(path): artifacts.file_hash(path) for path in written}
         artifacts.write_json(work / "written.json", files)

@@ -16,15 +16,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from spin_utils import published, theory
+from spin_utils import mt_bench_scores, published, theory
+from spin_utils.documents import ResultsError
+from spin_utils.profiles import nearest
+from spin_utils.records import OUTCOMES, VERDICT_COLUMNS, parse_verdicts
 from spin_utils.registry import Row, load
 from spin_utils.statistics import Claim, Estimate, StatisticsError, paired_bootstrap, verdict
 from spin_utils.writing import write_forms
-
-COLUMNS = ("id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict")
-"""Columns of verdicts.csv."""
-
-OUTCOMES = ("reproduced", "not reproduced", "inconclusive", "not run", "not judged")
 
 _RULE = (
     "A claim is *reproduced* if the whole 95 % interval of our measurement agrees with it, *not reproduced* if the "
@@ -80,6 +78,7 @@ def judge(
     transfer_stand_ins: Mapping[str, str] | None = None,
     generations: pd.DataFrame | None = None,
     heldout: pd.DataFrame | None = None,
+    grades: pd.DataFrame | None = None,
     rows: Sequence[Row] | None = None,
     seed: int = 0,
 ) -> list[Finding]:
@@ -94,6 +93,7 @@ def judge(
         transfer_stand_ins: As `stand_ins`, of these tasks.
         generations: From `generations.measures`.
         heldout: From `generations.jsd_bounds`.
+        grades: From `results.load_mt_bench`.
         rows: Registry rows; None: the registry of the package.
         seed: Seed of the bootstrap.
     """
@@ -103,6 +103,7 @@ def judge(
         "evaluation on transfer tasks of": (transfer, transfer_stand_ins or {}),
         "generations of": (generations, None),
         "held-out pairs against": (heldout, None),
+        "MT-Bench grades of": (grades, None),
     }
     findings: dict[str, Finding] = {}
     for row in rows:
@@ -119,7 +120,7 @@ def judge(
             status = "reproduced" if error < (row.tolerance or 0) else "not reproduced"
             findings[row.id] = replace(blank, verdict=status, ours=error)
         else:
-            findings[row.id] = replace(blank, verdict="not run" if row.compute == "absent" else "not judged")
+            findings[row.id] = blank
     for whole in (row for row in rows if row.compute == "parts"):
         parts = [findings[row.id] for row in rows if whole.id in row.part_of]
         findings[whole.id] = _whole(findings[whole.id], parts)
@@ -128,9 +129,25 @@ def judge(
 
 def write(findings: Sequence[Finding], results: Path) -> list[Path]:
     """Write verdicts.csv and the readable page verdicts.md under results/PROFILE."""
-    table = pd.DataFrame([vars(finding) for finding in findings])[list(COLUMNS)]
+    table = pd.DataFrame([vars(finding) for finding in findings])[list(VERDICT_COLUMNS)]
     texts = {"csv": table.to_csv(index=False, float_format="%.6g"), "md": markdown(findings)}
+    parse_verdicts(texts["csv"], str(results / "verdicts.csv"))
     return write_forms(results / "verdicts", texts)
+
+
+def read(results: Path, outcome: str = "") -> pd.DataFrame:
+    """The written verdicts of results/PROFILE, or those of one outcome.
+
+    Raises:
+        ResultsError: nothing was judged yet, or no verdict is called so.
+    """
+    path = results / "verdicts.csv"
+    if not path.is_file():
+        raise ResultsError(f"{path}: no verdicts; run `spin-repro figures --profile {results.name}` to write them")
+    if outcome not in ("", *OUTCOMES):
+        raise ResultsError(f"verdict {outcome!r}: unknown{nearest(outcome, OUTCOMES)}")
+    table = pd.read_csv(path)
+    return table[table["verdict"] == outcome] if outcome else table
 
 
 def markdown(findings: Sequence[Finding]) -> str:
@@ -161,6 +178,8 @@ def markdown(findings: Sequence[Finding]) -> str:
 
 def _source(row: Row) -> str:
     """Which results a contrast is computed from, in words that a model's name completes."""
+    if row.column == "grade":
+        return "MT-Bench grades of"
     if row.column == "jsd_bound":
         return "held-out pairs against"
     if row.column in ("generated_tokens", "similarity", "identical"):
@@ -195,13 +214,18 @@ def _contrast(
     if stand_ins is not None:
         tasks = [task for task, other in stand_ins.items() if row.benchmark in (other, "average")]
     reason = ""
-    if table is None or absent:
+    if row.column == "grade" and (table is None or table.empty):
+        reason = "needs a judge model and none was run"
+    elif table is None or absent:
         reason = f"no {source} {', '.join(absent)}"
     elif tasks == []:
         reason = f"no task of this profile stands in for {published.BENCHMARK_LABELS[row.benchmark]}"
     else:
         try:
-            estimate = paired_bootstrap(table, row.contrast, tasks=tasks, column=row.column, seed=seed)
+            if row.column == "grade":
+                estimate = mt_bench_scores.estimate(table, row.contrast, category=row.category, seed=seed)
+            else:
+                estimate = paired_bootstrap(table, row.contrast, tasks=tasks, column=row.column, seed=seed)
         except StatisticsError as error:
             reason = str(error)
     if reason:
@@ -274,7 +298,7 @@ def _whole(finding: Finding, parts: Sequence[Finding]) -> Finding:
 
 def _paper_contrast(row: Row) -> float | None:
     """The paper's value of a contrast, from its printed scores (printed averages, as the paper's gains are)."""
-    if row.column != "score":
+    if row.column not in ("score", "grade") or row.category:
         return None
     total = 0.0
     for model, weight in row.contrast.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import time
 from pathlib import Path
 
@@ -119,3 +120,25 @@ def test_json_is_written_whole_and_with_the_same_bytes(tmp_path: Path) -> None:
         artifacts.write_json(tmp_path / "a", {"x": float("nan")})
     assert json.loads((tmp_path / "a").read_text())["b"] == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_the_same_artifact_of_another_profile_is_taken_over_and_no_other_one(home: Path) -> None:
+    theirs = home / "artifacts" / "cpu" / "seed-0" / "sft-0123456789ab"
+    with artifacts.building(theirs, stage="sft", settings={}, inputs={}, seed=0) as work:
+        (work / "epoch-1").mkdir()
+        (work / "epoch-1" / "weights").write_text("weights")
+    mine = home / "artifacts" / "mine"
+    assert not artifacts.adopt(mine / "seed-0" / "sft-ba9876543210")
+    assert not artifacts.adopt(mine / "seed-1" / theirs.name)
+    assert artifacts.adopt(mine / "seed-0" / theirs.name)
+    artifacts.verify(mine / "seed-0" / theirs.name)
+    shutil.rmtree(theirs)
+    assert artifacts.adopt(mine / "seed-0" / theirs.name), "it stays when the other one is deleted"
+
+
+def test_a_damaged_artifact_is_not_taken_over(home: Path) -> None:
+    theirs = home / "artifacts" / "cpu" / "shared" / "data-0123456789ab"
+    with artifacts.building(theirs, stage="data", settings={}, inputs={}, seed=0) as work:
+        (work / "rows").write_text("rows")
+    (theirs / "rows").unlink()
+    assert not artifacts.adopt(home / "artifacts" / "mine" / "shared" / theirs.name)

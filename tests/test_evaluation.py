@@ -16,9 +16,9 @@ from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 from transformers import PreTrainedModel
 
-from spin_utils import evaluation, results, templates
+from spin_utils import evaluation, plan, profiles, results, templates
 from spin_utils.evaluation import TASKS, EvaluationError, evaluate
-from spin_utils.input_settings import TemplateSettings
+from spin_utils.input_settings import SettingsError, TemplateSettings
 from spin_utils.sampling import sample
 from spin_utils.settings import EvaluationSettings, GenerationSettings
 
@@ -210,3 +210,17 @@ def test_impossible_evaluations_are_refused(
         run(rows, tasks=[str(tmp_path / "sums.yaml")])
     with pytest.raises(EvaluationError, match="name all or none"):
         run([rows[0] | {"family": "heldout"}, rows[1] | {"family": ""}])
+
+
+def test_an_edited_task_file_is_another_measurement_and_a_missing_one_is_named(home: Path) -> None:
+    task = home / "mine.yaml"
+    task.write_text("task: mine")
+    change = {"evaluation.tasks": [str(task)]}
+    before = plan.make(profiles.load("smoke", change), 0)
+    task.write_text("task: mine\nnum_fewshot: 3")
+    after = plan.make(profiles.load("smoke", change), 0)
+    assert before.directory("eval-sft") != after.directory("eval-sft")
+    assert before.directory("sft") == after.directory("sft")
+    task.unlink()
+    with pytest.raises(SettingsError, match=r"mine\.yaml: no such file"):
+        plan.make(profiles.load("smoke", change), 0)

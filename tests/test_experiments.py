@@ -153,3 +153,10 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     assert "spin-1" in text
     assert "eval-sft " not in text
     assert "evaluation" in clock.account([made])
+
+
+def test_every_trained_model_has_a_name_that_its_notebook_can_draw() -> None:
+    steps = plan.make(profiles.load("smoke"), 0)
+    trained = [step.parameters["model"] for step in steps if step.notebook == "03_spin_training"]
+    assert "spin-0-more" in trained
+    assert len({results.label(model) for model in trained}) == len(trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spin_utils.losses import link, spin_loss
+from spin_utils.settings import Loss
 
-LOSSES = ("logistic", "hinge", "correlation", "exponential")
+LOSSES = get_args(Loss)
 FORMULAS = {
     "logistic": lambda t: math.log1p(math.exp(-t)),
     "hinge": lambda t: max(0.0, 1 - t),

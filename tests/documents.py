@@ -1,0 +1,106 @@
+"""What the documents say can be typed, and the rules by which a test can afford to type it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from spin_utils import paths
+
+ROOT = paths.REPOSITORY
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+"""Documents whose commands are run."""
+
+NOT_RUN = {
+    "make test": "it would run itself",
+    "make lint": "`.ci/run` calls it beside the tests",
+    ".venv/bin/python -m pytest tests/test_packing.py": "part of these tests",
+    ".venv/bin/python -m pytest tests/test_losses.py": "part of these tests",
+    ".venv/bin/python -m pytest -m slow": "the slow tests would run themselves",
+    ".venv/bin/python -m benchmarks.search": "half an hour on a real model",
+    ".venv/bin/python docs/make_map.py": "writes into the repository; test_map.py calls its functions",
+}
+"""Commands that no test types, and why."""
+SLOW = (".venv/bin/spin-repro bench --runs 3 --only sample_vs_generate",)
+"""Commands that `python -m pytest -m slow` types."""
+SERVERS = ("make lab",)
+"""Commands that run until they are stopped: they are started, waited for and stopped."""
+
+SMALL = """\
+# The profile smoke without the experiments around its main chain.
+extends: smoke
+sft_more: 0
+dpo: null
+spin: {iterations: 1, epochs_shown: 0, subsets: []}
+"""
+
+_SPIN_REPRO = """\
+#!{python}
+import sys
+from spin_utils.cli import main
+arguments = sys.argv[1:]
+if arguments[0] in {with_profile} and "--profile" not in arguments:
+    changed = {{"--model", "--data", "--set"}} & set(arguments)
+    arguments += ["--profile", "small.yaml" if changed else "smoke"]
+if arguments[0] == "reproduce" and "--jobs" not in arguments:
+    arguments += ["--jobs", "2"]
+sys.argv[1:] = arguments
+sys.exit(main(arguments))
+"""
+_WITH_PROFILE = ("reproduce", "plan", "step", "report", "verdicts", "compare", "provenance", "figures", "bench")
+
+
+def commands(page: str) -> list[str]:
+    """The commands of a page's bash blocks in order, without comments: a line, or several up to the end of a text.
+
+    >>> commands("docs/several-gpus.md")[-1]
+    '.venv/bin/spin-repro reproduce --profile smoke --jobs 2'
+    """
+    found: list[str] = []
+    for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S):
+        end, going_on = "", False
+        for line in block.splitlines():
+            if end or going_on:
+                found[-1] += f"\n{line}"
+            elif line.strip():
+                line = re.sub(r"\s+#.*", "", line)
+                found.append(line)
+            here = re.search(r"<<\s*'?(\w+)'?", line)
+            end = "" if line == end else here.group(1) if here else end
+            going_on = line.endswith("\\")
+    return found
+
+
+def at_smoke(command: str) -> str:
+    """A command at the size of a test.
+
+    The profile `cpu` is `smoke`, or `small` where a profile extends it, and the last iteration is the first. The
+    `spin-repro` of `prepare` has these profiles as defaults.
+    """
+    command = command.replace("extends: cpu", "extends: small.yaml")
+    command = re.sub(r"\bcpu\b", "smoke", command).replace("spin-3", "spin-0")
+    if command.startswith("make ") and "PROFILE=" not in command:
+        command += " PROFILE=smoke"
+    return command
+
+
+def prepare(folder: Path) -> None:
+    """Make a folder look like a checkout after `make setup`: links to its files, and this Python in .venv/bin."""
+    for path in ROOT.iterdir():
+        if not (folder / path.name).exists() and path.name not in (".git", ".venv", "results", "figures", "artifacts"):
+            (folder / path.name).symlink_to(path)
+    python = shlex.quote(sys.executable)
+    scripts = {
+        "spin-repro": _SPIN_REPRO.format(python=sys.executable, with_profile=_WITH_PROFILE),
+        "python": f'#!/bin/sh\nexec {python} "$@"\n',
+        "jupyter": f'#!/bin/sh\nname=$1; shift; exec {python} -m jupyter$name "$@"\n',
+    }
+    binaries = folder / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    for name, text in scripts.items():
+        (binaries / name).write_text(text)
+        (binaries / name).chmod(0o755)
+    (folder / ".venv" / ".ready").touch()
+    (folder / "small.yaml").write_text(SMALL)
