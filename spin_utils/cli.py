@@ -288,12 +288,11 @@ def _indented(document: Any) -> str:
 def _check(arguments: argparse.Namespace) -> int:
     from spin_utils import check, machine
 
-    _, profile = _resolve(arguments)
     logging.getLogger("spin_utils").setLevel(logging.ERROR if arguments.json else logging.INFO)
-    report = check.check(profile, machine.chosen(arguments.gpus, arguments.gpu_memory))
+    report = check.check(_resolve(arguments)[1], machine.chosen(arguments.gpus, arguments.gpu_memory))
     logging.getLogger("spin_utils").setLevel(logging.INFO)
     log.info("%s", _indented(report.document()) if arguments.json else "\n".join(report.lines()))
-    return 0 if report.ready() else 1
+    return int(not report.ready())
 
 
 def _card(arguments: argparse.Namespace) -> int:
@@ -306,8 +305,8 @@ def _card(arguments: argparse.Namespace) -> int:
 def _push(arguments: argparse.Namespace) -> int:
     from spin_utils import cards
 
-    profile, given = profiles.load(arguments.profile), (arguments.model, arguments.repo, arguments.seed)
-    log.info("%s", cards.push(profile, *given, public=arguments.public))
+    given = (profiles.load(arguments.profile), arguments.model, arguments.repo, arguments.seed)
+    log.info("%s", cards.push(*given, public=arguments.public))
     return 0
 
 
