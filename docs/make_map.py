@@ -20,7 +20,7 @@ STOREYS = {
     "doors": "cli cli_parser cli_results notebooks dpo controls reproduction scheduling check",
     "drawing": "report readme drawing tables table_text figures training_figures generation_figures "
     "generation_tables theory_figures figure_style live_curve item_figures text_tables token_figures "
-    "mt_bench_figure crate",
+    "mt_bench_figure crate cards",
     "steps": "publishing explore stages answering self_play pair_training launching provenance clock plan "
     "token_scores input_checks mt_bench forecast hub_access model_folder architectures machine "
     "memory_model",

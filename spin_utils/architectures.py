@@ -119,16 +119,10 @@ def _hub_config(settings: ModelSettings, reachable: bool) -> dict[str, Any] | No
     """The model's config.json from the hub's cache or, if it can be reached, from the hub."""
     if not settings.revision:
         return None
-    from huggingface_hub import constants, errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download
 
     try:
-        path = hf_hub_download(
-            settings.name,
-            "config.json",
-            revision=settings.revision,
-            local_files_only=not reachable,
-            endpoint=constants.ENDPOINT,
-        )
+        path = hf_hub_download(settings.name, "config.json", revision=settings.revision, local_files_only=not reachable)
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError):
         return None
     return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -52,6 +52,10 @@ class Report:
         """Whether nothing speaks against starting."""
         return self.verdict != "does not fit" and all(finding.state != "refused" for finding in self.findings)
 
+    def document(self) -> dict[str, Any]:
+        """The report as JSON data."""
+        return {**dataclasses.asdict(self), "ready": self.ready()}
+
     def lines(self) -> list[str]:
         """The report as text."""
         marks = {"ok": "ok", "note": "note", "unknown": "?", "refused": "NO"}
@@ -65,7 +69,7 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
 
     Args:
         profile: the validated profile.
-        machine: where it is to run: `machine.here()` or `machine.described(...)`.
+        machine: where it is to run.
         seed: whose finished steps count as done.
     """
     findings = [_versions(), Finding("device", "ok", f"{machine.name}, {_gb(machine.memory)} free on each")]
@@ -118,7 +122,7 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
     runs = {
         "sft": (profile.sft, lengths.longest_prompt + lengths.longest_real),
         "spin": (profile.spin.training, pair),
-        "dpo": (profile.dpo and profile.dpo.training, pair),
+        "dpo": (profile.dpo.training if profile.dpo else None, pair),
     }
     for stage, (settings, longest) in runs.items():
         if settings is not None and not profile.released:
@@ -184,7 +188,7 @@ def _candidates(profile: Profile, stage: str) -> Iterator[dict[str, Any]]:
 def _training(profile: Profile, section: str) -> TrainingSettings:
     settings = profile.sft if section == "sft" else profile.spin.training
     if section == "dpo.training":
-        settings = profile.dpo and profile.dpo.training
+        settings = profile.dpo.training if profile.dpo else None
     assert settings is not None
     return settings
 
@@ -262,13 +266,8 @@ def _hours(made: plan.Plan, machine: Machine, a: Architecture, lengths: Lengths)
         stage = made.steps[name].stage
         by_stage[stage] = by_stage.get(stage, 0) + value
     parts = ", ".join(f"{stage} {_time(value)}" for stage, value in by_stage.items() if value)
-    counted = (
-        "tokens counted from the rows"
-        if lengths.known
-        else (
-            f"assumed {lengths.prompt}, {lengths.real} and {lengths.generated} tokens for prompt, real and generated response"
-        )
-    )
+    source = "counted from the rows" if lengths.known else "assumed"
+    counted = f"{lengths.prompt} + {lengths.real} + {lengths.generated} tokens of prompt and responses {source}"
     text = (
         f"about {_time(sum(predicted.values()))} for {len(predicted)} unfinished steps ({parts}); cost model at "
         f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bandwidth / 1e9:.3g} GB/s a device, of which "

@@ -252,18 +252,11 @@ def _indented(document: Any) -> str:
 def _check(arguments: argparse.Namespace) -> int:
     from spin_utils import check, machine
 
-    _, profile = _resolve(arguments)
-    gpus, gigabytes = arguments.gpus, arguments.gpu_memory
-    if bool(gpus) != bool(gigabytes) or gpus < 0 or gigabytes < 0:
-        raise SettingsError("check: --gpus and --gpu-memory describe another machine together, such as 8 and 80")
     logging.getLogger("spin_utils").setLevel(logging.ERROR if arguments.json else logging.INFO)
-    report = check.check(profile, machine.described(gpus, gigabytes) if gpus else machine.here())
+    report = check.check(_resolve(arguments)[1], machine.chosen(arguments.gpus, arguments.gpu_memory))
     logging.getLogger("spin_utils").setLevel(logging.INFO)
-    if arguments.json:
-        log.info("%s", _indented({**dataclasses.asdict(report), "ready": report.ready()}))
-    else:
-        log.info("%s", "\n".join(report.lines()))
-    return 0 if report.ready() else 1
+    log.info("%s", _indented(report.document()) if arguments.json else "\n".join(report.lines()))
+    return int(not report.ready())
 
 
 def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
@@ -299,6 +292,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compare": cli_results.compare,
     "provenance": cli_results.provenance,
     "figures": cli_results.figures,
+    "card": cli_results.card,
+    "push": cli_results.push,
     "bench": _bench,
     "completion": _completion,
 }

@@ -169,6 +169,16 @@ def build() -> argparse.ArgumentParser:
     sub = command("figures", "redraw tables and figures from the results, without a model", "", "--profile smoke")
     _with_profile(sub)
     sub.add_argument("--readme", action="store_true", help="also write the README's results table")
+    sub = command("card", "write a model card with a run's settings and numbers", "--model spin-3")
+    _with_trained_model(sub)
+    sub = command(
+        "push",
+        "upload a checkpoint and its card to the hub, with the token in HF_TOKEN",
+        "--model spin-3 --repo owner/name",
+    )
+    _with_trained_model(sub)
+    sub.add_argument("--repo", required=True, metavar="OWNER/NAME", help="where on the hub; made if it is not there")
+    sub.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
     command(
         "bench",
         "time the kit against its peers; options are those of `python -m benchmarks`",
@@ -190,6 +200,12 @@ def _with_profile(sub: argparse.ArgumentParser) -> None:
         "--profile", default="cpu", type=profile, help="smoke, cpu, gpu, paper or a .yaml file (default: cpu)"
     )
     _file(option)
+
+
+def _with_trained_model(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", required=True, help="row of a table, such as spin-3")
+    _with_profile(sub)
+    sub.add_argument("--seed", type=int, default=0, help="training seed")
 
 
 def _with_changes(sub: argparse.ArgumentParser) -> None:

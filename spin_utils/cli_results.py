@@ -66,3 +66,18 @@ def provenance(arguments: argparse.Namespace) -> int:
     of = (profiles.folder(arguments.profile), arguments.seed, arguments.model, arguments.kind)
     log.info(json.dumps(record(*of), indent=1) if arguments.json else describe(*of))
     return 0
+
+
+def card(arguments: argparse.Namespace) -> int:
+    from spin_utils import cards
+
+    log.info("%s", paths.relative(cards.write(profiles.load(arguments.profile), arguments.model, arguments.seed)))
+    return 0
+
+
+def push(arguments: argparse.Namespace) -> int:
+    from spin_utils import cards
+
+    given = (profiles.load(arguments.profile), arguments.model, arguments.repo, arguments.seed)
+    log.info("%s", cards.push(*given, public=arguments.public))
+    return 0

@@ -68,24 +68,41 @@ def lengths(profile: Profile, rows: dict[str, Sequence[dict[str, Any]]] | None) 
     if rows is None:
         run, data = Run(), profile.demonstrations
         spin = data.spin_rows or data.expected_rows or run.prompts
-        sizes = (data.sft_rows or spin, spin, data.test_rows or 0, 0)
-        means = (min(run.prompt_tokens, template.max_prompt_tokens), min(run.real_tokens, template.max_response_tokens))
-        bounds = (template.max_prompt_tokens, template.max_response_tokens)
-        return Lengths(*sizes, *means, min(run.generated_tokens, most), *bounds, known=False)
-    prompts, responses = ([len(row[name]) for row in rows["sft"]] for name in ("prompt", "response"))
-    widest = [
-        max(len(row[name].encode()) for row in rows["sft"]) + 32 for name in ("prompt", "response")
-    ]  # and markers
-    real = sum(responses) // (CHARACTERS * len(responses)) + 1
+        return Lengths(
+            sft_rows=data.sft_rows or spin,
+            spin_rows=spin,
+            test_rows=data.test_rows or 0,
+            transfer_rows=0,
+            prompt=min(run.prompt_tokens, template.max_prompt_tokens),
+            real=min(run.real_tokens, template.max_response_tokens),
+            generated=min(run.generated_tokens, most),
+            longest_prompt=template.max_prompt_tokens,
+            longest_real=template.max_response_tokens,
+            known=False,
+        )
+    prompts, responses = ([row[name] for row in rows["sft"]] for name in ("prompt", "response"))
+    real = _mean_tokens(responses)
     return Lengths(
-        *(len(rows[split]) for split in ("sft", "spin", "test", "transfer")),
-        sum(prompts) // (CHARACTERS * len(prompts)) + 1,
-        real,
-        min(real, most),
-        min(widest[0], template.max_prompt_tokens),
-        min(widest[1], template.max_response_tokens),
+        sft_rows=len(rows["sft"]),
+        spin_rows=len(rows["spin"]),
+        test_rows=len(rows["test"]),
+        transfer_rows=len(rows["transfer"]),
+        prompt=_mean_tokens(prompts),
+        real=real,
+        generated=min(real, most),
+        longest_prompt=min(_most_tokens(prompts), template.max_prompt_tokens),
+        longest_real=min(_most_tokens(responses), template.max_response_tokens),
         known=True,
     )
+
+
+def _mean_tokens(texts: Sequence[str]) -> int:
+    return sum(map(len, texts)) // (CHARACTERS * len(texts)) + 1
+
+
+def _most_tokens(texts: Sequence[str]) -> int:
+    """A bound on the tokens of the longest text: its bytes and some markers."""
+    return max(len(text.encode()) for text in texts) + 32
 
 
 def hours(plan: Plan, machine: Machine, architecture: Architecture, found: Lengths) -> dict[str, float]:
@@ -126,8 +143,8 @@ def _step_hours(plan: Plan, step: Step, run: Run, a: Architecture, found: Length
         answers = (preferences.rows or found.sft_rows) * tries if preferences.source == "samples" else 0
         return cost_model.generation_hours(dataclasses.replace(run, prompts=answers), a)
     if step.stage in ("spin", "epochs", "subset", "dpo"):
-        settings = training_of(profile, step.name)
-        return _computing(_pairs(plan, step, found) * pair * _passes(profile, step, settings), run)
+        passes = _passes(profile, step, training_of(profile, step.name))
+        return _computing(_pairs(plan, step, found) * pair * passes, run)
     return 0.0  # data and base model: downloads, which no cost model knows
 
 

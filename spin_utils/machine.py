@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spin_utils import cost_model, paths
+from spin_utils.input_settings import SettingsError
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,17 @@ class Machine:
     """Bytes read a second by one device."""
     width: int
     """Bytes of a number where a profile says `precision: auto`."""
+
+
+def chosen(gpus: int, gigabytes: float) -> Machine:
+    """The machine that is described, or this one if none is.
+
+    Raises:
+        SettingsError: only half of a machine is described.
+    """
+    if bool(gpus) != bool(gigabytes) or gpus < 0 or gigabytes < 0:
+        raise SettingsError("check: --gpus and --gpu-memory describe another machine together, such as 8 and 80")
+    return described(gpus, gigabytes) if gpus else here()
 
 
 def here() -> Machine:

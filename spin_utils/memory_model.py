@@ -8,6 +8,7 @@ GPU was not measured.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spin_utils.cost_model import Architecture
@@ -36,9 +37,9 @@ class Need:
     """Bytes that one stage needs at its peak."""
 
     stage: str
-    sharded: dict[str, float]
+    sharded: Mapping[str, float]
     """What several processes can share out (FSDP2, ZeRO-3): weights, masters, gradients, moments."""
-    own: dict[str, float]
+    own: Mapping[str, float]
     """What every process has for itself."""
 
     def total(self, devices: int = 1) -> float:

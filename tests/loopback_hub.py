@@ -41,6 +41,10 @@ def serve(hub: LoopbackHub) -> Iterator[LoopbackHub]:
                 return self._answer(403, {}, "GatedRepo") if gated else self._answer(200, {})
             if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)", path):
                 return self._repository(f"{found[1]}/{found[2]}", None)
+            if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/config\.json", path):
+                config = hub.configs.get(found[1])
+                if config is not None:
+                    return self._answer(200, config, file=found[2])
             return self._answer(404, {}, "EntryNotFound")
 
         def do_HEAD(self) -> None:
@@ -54,6 +58,8 @@ def serve(hub: LoopbackHub) -> Iterator[LoopbackHub]:
                 owner = f"{asked.get('organization') or 'me'}/{asked['name']}"
                 hub.repositories[f"models/{owner}"] = "f" * 40
                 return self._answer(200, {"url": f"{hub.url}/{owner}", "name": owner})
+            if self.path == "/api/validate-yaml":
+                return self._answer(200, {"errors": [], "warnings": []})
             if self.path.endswith("/preupload/main"):
                 files = json.loads(body)["files"]
                 modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
@@ -75,11 +81,14 @@ def serve(hub: LoopbackHub) -> Iterator[LoopbackHub]:
         def _note(self, body: bytes) -> None:
             hub.requests.append((self.command, self.path, dict(self.headers), body))
 
-        def _answer(self, status: int, data: dict[str, Any], error: str = "") -> None:
+        def _answer(self, status: int, data: dict[str, Any], error: str = "", file: str = "") -> None:
             body = json.dumps(data).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
+            if file:
+                self.send_header("ETag", f'"{hash(body):x}"'.replace("-", ""))
+                self.send_header("X-Repo-Commit", file)
             if error:
                 self.send_header("X-Error-Code", error)
                 self.send_header("X-Error-Message", error)

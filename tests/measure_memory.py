@@ -90,7 +90,7 @@ def main() -> None:
         work(size)
         gc.collect()
         peaks.append(peak())
-    print(json.dumps({"before": before, "peaks": peaks}))
+    sys.stdout.write(json.dumps({"before": before, "peaks": peaks}) + "\n")
 
 
 if __name__ == "__main__":

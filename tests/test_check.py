@@ -36,6 +36,8 @@ def _quick(home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     with serve(LoopbackHub()) as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        files = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + files)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         yield running
 
@@ -155,7 +157,10 @@ def test_the_number_of_rows_is_checked_against_the_papers(monkeypatch: pytest.Mo
     assert "spin 4, test 4; 4 as expected" in text(report)
 
 
-def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(hub: LoopbackHub) -> None:
+def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     profile = profiles.load("gpu", {"demonstrations.revision": "", "evaluation.limit": 1})
     hub.repositories = {
         "models/Qwen/Qwen2.5-0.5B": profile.model.revision,
@@ -164,6 +169,8 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(h
         "datasets/cais/mmlu": "3" * 40,
     }
     hub.gated = {"datasets/cais/mmlu"}
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "num_hidden_layers": 2}
+    hub.configs["Qwen/Qwen2.5-0.5B"] = {"model_type": "qwen2", **sizes, "intermediate_size": 96, "vocab_size": 300}
     found = {wanted.name: hub_access.look(wanted) for wanted in hub_access.wanted(profile)}
     assert found["Qwen/Qwen2.5-0.5B"] == ("ok", f"reachable at {profile.model.revision[:8]}")
     assert found["HuggingFaceH4/ultrachat_200k"].text.endswith("--set demonstrations.revision=COMMIT")
@@ -174,6 +181,7 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(h
     report = check.check(profile, machine.described(1, 24))
     assert report.verdict == "fits"
     assert not report.ready(), "it fits, but the hub refuses"
+    assert "(its config.json on the hub)" in text(report)
 
 
 def test_a_hub_that_does_not_answer_is_unknown_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +241,7 @@ def test_a_tiny_model_has_the_sizes_that_the_profile_says(name: str, tmp_path: P
         assert read.parameters == sum(file.get_tensor(key).size for key in file.keys())  # noqa: SIM118
 
 
+@pytest.mark.slow
 def test_the_sizes_in_a_gguf_file_are_those_of_its_model() -> None:
     settings = profiles.load("cpu").model
     found, _ = architectures.find(settings) or (None, "")

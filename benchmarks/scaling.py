@@ -1,0 +1,270 @@
+"""How far the kit goes on paper: hours, memory and disk from the cost model, and where each decision stops holding.
+
+    python -m benchmarks.scaling      writes benchmarks/scaling.md
+
+Nothing here was run at these sizes. Ratios in the text are those measured in benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spin_utils import cost_model, memory_model, profiles
+from spin_utils.architectures import KNOWN
+from spin_utils.cost_model import Architecture, Run
+from spin_utils.settings import Profile
+
+PAGE = Path(__file__).parent / "scaling.md"
+RESULTS = Path(__file__).parent / "results"
+MODELS = {
+    "SmolLM2-135M": Architecture(30, 576, 576, 192, 1536, 49_152, heads=9, tied=True),
+    "Qwen2.5-0.5B": KNOWN["Qwen/Qwen2.5-0.5B"],
+    "SmolLM2-1.7B": Architecture(24, 2048, 2048, 2048, 8192, 49_152, heads=32, tied=True),
+    "Mistral-7B": Architecture(),
+    "Llama-2-13B": Architecture(40, 5120, 5120, 5120, 13_824, 32_000, heads=40),
+    "Llama-3-70B": Architecture(80, 8192, 8192, 1024, 28_672, 128_256, heads=64),
+}
+"""Sizes from each model's public config.json."""
+GPUS = (1, 8, 64, 512)
+PROMPTS = (50_000, 500_000, 10_000_000)
+GPU_MEMORY = 80e9
+DISK_RATE = 2e9
+"""Assumed bytes a second to a local disk."""
+CHARACTERS = 4
+"""Assumed characters of a token."""
+
+
+def main() -> None:
+    PAGE.write_text(render(), encoding="utf-8")
+    print(PAGE)
+
+
+def render() -> str:
+    """The page; the same measurements give the same bytes."""
+    profile = profiles.load("paper")
+    sections = [_head(), _assumptions(profile), _measured(), _hours(profile), _memory(profile), _disk(profile)]
+    return "\n\n".join([*sections, _limits(profile)]) + "\n"
+
+
+def chain_hours(architecture: Architecture, prompts: int, gpus: int, profile: Profile) -> tuple[float, float]:
+    """Hours of generation and of training of all iterations.
+
+    A batch is shared out by pairs, so no more GPUs than pairs of a batch take part in training.
+    """
+    run = dataclasses.replace(Run(), prompts=prompts, gpus=gpus, epochs=profile.spin.training.epochs)
+    iterations = profile.spin.iterations
+    training = dataclasses.replace(run, gpus=min(gpus, profile.spin.training.batch_size))
+    return (
+        iterations * cost_model.generation_hours(run, architecture),
+        sum(cost_model.training_hours(training, architecture, t) for t in range(iterations)),
+    )
+
+
+def training_bytes(architecture: Architecture, profile: Profile, gpus: int = 1) -> float:
+    """Bytes on each of so many GPUs that share out weights, masters, gradients and moments."""
+    template, longest = profile.template, profile.generation.max_new_tokens
+    row = template.max_prompt_tokens + template.max_response_tokens + longest
+    settings = profile.spin.training
+    need = memory_model.training(architecture, settings, width=2, longest=row, fused=False, stage="spin")
+    return need.total(gpus)
+
+
+def sampling_bytes(architecture: Architecture, profile: Profile) -> float:
+    """Bytes of the kit's own sampler on one GPU."""
+    prompt, answer = profile.template.max_prompt_tokens, profile.generation.max_new_tokens
+    return memory_model.sampling(
+        architecture, profile.generation, prompt=prompt, answer=answer, fused=False, stage="generation"
+    ).total()
+
+
+def _head() -> str:
+    return (
+        "# Scale on paper\n\n"
+        "Written by `python -m benchmarks.scaling` from the cost model, the memory model and the measured ratios in\n"
+        "[results](results). Predictions, not measurements: nothing was run at these sizes."
+    )
+
+
+def _assumptions(profile: Profile) -> str:
+    run = Run()
+    training = profile.spin.training
+    return "\n".join(
+        [
+            "## Assumptions",
+            "",
+            f"- GPUs give {run.peak_flops / 1e12:.0f} TFLOP/s in bf16 and read {run.bandwidth / 1e12:.2f} TB/s (an "
+            f"A100 with 80 GB, its data sheet); {run.utilisation:.0%} of either is reached.",
+            f"- {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, real and "
+            "generated response; the paper prints none.",
+            f"- {profile.spin.iterations} iterations of {training.epochs} epochs, batch {training.batch_size}, pairs "
+            "of t-1 mixed in, as in the profile `paper`. SFT, evaluation and the experiments around the chain are left "
+            "out.",
+            "- Work is shared out evenly and communication costs nothing: with more GPUs the true hours are longer.",
+            f"- {run.decoded_together} rows are decoded together. Operations that gradient checkpointing repeats are "
+            "counted in memory, not in hours.",
+        ]
+    )
+
+
+def _measured() -> str:
+    lines = ["## What was measured", "", "| ratio | median | low | high | runs |", "|---|---:|---:|---:|---:|"]
+    for name, ratio in sorted(_ratios().items()):
+        numbers = f"{ratio['median']:.2f} | {ratio['low']:.2f} | {ratio['high']:.2f} | {ratio['runs']}"
+        lines.append(f"| {name} | {numbers} |")
+    lines += ["", "On a CPU with SmolLM2-135M; the files say on which. The hours below do not use them: they hold for"]
+    return "\n".join([*lines, "that machine, and the utilisation above is assumed."])
+
+
+def _ratios() -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        found |= json.loads(path.read_text(encoding="utf-8")).get("ratios", {})
+    return found
+
+
+def _hours(profile: Profile) -> str:
+    lines = ["## Hours of the main chain", "", "Generation + training, by number of GPUs.", ""]
+    lines += [f"| model | prompts | {' | '.join(map(str, GPUS))} |", f"|---|---:|{'---:|' * len(GPUS)}"]
+    for name, architecture in MODELS.items():
+        for prompts in PROMPTS:
+            cells = []
+            for gpus in GPUS:
+                generation, training = chain_hours(architecture, prompts, gpus, profile)
+                cells.append(f"{_number(generation)} + {_number(training)}")
+            lines.append(f"| {name} | {prompts:,} | {' | '.join(cells)} |")
+    batch = profile.spin.training.batch_size
+    return "\n".join([*lines, "", f"Training stands still above {batch} GPUs: a batch has {batch} pairs."])
+
+
+def _memory(profile: Profile) -> str:
+    tokens = profile.spin.training.micro_batch_tokens
+    columns = " | ".join(f"training, {n} GPU{'s' if n > 1 else ''}" for n in GPUS)
+    lines = [
+        "## Memory of a GPU, GB",
+        "",
+        f"Training with RMSProp, exact float32 masters, micro-batches of {tokens:,} tokens and gradient checkpointing; "
+        "sampling with whole weights on each GPU.",
+        "",
+        f"| model | parameters | {columns} | least GPUs with 80 GB | sampling |",
+        f"|---|---:|{'---:|' * (len(GPUS) + 2)}",
+    ]
+    for name, architecture in MODELS.items():
+        cells = [_number(training_bytes(architecture, profile, gpus) / 1e9) for gpus in GPUS]
+        least = _first(lambda n, a=architecture: training_bytes(a, profile, n) <= GPU_MEMORY, range(1, 4097))
+        sampling = _number(sampling_bytes(architecture, profile) / 1e9)
+        size = f"{architecture.parameters / 1e9:.3g} B"
+        lines.append(f"| {name} | {size} | {' | '.join(cells)} | {least or 'more than 4096'} | {sampling} |")
+    return "\n".join(lines)
+
+
+def _disk(profile: Profile) -> str:
+    lines = [
+        "## Disk, GB",
+        "",
+        "| model | one checkpoint | state for resuming | seconds to write it |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, architecture in MODELS.items():
+        state = memory_model.optimizer_state(architecture, profile.spin.training)
+        checkpoint = memory_model.checkpoint(architecture)
+        lines.append(
+            f"| {name} | {_number(checkpoint / 1e9)} | {_number(state / 1e9)} | {_number(state / DISK_RATE)} |"
+        )
+    run = Run()
+    tokens = run.prompt_tokens + run.real_tokens + run.generated_tokens
+    pairs = ", ".join(f"{prompts:,}: {_number(4 * tokens * prompts / 1e9)} GB" for prompts in PROMPTS)
+    return "\n".join(
+        [*lines, "", f"Writing at {DISK_RATE / 1e9:.0f} GB/s. Pairs of an iteration, by prompts: {pairs}."]
+    )
+
+
+def _limits(profile: Profile) -> str:
+    return "\n".join(["## Where each decision stops holding", "", *(f"- {line}" for line in _limit_lines(profile))])
+
+
+def _limit_lines(profile: Profile) -> Iterator[str]:
+    run, training = Run(), profile.spin.training
+    fits = [name for name, a in MODELS.items() if training_bytes(a, profile) <= GPU_MEMORY]
+    yield (
+        f"**Exact float32 masters, one process.** 14 bytes a parameter with RMSProp. Of the models above, "
+        f"{_list(fits)} train on one GPU with 80 GB; larger ones must be sharded (FSDP2, ZeRO-3)."
+    )
+    samples = [name for name, a in MODELS.items() if sampling_bytes(a, profile) <= GPU_MEMORY]
+    whole = [name for name, a in MODELS.items() if 2 * a.parameters > GPU_MEMORY]
+    others = [name for name in MODELS if name not in (*samples, *whole)]
+    yield (
+        f"**The kit's own sampler holds whole weights on one device.** With {profile.generation.batch_size} rows of "
+        f"{profile.template.max_prompt_tokens + profile.generation.max_new_tokens} tokens {_list(samples)} fit 80 GB. "
+        f"{_list(others)}: fewer rows together. {_list(whole)}: the weights alone do not fit; vLLM with its tensor "
+        "parallelism."
+    )
+    yield (
+        f"**Batch {training.batch_size}, as in the paper.** Pairs are shared out, so {training.batch_size} GPUs are "
+        "the most that training can use. More need a larger batch, which is another experiment."
+    )
+    slow = [
+        name
+        for name, a in MODELS.items()
+        if memory_model.optimizer_state(a, training) / DISK_RATE > 60 * training.save_minutes / 10
+    ]
+    yield (
+        f"**A state for resuming every {training.save_minutes:g} minutes.** Written by one process at "
+        f"{DISK_RATE / 1e9:.0f} GB/s it takes more than a tenth of that time for {_list(slow)}: raise `save_minutes`."
+    )
+    row = CHARACTERS * (run.prompt_tokens + run.real_tokens)
+    yield (
+        f"**Demonstrations are read into memory**, to check every row and to shuffle them: their text alone is "
+        f"{', '.join(f'{_number(row * n / 1e9)} GB at {n:,} prompts' for n in PROMPTS)}. Pairs are read from disk."
+    )
+    answers = CHARACTERS * (run.prompt_tokens + run.real_tokens + run.generated_tokens)
+    yield (
+        "**Results hold every generated answer as text**, so that tables can be drawn without a model: "
+        f"{', '.join(f'{_number(answers * n / 1e9)} GB an iteration at {n:,}' for n in PROMPTS)}. Beyond the paper's "
+        "size they no longer belong in git."
+    )
+    steps = [2 * n * training.epochs // training.batch_size for n in PROMPTS]
+    yield (
+        "**A row of metrics for every step.** A later iteration has "
+        f"{', '.join(f'{step:,} steps at {n:,} prompts' for step, n in zip(steps, PROMPTS, strict=True))}: raise "
+        "`log_every`."
+    )
+    seventy = MODELS["Llama-3-70B"]
+    share = cost_model.forward_flops(seventy, run.prompt_tokens, run.real_tokens, run.generated_tokens)
+    apart = sum(
+        cost_model.forward_flops(seventy, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens)
+    )
+    small = MODELS["SmolLM2-135M"]
+    shared = cost_model.forward_flops(small, run.prompt_tokens, run.real_tokens, run.generated_tokens)
+    twice = sum(cost_model.forward_flops(small, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens))
+    yield (
+        f"**The shared prompt** saves {1 - shared / twice:.0%} of the operations of a pair with SmolLM2-135M and "
+        f"{1 - share / apart:.0%} with Llama-3-70B at the lengths above; it saves nothing where prompts are short "
+        "beside responses."
+    )
+    head = Architecture()
+    yield (
+        f"**The LM head in chunks** keeps {_number(2 * memory_model.KEPT_LOGITS / 1e9)} GB of logits at most, whatever "
+        f"the vocabulary; all logits of a micro-batch of {training.micro_batch_tokens:,} tokens would take "
+        f"{_number(2 * training.micro_batch_tokens * seventy.vocabulary / 1e9)} GB with Llama-3's vocabulary and "
+        f"{_number(2 * training.micro_batch_tokens * head.vocabulary / 1e9)} GB with Mistral's."
+    )
+
+
+def _first(holds: Callable[[int], bool], numbers: Sequence[int]) -> int | None:
+    return next((n for n in numbers if holds(n)), None)
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+if __name__ == "__main__":
+    main()
