@@ -75,6 +75,24 @@ def evaluation(model: str, seed: int, *, ability: float, items: int = 100, profi
     }
 
 
+def link(stage: str, **more) -> dict:
+    """One valid link of a provenance chain: an artifact that nothing else went into."""
+    return {
+        "manifest_sha256": "0" * 64,
+        "stage": stage,
+        "key": "0" * 12,
+        "seed": 0,
+        "seconds": 1.0,
+        "started": "2026-01-01T00:00:00Z",
+        "commit": "0" * 40,
+        "dirty": False,
+        "device": "cpu",
+        "versions": {},
+        "inputs": {},
+        **more,
+    }
+
+
 def training(model: str, seed: int, *, steps: int = 60, profile: str = "cpu") -> dict:
     """One valid training record whose loss starts at log 2."""
     own = np.random.default_rng([seed, *model.encode()])

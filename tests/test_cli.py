@@ -118,8 +118,8 @@ def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
     for profile, ability, families in (("cpu", 0.2, 1), ("hinge", 0.4, 1), ("other", 0.4, 2)):
         for seed in (0, 1):
             document = synthetic.evaluation("spin-1", seed, ability=ability, items=40, profile=profile)
-            link = {"data": {"dirty": False, "settings": {"families": families, "spin_rows": ability}}}
-            document["provenance"]["chain"] = link
+            settings = {"families": families, "spin_rows": ability}
+            document["provenance"]["chain"] = {"data": synthetic.link("data", settings=settings)}
             results.write_json(results.evaluation_path(home / "results" / profile, seed, "spin-1"), document)
     status, out = outcome(capsys, "compare", "hinge/spin-1", "spin-1", "--json")
     assert status == 0
