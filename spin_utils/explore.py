@@ -156,8 +156,7 @@ def turned(plan: Plan, model: str) -> tuple[str, pd.DataFrame]:
         `evaluation`, `response_before`, `score_before` and `turn`: right, wrong or same.
     """
     trained = plan.steps[f"eval-{model}"].inputs[0]
-    before = plan.steps[trained].inputs[0]
-    before = before if f"eval-{before}" in plan.steps else "sft"
+    before = next((name for name in plan.steps[trained].inputs if f"eval-{name}" in plan.steps), "sft")
     now, then = evaluation(plan, model), evaluation(plan, before)
     both = now.merge(then[["task", "id", "score", "response"]], on=["task", "id"], suffixes=("", "_before"))
     change = both["score"] - both["score_before"]

@@ -169,7 +169,11 @@ def test_a_slow_screen_does_not_slow_the_training(monkeypatch: pytest.MonkeyPatc
 def test_only_a_notebook_that_someone_watches_gets_a_live_curve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(trackers, "WATCHERS", [])
     monkeypatch.setitem(sys.modules, "ipykernel", object())
+    live_curve.watch()
     assert trackers.open_trackers([], "run", tmp_path)[0] == []
     monkeypatch.delenv("SPIN_HEADLESS")
+    live_curve.watch()
+    live_curve.watch()
     assert len(trackers.open_trackers([], "run", tmp_path)[0]) == 1
