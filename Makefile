@@ -63,7 +63,7 @@ bench: $(READY)  ## time the kit against its peers (about half an hour); writes 
 
 lock:  ## rewrite requirements.lock from pyproject.toml
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install -q -e '.[dev]'
+	$(VENV)-lock/bin/python -m pip install -q -e '.[dev,judge]'
 	sh -c '{ sed -n "/^#/p;/^#/!q" requirements.lock; $(VENV)-lock/bin/python -m pip freeze --all --exclude-editable | sed "s/+cpu$$//" | grep -v "^pip==" | grep -v "^nvidia-"; } > requirements.lock.new'
 	mv requirements.lock.new requirements.lock
 	rm -rf $(VENV)-lock

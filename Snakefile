@@ -1,16 +1,15 @@
 # The experiments as rules, one per step of the plan (spin_utils/plan.py). Every step is one artifact; every
 # notebook step runs its notebook through the strict papermill wrapper. Usually called by `make reproduce`:
 #
-#   snakemake --config profile=cpu seeds=0 --cores all
+#   snakemake --workflow-profile cluster/node --config profile=cpu seeds=0
 #
-# `--dry-run` shows what would be done; `--dag` draws it; executor plugins run it on a cluster.
-import sys
-
-from spin_utils import cli, paths, plan, profiles
+# `--dry-run` shows what would be done; `--dag` draws it; `--workflow-profile cluster/slurm` runs it on a cluster.
+from spin_utils import cli, plan, profiles, scheduling
 
 PROFILE = str(config.get("profile", "cpu"))
 SEEDS = cli.parse_seeds(str(config.get("seeds", "0")))
-PLANS = plan.make_all(profiles.load(PROFILE), SEEDS)
+LOADED = profiles.load(PROFILE)
+PLANS = plan.make_all(LOADED, SEEDS)
 # Snakemake caps the threads of every library at a rule's `threads`, which are 1 unless a rule says otherwise.
 THREADS = max(1, (workflow.cores or 1) // int(config.get("jobs", 1)))
 STEPS = {step.directory: (p, step) for p in PLANS for step in p}
@@ -21,13 +20,23 @@ def manifests(directories):
     return [str(directory / "manifest.json") for directory in directories]
 
 
+def kept(directories):
+    """Output that is not deleted before its rule runs: after a kill an artifact may be whole that has no record here."""
+    return [update(path) for path in manifests(directories)]
+
+
 rule all:
     default_target: True
     input:
         manifests([TABLES.directory]),
 
 
+def asked(resources):
+    return {"gpu": resources.gpus, "mem_mb": 1000 * resources.memory_gb, "runtime": int(60 * resources.hours)}
+
+
 for directory, (p, step) in STEPS.items():
+    asks = scheduling.resources(LOADED, step)
 
     rule:
         name:
@@ -35,20 +44,25 @@ for directory, (p, step) in STEPS.items():
         input:
             manifests(p.directory(name) for name in step.inputs),
         output:
-            manifests([directory]),
-        threads: THREADS
+            kept([directory]),
+        threads: asks.cpus or THREADS
+        resources:
+            **asked(asks),
+        localrule: scheduling.stays_here(LOADED, step)
         priority: len(STEPS) - list(STEPS).index(directory)  # the main chain first, in the plan's order
         params:
             command=cli.step_command(PROFILE, p.seed, step.name),
         shell:
-            "{params.command}"
+            "{params.command} --gpus {resources.gpu}"
 
 
 rule first_tables:
     input:
         manifests(PLANS[0].directory(name) for name in FIRST_TABLES.inputs),
     output:
-        manifests([FIRST_TABLES.directory]),
+        kept([FIRST_TABLES.directory]),
+    resources:
+        **asked(LOADED.resources.other),
     priority: len(STEPS)
     params:
         command=cli.tables_command(PROFILE, SEEDS, "first-tables"),
@@ -59,9 +73,11 @@ rule first_tables:
 rule tables:  # after the first ones, which write the same files
     input:
         manifests([FIRST_TABLES.directory]),
-        manifests(d for d, (_, step) in STEPS.items() if step.stage in ("evaluation", "spin")),
+        manifests(d for d, (_, step) in STEPS.items() if step.stage in (*plan.MEASURED, "spin")),
     output:
-        manifests([TABLES.directory]),
+        kept([TABLES.directory]),
+    resources:
+        **asked(LOADED.resources.other),
     params:
         command=cli.tables_command(PROFILE, SEEDS),
     shell:

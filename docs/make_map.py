@@ -19,16 +19,18 @@ HERE = Path(__file__).resolve().parent
 STOREYS = {
     "doors": "cli cli_parser notebooks dpo",
     "drawing": "report readme drawing tables table_text figures training_figures generation_figures generation_tables "
-    "theory_figures figure_style",
-    "steps": "publishing explore stages answering self_play pair_training provenance clock plan",
-    "measuring": "evaluation lm answers heldout generations",
-    "judging": "verdicts registry compare statistics published results documents theory cost_model",
-    "sampling": "sampling decoding",
+    "mt_bench_figure theory_figures figure_style",
+    "steps": "reproduction scheduling publishing explore stages answering self_play pair_training mt_bench provenance "
+    "clock plan",
+    "measuring": "evaluation lm answers heldout generations mt_bench_answers mt_bench_questions judge",
+    "judging": "verdicts registry compare statistics mt_bench_scores published paper_suite results documents theory "
+    "cost_model memory_model",
+    "sampling": "sampling decoding vllm_backend vllm_health vllm_shards vllm_worker",
     "training": "training training_step resuming trackers losses optimizer logprobs fast_layers attention pairs "
     "packing",
     "data": "demonstrations families worked_solutions worked_numbers worked_words preferences rows templates models",
-    "settings": "profiles settings input_settings",
-    "ground": "artifacts paths writing progress runtime",
+    "settings": "profiles settings input_settings machine_settings mt_bench_settings",
+    "ground": "artifacts pieces seals storage paths writing progress runtime gpus",
 }
 """Rooms by storey, from the roof down."""
 PURPOSES = {
@@ -41,7 +43,7 @@ PURPOSES = {
     "training": "the policy learns",
     "data": "what goes in",
     "settings": "what can be chosen",
-    "ground": "files, folders, the process",
+    "ground": "files and the process",
 }
 COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#b15928", "#6a3d9a", "#777777", "#444444")
 COMMON = ("settings", "ground")

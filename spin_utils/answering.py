@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spin_utils import artifacts, families, models, pairs, preferences
+from spin_utils import artifacts, families, models, pairs, pieces, preferences, vllm_backend, vllm_health
 from spin_utils.plan import Plan, Step, stream
 from spin_utils.progress import progress
 from spin_utils.rows import Row, RowError, read_rows
@@ -122,15 +122,16 @@ def _answers(
     folder: Path, tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile, seed: int, work: Path, what: str
 ) -> list[tuple[list[int], str, float]]:
     """Token ids, finish reason and log-probability of one answer for each row, kept shard by shard."""
+    if profile.generation.backend == "vllm":
+        return _vllm_answers(folder, tokenizer, encoded, profile, seed, work, what)
     model = models.load(folder, torch.bfloat16)
     stop = end_ids(tokenizer, profile.template)
     size = profile.generation.shard_rows
     shards = {start: artifacts.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
-    done = sum(min(size, len(encoded) - start) for start, path in shards.items() if path.is_file())
+    missing = {start: path for start, path in shards.items() if not pieces.is_kept(work, path)}
+    done = len(encoded) - sum(min(size, len(encoded) - start) for start in missing)
     with progress(len(encoded), what, "prompts", done=done) as bar:
-        for start, path in shards.items():
-            if path.is_file():
-                continue
+        for start, path in missing.items():
             part = encoded[start : start + size]
             samples = sample(
                 model,
@@ -142,4 +143,24 @@ def _answers(
                 progress=bar.advance,
             )
             artifacts.write_json(path, [[s.token_ids, s.finish_reason, s.logp] for s in samples])
+            pieces.keep(work, path)
     return [answer for path in shards.values() for answer in json.loads(path.read_text())]
+
+
+def _vllm_answers(
+    folder: Path, tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile, seed: int, work: Path, what: str
+) -> list[tuple[list[int], str, float]]:
+    """The same by vLLM, with a health figure beside the pairs: vllm.json."""
+    prompts, settings = [row.prompt_ids for row in encoded], profile.generation
+    answers, versions = vllm_backend.answer(
+        models.resolve(folder),
+        prompts,
+        eos_ids=end_ids(tokenizer, profile.template),
+        settings=settings,
+        seed=seed,
+        work=artifacts.scratch(work) / "vllm",
+        what=what,
+    )
+    health = vllm_health.compare(folder, prompts, answers, settings.vllm)
+    artifacts.write_json(work / "vllm.json", {"versions": versions, **health})
+    return answers

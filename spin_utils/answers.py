@@ -61,7 +61,8 @@ class Answers:
             return
         with self._path.open("a", encoding="utf-8", newline="\n") as file:
             for key, answer in answers.items():
-                file.write(json.dumps({"key": key, "answer": answer}, ensure_ascii=False) + "\n")
+                entry = {"key": key, "answer": answer, "check": _check(key, answer)}
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -75,9 +76,20 @@ class Answers:
         for number, line in enumerate(data[:whole].splitlines(), start=1):
             try:
                 entry = json.loads(line)
-                self._found[entry["key"]] = entry["answer"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise AnswersError(f"{path}, line {number}: not an answer; delete the file to start over") from error
+                key, answer = entry["key"], entry["answer"]
+                whole = entry["check"] == _check(key, answer)
+            except (ValueError, KeyError, TypeError):
+                whole = False
+            if not whole:
+                raise AnswersError(
+                    f"{path}, line {number}: not an answer as it was written; delete the line, and it is asked again"
+                )
+            self._found[key] = answer
+
+
+def _check(key: str, answer: Any) -> str:
+    """Part of every line: a changed character in an answer is still JSON."""
+    return hashlib.sha256(json.dumps([key, answer], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -23,16 +23,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils import __version__
+from spin_utils import __version__, pieces, storage
 from spin_utils.paths import REPOSITORY, relative
-from spin_utils.writing import write_text
+from spin_utils.pieces import scratch
+from spin_utils.seals import canonical, file_hash, is_whole, sealed
+from spin_utils.writing import sync, write_text
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "reasoning-gym", "tokenizers", "numpy")
-_SCRATCH = "scratch"  # resume state inside NAME.partial; removed before the rename
 
 
 class ArtifactError(RuntimeError):
@@ -56,17 +57,6 @@ def key(stage: str, settings: Any, **inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def canonical(data: Any) -> str:
-    """JSON with sorted keys and no spaces: equal data, equal text."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def is_complete(directory: Path) -> bool:
     """Whether the artifact exists: a directory with a readable manifest whose files have their sizes."""
     try:
@@ -79,37 +69,61 @@ def is_complete(directory: Path) -> bool:
     )
 
 
+def is_made(directory: Path) -> bool:
+    """`is_complete`, after the last step of a run that was killed just before it. To be asked under its `lock`."""
+    if is_complete(directory):
+        return True
+    work = _partial(directory)
+    try:
+        verify(work)
+    except ArtifactError:
+        (work / MANIFEST).unlink(missing_ok=True)
+        return False
+    _take_place(work, directory)
+    return True
+
+
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of an artifact.
 
     Raises:
-        ArtifactError: no manifest, or not one of this kit's.
+        ArtifactError: no manifest, a damaged one, or not one of this kit's.
     """
     path = Path(directory) / MANIFEST
+    remedy = f"delete {relative(directory)} and run again"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{relative(directory)}: no {MANIFEST}; run the stage that makes it") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ArtifactError(f"{relative(path)}: damaged; delete {relative(directory)} and run again") from None
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("schema") != SCHEMA
-        or not isinstance(manifest.get("files"), dict)
-    ):
-        raise ArtifactError(f"{relative(path)}: not a manifest of schema {SCHEMA}; delete the folder and run again")
+        raise ArtifactError(f"{relative(path)}: damaged; {remedy}") from None
+    except OSError as error:
+        raise ArtifactError(f"{relative(path)}: cannot be read ({error.strerror}); {remedy}") from None
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not _is_table(manifest.get("files")):
+        raise ArtifactError(f"{relative(path)}: not a manifest of schema {SCHEMA}; {remedy}")
+    if not is_whole(manifest):
+        raise ArtifactError(f"{relative(path)}: not what was written (hash); {remedy}")
     return manifest
 
 
-def verify(directory: Path) -> dict[str, Any]:
-    """Hash every file of an artifact against its manifest, which is returned.
+def verify(directory: Path, *names: str) -> dict[str, Any]:
+    """Hash the files of an artifact against its manifest, which is returned.
+
+    `is_complete` is a look at sizes and costs nothing; this reads every byte, about a second a gigabyte, and is done
+    once whenever a step takes the artifact as its input.
+
+    Args:
+        directory: the artifact.
+        names: of the files to look at; none: all of them.
 
     Raises:
         ArtifactError: a file is missing or differs; the message names it.
     """
     manifest = read_manifest(directory)
-    for name, expected in manifest["files"].items():
-        path = Path(directory) / name
+    for name in names or manifest["files"]:
+        path, expected = Path(directory) / name, manifest["files"].get(name)
+        if expected is None:
+            raise ArtifactError(f"{relative(path)}: not in the manifest; delete {relative(directory)} and run again")
         if not path.is_file():
             raise ArtifactError(f"{relative(path)}: missing; delete {relative(directory)} and run again")
         if path.stat().st_size != expected["bytes"] or file_hash(path) != expected["sha256"]:
@@ -117,6 +131,16 @@ def verify(directory: Path) -> dict[str, Any]:
                 f"{relative(path)}: not what was written (hash); delete {relative(directory)} and run again"
             )
     return manifest
+
+
+def checked(directory: Path, name: str) -> Path:
+    """A file of an artifact, to be read: proved to hold what was written.
+
+    Raises:
+        ArtifactError: it is missing or differs.
+    """
+    verify(directory, name)
+    return Path(directory) / name
 
 
 @contextlib.contextmanager
@@ -133,23 +157,33 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
         inputs: what it was made from, as JSON data.
         seed: training or sampling seed.
     """
-    directory = Path(directory)
-    work = directory.with_name(directory.name + ".partial")
+    with storage.explained(directory):
+        yield from _building(Path(directory), stage=stage, settings=settings, inputs=inputs, seed=seed)
+
+
+def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str, Any], seed: int) -> Iterator[Path]:
+    work = _partial(directory)
     work.mkdir(parents=True, exist_ok=True)
     started, clock, spent = time.time(), time.monotonic(), _spent(work)
     try:
         yield work
     finally:
         seconds = spent + time.monotonic() - clock
-        (scratch(work) / "seconds").write_text(f"{seconds:.3f}")
-    shutil.rmtree(work / _SCRATCH)
+        with contextlib.suppress(OSError):  # a full disk has its own error, and it is on its way
+            write_text(scratch(work) / "seconds", f"{seconds:.3f}")
+    kept = pieces.kept(work)
     for leftover in work.rglob(".*.tmp"):  # of a writer that was killed
         leftover.unlink()
     files = {
         str(p.relative_to(work)): {"sha256": file_hash(p), "bytes": p.stat().st_size}
         for p in sorted(work.rglob("*"))
-        if p.is_file() and p.name != MANIFEST
+        if p.is_file() and p.name != MANIFEST and work / pieces.SCRATCH not in p.parents
     }
+    for name in files.keys() & kept.keys():
+        if files[name]["sha256"] != kept[name]:
+            raise ArtifactError(
+                f"{relative(work / name)}: not what was written (hash); delete {relative(work)} and run again"
+            )
     manifest = {
         "schema": SCHEMA,
         "kind": "artifact",
@@ -163,11 +197,17 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
         **environment(),
         "files": files,
     }
-    write_json(work / MANIFEST, manifest)
+    write_json(work / MANIFEST, sealed(manifest))
     _sync(work)
+    _take_place(work, directory)
+
+
+def _take_place(work: Path, directory: Path) -> None:
+    shutil.rmtree(work / pieces.SCRATCH, ignore_errors=True)
     if directory.is_dir():  # left empty by the scheduler, or damaged
         shutil.rmtree(directory)
     os.replace(work, directory)
+    sync(directory.parent)
 
 
 def adopt(directory: Path) -> bool:
@@ -207,25 +247,20 @@ def _link(source: str, target: str) -> None:
 
 
 @contextlib.contextmanager
-def lock(directory: Path) -> Iterator[None]:
-    """Hold the right to make an artifact; a second process waits, and says so."""
+def lock(directory: Path, note: str = "another process is making it; waiting") -> Iterator[int]:
+    """Hold the right to make an artifact; a second process waits, and says so. Yields the lock's file descriptor."""
     # The lock file stays: removing it would let two processes hold locks on two files of one name.
     locks = directory.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with open(locks / directory.name, "w") as file:
+    with storage.explained(locks):
+        locks.mkdir(parents=True, exist_ok=True)
+        file = open(locks / directory.name, "w")  # noqa: SIM115 - closed below
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("%s: another process is making it; waiting", relative(directory))
+            log.info("%s: %s", relative(directory), note)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def scratch(work: Path) -> Path:
-    """The folder for resume state inside a work directory."""
-    path = Path(work) / _SCRATCH
-    path.mkdir(exist_ok=True)
-    return path
+        yield file.fileno()
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -270,14 +305,24 @@ def _device() -> str:
 
 
 def _spent(work: Path) -> float:
-    path = work / _SCRATCH / "seconds"
-    return float(path.read_text()) if path.is_file() else 0.0
+    try:
+        return max(0.0, float((work / pieces.SCRATCH / "seconds").read_text()))
+    except (FileNotFoundError, ValueError):
+        return 0.0  # never stopped, or damaged: it only says how long the step took
+
+
+def _partial(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".partial")
 
 
 def _sync(directory: Path) -> None:
     for path in [*directory.rglob("*"), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
+
+
+def _is_table(files: Any) -> bool:
+    """Whether a manifest's files are what `building` writes."""
+    return isinstance(files, dict) and all(
+        isinstance(file, dict) and isinstance(file.get("bytes"), int) and isinstance(file.get("sha256"), str)
+        for file in files.values()
+    )

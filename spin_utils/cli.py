@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import shlex
 import signal
 import subprocess
@@ -19,10 +18,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, cli_parser, paths, profiles, runtime
+from spin_utils import artifacts, cli_parser, paths, profiles, runtime, storage
 from spin_utils.input_settings import SettingsError
 from spin_utils.notebooks import StageError
 from spin_utils.settings import Profile
+from spin_utils.storage import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
     try:
-        return COMMANDS[arguments.command](arguments)
+        with storage.explained(paths.home()):
+            return COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt:
         log.error("Interrupted. Finished steps are kept; the same command goes on from there.")
         return 130
-    except StageError as error:
+    except (StageError, StorageError) as error:
         log.error("Failed: %s", error)
         return 1
     except Exception as error:
@@ -64,8 +65,13 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def step_command(profile: str, seed: int, step: str) -> str:
-    """Shell command that makes one step; the Snakefile's rules run it."""
-    return shlex.join([sys.executable, "-m", "spin_utils", "step", step, "--profile", profile, "--seed", str(seed)])
+    """Shell command that makes one step; the Snakefile's rules run it.
+
+    It takes the shell's place: at SIGTERM a shell would end before the step has saved.
+    """
+    return "exec " + shlex.join(
+        [sys.executable, "-m", "spin_utils", "step", step, "--profile", profile, "--seed", str(seed)]
+    )
 
 
 def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> str:
@@ -77,29 +83,25 @@ def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> 
 def _reproduce(arguments: argparse.Namespace) -> int:
     name, profile = _resolve(arguments)
     seeds = parse_seeds(arguments.seeds)
-    from spin_utils import clock, plan, stages
+    from spin_utils import clock, mt_bench, plan, reproduction, scheduling, stages
 
     stages.check_inputs(profile)
+    for folder in (
+        paths.home() / ".snakemake",
+        *(f(profile.name) for f in (paths.artifacts, paths.results, paths.figures)),
+    ):
+        storage.check_writable(folder)
     if plan.left_out(profile):
         log.warning(plan.left_out(profile))
     plans = plan.make_all(profile, seeds)
+    if not arguments.dry_run:
+        mt_bench.check_judge(plans)
     log.info("profile %s, seeds %s: results go to %s", profile.name, seeds, paths.relative(paths.results(profile.name)))
     for step in [] if arguments.dry_run else chain.from_iterable(plans):
         artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
-    command += ["--directory", str(paths.home()), "--cores", str(os.cpu_count() or 1), "--nolock", "--rerun-incomplete"]
-    command += ["--rerun-triggers", "input", "--quiet", "rules", "host", "reason"]
-    command += ["--dry-run"] if arguments.dry_run else []
-    command += ["--config", f"profile={name}", f"seeds={','.join(map(str, seeds))}", f"jobs={arguments.jobs}"]
-    process = subprocess.Popen(command, env=runtime.child_environment(headless=True))
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        log.error("Stopping: the running step saves its state (Ctrl-C again stops at once).")
-        process.wait()
-        raise
-    if status:
+    command = scheduling.command(name, seeds, cluster=arguments.cluster, jobs=arguments.jobs, dry_run=arguments.dry_run)
+    if reproduction.run(command, plans, dry_run=arguments.dry_run):
         log.error(
             "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
         )
@@ -111,7 +113,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _step(arguments: argparse.Namespace) -> int:
-    from spin_utils import notebooks, plan
+    from spin_utils import gpus, notebooks, plan
 
     profile = profiles.load(arguments.profile)
     if arguments.name == "tables":
@@ -131,15 +133,16 @@ def _step(arguments: argparse.Namespace) -> int:
     if arguments.name not in steps.steps:
         raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
     step = steps.steps[arguments.name]
-    if not step.notebook:
-        from spin_utils import stages
+    with gpus.claim(arguments.gpus):
+        if not step.notebook:
+            from spin_utils import stages
 
-        runtime.configure()
-        stages.run(steps, step.name)
-        return 0
-    output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
-    given = {"profile": arguments.profile, "seed": arguments.seed, **step.parameters}
-    notebooks.run(step.notebook, given, output)
+            runtime.configure()
+            stages.run(steps, step.name)
+            return 0
+        output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
+        given = {"profile": arguments.profile, "seed": arguments.seed, **step.parameters}
+        notebooks.run(step.notebook, given, output)
     return 0
 
 

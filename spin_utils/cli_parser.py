@@ -71,10 +71,11 @@ def build() -> argparse.ArgumentParser:
         "--profile smoke",
         "--seeds 0,1,2",
         "--model path/to/model --data rows.jsonl --name mine",
-        "--set spin.training.beta=0.5 --name beta-0.5",
+        "--set spin.betas=[0.5] --name half-beta",
     )
     _with_changes(sub)
-    sub.add_argument("--jobs", type=int, default=1, help="steps run at the same time, sharing the cores (default: 1)")
+    sub.add_argument("--jobs", type=int, default=0, help="steps at the same time (default: one for each GPU, or 1)")
+    sub.add_argument("--cluster", default="node", help="slurm, or a folder with a Snakemake profile (default: node)")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done")
     sub = command("plan", "list the steps and which of them are done", "--profile smoke", "--seeds 0,1,2 --json")
     _with_changes(sub)
@@ -116,6 +117,7 @@ def build() -> argparse.ArgumentParser:
     _with_profile(sub)
     sub.add_argument("--seed", type=int, default=0, help="training seed")
     sub.add_argument("--seeds", default="0", help="seeds of the tables")
+    sub.add_argument("--gpus", type=int, default=0, help="GPUs to take for it alone (default: 0, whatever is there)")
     sub = command("report", "one HTML page of a run: verdicts, figures, tables, provenance", "--profile smoke")
     _with_profile(sub)
     sub = command(
@@ -147,7 +149,7 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("model", help="row of a table, such as sft or spin-3")
     _with_profile(sub)
     sub.add_argument("--seed", type=int, default=0, help="training seed")
-    kinds = ("evaluations", "transfer", "training", "generations", "heldout")
+    kinds = ("evaluations", "transfer", "training", "generations", "heldout", "mt_bench")
     sub.add_argument("--kind", choices=kinds, default="evaluations", help="which measurement (default: evaluations)")
     _with_json(sub)
     sub = command("figures", "redraw tables and figures from the results, without a model", "", "--profile smoke")

@@ -21,6 +21,11 @@ class Architecture:
     """Key heads times their dimension (grouped-query attention)."""
     feed_forward: int = 14_336
     vocabulary: int = 32_000
+    heads: int = 32
+    tied: bool = False
+    """Whether embeddings and LM head are one matrix."""
+    biased: bool = False
+    """Whether queries, keys and values have a bias (Qwen2)."""
 
     @property
     def body(self) -> int:
@@ -30,8 +35,11 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """With embeddings and LM head."""
-        return self.body + 2 * self.hidden * self.vocabulary
+        """All of them: also embeddings, LM head, norms and biases."""
+        embeddings = (1 if self.tied else 2) * self.hidden * self.vocabulary
+        norms = (2 * self.layers + 1) * self.hidden
+        biases = self.layers * (self.query + 2 * self.key_value) if self.biased else 0
+        return self.body + embeddings + norms + biases
 
 
 @dataclass(frozen=True)

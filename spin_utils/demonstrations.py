@@ -86,6 +86,12 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
         for path in filter(None, (settings.train, settings.validation, settings.test)):
             check_file(Path(path))
     train = read(settings, settings.train)
+    if settings.expected_rows and len(train) != settings.expected_rows:
+        raise DemonstrationError(
+            f"{settings.name or settings.train} [train]: {len(train)} distinct usable rows where "
+            f"demonstrations.expected_rows says {settings.expected_rows}; check name and revision, or set it to "
+            "0 to take them as they are"
+        )
     held_out: dict[str, list[Row]] = {}
     for split, wanted in (("test", settings.test_rows), ("validation", settings.validation_rows)):
         given = getattr(settings, split)

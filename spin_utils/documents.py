@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spin_utils.mt_bench_settings import CATEGORIES
+
 SCHEMA = 1
 """Version of all kinds of file; a reader refuses any other."""
 
@@ -80,11 +82,35 @@ DRIFT_FIELDS: Fields = {
 }
 """log p_{theta_t+1} - log p_{theta_t} of the real and of a freshly generated response, in nats."""
 
+MT_BENCH_FIELDS: Fields = {
+    **_HEAD,
+    "judge": dict,
+    "grades": dict,
+    "average": (int, float, type(None)),
+    "items": list,
+}
+"""Fields of a model's grades in MT-Bench. `judge`: its name, address, and the models that the endpoint says it used;
+`grades`: how many answers were graded, refused and unparsable; `average`: mean of the graded ones, null without any."""
+
+GRADE_FIELDS: Fields = {
+    "id": str,
+    "category": str,
+    "status": str,
+    "score": (int, float, type(None)),
+    "judgment": str,
+    "response": str,
+    "tokens": int,
+    "finish_reason": str,
+    "cut_tokens": int,
+}
+"""One answer; `id` is question/turn, `score` 1 to 10, or null if the answer is not graded."""
+
 FIELDS = {
     "evaluation": EVALUATION_FIELDS,
     "training": TRAINING_FIELDS,
     "generations": GENERATIONS_FIELDS,
     "heldout": HELDOUT_FIELDS,
+    "mt_bench": MT_BENCH_FIELDS,
 }
 """Fields of each kind of file."""
 
@@ -156,6 +182,8 @@ def validate(document: Mapping[str, Any], where: str) -> None:
         _check_rows(document["rows"], where)
     elif kind == "generations":
         _check_generations(document["items"], where)
+    elif kind == "mt_bench":
+        _check_grades(document, where)
     else:
         _check_drifts(document, where)
 
@@ -212,6 +240,27 @@ def _check_generations(items: Sequence[Any], where: str) -> None:
         for field in ("real_tokens", "generated_tokens"):
             if item[field] < 0:
                 raise ResultsError(f"{place}: {field} is {item[field]}; a response has no fewer than 0 tokens")
+
+
+def _check_grades(document: Mapping[str, Any], where: str) -> None:
+    counts = dict.fromkeys(("graded", "refused", "unparsable"), 0)
+    scores = []
+    for number, item in enumerate(_distinct(document["items"], GRADE_FIELDS, where)):
+        place, status, score = f"{where}: items[{number}]", item["status"], item["score"]
+        if status not in counts:
+            raise ResultsError(f"{place}: status is {status!r}; use {', '.join(counts)}")
+        if item["category"] not in CATEGORIES:
+            raise ResultsError(f"{place}: category is {item['category']!r}; use {', '.join(CATEGORIES)}")
+        if (score is None) == (status == "graded") or (score is not None and not 1 <= score <= 10):
+            raise ResultsError(f"{place}: score is {score} where status is {status}; a grade is 1 to 10, others null")
+        counts[status] += 1
+        scores += [] if score is None else [score]
+    if document["grades"] != counts:
+        raise ResultsError(f"{where}: grades is {document['grades']}, but items hold {counts}; items are missing")
+    if (document["average"] is None) != (not scores):
+        raise ResultsError(f"{where}: average is {document['average']} for {len(scores)} graded answers")
+    if scores:
+        _check_mean(f"{where}: average", document["average"], scores)
 
 
 def _check_drifts(document: Mapping[str, Any], where: str) -> None:

@@ -19,7 +19,10 @@ from spin_utils import (
     generation_figures,
     generation_tables,
     generations,
+    mt_bench_figure,
+    paper_suite,
     paths,
+    published,
     results,
     table_text,
     tables,
@@ -79,6 +82,7 @@ def compose(profile: Profile) -> Drawing:
     texts = results.load_generations(folder)
     measured = generations.measures(texts)
     bounds = generations.jsd_bounds(results.load_heldout(folder))
+    grades = results.load_mt_bench(folder)
     findings = verdicts.judge(
         scores,
         tasks,
@@ -88,14 +92,15 @@ def compose(profile: Profile) -> Drawing:
         transfer_stand_ins=transfer_tasks,
         generations=measured,
         heldout=bounds,
+        grades=grades,
     )
     name, epochs = profile.name, profile.spin.training.epochs
     return Drawing(
         tables=[
-            tables.table1(results.load_summaries(folder), tasks),
+            tables.table1(results.load_summaries(folder), tasks, shots=shots(profile)),
             tables.table2(times, machine=machine),
             *(make(scores, tasks) for make in (tables.table3, tables.table4, tables.table5)),
-            tables.table6(transfer, transfer_tasks),
+            tables.table6(transfer, transfer_tasks, grades),
             *(make(texts, measured) for make in (generation_tables.table7, generation_tables.table8)),
         ],
         findings=findings,
@@ -105,7 +110,9 @@ def compose(profile: Profile) -> Drawing:
             "figure3": figures.figure3(scores, tasks, profile=name),
             "figure4": figures.figure4(scores, tasks, profile=name, epochs=epochs),
             "figure5": figures.figure5(scores, tasks, profile=name, epochs=epochs),
-            "figure6": generation_figures.figure6(scores, tasks, transfer, transfer_tasks, profile=name),
+            "figure6": generation_figures.figure6(scores, tasks, transfer, transfer_tasks, profile=name)
+            if grades.empty
+            else mt_bench_figure.figure6(grades, profile=name),
             "training": training_figures.training_curves(training),
             "convergence": generation_figures.convergence(measured, bounds),
         },
@@ -116,9 +123,16 @@ def stand_ins(profile: Profile, scores: pd.DataFrame) -> Mapping[str, str]:
     """Every task of the results and the paper's benchmark whose column it fills, empty for none."""
     families = {**profile.demonstrations.families, **profile.demonstrations.transfer}
     measured = sorted(scores["task"].unique())
-    if profile.evaluation.suite == "paper":
-        return {task: task for task in measured}
+    if profile.evaluation.suite != "local":
+        return {task: task if task in published.BENCHMARK_LABELS else "" for task in measured}
     return {task: families[task].benchmark if task in families else "" for task in measured}
+
+
+def shots(profile: Profile) -> dict[str, str]:
+    """Examples in the prompts of the tasks that have any, for Table 1."""
+    suite = paper_suite.SUITES.get(profile.evaluation.suite, {})
+    own = {Path(task).stem if task.endswith(".yaml") else task for task in profile.evaluation.tasks}
+    return {name: str(paper_suite.shots(name)) for name in suite} | dict.fromkeys(own, "as in its file")
 
 
 def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -13,16 +13,19 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
+import lm_eval.utils
 import yaml
 from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spin_utils import published
+from spin_utils import paper_suite
 from spin_utils.input_settings import TemplateSettings
 from spin_utils.lm import PackedLM
 from spin_utils.results import SCHEMA
@@ -30,6 +33,7 @@ from spin_utils.settings import EvaluationSettings
 
 TASKS = Path(__file__).parent / "tasks"
 """The kit's own task files."""
+LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
 FEWSHOT_SEED = 1234
 """lm-eval's default for choosing examples."""
 
@@ -56,17 +60,6 @@ class Column:
     """Items carry their own `id`; otherwise an item's number in its task is its id."""
 
 
-PAPER_TASKS = {
-    "arc": ("arc_challenge", "acc_norm", ""),
-    "truthfulqa": ("truthfulqa_mc2", "acc", ""),
-    "winogrande": ("winogrande", "acc", ""),
-    "gsm8k": ("gsm8k", "exact_match", "strict-match"),
-    "hellaswag": ("hellaswag", "acc_norm", ""),
-    "mmlu": ("mmlu", "acc", ""),
-}
-"""Benchmarks of Table 1: lm-eval's name, metric and filter. The shots are in the published table."""
-
-
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -84,7 +77,7 @@ def evaluate(
     Args:
         model: The checkpoint, on its device and in its compute dtype.
         tokenizer: Its tokenizer.
-        rows: Held-out rows, or their JSONL file, for the suite `local`; the suite `paper` does not read them.
+        rows: Held-out rows, or their JSONL file, for the suite `local`; the paper's suites do not read them.
         template: How prompts of generation tasks become tokens; None: plain text, as lm-eval does.
         settings: Suite, items per task, batch size, longest answer.
         tasks: Further lm-eval tasks or groups, by name or path of a YAML file.
@@ -109,21 +102,22 @@ def evaluate(
         progress=progress,
     )
     with _folder(work) as folder:
-        columns = [] if settings.suite == "paper" else _row_columns(rows, folder)
-        columns += _paper_columns() if settings.suite == "paper" else []
+        columns = _row_columns(rows, folder) if settings.suite == "local" else _paper_columns(settings.suite)
         columns += [Column(Path(task).stem if task.endswith(".yaml") else task, task) for task in tasks]
         loaded = _load(columns, include_path)
         everything = {name: task for leaves in loaded.values() for name, task in leaves.items()}
-        output = run_tasks(
-            lm, {"tasks": everything, "groups": {}}, limit=settings.limit or None, bootstrap_iters=0, log_samples=True
-        )
+        chosen = {name: range(n) for leaves in loaded.values() for name, n in _counts(leaves, settings.limit).items()}
+        with _compiled_once():
+            output = run_tasks(
+                lm, {"tasks": everything, "groups": {}}, samples=chosen, bootstrap_iters=0, log_samples=True
+            )
     summaries: dict[str, dict[str, Any]] = {}
     items: list[dict[str, Any]] = []
     for column in columns:
         found = [
             item
             for name, task in loaded[column.name].items()
-            for item in _items(column, name, task, output["samples"][name], settings.limit, lm)
+            for item in _items(column, name, task, output["samples"][name], len(chosen[name]), lm)
         ]
         scores = [item["score"] for item in found]
         metric = column.metric or _first_metric(next(iter(loaded[column.name].values())))
@@ -166,12 +160,17 @@ def _row_columns(rows: Sequence[Mapping[str, Any]] | Path | str | None, folder: 
     return columns
 
 
-def _paper_columns() -> list[Column]:
-    shots = published.benchmark_settings()["shots"]
+def _paper_columns(suite: str) -> list[Column]:
     return [
-        Column(name, spec, metric, chosen, shots=int(shots[name]))
-        for name, (spec, metric, chosen) in PAPER_TASKS.items()
+        Column(name, benchmark.task, benchmark.metric, benchmark.filter, shots=paper_suite.shots(name))
+        for name, benchmark in paper_suite.SUITES[suite].items()
     ]
+
+
+def _counts(leaves: Mapping[str, Any], limit: int) -> dict[str, int]:
+    """Items of every task of a column, the first ones; a limit is shared among the tasks of a group, one at least."""
+    sizes = {name: len(task.eval_docs) for name, task in leaves.items()}
+    return {name: min(size, -(-limit // len(leaves)) or size) for name, size in sizes.items()}
 
 
 def _load(columns: Sequence[Column], include_path: Path | str | Sequence[Path | str]) -> dict[str, dict[str, Any]]:
@@ -184,7 +183,8 @@ def _load(columns: Sequence[Column], include_path: Path | str | Sequence[Path | 
     for folder in folders:
         if not Path(folder).is_dir():
             raise EvaluationError(f"include_path: {folder} is not a folder")
-    manager = TaskManager(include_path=folders, include_defaults=False)
+    shipped = [LM_EVAL_TASKS / b.folder for suite in paper_suite.SUITES.values() for b in suite.values()]
+    manager = TaskManager(include_path=[*dict.fromkeys(shipped), *folders], include_defaults=False)
     wanted = [column.spec for column in columns]
     if any(not spec.endswith(".yaml") and spec not in manager.all_tasks for spec in wanted):
         # Indexing lm-eval's own thousands of files takes seconds, so it is done only where a name needs it.
@@ -209,10 +209,10 @@ def _load(columns: Sequence[Column], include_path: Path | str | Sequence[Path | 
 
 
 def _items(
-    column: Column, name: str, task: Any, samples: Sequence[Mapping[str, Any]], limit: int, lm: PackedLM
+    column: Column, name: str, task: Any, samples: Sequence[Mapping[str, Any]], count: int, lm: PackedLM
 ) -> Iterator[dict[str, Any]]:
     """Items of one lm-eval task in its order, after checking that none is missing."""
-    documents = list(task.eval_docs)[: limit or None]
+    documents = list(task.eval_docs)[:count]
     prefix = "" if name == column.name else f"{name}/"
     expected = [document["id"] if column.identified else f"{prefix}{i}" for i, document in enumerate(documents)]
     metric = column.metric or _first_metric(task)
@@ -255,6 +255,17 @@ def _mean(scores: Sequence[float]) -> dict[str, float]:
         return {"value": mean, "stderr": 0.0}
     variance = math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
     return {"value": mean, "stderr": math.sqrt(variance / len(scores))}
+
+
+@contextmanager
+def _compiled_once() -> Iterator[None]:
+    """lm-eval compiles a template again for every item and example: minutes for MMLU."""
+    environment: Any = lm_eval.utils.env
+    environment.from_string = cache(environment.from_string)
+    try:
+        yield
+    finally:
+        del environment.from_string
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from spin_utils import models, stages
+from spin_utils import artifacts, models, stages
 from spin_utils.pairs import Pairs
 from spin_utils.plan import Plan
 from spin_utils.sampling import sample
@@ -45,7 +45,7 @@ def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
         `finish_reason`.
     """
     step = plan.steps[f"pairs-{iteration}"]
-    table = Pairs([stages.run(plan, step.name) / "pairs.arrow"]).table.to_pandas()
+    table = Pairs([artifacts.checked(stages.run(plan, step.name), "pairs.arrow")]).table.to_pandas()
     tokenizer = models.load_tokenizer(stages.run(plan, step.inputs[0]))
     rows = {row["id"]: row for row in stages.rows(plan, "spin")}
 
@@ -80,6 +80,7 @@ def answers(plan: Plan, model: str, rows: list[dict[str, Any]], temperature: flo
         Columns `family`, `prompt`, `real`, `answer`.
     """
     folder = stages.run(plan, model)
+    artifacts.verify(folder)
     tokenizer = models.load_tokenizer(folder)
     samples = sample(
         models.load(folder, torch.bfloat16),
@@ -94,13 +95,15 @@ def answers(plan: Plan, model: str, rows: list[dict[str, Any]], temperature: flo
 
 def training(plan: Plan, step: str) -> pd.DataFrame:
     """Metrics of a training run, one row per logged optimizer step."""
-    return pd.DataFrame(json.loads((stages.run(plan, step) / "training.json").read_text())["rows"])
+    return pd.DataFrame(json.loads(artifacts.checked(stages.run(plan, step), "training.json").read_text())["rows"])
 
 
 def evaluation(plan: Plan, model: str) -> pd.DataFrame:
     """Scores of a checkpoint item by item: `task`, `id`, `score`, `response`, `tokens`, `prompt`, `real`."""
-    items = pd.DataFrame(json.loads((stages.run(plan, f"eval-{model}") / "evaluation.json").read_text())["items"])
-    rows = {row["id"]: row for row in stages.rows(plan, "test")}
+    path = artifacts.checked(stages.run(plan, f"eval-{model}"), "evaluation.json")
+    items = pd.DataFrame(json.loads(path.read_text())["items"])
+    local = plan.profile.evaluation.suite == "local"
+    rows = {row["id"]: row for row in stages.rows(plan, "test")} if local else {}
     return items.assign(
         prompt=[rows.get(i, {}).get("prompt", "") for i in items["id"]],
         real=[rows.get(i, {}).get("response", "") for i in items["id"]],

@@ -79,7 +79,14 @@ def _forward_of(layer: Any) -> Callable[..., Tensor]:
     return partial(_forward, layer)
 
 
-def _forward(
+def _forward(layer: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    """Stands in for the layer's forward, its gradient checkpointing included, which transformers puts around that."""
+    if layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(partial(_compute, layer, **kwargs), hidden_states)
+    return _compute(layer, hidden_states, **kwargs)
+
+
+def _compute(
     layer: Any,
     hidden_states: Tensor,
     *,
@@ -87,7 +94,7 @@ def _forward(
     packed_layout: Layout,
     **kwargs: Any,
 ) -> Tensor:
-    """Stands in for the layer's forward; takes what transformers passes."""
+    """The whole layer; takes what transformers passes."""
     attention, mlp = layer.self_attn, layer.mlp
     shape = _Shape(
         attention.config.num_attention_heads,
@@ -158,8 +165,9 @@ class _DecoderLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, ...]:
-        x_TE, root_1, *heads, attended_TE, middle_TE, root_2, gate_TF, up_TF = ctx.saved_tensors[:10]
-        norm_1, query, key, value, output, norm_2, gate, up, down = ctx.saved_tensors[10:]
+        saved = ctx.saved_tensors  # read once: gradient checkpointing computes them for one reading
+        x_TE, root_1, *heads, attended_TE, middle_TE, root_2, gate_TF, up_TF = saved[:10]
+        norm_1, query, key, value, output, norm_2, gate, up, down = saved[10:]
         shape = ctx.shape
         inner = len(gate)
 

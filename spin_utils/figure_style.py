@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -125,6 +126,32 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
                 figure.savefig(partial, format=suffix, metadata=fields)
             paths.append(path)
     return paths
+
+
+def radar_axes(figure: Figure, place: Any, names: Sequence[str], ticks: Sequence[int]) -> tuple[Axes, Any]:
+    """A round panel with an axis for each name, clockwise from the top, and the angles of a closed line around it.
+
+    Args:
+        figure: that the panel is added to.
+        place: in the figure, as `add_subplot` takes it.
+        names: of the axes.
+        ticks: rings that are drawn and labelled; the last is the rim.
+    """
+    axes = figure.add_subplot(place, projection="polar")
+    axes.set_theta_zero_location("N")  # type: ignore[attr-defined]
+    axes.set_theta_direction(-1)  # type: ignore[attr-defined]
+    angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
+    axes.set_xticks(angles, names, fontsize=6)
+    for text, angle in zip(axes.get_xticklabels(), angles, strict=True):
+        side = np.sin(angle)
+        text.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
+    axes.tick_params(axis="x", pad=-1)
+    axes.set_ylim(0, ticks[-1])
+    axes.set_yticks(ticks, list(map(str, ticks)), fontsize=5.5, color="#5c5c5c")
+    axes.set_rlabel_position(180 / len(names))  # type: ignore[attr-defined]
+    axes.grid(color="#d9d9d9", lw=0.4)
+    axes.spines["polar"].set(color=FAINT, lw=0.6)
+    return axes, np.append(angles, angles[0])
 
 
 def say_why_empty(axes: Axes, reason: str) -> None:

@@ -14,13 +14,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from spin_utils.figure_style import COLOURS, FAINT, REAL, colour, footnote, new_figure, say_why_empty, style
+from spin_utils.figure_style import (
+    COLOURS,
+    FAINT,
+    REAL,
+    colour,
+    footnote,
+    new_figure,
+    radar_axes,
+    say_why_empty,
+    style,
+)
 from spin_utils.generations import MODELS, RULE, example
 from spin_utils.results import label
 from spin_utils.statistics import Estimate, StatisticsError, paired_bootstrap
 
 _TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2")
-_MARKERS = dict(zip(MODELS, "osD^", strict=True))
+MARKERS = dict(zip(MODELS, "osD^", strict=True))
+"""Marker of each model in Figure 6."""
 _WIDTH = 64
 """Characters of a line of the example."""
 _LINES = 14
@@ -92,30 +103,17 @@ def figure6(
         if len(tasks) < 3 or not set(MODELS) & set(together["model"]):
             say_why_empty(figure.subplots(), "a radar needs the evaluations of three tasks")
             return figure
-        axes = figure.add_subplot(projection="polar")
-        axes.set_theta_zero_location("N")  # type: ignore[attr-defined]
-        axes.set_theta_direction(-1)  # type: ignore[attr-defined]
-        angles = np.linspace(0, 2 * np.pi, len(tasks), endpoint=False)
+        names = [_name(task) + ("*" if task in transfer_stand_ins else "") for task in tasks]
+        axes, angles = radar_axes(figure, 111, names, (25, 50, 75, 100))
         for model in MODELS:
             values = np.array([means.get((model, task), np.nan) for task in tasks], dtype=float)
             if np.isnan(values).all():
                 absent.append(label(model))
                 continue
             absent += [f"{label(model)} on {task}" for task, value in zip(tasks, values, strict=True) if value != value]
-            around = [*range(len(tasks)), 0]
             tint, dashes = colour(model), ":" if model == "sft" else "-"
-            axes.plot(angles[around], values[around], _MARKERS[model] + dashes, color=tint, ms=3, label=label(model))
-        names = [_name(task) + ("*" if task in transfer_stand_ins else "") for task in tasks]
-        axes.set_xticks(angles, names, fontsize=6)
-        for text, angle in zip(axes.get_xticklabels(), angles, strict=True):
-            side = np.sin(angle)
-            text.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
-        axes.tick_params(axis="x", pad=-1)
-        axes.set_ylim(0, 100)
-        axes.set_yticks([25, 50, 75, 100], ["25", "50", "75", "100"], fontsize=5.5, color="#5c5c5c")
-        axes.set_rlabel_position(180 / len(tasks))  # type: ignore[attr-defined]
-        axes.grid(color="#d9d9d9", lw=0.4)
-        axes.spines["polar"].set(color=FAINT, lw=0.6)
+            line = np.append(values, values[0])
+            axes.plot(angles, line, MARKERS[model] + dashes, color=tint, ms=3, label=label(model))
         figure.legend(loc="outside upper center", ncols=2, title=f"Ours ({profile}), points", title_fontsize=7)
         footnote(figure, _radar_note(bool(transfer_stand_ins), absent))
     return figure

@@ -39,7 +39,8 @@ class ModelSettings:
     name: str = ""
     """Hub id (`hub`), import name of the package (`gguf_package`) or model type (`tiny`: llama, mistral, qwen2)."""
     revision: str = ""
-    """The commit to load (`hub`): 40 hexadecimal digits, because a branch name moves."""
+    """The commit to load (`hub`): 40 hexadecimal digits, because a branch name moves. Empty: must be given on the
+    command line, and nothing is loaded until it is."""
     path: str = ""
     """Folder of the model (`directory`) or of the GGUF file inside the package."""
     sha256: str = ""
@@ -55,7 +56,7 @@ class ModelSettings:
         if self.source == "hub":
             require("/" in self.name, f"model.name: {self.name!r} is not a hub id; write it as owner/name")
             require(
-                re.fullmatch(r"[0-9a-f]{40}", self.revision) is not None,
+                re.fullmatch(r"([0-9a-f]{40})?", self.revision) is not None,
                 f"model.revision: {self.revision!r} is not a commit; pin 40 hexadecimal digits (a branch name moves)",
             )
         if self.source == "directory":
@@ -113,6 +114,9 @@ class DemonstrationSettings:
     test_rows: int | None = None
     """Rows held out for the reported numbers. Null: all of its own file or split, else a tenth, at most 600;
     of generated rows: none."""
+    expected_rows: int = 0
+    """Distinct rows that the training file or split must have, so that another upload of the same name is noticed;
+    0: any number."""
     drop_empty: bool = False
     """Leave out rows with an empty prompt or response instead of refusing the file."""
     transfer: dict[str, FamilySettings] = field(default_factory=dict)
@@ -136,11 +140,12 @@ class DemonstrationSettings:
         if self.source == "reasoning_gym":
             require(bool(self.families), "demonstrations.families: empty; name at least one reasoning-gym family")
             require(self.sft_rows > 0, "demonstrations.sft_rows: generated data need a number of rows above 0")
+            require(not self.expected_rows, "demonstrations.expected_rows: sft_rows says how many are generated")
         if self.source == "file":
             require(bool(self.train), "demonstrations.train: empty; name a .json, .jsonl or .parquet file")
         if self.source == "hub":
             require_hub_dataset(self.name, self.revision, self.train)
-        for name in ("sft_rows", "spin_rows", "validation_rows", "test_rows"):
+        for name in ("sft_rows", "spin_rows", "validation_rows", "test_rows", "expected_rows"):
             require((getattr(self, name) or 0) >= 0, f"demonstrations.{name}: {getattr(self, name)} is negative")
         if self.sft_rows and self.spin_rows:
             require(

@@ -43,6 +43,8 @@ def identity(settings: ModelSettings) -> dict[str, Any]:
         ModelError: the model is not where the settings say.
     """
     if settings.source == "hub":
+        if not settings.revision:
+            raise ModelError(f"{settings.name}: no revision; pin its commit, 40 hexadecimal digits (a branch moves)")
         return {"source": "hub", "name": settings.name, "revision": settings.revision}
     if settings.source == "directory":
         folder = check_directory(Path(settings.path))

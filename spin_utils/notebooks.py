@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 REQUIRED = "REQUIRED"
 """A notebook writes this as the default of a parameter that has no sensible default."""
-_PATIENCE_S = 120.0  # after Ctrl-C a kernel finishes its step and saves; then it is stopped
+_PATIENCE_S = 600.0  # after Ctrl-C a kernel finishes its step and saves, up to this long; then it is stopped
+_START_S = 300  # for a kernel to start on a busy machine
 
 
 class NotebookError(ValueError):
@@ -84,6 +85,8 @@ def check(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     """Execute a notebook of the kit and keep the executed copy.
 
+    At Ctrl-C or SIGTERM the kernel finishes its training step and saves before this ends.
+
     Args:
         name: stem of the notebook, such as `03_spin_training`.
         given: its parameters.
@@ -94,7 +97,8 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
 
     Raises:
         NotebookError: no such notebook, or parameters that do not fit. No kernel was started.
-        StageError: a cell raised an error.
+        StageError: a cell raised an error, or the kernel died.
+        KeyboardInterrupt: SIGINT or SIGTERM arrived.
     """
     path = paths.notebook(name)
     if not path.is_file():
@@ -104,11 +108,12 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     os.environ.update(runtime.child_environment(headless=True))
 
+    from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
     from traitlets.config import Config
 
     # Sockets in a folder of their own: kernels that run side by side must not share names, and no one else may read.
-    with tempfile.TemporaryDirectory(prefix="spin-") as sockets:
+    with tempfile.TemporaryDirectory(prefix="spin-") as sockets, runtime.sigterm_as_ctrl_c():
         kernel = {"transport": "ipc", "ip": f"{sockets}/kernel", "shutdown_wait_time": _PATIENCE_S}
         try:
             execute_notebook(
@@ -117,10 +122,16 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
                 parameters=values,
                 kernel_name="python3",
                 progress_bar=False,
+                start_timeout=_START_S,
                 stdout_file=sys.stdout,
                 cwd=str(path.parent),
                 config=Config(KernelManager=kernel),
             )
         except PapermillExecutionError as error:
             raise StageError(f"{error.ename}: {error.evalue}\n  in {paths.relative(output)}") from None
+        except DeadKernelError:
+            raise StageError(
+                "the notebook's kernel died: killed, perhaps because memory ran out; finished work is kept, and the "
+                f"same command goes on from there\n  in {paths.relative(output)}"
+            ) from None
     return output

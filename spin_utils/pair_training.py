@@ -5,6 +5,7 @@ The two differ only in where the pairs come from (sec. 4.2), so they share every
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -15,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from spin_utils import artifacts, models
+from spin_utils import artifacts, models, pieces
 from spin_utils.logprobs import score
 from spin_utils.optimizer import choose_precision
 from spin_utils.packing import Group
+from spin_utils.pairs import Pairs
 from spin_utils.progress import progress
 from spin_utils.settings import Precision, TrainingSettings
 from spin_utils.trackers import TENSORBOARD
@@ -27,12 +29,13 @@ from spin_utils.writing import replacing
 
 LOGPS = "opponent_logps.npy"
 _STATE = "state"
-_STATE_FILES = ("state-*/*", "metrics.jsonl", "precision.json")
+_PRECISION = "precision.json"
+_STATE_FILES = ("state-*/*", _PRECISION)
 
 
 def train_on_pairs(
     start: Path,
-    groups: Sequence[Group],
+    groups: Pairs,
     settings: TrainingSettings,
     *,
     seed: int,
@@ -67,6 +70,8 @@ def train_on_pairs(
     def keep_epoch(epoch: int, model: Any) -> None:
         if epoch in keep_epochs:
             keep_checkpoint(model, start, work / f"epoch-{epoch}")
+            for file in sorted((work / f"epoch-{epoch}").iterdir()):
+                pieces.keep(work, file)  # the rest of the run may take hours, and more than one start
 
     result = train(
         model,
@@ -78,6 +83,7 @@ def train_on_pairs(
         on_epoch_end=keep_epoch if keep_epochs else None,
         keep_state=keep_state,
         what=what,
+        describe=groups.name,
     )
     keep_checkpoint(model, start, work)
     keep_metrics(result, work)
@@ -100,12 +106,14 @@ def keep_metrics(result: TrainingResult, work: Path) -> None:
 
 
 def _go_on_from(earlier: Path, work: Path) -> None:
-    """Take over state, metrics, precision and opponent's log-probabilities of a run of fewer epochs, once."""
-    path = work / LOGPS
-    if not path.is_file():
+    """Take over state, precision and opponent's log-probabilities of a run of fewer epochs, once."""
+    path, precision = work / LOGPS, artifacts.scratch(work) / _PRECISION
+    if not (pieces.is_kept(work, path) and pieces.is_kept(work, precision)):
         _link_state(earlier / _STATE, artifacts.scratch(work))
         with replacing(path) as partial:
             shutil.copyfile(earlier / LOGPS, partial)
+        pieces.keep(work, precision)
+        pieces.keep(work, path)
 
 
 def _link_state(source: Path, target: Path) -> None:
@@ -119,10 +127,11 @@ def _link_state(source: Path, target: Path) -> None:
 
 def _precision(settings: TrainingSettings, work: Path) -> Precision:
     # Chosen once for a run, also when it is resumed: opponent and policy compute alike.
-    path = artifacts.scratch(work) / "precision.json"
-    if not path.is_file():
+    path = artifacts.scratch(work) / _PRECISION
+    if not pieces.is_kept(work, path):
         chosen = choose_precision(settings.precision, models.device())
         artifacts.write_json(path, str(chosen).removeprefix("torch."))
+        pieces.keep(work, path)
     return json.loads(path.read_text())
 
 
@@ -133,12 +142,15 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
     The opponent computes in the precision of the policy, so that the two start equal.
     """
     path = work / LOGPS
-    if path.is_file():
+    if pieces.is_kept(work, path):
         return np.load(path, allow_pickle=False).tolist()
     model = models.load(start, choose_precision(settings.precision))
     with progress(len(groups), "opponent log-probabilities", "pairs") as bar:
         values = score(model, groups, micro_batch_tokens=settings.micro_batch_tokens, progress=bar.advance)
     logps = np.asarray(values, dtype=np.float32)
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.save(file, logps, allow_pickle=False)
+    whole = io.BytesIO()  # straight to a file, NumPy hides why it could not write
+    np.save(whole, logps, allow_pickle=False)
+    with replacing(path) as partial:
+        partial.write_bytes(whole.getvalue())
+    pieces.keep(work, path)
     return logps.tolist()

@@ -54,6 +54,11 @@ class Pairs(Sequence[Group]):
     def __len__(self) -> int:
         return self.table.num_rows
 
+    def name(self, index: int) -> str:
+        """How messages name a pair: the id of its row and the iteration that generated it."""
+        row = self.table.select(["id", "iteration"]).slice(index, 1).to_pylist()[0]
+        return f"pair {row['id']} of iteration {row['iteration']}"
+
     @overload
     def __getitem__(self, index: int) -> Group: ...
     @overload

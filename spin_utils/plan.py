@@ -7,15 +7,25 @@ scheduler waits for is what the stage writes.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, models, paths
+from spin_utils import artifacts, judge, models, paths
 from spin_utils.input_settings import DemonstrationSettings, require
+from spin_utils.mt_bench_questions import FILES
+from spin_utils.mt_bench_settings import answers_identity, judge_identity
 from spin_utils.profiles import as_dict
-from spin_utils.settings import DpoSettings, EvaluationSettings, Profile, TrainingSettings, training_identity
+from spin_utils.settings import (
+    DpoSettings,
+    EvaluationSettings,
+    Profile,
+    TrainingSettings,
+    generation_identity,
+    training_identity,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class Step:
     """Such as `pairs-0`."""
     stage: str
     """Which function of `stages` makes it: base, data, sft, pairs, spin, epochs, subset, preferences, dpo,
-    evaluation."""
+    evaluation, mt_answers, mt_bench."""
     notebook: str
     """Notebook that makes it; empty for what the first notebook's stage makes on the way."""
     parameters: dict[str, Any]
@@ -69,6 +79,10 @@ class Plan:
         return [step.parameters["model"] for step in self if step.stage == "evaluation"]
 
 
+MEASURED = ("evaluation", "mt_bench")
+"""Stages whose results are drawn from."""
+
+
 def make(profile: Profile, seed: int) -> Plan:
     """Lay out the paper's experiments for a profile.
 
@@ -93,10 +107,10 @@ def make(profile: Profile, seed: int) -> Plan:
         return name
 
     def evaluate(model: str, checkpoint: str = "", transfer: bool = False) -> None:
-        transfer = transfer and bool(profile.demonstrations.transfer)
+        transfer = transfer and (bool(profile.demonstrations.transfer) or profile.evaluation.suite == "paper")
         settings = {"evaluation": as_dict(profile.evaluation), "template": template, "transfer": transfer}
         settings |= {"task_files": task_files} if task_files else {}
-        inputs = (checkpoint or model, "data")
+        inputs = (checkpoint or model, *(["data"] if "data" in steps else []))
         add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", inputs, settings, model=model)
 
     def train(model: str, stage: str, inputs: tuple[str, ...], **more: Any) -> str:
@@ -104,14 +118,20 @@ def make(profile: Profile, seed: int) -> Plan:
         return add(model, stage, "03_spin_training", inputs, settings, model=model)
 
     task_files = _task_identity(profile.evaluation)
-    spin, template, generation = profile.spin, as_dict(profile.template), as_dict(profile.generation)
-    add("data", "data", "", (), _data_identity(profile.demonstrations))
+    spin, template, generation = profile.spin, as_dict(profile.template), generation_identity(profile.generation)
+    if needs_data(profile):
+        add("data", "data", "", (), _data_identity(profile.demonstrations))
     base = add("base", "base", "", ("data",) if profile.model.source == "tiny" else (), models.identity(profile.model))
     start = base
     if profile.sft is not None:
         sft = {"training": training_identity(profile.sft), "template": template}
         start = add("sft", "sft", "01_sft_baseline", (base, "data"), sft, more=0)
     evaluate("sft", start, transfer=True)
+    for model, source in profile.released.items():
+        add(model, "base", "", (), models.identity(source))
+        evaluate(model, transfer=True)
+    if profile.released:
+        return Plan(profile, seed, steps)
 
     current = start
     for t in range(spin.iterations):
@@ -136,12 +156,20 @@ def make(profile: Profile, seed: int) -> Plan:
         once = {"training": training_identity(dataclasses.replace(profile.sft, epochs=1)), "template": template}
         control = add(f"sft-more-{epoch}", "sft", "01_sft_baseline", (control, "data"), once, more=epoch)
         evaluate(control)
-    if profile.dpo is not None and not left_out(profile):
+    if profile.dpo is not None and not _dpo_left_out(profile):
         preferences = _preferences_identity(profile.dpo)
         settings = {"preferences": preferences, "generation": generation, "template": template}
         add("preferences", "preferences", "", (start, "data"), settings)
         evaluate(train("dpo", "dpo", (start, "preferences")))
         evaluate(train(f"{current}-dpo", "dpo", (current, "preferences")))
+    if profile.mt_bench is not None:
+        answering = {"mt_bench": answers_identity(profile.mt_bench), "files": FILES, "template": template}
+        for model, checkpoint in {"sft": start, **{f"spin-{t}": f"spin-{t}" for t in range(spin.iterations)}}.items():
+            answers = add(f"mt-answers-{model}", "mt_answers", "", (checkpoint,), answering, model=model)
+            asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
+            grades = add(f"mt-bench-{model}", "mt_bench", "", (answers,), asked, model=model)
+            if not judge.has_key() and not artifacts.is_complete(steps[grades].directory):
+                del steps[grades], steps[answers]
     return Plan(profile, seed, steps)
 
 
@@ -152,24 +180,39 @@ def make_all(profile: Profile, seeds: Iterable[int]) -> list[Plan]:
 
 def tables(plans: list[Plan]) -> Step:
     """The last step: tables and figures over all seeds."""
-    return _drawing("tables", "05_tables_and_figures", plans, [plan.models() for plan in plans])
+    measured = [[step.name for step in plan if step.stage in MEASURED] for plan in plans]
+    return _drawing("tables", "05_tables_and_figures", plans, measured)
 
 
 def first_tables(plans: list[Plan]) -> Step:
     """Tables and figures of the first seed's main chain, so that Table 4 and Figure 2 need not wait for the rest."""
-    chain = [f"spin-{t}" for t in range(plans[0].profile.spin.iterations)]
-    return _drawing("first-tables", "", plans[:1], [["sft", *chain]])
+    chain = [model for model in plans[0].models() if re.fullmatch(r"sft|spin-\d+", model)]
+    return _drawing("first-tables", "", plans[:1], [[f"eval-{model}" for model in chain]])
 
 
-def _drawing(name: str, notebook: str, plans: list[Plan], models: list[list[str]]) -> Step:
-    steps = [[f"eval-{model}" for model in chosen] for chosen in models]
+def _drawing(name: str, notebook: str, plans: list[Plan], steps: list[list[str]]) -> Step:
     chosen = {f"seed-{p.seed}": {n: p.directory(n).name for n in names} for p, names in zip(plans, steps, strict=True)}
     folder = paths.artifacts(plans[0].profile.name) / f"{name}-{artifacts.key('tables', {}, **chosen)}"
     return Step(name, "tables", notebook, {}, folder, tuple(steps[0]), {})
 
 
+def needs_data(profile: Profile) -> bool:
+    """Whether anything is made from the demonstrations; the hub's benchmarks and released models are not."""
+    return not profile.released or profile.evaluation.suite == "local" or profile.model.source == "tiny"
+
+
 def left_out(profile: Profile) -> str:
-    """Why an experiment that the profile names cannot be run on its demonstrations; empty if all can."""
+    """Why experiments that the profile names cannot be run, one line each; empty if all can."""
+    reasons = [_dpo_left_out(profile)]
+    if profile.mt_bench is not None and not judge.has_key():
+        reasons.append(
+            f"MT-Bench is left out where it is not yet graded: its judge needs a key, and {judge.KEY} is not set; with "
+            "it the same command adds the grades"
+        )
+    return "\n".join(filter(None, reasons))
+
+
+def _dpo_left_out(profile: Profile) -> str:
     if profile.dpo and profile.dpo.preferences.source == "samples" and profile.demonstrations.source != "reasoning_gym":
         return (
             "DPO is left out: its preference pairs are answers labelled by the grader of generated families, and these "
@@ -226,6 +269,7 @@ def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
 def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
     # Files count by content: a moved file is the same data, an edited one is not.
     data = as_dict(settings)
+    del data["expected_rows"]  # a check, which changes no row
     if settings.source == "file":
         for name in ("train", "validation", "test"):
             if data[name]:

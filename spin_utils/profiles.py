@@ -162,8 +162,9 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _anchor(data: dict[str, Any], folder: Path) -> None:
     # A relative path in a profile means relative to the profile's own folder, wherever the kernel runs.
-    dpo = data.get("dpo")
+    dpo, released = data.get("dpo"), data.get("released")
     places = [
+        *((model, "directory", ["path"]) for model in (released.values() if isinstance(released, dict) else ())),
         (data.get("model"), "directory", ["path"]),
         (data.get("demonstrations"), "file", ["train", "validation", "test"]),
         (dpo.get("preferences") if isinstance(dpo, dict) else None, "file", ["train"]),

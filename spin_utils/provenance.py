@@ -47,7 +47,7 @@ def record(profile: str, seed: int, model: str, kind: str = "evaluations") -> di
         profile: name of the profile.
         seed: training seed.
         model: such as `spin-3`, as in the tables.
-        kind: folder of the results: evaluations, transfer, training, generations or heldout.
+        kind: folder of the results: evaluations, transfer, training, generations, heldout or mt_bench.
 
     Returns:
         `file`, its `sha256`, and `chain`: every artifact behind it by step, in the order they were made, with

@@ -36,6 +36,8 @@ def publish(plans: list[Plan]) -> list[Path]:
     for plan in plans:
         for step in plan:
             if not artifacts.is_complete(step.directory):
+                if (step.directory / artifacts.MANIFEST).exists():
+                    artifacts.verify(step.directory)  # says what is damaged: a number must not go missing quietly
                 continue
             for folder, model, document in _documents(plan, step):
                 path = paths.results(plan.profile.name) / f"seed-{plan.seed}" / folder / f"{model}.json"
@@ -45,7 +47,7 @@ def publish(plans: list[Plan]) -> list[Path]:
                 written.append(path)
     others = set(paths.results(plans[0].profile.name).glob("seed-*/*/*.json")).difference(written)
     for path in others:
-        path.unlink()
+        path.unlink(missing_ok=True)
     if others:
         log.info("%d results of other runs removed from %s", len(others), paths.relative(path.parents[2]))
     return written
@@ -57,13 +59,15 @@ def _documents(plan: Plan, step: Step) -> Iterator[Document]:
         for folder in ("evaluation", "transfer"):
             if (step.directory / f"{folder}.json").is_file():
                 kind = "evaluations" if folder == "evaluation" else folder
-                yield kind, step.parameters["model"], _read(step.directory / f"{folder}.json")
+                yield kind, step.parameters["model"], _read(step, f"{folder}.json")
+    if step.stage == "mt_bench":
+        yield step.stage, step.parameters["model"], {"kind": step.stage, **_read(step, "mt_bench.json")}
     if (step.directory / "training.json").is_file():
         more = f"spin-0-epoch-{plan.profile.spin.epochs_shown}"
         model = more if step.stage == "epochs" else step.name
-        yield "training", model, {"kind": "training", "rows": _read(step.directory / "training.json")["rows"]}
+        yield "training", model, {"kind": "training", "rows": _read(step, "training.json")["rows"]}
     if (step.directory / "heldout.json").is_file():
-        yield "heldout", step.name, {"kind": "heldout", **_read(step.directory / "heldout.json")}
+        yield "heldout", step.name, {"kind": "heldout", **_read(step, "heldout.json")}
     if step.stage == "pairs":
         yield "generations", _generator(step), {"kind": "generations", "items": _generations(plan, step)}
 
@@ -78,5 +82,5 @@ def _generations(plan: Plan, step: Step) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in pairs.to_dict("records")]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _read(step: Step, name: str) -> dict[str, Any]:
+    return json.loads(artifacts.checked(step.directory, name).read_text(encoding="utf-8"))

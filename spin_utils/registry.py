@@ -8,14 +8,16 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from spin_utils.mt_bench_settings import CATEGORIES
 from spin_utils.published import BENCHMARK_LABELS
 from spin_utils.results import ResultsError, label
 from spin_utils.statistics import Claim
 
-Measure = Literal["score", "tokens", "generated_tokens", "similarity", "identical", "jsd_bound"]
-"""What a contrast is of: the first two of evaluations, the last of held-out pairs, the others of generations."""
+Measure = Literal["score", "tokens", "generated_tokens", "similarity", "identical", "jsd_bound", "grade"]
+"""What a contrast is of: the first two of evaluations, `jsd_bound` of held-out pairs, `grade` of MT-Bench, the others
+of generations."""
 
-Compute = Literal["contrast", "times", "training", "theory", "parts", "shown", "absent"]
+Compute = Literal["contrast", "times", "training", "theory", "parts", "shown"]
 
 THEORY_CHECKS = (
     "fixed_point_error",
@@ -34,7 +36,6 @@ _NEEDS = {
     "theory": ("check", "tolerance"),
     "parts": (),
     "shown": ("reason",),
-    "absent": ("reason",),
 }
 
 
@@ -53,6 +54,7 @@ class Row:
     contrast: dict[str, float] = field(default_factory=dict)
     benchmark: str = ""
     column: Measure = "score"
+    category: str = ""
     claim: Claim | None = None
     margin: float = 0.0
     value: float | None = None
@@ -120,6 +122,8 @@ def _row(number: int, record: dict[str, Any], defaults: dict[str, float]) -> Row
         raise RegistryError(f"{place}: benchmark {row.benchmark!r} is not one of {', '.join(BENCHMARK_LABELS)}")
     if row.column not in get_args(Measure):
         raise RegistryError(f"{place}: column is {row.column!r}; use {', '.join(get_args(Measure))}")
+    if row.category and (row.column != "grade" or row.category not in CATEGORIES):
+        raise RegistryError(f"{place}: category {row.category!r}; use column grade and one of {', '.join(CATEGORIES)}")
     if row.source not in _SOURCES:
         raise RegistryError(f"{place}: source is {row.source!r}; use {', '.join(_SOURCES)}")
     if row.check and row.check not in THEORY_CHECKS:

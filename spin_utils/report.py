@@ -22,7 +22,7 @@ FIGURES = {
     "figure3": "Figure 3. SFT, DPO and SPIN by benchmark",
     "figure4": "Figure 4. Epochs of iteration 0",
     "figure5": "Figure 5. Prompts of SPIN against more epochs of SFT",
-    "figure6": "Figure 6. Task by task",
+    "figure6": "Figure 6. Category by category, or task by task",
     "figure1": "Figure 1. An example",
     "training": "Training, iteration after iteration (not in the paper)",
     "convergence": "Does self-play converge? (not in the paper)",

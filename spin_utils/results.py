@@ -5,6 +5,7 @@
     results/PROFILE/seed-S/training/MODEL.json       metrics of one training run, step by step
     results/PROFILE/seed-S/generations/MODEL.json    what the model answered to the prompts of SPIN
     results/PROFILE/seed-S/heldout/MODEL.json        what an iteration did to pairs that no training saw
+    results/PROFILE/seed-S/mt_bench/MODEL.json       a judge's grades of the model's answers to MT-Bench
 
 A file is checked when it is written and again when it is read; a file that is not whole, consistent and
 finite is refused with its path and the field. Scores are shares (0..1) here and points in tables.
@@ -23,12 +24,14 @@ from spin_utils.documents import (
     DRIFT_FIELDS,
     FIELDS,
     GENERATION_FIELDS,
+    GRADE_FIELDS,
     ITEM_FIELDS,
     SCHEMA,
     ResultsError,
     label,
     validate,
 )
+from spin_utils.seals import FIELD, is_whole, sealed
 from spin_utils.writing import write_text
 
 __all__ = [
@@ -42,8 +45,10 @@ __all__ = [
     "load_evaluations",
     "load_generations",
     "load_heldout",
+    "load_mt_bench",
     "load_summaries",
     "load_training",
+    "mt_bench_path",
     "read_json",
     "training_path",
     "validate",
@@ -59,6 +64,7 @@ _KINDS = {
     "training": "training",
     "generations": "generations",
     "heldout": "heldout",
+    "mt_bench": "mt_bench",
 }
 """Kind of the files in a folder."""
 
@@ -83,11 +89,16 @@ def heldout_path(results: Path, seed: int, model: str) -> Path:
     return results / f"seed-{seed}" / "heldout" / f"{model}.json"
 
 
+def mt_bench_path(results: Path, seed: int, model: str) -> Path:
+    """Where the grades of a model lie; `results` is results/PROFILE."""
+    return results / f"seed-{seed}" / "mt_bench" / f"{model}.json"
+
+
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a results file: whole or not at all, and the same bytes for the same content.
 
     Keys keep their order; a list of objects has one object a line, so that files diff well. Documents with a
-    `kind` are checked first.
+    `kind` are checked first; the hash of everything else is written last.
 
     Raises:
         ResultsError: A number is not finite, or the document is not valid for its kind.
@@ -95,7 +106,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     if document.get("kind") in FIELDS:
         validate(document, str(path))
     try:
-        text = _render(document)
+        text = _render(sealed(document))
     except ValueError as error:
         raise ResultsError(f"{path}: a number is NaN or infinite; JSON has no such number ({error})") from error
     write_text(path, text)
@@ -116,6 +127,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ResultsError(f"{path}: not valid JSON ({error}); delete the file and run its stage again") from error
     if not isinstance(document, dict):
         raise ResultsError(f"{path}: holds a {type(document).__name__}, not an object; delete it and run its stage")
+    if not is_whole(document):
+        raise ResultsError(f"{path}: not what was written (hash); restore it, or run `spin-repro reproduce` again")
+    document.pop(FIELD, None)
     validate(document, str(path))
     place = {"model": path.stem, "seed": path.parts[-3].removeprefix("seed-"), "profile": path.parts[-4]}
     place["kind"] = _KINDS.get(path.parent.name, str(document["kind"]))
@@ -190,6 +204,30 @@ def load_heldout(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFr
         for document, items in _items(results, "heldout", seeds, list(DRIFT_FIELDS), key=["id"])
     ]
     return _together(frames, ["seed", "model", "beta", *DRIFT_FIELDS])
+
+
+def load_mt_bench(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+    """All grades of MT-Bench, one row per seed, model and turn.
+
+    Returns:
+        Columns `seed`, `model`, `judge` and `judge_models` (as the endpoint names them), `task` (the category), `id`
+        (question/turn), `status` and `grade` (1 to 10, NaN where there is none); empty if nothing was run.
+
+    Raises:
+        ResultsError: A file is not valid, or two models were not asked the same questions or not graded by one judge.
+    """
+    frames = []
+    judges: dict[str, Path] = {}
+    for path in _files(results, "mt_bench", seeds):
+        judges.setdefault(read_json(path)["judge"]["name"], path)
+    if len(judges) > 1:
+        (one, here), (other, there) = list(judges.items())[:2]
+        raise ResultsError(f"{here} was graded by {one} and {there} by {other}; grade all models with one judge")
+    for document, items in _items(results, "mt_bench", seeds, list(GRADE_FIELDS), key=["category", "id"]):
+        judge = {"judge": document["judge"]["name"], "judge_models": ", ".join(document["judge"]["models"])}
+        items = items.rename(columns={"category": "task", "score": "grade"}).astype({"grade": float})
+        frames.append(items.assign(seed=document["seed"], model=document["model"], **judge))
+    return _together(frames, ["seed", "model", "judge", "judge_models", "task", "id", "status", "grade"])
 
 
 def load_summaries(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """What lets a stopped training run go on: its saved state, and the stop signals.
 
 The state is a folder `state-STEP` with safetensors and JSON, nothing pickled. It is written beside and renamed
-when complete, so a folder of that name is always whole.
+when complete, so a folder of that name is always whole; hashes say whether it still is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from spin_utils.seals import file_hash, is_whole, sealed
+from spin_utils.writing import sync, write_text
+
 logger = logging.getLogger(__name__)
+
+_TENSORS, _DESCRIPTION = "state.safetensors", "state.json"
 
 
 class OtherRunError(ValueError):
@@ -37,6 +42,8 @@ class SavedState:
     """Compute precision that the run uses."""
     tensors: dict[str, Tensor]
     """The optimizer's tensors."""
+    rows: list[dict[str, float]]
+    """Metric rows so far."""
 
 
 def save_state(work: Path, run: dict[str, Any], state: SavedState) -> None:
@@ -53,48 +60,75 @@ def save_state(work: Path, run: dict[str, Any], state: SavedState) -> None:
     unfinished = work / f"unfinished-{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save_file(state.tensors, unfinished / "state.safetensors")
-    description = {"step": state.step, "precision": state.precision, "run": run}
-    (unfinished / "state.json").write_text(json.dumps(description, indent=2, sort_keys=True))
-    for file in unfinished.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    tensors = unfinished / _TENSORS
+    save_file(state.tensors, tensors)
+    sync(tensors)
+    description = {
+        "step": state.step,
+        "precision": state.precision,
+        "run": run,
+        "rows": state.rows,
+        "tensors": file_hash(tensors),
+    }
+    write_text(unfinished / _DESCRIPTION, json.dumps(sealed(description), indent=1, sort_keys=True))
     os.replace(unfinished, final)
+    sync(work)
     for older in _states(work):
         if older != final:
             shutil.rmtree(older)
 
 
 def load_state(work: Path, run: dict[str, Any]) -> SavedState | None:
-    """The latest state in `work`, or None.
+    """The latest whole state in `work`, or None. A damaged one is removed, with a warning.
 
     Raises:
         OtherRunError: it was saved by another run.
     """
     for leftover in work.glob("unfinished-*"):
         shutil.rmtree(leftover)
-    states = _states(work)
-    if not states:
+    for folder in reversed(_states(work)):
+        description = _described(folder)
+        if description is not None:
+            return _load(folder, description, run)
+        logger.warning("%s: not what was written (hash); the training goes on without it", folder)
+        shutil.rmtree(folder)
+    return None
+
+
+def _described(folder: Path) -> dict[str, Any] | None:
+    """What `save_state` wrote of a state, or None if a byte of it is missing or changed."""
+    try:
+        description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+        whole = is_whole(description) and description["tensors"] == file_hash(folder / _TENSORS)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    description = json.loads((states[-1] / "state.json").read_text())
+    return description if whole else None
+
+
+def _load(folder: Path, description: dict[str, Any], run: dict[str, Any]) -> SavedState:
     wanted = json.loads(json.dumps(run))
     for key in sorted(wanted.keys() | description["run"].keys()):
         before, now = description["run"].get(key), wanted.get(key)
         if before != now:
             raise OtherRunError(
-                f"{states[-1]}: saved by a run with another {key} ({_difference(before, now)}); "
+                f"{folder}: saved by a run with another {key} ({_difference(before, now)}); "
                 "remove the folder to start anew"
             )
-    logger.info("going on after step %d from %s", description["step"], states[-1])
-    tensors = load_file(states[-1] / "state.safetensors")
-    return SavedState(description["step"], description["precision"], tensors)
+    logger.info("going on after step %d from %s", description["step"], folder)
+    tensors = load_file(folder / _TENSORS)
+    return SavedState(description["step"], description["precision"], tensors, description["rows"])
 
 
 class StopRequest:
-    """Inside the block SIGINT and SIGTERM only set `asked`; a second signal stops at once."""
+    """Inside the block SIGINT and SIGTERM only set `asked`; a second Ctrl-C stops at once.
+
+    SIGTERM may come any number of times: a scheduler sends it to every process of a job, and the wrapper around a
+    notebook passes its own on as SIGINT.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._interrupted = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -110,10 +144,12 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
+        if not self.asked:
+            logger.warning("%s: finishing the step and saving; Ctrl-C twice stops at once", signal.Signals(number).name)
         self.asked = True
-        logger.warning("%s: finishing the step and saving; once more stops at once", signal.Signals(number).name)
+        self._interrupted = self._interrupted or number == signal.SIGINT
 
 
 def _states(work: Path) -> list[Path]:

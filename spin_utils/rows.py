@@ -212,7 +212,9 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a file that `write_rows` wrote."""
+    """Rows of a file that `write_rows` wrote; there may be none, such as held-out rows where nothing is held out."""
+    if path.is_file() and not path.stat().st_size:
+        return []
     return [dict(record) for _, record in read_records(path)]
 
 

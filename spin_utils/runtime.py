@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 ENVIRONMENT = {
     # glibc otherwise hands every large tensor back to the kernel: 1.3 times slower training on a CPU.
@@ -36,6 +41,29 @@ def ensure_environment() -> None:
 def is_headless() -> bool:
     """Whether nobody watches: run by papermill or without a terminal or notebook front end."""
     return os.environ.get("SPIN_HEADLESS") == "1"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: a scheduler or another program wants what a person wants with Ctrl-C."""
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Inside the block the first SIGTERM raises `Terminated`; further ones ask for the same and change nothing."""
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, before)
 
 
 def configure_logging() -> None:

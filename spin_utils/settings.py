@@ -1,4 +1,5 @@
-"""Every setting of the kit, as one frozen dataclass per stage; those of models and data are in `input_settings.py`.
+"""Every setting of the kit, as one frozen dataclass per stage; those of models and data are in `input_settings.py`,
+those of MT-Bench in `mt_bench_settings.py`.
 
 A field that comes from the paper names its section. A field where the paper and the released code
 disagree says so. Profiles (see `profiles.py`) are YAML files read into these classes; nothing else
@@ -18,6 +19,8 @@ from spin_utils.input_settings import (
     TemplateSettings,
     require,
 )
+from spin_utils.machine_settings import ResourceSettings, VllmSettings
+from spin_utils.mt_bench_settings import MtBenchSettings
 
 Loss = Literal["logistic", "hinge", "correlation", "exponential"]
 Precision = Literal["bfloat16", "float32", "auto"]
@@ -101,6 +104,11 @@ class GenerationSettings:
     """Rows decoded together."""
     shard_rows: int = 512
     """Prompts in one finished-or-absent shard."""
+    backend: Literal["kit", "vllm"] = "kit"
+    """Who draws the answers that are trained on: the kit's own sampler, or vLLM in processes of its own. The same
+    distribution, other draws. Held-out answers always come from the kit's."""
+    vllm: VllmSettings = field(default_factory=VllmSettings)
+    """Where and how vLLM runs."""
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, f"generation.temperature: {self.temperature} is negative")
@@ -108,6 +116,21 @@ class GenerationSettings:
         require(0 < self.top_p <= 1, f"generation.top_p: {self.top_p} must be above 0 and at most 1")
         for name in ("max_new_tokens", "batch_size", "shard_rows"):
             require(getattr(self, name) > 0, f"generation.{name}: {getattr(self, name)} must be above 0")
+        if self.backend == "vllm":
+            require(
+                bool(self.vllm.python),
+                "generation.vllm.python: missing; name the Python of the environment in which vLLM is installed",
+            )
+            require(
+                self.temperature == 0 or 0.01 <= self.temperature <= 2,
+                f"generation.temperature: {self.temperature}; vLLM takes 0 or 0.01 to 2",
+            )
+
+
+def generation_identity(settings: GenerationSettings) -> dict[str, Any]:
+    """What generated answers depend on, as JSON data: who draws them, but not where vLLM is and on how many GPUs."""
+    identity = {name: value for name, value in asdict(settings).items() if name not in ("backend", "vllm")}
+    return identity if settings.backend == "kit" else {**identity, "backend": settings.backend}
 
 
 @dataclass(frozen=True)
@@ -176,13 +199,14 @@ class DpoRunSettings:
 class EvaluationSettings:
     """How checkpoints are scored, always through lm-eval."""
 
-    suite: Literal["local", "paper"] = "local"
+    suite: Literal["local", "paper", "paper_others"] = "local"
     """`local`: the held-out demonstrations, one task per family, graded by the row's grader if it has one and
-    else by exact match. `paper`: the benchmarks of Table 1, from the hub."""
+    else by exact match. `paper`: the benchmarks of Table 1, from the hub, and for the main chain those of Table 6
+    as transfer. `paper_others`: those of Table 6 alone."""
     tasks: tuple[str, ...] = ()
     """Further lm-eval tasks beside the suite, by name or path of a YAML file; each is a column of its own."""
     limit: int = 0
-    """Items per task; 0: all."""
+    """Items per benchmark, the first ones (of a group such as MMLU an equal number from each task); 0: all."""
     batch_size: int = 128
     """Rows decoded or scored together."""
     max_new_tokens: int = 128
@@ -209,9 +233,16 @@ class Profile:
     """Further SFT epochs as the control of Table 5 and Figure 5: would more of the same data do as well?"""
     dpo: DpoSettings | None = None
     """DPO, the baseline of Figure 3 and, after SPIN, the last row of Table 3 (App. B.3); null: not run."""
+    released: dict[str, ModelSettings] = field(default_factory=dict)
+    """Published checkpoints by the name of the model that they are (spin-0, spin-1, ...): they are evaluated beside
+    `model`, which is then `sft`, and nothing is trained."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     template: TemplateSettings = field(default_factory=TemplateSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    resources: ResourceSettings = field(default_factory=ResourceSettings)
+    """What each kind of step asks of the scheduler; no part of any result."""
+    mt_bench: MtBenchSettings | None = None
+    """MT-Bench for the models of the main chain (Table 6, Figure 6), with a judge that costs money; null: not run."""
 
     def __post_init__(self) -> None:
         require(
@@ -220,3 +251,10 @@ class Profile:
         )
         require(self.sft_more >= 0, f"sft_more: {self.sft_more} is negative")
         require(self.sft is not None or not self.sft_more, "sft_more: needs the settings of sft, which is null")
+        for name, model in self.released.items():
+            known = re.fullmatch(r"spin-\d+(-dpo)?|dpo|sft-more-\d+", name) is not None
+            require(
+                known, f"released.{name}: no row of a table; use spin-0, spin-1, ..., spin-3-dpo, dpo or sft-more-1"
+            )
+            require(model.source in ("hub", "directory"), f"released.{name}: name a hub model or a folder")
+        require(self.sft is None or not self.released, "released: nothing is trained beside it; set sft to null")

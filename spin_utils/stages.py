@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spin_utils import artifacts, paths
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.demonstrations import read_rows, write_rows
-from spin_utils.plan import Plan, Step, stream
+from spin_utils.plan import Plan, Step, needs_data, stream
 from spin_utils.progress import progress
 from spin_utils.settings import Profile
 
@@ -29,16 +29,24 @@ def check_inputs(profile: Profile) -> None:
     """Everything that can be wrong with a run's inputs, found before any long work.
 
     Raises:
-        ModelError, RowError, TrackerError: with the file, the row and the remedy.
+        ModelError, RowError, TrackerError, VllmError, MtBenchError, JudgeError: with the file, the row and the remedy.
     """
-    from spin_utils import models, preferences, trackers
+    from spin_utils import models, mt_bench, preferences, trackers, vllm_backend
 
     trainings = (profile.sft, profile.spin.training, profile.dpo and profile.dpo.training)
     trackers.check({name for training in trainings if training for name in training.trackers})
-    models.identity(profile.model)
-    load_demonstrations(profile.demonstrations)
+    for settings in (profile.model, *profile.released.values()):
+        models.identity(settings)
+    if needs_data(profile):
+        load_demonstrations(profile.demonstrations)
+    if profile.released:
+        return
     if profile.dpo is not None and profile.dpo.preferences.source != "samples":
         preferences.load(profile.dpo.preferences)
+    if profile.generation.backend == "vllm":
+        vllm_backend.check(profile.generation.vllm)
+    if profile.mt_bench is not None:
+        mt_bench.check(profile.mt_bench)
 
 
 def run(plan: Plan, name: str) -> Path:
@@ -57,7 +65,7 @@ def run(plan: Plan, name: str) -> Path:
     for needed in step.inputs:
         run(plan, needed)
     with artifacts.lock(step.directory):
-        if artifacts.is_complete(step.directory):  # made by another process while this one waited
+        if artifacts.is_made(step.directory):  # by another process while this one waited
             return step.directory
         inputs = {n: _reference(plan.directory(n)) for n in step.inputs}
         log.info("%s, seed %d: %s", name, plan.seed, paths.relative(step.directory))
@@ -70,7 +78,7 @@ def run(plan: Plan, name: str) -> Path:
 
 def rows(plan: Plan, split: str) -> list[dict[str, Any]]:
     """Demonstrations of a split (`sft`, `spin`, `validation`, `test`), made if need be."""
-    return read_rows(run(plan, "data") / f"{split}.jsonl")
+    return read_rows(artifacts.checked(run(plan, "data"), f"{split}.jsonl"))
 
 
 def opponent(plan: Plan, iteration: int) -> str:
@@ -79,7 +87,8 @@ def opponent(plan: Plan, iteration: int) -> str:
 
 
 def _make(plan: Plan, step: Step, work: Path) -> None:
-    from spin_utils import answering, self_play  # these need torch, and errors in the inputs should not wait for it
+    # These need torch, and errors in the inputs should not wait for it.
+    from spin_utils import answering, mt_bench, self_play
 
     makers: dict[str, Callable[[Plan, Step, Path], None]] = {
         "data": _make_data,
@@ -92,6 +101,8 @@ def _make(plan: Plan, step: Step, work: Path) -> None:
         "preferences": answering.make_preferences,
         "dpo": self_play.make_on_pairs,
         "evaluation": _make_evaluation,
+        "mt_answers": mt_bench.make_answers,
+        "mt_bench": mt_bench.make_grades,
     }
     makers[step.stage](plan, step, work)
 
@@ -105,10 +116,11 @@ def _make_data(plan: Plan, step: Step, work: Path) -> None:
 def _make_base(plan: Plan, step: Step, work: Path) -> None:
     from spin_utils import models
 
+    settings = plan.profile.released.get(step.name, plan.profile.model)
     texts: list[str] = []
-    if plan.profile.model.source == "tiny":
+    if settings.source == "tiny":
         texts = [text for row in rows(plan, "sft") for text in (row["prompt"], row["response"])]
-    models.materialise(plan.profile.model, work, texts, seed=0)
+    models.materialise(settings, work, texts, seed=0)
 
 
 def _make_sft(plan: Plan, step: Step, work: Path) -> None:
@@ -126,7 +138,15 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
     settings = replace(plan.profile.sft, epochs=1) if more else plan.profile.sft
     model = models.load(start)
     seed = stream(plan.seed, more)
-    result = train(model, groups, settings, seed=seed, work=artifacts.scratch(work), what=step.name)
+    result = train(
+        model,
+        groups,
+        settings,
+        seed=seed,
+        work=artifacts.scratch(work),
+        what=step.name,
+        describe=lambda index: f"row {encoded[index].row['id']}",
+    )
     keep_checkpoint(model, start, work)
     keep_metrics(result, work)
 
@@ -142,7 +162,8 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
     model, tokenizer = models.load(folder, torch.bfloat16), models.load_tokenizer(folder)
     made = {"evaluation": ("test", settings)}
     if step.settings["transfer"]:
-        made["transfer"] = ("transfer", replace(settings, suite="local", tasks=()))
+        suite: Literal["local", "paper_others"] = "paper_others" if settings.suite == "paper" else "local"
+        made["transfer"] = ("transfer", replace(settings, suite=suite, tasks=()))
     for name, (split, chosen) in made.items():
         local = chosen.suite == "local"
         answers = min(len(rows(plan, split)), settings.limit or sys.maxsize) if local else 0
@@ -150,7 +171,7 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
             result = evaluate(
                 model,
                 tokenizer,
-                plan.directory("data") / f"{split}.jsonl",
+                plan.directory("data") / f"{split}.jsonl" if local else None,
                 # The paper's harness shows its benchmarks as plain text, without a chat template.
                 template=profile.template if local else None,
                 settings=chosen,
@@ -162,6 +183,8 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
 
 
 def _reference(directory: Path) -> dict[str, str]:
+    """What a manifest says of an input, which is read in full before anything is made from it."""
+    artifacts.verify(directory)
     return {"artifact": directory.name, "manifest": artifacts.file_hash(directory / artifacts.MANIFEST)}
 
 
@@ -177,6 +200,9 @@ def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
     """
     if not all(artifacts.is_complete(plan.directory(name)) for plan in plans for name in step.inputs):
         return
-    with artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work:
+    with (
+        artifacts.lock(step.directory),
+        artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work,
+    ):
         files = {paths.relative(path): artifacts.file_hash(path) for path in written}
         artifacts.write_json(work / "written.json", files)

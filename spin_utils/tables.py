@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from spin_utils import cost_model, published
+from spin_utils import cost_model, mt_bench_scores, published
 from spin_utils.results import label
 from spin_utils.statistics import (
     DIRECTION_MARGIN,
@@ -33,13 +33,13 @@ _GAINS = (
 )
 
 
-def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: int = 0) -> Table:
+def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: Mapping[str, str] | None = None) -> Table:
     """Table 1: shots and metric of each benchmark, and those of the tasks that stand in for them.
 
     Args:
         summaries: From `results.load_summaries`.
         stand_ins: Task and the benchmark whose column it fills, "" for none.
-        shots: Examples in our prompts.
+        shots: Examples in the prompts of a task; none where it is not named.
     """
     settings, columns = published.benchmark_settings(), _columns(stand_ins, published.LEADERBOARD)
     tasks = summaries.drop_duplicates("task").set_index("task")
@@ -55,7 +55,8 @@ def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: int 
                 cell["reason"] = _no_task(column, names)
             else:
                 metrics = ", ".join(sorted(set(found["metric"])))
-                cell["value"] = {"few-shot": str(shots), "metric": metrics, "items": str(found["n"].sum())}[row]
+                examples = ", ".join(sorted({(shots or {}).get(task, "0") for task in found.index}))
+                cell["value"] = {"few-shot": examples, "metric": metrics, "items": str(found["n"].sum())}[row]
             cells.append(cell)
             ours.append(cell.get("value", DASH))
             theirs.append(cell["paper"] or DASH)
@@ -147,30 +148,38 @@ _ITERATIONS = {"spin-0": "sft", "spin-1": "spin-0", "spin-2": "spin-1", "spin-3"
 """Model and the one its gain is measured against."""
 
 
-def table6(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0) -> Table:
-    """Table 6: benchmarks beside the leaderboard; here tasks that nothing was trained on.
+def table6(
+    scores: pd.DataFrame, stand_ins: Mapping[str, str], grades: pd.DataFrame | None = None, *, seed: int = 0
+) -> Table:
+    """Table 6: benchmarks beside the leaderboard; here tasks that nothing was trained on, and MT-Bench if it was run.
 
     Args:
         scores: From `results.load_evaluations(..., kind_folder="transfer")`.
         stand_ins: Every transfer task and the benchmark of Table 6 that it stands in for, "" for none.
+        grades: From `results.load_mt_bench`.
         seed: Seed of the bootstrap.
     """
     columns = _columns(stand_ins, published.OTHERS)
     baselines = {"sft": "", **dict.fromkeys(_ITERATIONS, "sft")}
     cells: list[dict[str, Any]] = []
     lines = []
+    judged = grades is not None and not grades.empty
     for model, levels, gains in _levels_and_gains(scores, baselines, columns, seed):
+        if grades is not None and judged:  # MT-Bench is the first column
+            levels[0] = _graded(levels[0], {model: 1.0}, grades, seed)
+            gains = gains and [_graded(gains[0], {model: 1.0, baselines[model]: -1.0}, grades, seed), *gains[1:]]
         cells += [*levels, *gains]
-        lines.append((label(model), "ours", *map(with_range, levels)))
+        lines.append((label(model), "ours", *map(_shown, levels)))
         lines.append(("", "paper", *(_printed(cell) for cell in levels)))
         if gains:
-            lines.append(("", "gain, ours", *(with_range(cell, sign=True) for cell in gains)))
+            lines.append(("", "gain, ours", *(_shown(cell, sign=True) for cell in gains)))
             lines.append(("", "gain, paper", *(_printed(cell, sign=True) for cell in gains)))
     notes = [
         _INTERVALS,
         "Gains are over SFT, on the same items (paired). The paper has no row for iteration 3.",
         *_notes(columns),
-        *([_TRANSFER] if stand_ins else []),
+        *([_TRANSFER] if any(task != benchmark for task, benchmark in stand_ins.items()) else []),
+        *([mt_bench_scores.note(grades)] if grades is not None and judged else []),
         _noise_of_the_paper(),
     ]
     header = ["Model", "", *_headings(columns)]
@@ -298,6 +307,23 @@ def _noise_of_the_paper() -> str:
         f"The paper's own gains of iteration 2 over SFT: {'; '.join(parts)}. Standard errors are those of a difference "
         "of two independent scores with that many items; the answers behind the pairing are not published."
     )
+
+
+def _graded(cell: Mapping[str, Any], contrast: Mapping[str, float], grades: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """A cell of MT-Bench from the judge's grades, 1 to 10, or the reason for none."""
+    cell = {name: value for name, value in cell.items() if name != "reason"}
+    try:
+        estimate = mt_bench_scores.estimate(grades, contrast, seed=seed)
+    except StatisticsError as error:
+        return cell | {"reason": f"MT-Bench: {error}"}
+    cell |= {"value": estimate.difference, "low": estimate.low, "high": estimate.high}
+    cell |= {"n": estimate.n_items, "seeds": estimate.n_seeds}
+    return cell if cell["paper"] is None else cell | {"difference": estimate.difference - cell["paper"]}
+
+
+def _shown(cell: Mapping[str, Any], *, sign: bool = False) -> str:
+    """Our number in a cell: points to one digit, grades to two, as the paper prints them."""
+    return with_range(cell, sign=sign, digits=2 if cell["column"] == "mt_bench" else 1)
 
 
 def _printed(cell: Mapping[str, Any], *, sign: bool = False) -> str:

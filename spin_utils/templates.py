@@ -50,18 +50,44 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings
         TooLongError: the prompt is longer and `too_long` is not `truncate` (which keeps its end).
         TemplateError: the tokenizer has no chat template.
     """
-    before, after, _ = _frame(tokenizer, template, tokenizer.chat_template)
-    if any(token in prompt for token in _special_tokens(tokenizer)):
-        # Only the template's own markers may act as markers, so the user's part is encoded apart.
-        ids = _encode(tokenizer, before) + _encode(tokenizer, prompt, plain=True) + _encode(tokenizer, after)
-    elif template.kind == "chat":
-        ids = _encode(tokenizer, _render(tokenizer, template, prompt))
-    else:
-        ids = _encode(tokenizer, before + prompt + after)
+    ids = encode_conversation(tokenizer, template, [prompt])
     if len(ids) > template.max_prompt_tokens:
         if template.too_long != "truncate":
             raise TooLongError(_too_long_message("prompt", len(ids), template.max_prompt_tokens))
         ids = ids[-template.max_prompt_tokens :]
+    return ids
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: Sequence[str]
+) -> list[int]:
+    """Token ids of a conversation, up to where its next answer begins; of any length.
+
+    A text template has one turn: in a longer conversation its turns follow each other, each answer with its end token.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        template: chat or text template.
+        texts: what was said in turn, by the user first and last.
+
+    Raises:
+        TemplateError: the tokenizer has no chat template, or one that leaves out or repeats a text.
+    """
+    before, after, _ = _frame(tokenizer, template, tokenizer.chat_template)
+    plain = not any(token in text for text in texts for token in _special_tokens(tokenizer))
+    if plain and template.kind == "chat":
+        return _encode(tokenizer, _render(tokenizer, template, texts))
+    pieces = [before, after]
+    if len(texts) > 1 and template.kind == "chat":
+        pieces = _pieces(tokenizer, template, len(texts))
+    elif len(texts) > 1:
+        pieces = [before, *[after, (template.end or str(tokenizer.eos_token)) + before] * (len(texts) // 2), after]
+    if plain:
+        return _encode(tokenizer, pieces[0] + "".join(a + b for a, b in zip(texts, pieces[1:], strict=True)))
+    # Only the template's own markers may act as markers, so what people and models said is encoded apart.
+    ids = _encode(tokenizer, pieces[0])
+    for text, piece in zip(texts, pieces[1:], strict=True):
+        ids += _encode(tokenizer, text, plain=True) + _encode(tokenizer, piece)
     return ids
 
 
@@ -167,17 +193,25 @@ def _frame(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, chat_
             "the tokenizer has no chat template; set template.kind: text and write template.prompt, "
             "or add a chat template to the tokenizer"
         )
-    pieces = _render(tokenizer, template, _MARK).split(_MARK)
-    if len(pieces) != 2:
+    before, after = _pieces(tokenizer, template, 1)
+    return before, after, end_id
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: int) -> list[str]:
+    """What a chat template writes before, between and after the texts of a conversation."""
+    pieces = _render(tokenizer, template, [_MARK] * texts).split(_MARK)
+    if len(pieces) != texts + 1:
+        message = "the user's message" if texts == 1 else f"the {texts} messages of a conversation"
         raise TemplateError(
-            f"the chat template writes the user's message {len(pieces) - 1} times where once is needed; "
-            "set template.kind: text and write template.prompt"
+            f"the chat template writes {message} {len(pieces) - 1} times where {texts} {'is' if texts == 1 else 'are'} "
+            "needed; set template.kind: text and write template.prompt"
         )
-    return pieces[0], pieces[1], end_id
+    return pieces
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, prompt: str) -> str:
-    messages = [{"role": "user", "content": prompt}]
+def _render(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: Sequence[str]) -> str:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
     if template.system:
         messages.insert(0, {"role": "system", "content": template.system})
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))

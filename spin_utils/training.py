@@ -27,10 +27,10 @@ from spin_utils.progress import progress
 from spin_utils.resuming import SavedState, StopRequest, load_state, save_state
 from spin_utils.settings import TrainingSettings, training_identity
 from spin_utils.trackers import open_trackers
-from spin_utils.training_step import NonFiniteLossError, Row, StepRunner
+from spin_utils.training_step import NoMemoryError, NonFiniteLossError, Row, StepRunner
 from spin_utils.writing import write_text
 
-__all__ = ["Interrupted", "NonFiniteLossError", "Row", "TrainingResult", "train"]
+__all__ = ["Interrupted", "NoMemoryError", "NonFiniteLossError", "Row", "TrainingResult", "train"]
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - it is a request, not an error
@@ -60,6 +60,7 @@ def train(
     on_epoch_end: Callable[[int, PreTrainedModel], None] | None = None,
     keep_state: bool = False,
     what: str = "training",
+    describe: Callable[[int], str] = "group {}".format,
 ) -> TrainingResult:
     """Train a model in place.
 
@@ -79,12 +80,14 @@ def train(
             again for the same epoch if the run is stopped right after it.
         keep_state: save the state after the last step too, so that a run of more epochs can go on from it.
         what: a few words for progress lines and trackers.
+        describe: names a group by its index in messages, such as the id of its row.
 
     Raises:
         PackingError: a group is empty or has the wrong number of responses.
         UnsupportedModelError: the model cannot work on packed groups.
         OtherRunError: the state in `work` is of another run.
-        NonFiniteLossError: a loss is not finite; the last saved state is kept.
+        NonFiniteLossError: a loss, a gradient or a weight is not finite; the last saved state is kept.
+        NoMemoryError: a group does not fit into memory by itself.
         Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
     longest_row = _check_data(groups, opponent_logps)
@@ -104,7 +107,7 @@ def train(
         stack.callback(optimizer.close)
         if saved:
             optimizer.load(saved.tensors, saved.step)
-        log = _MetricLog(work / "metrics.jsonl", optimizer.steps)
+        log = _MetricLog(work / "metrics.jsonl", saved.rows if saved else [])
         track, close = open_trackers(settings.trackers, what, work)
         stack.callback(close)
         stack.enter_context(packed_attention(model))
@@ -113,12 +116,13 @@ def train(
         stop = stack.enter_context(StopRequest())
         plan = _Plan(len(groups), settings, seed)
         bar = stack.enter_context(progress(plan.steps, what, "steps", done=optimizer.steps))
-        step_of = StepRunner(model, groups, settings, opponent_logps, optimizer)
+        step_of = StepRunner(model, groups, settings, opponent_logps, optimizer, describe)
         saved_at = time.monotonic()
 
         def save() -> None:
             step_of.check_finite()
-            save_state(work, run, SavedState(optimizer.steps, precision, optimizer.tensors()))
+            step_of.check_weights()
+            save_state(work, run, SavedState(optimizer.steps, precision, optimizer.tensors(), log.rows))
 
         def end_epoch() -> None:
             if on_epoch_end is not None and optimizer.steps and optimizer.steps % plan.steps_per_epoch == 0:
@@ -146,6 +150,7 @@ def train(
                     "and the same command goes on from there"
                 )
             end_epoch()
+        step_of.check_weights()
         if keep_state:
             save()
     return TrainingResult(log.rows, precision, optimizer.steps)
@@ -176,26 +181,16 @@ class _Plan:
 
 
 class _MetricLog:
-    """metrics.jsonl; rows after the resumed step are forgotten."""
+    """The metric rows, those of the saved state first; metrics.jsonl shows them while the run goes on."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows: list[Row] = [row for row in map(_parsed, lines) if row and row["step"] <= step]
+    def __init__(self, path: Path, rows: list[Row]) -> None:
+        self.path, self.rows = path, list(rows)
         write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def append(self, row: Row) -> None:
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def _parsed(line: str) -> Row | None:
-    """A row, or None for the half line of a run that was killed."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
 
 
 def _check_data(groups: Sequence[Group], opponent_logps: Sequence[Sequence[float]] | None) -> int:

@@ -7,8 +7,9 @@ which changes neither the loss nor (up to rounding) the gradient.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,12 +24,22 @@ from spin_utils.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
+_NAMED = 20  # groups in one message
+_REMEDY = (
+    "the last saved state is kept. Look at these rows, lower learning_rate, or use precision: float32, "
+    "then run the same command"
+)
+
 Row = dict[str, float]
 """One metric row; see `StepRunner` for its names."""
 
 
 class NonFiniteLossError(ValueError):
-    """A loss is not a number or infinite. The message names the groups."""
+    """A loss, a gradient or a weight is not a number or infinite. The message names the groups."""
+
+
+class NoMemoryError(RuntimeError):
+    """A group does not fit into memory by itself. The message names it and the remedy."""
 
 
 class StepRunner:
@@ -41,7 +52,9 @@ class StepRunner:
         settings: TrainingSettings,
         opponent_logps: Sequence[Sequence[float]] | None,
         optimizer: MasterOptimizer,
+        describe: Callable[[int], str] = "group {}".format,
     ) -> None:
+        self.describe = describe
         self.model, self.groups, self.settings = model, groups, settings
         self.opponent_logps, self.optimizer = opponent_logps, optimizer
         self.budget = settings.micro_batch_tokens
@@ -61,24 +74,39 @@ class StepRunner:
         if logged or self.model.device.type == "cpu":
             self.check_finite()
         row = self._row(batch, norm) if logged and norm is not None else None
+        if row is not None and not math.isfinite(row["grad_norm"]):
+            raise NonFiniteLossError(f"the gradient of {self._names(indices)} is not finite; {_REMEDY}")
         self.optimizer.step(learning_rate, norm)
         return None if row is None else {**row, "learning_rate": learning_rate, **self.since_row.rates()}
 
     def check_finite(self) -> None:
-        """Refuse to go on after a loss that is not finite.
+        """Refuse to go on after a loss, or another part of a metric row, that is not finite.
 
         Raises:
             NonFiniteLossError: names the groups.
         """
         if not self.last.values:
             return
-        bad = ~torch.isfinite(torch.cat(self.last.values, 1)[0])
+        bad = ~torch.isfinite(torch.cat(self.last.values, 1)).all(0)
         if bad.any():
-            names = [self.last.order[i] for i in bad.nonzero()[:, 0].tolist()]
-            raise NonFiniteLossError(
-                f"the loss of groups {names[:20]} is not finite; the last saved state is kept. "
-                "Look at these rows, lower learning_rate, or use precision: float32"
-            )
+            found = [self.last.order[i] for i in bad.nonzero()[:, 0].tolist()]
+            raise NonFiniteLossError(f"the loss of {self._names(found)} is not finite; {_REMEDY}")
+
+    def check_weights(self) -> None:
+        """Refuse to keep weights that are not finite: a gradient can overflow where the loss does not.
+
+        Raises:
+            NonFiniteLossError: names a weight and the groups of the last step.
+        """
+        masters = self.optimizer.masters
+        finite = torch.stack([master.sum() for master in masters]).isfinite().tolist()
+        if not all(finite):
+            name = self.optimizer.names[finite.index(False)]
+            raise NonFiniteLossError(f"{name} is not finite after a step on {self._names(self.last.order)}; {_REMEDY}")
+
+    def _names(self, indices: Sequence[int]) -> str:
+        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
+        return ", ".join(map(self.describe, indices[:_NAMED])) + more
 
     def _accumulate(self, batch: dict[int, Group]) -> _Sums:
         """Sum the gradients of a global batch; when memory is short, start again with half the budget."""
@@ -86,9 +114,15 @@ class StepRunner:
             try:
                 return self._accumulate_once(batch)
             except (RuntimeError, MemoryError) as error:
-                smallest = max(group.tokens for group in batch.values())
-                if not _out_of_memory(error) or self.budget <= smallest:
+                if not _out_of_memory(error):
                     raise
+                largest = max(batch, key=lambda index: batch[index].tokens)
+                if self.budget <= batch[largest].tokens:
+                    raise NoMemoryError(
+                        f"out of memory with {self.describe(largest)} alone, {batch[largest].tokens} tokens; set "
+                        "gradient_checkpointing: true, shorten the rows (template.max_prompt_tokens, "
+                        "template.max_response_tokens), or use a machine with more memory"
+                    ) from None
                 self.budget //= 2
                 logger.warning("out of memory: going on with micro-batches of %d tokens", self.budget)
             self.optimizer.clear()  # some parameters may have their gradient already

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from spin_utils import published, theory
+from spin_utils import mt_bench_scores, published, theory
 from spin_utils.documents import ResultsError
 from spin_utils.profiles import nearest
 from spin_utils.registry import Row, load
@@ -82,6 +82,7 @@ def judge(
     transfer_stand_ins: Mapping[str, str] | None = None,
     generations: pd.DataFrame | None = None,
     heldout: pd.DataFrame | None = None,
+    grades: pd.DataFrame | None = None,
     rows: Sequence[Row] | None = None,
     seed: int = 0,
 ) -> list[Finding]:
@@ -96,6 +97,7 @@ def judge(
         transfer_stand_ins: As `stand_ins`, of these tasks.
         generations: From `generations.measures`.
         heldout: From `generations.jsd_bounds`.
+        grades: From `results.load_mt_bench`.
         rows: Registry rows; None: the registry of the package.
         seed: Seed of the bootstrap.
     """
@@ -105,6 +107,7 @@ def judge(
         "evaluation on transfer tasks of": (transfer, transfer_stand_ins or {}),
         "generations of": (generations, None),
         "held-out pairs against": (heldout, None),
+        "MT-Bench grades of": (grades, None),
     }
     findings: dict[str, Finding] = {}
     for row in rows:
@@ -121,7 +124,7 @@ def judge(
             status = "reproduced" if error < (row.tolerance or 0) else "not reproduced"
             findings[row.id] = replace(blank, verdict=status, ours=error)
         else:
-            findings[row.id] = replace(blank, verdict="not run" if row.compute == "absent" else "not judged")
+            findings[row.id] = blank
     for whole in (row for row in rows if row.compute == "parts"):
         parts = [findings[row.id] for row in rows if whole.id in row.part_of]
         findings[whole.id] = _whole(findings[whole.id], parts)
@@ -178,6 +181,8 @@ def markdown(findings: Sequence[Finding]) -> str:
 
 def _source(row: Row) -> str:
     """Which results a contrast is computed from, in words that a model's name completes."""
+    if row.column == "grade":
+        return "MT-Bench grades of"
     if row.column == "jsd_bound":
         return "held-out pairs against"
     if row.column in ("generated_tokens", "similarity", "identical"):
@@ -218,7 +223,10 @@ def _contrast(
         reason = f"no task of this profile stands in for {published.BENCHMARK_LABELS[row.benchmark]}"
     else:
         try:
-            estimate = paired_bootstrap(table, row.contrast, tasks=tasks, column=row.column, seed=seed)
+            if row.column == "grade":
+                estimate = mt_bench_scores.estimate(table, row.contrast, category=row.category, seed=seed)
+            else:
+                estimate = paired_bootstrap(table, row.contrast, tasks=tasks, column=row.column, seed=seed)
         except StatisticsError as error:
             reason = str(error)
     if reason:
@@ -291,7 +299,7 @@ def _whole(finding: Finding, parts: Sequence[Finding]) -> Finding:
 
 def _paper_contrast(row: Row) -> float | None:
     """The paper's value of a contrast, from its printed scores (printed averages, as the paper's gains are)."""
-    if row.column != "score":
+    if row.column not in ("score", "grade") or row.category:
         return None
     total = 0.0
     for model, weight in row.contrast.items():

@@ -55,7 +55,7 @@ _WITH_PROFILE = ("reproduce", "plan", "step", "report", "verdicts", "compare", "
 def commands(page: str) -> list[str]:
     """The commands of a page's bash blocks in order, without comments: a line, or several up to the end of a text.
 
-    >>> commands("docs/several-gpus.md")[-1]
+    >>> commands("docs/several-gpus.md")[0]
     '.venv/bin/spin-repro reproduce --profile smoke --jobs 2'
     """
     found: list[str] = []

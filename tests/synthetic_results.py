@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from spin_utils import results
+from spin_utils.mt_bench_settings import CATEGORIES
 
 STAND_INS = {
     "letter_counting": "arc",
@@ -140,6 +141,44 @@ def heldout(model: str, seed: int, *, gap: float, beta: float = 1.0, items: int 
     ]
     head = {"schema": 1, "kind": "heldout", "profile": profile, "seed": seed, "model": model, "beta": beta}
     return {**head, "items": rows, "provenance": {}}
+
+
+def mt_bench(model: str, seed: int, *, ability: float, questions: int = 10, profile: str = "cpu") -> dict:
+    """Valid grades of all categories; a few answers are refused or have no rating."""
+    own = np.random.default_rng([seed, *model.encode(), 3])
+    rows = []
+    for place, category in enumerate(CATEGORIES):
+        for number in range(questions):
+            level = np.random.default_rng([13, place, number]).normal(5 - 0.25 * place, 1.5)
+            for turn in (1, 2):
+                score = float(np.clip(round(level + 4 * ability + own.normal(0, 1) - 0.4 * (turn == 2)), 1, 10))
+                status = "graded" if own.random() > 0.02 else str(own.choice(["refused", "unparsable"]))
+                rows.append(
+                    {
+                        "id": f"{81 + 10 * place + number}/{turn}",
+                        "category": category,
+                        "response": f"answer {number}",
+                        "tokens": 20,
+                        "finish_reason": "stop",
+                        "cut_tokens": 0,
+                        "status": status,
+                        "score": score if status == "graded" else None,
+                        "judgment": f"Rating: [[{score:g}]]" if status == "graded" else "I cannot say.",
+                    }
+                )
+    scores = [row["score"] for row in rows if row["score"] is not None]
+    judge = {"name": "made-up-judge", "base_url": "http://localhost/v1", "models": ["made-up-judge-1"]}
+    counts = {name: sum(row["status"] == name for row in rows) for name in ("graded", "refused", "unparsable")}
+    head = {"schema": 1, "kind": "mt_bench", "profile": profile, "seed": seed, "model": model, "judge": judge}
+    return {**head, "grades": counts, "average": float(np.mean(scores)), "items": rows, "provenance": {}}
+
+
+def write_mt_bench(root: Path, *, seeds=(0,), questions: int = 10) -> None:
+    """Write grades of the whole chain under results/PROFILE."""
+    for seed in seeds:
+        for model, ability in ABILITIES.items():
+            document = mt_bench(model, seed, ability=ability, questions=questions)
+            results.write_json(results.mt_bench_path(root, seed, model), document)
 
 
 def write_generations(root: Path, *, seeds=(0, 1), items: int = 30) -> None:

@@ -268,6 +268,10 @@ def test_written_rows_come_back_equal_and_the_bytes_are_the_same(tmp_path: Path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "one.jsonl"]
 
 
+def test_no_rows_come_back_as_no_rows(tmp_path: Path) -> None:
+    assert read_rows(write_rows(tmp_path / "none.jsonl", [])) == []
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", pairs(2))
     before = path.read_bytes()

@@ -212,22 +212,6 @@ def test_impossible_evaluations_are_refused(
         run([rows[0] | {"family": "heldout"}, rows[1] | {"family": ""}])
 
 
-def test_every_benchmark_of_table_1_is_a_task_of_lm_eval() -> None:
-    folders = [Path(lm_eval.tasks.__file__).parent / name for name in ("arc", "truthfulqa", "winogrande", "gsm8k")]
-    folders += [folders[0].parent / "hellaswag", folders[0].parent / "mmlu" / "default"]
-    known = TaskManager(include_path=folders, include_defaults=False)
-    columns = evaluation._paper_columns()
-    assert {column.name: column.shots for column in columns} == {
-        "arc": 25,
-        "truthfulqa": 0,
-        "winogrande": 5,
-        "gsm8k": 5,
-        "hellaswag": 10,
-        "mmlu": 5,
-    }
-    assert {column.spec for column in columns} <= set(known.all_tasks)
-
-
 def test_an_edited_task_file_is_another_measurement_and_a_missing_one_is_named(home: Path) -> None:
     task = home / "mine.yaml"
     task.write_text("task: mine")

@@ -215,6 +215,8 @@ def _registry(**changes):
         ({"margin": 0}, "margins must be above 0"),
         ({"benchmark": "arc_challenge"}, "benchmark 'arc_challenge'"),
         ({"column": "characters"}, "column is 'characters'"),
+        ({"category": "math"}, "category 'math'; use column grade"),
+        ({"category": "maths", "column": "grade"}, "category 'maths'"),
         ({"source": "figure9"}, "source is 'figure9'"),
         ({"contrast": {"spin_0": 1}}, "model is 'spin_0'"),
         ({"part_of": ["table-9"]}, "part_of names 'table-9'"),

@@ -32,7 +32,8 @@ def _plain(name: str) -> str:
 
 def test_the_lock_holds_every_dependency_in_its_range() -> None:
     versions = locked()
-    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["judge"], *extras["dev"]]:
         requirement = Requirement(text)
         assert versions[_plain(requirement.name)] in requirement.specifier, text
 

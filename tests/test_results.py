@@ -236,13 +236,23 @@ def _item(**changes):
         ("heldout", lambda d: d.update(beta=0), "beta is 0"),
         ("heldout", lambda d: d.update(model="sft"), "only an iteration of SPIN"),
         ("heldout", lambda d: d["items"].append(dict(d["items"][0])), "appears twice"),
+        ("mt_bench", _item(score=0.5), "score is 0.5 where status is graded"),
+        ("mt_bench", _item(score=None), "score is None where status is graded"),
+        ("mt_bench", _item(status="refused"), "score is .* where status is refused"),
+        ("mt_bench", _item(status="lost"), "status is 'lost'"),
+        ("mt_bench", _item(category="maths"), "category is 'maths'"),
+        ("mt_bench", _item(id="81/1"), "'81/1' appears twice"),
+        ("mt_bench", lambda d: d["items"].pop(), "grades is .*; items are missing"),
+        ("mt_bench", lambda d: d.update(average=None), "average is None for 32 graded answers"),
+        ("mt_bench", lambda d: d.update(average=9.5), "average is 9.5, but the mean of its parts"),
     ],
 )
-def test_broken_generations_and_held_out_pairs_are_refused_by_name(make, breakage, message):
-    if make == "generations":
-        document = synthetic.generations("spin-0", 0, ability=0.2, items=4)
-    else:
-        document = synthetic.heldout("spin-0", 0, gap=0.2, items=4)
+def test_broken_generations_held_out_pairs_and_grades_are_refused_by_name(make, breakage, message):
+    document = {
+        "generations": lambda: synthetic.generations("spin-0", 0, ability=0.2, items=4),
+        "heldout": lambda: synthetic.heldout("spin-0", 0, gap=0.2, items=4),
+        "mt_bench": lambda: synthetic.mt_bench("spin-0", 0, ability=0.2, questions=2),
+    }[make]()
     results.validate(document, "file")
     breakage(document)
     with pytest.raises(results.ResultsError, match=message):

@@ -11,6 +11,7 @@ from spin_utils.templates import (
     TemplateError,
     TooLongError,
     decode_response,
+    encode_conversation,
     encode_prompt,
     encode_response,
     encode_rows,
@@ -92,6 +93,33 @@ def test_response_begins_as_it_does_after_the_template(sentence_piece_like: PreT
     assert prompt + response[:-1] == sentence_piece_like.encode("Hello\nthere", add_special_tokens=False)
     alone = sentence_piece_like.encode("there", add_special_tokens=False)
     assert response[:-1] != alone
+
+
+TALK = ["Hello there", "4 - 1 = 3", "user assistant"]
+
+
+def test_a_conversation_is_what_the_chat_template_makes_of_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    roles = ("user", "assistant", "user")
+    messages = [{"role": role, "content": text} for role, text in zip(roles, TALK, strict=True)]
+    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert encode_conversation(tokenizer, CHAT, TALK) == tokenizer.encode(whole, add_special_tokens=False)
+    assert encode_conversation(tokenizer, TEXT, TALK) == tokenizer.encode(
+        "<|user|>\nHello there<|end|>\n<|assistant|>\n4 - 1 = 3<|end|><|user|>\nuser assistant<|end|>\n<|assistant|>\n",
+        add_special_tokens=False,
+    )
+
+
+@pytest.mark.parametrize("template", [CHAT, TEXT])
+def test_markers_in_a_conversation_stay_plain_text(
+    tokenizer: PreTrainedTokenizerFast, template: TemplateSettings
+) -> None:
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    plain = encode_conversation(tokenizer, template, TALK)
+    said = encode_conversation(tokenizer, template, ["Hello there", "<|end|>\n<|user|>", "user assistant"])
+    assert said.count(end) == plain.count(end)
+    assert "<|end|>\n<|user|>" in tokenizer.decode(said)
+    markers = [token for token in said if token in tokenizer.all_special_ids]
+    assert markers == [token for token in plain if token in tokenizer.all_special_ids]
 
 
 def test_end_ids_hold_the_templates_end_and_the_tokenizers(tokenizer: PreTrainedTokenizerFast) -> None:

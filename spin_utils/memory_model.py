@@ -1,0 +1,149 @@
+"""How many bytes a stage needs, counted from the sizes of the model and the settings of the profile.
+
+What is counted: everything that grows with the model, the micro-batch or the rows decoded together. What is not: the
+libraries themselves, fragmentation and the caches of an allocator; `MARGIN` stands for them. The tests hold the count
+to the peak of real runs on a CPU, and the activations of the GPU's path to what autograd keeps there; a whole run on a
+GPU was not measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spin_utils.cost_model import Architecture
+from spin_utils.settings import EvaluationSettings, GenerationSettings, TrainingSettings
+
+MARGIN = 1.1
+"""Factor on the sum, for fragmentation and allocator caches."""
+LIBRARIES = 600 * 2**20
+"""Memory of a process before there is a model: 0.4 GB with PyTorch and transformers, more with lm-eval or CUDA."""
+KEPT_LOGITS, CHUNK_LOGITS = 2**27, 2**25
+"""As in `logprobs.py`: logits of a micro-batch whose derivative is kept, and logits held at once otherwise."""
+ATTENTION_BLOCK = 128
+"""Queries whose attention weights `attention.py` holds at once: two blocks."""
+SCORED_TOKENS, SCORED_LOGITS = 4096, 2**23
+"""As in `lm.py`: tokens and logits of one scoring pass of an evaluation."""
+PREFILL_TOKENS = 2048
+"""As in `sampling.py`: prompt tokens read in one pass."""
+BENCHMARK_TOKENS = 1400
+"""Assumed longest prompt of a generation task of the paper's suite: three worked examples of Big-Bench-Hard."""
+BENCHMARK_ANSWER = 1024
+"""Longest answer there, as lm-eval's Big-Bench-Hard asks for."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that one stage needs at its peak."""
+
+    stage: str
+    sharded: dict[str, float]
+    """What several processes can share out (FSDP2, ZeRO-3): weights, masters, gradients, moments."""
+    own: dict[str, float]
+    """What every process has for itself."""
+
+    def total(self, devices: int = 1) -> float:
+        """Bytes on one device, with the margin."""
+        return MARGIN * (sum(self.sharded.values()) / devices + sum(self.own.values())) + LIBRARIES
+
+
+def training(
+    architecture: Architecture, settings: TrainingSettings, *, width: int, longest: int, fused: bool, stage: str
+) -> Need:
+    """Forward, backward and optimizer step of one micro-batch.
+
+    Args:
+        architecture: sizes of the model.
+        settings: of the run.
+        width: bytes of a number in the compute precision, 2 or 4.
+        longest: tokens of the longest row with all its responses; it gets a micro-batch even above the budget.
+        fused: whether layers take the path of `fast_layers.py`, as on a CPU.
+        stage: its name.
+    """
+    a, tokens = architecture, max(settings.micro_batch_tokens, longest)
+    moments = 1 if settings.optimizer == "rmsprop" else 2
+    sharded = {
+        "weights": 0 if width == 4 else width * a.parameters,  # in float32 the masters are the weights
+        "masters": 4 * a.parameters,
+        "gradients": 4 * a.parameters,
+        "moments": 4 * moments * a.parameters,
+    }
+    layer = tokens * width * _kept_per_token(a, width, fused)
+    kept = tokens * width * a.hidden * a.layers + layer if settings.gradient_checkpointing else layer * a.layers
+    logits = tokens * a.vocabulary  # at most: prompts have none
+    own = {
+        "activations": kept,
+        "backward of a layer": tokens * (width * (6 * a.feed_forward + 6 * a.hidden) + 4 * 4 * a.hidden),
+        "attention": tokens * _attention_per_token(a, width, longest),
+        "logits": width * (logits if logits <= KEPT_LOGITS else 2 * CHUNK_LOGITS) + 4 * a.vocabulary * a.hidden,
+        "one gradient": width * max(a.vocabulary, a.feed_forward) * a.hidden,
+    }
+    return Need(stage, sharded, own)
+
+
+def sampling(
+    architecture: Architecture,
+    settings: GenerationSettings | EvaluationSettings,
+    *,
+    prompt: int,
+    answer: int,
+    fused: bool,
+    stage: str,
+) -> Need:
+    """Decoding `batch_size` rows at once, in bfloat16.
+
+    Args:
+        architecture: sizes of the model.
+        settings: rows decoded together.
+        prompt: tokens of the longest prompt.
+        answer: tokens of the longest answer.
+        fused: whether the weights are copied once more, as on a CPU.
+        stage: its name.
+    """
+    a, rows = architecture, settings.batch_size
+    position = 2 * 2 * a.key_value  # a key and a value in two bytes
+    own = {
+        "weights": 2 * (2 if fused else 1) * a.parameters,
+        "key-value cache": rows * (prompt + answer) * position * (a.layers + 1),  # one layer twice while it grows
+        "prompts": PREFILL_TOKENS * 2 * (2 * a.feed_forward + 8 * a.hidden),
+        "logits": 2 * rows * a.vocabulary + 3 * 4 * 2**20,
+    }
+    return Need(stage, {}, own)
+
+
+def scoring(architecture: Architecture, *, longest: int, stage: str) -> Need:
+    """Log-likelihoods of choices, in bfloat16: one pass of `lm.py` without gradients."""
+    a, tokens = architecture, max(SCORED_TOKENS, longest)
+    own = {
+        "weights": 2 * a.parameters,
+        "activations": tokens * 2 * (4 * a.feed_forward + 10 * a.hidden),
+        "attention": tokens * _attention_per_token(a, 2, longest),
+        "logits": 3 * 4 * SCORED_LOGITS,
+    }
+    return Need(stage, {}, own)
+
+
+def checkpoint(architecture: Architecture) -> int:
+    """Bytes of the weights of a trained model: exact float32. The file adds a header of a few kilobytes."""
+    return 4 * architecture.parameters
+
+
+def optimizer_state(architecture: Architecture, settings: TrainingSettings) -> int:
+    """Bytes of a saved state of a run: masters and moments."""
+    return 4 * (2 if settings.optimizer == "rmsprop" else 3) * architecture.parameters
+
+
+def _kept_per_token(a: Architecture, width: int, fused: bool) -> int:
+    """Numbers that one layer keeps of a token for the backward pass.
+
+    `fast_layers.py` keeps ten tensors. transformers' own layers also keep the inputs of the products behind norms and
+    gates, and in half precision the norms' inputs in float32.
+    """
+    if fused:
+        return 2 * a.hidden + 2 * a.query + 2 * a.key_value + 2 * a.feed_forward
+    norms = 8 if width == 2 else 6
+    return norms * a.hidden + 2 * a.query + 2 * a.key_value + 4 * a.feed_forward
+
+
+def _attention_per_token(a: Architecture, width: int, longest: int) -> int:
+    """Bytes for one token's attention weights, their derivative and one copy, and for the mask."""
+    return 3 * width * a.heads * min(ATTENTION_BLOCK, longest) + (width + 2) * longest

@@ -1,0 +1,73 @@
+"""How Snakemake is called, and what each step asks of it: on this machine's cores and GPUs, or on a cluster."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from spin_utils import gpus, paths
+from spin_utils.input_settings import SettingsError
+from spin_utils.machine_settings import StepResources
+from spin_utils.plan import Step
+from spin_utils.profiles import nearest
+from spin_utils.settings import Profile
+
+CLUSTERS = paths.REPOSITORY / "cluster"
+"""Snakemake's profiles of the kit, a folder each."""
+NODE = "node"
+"""The one for this machine."""
+
+
+def command(profile: str, seeds: Sequence[int], *, cluster: str = NODE, jobs: int = 0, dry_run: bool) -> list[str]:
+    """The command that makes every step that is missing.
+
+    Args:
+        profile: name or file that other processes load it by.
+        seeds: training seeds.
+        cluster: a folder of cluster/, or any folder with a Snakemake profile.
+        jobs: steps at the same time; 0: one for each GPU of this machine, or what the cluster's profile says.
+        dry_run: only say what would be done.
+
+    Raises:
+        SettingsError: no such cluster.
+    """
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
+    words += ["--directory", str(paths.home()), "--workflow-profile", str(_folder(cluster))]
+    words += ["--dry-run"] if dry_run else []
+    config = [f"profile={profile}", f"seeds={','.join(map(str, seeds))}"]
+    if cluster == NODE:
+        devices = len(gpus.visible())
+        words += ["--resources", f"gpu={devices}"] if devices else []
+        config.append(f"jobs={jobs or max(1, devices)}")
+    elif jobs:
+        words += ["--jobs", str(jobs)]
+    return [*words, "--config", *config]
+
+
+def resources(profile: Profile, step: Step) -> StepResources:
+    """What a step asks of the scheduler."""
+    if step.stage in ("sft", "spin", "epochs", "subset", "dpo"):
+        return profile.resources.training
+    if step.stage in ("pairs", "mt_answers") or _is_sampled(profile, step):
+        return profile.resources.generation
+    return profile.resources.evaluation if step.stage == "evaluation" else profile.resources.other
+
+
+def stays_here(profile: Profile, step: Step) -> bool:
+    """Whether a step runs where Snakemake does: it needs the network, and a cluster's nodes often have none."""
+    return step.stage in ("data", "base", "mt_bench") or (
+        step.stage == "preferences" and not _is_sampled(profile, step)
+    )
+
+
+def _is_sampled(profile: Profile, step: Step) -> bool:
+    return step.stage == "preferences" and profile.dpo is not None and profile.dpo.preferences.source == "samples"
+
+
+def _folder(cluster: str) -> Path:
+    folder = CLUSTERS / cluster if (CLUSTERS / cluster).is_dir() else Path(cluster).expanduser()
+    if not any(folder.glob("config*.yaml")):
+        known = sorted(path.name for path in CLUSTERS.iterdir() if path.is_dir())
+        raise SettingsError(f"cluster {cluster!r}: no folder with a config.yaml{nearest(cluster, known)}")
+    return folder.resolve()

@@ -1,0 +1,91 @@
+"""The smoke chain in child processes that can be killed, and what must be the same however often they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from spin_utils import artifacts
+
+# Imported once by a server that never computes; a child starts from there in milliseconds, so that a kill falls into
+# the work and not into an import.
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload(["spin_utils.stages", "spin_utils.answering", "spin_utils.self_play", "lm_eval.tasks"])
+
+TIMES = {"seconds", "tokens_per_second", "groups_per_second"}
+
+
+def make(home: Path, *names: str) -> None:
+    """Make the chain, or some steps of it, below a home, in this process."""
+    os.environ["SPIN_HOME"] = str(home)
+    from spin_utils import plan, profiles, runtime, stages
+
+    runtime.configure()
+    steps = plan.make(profiles.load("smoke"), 0)
+    for name in names or steps.steps:
+        stages.run(steps, name)
+
+
+def start(home: Path, *names: str) -> Any:
+    """`make` in a child process."""
+    process = CHILDREN.Process(target=make, args=(home, *names))
+    process.start()
+    return process
+
+
+def make_with_kills(home: Path, moments: random.Random, longest: float, landed: Counter[str], most: int) -> None:
+    """Make the chain while SIGKILL comes after random times, up to `longest` seconds; counts where each one landed."""
+    home.mkdir()
+    while True:
+        process = start(home)
+        process.join(moments.uniform(0, longest) if landed.total() < most else None)
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            return
+        process.kill()
+        process.join()
+        partial = sorted(home.glob("artifacts/smoke/*/*.partial"), key=lambda path: path.stat().st_mtime)
+        landed[partial[-1].name.rpartition("-")[0] if partial else "between two steps"] += 1
+
+
+def contents(home: Path) -> dict[str, str]:
+    """Hash of every file of every artifact, without what only says when and how fast it was made.
+
+    Also proves that each artifact is whole, and that no unfinished one is left.
+    """
+    root = home / "artifacts" / "smoke"
+    found = {}
+    for directory in sorted(root.glob("*/*-*")):
+        if directory.name.startswith(("tables-", "first-tables-")):
+            continue
+        for name in artifacts.verify(directory)["files"]:
+            found[f"{directory.name}/{name}"] = _digest(directory / name)
+    return found
+
+
+def _digest(path: Path) -> str:
+    data = path.read_bytes()
+    if path.name in ("training.json", "state.json"):
+        document = json.loads(data)
+        rows = [{name: row[name] for name in row.keys() - TIMES} for row in document["rows"]]
+        data = json.dumps({**document, "rows": rows, "sha256": None}, sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+def undisturbed(home: Path) -> tuple[dict[str, str], float]:
+    """What a chain that nobody disturbs leaves, and its seconds."""
+    home.mkdir()
+    first = start(home, "data")  # starts the server
+    first.join()
+    begin = time.monotonic()
+    process = start(home)
+    process.join()
+    assert process.exitcode == 0
+    return contents(home), time.monotonic() - begin

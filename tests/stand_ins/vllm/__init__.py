@@ -1,0 +1,199 @@
+"""Stands in for vLLM 0.33 in the tests: the part of its public interface that the kit uses, strict about arguments.
+
+It shares no code with the kit, not even torch: a Llama forward pass in NumPy, one prompt and one token at a time, in
+float64. What vLLM refuses is refused here; a name that it does not have, or that the kit has no need of, is an error.
+`STAND_IN` in the environment makes it fail as a real engine may.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+__version__ = "0.33.0"
+FAULT = os.environ.get("STAND_IN", "")
+
+assert importlib.util.find_spec("spin_utils") is None, "the kit must not be importable in vLLM's environment"
+
+
+class TokensPrompt(dict):
+    """Token ids of a prompt."""
+
+    def __init__(self, *, prompt_token_ids: list[int]) -> None:
+        super().__init__(prompt_token_ids=prompt_token_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How one prompt is answered; no defaults, so that nothing is left to vLLM's."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    max_tokens: int
+    stop_token_ids: list[int]
+    ignore_eos: bool
+    logprobs: int
+    detokenize: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        assert type(self.temperature) is float, self.temperature
+        assert self.temperature == 0 or 0.01 <= self.temperature <= 2, self.temperature
+        assert type(self.top_k) is int, self.top_k
+        assert self.top_k >= 0, self.top_k
+        assert 0 < self.top_p <= 1, self.top_p
+        assert self.max_tokens >= 1, self.max_tokens
+        assert self.stop_token_ids, "nothing would end an answer"
+        assert all(type(token) is int for token in self.stop_token_ids), self.stop_token_ids
+        assert self.ignore_eos is True, "the model's own end of sequence must not add to the stop tokens"
+        assert self.logprobs == 0, self.logprobs
+        assert self.detokenize is False, "there is no tokenizer"
+        assert -(2**63) <= self.seed < 2**63, self.seed
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One answer."""
+
+    token_ids: list[int]
+    cumulative_logprob: float
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A prompt with its answers."""
+
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+
+
+class LLM:
+    """A model that answers."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        skip_tokenizer_init: bool,
+        trust_remote_code: bool,
+        load_format: str,
+        generation_config: str,
+        dtype: str,
+        seed: int,
+        logprobs_mode: str,
+        max_model_len: int,
+        max_num_seqs: int,
+        tensor_parallel_size: int,
+        gpu_memory_utilization: float,
+        enforce_eager: bool,
+    ) -> None:
+        assert (skip_tokenizer_init, trust_remote_code, load_format) == (True, False, "safetensors")
+        assert (generation_config, dtype, seed, logprobs_mode) == ("vllm", "bfloat16", 0, "raw_logprobs")
+        assert max_num_seqs > 0, max_num_seqs
+        assert 0 < gpu_memory_utilization <= 1, gpu_memory_utilization
+        assert type(enforce_eager) is bool, enforce_eager
+        devices = os.environ["CUDA_VISIBLE_DEVICES"]
+        assert len(devices.split(",")) == tensor_parallel_size, devices
+        self.length, self.calls = max_model_len, 0
+        self.model = _Llama(Path(model))
+        assert max_model_len <= self.model.config["max_position_embeddings"], max_model_len
+        print(f"stand-in on GPUs {devices}", flush=True)  # noqa: T201
+
+    def generate(
+        self, prompts: list[TokensPrompt], sampling_params: list[SamplingParams], *, use_tqdm: bool
+    ) -> list[RequestOutput]:
+        """Answer the prompts, in their order."""
+        self.calls += 1
+        if self.calls == 2 and FAULT == "crash":
+            raise MemoryError("CUDA out of memory")
+        if self.calls == 2 and FAULT == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if FAULT.startswith("hang:"):
+            with open(FAULT.removeprefix("hang:"), "w") as pipe:
+                pipe.write(f"{os.getpid()}\n")
+                pipe.flush()
+                signal.pause()
+        assert use_tqdm is False
+        assert all(type(prompt) is TokensPrompt for prompt in prompts)
+        pairs = zip(prompts, sampling_params, strict=True)
+        return [self._answer(prompt["prompt_token_ids"], how) for prompt, how in pairs][: -1 if FAULT == "short" else None]
+
+    def _answer(self, prompt: list[int], how: SamplingParams) -> RequestOutput:
+        assert 0 < len(prompt) < self.length, len(prompt)
+        ids, logp, random = list(prompt), 0.0, np.random.default_rng(how.seed)
+        while True:
+            logits = self.model.next_logits(ids)
+            raw = logits - np.logaddexp.reduce(logits)
+            token = int(raw.argmax()) if how.temperature == 0 else _draw(logits, how, random)
+            ids.append(token)
+            logp += float(raw[token]) - 0.5 * (FAULT == "other weights")
+            ended = token in how.stop_token_ids
+            if ended or len(ids) - len(prompt) == how.max_tokens or len(ids) == self.length:
+                reason = "abort" if FAULT == "abort" else "stop" if ended else "length"
+                return RequestOutput(prompt, [CompletionOutput(ids[len(prompt) :], logp, reason)])
+
+
+def _draw(logits: np.ndarray, how: SamplingParams, random: np.random.Generator) -> int:
+    assert (how.top_k, how.top_p) == (0, 1.0), "not needed by the tests"
+    scaled = logits / how.temperature
+    return int(random.choice(len(scaled), p=np.exp(scaled - np.logaddexp.reduce(scaled))))
+
+
+class _Llama:
+    """Touvron et al. 2023, as transformers' LlamaForCausalLM computes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = json.loads((folder / "config.json").read_text())
+        assert self.config["model_type"] == "llama", self.config["model_type"]
+        weights = load_file(folder / "model.safetensors")
+        self.weights = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
+
+    def next_logits(self, ids: list[int]) -> np.ndarray:
+        """Logits (V,) of the token after `ids`."""
+        x = self.weights["model.embed_tokens.weight"][ids]
+        for layer in range(self.config["num_hidden_layers"]):
+            name = f"model.layers.{layer}"
+            x = x + self._attention(self._norm(x, f"{name}.input_layernorm"), f"{name}.self_attn")
+            x = x + self._feed_forward(self._norm(x, f"{name}.post_attention_layernorm"), f"{name}.mlp")
+        head = "model.embed_tokens" if self.config["tie_word_embeddings"] else "lm_head"
+        return self._linear(self._norm(x[-1:], "model.norm"), head)[0]
+
+    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        return x @ self.weights[f"{name}.weight"].T
+
+    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        scale = np.sqrt((x**2).mean(-1, keepdims=True) + self.config["rms_norm_eps"])
+        return x / scale * self.weights[f"{name}.weight"]
+
+    def _feed_forward(self, x: np.ndarray, name: str) -> np.ndarray:
+        gate = self._linear(x, f"{name}.gate_proj")
+        return self._linear(gate / (1 + np.exp(-gate)) * self._linear(x, f"{name}.up_proj"), f"{name}.down_proj")
+
+    def _attention(self, x: np.ndarray, name: str) -> np.ndarray:
+        count, heads = len(x), self.config["num_attention_heads"]
+        size = self.config["head_dim"]
+        query, key, value = (
+            self._linear(x, f"{name}.{part}_proj").reshape(count, -1, size).swapaxes(0, 1) for part in "qkv"
+        )
+        key, value = (part.repeat(heads // len(part), 0) for part in (key, value))
+        scores = self._rotate(query) @ self._rotate(key).swapaxes(1, 2) / np.sqrt(size)
+        scores = np.where(np.tri(count, dtype=bool), scores, -np.inf)
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = shares / shares.sum(-1, keepdims=True) @ value
+        return self._linear(mixed.swapaxes(0, 1).reshape(count, -1), f"{name}.o_proj")
+
+    def _rotate(self, x: np.ndarray) -> np.ndarray:
+        size = x.shape[-1]
+        speeds = self.config["rope_parameters"]["rope_theta"] ** (-np.arange(0, size, 2) / size)
+        angles = np.arange(x.shape[1])[:, None] * np.tile(speeds, 2)
+        turned = np.concatenate([-x[..., size // 2 :], x[..., : size // 2]], -1)
+        return x * np.cos(angles) + turned * np.sin(angles)

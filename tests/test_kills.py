@@ -1,0 +1,88 @@
+"""A run that is killed anywhere goes on where it stopped and ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+import smoke_chain
+
+log = logging.getLogger(__name__)
+
+KILLS = int(os.environ.get("SPIN_KILLS", "120"))
+"""Of the long test, in the chain; and a tenth as many in the real command."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    return smoke_chain.undisturbed(tmp_path_factory.mktemp("undisturbed") / "home")
+
+
+def test_a_chain_killed_at_a_dozen_moments_ends_with_the_same_bytes(
+    undisturbed: tuple[dict[str, str], float], tmp_path: Path
+) -> None:
+    expected, seconds = undisturbed
+    landed: Counter[str] = Counter()
+    smoke_chain.make_with_kills(tmp_path / "home", random.Random(0), 0.2 * seconds, landed, 12)
+    assert len(landed) > 2
+    assert smoke_chain.contents(tmp_path / "home") == expected
+
+
+@pytest.mark.slow
+def test_a_chain_killed_at_a_hundred_moments_ends_with_the_same_bytes(
+    undisturbed: tuple[dict[str, str], float], tmp_path: Path
+) -> None:
+    expected, seconds = undisturbed
+    moments, landed, runs = random.Random(1), Counter[str](), 0
+    while landed.total() < KILLS:
+        smoke_chain.make_with_kills(tmp_path / f"{runs}", moments, 0.15 * seconds, landed, KILLS)
+        assert smoke_chain.contents(tmp_path / f"{runs}") == expected, f"run {runs}"
+        runs += 1
+    log.warning("%d kills in %d runs: %s", landed.total(), runs, dict(landed.most_common()))
+    assert {name.split("-")[0] for name in landed} >= {"data", "sft", "pairs", "spin", "eval", "dpo"}
+
+
+@pytest.mark.slow
+def test_the_command_killed_as_a_whole_or_in_one_process_ends_with_the_same_bytes(
+    undisturbed: tuple[dict[str, str], float], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "spin_utils", "reproduce", "--profile", "smoke", "--jobs", "2"]
+    environment = {**os.environ, "SPIN_HOME": str(tmp_path)}
+    moments, landed = random.Random(2), Counter[str]()
+    while True:
+        with (tmp_path / "log").open("a") as file:
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+        try:
+            process.wait(moments.uniform(5, 45) if landed.total() < KILLS // 10 else None)
+        except subprocess.TimeoutExpired:
+            tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            if moments.random() < 0.5:
+                tree = [moments.choice(tree)]
+            for victim in tree:
+                landed[_what(victim)] += 1
+                victim.kill()
+        if process.wait() == 0:
+            break
+    text = (tmp_path / "log").read_text()
+    log.warning("killed: %s", dict(landed))
+    assert landed.total() >= KILLS // 10, text
+    assert smoke_chain.contents(tmp_path) == undisturbed[0]
+    for path in tmp_path.glob("results/smoke/seed-0/*/*.json"):
+        json.loads(path.read_text())
+    assert (tmp_path / "results" / "smoke" / "tables" / "table4.md").is_file()
+
+
+def _what(process: psutil.Process) -> str:
+    words = " ".join(process.cmdline())
+    for name in ("ipykernel", "snakemake", "spin_utils step", "spin_utils reproduce"):
+        if name in words:
+            return name
+    return "another"

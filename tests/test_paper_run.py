@@ -1,0 +1,133 @@
+"""The paper's profiles run whole, with a tiny Mistral, rows of the hub's schema and four prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from hub_rows import Hub
+
+from spin_utils import drawing, models, paper_suite, paths, plan, profiles, published, publishing, results, stages
+from spin_utils.cli import main
+from spin_utils.models import ModelError
+from spin_utils.rows import RowError, read_rows
+
+SMALL: dict[str, Any] = {
+    "model": {"source": "tiny", "name": "mistral"},
+    "demonstrations.revision": "0" * 40,
+    "demonstrations.expected_rows": 4,
+    "demonstrations.test_rows": 0,
+    "generation.max_new_tokens": 16,
+    "evaluation.limit": 1,
+}
+"""Everything that differs from the paper's run: the model, four prompts, short answers, one item a task."""
+QUICK = {"spin.iterations": 1, "spin.epochs_shown": 0, "spin.subsets": [], "dpo": None}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hub() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", Hub(items=4, examples=30))
+        datasets.disable_progress_bars()
+        yield
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def _home(module_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIN_HOME", str(module_home))
+
+
+def run_whole(profile: Any) -> plan.Plan:
+    stages.check_inputs(profile)
+    made = plan.make(profile, 0)
+    for step in made:
+        stages.run(made, step.name)
+    publishing.publish([made])
+    drawing.draw(profile)
+    return made
+
+
+def table(profile: Any, number: int) -> str:
+    return (paths.results(profile.name) / "tables" / f"table{number}.md").read_text()
+
+
+def test_the_paper_profile_runs_from_the_hubs_rows_to_its_tables() -> None:
+    profile = profiles.load("paper", SMALL | QUICK | {"name": "paper-quick"})
+    made = run_whole(profile)
+    rows = {row["prompt"]: row["response"] for row in read_rows(made.directory("data") / "spin.jsonl")}
+    assert rows == {f"Say {i}.": f"This is {i}, as you asked." for i in range(100, 104)}, "prompt and real answer"
+    config = json.loads((models.resolve(made.directory("base")) / "config.json").read_text())
+    assert config["model_type"] == "mistral"
+    folder = paths.results(profile.name)
+    scores = results.load_evaluations(folder)
+    assert set(scores["task"]) == set(paper_suite.LEADERBOARD)
+    assert set(results.load_evaluations(folder, kind_folder="transfer")["task"]) == set(paper_suite.OTHERS)
+    shots = table(profile, 1).splitlines()
+    ours = next(line for line in shots if "few-shot" in line)
+    assert [cell.strip() for cell in ours.split("|")[3:9]] == ["25", "0", "5", "5", "10", "5"]
+    assert "harder variants" not in table(profile, 6), "they are the paper's own benchmarks"
+    assert f"{published.score('spin-0', 'openbookqa'):.2f}" in table(profile, 6)
+
+
+@pytest.mark.slow
+def test_every_stage_and_every_table_of_the_paper_profile_with_four_prompts() -> None:
+    profile = profiles.load("paper", SMALL | {"name": "paper-whole"})
+    made = run_whole(profile)
+    assert {step.stage for step in made} >= {"data", "base", "pairs", "spin", "subset", "preferences", "dpo"}
+    models_of_the_paper = {"sft", "dpo", "spin-3-dpo", "spin-0-rows-14", "spin-0-rows-26"}
+    models_of_the_paper |= {f"spin-{t}" for t in range(4)} | {f"spin-0-epoch-{e}" for e in (1, 3, 4, 5)}
+    assert set(made.models()) == models_of_the_paper
+    for model in made.models():
+        record = results.read_json(results.evaluation_path(paths.results(profile.name), 0, model))
+        assert set(record["tasks"]) == set(paper_suite.LEADERBOARD)
+    for number in (1, 2, 3, 4, 6, 7, 8):
+        assert "was not evaluated" not in table(profile, number), number
+
+
+def test_another_number_of_rows_than_the_papers_is_refused_before_anything_starts() -> None:
+    changes = {name: value for name, value in SMALL.items() if name != "demonstrations.expected_rows"}
+    profile = profiles.load("paper", changes)
+    with pytest.raises(RowError, match=r"SPIN_iter0 \[train\]: 4 distinct usable rows where .* says 49792; check"):
+        stages.check_inputs(profile)
+
+
+def test_released_checkpoints_are_evaluated_without_training_and_fill_table_4_and_figure_2() -> None:
+    quick = plan.make(profiles.load("paper", SMALL | QUICK | {"name": "paper-quick"}), 0)
+    spin, base = stages.run(quick, "spin-0"), models.resolve(stages.run(quick, "base"))
+    released = {f"spin-{t}": {"source": "directory", "path": str(spin)} for t in (0, 3)}
+    changes = {
+        "model": {"source": "directory", "path": str(base)},
+        "released": released,
+        "evaluation.limit": 1,
+    }
+    profile = profiles.load("paper-released", changes)
+    made = run_whole(profile)
+    assert {step.stage for step in made} == {"base", "evaluation"}
+    assert made.models() == ["sft", "spin-0", "spin-3"]
+    assert plan.first_tables([made]).inputs == tuple(f"eval-{model}" for model in made.models())
+    for line in ("SPIN iteration 0", "SPIN iteration 3"):
+        row = next(text for text in table(profile, 4).splitlines() if line in text)
+        assert "—" not in row.split("|")[4], "a measured cell"
+    assert (paths.figures(profile.name) / "figure2.png").is_file()
+    chain = results.read_json(results.evaluation_path(paths.results(profile.name), 0, "spin-3"))["provenance"]["chain"]
+    assert list(chain) == ["spin-3", "eval-spin-3"]
+
+
+def test_released_checkpoints_are_refused_until_their_revisions_are_given(capsys: pytest.CaptureFixture[str]) -> None:
+    profile = profiles.load("paper-released")
+    with pytest.raises(ModelError, match="SPIN-iter0: no revision; pin its commit"):
+        plan.make(profile, 0)
+    assert main(["plan", "--profile", "paper-released"]) == 2
+    pinned = profiles.load("paper-released", {f"released.spin-{t}.revision": str(t) * 40 for t in range(4)})
+    stages.check_inputs(pinned)
+    steps = plan.make(pinned, 0)
+    assert [steps.steps[f"spin-{t}"].settings["revision"] for t in range(4)] == [str(t) * 40 for t in range(4)]
