@@ -128,7 +128,8 @@ def test_what_is_not_run_stands_in_a_page() -> None:
 
 def test_commands_within_sentences_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (documents.ROOT / "Makefile").read_text(), re.M))
-    for page in [*documents.PAGES, "REPRODUCING.md"]:
+    templates = [str(path.relative_to(documents.ROOT)) for path in (documents.ROOT / ".github").rglob("*.*")]
+    for page in [*documents.PAGES, "REPRODUCING.md", *templates]:
         text = (documents.ROOT / page).read_text()
         assert set(re.findall(r"`make ([a-z]+)\b", text)) <= targets, page
         assert set(re.findall(r"`(?:\.venv/bin/)?spin-repro ([a-z]+)", text)) <= cli.COMMANDS.keys(), page
