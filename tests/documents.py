@@ -23,8 +23,13 @@ NOT_RUN = {
     ".venv/bin/python docs/make_map.py": "writes into the repository; test_map.py calls its functions",
 }
 """Commands that no test types, and why."""
-SLOW = (".venv/bin/spin-repro bench --runs 3 --only sample_vs_generate",)
-"""Commands that `python -m pytest -m slow` types."""
+SLOW = (
+    ".venv/bin/spin-repro bench --runs 3 --only sample_vs_generate",
+    ".venv/bin/spin-repro reproduce --model path/to/model --data rows.jsonl",  # docs/your-data.md runs it by a name
+    ".venv/bin/spin-repro reproduce --profile with-colours.yaml",
+    ".venv/bin/spin-repro compare spin-3 sft --profile with-colours.yaml",
+)
+"""Commands that only `python -m pytest -m slow` types."""
 SERVERS = ("make lab",)
 """Commands that run until they are stopped: they are started, waited for and stopped."""
 

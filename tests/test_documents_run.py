@@ -75,8 +75,16 @@ def test_the_commands_of_a_page_run(page: str, checkout: Path) -> None:
     if page == "docs/your-data.md":
         scores = results.load_evaluations(checkout / "results" / "sums")
         assert scores.groupby("model").size().to_dict() == {"sft": 6, "spin-0": 6}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in documents.PAGES if {*documents.commands(page)} & {*documents.SLOW}])
+def test_the_slow_commands_of_a_page_run_after_its_others(page: str, checkout: Path) -> None:
+    for command in documents.commands(page):
+        if command not in (*documents.NOT_RUN, *documents.SERVERS):
+            said = type_in(checkout, command)
     if page == "docs/add-a-benchmark.md":
-        assert "colours" in type_in(checkout, documents.commands(page)[-2])
+        assert "colours" in said
 
 
 @pytest.mark.parametrize("command", documents.SERVERS)
@@ -112,12 +120,6 @@ def _until(server: subprocess.Popen[str], words: str) -> Iterator[str]:
         yield line
         if words in line:
             return
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", documents.SLOW)
-def test_a_slow_command_runs(command: str, checkout: Path) -> None:
-    type_in(checkout, command)
 
 
 def test_what_is_not_run_stands_in_a_page() -> None:
