@@ -12,9 +12,10 @@ READY := $(VENV)/.ready
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -q
 # glibc otherwise hands every large tensor back to the kernel (docs: spin_utils/runtime.py).
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000
+LAYOUT := JUPYTERLAB_WORKSPACES_DIR="$(CURDIR)/.lab"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-here reproduce figures report plan test lint lab bench lock clean
+.PHONY: help setup setup-here check reproduce figures report crate plan test lint lab bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,11 +38,17 @@ setup-here:
 reproduce: $(READY)  ## run the paper at PROFILE, from the data to tables and figures
 	$(BIN)/spin-repro reproduce --profile $(PROFILE) --seeds $(SEEDS)
 
+check: $(READY)  ## say whether PROFILE fits this machine, and how long it will take
+	$(BIN)/spin-repro check --profile $(PROFILE)
+
 figures: $(READY)  ## redraw tables and figures from the results, without a model
 	$(BIN)/spin-repro figures --profile $(PROFILE)
 
 report: $(READY)  ## one HTML page of a run: verdicts, figures, tables, provenance
 	$(BIN)/spin-repro report --profile $(PROFILE)
+
+crate: $(READY)  ## the whole of a run with its provenance as one RO-Crate, for an archive
+	$(BIN)/spin-repro crate --profile $(PROFILE)
 
 plan: $(READY)  ## print the steps of a reproduction and what is already there
 	$(BIN)/spin-repro plan --profile $(PROFILE) --seeds $(SEEDS)
@@ -55,8 +62,11 @@ lint: $(READY)  ## check style, types and that notebooks hold no outputs
 	$(BIN)/mypy
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
-lab: $(READY)  ## open the notebooks in JupyterLab, on this machine only
-	$(MALLOC) $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --port=$(PORT) --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)
+# The layout, README beside the first notebook, is brought in once: what its user makes of it stays in .lab, and the
+# layouts of other projects are not touched.
+lab: $(READY)  ## open README and notebooks in JupyterLab, on this machine only
+	@test -d .lab || $(LAYOUT) $(BIN)/jupyter lab workspaces import notebooks/spin.jupyterlab-workspace
+	$(MALLOC) $(LAYOUT) $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --port=$(PORT) --notebook-dir=. --LabApp.default_url=/lab/workspaces/spin $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(READY)  ## time the kit against its peers (about half an hour); writes benchmarks/results/
 	$(MALLOC) $(BIN)/python -m benchmarks

@@ -11,7 +11,8 @@ SEEDS = cli.parse_seeds(str(config.get("seeds", "0")))
 LOADED = profiles.load(PROFILE)
 PLANS = plan.make_all(LOADED, SEEDS)
 # Snakemake caps the threads of every library at a rule's `threads`, which are 1 unless a rule says otherwise.
-THREADS = max(1, (workflow.cores or 1) // int(config.get("jobs", 1)))
+# A cluster has no number of cores that it could share out: there a step gets what its profile says, or one.
+THREADS = max(1, (workflow.resource_settings.cores or 1) // int(config.get("jobs", 1)))
 STEPS = {step.directory: (p, step) for p in PLANS for step in p}
 TABLES, FIRST_TABLES = plan.tables(PLANS), plan.first_tables(PLANS)
 
@@ -40,7 +41,7 @@ for directory, (p, step) in STEPS.items():
 
     rule:
         name:
-            f"{step.name} (seed {p.seed})"
+            f"{step.name}-seed-{p.seed}"  # safe in a shell: executors write it into commands unquoted
         input:
             manifests(p.directory(name) for name in step.inputs),
         output:

@@ -7,12 +7,11 @@ and number of runs. Greater is better for speed (ours over theirs), less is bett
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 
-from benchmarks.interleaved import RESULTS, machine, write
+from benchmarks.interleaved import RESULTS, machine, read, write
 from spin_utils import plan, profiles, runtime, stages
 
 BENCHMARKS = {
@@ -37,9 +36,8 @@ def main() -> None:
             command = [sys.executable, "-m", f"benchmarks.{name}", "--model", os.path.relpath(model)]
             environment = runtime.child_environment(headless=True)
             subprocess.run([*command, "--runs", str(options.runs), *arguments], check=True, env=environment)
-        record = RESULTS / f"{name}.json"
-        if record.is_file():
-            ratios |= {NAMES.get(k, k): v for k, v in json.loads(record.read_text(encoding="utf-8"))["ratios"].items()}
+        if (RESULTS / f"{name}.json").is_file():
+            ratios |= {NAMES.get(k, k): v for k, v in read(name)["ratios"].items()}
     write("summary", {"machine": machine(), "ratios": ratios})
     for name, value in ratios.items():
         print(f"{name:32s} {value['median']:8.2f}  [{value['low']:.2f}, {value['high']:.2f}]  {value['runs']} runs")

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 
 from spin_utils import paths
 from spin_utils.artifacts import environment
+from spin_utils.documents import SCHEMA
+from spin_utils.records import check_benchmark
+from spin_utils.writing import write_text
 
 RESULTS = paths.home() / "benchmarks" / "results"
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -77,8 +80,17 @@ def machine() -> dict[str, Any]:
 
 
 def write(name: str, document: Mapping[str, Any], folder: Path = RESULTS) -> Path:
-    """Write one benchmark's record as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write one benchmark's record as JSON, checked."""
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    document = {"schema": SCHEMA, **document}
+    check_benchmark(document, str(path))
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def read(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """Read one benchmark's record, checked."""
+    path = folder / f"{name}.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    check_benchmark(document, str(path))
+    return dict(document)

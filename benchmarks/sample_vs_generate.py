@@ -48,7 +48,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.bfloat16, trust_remote_code=False, local_files_only=True
+    ).eval()
     prompts = random_prompts(options.prompts, options.prompt_tokens, model.config.vocab_size)
     ends: dict[str, list[int]] = {"full": []}
     if "ended" in options.workloads:

@@ -43,8 +43,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.bfloat16, trust_remote_code=False, local_files_only=True
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False, local_files_only=True)
     requests = build_requests(tokenizer, options)
     stock = {
         size: HFLM(pretrained=model, tokenizer=tokenizer, add_bos_token=False, batch_size=size)

@@ -102,7 +102,7 @@ def run_ours(
     model: Path, regime: str, count: int, steps: int, clock: Clock, budget: int, disk: bool = False
 ) -> list[float]:
     """Seconds of steps of our trainer: on the same pairs each, or once through `steps` times as many from disk."""
-    config = AutoConfig.from_pretrained(model)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=True)
     with tempfile.TemporaryDirectory() as folder:
         pairs: Sequence[Group] = make_pairs(regime, count * (steps if disk else 1), config.vocab_size)
         if disk:
@@ -117,7 +117,9 @@ def run_ours(
             precision="bfloat16",
             save_minutes=1e6,
         )
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model, dtype=torch.bfloat16, trust_remote_code=False, local_files_only=True
+        )
         opponent = np.full((len(pairs), 2), -50.0, dtype=np.float32)
         edges = [clock()]
         rows = train(
@@ -138,7 +140,7 @@ def run_trl(
     """Seconds of steps of DPOTrainer."""
     from benchmarks import trl_peer
 
-    config = AutoConfig.from_pretrained(model)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=True)
     pairs = make_pairs(regime, count, config.vocab_size)
     options: dict[str, Any] = {
         "per_device_train_batch_size": micro_batch,
@@ -157,8 +159,12 @@ def run_trl(
             "gradient_checkpointing": False,
         }
         dtype = torch.bfloat16
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    reference = None if tuned else AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False, local_files_only=True)
+    reference = (
+        None
+        if tuned
+        else AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False, local_files_only=True)
+    )
     trainer = trl_peer.dpo_trainer(policy, reference, pairs, EOS, **options)
     times: list[float] = []
 
@@ -228,7 +234,7 @@ def best_micro_batch(arguments: argparse.Namespace, regime: str, count: int) -> 
 def compare(arguments: argparse.Namespace, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Ratios of one regime, and the runs behind them."""
     count = arguments.pairs or PAIRS[regime]
-    config = AutoConfig.from_pretrained(arguments.model)
+    config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=False, local_files_only=True)
     flop_per_pair = useful_flop(config, make_pairs(regime, count, config.vocab_size)) / count
     best = arguments.tuned_micro_batch or best_micro_batch(arguments, regime, count)
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "tuned": []}

@@ -17,20 +17,21 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 STOREYS = {
-    "doors": "cli cli_parser notebooks dpo",
-    "drawing": "report readme drawing tables table_text figures training_figures generation_figures generation_tables "
-    "mt_bench_figure theory_figures figure_style",
-    "steps": "reproduction scheduling publishing explore stages answering self_play pair_training mt_bench provenance "
-    "clock plan",
+    "doors": "cli cli_parser check notebooks dpo",
+    "drawing": "report crate readme drawing tables table_text figures item_figures live_curve training_figures "
+    "generation_figures generation_tables mt_bench_figure token_figures theory_figures figure_style text_tables "
+    "controls",
+    "steps": "reproduction scheduling publishing explore token_scores stages input_checks model_folder answering "
+    "self_play pair_training mt_bench provenance clock forecast hub_access machine architectures plan",
     "measuring": "evaluation lm answers heldout generations mt_bench_answers mt_bench_questions judge",
-    "judging": "verdicts registry compare statistics mt_bench_scores published paper_suite results documents theory "
-    "cost_model memory_model",
+    "judging": "verdicts registry compare statistics mt_bench_scores published paper_suite results records documents "
+    "theory cost_model memory_model",
     "sampling": "sampling decoding vllm_backend vllm_health vllm_shards vllm_worker",
     "training": "training training_step resuming trackers losses optimizer logprobs fast_layers attention pairs "
     "packing",
     "data": "demonstrations families worked_solutions worked_numbers worked_words preferences rows templates models",
     "settings": "profiles settings input_settings machine_settings mt_bench_settings",
-    "ground": "artifacts pieces seals storage paths writing progress runtime gpus",
+    "ground": "artifacts pieces seals storage paths writing strict_json strict_yaml progress runtime gpus",
 }
 """Rooms by storey, from the roof down."""
 PURPOSES = {
@@ -46,6 +47,8 @@ PURPOSES = {
     "ground": "files and the process",
 }
 COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#b15928", "#6a3d9a", "#777777", "#444444")
+UPWARDS = {("trackers", "live_curve")}
+"""The exceptions: a curve that is drawn while a model trains, imported only when someone watches."""
 COMMON = ("settings", "ground")
 """Storeys that everyone uses: drawn without lines, which would hide the others."""
 WIDTH, MARGIN, LEFT, ROW, GAP, BOX = 1180, 10, 150, 46, 12, 24
@@ -90,7 +93,7 @@ def storey_of(imports: Imports) -> dict[str, int]:
     names = list(STOREYS)
     for room, used in imports.items():
         for other in sorted(used):
-            if storeys[other] < storeys[room]:
+            if storeys[other] < storeys[room] and (room, other) not in UPWARDS:
                 raise ValueError(
                     f"{room} ({names[storeys[room]]}) imports {other} ({names[storeys[other]]}), which lies above it; "
                     "move what both need further down"
@@ -160,7 +163,8 @@ def svg(imports: Imports) -> str:
         ]
     for room, used in lines.items():
         for other in sorted(used):
-            parts.append(_line(at[room], at[other], COLOURS[storeys[room]]))
+            upper, lower = sorted((at[room], at[other]), key=lambda place: place[1])
+            parts.append(_line(upper, lower, COLOURS[storeys[room]]))
     for room, (x, middle) in at.items():
         width, colour = _width(room), COLOURS[storeys[room]]
         parts.append(
@@ -179,6 +183,7 @@ def page(imports: Imports, purposes: Mapping[str, str]) -> str:
         "<!-- written by docs/make_map.py from the code, do not edit -->",
         "A room is a module of [`spin_utils`](../spin_utils). Imports go down only: a room uses rooms of its own "
         "storey and of those below.",
+        *(f"The exception: `{room}` uses `{other}`, and only when it is asked to." for room, other in sorted(UPWARDS)),
         "Left out are lines that follow from others, and all lines to the two lowest storeys, which everyone uses.",
         "",
         "![Every module and what it imports, in ten storeys](rooms.svg)",

@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils import __version__, pieces, storage
+from spin_utils import __version__, pieces, storage, strict_json
 from spin_utils.paths import REPOSITORY, relative
 from spin_utils.pieces import scratch
 from spin_utils.seals import canonical, file_hash, is_whole, sealed
@@ -92,10 +93,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = Path(directory) / MANIFEST
     remedy = f"delete {relative(directory)} and run again"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = strict_json.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{relative(directory)}: no {MANIFEST}; run the stage that makes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except ValueError:
         raise ArtifactError(f"{relative(path)}: damaged; {remedy}") from None
     except OSError as error:
         raise ArtifactError(f"{relative(path)}: cannot be read ({error.strerror}); {remedy}") from None
@@ -306,23 +307,28 @@ def _device() -> str:
 
 def _spent(work: Path) -> float:
     try:
-        return max(0.0, float((work / pieces.SCRATCH / "seconds").read_text()))
+        seconds = float((work / pieces.SCRATCH / "seconds").read_text())
     except (FileNotFoundError, ValueError):
         return 0.0  # never stopped, or damaged: it only says how long the step took
+    return seconds if 0 <= seconds < math.inf else 0.0
 
 
 def _partial(directory: Path) -> Path:
     return directory.with_name(directory.name + ".partial")
 
 
+def _is_table(files: Any) -> bool:
+    """Whether a manifest's files are what `building` writes: names inside the folder, each with size and hash."""
+    return isinstance(files, dict) and all(
+        not Path(name).is_absolute()
+        and ".." not in Path(name).parts
+        and isinstance(file, dict)
+        and type(file.get("bytes")) is int
+        and isinstance(file.get("sha256"), str)
+        for name, file in files.items()
+    )
+
+
 def _sync(directory: Path) -> None:
     for path in [*directory.rglob("*"), directory]:
         sync(path)
-
-
-def _is_table(files: Any) -> bool:
-    """Whether a manifest's files are what `building` writes."""
-    return isinstance(files, dict) and all(
-        isinstance(file, dict) and isinstance(file.get("bytes"), int) and isinstance(file.get("sha256"), str)
-        for file in files.values()
-    )

@@ -6,9 +6,11 @@ Exit status: 0 done, 1 a step failed, 2 bad input (nothing was started), 130 int
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import logging
+import re
 import shlex
 import signal
 import subprocess
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils import artifacts, cli_parser, paths, profiles, runtime, storage
-from spin_utils.input_settings import SettingsError
+from spin_utils.input_settings import LARGEST_SEED, SettingsError
 from spin_utils.notebooks import StageError
 from spin_utils.settings import Profile
 from spin_utils.storage import StorageError
@@ -55,12 +57,14 @@ def parse_seeds(text: str) -> list[int]:
     >>> parse_seeds("0,1,2")
     [0, 1, 2]
     """
-    try:
-        seeds = [int(part) for part in text.replace(" ", ",").split(",") if part]
-    except ValueError:
-        raise SettingsError(f"seeds: {text!r}; write whole numbers separated by commas, such as 0,1,2") from None
-    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
-        raise SettingsError(f"seeds: {text!r}; write each seed once, at least one, none negative")
+    parts = [part for part in text.replace(" ", ",").split(",") if part]
+    if not all(re.fullmatch(r"-?[0-9]{1,20}", part) for part in parts):
+        raise SettingsError(f"seeds: {text[:80]!r}; write whole numbers separated by commas, such as 0,1,2")
+    seeds = [int(part) for part in parts]
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise SettingsError(f"seeds: {text[:80]!r}; write each seed once, at least one")
+    if not all(0 <= seed < LARGEST_SEED for seed in seeds):
+        raise SettingsError(f"seeds: {text[:80]!r}; write numbers from 0 to {LARGEST_SEED - 1}")
     return seeds
 
 
@@ -83,8 +87,12 @@ def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> 
 def _reproduce(arguments: argparse.Namespace) -> int:
     name, profile = _resolve(arguments)
     seeds = parse_seeds(arguments.seeds)
+    if arguments.jobs < 0:
+        raise SettingsError(f"jobs: {arguments.jobs} is negative; 0 takes one for each GPU, or 1")
     from spin_utils import clock, mt_bench, plan, reproduction, scheduling, stages
 
+    how = {"cluster": arguments.cluster, "jobs": arguments.jobs, "dry_run": arguments.dry_run}
+    command = scheduling.command(name, profile, seeds, **how)
     stages.check_inputs(profile)
     for folder in (
         paths.home() / ".snakemake",
@@ -100,8 +108,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     for step in [] if arguments.dry_run else chain.from_iterable(plans):
         artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
-    command = scheduling.command(name, seeds, cluster=arguments.cluster, jobs=arguments.jobs, dry_run=arguments.dry_run)
-    if reproduction.run(command, plans, dry_run=arguments.dry_run):
+    if reproduction.run(command, paths.artifacts(profile.name)):
         log.error(
             "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
         )
@@ -131,7 +138,7 @@ def _step(arguments: argparse.Namespace) -> int:
         stages.record_drawing(plan.first_tables(plans), plans[:1], written)
         log.info("tables and figures of the main chain: %s", paths.relative(paths.results(profile.name)))
         return 0
-    steps = plan.make(profile, arguments.seed)
+    steps = plan.make(profile, *parse_seeds(str(arguments.seed)))
     if arguments.name not in steps.steps:
         raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
     step = steps.steps[arguments.name]
@@ -152,10 +159,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from spin_utils import notebooks
 
     given = dict(profiles.parse_override(text) for text in arguments.parameter)
-    profile = str(given.get("profile", "cpu"))
+    name = cli_parser.profile(str(given.get("profile", "cpu")))
+    profile = profiles.load(name)  # before a kernel starts
     if isinstance(given.get("profile"), str):
-        given["profile"] = cli_parser.profile(profile)
-    output = Path(arguments.output or paths.executed_notebooks(Path(profile).stem) / f"{arguments.name}.ipynb")
+        given["profile"] = name
+    if isinstance(given.get("seed"), int):
+        parse_seeds(str(given["seed"]))
+    output = Path(arguments.output or paths.executed_notebooks(profile.name) / f"{arguments.name}.ipynb")
     log.info("executed copy: %s", paths.relative(notebooks.run(arguments.name, given, output)))
     return 0
 
@@ -167,7 +177,7 @@ def _dpo(arguments: argparse.Namespace) -> int:
 
     runtime.configure()
     settings = read_settings(dict(profiles.parse_override(text) for text in arguments.set))
-    model, pairs, out = (Path(p).expanduser().resolve() for p in (arguments.model, arguments.pairs, arguments.out))
+    model, pairs, out = map(paths.given, (arguments.model, arguments.pairs, arguments.out))
     try:
         log.info("checkpoint, tokenizer and training.json: %s", paths.relative(dpo(model, pairs, out, settings)))
     except Interrupted as request:
@@ -196,10 +206,17 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _crate(arguments: argparse.Namespace) -> int:
+    from spin_utils import crate
+
+    log.info("%s", paths.relative(crate.write(profiles.load(arguments.profile))))
+    return 0
+
+
 def _compare(arguments: argparse.Namespace) -> int:
     from spin_utils.compare import compare
 
-    table = compare(_results_of(arguments.profile), arguments.model, arguments.other)
+    table = compare(profiles.folder(arguments.profile), arguments.model, arguments.other)
     log.info(table.to_json(orient="records", indent=1) if arguments.json else table.round(3).to_string(index=False))
     return 0
 
@@ -207,7 +224,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _verdicts(arguments: argparse.Namespace) -> int:
     from spin_utils import verdicts
 
-    table = verdicts.read(paths.results(_results_of(arguments.profile)), arguments.verdict)
+    table = verdicts.read(paths.results(profiles.folder(arguments.profile)), arguments.verdict)
     if arguments.json:
         log.info(table.to_json(orient="records", indent=1))
         return 0
@@ -220,7 +237,7 @@ def _verdicts(arguments: argparse.Namespace) -> int:
 def _provenance(arguments: argparse.Namespace) -> int:
     from spin_utils import provenance
 
-    of = (_results_of(arguments.profile), arguments.seed, arguments.model, arguments.kind)
+    of = (profiles.folder(arguments.profile), arguments.seed, arguments.model, arguments.kind)
     log.info(_indented(provenance.record(*of)) if arguments.json else provenance.describe(*of))
     return 0
 
@@ -266,37 +283,55 @@ def _completion(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _results_of(profile: str) -> str:
-    """Folder of a profile's results; the profile itself need not exist for it, because results outlive profiles."""
-    return profiles.load(profile).name if profile.endswith((".yaml", ".yml")) else profile
-
-
 def _indented(document: Any) -> str:
     return json.dumps(document, indent=1)
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from spin_utils import check, machine
+
+    _, profile = _resolve(arguments)
+    gpus, gigabytes = arguments.gpus, arguments.gpu_memory
+    if bool(gpus) != bool(gigabytes) or gpus < 0 or gigabytes < 0:
+        raise SettingsError("check: --gpus and --gpu-memory describe another machine together, such as 8 and 80")
+    logging.getLogger("spin_utils").setLevel(logging.ERROR if arguments.json else logging.INFO)
+    report = check.check(profile, machine.described(gpus, gigabytes) if gpus else machine.here())
+    logging.getLogger("spin_utils").setLevel(logging.INFO)
+    if arguments.json:
+        log.info("%s", _indented({**dataclasses.asdict(report), "ready": report.ready()}))
+    else:
+        log.info("%s", "\n".join(report.lines()))
+    return 0 if report.ready() else 1
+
+
 def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
     """The profile with the command line's changes, and the name or file that other processes load it by."""
-    changes: dict[str, Any] = dict(profiles.parse_override(text) for text in arguments.set)
-    if arguments.model:
-        changes["model"] = {"source": "directory", "path": str(Path(arguments.model).expanduser().resolve())}
-    if arguments.data:
-        changes["demonstrations"] = {"source": "file", "train": str(Path(arguments.data).expanduser().resolve())}
-    if not changes:
+    changes: dict[str, Any] = {}
+    if arguments.model is not None:
+        changes["model"] = {"source": "directory", "path": str(paths.given(arguments.model))}
+    if arguments.data is not None:
+        changes["demonstrations"] = {"source": "file", "train": str(paths.given(arguments.data))}
+    changes |= dict(profiles.parse_override(text) for text in arguments.set)  # last: they refine a section given above
+    if not changes and not arguments.name:
         return arguments.profile, profiles.load(arguments.profile)
-    digest = hashlib.sha256(artifacts.canonical([arguments.profile, changes]).encode()).hexdigest()[:6]
-    changes["name"] = arguments.name or f"{Path(arguments.profile).stem}-{digest}"
-    profile = profiles.load(arguments.profile, changes)
+    if arguments.name:
+        changes["name"] = arguments.name
+    profile = profiles.load(arguments.profile, changes)  # refuses what the next line could not write
+    if "name" not in changes:
+        digest = hashlib.sha256(artifacts.canonical([arguments.profile, changes]).encode()).hexdigest()[:6]
+        profile = dataclasses.replace(profile, name=f"{Path(arguments.profile).stem}-{digest}"[:64])
     return str(profiles.dump(profile, paths.artifacts(profile.name) / "profile.yaml")), profile
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "reproduce": _reproduce,
+    "check": _check,
     "plan": _plan,
     "run": _run,
     "dpo": _dpo,
     "step": _step,
     "report": _report,
+    "crate": _crate,
     "verdicts": _verdicts,
     "compare": _compare,
     "provenance": _provenance,

@@ -13,10 +13,12 @@ Re-measure the paper Self-Play Fine-Tuning (SPIN) at the scale of this machine.
 
     spin-repro reproduce                              the whole paper at the cpu profile
     spin-repro reproduce --model DIR --data FILE      the same on your model and demonstrations
+    spin-repro check --profile paper                  does it fit here, and how long will it take
     spin-repro run 03_spin_training -p model=spin-1   one notebook, with checked parameters
     spin-repro dpo --model DIR --pairs FILE --out DIR DPO on your chosen and rejected answers
     spin-repro figures                                tables and figures again, from the results
     spin-repro report                                 one HTML page of them, with verdicts and provenance
+    spin-repro crate                                  all of it with its provenance as one RO-Crate, for an archive
     spin-repro compare spin-3 sft                     two models on the same items, with intervals
     spin-repro provenance spin-3                      what a number was made from, back to model and data
 
@@ -77,6 +79,16 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--jobs", type=int, default=0, help="steps at the same time (default: one for each GPU, or 1)")
     sub.add_argument("--cluster", default="node", help="slurm, or a folder with a Snakemake profile (default: node)")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done")
+    sub = command(
+        "check",
+        "say before a run whether it fits here, and how long it will take",
+        "--profile cpu",
+        "--profile paper --gpus 8 --gpu-memory 80",
+    )
+    _with_changes(sub)
+    sub.add_argument("--gpus", type=int, default=0, help="check for another machine: its number of GPUs")
+    sub.add_argument("--gpu-memory", type=float, default=0, metavar="GB", help="free memory of each of them")
+    _with_json(sub)
     sub = command("plan", "list the steps and which of them are done", "--profile smoke", "--seeds 0,1,2 --json")
     _with_changes(sub)
     _with_json(sub)
@@ -119,6 +131,8 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", default="0", help="seeds of the tables")
     sub.add_argument("--gpus", type=int, default=0, help="GPUs to take for it alone (default: 0, whatever is there)")
     sub = command("report", "one HTML page of a run: verdicts, figures, tables, provenance", "--profile smoke")
+    _with_profile(sub)
+    sub = command("crate", "the whole of a run as one RO-Crate (Process Run Crate), for an archive", "--profile smoke")
     _with_profile(sub)
     sub = command(
         "verdicts",

@@ -127,6 +127,22 @@ LABELS = {
 }
 """What a model's name may be, and how it reads. The 50 are the 50k prompts of the paper (Figure 5)."""
 
+LINK_FIELDS: Fields = {
+    "manifest_sha256": str,
+    "stage": str,
+    "key": str,
+    "seed": int,
+    "seconds": (int, float),
+    "started": str,
+    "commit": str,
+    "device": str,
+    "versions": dict,
+    "inputs": dict,
+}
+"""What the provenance of a result says about every artifact behind it, beside `dirty`, which is true or false; base
+model and data add their `settings`, checkpoints their `weights_sha256`."""
+
+_LARGEST = 2**53  # larger whole numbers are not exact in most readers of JSON
 _TOLERANCE = 1e-6  # between a stored mean and the mean of the stored items
 
 
@@ -170,6 +186,7 @@ def validate(document: Mapping[str, Any], where: str) -> None:
     if kind not in FIELDS:
         raise ResultsError(f"{where}: kind is {kind!r}; use {', '.join(map(repr, FIELDS))}")
     _check_fields(document, FIELDS[kind], where)
+    _check_provenance(document["provenance"], f"{where}: provenance")
     try:
         label(document["model"])
     except ResultsError as error:
@@ -227,9 +244,26 @@ def _check_rows(rows: Sequence[Any], where: str) -> None:
         for field in ("step", "epoch", "loss"):
             if field not in row:
                 raise ResultsError(f"{place}: no {field!r}")
+        for field, value in row.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ResultsError(f"{place}: {field} is {value!r}; every metric is a number")
         if row["step"] <= previous:
             raise ResultsError(f"{place}: step {row['step']} does not follow {previous}; steps must increase")
         previous = row["step"]
+
+
+def _check_provenance(provenance: Mapping[str, Any], where: str) -> None:
+    chain = provenance.get("chain", {})
+    if not isinstance(chain, dict):
+        raise ResultsError(f"{where}.chain is not an object; run the stage that writes the file again")
+    for name, link in chain.items():
+        place = f"{where}.chain.{name}"
+        if not isinstance(link, dict) or not isinstance(link.get("dirty"), bool):
+            raise ResultsError(f"{place} does not say whether the tree was dirty; run the stage that writes the file")
+        _check_fields({field: link[field] for field in LINK_FIELDS if field in link}, LINK_FIELDS, place)
+        for other, reference in link["inputs"].items():
+            if other not in chain or not isinstance(reference, dict) or {"artifact", "manifest"} - reference.keys():
+                raise ResultsError(f"{place}.inputs.{other} does not lead to a link of the chain; run the step again")
 
 
 def _check_generations(items: Sequence[Any], where: str) -> None:
@@ -310,6 +344,8 @@ def _check_finite(value: Any, where: str) -> None:
             _check_finite(part, f"{where}[{number}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ResultsError(f"{where} is {value}; a result must be a finite number")
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        raise ResultsError(f"{where} has {value.bit_length()} bits; a whole number here is below 2**53")
 
 
 def _check_mean(where: str, stored: float, values: Sequence[float]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, models, paths, preferences, profiles, trackers
+from spin_utils import artifacts, model_folder, models, paths, preferences, profiles, trackers
 from spin_utils.input_settings import ModelSettings, PreferenceSettings
 from spin_utils.pair_training import train_on_pairs
 from spin_utils.pairs import Pairs, write
@@ -58,6 +58,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     """
     trackers.check(settings.training.trackers)
     start = models.resolve(model)
+    model_folder.check(start, settings.template)
     rows = preferences.load(PreferenceSettings("file", train=str(pairs)))
     described = {"training": training_identity(settings.training), "template": profiles.as_dict(settings.template)}
     identity = models.identity(ModelSettings("directory", path=str(start)))

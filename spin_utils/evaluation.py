@@ -34,6 +34,8 @@ from spin_utils.settings import EvaluationSettings
 TASKS = Path(__file__).parent / "tasks"
 """The kit's own task files."""
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
+_SCORED = ("generate_until", "multiple_choice", "loglikelihood")
+"""Kinds of task that give every item an answer and a score."""
 FEWSHOT_SEED = 1234
 """lm-eval's default for choosing examples."""
 
@@ -103,7 +105,7 @@ def evaluate(
     )
     with _folder(work) as folder:
         columns = _row_columns(rows, folder) if settings.suite == "local" else _paper_columns(settings.suite)
-        columns += [Column(Path(task).stem if task.endswith(".yaml") else task, task) for task in tasks]
+        columns += _further_columns(tasks)
         loaded = _load(columns, include_path)
         everything = {name: task for leaves in loaded.values() for name, task in leaves.items()}
         chosen = {name: range(n) for leaves in loaded.values() for name, n in _counts(leaves, settings.limit).items()}
@@ -173,6 +175,24 @@ def _counts(leaves: Mapping[str, Any], limit: int) -> dict[str, int]:
     return {name: min(size, -(-limit // len(leaves)) or size) for name, size in sizes.items()}
 
 
+def _further_columns(tasks: Sequence[str]) -> list[Column]:
+    return [Column(Path(task).stem if task.endswith((".yaml", ".yml")) else task, task) for task in tasks]
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Load further tasks as `evaluate` will, before anything is trained.
+
+    Raises:
+        EvaluationError: a task that cannot be loaded, or of a kind that the kit does not score.
+    """
+    for column, leaves in _load(_further_columns(tasks), ()).items():
+        for name, task in leaves.items():
+            if task.OUTPUT_TYPE not in _SCORED:
+                raise EvaluationError(f"tasks: {name} is of type {task.OUTPUT_TYPE}; use {', '.join(_SCORED)}")
+            if not task.config.metric_list or not list(task.eval_docs):
+                raise EvaluationError(f"tasks: {column} has no metric or no items; add them to its file")
+
+
 def _load(columns: Sequence[Column], include_path: Path | str | Sequence[Path | str]) -> dict[str, dict[str, Any]]:
     """lm-eval's task objects by column; a group has several."""
     names = [column.name for column in columns]
@@ -195,9 +215,11 @@ def _load(columns: Sequence[Column], include_path: Path | str | Sequence[Path | 
             with _without_hint():
                 leaves = manager.load([column.spec])["tasks"]
         except KeyError as error:
-            raise EvaluationError(
-                f"tasks: lm-eval knows no task {column.spec!r}; check the name, or add its folder to include_path"
-            ) from error
+            remedy = "check the path" if "/" in column.spec else "check the name, or add its folder to include_path"
+            raise EvaluationError(f"tasks: lm-eval knows no task {column.spec!r}; {remedy}") from error
+        except Exception as error:  # a task file, its functions and its data reach any line of lm-eval and datasets
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise EvaluationError(f"tasks: {column.spec} cannot be loaded ({reason}); correct its file") from error
         for task in leaves.values():
             if column.shots is not None:
                 task.set_config(key="num_fewshot", value=column.shots)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from spin_utils import artifacts, models, stages
+from spin_utils.artifacts import is_complete
 from spin_utils.pairs import Pairs
 from spin_utils.plan import Plan
 from spin_utils.sampling import sample
 from spin_utils.templates import decode_response, encode_prompt, encode_rows, end_ids
+from spin_utils.token_scores import common
 
 
 def demonstrations(plan: Plan, split: str = "sft") -> pd.DataFrame:
@@ -41,13 +46,15 @@ def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
     """Every pair of an iteration as text and numbers.
 
     Returns:
-        Columns `id`, `family`, `prompt`, `real`, `generated`, `identical`, `real_tokens`, `generated_tokens`,
-        `finish_reason`.
+        Columns `id`, `family`, `prompt`, `real`, `generated`, `identical`, `shared_tokens` (how many the two answers
+        have in common before they part), `real_tokens`, `generated_tokens`, `finish_reason`.
     """
     step = plan.steps[f"pairs-{iteration}"]
     table = Pairs([artifacts.checked(stages.run(plan, step.name), "pairs.arrow")]).table.to_pandas()
     tokenizer = models.load_tokenizer(stages.run(plan, step.inputs[0]))
     rows = {row["id"]: row for row in stages.rows(plan, "spin")}
+
+    both = list(zip(table["real_ids"], table["generated_ids"], strict=True))
 
     def text(ids: list[int]) -> str:
         return decode_response(tokenizer, plan.profile.template, ids)
@@ -59,7 +66,8 @@ def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
             "prompt": [rows[i]["prompt"] for i in table["id"]],
             "real": [text(ids) for ids in table["real_ids"]],
             "generated": [text(ids) for ids in table["generated_ids"]],
-            "identical": [list(a) == list(b) for a, b in zip(table["real_ids"], table["generated_ids"], strict=True)],
+            "identical": [list(a) == list(b) for a, b in both],
+            "shared_tokens": [common(a, b) for a, b in both],
             "real_tokens": table["real_ids"].str.len(),
             "generated_tokens": table["generated_ids"].str.len(),
             "finish_reason": table["finish_reason"],
@@ -67,30 +75,56 @@ def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
     )
 
 
-def answers(plan: Plan, model: str, rows: list[dict[str, Any]], temperature: float = 0.0) -> pd.DataFrame:
-    """What a checkpoint answers to some demonstrations' prompts.
+def made_pairs(plan: Plan) -> pd.DataFrame:
+    """The pairs of every iteration that has them, as `pairs` gives them, with a column `iteration`."""
+    made = [t for t in range(plan.profile.spin.iterations) if is_complete(plan.directory(f"pairs-{t}"))]
+    return pd.concat([pairs(plan, t).assign(iteration=t) for t in made], ignore_index=True)
+
+
+def answers(plan: Plan, checkpoints: Mapping[str, Path], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The most likely answers of checkpoints to some prompts.
 
     Args:
-        plan: the run.
-        model: step such as `sft` or `spin-0`.
-        rows: demonstrations, such as the first ones of `stages.rows(plan, "validation")`.
-        temperature: 0 for the most likely answer, 1 to sample.
+        plan: for its template and the longest answer.
+        checkpoints: folders of checkpoints by name, such as `iterates` gives.
+        rows: with a `prompt`, and perhaps a `family` and a `response`, such as demonstrations have.
 
     Returns:
-        Columns `family`, `prompt`, `real`, `answer`.
+        Columns `family`, `prompt`, `real`, and one for each checkpoint.
     """
-    folder = stages.run(plan, model)
-    artifacts.verify(folder)
-    tokenizer = models.load_tokenizer(folder)
-    samples = sample(
-        models.load(folder, torch.bfloat16),
-        [encode_prompt(tokenizer, plan.profile.template, row["prompt"]) for row in rows],
-        eos_ids=end_ids(tokenizer, plan.profile.template),
-        settings=replace(plan.profile.generation, temperature=temperature),
-        seed=plan.seed,
-    )
     frame = pd.DataFrame(rows, columns=["family", "prompt", "response"]).rename(columns={"response": "real"})
-    return frame.assign(answer=[decode_response(tokenizer, plan.profile.template, s.token_ids) for s in samples])
+    for name, folder in checkpoints.items():
+        artifacts.verify(folder)
+        tokenizer = models.load_tokenizer(folder)
+        samples = sample(
+            models.load(folder, torch.bfloat16),
+            [encode_prompt(tokenizer, plan.profile.template, row["prompt"]) for row in rows],
+            eos_ids=end_ids(tokenizer, plan.profile.template),
+            settings=replace(plan.profile.generation, temperature=0.0),
+            seed=plan.seed,
+        )
+        frame[name] = [decode_response(tokenizer, plan.profile.template, s.token_ids) for s in samples]
+    return frame
+
+
+def iterates(plan: Plan) -> dict[str, Path]:
+    """The model that self-play starts from and every iteration after it, as far as they are made: folders by name."""
+    chain = [stages.opponent(plan, 0), *(f"spin-{t}" for t in range(plan.profile.spin.iterations))]
+    return {name: plan.directory(name) for name in chain if is_complete(plan.directory(name))}
+
+
+def prompts(plan: Plan, count: int = 20) -> list[str]:
+    """Some prompts to ask: held-out ones if there are any; none where no iterate is made."""
+    if not iterates(plan):
+        return []
+    return [row["prompt"] for row in (stages.rows(plan, "validation") or stages.rows(plan, "spin"))[:count]]
+
+
+def ask(plan: Plan, prompt: str) -> pd.DataFrame:
+    """One prompt, answered by every iterate that is there: `model`, `answer`."""
+    found = iterates(plan)
+    said = answers(plan, found, [{"prompt": prompt}])
+    return pd.DataFrame({"model": list(found), "answer": [said[name][0] for name in found]})
 
 
 def training(plan: Plan, step: str) -> pd.DataFrame:
@@ -108,3 +142,30 @@ def evaluation(plan: Plan, model: str) -> pd.DataFrame:
         prompt=[rows.get(i, {}).get("prompt", "") for i in items["id"]],
         real=[rows.get(i, {}).get("response", "") for i in items["id"]],
     )
+
+
+def turned(plan: Plan, model: str) -> tuple[str, pd.DataFrame]:
+    """An evaluation item by item beside that of the model before it.
+
+    Args:
+        plan: the run.
+        model: evaluated model such as `spin-0`.
+
+    Returns:
+        Name of the model that this one was trained from, or of SFT if that was not evaluated; and the columns of
+        `evaluation`, `response_before`, `score_before` and `turn`: right, wrong or same.
+    """
+    trained = plan.steps[f"eval-{model}"].inputs[0]
+    before = plan.steps[trained].inputs[0]
+    before = before if f"eval-{before}" in plan.steps else "sft"
+    now, then = evaluation(plan, model), evaluation(plan, before)
+    both = now.merge(then[["task", "id", "score", "response"]], on=["task", "id"], suffixes=("", "_before"))
+    change = both["score"] - both["score_before"]
+    return before, both.assign(turn=np.select([change > 0, change < 0], ["right", "wrong"], "same"))
+
+
+def scores(plan: Plan) -> pd.DataFrame:
+    """Scores of SFT and every iteration that is evaluated: a row per `task` and `id`, a column per model in order."""
+    chain = ["sft", *(f"spin-{t}" for t in range(plan.profile.spin.iterations))]
+    made = [model for model in chain if is_complete(plan.directory(f"eval-{model}"))]
+    return pd.DataFrame({model: evaluation(plan, model).set_index(["task", "id"])["score"] for model in made})

@@ -9,6 +9,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+LARGEST_SEED = 2**31
+"""Seeds are below it: a stream of random numbers is 1000 times the seed and more, in 64 bits."""
+FAMILY_NAME = re.compile(r"\w[\w .,:+-]{0,63}")
+"""A family names a task and its file, so it holds no slash and does not begin with a dot."""
+
 
 class SettingsError(ValueError):
     """A setting is impossible. The message names the setting, its value and the remedy."""
@@ -132,11 +137,24 @@ class DemonstrationSettings:
             "demonstrations.transfer: only generated families can be held out; use evaluation.tasks for other tasks",
         )
         shared = sorted(self.transfer.keys() & self.families.keys())
+        for name in (*self.families, *self.transfer):
+            same = [other for other in (*self.families, *self.transfer) if other.lower() == name.lower()]
+            require(
+                FAMILY_NAME.fullmatch(name) is not None,
+                f"demonstrations.families: {name[:80]!r} names a task and its file; use at most 64 letters, digits, "
+                "spaces and . , : + - _, and begin with a letter or digit",
+            )
+            require(
+                len(set(same)) == 1,
+                f"demonstrations.families: {' and '.join(sorted(set(same)))} differ only by case, and some file "
+                "systems take them for one; rename one",
+            )
         require(not shared, f"demonstrations.transfer: {', '.join(shared)} is also trained on; give it another name")
         require(
             bool(self.transfer) == bool(self.transfer_rows),
             "demonstrations.transfer_rows: give transfer families and their rows together, or neither",
         )
+        require(0 <= self.seed < LARGEST_SEED, f"demonstrations.seed: {self.seed}; use 0 to {LARGEST_SEED - 1}")
         if self.source == "reasoning_gym":
             require(bool(self.families), "demonstrations.families: empty; name at least one reasoning-gym family")
             require(self.sft_rows > 0, "demonstrations.sft_rows: generated data need a number of rows above 0")

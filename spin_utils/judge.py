@@ -37,7 +37,7 @@ _RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]")) 
 
 Grade = dict[str, Any]
 """`status` (graded, refused or unparsable), `score` (1 to 10, or None), `judgment` (the judge's words) and
-`judge_model` (the model that the endpoint says it used)."""
+`judge_model` (the model that the endpoint says it used, empty if it says none)."""
 
 
 class JudgeError(RuntimeError):
@@ -149,7 +149,7 @@ class Judge:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             raise _Later(f"an answer that is no chat completion: {self._clean(text)[:80]!r}") from None
         judgment = self._clean(refusal or content or "")
-        model = self._clean(body.get("model") or self.settings.judge)
+        model = self._clean(body.get("model") or "")
         if refusal or choice.get("finish_reason") == "content_filter":
             return _grade("refused", None, judgment, model)
         score = rating(judgment)
@@ -159,7 +159,7 @@ class Judge:
         """What a status of 400 and above means: a refusal to judge, a failure that may pass, or the end."""
         status, code, words = error.status_code, error.code, self._clean(error.message)[:300]
         if status == 400 and code in _FILTERED:
-            return _grade("refused", None, words, self.settings.judge)
+            return _grade("refused", None, words, "")
         passing = status in (408, 409, 429) or status >= 500
         if passing and code != "insufficient_quota":
             raise _Later(f"status {status}", _seconds(error.response.headers.get("retry-after")))

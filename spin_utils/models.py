@@ -15,9 +15,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from spin_utils import strict_json
 from spin_utils.artifacts import file_hash
 from spin_utils.input_settings import ModelSettings
 from spin_utils.profiles import nearest
+from spin_utils.rows import kind
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ def identity(settings: ModelSettings) -> dict[str, Any]:
         files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
         return {"source": "directory", "files": {p.name: file_hash(p) for p in files}}
     if settings.source == "gguf_package":
-        path = _gguf(settings)
+        path = gguf_path(settings)
         digest = file_hash(path)
         if settings.sha256 and digest != settings.sha256:
             raise ModelError(
@@ -78,7 +80,7 @@ def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed:
         The folder to load from.
     """
     if settings.source == "gguf_package":
-        _dequantize(_gguf(settings), work)
+        _dequantize(gguf_path(settings), work)
     elif settings.source == "tiny":
         _build_tiny(settings, work, texts, seed)
     else:
@@ -90,7 +92,14 @@ def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed:
 def resolve(folder: Path) -> Path:
     """Follow `model.json` to the folder that holds the weights."""
     pointer = Path(folder) / "model.json"
-    return check_directory(Path(json.loads(pointer.read_text())["path"]) if pointer.is_file() else Path(folder))
+    if not pointer.is_file():
+        return check_directory(Path(folder))
+    try:
+        return check_directory(Path(json.loads(pointer.read_text(encoding="utf-8"))["path"]))
+    except (ValueError, TypeError, LookupError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{pointer}: does not name a model's folder ({error}); delete it and run again") from None
 
 
 def load(folder: Path, dtype: Any = None) -> Any:
@@ -145,10 +154,8 @@ def check_directory(folder: Path) -> Path:
         raise ModelError(f"{folder}: no such model folder{hint}")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; give a folder written by save_pretrained")
-    try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{folder / 'config.json'}: not readable as JSON ({error}); write the model again") from None
+    for name in ("config.json", "tokenizer_config.json"):
+        _check_plain(folder / name)
     weights = list(folder.glob("*.safetensors"))
     if not weights:
         pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)]
@@ -159,6 +166,25 @@ def check_directory(folder: Path) -> Path:
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         raise ModelError(f"{folder}: no tokenizer; save it there with tokenizer.save_pretrained")
     return folder
+
+
+def _check_plain(path: Path) -> None:
+    """The file, if it is there, is a JSON object that asks for no code of its own and no quantised weights."""
+    if not path.exists():
+        return
+    try:
+        config = strict_json.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON ({error}); write the model again") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: holds {kind(config)}, not settings by name; write the model again")
+    if "auto_map" in config:
+        raise ModelError(
+            f"{path}: auto_map asks to run the model's own code, which the kit never does; use a model of the Llama, "
+            "Mistral or Qwen2 family, saved without auto_map"
+        )
+    if config.get("quantization_config"):
+        raise ModelError(f"{path}: quantised weights cannot be trained on; save the model unquantised")
 
 
 def _check_safetensors(path: Path) -> None:
@@ -184,7 +210,7 @@ def _download(settings: ModelSettings) -> str:
         ) from None
 
 
-def _gguf(settings: ModelSettings) -> Path:
+def gguf_path(settings: ModelSettings) -> Path:
     # find_spec does not import the package: its inference engine is not installed and not needed.
     spec = importlib.util.find_spec(settings.name)
     if spec is None or spec.origin is None:

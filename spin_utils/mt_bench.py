@@ -78,7 +78,7 @@ def make_grades(plan: Plan, step: Step, work: Path) -> None:
         "judge": {
             "name": settings.judge,
             "base_url": settings.base_url,
-            "models": sorted({grade["judge_model"] for grade in grades.values()}),
+            "models": sorted({grade["judge_model"] for grade in grades.values()} - {""}),
         },
         "grades": {status: counts[status] for status in ("graded", "refused", "unparsable")},
         "average": sum(scores) / len(scores) if scores else None,

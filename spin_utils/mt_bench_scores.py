@@ -38,13 +38,12 @@ def estimate(grades: pd.DataFrame, contrast: Mapping[str, float], *, category: s
 
 def note(grades: pd.DataFrame) -> str:
     """Who graded, what was graded, and how many answers were not, in words."""
-    versions = sorted(set(grades["judge_models"]))
+    versions = "; ".join(sorted(set(grades["judge_models"]) - {""}))
     questions = grades["id"].str.partition("/")[0].nunique()
     text = (
-        f"MT-Bench: {questions} questions of two turns, each answer graded 1 to 10 by {grades['judge'].iloc[0]} "
-        f"(answering as {'; '.join(versions)}); mean of all grades, differences on the "
-        "answers graded for both models, intervals over questions. The paper does not say "
-        "which version of its judge it used."
+        f"MT-Bench: {questions} questions of two turns, each answer graded 1 to 10 by {grades['judge'].iloc[0]}"
+        f"{f' (answering as {versions})' if versions else ''}; mean of all grades, differences on the answers graded "
+        "for both models, intervals over questions. The paper does not say which version of its judge it used."
     )
     missing = []
     for model, statuses in grades.groupby("model", sort=False)["status"]:

@@ -6,6 +6,7 @@ have changed since the paper's version (46c7966, December 2023); those below are
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 from spin_utils import published
@@ -18,27 +19,32 @@ class Benchmark(NamedTuple):
     """lm-eval's name of the task or group."""
     folder: str
     """Folder of its files below `lm_eval/tasks`."""
+    dataset: str
+    """Its data set on the hub."""
     metric: str
     """Metric per item."""
     filter: str = ""
     """Filter of a generation task."""
 
 
+_BBH = ("bbh/cot_fewshot", "SaylorTwift/bbh", "exact_match", "get-answer")
+
 LEADERBOARD = {
-    "arc": Benchmark("arc_challenge", "arc", "acc_norm"),
-    "truthfulqa": Benchmark("truthfulqa_mc2", "truthfulqa", "acc"),  # mc2 under today's name
-    "winogrande": Benchmark("winogrande", "winogrande", "acc"),
-    "gsm8k": Benchmark("gsm8k", "gsm8k", "exact_match", "strict-match"),  # `flexible-extract` is younger than the paper
-    "hellaswag": Benchmark("hellaswag", "hellaswag", "acc_norm"),
-    "mmlu": Benchmark("mmlu", "mmlu/default", "acc"),
+    "arc": Benchmark("arc_challenge", "arc", "allenai/ai2_arc", "acc_norm"),
+    "truthfulqa": Benchmark("truthfulqa_mc2", "truthfulqa", "truthfulqa/truthful_qa", "acc"),  # mc2 under today's name
+    "winogrande": Benchmark("winogrande", "winogrande", "allenai/winogrande", "acc"),
+    # The other filter, flexible-extract, is younger than the paper.
+    "gsm8k": Benchmark("gsm8k", "gsm8k", "openai/gsm8k", "exact_match", "strict-match"),
+    "hellaswag": Benchmark("hellaswag", "hellaswag", "Rowan/hellaswag", "acc_norm"),
+    "mmlu": Benchmark("mmlu", "mmlu/default", "cais/mmlu", "acc"),
 }
 """Benchmarks of Table 1, in the paper's order."""
 
 OTHERS = {
-    "bb_causal": Benchmark("bbh_cot_fewshot_causal_judgement", "bbh/cot_fewshot", "exact_match", "get-answer"),
-    "bb_formal": Benchmark("bbh_cot_fewshot_formal_fallacies", "bbh/cot_fewshot", "exact_match", "get-answer"),
-    "bb_sports": Benchmark("bbh_cot_fewshot_sports_understanding", "bbh/cot_fewshot", "exact_match", "get-answer"),
-    "openbookqa": Benchmark("openbookqa", "openbookqa", "acc_norm"),
+    "bb_causal": Benchmark("bbh_cot_fewshot_causal_judgement", *_BBH),
+    "bb_formal": Benchmark("bbh_cot_fewshot_formal_fallacies", *_BBH),
+    "bb_sports": Benchmark("bbh_cot_fewshot_sports_understanding", *_BBH),
+    "openbookqa": Benchmark("openbookqa", "openbookqa", "allenai/openbookqa", "acc_norm"),
 }
 """Benchmarks of Table 6 but MT-Bench, which needs a judge."""
 
@@ -52,4 +58,16 @@ def shots(name: str) -> int:
     >>> shots("arc"), shots("bb_causal")
     (25, 3)
     """
-    return int(str(published.benchmark_settings()["shots"][name]).split()[0])
+    return int(str(_settings()["shots"][name]).split()[0])
+
+
+def items(name: str) -> int:
+    """Items of a benchmark's test set.
+
+    >>> items("gsm8k")
+    1319
+    """
+    return int(_settings()["items"][name])
+
+
+_settings = cache(published.benchmark_settings)

@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 """The checkout: notebooks, profiles and the Snakefile are read from here."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""What names a folder of products: no separator, so that nothing is read or written elsewhere."""
+
+
+class PathError(ValueError):
+    """A path or the name of a folder cannot be used. The message names it and the remedy."""
+
+
+def checked(name: str) -> str:
+    """The name of a profile's folders.
+
+    Raises:
+        PathError: it could lead out of them.
+    """
+    if NAME.fullmatch(name) is None:
+        raise PathError(f"profile {name[:80]!r}: names folders; use letters, digits, - and _ only")
+    return name
+
+
+def given(text: str, folder: Path | None = None) -> Path:
+    """A path as people write it, made absolute: `~` is their home, and what is relative lies in `folder`.
+
+    Raises:
+        PathError: no such user, a NUL in it, too long a name, or a circle of links.
+    """
+    try:
+        path = ((folder or Path.cwd()) / Path(text).expanduser()).resolve()
+        path.exists()  # asks the system, which refuses a name that is too long
+        return path
+    except (RuntimeError, ValueError, OSError) as error:
+        raise PathError(f"{text[:200]!r}: not a path ({error}); correct it") from None
 
 
 def home() -> Path:
@@ -16,17 +49,17 @@ def home() -> Path:
 
 def artifacts(profile: str) -> Path:
     """Checkpoints and pairs of a profile (not kept in git)."""
-    return home() / "artifacts" / profile
+    return home() / "artifacts" / checked(profile)
 
 
 def results(profile: str) -> Path:
     """Small JSON and CSV results of a profile (kept in git)."""
-    return home() / "results" / profile
+    return home() / "results" / checked(profile)
 
 
 def figures(profile: str) -> Path:
     """Figures of a profile, drawn from its results only."""
-    return home() / "figures" / profile
+    return home() / "figures" / checked(profile)
 
 
 def notebook(name: str) -> Path:

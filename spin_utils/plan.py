@@ -18,6 +18,7 @@ from spin_utils.input_settings import DemonstrationSettings, require
 from spin_utils.mt_bench_questions import FILES
 from spin_utils.mt_bench_settings import answers_identity, judge_identity
 from spin_utils.profiles import as_dict
+from spin_utils.rows import check_file
 from spin_utils.settings import (
     DpoSettings,
     EvaluationSettings,
@@ -94,7 +95,7 @@ def make(profile: Profile, seed: int) -> Plan:
 
     Raises:
         models.ModelError: the base model is not where the profile says.
-        FileNotFoundError: a file of demonstrations is missing.
+        RowError: a file of demonstrations or pairs is missing.
     """
     steps: dict[str, Step] = {}
 
@@ -117,6 +118,16 @@ def make(profile: Profile, seed: int) -> Plan:
         settings = {"training": training_identity(training_of(profile, model)), "template": template, **more}
         return add(model, stage, "03_spin_training", inputs, settings, model=model)
 
+    def grade(model: str, checkpoint: str = "") -> None:
+        if profile.mt_bench is None:
+            return
+        answering = {"mt_bench": answers_identity(profile.mt_bench), "files": FILES, "template": template}
+        answers = add(f"mt-answers-{model}", "mt_answers", "", (checkpoint or model,), answering, model=model)
+        asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
+        grades = add(f"mt-bench-{model}", "mt_bench", "", (answers,), asked, model=model)
+        if not judge.has_key() and not artifacts.is_complete(steps[grades].directory):
+            del steps[grades], steps[answers]  # `left_out` says so
+
     task_files = _task_identity(profile.evaluation)
     spin, template, generation = profile.spin, as_dict(profile.template), generation_identity(profile.generation)
     if needs_data(profile):
@@ -130,7 +141,9 @@ def make(profile: Profile, seed: int) -> Plan:
     for model, source in profile.released.items():
         add(model, "base", "", (), models.identity(source))
         evaluate(model, transfer=True)
+        grade(model)
     if profile.released:
+        grade("sft", start)
         return Plan(profile, seed, steps)
 
     current = start
@@ -162,14 +175,9 @@ def make(profile: Profile, seed: int) -> Plan:
         add("preferences", "preferences", "", (start, "data"), settings)
         evaluate(train("dpo", "dpo", (start, "preferences")))
         evaluate(train(f"{current}-dpo", "dpo", (current, "preferences")))
-    if profile.mt_bench is not None:
-        answering = {"mt_bench": answers_identity(profile.mt_bench), "files": FILES, "template": template}
-        for model, checkpoint in {"sft": start, **{f"spin-{t}": f"spin-{t}" for t in range(spin.iterations)}}.items():
-            answers = add(f"mt-answers-{model}", "mt_answers", "", (checkpoint,), answering, model=model)
-            asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
-            grades = add(f"mt-bench-{model}", "mt_bench", "", (answers,), asked, model=model)
-            if not judge.has_key() and not artifacts.is_complete(steps[grades].directory):
-                del steps[grades], steps[answers]
+    grade("sft", start)
+    for t in range(spin.iterations):
+        grade(f"spin-{t}")
     return Plan(profile, seed, steps)
 
 
@@ -254,7 +262,7 @@ def stream(seed: int, number: int) -> int:
 def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
     preferences = as_dict(dpo.preferences)
     if dpo.preferences.source == "file":
-        preferences["train"] = artifacts.file_hash(Path(dpo.preferences.train))
+        preferences["train"] = _content(dpo.preferences.train)
     return {**preferences, "answers_per_prompt": dpo.answers_per_prompt}
 
 
@@ -273,5 +281,10 @@ def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
     if settings.source == "file":
         for name in ("train", "validation", "test"):
             if data[name]:
-                data[name] = artifacts.file_hash(Path(data[name]))
+                data[name] = _content(data[name])
     return data
+
+
+def _content(file: str) -> str:
+    check_file(Path(file))
+    return artifacts.file_hash(Path(file))

@@ -9,7 +9,7 @@ an answer to a conversation is none to its first message. Every row is checked b
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from spin_utils.input_settings import PreferenceSettings, TemplateSettings
 from spin_utils.rows import (
     Row,
     RowError,
+    checked_id,
     checked_text,
     conversation,
     first_rows,
@@ -54,12 +55,15 @@ def load(settings: PreferenceSettings) -> list[Row]:
     else:
         name, stem = f"{settings.name} [{settings.train}]", settings.train
         records = hub_records(settings.name, settings.revision, settings.train)
-    rows, faults = [], []
+    rows, faults, numbers = [], [], []
     for number, record in records:
         try:
             rows.append(as_preference(record, where=f"{name}, row {number}", default_id=f"{stem}-{number}"))
+            numbers.append(number)
         except RowError as error:
             faults.append(str(error))
+    if settings.source == "file":
+        faults += _repeated(zip(numbers, rows, strict=True), name)
     if faults and (settings.source == "file" or not rows):
         raise RowError(listed(faults))
     if faults:
@@ -88,7 +92,7 @@ def as_preference(record: Any, *, where: str, default_id: str) -> Row:
     if not prompts:
         raise RowError(_missing(record, "prompt", where))
     row = {
-        "id": str(record.get("id", default_id)),
+        "id": checked_id(record, default_id, where),
         "prompt": checked_text(prompts[0], "prompt", where, remedy="remove the row"),
         "chosen": checked_text(chosen["assistant"], "chosen", where, remedy="remove the row"),
         "rejected": checked_text(rejected["assistant"], "rejected", where, remedy="remove the row"),
@@ -159,6 +163,22 @@ def _turns(record: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
         found = ", ".join(map(str, roles)) or "nothing"
         raise RowError(f"{where}: {name} holds messages of {found} where {needed} is needed; shorten or remove the row")
     return dict(turns)
+
+
+def _repeated(rows: Iterable[tuple[int, Row]], name: str) -> list[str]:
+    """Messages for pairs equal to an earlier one and for ids that occur twice."""
+    pairs: dict[tuple[str, str, str], int] = {}
+    ids: dict[str, int] = {}
+    messages = []
+    for number, row in rows:
+        first = pairs.setdefault((row["prompt"], row["chosen"], row["rejected"]), number)
+        if first != number:
+            messages.append(f"{name}, row {number}: same pair as row {first}; remove one of them")
+            continue
+        first = ids.setdefault(row["id"], number)
+        if first != number:
+            messages.append(f"{name}, row {number}: same id {row['id']!r} as row {first}; make ids unique or drop them")
+    return messages
 
 
 def _missing(record: Mapping[str, Any], name: str, where: str) -> str:

@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 import yaml
 
-from spin_utils.input_settings import SettingsError
-from spin_utils.paths import REPOSITORY
+from spin_utils import paths, strict_yaml
+from spin_utils.input_settings import SettingsError, require
 from spin_utils.settings import Profile
 
-PROFILES = REPOSITORY / "profiles"
+PROFILES = paths.REPOSITORY / "profiles"
+_LARGEST = 2**53  # whole numbers beyond are not exact in JSON readers, and no setting has a use for them
 
 
 def load(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Profile:
@@ -43,11 +44,29 @@ def load(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Profi
     data = _read(path)
     for dotted, value in (overrides or {}).items():
         _set(data, dotted, value)
-    _anchor(data, path.parent)
+    _anchor(data, Path.cwd())
     try:
-        return build(Profile, data, "")
+        profile = build(Profile, data, "")
+        shipped = {p.stem.lower(): p.stem for p in PROFILES.glob("*.yaml")}.get(profile.name.lower(), profile.name)
+        require(
+            profile.name == shipped,
+            f"name: {profile.name!r} differs from the shipped {shipped!r} only by case, and some file systems take "
+            "the two for one folder; choose another name",
+        )
     except SettingsError as error:
         raise SettingsError(f"{path.name}: {error}") from None
+    return profile
+
+
+def folder(name_or_path: str) -> str:
+    """Name of a profile's folders: of a YAML file the name inside it; any other name as it is, once checked.
+
+    Raises:
+        SettingsError, PathError: no such file, or no name of a folder.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        return load(name_or_path).name
+    return paths.checked(name_or_path)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -59,7 +78,10 @@ def parse_override(text: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
     if not sign or not name.strip():
         raise SettingsError(f"{text!r}: write an override as name=value, such as spin.training.beta=1.0")
-    return name.strip(), yaml.safe_load(value)
+    try:
+        return name.strip(), strict_yaml.parse(value)
+    except strict_yaml.YAMLError as error:
+        raise SettingsError(f"{name.strip()}: {value[:80]!r} is not a value: {error}") from None
 
 
 def build(cls: type, data: Any, where: str) -> Any:
@@ -131,8 +153,12 @@ def _find(name_or_path: str) -> Path:
     known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
     if name_or_path.endswith((".yaml", ".yml")):
         path = Path(name_or_path)
-        if not path.is_file():
-            raise SettingsError(f"{name_or_path}: no such file; give a YAML file or one of: {', '.join(known)}")
+        try:
+            found, what = path.is_file(), "a folder or device" if path.exists() else "no such file"
+        except OSError as error:  # a name that is too long, a folder that may not be searched
+            found, what = False, f"cannot be looked up ({error.strerror})"
+        if not found:
+            raise SettingsError(f"{name_or_path[:200]}: {what}; give a YAML file or one of: {', '.join(known)}")
         return path
     if name_or_path not in known:
         raise SettingsError(f"profile {name_or_path!r}: unknown{nearest(name_or_path, known)}")
@@ -143,25 +169,27 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise SettingsError(f"{path.name}: extends itself; break the circle")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path.name}: not readable as YAML: {' '.join(str(error).split())}") from None
+        data = strict_yaml.parse(path.read_text(encoding="utf-8-sig"))
+    except (strict_yaml.YAMLError, OSError) as error:
+        raise SettingsError(f"{path.name}: not readable as YAML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path.name}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
     if not isinstance(data, dict):
         raise SettingsError(f"{path.name}: expected settings by name, found {_kind(data)}")
     parent = data.pop("extends", None)
     if parent is None:
-        return data
+        return _anchor(data, path.parent)
     if not isinstance(parent, str):
         raise SettingsError(f"{path.name}: extends: expected a profile's name, found {_kind(parent)}")
     sibling = path.parent / parent
     found = sibling if parent.endswith((".yaml", ".yml")) and sibling.is_file() else _find(parent)
     if "name" not in data:
         data["name"] = path.stem
-    return _merge(_read(found, (*seen, path.resolve())), data)
+    return _anchor(_merge(_read(found, (*seen, path.resolve())), data), path.parent)
 
 
-def _anchor(data: dict[str, Any], folder: Path) -> None:
-    # A relative path in a profile means relative to the profile's own folder, wherever the kernel runs.
+def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    # A relative path in a profile means relative to the folder of the file that says it, wherever the kernel runs.
     dpo, released = data.get("dpo"), data.get("released")
     places = [
         *((model, "directory", ["path"]) for model in (released.values() if isinstance(released, dict) else ())),
@@ -174,7 +202,14 @@ def _anchor(data: dict[str, Any], folder: Path) -> None:
             for name in names:
                 value = section.get(name)
                 if isinstance(value, str) and value:
-                    section[name] = str((folder / Path(value).expanduser()).resolve())
+                    section[name] = str(paths.given(value, folder))
+    evaluation = data.get("evaluation")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("tasks"), list):
+        evaluation["tasks"] = [
+            str(paths.given(task, folder)) if isinstance(task, str) and task.endswith((".yaml", ".yml")) else task
+            for task in evaluation["tasks"]
+        ]
+    return data
 
 
 def _merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,13 +260,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
-        return value
+        return _json_data(value, where)
     if hint is float and isinstance(value, str):
         # YAML 1.1 reads 5e-7 as text; people write it that way.
         try:
             value = float(value)
         except ValueError:
             raise SettingsError(f"{where}: expected a number, found {value!r}") from None
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise SettingsError(f"{where}: a whole number of {value.bit_length()} bits; use one below 2**53")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not hint:
@@ -240,6 +277,19 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and not abs(value) < float("inf"):
         raise SettingsError(f"{where}: {value} is not a finite number")
     return value
+
+
+def _json_data(value: Any, where: str) -> Any:
+    """The value, if JSON can hold it: it becomes part of an artifact's key."""
+    if isinstance(value, list):
+        return [_json_data(part, f"{where}[{place}]") for place, part in enumerate(value)]
+    if isinstance(value, dict):
+        return {str(name): _json_data(part, _join(where, name)) for name, part in value.items()}
+    if value is None or isinstance(value, str):
+        return value
+    if type(value) not in (bool, int, float):
+        raise SettingsError(f"{where}: {value!r} is a {type(value).__name__}; write a number, text, list or section")
+    return _scalar(type(value), value, where)
 
 
 def _plain(value: Any) -> Any:
@@ -255,18 +305,3 @@ def _join(where: str, name: str) -> str:
 def _kind(value: Any) -> str:
     kinds = {type(None): "nothing", dict: "a section", list: "a list", str: "text", bool: "true/false"}
     return kinds.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key written twice (plain YAML keeps the last one silently)."""
-
-
-def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {key!r} is written twice")
-    return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -55,8 +55,10 @@ def record(profile: str, seed: int, model: str, kind: str = "evaluations") -> di
 
     Raises:
         ResultsError: no such results file, or not a valid one.
+        PathError: a profile's name that could lead elsewhere.
         ProvenanceError: an input is not the artifact that the chain names.
     """
+    results.label(model)
     path = paths.results(profile) / f"seed-{seed}" / kind / f"{model}.json"
     links = results.read_json(path)["provenance"]["chain"]
     for name in reversed(links):

@@ -8,6 +8,7 @@ Tables 4, 5 and 6 Tables 2, 3 and 4, and swaps Figures 4 and 5.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from functools import cache
 from importlib.resources import files
 
 import pandas as pd
+
+
+class PublishedError(ValueError):
+    """A file of the paper's numbers is damaged. The message names it."""
+
 
 LEADERBOARD = ("arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu")
 """The six benchmarks of Tables 1, 3, 4 and 5, in the paper's order."""
@@ -50,6 +56,8 @@ MODELS = {
 }
 """The paper's name of a model, and the kit's."""
 
+_WORDS = {"model", "benchmark", "shots", "metric", "stage", "panel", "method"}
+"""Columns of words in the CSV files."""
 _NOT_BINARY = ("truthfulqa", "mt_bench")  # mc2 is a probability mass, the judge gives 1 to 10
 
 
@@ -277,5 +285,24 @@ def _by_model(name: str) -> pd.DataFrame:
 
 
 def _read(name: str, dtype: Mapping[str, type] | None = None) -> pd.DataFrame:
-    with (files("spin_utils") / "data" / "published" / name).open(encoding="utf-8") as file:
-        return pd.read_csv(file, comment="#", dtype=dict(dtype or {}))
+    return parse((files("spin_utils") / "data" / "published" / name).read_text(encoding="utf-8"), name, dtype)
+
+
+def parse(text: str, name: str, dtype: Mapping[str, type] | None = None) -> pd.DataFrame:
+    """Read one of the CSV files: numbers everywhere but in the columns of words.
+
+    Raises:
+        PublishedError: not CSV, no rows, a column twice, or a cell that is no finite number where one must be.
+    """
+    try:
+        table = pd.read_csv(io.StringIO(text), comment="#", dtype=dict(dtype or {}))
+    except (ValueError, pd.errors.ParserError) as error:
+        raise PublishedError(f"{name}: not readable as CSV ({error}); restore it from git") from None
+    if table.empty or not _WORDS & set(table.columns):
+        raise PublishedError(
+            f"{name}: no rows, or none of the columns {', '.join(sorted(_WORDS))}; restore it from git"
+        )
+    for column in table.columns.difference(list(_WORDS)):
+        if not pd.api.types.is_numeric_dtype(table[column]) or table[column].abs().eq(math.inf).any():
+            raise PublishedError(f"{name}: column {column!r} holds what is no number; restore it from git")
+    return table

@@ -29,15 +29,16 @@ def publish(plans: list[Plan]) -> list[Path]:
 
     Returns:
         The files under results/PROFILE.
+
+    Raises:
+        ArtifactError: what a finished step measured is damaged.
     """
-    if not any(step.stage == "evaluation" and artifacts.is_complete(step.directory) for p in plans for step in p):
+    if not any(step.stage == "evaluation" and _is_finished(step) for plan in plans for step in plan):
         return []
     written = []
     for plan in plans:
         for step in plan:
-            if not artifacts.is_complete(step.directory):
-                if (step.directory / artifacts.MANIFEST).exists():
-                    artifacts.verify(step.directory)  # says what is damaged: a number must not go missing quietly
+            if not _is_finished(step):
                 continue
             for folder, model, document in _documents(plan, step):
                 path = paths.results(plan.profile.name) / f"seed-{plan.seed}" / folder / f"{model}.json"
@@ -53,22 +54,29 @@ def publish(plans: list[Plan]) -> list[Path]:
     return written
 
 
+def _is_finished(step: Step) -> bool:
+    # Not `is_complete`: a lost file of a finished step is to be named, and its numbers not to go missing quietly.
+    return (step.directory / artifacts.MANIFEST).exists()
+
+
 def _documents(plan: Plan, step: Step) -> Iterator[Document]:
     """The results files that a finished step gives."""
+    files = artifacts.read_manifest(step.directory)["files"]
     if step.stage == "evaluation":
         for folder in ("evaluation", "transfer"):
-            if (step.directory / f"{folder}.json").is_file():
+            if f"{folder}.json" in files:
                 kind = "evaluations" if folder == "evaluation" else folder
                 yield kind, step.parameters["model"], _read(step, f"{folder}.json")
     if step.stage == "mt_bench":
         yield step.stage, step.parameters["model"], {"kind": step.stage, **_read(step, "mt_bench.json")}
-    if (step.directory / "training.json").is_file():
+    if "training.json" in files:
         more = f"spin-0-epoch-{plan.profile.spin.epochs_shown}"
         model = more if step.stage == "epochs" else step.name
         yield "training", model, {"kind": "training", "rows": _read(step, "training.json")["rows"]}
-    if (step.directory / "heldout.json").is_file():
+    if "heldout.json" in files:
         yield "heldout", step.name, {"kind": "heldout", **_read(step, "heldout.json")}
     if step.stage == "pairs":
+        artifacts.verify(step.directory)
         yield "generations", _generator(step), {"kind": "generations", "items": _generations(plan, step)}
 
 
@@ -78,7 +86,7 @@ def _generator(step: Step) -> str:
 
 
 def _generations(plan: Plan, step: Step) -> list[dict[str, Any]]:
-    pairs = explore.pairs(plan, step.parameters["iteration"]).drop(columns="identical")
+    pairs = explore.pairs(plan, step.parameters["iteration"]).drop(columns=["identical", "shared_tokens"])
     return [{str(name): value for name, value in row.items()} for row in pairs.to_dict("records")]
 
 

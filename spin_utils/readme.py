@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
-from spin_utils import drawing, paths, published, results, verdicts
+from spin_utils import drawing, paths, published, records, results, verdicts
 from spin_utils.settings import Profile
 from spin_utils.statistics import Estimate, paired_bootstrap
 
@@ -47,7 +45,7 @@ def section(profile: Profile) -> str:
         "95 % intervals of a paired bootstrap over items and seeds. Other tasks and another model than the paper's: "
         f"compare gains, not levels. {more}"
     )
-    judged = pd.read_csv(folder / "verdicts.csv")["verdict"]
+    judged = records.read_verdicts(folder / "verdicts.csv")["verdict"]
     everything = (
         f"Of the {len(judged)} tables, figures and claims of the paper, here: {verdicts.tally(judged)}. "
         f"One by one, with the reasons: [verdicts](results/{profile.name}/verdicts.md), "

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from spin_utils import strict_json
 from spin_utils.documents import (
     DRIFT_FIELDS,
     FIELDS,
@@ -120,9 +121,11 @@ def read_json(path: Path) -> dict[str, Any]:
             names give the kind, the seed and the profile, the file name gives the model.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = strict_json.parse(path.read_text(encoding="utf-8"), allow_nan=True)
     except FileNotFoundError as error:
         raise ResultsError(f"{path}: no such results file; run the stage that writes it") from error
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read ({error.strerror}); put a file there or run its stage") from error
     except ValueError as error:
         raise ResultsError(f"{path}: not valid JSON ({error}); delete the file and run its stage again") from error
     if not isinstance(document, dict):
@@ -131,7 +134,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ResultsError(f"{path}: not what was written (hash); restore it, or run `spin-repro reproduce` again")
     document.pop(FIELD, None)
     validate(document, str(path))
-    place = {"model": path.stem, "seed": path.parts[-3].removeprefix("seed-"), "profile": path.parts[-4]}
+    *_, profile, seed, _, _ = path.resolve().parts
+    place = {"model": path.stem, "seed": seed.removeprefix("seed-"), "profile": profile}
     place["kind"] = _KINDS.get(path.parent.name, str(document["kind"]))
     for field, expected in place.items():
         if str(document[field]) != expected:

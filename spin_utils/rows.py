@@ -15,6 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from spin_utils import strict_json
+from spin_utils.input_settings import FAMILY_NAME
 from spin_utils.writing import replacing
 
 Row = dict[str, Any]
@@ -55,10 +57,11 @@ def read_records(path: Path) -> list[tuple[int, Any]]:
     if path.suffix == ".jsonl":
         return list(_lines(path, text))
     try:
-        records = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = "; one object per line? then name the file .jsonl" if error.msg == "Extra data" else ""
-        raise RowError(f"{path.name}, line {error.lineno}: bad JSON ({error.msg}){hint}") from None
+        records = strict_json.parse(text)
+    except strict_json.JSONError as error:
+        hint = "; one object per line? then name the file .jsonl" if error.reason == "Extra data" else ""
+        line = f", line {error.line}" if error.line else ""
+        raise RowError(f"{path.name}{line}: bad JSON ({error.reason}){hint}") from None
     if not isinstance(records, list):
         raise RowError(f"{path.name}: the top level is {kind(records)}; write a list of objects, or use .jsonl")
     return list(enumerate(records, start=1))
@@ -66,15 +69,21 @@ def read_records(path: Path) -> list[tuple[int, Any]]:
 
 def check_file(path: Path) -> None:
     """Refuse what is not a readable file with a known extension, naming the nearest file that is there."""
+    try:
+        found = path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise RowError(f"{path}: cannot be looked up ({error.strerror}); correct the path") from None
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
         hint = f"name a file in it, such as {inside[0]}" if inside else "name a .json, .jsonl or .parquet file"
         raise RowError(f"{path}: a folder, not a file; {hint}")
-    if not path.exists():
+    if not found:
         beside = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         near = get_close_matches(path.name, beside, n=1, cutoff=0.5)
         hint = f"did you mean {path.parent / near[0]}?" if near else "check the path (from the current folder)"
         raise RowError(f"{path}: no such file; {hint}")
+    if not path.is_file():
+        raise RowError(f"{path}: a pipe or device, not a file; write its content to a file")
     if path.suffix not in SUFFIXES:
         raise RowError(f"{path.name}: unknown extension {path.suffix!r}; use .json, .jsonl or .parquet")
 
@@ -148,17 +157,36 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
                 )
         prompt, response = record["prompt"], record["response"]
     row: Row = {
-        "id": str(record.get("id", default_id)),
+        "id": checked_id(record, default_id, where),
         "prompt": checked_text(prompt, "prompt", where),
         "response": checked_text(response, "response", where),
-        "family": checked_text(record.get("family", "demonstrations"), "family", where),
+        "family": checked_text(record.get("family") or "demonstrations", "family", where),
     }
+    if FAMILY_NAME.fullmatch(row["family"]) is None:
+        raise RowError(
+            f"{where}: family {row['family'][:80]!r} names a task and its file; use at most 64 letters, digits, "
+            "spaces and . , : + - _, and begin with a letter or digit"
+        )
     grader = record.get("grader")
     if grader is not None:
         if not (isinstance(grader, Mapping) and isinstance(grader.get("dataset"), str) and "entry" in grader):
             raise RowError(f"{where}: grader needs the keys dataset and entry; correct it or leave grader out")
         row["grader"] = dict(grader)
     return row
+
+
+def checked_id(record: Mapping[str, Any], default: str, where: str) -> str:
+    """The row's own id as text, or the default where it has none.
+
+    Raises:
+        RowError: it is neither text nor a whole number.
+    """
+    given = record.get("id")
+    if given is None:
+        return default
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise RowError(f"{where}: id is {kind(given)}; write text or a whole number, or leave it out")
+    return checked_text(str(given), "id", where, remedy="write one or leave it out")
 
 
 def conversation(messages: Any, key: str, where: str) -> list[tuple[Any, Any]]:
@@ -236,10 +264,11 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = strict_json.parse(line)
+        except strict_json.JSONError as error:
             hint = "; one list over several lines? then name the file .json" if line.strip() == "[" else ""
-            raise RowError(f"{path.name}, line {number}: bad JSON ({error.msg}, column {error.colno}){hint}") from None
+            column = f", column {error.column}" if error.column else ""
+            raise RowError(f"{path.name}, line {number}: bad JSON ({error.reason}{column}){hint}") from None
         if isinstance(record, list) and number == 1:
             raise RowError(f"{path.name}, line 1: a list where one object per line is needed; name the file .json")
         yield number, record
@@ -251,8 +280,8 @@ def _parquet(path: Path) -> list[Any]:
 
     try:
         return list(pyarrow.parquet.read_table(path).to_pylist())
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RowError(f"{path.name}: damaged or not Parquet ({reason}); write or download it again") from None
 
 

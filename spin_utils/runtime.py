@@ -66,6 +66,11 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook that someone looks at."""
+    return "ipykernel" in sys.modules and not is_headless()
+
+
 def configure_logging() -> None:
     """The kit's own log lines, plain, on standard output; of the libraries only warnings."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
@@ -74,11 +79,12 @@ def configure_logging() -> None:
 
 
 def configure() -> None:
-    """Set up a notebook's kernel or a stage: log lines, threads, and no loading bars when headless."""
+    """Set up a notebook's kernel or a stage: log lines, no bar for every model that is loaded, and none headless."""
+    import transformers
+
     configure_logging()
+    transformers.utils.logging.disable_progress_bar()
     if is_headless():
         import datasets
-        import transformers
 
-        transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()

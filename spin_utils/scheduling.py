@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from spin_utils import gpus, paths
 from spin_utils.input_settings import SettingsError
@@ -19,14 +22,18 @@ NODE = "node"
 """The one for this machine."""
 
 
-def command(profile: str, seeds: Sequence[int], *, cluster: str = NODE, jobs: int = 0, dry_run: bool) -> list[str]:
+def command(
+    name: str, profile: Profile, seeds: Sequence[int], *, cluster: str = NODE, jobs: int = 0, dry_run: bool
+) -> list[str]:
     """The command that makes every step that is missing.
 
     Args:
-        profile: name or file that other processes load it by.
+        name: by which other processes load the profile, or its file.
+        profile: the same, loaded.
         seeds: training seeds.
         cluster: a folder of cluster/, or any folder with a Snakemake profile.
-        jobs: steps at the same time; 0: one for each GPU of this machine, or what the cluster's profile says.
+        jobs: steps at the same time; 0: one for each GPU of this machine if the profile asks for GPUs and else one,
+            or what the cluster's profile says.
         dry_run: only say what would be done.
 
     Raises:
@@ -35,9 +42,10 @@ def command(profile: str, seeds: Sequence[int], *, cluster: str = NODE, jobs: in
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
     words += ["--directory", str(paths.home()), "--workflow-profile", str(_folder(cluster))]
     words += ["--dry-run"] if dry_run else []
-    config = [f"profile={profile}", f"seeds={','.join(map(str, seeds))}"]
+    config = [f"profile={name}", f"seeds={','.join(map(str, seeds))}"]
     if cluster == NODE:
-        devices = len(gpus.visible())
+        kinds = (profile.resources.training, profile.resources.generation, profile.resources.evaluation)
+        devices = len(gpus.visible()) if any(kind.gpus for kind in kinds) else 0
         words += ["--resources", f"gpu={devices}"] if devices else []
         config.append(f"jobs={jobs or max(1, devices)}")
     elif jobs:
@@ -67,7 +75,14 @@ def _is_sampled(profile: Profile, step: Step) -> bool:
 
 def _folder(cluster: str) -> Path:
     folder = CLUSTERS / cluster if (CLUSTERS / cluster).is_dir() else Path(cluster).expanduser()
-    if not any(folder.glob("config*.yaml")):
+    config = folder / "config.yaml"
+    if not config.is_file():
         known = sorted(path.name for path in CLUSTERS.iterdir() if path.is_dir())
         raise SettingsError(f"cluster {cluster!r}: no folder with a config.yaml{nearest(cluster, known)}")
+    executor = str(yaml.safe_load(config.read_text(encoding="utf-8")).get("executor", "local"))
+    package = f"snakemake-executor-plugin-{executor}"
+    if executor != "local" and importlib.util.find_spec(package.replace("-", "_")) is None:
+        raise SettingsError(
+            f"cluster {cluster!r}: not installed: {package}; run `{sys.executable} -m pip install {package}`"
+        )
     return folder.resolve()

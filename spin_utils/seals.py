@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,5 +35,10 @@ def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_whole(document: Mapping[str, Any]) -> bool:
-    """Whether a document is what was sealed. One without a hash, as earlier versions wrote it, is taken as it is."""
-    return FIELD not in document or document[FIELD] == sealed(document)[FIELD]
+    """Whether a document is what was sealed. One without a hash, as earlier versions wrote it, is taken as it is.
+
+    A hash under another name is a damaged name.
+    """
+    if FIELD in document:
+        return document[FIELD] == sealed(document)[FIELD]
+    return not any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in document.values())

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from spin_utils.input_settings import (
+    LARGEST_SEED,
     DemonstrationSettings,
     ModelSettings,
     PreferenceSettings,
@@ -21,9 +22,12 @@ from spin_utils.input_settings import (
 )
 from spin_utils.machine_settings import ResourceSettings, VllmSettings
 from spin_utils.mt_bench_settings import MtBenchSettings
+from spin_utils.paths import NAME
 
 Loss = Literal["logistic", "hinge", "correlation", "exponential"]
 Precision = Literal["bfloat16", "float32", "auto"]
+MOST = 1000
+"""Most iterations, epochs shown or further epochs: each is a step of the plan with a checkpoint of its own."""
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -154,10 +158,12 @@ class SpinSettings:
     """Sizes of the nested subsets of Figure 5, in fiftieths of the prompts (the paper's 14k and 26k of 50k)."""
 
     def __post_init__(self) -> None:
-        require(self.iterations >= 1, f"spin.iterations: {self.iterations} must be at least 1")
+        require(1 <= self.iterations <= MOST, f"spin.iterations: {self.iterations} must be 1 to {MOST}")
+        require(self.epochs_shown <= MOST, f"spin.epochs_shown: {self.epochs_shown} is more than {MOST}")
         for name in ("learning_rates", "betas"):
             require(all(v > 0 for v in getattr(self, name)), f"spin.{name}: every value must be above 0")
-        require(all(0 < n < 50 for n in self.subsets), f"spin.subsets: {self.subsets}; write fiftieths, 1 to 49")
+        fiftieths = all(0 < n < 50 for n in self.subsets) and len(set(self.subsets)) == len(self.subsets)
+        require(fiftieths, f"spin.subsets: {self.subsets}; write fiftieths, 1 to 49, each once")
         scheduled = self.training.schedule_epochs or self.training.epochs
         require(
             self.epochs_shown <= scheduled,
@@ -193,6 +199,9 @@ class DpoRunSettings:
     template: TemplateSettings
     seed: int = 0
     """Seed of the order of the pairs."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < LARGEST_SEED, f"seed: {self.seed} must be from 0 to {LARGEST_SEED - 1}")
 
 
 @dataclass(frozen=True)
@@ -246,10 +255,10 @@ class Profile:
 
     def __post_init__(self) -> None:
         require(
-            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.name) is not None,
+            NAME.fullmatch(self.name) is not None,
             f"name: {self.name!r} names folders; use letters, digits, - and _ only",
         )
-        require(self.sft_more >= 0, f"sft_more: {self.sft_more} is negative")
+        require(0 <= self.sft_more <= MOST, f"sft_more: {self.sft_more} must be 0 to {MOST}")
         require(self.sft is not None or not self.sft_more, "sft_more: needs the settings of sft, which is null")
         for name, model in self.released.items():
             known = re.fullmatch(r"spin-\d+(-dpo)?|dpo|sft-more-\d+", name) is not None

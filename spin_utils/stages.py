@@ -29,16 +29,17 @@ def check_inputs(profile: Profile) -> None:
     """Everything that can be wrong with a run's inputs, found before any long work.
 
     Raises:
-        ModelError, RowError, TrackerError, VllmError, MtBenchError, JudgeError: with the file, the row and the remedy.
+        ModelError, RowError, TemplateError, EvaluationError, TrackerError, VllmError, MtBenchError, JudgeError: with
+            the file, the row and the remedy.
     """
-    from spin_utils import models, mt_bench, preferences, trackers, vllm_backend
+    from spin_utils import input_checks, models, mt_bench, preferences, trackers, vllm_backend
 
     trainings = (profile.sft, profile.spin.training, profile.dpo and profile.dpo.training)
     trackers.check({name for training in trainings if training for name in training.trackers})
     for settings in (profile.model, *profile.released.values()):
         models.identity(settings)
     if needs_data(profile):
-        load_demonstrations(profile.demonstrations)
+        input_checks.check(profile, load_demonstrations(profile.demonstrations))
     if profile.released:
         return
     if profile.dpo is not None and profile.dpo.preferences.source != "samples":
@@ -124,7 +125,7 @@ def _make_base(plan: Plan, step: Step, work: Path) -> None:
 
 
 def _make_sft(plan: Plan, step: Step, work: Path) -> None:
-    from spin_utils import models
+    from spin_utils import input_checks, models
     from spin_utils.packing import Group
     from spin_utils.pair_training import keep_checkpoint, keep_metrics
     from spin_utils.templates import encode_rows
@@ -132,6 +133,8 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
 
     start, more = plan.directory(step.inputs[0]), step.parameters["more"]
     tokenizer = models.load_tokenizer(start)
+    held_out = {split: rows(plan, split) for split in ("validation", "test")}
+    input_checks.check_lengths(tokenizer, plan.profile.template, held_out)
     encoded = encode_rows(tokenizer, plan.profile.template, rows(plan, "sft"))
     groups = [Group(row.prompt_ids, (row.response_ids,)) for row in encoded]
     assert plan.profile.sft is not None

@@ -159,5 +159,5 @@ def _tex(text: str) -> str:
 
 
 def _md(text: str) -> str:
-    """Text as Markdown shows it in a cell, character for character."""
-    return re.sub(r"([\\`*_~<>|\[\]#])", r"\\\1", text).replace("\n", "<br>")
+    """Text as Markdown shows it in a cell, character for character; `$` would begin a formula in JupyterLab."""
+    return re.sub(r"([\\`*_~<>|\[\]#$&])", r"\\\1", text).replace("\n", "<br>")

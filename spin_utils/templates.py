@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from spin_utils.input_settings import TemplateSettings
@@ -214,7 +215,13 @@ def _render(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, text
     messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
     if template.system:
         messages.insert(0, {"role": "system", "content": template.system})
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    try:  # transformers renders in jinja2's sandbox, which refuses a template that reaches for Python itself
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        raise TemplateError(
+            f"the chat template cannot be rendered ({type(error).__name__}: {error}); correct it, or set "
+            "template.kind: text and write template.prompt"
+        ) from None
 
 
 @lru_cache(maxsize=16)

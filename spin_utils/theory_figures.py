@@ -97,6 +97,28 @@ def updates(opponent: Tensor, data: Tensor, betas: Sequence[float]) -> Figure:
     return figure
 
 
+def after(start: Tensor, data: Tensor, beta: float, iterations: int) -> Figure:
+    """The policy after some exact iterations, between where it started and the data.
+
+    Args:
+        start: log p_0, shape (K,).
+        data: log p_data.
+        beta: lambda.
+        iterations: how many exact iterations were played, 0 or more.
+    """
+    policy = theory.iterate(start, data, beta=beta, iterations=iterations)[-1]
+    with style():
+        figure = new_figure(1.9)
+        axes = figure.subplots()
+        _bars(axes, start, policy, data, ("start", "policy"))
+        distance = float(theory.divergence(data, policy))
+        axes.set_title(f"λ = {beta:.3g}, after {iterations} iterations: KL(data ‖ policy) = {distance:.2g} nats")
+        axes.set_ylabel("probability")
+        axes.set_ylim(0, 1)
+        axes.legend(ncols=3, loc="upper right")
+    return figure
+
+
 def distances(start: Tensor, data: Tensor, betas: Sequence[float], iterations: int = 6) -> Figure:
     """The gap to the data over exact iterations: times |1 - 1/lambda| each, so it shrinks above 1/2 only.
 
@@ -165,12 +187,17 @@ def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float], steps
 
 
 def _update(axes: Axes, opponent: Tensor, data: Tensor, beta: float) -> None:
-    answers = np.arange(len(data))
-    law = theory.update_law(opponent, data, beta=beta).exp().numpy()
+    law = theory.update_law(opponent, data, beta=beta)
     found = theory.best_response(opponent, data, beta=beta).exp().numpy()
-    axes.bar(answers - 0.27, opponent.exp().numpy(), 0.27, color=_OPPONENT, label="opponent")
-    axes.bar(answers, law, 0.27, color=_POLICY, label="next policy, by the law")
+    _bars(axes, opponent, law, data, ("opponent", "next policy, by the law"))
+    axes.plot(np.arange(len(data)), found, "x", color=INK, ms=4, mew=0.8, label="next policy, by optimisation")
+    axes.set_title(f"λ = {beta:.3g}")
+
+
+def _bars(axes: Axes, before: Tensor, now: Tensor, data: Tensor, names: tuple[str, str]) -> None:
+    """Three log-distributions side by side, answer by answer."""
+    answers = np.arange(len(data))
+    axes.bar(answers - 0.27, before.exp().numpy(), 0.27, color=_OPPONENT, label=names[0])
+    axes.bar(answers, now.exp().numpy(), 0.27, color=_POLICY, label=names[1])
     axes.bar(answers + 0.27, data.exp().numpy(), 0.27, fc="white", ec=_DATA, lw=0.9, label="data")
-    axes.plot(answers, found, "x", color=INK, ms=4, mew=0.8, label="next policy, by optimisation")
-    axes.set_title(f"λ = {beta:g}")
     axes.set_xticks(answers, [f"$y_{i + 1}$" for i in answers])

@@ -1,4 +1,7 @@
-"""Metric rows to TensorBoard, Weights & Biases or trackio, by name. JSON lines are always written besides."""
+"""Metric rows to TensorBoard, Weights & Biases or trackio, by name, and to a notebook that someone looks at.
+
+JSON lines are always written besides.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import importlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from spin_utils import runtime
 
 Tracker = Callable[[dict[str, float]], None]
 """Takes one metric row, with its `step`."""
@@ -30,13 +35,17 @@ def open_trackers(names: Sequence[str], run: str, folder: Path) -> tuple[list[Tr
         folder: where TensorBoard's files go, in a folder `tensorboard`; the others have places of their own.
 
     Returns:
-        The trackers, and a function that closes them.
+        The trackers, with the live curve of a notebook if there is one, and a function that closes them.
 
     Raises:
         TrackerError: an unknown name, or a package that is not installed.
     """
     modules = {name: _import(name) for name in names}
     opened = [_open(name, module, run, folder) for name, module in modules.items()]
+    if runtime.in_notebook():
+        from spin_utils import live_curve  # draws, which other runs need not be able to
+
+        opened.append(live_curve.open_curve(run))
 
     def close() -> None:
         for _, closer in opened:

@@ -76,18 +76,25 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) 
     return figure
 
 
-def sft_curve(training: pd.DataFrame) -> Figure:
-    """Loss of an SFT run by step, thin as logged and thick as a running mean over a twentieth of the run.
+def loss_curve(training: pd.DataFrame, title: str = "") -> Figure:
+    """Loss of one run by step, thin as logged and thick as a running mean over a twentieth of the run.
 
     Args:
-        training: One run's metrics: `step`, `loss` (nats per response token).
+        training: One run's metrics: `step`, `loss`; with `margin` it is a loss of pairs, which starts at log 2, and
+            without it that of SFT, in nats per response token.
+        title: A few words above the axes.
     """
+    pairs = "margin" in training
     with style():
         figure = new_figure(1.9)
         axes = figure.subplots()
         _curve(axes, training.assign(seed=0), "loss", 0, REAL)
+        if pairs:
+            axes.axhline(np.log(2), color=FAINT, ls=":", lw=1)
+            axes.text(0.995, np.log(2), "log 2", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
+        axes.set_title(title)
         axes.set_xlabel("optimizer step")
-        axes.set_ylabel("loss (nats per token)")
+        axes.set_ylabel("loss (nats)" if pairs else "loss (nats per token)")
         axes.set_ylim(bottom=0)
     return figure
 

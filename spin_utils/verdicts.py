@@ -19,14 +19,10 @@ import pandas as pd
 from spin_utils import mt_bench_scores, published, theory
 from spin_utils.documents import ResultsError
 from spin_utils.profiles import nearest
+from spin_utils.records import OUTCOMES, VERDICT_COLUMNS, parse_verdicts
 from spin_utils.registry import Row, load
 from spin_utils.statistics import Claim, Estimate, StatisticsError, paired_bootstrap, verdict
 from spin_utils.writing import write_forms
-
-COLUMNS = ("id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict")
-"""Columns of verdicts.csv."""
-
-OUTCOMES = ("reproduced", "not reproduced", "inconclusive", "not run", "not judged")
 
 _RULE = (
     "A claim is *reproduced* if the whole 95 % interval of our measurement agrees with it, *not reproduced* if the "
@@ -133,8 +129,9 @@ def judge(
 
 def write(findings: Sequence[Finding], results: Path) -> list[Path]:
     """Write verdicts.csv and the readable page verdicts.md under results/PROFILE."""
-    table = pd.DataFrame([vars(finding) for finding in findings])[list(COLUMNS)]
+    table = pd.DataFrame([vars(finding) for finding in findings])[list(VERDICT_COLUMNS)]
     texts = {"csv": table.to_csv(index=False, float_format="%.6g"), "md": markdown(findings)}
+    parse_verdicts(texts["csv"], str(results / "verdicts.csv"))
     return write_forms(results / "verdicts", texts)
 
 
@@ -217,7 +214,9 @@ def _contrast(
     if stand_ins is not None:
         tasks = [task for task, other in stand_ins.items() if row.benchmark in (other, "average")]
     reason = ""
-    if table is None or absent:
+    if row.column == "grade" and (table is None or table.empty):
+        reason = "needs a judge model and none was run"
+    elif table is None or absent:
         reason = f"no {source} {', '.join(absent)}"
     elif tasks == []:
         reason = f"no task of this profile stands in for {published.BENCHMARK_LABELS[row.benchmark]}"

@@ -11,6 +11,12 @@ import pandas as pd
 import pytest
 import smoke_home
 import synthetic_results as synthetic
+from skip_list import (  # noqa: F401 - hooks of pytest
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
 
 from spin_utils import results
 from spin_utils.statistics import paired_bootstrap
@@ -20,6 +26,7 @@ hypothesis.settings.register_profile(
     "kit", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("kit")
+collect_ignore = ["stand_ins"]  # for other processes than the tests' own
 os.environ.update({"SPIN_HEADLESS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
 
 
@@ -45,6 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     result = smoke_home.reproduce(home, "--profile", "smoke", "--jobs", "2")
     assert result.returncode == 0, result.stdout
+    (home / "output.log").write_text(result.stdout)
     return home
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
-import sys
-import time
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
-from smoke_home import command, reproduce
+import smoke_chain
+from smoke_home import SECRETS, command, reproduce
 
 from spin_utils import artifacts, paths, results
 
@@ -26,14 +26,6 @@ PRODUCTS = [
 ]
 
 
-def contents(home: Path) -> dict[str, str]:
-    """Hash of every file that a model's numbers are made of, by path below the artifacts."""
-    root = home / "artifacts" / "smoke"
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.suffix in (".safetensors", ".arrow", ".jsonl", ".npy")
-    }
 
 
 def test_one_command_leaves_results_tables_figures_and_executed_notebooks(finished: Path) -> None:
@@ -65,7 +57,55 @@ def test_every_result_names_what_it_was_made_from(finished: Path) -> None:
         assert name not in chain or chain[name]["manifest_sha256"] == digest
 
 
+def test_secrets_are_nowhere_in_what_a_run_leaves(finished: Path) -> None:
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert {".ipynb", ".json", ".log", ".safetensors"} <= {path.suffix for path in files}
+    for path in files:
+        content = path.read_bytes()
+        assert not [secret for secret in SECRETS.values() if secret.encode() in content], path
+
+
+def test_nothing_that_a_run_leaves_is_a_pickle(finished: Path) -> None:
+    allowed = {".safetensors", ".json", ".jsonl", ".arrow", ".npy", ".jinja", ".yaml"}
+    for path in finished.glob("artifacts/**/*"):
+        if not path.is_file() or ".locks" in path.parts:
+            continue
+        assert path.suffix in allowed, path
+        head = path.read_bytes()[:8]
+        assert not head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")), path
+        if path.suffix == ".npy":
+            np.load(path, allow_pickle=False)
+
+
+def test_the_crate_of_a_run_leads_from_every_result_to_model_and_data(finished: Path) -> None:
+    environment = {**os.environ, "SPIN_HOME": str(finished)}
+    subprocess.run(command("crate", "--profile", "smoke"), env=environment, check=True, capture_output=True)
+    archive = zipfile.ZipFile(finished / "results" / "smoke" / "run.crate.zip")
+    entities = {entity["@id"]: entity for entity in json.loads(archive.read("ro-crate-metadata.json"))["@graph"]}
+    actions = [entity for entity in entities.values() if entity["@type"] == "CreateAction"]
+    maker = {result["@id"]: action for action in actions for result in listed(action, "result")}
+    for name in archive.namelist():
+        if name.startswith("results/seed-"):
+            before, reached = [name], set()
+            while before:
+                action = maker[before.pop()]
+                reached.add(action["name"].partition(",")[0])
+                assert f"{action['@id'].replace('#make', '#')}-settings".replace("#-", "#") in entities
+                inputs = [other["@id"] for other in listed(action, "object")]
+                before += [other for other in inputs if other in maker]
+            assert {"data", "base"} <= reached, name
+    executed = [name for name in archive.namelist() if name.startswith("results/notebooks/")]
+    assert len(executed) > 5
+
+
+def listed(entity: dict[str, Any], name: str) -> list[dict[str, str]]:
+    value = entity.get(name, [])
+    return value if isinstance(value, list) else [value]
+
+
 def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
+    for place, manifest in enumerate(sorted(finished.glob("artifacts/smoke/*/*/manifest.json"))):
+        os.utime(manifest, (place % 3 * 1e9,) * 2)  # as on a machine whose clock went backwards
     before = {path: path.stat().st_mtime_ns for path in finished.glob("results/**/*.json")}
     result = reproduce(finished, "--profile", "smoke")
     assert result.returncode == 0
@@ -82,26 +122,20 @@ def test_figures_are_redrawn_with_the_same_bytes_from_results_alone(finished: Pa
 
 
 def test_a_chain_killed_in_every_stage_ends_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
-    # In one process, without notebooks, so that a kill falls into the work and not into an import.
-    script = (
-        "from spin_utils import plan, profiles, runtime, stages\n"
-        "runtime.configure()\n"
-        "steps = plan.make(profiles.load('smoke'), 0)\n"
-        "for step in steps: stages.run(steps, step.name)\n"
-    )
-    environment = {**os.environ, "SPIN_HOME": str(tmp_path)}
     moments = random.Random(0)
-    for stage in ("sft", "pairs-0", "spin-0", "dpo"):
-        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(f"{stage}, seed 0:"):
-                break
-        time.sleep(moments.uniform(0.5, 3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
-    assert contents(tmp_path) == contents(finished)
+    for stage in ("data", "sft", "eval-sft", "pairs-0", "spin-0", "spin-0-more", "dpo"):
+        process = smoke_chain.start(tmp_path)
+        while not any(tmp_path.glob(f"artifacts/smoke/*/{stage}-*.partial")):
+            process.join(0.005)
+            assert process.exitcode is None, f"{stage}: ended before it was killed"
+        process.join(moments.uniform(0, 0.3))
+        process.kill()
+        process.join()
+    both = [smoke_chain.start(tmp_path), smoke_chain.start(tmp_path)]  # of two runs, one waits for the other
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    assert smoke_chain.contents(tmp_path) == smoke_chain.contents(finished)
 
 
 def test_the_checkout_itself_is_left_untouched(finished: Path) -> None:

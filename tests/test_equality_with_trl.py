@@ -64,7 +64,6 @@ def _assert_equal_training(
     load: Callable[[], PreTrainedModel], pairs: list[Group], eos_id: int, learning_rate: float, work: Path
 ) -> None:
     """Train once with TRL and once with the kit and compare every step's loss and gradient norm."""
-    pytest.importorskip("trl")
     from benchmarks import trl_peer
 
     settings = TrainingSettings(

@@ -154,7 +154,7 @@ def test_one_run_is_drawn_alone(root):
     run = results.load_training(root).query("seed == 0 and model == 'spin-1'").drop(columns=["seed", "model"])
     figure = training_figures.training_curves(run)
     assert figure.axes[0].get_xlim()[1] == 60
-    assert training_figures.sft_curve(run).axes[0].lines[0].get_ydata() == pytest.approx(run["loss"].to_numpy())
+    assert training_figures.loss_curve(run).axes[0].lines[0].get_ydata() == pytest.approx(run["loss"].to_numpy())
 
 
 def test_every_pair_is_counted_in_the_histogram_of_lengths():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -179,7 +178,12 @@ def test_answers_of_another_model_or_template_are_not_found(tmp_path: Path) -> N
         lm.answers.add({lm.answers.key("generate", ["a"]): 1})
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text(json.dumps({"key": "a", "answer": 1}) + "\nnonsense\n")
-    with pytest.raises(AnswersError, match="line 2"):
+@pytest.mark.parametrize(("before", "after"), [("blue", "blu\\u0000"), ("blue", "glue"), ('"key"', '"kex"'), ("}", "")])
+def test_a_damaged_line_is_named(before: str, after: str, tmp_path: Path) -> None:
+    Answers(tmp_path, "model").add({"a": {"text": "red"}, "b": {"text": "blue"}, "c": {"text": "red"}})
+    lines = (tmp_path / FILE).read_text().splitlines()
+    (tmp_path / FILE).write_text("\n".join([lines[0], lines[1].replace(before, after), lines[2]]) + "\n")
+    with pytest.raises(AnswersError, match="line 2: .*; delete the line"):
         Answers(tmp_path, "model")
+    (tmp_path / FILE).write_text("\n".join([lines[0], lines[2]]) + "\n")
+    assert "b" not in Answers(tmp_path, "model")

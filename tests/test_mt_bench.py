@@ -174,6 +174,20 @@ def test_another_judge_needs_no_new_answers_and_patience_changes_nothing(home: P
     assert folders(max_new_tokens=5)[0] != answers
 
 
+@pytest.mark.parametrize("name", ["paper", "paper-released"])
+def test_the_papers_profiles_grade_sft_and_all_iterations_with_gpt_4_and_fastchats_values(
+    name: str, home: Path
+) -> None:
+    revisions = {f"released.spin-{t}.revision": str(t) * 40 for t in range(4)} if name == "paper-released" else {}
+    profile = profiles.load(name, revisions)
+    assert profile.mt_bench == MtBenchSettings("gpt-4")
+    made = plan.make(profile, 0)
+    graded = [step.parameters["model"] for step in made if step.stage == "mt_bench"]
+    assert sorted(graded) == ["sft", "spin-0", "spin-1", "spin-2", "spin-3"]
+    for model in graded:
+        assert made.steps[f"mt-answers-{model}"].inputs == made.steps[f"eval-{model}"].inputs[:1]
+
+
 # Conversations ---------------------------------------------------------------------------------------------------
 
 
@@ -383,6 +397,7 @@ def test_a_gain_is_over_answers_graded_for_both() -> None:
     grades = table(sft=[1, 2, 3, None], spin_0=[2, None, 5, 9])
     assert mt_bench_scores.estimate(grades, {"spin-0": 1.0, "sft": -1.0}).difference == pytest.approx(1.5)
     note = mt_bench_scores.note(grades)
+    assert "by j;" in mt_bench_scores.note(grades.assign(judge_models=""))
     assert "SFT: 0 refused by the judge, 1 without a rating" in note
     assert "by j (answering as j-1)" in note
 

@@ -27,6 +27,7 @@ def test_every_notebook_keeps_the_contract(path: Path) -> None:
             assert not cell.outputs
             assert cell.execution_count is None
             assert "\ndef " not in f"\n{cell.source}"
+            assert "interact(" not in cell.source, "controls.show has a still picture for headless runs too"
             assert cell.source.count("\n") < 20
 
 

@@ -7,7 +7,7 @@ import pytest
 import synthetic_results as synthetic
 import yaml
 
-from spin_utils import generations, published, registry, results, theory, verdicts
+from spin_utils import generations, mt_bench_scores, published, registry, results, theory, verdicts
 from spin_utils.statistics import paired_bootstrap
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
@@ -116,8 +116,26 @@ def test_claims_on_other_benchmarks_are_judged_on_transfer_tasks_only(root, find
     finding = findings["bb-sports-kept"]
     assert (finding.ours, finding.low, finding.n) == (expected.difference, expected.low, 30)
     assert finding.paper == -1.6
-    assert findings["mt-bench"].verdict == "not run"
+    assert findings["mt-bench"].verdict == findings["figure-6"].verdict == "not run"
+    assert findings["mt-bench-final"].reason == "needs a judge model and none was run"
+    assert findings["mt-bench-final"].paper == pytest.approx(0.84)
     assert "of 4 claims reproduced" in findings["table-6"].reason
+
+
+def test_mt_bench_is_judged_on_grades_and_figure_6_category_by_category(scores, tmp_path):
+    synthetic.write_mt_bench(tmp_path / "cpu", seeds=(0, 1))
+    grades = results.load_mt_bench(tmp_path / "cpu")
+    judged = {row.id: row for row in verdicts.judge(scores, synthetic.STAND_INS, grades=grades)}
+    expected = mt_bench_scores.estimate(grades, {"spin-1": 1, "sft": -1}, category="math")
+    finding = judged["mt-bench-math"]
+    assert (finding.ours, finding.low, finding.high) == (expected.difference, expected.low, expected.high)
+    assert finding.verdict == ("reproduced" if expected.low > 0 else finding.verdict)
+    assert finding.paper is None, "the figure has no numbers"
+    assert judged["mt-bench-final"].verdict == "reproduced"
+    assert judged["mt-bench-final"].seeds == 2
+    parts = [judged[row.id].verdict for row in registry.load() if "figure-6" in row.part_of]
+    assert len(parts) == 8
+    assert f"{parts.count('reproduced')} of 8 claims reproduced" in judged["figure-6"].reason
 
 
 def test_length_similarity_and_divergence_are_judged_on_all_generations_and_held_out_pairs(root, findings):

@@ -177,6 +177,21 @@ def test_table_6_leaves_mt_bench_empty_because_no_judge_was_run(transfer):
     assert any("needs a judge model" in note for note in table.notes)
 
 
+def test_table_6_shows_the_judges_grades_as_the_paper_prints_its_own(transfer, tmp_path):
+    synthetic.write_mt_bench(tmp_path / "cpu")
+    grades = results.load_mt_bench(tmp_path / "cpu")
+    table = tables.table6(transfer, synthetic.TRANSFER, grades)
+    shown = {line[0]: line[2] for line in table.lines if line[1] == "ours"}
+    for model in ("sft", "spin-0", "spin-3"):
+        average = results.read_json(results.mt_bench_path(tmp_path / "cpu", 0, model))["average"]
+        assert shown[results.label(model)].startswith(f"{average:.2f} [")
+        assert cell(table, results.label(model), "mt_bench")["value"] == pytest.approx(average)
+    gain = cell(table, "SPIN iteration 0", "mt_bench", "gain over SFT")
+    assert gain["difference"] == pytest.approx(gain["value"] - 0.52)
+    assert any("graded 1 to 10 by made-up-judge" in note and "Not graded and left out" in note for note in table.notes)
+    assert not any("needs a judge" in note for note in table.notes)
+
+
 def test_table_6_judges_the_papers_own_gains_by_their_item_counts(transfer):
     noise = published.noise({"spin-2": 1, "sft": -1}, "bb_sports")
     errors = abs(noise.difference) / noise.error_unpaired

@@ -164,6 +164,16 @@ def test_the_pictures_show_the_law_and_the_optimum_at_the_same_height():
         assert law == pytest.approx(axes.lines[0].get_ydata().tolist(), abs=1e-9)
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.6, 10.0])
+@pytest.mark.parametrize("iterations", [0, 3, 10])
+def test_the_game_of_many_iterations_can_be_played_at_every_place_of_its_sliders(beta, iterations):
+    axes = theory_figures.after(OPPONENT, DATA, beta, iterations).axes[0]
+    policy = [bar.get_height() for bar in axes.patches[5:10]]
+    expected = theory.iterate(OPPONENT, DATA, beta=beta, iterations=iterations)[-1].exp()
+    assert policy == pytest.approx(expected.tolist())
+    assert sum(policy) == pytest.approx(1)
+
+
 def test_the_notebook_runs_from_top_to_bottom_with_its_defaults():
     notebook = nbformat.read(paths.notebook("00_theory"), as_version=4)
     names: dict = {}

@@ -10,16 +10,18 @@ import signal
 import pytest
 import torch
 from oracle import gradients, obvious_logps
+from safetensors.torch import load_file
 from tiny_models import tiny_model
 
 from spin_utils import training, training_step
 from spin_utils.logprobs import score
 from spin_utils.losses import spin_loss
+from spin_utils.optimizer import MasterOptimizer
 from spin_utils.packing import Group, PackingError
 from spin_utils.resuming import OtherRunError
 from spin_utils.settings import TrainingSettings
 from spin_utils.trackers import TrackerError
-from spin_utils.training import Interrupted, NonFiniteLossError, train
+from spin_utils.training import Interrupted, NoMemoryError, NonFiniteLossError, train
 
 
 def _settings(**changes):
@@ -50,7 +52,7 @@ def _run(work, pairs=None, model=None, opponent_logps=None, **changes):
     pairs = _pairs(10) if pairs is None else pairs
     model = model or tiny_model("llama")
     opponent_logps = _scores(pairs) if opponent_logps is None else opponent_logps
-    options = {k: changes.pop(k) for k in ("on_epoch_end", "seed") if k in changes}
+    options = {k: changes.pop(k) for k in ("on_epoch_end", "seed", "describe") if k in changes}
     result = train(
         model, pairs, _settings(**changes), opponent_logps=opponent_logps, work=work, **({"seed": 1} | options)
     )
@@ -176,6 +178,50 @@ def test_a_killed_run_goes_on_from_its_last_saved_state(tmp_path, monkeypatch):
     assert not (tmp_path / "killed" / "unfinished-1").exists()
 
 
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """The folder of a run that was killed in its fifth step, and the model of an undisturbed one."""
+    whole, result = _run(tmp_path / "whole")
+    step = training_step.StepRunner.__call__
+
+    def dying(self, *arguments):
+        if self.optimizer.steps == 4:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training_step.StepRunner, "__call__", dying)
+        _run(tmp_path / "killed", save_minutes=0)
+    return tmp_path / "killed", whole, result
+
+
+def _flipped(data, place):
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "lose", "empty"])
+def test_a_damaged_state_is_left_out_and_the_run_starts_anew(stopped, name, damage, caplog):
+    work, whole, result = stopped
+    path = work / "state-00000004" / name
+    data = path.read_bytes()
+    changed = {"flip": _flipped(data, len(data) // 2), "cut": data[:-9], "empty": b""}
+    path.unlink() if damage == "lose" else path.write_bytes(changed[damage])
+    model, again = _run(work, save_minutes=0)
+    assert "state-00000004: not what was written (hash); the training goes on without it" in caplog.text
+    assert _same(model, whole)
+    assert [row["loss"] for row in again.rows] == [row["loss"] for row in result.rows]
+
+
+def test_metric_rows_come_from_the_state_and_not_from_what_is_shown(stopped):
+    work, whole, result = stopped
+    (work / "metrics.jsonl").write_bytes(_flipped((work / "metrics.jsonl").read_bytes(), 40))
+    model, again = _run(work, save_minutes=0)
+    assert _same(model, whole)
+    assert [row["loss"] for row in again.rows] == [row["loss"] for row in result.rows]
+    assert [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()] == again.rows
+
+
 def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
     def twice(self, *arguments):
         os.kill(os.getpid(), signal.SIGINT)
@@ -209,6 +255,53 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_pair(tmp_path):
     assert _same(model, tiny_model("llama"))
 
 
+def test_a_gradient_that_overflows_stops_before_the_step_and_keeps_the_last_good_state(tmp_path, monkeypatch):
+    step = MasterOptimizer.grad_norm
+
+    def overflowing(self):
+        if self.steps == 2:
+            self.gradients[0].view(-1)[3] = float("inf")
+        return step(self)
+
+    monkeypatch.setattr(MasterOptimizer, "grad_norm", overflowing)
+    with pytest.raises(NonFiniteLossError, match=r"the gradient of row 1?\d, .* is not finite; the last saved state"):
+        _run(tmp_path, save_minutes=0, describe="row {}".format)
+    monkeypatch.undo()
+    kept = load_file(tmp_path / "state-00000002" / "state.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
+    resumed, _ = _run(tmp_path, save_minutes=0)
+    assert _same(resumed, _run(tmp_path / "whole")[0])
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    """Between logged steps nobody looks at the gradient."""
+    step = MasterOptimizer.step
+
+    def overflowing(self, *arguments):
+        step(self, *arguments)
+        if self.steps == 2:
+            self.masters[1].view(-1)[3] = float("nan")
+
+    monkeypatch.setattr(MasterOptimizer, "step", overflowing)
+    for folder, minutes in (("saving", 0), ("at the end", 9)):
+        with pytest.raises(NonFiniteLossError, match=r"(\.weight|loss of group \d+.*) is not finite"):
+            _run(tmp_path / folder, save_minutes=minutes, log_every=10)
+        assert [path.name for path in (tmp_path / folder).glob("state-*")] == ["state-00000001"][: minutes == 0]
+
+
+def test_a_row_that_does_not_fit_is_named_with_the_remedy(tmp_path, monkeypatch):
+    def cramped(model, batch):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(training_step, "sequence_logps", cramped)
+    longest = max(range(4), key=lambda i: _pairs(4)[i].tokens)
+    with pytest.raises(NoMemoryError, match=rf"with group {longest} alone, \d+ tokens; set gradient_checkpointing"):
+        _run(tmp_path, _pairs(4), opponent_logps=[[0.0, 0.0]] * 4)
+    monkeypatch.setattr(training_step, "sequence_logps", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        _run(tmp_path, _pairs(4), opponent_logps=[[0.0, 0.0]] * 4)
+
+
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, monkeypatch, caplog):
     whole, _ = _run(tmp_path / "a", micro_batch_tokens=30)
     logps = training_step.sequence_logps
@@ -220,7 +313,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, m
 
     monkeypatch.setattr(training_step, "sequence_logps", cramped)
     short, _ = _run(tmp_path / "b", micro_batch_tokens=60)
-    assert "micro-batches of 30 tokens" in caplog.text
+    assert caplog.text.count("micro-batches of 30 tokens") == 1
     assert _same(whole, short)
 
 

@@ -62,9 +62,7 @@ def settings(python: str) -> GenerationSettings:
 
 
 def draw(model: Path, settings: GenerationSettings, work: Path, seed: int = 0) -> list[Answer]:
-    return vllm_backend.answer(
-        model, PROMPTS, eos_ids=EOS, settings=settings, seed=seed, work=work, what="answers"
-    )[0]
+    return vllm_backend.answer(model, PROMPTS, eos_ids=EOS, settings=settings, seed=seed, work=work, what="answers")[0]
 
 
 def test_greedy_answers_are_the_models_own_and_each_call_takes_the_checkpoint_it_is_given(

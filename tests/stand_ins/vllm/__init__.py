@@ -125,7 +125,9 @@ class LLM:
         assert use_tqdm is False
         assert all(type(prompt) is TokensPrompt for prompt in prompts)
         pairs = zip(prompts, sampling_params, strict=True)
-        return [self._answer(prompt["prompt_token_ids"], how) for prompt, how in pairs][: -1 if FAULT == "short" else None]
+        return [self._answer(prompt["prompt_token_ids"], how) for prompt, how in pairs][
+            : -1 if FAULT == "short" else None
+        ]
 
     def _answer(self, prompt: list[int], how: SamplingParams) -> RequestOutput:
         assert 0 < len(prompt) < self.length, len(prompt)

@@ -1,0 +1,331 @@
+"""`spin-repro check`: whether a profile can run here, before anything long starts.
+
+Versions, inputs and the hub are looked at; memory, disk and hours are predicted. Nothing is trained, and of models
+only a config.json is fetched; demonstrations are read, because their number counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from spin_utils import architectures, clock, forecast, hub_access, memory_model, paths, plan, stages
+from spin_utils.cost_model import Architecture, Run
+from spin_utils.demonstrations import load as load_demonstrations
+from spin_utils.forecast import Lengths
+from spin_utils.machine import Machine
+from spin_utils.memory_model import Need
+from spin_utils.models import ModelError
+from spin_utils.rows import RowError
+from spin_utils.settings import Profile, TrainingSettings
+
+log = logging.getLogger(__name__)
+
+State = Literal["ok", "note", "unknown", "refused"]
+Verdict = Literal["fits", "does not fit", "unknown"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line of the check."""
+
+    what: str
+    state: State
+    """`note`: worth knowing; `unknown`: cannot be said now; `refused`: the run would not start or not end."""
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that the check found."""
+
+    profile: str
+    machine: str
+    verdict: Verdict
+    """About memory and disk."""
+    findings: list[Finding]
+
+    def ready(self) -> bool:
+        """Whether nothing speaks against starting."""
+        return self.verdict != "does not fit" and all(finding.state != "refused" for finding in self.findings)
+
+    def lines(self) -> list[str]:
+        """The report as text."""
+        marks = {"ok": "ok", "note": "note", "unknown": "?", "refused": "NO"}
+        head = f"profile {self.profile} on {self.machine}: {self.verdict}"
+        width = max(len(finding.what) for finding in self.findings)
+        return [head, *(f"  {marks[f.state]:<5}{f.what:<{width}}  {f.text}" for f in self.findings)]
+
+
+def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
+    """Look at a profile and a machine.
+
+    Args:
+        profile: the validated profile.
+        machine: where it is to run: `machine.here()` or `machine.described(...)`.
+        seed: whose finished steps count as done.
+    """
+    findings = [_versions(), Finding("device", "ok", f"{machine.name}, {_gb(machine.memory)} free on each")]
+    asked = {wanted: hub_access.look(wanted) for wanted in hub_access.wanted(profile)}
+    findings += _hub(asked)
+    rows, finding = _rows(profile)
+    findings += finding
+    try:
+        reachable = any(wanted.kind == "model" and access.state == "ok" for wanted, access in asked.items())
+        found = architectures.find(profile.model, reachable=reachable)
+    except ModelError as error:
+        found = None
+        findings.append(Finding("model", "refused", str(error)))
+    if found is None:
+        findings.append(Finding("memory", "unknown", "the model's sizes are not known until its config.json is reached"))
+        return Report(profile.name, machine.name, "unknown", findings)
+    architecture, source = found
+    findings.append(Finding("model", "ok", f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"))
+    lengths = forecast.lengths(profile, rows)
+    memory = list(_memory(profile, machine, architecture, lengths))
+    findings += memory
+    try:
+        made = plan.make(profile, seed)
+    except ModelError as error:
+        findings.append(Finding("plan", "refused", str(error)))
+        fits: Verdict = "does not fit" if any(f.state == "refused" for f in memory) else "unknown"
+        return Report(profile.name, machine.name, fits, findings)
+    disk = _disk(made, machine, architecture, lengths)
+    findings += [disk, _hours(made, machine, architecture, lengths)]
+    full = any(finding.state == "refused" for finding in [*memory, disk])
+    return Report(profile.name, machine.name, "does not fit" if full else "fits", findings)
+
+
+def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: str, width: int) -> list[Need]:
+    """What each kind of stage needs.
+
+    Args:
+        profile: its settings.
+        architecture: sizes of the model.
+        lengths: of the rows.
+        kind: `cpu` or `cuda`.
+        width: bytes of a number where the precision is `auto`.
+    """
+    fused, suite = kind == "cpu", profile.evaluation.suite
+    answer = profile.generation.max_new_tokens
+    found = []
+    pair = lengths.longest_prompt + lengths.longest_real + max(answer, lengths.longest_real)
+    runs = {
+        "sft": (profile.sft, lengths.longest_prompt + lengths.longest_real),
+        "spin": (profile.spin.training, pair),
+        "dpo": (profile.dpo and profile.dpo.training, pair),
+    }
+    for stage, (settings, longest) in runs.items():
+        if settings is not None and not profile.released:
+            chosen = {"bfloat16": 2, "float32": 4, "auto": width}[settings.precision]
+            found.append(
+                memory_model.training(architecture, settings, width=chosen, longest=longest, fused=fused, stage=stage)
+            )
+    if not profile.released:
+        found.append(
+            memory_model.sampling(
+                architecture,
+                profile.generation,
+                prompt=lengths.longest_prompt,
+                answer=answer,
+                fused=fused,
+                stage="generation",
+            )
+        )
+    prompt, longest = lengths.longest_prompt, profile.evaluation.max_new_tokens
+    if suite != "local":
+        prompt, longest = memory_model.BENCHMARK_TOKENS, memory_model.BENCHMARK_ANSWER
+        found.append(memory_model.scoring(architecture, longest=2048, stage="evaluation, choices"))
+    found.append(
+        memory_model.sampling(
+            architecture, profile.evaluation, prompt=prompt, answer=longest, fused=fused, stage="evaluation"
+        )
+    )
+    return found
+
+
+def remedy(
+    profile: Profile, stage: str, machine: Machine, architecture: Architecture, lengths: Lengths
+) -> dict[str, Any] | None:
+    """Settings, by dotted name, with which a stage fits; None where none do. Found by the estimate itself."""
+    for changes in _candidates(profile, stage):
+        changed = _changed(profile, changes)
+        need = next(n for n in needs(changed, architecture, lengths, machine.kind, machine.width) if n.stage == stage)
+        if need.total(machine.devices) <= machine.memory:
+            return changes
+    return None
+
+
+def _candidates(profile: Profile, stage: str) -> Iterator[dict[str, Any]]:
+    """Changes that need less memory and change no result but rounding, the cheapest first."""
+    section = {"sft": "sft", "spin": "spin.training", "dpo": "dpo.training"}.get(stage)
+    if section is None:
+        section = "generation" if stage == "generation" else "evaluation"
+        rows = getattr(profile, section).batch_size // 2
+        while rows >= 1:
+            yield {f"{section}.batch_size": rows}
+            rows //= 2
+        return
+    settings = _training(profile, section)
+    for more in [{}] if settings.gradient_checkpointing else [{}, {f"{section}.gradient_checkpointing": True}]:
+        if more:
+            yield more
+        tokens = settings.micro_batch_tokens // 2
+        while tokens >= 256:
+            yield {f"{section}.micro_batch_tokens": tokens, **more}
+            tokens //= 2
+
+
+def _training(profile: Profile, section: str) -> TrainingSettings:
+    settings = profile.sft if section == "sft" else profile.spin.training
+    if section == "dpo.training":
+        settings = profile.dpo and profile.dpo.training
+    assert settings is not None
+    return settings
+
+
+def _changed(profile: Profile, changes: dict[str, Any]) -> Profile:
+    for dotted, value in changes.items():
+        *sections, name = dotted.split(".")
+        parts: list[Any] = [profile]
+        for section in sections:
+            parts.append(getattr(parts[-1], section))
+        new = dataclasses.replace(parts[-1], **{name: value})
+        for part, section in zip(reversed(parts[:-1]), reversed(sections), strict=True):
+            new = dataclasses.replace(part, **{section: new})
+        profile = new
+    return profile
+
+
+def _memory(profile: Profile, machine: Machine, a: Architecture, lengths: Lengths) -> Iterator[Finding]:
+    for need in needs(profile, a, lengths, machine.kind, machine.width):
+        alone, what = need.total(), f"memory: {need.stage}"
+        parts = sorted({**need.sharded, **need.own}.items(), key=lambda part: -part[1])[:3]
+        largest = ", ".join(f"{name} {_gb(size)}" for name, size in parts)
+        text = f"{_gb(alone)} of {_gb(machine.memory)} ({largest})"
+        if alone <= machine.memory:
+            yield Finding(what, "ok", text)
+        elif machine.devices > 1 and need.sharded and need.total(machine.devices) <= machine.memory:
+            shared = _gb(need.total(machine.devices))
+            yield Finding(what, "note", f"{text}; {shared} each when sharded over {machine.devices} devices")
+        else:
+            changes = remedy(profile, need.stage, machine, a, lengths)
+            hint = f"fits with {' '.join(f'--set {name}={_yaml(value)}' for name, value in (changes or {}).items())}"
+            least = need.total(10**6)
+            wanted = "take a smaller model or more memory"
+            if need.sharded and least <= machine.memory:
+                count = next(n for n in range(2, 10**6) if need.total(n) <= machine.memory)
+                wanted = f"shard it over {count} such devices or take a smaller model"
+            yield Finding(what, "refused", f"{text}; {hint if changes else wanted}")
+
+
+def _disk(made: plan.Plan, machine: Machine, a: Architecture, lengths: Lengths) -> Finding:
+    need = disk_bytes(made, a, lengths)
+    if machine.disk == float("inf"):
+        return Finding("disk", "note", f"{_gb(need)} for one seed")
+    state: State = "ok" if need <= machine.disk else "refused"
+    hint = "" if state == "ok" else "; set SPIN_HOME to a larger disk, or lower spin.epochs_shown or spin.subsets"
+    return Finding("disk", state, f"{_gb(need)} of {_gb(machine.disk)} for one seed{hint}")
+
+
+def disk_bytes(made: plan.Plan, a: Architecture, lengths: Lengths) -> float:
+    """Bytes of all steps' artifacts of one seed, and of the state that a running step keeps for resuming."""
+    profile, one = made.profile, memory_model.checkpoint(a)
+    spin = profile.spin
+    total = float(one if profile.model.source in ("tiny", "gguf_package") else one / 2)  # the hub's are bfloat16
+    total += len(profile.released) * one / 2
+    trainings = [made.profile.sft, spin.training, profile.dpo and profile.dpo.training]
+    states = [memory_model.optimizer_state(a, settings) for settings in trainings if settings]
+    for step in made:
+        if step.stage in ("sft", "spin", "subset", "dpo"):
+            total += one
+        if step.name == "spin-0" and spin.epochs_shown:
+            total += one * (spin.training.epochs - 1)
+        if step.stage == "epochs":
+            total += one * (spin.epochs_shown - spin.training.epochs) + memory_model.optimizer_state(a, spin.training)
+        if step.stage == "pairs":
+            total += lengths.spin_rows * 4 * (lengths.prompt + lengths.real + lengths.generated)
+    return total + (2 * max(states) if states and not profile.released else 0)  # a new state is whole before the old goes
+
+
+def _hours(made: plan.Plan, machine: Machine, a: Architecture, lengths: Lengths) -> Finding:
+    predicted = forecast.hours(made, machine, a, lengths)
+    by_stage: dict[str, float] = {}
+    for name, value in predicted.items():
+        stage = made.steps[name].stage
+        by_stage[stage] = by_stage.get(stage, 0) + value
+    parts = ", ".join(f"{stage} {_time(value)}" for stage, value in by_stage.items() if value)
+    counted = "tokens counted from the rows" if lengths.known else (
+        f"assumed {lengths.prompt}, {lengths.real} and {lengths.generated} tokens for prompt, real and generated response"
+    )
+    text = (
+        f"about {_time(sum(predicted.values()))} for {len(predicted)} unfinished steps ({parts}); cost model at "
+        f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bandwidth / 1e9:.3g} GB/s a device, of which "
+        f"{Run().utilisation:.0%} are reached; {counted}"
+    )
+    measured = clock.expected_seconds(made.profile.name)
+    if measured:
+        known = sum(measured.get(name, 0) for name in predicted) / 3600
+        text += f"; these steps took {_time(known)} where the results were measured"
+    return Finding("time", "ok", text)
+
+
+def _hub(asked: Mapping[hub_access.Wanted, hub_access.Access]) -> list[Finding]:
+    """What the hub says, repositories of the same answer together."""
+    alike: dict[hub_access.Access, list[str]] = {}
+    for repository, access in asked.items():
+        alike.setdefault(access, []).append(repository.name)
+    return [Finding("hub", access.state, f"{', '.join(names)}: {access.text}") for access, names in alike.items()]
+
+
+def _rows(profile: Profile) -> tuple[dict[str, Any] | None, list[Finding]]:
+    """Demonstrations by split, None if they cannot be read now, and what to say about them."""
+    if not plan.needs_data(profile):
+        return None, []
+    expected = profile.demonstrations.expected_rows
+    try:
+        made = load_demonstrations(profile.demonstrations)
+    except RowError as error:
+        hub = profile.demonstrations.source == "hub"
+        away = hub and bool(profile.demonstrations.revision) and "expected_rows" not in str(error)
+        return None, [Finding("demonstrations", "unknown" if away else "refused", str(error))]
+    splits = {split: getattr(made, split) for split in stages.SPLITS}
+    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items() if rows)
+    return splits, [Finding("demonstrations", "ok", sizes + (f"; {expected:,} as expected" if expected else ""))]
+
+
+def _versions() -> Finding:
+    """Installed versions against the lock. A build such as 2.13.0+cpu counts as 2.13.0."""
+    lock = paths.REPOSITORY / "requirements.lock"
+    if not lock.is_file():
+        return Finding("versions", "unknown", "no requirements.lock beside the package; run from a checkout")
+    wanted = [line.split("==") for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line]
+    other = []
+    for name, version in wanted:
+        try:
+            installed = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            installed = "missing"
+        if installed.partition("+")[0] != version.partition("+")[0]:
+            other.append(f"{name} {installed} instead of {version}")
+    if not other:
+        return Finding("versions", "ok", f"all {len(wanted)} packages as in requirements.lock")
+    more = f" and {len(other) - 5} more" if len(other) > 5 else ""
+    return Finding("versions", "note", f"{', '.join(other[:5])}{more}; make setup installs the lock")
+
+
+def _gb(size: float) -> str:
+    if size < 1e9:
+        return f"{size / 1e6:.0f} MB"
+    return f"{size / 1e9:.1f} GB" if size < 1e11 else f"{size / 1e9:.0f} GB"
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,73 @@
+"""Faults that show only when the inputs are put together: rows under a tokenizer, graders, further tasks.
+
+Each of them would otherwise end a run at its first evaluation, after hours of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spin_utils import families, models
+from spin_utils.demonstrations import DemonstrationError, Demonstrations
+from spin_utils.input_settings import TemplateSettings
+from spin_utils.rows import Row, RowError, listed
+from spin_utils.settings import Profile
+
+
+def check(profile: Profile, demonstrations: Demonstrations) -> None:
+    """Refuse inputs that do not fit together.
+
+    Args:
+        profile: the validated profile.
+        demonstrations: from `demonstrations.load`.
+
+    Raises:
+        ModelError: a model folder that cannot be trained, or whose tokenizer does not fit model or template.
+        RowError: a row with a grader that is none, or too long for the template; no held-out rows.
+        EvaluationError: a further task that cannot be loaded.
+    """
+    if profile.model.source == "directory":
+        from spin_utils import model_folder
+
+        model_folder.check(Path(profile.model.path), profile.template)
+    if profile.evaluation.suite == "local" and not demonstrations.test:
+        raise DemonstrationError(
+            f"{profile.demonstrations.train or profile.demonstrations.source}: no rows are held out to evaluate on; "
+            "give at least 10 rows (a tenth is held out), or set demonstrations.test or demonstrations.test_rows"
+        )
+    if profile.demonstrations.source == "file":
+        _check_graders(demonstrations)
+        if profile.model.source == "directory":  # other tokenizers are made or unpacked by the first stage
+            check_lengths(models.load_tokenizer(Path(profile.model.path)), profile.template, vars(demonstrations))
+    if profile.evaluation.tasks:
+        from spin_utils import evaluation  # takes seconds
+
+        evaluation.check_tasks(profile.evaluation.tasks)
+
+
+def _check_graders(demonstrations: Demonstrations) -> None:
+    """A response that gets no full marks from its own row's grader means that the grader cannot judge answers."""
+    faults = [
+        f"row {row['id']}: the grader gives the row's own response no full marks; correct it or leave grader out"
+        for row in (*demonstrations.sft, *demonstrations.validation, *demonstrations.test)
+        if "grader" in row and families.grade(row, row["response"]) != 1.0
+    ]
+    if faults:
+        raise RowError(listed(faults))
+
+
+def check_lengths(tokenizer: Any, template: TemplateSettings, splits: Mapping[str, Sequence[Row]]) -> None:
+    """Encode every row once: one that is too long to be trained on or asked is found before training.
+
+    Raises:
+        TooLongError: names the split and the row.
+    """
+    from spin_utils.templates import TooLongError, encode_rows
+
+    for split, rows in splits.items():
+        try:
+            encode_rows(tokenizer, template, rows)
+        except TooLongError as error:
+            raise TooLongError(f"demonstrations, {split} {error}") from None

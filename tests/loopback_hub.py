@@ -1,0 +1,102 @@
+"""A hub on loopback: the few routes of huggingface.co that the kit uses, answered as the real one answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class LoopbackHub:
+    """What the hub holds and what it was asked."""
+
+    url: str = ""
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """config.json of models, by name."""
+    repositories: dict[str, str] = field(default_factory=dict)
+    """Commit of each repository, by `models/NAME` or `datasets/NAME`."""
+    gated: set[str] = field(default_factory=set)
+    requests: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
+    """Method, path, headers and body."""
+
+
+@contextmanager
+def serve(hub: LoopbackHub) -> Iterator[LoopbackHub]:
+    """Run the hub on a free port of this machine."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._note(b"")
+            path = self.path.partition("?")[0]
+            if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/revision/([^/]+)", path):
+                return self._repository(f"{found[1]}/{found[2]}", found[3])
+            if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/auth-check", path):
+                gated = f"{found[1]}/{found[2]}" in hub.gated
+                return self._answer(403, {}, "GatedRepo") if gated else self._answer(200, {})
+            if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)", path):
+                return self._repository(f"{found[1]}/{found[2]}", None)
+            return self._answer(404, {}, "EntryNotFound")
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self._note(body)
+            if self.path == "/api/repos/create":
+                asked = json.loads(body)
+                owner = f"{asked.get('organization') or 'me'}/{asked['name']}"
+                hub.repositories[f"models/{owner}"] = "f" * 40
+                return self._answer(200, {"url": f"{hub.url}/{owner}", "name": owner})
+            if self.path.endswith("/preupload/main"):
+                files = json.loads(body)["files"]
+                modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
+                return self._answer(200, {"files": modes})
+            if self.path.endswith("/commit/main"):
+                name = self.path.removeprefix("/api/models/").removesuffix("/commit/main")
+                answer = {"commitUrl": f"{hub.url}/{name}/commit/{'e' * 40}", "commitOid": "e" * 40, "success": True}
+                return self._answer(200, answer)
+            return self._answer(404, {}, "EntryNotFound")
+
+        def _repository(self, place: str, revision: str | None) -> None:
+            commit = hub.repositories.get(place)
+            if commit is None:
+                return self._answer(404, {}, "RepoNotFound")
+            if revision not in (None, commit, "main"):
+                return self._answer(404, {}, "RevisionNotFound")
+            return self._answer(200, {"id": place.partition("/")[2], "sha": commit, "siblings": [], "private": False})
+
+        def _note(self, body: bytes) -> None:
+            hub.requests.append((self.command, self.path, dict(self.headers), body))
+
+        def _answer(self, status: int, data: dict[str, Any], error: str = "") -> None:
+            body = json.dumps(data).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            if error:
+                self.send_header("X-Error-Code", error)
+                self.send_header("X-Error-Message", error)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
