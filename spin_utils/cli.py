@@ -119,6 +119,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
             "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
         )
         return 1
+    if arguments.dry_run:
+        return 0
     log.info(clock.account(plans))
     for kind, folder in (("tables", paths.results(profile.name)), ("figures", paths.figures(profile.name))):
         log.info("%s: %s", kind, paths.relative(folder))

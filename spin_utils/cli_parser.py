@@ -73,7 +73,7 @@ def build() -> argparse.ArgumentParser:
         "--profile smoke",
         "--seeds 0,1,2",
         "--model path/to/model --data rows.jsonl --name mine",
-        "--set spin.training.beta=0.5 --name beta-0.5",
+        "--set spin.betas=[0.5] --name half-beta",
     )
     _with_changes(sub)
     sub.add_argument("--jobs", type=int, default=0, help="steps at the same time (default: one for each GPU, or 1)")

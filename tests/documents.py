@@ -23,8 +23,13 @@ NOT_RUN = {
     ".venv/bin/python docs/make_map.py": "writes into the repository; test_map.py calls its functions",
 }
 """Commands that no test types, and why."""
-SLOW = (".venv/bin/spin-repro bench --runs 3 --only sample_vs_generate",)
-"""Commands that `python -m pytest -m slow` types."""
+SLOW = (
+    ".venv/bin/spin-repro bench --runs 3 --only sample_vs_generate",
+    ".venv/bin/spin-repro reproduce --model path/to/model --data rows.jsonl",  # docs/your-data.md runs it by a name
+    ".venv/bin/spin-repro reproduce --profile with-colours.yaml",
+    ".venv/bin/spin-repro compare spin-3 sft --profile with-colours.yaml",
+)
+"""Commands that only `python -m pytest -m slow` types."""
 SERVERS = ("make lab",)
 """Commands that run until they are stopped: they are started, waited for and stopped."""
 
@@ -55,7 +60,7 @@ _WITH_PROFILE = ("reproduce", "plan", "step", "report", "verdicts", "compare", "
 def commands(page: str) -> list[str]:
     """The commands of a page's bash blocks in order, without comments: a line, or several up to the end of a text.
 
-    >>> commands("docs/several-gpus.md")[-1]
+    >>> commands("docs/several-gpus.md")[0]
     '.venv/bin/spin-repro reproduce --profile smoke --jobs 2'
     """
     found: list[str] = []

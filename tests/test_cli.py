@@ -115,11 +115,13 @@ def test_two_models_are_compared_on_the_same_items(home: Path, capsys: pytest.Ca
 def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    committed = paths.REPOSITORY / "results" / "cpu" / "seed-0" / "evaluations" / "sft.json"
+    link = results.read_json(committed)["provenance"]["chain"]["data"]
     for profile, ability, families in (("cpu", 0.2, 1), ("hinge", 0.4, 1), ("other", 0.4, 2)):
         for seed in (0, 1):
             document = synthetic.evaluation("spin-1", seed, ability=ability, items=40, profile=profile)
             settings = {"families": families, "spin_rows": ability}
-            document["provenance"]["chain"] = {"data": synthetic.link("data", settings=settings)}
+            document["provenance"]["chain"] = {"data": {**link, "settings": settings}}
             results.write_json(results.evaluation_path(home / "results" / profile, seed, "spin-1"), document)
     status, out = outcome(capsys, "compare", "hinge/spin-1", "spin-1", "--json")
     assert status == 0

@@ -6,6 +6,7 @@ import re
 import shutil
 import tomllib
 from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -81,3 +82,14 @@ def test_committed_results_come_from_a_clean_tree() -> None:
     for path in (ROOT / "results").glob("*/seed-*/*/*.json"):
         chain = results.read_json(path)["provenance"]["chain"]
         assert not any(link["dirty"] for link in chain.values()), path
+
+
+def test_badges_say_what_the_project_says() -> None:
+    badges = re.findall(
+        r"\[!\[([^\]]+)\]\(https://img\.shields\.io/badge/([^)]+)-blue\)\]", (ROOT / "README.md").read_text()
+    )
+    said = {text: unquote(path).replace("--", "\0").replace("-", " ").replace("\0", "-") for text, path in badges}
+    python = PROJECT["requires-python"].removeprefix(">=")
+    true = [f"licence {PROJECT['license']}", f"python {python} or newer"]
+    assert list(said) == list(said.values()) == true
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
