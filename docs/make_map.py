@@ -49,8 +49,6 @@ PURPOSES = {
     "ground": "files and the process",
 }
 COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#b15928", "#6a3d9a", "#777777", "#444444")
-UPWARDS = {("trackers", "live_curve")}
-"""The exceptions: a curve that is drawn while a model trains, imported only when someone watches."""
 COMMON = ("settings", "ground")
 """Storeys that everyone uses: drawn without lines, which would hide the others."""
 WIDTH, MARGIN, LEFT, ROW, GAP, BOX = 1180, 10, 150, 46, 12, 24
@@ -95,7 +93,7 @@ def storey_of(imports: Imports) -> dict[str, int]:
     names = list(STOREYS)
     for room, used in imports.items():
         for other in sorted(used):
-            if storeys[other] < storeys[room] and (room, other) not in UPWARDS:
+            if storeys[other] < storeys[room]:
                 raise ValueError(
                     f"{room} ({names[storeys[room]]}) imports {other} ({names[storeys[other]]}), which lies above it; "
                     "move what both need further down"
@@ -185,7 +183,6 @@ def page(imports: Imports, purposes: Mapping[str, str]) -> str:
         "<!-- written by docs/make_map.py from the code, do not edit -->",
         "A room is a module of [`spin_utils`](../spin_utils). Imports go down only: a room uses rooms of its own "
         "storey and of those below.",
-        *(f"The exception: `{room}` uses `{other}`, and only when it is asked to." for room, other in sorted(UPWARDS)),
         "Left out are lines that follow from others, and all lines to the two lowest storeys, which everyone uses.",
         "",
         "![Every module and what it imports, in ten storeys](rooms.svg)",

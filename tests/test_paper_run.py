@@ -100,10 +100,11 @@ def test_another_number_of_rows_than_the_papers_is_refused_before_anything_start
         stages.check_inputs(profile)
 
 
+@pytest.mark.slow
 def test_released_checkpoints_are_evaluated_without_training_and_fill_table_4_and_figure_2() -> None:
     quick = plan.make(profiles.load("paper", SMALL | QUICK | {"name": "paper-quick"}), 0)
     spin, base = stages.run(quick, "spin-0"), models.resolve(stages.run(quick, "base"))
-    released = {f"spin-{t}": {"source": "directory", "path": str(spin)} for t in (3,)}
+    released = {"spin-3": {"source": "directory", "path": str(spin)}}
     changes = {
         "model": {"source": "directory", "path": str(base)},
         "released": released,
@@ -114,8 +115,8 @@ def test_released_checkpoints_are_evaluated_without_training_and_fill_table_4_an
     assert {step.stage for step in made} == {"base", "evaluation"}
     assert made.models() == ["sft", "spin-3"]
     assert plan.first_tables([made]).inputs == tuple(f"eval-{model}" for model in made.models())
-    for line in ("zephyr-7b-sft-full", "SPIN iteration 3"):
-        row = next(text for text in table(profile, 4).splitlines() if line in text)
+    for line in ("| SFT ", "| SPIN iteration 3 "):
+        row = next(text for text in table(profile, 4).splitlines() if text.startswith(line))
         assert "—" not in row.split("|")[4], "a measured cell"
     assert (paths.figures(profile.name) / "figure2.png").is_file()
     chain = results.read_json(results.evaluation_path(paths.results(profile.name), 0, "spin-3"))["provenance"]["chain"]
