@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import smoke_home
 import synthetic_results as synthetic
+from filelock import FileLock
 from skip_list import (  # noqa: F401 - hooks of pytest
     pytest_collection_modifyitems,
     pytest_configure,
@@ -48,11 +49,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with a finished smoke reproduction; to be read only."""
-    home = tmp_path_factory.mktemp("home")
-    result = smoke_home.reproduce(home, "--profile", "smoke", "--jobs", "2")
-    assert result.returncode == 0, result.stdout
-    (home / "output.log").write_text(result.stdout)
+    """A home with a finished smoke reproduction, made once for all workers of pytest; to be read only."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with FileLock(home.with_suffix(".lock")):
+        if not (home / "output.log").is_file():
+            result = smoke_home.reproduce(home, "--profile", "smoke", "--jobs", "2")
+            assert result.returncode == 0, result.stdout
+            (home / "output.log").write_text(result.stdout)
     return home
 
 
