@@ -71,7 +71,7 @@ def pairs(plan: Plan, model: str) -> list[Example]:
 def moments(plan: Plan, model: str) -> dict[str, Path]:
     """Checkpoints of a training run in order: its start, the epochs that were kept, its end.
 
-    Iteration 0 keeps its epochs for Figure 4; of other runs there are the start and the end.
+    Iteration 0 keeps its epochs; of other runs there are the start and the end.
 
     Args:
         plan: the run.

@@ -48,7 +48,7 @@ def test_every_result_names_what_it_was_made_from(finished: Path) -> None:
     path = results.evaluation_path(finished / "results" / "smoke", 0, "spin-1")
     chain = json.loads(path.read_text())["provenance"]["chain"]
     assert list(chain) == ["data", "base", "sft", "pairs-0", "spin-0", "pairs-1", "spin-1", "eval-spin-1"]
-    for directory in finished.glob("artifacts/smoke/*/*-*"):
+    for directory in finished.glob("artifacts/smoke/[!.]*/[!.]*-*"):
         artifacts.verify(directory)
         digest = artifacts.file_hash(directory / "manifest.json")
         name = directory.name.rpartition("-")[0]

@@ -122,7 +122,7 @@ def test_bytes_of_checkpoints_and_saved_states_are_exact(family: str, tmp_path: 
     for name in ("rmsprop", "adamw"):
         settings = TrainingSettings(learning_rate=1e-6, optimizer=name)
         optimizer = MasterOptimizer(model, settings, torch.float32)
-        resuming.save_state(tmp_path / name, {}, resuming.SavedState(1, "float32", optimizer.tensors()))
+        resuming.save_state(tmp_path / name, {}, resuming.SavedState(1, "float32", optimizer.tensors(), []))
         (file,) = (tmp_path / name).glob("state-*/state.safetensors")
         assert tensor_bytes(file) == memory_model.optimizer_state(architecture, settings)
         optimizer.close()

