@@ -29,8 +29,6 @@ SLOW = (
     ".venv/bin/spin-repro reproduce --model path/to/model --data rows.jsonl",  # docs/your-data.md runs it by a name
     ".venv/bin/spin-repro reproduce --profile with-colours.yaml",
     ".venv/bin/spin-repro compare spin-3 sft --profile with-colours.yaml",
-    ".venv/bin/spin-repro reproduce --profile hinge.yaml",
-    ".venv/bin/spin-repro compare hinge/spin-3 cpu/spin-3",
 )
 """Commands that only `python -m pytest -m slow` types."""
 SERVERS = ("make lab",)
