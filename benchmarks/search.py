@@ -1,14 +1,16 @@
 """The search behind the cpu profile: settings compared on the validation rows, never on the test rows.
 
-    python -m benchmarks.search            run what is missing; rows go to results/cpu/search.jsonl
+    python -m benchmarks.search --seeds 0 1      run what is missing; rows go to results/cpu/search.jsonl
 
-Every row holds the settings that differ from the profile as it is now, the model, and its score.
+Every row holds the settings that differ from the profile of its commit, the model, and its score.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +19,35 @@ import torch
 from spin_utils import artifacts, models, paths, plan, profiles, runtime, stages
 from spin_utils.evaluation import evaluate
 
-SEED = 0
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"spin.learning_rates": [1.0e-5], "spin.betas": [0.1]},
+FIXED = {"demonstrations.wordings": "fixed", "demonstrations.validation_rows": 600, "demonstrations.test_rows": 900}
+TWO = {**FIXED, "sft.epochs": 2}
+STARTS = ("sft", "sft-more-1")
+SPIN = ("spin-0-epoch-1", "spin-0")
+VARIANTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    (TWO, (*STARTS, *SPIN)),
+    ({**TWO, "spin.learning_rates": [2.0e-5], "spin.betas": [1.0]}, SPIN),
+    ({**TWO, "spin.learning_rates": [5.0e-6], "spin.betas": [0.1]}, SPIN),
+    ({**TWO, "spin.learning_rates": [1.0e-5], "spin.betas": [1.0]}, SPIN),
+    ({**TWO, "spin.training.batch_size": 16}, SPIN),
+    (FIXED, (*STARTS, *SPIN)),
 ]
-"""Changes to the profile, by dotted name."""
-MODELS = ("sft", "sft-more-1", "spin-0-epoch-1", "spin-0", "spin-0-epoch-5")
+"""Changes to the profile, by dotted name, and the models that are scored."""
 
 log = logging.getLogger("spin_utils.search")
 
 
 def main() -> None:
     """Score the models of every variant that has no row yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    seeds = parser.parse_args().seeds
     runtime.configure()
     record = paths.results("cpu") / "search.jsonl"
     known = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
-    for change in VARIANTS:
-        steps = plan.make(profiles.load("cpu", {**change, "name": "cpu-search"}), SEED)
-        for model in MODELS:
-            key = {"changes": change, "model": model, "plan": steps.steps[f"eval-{model}"].directory.name}
+    for (change, names), seed in product(VARIANTS, seeds):
+        steps = plan.make(profiles.load("cpu", {**change, "name": "cpu-search"}), seed)
+        for model in names:
+            key = {"changes": change, "model": model, "plan": steps.steps[f"eval-{model}"].directory.name, "seed": seed}
             if any(key.items() <= row.items() for row in known):
                 continue
             row = key | _score(steps, model)
@@ -59,7 +70,6 @@ def _score(steps: plan.Plan, model: str) -> dict[str, Any]:
     families = {task: round(100 * summary["value"], 1) for task, summary in result["tasks"].items()}
     commit = artifacts.environment()["commit"]
     return {
-        "seed": SEED,
         "n": len(result["items"]),
         "average": round(100 * result["average"], 2),
         "by_family": families,

@@ -70,9 +70,12 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
     if settings.source == "reasoning_gym":
         sizes = {"train": settings.sft_rows}
         sizes |= {"validation": settings.validation_rows or 0, "test": settings.test_rows or 0}
-        splits = families.generate(settings.families, sizes, seed=settings.seed)
+        splits = families.generate(settings.families, sizes, seed=settings.seed, wordings=settings.wordings)
         made = _demonstrations(settings, splits["train"], splits["validation"], splits["test"])
-        transfer = families.generate(settings.transfer, {"test": settings.transfer_rows}, seed=settings.seed)["test"]
+        held_out = {"test": settings.transfer_rows}
+        transfer = families.generate(settings.transfer, held_out, seed=settings.seed, wordings=settings.wordings)[
+            "test"
+        ]
         trained_on = {row["prompt"] for row in made.sft}
         for row in transfer:
             if row["prompt"] in trained_on:

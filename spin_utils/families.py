@@ -32,7 +32,7 @@ class FamilyError(ValueError):
 
 
 def generate(
-    families: Mapping[str, FamilySettings], sizes: Mapping[str, int], *, seed: int
+    families: Mapping[str, FamilySettings], sizes: Mapping[str, int], *, seed: int, wordings: str = "varied"
 ) -> dict[str, list[dict[str, Any]]]:
     """Demonstrations of all families, by split.
 
@@ -41,6 +41,7 @@ def generate(
         sizes: rows by split (`train`, `validation`, `test`); each family gets an equal share, the first ones one
             more where it does not divide.
         seed: of the items, their wording and their order.
+        wordings: `varied` or `fixed`, see `DemonstrationSettings`.
 
     Returns:
         Rows with `id`, `prompt`, `response`, `family` and `grader`, shuffled within each split. The first n training
@@ -56,7 +57,7 @@ def generate(
         rows = []
         for place, (name, family) in enumerate(families.items()):
             share, rest = divmod(sizes.get(split, 0), len(families))
-            rows += _rows(name, family, split, share + (place < rest), seed, seen)
+            rows += _rows(name, family, split, share + (place < rest), seed, seen, wordings)
         Random(f"order/{split}/{seed}").shuffle(rows)
         splits[split] = rows
     return {split: splits[split] for split in SPLITS}
@@ -86,7 +87,9 @@ def final_answer(response: str) -> str:
     return response.rpartition(_ANSWER)[2].strip()
 
 
-def _rows(name: str, family: FamilySettings, split: str, count: int, seed: int, seen: set[str]) -> list[dict[str, Any]]:
+def _rows(
+    name: str, family: FamilySettings, split: str, count: int, seed: int, seen: set[str], wordings: str
+) -> list[dict[str, Any]]:
     """`count` rows of one family; prompts already in `seen` are passed over, the new ones are added to it."""
     if count == 0:
         return []
@@ -97,6 +100,8 @@ def _rows(name: str, family: FamilySettings, split: str, count: int, seed: int, 
     for index in range(limit):
         # Through JSON once, so that a row read from a file equals the row in memory.
         entry = json.loads(json.dumps(dataset[index], default=str))
+        if wordings == "fixed":
+            rng = Random(f"wording/{name}/{seed}")
         written = write(family.dataset, entry, rng) if isinstance(entry["answer"], str) else None
         if written is None or written[0] in seen:
             continue

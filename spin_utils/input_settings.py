@@ -98,6 +98,9 @@ class DemonstrationSettings:
     """`reasoning_gym`: generated task families. `file`: JSON, JSONL or Parquet. `hub`: a pinned hub dataset."""
     families: dict[str, FamilySettings] = field(default_factory=dict)
     """Task families by name (`reasoning_gym`)."""
+    wordings: Literal["varied", "fixed"] = "varied"
+    """`varied`: every row of a family chooses among its ways to write a solution, so that two right answers can differ.
+    `fixed`: all rows of a family are written in the same way (`reasoning_gym`)."""
     train: str = ""
     """File with training rows (`file`) or split name (`hub`)."""
     validation: str = ""
