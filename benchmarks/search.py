@@ -19,17 +19,19 @@ import torch
 from spin_utils import artifacts, models, paths, plan, profiles, runtime, stages
 from spin_utils.evaluation import evaluate
 
-FIXED = {"demonstrations.wordings": "fixed", "demonstrations.validation_rows": 600, "demonstrations.test_rows": 900}
-TWO = {**FIXED, "sft.epochs": 2}
-STARTS = ("sft", "sft-more-1")
+ROWS = {"demonstrations.validation_rows": 600, "demonstrations.test_rows": 900}
+FIXED = {"demonstrations.wordings": "fixed", **ROWS, "sft.epochs": 2}
+VARIED = {**ROWS, "sft.epochs": 2}
 SPIN = ("spin-0-epoch-1", "spin-0")
 VARIANTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    (TWO, (*STARTS, *SPIN)),
-    ({**TWO, "spin.learning_rates": [2.0e-5], "spin.betas": [1.0]}, SPIN),
-    ({**TWO, "spin.learning_rates": [5.0e-6], "spin.betas": [0.1]}, SPIN),
-    ({**TWO, "spin.learning_rates": [1.0e-5], "spin.betas": [1.0]}, SPIN),
-    ({**TWO, "spin.training.batch_size": 16}, SPIN),
-    (FIXED, (*STARTS, *SPIN)),
+    (FIXED, ("sft", "sft-more-1", *SPIN)),
+    ({**FIXED, "spin.learning_rates": [2.0e-5], "spin.betas": [1.0]}, SPIN),
+    (VARIED, ("sft", "sft-more-1", *SPIN)),
+    ({**VARIED, "spin.learning_rates": [5.0e-6], "spin.betas": [0.1]}, SPIN),
+    ({**VARIED, "spin.learning_rates": [2.0e-6], "spin.training.batch_size": 16}, SPIN),
+    ({**FIXED, "spin.learning_rates": [2.0e-6], "spin.training.batch_size": 16}, SPIN),
+    ({**FIXED, "spin.learning_rates": [5.0e-6], "spin.betas": [0.1]}, SPIN),
+    ({**VARIED, "spin.learning_rates": [5.0e-6], "spin.training.batch_size": 16}, SPIN),
 ]
 """Changes to the profile, by dotted name, and the models that are scored."""
 
