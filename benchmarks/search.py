@@ -25,13 +25,12 @@ VARIED = {**ROWS, "sft.epochs": 2}
 SPIN = ("spin-0-epoch-1", "spin-0")
 VARIANTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     (FIXED, ("sft", "sft-more-1", *SPIN)),
-    ({**FIXED, "spin.learning_rates": [2.0e-5], "spin.betas": [1.0]}, SPIN),
+    ({**FIXED, "spin.learning_rates": [2.0e-5], "spin.betas": [1.0]}, SPIN[:1]),
+    ({**FIXED, "spin.learning_rates": [1.0e-6], "spin.training.batch_size": 16}, SPIN),
     (VARIED, ("sft", "sft-more-1", *SPIN)),
-    ({**VARIED, "spin.learning_rates": [5.0e-6], "spin.betas": [0.1]}, SPIN),
+    ({**VARIED, "spin.learning_rates": [1.0e-6], "spin.training.batch_size": 16}, SPIN),
+    ({**VARIED, "spin.learning_rates": [1.0e-6], "spin.betas": [0.1], "spin.training.batch_size": 16}, SPIN),
     ({**VARIED, "spin.learning_rates": [2.0e-6], "spin.training.batch_size": 16}, SPIN),
-    ({**FIXED, "spin.learning_rates": [2.0e-6], "spin.training.batch_size": 16}, SPIN),
-    ({**FIXED, "spin.learning_rates": [5.0e-6], "spin.betas": [0.1]}, SPIN),
-    ({**VARIED, "spin.learning_rates": [5.0e-6], "spin.training.batch_size": 16}, SPIN),
 ]
 """Changes to the profile, by dotted name, and the models that are scored."""
 
