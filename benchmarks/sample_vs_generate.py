@@ -33,7 +33,7 @@ from spin_utils.settings import GenerationSettings
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model directory or hub id")
-    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--prompt-tokens", type=int, default=40, help="mean of a log-normal length")
     parser.add_argument("--new-tokens", type=int, default=64, help="longest response")
     parser.add_argument("--mean-response", type=int, default=20, help="length aimed at in `ended`")

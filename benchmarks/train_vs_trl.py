@@ -42,9 +42,9 @@ CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 EOS, LONGEST = 1, 1000
 REGIMES = {"short": (40, 20, 20), "ultrachat": (128, 300, 230)}
 """Mean tokens of prompt, real and generated response; lengths are log-normal around them."""
-PAIRS = {"short": 64, "ultrachat": 8}
+PAIRS = {"short": 32, "ultrachat": 4}
 """Pairs in a global batch, unless --pairs says otherwise."""
-MICRO_BATCHES = {"short": (8, 16, 32, 64), "ultrachat": (1, 2, 4, 8)}
+MICRO_BATCHES = {"short": (8, 16, 32), "ultrachat": (1, 2, 4)}
 """Pairs in a micro-batch of TRL that the search tries."""
 
 

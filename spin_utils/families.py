@@ -100,9 +100,8 @@ def _rows(
     for index in range(limit):
         # Through JSON once, so that a row read from a file equals the row in memory.
         entry = json.loads(json.dumps(dataset[index], default=str))
-        if wordings == "fixed":
-            rng = Random(f"wording/{name}/{seed}")
-        written = write(family.dataset, entry, rng) if isinstance(entry["answer"], str) else None
+        choice = rng if wordings == "varied" else Random(f"wording/{name}/{seed}")
+        written = write(family.dataset, entry, choice) if isinstance(entry["answer"], str) else None
         if written is None or written[0] in seen:
             continue
         row: dict[str, Any] = {

@@ -54,6 +54,17 @@ def test_no_prompt_occurs_twice_even_where_items_are_few() -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_fixed_wordings_write_every_row_of_a_family_alike() -> None:
+    sums = {"sums": FamilySettings("chain_sum", {"min_terms": 3, "max_terms": 3})}
+
+    def styles(wordings: str) -> set[str]:
+        rows = generate(sums, {"train": 40, "test": 20}, seed=0, wordings=wordings)
+        return {re.sub(r"-?\d+|[-+]", "#", row["response"]) for split in rows.values() for row in split}
+
+    assert len(styles("fixed")) == 1
+    assert len(styles("varied")) == 3
+
+
 def test_shares_are_equal_and_sizes_exact() -> None:
     three = {name: ALL[name] for name in ("chain_sum", "gcd", "lcm")}
     splits = generate(three, {"train": 20, "validation": 4, "test": 0}, seed=0)
