@@ -1,6 +1,7 @@
 """The search behind the cpu profile: settings compared on the validation rows, never on the test rows.
 
     python -m benchmarks.search --seeds 0 1      run what is missing; rows go to results/cpu/search.jsonl
+    python -m benchmarks.search --seeds          only write their summary, results/cpu/search.md
 
 Every row holds the settings that differ from the profile of its commit, the model, and its score.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import statistics
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 
 from spin_utils import artifacts, models, paths, plan, profiles, runtime, stages
 from spin_utils.evaluation import evaluate
+from spin_utils.writing import write_text
 
 ROWS = {"demonstrations.validation_rows": 600, "demonstrations.test_rows": 900}
 FIXED = {"demonstrations.wordings": "fixed", **ROWS, "sft.epochs": 2}
@@ -29,8 +32,6 @@ VARIANTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({**FIXED, "spin.learning_rates": [1.0e-6], "spin.training.batch_size": 16}, SPIN),
     (VARIED, ("sft", "sft-more-1", *SPIN)),
     ({**VARIED, "spin.learning_rates": [1.0e-6], "spin.training.batch_size": 16}, SPIN),
-    ({**VARIED, "spin.learning_rates": [1.0e-6], "spin.betas": [0.1], "spin.training.batch_size": 16}, SPIN),
-    ({**VARIED, "spin.learning_rates": [2.0e-6], "spin.training.batch_size": 16}, SPIN),
 ]
 """Changes to the profile, by dotted name, and the models that are scored."""
 
@@ -40,7 +41,7 @@ log = logging.getLogger("spin_utils.search")
 def main() -> None:
     """Score the models of every variant that has no row yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     seeds = parser.parse_args().seeds
     runtime.configure()
     record = paths.results("cpu") / "search.jsonl"
@@ -55,6 +56,29 @@ def main() -> None:
             log.info("%s", row)
             with record.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+    rows = [json.loads(line) for line in record.read_text().splitlines()]
+    write_text(record.with_suffix(".md"), summary([row for row in rows if "changes" in row]))
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table: the mean score over seeds, and the gain over SFT of the same data and seeds."""
+    text = "# The search behind the cpu profile\n\nWritten by `python -m benchmarks.search` from search.jsonl. "
+    text += "Average over the families on validation rows, in points, a mean over the training seeds named.\n\n"
+    text += "| changes to the profile of the time | model | seeds | rows | average | gain over SFT |\n"
+    text += "| --- | --- | --- | ---: | ---: | ---: |\n"
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((json.dumps(row["changes"]), row["model"]), []).append(row)
+    for (changes, model), found in groups.items():
+        start = json.dumps({k: v for k, v in json.loads(changes).items() if not k.startswith("spin.")})
+        sft = {row["seed"]: row["average"] for row in groups[start, "sft"]}
+        average = statistics.mean(row["average"] for row in found)
+        gain = statistics.mean(row["average"] - sft[row["seed"]] for row in found)
+        seeds = ", ".join(str(row["seed"]) for row in sorted(found, key=lambda row: row["seed"]))
+        named = ", ".join(f"`{name}: {value}`" for name, value in json.loads(changes).items()) or "none"
+        shown = "" if model == "sft" else f"{gain:+.1f}".replace("-", "−")
+        text += f"| {named} | {model} | {seeds} | {found[0]['n']} | {average:.1f} | {shown} |\n"
+    return text
 
 
 def _score(steps: plan.Plan, model: str) -> dict[str, Any]:
