@@ -18,6 +18,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import lm_eval.api.task
 import lm_eval.tasks
 import lm_eval.utils
 import yaml
@@ -109,7 +110,7 @@ def evaluate(
         loaded = _load(columns, include_path)
         everything = {name: task for leaves in loaded.values() for name, task in leaves.items()}
         chosen = {name: range(n) for leaves in loaded.values() for name, n in _counts(leaves, settings.limit).items()}
-        with _compiled_once():
+        with _compiled_once(), _without_bars():
             output = run_tasks(
                 lm, {"tasks": everything, "groups": {}}, samples=chosen, bootstrap_iters=0, log_samples=True
             )
@@ -303,6 +304,18 @@ def _without_hint() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """lm-eval draws a bar on standard error, red in a notebook, while it reads a task's items; the kit has its own."""
+    module: Any = lm_eval.api.task
+    drawn = module.tqdm
+    module.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        module.tqdm = drawn
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Figures are made with matplotlib's objects, never with pyplot, so drawing leaves no global state behind and
 needs no display. Ours is solid with filled markers, the paper's is dashed and hollow. The iterations go from
-light to dark blue, so their order survives grey printing and colour-blind eyes; DPO is orange, SFT grey.
+light to dark blue, so their order survives grey printing and colour-blind eyes; DPO is orange, SFT grey, and
+their bars have patterns.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ COLOURS = {
     "spin-3-dpo": "#c24a00",
 }
 """Colour of a model, everywhere."""
+
+HATCHES = {"sft": "....", "dpo": "////"}
+"""Patterns of bars that would be as grey as their neighbours."""
 
 INK = "#1a1a1a"
 FAINT = "#9a9a9a"

@@ -7,7 +7,8 @@ Pictures of training and of pairs, which the paper does not have, come from `tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from spin_utils import published
 from spin_utils.figure_style import (
     COLOURS,
     FAINT,
+    HATCHES,
     INK,
     colour,
     footnote,
@@ -53,28 +55,31 @@ def figure2(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
     gains = _gains(scores, CHAIN, tasks, seed)
     printed = [published.score(model, "average") or 0.0 for model in CHAIN]
     with style():
-        figure = new_figure(4.4)
-        ours, theirs, gain = figure.subplots(3, 1)
+        figure = new_figure(3.2)
+        grid = figure.add_gridspec(2, 2)
+        ours, theirs, gain = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :]))
         _points(ours, range(5), [estimates.get(model) for model in CHAIN], COLOURS["spin-2"])
         theirs.plot(range(5), printed, color=INK, **_HOLLOW)
-        for x, value in enumerate(printed):
-            _value(theirs, x, value, f"{value:.2f}")
-        _points(gain, range(5), [gains.get(model) for model in CHAIN], COLOURS["spin-2"], numbers=False)
-        gain.plot(range(5), [value - printed[0] for value in printed], color=INK, zorder=4, **_HOLLOW)
+        _ends(ours, [estimates[model].difference if model in estimates else np.nan for model in CHAIN], 1)
+        _ends(theirs, printed, 2)
+        # Side by side, so that no interval of ours lies under a point of theirs.
+        _points(gain, np.arange(5) - 0.05, [gains.get(model) for model in CHAIN], COLOURS["spin-2"])
+        gain.plot(np.arange(5) + 0.05, [value - printed[0] for value in printed], color=INK, zorder=4, **_HOLLOW)
         gain.axhline(0, color=FAINT, lw=0.6, zorder=1)
-        gain.annotate("paper", (4, printed[4] - printed[0]), (5, -2), textcoords="offset points", fontsize=6)
-        if "spin-3" in gains:
-            end = gains["spin-3"].difference
-            gain.annotate("ours", (4, end), (5, -2), textcoords="offset points", fontsize=6, color=COLOURS["spin-2"])
-        ours.set_title(f"Ours ({profile}): mean of {len(stand_ins)} tasks")
-        theirs.set_title("Paper: mean of the six leaderboard benchmarks")
+        _name_ends(gain, gains["spin-3"].difference if "spin-3" in gains else None, printed[4] - printed[0])
+        ours.set_title(f"Ours ({profile}): {len(stand_ins)} tasks")
+        theirs.set_title("Paper: six benchmarks")
         gain.set_title("Gain over SFT (ours: paired, on the same items)")
-        for ax in (ours, theirs, gain):
-            ax.set_ylabel("points")
-            ax.set_xlim(-0.35, 4.55)
-            ax.set_xticks(range(5), _CHAIN_TICKS)
+        for ax in (ours, theirs):
+            ax.set_xlim(-2.7, 6.2)
+            ax.set_xticks(range(5), ("SFT", *"0123"))
+            ax.set_xlabel("iteration")
+        gain.set_xlim(-0.35, 4.55)
+        gain.set_xticks(range(5), _CHAIN_TICKS)
+        for ax in (ours, gain):
+            ax.set_ylabel("mean score (points)" if ax is ours else "points")
         _frame_panels(ours, theirs, bool(estimates), "no evaluations")
-        footnote(figure, _absent(estimates, CHAIN) if estimates else "")
+        footnote(figure, _note(scores, estimates, CHAIN))
     return figure
 
 
@@ -95,18 +100,25 @@ def figure3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
             found |= set(estimates)
             for place, model in enumerate(_BARS):
                 y = row - 0.4 + (place + 0.5) * height
-                hatch = "////" if model == "dpo" else None
                 if model in estimates:
                     estimate = estimates[model]
-                    ours.barh(y, estimate.difference, height, color=colour(model), hatch=hatch, edgecolor="white", lw=0)
+                    ours.barh(
+                        y,
+                        estimate.difference,
+                        height,
+                        color=colour(model),
+                        hatch=HATCHES.get(model),
+                        edgecolor="white",
+                        lw=0,
+                    )
                     ours.plot([estimate.low, estimate.high], [y, y], color="white", lw=1.7)
                     ours.plot([estimate.low, estimate.high], [y, y], color=INK, lw=0.7)
                 score = published.score(model, column)
-                theirs.barh(y, score or 0, height * 0.8, fc="white", ec=colour(model), hatch=hatch, lw=0.9)
+                theirs.barh(y, score or 0, height * 0.8, fc="white", ec=colour(model), hatch=HATCHES.get(model), lw=0.9)
             if not estimates:
                 ours.text(2, row, "no stand-in" if not tasks else "not run", va="center", color=FAINT, fontsize=6)
         names = [
-            published.BENCHMARK_LABELS[column] + (f"\n{_wrapped(tasks)}" if column != "average" and tasks else "")
+            published.BENCHMARK_LABELS[column] + (f"\n({_wrapped(tasks)})" if column != "average" and tasks else "")
             for column, tasks in columns
         ]
         ours.set_yticks(range(len(columns)), names)
@@ -118,7 +130,7 @@ def figure3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
             ax.set_xlim(0, 100)
             ax.tick_params(axis="y", length=0)
         _model_legend(figure, _BARS)
-        footnote(figure, _absent(dict.fromkeys(found), _BARS) if found else "")
+        footnote(figure, _note(scores, found, _BARS))
     return figure
 
 
@@ -138,28 +150,28 @@ def figure4(
     if models[epochs] not in set(scores["model"]):
         models[epochs] = "spin-0"
     printed = published.epochs().set_index(["benchmark", "epoch"])
-    absent = ""
+    note = ""
     with style():
         figure = new_figure(4.6)
         for row, benchmark in enumerate(("arc", "truthfulqa", "average")):
             tasks = [task for task, other in stand_ins.items() if benchmark in (other, "average")]
             ours, theirs = (figure.add_subplot(3, 2, 2 * row + column) for column in (1, 2))
             estimates = _estimates(scores, [*models, "spin-1"], tasks, seed) if tasks else {}
-            _points(ours, range(6), [estimates.get(model) for model in models], COLOURS["spin-0"], numbers=False)
+            _points(ours, range(6), [estimates.get(model) for model in models], COLOURS["spin-0"])
             theirs.plot(range(6), printed.loc[benchmark]["score"], color=INK, **_HOLLOW)
             _reference(theirs, float(printed.loc[benchmark]["reference"].iloc[0]), INK)
             if "spin-1" in estimates:
                 _reference(ours, estimates["spin-1"].difference, COLOURS["spin-1"])
             name = published.BENCHMARK_LABELS[benchmark]
-            ours.set_title(f"{name} (ours)" if benchmark == "average" else f"{name}: {', '.join(tasks)}")
+            ours.set_title(_fitted(f"{name} (ours)" if benchmark == "average" else f"{name}: {_named(tasks)}"))
             theirs.set_title(f"{name} (paper)")
             ours.set_ylabel("points")
             for ax in (ours, theirs):
                 ax.set_xticks(range(6))
                 ax.set_xlabel("epoch of iteration 0" if row == 2 else "")
             _frame_panels(ours, theirs, bool(estimates), "no stand-in" if not tasks else "no evaluations")
-            absent = _absent(estimates, [*models, "spin-1"]) if estimates else absent
-        footnote(figure, absent)
+            note = _note(scores, estimates, [*models, "spin-1"]) or note
+        footnote(figure, note)
     return figure
 
 
@@ -179,10 +191,11 @@ def figure5(
     with style():
         figure = new_figure(3.6)
         ours, theirs = figure.subplots(2, 1)
-        for method, models, tint in (("SFT", more, COLOURS["sft-more"]), ("SPIN", spin, COLOURS["spin-2"])):
-            _points(ours, places[method], [estimates.get(model) for model in models], tint, numbers=False)
+        lines = (("SFT", more, COLOURS["sft-more"], "s"), ("SPIN", spin, COLOURS["spin-2"], "o"))
+        for method, models, tint, marker in lines:
+            _points(ours, places[method], [estimates.get(model) for model in models], tint, marker)
             values = sizes[sizes["method"] == method]["average"].tolist()
-            theirs.plot(places[method], values, color=tint, **_HOLLOW)
+            theirs.plot(places[method], values, color=tint, **(_HOLLOW | {"marker": marker}))
             for place, (x, value) in enumerate(zip(places[method], values, strict=True)):
                 above = (place == 0) == (method == "SFT")  # the two start at nearly the same point
                 _value(theirs, x, value, f"{value:.2f}", above=above)
@@ -201,7 +214,7 @@ def figure5(
             ax.set_xlim(-0.4, 5.75)
         theirs.set_xlabel("prompts seen by SPIN; further rows seen by SFT")
         _frame_panels(ours, theirs, bool(estimates), "no evaluations")
-        footnote(figure, _absent(estimates, (*spin, *more[1:])) if estimates else "")
+        footnote(figure, _note(scores, estimates, (*spin, *more[1:])))
     return figure
 
 
@@ -229,17 +242,33 @@ def _gains(scores: pd.DataFrame, models: Sequence[str], tasks: Sequence[str], se
 
 
 def _points(
-    axes: Axes, places: Sequence[int], estimates: Sequence[Estimate | None], tint: str, *, numbers: bool = True
+    axes: Axes, places: Sequence[float] | np.ndarray, estimates: Sequence[Estimate | None], tint: str, marker: str = "o"
 ) -> None:
     """A solid line with filled markers and interval bars; it breaks where a model is missing."""
     means = [np.nan if estimate is None else estimate.difference for estimate in estimates]
-    axes.plot(places, means, color=tint, marker="o", zorder=3)
+    axes.plot(places, means, color=tint, marker=marker, zorder=3)
     for x, estimate in zip(places, estimates, strict=True):
-        if estimate is None:
-            continue
-        axes.plot([x, x], [estimate.low, estimate.high], color=tint, lw=0.9, zorder=2)
-        if numbers:
-            _value(axes, x, estimate.difference, f"{estimate.difference:.1f}")
+        if estimate is not None:
+            axes.plot([x, x], [estimate.low, estimate.high], color=tint, lw=0.9, zorder=2)
+
+
+def _ends(axes: Axes, values: Sequence[float], digits: int) -> None:
+    """The first and the last value that there are, on the outer sides of their points, clear of line and intervals."""
+    known = [x for x, value in enumerate(values) if not np.isnan(value)]
+    for x, place, align in ((known[0], (-5, 0), "right"), (known[-1], (5, 0), "left")) if known else ():
+        text = f"{values[x]:.{digits}f}"
+        axes.annotate(text, (x, values[x]), place, textcoords="offset points", ha=align, va="center", fontsize=6)
+
+
+def _name_ends(axes: Axes, ours: float | None, theirs: float) -> None:
+    """Say which line is whose, at their ends: the upper name above, the lower one below, so that they never meet."""
+    above = ours is None or theirs >= ours
+    names = [("paper", theirs, INK, above)]
+    if ours is not None:
+        names.append(("ours", ours, COLOURS["spin-2"], not above))
+    for name, y, tint, up in names:
+        place, align = ((7, 1), "bottom") if up else ((7, -1), "top")
+        axes.annotate(name, (4, y), place, textcoords="offset points", va=align, fontsize=6, color=tint)
 
 
 def _value(axes: Axes, x: float, y: float, text: str, *, above: bool = False) -> None:
@@ -264,15 +293,29 @@ def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str) -> None:
 def _model_legend(figure: Figure, models: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
-    patches = [Patch(fc=colour(model), hatch="////" if model == "dpo" else None, ec="white", lw=0) for model in models]
+    patches = [Patch(fc=colour(model), hatch=HATCHES.get(model), ec="white", lw=0) for model in models]
     names = [label(model).replace("SPIN iteration", "SPIN iter.") for model in models]
     figure.legend(patches, names, loc="outside upper center", ncols=3, handlelength=1.2, columnspacing=1.2)
 
 
+def _named(tasks: Sequence[str]) -> str:
+    return ", ".join(tasks).replace("_", " ")
+
+
 def _wrapped(tasks: Sequence[str]) -> str:
-    return ", ".join(tasks).replace("_", " ").replace(" ", "\n", 1)
+    return _named(tasks).replace(" ", "\n", 1)
 
 
-def _absent(found: Mapping[str, object], wanted: Sequence[str]) -> str:
+def _fitted(title: str) -> str:
+    """Broken into lines that fit above half a column."""
+    return textwrap.fill(title, 24)
+
+
+def _note(scores: pd.DataFrame, found: Collection[str], wanted: Sequence[str]) -> str:
+    """What the interval bars are, and which models are missing; nothing where nothing of ours is drawn."""
+    if not found:
+        return ""
+    seeds = scores["seed"].nunique()
+    over = f"items and {seeds} training seeds" if seeds > 1 else "items; one training seed"
     missing = [label(model) for model in wanted if model not in found]
-    return f"Not run: {'; '.join(missing)}." if missing else ""
+    return f"95 % intervals over {over}." + (f" Not run: {'; '.join(missing)}." if missing else "")

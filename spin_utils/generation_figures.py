@@ -146,10 +146,10 @@ def convergence(measured: pd.DataFrame, bounds: pd.DataFrame, *, seed: int = 0) 
             length.annotate("real", (3, real), (4, 2), textcoords="offset points", fontsize=6, color=REAL)
         footnote(
             figure,
-            "95 % intervals over prompts and training seeds. JSD of data and model: bound log 2 - loss (Lemma C.2) on "
-            "held-out pairs drawn afresh from the model, in the direction that the next iteration learnt, scaled by "
-            "cross-validation. It is only as good as that direction: a falling bound does not prove a falling JSD. "
-            "Other panels: samples at temperature 1 for SPIN's prompts."
+            "95 % intervals over prompts and training seeds. JSD of data and model: bound "
+            "log\u00a02\u00a0−\u00a0loss (Lemma C.2) on held-out pairs drawn afresh from the model, in the direction "
+            "that the next iteration learnt, scaled by cross-validation. It is only as good as that direction: a "
+            "falling bound does not prove a falling JSD. Other panels: samples at temperature 1 for SPIN's prompts."
             + _not_run(measured, "generations of")
             + _not_run(bounds, "held-out pairs against"),
         )

@@ -31,20 +31,33 @@ FIGURES = {
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 72rem; margin: 0 auto; padding: 1rem; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; } nav a { margin-right: 1rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; margin: 0.5rem 0; }
-th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; vertical-align: top; }
+th, td { padding: 0.25rem 0.6rem; text-align: right; vertical-align: top; } thead th { vertical-align: bottom; }
 tr { border-bottom: 1px solid #e5e5e5; }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2), .verdicts th, .words { text-align: left; }
-td.words { white-space: pre-wrap; min-width: 14rem; }
-.verdicts td.words { min-width: 8rem; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2), .verdicts :is(th, td), .words { text-align: left; }
+td.words { white-space: pre-wrap; min-width: 14rem; overflow-wrap: anywhere; }
+.verdicts td { min-width: 7rem; } .verdicts small { display: block; color: #555; }
+.paper td:nth-child(-n+2) { white-space: nowrap; }
 caption { text-align: left; font-weight: 600; padding: 0.4rem 0; }
 .notes { font-size: 0.8rem; color: #555; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } img { width: 100%; }
-pre { overflow-x: auto; font-size: 0.75rem; background: #f6f6f6; padding: 0.6rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1.5rem; }
+figure { margin: 0; } figcaption { font-size: 0.9rem; } img { width: 100%; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.75rem; background: #f6f6f6; padding: 0.6rem; }
 .outcome { white-space: nowrap; font-weight: 600; } .reproduced { color: #00639c; } .not-reproduced { color: #b03a00; }
-@media print { h2 { break-before: page; } figure, table { break-inside: avoid; } .wide { overflow: visible; } }
+@media (max-width: 40rem) {
+  .verdicts thead { display: none; } .verdicts :is(table, tbody, tr, td) { display: block; }
+  .verdicts tr { padding: 0.5rem 0; } .verdicts td { padding: 0; } .verdicts td:empty { display: none; }
+  .verdicts td[data-name]::before { content: attr(data-name) " "; color: #555; }
+  table { font-size: 0.8rem; } th, td { padding: 0.2rem 0.35rem; } td.words { min-width: 10rem; }
+  .paper td:nth-child(-n+2) { white-space: normal; }
+}
+@page { size: landscape; margin: 12mm; }
+@media print {
+  body { max-width: none; padding: 0; } nav { display: none; } table { font-size: 0.72rem; } pre { font-size: 0.6rem; }
+  h2 { break-after: avoid; } .page { break-before: page; } .wide { overflow: visible; }
+  figure, tr, .paper table { break-inside: avoid; } .figures { grid-template-columns: repeat(3, 1fr); }
+}
 """
 
 
@@ -66,14 +79,18 @@ def write(profile: Profile) -> Path:
         f"<p>{items} held-out items of {scores['task'].nunique()} tasks; training seeds {', '.join(map(str, seeds))}. "
         'The paper: <a href="https://arxiv.org/abs/2401.01335">arXiv 2401.01335</a>. Ours are other tasks and another '
         "model than the paper's unless the profile is the paper's: compare gains, not levels.</p>",
-        "<h2>Verdicts</h2>",
+        '<nav><a href="#verdicts">Verdicts</a><a href="#figures">Figures</a><a href="#tables">Tables</a>'
+        '<a href="#claims">Every claim</a><a href="#provenance">Where the numbers come from</a></nav>',
+        '<h2 id="verdicts">Verdicts</h2>',
         _summary(drawn.findings),
-        _findings(drawn.findings),
-        '<h2>Figures</h2><div class="figures">',
+        _findings([finding for finding in drawn.findings if _is_whole(finding)], numbers=False),
+        '<h2 id="figures" class="page">Figures</h2><div class="figures">',
         *(_figure(paths.figures(profile.name) / f"{name}.png", title) for name, title in FIGURES.items()),
-        "</div><h2>Tables</h2>",
+        '</div><h2 id="tables" class="page">Tables</h2>',
         *(_table(table) for table in drawn.tables),
-        "<h2>Where the numbers come from</h2>",
+        '<h2 id="claims" class="page">Every claim, one by one</h2>',
+        _findings([finding for finding in drawn.findings if not _is_whole(finding)]),
+        '<h2 id="provenance" class="page">Where the numbers come from</h2>',
         f"<p>Every artifact behind {escape(results.label(last))}, by training seed. <code>spin-repro provenance MODEL"
         "</code> prints the same for any model.</p>",
         *(f"<pre>{escape(provenance.describe(profile.name, seed, last))}</pre>" for seed in seeds),
@@ -101,35 +118,53 @@ def _plain(markdown: str) -> str:
     return markdown.replace("*", "").replace("`", "")
 
 
-def _findings(findings: Sequence[Finding]) -> str:
-    header = ("id", "statement", "where", "verdict", "paper", "ours")
-    rows = [
-        [
-            f"<td>{escape(finding.id)}</td>",
-            f'<td class="words">{escape(finding.statement)}</td>',
-            f'<td class="words">{escape(finding.where)}</td>',
-            f'<td class="words"><span class="outcome {finding.verdict.replace(" ", "-")}">{escape(finding.verdict)}'
-            f"</span> {escape(finding.reason)}</td>",
-            f"<td>{escape(verdicts.shown(finding.paper))}</td>",
-            f"<td>{escape(verdicts.with_interval(finding))}</td>",
-        ]
-        for finding in findings
-    ]
+def _is_whole(finding: Finding) -> bool:
+    """Whether a row judges a whole table or figure, and not one claim."""
+    return finding.id.startswith(("table-", "figure-"))
+
+
+def _findings(findings: Sequence[Finding], *, numbers: bool = True) -> str:
+    """Rows of verdicts; whole tables and figures have no numbers of their own."""
+    header = ("statement", "verdict", *(("paper", "ours") if numbers else ()), "where")
+    rows = []
+    for finding in findings:
+        named = {
+            "paper": verdicts.shown(finding.paper),
+            "ours": _unbroken(verdicts.with_interval(finding)),
+            "where": finding.where,
+        }
+        rows.append(
+            [
+                f"<td>{escape(finding.statement)}<small>{escape(finding.id)}</small></td>",
+                f'<td><span class="outcome {finding.verdict.replace(" ", "-")}">{escape(finding.verdict)}</span> '
+                f"{escape(finding.reason)}</td>",
+                *(f'<td data-name="{name}">{escape(named[name])}</td>' for name in header[2:]),
+            ]
+        )
     return f'<div class="verdicts">{_rows(header, rows)}</div>'
+
+
+def _unbroken(text: str) -> str:
+    """A value and its interval may stand on two lines, an interval on one."""
+    return text.replace(", ", ",\u00a0") if "[" in text else text
 
 
 def _table(table: Table) -> str:
     def cell(column: int, text: str) -> str:
-        return f'<td class="words">{escape(text)}</td>' if column == table.text else f"<td>{escape(text)}</td>"
+        words = column == table.text
+        return f'<td class="words">{escape(text)}</td>' if words else f"<td>{escape(_unbroken(text))}</td>"
 
     rows = [[cell(column, text) for column, text in enumerate(line)] for line in table.lines]
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
-    body = _rows(table.header, rows, caption=f"Table {table.number}. {table.title}")
-    return f'{body}<ul class="notes">{notes}</ul>'
+    header = [name.replace("_", " ") for name in table.header]
+    body = _rows(header, rows, caption=f"Table {table.number}. {table.title}", text=table.text)
+    return f'<div class="paper">{body}<ul class="notes">{notes}</ul></div>'
 
 
-def _rows(header: Iterable[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+def _rows(header: Iterable[str], rows: Iterable[Sequence[str]], caption: str = "", text: int | None = None) -> str:
+    head = "".join(
+        f"<th{' class=words' if column == text else ''}>{escape(name)}</th>" for column, name in enumerate(header)
+    )
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'

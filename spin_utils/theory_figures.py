@@ -69,7 +69,7 @@ def fixed_point(data: Tensor, opponent: Tensor, betas: Sequence[float]) -> Figur
         right.axhline(math.log(2), color=FAINT, ls=":", lw=1)
         right.text(0.3, math.log(2), "staying: log 2", va="bottom", fontsize=6)
         right.set_title("opponent ≠ data")
-        right.set_xlabel("λ, policy = data")
+        right.set_xlabel("λ, policy at the data")
         left.set_ylabel("loss (nats)")
     return figure
 
@@ -170,7 +170,7 @@ def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float], steps
         path = theory.descend(opponent, data, beta=1.0, steps=steps, learning_rate=0.2)
         for beta, shade, dash in zip(betas, _SHADES, _DASHES, strict=False):
             policies = (opponent + (path - opponent) / beta).log_softmax(-1)
-            distance = theory.divergence(data, policies).clamp(min=floor)
+            distance = theory.divergence(data, policies)
             bottom.plot(range(1, steps + 1), distance[1:], color=shade, ls=dash, label=f"λ = {beta:g}")
         values = [float(theory.population_loss(policy, opponent, data, beta=1.0)) for policy in path]
         top.plot(range(1, steps + 1), values[1:], color=INK)
@@ -182,6 +182,7 @@ def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float], steps
         bottom.set_xlabel("gradient step")
         bottom.set_xscale("log")
         bottom.set_yscale("log")
+        bottom.set_ylim(bottom=floor)
         figure.legend(*bottom.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.2)
     return figure
 

@@ -46,6 +46,7 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) 
             for axes in panels:
                 say_why_empty(axes, "no training records")
             return figure
+        total = training[training["model"].isin(present)].groupby("model")["step"].max().sum()
         start = 0.0
         for model in present:
             rows = training[training["model"] == model]
@@ -55,7 +56,8 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) 
             _curve(rewards, rows, "rewards_real", start, REAL)
             _curve(rewards, rows, "rewards_generated", start, GENERATED, dashes="--")
             _curve(margin, rows, "margin", start, tint)
-            name = label(model).replace("SPIN iteration", "iter.") if model else ""
+            word = "iter." if end - start > total / 8 else ""  # a short one has room for its number only
+            name = label(model).replace("SPIN iteration", word).strip() if model else ""
             loss.text((start + end) / 2, 1.02, name, transform=loss.get_xaxis_transform(), ha="center", fontsize=6.5)
             for axes in panels:
                 axes.axvline(end, color=FAINT, lw=0.4, zorder=0)
@@ -65,8 +67,9 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) 
         for axes in (rewards, margin):
             axes.axhline(0, color=FAINT, lw=0.6, zorder=0)
         rewards.margins(y=0.2)
-        rewards.text(0.01, 0.9, "real", color=REAL, transform=rewards.transAxes)
-        rewards.text(0.01, 0.05, "generated (dashed)", color=GENERATED, transform=rewards.transAxes)
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        rewards.text(0.01, 0.9, "real", color=REAL, transform=rewards.transAxes, bbox=ground)
+        rewards.text(0.01, 0.05, "generated (dashed)", color=GENERATED, transform=rewards.transAxes, bbox=ground)
         for axes, quantity in zip(panels, ("loss", "reward", "margin"), strict=True):
             axes.set_ylabel(f"{quantity} (nats)")
         margin.set_xlabel("optimizer step")

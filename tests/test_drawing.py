@@ -56,7 +56,9 @@ def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
     page = report.write(profiles.load("cpu")).read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt; **bold** [link](http://example.org)" in page
     assert "<script" not in page
-    assert re.findall(r'(?:src|href)="(?!data:)([^"]*)"', page) == ["https://arxiv.org/abs/2401.01335"]
+    assert re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page) == ["https://arxiv.org/abs/2401.01335"]
     assert page.count("<img ") == len(FIGURES)
     assert page.count("<caption>Table ") == 8
-    assert page.index("<h2>Verdicts") < page.index("<h2>Figures") < page.index("<h2>Tables")
+    sections = re.findall(r'<h2 id="(\w+)"', page)
+    assert sections == re.findall(r'href="#(\w+)"', page) == ["verdicts", "figures", "tables", "claims", "provenance"]
+    assert page.index("<small>table-4<") < page.index('id="figures"') < page.index("<small>average-final<")

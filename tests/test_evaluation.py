@@ -60,6 +60,13 @@ def as_result(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"profile": "smoke", "seed": 0, "model": "sft", "provenance": {}}
 
 
+def test_an_evaluation_writes_nothing_to_standard_error(
+    model: PreTrainedModel, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
+    assert capsys.readouterr().err == ""
+
+
 def test_rows_are_graded_by_their_grader_or_by_exact_match(
     model: PreTrainedModel,
     rows: list[dict[str, Any]],

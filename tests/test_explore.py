@@ -109,6 +109,18 @@ def test_a_table_shows_what_a_model_wrote_as_it_is() -> None:
     assert cells == [hostile, "3"]
 
 
+def test_a_table_says_where_there_is_nothing() -> None:
+    assert "empty" in text_tables.show(pd.DataFrame({"answer": ["  "]})).data
+    assert "nothing to show" in text_tables.show(pd.DataFrame({"answer": []})).data
+
+
+def test_settings_are_shown_by_name_and_a_missing_stage_as_none() -> None:
+    profile = profiles.load("smoke")
+    shown = text_tables.settings(generation=profile.generation, sft=None).data
+    assert f"temperature&nbsp;<b>{profile.generation.temperature}</b>" in shown
+    assert "<i>sft</i>: none" in shown
+
+
 def test_headless_a_control_gives_the_picture_of_its_first_value() -> None:
     assert controls.show(lambda n: n + 1, n=IntSlider(value=4)) == 5
 
