@@ -87,7 +87,7 @@ def judge(
     Args:
         scores: From `results.load_evaluations`.
         stand_ins: Every task and the benchmark it stands in for, "" for none.
-        times: Columns `stage`, `iteration`, `seconds`, a row per training seed.
+        times: Columns `seed`, `stage`, `iteration`, `seconds`.
         training: From `results.load_training`.
         transfer: As `scores`, of tasks that nothing was trained on, which stand in for the benchmarks of Table 6.
         transfer_stand_ins: As `stand_ins`, of these tasks.
@@ -244,17 +244,22 @@ def _times(row: Row, blank: Finding, times: pd.DataFrame | None) -> Finding:
     above, below = (tuple(part) for part in row.ratio)
     paper = float(hours[above]) / float(hours[below])
     finding = replace(blank, verdict="not run", paper=paper, paper_holds=True)
-    columns = [] if times is None else [_seconds(times, *part) for part in (above, below)]
-    if not columns or not columns[0] or not columns[1]:
-        missing = below if columns and columns[0] else above
-        return replace(finding, reason=f"{missing[0]} of iteration {missing[1]} was not run")
-    ratios = [a / b for a, b in zip(*columns, strict=False)]
+    columns = [_seconds(times, *part) for part in (above, below)]
+    for part, column in zip((above, below), columns, strict=True):
+        if column.empty:
+            return replace(finding, reason=f"{part[0]} of iteration {part[1]} was not run")
+    ratios = (columns[0] / columns[1]).dropna().tolist()  # by seed
+    if not ratios:
+        return replace(finding, reason="no training seed has both times")
     estimate = Estimate(sum(ratios) / len(ratios), min(ratios), max(ratios), 1.0, 0, len(ratios), "range over seeds")
     return _judged(finding, estimate, row.claim, row.margin, paper if row.value is None else row.value)
 
 
-def _seconds(times: pd.DataFrame, stage: str, iteration: int) -> list[float]:
-    return times["seconds"][(times["stage"] == stage) & (times["iteration"] == iteration)].tolist()
+def _seconds(times: pd.DataFrame | None, stage: str, iteration: int) -> pd.Series[float]:
+    """Seconds by training seed."""
+    if times is None:
+        return pd.Series(dtype=float)
+    return times[(times["stage"] == stage) & (times["iteration"] == iteration)].set_index("seed")["seconds"]
 
 
 def _training(row: Row, blank: Finding, training: pd.DataFrame | None) -> Finding:
