@@ -87,7 +87,7 @@ def test_every_stage_and_every_table_of_the_paper_profile_with_four_prompts() ->
     models_of_the_paper |= {f"spin-{t}" for t in range(4)} | {f"spin-0-epoch-{e}" for e in (1, 3, 4, 5)}
     assert set(made.models()) == models_of_the_paper
     for model in made.models():
-        record = results.read_json(results.evaluation_path(paths.results(profile.name), 0, model))
+        record = results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", model))
         assert set(record["tasks"]) == set(paper_suite.LEADERBOARD)
     for number in (1, 2, 3, 4, 6, 7, 8):
         assert "was not evaluated" not in table(profile, number), number
@@ -119,8 +119,8 @@ def test_released_checkpoints_are_evaluated_without_training_and_fill_table_4_an
         row = next(text for text in table(profile, 4).splitlines() if text.startswith(line))
         assert "—" not in row.split("|")[4], "a measured cell"
     assert (paths.figures(profile.name) / "figure2.png").is_file()
-    chain = results.read_json(results.evaluation_path(paths.results(profile.name), 0, "spin-3"))["provenance"]["chain"]
-    assert list(chain) == ["spin-3", "eval-spin-3"]
+    record = results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", "spin-3"))
+    assert list(record["provenance"]["chain"]) == ["spin-3", "eval-spin-3"]
 
 
 def test_released_checkpoints_are_refused_until_their_revisions_are_given(capsys: pytest.CaptureFixture[str]) -> None:
