@@ -30,7 +30,8 @@ _RULE = (
     "`statistics.verdict`, the margins are in `registry.yaml`. A line that ends in -size asks whether a difference is "
     "as large as the paper's, which is another question than whether it has the same sign. A table or figure is "
     "reproduced if all claims that belong to it are. Scores are in points; our tasks stand in for the paper's "
-    "benchmarks. Of {intervals} intervals at 95 %, about {chance} miss their true value by chance."
+    "benchmarks. Of {intervals} intervals at 95 %, about {chance} miss their true value by chance; for times the range "
+    "over training seeds stands in the interval's place, and one seed alone has none."
 )
 _PAPER = (
     "*In the paper* tells whether a claim holds for the paper's own printed numbers. *Noise* compares the paper's "
@@ -325,7 +326,7 @@ def tally(outcomes: Iterable[str]) -> str:
 
 def rule(findings: Sequence[Finding]) -> str:
     """How verdicts are given, in words, with how many intervals miss by chance."""
-    intervals = sum(finding.low is not None for finding in findings)
+    intervals = sum(finding.n is not None for finding in findings)  # times are of no items
     return _RULE.format(intervals=intervals, chance=round(intervals / 20))
 
 

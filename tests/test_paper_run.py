@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -15,6 +14,8 @@ from spin_utils import drawing, models, paper_suite, paths, plan, profiles, publ
 from spin_utils.cli import main
 from spin_utils.models import ModelError
 from spin_utils.rows import RowError, read_rows
+
+pytestmark = pytest.mark.usefixtures("module_home")
 
 SMALL: dict[str, Any] = {
     "model": {"source": "tiny", "name": "mistral"},
@@ -34,16 +35,6 @@ def hub() -> Iterator[None]:
         patch.setattr(datasets, "load_dataset", Hub(items=4, examples=30))
         datasets.disable_progress_bars()
         yield
-
-
-@pytest.fixture(scope="module")
-def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def _home(module_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPIN_HOME", str(module_home))
 
 
 def run_whole(profile: Any) -> plan.Plan:

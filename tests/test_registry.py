@@ -110,6 +110,11 @@ def test_times_are_compared_as_ratios_over_seeds(findings):
     assert findings["table-2"].verdict == "reproduced"
 
 
+def test_ranges_of_times_are_not_counted_as_intervals(findings):
+    resampled = [finding for finding in findings.values() if finding.low is not None and "time-" not in finding.id]
+    assert f"Of {len(resampled)} intervals at 95 %" in verdicts.rule(list(findings.values()))
+
+
 def test_a_time_is_compared_with_that_of_its_own_seed():
     row = next(row for row in registry.load() if row.id == "time-training-doubles")
     slower = TIMES.assign(seconds=TIMES["seconds"] * (1 + TIMES["seed"]))
