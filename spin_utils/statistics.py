@@ -1,4 +1,4 @@
-"""How sure a number is: standard errors, paired bootstrap intervals, and verdicts by a stated rule.
+"""How sure a number is: paired bootstrap intervals, and verdicts by a stated rule.
 
 All models are scored on the same items, so a difference is judged on per-item differences: much of what makes
 an item hard is common to both models and cancels. Items are resampled within their task, because the average
