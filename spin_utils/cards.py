@@ -50,7 +50,7 @@ def text(profile: Profile, model: str, seed: int = 0) -> str:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     settings = _training(profile, model)
-    record = results.read_json(results.evaluation_path(paths.results(profile.name), seed, model))
+    record = results.read_json(results.path_of(paths.results(profile.name), seed, "evaluations", model))
     label = results.label(model)
     name = f"{label} ({profile.name})"
     scores = [
@@ -135,7 +135,7 @@ def _checked(made: Plan, model: str, seed: int) -> Path:
     step = made.steps[f"eval-{model}"].inputs[0]
     directory = made.directory(step)
     artifacts.verify(directory)
-    path = results.evaluation_path(paths.results(made.profile.name), seed, model)
+    path = results.path_of(paths.results(made.profile.name), seed, "evaluations", model)
     link = results.read_json(path)["provenance"]["chain"].get(step)
     if link is None or link["manifest_sha256"] != artifacts.file_hash(directory / artifacts.MANIFEST):
         raise CardError(f"{model}: {paths.relative(path)} is of another checkpoint; run `spin-repro reproduce` again")

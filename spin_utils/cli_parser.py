@@ -127,7 +127,7 @@ def build() -> argparse.ArgumentParser:
     sub = command("step", "make one step of the plan, as the Snakefile does", "spin-0 --profile smoke --seed 1")
     sub.add_argument("name", help="such as spin-0; `spin-repro plan` lists them")
     _with_profile(sub)
-    sub.add_argument("--seed", type=int, default=0, help="training seed")
+    _with_seed(sub)
     sub.add_argument("--seeds", default="0", help="seeds of the tables")
     sub.add_argument("--gpus", type=int, default=0, help="GPUs to take for it alone (default: 0, whatever is there)")
     sub = command("report", "one HTML page of a run: verdicts, figures, tables, provenance", "--profile smoke")
@@ -162,7 +162,7 @@ def build() -> argparse.ArgumentParser:
     )
     sub.add_argument("model", help="row of a table, such as sft or spin-3")
     _with_profile(sub)
-    sub.add_argument("--seed", type=int, default=0, help="training seed")
+    _with_seed(sub)
     kinds = ("evaluations", "transfer", "training", "generations", "heldout", "mt_bench")
     sub.add_argument("--kind", choices=kinds, default="evaluations", help="which measurement (default: evaluations)")
     _with_json(sub)
@@ -202,10 +202,14 @@ def _with_profile(sub: argparse.ArgumentParser) -> None:
     _file(option)
 
 
+def _with_seed(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--seed", type=int, default=0, help="training seed")
+
+
 def _with_trained_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", required=True, help="row of a table, such as spin-3")
     _with_profile(sub)
-    sub.add_argument("--seed", type=int, default=0, help="training seed")
+    _with_seed(sub)
 
 
 def _with_changes(sub: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from spin_utils import paths, results
+from spin_utils.profiles import nearest
 from spin_utils.statistics import paired_bootstrap
 
 
@@ -21,11 +22,11 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
 
     Returns:
         A row per task that both were given and one for their unweighted mean: `task`, the two scores, `difference`,
-        its 95 % interval `low` and `high`, `p_value`, `items` and `seeds`.
+        its 95 % interval `low` and `high`, `p_value`, `items` and `seeds`; all over the training seeds that both have.
 
     Raises:
-        ResultsError: no or invalid results, or two runs on different data.
-        StatisticsError: a model was not evaluated, or no training seed has both.
+        ResultsError: no or invalid results, a model that was not evaluated, no training seed or task that has both,
+            or two runs on different data.
     """
     if model == other:
         raise results.ResultsError(f"{model}: is compared with itself; name another model")
@@ -35,16 +36,22 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
         scores = results.load_evaluations(folder)
         if scores.empty:
             raise results.ResultsError(f"{paths.relative(folder)}: no evaluations; reproduce it first")
+        if plain not in set(scores["model"]):
+            there = nearest(plain, sorted(scores["model"].unique()))
+            raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of {plain}{there}")
         sides.append(scores[scores["model"] == plain].assign(model=name))
         tested_on.append(_test_rows(folder))
     if tested_on[0] != tested_on[1]:
         raise results.ResultsError(f"{model} and {other}: their test rows differ, so their items do not pair up")
-    scores = pd.concat(sides)
-    names = sorted(set.intersection(*(set(side["task"]) for side in sides if len(side))))
+    seeds, names = (set.intersection(*(set(side[column]) for side in sides)) for column in ("seed", "task"))
+    for what, found in (("training seed", seeds), ("task", names)):
+        if not found:
+            raise results.ResultsError(f"{model} and {other}: no {what} has both; evaluate the missing ones")
+    both = pd.concat(side[side["seed"].isin(seeds)] for side in sides)
     rows = []
-    for title, tasks in [*((name, [name]) for name in names), ("average", names)]:
-        one, two = (paired_bootstrap(scores, {name: 1}, tasks=tasks).times(100).difference for name in (model, other))
-        gain = paired_bootstrap(scores, {model: 1, other: -1}, tasks=tasks).times(100)
+    for title, tasks in [*((name, [name]) for name in sorted(names)), ("average", sorted(names))]:
+        one, two = (paired_bootstrap(both, {name: 1}, tasks=tasks).times(100).difference for name in (model, other))
+        gain = paired_bootstrap(both, {model: 1, other: -1}, tasks=tasks).times(100)
         rows.append(
             {
                 "task": title,

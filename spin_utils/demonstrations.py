@@ -70,12 +70,10 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
     if settings.source == "reasoning_gym":
         sizes = {"train": settings.sft_rows}
         sizes |= {"validation": settings.validation_rows or 0, "test": settings.test_rows or 0}
-        splits = families.generate(settings.families, sizes, seed=settings.seed, wordings=settings.wordings)
+        how: dict[str, Any] = {"seed": settings.seed, "wordings": settings.wordings}
+        splits = families.generate(settings.families, sizes, **how)
         made = _demonstrations(settings, splits["train"], splits["validation"], splits["test"])
-        held_out = {"test": settings.transfer_rows}
-        transfer = families.generate(settings.transfer, held_out, seed=settings.seed, wordings=settings.wordings)[
-            "test"
-        ]
+        transfer = families.generate(settings.transfer, {"test": settings.transfer_rows}, **how)["test"]
         trained_on = {row["prompt"] for row in made.sft}
         for row in transfer:
             if row["prompt"] in trained_on:

@@ -147,7 +147,7 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str]
         training: from `results.load_training`.
 
     Returns:
-        Columns `stage`, `iteration`, `seconds`, a row per training seed; and the device, in words.
+        Columns `seed`, `stage`, `iteration`, `seconds`; and the device, in words.
     """
     links: dict[tuple[int, str], dict[str, Any]] = {}
     for seed, chain in results.chains(folder):
@@ -161,8 +161,8 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str]
         if link["stage"] == "spin":
             steps = training[(training["seed"] == seed) & (training["model"] == name)]
             stage, seconds = "training", steps["seconds"].sum()
-        rows.append({"stage": stage, "iteration": int(name.split("-")[1]), "seconds": seconds})
-    return pd.DataFrame(rows, columns=["stage", "iteration", "seconds"]), device
+        rows.append({"seed": seed, "stage": stage, "iteration": int(name.split("-")[1]), "seconds": seconds})
+    return pd.DataFrame(rows, columns=["seed", "stage", "iteration", "seconds"]), device
 
 
 def page(profile: Profile, name: str) -> str:

@@ -59,7 +59,7 @@ def record(profile: str, seed: int, model: str, kind: str = "evaluations") -> di
         ProvenanceError: an input is not the artifact that the chain names.
     """
     results.label(model)
-    path = paths.results(profile) / f"seed-{seed}" / kind / f"{model}.json"
+    path = results.path_of(paths.results(profile), seed, kind, model)
     links = results.read_json(path)["provenance"]["chain"]
     for name in reversed(links):
         _check_inputs(name, links)

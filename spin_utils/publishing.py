@@ -41,7 +41,7 @@ def publish(plans: list[Plan]) -> list[Path]:
             if not _is_finished(step):
                 continue
             for folder, model, document in _documents(plan, step):
-                path = paths.results(plan.profile.name) / f"seed-{plan.seed}" / folder / f"{model}.json"
+                path = results.path_of(paths.results(plan.profile.name), plan.seed, folder, model)
                 identity = {"profile": plan.profile.name, "seed": plan.seed, "model": model}
                 document = {"schema": results.SCHEMA, **document, **identity}
                 results.write_json(path, {**document, "provenance": provenance.chain(plan, step.name)})

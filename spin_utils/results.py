@@ -39,9 +39,6 @@ __all__ = [
     "SCHEMA",
     "chains",
     "ResultsError",
-    "evaluation_path",
-    "generations_path",
-    "heldout_path",
     "label",
     "load_evaluations",
     "load_generations",
@@ -49,9 +46,8 @@ __all__ = [
     "load_mt_bench",
     "load_summaries",
     "load_training",
-    "mt_bench_path",
+    "path_of",
     "read_json",
-    "training_path",
     "validate",
     "write_json",
 ]
@@ -70,29 +66,9 @@ _KINDS = {
 """Kind of the files in a folder."""
 
 
-def evaluation_path(results: Path, seed: int, model: str, kind_folder: Scored = "evaluations") -> Path:
-    """Where the evaluation of a model lies; `results` is results/PROFILE."""
-    return results / f"seed-{seed}" / kind_folder / f"{model}.json"
-
-
-def training_path(results: Path, seed: int, model: str) -> Path:
-    """Where the training record of a model lies; `results` is results/PROFILE."""
-    return results / f"seed-{seed}" / "training" / f"{model}.json"
-
-
-def generations_path(results: Path, seed: int, model: str) -> Path:
-    """Where the generations of a model lie; `results` is results/PROFILE."""
-    return results / f"seed-{seed}" / "generations" / f"{model}.json"
-
-
-def heldout_path(results: Path, seed: int, model: str) -> Path:
-    """Where the held-out pairs of an iteration lie; `results` is results/PROFILE."""
-    return results / f"seed-{seed}" / "heldout" / f"{model}.json"
-
-
-def mt_bench_path(results: Path, seed: int, model: str) -> Path:
-    """Where the grades of a model lie; `results` is results/PROFILE."""
-    return results / f"seed-{seed}" / "mt_bench" / f"{model}.json"
+def path_of(results: Path, seed: int, folder: str, model: str) -> Path:
+    """Where a file lies; `results` is results/PROFILE, `folder` one of those at the head of this module."""
+    return results / f"seed-{seed}" / folder / f"{model}.json"
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

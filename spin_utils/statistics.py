@@ -1,4 +1,4 @@
-"""How sure a number is: standard errors, paired bootstrap intervals, and verdicts by a stated rule.
+"""How sure a number is: paired bootstrap intervals, and verdicts by a stated rule.
 
 All models are scored on the same items, so a difference is judged on per-item differences: much of what makes
 an item hard is common to both models and cancels. Items are resampled within their task, because the average
@@ -8,7 +8,6 @@ several training seeds the seeds are resampled too.
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,18 +58,6 @@ class Estimate:
         return replace(self, difference=self.difference * factor, low=low, high=high)
 
 
-def standard_error(values: Sequence[float] | npt.NDArray[np.floating]) -> float:
-    """Standard error of a mean over independent items: sample standard deviation over sqrt(n).
-
-    >>> round(standard_error([0, 1, 1, 1]), 4)
-    0.25
-    """
-    array = np.asarray(values, dtype=float)
-    if array.size < 2:
-        raise StatisticsError(f"a standard error needs two items, not {array.size}")
-    return float(array.std(ddof=1) / math.sqrt(array.size))
-
-
 def paired_bootstrap(
     scores: pd.DataFrame,
     contrast: Mapping[str, float],
@@ -84,12 +71,12 @@ def paired_bootstrap(
     """Estimate a weighted sum of models' means on the same items, with a percentile bootstrap interval.
 
     One resample draws, within each task, as many items as it has, with replacement and for all models at
-    once. Items named SOURCE/NUMBER share a source: then sources are drawn, each with all its items. Of S > 1
-    training seeds it also draws S - 1, which makes the variance between seeds unbiased (Rao and Wu 1988; drawing
-    S would give (S - 1)/S of it). In simulations with S = 3 the interval covers 97-99 % where seeds hardly differ
-    beyond chance (it is then up to 1.7 times too wide), and 89 % where the difference between seeds is all there
-    is: three seeds cannot show their own spread. With one seed the interval covers the choice of items only, and
-    `method` says so.
+    once. Items named SOURCE/NUMBER share a source: then sources are drawn, each with all its items, unless all items
+    share one, which cannot show how sources differ. Of S > 1 training seeds it also draws S - 1, which makes the
+    variance between seeds unbiased (Rao and Wu 1988; drawing S would give (S - 1)/S of it). In simulations with S = 3
+    the interval covers 97-99 % where seeds hardly differ beyond chance (it is then up to 1.7 times too wide), and 89 %
+    where the difference between seeds is all there is: three seeds cannot show their own spread. With one seed the
+    interval covers the choice of items only, and `method` says so.
 
     Args:
         scores: Long table with `seed`, `model`, `task`, `id` and `column`.
@@ -173,7 +160,7 @@ def _contrasts_by_source(
     scores: pd.DataFrame, contrast: Mapping[str, float], tasks: Sequence[str], column: str
 ) -> tuple[dict[str, tuple[Array, Array]], list[int]]:
     """By task, the contrast summed over the items of each source, of shape (seeds, sources), and the sources' sizes;
-    and the seeds. An item without a source is its own."""
+    and the seeds. An item without a source is its own, and so is each where all items share one."""
     runs = scores[["model", "seed"]].drop_duplicates()
     seeds_of = {model: set(runs["seed"][runs["model"] == model]) for model in contrast}
     absent = [model for model, found in seeds_of.items() if not found]
@@ -194,8 +181,10 @@ def _contrasts_by_source(
         items = sum(
             (weight * values.loc[model].to_numpy(dtype=float) for model, weight in contrast.items()), np.zeros(())
         )
-        names = [str(item).rpartition("/")[0] or f"/{item}" for item in values.columns]
-        _, source, sizes = np.unique(names, return_inverse=True, return_counts=True)
+        sources = [str(item).rpartition("/")[0] or f"/{item}" for item in values.columns]
+        if len(set(sources)) == 1:
+            sources = list(map(str, values.columns))
+        _, source, sizes = np.unique(sources, return_inverse=True, return_counts=True)
         sums = np.array([np.bincount(source, weights=row, minlength=len(sizes)) for row in items])
         by_task[task] = sums, sizes.astype(float)
     return by_task, [int(number) for number in seeds]

@@ -70,7 +70,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine") -> Table:
     """Table 2: time of generation and training by iteration.
 
     Args:
-        times: Columns `stage` (generation, training), `iteration`, `seconds`; a row per training seed.
+        times: Columns `seed`, `stage` (generation, training), `iteration`, `seconds`.
         machine: Where the times were measured, for the note.
     """
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]

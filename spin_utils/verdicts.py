@@ -30,7 +30,8 @@ _RULE = (
     "`statistics.verdict`, the margins are in `registry.yaml`. A line that ends in -size asks whether a difference is "
     "as large as the paper's, which is another question than whether it has the same sign. A table or figure is "
     "reproduced if all claims that belong to it are. Scores are in points; our tasks stand in for the paper's "
-    "benchmarks. Of {intervals} intervals at 95 %, about {chance} miss their true value by chance."
+    "benchmarks. Of {intervals} intervals at 95 %, about {chance} miss their true value by chance; for times the range "
+    "over training seeds stands in the interval's place, and one seed alone has none."
 )
 _PAPER = (
     "*In the paper* tells whether a claim holds for the paper's own printed numbers. *Noise* compares the paper's "
@@ -87,7 +88,7 @@ def judge(
     Args:
         scores: From `results.load_evaluations`.
         stand_ins: Every task and the benchmark it stands in for, "" for none.
-        times: Columns `stage`, `iteration`, `seconds`, a row per training seed.
+        times: Columns `seed`, `stage`, `iteration`, `seconds`.
         training: From `results.load_training`.
         transfer: As `scores`, of tasks that nothing was trained on, which stand in for the benchmarks of Table 6.
         transfer_stand_ins: As `stand_ins`, of these tasks.
@@ -244,17 +245,22 @@ def _times(row: Row, blank: Finding, times: pd.DataFrame | None) -> Finding:
     above, below = (tuple(part) for part in row.ratio)
     paper = float(hours[above]) / float(hours[below])
     finding = replace(blank, verdict="not run", paper=paper, paper_holds=True)
-    columns = [] if times is None else [_seconds(times, *part) for part in (above, below)]
-    if not columns or not columns[0] or not columns[1]:
-        missing = below if columns and columns[0] else above
-        return replace(finding, reason=f"{missing[0]} of iteration {missing[1]} was not run")
-    ratios = [a / b for a, b in zip(*columns, strict=False)]
+    columns = [_seconds(times, *part) for part in (above, below)]
+    for part, column in zip((above, below), columns, strict=True):
+        if column.empty:
+            return replace(finding, reason=f"{part[0]} of iteration {part[1]} was not run")
+    ratios = (columns[0] / columns[1]).dropna().tolist()  # by seed
+    if not ratios:
+        return replace(finding, reason="no training seed has both times")
     estimate = Estimate(sum(ratios) / len(ratios), min(ratios), max(ratios), 1.0, 0, len(ratios), "range over seeds")
     return _judged(finding, estimate, row.claim, row.margin, paper if row.value is None else row.value)
 
 
-def _seconds(times: pd.DataFrame, stage: str, iteration: int) -> list[float]:
-    return times["seconds"][(times["stage"] == stage) & (times["iteration"] == iteration)].tolist()
+def _seconds(times: pd.DataFrame | None, stage: str, iteration: int) -> pd.Series[float]:
+    """Seconds by training seed."""
+    if times is None:
+        return pd.Series(dtype=float)
+    return times[(times["stage"] == stage) & (times["iteration"] == iteration)].set_index("seed")["seconds"]
 
 
 def _training(row: Row, blank: Finding, training: pd.DataFrame | None) -> Finding:
@@ -320,7 +326,7 @@ def tally(outcomes: Iterable[str]) -> str:
 
 def rule(findings: Sequence[Finding]) -> str:
     """How verdicts are given, in words, with how many intervals miss by chance."""
-    intervals = sum(finding.low is not None for finding in findings)
+    intervals = sum(finding.n is not None for finding in findings)  # times are of no items
     return _RULE.format(intervals=intervals, chance=round(intervals / 20))
 
 

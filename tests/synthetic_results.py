@@ -196,7 +196,7 @@ def write_mt_bench(root: Path, *, seeds=(0,), questions: int = 10) -> None:
     for seed in seeds:
         for model, ability in ABILITIES.items():
             document = mt_bench(model, seed, ability=ability, questions=questions)
-            results.write_json(results.mt_bench_path(root, seed, model), document)
+            results.write_json(results.path_of(root, seed, "mt_bench", model), document)
 
 
 def write_generations(root: Path, *, seeds=(0, 1), items: int = 30) -> None:
@@ -204,13 +204,13 @@ def write_generations(root: Path, *, seeds=(0, 1), items: int = 30) -> None:
     for seed in seeds:
         for place, (model, ability) in enumerate(ABILITIES.items()):
             document = evaluation(model, seed, ability=ability, items=items, names=TRANSFER)
-            results.write_json(results.evaluation_path(root, seed, model, "transfer"), document)
+            results.write_json(results.path_of(root, seed, "transfer", model), document)
             if model != "spin-3":
                 document = generations(model, seed, ability=ability, items=items)
-                results.write_json(results.generations_path(root, seed, model), document)
+                results.write_json(results.path_of(root, seed, "generations", model), document)
             if model != "sft":
                 document = heldout(model, seed, gap=1.2 / place, items=items)
-                results.write_json(results.heldout_path(root, seed, model), document)
+                results.write_json(results.path_of(root, seed, "heldout", model), document)
 
 
 def write(folder: Path, *, seeds=(0, 1, 2), models=None, items: int = 100) -> Path:
@@ -219,7 +219,7 @@ def write(folder: Path, *, seeds=(0, 1, 2), models=None, items: int = 100) -> Pa
     for seed in seeds:
         for model, ability in (ABILITIES if models is None else models).items():
             document = evaluation(model, seed, ability=ability, items=items)
-            results.write_json(results.evaluation_path(root, seed, model), document)
+            results.write_json(results.path_of(root, seed, "evaluations", model), document)
             if model != "sft" and "epoch" not in model:
-                results.write_json(results.training_path(root, seed, model), training(model, seed))
+                results.write_json(results.path_of(root, seed, "training", model), training(model, seed))
     return root

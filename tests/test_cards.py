@@ -52,7 +52,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
 
 
 def record(profile: Profile, model: str = "spin-0") -> dict[str, Any]:
-    return results.read_json(results.evaluation_path(paths.results(profile.name), 0, model))
+    return results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", model))
 
 
 def test_the_card_holds_the_numbers_of_the_results_and_the_settings_of_the_run(profile: Profile) -> None:

@@ -45,7 +45,7 @@ def test_one_command_leaves_results_tables_figures_and_executed_notebooks(finish
 
 
 def test_every_result_names_what_it_was_made_from(finished: Path) -> None:
-    path = results.evaluation_path(finished / "results" / "smoke", 0, "spin-1")
+    path = results.path_of(finished / "results" / "smoke", 0, "evaluations", "spin-1")
     chain = json.loads(path.read_text())["provenance"]["chain"]
     assert list(chain) == ["data", "base", "sft", "pairs-0", "spin-0", "pairs-1", "spin-1", "eval-spin-1"]
     for directory in finished.glob("artifacts/smoke/[!.]*/[!.]*-*"):

@@ -107,9 +107,22 @@ def test_two_models_are_compared_on_the_same_items(home: Path, capsys: pytest.Ca
     assert rows["average"]["difference"] == pytest.approx(means["spin-3"] - means["sft"])
     assert rows["average"]["low"] < rows["average"]["difference"] < rows["average"]["high"]
     assert rows["average"]["seeds"] == 2
-    status, out = outcome(capsys, "compare", "spin-9", "sft")
-    assert status == 2
-    assert "no evaluation of spin-9" in out
+    for models in (("spin-9", "sft"), ("spin-9", "spin-8")):
+        status, out = outcome(capsys, "compare", *models)
+        assert status == 2
+        assert "results/cpu: no evaluation of spin-9; did you mean 'spin-3'?" in out
+
+
+def test_the_scores_of_a_comparison_are_of_the_seeds_that_both_models_have(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = synthetic.write(home, seeds=(0, 1), items=30)
+    results.path_of(root, 1, "evaluations", "sft").unlink()
+    average = json.loads(outcome(capsys, "compare", "spin-3", "sft", "--json")[1])[-1]
+    assert average["seeds"] == 1
+    assert average["spin-3"] - average["sft"] == pytest.approx(average["difference"])
+    results.path_of(root, 0, "evaluations", "spin-3").unlink()
+    assert "spin-3 and sft: no training seed has both" in outcome(capsys, "compare", "spin-3", "sft")[1]
 
 
 def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
@@ -122,7 +135,7 @@ def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
             document = synthetic.evaluation("spin-1", seed, ability=ability, items=40, profile=profile)
             settings = {"families": families, "spin_rows": ability}
             document["provenance"]["chain"] = {"data": {**link, "settings": settings}}
-            results.write_json(results.evaluation_path(home / "results" / profile, seed, "spin-1"), document)
+            results.write_json(results.path_of(home / "results" / profile, seed, "evaluations", "spin-1"), document)
     status, out = outcome(capsys, "compare", "hinge/spin-1", "spin-1", "--json")
     assert status == 0
     average = json.loads(out)[-1]

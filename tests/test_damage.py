@@ -180,7 +180,7 @@ def test_every_flipped_bit_of_a_manifest_is_refused(made: Path) -> None:
 
 def test_every_flipped_bit_of_a_results_file_is_refused(tmp_path: Path) -> None:
     root = synthetic.write(tmp_path, seeds=(0,), models={"sft": 0.5}, items=3)
-    path = results.evaluation_path(root, 0, "sft")
+    path = results.path_of(root, 0, "evaluations", "sft")
     for _ in every_flip(path, 5):
         with pytest.raises(results.ResultsError, match="sft.json"):
             results.read_json(path)

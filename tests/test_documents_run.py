@@ -65,11 +65,17 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "SPIN_HOME": str(folder), "BROWSER": "true", **jupyter}
 
 
+TYPED: set[str] = set()
+"""Commands typed so far, at the size of a test: what two pages say need be typed once only."""
+
+
 @pytest.mark.parametrize("page", documents.PAGES)
 def test_the_commands_of_a_page_run(page: str, checkout: Path) -> None:
     for command in documents.commands(page):
-        if command not in (*documents.NOT_RUN, *documents.SLOW, *documents.SERVERS):
-            type_in(checkout, command)
+        if command in (*documents.NOT_RUN, *documents.SLOW, *documents.SERVERS) or documents.at_smoke(command) in TYPED:
+            continue
+        type_in(checkout, command)
+        TYPED.add(documents.at_smoke(command))
     for product in PRODUCTS.get(page, []):
         assert (checkout / product).exists(), product
     if page == "docs/your-data.md":

@@ -37,7 +37,7 @@ def test_transfer_tasks_fill_the_columns_that_the_profile_gives_them(home):
     families = {**profile.demonstrations.families, **profile.demonstrations.transfer}
     names = [*families, "unheard_of"]
     document = synthetic.evaluation("sft", 0, ability=0.0, items=3, names=names)
-    results.write_json(results.evaluation_path(root, 0, "sft", "transfer"), document)
+    results.write_json(results.path_of(root, 0, "transfer", "sft"), document)
     transfer = results.load_evaluations(root, kind_folder="transfer")
     assert drawing.stand_ins(profile, transfer) == {
         **{name: family.benchmark for name, family in families.items()},

@@ -26,15 +26,7 @@ from spin_utils import (
 from spin_utils.pairs import Pairs, PairsError
 from spin_utils.rows import RowError, read_rows
 
-
-@pytest.fixture(scope="module")
-def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def _home(module_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPIN_HOME", str(module_home))
+pytestmark = pytest.mark.usefixtures("module_home")
 
 
 def make(**changes: object) -> plan.Plan:

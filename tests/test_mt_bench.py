@@ -340,7 +340,7 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     drawn = drawing.compose(profile)
     folder = paths.results("smoke")
     for model in ("sft", "spin-0", "spin-1"):
-        document = results.read_json(results.mt_bench_path(folder, 0, model))
+        document = results.read_json(results.path_of(folder, 0, "mt_bench", model))
         assert len(document["items"]) == 2 * 8 * 2
         assert document["judge"] == {"name": "gpt-4", "base_url": server.url, "models": ["judge-1", "judge-2023"]}
         assert min(document["grades"].values()) >= 3
@@ -358,7 +358,7 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     line = next(line for line in radar.lines if line.get_label() == "SPIN iteration 1")
     assert line.get_ydata()[:-1] == pytest.approx([means[category] for category in CATEGORIES])
     table6 = next(table for table in drawn.tables if table.number == 6)
-    average = results.read_json(results.mt_bench_path(folder, 0, "sft"))["average"]
+    average = results.read_json(results.path_of(folder, 0, "mt_bench", "sft"))["average"]
     assert table6.lines[0][2].startswith(f"{average:.2f} [")
     outcomes = {finding.id: finding for finding in drawn.findings}
     assert outcomes["mt-bench-iteration-1"].verdict in verdicts.OUTCOMES[:3]
@@ -414,6 +414,6 @@ def test_grades_of_two_judges_are_not_compared(root: Path, tmp_path: Path) -> No
     for model, judge in (("sft", "one"), ("spin-0", "two")):
         document = synthetic.mt_bench(model, 0, ability=0.1)
         document["judge"]["name"] = judge
-        results.write_json(results.mt_bench_path(tmp_path / "cpu", 0, model), document)
+        results.write_json(results.path_of(tmp_path / "cpu", 0, "mt_bench", model), document)
     with pytest.raises(results.ResultsError, match="graded by one and .* by two; grade all models with one judge"):
         results.load_mt_bench(tmp_path / "cpu")

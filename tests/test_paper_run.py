@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -15,6 +14,8 @@ from spin_utils import drawing, models, paper_suite, paths, plan, profiles, publ
 from spin_utils.cli import main
 from spin_utils.models import ModelError
 from spin_utils.rows import RowError, read_rows
+
+pytestmark = pytest.mark.usefixtures("module_home")
 
 SMALL: dict[str, Any] = {
     "model": {"source": "tiny", "name": "mistral"},
@@ -34,16 +35,6 @@ def hub() -> Iterator[None]:
         patch.setattr(datasets, "load_dataset", Hub(items=4, examples=30))
         datasets.disable_progress_bars()
         yield
-
-
-@pytest.fixture(scope="module")
-def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def _home(module_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPIN_HOME", str(module_home))
 
 
 def run_whole(profile: Any) -> plan.Plan:
@@ -87,7 +78,7 @@ def test_every_stage_and_every_table_of_the_paper_profile_with_four_prompts() ->
     models_of_the_paper |= {f"spin-{t}" for t in range(4)} | {f"spin-0-epoch-{e}" for e in (1, 3, 4, 5)}
     assert set(made.models()) == models_of_the_paper
     for model in made.models():
-        record = results.read_json(results.evaluation_path(paths.results(profile.name), 0, model))
+        record = results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", model))
         assert set(record["tasks"]) == set(paper_suite.LEADERBOARD)
     for number in (1, 2, 3, 4, 6, 7, 8):
         assert "was not evaluated" not in table(profile, number), number
@@ -119,8 +110,8 @@ def test_released_checkpoints_are_evaluated_without_training_and_fill_table_4_an
         row = next(text for text in table(profile, 4).splitlines() if text.startswith(line))
         assert "—" not in row.split("|")[4], "a measured cell"
     assert (paths.figures(profile.name) / "figure2.png").is_file()
-    chain = results.read_json(results.evaluation_path(paths.results(profile.name), 0, "spin-3"))["provenance"]["chain"]
-    assert list(chain) == ["spin-3", "eval-spin-3"]
+    record = results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", "spin-3"))
+    assert list(record["provenance"]["chain"]) == ["spin-3", "eval-spin-3"]
 
 
 def test_released_checkpoints_are_refused_until_their_revisions_are_given(capsys: pytest.CaptureFixture[str]) -> None:

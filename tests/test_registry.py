@@ -14,8 +14,8 @@ pytestmark = pytest.mark.usefixtures("few_resamples")
 
 TIMES = pd.DataFrame(
     [
-        {"stage": stage, "iteration": t, "seconds": seconds * factor}
-        for factor in (1.0, 1.1)
+        {"seed": seed, "stage": stage, "iteration": t, "seconds": seconds * (1 + 0.1 * seed)}
+        for seed in (0, 1)
         for t in range(4)
         for stage, seconds in (("generation", 34.0), ("training", 100.0 if t == 0 else 200.0))
     ]
@@ -108,6 +108,26 @@ def test_times_are_compared_as_ratios_over_seeds(findings):
     assert findings["time-training-doubles"].verdict == "reproduced"
     assert findings["time-generation-share"].seeds == 2
     assert findings["table-2"].verdict == "reproduced"
+
+
+def test_ranges_of_times_are_not_counted_as_intervals(findings):
+    resampled = [finding for finding in findings.values() if finding.low is not None and "time-" not in finding.id]
+    assert f"Of {len(resampled)} intervals at 95 %" in verdicts.rule(list(findings.values()))
+
+
+def test_a_time_is_compared_with_that_of_its_own_seed():
+    row = next(row for row in registry.load() if row.id == "time-training-doubles")
+    slower = TIMES.assign(seconds=TIMES["seconds"] * (1 + TIMES["seed"]))
+    first_of_seed_0 = (slower["stage"] == "training") & (slower["iteration"] == 0) & (slower["seed"] == 0)
+
+    def judged(times):
+        empty = pd.DataFrame(columns=["seed", "model", "task", "id", "score"])
+        return verdicts.judge(empty, {}, times=times, rows=[row])[0]
+
+    finding = judged(slower[~first_of_seed_0])
+    assert (finding.ours, finding.seeds) == (pytest.approx(2.0), 1)
+    other = (slower["seed"] == 1) & (slower["iteration"] == 1)
+    assert judged(slower[~first_of_seed_0 & ~other]).reason == "no training seed has both times"
 
 
 def test_claims_on_other_benchmarks_are_judged_on_transfer_tasks_only(root, findings):

@@ -16,26 +16,26 @@ def document():
 
 
 def test_what_is_written_is_read_back(tmp_path, document):
-    path = results.evaluation_path(tmp_path / "cpu", 0, "spin-0")
+    path = results.path_of(tmp_path / "cpu", 0, "evaluations", "spin-0")
     results.write_json(path, document)
     assert results.read_json(path) == document
 
 
 def test_the_same_document_gives_the_same_bytes(tmp_path, document):
-    first, second = (results.evaluation_path(tmp_path / name / "cpu", 0, "spin-0") for name in ("a", "b"))
+    first, second = (results.path_of(tmp_path / name / "cpu", 0, "evaluations", "spin-0") for name in ("a", "b"))
     results.write_json(first, document)
     results.write_json(second, copy.deepcopy(document))
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_file_has_one_item_a_line(tmp_path, document):
-    path = results.evaluation_path(tmp_path / "cpu", 0, "spin-0")
+    path = results.path_of(tmp_path / "cpu", 0, "evaluations", "spin-0")
     results.write_json(path, document)
     assert sum('"response": ' in line for line in path.read_text().splitlines()) == 24
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, document, monkeypatch):
-    path = results.evaluation_path(tmp_path / "cpu", 0, "spin-0")
+    path = results.path_of(tmp_path / "cpu", 0, "evaluations", "spin-0")
     results.write_json(path, document)
     before = path.read_bytes()
     document["items"][0]["score"] = math.nan
@@ -80,7 +80,7 @@ BREAKAGES = {
 def test_a_broken_evaluation_is_refused_naming_file_and_field(tmp_path, document, name):
     breakage, message = BREAKAGES[name]
     breakage(document)
-    path = results.evaluation_path(tmp_path / "cpu", 0, "spin-0")
+    path = results.path_of(tmp_path / "cpu", 0, "evaluations", "spin-0")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(document))
     with pytest.raises(results.ResultsError, match=message) as refusal:
@@ -105,7 +105,7 @@ def test_a_missing_file_says_so(tmp_path):
     ("seed", "model", "field"), [(1, "spin-0", "seed"), (0, "spin-1", "model")], ids=["seed", "model"]
 )
 def test_a_file_in_another_files_place_is_refused(tmp_path, document, seed, model, field):
-    path = results.evaluation_path(tmp_path / "cpu", seed, model)
+    path = results.path_of(tmp_path / "cpu", seed, "evaluations", model)
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(document))
     with pytest.raises(results.ResultsError, match=f"{field} is"):
@@ -119,7 +119,7 @@ def test_scores_of_all_seeds_and_models_come_as_one_long_table(tmp_path):
     assert len(table) == 2 * 5 * 6 * 5
     assert set(table["seed"]) == {0, 2}
     assert len(results.load_evaluations(root, seeds=[2])) == len(table) / 2
-    document = results.read_json(results.evaluation_path(root, 2, "spin-1"))
+    document = results.read_json(results.path_of(root, 2, "evaluations", "spin-1"))
     mine = table[(table["seed"] == 2) & (table["model"] == "spin-1")]
     assert mine.groupby("task")["score"].mean().mean() == pytest.approx(document["average"])
 
@@ -127,7 +127,7 @@ def test_scores_of_all_seeds_and_models_come_as_one_long_table(tmp_path):
 def test_models_scored_on_different_items_are_refused(tmp_path):
     root = synthetic.write(tmp_path, seeds=(0,), items=5)
     short = synthetic.evaluation("spin-1", 0, ability=0.2, items=4)
-    results.write_json(results.evaluation_path(root, 0, "spin-1"), short)
+    results.write_json(results.path_of(root, 0, "evaluations", "spin-1"), short)
     with pytest.raises(results.ResultsError, match=r"spin-1\.json: item '4' of task .* is missing"):
         results.load_evaluations(root)
 
@@ -206,13 +206,13 @@ def test_models_with_other_prompts_are_refused(whole, load, kind_folder, make):
 def test_a_prompt_whose_real_response_differs_between_models_is_refused(whole):
     document = synthetic.generations("spin-1", 0, ability=0.2, items=9)
     document["items"][3]["real"] = "other"
-    results.write_json(results.generations_path(whole, 0, "spin-1"), document)
+    results.write_json(results.path_of(whole, 0, "generations", "spin-1"), document)
     with pytest.raises(results.ResultsError, match=document["items"][3]["id"]):
         results.load_generations(whole)
 
 
 def test_a_file_in_the_folder_of_another_kind_is_refused(whole):
-    path = results.heldout_path(whole, 0, "spin-1")
+    path = results.path_of(whole, 0, "heldout", "spin-1")
     path.write_text(json.dumps(synthetic.generations("spin-1", 0, ability=0.2, items=9)))
     with pytest.raises(results.ResultsError, match="kind is 'generations', but the file lies at 'heldout'"):
         results.load_heldout(whole)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spin_utils.statistics import Estimate, StatisticsError, paired_bootstrap, standard_error, verdict
+from spin_utils.statistics import Estimate, StatisticsError, paired_bootstrap, verdict
 
 DIFFERENCE = {"new": 1.0, "old": -1.0}
 
@@ -37,11 +37,8 @@ def binary(rng, tasks=("a", "b"), items=80, seeds=1, gain=0.1):
     return arrays
 
 
-def test_the_standard_error_of_shares_is_the_binomial_one():
-    values = np.repeat([1.0, 0.0], [30, 70])
-    assert standard_error(values) == pytest.approx(math.sqrt(0.3 * 0.7 / 99))
-    with pytest.raises(StatisticsError, match="two items"):
-        standard_error([1.0])
+def standard_error(values):
+    return values.std(ddof=1) / math.sqrt(len(values))
 
 
 def test_one_seed_gives_the_normal_interval_of_the_mean_item_difference():
@@ -69,6 +66,14 @@ def test_items_that_share_a_source_are_drawn_together():
     error = standard_error(gains.reshape(40, 25).mean(axis=1))
     assert together.low == pytest.approx(together.difference - 1.96 * error, abs=0.3 * error)
     assert apart.high - apart.low < 0.3 * (together.high - together.low), "as if all items were independent"
+
+
+def test_items_that_all_share_one_source_still_show_their_spread():
+    table = long_table(binary(np.random.default_rng(13)))
+    apart = paired_bootstrap(table, DIFFERENCE)
+    together = paired_bootstrap(table.assign(id="train/" + table["id"]), DIFFERENCE)
+    assert together.low < together.difference < together.high, "ids of a user's rows, or a group of one task"
+    assert (together.low, together.high) == pytest.approx((apart.low, apart.high), abs=0.01)
 
 
 def test_the_average_is_over_tasks_not_items_and_so_is_its_error():

@@ -30,7 +30,7 @@ def test_every_score_of_table_4_is_the_mean_of_the_items_in_the_files(root, tabl
             items = [
                 item["score"]
                 for seed in (0, 1)
-                for item in results.read_json(results.evaluation_path(root, seed, model))["items"]
+                for item in results.read_json(results.path_of(root, seed, "evaluations", model))["items"]
                 if item["task"] == task
             ]
             mean = 100 * sum(items) / len(items)
@@ -183,7 +183,7 @@ def test_table_6_shows_the_judges_grades_as_the_paper_prints_its_own(transfer, t
     table = tables.table6(transfer, synthetic.TRANSFER, grades)
     shown = {line[0]: line[2] for line in table.lines if line[1] == "ours"}
     for model in ("sft", "spin-0", "spin-3"):
-        average = results.read_json(results.mt_bench_path(tmp_path / "cpu", 0, model))["average"]
+        average = results.read_json(results.path_of(tmp_path / "cpu", 0, "mt_bench", model))["average"]
         assert shown[results.label(model)].startswith(f"{average:.2f} [")
         assert cell(table, results.label(model), "mt_bench")["value"] == pytest.approx(average)
     gain = cell(table, "SPIN iteration 0", "mt_bench", "gain over SFT")
