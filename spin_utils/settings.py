@@ -43,8 +43,8 @@ class TrainingSettings:
     schedule_epochs: int = 0
     """Epochs over which the learning rate decays; 0: the same as `epochs`. The released scripts say 6 and
     stop when it suits; the model cards say 2."""
-    schedule: Literal["linear", "constant"] = "linear"
-    """Decay after the warm-up (released configs: linear)."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Decay after the warm-up (released configs: linear; the base model's SFT recipe: cosine)."""
     batch_size: int = 64
     """Pairs in one optimizer step, exactly (sec. B.1: 64). The last batch of an epoch may be smaller."""
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
