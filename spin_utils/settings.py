@@ -174,6 +174,21 @@ class SpinSettings:
 
 
 @dataclass(frozen=True)
+class SftControlSettings:
+    """The control of Table 5 and Figure 5 where the SFT model is given (`sft: null`), so that neither its settings nor
+    its rows are those of this profile."""
+
+    training: TrainingSettings
+    """One further epoch. Of the paper's, neither the learning rate nor its decay is known."""
+    demonstrations: DemonstrationSettings | None = None
+    """Rows to train on (App. B.4: Ultrachat200k), held-out ones left out; null: the SFT rows of the profile's own."""
+
+    def __post_init__(self) -> None:
+        epochs = self.training.epochs
+        require(epochs == 1, f"training.epochs: {epochs}; write 1, and the number of further epochs in sft_more")
+
+
+@dataclass(frozen=True)
 class DpoSettings:
     """DPO, the baseline of Figure 3 and the last stage of Table 3: the same trainer on preference pairs."""
 
@@ -259,6 +274,8 @@ class Profile:
     spin: SpinSettings
     sft_more: int = 0
     """Further SFT epochs as the control of Table 5 and Figure 5: would more of the same data do as well?"""
+    sft_control: SftControlSettings | None = None
+    """How they are trained, and on what, where `sft` is null; otherwise as `sft` and on the same rows."""
     dpo: DpoSettings | None = None
     """DPO, the baseline of Figure 3 and, after SPIN, the last row of Table 3 (App. B.3); null: not run."""
     released: dict[str, ModelSettings] = field(default_factory=dict)
@@ -280,7 +297,15 @@ class Profile:
             f"name: {self.name!r} names folders; use letters, digits, - and _ only",
         )
         require(0 <= self.sft_more <= MOST, f"sft_more: {self.sft_more} must be 0 to {MOST}")
-        require(self.sft is not None or not self.sft_more, "sft_more: needs the settings of sft, which is null")
+        require(
+            self.sft is None or self.sft_control is None,
+            "sft_control: further epochs go on as sft did; set sft_control or sft to null",
+        )
+        require(
+            self.sft is not None or self.sft_control is not None or not self.sft_more,
+            "sft_more: sft is null, so the further epochs need settings of their own; write sft_control, or set "
+            "sft_more to 0",
+        )
         for name, model in self.released.items():
             known = re.fullmatch(r"spin-\d+(-dpo)?|dpo|sft-more-\d+", name) is not None
             require(

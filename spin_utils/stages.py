@@ -17,7 +17,7 @@ from typing import Any, Literal
 from spin_utils import artifacts, launching, paths, processes, profiles
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.demonstrations import read_rows, write_rows
-from spin_utils.plan import Plan, Step, needs_data, stream
+from spin_utils.plan import Plan, Step, control_demonstrations, control_training, needs_data, stream
 from spin_utils.progress import progress
 from spin_utils.settings import Profile
 
@@ -37,13 +37,16 @@ def check_inputs(profile: Profile) -> None:
     """
     from spin_utils import input_checks, models, mt_bench, preferences, trackers, vllm_backend
 
-    trainings = (profile.sft, profile.spin.training, profile.dpo and profile.dpo.training)
+    control = profile.sft_control and profile.sft_control.training
+    trainings = (profile.sft, control, profile.spin.training, profile.dpo and profile.dpo.training)
     trackers.check({name for training in trainings if training for name in training.trackers})
     launching.check(profile.processes)
     for settings in (profile.model, *profile.released.values()):
         models.identity(settings)
     if needs_data(profile):
-        input_checks.check(profile, load_demonstrations(profile.demonstrations))
+        demonstrations = load_demonstrations(profile.demonstrations)
+        input_checks.check(profile, demonstrations)
+        input_checks.check_control(profile, demonstrations)
     if profile.released:
         return
     if profile.dpo is not None and profile.dpo.preferences.source != "samples":
@@ -103,9 +106,9 @@ def _launch(plan: Plan, step: Step) -> None:
         launching.launch(arguments, plan.profile.processes)
 
 
-def rows(plan: Plan, split: str) -> list[dict[str, Any]]:
-    """Demonstrations of a split (`sft`, `spin`, `validation`, `test`), made if need be."""
-    return read_rows(artifacts.checked(run(plan, "data"), f"{split}.jsonl"))
+def rows(plan: Plan, split: str, data: str = "data") -> list[dict[str, Any]]:
+    """Demonstrations of a split (`sft`, `spin`, `validation`, `test`), made if need be, by the step that makes them."""
+    return read_rows(artifacts.checked(run(plan, data), f"{split}.jsonl"))
 
 
 def opponent(plan: Plan, iteration: int) -> str:
@@ -135,7 +138,8 @@ def _make(plan: Plan, step: Step, work: Path) -> None:
 
 
 def _make_data(plan: Plan, step: Step, work: Path) -> None:
-    demonstrations = load_demonstrations(plan.profile.demonstrations)
+    own = control_demonstrations(plan.profile) if step.name == "control-data" else None
+    demonstrations = load_demonstrations(own or plan.profile.demonstrations)
     for split in SPLITS:
         write_rows(work / f"{split}.jsonl", getattr(demonstrations, split))
 
@@ -160,12 +164,13 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
 
     start, more = plan.directory(step.inputs[0]), step.parameters["more"]
     tokenizer = models.load_tokenizer(start)
-    held_out = {split: rows(plan, split) for split in ("validation", "test")}
-    input_checks.check_lengths(tokenizer, plan.profile.template, held_out)
-    encoded = encode_rows(tokenizer, plan.profile.template, rows(plan, "sft"))
+    if not more:
+        held_out = {split: rows(plan, split) for split in ("validation", "test")}
+        input_checks.check_lengths(tokenizer, plan.profile.template, held_out)
+    encoded = encode_rows(tokenizer, plan.profile.template, rows(plan, "sft", data=step.inputs[1]))
     groups = [Group(row.prompt_ids, (row.response_ids,)) for row in encoded]
-    assert plan.profile.sft is not None
-    settings = replace(plan.profile.sft, epochs=1) if more else plan.profile.sft
+    settings = control_training(plan.profile) if more else plan.profile.sft
+    assert settings is not None
     model = models.load(start)
     seed = stream(plan.seed, more)
     result = train(
