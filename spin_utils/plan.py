@@ -256,6 +256,18 @@ def training_of(profile: Profile, model: str) -> TrainingSettings:
     return dataclasses.replace(spin.training, **change)
 
 
+def trainings(profile: Profile) -> dict[str, TrainingSettings]:
+    """Settings of each kind of training run of a profile, by the dotted name under which it holds them."""
+    control = profile.sft_control if profile.sft_more else None
+    found: dict[str, TrainingSettings | None] = {
+        "sft": profile.sft,
+        "sft_control.training": control.training if control else None,
+        "spin.training": profile.spin.training,
+        "dpo.training": profile.dpo.training if profile.dpo else None,
+    }
+    return {name: settings for name, settings in found.items() if settings is not None and not profile.released}
+
+
 def control_training(profile: Profile) -> TrainingSettings:
     """Settings of one further SFT epoch, for Table 5 and Figure 5."""
     settings = profile.sft_control.training if profile.sft_control is not None else profile.sft

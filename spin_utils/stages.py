@@ -17,7 +17,7 @@ from typing import Any, Literal
 from spin_utils import artifacts, launching, paths, processes, profiles
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.demonstrations import read_rows, write_rows
-from spin_utils.plan import Plan, Step, control_demonstrations, control_training, needs_data, stream
+from spin_utils.plan import Plan, Step, control_demonstrations, control_training, needs_data, stream, trainings
 from spin_utils.progress import progress
 from spin_utils.settings import Profile
 
@@ -37,9 +37,7 @@ def check_inputs(profile: Profile) -> None:
     """
     from spin_utils import input_checks, models, mt_bench, preferences, trackers, vllm_backend
 
-    control = profile.sft_control and profile.sft_control.training
-    trainings = (profile.sft, control, profile.spin.training, profile.dpo and profile.dpo.training)
-    trackers.check({name for training in trainings if training for name in training.trackers})
+    trackers.check({name for training in trainings(profile).values() for name in training.trackers})
     launching.check(profile.processes)
     for settings in (profile.model, *profile.released.values()):
         models.identity(settings)
