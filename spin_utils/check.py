@@ -121,6 +121,7 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
 
 
 def _memory(profile: Profile, machine: Machine, a: Architecture, lengths: Lengths) -> Iterator[Finding]:
+    devices = fitting.shared_by(profile, machine)
     for need in fitting.needs(profile, a, lengths, machine.kind, machine.width):
         alone, what = need.total(), f"memory: {need.stage}"
         parts = sorted({**need.sharded, **need.own}.items(), key=lambda part: -part[1])[:3]
@@ -128,9 +129,9 @@ def _memory(profile: Profile, machine: Machine, a: Architecture, lengths: Length
         text = f"{_gb(alone)} of {_gb(machine.memory)} ({largest})"
         if alone <= machine.memory:
             yield Finding(what, "ok", text)
-        elif machine.devices > 1 and need.sharded and need.total(machine.devices) <= machine.memory:
-            shared = _gb(need.total(machine.devices))
-            yield Finding(what, "note", f"{text}; {shared} each when sharded over {machine.devices} devices")
+        elif need.sharded and need.total(devices) <= machine.memory:
+            shared = _gb(need.total(devices))
+            yield Finding(what, "note", f"{text}; {shared} each when sharded over {devices} devices")
         else:
             changes = fitting.remedy(profile, need.stage, machine, a, lengths)
             hint = f"fits with {' '.join(f'--set {name}={_yaml(value)}' for name, value in (changes or {}).items())}"
@@ -139,6 +140,8 @@ def _memory(profile: Profile, machine: Machine, a: Architecture, lengths: Length
             if need.sharded and least <= machine.memory:
                 count = next(n for n in range(2, 10**6) if need.total(n) <= machine.memory)
                 wanted = f"shard it over {count} such devices or take a smaller model"
+                if count <= machine.devices:
+                    wanted = f"fits with --set processes.sharding=fsdp2 --set resources.training.gpus={count}"
             yield Finding(what, "refused", f"{text}; {hint if changes else wanted}")
 
 

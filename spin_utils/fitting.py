@@ -74,6 +74,13 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
     return found
 
 
+def shared_by(profile: Profile, machine: Machine) -> int:
+    """Devices over which training spreads weights, gradients and optimizer state."""
+    if profile.processes.sharding != "fsdp2":
+        return 1
+    return profile.processes.count or max(1, min(profile.resources.training.gpus, machine.devices))
+
+
 def remedy(
     profile: Profile, stage: str, machine: Machine, architecture: Architecture, lengths: Lengths
 ) -> dict[str, Any] | None:
@@ -81,7 +88,7 @@ def remedy(
     for changes in _candidates(profile, stage, machine.devices):
         changed = _changed(profile, changes)
         need = next(n for n in needs(changed, architecture, lengths, machine.kind, machine.width) if n.stage == stage)
-        if need.total(machine.devices) <= machine.memory:
+        if need.total(shared_by(profile, machine)) <= machine.memory:
             return changes
     return None
 

@@ -212,15 +212,16 @@ class ProcessSettings:
     """How many processes share the work of a stage. No artifact's name depends on it: it changes a result by rounding
     in the training's sums only."""
 
-    count: int = 1
-    """Processes on this machine; with GPUs, each has its own. Processes of another launcher (torchrun, accelerate)
-    count for themselves."""
+    count: int = 0
+    """Processes on this machine; with GPUs, each has its own. 0: one for each GPU that a step asks for in `resources`,
+    as far as they are there; one where it asks for none. Processes of another launcher (torchrun, accelerate) count
+    for themselves."""
     sharding: Sharding = "ddp"
     """`ddp`: every process trains a whole copy, and gradients are summed. `fsdp2`: weights, gradients and optimizer
     state are spread over the processes in training and in the opponent's scoring."""
 
     def __post_init__(self) -> None:
-        require(self.count > 0, f"processes.count: {self.count} must be above 0")
+        require(self.count >= 0, f"processes.count: {self.count} is negative; 0 takes one for each GPU of a step")
 
 
 @dataclass(frozen=True)
@@ -306,6 +307,14 @@ class Profile:
             "sft_more: sft is null, so the further epochs need settings of their own; write sft_control, or set "
             "sft_more to 0",
         )
+        for kind in ("training", "generation", "evaluation") if self.processes.count else ():
+            asked = getattr(self.resources, kind).gpus
+            own = kind == "generation" and self.generation.backend == "vllm"  # which starts processes of its own
+            require(
+                own or asked in (0, self.processes.count),
+                f"processes.count: {self.processes.count}, but resources.{kind}.gpus: {asked}, and each process has a "
+                "GPU of its own; leave processes.count out, and a step takes a process for each of its GPUs",
+            )
         for name, model in self.released.items():
             known = re.fullmatch(r"spin-\d+(-dpo)?|dpo|sft-more-\d+", name) is not None
             require(

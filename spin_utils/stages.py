@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_utils import artifacts, launching, paths, processes, profiles
+from spin_utils import artifacts, launching, paths, processes, profiles, step_resources
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.demonstrations import read_rows, write_rows
 from spin_utils.plan import Plan, Step, control_demonstrations, control_training, needs_data, stream, trainings
 from spin_utils.progress import progress
-from spin_utils.settings import Profile
+from spin_utils.settings import ProcessSettings, Profile
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +74,9 @@ def run(plan: Plan, name: str) -> Path:
         return step.directory
     for needed in step.inputs:
         run(plan, needed)
-    if _is_shared(plan, step) and launching.wanted(plan.profile.processes):
-        _launch(plan, step)
+    shared = step_resources.processes(plan.profile, step) if _is_shared(plan, step) else ProcessSettings(1)
+    if launching.wanted(shared):
+        _launch(plan, step, shared)
         return step.directory
     with artifacts.lock(step.directory):
         if processes.from_first(lambda: artifacts.is_made(step.directory)):  # by another run while this one waited
@@ -96,12 +97,12 @@ def _is_shared(plan: Plan, step: Step) -> bool:
     return step.stage not in ALONE and not (vllm and step.stage in ("pairs", "preferences"))
 
 
-def _launch(plan: Plan, step: Step) -> None:
+def _launch(plan: Plan, step: Step, shared: ProcessSettings) -> None:
     """Make a step in several processes, by the command that does so in one."""
     with tempfile.TemporaryDirectory(prefix="spin-") as folder:
         profile = profiles.dump(plan.profile, Path(folder) / "profile.yaml")
         arguments = ["step", step.name, "--profile", str(profile), "--seed", str(plan.seed)]
-        launching.launch(arguments, plan.profile.processes)
+        launching.launch(arguments, shared)
 
 
 def rows(plan: Plan, split: str, data: str = "data") -> list[dict[str, Any]]:

@@ -88,6 +88,14 @@ def test_the_paper_profile_fits_eight_gpus_only_when_it_is_sharded() -> None:
     assert "shard it over 2 such devices or take a smaller model" in text(one)
 
 
+def test_a_model_that_fits_only_sharded_is_refused_until_it_is_sharded() -> None:
+    whole = check.check(profiles.load("paper", REVISION | {"processes.sharding": "ddp"}), EIGHT)
+    assert states(whole, "memory: spin") == ["refused"]
+    assert "fits with --set processes.sharding=fsdp2 --set resources.training.gpus=2" in text(whole)
+    few = check.check(profiles.load("paper", REVISION | {"resources.training.gpus": 1}), EIGHT)
+    assert states(few, "memory: spin") == ["refused"]
+
+
 def test_the_settings_that_are_named_do_fit_and_the_next_larger_ones_do_not() -> None:
     profile, here = profiles.load("gpu", {"generation.batch_size": 4096}), machine.described(1, 16)
     found = architectures.find(profile.model)
