@@ -37,7 +37,8 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
         stage, chosen = section.partition(".")[0], {"bfloat16": 2, "float32": 4, "auto": width}[settings.precision]
         row = longest.get(stage, pair)
         found.append(memory_model.training(architecture, settings, width=chosen, longest=row, fused=fused, stage=stage))
-    if not profile.released:
+    vllm = profile.generation.backend == "vllm"
+    if not profile.released and (not vllm or profile.demonstrations.validation_rows != 0):  # held-out answers are ours
         found.append(
             memory_model.sampling(
                 architecture,
@@ -48,12 +49,12 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
                 stage="generation",
             )
         )
-        if profile.generation.backend == "vllm":  # and the kit samples the held-out answers
-            found.append(
-                memory_model.vllm(
-                    architecture, profile.generation, prompt=lengths.longest_prompt, answer=answer, stage=VLLM
-                )
+    if not profile.released and vllm:
+        found.append(
+            memory_model.vllm(
+                architecture, profile.generation, prompt=lengths.longest_prompt, answer=answer, stage=VLLM
             )
+        )
     prompt, answer = lengths.longest_prompt, profile.evaluation.max_new_tokens
     if suite != "local":
         prompt, answer = memory_model.BENCHMARK_TOKENS, memory_model.BENCHMARK_ANSWER

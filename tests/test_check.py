@@ -77,6 +77,18 @@ def test_the_gpu_profile_fits_the_24_gb_it_is_made_for_and_uses_them() -> None:
     assert check.check(profiles.load("gpu"), machine.described(1, 12)).verdict == "does not fit"
 
 
+def test_the_released_checkpoints_fit_the_24_gb_that_the_readme_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    pinned = {f"released.spin-{t}.revision": "a" * 40 for t in range(4)}
+    report = check.check(profiles.load("paper-released", pinned), machine.described(1, 24))
+    assert report.verdict == "fits"
+    assert states(report, "memory: ") == ["ok"] * 3
+    for name in ("evaluation.batch_size", "mt_bench.batch_size"):
+        twice = 2 * getattr(profiles.load("paper-released"), name.partition(".")[0]).batch_size
+        more = check.check(profiles.load("paper-released", pinned | {name: twice}), machine.described(1, 24))
+        assert more.verdict == "does not fit", name
+
+
 def test_the_paper_profile_fits_eight_gpus_only_when_it_is_sharded() -> None:
     eight = check.check(profiles.load("paper", REVISION), machine.described(8, 80))
     assert eight.verdict == "fits"
@@ -125,6 +137,9 @@ VLLM = {"generation.backend": "vllm", "generation.vllm.python": "/opt/vllm/bin/p
 def test_vllm_needs_its_share_of_a_gpu_and_more_gpus_where_one_is_not_enough() -> None:
     report = check.check(profiles.load("paper", REVISION | VLLM), machine.described(8, 80))
     assert states(report, f"memory: {fitting.VLLM}") == ["ok"]
+    assert "memory: generation" not in {f.what for f in report.findings}, "the kit samples nothing"
+    held_out = check.check(profiles.load("paper", REVISION | VLLM | {"demonstrations.validation_rows": 9}), EIGHT)
+    assert {f.what for f in held_out.findings} >= {"memory: generation", f"memory: {fitting.VLLM}"}
     report = check.check(profiles.load("paper", REVISION | VLLM), machine.described(8, 16))
     assert states(report, f"memory: {fitting.VLLM}") == ["refused"]
     assert "fits with --set generation.vllm.tensor_parallel_size=2" in text(report)
