@@ -4,7 +4,7 @@
 #   snakemake --workflow-profile cluster/node --config profile=cpu seeds=0
 #
 # `--dry-run` shows what would be done; `--dag` draws it; `--workflow-profile cluster/slurm` runs it on a cluster.
-from spin_utils import cli, plan, profiles, scheduling
+from spin_utils import cli, plan, profiles, step_resources
 
 PROFILE = str(config.get("profile", "cpu"))
 SEEDS = cli.parse_seeds(str(config.get("seeds", "0")))
@@ -37,7 +37,7 @@ def asked(resources):
 
 
 for directory, (p, step) in STEPS.items():
-    asks = scheduling.resources(LOADED, step)
+    asks = step_resources.resources(LOADED, step)
 
     rule:
         name:
@@ -49,7 +49,7 @@ for directory, (p, step) in STEPS.items():
         threads: asks.cpus or THREADS
         resources:
             **asked(asks),
-        localrule: scheduling.stays_here(LOADED, step)
+        localrule: step_resources.stays_here(LOADED, step)
         priority: len(STEPS) - list(STEPS).index(directory)  # the main chain first, in the plan's order
         params:
             command=cli.step_command(PROFILE, p.seed, step.name),

@@ -23,7 +23,7 @@ STOREYS = {
     "mt_bench_figure crate cards",
     "steps": "publishing explore stages answering self_play pair_training launching provenance clock plan "
     "token_scores input_checks mt_bench forecast hub_access model_folder architectures machine "
-    "memory_model",
+    "memory_model fitting step_resources",
     "measuring": "evaluation lm answers heldout generations mt_bench_answers vllm_health",
     "judging": "verdicts registry compare statistics published results documents theory cost_model "
     "mt_bench_scores paper_suite records",

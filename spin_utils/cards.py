@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from spin_utils import artifacts, drawing, paths, plan, profiles, published, results
-from spin_utils.plan import Plan, training_of
+from spin_utils.plan import Plan, control_training, training_of
 from spin_utils.settings import Profile, TrainingSettings
 from spin_utils.statistics import paired_bootstrap
 from spin_utils.writing import write_text
@@ -121,7 +121,9 @@ def _training(profile: Profile, model: str) -> TrainingSettings:
     """Settings of the run that made a model."""
     if profile.released:
         raise CardError(f"{model}: profile {profile.name} trains nothing; the cards of released models are their own")
-    if model == "sft" or model.startswith("sft-more"):
+    if model.startswith("sft-more"):
+        return control_training(profile)
+    if model == "sft":
         if profile.sft is None:
             raise CardError(f"{model}: is the base model of profile {profile.name}, which has a card of its own")
         return profile.sft

@@ -12,15 +12,27 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from spin_utils import architectures, clock, forecast, hub_access, memory_model, paths, plan, stages
+from spin_utils import (
+    architectures,
+    artifacts,
+    clock,
+    fitting,
+    forecast,
+    hub_access,
+    judge,
+    memory_model,
+    paths,
+    plan,
+    stages,
+)
 from spin_utils.cost_model import Architecture, Run
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.forecast import Lengths
+from spin_utils.input_settings import DemonstrationSettings
 from spin_utils.machine import Machine
-from spin_utils.memory_model import Need
 from spin_utils.models import ModelError
 from spin_utils.rows import RowError
-from spin_utils.settings import Profile, TrainingSettings
+from spin_utils.settings import Profile
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +87,9 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
     findings = [_versions(), Finding("device", "ok", f"{machine.name}, {_gb(machine.memory)} free on each")]
     asked = {wanted: hub_access.look(wanted) for wanted in hub_access.wanted(profile)}
     findings += _hub(asked)
-    rows, finding = _rows(profile)
-    findings += finding
+    rows, finding = _rows("demonstrations", profile.demonstrations if plan.needs_data(profile) else None)
+    control, other = _rows("sft_control", plan.control_demonstrations(profile))
+    findings += [*finding, *other]
     try:
         reachable = any(wanted.kind == "model" and access.state == "ok" for wanted, access in asked.items())
         found = architectures.find(profile.model, reachable=reachable)
@@ -90,8 +103,8 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
         return Report(profile.name, machine.name, "unknown", findings)
     architecture, source = found
     findings.append(Finding("model", "ok", f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"))
-    lengths = forecast.lengths(profile, rows)
-    memory = list(_memory(profile, machine, architecture, lengths))
+    lengths = forecast.lengths(profile, rows, control)
+    memory = [*_memory(profile, machine, architecture, lengths), *_vllm_gpus(profile, machine)]
     findings += memory
     try:
         made = plan.make(profile, seed)
@@ -99,133 +112,45 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
         findings.append(Finding("plan", "refused", str(error)))
         fits: Verdict = "does not fit" if any(f.state == "refused" for f in memory) else "unknown"
         return Report(profile.name, machine.name, fits, findings)
+    findings += [Finding("left out", "note", reason) for reason in plan.left_out(profile).splitlines()]
+    findings += _judge(made)
     disk = _disk(made, machine, architecture, lengths)
     findings += [disk, _hours(made, machine, architecture, lengths)]
     full = any(finding.state == "refused" for finding in [*memory, disk])
     return Report(profile.name, machine.name, "does not fit" if full else "fits", findings)
 
 
-def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: str, width: int) -> list[Need]:
-    """What each kind of stage needs.
-
-    Args:
-        profile: its settings.
-        architecture: sizes of the model.
-        lengths: of the rows.
-        kind: `cpu` or `cuda`.
-        width: bytes of a number where the precision is `auto`.
-    """
-    fused, suite = kind == "cpu", profile.evaluation.suite
-    answer = profile.generation.max_new_tokens
-    found = []
-    pair = lengths.longest_prompt + lengths.longest_real + max(answer, lengths.longest_real)
-    runs = {
-        "sft": (profile.sft, lengths.longest_prompt + lengths.longest_real),
-        "spin": (profile.spin.training, pair),
-        "dpo": (profile.dpo.training if profile.dpo else None, pair),
-    }
-    for stage, (settings, longest) in runs.items():
-        if settings is not None and not profile.released:
-            chosen = {"bfloat16": 2, "float32": 4, "auto": width}[settings.precision]
-            found.append(
-                memory_model.training(architecture, settings, width=chosen, longest=longest, fused=fused, stage=stage)
-            )
-    if not profile.released:
-        found.append(
-            memory_model.sampling(
-                architecture,
-                profile.generation,
-                prompt=lengths.longest_prompt,
-                answer=answer,
-                fused=fused,
-                stage="generation",
-            )
-        )
-    prompt, longest = lengths.longest_prompt, profile.evaluation.max_new_tokens
-    if suite != "local":
-        prompt, longest = memory_model.BENCHMARK_TOKENS, memory_model.BENCHMARK_ANSWER
-        found.append(memory_model.scoring(architecture, longest=2048, stage="evaluation, choices"))
-    found.append(
-        memory_model.sampling(
-            architecture, profile.evaluation, prompt=prompt, answer=longest, fused=fused, stage="evaluation"
-        )
-    )
-    return found
-
-
-def remedy(
-    profile: Profile, stage: str, machine: Machine, architecture: Architecture, lengths: Lengths
-) -> dict[str, Any] | None:
-    """Settings, by dotted name, with which a stage fits; None where none do. Found by the estimate itself."""
-    for changes in _candidates(profile, stage):
-        changed = _changed(profile, changes)
-        need = next(n for n in needs(changed, architecture, lengths, machine.kind, machine.width) if n.stage == stage)
-        if need.total(machine.devices) <= machine.memory:
-            return changes
-    return None
-
-
-def _candidates(profile: Profile, stage: str) -> Iterator[dict[str, Any]]:
-    """Changes that need less memory and change no result but rounding, the cheapest first."""
-    section = {"sft": "sft", "spin": "spin.training", "dpo": "dpo.training"}.get(stage)
-    if section is None:
-        section = "generation" if stage == "generation" else "evaluation"
-        rows = getattr(profile, section).batch_size // 2
-        while rows >= 1:
-            yield {f"{section}.batch_size": rows}
-            rows //= 2
-        return
-    settings = _training(profile, section)
-    for more in [{}] if settings.gradient_checkpointing else [{}, {f"{section}.gradient_checkpointing": True}]:
-        if more:
-            yield more
-        tokens = settings.micro_batch_tokens // 2
-        while tokens >= 256:
-            yield {f"{section}.micro_batch_tokens": tokens, **more}
-            tokens //= 2
-
-
-def _training(profile: Profile, section: str) -> TrainingSettings:
-    settings = profile.sft if section == "sft" else profile.spin.training
-    if section == "dpo.training":
-        settings = profile.dpo.training if profile.dpo else None
-    assert settings is not None
-    return settings
-
-
-def _changed(profile: Profile, changes: dict[str, Any]) -> Profile:
-    for dotted, value in changes.items():
-        *sections, name = dotted.split(".")
-        parts: list[Any] = [profile]
-        for section in sections:
-            parts.append(getattr(parts[-1], section))
-        new = dataclasses.replace(parts[-1], **{name: value})
-        for part, section in zip(reversed(parts[:-1]), reversed(sections), strict=True):
-            new = dataclasses.replace(part, **{section: new})
-        profile = new
-    return profile
-
-
 def _memory(profile: Profile, machine: Machine, a: Architecture, lengths: Lengths) -> Iterator[Finding]:
-    for need in needs(profile, a, lengths, machine.kind, machine.width):
+    devices = fitting.shared_by(profile, machine)
+    for need in fitting.needs(profile, a, lengths, machine.kind, machine.width):
         alone, what = need.total(), f"memory: {need.stage}"
         parts = sorted({**need.sharded, **need.own}.items(), key=lambda part: -part[1])[:3]
         largest = ", ".join(f"{name} {_gb(size)}" for name, size in parts)
         text = f"{_gb(alone)} of {_gb(machine.memory)} ({largest})"
         if alone <= machine.memory:
             yield Finding(what, "ok", text)
-        elif machine.devices > 1 and need.sharded and need.total(machine.devices) <= machine.memory:
-            shared = _gb(need.total(machine.devices))
-            yield Finding(what, "note", f"{text}; {shared} each when sharded over {machine.devices} devices")
+        elif need.sharded and need.total(devices) <= machine.memory:
+            shared = _gb(need.total(devices))
+            yield Finding(what, "note", f"{text}; {shared} each when sharded over {devices} devices")
         else:
-            changes = remedy(profile, need.stage, machine, a, lengths)
+            changes = fitting.remedy(profile, need.stage, machine, a, lengths)
             hint = f"fits with {' '.join(f'--set {name}={_yaml(value)}' for name, value in (changes or {}).items())}"
             least = need.total(10**6)
             wanted = "take a smaller model or more memory"
             if need.sharded and least <= machine.memory:
                 count = next(n for n in range(2, 10**6) if need.total(n) <= machine.memory)
                 wanted = f"shard it over {count} such devices or take a smaller model"
+                if count <= machine.devices:
+                    wanted = f"fits with --set processes.sharding=fsdp2 --set resources.training.gpus={count}"
             yield Finding(what, "refused", f"{text}; {hint if changes else wanted}")
+
+
+def _vllm_gpus(profile: Profile, machine: Machine) -> Iterator[Finding]:
+    settings = profile.generation.vllm
+    asked = max(1, settings.processes) * settings.tensor_parallel_size
+    if profile.generation.backend == "vllm" and asked > machine.devices:
+        text = f"{asked} GPUs of {machine.devices}; lower generation.vllm.processes or tensor_parallel_size"
+        yield Finding("vLLM", "refused", text)
 
 
 def _disk(made: plan.Plan, machine: Machine, a: Architecture, lengths: Lengths) -> Finding:
@@ -243,8 +168,7 @@ def disk_bytes(made: plan.Plan, a: Architecture, lengths: Lengths) -> float:
     spin = profile.spin
     total = float(one if profile.model.source in ("tiny", "gguf_package") else one / 2)  # the hub's are bfloat16
     total += len(profile.released) * one / 2
-    trainings = [made.profile.sft, spin.training, profile.dpo and profile.dpo.training]
-    states = [memory_model.optimizer_state(a, settings) for settings in trainings if settings]
+    states = [memory_model.optimizer_state(a, settings) for settings in plan.trainings(profile).values()]
     for step in made:
         if step.stage in ("sft", "spin", "subset", "dpo"):
             total += one
@@ -254,9 +178,7 @@ def disk_bytes(made: plan.Plan, a: Architecture, lengths: Lengths) -> float:
             total += one * (spin.epochs_shown - spin.training.epochs) + memory_model.optimizer_state(a, spin.training)
         if step.stage == "pairs":
             total += lengths.spin_rows * 4 * (lengths.prompt + lengths.real + lengths.generated)
-    return total + (
-        2 * max(states) if states and not profile.released else 0
-    )  # a new state is whole before the old goes
+    return total + 2 * max(states, default=0)  # a new state is whole before the old goes
 
 
 def _hours(made: plan.Plan, machine: Machine, a: Architecture, lengths: Lengths) -> Finding:
@@ -288,20 +210,33 @@ def _hub(asked: Mapping[hub_access.Wanted, hub_access.Access]) -> list[Finding]:
     return [Finding("hub", access.state, f"{', '.join(names)}: {access.text}") for access, names in alike.items()]
 
 
-def _rows(profile: Profile) -> tuple[dict[str, Any] | None, list[Finding]]:
-    """Demonstrations by split, None if they cannot be read now, and what to say about them."""
-    if not plan.needs_data(profile):
+def _judge(made: plan.Plan) -> list[Finding]:
+    """What the judge of MT-Bench will be asked, and on whose account."""
+    settings = made.profile.mt_bench
+    missing = [step for step in made if step.stage == "mt_bench" and not artifacts.is_complete(step.directory)]
+    if settings is None or not missing:
+        return []
+    each = forecast.judge_requests(settings)
+    text = (
+        f"{len(missing) * each} requests to {settings.judge} at {settings.base_url}, {each} for each of {len(missing)} "
+        f"models, on the account of {judge.KEY}"
+    )
+    return [Finding("judge", "note", text)]
+
+
+def _rows(what: str, settings: DemonstrationSettings | None) -> tuple[dict[str, Any] | None, list[Finding]]:
+    """Demonstrations by split, None if there are none or they cannot be read now, and what to say about them."""
+    if settings is None:
         return None, []
-    expected = profile.demonstrations.expected_rows
+    expected = settings.expected_rows
     try:
-        made = load_demonstrations(profile.demonstrations)
+        made = load_demonstrations(settings)
     except RowError as error:
-        hub = profile.demonstrations.source == "hub"
-        away = hub and bool(profile.demonstrations.revision) and "expected_rows" not in str(error)
-        return None, [Finding("demonstrations", "unknown" if away else "refused", str(error))]
+        away = settings.source == "hub" and bool(settings.revision) and "expected_rows" not in str(error)
+        return None, [Finding(what, "unknown" if away else "refused", str(error))]
     splits = {split: getattr(made, split) for split in stages.SPLITS}
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items() if rows)
-    return splits, [Finding("demonstrations", "ok", sizes + (f"; {expected:,} as expected" if expected else ""))]
+    return splits, [Finding(what, "ok", sizes + (f"; {expected:,} as expected" if expected else ""))]
 
 
 def _versions() -> Finding:

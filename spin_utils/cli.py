@@ -274,7 +274,7 @@ def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
     if arguments.name:
         changes["name"] = arguments.name
     profile = profiles.load(arguments.profile, changes)  # refuses what the next line could not write
-    lasting = {name: value for name, value in changes.items() if not name.startswith("processes.")}
+    lasting = {name: value for name, value in changes.items() if not name.startswith(("processes.", "resources."))}
     if "name" not in changes and lasting:
         digest = hashlib.sha256(artifacts.canonical([arguments.profile, lasting]).encode()).hexdigest()[:6]
         profile = dataclasses.replace(profile, name=f"{Path(arguments.profile).stem}-{digest}"[:64])

@@ -7,16 +7,18 @@ reached. Loading, saving and what is between two steps are left out, so a very s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spin_utils import artifacts, cost_model, paper_suite
 from spin_utils.cost_model import Architecture, Run, forward_flops
+from spin_utils.input_settings import DemonstrationSettings
 from spin_utils.machine import Machine
-from spin_utils.plan import Plan, Step, training_of
+from spin_utils.mt_bench_settings import CATEGORIES, MtBenchSettings
+from spin_utils.plan import Plan, Step, control_demonstrations, control_training, training_of
 from spin_utils.rows import read_records
-from spin_utils.settings import EvaluationSettings, Profile, TrainingSettings
+from spin_utils.settings import EvaluationSettings, GenerationSettings, Profile, TrainingSettings
 
 CHARACTERS = 4
 """Assumed characters of a token."""
@@ -35,6 +37,12 @@ CONTEXT = {
 """Assumed mean tokens of a prompt of the paper's suites, its examples included."""
 ULTRAFEEDBACK = 62_000
 """Pairs of App. B.3, where a hub data set is not counted."""
+HUB_ROWS = {"HuggingFaceH4/ultrachat_200k": 207_865}
+"""Rows of a hub data set's training split, where it is not counted."""
+MT_BENCH_QUESTIONS = (75, 26)
+"""Mean tokens of the questions of turns 1 and 2, at `CHARACTERS` each."""
+JUDGE_SECONDS = 10.0
+"""Assumed seconds until a judge has answered a request; `mt_bench.workers` are under way at a time."""
 CHOICES, CHOICE_TOKENS = 4, 15
 """Assumed choices of an item and their tokens."""
 
@@ -55,19 +63,31 @@ class Lengths(NamedTuple):
     longest_real: int
     known: bool
     """Whether they were counted from the rows; otherwise they are the assumptions of the cost model."""
+    control: Lengths | None = None
+    """Those of the SFT control, where it has rows of its own."""
 
 
-def lengths(profile: Profile, rows: dict[str, Sequence[dict[str, Any]]] | None) -> Lengths:
+Rows = Mapping[str, Sequence[dict[str, Any]]]
+"""Demonstrations by split."""
+
+
+def lengths(profile: Profile, rows: Rows | None, control: Rows | None = None) -> Lengths:
     """Rows and tokens of a profile.
 
     Args:
         profile: whose template bounds them.
-        rows: demonstrations by split; None where they could not be read, so that the cost model's assumptions hold.
+        rows: its demonstrations; None where they could not be read, so that the cost model's assumptions hold.
+        control: those of the SFT control, likewise.
     """
+    found, own = _lengths(profile, profile.demonstrations, rows), control_demonstrations(profile)
+    return found if own is None else found._replace(control=_lengths(profile, own, control))
+
+
+def _lengths(profile: Profile, data: DemonstrationSettings, rows: Rows | None) -> Lengths:
     template, most = profile.template, profile.generation.max_new_tokens
     if rows is None:
-        run, data = Run(), profile.demonstrations
-        spin = data.spin_rows or data.expected_rows or run.prompts
+        run = Run()
+        spin = data.spin_rows or data.expected_rows or HUB_ROWS.get(data.name, run.prompts)
         return Lengths(
             sft_rows=data.sft_rows or spin,
             spin_rows=spin,
@@ -127,21 +147,29 @@ def hours(plan: Plan, machine: Machine, architecture: Architecture, found: Lengt
 def _step_hours(plan: Plan, step: Step, run: Run, a: Architecture, found: Lengths) -> float:
     profile = plan.profile
     pair = forward_flops(a, found.prompt, found.real, found.generated)
+    sampled = dataclasses.replace(run, gpus=_sampling_devices(profile.generation, run.gpus))
     if step.stage == "pairs":
-        return cost_model.generation_hours(dataclasses.replace(run, prompts=found.spin_rows), a)
+        return cost_model.generation_hours(dataclasses.replace(sampled, prompts=found.spin_rows), a)
     if step.stage == "evaluation":
         suite, settings = profile.evaluation.suite, profile.evaluation
         transfer = _suite_hours("paper_others" if suite == "paper" else suite, settings, run, a, found, "transfer")
         return _suite_hours(suite, settings, run, a, found) + (transfer if step.settings["transfer"] else 0)
     if step.stage == "sft":
-        assert profile.sft is not None
-        epochs = 1 if step.parameters["more"] else profile.sft.epochs
-        return _computing(found.sft_rows * forward_flops(a, found.prompt, found.real) * 3 * epochs, run)
+        training = control_training(profile) if step.parameters["more"] else profile.sft
+        assert training is not None
+        rows = found.control if found.control and step.parameters["more"] else found
+        work = training.epochs * _each(training) * forward_flops(a, rows.prompt, rows.real)
+        return _computing(rows.sft_rows * work, run)
     if step.stage == "preferences":
         assert profile.dpo is not None
         preferences, tries = profile.dpo.preferences, profile.dpo.answers_per_prompt
         answers = (preferences.rows or found.sft_rows) * tries if preferences.source == "samples" else 0
-        return cost_model.generation_hours(dataclasses.replace(run, prompts=answers), a)
+        return cost_model.generation_hours(dataclasses.replace(sampled, prompts=answers), a)
+    if step.stage == "mt_answers":
+        return _mt_answers_hours(profile, run, a, found)
+    if step.stage == "mt_bench":
+        assert profile.mt_bench is not None
+        return judge_requests(profile.mt_bench) * JUDGE_SECONDS / profile.mt_bench.workers / 3600
     if step.stage in ("spin", "epochs", "subset", "dpo"):
         passes = _passes(profile, step, training_of(profile, step.name))
         return _computing(_pairs(plan, step, found) * pair * passes, run)
@@ -160,11 +188,37 @@ def _pairs(plan: Plan, step: Step, found: Lengths) -> float:
 
 
 def _passes(profile: Profile, step: Step, settings: TrainingSettings) -> float:
-    """Forward passes that a pair costs: a backward pass counts as two, checkpointing adds one, the opponent one."""
-    each = 4 if settings.gradient_checkpointing else 3
+    """Forward passes that a pair costs: those of its epochs, and one by the opponent."""
     if step.stage == "epochs":
-        return each * (settings.epochs - profile.spin.training.epochs)
-    return each * settings.epochs + 1
+        return _each(settings) * (settings.epochs - profile.spin.training.epochs)
+    return _each(settings) * settings.epochs + 1
+
+
+def _each(settings: TrainingSettings) -> int:
+    """Forward passes of one epoch: a backward pass counts as two, checkpointing adds one."""
+    return 4 if settings.gradient_checkpointing else 3
+
+
+def _sampling_devices(settings: GenerationSettings, devices: int) -> int:
+    """Devices that answer prompts: vLLM may be told to use fewer than there are."""
+    if settings.backend == "kit" or not settings.vllm.processes:
+        return devices
+    return min(devices, settings.vllm.processes * settings.vllm.tensor_parallel_size)
+
+
+def judge_requests(settings: MtBenchSettings) -> int:
+    """Requests to the judge for one model: two turns of each question."""
+    return 2 * len(CATEGORIES) * (settings.limit or 10)
+
+
+def _mt_answers_hours(profile: Profile, run: Run, a: Architecture, found: Lengths) -> float:
+    """Both turns, answered by one process; an answer is taken to be as long as a demonstration's."""
+    assert profile.mt_bench is not None
+    settings, alone = profile.mt_bench, dataclasses.replace(run, gpus=1)
+    items, answer = judge_requests(settings) // 2, min(found.real, settings.max_new_tokens)
+    first, second = MT_BENCH_QUESTIONS
+    prompts = (first, first + answer + second)
+    return sum(_answering(items, prompt, answer, settings, alone, a) for prompt in prompts)
 
 
 def _suite_hours(
@@ -184,7 +238,9 @@ def _suite_hours(
     return total
 
 
-def _answering(items: int, prompt: int, answer: int, settings: EvaluationSettings, run: Run, a: Architecture) -> float:
+def _answering(
+    items: int, prompt: int, answer: int, settings: EvaluationSettings | MtBenchSettings, run: Run, a: Architecture
+) -> float:
     asked = dataclasses.replace(run, prompts=items, prompt_tokens=prompt, generated_tokens=answer)
     return cost_model.generation_hours(dataclasses.replace(asked, decoded_together=settings.batch_size), a)
 

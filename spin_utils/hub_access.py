@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from spin_utils import paper_suite
-from spin_utils.plan import left_out, needs_data
+from spin_utils.plan import control_demonstrations, left_out, needs_data
 from spin_utils.settings import Profile
 
 Kind = Literal["model", "dataset"]
@@ -41,9 +41,12 @@ def wanted(profile: Profile) -> list[Wanted]:
         }.items()
         if model.source == "hub"
     ]
-    data = profile.demonstrations
-    if data.source == "hub" and needs_data(profile):
-        found.append(Wanted("dataset", data.name, data.revision, "demonstrations.revision"))
+    for where, data in (
+        ("", profile.demonstrations if needs_data(profile) else None),
+        ("sft_control.", control_demonstrations(profile)),
+    ):
+        if data is not None and data.source == "hub":
+            found.append(Wanted("dataset", data.name, data.revision, f"{where}demonstrations.revision"))
     if profile.dpo and profile.dpo.preferences.source == "hub" and not profile.released and not left_out(profile):
         pairs = profile.dpo.preferences
         found.append(Wanted("dataset", pairs.name, pairs.revision, "dpo.preferences.revision"))

@@ -11,7 +11,9 @@ from typing import Any
 
 from spin_utils import families, models
 from spin_utils.demonstrations import DemonstrationError, Demonstrations
+from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.input_settings import TemplateSettings
+from spin_utils.plan import control_demonstrations
 from spin_utils.rows import Row, RowError, listed
 from spin_utils.settings import Profile
 
@@ -45,6 +47,39 @@ def check(profile: Profile, demonstrations: Demonstrations) -> None:
         from spin_utils import evaluation  # takes seconds
 
         evaluation.check_tasks(profile.evaluation.tasks)
+
+
+def check_control(profile: Profile, demonstrations: Demonstrations) -> None:
+    """Refuse rows of the SFT control (`sft_control.demonstrations`) that cannot be trained on or would give it the
+    held-out prompts to learn.
+
+    Args:
+        profile: the validated profile.
+        demonstrations: the profile's own, from `demonstrations.load`.
+
+    Raises:
+        RowError: rows that cannot be loaded, are too long for the template, or are held out to be evaluated on.
+    """
+    settings = control_demonstrations(profile)
+    if settings is None:
+        return
+    try:
+        rows = load_demonstrations(settings).sft
+    except RowError as error:
+        raise RowError(f"sft_control: {error}; or leave the control out: sft_more=0") from None
+    if profile.evaluation.suite == "local":
+        held_out = {row["prompt"]: row["id"] for row in demonstrations.test}
+        faults = [
+            f"sft_control.demonstrations, row {row['id']}: the prompt is held out to evaluate on (row "
+            f"{held_out[row['prompt']]}); remove one of them"
+            for row in rows
+            if row["prompt"] in held_out
+        ]
+        if faults:
+            raise RowError(listed(faults))
+    if settings.source == "file" and profile.model.source == "directory":
+        tokenizer = models.load_tokenizer(Path(profile.model.path))
+        check_lengths(tokenizer, profile.template, {"control": rows})
 
 
 def _check_graders(demonstrations: Demonstrations) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spin_utils.cost_model import Architecture
+from spin_utils.mt_bench_settings import MtBenchSettings
 from spin_utils.settings import EvaluationSettings, GenerationSettings, TrainingSettings
 
 MARGIN = 1.1
@@ -26,6 +27,10 @@ SCORED_TOKENS, SCORED_LOGITS = 4096, 2**23
 """As in `lm.py`: tokens and logits of one scoring pass of an evaluation."""
 PREFILL_TOKENS = 2048
 """As in `sampling.py`: prompt tokens read in one pass."""
+VLLM_PREFILL_TOKENS = 16_384
+"""Prompt tokens that vLLM reads in one pass if not told otherwise: so many on an H100, half of it on smaller GPUs."""
+MT_BENCH_TOKENS = 500
+"""Longest pair of questions of MT-Bench, the template's markers included."""
 BENCHMARK_TOKENS = 1400
 """Assumed longest prompt of a generation task of the paper's suite: three worked examples of Big-Bench-Hard."""
 BENCHMARK_ANSWER = 1024
@@ -41,10 +46,12 @@ class Need:
     """What several processes can share out (FSDP2, ZeRO-3): weights, masters, gradients, moments."""
     own: Mapping[str, float]
     """What every process has for itself."""
+    share: float = 1.0
+    """Part of a device's memory that the stage may take."""
 
     def total(self, devices: int = 1) -> float:
-        """Bytes on one device, with the margin."""
-        return MARGIN * (sum(self.sharded.values()) / devices + sum(self.own.values())) + LIBRARIES
+        """Bytes that one device must have free, with the margin."""
+        return (MARGIN * (sum(self.sharded.values()) / devices + sum(self.own.values())) + LIBRARIES) / self.share
 
 
 def training(
@@ -83,7 +90,7 @@ def training(
 
 def sampling(
     architecture: Architecture,
-    settings: GenerationSettings | EvaluationSettings,
+    settings: GenerationSettings | EvaluationSettings | MtBenchSettings,
     *,
     prompt: int,
     answer: int,
@@ -109,6 +116,27 @@ def sampling(
         "logits": 2 * rows * a.vocabulary + 3 * 4 * 2**20,
     }
     return Need(stage, {}, own)
+
+
+def vllm(architecture: Architecture, settings: GenerationSettings, *, prompt: int, answer: int, stage: str) -> Need:
+    """The least with which vLLM starts: its cache has room for one longest answer. What is left of its share of a
+    device goes to the cache too, and says how many of the `batch_size` answers it decodes at once. Not measured.
+
+    Args:
+        architecture: sizes of the model.
+        settings: with the share, and the GPUs that divide a copy of the model.
+        prompt: tokens of the longest prompt.
+        answer: tokens of the longest answer.
+        stage: its name.
+    """
+    a, gpus = architecture, settings.vllm.tensor_parallel_size
+    own = {
+        "weights": 2 * a.parameters / gpus,
+        "key-value cache": (prompt + answer) * 2 * 2 * a.key_value * a.layers / gpus,
+        "prompts": VLLM_PREFILL_TOKENS * 2 * (2 * a.feed_forward / gpus + 8 * a.hidden),
+        "logits": 2 * 4 * settings.batch_size * a.vocabulary,  # and their log-probabilities
+    }
+    return Need(stage, {}, own, share=settings.vllm.gpu_memory_utilization)
 
 
 def scoring(architecture: Architecture, *, longest: int, stage: str) -> Need:

@@ -200,10 +200,10 @@ class MasterOptimizer:
 
 
 def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float:
-    """Learning rate of an optimizer step: linear warm-up, then linear decay or a constant.
+    """Learning rate of an optimizer step: linear warm-up, then linear or cosine decay or a constant.
 
-    Equal to transformers' `get_linear_schedule_with_warmup` and `get_constant_schedule_with_warmup`, where
-    the first step (number 0) has a rate of zero if there is any warm-up.
+    Equal to transformers' `get_linear_schedule_with_warmup`, `get_cosine_schedule_with_warmup` and
+    `get_constant_schedule_with_warmup`, where the first step (number 0) has a rate of zero if there is any warm-up.
 
     Args:
         step: steps done before this one.
@@ -215,7 +215,8 @@ def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float
         return settings.learning_rate * step / warmup
     if settings.schedule == "constant":
         return settings.learning_rate
-    return settings.learning_rate * max(0.0, (total - step) / max(1, total - warmup))
+    left = max(0.0, (total - step) / max(1, total - warmup))
+    return settings.learning_rate * (left if settings.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
 def choose_precision(setting: str, device: torch.device | str = "cpu") -> torch.dtype:

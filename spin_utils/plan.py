@@ -163,11 +163,13 @@ def make(profile: Profile, seed: int) -> Plan:
             evaluate(f"spin-0-epoch-{epoch}", "spin-0" if epoch < spin.training.epochs else "spin-0-more")
     for part in spin.subsets:
         evaluate(train(f"spin-0-rows-{part}", "subset", (start, "pairs-0"), fiftieths=part))
-    control = start
+    control, rows = start, "data"
+    own = control_demonstrations(profile)
+    if own is not None:
+        rows = add("control-data", "data", "", (), _data_identity(own))
     for epoch in range(1, profile.sft_more + 1):
-        assert profile.sft is not None
-        once = {"training": training_identity(dataclasses.replace(profile.sft, epochs=1)), "template": template}
-        control = add(f"sft-more-{epoch}", "sft", "01_sft_baseline", (control, "data"), once, more=epoch)
+        once = {"training": training_identity(control_training(profile)), "template": template}
+        control = add(f"sft-more-{epoch}", "sft", "01_sft_baseline", (control, rows), once, more=epoch)
         evaluate(control)
     if profile.dpo is not None and not _dpo_left_out(profile):
         preferences = _preferences_identity(profile.dpo)
@@ -252,6 +254,31 @@ def training_of(profile: Profile, model: str) -> TrainingSettings:
         epochs = spin.epochs_shown if part == ["more"] else 1
         change |= {"epochs": epochs, "schedule_epochs": spin.training.schedule_epochs or spin.training.epochs}
     return dataclasses.replace(spin.training, **change)
+
+
+def trainings(profile: Profile) -> dict[str, TrainingSettings]:
+    """Settings of each kind of training run of a profile, by the dotted name under which it holds them."""
+    control = profile.sft_control if profile.sft_more else None
+    found: dict[str, TrainingSettings | None] = {
+        "sft": profile.sft,
+        "sft_control.training": control.training if control else None,
+        "spin.training": profile.spin.training,
+        "dpo.training": profile.dpo.training if profile.dpo else None,
+    }
+    return {name: settings for name, settings in found.items() if settings is not None and not profile.released}
+
+
+def control_training(profile: Profile) -> TrainingSettings:
+    """Settings of one further SFT epoch, for Table 5 and Figure 5."""
+    settings = profile.sft_control.training if profile.sft_control is not None else profile.sft
+    assert settings is not None, "a profile with sft_more has either"
+    return dataclasses.replace(settings, epochs=1)
+
+
+def control_demonstrations(profile: Profile) -> DemonstrationSettings | None:
+    """Rows of the further SFT epochs where they are not those of the profile and are needed."""
+    wanted = profile.sft_more and not profile.released and profile.sft_control is not None
+    return profile.sft_control.demonstrations if wanted and profile.sft_control is not None else None
 
 
 def stream(seed: int, number: int) -> int:

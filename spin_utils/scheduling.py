@@ -1,4 +1,4 @@
-"""How Snakemake is called, and what each step asks of it: on this machine's cores and GPUs, or on a cluster."""
+"""How Snakemake is called, on this machine's cores and GPUs or on a cluster."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import yaml
 
 from spin_utils import gpus, paths
 from spin_utils.input_settings import SettingsError
-from spin_utils.machine_settings import StepResources
-from spin_utils.plan import Step
 from spin_utils.profiles import nearest
 from spin_utils.settings import Profile
 
@@ -51,26 +49,6 @@ def command(
     elif jobs:
         words += ["--jobs", str(jobs)]
     return [*words, "--config", *config]
-
-
-def resources(profile: Profile, step: Step) -> StepResources:
-    """What a step asks of the scheduler."""
-    if step.stage in ("sft", "spin", "epochs", "subset", "dpo"):
-        return profile.resources.training
-    if step.stage in ("pairs", "mt_answers") or _is_sampled(profile, step):
-        return profile.resources.generation
-    return profile.resources.evaluation if step.stage == "evaluation" else profile.resources.other
-
-
-def stays_here(profile: Profile, step: Step) -> bool:
-    """Whether a step runs where Snakemake does: it needs the network, and a cluster's nodes often have none."""
-    return step.stage in ("data", "base", "mt_bench") or (
-        step.stage == "preferences" and not _is_sampled(profile, step)
-    )
-
-
-def _is_sampled(profile: Profile, step: Step) -> bool:
-    return step.stage == "preferences" and profile.dpo is not None and profile.dpo.preferences.source == "samples"
 
 
 def _folder(cluster: str) -> Path:

@@ -43,8 +43,8 @@ class TrainingSettings:
     schedule_epochs: int = 0
     """Epochs over which the learning rate decays; 0: the same as `epochs`. The released scripts say 6 and
     stop when it suits; the model cards say 2."""
-    schedule: Literal["linear", "constant"] = "linear"
-    """Decay after the warm-up (released configs: linear)."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Decay after the warm-up (released configs: linear; the base model's SFT recipe: cosine)."""
     batch_size: int = 64
     """Pairs in one optimizer step, exactly (sec. B.1: 64). The last batch of an epoch may be smaller."""
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
@@ -174,6 +174,21 @@ class SpinSettings:
 
 
 @dataclass(frozen=True)
+class SftControlSettings:
+    """The control of Table 5 and Figure 5 where the SFT model is given (`sft: null`), so that neither its settings nor
+    its rows are those of this profile."""
+
+    training: TrainingSettings
+    """One further epoch. Of the paper's, neither the learning rate nor its decay is known."""
+    demonstrations: DemonstrationSettings | None = None
+    """Rows to train on (App. B.4: Ultrachat200k), held-out ones left out; null: the SFT rows of the profile's own."""
+
+    def __post_init__(self) -> None:
+        epochs = self.training.epochs
+        require(epochs == 1, f"training.epochs: {epochs}; write 1, and the number of further epochs in sft_more")
+
+
+@dataclass(frozen=True)
 class DpoSettings:
     """DPO, the baseline of Figure 3 and the last stage of Table 3: the same trainer on preference pairs."""
 
@@ -197,15 +212,16 @@ class ProcessSettings:
     """How many processes share the work of a stage. No artifact's name depends on it: it changes a result by rounding
     in the training's sums only."""
 
-    count: int = 1
-    """Processes on this machine; with GPUs, each has its own. Processes of another launcher (torchrun, accelerate)
-    count for themselves."""
+    count: int = 0
+    """Processes on this machine; with GPUs, each has its own. 0: one for each GPU that a step asks for in `resources`,
+    as far as they are there; one where it asks for none. Processes of another launcher (torchrun, accelerate) count
+    for themselves."""
     sharding: Sharding = "ddp"
     """`ddp`: every process trains a whole copy, and gradients are summed. `fsdp2`: weights, gradients and optimizer
     state are spread over the processes in training and in the opponent's scoring."""
 
     def __post_init__(self) -> None:
-        require(self.count > 0, f"processes.count: {self.count} must be above 0")
+        require(self.count >= 0, f"processes.count: {self.count} is negative; 0 takes one for each GPU of a step")
 
 
 @dataclass(frozen=True)
@@ -259,6 +275,8 @@ class Profile:
     spin: SpinSettings
     sft_more: int = 0
     """Further SFT epochs as the control of Table 5 and Figure 5: would more of the same data do as well?"""
+    sft_control: SftControlSettings | None = None
+    """How they are trained, and on what, where `sft` is null; otherwise as `sft` and on the same rows."""
     dpo: DpoSettings | None = None
     """DPO, the baseline of Figure 3 and, after SPIN, the last row of Table 3 (App. B.3); null: not run."""
     released: dict[str, ModelSettings] = field(default_factory=dict)
@@ -280,7 +298,23 @@ class Profile:
             f"name: {self.name!r} names folders; use letters, digits, - and _ only",
         )
         require(0 <= self.sft_more <= MOST, f"sft_more: {self.sft_more} must be 0 to {MOST}")
-        require(self.sft is not None or not self.sft_more, "sft_more: needs the settings of sft, which is null")
+        require(
+            self.sft is None or self.sft_control is None,
+            "sft_control: further epochs go on as sft did; set sft_control or sft to null",
+        )
+        require(
+            self.sft is not None or self.sft_control is not None or not self.sft_more,
+            "sft_more: sft is null, so the further epochs need settings of their own; write sft_control, or set "
+            "sft_more to 0",
+        )
+        for kind in ("training", "generation", "evaluation") if self.processes.count else ():
+            asked = getattr(self.resources, kind).gpus
+            own = kind == "generation" and self.generation.backend == "vllm"  # which starts processes of its own
+            require(
+                own or asked in (0, self.processes.count),
+                f"processes.count: {self.processes.count}, but resources.{kind}.gpus: {asked}, and each process has a "
+                "GPU of its own; leave processes.count out, and a step takes a process for each of its GPUs",
+            )
         for name, model in self.released.items():
             known = re.fullmatch(r"spin-\d+(-dpo)?|dpo|sft-more-\d+", name) is not None
             require(

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_utils import artifacts, launching, paths, processes, profiles
+from spin_utils import artifacts, launching, paths, processes, profiles, step_resources
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.demonstrations import read_rows, write_rows
-from spin_utils.plan import Plan, Step, needs_data, stream
+from spin_utils.plan import Plan, Step, control_demonstrations, control_training, needs_data, stream, trainings
 from spin_utils.progress import progress
-from spin_utils.settings import Profile
+from spin_utils.settings import ProcessSettings, Profile
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +37,14 @@ def check_inputs(profile: Profile) -> None:
     """
     from spin_utils import input_checks, models, mt_bench, preferences, trackers, vllm_backend
 
-    trainings = (profile.sft, profile.spin.training, profile.dpo and profile.dpo.training)
-    trackers.check({name for training in trainings if training for name in training.trackers})
+    trackers.check({name for training in trainings(profile).values() for name in training.trackers})
     launching.check(profile.processes)
     for settings in (profile.model, *profile.released.values()):
         models.identity(settings)
     if needs_data(profile):
-        input_checks.check(profile, load_demonstrations(profile.demonstrations))
+        demonstrations = load_demonstrations(profile.demonstrations)
+        input_checks.check(profile, demonstrations)
+        input_checks.check_control(profile, demonstrations)
     if profile.released:
         return
     if profile.dpo is not None and profile.dpo.preferences.source != "samples":
@@ -73,8 +74,9 @@ def run(plan: Plan, name: str) -> Path:
         return step.directory
     for needed in step.inputs:
         run(plan, needed)
-    if _is_shared(plan, step) and launching.wanted(plan.profile.processes):
-        _launch(plan, step)
+    shared = step_resources.processes(plan.profile, step) if _is_shared(plan, step) else ProcessSettings(1)
+    if launching.wanted(shared):
+        _launch(plan, step, shared)
         return step.directory
     with artifacts.lock(step.directory):
         if processes.from_first(lambda: artifacts.is_made(step.directory)):  # by another run while this one waited
@@ -95,17 +97,17 @@ def _is_shared(plan: Plan, step: Step) -> bool:
     return step.stage not in ALONE and not (vllm and step.stage in ("pairs", "preferences"))
 
 
-def _launch(plan: Plan, step: Step) -> None:
+def _launch(plan: Plan, step: Step, shared: ProcessSettings) -> None:
     """Make a step in several processes, by the command that does so in one."""
     with tempfile.TemporaryDirectory(prefix="spin-") as folder:
         profile = profiles.dump(plan.profile, Path(folder) / "profile.yaml")
         arguments = ["step", step.name, "--profile", str(profile), "--seed", str(plan.seed)]
-        launching.launch(arguments, plan.profile.processes)
+        launching.launch(arguments, shared)
 
 
-def rows(plan: Plan, split: str) -> list[dict[str, Any]]:
-    """Demonstrations of a split (`sft`, `spin`, `validation`, `test`), made if need be."""
-    return read_rows(artifacts.checked(run(plan, "data"), f"{split}.jsonl"))
+def rows(plan: Plan, split: str, data: str = "data") -> list[dict[str, Any]]:
+    """Demonstrations of a split (`sft`, `spin`, `validation`, `test`), made if need be, by the step that makes them."""
+    return read_rows(artifacts.checked(run(plan, data), f"{split}.jsonl"))
 
 
 def opponent(plan: Plan, iteration: int) -> str:
@@ -135,7 +137,8 @@ def _make(plan: Plan, step: Step, work: Path) -> None:
 
 
 def _make_data(plan: Plan, step: Step, work: Path) -> None:
-    demonstrations = load_demonstrations(plan.profile.demonstrations)
+    own = control_demonstrations(plan.profile) if step.name == "control-data" else None
+    demonstrations = load_demonstrations(own or plan.profile.demonstrations)
     for split in SPLITS:
         write_rows(work / f"{split}.jsonl", getattr(demonstrations, split))
 
@@ -160,12 +163,13 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
 
     start, more = plan.directory(step.inputs[0]), step.parameters["more"]
     tokenizer = models.load_tokenizer(start)
-    held_out = {split: rows(plan, split) for split in ("validation", "test")}
-    input_checks.check_lengths(tokenizer, plan.profile.template, held_out)
-    encoded = encode_rows(tokenizer, plan.profile.template, rows(plan, "sft"))
+    if not more:
+        held_out = {split: rows(plan, split) for split in ("validation", "test")}
+        input_checks.check_lengths(tokenizer, plan.profile.template, held_out)
+    encoded = encode_rows(tokenizer, plan.profile.template, rows(plan, "sft", data=step.inputs[1]))
     groups = [Group(row.prompt_ids, (row.response_ids,)) for row in encoded]
-    assert plan.profile.sft is not None
-    settings = replace(plan.profile.sft, epochs=1) if more else plan.profile.sft
+    settings = control_training(plan.profile) if more else plan.profile.sft
+    assert settings is not None
     model = models.load(start)
     seed = stream(plan.seed, more)
     result = train(

@@ -89,6 +89,11 @@ def spin_row(i: int) -> dict[str, Any]:
     }
 
 
+def _ultrachat(i: int) -> dict[str, Any]:
+    turns = [turn for n in range(3) for turn in chat(f"Tell me {n} of {i}.", f"Here is {n} of {i}.")]
+    return {"prompt": f"Tell me 0 of {i}.", "prompt_id": f"{i:064x}", "messages": turns}
+
+
 def _preference(i: int) -> dict[str, Any]:
     return {
         "prompt": f"Add 1 to {i}.",
@@ -109,9 +114,10 @@ _SPLITS: dict[tuple[str, str | None], tuple[Any, tuple[str, ...]]] = {
     ("openai/gsm8k", "main"): (_gsm8k, ("train", "test")),
     ("allenai/openbookqa", "main"): (_openbookqa, ("train", "validation", "test")),
     ("UCLA-AGI/SPIN_iter0", None): (spin_row, ("train", "test")),
+    ("HuggingFaceH4/ultrachat_200k", None): (_ultrachat, ("train_sft", "test_sft")),
     ("HuggingFaceH4/ultrafeedback_binarized", None): (_preference, ("train_prefs",)),
 }
-_FIRST = {"train": 100, "dev": 100, "train_prefs": 0}
+_FIRST = {"train": 100, "dev": 100, "train_prefs": 0, "train_sft": 200}
 """Number of a split's first row, so that no row is in two splits."""
 
 

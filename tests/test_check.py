@@ -15,13 +15,15 @@ import pytest
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub, serve
 
-from spin_utils import architectures, check, forecast, hub_access, machine, paths, plan, profiles
+from spin_utils import architectures, check, fitting, forecast, hub_access, machine, paths, plan, profiles
 from spin_utils.cost_model import Architecture
 from spin_utils.input_settings import ModelSettings
 from spin_utils.machine import Machine
 from spin_utils.models import ModelError, gguf_path
 
 REVISION = {"demonstrations.revision": "0" * 40}
+EIGHT = machine.described(8, 80)
+SEVEN = Architecture()
 LAPTOP = Machine("cpu", "a laptop", 1, 10e9, 50e9, 600e9, 20e9, 2)
 
 
@@ -75,6 +77,18 @@ def test_the_gpu_profile_fits_the_24_gb_it_is_made_for_and_uses_them() -> None:
     assert check.check(profiles.load("gpu"), machine.described(1, 12)).verdict == "does not fit"
 
 
+def test_the_released_checkpoints_fit_the_24_gb_that_the_readme_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    pinned = {f"released.spin-{t}.revision": "a" * 40 for t in range(4)}
+    report = check.check(profiles.load("paper-released", pinned), machine.described(1, 24))
+    assert report.verdict == "fits"
+    assert states(report, "memory: ") == ["ok"] * 3
+    for name in ("evaluation.batch_size", "mt_bench.batch_size"):
+        twice = 2 * getattr(profiles.load("paper-released"), name.partition(".")[0]).batch_size
+        more = check.check(profiles.load("paper-released", pinned | {name: twice}), machine.described(1, 24))
+        assert more.verdict == "does not fit", name
+
+
 def test_the_paper_profile_fits_eight_gpus_only_when_it_is_sharded() -> None:
     eight = check.check(profiles.load("paper", REVISION), machine.described(8, 80))
     assert eight.verdict == "fits"
@@ -86,17 +100,25 @@ def test_the_paper_profile_fits_eight_gpus_only_when_it_is_sharded() -> None:
     assert "shard it over 2 such devices or take a smaller model" in text(one)
 
 
+def test_a_model_that_fits_only_sharded_is_refused_until_it_is_sharded() -> None:
+    whole = check.check(profiles.load("paper", REVISION | {"processes.sharding": "ddp"}), EIGHT)
+    assert states(whole, "memory: spin") == ["refused"]
+    assert "fits with --set processes.sharding=fsdp2 --set resources.training.gpus=2" in text(whole)
+    few = check.check(profiles.load("paper", REVISION | {"resources.training.gpus": 1}), EIGHT)
+    assert states(few, "memory: spin") == ["refused"]
+
+
 def test_the_settings_that_are_named_do_fit_and_the_next_larger_ones_do_not() -> None:
     profile, here = profiles.load("gpu", {"generation.batch_size": 4096}), machine.described(1, 16)
     found = architectures.find(profile.model)
     assert found is not None
     lengths = forecast.lengths(profile, None)
     for stage in ("sft", "spin", "generation"):
-        changes = check.remedy(profile, stage, here, found[0], lengths)
+        changes = fitting.remedy(profile, stage, here, found[0], lengths)
         assert changes is not None
-        assert need(check._changed(profile, changes), stage, found[0], lengths) <= here.memory
+        assert need(fitting._changed(profile, changes), stage, found[0], lengths) <= here.memory
         name, value = next(iter(changes.items()))
-        before = check._changed(profile, {**changes, name: 2 * value})
+        before = fitting._changed(profile, {**changes, name: 2 * value})
         assert need(before, stage, found[0], lengths) > here.memory, "it is the first that fits"
         report = check.check(profile, here)
         assert f"--set {name}={value}" in text(report)
@@ -106,7 +128,93 @@ def test_the_settings_that_are_named_do_fit_and_the_next_larger_ones_do_not() ->
 
 
 def need(profile: Any, stage: str, architecture: Architecture, lengths: forecast.Lengths) -> float:
-    return next(n for n in check.needs(profile, architecture, lengths, "cuda", 2) if n.stage == stage).total()
+    return next(n for n in fitting.needs(profile, architecture, lengths, "cuda", 2) if n.stage == stage).total()
+
+
+VLLM = {"generation.backend": "vllm", "generation.vllm.python": "/opt/vllm/bin/python"}
+
+
+def test_vllm_needs_its_share_of_a_gpu_and_more_gpus_where_one_is_not_enough() -> None:
+    report = check.check(profiles.load("paper", REVISION | VLLM), machine.described(8, 80))
+    assert states(report, f"memory: {fitting.VLLM}") == ["ok"]
+    assert "memory: generation" not in {f.what for f in report.findings}, "the kit samples nothing"
+    held_out = check.check(profiles.load("paper", REVISION | VLLM | {"demonstrations.validation_rows": 9}), EIGHT)
+    assert {f.what for f in held_out.findings} >= {"memory: generation", f"memory: {fitting.VLLM}"}
+    report = check.check(profiles.load("paper", REVISION | VLLM), machine.described(8, 16))
+    assert states(report, f"memory: {fitting.VLLM}") == ["refused"]
+    assert "fits with --set generation.vllm.tensor_parallel_size=2" in text(report)
+    lengths = forecast.lengths(profiles.load("paper"), None)
+    whole, half = (
+        need(profiles.load("paper", VLLM | {"generation.vllm.gpu_memory_utilization": s}), fitting.VLLM, SEVEN, lengths)
+        for s in (1.0, 0.5)
+    )
+    assert half == 2 * whole, "it takes no more than its share"
+    assert whole > 2 * SEVEN.parameters
+    more = check.check(profiles.load("paper", REVISION | VLLM | {"generation.vllm.processes": 9}), EIGHT)
+    assert states(more, "vLLM") == ["refused"]
+
+
+def test_vllm_on_fewer_gpus_than_there_are_takes_longer() -> None:
+    lengths = forecast.lengths(profiles.load("paper"), None)
+
+    def hours(**changes: Any) -> float:
+        made = plan.make(profiles.load("paper", REVISION | VLLM | changes), 0)
+        return forecast.hours(made, EIGHT, SEVEN, lengths)["pairs-0"]
+
+    assert hours(**{"generation.vllm.processes": 2}) == pytest.approx(4 * hours())
+    assert hours(**{"generation.vllm.processes": 4, "generation.vllm.tensor_parallel_size": 2}) == hours()
+
+
+def test_mt_bench_is_counted_with_a_key_and_said_to_be_left_out_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = profiles.load("paper", REVISION)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    report = check.check(profile, EIGHT)
+    assert states(report, "left out") == ["note"]
+    assert "MT-Bench is left out" in text(report)
+    assert not states(report, "memory: mt_bench")
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    report = check.check(profile, EIGHT)
+    assert not states(report, "left out")
+    assert states(report, "memory: mt_bench") == ["ok"]
+    assert "800 requests to gpt-4 at https://api.openai.com/v1, 160 for each of 5 models" in text(report)
+    small = check.check(profile, machine.described(8, 20))
+    assert "fits with --set mt_bench.batch_size=" in text(small)
+    made, lengths = plan.make(profile, 0), forecast.lengths(profile, None)
+    found = forecast.hours(made, EIGHT, SEVEN, lengths)
+    assert found["mt-bench-sft"] == pytest.approx(160 * forecast.JUDGE_SECONDS / 4 / 3600)
+    assert found["mt-answers-sft"] == forecast.hours(made, machine.described(1, 80), SEVEN, lengths)["mt-answers-sft"]
+    few = profiles.load("paper", REVISION | {"mt_bench.limit": 2})
+    assert forecast.judge_requests(few.mt_bench) == 32
+
+
+def test_the_assumed_questions_of_mt_bench_are_its_questions() -> None:
+    from spin_utils import memory_model
+    from spin_utils.mt_bench_questions import questions
+
+    turns = [question.turns for question in questions()]
+    means = tuple(round(sum(len(pair[turn]) for pair in turns) / len(turns) / forecast.CHARACTERS) for turn in (0, 1))
+    assert means == forecast.MT_BENCH_QUESTIONS
+    longest = max(len("".join(pair)) for pair in turns) / forecast.CHARACTERS
+    assert longest < memory_model.MT_BENCH_TOKENS < 1.2 * longest
+
+
+def test_the_control_of_table_5_is_counted_with_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    from hub_rows import Hub
+
+    profile = profiles.load("paper", REVISION)
+    lengths = forecast.lengths(profile, None)
+    assert lengths.control is not None
+    assert (lengths.spin_rows, lengths.control.sft_rows) == (49_792, 207_865)
+    hours = forecast.hours(plan.make(profile, 0), EIGHT, SEVEN, lengths)
+    assert hours["sft-more-2"] == hours["sft-more-1"] > hours["spin-0"] / 2
+    report = check.check(profile, EIGHT)
+    assert states(report, "memory: sft_control") == ["note"]
+    unpinned = profiles.load("paper", REVISION | {"sft_control.demonstrations.revision": ""})
+    assert "pin the commit with --set sft_control.demonstrations.revision=COMMIT" in text(check.check(unpinned, EIGHT))
+    monkeypatch.setattr(datasets, "load_dataset", Hub(items=4))
+    report = check.check(profile, EIGHT)
+    assert [f.text for f in report.findings if f.what == "sft_control"] == ["sft 4, spin 4"]
 
 
 def test_checkpointing_is_proposed_where_small_micro_batches_are_not_enough() -> None:
@@ -114,7 +222,7 @@ def test_checkpointing_is_proposed_where_small_micro_batches_are_not_enough() ->
     here = machine.described(1, 20)
     found = architectures.find(profile.model)
     assert found is not None
-    changes = check.remedy(profile, "spin", here, found[0], forecast.lengths(profile, None))
+    changes = fitting.remedy(profile, "spin", here, found[0], forecast.lengths(profile, None))
     assert changes == {"spin.training.gradient_checkpointing": True}
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 
 from spin_utils import optimizer as module
 from spin_utils.optimizer import MasterOptimizer, choose_precision, learning_rate_at
@@ -108,7 +112,7 @@ def test_a_model_without_trainable_parameters_is_refused():
         MasterOptimizer(_network().requires_grad_(False), _settings(), torch.float32)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "constant"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize(("total", "ratio"), [(10, 0.1), (37, 0.25), (5, 0.0)])
 def test_the_schedule_is_that_of_transformers(schedule, total, ratio):
     import math
@@ -118,6 +122,8 @@ def test_the_schedule_is_that_of_transformers(schedule, total, ratio):
     warmup = math.ceil(total * ratio)
     if schedule == "linear":
         scheduler = get_linear_schedule_with_warmup(reference, warmup, total)
+    elif schedule == "cosine":
+        scheduler = get_cosine_schedule_with_warmup(reference, warmup, total)
     else:
         scheduler = get_constant_schedule_with_warmup(reference, warmup)
     settings = _settings(learning_rate=0.5, warmup_ratio=ratio, schedule=schedule)

@@ -10,7 +10,19 @@ import datasets
 import pytest
 from hub_rows import Hub
 
-from spin_utils import drawing, models, paper_suite, paths, plan, profiles, published, publishing, results, stages
+from spin_utils import (
+    artifacts,
+    drawing,
+    models,
+    paper_suite,
+    paths,
+    plan,
+    profiles,
+    published,
+    publishing,
+    results,
+    stages,
+)
 from spin_utils.cli import main
 from spin_utils.models import ModelError
 from spin_utils.rows import RowError, read_rows
@@ -26,7 +38,7 @@ SMALL: dict[str, Any] = {
     "evaluation.limit": 1,
 }
 """Everything that differs from the paper's run: the model, four prompts, short answers, one item a task."""
-QUICK = {"spin.iterations": 1, "spin.epochs_shown": 0, "spin.subsets": [], "dpo": None}
+QUICK = {"spin.iterations": 1, "spin.epochs_shown": 0, "spin.subsets": [], "dpo": None, "sft_more": 1}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,18 +81,54 @@ def test_the_paper_profile_runs_from_the_hubs_rows_to_its_tables() -> None:
     assert f"{published.score('spin-0', 'openbookqa'):.2f}" in table(profile, 6)
 
 
+def test_table_5_is_one_epoch_from_the_base_model_on_ultrachats_first_turns() -> None:
+    profile = profiles.load("paper", SMALL | QUICK | {"name": "paper-quick"})
+    made = run_whole(profile)
+    assert made.steps["sft-more-1"].inputs == ("base", "control-data")
+    rows = {row["prompt"]: row["response"] for row in read_rows(made.directory("control-data") / "sft.jsonl")}
+    assert rows == {f"Tell me 0 of {i}.": f"Here is 0 of {i}." for i in range(200, 204)}, "no later turn, none held out"
+    settings = artifacts.read_manifest(made.directory("sft-more-1"))["settings"]["training"]
+    assert (settings["learning_rate"], settings["schedule"], settings["epochs"]) == (2e-5, "cosine", 1)
+    row = next(line for line in table(profile, 5).splitlines() if line.startswith("| SFT, 1 more epoch"))
+    assert "—" not in row.split("|")[4], "a measured cell"
+    chain = results.read_json(results.evaluation_path(paths.results(profile.name), 0, "sft-more-1"))["provenance"]
+    assert "control-data" in chain["chain"]
+
+
+def test_the_second_further_epoch_goes_on_from_the_first() -> None:
+    steps = plan.make(profiles.load("paper", SMALL), 0).steps
+    assert steps["sft-more-2"].inputs == ("sft-more-1", "control-data")
+    assert steps["sft-more-2"].settings == steps["sft-more-1"].settings
+    assert "control-data" not in plan.make(profiles.load("paper", SMALL | {"sft_more": 0}), 0).steps
+
+
+def test_rows_of_the_control_are_looked_at_before_anything_starts() -> None:
+    unpinned = profiles.load("paper", SMALL | {"sft_control.demonstrations.revision": ""})
+    with pytest.raises(
+        RowError, match=r"sft_control: HuggingFaceH4.ultrachat_200k: no revision; pin its .*; or .* sft_more=0"
+    ):
+        stages.check_inputs(unpinned)
+    stages.check_inputs(profiles.load("paper", SMALL | {"sft_control.demonstrations.revision": "", "sft_more": 0}))
+    held_out = {"sft_control.demonstrations.train": "train", "sft_control.demonstrations.name": "UCLA-AGI/SPIN_iter0"}
+    given = {"evaluation": {"suite": "local"}, "demonstrations.test": "train", "demonstrations.expected_rows": 0}
+    given |= {"demonstrations.train": "test"}
+    with pytest.raises(RowError, match=r"sft_control\.demonstrations, row train-1: the prompt is held out"):
+        stages.check_inputs(profiles.load("paper", SMALL | held_out | given))
+
+
 @pytest.mark.slow
 def test_every_stage_and_every_table_of_the_paper_profile_with_four_prompts() -> None:
     profile = profiles.load("paper", SMALL | {"name": "paper-whole"})
     made = run_whole(profile)
     assert {step.stage for step in made} >= {"data", "base", "pairs", "spin", "subset", "preferences", "dpo"}
     models_of_the_paper = {"sft", "dpo", "spin-3-dpo", "spin-0-rows-14", "spin-0-rows-26"}
+    models_of_the_paper |= {"sft-more-1", "sft-more-2"}
     models_of_the_paper |= {f"spin-{t}" for t in range(4)} | {f"spin-0-epoch-{e}" for e in (1, 3, 4, 5)}
     assert set(made.models()) == models_of_the_paper
     for model in made.models():
         record = results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", model))
         assert set(record["tasks"]) == set(paper_suite.LEADERBOARD)
-    for number in (1, 2, 3, 4, 6, 7, 8):
+    for number in range(1, 9):
         assert "was not evaluated" not in table(profile, number), number
 
 

@@ -32,6 +32,7 @@ from spin_utils import (
     profiles,
     runtime,
     stages,
+    step_resources,
     training_step,
 )
 from spin_utils.dpo import _command, read_settings
@@ -266,14 +267,41 @@ def test_the_files_for_accelerate_launch_say_how_processes_start_and_what_the_ki
 
 
 def test_a_number_of_processes_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match=r"processes\.count: 0 must be above 0"):
-        profiles.load("smoke", {"processes.count": 0})
+    with pytest.raises(SettingsError, match=r"processes\.count: -1 is negative; 0 takes one for each GPU"):
+        profiles.load("smoke", {"processes.count": -1})
     with pytest.raises(SettingsError, match=r"processes\.sharding: 'fsdp' is not a choice; did you mean 'fsdp2'"):
         profiles.load("smoke", {"processes.sharding": "fsdp"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ProcessesError, match="2 processes for 1 GPUs"):
         stages.check_inputs(profiles.load("smoke", {"processes.count": 2}))
+
+
+def test_a_step_takes_a_process_for_each_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"resources": {"training": {"gpus": 8}, "evaluation": {"gpus": 1}}}
+    profile = profiles.load("smoke", asked)
+    steps = plan.make(profile, 0).steps
+
+    def counts(profile: Any, devices: str) -> list[int]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+        names = ("spin-0", "pairs-0", "eval-sft")
+        return [step_resources.processes(profile, steps[name]).count for name in names]
+
+    assert counts(profile, "0,1,2,3,4,5,6,7") == [8, 1, 1]
+    assert counts(profile, "4,6") == [2, 1, 1], "no more than there are"
+    assert counts(profile, "") == [1, 1, 1]
+    assert counts(profiles.load("smoke", {"processes.count": 2}), "") == [2, 2, 2], "as it is told"
+
+
+def test_a_number_of_processes_against_the_gpus_of_a_step_is_refused() -> None:
+    message = r"processes\.count: 4, but resources\.training\.gpus: 1, and each process has a GPU of its own; leave"
+    with pytest.raises(SettingsError, match=message):
+        profiles.load("gpu", {"processes.count": 4})
+    with pytest.raises(SettingsError, match=r"resources\.evaluation\.gpus: 1,"):
+        profiles.load("paper", {"processes.count": 8})
+    profiles.load("gpu", {"processes.count": 1})
+    vllm = {"generation.backend": "vllm", "generation.vllm.python": "/opt/vllm/bin/python"}
+    profiles.load("gpu", vllm | {"processes.count": 1, "resources.generation.gpus": 4})
 
 
 def test_workers_of_dpo_get_the_settings_of_the_run() -> None:
@@ -300,7 +328,7 @@ def test_the_number_of_processes_makes_no_other_run(tmp_path: Path, monkeypatch:
         given = ["plan", "--profile", "smoke", *(part for change in changes for part in ("--set", change))]
         return cli._resolve(cli_parser.parse(given))[1].name
 
-    assert resolved("processes.count=2") == "smoke"
+    assert resolved("processes.count=2") == resolved("resources.training.hours=2") == "smoke"
     assert resolved("processes.count=2", "spin.training.beta=1") == resolved("spin.training.beta=1") != "smoke"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from spin_utils import artifacts, cli, gpus, plan, profiles, runtime, scheduling
+from spin_utils import artifacts, cli, gpus, plan, profiles, runtime, scheduling, step_resources
 from spin_utils.input_settings import SettingsError
 from spin_utils.settings import Profile
 
@@ -56,7 +56,7 @@ def asked(output: str) -> dict[str, tuple[int, dict[str, int], list[str]]]:
 
 def test_every_step_asks_for_what_its_kind_does(clustered: tuple[str, Profile]) -> None:
     _, profile = clustered
-    kinds = {step.name: scheduling.resources(profile, step) for step in plan.make(profile, 0)}
+    kinds = {step.name: step_resources.resources(profile, step) for step in plan.make(profile, 0)}
     training = {"sft", "spin-0", "spin-0-more", "spin-1", "spin-0-rows-26", "sft-more-1", "dpo", "spin-1-dpo"}
     assert {name for name, asks in kinds.items() if asks == profile.resources.training} == training
     assert {name for name, asks in kinds.items() if asks == profile.resources.generation} == {"pairs-0", "pairs-1"}
@@ -65,9 +65,9 @@ def test_every_step_asks_for_what_its_kind_does(clustered: tuple[str, Profile]) 
     assert {"data", "base", "preferences"} == set(kinds) - training - evaluated - {"pairs-0", "pairs-1"}
     cpu = profiles.load("cpu", {"resources": RESOURCES})
     sampled = plan.make(cpu, 0).steps["preferences"]
-    assert scheduling.resources(cpu, sampled) == cpu.resources.generation, "a model answers there"
-    assert not scheduling.stays_here(cpu, sampled)
-    here = [step.name for step in plan.make(profile, 0) if scheduling.stays_here(profile, step)]
+    assert step_resources.resources(cpu, sampled) == cpu.resources.generation, "a model answers there"
+    assert not step_resources.stays_here(cpu, sampled)
+    here = [step.name for step in plan.make(profile, 0) if step_resources.stays_here(profile, step)]
     assert here == ["data", "base", "preferences"], "what downloads runs where the network is"
 
 
