@@ -67,7 +67,6 @@ def record(profile: str, seed: int, model: str, kind: str = "evaluations") -> di
         _check_inputs(name, links)
     named = {name: {**link, "presence": _presence(profile, name, link)} for name, link in links.items()}
     tasks = {task: summary["value"] for task, summary in document.get("tasks", {}).items()}
-    same = paths.results(profile).glob(f"seed-*/{kind}/{model}.json")
     if tasks:
         tasks["average"] = document["average"]
     return {
