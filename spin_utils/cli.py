@@ -132,6 +132,7 @@ def _step(arguments: argparse.Namespace) -> int:
 
     profile = profiles.load(arguments.profile)
     if arguments.name == "tables":
+        parse_seeds(arguments.seeds)
         output = paths.executed_notebooks(profile.name) / "05_tables_and_figures.ipynb"
         given: dict[str, Any] = {"profile": arguments.profile, "seeds": arguments.seeds}
         notebooks.run("05_tables_and_figures", given, output)
@@ -147,6 +148,8 @@ def _step(arguments: argparse.Namespace) -> int:
     steps = plan.make(profile, *parse_seeds(str(arguments.seed)))
     if arguments.name not in steps.steps:
         raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
+    if arguments.gpus < 0:
+        raise SettingsError(f"gpus: {arguments.gpus} is negative; 0 takes whatever is there")
     step = steps.steps[arguments.name]
     with gpus.claim(arguments.gpus):
         if not step.notebook or processes.launched():

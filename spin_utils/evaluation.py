@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -180,13 +180,22 @@ def _further_columns(tasks: Sequence[str]) -> list[Column]:
     return [Column(Path(task).stem if task.endswith((".yaml", ".yml")) else task, task) for task in tasks]
 
 
-def check_tasks(tasks: Sequence[str]) -> None:
+def check_tasks(tasks: Sequence[str], families: Iterable[str]) -> None:
     """Load further tasks as `evaluate` will, before anything is trained.
 
+    Args:
+        tasks: names or paths of YAML files.
+        families: columns that the suite has already.
+
     Raises:
-        EvaluationError: a task that cannot be loaded, or of a kind that the kit does not score.
+        EvaluationError: a task that cannot be loaded, of a kind that the kit does not score, or named as a family.
     """
-    for column, leaves in _load(_further_columns(tasks), ()).items():
+    columns = _further_columns(tasks)
+    taken = {family.lower() for family in families}
+    for further in columns:
+        if further.name.lower() in taken:
+            raise EvaluationError(f"tasks: {further.spec} has the name of a family of the demonstrations; rename it")
+    for column, leaves in _load(columns, ()).items():
         for name, task in leaves.items():
             if task.OUTPUT_TYPE not in _SCORED:
                 raise EvaluationError(f"tasks: {name} is of type {task.OUTPUT_TYPE}; use {', '.join(_SCORED)}")

@@ -23,8 +23,9 @@ _SEED_STRIDE = len(SPLITS) * _SPLIT_STRIDE
 _DATE_BOUND = frozenset({"time_intervals", "calendar_arithmetic"})
 """Generators whose items depend on today's date."""
 _ANSWER = "Answer:"
-_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError)
-"""What the library's scorers raise on an answer that they cannot read, such as words where numbers are due."""
+_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError, AssertionError)
+"""What the library's scorers raise on an answer that they cannot read, such as words where numbers are due, and its
+generators on being made without the options that they need."""
 
 
 class FamilyError(ValueError):
@@ -143,6 +144,10 @@ def _dataset(name: str, family: FamilySettings, *, size: int, seed: int) -> Any:
             near = get_close_matches(option, allowed, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(allowed)}"
             raise FamilyError(f"demonstrations.families.{name}.options: {family.dataset} has no {option!r}; {hint}")
+        default, value = config.__dataclass_fields__[option].default, family.options[option]
+        if type(default) in (bool, int) and type(value) is not type(default):  # 2.5 terms, or true of them
+            wanted = "true or false" if type(default) is bool else "a whole number"
+            raise FamilyError(f"demonstrations.families.{name}.options.{option}: {value!r}; write {wanted}")
     try:
         return reasoning_gym.create_dataset(family.dataset, size=size, seed=seed, **family.options)
     except (AssertionError, TypeError, ValueError) as error:

@@ -5,7 +5,7 @@ Each of them would otherwise end a run at its first evaluation, after hours of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ def check(profile: Profile, demonstrations: Demonstrations) -> None:
             f"{profile.demonstrations.train or profile.demonstrations.source}: no rows are held out to evaluate on; "
             "give at least 10 rows (a tenth is held out), or set demonstrations.test or demonstrations.test_rows"
         )
+    names = {row["family"] for rows in vars(demonstrations).values() for row in rows}
+    _check_names(names)
     if profile.demonstrations.source == "file":
         _check_graders(demonstrations)
         if profile.model.source == "directory":  # other tokenizers are made or unpacked by the first stage
@@ -46,7 +48,19 @@ def check(profile: Profile, demonstrations: Demonstrations) -> None:
     if profile.evaluation.tasks:
         from spin_utils import evaluation  # takes seconds
 
-        evaluation.check_tasks(profile.evaluation.tasks)
+        evaluation.check_tasks(profile.evaluation.tasks, names)
+
+
+def _check_names(families: Iterable[str]) -> None:
+    """Every family is a task with a file of its own."""
+    seen: dict[str, str] = {}
+    for name in sorted(families):
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise RowError(
+                f"demonstrations: families {other!r} and {name!r} differ only by case, and some file systems take them "
+                "for one; rename one"
+            )
 
 
 def check_control(profile: Profile, demonstrations: Demonstrations) -> None:

@@ -11,8 +11,12 @@ from typing import Any, Literal
 
 LARGEST_SEED = 2**31
 """Seeds are below it: a stream of random numbers is 1000 times the seed and more, in 64 bits."""
-FAMILY_NAME = re.compile(r"\w[\w .,:+-]{0,63}")
-"""A family names a task and its file, so it holds no slash and does not begin with a dot."""
+FAMILY_NAME = re.compile(r"\w([\w .,:+-]{0,62}[\w.,:+-])?")
+"""A family names a task and its file, so it holds no slash, does not begin with a dot or end in a space."""
+BENCHMARKS = ("arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu")
+"""The columns of Tables 1 and 3 to 5, for which families can stand in."""
+OTHER_BENCHMARKS = ("mt_bench", "bb_causal", "bb_formal", "bb_sports", "openbookqa")
+"""The columns of Table 6."""
 
 
 class SettingsError(ValueError):
@@ -88,6 +92,13 @@ class FamilySettings:
     """Its keyword options (difficulty)."""
     benchmark: str = ""
     """The paper's benchmark whose column this family stands in for, empty if none."""
+
+    def __post_init__(self) -> None:
+        known = (*BENCHMARKS, *OTHER_BENCHMARKS)
+        require(
+            not self.benchmark or self.benchmark in known,
+            f"benchmark: {self.benchmark!r} is none of the paper's; use {', '.join(known)}, or leave it out",
+        )
 
 
 @dataclass(frozen=True)
@@ -166,7 +177,7 @@ class DemonstrationSettings:
             require(bool(self.train), "demonstrations.train: empty; name a .json, .jsonl or .parquet file")
         if self.source == "hub":
             require_hub_dataset(self.name, self.revision, self.train)
-        for name in ("sft_rows", "spin_rows", "validation_rows", "test_rows", "expected_rows"):
+        for name in ("sft_rows", "spin_rows", "validation_rows", "test_rows", "expected_rows", "transfer_rows"):
             require((getattr(self, name) or 0) >= 0, f"demonstrations.{name}: {getattr(self, name)} is negative")
         if self.sft_rows and self.spin_rows:
             require(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def chosen(gpus: int, gigabytes: float) -> Machine:
     Raises:
         SettingsError: only half of a machine is described.
     """
-    if bool(gpus) != bool(gigabytes) or gpus < 0 or gigabytes < 0:
+    if bool(gpus) != bool(gigabytes) or gpus < 0 or not 0 <= gigabytes < math.inf:
         raise SettingsError("check: --gpus and --gpu-memory describe another machine together, such as 8 and 80")
     return described(gpus, gigabytes) if gpus else here()
 

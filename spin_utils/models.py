@@ -172,6 +172,8 @@ def _check_plain(path: Path) -> None:
     """The file, if it is there, is a JSON object that asks for no code of its own and no quantised weights."""
     if not path.exists():
         return
+    if not path.is_file():
+        raise ModelError(f"{path}: not a file; write the model again")
     try:
         config = strict_json.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -190,6 +192,8 @@ def _check_plain(path: Path) -> None:
 def _check_safetensors(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():  # opening a pipe would wait for its other end
+        raise ModelError(f"{path}: not a file; copy or download it again")
     try:
         with safe_open(path, framework="np") as file:
             file.keys()

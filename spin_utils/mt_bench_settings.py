@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from spin_utils.input_settings import require
+from spin_utils.input_settings import SettingsError, require
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 """The categories of MT-Bench, ten questions each, in the order of its questions."""
@@ -61,11 +61,12 @@ class MtBenchSettings:
 
     def __post_init__(self) -> None:
         require(bool(self.judge.strip()), "judge: empty; name a model of the endpoint, such as gpt-4")
-        url = urlsplit(self.base_url)
-        require(
-            url.scheme in ("http", "https") and bool(url.hostname),
-            f"base_url: {self.base_url!r} is no address; write it as https://host/v1",
-        )
+        no_address = f"base_url: {self.base_url!r} is no address; write it as https://host/v1"
+        try:
+            url = urlsplit(self.base_url)
+            require(url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0, no_address)
+        except ValueError:  # brackets that do not match, a port beyond 65535
+            raise SettingsError(no_address) from None
         require(
             not (url.username or url.password or url.query or url.fragment),
             "base_url: holds a user, a password or a query, and settings are kept with the results; put the key in "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from spin_utils.input_settings import SettingsError, require
 from spin_utils.settings import Profile
 
 PROFILES = paths.REPOSITORY / "profiles"
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _LARGEST = 2**53  # whole numbers beyond are not exact in JSON readers, and no setting has a use for them
 
 
@@ -263,10 +265,9 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         return _json_data(value, where)
     if hint is float and isinstance(value, str):
         # YAML 1.1 reads 5e-7 as text; people write it that way.
-        try:
-            value = float(value)
-        except ValueError:
-            raise SettingsError(f"{where}: expected a number, found {value!r}") from None
+        if _NUMBER.fullmatch(value) is None:
+            raise SettingsError(f"{where}: expected a number, found {value!r}")
+        value = float(value)
     if isinstance(value, int) and abs(value) > _LARGEST:
         raise SettingsError(f"{where}: a whole number of {value.bit_length()} bits; use one below 2**53")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -50,28 +50,45 @@ def record(profile: str, seed: int, model: str, kind: str = "evaluations") -> di
         kind: folder of the results: evaluations, transfer, training, generations, heldout or mt_bench.
 
     Returns:
-        `file`, its `sha256`, and `chain`: every artifact behind it by step, in the order they were made, with
-        `presence`, which says whether it is on this machine with the same manifest.
+        `label`, the row of the tables; `seed`, and `seeds`, all of which that row averages; `points`, the numbers in
+        the file by task, if it has some; `file`, its `sha256`, and `chain`: every artifact behind it by step, in the
+        order they were made, with `presence`, which says whether it is on this machine with the same manifest.
 
     Raises:
         ResultsError: no such results file, or not a valid one.
         PathError: a profile's name that could lead elsewhere.
         ProvenanceError: an input is not the artifact that the chain names.
     """
-    results.label(model)
-    path = results.path_of(paths.results(profile), seed, kind, model)
-    links = results.read_json(path)["provenance"]["chain"]
+    label = results.label(model)
+    document = results.read_json(results.path_of(paths.results(profile), seed, kind, model))
+    links = document["provenance"]["chain"]
     for name in reversed(links):
         _check_inputs(name, links)
     named = {name: {**link, "presence": _presence(profile, name, link)} for name, link in links.items()}
-    return {"file": paths.relative(path), "sha256": artifacts.file_hash(path), "chain": named}
+    tasks = {task: summary["value"] for task, summary in document.get("tasks", {}).items()}
+    if tasks:
+        tasks["average"] = document["average"]
+    return {
+        "label": label,
+        "seed": seed,
+        "seeds": sorted(
+            int(p.parts[-3].removeprefix("seed-")) for p in path.parents[2].glob(f"seed-*/{kind}/{path.name}")
+        ),
+        "points": {task: round(100 * value, 6) for task, value in tasks.items()},
+        "file": paths.relative(path),
+        "sha256": artifacts.file_hash(path),
+        "chain": named,
+    }
 
 
 def describe(profile: str, seed: int, model: str, kind: str = "evaluations") -> str:
     """What `record` says, as text: one paragraph a step, the result first."""
     found = record(profile, seed, model, kind)
-    head = f"{found['file']}\n  sha256 {found['sha256']}"
-    return "\n".join([head, *(_paragraph(name, link) for name, link in reversed(found["chain"].items()))])
+    head = [f"{found['label']}, seed {seed}; the tables average seeds {', '.join(map(str, found['seeds']))}"]
+    if found["points"]:
+        head.append("  " + ", ".join(f"{task} {points:.1f}" for task, points in found["points"].items()))
+    head += [found["file"], f"  sha256 {found['sha256']}"]
+    return "\n".join([*head, *(_paragraph(name, link) for name, link in reversed(found["chain"].items()))])
 
 
 def _check_inputs(name: str, links: Mapping[str, Any]) -> None:

@@ -17,15 +17,17 @@ from importlib.resources import files
 
 import pandas as pd
 
+from spin_utils.input_settings import BENCHMARKS, OTHER_BENCHMARKS
+
 
 class PublishedError(ValueError):
     """A file of the paper's numbers is damaged. The message names it."""
 
 
-LEADERBOARD = ("arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu")
+LEADERBOARD = BENCHMARKS
 """The six benchmarks of Tables 1, 3, 4 and 5, in the paper's order."""
 
-OTHERS = ("mt_bench", "bb_causal", "bb_formal", "bb_sports", "openbookqa")
+OTHERS = OTHER_BENCHMARKS
 """The benchmarks of Table 6, in the paper's order."""
 
 BENCHMARK_LABELS = {

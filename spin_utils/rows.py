@@ -26,6 +26,9 @@ SHOWN = 5
 """Faulty rows named in one error message."""
 _JUNK = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 """Control characters other than tab and line ends, lone surrogates and non-characters: text holds none on purpose."""
+_UNSEEN = re.compile("[\\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*")
+"""White space and what no one sees: a text of nothing else is empty."""
+_LONGEST_ID = 200
 
 
 class RowError(ValueError):
@@ -156,11 +159,15 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
                     "use prompt and response, or messages with role and content"
                 )
         prompt, response = record["prompt"], record["response"]
+        for name in ("messages", "real"):
+            if record.get(name) is not None and _first_turn(record[name], name, where) != (prompt, response):
+                raise RowError(f"{where}: prompt and response are not what {name} begins with; keep one of the two")
+    family = record.get("family")
     row: Row = {
         "id": checked_id(record, default_id, where),
         "prompt": checked_text(prompt, "prompt", where),
         "response": checked_text(response, "response", where),
-        "family": checked_text(record.get("family") or "demonstrations", "family", where),
+        "family": checked_text("demonstrations" if family in (None, "") else family, "family", where),
     }
     if FAMILY_NAME.fullmatch(row["family"]) is None:
         raise RowError(
@@ -186,7 +193,12 @@ def checked_id(record: Mapping[str, Any], default: str, where: str) -> str:
         return default
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise RowError(f"{where}: id is {kind(given)}; write text or a whole number, or leave it out")
-    return checked_text(str(given), "id", where, remedy="write one or leave it out")
+    text = checked_text(str(given), "id", where, remedy="write one or leave it out")
+    if len(text) > _LONGEST_ID or not text.isprintable():
+        raise RowError(
+            f"{where}: id {text[:40]!r} has {len(text)} characters; ids are one line of at most {_LONGEST_ID}"
+        )
+    return text
 
 
 def conversation(messages: Any, key: str, where: str) -> list[tuple[Any, Any]]:
@@ -214,7 +226,7 @@ def checked_text(text: Any, name: str, where: str, remedy: str = "remove the row
     """
     if not isinstance(text, str):
         raise RowError(f"{where}: {name} is {kind(text)}; it must be text")
-    if not text.strip():
+    if _UNSEEN.fullmatch(text):
         raise EmptyRowError(f"{where}: empty {name}; {remedy}")
     junk = _JUNK.search(text)
     if junk:
@@ -248,8 +260,8 @@ def read_rows(path: Path) -> list[Row]:
 
 def _text(path: Path) -> str:
     data = path.read_bytes()
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise RowError(f"{path.name}: UTF-16 text; save it as UTF-8")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
+        raise RowError(f"{path.name}: UTF-16 or UTF-32 text; save it as UTF-8")
     try:
         return data.decode("utf-8-sig")  # a UTF-8 byte order mark is harmless and passed over
     except UnicodeDecodeError as error:

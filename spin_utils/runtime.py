@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,6 +22,8 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
 }
 """Set for every kernel and subprocess that the kit starts, where the user has not set them."""
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but tab and line end, and halves of characters."""
 
 
 def child_environment(*, headless: bool) -> dict[str, str]:
@@ -73,9 +76,18 @@ def in_notebook() -> bool:
 
 def configure_logging() -> None:
     """The kit's own log lines, plain, on standard output; of the libraries only warnings."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(_without_controls)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
     logging.getLogger("spin_utils").setLevel(logging.INFO)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # warns of options that the kit sets on purpose
+
+
+def _without_controls(record: logging.LogRecord) -> bool:
+    """Lines quote file names, keys and answers, which must not move a terminal's cursor or be what it cannot write."""
+    record.msg = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), record.getMessage())
+    record.args = ()
+    return True
 
 
 def configure() -> None:

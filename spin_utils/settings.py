@@ -160,7 +160,7 @@ class SpinSettings:
 
     def __post_init__(self) -> None:
         require(1 <= self.iterations <= MOST, f"spin.iterations: {self.iterations} must be 1 to {MOST}")
-        require(self.epochs_shown <= MOST, f"spin.epochs_shown: {self.epochs_shown} is more than {MOST}")
+        require(0 <= self.epochs_shown <= MOST, f"spin.epochs_shown: {self.epochs_shown} must be 0 to {MOST}")
         for name in ("learning_rates", "betas"):
             require(all(v > 0 for v in getattr(self, name)), f"spin.{name}: every value must be above 0")
         fiftieths = all(0 < n < 50 for n in self.subsets) and len(set(self.subsets)) == len(self.subsets)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
+
+_TWO_MEANINGS = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+"""Plain numbers that YAML 1.1 reads to base 8 or 60: 010 is 8 and 1:30 is 90, which nobody means."""
 
 
 class YAMLError(ValueError):
@@ -15,7 +19,8 @@ def parse(text: str) -> Any:
     """Parse one YAML document.
 
     Plain YAML keeps the last of two equal keys, and an alias (`*name`) can stand for itself or, nested, for more data
-    than memory holds; both are refused. No tag makes anything but plain data.
+    than memory holds; both are refused, and so are numbers that it reads to another base than people do, and names
+    that are no text. No tag makes anything but plain data.
 
     Raises:
         YAMLError: with the reason, and the line where the parser names one.
@@ -47,11 +52,22 @@ class _StrictLoader(yaml.SafeLoader):
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     for key in keys:
-        if isinstance(key, list | dict):
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {key!r} is no name for a setting")
+        if not isinstance(key, str):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {key!r} is no name for a setting; quote a name")
         if keys.count(key) > 1:
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {key!r} is written twice")
     return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
 
 
+def _number(loader: _StrictLoader, node: yaml.ScalarNode) -> int | float:
+    if _TWO_MEANINGS.fullmatch(node.value):
+        raise yaml.YAMLError(
+            f"line {node.start_mark.line + 1}: YAML reads {node.value} to base 8 or 60; "
+            "write a decimal number, or quote it"
+        )
+    return loader.construct_yaml_int(node) if node.tag.endswith(":int") else loader.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -87,6 +87,9 @@ def broken_model(sound: Path, change: Mapping[str, Any], folder: Path) -> Path:
         (folder / name).write_bytes((folder / name).read_bytes()[:size])
     for name in change.get("delete", []):
         (folder / name).unlink()
+    if "pipe" in change:
+        (folder / change["pipe"]).unlink()
+        os.mkfifo(folder / change["pipe"])
     if "pickle" in change:
         (folder / change["pickle"]).write_bytes(pickle.dumps({"weights": [0.0]}))
     if "tensors" in change or "vocabulary" in change:

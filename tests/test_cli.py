@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -143,6 +145,28 @@ def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
     assert average["low"] > 0
     assert "their test rows differ" in outcome(capsys, "compare", "other/spin-1", "spin-1")[1]
     assert "is compared with itself" in outcome(capsys, "compare", "spin-1", "spin-1")[1]
+
+
+def test_a_cell_of_a_table_is_followed_to_the_hashes_of_its_model_file(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "SPIN iteration 2"
+    with (paths.REPOSITORY / "results" / "cpu" / "tables" / "table4.csv").open(encoding="utf-8") as file:
+        cells = {
+            (row["row"], row["column"]): row["value"] for row in csv.DictReader(file) if row["quantity"] == "score"
+        }
+    seeds = json.loads(outcome(capsys, "provenance", "spin-2", "--json")[1])["seeds"]
+    found = [json.loads(outcome(capsys, "provenance", "spin-2", "--seed", f"{s}", "--json")[1]) for s in seeds]
+    mean = sum(one["points"]["chain_sum"] for one in found) / len(found)
+    assert mean == pytest.approx(float(cells[name, "gsm8k"]), abs=1e-3)
+    for one in found:
+        assert one["label"] == name
+        assert re.fullmatch("[0-9a-f]{64}", one["chain"]["spin-2"]["weights_sha256"]["model.safetensors"])
+        assert one["chain"]["base"]["settings"]["sha256"]
+        assert one["chain"]["data"]["settings"]["families"]
+    status, out = outcome(capsys, "provenance", "spin-2")
+    assert status == 0
+    assert out.startswith(f"{name}, seed 0; the tables average seeds {', '.join(map(str, seeds))}\n  ")
+    assert f"chain_sum {found[0]['points']['chain_sum']:.1f}" in out
+    assert found[0]["chain"]["spin-2"]["weights_sha256"]["model.safetensors"] in out
 
 
 def test_every_command_shows_examples_that_it_understands(capsys: pytest.CaptureFixture[str]) -> None:

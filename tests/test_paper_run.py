@@ -91,7 +91,7 @@ def test_table_5_is_one_epoch_from_the_base_model_on_ultrachats_first_turns() ->
     assert (settings["learning_rate"], settings["schedule"], settings["epochs"]) == (2e-5, "cosine", 1)
     row = next(line for line in table(profile, 5).splitlines() if line.startswith("| SFT, 1 more epoch"))
     assert "—" not in row.split("|")[4], "a measured cell"
-    chain = results.read_json(results.evaluation_path(paths.results(profile.name), 0, "sft-more-1"))["provenance"]
+    chain = results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", "sft-more-1"))["provenance"]
     assert "control-data" in chain["chain"]
 
 
