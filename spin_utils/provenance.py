@@ -60,7 +60,8 @@ def record(profile: str, seed: int, model: str, kind: str = "evaluations") -> di
         ProvenanceError: an input is not the artifact that the chain names.
     """
     label = results.label(model)
-    document = results.read_json(results.path_of(paths.results(profile), seed, kind, model))
+    path = results.path_of(paths.results(profile), seed, kind, model)
+    document = results.read_json(path)
     links = document["provenance"]["chain"]
     for name in reversed(links):
         _check_inputs(name, links)

@@ -91,8 +91,8 @@ def test_table_5_is_one_epoch_from_the_base_model_on_ultrachats_first_turns() ->
     assert (settings["learning_rate"], settings["schedule"], settings["epochs"]) == (2e-5, "cosine", 1)
     row = next(line for line in table(profile, 5).splitlines() if line.startswith("| SFT, 1 more epoch"))
     assert "—" not in row.split("|")[4], "a measured cell"
-    chain = results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", "sft-more-1"))["provenance"]
-    assert "control-data" in chain["chain"]
+    path = results.path_of(paths.results(profile.name), 0, "evaluations", "sft-more-1")
+    assert "control-data" in results.read_json(path)["provenance"]["chain"]
 
 
 def test_the_second_further_epoch_goes_on_from_the_first() -> None:
