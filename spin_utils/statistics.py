@@ -24,7 +24,7 @@ Claim = Literal["greater", "less", "not_less", "at_least", "at_most", "same_size
 DIRECTION_MARGIN = 0.5
 """Points: a smaller gain counts as none. Half of what Table 4 gains on average over an iteration."""
 SIZE_MARGIN = 2.0
-"""Points: gains this close to the paper's count as being of the same size."""
+"""Points: gains this close to the paper's count as being of the same size, see `size_margin`."""
 
 Array = npt.NDArray[np.float64]
 
@@ -113,6 +113,17 @@ def paired_bootstrap(
         + (f"and of {n_seeds} training seeds" if n_seeds > 1 else "one training seed: its choice is not covered")
         + f"; {resamples} resamples, {level:.0%} percentile interval",
     )
+
+
+def size_margin(paper: float, most: float = SIZE_MARGIN) -> float:
+    """How near to a gain of the paper is as large as it: `most` points, but at most half of the gain.
+
+    Without that half no gain at all would pass for one of the paper's small ones.
+
+    >>> size_margin(5.02), round(size_margin(0.19), 3)
+    (2.0, 0.095)
+    """
+    return min(most, abs(paper) / 2)
 
 
 def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", value: float = 0.0) -> Verdict:

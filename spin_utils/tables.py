@@ -18,6 +18,7 @@ from spin_utils.statistics import (
     SIZE_MARGIN,
     StatisticsError,
     paired_bootstrap,
+    size_margin,
     verdict,
 )
 from spin_utils.table_text import DASH, Table, finish, minus, rounded, with_range
@@ -29,7 +30,8 @@ _INTERVALS = (
 _TRANSFER = "Our tasks here are harder variants that nothing was trained on: they show whether a gain carries over."
 _GAINS = (
     "Gain: difference of the averages on the same items (paired). Direction: has the gain the paper's sign; less than "
-    f"{DIRECTION_MARGIN} points counts as none. Size: is it within {SIZE_MARGIN} points of the paper's gain."
+    f"{DIRECTION_MARGIN} points counts as none. Size: is it within {SIZE_MARGIN} points of the paper's gain, or within "
+    "half of it where that is less."
 )
 
 
@@ -256,7 +258,7 @@ def _cell(
     cell["difference"] = estimate.difference - paper
     if baseline and paper:
         cell["verdict"] = verdict(estimate, DIRECTION_MARGIN, claim="greater" if paper > 0 else "less")
-        cell["size_verdict"] = verdict(estimate, SIZE_MARGIN, claim="same_size", value=paper)
+        cell["size_verdict"] = verdict(estimate, size_margin(paper), claim="same_size", value=paper)
     return cell
 
 

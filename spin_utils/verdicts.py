@@ -21,7 +21,7 @@ from spin_utils.documents import ResultsError
 from spin_utils.profiles import nearest
 from spin_utils.records import OUTCOMES, VERDICT_COLUMNS, parse_verdicts
 from spin_utils.registry import Row, load
-from spin_utils.statistics import Claim, Estimate, StatisticsError, paired_bootstrap, verdict
+from spin_utils.statistics import Claim, Estimate, StatisticsError, paired_bootstrap, size_margin, verdict
 from spin_utils.writing import write_forms
 
 _RULE = (
@@ -231,10 +231,15 @@ def _contrast(
             reason = str(error)
     if reason:
         return [replace(finding, reason=reason), replace(size, reason=reason)][: 1 + row.size]
+    if row.column == "jsd_bound" and table is not None:
+        bounds = table["jsd_bound"][table["model"].isin(list(row.contrast))]
+        if not bounds.any():
+            return [replace(finding, verdict="inconclusive", reason="both bounds are 0, and a bound of 0 says nothing")]
     estimate = estimate.times(100) if row.column in ("score", "identical") else estimate
     judged = [_judged(finding, estimate, row.claim, row.margin, value)]
-    if row.size:
-        judged.append(_judged(size, estimate, "same_size", row.size_margin, paper or 0.0))
+    if row.size and paper:
+        margin = size_margin(paper, row.size_margin)
+        judged.append(_judged(size, estimate, "same_size", margin, paper))
     return judged
 
 

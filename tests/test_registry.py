@@ -168,6 +168,13 @@ def test_length_similarity_and_divergence_are_judged_on_all_generations_and_held
     assert findings["jsd-iteration-0"].high < 0
 
 
+def test_bounds_that_are_both_zero_say_nothing(root, scores):
+    bounds = generations.jsd_bounds(results.load_heldout(root)).assign(jsd_bound=0.0)
+    judged = {f.id: f for f in verdicts.judge(scores, synthetic.STAND_INS, heldout=bounds)}
+    assert judged["jsd-iteration-0"].verdict == "inconclusive"
+    assert judged["jsd-iteration-0"].reason == "both bounds are 0, and a bound of 0 says nothing"
+
+
 def test_what_was_not_generated_is_not_run_and_says_so(scores):
     found = {finding.id: finding for finding in verdicts.judge(scores, synthetic.STAND_INS)}
     for name, reason in (
