@@ -21,6 +21,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from spin_utils import strict_json
+from spin_utils.document_checks import validate
 from spin_utils.documents import (
     DRIFT_FIELDS,
     FIELDS,
@@ -30,7 +31,6 @@ from spin_utils.documents import (
     SCHEMA,
     ResultsError,
     label,
-    validate,
 )
 from spin_utils.seals import FIELD, is_whole, sealed
 from spin_utils.writing import write_text

@@ -1,0 +1,212 @@
+"""Is a results file valid: its fields, their types, and the agreement of its parts."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spin_utils.documents import (
+    DRIFT_FIELDS,
+    FIELDS,
+    GENERATION_FIELDS,
+    GRADE_FIELDS,
+    ITEM_FIELDS,
+    LINK_FIELDS,
+    SCHEMA,
+    TASK_FIELDS,
+    Fields,
+    ResultsError,
+    label,
+)
+from spin_utils.mt_bench_settings import CATEGORIES
+
+_LARGEST = 2**53  # larger whole numbers are not exact in most readers of JSON
+_TOLERANCE = 1e-6  # between a stored mean and the mean of the stored items
+
+
+def validate(document: Mapping[str, Any], where: str) -> None:
+    """Check a results file of any kind.
+
+    Args:
+        document: The parsed file.
+        where: Named in errors, usually the path.
+
+    Raises:
+        ResultsError: A field is missing, unknown, of the wrong type or not finite; an item appears twice; a
+            stored mean is not the mean of the items.
+    """
+    if document.get("schema") != SCHEMA:
+        raise ResultsError(
+            f"{where}: schema is {document.get('schema')!r}, this kit reads {SCHEMA}; "
+            f"run the stage again or use the version of the kit that wrote the file"
+        )
+    kind = document.get("kind")
+    if kind not in FIELDS:
+        raise ResultsError(f"{where}: kind is {kind!r}; use {', '.join(map(repr, FIELDS))}")
+    _check_fields(document, FIELDS[kind], where)
+    _check_provenance(document["provenance"], f"{where}: provenance")
+    try:
+        label(document["model"])
+    except ResultsError as error:
+        raise ResultsError(f"{where}: {error}") from error
+    for name, value in document.items():
+        _check_finite(value, f"{where}: {name}")
+    if kind == "evaluation":
+        _check_items(document, where)
+    elif kind == "training":
+        _check_rows(document["rows"], where)
+    elif kind == "generations":
+        _check_generations(document["items"], where)
+    elif kind == "mt_bench":
+        _check_grades(document, where)
+    else:
+        _check_drifts(document, where)
+
+
+def _check_items(document: Mapping[str, Any], where: str) -> None:
+    scores: dict[str, list[float]] = {task: [] for task in document["tasks"]}
+    seen: set[tuple[str, str]] = set()
+    for number, item in enumerate(document["items"]):
+        place = f"{where}: items[{number}]"
+        if not isinstance(item, dict):
+            raise ResultsError(f"{place} is not an object")
+        _check_fields(item, ITEM_FIELDS, place)
+        if item["task"] not in scores:
+            raise ResultsError(f"{place}: task {item['task']!r} is not among tasks ({', '.join(scores)})")
+        key = (item["task"], str(item["id"]))
+        if key in seen:
+            raise ResultsError(f"{place}: item {key[1]!r} of task {key[0]!r} appears twice; evaluate again")
+        seen.add(key)
+        if not 0 <= item["score"] <= 1:
+            raise ResultsError(f"{place}: score is {item['score']}, outside 0..1; store shares, not points")
+        scores[item["task"]].append(float(item["score"]))
+    if not scores:
+        raise ResultsError(f"{where}: tasks is empty; an evaluation has at least one")
+    for task, summary in document["tasks"].items():
+        place = f"{where}: tasks.{task}"
+        if not isinstance(summary, dict):
+            raise ResultsError(f"{place} is not an object")
+        _check_fields(summary, TASK_FIELDS, place)
+        if summary["n"] != len(scores[task]) or not scores[task]:
+            raise ResultsError(f"{place}.n is {summary['n']}, but items holds {len(scores[task])}; items are missing")
+        _check_mean(f"{place}.value", summary["value"], scores[task])
+    _check_mean(f"{where}: average", document["average"], [task["value"] for task in document["tasks"].values()])
+
+
+def _check_rows(rows: Sequence[Any], where: str) -> None:
+    previous = -math.inf
+    for number, row in enumerate(rows):
+        place = f"{where}: rows[{number}]"
+        if not isinstance(row, dict):
+            raise ResultsError(f"{place} is not an object")
+        for field in ("step", "epoch", "loss"):
+            if field not in row:
+                raise ResultsError(f"{place}: no {field!r}")
+        for field, value in row.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ResultsError(f"{place}: {field} is {value!r}; every metric is a number")
+        if row["step"] <= previous:
+            raise ResultsError(f"{place}: step {row['step']} does not follow {previous}; steps must increase")
+        previous = row["step"]
+
+
+def _check_provenance(provenance: Mapping[str, Any], where: str) -> None:
+    chain = provenance.get("chain", {})
+    if not isinstance(chain, dict):
+        raise ResultsError(f"{where}.chain is not an object; run the stage that writes the file again")
+    for name, link in chain.items():
+        place = f"{where}.chain.{name}"
+        if not isinstance(link, dict) or not isinstance(link.get("dirty"), bool):
+            raise ResultsError(f"{place} does not say whether the tree was dirty; run the stage that writes the file")
+        _check_fields({field: link[field] for field in LINK_FIELDS if field in link}, LINK_FIELDS, place)
+        for other, reference in link["inputs"].items():
+            if other not in chain or not isinstance(reference, dict) or {"artifact", "manifest"} - reference.keys():
+                raise ResultsError(f"{place}.inputs.{other} does not lead to a link of the chain; run the step again")
+
+
+def _check_generations(items: Sequence[Any], where: str) -> None:
+    for number, item in enumerate(_distinct(items, GENERATION_FIELDS, where)):
+        place = f"{where}: items[{number}]"
+        if item["finish_reason"] not in ("stop", "length"):
+            raise ResultsError(f"{place}: finish_reason is {item['finish_reason']!r}; use 'stop' or 'length'")
+        for field in ("real_tokens", "generated_tokens"):
+            if item[field] < 0:
+                raise ResultsError(f"{place}: {field} is {item[field]}; a response has no fewer than 0 tokens")
+
+
+def _check_grades(document: Mapping[str, Any], where: str) -> None:
+    counts = dict.fromkeys(("graded", "refused", "unparsable"), 0)
+    scores = []
+    for number, item in enumerate(_distinct(document["items"], GRADE_FIELDS, where)):
+        place, status, score = f"{where}: items[{number}]", item["status"], item["score"]
+        if status not in counts:
+            raise ResultsError(f"{place}: status is {status!r}; use {', '.join(counts)}")
+        if item["category"] not in CATEGORIES:
+            raise ResultsError(f"{place}: category is {item['category']!r}; use {', '.join(CATEGORIES)}")
+        if (score is None) == (status == "graded") or (score is not None and not 1 <= score <= 10):
+            raise ResultsError(f"{place}: score is {score} where status is {status}; a grade is 1 to 10, others null")
+        counts[status] += 1
+        scores += [] if score is None else [score]
+    if document["grades"] != counts:
+        raise ResultsError(f"{where}: grades is {document['grades']}, but items hold {counts}; items are missing")
+    if (document["average"] is None) != (not scores):
+        raise ResultsError(f"{where}: average is {document['average']} for {len(scores)} graded answers")
+    if scores:
+        _check_mean(f"{where}: average", document["average"], scores)
+
+
+def _check_drifts(document: Mapping[str, Any], where: str) -> None:
+    if re.fullmatch(r"spin-\d+", document["model"]) is None:
+        raise ResultsError(f"{where}: model is {document['model']!r}; only an iteration of SPIN has an opponent")
+    if document["beta"] <= 0:
+        raise ResultsError(f"{where}: beta is {document['beta']}; it must be above 0")
+    _distinct(document["items"], DRIFT_FIELDS, where)
+
+
+def _distinct(items: Sequence[Any], fields: Fields, where: str) -> Sequence[dict[str, Any]]:
+    """The items, after a check that there are some, that they have these fields and that no id appears twice."""
+    if not items:
+        raise ResultsError(f"{where}: items is empty; run the stage that writes the file again")
+    seen: set[str] = set()
+    for number, item in enumerate(items):
+        place = f"{where}: items[{number}]"
+        if not isinstance(item, dict):
+            raise ResultsError(f"{place} is not an object")
+        _check_fields(item, fields, place)
+        if item["id"] in seen:
+            raise ResultsError(f"{place}: item {item['id']!r} appears twice; run the stage that writes the file again")
+        seen.add(item["id"])
+    return items
+
+
+def _check_fields(record: Mapping[str, Any], fields: Fields, where: str) -> None:
+    for name in fields:
+        if name not in record:
+            raise ResultsError(f"{where}: no field {name!r}; run the stage that writes the file again")
+    for name, value in record.items():
+        if name not in fields:
+            raise ResultsError(f"{where}: unknown field {name!r}; schema {SCHEMA} has {', '.join(fields)}")
+        if not isinstance(value, fields[name]) or isinstance(value, bool):
+            raise ResultsError(f"{where}: {name} is {value!r}, a {type(value).__name__}")
+
+
+def _check_finite(value: Any, where: str) -> None:
+    """Walk everything: Python reads NaN and Infinity from JSON without complaint."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_finite(part, f"{where}.{name}")
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            _check_finite(part, f"{where}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ResultsError(f"{where} is {value}; a result must be a finite number")
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        raise ResultsError(f"{where} has {value.bit_length()} bits; a whole number here is below 2**53")
+
+
+def _check_mean(where: str, stored: float, values: Sequence[float]) -> None:
+    mean = math.fsum(values) / len(values)
+    if abs(stored - mean) > _TOLERANCE:
+        raise ResultsError(f"{where} is {stored}, but the mean of its parts is {mean}; the file was altered or cut")
