@@ -28,11 +28,14 @@ from spin_utils.rows import (
     listed,
     read_records,
     read_rows,
+    repeated_rows,
     write_rows,
 )
 
 __all__ = ["Demonstrations", "DemonstrationError", "load", "read_rows", "write_rows"]
 
+_PAIR = ("prompt", "response")
+"""Rows equal in these are one demonstration; the same prompt with another response is a second one and welcome."""
 _logger = logging.getLogger(__name__)
 
 
@@ -123,7 +126,7 @@ def _file_rows(settings: DemonstrationSettings, file: str) -> list[Row]:
     """Checked rows of a file; faulty and repeated rows are errors, because the user can correct the file."""
     path = Path(file)
     rows, faults = _checked(read_records(path), path.name, path.stem, settings.drop_empty)
-    repeated = _repeated(rows, path.name)
+    repeated = repeated_rows(rows, path.name, "prompt and response", _PAIR)
     if faults or repeated:
         raise DemonstrationError(listed(faults + repeated))
     return [row for _, row in rows]
@@ -135,7 +138,7 @@ def _hub_rows(settings: DemonstrationSettings, split: str) -> list[Row]:
     name = f"{settings.name} [{split}]"
     records = hub_records(settings.name, settings.revision, split)
     rows, faults = _checked(records, name, split, settings.drop_empty)
-    repeated = _repeated(rows, name)
+    repeated = repeated_rows(rows, name, "prompt and response", _PAIR)
     if faults:
         _logger.warning("%s: %d faulty rows left out, the first: %s", name, len(faults), faults[0])
     if repeated:
@@ -166,25 +169,6 @@ def _checked(
     if empty:
         _logger.warning("%s: %d rows with an empty prompt or response left out (drop_empty)", name, empty)
     return rows, faults
-
-
-def _repeated(rows: Iterable[tuple[int, Row]], name: str) -> list[str]:
-    """Messages for rows equal to an earlier one and for ids that occur twice.
-
-    The same prompt with another response is a second demonstration and welcome.
-    """
-    pairs: dict[tuple[str, str], int] = {}
-    ids: dict[str, int] = {}
-    messages = []
-    for number, row in rows:
-        first = pairs.setdefault((row["prompt"], row["response"]), number)
-        if first != number:
-            messages.append(f"{name}, row {number}: same prompt and response as row {first}; remove one of them")
-            continue
-        first = ids.setdefault(row["id"], number)
-        if first != number:
-            messages.append(f"{name}, row {number}: same id {row['id']!r} as row {first}; make ids unique or drop them")
-    return messages
 
 
 def _disjoint(settings: DemonstrationSettings, rows: list[Row], held_out: list[Row], split: str) -> list[Row]:

@@ -9,7 +9,7 @@ an answer to a conversation is none to its first message. Every row is checked b
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from spin_utils.rows import (
     kind,
     listed,
     read_records,
+    repeated_rows,
 )
 from spin_utils.templates import TooLongError, encode_rows
 
@@ -63,7 +64,7 @@ def load(settings: PreferenceSettings) -> list[Row]:
         except RowError as error:
             faults.append(str(error))
     if settings.source == "file":
-        faults += _repeated(zip(numbers, rows, strict=True), name)
+        faults += repeated_rows(zip(numbers, rows, strict=True), name, "pair", ("prompt", "chosen", "rejected"))
     if faults and (settings.source == "file" or not rows):
         raise RowError(listed(faults))
     if faults:
@@ -163,22 +164,6 @@ def _turns(record: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
         found = ", ".join(map(str, roles)) or "nothing"
         raise RowError(f"{where}: {name} holds messages of {found} where {needed} is needed; shorten or remove the row")
     return dict(turns)
-
-
-def _repeated(rows: Iterable[tuple[int, Row]], name: str) -> list[str]:
-    """Messages for pairs equal to an earlier one and for ids that occur twice."""
-    pairs: dict[tuple[str, str, str], int] = {}
-    ids: dict[str, int] = {}
-    messages = []
-    for number, row in rows:
-        first = pairs.setdefault((row["prompt"], row["chosen"], row["rejected"]), number)
-        if first != number:
-            messages.append(f"{name}, row {number}: same pair as row {first}; remove one of them")
-            continue
-        first = ids.setdefault(row["id"], number)
-        if first != number:
-            messages.append(f"{name}, row {number}: same id {row['id']!r} as row {first}; make ids unique or drop them")
-    return messages
 
 
 def _missing(record: Mapping[str, Any], name: str, where: str) -> str:

@@ -132,6 +132,29 @@ def listed(messages: list[str]) -> str:
     return "\n".join(messages[:SHOWN]) + more
 
 
+def repeated_rows(rows: Iterable[tuple[int, Row]], name: str, what: str, fields: Sequence[str]) -> list[str]:
+    """Messages for rows that equal an earlier one in `fields` and for ids that occur twice.
+
+    Args:
+        rows: number and row.
+        name: of the file or split, for the messages.
+        what: the fields in words, such as `prompt and response`.
+        fields: keys of a row.
+    """
+    contents: dict[tuple[str, ...], int] = {}
+    ids: dict[str, int] = {}
+    messages = []
+    for number, row in rows:
+        first = contents.setdefault(tuple(row[field] for field in fields), number)
+        if first != number:
+            messages.append(f"{name}, row {number}: same {what} as row {first}; remove one of them")
+            continue
+        first = ids.setdefault(row["id"], number)
+        if first != number:
+            messages.append(f"{name}, row {number}: same id {row['id']!r} as row {first}; make ids unique or drop them")
+    return messages
+
+
 def as_row(record: Any, *, where: str, default_id: str) -> Row:
     """Turn one record into a checked row.
 
