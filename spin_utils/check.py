@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -33,8 +32,6 @@ from spin_utils.machine import Machine
 from spin_utils.models import ModelError
 from spin_utils.rows import RowError
 from spin_utils.settings import Profile
-
-log = logging.getLogger(__name__)
 
 State = Literal["ok", "note", "unknown", "refused"]
 Verdict = Literal["fits", "does not fit", "unknown"]

@@ -25,7 +25,6 @@ LICENCE = "https://www.apache.org/licenses/LICENSE-2.0"
 NAME = "run.crate.zip"
 _SHA256 = {"sha256": "https://w3id.org/ro/terms/workflow-run#sha256"}
 
-Entity = dict[str, Any]
 Links = dict[str, tuple[str, dict[str, Any]]]
 """Name and link of the provenance chain by artifact, such as `sft-0123456789ab`."""
 

@@ -7,7 +7,6 @@ missing and mistyped parameters are refused before a kernel starts.
 from __future__ import annotations
 
 import ast
-import logging
 import os
 import sys
 import tempfile
@@ -17,8 +16,6 @@ from typing import Any
 
 from spin_utils import paths, runtime
 from spin_utils.profiles import nearest
-
-log = logging.getLogger(__name__)
 
 REQUIRED = "REQUIRED"
 """A notebook writes this as the default of a parameter that has no sensible default."""
