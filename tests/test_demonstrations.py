@@ -51,7 +51,7 @@ BROKEN = {
     "object.json": r"object\.json: the top level is an object; write a list of objects",
     "bad.json": r"bad\.json, line 3: bad JSON",
     "nothing.jsonl": r"nothing\.jsonl: the file is empty",
-    "utf16.jsonl": r"utf16\.jsonl: UTF-16 text; save it as UTF-8",
+    "utf16.jsonl": r"utf16\.jsonl: UTF-16 or UTF-32 text; save it as UTF-8",
     "latin1.jsonl": r"latin1\.jsonl, line 2: not UTF-8 \(byte 0xe9\)",
     "rows.csv": r"rows\.csv: unknown extension '\.csv'; use \.json, \.jsonl or \.parquet",
     "not_parquet.parquet": r"not_parquet\.parquet: damaged or not Parquet",
