@@ -49,9 +49,9 @@ def text(profile: Profile, model: str, seed: int = 0) -> str:
     """The card: the hub's metadata, then Markdown. Errors as in `write`."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+    label = results.label(model)  # refuses what is no model's name
     settings = _training(profile, model)
     record = results.read_json(results.path_of(paths.results(profile.name), seed, "evaluations", model))
-    label = results.label(model)
     name = f"{label} ({profile.name})"
     scores = [
         EvalResult(

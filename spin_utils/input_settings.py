@@ -13,6 +13,8 @@ LARGEST_SEED = 2**31
 """Seeds are below it: a stream of random numbers is 1000 times the seed and more, in 64 bits."""
 FAMILY_NAME = re.compile(r"\w([\w .,:+-]{0,62}[\w.,:+-])?")
 """A family names a task and its file, so it holds no slash, does not begin with a dot or end in a space."""
+MOST_GENERATED = 1_000_000
+"""Rows of a split: a million already take minutes to make, in memory."""
 BENCHMARKS = ("arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu")
 """The columns of Tables 1 and 3 to 5, for which families can stand in."""
 OTHER_BENCHMARKS = ("mt_bench", "bb_causal", "bb_formal", "bb_sports", "openbookqa")
@@ -80,6 +82,9 @@ class ModelSettings:
             require(self.hidden_size >= 16 and self.hidden_size % 16 == 0, "model.hidden_size: use a multiple of 16")
             require(self.layers >= 1, "model.layers: at least 1")
             require(self.vocabulary_size >= 300, "model.vocabulary_size: at least 300 (256 bytes and the markers)")
+            for name, largest in (("hidden_size", 4096), ("layers", 128), ("vocabulary_size", 100_000)):
+                size = getattr(self, name)
+                require(size <= largest, f"model.{name}: {size} is no tiny model; use at most {largest}")
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,12 @@ class DemonstrationSettings:
             require(bool(self.families), "demonstrations.families: empty; name at least one reasoning-gym family")
             require(self.sft_rows > 0, "demonstrations.sft_rows: generated data need a number of rows above 0")
             require(not self.expected_rows, "demonstrations.expected_rows: sft_rows says how many are generated")
+            for name in ("sft_rows", "validation_rows", "test_rows", "transfer_rows"):
+                rows = getattr(self, name) or 0
+                require(
+                    rows <= MOST_GENERATED,
+                    f"demonstrations.{name}: {rows} rows; at most {MOST_GENERATED} can be generated",
+                )
         if self.source == "file":
             require(bool(self.train), "demonstrations.train: empty; name a .json, .jsonl or .parquet file")
         if self.source == "hub":

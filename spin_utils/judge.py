@@ -89,12 +89,18 @@ class Judge:
         self._stopped = threading.Event()
         if not self._key:
             raise JudgeError(f"{KEY}: not set; put the key of {settings.base_url} in the environment")
-        if not re.fullmatch(r"[!-~]+", self._key):
-            raise JudgeError(f"{KEY}: holds a space or a character that no key has; copy it again")
+        for name in (KEY, "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):  # the client sends all three as headers
+            if not re.fullmatch(r"[!-~]*", os.environ.get(name, "").strip()):
+                raise JudgeError(f"{name}: holds a space or a character that no key has; copy it again")
         self._openai = client_library()
-        self._client = self._openai.OpenAI(
-            api_key=self._key, base_url=settings.base_url, timeout=settings.timeout_s, max_retries=0
-        )
+        try:
+            self._client = self._openai.OpenAI(
+                api_key=self._key, base_url=settings.base_url, timeout=settings.timeout_s, max_retries=0
+            )
+        except (ValueError, ImportError, OSError) as error:  # it reads proxies and certificates from the environment
+            raise self._error(
+                f"no client can be made ({self._clean(error)})", "check HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
+            ) from None
 
     def grade(self, messages: Sequence[Message]) -> Grade:
         """Ask for one grade, trying again where a failure may pass.
@@ -146,7 +152,7 @@ class Judge:
             content, refusal = message.get("content"), message.get("refusal")
             if not isinstance(content, (str, type(None))):
                 raise TypeError
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise _Later(f"an answer that is no chat completion: {self._clean(text)[:80]!r}") from None
         judgment = self._clean(refusal or content or "")
         model = self._clean(body.get("model") or "")
@@ -171,7 +177,8 @@ class Judge:
         return JudgeError(f"judge {self.settings.judge} at {self.settings.base_url}: {reason}; {remedy}")
 
     def _clean(self, text: object) -> str:
-        return str(text).replace(self._key, "[key]")
+        """Words of others without the key, and without halves of characters, which no file takes."""
+        return str(text).replace(self._key, "[key]").encode(errors="replace").decode()
 
 
 def client_library() -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -36,6 +37,8 @@ STOPPED = 130
 GRACE_S = 10.0
 """Seconds in which workers may end by themselves after one of them failed."""
 _POLL_S = 0.05
+_ALWAYS_HELD = 8
+"""So many processes a machine of fewer cores may be given too, to try out what a larger one will do."""
 
 
 class LaunchError(RuntimeError):
@@ -51,12 +54,15 @@ def check(settings: ProcessSettings) -> None:
     """Refuse, before any work, more processes than the machine can hold.
 
     Raises:
-        ProcessesError: there are fewer GPUs than processes.
+        ProcessesError: there are fewer GPUs than processes, or many more processes than cores.
     """
     if not wanted(settings):
         return
     import torch
 
+    cores = os.cpu_count() or 1
+    if not torch.cuda.is_available() and settings.count > max(cores, _ALWAYS_HELD):
+        raise ProcessesError(f"processes.count: {settings.count} processes for {cores} cores; use at most one for each")
     if torch.cuda.is_available() and torch.cuda.device_count() < settings.count:
         raise ProcessesError(
             f"processes.count: {settings.count} processes for {torch.cuda.device_count()} GPUs; each needs its own"
@@ -110,7 +116,8 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
 
 def _start(arguments: Sequence[str], rank: int, count: int, rendezvous: Path, output: Path) -> subprocess.Popen[str]:
     environment = runtime.child_environment(headless=True)
-    cores = int(environment.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    threads = environment.get("OMP_NUM_THREADS", "")  # OpenMP passes over what is no number, and so does this
+    cores = (int(threads) if re.fullmatch("[0-9]{1,9}", threads) else 0) or os.cpu_count() or 1
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, processes.RENDEZVOUS: rendezvous}
     place |= {"OMP_NUM_THREADS": max(1, cores // count), "TQDM_DISABLE": 1}  # no bars of libraries among the lines
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)

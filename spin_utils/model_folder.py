@@ -6,6 +6,7 @@ would pass over with a warning is an error here: it fills tensors that are missi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from spin_utils.input_settings import TemplateSettings
 from spin_utils.models import ModelError, check_directory, load_tokenizer
 
 INDEX = "model.safetensors.index.json"
+
+Tensors = dict[str, tuple[Path, list[int], str]]
+"""What is stored, by name: its file, shape and type."""
 
 
 def check(folder: Path, template: TemplateSettings) -> None:
@@ -30,8 +34,11 @@ def check(folder: Path, template: TemplateSettings) -> None:
     from spin_utils.templates import TemplateError, end_ids
 
     check_directory(folder)
-    model = _skeleton(folder)
-    _check_weights(folder, model)
+    stored = _stored(folder)
+    config = _config(folder)
+    _check_layers(folder, config, stored)
+    model = _skeleton(folder, config)
+    _check_weights(folder, model, stored)
     try:
         tokenizer = load_tokenizer(folder)
     except Exception as error:  # the library raises a dozen kinds for a broken file; each means the same to the reader
@@ -52,23 +59,54 @@ def check(folder: Path, template: TemplateSettings) -> None:
         raise ModelError(f"{folder}: {error}") from None
 
 
-def _skeleton(folder: Path) -> Any:
+def _config(folder: Path) -> Any:
+    """What transformers makes of config.json."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # as above: the file's values reach any line of the library
+        raise _no_model(folder, error) from None
+    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 1.0)
+    if isinstance(theta, (int, float)) and theta <= 0:  # transformers goes on, with positions that are no numbers
+        raise ModelError(f"{folder / 'config.json'}: rope_theta is {theta}, it must be above 0; copy the model again")
+    return config
+
+
+def _check_layers(folder: Path, config: Any, stored: Tensors) -> None:
+    """As many layers as config.json says; looked at first, because a skeleton of many takes long to build."""
+    layers = getattr(config, "num_hidden_layers", None)
+    if layers is None:
+        return
+    says = f"{folder / 'config.json'} says {layers} layers"
+    if layers < 1:
+        raise ModelError(f"{says}; copy the model again")
+    numbers = [int(found[1]) for name in stored if (found := re.match(r"model\.layers\.(\d{1,6})\.", name))]
+    if not numbers:
+        return
+    there = max(numbers) + 1
+    if layers > there:
+        raise ModelError(
+            f"{folder}: no tensor model.layers.{there}.* in its safetensors, and {says}; copy the model again, all "
+            "files of it"
+        )
+    if layers < there:
+        raise ModelError(f"{folder}: its safetensors hold model.layers.{there - 1}.*, but {says}; copy both again")
+
+
+def _skeleton(folder: Path, config: Any) -> Any:
     """The model without weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from spin_utils.attention import UnsupportedModelError, check_model
     from spin_utils.decoding import check_supported
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # as above: the config's values reach any line of the library
-        raise ModelError(
-            f"{folder / 'config.json'}: no causal language model can be made of it ({_reason(error)}); "
-            "correct it or write the model again"
-        ) from None
+    except Exception as error:
+        raise _no_model(folder, error) from None
     try:
         check_supported(model, longest=1)
         check_model(model, longest_row=1)
@@ -77,23 +115,27 @@ def _skeleton(folder: Path) -> Any:
     return model
 
 
-def _check_weights(folder: Path, model: Any) -> None:
-    """Every tensor of the model must be there, with its shape and as plain numbers."""
+def _stored(folder: Path) -> Tensors:
     from safetensors import safe_open
 
-    found: dict[str, tuple[Path, list[int], str]] = {}
+    found: Tensors = {}
     for path in _files(folder):
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 part = file.get_slice(name)
                 found[name] = (path, part.get_shape(), part.get_dtype())
+    return found
+
+
+def _check_weights(folder: Path, model: Any, stored: Tensors) -> None:
+    """Every tensor of the model must be there, with its shape and as plain numbers."""
     tied = "lm_head.weight" if model.config.tie_word_embeddings else ""
     for name, tensor in model.state_dict().items():
-        if name not in found:
+        if name not in stored:
             if name == tied:
                 continue
             raise ModelError(f"{folder}: no tensor {name} in its safetensors; copy the model again, all files of it")
-        path, shape, kind = found[name]
+        path, shape, kind = stored[name]
         if shape != list(tensor.shape):
             raise ModelError(
                 f"{path}: {name} has shape {shape}, config.json says {list(tensor.shape)}; copy both again"
@@ -122,6 +164,13 @@ def _files(folder: Path) -> list[Path]:
         if Path(name).name != name or not (folder / name).is_file():
             raise ModelError(f"{folder / INDEX}: names {name!r}, which is no file in this folder; copy all shards")
     return [folder / name for name in files]
+
+
+def _no_model(folder: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{folder / 'config.json'}: no causal language model can be made of it ({_reason(error)}); "
+        "correct it or write the model again"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -108,18 +108,26 @@ def load(folder: Path, dtype: Any = None) -> Any:
     Args:
         folder: a folder of safetensors, or an artifact that points to one.
         dtype: torch dtype of the weights; float32 if None.
+
+    Raises:
+        ModelError: a weight is no finite number: what is made from it would be worth nothing.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    place = resolve(folder)
     model = AutoModelForCausalLM.from_pretrained(
-        resolve(folder),
+        place,
         dtype=dtype or torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
     )
-    return model.to(device())
+    model = model.to(device())
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ModelError(f"{place}: {name} holds NaN or infinity; copy the model again or take another one")
+    return model
 
 
 def device() -> Any:
@@ -154,6 +162,11 @@ def check_directory(folder: Path) -> Path:
         raise ModelError(f"{folder}: no such model folder{hint}")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; give a folder written by save_pretrained")
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder}: adapter_config.json makes it an adapter of another model; merge the two (merge_and_unload) and "
+            "save the whole model"
+        )
     for name in ("config.json", "tokenizer_config.json"):
         _check_plain(folder / name)
     weights = list(folder.glob("*.safetensors"))

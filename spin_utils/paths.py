@@ -44,7 +44,11 @@ def given(text: str, folder: Path | None = None) -> Path:
 
 def home() -> Path:
     """Directory that holds artifacts/, results/ and figures/: `SPIN_HOME`, or the checkout."""
-    return Path(os.environ.get("SPIN_HOME") or REPOSITORY).resolve()
+    chosen = os.environ.get("SPIN_HOME")
+    try:
+        return given(chosen) if chosen else REPOSITORY.resolve()
+    except PathError as error:
+        raise PathError(f"SPIN_HOME: {error}") from None
 
 
 def artifacts(profile: str) -> Path:

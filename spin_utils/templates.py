@@ -217,7 +217,15 @@ def _render(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, text
         messages.insert(0, {"role": "system", "content": template.system})
     try:  # transformers renders in jinja2's sandbox, which refuses a template that reaches for Python itself
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise TemplateError(
             f"the chat template cannot be rendered ({type(error).__name__}: {error}); correct it, or set "
             "template.kind: text and write template.prompt"

@@ -100,7 +100,7 @@ def broken_model(sound: Path, change: Mapping[str, Any], folder: Path) -> Path:
 def _change_tensors(folder: Path, change: Mapping[str, Any]) -> None:
     tensors = load_file(folder / "model.safetensors")
     for name, made in change.get("tensors", {}).items():
-        del tensors[name]
+        tensors.pop(name, None)
         if made:
             tensors[name] = torch.zeros(made["shape"], dtype=getattr(torch, made["dtype"]))
     if "vocabulary" in change:  # a whole model, but of fewer tokens than its tokenizer has

@@ -230,3 +230,14 @@ def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str])
         asked = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _shtab_spin_repro; echo ${{COMPREPLY[@]}}"
         result = subprocess.run(["bash", "-c", script + asked], capture_output=True, text=True, check=True)
         assert word in result.stdout.split(), (words, result.stdout)
+
+
+@pytest.mark.parametrize("fault", ["loop", "long", "user"])
+def test_a_home_that_is_no_path_is_named(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    place = {"loop": str(tmp_path / "loop"), "long": "x" * 300, "user": "~no_such_user_here/x"}[fault]
+    monkeypatch.setenv("SPIN_HOME", place)
+    assert cli.main(["plan", "--profile", "smoke"]) == 2
+    assert re.fullmatch(r"Error: SPIN_HOME: '.*': not a path \(.*\); correct it\n", capsys.readouterr().out)

@@ -247,3 +247,33 @@ def test_ratings_are_read_as_fastchat_reads_them_but_for_numbers_off_the_scale(p
     # FastChat evaluates the match as Python, which a number such as 07 is not; here it is 7.
     expected = float(match.groups()[0]) if match else None
     assert judge.rating(text) == (expected if expected is not None and 1 <= expected <= 10 else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("OPENAI_ORG_ID", "é", "OPENAI_ORG_ID: holds a space or a character that no key has"),
+        ("OPENAI_PROJECT_ID", "a\nb", "OPENAI_PROJECT_ID: holds"),
+        ("HTTPS_PROXY", "foo://x", r"no client can be made \(Unknown scheme.*\); check HTTPS_PROXY"),
+        ("SSL_CERT_FILE", "/nowhere.pem", "no client can be made .*SSL_CERT_FILE"),
+    ],
+)
+def test_an_environment_that_no_client_can_be_made_of_is_named_before_any_request(
+    server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(JudgeError, match=message):
+        Judge(settings(server))
+
+
+def test_an_answer_nested_too_deeply_is_tried_again(
+    server: LoopbackJudge, waits: list[tuple[int, float | None]]
+) -> None:
+    answers(server, Reply(b"[" * 200_000), GOOD)
+    assert Judge(settings(server)).grade(ASK)["score"] == 3.0
+    assert len(waits) == 1
+
+
+def test_halves_of_characters_in_a_judgment_can_be_written(server: LoopbackJudge) -> None:
+    answers(server, judged("[[8]] \ud800"))
+    assert Judge(settings(server)).grade(ASK)["judgment"] == "[[8]] ?"

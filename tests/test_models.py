@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from spin_utils import models, profiles
 from spin_utils.input_settings import ModelSettings
@@ -116,3 +118,16 @@ def test_a_hub_model_out_of_reach_is_an_error_with_a_remedy(tmp_path: Path) -> N
     settings = ModelSettings("hub", name="owner/model", revision="0" * 40)
     with pytest.raises(models.ModelError, match="put the model in a folder"):
         models.materialise(settings, tmp_path, [], seed=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_where_they_are_loaded(
+    folder: Path, tmp_path: Path, value: float
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"][3] = value
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(models.ModelError, match=r"copy: model\.norm\.weight holds NaN or infinity; copy the model"):
+        models.load(copy)

@@ -277,6 +277,24 @@ def test_a_number_of_processes_that_cannot_be_is_refused(monkeypatch: pytest.Mon
         stages.check_inputs(profiles.load("smoke", {"processes.count": 2}))
 
 
+def test_more_processes_than_any_core_would_hold_are_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ProcessesError, match="processes.count: 100000 processes for"):
+        launching.check(profiles.load("smoke", {"processes": {"count": 100_000}}).processes)
+
+
+def test_a_number_of_threads_that_is_none_is_passed_over_as_openmp_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: given.append(env["OMP_NUM_THREADS"]))
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    for threads in ("nonsense", "-3", "0", "4,2", "4"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        launching._start(["plan"], 0, 2, tmp_path / "rendezvous", tmp_path / "log")
+    assert given == ["3", "3", "3", "3", "2"]
+
+
 def test_a_step_takes_a_process_for_each_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"resources": {"training": {"gpus": 8}, "evaluation": {"gpus": 1}}}
     profile = profiles.load("smoke", asked)
