@@ -71,7 +71,7 @@ def evaluation(model: str, seed: int, *, ability: float, items: int = 100, profi
         "tasks": tasks,
         "average": float(np.mean([task["value"] for task in tasks.values()])),
         "items": rows,
-        "provenance": {"chain": {}},
+        "provenance": {"step": f"eval-{model}", "chain": {f"eval-{model}": link("evaluation")}},
     }
 
 
@@ -87,7 +87,7 @@ def link(stage: str, **more) -> dict:
         "commit": "0" * 40,
         "dirty": False,
         "device": "cpu",
-        "versions": {},
+        "versions": {"torch": "2.13.0"},
         "inputs": {},
         **more,
     }
