@@ -45,13 +45,18 @@ def section(profile: Profile) -> str:
         "95 % intervals of a paired bootstrap over items and seeds. Other tasks and another model than the paper's: "
         f"compare gains, not levels. {more}"
     )
-    judged = records.read_verdicts(folder / "verdicts.csv")["verdict"]
+    judged = records.read_verdicts(folder / "verdicts.csv").set_index("id")["verdict"]
+    paper = (published.score("spin-3", "average") or 0.0) - base
+    finding = (
+        f"**In short:** in the paper SPIN gains {paper:.2f} points over SFT in four iterations. A gain of that size is "
+        f"{judged['average-final-size']} here; that there is any gain is {judged['average-final']}."
+    )
     everything = (
         f"Of the {len(judged)} tables, figures and claims of the paper, here: {verdicts.tally(judged)}. "
         f"One by one, with the reasons: [verdicts](results/{profile.name}/verdicts.md), "
         f"[tables](results/{profile.name}/tables), [figures](figures/{profile.name})."
     )
-    return "\n".join([*lines, "", note, "", everything])
+    return "\n".join([*lines, "", finding, "", note, "", everything])
 
 
 def update(profile: Profile, readme: Path) -> None:
