@@ -12,7 +12,7 @@ import datetime
 import mimetypes
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def write(profile: Profile) -> Path:
         for document in documents.values()
         for name, link in document["provenance"].get("chain", {}).items()
     }
+    identifiers = _identifiers(documents.values())
     if not links:
         raise results.ResultsError(
             f"{paths.relative(folder)}: no results; run `spin-repro reproduce --profile {profile.name}` first"
@@ -56,7 +57,10 @@ def write(profile: Profile) -> Path:
         step = document["provenance"]["step"]
         made.setdefault(f"{step}-{document['provenance']['chain'][step]['key']}", []).append(files[path])
     known = _known_settings(profile, links)
-    actions = [_add_step(crate, step, *link, known.get(step), made.get(step, [])) for step, link in links.items()]
+    actions = [
+        _add_step(crate, step, *link, identifiers[step], known.get(step), made.get(step, []))
+        for step, link in links.items()
+    ]
     actions.append(_add_drawing(crate, files, documents, folder))
     _describe(crate, profile.name, links, actions)
     target = folder / NAME
@@ -64,6 +68,17 @@ def write(profile: Profile) -> Path:
         crate.write(work)
         _zip(Path(work), partial)
     return target
+
+
+def _identifiers(documents: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Hashes by artifact. Seeds that ran in homes of their own each made data and base model, with a manifest each."""
+    found: dict[str, dict[str, None]] = {}
+    for document in documents:
+        for name, link in document["provenance"].get("chain", {}).items():
+            hashes = {"manifest": link["manifest_sha256"], **link.get("weights_sha256", {})}
+            here = found.setdefault(f"{name}-{link['key']}", {})
+            here |= {f"{file} sha256 {digest}": None for file, digest in hashes.items()}
+    return {step: list(hashes) for step, hashes in found.items()}
 
 
 def _add_files(crate: Any, folder: Path, figures: Path) -> dict[Path, str]:
@@ -85,10 +100,16 @@ def _add_files(crate: Any, folder: Path, figures: Path) -> dict[Path, str]:
     return ids
 
 
-def _add_step(crate: Any, step: str, name: str, link: Mapping[str, Any], settings: Any, files: list[str]) -> str:
+def _add_step(
+    crate: Any,
+    step: str,
+    name: str,
+    link: Mapping[str, Any],
+    identifiers: list[str],
+    settings: Any,
+    files: list[str],
+) -> str:
     """One action with its inputs, settings and result; returns its id."""
-    hashes = {"manifest": link["manifest_sha256"], **link.get("weights_sha256", {})}
-    identifiers = [f"{file} sha256 {digest}" for file, digest in hashes.items()]
     _add(crate, f"#{step}", "CreativeWork", name=f"artifact {step}", identifier=identifiers)
     taken = [f"#{reference['artifact']}" for reference in link["inputs"].values()]
     values = {"seed": link["seed"]} | ({} if settings is None else {"settings": artifacts.canonical(settings)})
