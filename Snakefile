@@ -74,7 +74,7 @@ rule first_tables:
 rule tables:  # after the first ones, which write the same files
     input:
         manifests([FIRST_TABLES.directory]),
-        manifests(d for d, (_, step) in STEPS.items() if step.stage in (*plan.MEASURED, "spin")),
+        manifests(d for d, (_, step) in STEPS.items() if step.stage in plan.MEASURED),
     output:
         kept([TABLES.directory]),
     resources:

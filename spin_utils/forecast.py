@@ -52,6 +52,7 @@ class Lengths(NamedTuple):
 
     sft_rows: int
     spin_rows: int
+    validation_rows: int
     test_rows: int
     transfer_rows: int
     prompt: int
@@ -91,6 +92,7 @@ def _lengths(profile: Profile, data: DemonstrationSettings, rows: Rows | None) -
         return Lengths(
             sft_rows=data.sft_rows or spin,
             spin_rows=spin,
+            validation_rows=data.validation_rows or 0,
             test_rows=data.test_rows or 0,
             transfer_rows=0,
             prompt=min(run.prompt_tokens, template.max_prompt_tokens),
@@ -105,6 +107,7 @@ def _lengths(profile: Profile, data: DemonstrationSettings, rows: Rows | None) -
     return Lengths(
         sft_rows=len(rows["sft"]),
         spin_rows=len(rows["spin"]),
+        validation_rows=len(rows["validation"]),
         test_rows=len(rows["test"]),
         transfer_rows=len(rows["transfer"]),
         prompt=_mean_tokens(prompts),
@@ -151,9 +154,13 @@ def _step_hours(plan: Plan, step: Step, run: Run, a: Architecture, found: Length
     if step.stage == "pairs":
         return cost_model.generation_hours(dataclasses.replace(sampled, prompts=found.spin_rows), a)
     if step.stage == "evaluation":
-        suite, settings = profile.evaluation.suite, profile.evaluation
-        transfer = _suite_hours("paper_others" if suite == "paper" else suite, settings, run, a, found, "transfer")
-        return _suite_hours(suite, settings, run, a, found) + (transfer if step.settings["transfer"] else 0)
+        return _suite_hours(profile.evaluation.suite, profile.evaluation, run, a, found)
+    if step.stage == "transfer":
+        suite = "paper_others" if profile.evaluation.suite == "paper" else "local"
+        return _suite_hours(suite, profile.evaluation, run, a, found, "transfer")
+    if step.stage == "heldout":
+        answered = dataclasses.replace(run, gpus=1, prompts=found.validation_rows)  # by the first process alone
+        return cost_model.generation_hours(answered, a) + _computing(2 * found.validation_rows * pair, run)
     if step.stage == "sft":
         training = control_training(profile) if step.parameters["more"] else profile.sft
         assert training is not None

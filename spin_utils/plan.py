@@ -37,7 +37,7 @@ class Step:
     """Such as `pairs-0`."""
     stage: str
     """Which function of `stages` makes it: base, data, sft, pairs, spin, epochs, subset, preferences, dpo,
-    evaluation, mt_answers, mt_bench."""
+    evaluation, heldout, transfer, mt_answers, mt_bench."""
     notebook: str
     """Notebook that makes it; empty for what the first notebook's stage makes on the way."""
     parameters: dict[str, Any]
@@ -80,7 +80,7 @@ class Plan:
         return [step.parameters["model"] for step in self if step.stage == "evaluation"]
 
 
-MEASURED = ("evaluation", "mt_bench")
+MEASURED = ("evaluation", "heldout", "transfer", "mt_bench")
 """Stages whose results are drawn from."""
 
 
@@ -107,22 +107,25 @@ def make(profile: Profile, seed: int) -> Plan:
         steps[name] = Step(name, stage, notebook, parameters, folder / f"{name}-{key}", inputs, settings)
         return name
 
-    def evaluate(model: str, checkpoint: str = "", transfer: bool = False) -> None:
-        transfer = transfer and (bool(profile.demonstrations.transfer) or profile.evaluation.suite == "paper")
-        settings = {"evaluation": as_dict(profile.evaluation), "template": template, "transfer": transfer}
-        settings |= {"task_files": task_files} if task_files else {}
+    def evaluate(model: str, checkpoint: str = "") -> None:
+        settings = {**evaluation, "task_files": task_files} if task_files else evaluation
         inputs = (checkpoint or model, *(["data"] if "data" in steps else []))
         add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", inputs, settings, model=model)
+
+    def evaluate_transfer(model: str) -> None:
+        if profile.demonstrations.transfer or profile.evaluation.suite == "paper":
+            add(f"transfer-{model}", "transfer", "", steps[f"eval-{model}"].inputs, evaluation, model=model)
 
     def train(model: str, stage: str, inputs: tuple[str, ...], **more: Any) -> str:
         settings = {"training": training_identity(training_of(profile, model)), "template": template, **more}
         return add(model, stage, "03_spin_training", inputs, settings, model=model)
 
-    def grade(model: str, checkpoint: str = "") -> None:
+    def grade(model: str) -> None:
         if profile.mt_bench is None:
             return
         answering = {"mt_bench": answers_identity(profile.mt_bench), "files": FILES, "template": template}
-        answers = add(f"mt-answers-{model}", "mt_answers", "", (checkpoint or model,), answering, model=model)
+        checkpoint = steps[f"eval-{model}"].inputs[:1]
+        answers = add(f"mt-answers-{model}", "mt_answers", "", checkpoint, answering, model=model)
         asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
         grades = add(f"mt-bench-{model}", "mt_bench", "", (answers,), asked, model=model)
         if not judge.has_key() and not artifacts.is_complete(steps[grades].directory):
@@ -130,6 +133,7 @@ def make(profile: Profile, seed: int) -> Plan:
 
     task_files = _task_identity(profile.evaluation)
     spin, template, generation = profile.spin, as_dict(profile.template), generation_identity(profile.generation)
+    evaluation = {"evaluation": as_dict(profile.evaluation), "template": template}
     if needs_data(profile):
         add("data", "data", "", (), _data_identity(profile.demonstrations))
     base = add("base", "base", "", ("data",) if profile.model.source == "tiny" else (), models.identity(profile.model))
@@ -137,13 +141,14 @@ def make(profile: Profile, seed: int) -> Plan:
     if profile.sft is not None:
         sft = {"training": training_identity(profile.sft), "template": template}
         start = add("sft", "sft", "01_sft_baseline", (base, "data"), sft, more=0)
-    evaluate("sft", start, transfer=True)
+    evaluate("sft", start)
     for model, source in profile.released.items():
         add(model, "base", "", (), models.identity(source))
-        evaluate(model, transfer=True)
-        grade(model)
+        evaluate(model)
     if profile.released:
-        grade("sft", start)
+        for model in ("sft", *profile.released):
+            evaluate_transfer(model)
+            grade(model)
         return Plan(profile, seed, steps)
 
     current = start
@@ -152,10 +157,15 @@ def make(profile: Profile, seed: int) -> Plan:
         add(f"pairs-{t}", "pairs", "02_synthetic_generation", (current, "data"), settings, iteration=t)
         previous = (f"pairs-{t - 1}",) if t and spin.mix_previous else ()
         shown = {"epochs_shown": spin.epochs_shown} if t == 0 else {}
-        inputs = (current, f"pairs-{t}", *previous, "data")
-        current = train(f"spin-{t}", "spin", inputs, generation=generation, **shown)
-        evaluate(current, transfer=True)
+        current = train(f"spin-{t}", "spin", (current, f"pairs-{t}", *previous), **shown)
+        evaluate(current)
 
+    chain = ("sft", *(f"spin-{t}" for t in range(spin.iterations)))
+    for model in chain:
+        evaluate_transfer(model)
+    for model in chain[1:] if profile.demonstrations.validation_rows != 0 else ():
+        settings = {"generation": generation, "template": template}
+        add(f"heldout-{model}", "heldout", "", (steps[model].inputs[0], model, "data"), settings, model=model)
     if spin.epochs_shown > spin.training.epochs:
         train("spin-0-more", "epochs", (start, "pairs-0", "spin-0"))
     for epoch in range(1, spin.epochs_shown + 1):
@@ -177,9 +187,8 @@ def make(profile: Profile, seed: int) -> Plan:
         add("preferences", "preferences", "", (start, "data"), settings)
         evaluate(train("dpo", "dpo", (start, "preferences")))
         evaluate(train(f"{current}-dpo", "dpo", (current, "preferences")))
-    grade("sft", start)
-    for t in range(spin.iterations):
-        grade(f"spin-{t}")
+    for model in chain:
+        grade(model)
     return Plan(profile, seed, steps)
 
 

@@ -62,19 +62,17 @@ def _is_finished(step: Step) -> bool:
 def _documents(plan: Plan, step: Step) -> Iterator[Document]:
     """The results files that a finished step gives."""
     files = artifacts.read_manifest(step.directory)["files"]
-    if step.stage == "evaluation":
-        for folder in ("evaluation", "transfer"):
-            if f"{folder}.json" in files:
-                kind = "evaluations" if folder == "evaluation" else folder
-                yield kind, step.parameters["model"], _read(step, f"{folder}.json")
+    if step.stage in ("evaluation", "transfer"):
+        kind = "evaluations" if step.stage == "evaluation" else "transfer"
+        yield kind, step.parameters["model"], _read(step, "evaluation.json")
     if step.stage == "mt_bench":
         yield step.stage, step.parameters["model"], {"kind": step.stage, **_read(step, "mt_bench.json")}
     if "training.json" in files:
         more = f"spin-0-epoch-{plan.profile.spin.epochs_shown}"
         model = more if step.stage == "epochs" else step.name
         yield "training", model, {"kind": "training", "rows": _read(step, "training.json")["rows"]}
-    if "heldout.json" in files:
-        yield "heldout", step.name, {"kind": "heldout", **_read(step, "heldout.json")}
+    if step.stage == "heldout" and (played := _read(step, "heldout.json"))["items"]:
+        yield "heldout", step.parameters["model"], {"kind": "heldout", **played}
     if step.stage == "pairs":
         artifacts.verify(step.directory)
         yield "generations", _generator(step), {"kind": "generations", "items": _generations(plan, step)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from spin_utils import artifacts, heldout, models
@@ -13,26 +14,30 @@ from spin_utils.templates import encode_response
 
 
 def make_spin(plan: Plan, step: Step, work: Path) -> None:
-    """One iteration: the policy starts as its own opponent (Algorithm 1), then plays on held-out prompts."""
-    profile, iteration = plan.profile, int(step.name.removeprefix("spin-"))
-    opponent, settings = plan.directory(step.inputs[0]), training_of(plan.profile, step.name)
+    """One iteration: the policy starts as its own opponent (Algorithm 1)."""
+    iteration, settings = _iteration(step.name), training_of(plan.profile, step.name)
     shown = step.settings.get("epochs_shown", 0)
-    seed = stream(plan.seed, iteration)
     train_on_pairs(
-        opponent,
+        plan.directory(step.inputs[0]),
         training_pairs(plan, step.name),
         settings,
-        seed=seed,
+        seed=stream(plan.seed, iteration),
         work=work,
         what=f"SPIN iteration {iteration}",
         keep_epochs=range(1, settings.epochs) if shown else (),
         keep_state=shown > settings.epochs,
     )
+
+
+def make_heldout(plan: Plan, step: Step, work: Path) -> None:
+    """What an iteration did to pairs that no training saw; no items where nothing is held out."""
+    profile, model = plan.profile, step.parameters["model"]
+    opponent, policy = (plan.directory(name) for name in step.inputs[:2])
     rows = read_rows(plan.directory("data") / "validation.jsonl")
-    if not rows:
-        return
-    items = heldout.drifts(opponent, work, rows, template=profile.template, generation=profile.generation, seed=seed)
-    artifacts.write_json(work / "heldout.json", {"beta": settings.beta, "items": items})
+    seed = stream(plan.seed, _iteration(model))
+    play = partial(heldout.drifts, template=profile.template, generation=profile.generation, seed=seed)
+    items = play(opponent, policy, rows) if rows else []
+    artifacts.write_json(work / "heldout.json", {"beta": training_of(profile, model).beta, "items": items})
 
 
 def make_further_epochs(plan: Plan, step: Step, work: Path) -> None:
@@ -88,3 +93,7 @@ def training_pairs(plan: Plan, name: str) -> Pairs:
     if not count:
         raise PairsError(f"{name}: {len(pairs)} pairs have no such part; raise demonstrations.spin_rows or drop it")
     return Pairs(files, end_truncated=end, rows=count)
+
+
+def _iteration(model: str) -> int:
+    return int(model.removeprefix("spin-"))

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from spin_utils import artifacts, launching, paths, processes, profiles, step_resources
 from spin_utils.demonstrations import load as load_demonstrations
@@ -130,6 +130,8 @@ def _make(plan: Plan, step: Step, work: Path) -> None:
         "preferences": answering.make_preferences,
         "dpo": self_play.make_on_pairs,
         "evaluation": _make_evaluation,
+        "heldout": self_play.make_heldout,
+        "transfer": _make_evaluation,
         "mt_answers": mt_bench.make_answers,
         "mt_bench": mt_bench.make_grades,
     }
@@ -194,26 +196,25 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
     profile, settings = plan.profile, plan.profile.evaluation
     folder = plan.checkpoint(step.parameters["model"])
     model, tokenizer = models.load(folder, torch.bfloat16), models.load_tokenizer(folder)
-    made = {"evaluation": ("test", settings)}
-    if step.settings["transfer"]:
-        suite: Literal["local", "paper_others"] = "paper_others" if settings.suite == "paper" else "local"
-        made["transfer"] = ("transfer", replace(settings, suite=suite, tasks=()))
-    for name, (split, chosen) in made.items():
-        local = chosen.suite == "local"
-        answers = min(len(rows(plan, split)), settings.limit or sys.maxsize) if local else 0
-        with progress(answers, f"{step.name}, {split}", "answers") as bar:
-            result = evaluate(
-                model,
-                tokenizer,
-                plan.directory("data") / f"{split}.jsonl" if local else None,
-                # The paper's harness shows its benchmarks as plain text, without a chat template.
-                template=profile.template if local else None,
-                settings=chosen,
-                tasks=chosen.tasks,
-                work=artifacts.scratch(work) / name,
-                progress=bar.advance,
-            )
-        artifacts.write_json(work / f"{name}.json", result)
+    split = "test"
+    if step.stage == "transfer":  # other tasks, graded in the same way
+        split, suite = "transfer", settings.suite
+        settings = replace(settings, suite="paper_others" if suite == "paper" else "local", tasks=())
+    local = settings.suite == "local"
+    answers = min(len(rows(plan, split)), settings.limit or sys.maxsize) if local else 0
+    with progress(answers, step.name, "answers") as bar:
+        result = evaluate(
+            model,
+            tokenizer,
+            plan.directory("data") / f"{split}.jsonl" if local else None,
+            # The paper's harness shows its benchmarks as plain text, without a chat template.
+            template=profile.template if local else None,
+            settings=settings,
+            tasks=settings.tasks,
+            work=artifacts.scratch(work),
+            progress=bar.advance,
+        )
+    artifacts.write_json(work / "evaluation.json", result)
 
 
 def _reference(directory: Path) -> dict[str, str]:

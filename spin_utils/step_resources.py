@@ -16,7 +16,8 @@ def resources(profile: Profile, step: Step) -> StepResources:
         return profile.resources.training
     if step.stage in ("pairs", "mt_answers") or _is_sampled(profile, step):
         return profile.resources.generation
-    return profile.resources.evaluation if step.stage == "evaluation" else profile.resources.other
+    measured = step.stage in ("evaluation", "heldout", "transfer")
+    return profile.resources.evaluation if measured else profile.resources.other
 
 
 def processes(profile: Profile, step: Step) -> ProcessSettings:

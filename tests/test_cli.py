@@ -193,7 +193,7 @@ def test_a_script_reads_the_plan_as_json(home: Path, capsys: pytest.CaptureFixtu
     status, out = outcome(capsys, "plan", "--profile", "smoke", "--json")
     assert status == 0
     steps = {row["step"]: row for row in json.loads(out)}
-    assert steps["spin-1"]["inputs"] == ["spin-0", "pairs-1", "pairs-0", "data"]
+    assert steps["spin-1"]["inputs"] == ["spin-0", "pairs-1", "pairs-0"]
     assert not any(row["done"] for row in steps.values())
 
 

@@ -111,7 +111,7 @@ def test_a_player_equal_to_its_opponent_drifts_nowhere_on_held_out_prompts() -> 
     same = heldout.drifts(folder, folder, rows, template=profile.template, generation=profile.generation, seed=1)
     assert [item["id"] for item in same] == [row["id"] for row in rows]
     assert all(item["real_drift"] == item["generated_drift"] == 0 for item in same)
-    document = json.loads((folder / "heldout.json").read_text())
+    document = json.loads((stages.run(made, "heldout-spin-0") / "heldout.json").read_text())
     assert document["beta"] == plan.training_of(profile, "spin-0").beta
     assert any(item["real_drift"] for item in document["items"])
 
@@ -119,7 +119,7 @@ def test_a_player_equal_to_its_opponent_drifts_nowhere_on_held_out_prompts() -> 
 def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow_them() -> None:
     made = make()
     assert "no earlier times" in clock.outlook([made])
-    for name in ("eval-sft", "eval-spin-0", "spin-0-more"):
+    for name in ("eval-sft", "eval-spin-0", "transfer-sft", "heldout-spin-0", "spin-0-more"):
         stages.run(made, name)
     folder = paths.results("smoke")
     stale = folder / "seed-7" / "training" / "sft.json"
@@ -133,6 +133,7 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     assert training[training["model"] == "spin-0"]["epoch"].max() == 2
     assert training[training["model"] == "spin-0-epoch-3"]["epoch"].max() == 3
     assert (folder / "seed-0" / "transfer" / "sft.json").is_file()
+    assert set(results.load_heldout(folder)["model"]) == {"spin-0"}
     assert clock.expected_seconds("smoke")["spin-0"] > 0
     stages.record_drawing(plan.tables([made]), [made], [])
     assert not plan.tables([made]).directory.exists(), "drawing early must not look like the end of the run"

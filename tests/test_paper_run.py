@@ -151,7 +151,7 @@ def test_released_checkpoints_are_evaluated_without_training_and_fill_table_4_an
     }
     profile = profiles.load("paper-released", changes)
     made = run_whole(profile)
-    assert {step.stage for step in made} == {"base", "evaluation"}
+    assert {step.stage for step in made} == {"base", "evaluation", "transfer"}
     assert made.models() == ["sft", "spin-3"]
     assert plan.first_tables([made]).inputs == tuple(f"eval-{model}" for model in made.models())
     for line in ("| SFT ", "| SPIN iteration 3 "):

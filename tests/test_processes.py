@@ -152,7 +152,7 @@ def test_a_run_stopped_in_two_processes_goes_on_in_one_and_the_other_way(
 
 def test_prompts_answered_in_turns_get_the_answers_of_one_process(two: Path, home: Path) -> None:
     made = chain(home)
-    for name in ("pairs-0/pairs.arrow", "eval-sft/evaluation.json", "eval-sft/transfer.json"):
+    for name in ("pairs-0/pairs.arrow", "eval-sft/evaluation.json", "transfer-sft/evaluation.json"):
         step, _, file = name.partition("/")
         path = made.directory(step) / file
         other = two / "home" / path.relative_to(home)

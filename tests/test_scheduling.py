@@ -61,7 +61,7 @@ def test_every_step_asks_for_what_its_kind_does(clustered: tuple[str, Profile]) 
     assert {name for name, asks in kinds.items() if asks == profile.resources.training} == training
     assert {name for name, asks in kinds.items() if asks == profile.resources.generation} == {"pairs-0", "pairs-1"}
     evaluated = {name for name, asks in kinds.items() if asks == profile.resources.evaluation}
-    assert evaluated == {name for name in kinds if name.startswith("eval-")}
+    assert evaluated == {name for name in kinds if name.startswith(("eval-", "transfer-", "heldout-"))}
     assert {"data", "base", "preferences"} == set(kinds) - training - evaluated - {"pairs-0", "pairs-1"}
     cpu = profiles.load("cpu", {"resources": RESOURCES})
     sampled = plan.make(cpu, 0).steps["preferences"]
