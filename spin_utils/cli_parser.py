@@ -28,6 +28,7 @@ EXIT_STATUS = """\
 exit status:
   0    done
   1    a step failed; its message says where, and the same command goes on from there
+       (check: the run would not fit or not start)
   2    bad input; nothing was started
   130  interrupted; finished steps are kept"""
 
@@ -72,7 +73,7 @@ def build() -> argparse.ArgumentParser:
         "run every step that is missing, then draw tables and figures",
         "--profile smoke",
         "--seeds 0,1,2",
-        "--model path/to/model --data rows.jsonl --name mine",
+        "--model path/to/model --data rows.jsonl --set 'template={kind: chat}' --name mine",
         "--set spin.betas=[0.5] --name half-beta",
     )
     _with_changes(sub)
@@ -197,7 +198,10 @@ def build() -> argparse.ArgumentParser:
 
 def _with_profile(sub: argparse.ArgumentParser) -> None:
     option = sub.add_argument(
-        "--profile", default="cpu", type=profile, help="smoke, cpu, gpu, paper or a .yaml file (default: cpu)"
+        "--profile",
+        default="cpu",
+        type=profile,
+        help="smoke, cpu, gpu, paper, paper-released or a .yaml file (default: cpu)",
     )
     _file(option)
 
@@ -217,7 +221,13 @@ def _with_changes(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seeds", default="0", help="training seeds, such as 0,1,2 (default: 0)")
     _folder(sub.add_argument("--model", metavar="DIR", help="your model: a folder of safetensors"))
     _file(sub.add_argument("--data", metavar="FILE", help="your demonstrations: .json, .jsonl or .parquet"))
-    sub.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="change one setting")
+    sub.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="change one setting, such as spin.iterations=2; may be given several times",
+    )
     sub.add_argument("--name", default="", help="name of the results folder for a changed profile")
 
 

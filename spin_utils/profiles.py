@@ -23,6 +23,8 @@ from spin_utils.settings import Profile
 
 PROFILES = paths.REPOSITORY / "profiles"
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_BY_ITERATION = {"learning_rate": "learning_rates", "beta": "betas"}
+"""Settings of `spin.training` and the lists of `spin` that go before them."""
 _LARGEST = 2**53  # whole numbers beyond are not exact in JSON readers, and no setting has a use for them
 
 
@@ -31,7 +33,7 @@ def load(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Profi
 
     Args:
         name_or_path: a name such as `cpu` (a file of `profiles/`) or the path of a YAML file.
-        overrides: dotted names to values, such as `{"spin.training.beta": 1.0}`.
+        overrides: dotted names to values, such as `{"spin.betas": [1.0]}`.
 
     Returns:
         The validated profile.
@@ -44,11 +46,14 @@ def load(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Profi
     """
     path = _find(name_or_path)
     data = _read(path)
+    change: dict[str, Any] = {}
     for dotted, value in (overrides or {}).items():
         _set(data, dotted, value)
+        _set(change, dotted, value)
     _anchor(data, Path.cwd())
     try:
         profile = build(Profile, data, "")
+        _refuse_hidden(change, data)
         shipped = {p.stem.lower(): p.stem for p in PROFILES.glob("*.yaml")}.get(profile.name.lower(), profile.name)
         require(
             profile.name == shipped,
@@ -74,12 +79,12 @@ def folder(name_or_path: str) -> str:
 def parse_override(text: str) -> tuple[str, Any]:
     """Split `a.b=value` into its dotted name and its value, read as YAML.
 
-    >>> parse_override("spin.training.beta=1.0")
-    ('spin.training.beta', 1.0)
+    >>> parse_override("spin.training.epochs=3")
+    ('spin.training.epochs', 3)
     """
     name, sign, value = text.partition("=")
     if not sign or not name.strip():
-        raise SettingsError(f"{text!r}: write an override as name=value, such as spin.training.beta=1.0")
+        raise SettingsError(f"{text!r}: write an override as name=value, such as spin.betas=[1.0]")
     try:
         return name.strip(), strict_yaml.parse(value)
     except strict_yaml.YAMLError as error:
@@ -187,7 +192,26 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     found = sibling if parent.endswith((".yaml", ".yml")) and sibling.is_file() else _find(parent)
     if "name" not in data:
         data["name"] = path.stem
-    return _anchor(_merge(_read(found, (*seen, path.resolve())), data), path.parent)
+    merged = _merge(_read(found, (*seen, path.resolve())), data)
+    try:
+        _refuse_hidden(data, merged)
+    except SettingsError as error:
+        raise SettingsError(f"{path.name}: {error}") from None
+    return _anchor(merged, path.parent)
+
+
+def _refuse_hidden(change: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
+    """Refuse a value for all iterations behind a list by iteration, which goes before it: it would change nothing."""
+    given, spin = change.get("spin"), merged.get("spin")
+    training = given.get("training") if isinstance(given, dict) else None
+    if not isinstance(given, dict) or not isinstance(training, dict) or not isinstance(spin, dict):
+        return
+    for name, by_iteration in _BY_ITERATION.items():
+        require(
+            name not in training or by_iteration in given or not spin.get(by_iteration),
+            f"spin.training.{name}: changes nothing, because spin.{by_iteration} goes before it; change "
+            f"spin.{by_iteration}, or set it to [] as well",
+        )
 
 
 def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -216,7 +240,10 @@ def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     # A section that names another source starts afresh: settings of the old source must not leak into the new one.
+    # A template of another kind loses the old one's markers, which the new model may not know.
     merged = dict(base)
+    if "kind" in change and change["kind"] != base.get("kind"):
+        merged = {name: value for name, value in base.items() if name not in ("prompt", "end")}
     for name, value in change.items():
         old = merged.get(name)
         fresh = isinstance(value, Mapping) and "source" in value and isinstance(old, Mapping)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spin_utils import drawing, paths, published, records, results, verdicts
+from spin_utils import clock, drawing, paths, published, records, results, verdicts
 from spin_utils.settings import Profile
 from spin_utils.statistics import Estimate, paired_bootstrap
 
@@ -39,11 +39,15 @@ def section(profile: Profile) -> str:
         for name in control
         if name in measured
     ]
+    seconds, (_, links) = clock.expected_seconds(profile.name), next(results.chains(folder))
+    device = list(links.values())[-1]["device"]
+    minutes = sum(seconds.values()) / 60
+    time = f"The steps of one seed take about {minutes:.0f} minutes on the machine of these results ({device})."
     more = "Would more SFT do as well? " + (" ".join(against) or "That was not measured in this run.")
     note = (
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: "
         "95 % intervals of a paired bootstrap over items and seeds. Other tasks and another model than the paper's: "
-        f"compare gains, not levels. {more}"
+        f"compare gains, not levels. {more} {time}"
     )
     judged = records.read_verdicts(folder / "verdicts.csv").set_index("id")["verdict"]
     paper = (published.score("spin-3", "average") or 0.0) - base

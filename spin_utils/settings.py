@@ -1,5 +1,5 @@
 """Every setting of the kit, as one frozen dataclass per stage; those of models and data are in `input_settings.py`,
-those of MT-Bench in `mt_bench_settings.py`.
+those of MT-Bench in `mt_bench_settings.py`, those of the machine in `machine_settings.py`.
 
 A field that comes from the paper names its section. A field where the paper and the released code
 disagree says so. Profiles (see `profiles.py`) are YAML files read into these classes; nothing else

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from spin_utils.losses import link, spin_loss
 from spin_utils.settings import Loss
 
-LOSSES: tuple[Loss, ...] = ("logistic", "hinge", "correlation", "exponential")
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 """The losses that satisfy Assumption 5.1."""
 
 

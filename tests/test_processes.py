@@ -347,7 +347,7 @@ def test_the_number_of_processes_makes_no_other_run(tmp_path: Path, monkeypatch:
         return cli._resolve(cli_parser.parse(given))[1].name
 
     assert resolved("processes.count=2") == resolved("resources.training.hours=2") == "smoke"
-    assert resolved("processes.count=2", "spin.training.beta=1") == resolved("spin.training.beta=1") != "smoke"
+    assert resolved("processes.count=2", "spin.betas=[1]") == resolved("spin.betas=[1]") != "smoke"
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])

@@ -118,6 +118,28 @@ def test_a_profile_of_three_lines_changes_model_and_data(tmp_path: Path) -> None
     assert profile.spin == profiles.load("cpu").spin
 
 
+def test_a_template_of_another_kind_keeps_no_markers_of_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: cpu\ntemplate: {kind: chat, max_prompt_tokens: 99}\n")
+    template = profiles.load(str(path)).template
+    assert (template.kind, template.end, template.max_prompt_tokens) == ("chat", "", 99)
+    path.write_text("extends: cpu\ntemplate: {too_long: drop}\n")
+    assert profiles.load(str(path)).template.end == profiles.load("cpu").template.end
+
+
+@pytest.mark.parametrize(("name", "by_iteration"), [("beta", "betas"), ("learning_rate", "learning_rates")])
+def test_a_value_hidden_by_a_list_is_refused(name: str, by_iteration: str, tmp_path: Path) -> None:
+    message = f"spin.training.{name}: changes nothing, because spin.{by_iteration} goes before it"
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        profiles.load("cpu", {f"spin.training.{name}": 0.5})
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: cpu\nspin: {{training: {{{name}: 0.5}}}}\n")
+    with pytest.raises(SettingsError, match=re.escape(f"mine.yaml: {message}")):
+        profiles.load(str(path))
+    path.write_text(f"extends: cpu\nspin: {{{by_iteration}: [], training: {{{name}: 0.5}}}}\n")
+    assert getattr(training_of(profiles.load(str(path)), "spin-3"), name) == 0.5
+
+
 def test_preference_pairs_lie_beside_the_profile_that_names_them(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
