@@ -25,7 +25,7 @@ STOREYS = {
     "token_scores input_checks mt_bench forecast hub_access model_folder architectures machine "
     "memory_model fitting step_resources",
     "measuring": "evaluation lm answers heldout generations mt_bench_answers vllm_health",
-    "judging": "verdicts registry compare statistics published results documents document_checks theory "
+    "judging": "verdicts registry compare statistics footnotes published results documents document_checks theory "
     "cost_model mt_bench_scores paper_suite records",
     "sampling": "sampling decoding vllm_backend vllm_shards vllm_worker",
     "training": "training training_step resuming trackers losses optimizer logprobs fast_layers attention sharding "

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spin_utils import published
+from spin_utils import footnotes, published
 from spin_utils.figure_style import (
     COLOURS,
     FAINT,
@@ -38,6 +38,9 @@ __all__ = ["figure2", "figure3", "figure4", "figure5", "loss_curve", "response_l
 CHAIN = ("sft", "spin-0", "spin-1", "spin-2", "spin-3")
 _CHAIN_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2", "iter. 3")
 _BARS = ("sft", "dpo", "spin-0", "spin-1", "spin-2", "spin-3")
+_CUT = "Axes do not start at 0; ours and the paper's levels span as many points."
+_EPOCHS = "Dotted: the mean after iteration 1, whose interval is in Table 4. The paper's points are digitised."
+_SIZES = "Sizes are not to scale. The paper's SFT line is another run than the one that SPIN starts from."
 _HOLLOW: dict[str, Any] = {"linestyle": "--", "marker": "o", "markerfacecolor": "white", "markeredgewidth": 0.9}
 
 
@@ -55,7 +58,7 @@ def figure2(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
     gains = _gains(scores, CHAIN, tasks, seed)
     printed = [published.score(model, "average") or 0.0 for model in CHAIN]
     with style():
-        figure = new_figure(3.2)
+        figure = new_figure(3.4)
         grid = figure.add_gridspec(2, 2)
         ours, theirs, gain = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :]))
         _points(ours, range(5), [estimates.get(model) for model in CHAIN], COLOURS["spin-2"])
@@ -79,7 +82,7 @@ def figure2(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
         for ax in (ours, gain):
             ax.set_ylabel("mean score (points)" if ax is ours else "points")
         _frame_panels(ours, theirs, bool(estimates), "no evaluations")
-        footnote(figure, _note(scores, estimates, CHAIN))
+        footnote(figure, _note(scores, estimates, CHAIN, _CUT))
     return figure
 
 
@@ -93,7 +96,7 @@ def figure3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
     height = 0.8 / len(_BARS)
     found: set[str] = set()
     with style():
-        figure = new_figure(5.2)
+        figure = new_figure(5.4)
         ours, theirs = figure.subplots(1, 2, sharey=True)
         for row, (column, tasks) in enumerate(columns):
             estimates = _estimates(scores, _BARS, tasks, seed) if tasks else {}
@@ -130,7 +133,7 @@ def figure3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
             ax.set_xlim(0, 100)
             ax.tick_params(axis="y", length=0)
         _model_legend(figure, _BARS)
-        footnote(figure, _note(scores, found, _BARS))
+        footnote(figure, _note(scores, found, _BARS, "Gains, judged in pairs on the same items, are in Table 3."))
     return figure
 
 
@@ -152,7 +155,7 @@ def figure4(
     printed = published.epochs().set_index(["benchmark", "epoch"])
     note = ""
     with style():
-        figure = new_figure(4.6)
+        figure = new_figure(4.9)
         for row, benchmark in enumerate(("arc", "truthfulqa", "average")):
             tasks = [task for task, other in stand_ins.items() if benchmark in (other, "average")]
             ours, theirs = (figure.add_subplot(3, 2, 2 * row + column) for column in (1, 2))
@@ -170,7 +173,7 @@ def figure4(
                 ax.set_xticks(range(6))
                 ax.set_xlabel("epoch of iteration 0" if row == 2 else "")
             _frame_panels(ours, theirs, bool(estimates), "no stand-in" if not tasks else "no evaluations")
-            note = _note(scores, estimates, [*models, "spin-1"]) or note
+            note = _note(scores, estimates, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
         footnote(figure, note)
     return figure
 
@@ -189,7 +192,7 @@ def figure5(
     estimates = _estimates(scores, (*spin, *more[1:]), list(stand_ins), seed)
     sizes = published.training_sizes()
     with style():
-        figure = new_figure(3.6)
+        figure = new_figure(3.9)
         ours, theirs = figure.subplots(2, 1)
         lines = (("SFT", more, COLOURS["sft-more"], "s"), ("SPIN", spin, COLOURS["spin-2"], "o"))
         for method, models, tint, marker in lines:
@@ -214,7 +217,7 @@ def figure5(
             ax.set_xlim(-0.4, 5.75)
         theirs.set_xlabel("prompts seen by SPIN; further rows seen by SFT")
         _frame_panels(ours, theirs, bool(estimates), "no evaluations")
-        footnote(figure, _note(scores, estimates, (*spin, *more[1:])))
+        footnote(figure, _note(scores, estimates, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
     return figure
 
 
@@ -311,11 +314,17 @@ def _fitted(title: str) -> str:
     return textwrap.fill(title, 24)
 
 
-def _note(scores: pd.DataFrame, found: Collection[str], wanted: Sequence[str]) -> str:
-    """What the interval bars are, and which models are missing; nothing where nothing of ours is drawn."""
+def _note(scores: pd.DataFrame, found: Collection[str], wanted: Sequence[str], reading: str) -> str:
+    """What the interval bars are, whose seeds are fewer, how to read the figure, and which models are missing;
+    nothing where nothing of ours is drawn."""
     if not found:
         return ""
-    seeds = scores["seed"].nunique()
-    over = f"items and {seeds} training seeds" if seeds > 1 else "items; one training seed"
+    drawn = [model for model in wanted if model in found]
     missing = [label(model) for model in wanted if model not in found]
-    return f"95 % intervals over {over}." + (f" Not run: {'; '.join(missing)}." if missing else "")
+    sentences = [
+        f"{footnotes.intervals(scores, drawn)}; the paper prints none.",
+        footnotes.fewer_seeds(scores, drawn),
+        reading,
+        f"Not run: {'; '.join(missing)}." if missing else "",
+    ]
+    return " ".join(filter(None, sentences))

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from spin_utils import footnotes
 from spin_utils.figure_style import (
     COLOURS,
     FAINT,
@@ -99,7 +100,7 @@ def figure6(
     means = together.groupby(["model", "task"])["score"].mean() * 100
     absent = []
     with style():
-        figure = new_figure(3.7)
+        figure = new_figure(3.8)
         if len(tasks) < 3 or not set(MODELS) & set(together["model"]):
             say_why_empty(figure.subplots(), "a radar needs the evaluations of three tasks")
             return figure
@@ -115,7 +116,7 @@ def figure6(
             line = np.append(values, values[0])
             axes.plot(angles, line, MARKERS[model] + dashes, color=tint, ms=3, label=label(model))
         figure.legend(loc="outside upper center", ncols=2, title=f"Ours ({profile}), points", title_fontsize=7)
-        footnote(figure, _radar_note(bool(transfer_stand_ins), absent))
+        footnote(figure, f"{_radar_note(bool(transfer_stand_ins), absent)} {_radar_seeds(scores, transfer)}")
     return figure
 
 
@@ -128,7 +129,7 @@ def convergence(measured: pd.DataFrame, bounds: pd.DataFrame, *, seed: int = 0) 
         seed: Seed of the bootstrap.
     """
     with style():
-        figure = new_figure(3.9)
+        figure = new_figure(4.3)
         (jsd, same), (length, near) = figure.subplots(2, 2)
         _panel(jsd, bounds, "jsd_bound", seed, "no held-out pairs")
         _panel(same, measured, "identical", seed, "no generations", factor=100)
@@ -144,15 +145,7 @@ def convergence(measured: pd.DataFrame, bounds: pd.DataFrame, *, seed: int = 0) 
             real = measured[measured["model"] == measured["model"].iloc[0]].groupby("task")["real_tokens"].mean().mean()
             length.axhline(real, color=REAL, ls=":", lw=1.2)
             length.annotate("real", (3, real), (4, 2), textcoords="offset points", fontsize=6, color=REAL)
-        footnote(
-            figure,
-            "95 % intervals over prompts and training seeds. JSD of data and model: bound "
-            "log\u00a02\u00a0−\u00a0loss (Lemma C.2) on held-out pairs drawn afresh from the model, in the direction "
-            "that the next iteration learnt, scaled by cross-validation. It is only as good as that direction: a "
-            "falling bound does not prove a falling JSD. Other panels: samples at temperature 1 for SPIN's prompts."
-            + _not_run(measured, "generations of")
-            + _not_run(bounds, "held-out pairs against"),
-        )
+        footnote(figure, _convergence_note(measured, bounds))
     return figure
 
 
@@ -193,9 +186,23 @@ def _runs(places: list[int]) -> list[list[int]]:
     return runs
 
 
-def _not_run(table: pd.DataFrame, name: str) -> str:
-    missing = [label(model) for model in MODELS if model not in set(table["model"])]
-    return f" No {name} {', '.join(missing)}." if missing and not table.empty else ""
+def _convergence_note(measured: pd.DataFrame, bounds: pd.DataFrame) -> str:
+    """What each panel shows, over what its intervals are, and what is missing."""
+    pairs = footnotes.intervals(bounds, MODELS, unit="held-out pairs")
+    prompts = footnotes.intervals(measured, MODELS, unit="prompts", group="family")
+    sentences = [
+        "JSD of data and model: bound log\u00a02\u00a0−\u00a0loss (Lemma C.2) on held-out pairs drawn afresh from the "
+        "model, in the direction that the next iteration learnt, scaled by cross-validation. It is only as good as "
+        "that direction: a falling bound does not prove a falling JSD.",
+        pairs and f"{pairs}. They hold the fitted scale fixed, so what another fit would change is not in them.",
+        "Other panels: samples at temperature 1 for SPIN's prompts.",
+        prompts and f"{prompts}. Axes do not start at 0.",
+    ]
+    for table, name in ((measured, "generations of"), (bounds, "held-out pairs against")):
+        missing = [label(model) for model in MODELS if model not in set(table["model"])]
+        sentences.append(f"No {name} {', '.join(missing)}." if missing and not table.empty else "")
+        sentences.append(footnotes.fewer_seeds(table, MODELS))
+    return " ".join(filter(None, dict.fromkeys(sentences)))
 
 
 def _radar_note(transfer: bool, absent: list[str]) -> str:
@@ -205,6 +212,17 @@ def _radar_note(transfer: bool, absent: list[str]) -> str:
     )
     note += " * harder tasks that nothing was trained on." if transfer else " Tasks never trained on: not run."
     return note + (f" Not run: {'; '.join(absent)}." if absent else "")
+
+
+def _radar_seeds(scores: pd.DataFrame, transfer: pd.DataFrame) -> str:
+    """How many training seeds the means are over, and whose are fewer."""
+    tables = [frame[frame["model"].isin(MODELS)] for frame in (scores, transfer)]
+    seeds = len({seed for frame in tables for seed in frame["seed"]})
+    sentences = [
+        f"Means over {seeds} training seeds." if seeds > 1 else "One training seed.",
+        *(footnotes.fewer_seeds(frame, MODELS) for frame in tables),
+    ]
+    return " ".join(filter(None, dict.fromkeys(sentences)))
 
 
 def _wrapped(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from spin_utils import footnotes
 from spin_utils.generations import MODELS, RULE, Example, example, similarity
 from spin_utils.results import label
 from spin_utils.statistics import StatisticsError, paired_bootstrap
@@ -24,8 +25,6 @@ _MEASURES = {
 """Column of `generations.measures`; its name in the table, factor and digits."""
 
 _NOTES = (
-    "Means over all prompts, every family counting the same; in brackets the 95 % interval of a bootstrap over prompts "
-    "and, where there are several, training seeds. Differences are paired.",
     "Tokens count the end token where there is one. Similarity: 2 M / (words of both texts), M being the words in "
     "blocks that match in order (Python's difflib.SequenceMatcher); the same words give 1. Identical: share of "
     "generations that are the real response.",
@@ -72,12 +71,23 @@ def _table(number: int, title: str, shown: Example | None, measured: pd.DataFram
     real = _cell(measured, {first: 1.0}, "real_tokens", seed)
     cells.append({"row": "Ground truth", "quantity": "mean of all prompts", **real})
     lines.append(("Ground truth", "mean of all prompts", "", with_range(real), "", ""))
-    notes = [*_NOTES]
+    notes = [_means(measured), *_NOTES]
     if shown is not None:
         other = " Table 8 shows a prompt of another family than Table 7." if number == 8 else ""
         notes.insert(0, f"Prompt {shown.id}, family {shown.family}, training seed {shown.seed}. {RULE}{other}")
     header = ["", "", "Text", "Tokens", "Similarity", "Identical, %"]
     return finish(number, title, header, lines, cells, notes, text=2)
+
+
+def _means(measured: pd.DataFrame) -> str:
+    """Over what means and their intervals are, in words."""
+    brackets = footnotes.intervals(measured, MODELS, unit="prompts", group="family")
+    sentences = [
+        f"Means over all prompts, every family counting the same{brackets and f'; in brackets {brackets}'}.",
+        "Differences are paired.",
+        footnotes.fewer_seeds(measured, MODELS),
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def _texts(shown: Example | None) -> list[tuple[str, str | None, tuple[str, str, str]]]:

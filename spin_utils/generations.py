@@ -85,7 +85,9 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
     (real, generated) and p- of (generated, real). Any f gives a bound, log 2 - its loss on fresh pairs. Here
     f = c log(p_theta_t+1 / p_theta_t): the direction is what the iteration learnt, and the scale c >= 0 takes out how
     far it went. Each pair is judged with the scale that is best for the other half of the pairs, so fitting it does
-    not flatter the bound. The opponent of iteration t is the model before it, so `model` is that model.
+    not flatter the bound. A bootstrap of what is returned draws pairs with their scales as they are, so its interval
+    leaves out what another fit would change. The opponent of iteration t is the model before it, so `model` is that
+    model.
 
     Args:
         heldout: From `results.load_heldout`.

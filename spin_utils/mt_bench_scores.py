@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from spin_utils import footnotes
 from spin_utils.results import label
 from spin_utils.statistics import Estimate, StatisticsError, paired_bootstrap
 
@@ -43,7 +44,7 @@ def note(grades: pd.DataFrame) -> str:
     text = (
         f"MT-Bench: {questions} questions of two turns, each answer graded 1 to 10 by {grades['judge'].iloc[0]}"
         f"{f' (answering as {versions})' if versions else ''}; mean of all grades, differences on the answers graded "
-        "for both models, intervals over questions. The paper does not say which version of its judge it used."
+        f"for both models. {_intervals(grades)} The paper does not say which version of its judge it used."
     )
     missing = []
     for model, statuses in grades.groupby("model", sort=False)["status"]:
@@ -51,3 +52,11 @@ def note(grades: pd.DataFrame) -> str:
         if refused or unparsable:
             missing.append(f"{label(str(model))}: {refused} refused by the judge, {unparsable} without a rating")
     return text + (f" Not graded and left out: {'; '.join(missing)}." if missing else "")
+
+
+def _intervals(grades: pd.DataFrame) -> str:
+    """Over what intervals of grades are, and whose training seeds are fewer, in words."""
+    models = list(dict.fromkeys(grades["model"]))
+    drawn = grades.assign(task="MT-Bench", id=grades["id"].str.partition("/")[0])  # both turns of a question together
+    sentences = [f"{footnotes.intervals(drawn, models, unit='questions')}.", footnotes.fewer_seeds(grades, models)]
+    return " ".join(filter(None, sentences))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spin_utils import clock, drawing, paths, published, records, results, verdicts
+from spin_utils import clock, drawing, footnotes, paths, published, records, results, verdicts
 from spin_utils.settings import Profile
 from spin_utils.statistics import Estimate, paired_bootstrap
 
@@ -25,13 +25,16 @@ def section(profile: Profile) -> str:
     chain = ["sft", *(f"spin-{t}" for t in range(profile.spin.iterations))]
     control = [f"sft-more-{epoch}" for epoch in range(1, profile.sft_more + 1)]
     measured = set(scores["model"])
-    for model in (name for name in chain + control if name in measured):
+    rows = [name for name in chain + control if name in measured]
+    for model in rows:
         ours = paired_bootstrap(scores, {model: 1}, tasks=tasks)
         gain = "" if model == "sft" else _points(paired_bootstrap(scores, {model: 1, "sft": -1}, tasks=tasks), "+")
         printed = published.score(model, "average")
         theirs = "— | —" if printed is None else f"{printed:.2f} | {'' if model == 'sft' else _minus(printed - base)}"
         lines.append(f"| {results.label(model)} | {_points(ours)} | {gain} | {theirs} |")
-    seeds, items = scores["seed"].nunique(), scores.groupby("task")["id"].nunique().sum()
+    seeds = scores[scores["model"].isin(rows)]["seed"].nunique()
+    items = scores.groupby("task")["id"].nunique().sum()
+    fewer = footnotes.fewer_seeds(scores, rows)
     last = next(name for name in reversed(chain) if name in measured)
     against = [
         f"{results.label(last)} over {results.label(name)}: "
@@ -46,8 +49,8 @@ def section(profile: Profile) -> str:
     more = "Would more SFT do as well? " + (" ".join(against) or "That was not measured in this run.")
     note = (
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: "
-        "95 % intervals of a paired bootstrap over items and seeds. Other tasks and another model than the paper's: "
-        f"compare gains, not levels. {more} {time}"
+        f"95 % intervals of a paired bootstrap over items{' and seeds' if seeds > 1 else ' only'}. "
+        f"{fewer and f'{fewer} '}Other tasks and another model than the paper's: compare gains, not levels. {more} {time}"
     )
     judged = records.read_verdicts(folder / "verdicts.csv").set_index("id")["verdict"]
     paper = (published.score("spin-3", "average") or 0.0) - base

@@ -72,11 +72,18 @@ def paired_bootstrap(
 
     One resample draws, within each task, as many items as it has, with replacement and for all models at
     once. Items named SOURCE/NUMBER share a source: then sources are drawn, each with all its items, unless all items
-    share one, which cannot show how sources differ. Of S > 1 training seeds it also draws S - 1, which makes the
-    variance between seeds unbiased (Rao and Wu 1988; drawing S would give (S - 1)/S of it). In simulations with S = 3
-    the interval covers 97-99 % where seeds hardly differ beyond chance (it is then up to 1.7 times too wide), and 89 %
-    where the difference between seeds is all there is: three seeds cannot show their own spread. With one seed the
-    interval covers the choice of items only, and `method` says so.
+    share one, which cannot show how sources differ. With one seed the interval covers the choice of items only, and
+    `method` says so.
+
+    Of S > 1 training seeds it also draws S - 1, with replacement. The mean of m draws has the variance
+    (S - 1)/S s^2/m, where s^2 is the unbiased variance between seeds; m = S - 1 makes it s^2/S, which is the unbiased
+    estimate of what is wanted, and m = S would give two thirds of it for S = 3 (Rao and Wu 1988, J. Am. Stat. Assoc.
+    83, whose rescaling is 1 for this m). That is not why intervals may be wide. Items and seeds are crossed, and no
+    bootstrap is exact there (McCullagh 2000): one that draws both counts three times what is of a single seed and item
+    alone (Owen 2007, Ann. Appl. Stat. 1), so where seeds do not differ otherwise the interval is up to sqrt(3) = 1.7
+    times too wide. The opposite error is at the other end: percentiles lie between the seeds that there are. Where the
+    difference between seeds is all there is, the interval of two or three is their range, which covers the truth in
+    1 - 2^(1 - S) of all cases: 50 % with two seeds, 75 % with three. Few seeds cannot show their own spread.
 
     Args:
         scores: Long table with `seed`, `model`, `task`, `id` and `column`.

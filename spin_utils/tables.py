@@ -6,12 +6,12 @@ table. Gains by task and all verdicts on them are in the long form, which become
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from spin_utils import cost_model, mt_bench_scores, published
+from spin_utils import cost_model, footnotes, mt_bench_scores, published
 from spin_utils.results import label
 from spin_utils.statistics import (
     DIRECTION_MARGIN,
@@ -23,10 +23,6 @@ from spin_utils.statistics import (
 )
 from spin_utils.table_text import DASH, Table, finish, minus, rounded, with_range
 
-_INTERVALS = (
-    "Scores in points; in brackets the 95 % interval of a bootstrap over items and, where there are several, training "
-    "seeds."
-)
 _TRANSFER = "Our tasks here are harder variants that nothing was trained on: they show whether a gain carries over."
 _GAINS = (
     "Gain: difference of the averages on the same items (paired). Direction: has the gain the paper's sign; less than "
@@ -102,8 +98,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine") -> Table:
         lines.append(("", "paper, hours", *(f"{paper[stage, iteration]:.2f}" for iteration in range(4))))
     reached = cost_model.utilisation(run, architecture, 0, paper["training", 0])
     notes = (
-        f"Ours on {machine}: mean over the training seeds that had the machine alone, in brackets the fastest and the "
-        "slowest.",
+        _times_note(cells, machine),
         f"Cost model: the paper's 7B model and {run.prompts:,} prompts on {run.gpus} A100-80GB, a prediction and not a "
         f"measurement. It counts the operations that the method needs and assumes that {run.utilisation:.0%} of the "
         f"peak is reached, and {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, "
@@ -114,6 +109,20 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine") -> Table:
     )
     header = ["", "", *(f"Iteration {iteration}" for iteration in range(4))]
     return finish(2, "Time of generation and training", header, lines, cells, notes)
+
+
+def _times_note(cells: Sequence[Mapping[str, Any]], machine: str) -> str:
+    """Where our times were measured, and on how many training seeds, in words."""
+    seeds = sorted({cell["seeds"] for cell in cells if "seeds" in cell})
+    if not seeds:
+        return f"Ours on {machine}: not run."
+    if seeds == [1]:
+        return f"Ours on {machine}: one training seed, the only one that had the machine alone, so no spread is known."
+    count = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    return (
+        f"Ours on {machine}: mean over the {count} training seeds that had the machine alone, in brackets the fastest "
+        "and the slowest."
+    )
 
 
 def table3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0) -> Table:
@@ -177,7 +186,7 @@ def table6(
             lines.append(("", "gain, ours", *(_shown(cell, sign=True) for cell in gains)))
             lines.append(("", "gain, paper", *(_printed(cell, sign=True) for cell in gains)))
     notes = [
-        _INTERVALS,
+        _scores_note(scores, baselines),
         "Gains are over SFT, on the same items (paired). The paper has no row for iteration 3.",
         *_notes(columns),
         *([_TRANSFER] if any(task != benchmark for task, benchmark in stand_ins.items()) else []),
@@ -213,7 +222,7 @@ def _leaderboard(
         lines.append(("", "paper", *(_printed(cell) for cell in levels), *theirs))
     over = "; ".join(f"{label(model)} over {label(other)}" for model, other in baselines.items() if other)
     notes = [
-        f"{_INTERVALS} The average is the unweighted mean over tasks.",
+        f"{_scores_note(scores, baselines)} The average is the unweighted mean over tasks.",
         _GAINS,
         f"Gains: {over}. Gains by task are in the CSV file.",
         *_notes(columns),
@@ -221,6 +230,14 @@ def _leaderboard(
     ]
     header = ["Model", "", *_headings(columns), "Gain", "Direction", "Size"]
     return finish(number, title, header, lines, cells, notes)
+
+
+def _scores_note(scores: pd.DataFrame, models: Iterable[str]) -> str:
+    """The unit of scores, over what their intervals are, and whose training seeds are fewer, in words."""
+    models = list(models)
+    brackets = footnotes.intervals(scores, models)
+    sentences = [f"Scores in points{brackets and f'; in brackets {brackets}'}.", footnotes.fewer_seeds(scores, models)]
+    return " ".join(filter(None, sentences))
 
 
 def _levels_and_gains(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from spin_utils import theory
-from spin_utils.figure_style import FAINT, INK, new_figure, style
+from spin_utils.figure_style import FAINT, INK, footnote, new_figure, style
 from spin_utils.losses import link
 
 _DATA = "#c24a00"
@@ -146,6 +146,7 @@ def distances(start: Tensor, data: Tensor, betas: Sequence[float], iterations: i
         axes.set_xticks(range(iterations + 1))
         axes.set_xlabel("iteration")
         axes.set_ylabel("range of log p/p_data (nats)")
+        footnote(figure, f"Gaps below {floor:g}, and those of 0, are drawn at {floor:g}.")
     return figure
 
 

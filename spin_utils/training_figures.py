@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from spin_utils import footnotes
 from spin_utils.figure_style import (
     FAINT,
     GENERATED,
@@ -63,7 +64,8 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) 
                 axes.axvline(end, color=FAINT, lw=0.4, zorder=0)
             start = end
         loss.axhline(np.log(2), color=FAINT, ls=":", lw=1)
-        loss.text(0.995, np.log(2), "log 2", transform=loss.get_yaxis_transform(), ha="right", va="bottom", fontsize=6)
+        place = loss.get_yaxis_transform()  # beside the panel, where no curve can lie under it
+        loss.annotate("log 2", (1, np.log(2)), (2, 0), place, "offset points", va="center", fontsize=6)
         for axes in (rewards, margin):
             axes.axhline(0, color=FAINT, lw=0.6, zorder=0)
         rewards.margins(y=0.2)
@@ -74,8 +76,7 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) 
             axes.set_ylabel(f"{quantity} (nats)")
         margin.set_xlabel("optimizer step")
         margin.set_xlim(0, start)
-        missing = [label(model) for model in models if model not in present]
-        footnote(figure, f"Not run: {'; '.join(missing)}." if missing else "")
+        footnote(figure, _note(training, models, present))
     return figure
 
 
@@ -120,9 +121,22 @@ def response_lengths(pairs: pd.DataFrame) -> Figure:
         text = f"generated, mean {pairs['generated_tokens'].mean():.1f}"
         axes.hist(pairs["generated_tokens"], edges, color=GENERATED, histtype="step", lw=1.2, ls="--", label=text)
         axes.set_xlabel("response length (tokens, end token included)")
-        axes.set_ylabel("pairs")
+        axes.set_ylabel(f"pairs, of {len(pairs)}")
         axes.legend()
     return figure
+
+
+def _note(training: pd.DataFrame, models: Sequence[str], present: Sequence[str]) -> str:
+    """What thin and thick lines are, whose seeds are fewer, and which models are missing."""
+    seeds = training[training["model"].isin(list(present))]["seed"].nunique()
+    missing = [label(model) for model in models if model not in present]
+    sentences = [
+        f"Thin: {'the run' if seeds == 1 else f'{seeds} training seeds'}. Thick: running mean over a twentieth of an "
+        f"iteration{'' if seeds == 1 else ', of the mean of the seeds'}.",
+        footnotes.fewer_seeds(training, filter(None, present)),
+        f"Not run: {'; '.join(missing)}." if missing else "",
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def _curve(axes: Axes, rows: pd.DataFrame, column: str, start: float, tint: str, *, dashes: str = "-") -> None:

@@ -30,8 +30,10 @@ _RULE = (
     "`statistics.verdict`, the margins are in `registry.yaml`. A line that ends in -size asks whether a difference is "
     "as large as the paper's, which is another question than whether it has the same sign. A table or figure is "
     "reproduced if all claims that belong to it are. Scores are in points; our tasks stand in for the paper's "
-    "benchmarks. Of {intervals} intervals at 95 %, about {chance} miss their true value by chance; for times the range "
-    "over training seeds stands in the interval's place, and one seed alone has none."
+    "benchmarks. Of {intervals} intervals at 95 %, about {chance} miss their true value by chance; with one training "
+    "seed they cover the choice of items only, and with two or three they are too narrow where seeds differ more than "
+    "items do. For times the range over training seeds stands in the interval's place; one seed alone has none and "
+    "leaves them inconclusive. Intervals of JSD bounds hold the fitted scale fixed."
 )
 _PAPER = (
     "*In the paper* tells whether a claim holds for the paper's own printed numbers. *Noise* compares the paper's "
@@ -62,7 +64,7 @@ class Finding:
     seeds: int | None = None
     """Training seeds behind `ours`."""
     reason: str = ""
-    """Why there is no measurement."""
+    """Why there is no measurement, or why it decides nothing."""
     paper_holds: bool | None = None
     """Whether the claim holds for the paper's own printed numbers."""
     paper_noise: str = ""
@@ -244,7 +246,7 @@ def _contrast(
 
 
 def _times(row: Row, blank: Finding, times: pd.DataFrame | None) -> Finding:
-    """The ratio of two times; its interval is the range over training seeds."""
+    """The ratio of two times; its interval is the range over training seeds, so one seed alone decides nothing."""
     assert row.claim is not None
     hours = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
     above, below = (tuple(part) for part in row.ratio)
@@ -257,6 +259,9 @@ def _times(row: Row, blank: Finding, times: pd.DataFrame | None) -> Finding:
     ratios = (columns[0] / columns[1]).dropna().tolist()  # by seed
     if not ratios:
         return replace(finding, reason="no training seed has both times")
+    if len(ratios) == 1:
+        reason = "one training seed has both times, and one ratio has no range"
+        return replace(finding, verdict="inconclusive", ours=ratios[0], seeds=1, reason=reason)
     estimate = Estimate(sum(ratios) / len(ratios), min(ratios), max(ratios), 1.0, 0, len(ratios), "range over seeds")
     return _judged(finding, estimate, row.claim, row.margin, paper if row.value is None else row.value)
 

@@ -145,6 +145,7 @@ def test_training_curves_start_at_log_2_and_go_through_all_iterations(root, tmp_
     starts = [line.get_ydata()[0] for line in loss.lines if line.get_linewidth() == 0.4 and len(line.get_ydata()) > 2]
     assert starts == pytest.approx([np.log(2)] * 8)
     assert figure.axes[2].get_xlim()[1] == 4 * 60
+    assert "Thin: 2 training seeds. Thick: running mean" in figure.get_supxlabel().replace("\n", " ")
     assert "Not run" in texts(training_figures.training_curves(training[training["model"] != "spin-3"]))
     assert "no training records" in texts(training_figures.training_curves(training[:0]))
     figure_style.save(figure, tmp_path, "training")
@@ -154,6 +155,7 @@ def test_one_run_is_drawn_alone(root):
     run = results.load_training(root).query("seed == 0 and model == 'spin-1'").drop(columns=["seed", "model"])
     figure = training_figures.training_curves(run)
     assert figure.axes[0].get_xlim()[1] == 60
+    assert figure.get_supxlabel().startswith("Thin: the run.")
     assert training_figures.loss_curve(run).axes[0].lines[0].get_ydata() == pytest.approx(run["loss"].to_numpy())
 
 

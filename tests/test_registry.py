@@ -126,6 +126,8 @@ def test_a_time_is_compared_with_that_of_its_own_seed():
 
     finding = judged(slower[~first_of_seed_0])
     assert (finding.ours, finding.seeds) == (pytest.approx(2.0), 1)
+    assert (finding.verdict, finding.low, finding.high) == ("inconclusive", None, None), "one ratio has no range"
+    assert finding.reason == "one training seed has both times, and one ratio has no range"
     other = (slower["seed"] == 1) & (slower["iteration"] == 1)
     assert judged(slower[~first_of_seed_0 & ~other]).reason == "no training seed has both times"
 

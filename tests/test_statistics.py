@@ -174,6 +174,29 @@ def test_seed_variance_is_unbiased():
     assert {widths.low, widths.high} <= set(pairs)
 
 
+@pytest.mark.parametrize(("seeds", "expected"), [(2, 0.50), (3, 0.75)])
+def test_where_seeds_are_all_there_is_the_interval_is_their_range_and_covers_as_the_docstring_says(seeds, expected):
+    rng = np.random.default_rng(14)
+    runs, hits = 400, 0
+    for _ in range(runs):
+        means = rng.normal(size=(seeds, 1))
+        estimate = paired_bootstrap(long_table({"m": {"a": np.repeat(means, 3, axis=1)}}), {"m": 1}, resamples=400)
+        assert (estimate.low, estimate.high) == pytest.approx((means.min(), means.max()))
+        hits += estimate.low <= 0 <= estimate.high
+    assert hits / runs == pytest.approx(expected, abs=0.06)
+
+
+def test_what_is_of_one_seed_and_item_alone_widens_the_interval_by_the_root_of_three_as_owen_has_it():
+    rng = np.random.default_rng(15)
+    widths = []
+    for number in range(60):
+        table = long_table({"m": {"a": rng.normal(size=(3, 60))}})
+        estimate = paired_bootstrap(table, {"m": 1}, resamples=400, seed=number % 7)
+        widths.append(estimate.high - estimate.low)
+    right = 2 * 1.96 / math.sqrt(3 * 60)
+    assert np.mean(widths) / right == pytest.approx(math.sqrt(3), rel=0.1)
+
+
 def test_only_seeds_with_all_models_are_compared():
     table = long_table(binary(np.random.default_rng(10), seeds=3))
     cut = table[~((table["model"] == "new") & (table["seed"] == 1))]

@@ -121,7 +121,11 @@ def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
     assert table.lines[2][2:] == ("1.45",) * 4
     assert table.lines[3][2] == "1.5 [1.0, 2.0]"
     assert "— training of iteration 3 was not run." in table.notes
-    assert any("two cores" in note for note in table.notes)
+    assert any("two cores: mean over the 1 to 2 training seeds" in note for note in table.notes)
+    alone = tables.table2(times.drop(index=1), machine="two cores")
+    assert alone.lines[3][2] == "1.0"
+    assert "one training seed" in alone.notes[0]
+    assert "no spread" in alone.notes[0]
 
 
 def test_table_2_puts_the_cost_models_hours_beside_the_papers_and_states_its_assumptions():
