@@ -25,6 +25,8 @@ def section(profile: Profile) -> str:
     chain = ["sft", *(f"spin-{t}" for t in range(profile.spin.iterations))]
     control = [f"sft-more-{epoch}" for epoch in range(1, profile.sft_more + 1)]
     measured = set(scores["model"])
+    if "sft" not in measured:
+        raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, which gains are over; evaluate it")
     for model in (name for name in chain + control if name in measured):
         ours = paired_bootstrap(scores, {model: 1}, tasks=tasks)
         gain = "" if model == "sft" else _points(paired_bootstrap(scores, {model: 1, "sft": -1}, tasks=tasks), "+")
