@@ -58,6 +58,8 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
         LaunchError: a process of several failed.
     """
+    if not out.name:
+        raise DpoError(f"{out}: is no folder of its own; name another")
     launching.check(settings.processes)
     trackers.check(settings.training.trackers)
     start = models.resolve(model)
@@ -67,7 +69,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     identity = models.identity(ModelSettings("directory", path=str(start)))
     inputs = {"model": identity, "pairs": artifacts.file_hash(pairs)}
     key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
-    unnamed = out.parent / f"{out.name}-{key}"
+    unnamed = out.with_name(f"{out.name}-{key}")
     if launching.wanted(settings.processes) and not _is_made(out, key):
         # Rows are checked by every worker again; here they are checked before one starts.
         preferences.encode_preferences(models.load_tokenizer(start), settings.template, rows)
