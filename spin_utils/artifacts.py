@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -34,6 +35,16 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("stage", "key", "started", "commit", "device"), str),
+    **dict.fromkeys(("settings", "inputs", "versions"), dict),
+    "seed": int,
+    "seconds": (int, float),
+    "dirty": bool,
+}
+"""What a manifest says beside its files."""
+_PLANNED = re.compile("/(?:shared|seed-[0-9]+)/[^/]+-([0-9a-f]{12})$")
+"""Where a plan puts artifacts; elsewhere, as at the end of `dpo`, a folder's name is anybody's choice."""
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "reasoning-gym", "tokenizers", "numpy")
 
 
@@ -88,7 +99,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of an artifact.
 
     Raises:
-        ArtifactError: no manifest, a damaged one, or not one of this kit's.
+        ArtifactError: no manifest, a damaged one, one of another folder, or not one of this kit's.
     """
     path = Path(directory) / MANIFEST
     remedy = f"delete {relative(directory)} and run again"
@@ -104,6 +115,17 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ArtifactError(f"{relative(path)}: not a manifest of schema {SCHEMA}; {remedy}")
     if not is_whole(manifest):
         raise ArtifactError(f"{relative(path)}: not what was written (hash); {remedy}")
+    for field, kind in _FIELDS.items():
+        value = manifest.get(field)
+        right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+        if not right or (field == "seconds" and value < 0):
+            raise ArtifactError(f"{relative(path)}: {field} is {value!r}, which no stage writes; {remedy}")
+    planned = _PLANNED.search(str(directory))
+    if planned and planned[1] != manifest["key"]:
+        raise ArtifactError(
+            f"{relative(path)}: its key is {manifest['key']!r}, so it was made with other settings or inputs than the "
+            f"folder's name says; move it back, or {remedy}"
+        )
     return manifest
 
 

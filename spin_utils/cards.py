@@ -38,10 +38,19 @@ def write(profile: Profile, model: str, seed: int = 0) -> Path:
 
     Raises:
         ResultsError: the model has no results.
-        CardError: the profile does not train it.
+        CardError: the profile does not train it, or not as it was when the results were made.
     """
+    card = text(profile, model, seed)
+    made = plan.make(profile, seed)
+    step, link = _link(made, model, seed)
+    found, wanted = f"{step}-{link.get('key')}", made.directory(step).name
+    if found != wanted:
+        raise CardError(
+            f"{model}: its results are of {found}, but with the settings that the profile has now it is {wanted}; take "
+            "the changes to the profile back, or reproduce it again"
+        )
     path = paths.results(profile.name) / f"seed-{seed}" / "cards" / f"{model}.md"
-    write_text(path, text(profile, model, seed))
+    write_text(path, card)
     return path
 
 
@@ -132,16 +141,22 @@ def _training(profile: Profile, model: str) -> TrainingSettings:
 
 def _checked(made: Plan, model: str, seed: int) -> Path:
     """Folder of a checkpoint, after a look at every byte and at whether the results are of this one."""
+    step, link = _link(made, model, seed)
+    directory = made.directory(step)
+    artifacts.verify(directory)
+    if link.get("manifest_sha256") != artifacts.file_hash(directory / artifacts.MANIFEST):
+        path = paths.relative(results.path_of(paths.results(made.profile.name), seed, "evaluations", model))
+        raise CardError(f"{model}: {path} is of another checkpoint; run `spin-repro reproduce` again")
+    return made.checkpoint(model)
+
+
+def _link(made: Plan, model: str, seed: int) -> tuple[str, dict[str, Any]]:
+    """The step that makes a model's checkpoint, and what the results say of it; empty if they say nothing."""
     if f"eval-{model}" not in made.steps:
         raise CardError(f"{model}: unknown{profiles.nearest(model, made.models())}")
     step = made.steps[f"eval-{model}"].inputs[0]
-    directory = made.directory(step)
-    artifacts.verify(directory)
     path = results.path_of(paths.results(made.profile.name), seed, "evaluations", model)
-    link = results.read_json(path)["provenance"]["chain"].get(step)
-    if link is None or link["manifest_sha256"] != artifacts.file_hash(directory / artifacts.MANIFEST):
-        raise CardError(f"{model}: {paths.relative(path)} is of another checkpoint; run `spin-repro reproduce` again")
-    return made.checkpoint(model)
+    return step, results.read_json(path)["provenance"]["chain"].get(step, {})
 
 
 def _body(
@@ -172,6 +187,7 @@ def _body(
 
 
 def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> Iterator[str]:
+    results.check_one_run(paths.results(profile.name))
     scores = results.load_evaluations(paths.results(profile.name), [seed])
     benchmark = drawing.stand_ins(profile, scores)
     yield "| task | n | this model | gain over SFT | paper's benchmark | paper |"

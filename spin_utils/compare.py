@@ -26,13 +26,16 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
 
     Raises:
         ResultsError: no or invalid results, a model that was not evaluated, no training seed or task that has both,
-            or two runs on different data.
+            two runs on different data, or results of two runs in one profile.
     """
-    if model == other:
+    places = {
+        name: (paths.results(name.rpartition("/")[0] or profile), name.rpartition("/")[2]) for name in (model, other)
+    }
+    if len(set(places.values())) == 1:
         raise results.ResultsError(f"{model}: is compared with itself; name another model")
     sides, tested_on = [], []
-    for name in (model, other):
-        folder, plain = paths.results(name.rpartition("/")[0] or profile), name.rpartition("/")[2]
+    for name, (folder, plain) in places.items():
+        results.check_one_run(folder)
         scores = results.load_evaluations(folder)
         if scores.empty:
             raise results.ResultsError(f"{paths.relative(folder)}: no evaluations; reproduce it first")

@@ -38,11 +38,11 @@ def write(profile: Profile) -> Path:
     from rocrate.rocrate import ROCrate
 
     folder = paths.results(profile.name)
-    documents = {path: results.read_json(path) for path in sorted(folder.glob("seed-*/*/*.json"))}
+    documents = {path: results.read_json(path) for path in sorted(results.files(folder))}
     links = {
         f"{name}-{link['key']}": (name, link)
         for document in documents.values()
-        for name, link in document["provenance"].get("chain", {}).items()
+        for name, link in document["provenance"]["chain"].items()
     }
     identifiers = _identifiers(documents.values())
     if not links:
@@ -74,7 +74,7 @@ def _identifiers(documents: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]
     """Hashes by artifact. Seeds that ran in homes of their own each made data and base model, with a manifest each."""
     found: dict[str, dict[str, None]] = {}
     for document in documents:
-        for name, link in document["provenance"].get("chain", {}).items():
+        for name, link in document["provenance"]["chain"].items():
             hashes = {"manifest": link["manifest_sha256"], **link.get("weights_sha256", {})}
             here = found.setdefault(f"{name}-{link['key']}", {})
             here |= {f"{file} sha256 {digest}": None for file, digest in hashes.items()}

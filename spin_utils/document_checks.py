@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ from spin_utils.mt_bench_settings import CATEGORIES
 
 _LARGEST = 2**53  # larger whole numbers are not exact in most readers of JSON
 _TOLERANCE = 1e-6  # between a stored mean and the mean of the stored items
+_STEP, _KEY = re.compile("[a-z][a-z0-9-]*"), re.compile("[0-9a-f]{12}")  # together the name of an artifact's folder
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def validate(document: Mapping[str, Any], where: str) -> None:
@@ -43,16 +46,15 @@ def validate(document: Mapping[str, Any], where: str) -> None:
             f"run the stage again or use the version of the kit that wrote the file"
         )
     kind = document.get("kind")
-    if kind not in FIELDS:
+    if not isinstance(kind, str) or kind not in FIELDS:
         raise ResultsError(f"{where}: kind is {kind!r}; use {', '.join(map(repr, FIELDS))}")
     _check_fields(document, FIELDS[kind], where)
-    _check_provenance(document["provenance"], f"{where}: provenance")
     try:
         label(document["model"])
     except ResultsError as error:
         raise ResultsError(f"{where}: {error}") from error
     for name, value in document.items():
-        _check_finite(value, f"{where}: {name}")
+        _check_values(value, f"{where}: {name}")
     if kind == "evaluation":
         _check_items(document, where)
     elif kind == "training":
@@ -63,6 +65,7 @@ def validate(document: Mapping[str, Any], where: str) -> None:
         _check_grades(document, where)
     else:
         _check_drifts(document, where)
+    _check_provenance(document["provenance"], f"{where}: provenance")
 
 
 def _check_items(document: Mapping[str, Any], where: str) -> None:
@@ -81,6 +84,7 @@ def _check_items(document: Mapping[str, Any], where: str) -> None:
         seen.add(key)
         if not 0 <= item["score"] <= 1:
             raise ResultsError(f"{place}: score is {item['score']}, outside 0..1; store shares, not points")
+        _check_not_negative(item, ("tokens",), place)
         scores[item["task"]].append(float(item["score"]))
     if not scores:
         raise ResultsError(f"{where}: tasks is empty; an evaluation has at least one")
@@ -89,6 +93,7 @@ def _check_items(document: Mapping[str, Any], where: str) -> None:
         if not isinstance(summary, dict):
             raise ResultsError(f"{place} is not an object")
         _check_fields(summary, TASK_FIELDS, place)
+        _check_not_negative(summary, ("stderr",), place)
         if summary["n"] != len(scores[task]) or not scores[task]:
             raise ResultsError(f"{place}.n is {summary['n']}, but items holds {len(scores[task])}; items are missing")
         _check_mean(f"{place}.value", summary["value"], scores[task])
@@ -101,29 +106,56 @@ def _check_rows(rows: Sequence[Any], where: str) -> None:
         place = f"{where}: rows[{number}]"
         if not isinstance(row, dict):
             raise ResultsError(f"{place} is not an object")
-        for field in ("step", "epoch", "loss"):
+        for field in ("step", "epoch", "loss", "seconds"):
             if field not in row:
                 raise ResultsError(f"{place}: no {field!r}")
         for field, value in row.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ResultsError(f"{place}: {field} is {value!r}; every metric is a number")
+        _check_not_negative(row, ("seconds",), place)
         if row["step"] <= previous:
             raise ResultsError(f"{place}: step {row['step']} does not follow {previous}; steps must increase")
         previous = row["step"]
 
 
 def _check_provenance(provenance: Mapping[str, Any], where: str) -> None:
-    chain = provenance.get("chain", {})
+    chain, step = provenance.get("chain"), provenance.get("step")
     if not isinstance(chain, dict):
         raise ResultsError(f"{where}.chain is not an object; run the stage that writes the file again")
+    if not isinstance(step, str) or step not in chain:
+        raise ResultsError(f"{where}.step names no link of its chain; run the stage that writes the file again")
     for name, link in chain.items():
         place = f"{where}.chain.{name}"
         if not isinstance(link, dict) or not isinstance(link.get("dirty"), bool):
             raise ResultsError(f"{place} does not say whether the tree was dirty; run the stage that writes the file")
         _check_fields({field: link[field] for field in LINK_FIELDS if field in link}, LINK_FIELDS, place)
+        if not (_STEP.fullmatch(name) and _KEY.fullmatch(link["key"])):
+            raise ResultsError(f"{place}: key is {link['key']!r}; a step and its key name a folder; run the step again")
+        weights = link.get("weights_sha256", {})
+        if "torch" not in link["versions"] or not isinstance(weights, dict):
+            raise ResultsError(f"{place}: versions or weights_sha256 damaged; run the step again")
+        if not link["inputs"] and not isinstance(link.get("settings"), dict):
+            raise ResultsError(f"{place}: has neither inputs nor settings; run the step again")
+        _check_time(link, place)
         for other, reference in link["inputs"].items():
-            if other not in chain or not isinstance(reference, dict) or {"artifact", "manifest"} - reference.keys():
+            if (
+                other not in chain
+                or not isinstance(reference, dict)
+                or not all(isinstance(reference.get(field), str) for field in ("artifact", "manifest"))
+            ):
                 raise ResultsError(f"{place}.inputs.{other} does not lead to a link of the chain; run the step again")
+
+
+def _check_time(link: Mapping[str, Any], where: str) -> None:
+    """When a step started and how long it took are a time and a duration."""
+    try:
+        started = datetime.datetime.fromisoformat(link["started"])
+        started + datetime.timedelta(seconds=link["seconds"])
+    except (ValueError, OverflowError):
+        raise ResultsError(
+            f"{where}: started {link['started']!r} and seconds {link['seconds']} are no time; run the step again"
+        ) from None
+    _check_not_negative(link, ("seconds",), where)
 
 
 def _check_generations(items: Sequence[Any], where: str) -> None:
@@ -131,12 +163,16 @@ def _check_generations(items: Sequence[Any], where: str) -> None:
         place = f"{where}: items[{number}]"
         if item["finish_reason"] not in ("stop", "length"):
             raise ResultsError(f"{place}: finish_reason is {item['finish_reason']!r}; use 'stop' or 'length'")
-        for field in ("real_tokens", "generated_tokens"):
-            if item[field] < 0:
-                raise ResultsError(f"{place}: {field} is {item[field]}; a response has no fewer than 0 tokens")
+        _check_not_negative(item, ("real_tokens", "generated_tokens"), place)
 
 
 def _check_grades(document: Mapping[str, Any], where: str) -> None:
+    judge = document["judge"]
+    models = judge.get("models")
+    if not (
+        isinstance(judge.get("name"), str) and isinstance(models, list) and all(isinstance(one, str) for one in models)
+    ):
+        raise ResultsError(f"{where}: judge is {judge!r}; it needs its name and models; grade again")
     counts = dict.fromkeys(("graded", "refused", "unparsable"), 0)
     scores = []
     for number, item in enumerate(_distinct(document["items"], GRADE_FIELDS, where)):
@@ -192,18 +228,26 @@ def _check_fields(record: Mapping[str, Any], fields: Fields, where: str) -> None
             raise ResultsError(f"{where}: {name} is {value!r}, a {type(value).__name__}")
 
 
-def _check_finite(value: Any, where: str) -> None:
-    """Walk everything: Python reads NaN and Infinity from JSON without complaint."""
+def _check_not_negative(record: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    for name in names:
+        if record[name] < 0:
+            raise ResultsError(f"{where}: {name} is {record[name]}; it cannot be below 0; run the stage again")
+
+
+def _check_values(value: Any, where: str) -> None:
+    """Walk everything: Python reads NaN, Infinity and halves of characters from JSON without complaint."""
     if isinstance(value, dict):
         for name, part in value.items():
-            _check_finite(part, f"{where}.{name}")
+            _check_values(part, f"{where}.{name}")
     elif isinstance(value, list):
         for number, part in enumerate(value):
-            _check_finite(part, f"{where}[{number}]")
+            _check_values(part, f"{where}[{number}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ResultsError(f"{where} is {value}; a result must be a finite number")
     elif isinstance(value, int) and abs(value) > _LARGEST:
         raise ResultsError(f"{where} has {value.bit_length()} bits; a whole number here is below 2**53")
+    elif isinstance(value, str) and _HALF.search(value):
+        raise ResultsError(f"{where} holds half of a character, which no file takes; run the stage again")
 
 
 def _check_mean(where: str, stored: float, values: Sequence[float]) -> None:

@@ -58,6 +58,8 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
         LaunchError: a process of several failed.
     """
+    if not out.name:
+        raise DpoError(f"{out}: is no folder of its own; name another")
     launching.check(settings.processes)
     trackers.check(settings.training.trackers)
     start = models.resolve(model)

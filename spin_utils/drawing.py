@@ -75,6 +75,7 @@ def compose(profile: Profile) -> Drawing:
         raise results.ResultsError(
             f"{paths.relative(folder)}: no evaluations; run `spin-repro reproduce --profile {profile.name}` first"
         )
+    results.check_one_run(folder)
     transfer = results.load_evaluations(folder, kind_folder="transfer")
     tasks, transfer_tasks = stand_ins(profile, scores), stand_ins(profile, transfer)
     training = results.load_training(folder)
@@ -139,8 +140,9 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str]
     """Measured seconds of generation and training.
 
     Generation is the whole stage, from the provenance of the evaluations. Training is the sum of its steps, so that
-    iteration 0 counts the epochs that its model has, not those that Figure 4 adds. Only runs on the device of the
-    lowest seed count: one that shared the cores with another, or had other ones, would not be the same measurement.
+    iteration 0 counts the epochs that its model has, not those that Figure 4 adds; without its record it has no time.
+    Only runs on the device of the lowest seed count: one that shared the cores with another, or had other ones, would
+    not be the same measurement.
 
     Args:
         folder: results/PROFILE.
@@ -160,6 +162,8 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str]
         stage, seconds = "generation", link["seconds"]
         if link["stage"] == "spin":
             steps = training[(training["seed"] == seed) & (training["model"] == name)]
+            if steps.empty:
+                continue
             stage, seconds = "training", steps["seconds"].sum()
         rows.append({"seed": seed, "stage": stage, "iteration": int(name.split("-")[1]), "seconds": seconds})
     return pd.DataFrame(rows, columns=["seed", "stage", "iteration", "seconds"]), device

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_utils import families, models
+from spin_utils import families, models, preferences
 from spin_utils.demonstrations import DemonstrationError, Demonstrations
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.input_settings import TemplateSettings
 from spin_utils.plan import control_demonstrations
 from spin_utils.rows import Row, RowError, listed
 from spin_utils.settings import Profile
+from spin_utils.templates import TooLongError, encode_rows
 
 
 def check(profile: Profile, demonstrations: Demonstrations) -> None:
@@ -81,19 +82,57 @@ def check_control(profile: Profile, demonstrations: Demonstrations) -> None:
         rows = load_demonstrations(settings).sft
     except RowError as error:
         raise RowError(f"sft_control: {error}; or leave the control out: sft_more=0") from None
-    if profile.evaluation.suite == "local":
-        held_out = {row["prompt"]: row["id"] for row in demonstrations.test}
-        faults = [
-            f"sft_control.demonstrations, row {row['id']}: the prompt is held out to evaluate on (row "
-            f"{held_out[row['prompt']]}); remove one of them"
-            for row in rows
-            if row["prompt"] in held_out
-        ]
-        if faults:
-            raise RowError(listed(faults))
+    _check_not_held_out("sft_control.demonstrations", rows, profile, demonstrations)
     if settings.source == "file" and profile.model.source == "directory":
         tokenizer = models.load_tokenizer(Path(profile.model.path))
         check_lengths(tokenizer, profile.template, {"control": rows})
+
+
+def check_preferences(profile: Profile, demonstrations: Demonstrations) -> None:
+    """Refuse pairs given for DPO (`dpo.preferences`) that cannot be trained on or would teach it the held-out prompts.
+
+    Args:
+        profile: the validated profile.
+        demonstrations: the profile's own, from `demonstrations.load`.
+
+    Raises:
+        RowError: pairs that cannot be loaded, or whose prompts are held out to evaluate on.
+        TooLongError: a pair that is too long for the template.
+    """
+    if profile.dpo is None or profile.dpo.preferences.source == "samples":
+        return
+    pairs = preferences.load(profile.dpo.preferences)
+    _check_not_held_out("dpo.preferences", pairs, profile, demonstrations)
+    if profile.model.source == "directory":  # as above
+        check_pair_lengths(profile, models.load_tokenizer(Path(profile.model.path)))
+
+
+def check_pair_lengths(profile: Profile, tokenizer: Any) -> None:
+    """Encode every pair of a file once, which is trained on only after the main chain.
+
+    Raises:
+        TooLongError: names the answer and the row.
+    """
+    if profile.dpo is not None and profile.dpo.preferences.source == "file":
+        try:
+            pairs = preferences.load(profile.dpo.preferences)
+            preferences.encode_preferences(tokenizer, profile.template, pairs)
+        except TooLongError as error:
+            raise TooLongError(f"dpo.preferences, {error}") from None
+
+
+def _check_not_held_out(name: str, rows: Sequence[Row], profile: Profile, demonstrations: Demonstrations) -> None:
+    if profile.evaluation.suite != "local":
+        return
+    held_out = {row["prompt"]: row["id"] for row in demonstrations.test}
+    faults = [
+        f"{name}, row {row['id']}: the prompt is held out to evaluate on (row {held_out[row['prompt']]}); "
+        "remove one of them"
+        for row in rows
+        if row["prompt"] in held_out
+    ]
+    if faults:
+        raise RowError(listed(faults))
 
 
 def _check_graders(demonstrations: Demonstrations) -> None:
@@ -113,8 +152,6 @@ def check_lengths(tokenizer: Any, template: TemplateSettings, splits: Mapping[st
     Raises:
         TooLongError: names the split and the row.
     """
-    from spin_utils.templates import TooLongError, encode_rows
-
     for split, rows in splits.items():
         try:
             encode_rows(tokenizer, template, rows)

@@ -6,8 +6,11 @@ would pass over with a warning is an error here: it fills tensors that are missi
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from spin_utils.input_settings import TemplateSettings
 from spin_utils.models import ModelError, check_directory, load_tokenizer
 
 INDEX = "model.safetensors.index.json"
+_RENDERING_S = 20.0
+"""For what takes milliseconds: each loop of a chat template is limited, but one inside another may take years."""
 
 Tensors = dict[str, tuple[Path, list[int], str]]
 """What is stored, by name: its file, shape and type."""
@@ -54,9 +59,34 @@ def check(folder: Path, template: TemplateSettings) -> None:
             "use the tokenizer that the model was trained with, or resize its embeddings"
         )
     try:
-        end_ids(tokenizer, template)
+        with _within(_RENDERING_S):
+            end_ids(tokenizer, template)
     except TemplateError as error:
         raise ModelError(f"{folder}: {error}") from None
+    except TimeoutError:
+        raise ModelError(
+            f"{folder}: the chat template is not rendered after {_RENDERING_S:g} s; correct it, or set "
+            "template.kind: text and write template.prompt"
+        ) from None
+
+
+@contextlib.contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """End the block with a TimeoutError after some time, where a process can be woken: in its main thread."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _config(folder: Path) -> Any:

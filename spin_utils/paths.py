@@ -32,11 +32,12 @@ def given(text: str, folder: Path | None = None) -> Path:
     """A path as people write it, made absolute: `~` is their home, and what is relative lies in `folder`.
 
     Raises:
-        PathError: no such user, a NUL in it, too long a name, or a circle of links.
+        PathError: no such user, a NUL in it, too long a name, one that is not UTF-8, or a circle of links.
     """
     try:
         path = ((folder or Path.cwd()) / Path(text).expanduser()).resolve()
         path.exists()  # asks the system, which refuses a name that is too long
+        str(path).encode()  # it becomes part of manifests and messages
         return path
     except (RuntimeError, ValueError, OSError) as error:
         raise PathError(f"{text[:200]!r}: not a path ({error}); correct it") from None
@@ -46,9 +47,12 @@ def home() -> Path:
     """Directory that holds artifacts/, results/ and figures/: `SPIN_HOME`, or the checkout."""
     chosen = os.environ.get("SPIN_HOME")
     try:
-        return given(chosen) if chosen else REPOSITORY.resolve()
+        path = given(chosen) if chosen else REPOSITORY.resolve()
     except PathError as error:
         raise PathError(f"SPIN_HOME: {error}") from None
+    if path.is_relative_to("/proc"):  # where the system only says that no new folder is there
+        raise PathError(f"SPIN_HOME: {path}: holds processes, not files; name a folder on a disk")
+    return path
 
 
 def artifacts(profile: str) -> Path:

@@ -46,7 +46,7 @@ def publish(plans: list[Plan]) -> list[Path]:
                 document = {"schema": results.SCHEMA, **document, **identity}
                 results.write_json(path, {**document, "provenance": provenance.chain(plan, step.name)})
                 written.append(path)
-    others = set(paths.results(plans[0].profile.name).glob("seed-*/*/*.json")).difference(written)
+    others = set(results.files(paths.results(plans[0].profile.name))).difference(written)
     for path in others:
         path.unlink(missing_ok=True)
     if others:

@@ -25,6 +25,8 @@ def section(profile: Profile) -> str:
     chain = ["sft", *(f"spin-{t}" for t in range(profile.spin.iterations))]
     control = [f"sft-more-{epoch}" for epoch in range(1, profile.sft_more + 1)]
     measured = set(scores["model"])
+    if "sft" not in measured:
+        raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, which gains are over; evaluate it")
     rows = [name for name in chain + control if name in measured]
     for model in rows:
         ours = paired_bootstrap(scores, {model: 1}, tasks=tasks)

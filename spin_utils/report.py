@@ -73,8 +73,9 @@ def write(profile: Profile) -> Path:
     scores = results.load_evaluations(folder)
     seeds = sorted(int(seed) for seed in scores["seed"].unique())
     items = scores.groupby("task")["id"].nunique().sum()
-    last = next(step for step in reversed(_chain(profile)) if step in set(scores["model"]))
-    finished = sorted(int(seed) for seed in scores[scores["model"] == last]["seed"].unique())
+    measured = list(dict.fromkeys(scores["model"]))
+    last = next((step for step in reversed(_chain(profile)) if step in measured), measured[-1])
+    traced = sorted(int(seed) for seed in scores["seed"][scores["model"] == last].unique())
     parts = [
         f"<h1>SPIN, reproduced at the profile {escape(profile.name)}</h1>",
         f"<p>{items} held-out items of {scores['task'].nunique()} tasks; training seeds {', '.join(map(str, seeds))}. "
@@ -94,7 +95,7 @@ def write(profile: Profile) -> Path:
         '<h2 id="provenance" class="page">Where the numbers come from</h2>',
         f"<p>Every artifact behind {escape(results.label(last))}, by training seed. <code>spin-repro provenance MODEL"
         "</code> prints the same for any model.</p>",
-        *(f"<pre>{escape(provenance.describe(profile.name, seed, last))}</pre>" for seed in finished),
+        *(f"<pre>{escape(provenance.describe(profile.name, seed, last))}</pre>" for seed in traced),
     ]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

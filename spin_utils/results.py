@@ -14,6 +14,7 @@ finite is refused with its path and the field. Scores are shares (0..1) here and
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,8 @@ from spin_utils.writing import write_text
 __all__ = [
     "SCHEMA",
     "chains",
+    "check_one_run",
+    "files",
     "ResultsError",
     "label",
     "load_evaluations",
@@ -48,6 +51,7 @@ __all__ = [
     "load_training",
     "path_of",
     "read_json",
+    "training_seeds",
     "validate",
     "write_json",
 ]
@@ -69,6 +73,17 @@ _KINDS = {
 def path_of(results: Path, seed: int, folder: str, model: str) -> Path:
     """Where a file lies; `results` is results/PROFILE, `folder` one of those at the head of this module."""
     return results / f"seed-{seed}" / folder / f"{model}.json"
+
+
+def training_seeds(results: Path) -> list[int]:
+    """Training seeds that have a folder under results/PROFILE, in order."""
+    names = [path.name.removeprefix("seed-") for path in results.glob("seed-*")]
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+
+def files(results: Path) -> list[Path]:
+    """All results files under results/PROFILE; what else lies there, such as a copy of a folder, is the user's."""
+    return [path for folder in _KINDS for path in _files(results, folder, None)]
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -227,6 +242,28 @@ def chains(results: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield document["seed"], document["provenance"]["chain"]
 
 
+def check_one_run(results: Path) -> None:
+    """Refuse results of two runs side by side: a difference between them would be one of settings or data.
+
+    The key of a step stands for its settings and inputs, so of each seed it is the same in every file that names the
+    step; that of data and base model is the same for all seeds.
+
+    Raises:
+        ResultsError: two files name different artifacts of one step, or a file is not valid.
+    """
+    found: dict[tuple[int | None, str], tuple[str, Path]] = {}
+    for path in files(results):
+        document = read_json(path)
+        for name, link in document["provenance"]["chain"].items():
+            seed = None if link["stage"] in ("data", "base") else document["seed"]
+            key, other = found.setdefault((seed, name), (link["key"], path))
+            if key != link["key"]:
+                raise ResultsError(
+                    f"{path}: was made from {name}-{link['key']}, but {other} from {name}-{key}: they are of two runs; "
+                    "remove one of them, or run `spin-repro reproduce` again"
+                )
+
+
 def load_training(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
     """All training records, one row per seed, model and logged step: `seed`, `model`, `step`, `epoch`, `loss`, ..."""
     frames = [
@@ -275,10 +312,7 @@ def _check_same_items(
 
 def _files(results: Path, folder: str, seeds: Sequence[int] | None) -> Iterator[Path]:
     """Files of one folder over seeds, by seed and then name."""
-    if seeds is None:
-        names = [path.name.removeprefix("seed-") for path in results.glob("seed-*")]
-        seeds = sorted(int(name) for name in names if name.isdigit())
-    for seed in seeds:
+    for seed in training_seeds(results) if seeds is None else seeds:
         yield from sorted((results / f"seed-{seed}" / folder).glob("*.json"))
 
 

@@ -40,5 +40,8 @@ def is_whole(document: Mapping[str, Any]) -> bool:
     A hash under another name is a damaged name.
     """
     if FIELD in document:
-        return document[FIELD] == sealed(document)[FIELD]
+        try:
+            return document[FIELD] == sealed(document)[FIELD]
+        except ValueError:  # NaN or infinity, which nothing sealed holds
+            return False
     return not any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in document.values())

@@ -35,7 +35,7 @@ def check_inputs(profile: Profile) -> None:
         ModelError, RowError, TemplateError, EvaluationError, TrackerError, VllmError, MtBenchError, JudgeError,
             ProcessesError: with the file, the row and the remedy.
     """
-    from spin_utils import input_checks, models, mt_bench, preferences, trackers, vllm_backend
+    from spin_utils import input_checks, models, mt_bench, trackers, vllm_backend
 
     trackers.check({name for training in trainings(profile).values() for name in training.trackers})
     launching.check(profile.processes)
@@ -45,10 +45,10 @@ def check_inputs(profile: Profile) -> None:
         demonstrations = load_demonstrations(profile.demonstrations)
         input_checks.check(profile, demonstrations)
         input_checks.check_control(profile, demonstrations)
+        if not profile.released:
+            input_checks.check_preferences(profile, demonstrations)
     if profile.released:
         return
-    if profile.dpo is not None and profile.dpo.preferences.source != "samples":
-        preferences.load(profile.dpo.preferences)
     if profile.generation.backend == "vllm":
         vllm_backend.check(profile.generation.vllm)
     if profile.mt_bench is not None:
@@ -168,6 +168,7 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
     if not more:
         held_out = {split: rows(plan, split) for split in ("validation", "test")}
         input_checks.check_lengths(tokenizer, plan.profile.template, held_out)
+        input_checks.check_pair_lengths(plan.profile, tokenizer)
     encoded = encode_rows(tokenizer, plan.profile.template, rows(plan, "sft", data=step.inputs[1]))
     groups = [Group(row.prompt_ids, (row.response_ids,)) for row in encoded]
     settings = control_training(plan.profile) if more else plan.profile.sft

@@ -68,6 +68,8 @@ def check_writable(folder: Path) -> None:
             probe.unlink()
     except StorageError as error:
         raise UnwritableError(str(error)) from None
+    except OSError as error:
+        raise UnwritableError(f"{folder}: {os.strerror(_number(error)).lower()}; {_RIGHTS}") from None
 
 
 def _number(error: BaseException) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+_LEVELS = 100
+
 
 class JSONError(ValueError):
     """Text is not JSON, or is JSON that means two things. The readers add the file and the remedy.
@@ -38,7 +40,7 @@ def parse(text: str, *, allow_nan: bool = False) -> Any:
     spin_utils.strict_json.JSONError: key 'a' is written twice
     """
     try:
-        return (_LENIENT if allow_nan else _STRICT).decode(text)
+        value = (_LENIENT if allow_nan else _STRICT).decode(text)
     except json.JSONDecodeError as error:
         raise JSONError(error.msg, error.lineno, error.colno) from None
     except RecursionError:
@@ -47,6 +49,20 @@ def parse(text: str, *, allow_nan: bool = False) -> Any:
         raise
     except ValueError:
         raise JSONError("a number with thousands of digits") from None
+    if is_too_deep(value):
+        raise JSONError("nested too deeply")
+    return value
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether data has over a hundred levels: a parser may take it, and what copies or writes it later give up."""
+    level = [value]
+    for _ in range(_LEVELS):
+        tables = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list)))
+        level = [part for table in tables for part in table]
+        if not level:
+            return False
+    return True
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from spin_utils.strict_json import is_too_deep
+
 _TWO_MEANINGS = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 """Plain numbers that YAML 1.1 reads to base 8 or 60: 010 is 8 and 1:30 is 90, which nobody means."""
 
@@ -29,7 +31,7 @@ def parse(text: str) -> Any:
     {'beta': [0.1, 5.0]}
     """
     try:
-        return yaml.load(text, Loader=_StrictLoader)
+        value = yaml.load(text, Loader=_StrictLoader)
     except RecursionError:
         raise YAMLError("nested too deeply") from None
     except (
@@ -38,6 +40,9 @@ def parse(text: str) -> Any:
         TypeError,
     ) as error:  # dates that do not exist, numbers with thousands of digits
         raise YAMLError(" ".join(str(error).split()).replace(' in "<unicode string>",', "")) from None
+    if is_too_deep(value):
+        raise YAMLError("nested too deeply")
+    return value
 
 
 class _StrictLoader(yaml.SafeLoader):

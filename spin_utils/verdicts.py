@@ -19,7 +19,7 @@ import pandas as pd
 from spin_utils import mt_bench_scores, published, theory
 from spin_utils.documents import ResultsError
 from spin_utils.profiles import nearest
-from spin_utils.records import OUTCOMES, VERDICT_COLUMNS, parse_verdicts
+from spin_utils.records import OUTCOMES, VERDICT_COLUMNS, parse_verdicts, read_verdicts
 from spin_utils.registry import Row, load
 from spin_utils.statistics import Claim, Estimate, StatisticsError, paired_bootstrap, size_margin, verdict
 from spin_utils.writing import write_forms
@@ -142,14 +142,14 @@ def read(results: Path, outcome: str = "") -> pd.DataFrame:
     """The written verdicts of results/PROFILE, or those of one outcome.
 
     Raises:
-        ResultsError: nothing was judged yet, or no verdict is called so.
+        ResultsError: nothing was judged yet, the file is damaged, or no verdict is called so.
     """
     path = results / "verdicts.csv"
     if not path.is_file():
         raise ResultsError(f"{path}: no verdicts; run `spin-repro figures --profile {results.name}` to write them")
     if outcome not in ("", *OUTCOMES):
         raise ResultsError(f"verdict {outcome!r}: unknown{nearest(outcome, OUTCOMES)}")
-    table = pd.read_csv(path)
+    table = read_verdicts(path)
     return table[table["verdict"] == outcome] if outcome else table
 
 

@@ -71,8 +71,13 @@ def evaluation(model: str, seed: int, *, ability: float, items: int = 100, profi
         "tasks": tasks,
         "average": float(np.mean([task["value"] for task in tasks.values()])),
         "items": rows,
-        "provenance": {"step": f"eval-{model}", "chain": {f"eval-{model}": link("evaluation")}},
+        "provenance": provenance(f"eval-{model}", "evaluation"),
     }
+
+
+def provenance(step: str, stage: str) -> dict:
+    """The shortest valid chain: of a step that nothing went into."""
+    return {"step": step, "chain": {step: link(stage)}}
 
 
 def link(stage: str, **more) -> dict:
@@ -89,6 +94,7 @@ def link(stage: str, **more) -> dict:
         "device": "cpu",
         "versions": {"torch": "2.13.0"},
         "inputs": {},
+        "settings": {},
         **more,
     }
 
@@ -109,6 +115,7 @@ def training(model: str, seed: int, *, steps: int = 60, profile: str = "cpu") ->
                 "rewards_generated": generated,
                 "margin": real - generated,
                 "accuracy": 0.5 + 0.4 * done,
+                "seconds": 1.0,
             }
         )
     return {
@@ -118,7 +125,7 @@ def training(model: str, seed: int, *, steps: int = 60, profile: str = "cpu") ->
         "seed": seed,
         "model": model,
         "rows": rows,
-        "provenance": {},
+        "provenance": provenance(model, "spin"),
     }
 
 
@@ -146,7 +153,7 @@ def generations(model: str, seed: int, *, ability: float, items: int = 30, profi
             }
         )
     head = {"schema": 1, "kind": "generations", "profile": profile, "seed": seed, "model": model}
-    return {**head, "items": rows, "provenance": {}}
+    return {**head, "items": rows, "provenance": provenance("pairs-0", "pairs")}
 
 
 def heldout(model: str, seed: int, *, gap: float, beta: float = 1.0, items: int = 60, profile: str = "cpu") -> dict:
@@ -158,7 +165,7 @@ def heldout(model: str, seed: int, *, gap: float, beta: float = 1.0, items: int 
         for number, (real, generated) in enumerate(drifts)
     ]
     head = {"schema": 1, "kind": "heldout", "profile": profile, "seed": seed, "model": model, "beta": beta}
-    return {**head, "items": rows, "provenance": {}}
+    return {**head, "items": rows, "provenance": provenance(model, "spin")}
 
 
 def mt_bench(model: str, seed: int, *, ability: float, questions: int = 10, profile: str = "cpu") -> dict:
@@ -188,7 +195,8 @@ def mt_bench(model: str, seed: int, *, ability: float, questions: int = 10, prof
     judge = {"name": "made-up-judge", "base_url": "http://localhost/v1", "models": ["made-up-judge-1"]}
     counts = {name: sum(row["status"] == name for row in rows) for name in ("graded", "refused", "unparsable")}
     head = {"schema": 1, "kind": "mt_bench", "profile": profile, "seed": seed, "model": model, "judge": judge}
-    return {**head, "grades": counts, "average": float(np.mean(scores)), "items": rows, "provenance": {}}
+    judged = provenance(f"mt-bench-{model}", "mt_bench")
+    return {**head, "grades": counts, "average": float(np.mean(scores)), "items": rows, "provenance": judged}
 
 
 def write_mt_bench(root: Path, *, seeds=(0,), questions: int = 10) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
@@ -136,7 +137,7 @@ def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
         for seed in (0, 1):
             document = synthetic.evaluation("spin-1", seed, ability=ability, items=40, profile=profile)
             settings = {"families": families, "spin_rows": ability}
-            document["provenance"]["chain"] = {"data": {**link, "settings": settings}}
+            document["provenance"]["chain"]["data"] = {**link, "settings": settings}
             results.write_json(results.path_of(home / "results" / profile, seed, "evaluations", "spin-1"), document)
     status, out = outcome(capsys, "compare", "hinge/spin-1", "spin-1", "--json")
     assert status == 0
@@ -144,7 +145,8 @@ def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
     assert average["difference"] == pytest.approx(average["hinge/spin-1"] - average["spin-1"])
     assert average["low"] > 0
     assert "their test rows differ" in outcome(capsys, "compare", "other/spin-1", "spin-1")[1]
-    assert "is compared with itself" in outcome(capsys, "compare", "spin-1", "spin-1")[1]
+    for other in ("spin-1", "cpu/spin-1"):
+        assert "is compared with itself" in outcome(capsys, "compare", "spin-1", other)[1]
 
 
 def test_a_cell_of_a_table_is_followed_to_the_hashes_of_its_model_file(capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,6 +221,10 @@ def test_the_verdicts_of_one_kind_are_listed(home: Path, capsys: pytest.CaptureF
     assert [(row["id"], row["verdict"]) for row in json.loads(out)] == [("b", "not run")]
     assert outcome(capsys, "verdicts")[1].endswith("1 reproduced, 1 not run\n")
     assert "did you mean 'reproduced'?" in outcome(capsys, "verdicts", "--verdict", "reproducd")[1]
+    for damage in (b"", b"id,verdict\n1,reproduced\n", b"\xff", b'"'):
+        (home / "results" / "cpu" / "verdicts.csv").write_bytes(damage)
+        status, out = outcome(capsys, "verdicts")
+        assert (status, "verdicts.csv" in out, "spin-repro figures" in out) == (2, True, True)
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
@@ -241,3 +247,25 @@ def test_a_home_that_is_no_path_is_named(
     monkeypatch.setenv("SPIN_HOME", place)
     assert cli.main(["plan", "--profile", "smoke"]) == 2
     assert re.fullmatch(r"Error: SPIN_HOME: '.*': not a path \(.*\); correct it\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "command", [["reproduce", "--set", "sft.epochs=3"], ["step", "data"], ["plan", "--set", "sft.epochs=3"]]
+)
+def test_a_home_that_holds_no_files_is_named(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPIN_HOME", "/proc")
+    assert cli.main([*command, "--profile", "smoke"]) == 2
+    assert "Error: SPIN_HOME: /proc: holds processes, not files; name a folder on a disk" in capsys.readouterr().out
+
+
+def test_a_path_that_no_manifest_can_hold_is_refused() -> None:
+    with pytest.raises(paths.PathError, match="not a path .*surrogates not allowed"):
+        paths.given(os.fsdecode(b"caf\xe9.jsonl"))
+
+
+def test_a_copy_of_the_results_is_no_seed_of_theirs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = synthetic.write(home, seeds=(0, 2), items=4)
+    shutil.copytree(root / "seed-0", root / "seed-0-before")
+    assert "the tables average seeds 0, 2\n" in outcome(capsys, "provenance", "spin-2")[1]

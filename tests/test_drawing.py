@@ -62,3 +62,39 @@ def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
     sections = re.findall(r'<h2 id="(\w+)"', page)
     assert sections == re.findall(r'href="#(\w+)"', page) == ["verdicts", "figures", "tables", "claims", "provenance"]
     assert page.index("<small>table-4<") < page.index('id="figures"') < page.index("<small>average-final<")
+
+
+@pytest.mark.parametrize("lost", ["training", "training/spin-0.json"])
+def test_a_training_without_its_record_has_no_time(home, lost):
+    root = synthetic.write(home, seeds=(0,), items=4)
+    for path in root.glob("seed-0/evaluations/*.json"):
+        document = results.read_json(path)
+        document["provenance"]["chain"] |= {"spin-0": synthetic.link("spin"), "spin-1": synthetic.link("spin")}
+        results.write_json(path, document)
+    times, _ = drawing.wall_clock(root, results.load_training(root))
+    assert dict(zip(times["iteration"], times["seconds"], strict=True)) == {0: 60.0, 1: 60.0}
+    for path in [root / "seed-0" / lost] if lost.endswith(".json") else (root / "seed-0" / lost).glob("*.json"):
+        path.unlink()
+    times, _ = drawing.wall_clock(root, results.load_training(root))
+    assert set(times["iteration"]) == ({1} if lost.endswith(".json") else set())
+
+
+def test_results_of_two_runs_are_not_drawn_together(home):
+    root = synthetic.write(home, seeds=(0, 1), items=4)
+    for seed, key in ((0, "0" * 12), (1, "1" * 12)):
+        path = results.path_of(root, seed, "evaluations", "sft")
+        document = results.read_json(path)
+        document["provenance"]["chain"]["data"] = synthetic.link("data") | {"key": key}
+        results.write_json(path, document)
+    with pytest.raises(results.ResultsError, match="they are of two runs"):
+        drawing.compose(profiles.load("cpu"))
+
+
+@pytest.mark.parametrize("models", [{"dpo": 0.1}, {"sft": 0.0, "spin-3": 0.3}])
+def test_the_report_traces_what_there_is(home, models):
+    root = synthetic.write(home, seeds=(0, 1), models=models, items=4)
+    last = list(models)[-1]
+    results.path_of(root, 1, "evaluations", last).unlink()
+    page = report.write(profiles.load("cpu")).read_text()
+    assert f"eval-{last}-000000000000" in page
+    assert page.count("the tables average seeds 0\n") == 1

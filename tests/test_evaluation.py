@@ -10,6 +10,7 @@ from typing import Any
 import lm_eval
 import numpy as np
 import pytest
+import synthetic_results as synthetic
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tiny_models import tiny_model
@@ -57,7 +58,8 @@ def rows(model: PreTrainedModel) -> list[dict[str, Any]]:
 
 
 def as_result(record: dict[str, Any]) -> dict[str, Any]:
-    return record | {"profile": "smoke", "seed": 0, "model": "sft", "provenance": {}}
+    provenance = synthetic.provenance("eval-sft", "evaluation")
+    return record | {"profile": "smoke", "seed": 0, "model": "sft", "provenance": provenance}
 
 
 def test_an_evaluation_writes_nothing_to_standard_error(

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,8 +81,8 @@ def test_malformed_input_is_refused_with_its_message_before_any_work(
 
 @pytest.mark.parametrize("case", [case for case in CASES if case["read"] == "manifest"], ids=name_of)
 def test_an_artifact_with_a_malformed_manifest_does_not_exist(case: dict[str, Any], tmp_path: Path) -> None:
-    directory = tmp_path / "sft-0123456789ab"
-    directory.mkdir()
+    directory = tmp_path / "seed-0" / "sft-0123456789ab"
+    directory.mkdir(parents=True)
     (directory / "a.txt").write_text("words\n")
     shutil.copyfile(CORPUS / case["file"], directory / artifacts.MANIFEST)
     with pytest.raises(artifacts.ArtifactError) as refusal:
@@ -104,6 +105,24 @@ def test_the_command_itself_says_it_in_a_line_and_ends_with_status_2(
     assert "Traceback" not in result.stdout + result.stderr
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert used < 10, f"{used:.1f} s of processor time before a person hears of it"
+
+
+def test_a_chat_template_that_takes_for_ever_is_refused(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spin_utils import model_folder, profiles
+    from spin_utils.models import ModelError
+
+    loop = "{% for i in range(99999) %}"
+    change = {"write": {"chat_template.jinja": f"{loop}{loop}{loop}x{'{% endfor %}' * 3}"}}
+    model = recipes.broken_model(sound, change, tmp_path / "model")
+    template = profiles.load("smoke", {"template": {"kind": "chat"}}).template
+    monkeypatch.setattr(model_folder, "_RENDERING_S", 0.2)
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(ModelError, match=r"the chat template is not rendered after 0\.2 s; .*template.kind: text"):
+        model_folder.check(model, template)
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_the_corpus_and_its_index_agree() -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
-from spin_utils import pairs
+from spin_utils import input_checks, pairs, profiles, stages
 from spin_utils.input_settings import PreferenceSettings, TemplateSettings
 from spin_utils.packing import Group
 from spin_utils.preferences import as_preference, encode_preferences, load
@@ -161,3 +161,33 @@ def test_a_pair_is_dropped_truncated_or_refused_whole(caplog: pytest.LogCaptureF
     rows = [rows[0], rows[2]]
     with pytest.raises(TooLongError, match="all 2 pairs are too long"):
         encode("drop")
+
+
+@pytest.fixture
+def run_with_pairs(tmp_path: Path) -> Any:
+    """A function that looks at the inputs of a small run with these pairs for DPO."""
+    write_rows(tmp_path / "train.jsonl", [{"prompt": f"Say {i}", "response": f"{i}"} for i in range(20)])
+    write_rows(tmp_path / "test.jsonl", [{"id": "t", "prompt": "Say it", "response": "it"}])
+
+    def look(*pairs: Any, **changes: Any) -> None:
+        files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+        changes |= {"demonstrations": {"source": "file", **files}}
+        changes["dpo.preferences"] = {"source": "file", "train": file_of(tmp_path, *pairs).train}
+        stages.check_inputs(profiles.load("smoke", changes))
+
+    return look
+
+
+def test_pairs_with_a_held_out_prompt_are_refused_before_any_work(run_with_pairs: Any) -> None:
+    run_with_pairs(GOOD)
+    with pytest.raises(
+        RowError, match=r"dpo\.preferences, row pairs-2: the prompt is held out to evaluate on \(row t\)"
+    ):
+        run_with_pairs(GOOD, GOOD | {"prompt": "Say it"})
+
+
+def test_pairs_that_are_too_long_are_refused_before_the_main_chain() -> None:
+    template = {"kind": "text", "prompt": "Q: {prompt} A:", "max_response_tokens": 3}
+    profile = profiles.load("smoke", {"template": template})
+    with pytest.raises(TooLongError, match=r"dpo\.preferences, chosen: row 1 \(smoke_preferences-1\): response of"):
+        input_checks.check_pair_lengths(profile, byte_tokenizer())

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 
 import pytest
 import synthetic_results as synthetic
@@ -218,6 +219,45 @@ def test_a_file_in_the_folder_of_another_kind_is_refused(whole):
         results.load_heldout(whole)
 
 
+def test_results_of_two_runs_side_by_side_are_refused(whole):
+    results.check_one_run(whole)
+    path = results.path_of(whole, 1, "transfer", "spin-1")
+    document = results.read_json(path)
+    document["provenance"]["chain"]["data"] = {**synthetic.link("data"), "key": "1" * 12}
+    results.write_json(path, document)
+    results.check_one_run(whole)
+    other = results.path_of(whole, 0, "heldout", "spin-2")
+    document = results.read_json(other)
+    document["provenance"]["chain"]["data"] = synthetic.link("data")
+    results.write_json(other, document)
+    with pytest.raises(
+        results.ResultsError, match=r"data-0{12}, but .* from data-1{12}: they are of two runs"
+    ) as refusal:
+        results.check_one_run(whole)
+    assert "heldout/spin-2.json" in str(refusal.value)
+    assert "transfer/spin-1.json" in str(refusal.value)
+
+
+def test_training_runs_of_two_seeds_may_have_two_keys_and_of_one_seed_may_not(whole):
+    for seed, key, model in ((0, "1" * 12, "spin-1"), (1, "2" * 12, "spin-1"), (1, "3" * 12, "spin-2")):
+        path = results.path_of(whole, seed, "transfer", model)
+        document = results.read_json(path)
+        document["provenance"]["chain"]["sft"] = {**synthetic.link("sft"), "key": key}
+        results.write_json(path, document)
+        if model == "spin-1":
+            results.check_one_run(whole)
+    with pytest.raises(results.ResultsError, match="sft-3{12}, but .* from sft-2{12}"):
+        results.check_one_run(whole)
+
+
+def test_a_copy_of_a_folder_is_no_result(whole):
+    before = results.files(whole)
+    shutil.copytree(whole / "seed-0", whole / "seed-0-before")
+    (whole / "seed-00").mkdir()
+    assert results.files(whole) == before
+    assert results.training_seeds(whole) == [0, 1]
+
+
 def _item(**changes):
     return lambda document: document["items"][1].update(changes)
 
@@ -243,6 +283,8 @@ def _item(**changes):
         ("mt_bench", _item(category="maths"), "category is 'maths'"),
         ("mt_bench", _item(id="81/1"), "'81/1' appears twice"),
         ("mt_bench", lambda d: d["items"].pop(), "grades is .*; items are missing"),
+        ("mt_bench", lambda d: d.update(judge={}), "judge is {}; it needs its name and models"),
+        ("mt_bench", lambda d: d["judge"].update(models="one"), "it needs its name and models"),
         ("mt_bench", lambda d: d.update(average=None), "average is None for 32 graded answers"),
         ("mt_bench", lambda d: d.update(average=9.5), "average is 9.5, but the mean of its parts"),
     ],
