@@ -52,7 +52,8 @@ def section(profile: Profile) -> str:
     note = (
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: "
         f"95 % intervals of a paired bootstrap over items{' and seeds' if seeds > 1 else ' only'}. "
-        f"{fewer and f'{fewer} '}Other tasks and another model than the paper's: compare gains, not levels. {more} {time}"
+        f"{fewer and f'{fewer} '}Other tasks and another model than the paper's: compare gains, not levels. {more} "
+        f"{time}"
     )
     judged = records.read_verdicts(folder / "verdicts.csv").set_index("id")["verdict"]
     paper = (published.score("spin-3", "average") or 0.0) - base
