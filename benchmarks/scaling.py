@@ -120,10 +120,7 @@ def _measured() -> str:
 
 
 def _ratios() -> dict[str, Mapping[str, Any]]:
-    found: dict[str, Mapping[str, Any]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
-        found |= json.loads(path.read_text(encoding="utf-8")).get("ratios", {})
-    return found
+    return json.loads((RESULTS / "summary.json").read_text(encoding="utf-8"))["ratios"]
 
 
 def _hours(profile: Profile) -> str:

@@ -196,7 +196,7 @@ def _convergence_note(measured: pd.DataFrame, bounds: pd.DataFrame) -> str:
         "that direction: a falling bound does not prove a falling JSD.",
         pairs and f"{pairs}. They hold the fitted scale fixed, so what another fit would change is not in them.",
         "Other panels: samples at temperature 1 for SPIN's prompts.",
-        prompts and f"{prompts}. Axes do not start at 0.",
+        prompts and f"{prompts}. Axes need not start at 0.",
     ]
     for table, name in ((measured, "generations of"), (bounds, "held-out pairs against")):
         missing = [label(model) for model in MODELS if model not in set(table["model"])]

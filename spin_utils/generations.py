@@ -26,8 +26,9 @@ _LARGEST_SCALE = 1024.0
 """Where margins are all positive no scale is best; this one tells them apart as well as any."""
 
 RULE = (
-    "Chosen by a rule and not by hand: of the lowest training seed, the prompt with the most different texts among the "
-    "real response and the generations shown; of several, the first by family and id in alphabetical order."
+    "Chosen by a rule and not by hand: of the lowest training seed with most of the models, the prompt with the most "
+    "different texts among the real response and the generations shown; of several, the first by family and id in "
+    "alphabetical order."
 )
 
 
@@ -146,8 +147,9 @@ def example(generations: pd.DataFrame, models: Sequence[str] = MODELS, *, other_
         models: Whose generations are compared; those without a file are left out.
         other_than: Families to avoid, unless there is no other.
     """
-    seed = int(generations["seed"].min())
-    rows = generations[(generations["seed"] == seed) & generations["model"].isin(list(models))]
+    rows = generations[generations["model"].isin(list(models))]
+    seed = int(rows.groupby("seed")["model"].nunique().idxmax())  # the first of the largest
+    rows = rows[rows["seed"] == seed]
     elsewhere = rows[~rows["family"].isin(list(other_than))]
     rows = rows if elsewhere.empty else elsewhere
     different = {

@@ -80,10 +80,10 @@ def test_the_count_of_seeds_is_that_of_the_models_drawn_and_not_of_all_results(s
     assert "one training seed, whose choice is not covered" in tables.table5(some, synthetic.STAND_INS).notes[0]
 
 
-def test_figures_of_points_say_that_their_axes_do_not_start_at_0_and_that_the_paper_has_no_intervals(scores):
+def test_figures_of_points_say_that_their_axes_need_not_start_at_0_and_that_the_paper_has_no_intervals(scores):
     for name in ("figure2", "figure4", "figure5"):
         shown = words(getattr(figures, name)(scores, synthetic.STAND_INS))
-        assert "Axes do not start at 0" in shown
+        assert "Axes need not start at 0" in shown
         assert "the paper prints none" in shown
     assert figures.figure3(scores, synthetic.STAND_INS).axes[0].get_xlim()[0] == 0, "bars do"
 

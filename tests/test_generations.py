@@ -103,6 +103,13 @@ def test_the_example_is_the_first_prompt_with_the_most_different_texts():
     assert generations.example(pd.concat([spin, sft]).iloc[::-1], ["sft", "spin-0"]).id == "1"
 
 
+def test_the_example_is_of_the_lowest_seed_that_has_most_of_the_models(texts):
+    assert generations.example(texts).seed == 0
+    lacking = texts[~((texts["seed"] == 0) & (texts["model"] == "spin-1"))]
+    chosen = generations.example(lacking)
+    assert (chosen.seed, list(chosen.by_model)) == (1, list(generations.MODELS)), "no model is missing that was run"
+
+
 def test_another_example_is_of_another_family_if_there_is_one():
     both = pd.concat([rows("x", family="b"), rows("x", family="a").assign(id="9")])
     assert generations.example(both).family == "a"
