@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from spin_utils import processes, sharding
+from spin_utils import processes, runtime, sharding
 from spin_utils.attention import packed_attention
 from spin_utils.fast_layers import fast_layers
 from spin_utils.logprobs import check_supported
@@ -33,6 +33,9 @@ from spin_utils.training_step import NoMemoryError, NonFiniteLossError, Row, Ste
 from spin_utils.writing import write_text
 
 __all__ = ["Interrupted", "NoMemoryError", "NonFiniteLossError", "Row", "TrainingResult", "train"]
+
+TRIMMED_EVERY = 20
+"""Steps between two calls of `runtime.trim_memory`, each of which costs a small part of a step."""
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - it is a request, not an error
@@ -150,6 +153,8 @@ def train(
                 for tracker in track:
                     tracker(row)
             bar.advance(1, f"loss {row['loss']:.4f}" if row else "")
+            if optimizer.steps % TRIMMED_EVERY == 0:
+                runtime.trim_memory()
             stopping, due = processes.any_of(stop.asked, time.monotonic() - saved_at >= 60 * settings.save_minutes)
             if stopping or due:
                 save()

@@ -70,9 +70,10 @@ def test_the_plan_lists_every_step_in_order(home: Path, capsys: pytest.CaptureFi
     assert status == 0
     names = [line.split()[4] for line in out.splitlines() if "seed 1" in line]
     main = "data base sft eval-sft pairs-0 spin-0 eval-spin-0 pairs-1 spin-1 eval-spin-1"
+    beside = "transfer-sft transfer-spin-0 transfer-spin-1 heldout-spin-0 heldout-spin-1"
     epochs = "spin-0-more eval-spin-0-epoch-1 eval-spin-0-epoch-3 spin-0-rows-26 eval-spin-0-rows-26"
     more = "sft-more-1 eval-sft-more-1 preferences dpo eval-dpo spin-1-dpo eval-spin-1-dpo"
-    assert " ".join(names) == f"{main} {epochs} {more}"
+    assert " ".join(names) == f"{main} {beside} {epochs} {more}"
 
 
 def test_a_profile_in_the_current_folder_is_found_from_any_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

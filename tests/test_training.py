@@ -6,6 +6,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from oracle import gradients, obvious_logps
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 
-from spin_utils import training, training_step
+from spin_utils import runtime, training, training_step
 from spin_utils.logprobs import score
 from spin_utils.losses import spin_loss
 from spin_utils.optimizer import MasterOptimizer
@@ -315,6 +317,18 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, m
     short, _ = _run(tmp_path / "b", micro_batch_tokens=60)
     assert caplog.text.count("micro-batches of 30 tokens") == 1
     assert _same(whole, short)
+
+
+def test_memory_that_nobody_uses_goes_back_to_the_kernel():
+    program = (
+        "import psutil; from spin_utils import runtime; rss = lambda: psutil.Process().memory_info().rss\n"
+        "blocks = [(bytearray(b'x') * 2**20, bytearray(2**10)) for _ in range(200)]\n"
+        "kept = [small for _, small in blocks]; del blocks; before = rss(); runtime.trim_memory()\n"
+        "print(before - rss())"
+    )
+    environment = {**runtime.child_environment(headless=True), **runtime.ENVIRONMENT}
+    given_back = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert int(given_back.stdout) > 150 * 2**20, given_back.stderr
 
 
 def test_every_epoch_ends_with_a_call(tmp_path):
