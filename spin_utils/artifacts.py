@@ -116,7 +116,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not is_whole(manifest):
         raise ArtifactError(f"{relative(path)}: not what was written (hash); {remedy}")
     for field, kind in _FIELDS.items():
-        value = manifest.get(field)
+        value: Any = manifest.get(field)
         right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
         if not right or (field == "seconds" and value < 0):
             raise ArtifactError(f"{relative(path)}: {field} is {value!r}, which no stage writes; {remedy}")
