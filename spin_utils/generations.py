@@ -148,7 +148,8 @@ def example(generations: pd.DataFrame, models: Sequence[str] = MODELS, *, other_
         other_than: Families to avoid, unless there is no other.
     """
     rows = generations[generations["model"].isin(list(models))]
-    seed = int(rows.groupby("seed")["model"].nunique().idxmax())  # the first of the largest
+    answered = rows.groupby("seed")["model"].nunique()
+    seed = int(answered.index[answered.to_numpy().argmax()])  # the first of the largest
     rows = rows[rows["seed"] == seed]
     elsewhere = rows[~rows["family"].isin(list(other_than))]
     rows = rows if elsewhere.empty else elsewhere
