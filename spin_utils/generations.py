@@ -149,7 +149,7 @@ def example(generations: pd.DataFrame, models: Sequence[str] = MODELS, *, other_
     """
     rows = generations[generations["model"].isin(list(models))]
     answered = rows.groupby("seed")["model"].nunique()
-    seed = int(answered.index[answered.to_numpy().argmax()])  # the first of the largest
+    seed = int(answered.index[int(answered.to_numpy().argmax())])  # the first of the largest
     rows = rows[rows["seed"] == seed]
     elsewhere = rows[~rows["family"].isin(list(other_than))]
     rows = rows if elsewhere.empty else elsewhere
