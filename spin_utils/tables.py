@@ -117,7 +117,7 @@ def _times_note(cells: Sequence[Mapping[str, Any]], machine: str) -> str:
     if not seeds:
         return f"Ours on {machine}: not run."
     if seeds == [1]:
-        return f"Ours on {machine}: one training seed, the only one that had the machine alone, so no spread is known."
+        return f"Ours on {machine}: one training seed, which had the machine alone, so no spread is known."
     count = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     return (
         f"Ours on {machine}: mean over the {count} training seeds that had the machine alone, in brackets the fastest "

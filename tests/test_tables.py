@@ -153,7 +153,6 @@ def test_table_5_compares_with_one_more_epoch(scores):
 
 @pytest.fixture(scope="module")
 def transfer(root):
-    synthetic.write_generations(root, seeds=(0, 1), items=15)
     return results.load_evaluations(root, kind_folder="transfer")
 
 
