@@ -73,7 +73,7 @@ lab: $(READY)  ## open README and notebooks in JupyterLab, on this machine only
 	@test -d .lab || $(LAYOUT) $(BIN)/jupyter lab workspaces import notebooks/spin.jupyterlab-workspace
 	$(MALLOC) $(LAYOUT) $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --port=$(PORT) --notebook-dir=. --LabApp.default_url=/lab/workspaces/spin $(if $(filter 0,$(shell id -u)),--allow-root)
 
-bench: $(READY)  ## time the kit against its peers (about half an hour); writes benchmarks/results/
+bench: $(READY)  ## time the kit against its peers (about 50 minutes); writes benchmarks/results/
 	$(MALLOC) $(BIN)/python -m benchmarks
 
 lock:  ## rewrite requirements.lock from pyproject.toml

@@ -15,10 +15,12 @@ from benchmarks.interleaved import RESULTS, machine, read, write
 from spin_utils import plan, profiles, runtime, stages
 
 BENCHMARKS = {
-    "train_vs_trl": ["--scale"],
-    "sample_vs_generate": [],
-    "score_vs_lm_eval": [],
+    "train_vs_trl": ["train_vs_trl"],
+    "train_at_scale": ["train_vs_trl", "--scale"],
+    "sample_vs_generate": ["sample_vs_generate"],
+    "score_vs_lm_eval": ["score_vs_lm_eval"],
 }
+"""By name of the file of results, the module and its options."""
 NAMES = {"full_vs_generate": "sample_vs_generate", "ended_vs_generate": "sample_vs_generate_ended"}
 
 
@@ -31,9 +33,9 @@ def main() -> None:
     runtime.configure()
     model = stages.run(plan.make(profiles.load(options.profile), 0), "base")
     ratios: dict[str, dict[str, float]] = {}
-    for name, arguments in BENCHMARKS.items():
+    for name, (module, *arguments) in BENCHMARKS.items():
         if name in options.only:
-            command = [sys.executable, "-m", f"benchmarks.{name}", "--model", os.path.relpath(model)]
+            command = [sys.executable, "-m", f"benchmarks.{module}", "--model", os.path.relpath(model)]
             environment = runtime.child_environment(headless=True)
             subprocess.run([*command, "--runs", str(options.runs), *arguments], check=True, env=environment)
         if (RESULTS / f"{name}.json").is_file():

@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--tuned-micro-batch", type=int, default=0, help="pairs; 0: search")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
-    parser.add_argument("--scale", action="store_true", help="also measure ten times the pairs")
+    parser.add_argument("--scale", action="store_true", help="measure ten times the pairs instead")
     parser.add_argument("--way", choices=["ours", "trl", "tuned"], help=argparse.SUPPRESS)
     parser.add_argument("--regime", help=argparse.SUPPRESS)
     for name in ("--count", "--steps", "--micro-batch"):
@@ -295,16 +295,16 @@ def main() -> None:
     if arguments.way:
         child(arguments)
         return
-    ratios, details = {}, {}
-    for regime in arguments.regimes:
-        found, details[regime] = compare(arguments, regime)
-        ratios |= {name if regime == "ultrachat" else f"{name}_{regime}": value for name, value in found.items()}
+    name, ratios, details = "train_vs_trl", {}, {}
     if arguments.scale:
-        found, details["scale"] = scale(arguments)
-        ratios |= found
-    for name, value in ratios.items():
-        print(f"{name:32} {value['median']:.2f}  ({value['low']:.2f} to {value['high']:.2f}, {value['runs']} runs)")
-    path = write("train_vs_trl", {"machine": machine(), "clock": arguments.clock, "ratios": ratios, "details": details})
+        name = "train_at_scale"
+        ratios, details = scale(arguments)
+    for regime in [] if arguments.scale else arguments.regimes:
+        found, details[regime] = compare(arguments, regime)
+        ratios |= {key if regime == "ultrachat" else f"{key}_{regime}": value for key, value in found.items()}
+    for key, value in ratios.items():
+        print(f"{key:32} {value['median']:.2f}  ({value['low']:.2f} to {value['high']:.2f}, {value['runs']} runs)")
+    path = write(name, {"machine": machine(), "clock": arguments.clock, "ratios": ratios, "details": details})
     print(f"written to {path}")
 
 
