@@ -47,7 +47,10 @@ def section(profile: Profile) -> str:
     seconds, (_, links) = clock.expected_seconds(profile.name), next(results.chains(folder))
     device = list(links.values())[-1]["device"]
     minutes = sum(seconds.values()) / 60
-    time = f"The steps of one seed take about {minutes:.0f} minutes on the machine of these results ({device})."
+    time = (
+        f"The steps of one seed take about {minutes:.0f} minutes on the machine of these results ({device}), and "
+        "starting their notebooks some more."
+    )
     more = "Would more SFT do as well? " + (" ".join(against) or "That was not measured in this run.")
     note = (
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: "
