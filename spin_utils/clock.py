@@ -15,8 +15,8 @@ def expected_seconds(profile: str) -> dict[str, float]:
     """
     expected: dict[str, float] = {}
     try:
-        for _, chain in results.chains(paths.results(profile)):
-            for name, link in chain.items():
+        for path in results.files(paths.results(profile)):
+            for name, link in results.read_json(path)["provenance"]["chain"].items():
                 expected.setdefault(name, link["seconds"])
     except results.ResultsError:
         return {}  # a damaged file costs the estimate only: publishing writes it anew

@@ -12,7 +12,7 @@ import datetime
 import mimetypes
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ LICENCE = "https://www.apache.org/licenses/LICENSE-2.0"
 NAME = "run.crate.zip"
 _SHA256 = {"sha256": "https://w3id.org/ro/terms/workflow-run#sha256"}
 
-Links = dict[str, tuple[str, dict[str, Any]]]
-"""Name and link of the provenance chain by artifact, such as `sft-0123456789ab`."""
+Links = dict[tuple[str, str], tuple[str, dict[str, Any]]]
+"""Name and link of the provenance chain by artifact, such as `sft-0123456789ab`, and hash of its manifest: seeds that
+ran in homes of their own each made data and base model."""
 
 
 def write(profile: Profile) -> Path:
@@ -40,11 +41,11 @@ def write(profile: Profile) -> Path:
     folder = paths.results(profile.name)
     documents = {path: results.read_json(path) for path in sorted(results.files(folder))}
     links = {
-        f"{name}-{link['key']}": (name, link)
+        (f"{name}-{link['key']}", link["manifest_sha256"]): (name, link)
         for document in documents.values()
         for name, link in document["provenance"]["chain"].items()
     }
-    identifiers = _identifiers(documents.values())
+    identifiers = _identifiers(links)
     if not links:
         raise results.ResultsError(
             f"{paths.relative(folder)}: no results; run `spin-repro reproduce --profile {profile.name}` first"
@@ -55,11 +56,11 @@ def write(profile: Profile) -> Path:
     made: dict[str, list[str]] = {}
     for path, document in documents.items():
         step = document["provenance"]["step"]
-        made.setdefault(f"{step}-{document['provenance']['chain'][step]['key']}", []).append(files[path])
+        made.setdefault(document["provenance"]["chain"][step]["manifest_sha256"], []).append(files[path])
     known = _known_settings(profile, links)
     actions = [
-        _add_step(crate, step, *link, identifiers[step], known.get(step), made.get(step, []))
-        for step, link in links.items()
+        _add_step(crate, step, *link, identifiers[step], known.get(step), made.get(manifest, []))
+        for (step, manifest), link in links.items()
     ]
     actions.append(_add_drawing(crate, files, documents, folder))
     _describe(crate, profile.name, links, actions)
@@ -70,14 +71,13 @@ def write(profile: Profile) -> Path:
     return target
 
 
-def _identifiers(documents: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Hashes by artifact. Seeds that ran in homes of their own each made data and base model, with a manifest each."""
+def _identifiers(links: Links) -> dict[str, list[str]]:
+    """Hashes by artifact, in their order and once each."""
     found: dict[str, dict[str, None]] = {}
-    for document in documents:
-        for name, link in document["provenance"]["chain"].items():
-            hashes = {"manifest": link["manifest_sha256"], **link.get("weights_sha256", {})}
-            here = found.setdefault(f"{name}-{link['key']}", {})
-            here |= {f"{file} sha256 {digest}": None for file, digest in hashes.items()}
+    for (step, manifest), (_, link) in links.items():
+        hashes = {"manifest": manifest, **link.get("weights_sha256", {})}
+        here = found.setdefault(step, {})
+        here |= {f"{file} sha256 {digest}": None for file, digest in hashes.items()}
     return {step: list(hashes) for step, hashes in found.items()}
 
 
@@ -119,7 +119,7 @@ def _add_step(
     end = start + datetime.timedelta(seconds=link["seconds"])
     return _add(
         crate,
-        f"#make-{step}",
+        f"#make-{step}-{link['manifest_sha256'][:12]}",
         "CreateAction",
         name=f"{name}, seed {link['seed']}",
         description=f"Stage {link['stage']} on {link['device']}. A step that was stopped and went on counts as if it "
@@ -199,12 +199,12 @@ def _known_settings(profile: Profile, links: Links) -> dict[str, Any]:
     A step's key is a hash of its settings, so the profile as it is now proves them where it gives the same key. A
     manifest on this machine proves them where it is the one that the result names.
     """
-    found = {step: link["settings"] for step, (_, link) in links.items() if "settings" in link}
+    found = {step: link["settings"] for (step, _), (_, link) in links.items() if "settings" in link}
     for seed in sorted({link["seed"] for _, link in links.values()}):
         found |= {step.directory.name: step.settings for step in plan.make(profile, seed)}
     for manifest in paths.artifacts(profile.name).glob(f"*/*/{artifacts.MANIFEST}"):
         step = manifest.parent.name
-        if step in links and artifacts.file_hash(manifest) == links[step][1]["manifest_sha256"]:
+        if (step, artifacts.file_hash(manifest)) in links:
             found[step] = artifacts.read_manifest(manifest.parent)["settings"]
     return found
 

@@ -236,8 +236,8 @@ def load_summaries(results: Path, seeds: Sequence[int] | None = None) -> pd.Data
 
 
 def chains(results: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Training seed and provenance chain of every results file; the lowest seed of a kind comes first."""
-    for path in files(results):
+    """Training seed and provenance chain of every evaluation, by seed."""
+    for path in _files(results, "evaluations", None):
         document = read_json(path)
         yield document["seed"], document["provenance"]["chain"]
 

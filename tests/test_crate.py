@@ -117,7 +117,7 @@ def test_every_link_of_every_result_is_an_action_with_its_commit_versions_and_ha
         provenance = results.read_json(path)["provenance"]
         for name, link in provenance["chain"].items():
             step = f"{name}-{link['key']}"
-            action = entities[f"#make-{step}"]
+            action = entities[f"#make-{step}-{link['manifest_sha256'][:12]}"]
             software = entities[references(action["instrument"])[0]]
             assert link["commit"] in software["version"]
             assert ("uncommitted" in software["version"]) == link["dirty"]
@@ -133,8 +133,9 @@ def test_every_link_of_every_result_is_an_action_with_its_commit_versions_and_ha
             shared = link["stage"] in ("data", "base")  # no part of it depends on the seed of the run that made it
             assert shared or entities[f"#{step}-seed"]["value"] == link["seed"]
         file = f"results/{path.relative_to(home / 'results' / 'cpu')}"
-        last = f"#make-{provenance['step']}-{provenance['chain'][provenance['step']]['key']}"
-        assert file in references(entities[last]["result"])
+        name, link = provenance["step"], provenance["chain"][provenance["step"]]
+        last = entities[f"#make-{name}-{link['key']}-{link['manifest_sha256'][:12]}"]
+        assert file in references(last["result"])
 
 
 def test_the_same_results_give_the_same_bytes(
