@@ -56,11 +56,11 @@ class ModelSettings:
     """Folder of the model (`directory`) or of the GGUF file inside the package."""
     sha256: str = ""
     """Expected hash of the GGUF file."""
-    hidden_size: int = 64
+    hidden_size: int = field(default=64, metadata={"source": "tiny"})
     """Width of a `tiny` model."""
-    layers: int = 2
+    layers: int = field(default=2, metadata={"source": "tiny"})
     """Depth of a `tiny` model."""
-    vocabulary_size: int = 384
+    vocabulary_size: int = field(default=384, metadata={"source": "tiny"})
     """Size of the tokenizer trained for a `tiny` model."""
 
     def __post_init__(self) -> None:

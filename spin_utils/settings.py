@@ -88,6 +88,10 @@ class TrainingSettings:
         )
 
 
+OF_PAIRS = ("beta", "loss", "skip_identical", "end_truncated")
+"""Training settings that mean nothing where there is no pair, in SFT."""
+
+
 def training_identity(settings: TrainingSettings) -> dict[str, Any]:
     """What a trained model depends on, as JSON data: all settings but where the metrics are shown."""
     return {name: value for name, value in asdict(settings).items() if name != "trackers"}

@@ -5,7 +5,8 @@ What a model wrote is never rendered: markup and mathematics in it are shown as 
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import fields, is_dataclass
 from html import escape
 from typing import Any
 
@@ -13,7 +14,9 @@ import pandas as pd
 from IPython.display import HTML
 
 _CELL = "text-align:left; vertical-align:top; padding:0.3em 0.8em"
-_TEXT = "min-width:7em; white-space:pre-wrap; overflow-wrap:anywhere; margin:0; font-size:0.9em; background:none"
+# JupyterLab breaks any word of a <pre>; here only one that is longer than its column.
+_WRAP = "white-space:pre-wrap; word-break:normal; overflow-wrap:anywhere"
+_TEXT = f"min-width:7em; {_WRAP}; margin:0; font-size:0.9em; background:none"
 
 
 def show(frame: pd.DataFrame) -> HTML:
@@ -28,19 +31,23 @@ def show(frame: pd.DataFrame) -> HTML:
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
 
 
-def settings(**chosen: Any) -> HTML:
-    """Settings as running text, without those that are left empty.
+def settings(*, without: Collection[str] = (), **chosen: Any) -> HTML:
+    """Settings as running text, without those that are left empty or that another source of the same thing needs.
 
     Args:
+        without: names of settings to leave out.
         chosen: dataclasses of settings by what they are for.
     """
     lines = []
     for name, values in chosen.items():
-        given = asdict(values) if values is not None else {}
         parts = [
-            f"{escape(key)}&nbsp;<b>{escape(str(value))}</b>"
-            for key, value in given.items()
-            if not isinstance(value, dict) and value not in ("", ())
+            f"{escape(field.name)}&nbsp;<b>{escape(str(value))}</b>"
+            for field in (fields(values) if values is not None else ())
+            if field.name not in without
+            and all(getattr(values, other) == needed for other, needed in field.metadata.items())
+            and not isinstance(value := getattr(values, field.name), dict)
+            and not is_dataclass(value)
+            and value not in ("", ())
         ]
         lines.append(f"<p><i>{escape(name)}</i>: {', '.join(parts) or 'none'}</p>")
     return HTML("".join(lines))

@@ -20,6 +20,7 @@ from spin_utils import (
     live_curve,
     plan,
     profiles,
+    settings,
     stages,
     text_tables,
     trackers,
@@ -119,6 +120,15 @@ def test_settings_are_shown_by_name_and_a_missing_stage_as_none() -> None:
     shown = text_tables.settings(generation=profile.generation, sft=None).data
     assert f"temperature&nbsp;<b>{profile.generation.temperature}</b>" in shown
     assert "<i>sft</i>: none" in shown
+
+
+def test_settings_without_an_effect_are_not_shown() -> None:
+    smoke, cpu = profiles.load("smoke"), profiles.load("cpu")
+    assert "layers" in text_tables.settings(model=smoke.model).data
+    assert "layers" not in text_tables.settings(model=cpu.model).data
+    shown = text_tables.settings(sft=cpu.sft, without=settings.OF_PAIRS).data
+    assert "epochs" in shown
+    assert "beta" not in shown
 
 
 def test_headless_a_control_gives_the_picture_of_its_first_value() -> None:
