@@ -10,16 +10,21 @@ import ast
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spin_utils import paths, runtime
 from spin_utils.profiles import nearest
 
+if TYPE_CHECKING:
+    from jupyter_client import KernelManager
+
 REQUIRED = "REQUIRED"
 """A notebook writes this as the default of a parameter that has no sensible default."""
 _PATIENCE_S = 600.0  # after Ctrl-C a kernel finishes its step and saves, up to this long; then it is stopped
+_REST_S = 10.0  # a kernel with nothing to save ends at once, but it can miss the request: then it is stopped
 _START_S = 300  # for a kernel to start on a busy machine
 
 
@@ -112,6 +117,7 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     # Sockets in a folder of their own: kernels that run side by side must not share names, and no one else may read.
     with tempfile.TemporaryDirectory(prefix="spin-") as sockets, runtime.sigterm_as_ctrl_c():
         kernel = {"transport": "ipc", "ip": f"{sockets}/kernel", "shutdown_wait_time": _PATIENCE_S}
+        busy = threading.Event()
         try:
             execute_notebook(
                 path,
@@ -123,6 +129,9 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
                 stdout_file=sys.stdout,
                 cwd=str(path.parent),
                 config=Config(KernelManager=kernel),
+                kernel_manager_class=_manager(busy),
+                on_cell_execute=lambda **_: busy.set(),
+                on_cell_executed=lambda **_: busy.clear(),
             )
         except PapermillExecutionError as error:
             raise StageError(f"{error.ename}: {error.evalue}\n  in {paths.relative(output)}") from None
@@ -132,3 +141,21 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
                 f"same command goes on from there\n  in {paths.relative(output)}"
             ) from None
     return output
+
+
+def _manager(busy: threading.Event) -> type[KernelManager]:
+    """A kernel's manager that has patience with a busy kernel alone.
+
+    A kernel is interrupted before it is asked to end. At rest, the interrupt can make it lose the request.
+    """
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        async def shutdown_kernel(  # type: ignore[override]  # asynchronous, as in its parent
+            self, now: bool = False, restart: bool = False
+        ) -> None:
+            if not busy.is_set():
+                self.shutdown_wait_time = _REST_S
+            await super().shutdown_kernel(now, restart)
+
+    return Manager

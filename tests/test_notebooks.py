@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from spin_utils import notebooks, paths
@@ -92,3 +94,17 @@ def test_a_failing_cell_gives_the_error_without_a_traceback(tmp_path: Path, monk
         notebooks.run("n", {"a": 3}, tmp_path / "out" / "n.ipynb")
     assert "Traceback" not in str(error.value)
     assert (tmp_path / "out" / "n.ipynb").is_file(), "the executed copy is kept for a look"
+
+
+def test_a_kernel_at_rest_that_misses_the_request_to_end_is_stopped_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = "async def nothing(*_): pass\nget_ipython().kernel.control_handlers['shutdown_request'] = nothing"
+    path = write(tmp_path / "n.ipynb", "a = 1", deaf, "import os, time; print(os.getpid(), time.time())")
+    monkeypatch.setattr(paths, "notebook", lambda name: path)
+    monkeypatch.setattr(notebooks, "_REST_S", 1.0)
+    notebooks.run("n", {}, tmp_path / "out.ipynb")
+    (output,) = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs
+    kernel, ended = output.text.split()
+    assert not psutil.pid_exists(int(kernel))
+    assert time.time() - float(ended) < notebooks._PATIENCE_S / 4
