@@ -110,6 +110,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     plans = plan.make_all(profile, seeds)
     if not arguments.dry_run:
         mt_bench.check_judge(plans)
+        clock.remember(profile.name)
     log.info("profile %s, seeds %s: results go to %s", profile.name, seeds, paths.relative(paths.results(profile.name)))
     for step in [] if arguments.dry_run else chain.from_iterable(plans):
         artifacts.adopt(step.directory)

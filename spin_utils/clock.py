@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from spin_utils import artifacts, paths, results
+from spin_utils import artifacts, paths, results, strict_json
 from spin_utils.plan import Plan, Step
+from spin_utils.writing import write_text
 
 
 def expected_seconds(profile: str) -> dict[str, float]:
@@ -23,12 +26,20 @@ def expected_seconds(profile: str) -> dict[str, float]:
     return expected
 
 
+def remember(profile: str) -> None:
+    """Keep the expected seconds beside the artifacts: the first tables of a run replace the results that hold them."""
+    expected = _remembered(profile) | expected_seconds(profile)
+    if expected:
+        write_text(_memory(profile), json.dumps(expected))
+
+
 def outlook(plans: Sequence[Plan]) -> str:
     """What is to be done, with the minutes that it took before, one line a step."""
     missing = [(plan, step) for plan, step in _steps(plans) if not artifacts.is_complete(step.directory)]
     if not missing:
         return "Every step is done."
-    expected = expected_seconds(plans[0].profile.name)
+    profile = plans[0].profile.name
+    expected = _remembered(profile) | expected_seconds(profile)
     lines = [
         f"  seed {plan.seed}  {step.name:<18} "
         + (f"{expected[step.name] / 60:5.1f} min" if step.name in expected else "")
@@ -49,6 +60,18 @@ def account(plans: Sequence[Plan]) -> str:
     lines = [f"  {stage:<12} {sum(spent[stage]) / 60:6.1f} min in {len(spent[stage])} steps" for stage in order]
     total = sum(map(sum, spent.values())) / 60
     return "\n".join([f"Time of all steps, finished now or before: {total:.1f} min", *lines])
+
+
+def _memory(profile: str) -> Path:
+    return paths.artifacts(profile) / "expected-seconds.json"
+
+
+def _remembered(profile: str) -> dict[str, float]:
+    try:
+        known = strict_json.parse(_memory(profile).read_text())
+        return {name: float(seconds) for name, seconds in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # none yet, or damaged, which costs the estimate only
 
 
 def _steps(plans: Sequence[Plan]) -> Iterator[tuple[Plan, Step]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -142,10 +143,17 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     assert f"model.safetensors sha256 {weights}" in told, "from a cell of a table to the file of its model"
     assert told.index("eval-spin-0-") < told.index("spin-0-") < told.index("base-")
     assert "not on this machine" not in told
+    clock.remember("smoke")
+    shutil.rmtree(folder)
     text = clock.outlook([made])
     assert "spin-1" in text
     assert "eval-sft " not in text
     assert "evaluation" in clock.account([made])
+    for step in ("eval-sft", "transfer-sft"):
+        shutil.rmtree(made.directory(step))
+    assert "no earlier times" not in clock.outlook([made]), "remembered, though the results that said so are gone"
+    (paths.artifacts("smoke") / "expected-seconds.json").write_text("[1")
+    assert "no earlier times" in clock.outlook([made])
 
 
 def test_every_trained_model_has_a_name_that_its_notebook_can_draw() -> None:
