@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -95,9 +96,11 @@ def at_smoke(command: str) -> str:
 
 def prepare(folder: Path) -> None:
     """Make a folder look like a checkout after `make setup`: links to its files, and this Python in .venv/bin."""
+    written = ("results", "figures", "benchmarks")
     for path in ROOT.iterdir():
-        if not (folder / path.name).exists() and path.name not in (".git", ".venv", "results", "figures", "artifacts"):
+        if not (folder / path.name).exists() and path.name not in (".git", ".venv", "artifacts", *written):
             (folder / path.name).symlink_to(path)
+    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("results", "__pycache__"))
     python = shlex.quote(sys.executable)
     scripts = {
         "spin-repro": _SPIN_REPRO.format(python=sys.executable, with_profile=_WITH_PROFILE),

@@ -91,6 +91,8 @@ def test_the_slow_commands_of_a_page_run_after_its_others(page: str, checkout: P
             said = type_in(checkout, command)
     if page == "docs/add-a-benchmark.md":
         assert "colours" in said
+    if page == "docs/command-line.md":
+        assert (checkout / "benchmarks" / "results" / "sample_vs_generate.json").is_file(), "not in the repository"
 
 
 @pytest.mark.parametrize("command", documents.SERVERS)
