@@ -34,7 +34,7 @@ from spin_utils.writing import write_text
 
 __all__ = ["Interrupted", "NoMemoryError", "NonFiniteLossError", "Row", "TrainingResult", "train"]
 
-TRIMMED_EVERY = 20
+TRIMMED_EVERY = 5
 """Steps between two calls of `runtime.trim_memory`, each of which costs a small part of a step."""
 
 
