@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spin_utils import clock, drawing, footnotes, paths, published, records, results, verdicts
+from spin_utils import clock, drawing, footnotes, paths, published, records, results, verdict_page
 from spin_utils.settings import Profile
 from spin_utils.statistics import Estimate, paired_bootstrap
 
@@ -65,7 +65,7 @@ def section(profile: Profile) -> str:
         f"{judged['average-final-size']} here; that there is any gain is {judged['average-final']}."
     )
     everything = (
-        f"Of the {len(judged)} tables, figures and claims of the paper, here: {verdicts.tally(judged)}. "
+        f"Of the {len(judged)} tables, figures and claims of the paper, here: {verdict_page.tally(judged)}. "
         f"One by one, with the reasons: [verdicts](results/{profile.name}/verdicts.md), "
         f"[tables](results/{profile.name}/tables), [figures](figures/{profile.name})."
     )

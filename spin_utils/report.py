@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from spin_utils import drawing, paths, provenance, results, verdicts
+from spin_utils import drawing, paths, provenance, results, verdict_page
 from spin_utils.settings import Profile
 from spin_utils.table_text import Table
 from spin_utils.verdicts import Finding
@@ -112,8 +112,8 @@ def _chain(profile: Profile) -> list[str]:
 
 
 def _summary(findings: Sequence[Finding]) -> str:
-    counts = verdicts.tally(finding.verdict for finding in findings)
-    return f"<p><b>{counts}</b> of {len(findings)}. {escape(_plain(verdicts.rule(findings)))}</p>"
+    counts = verdict_page.tally(finding.verdict for finding in findings)
+    return f"<p><b>{counts}</b> of {len(findings)}. {escape(_plain(verdict_page.rule(findings)))}</p>"
 
 
 def _plain(markdown: str) -> str:
@@ -131,8 +131,8 @@ def _findings(findings: Sequence[Finding], *, numbers: bool = True) -> str:
     rows = []
     for finding in findings:
         named = {
-            "paper": verdicts.shown(finding.paper),
-            "ours": _unbroken(verdicts.with_interval(finding)),
+            "paper": verdict_page.shown(finding.paper),
+            "ours": _unbroken(verdict_page.with_interval(finding)),
             "where": finding.where,
         }
         rows.append(
