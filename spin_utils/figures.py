@@ -31,9 +31,6 @@ from spin_utils.figure_style import (
 )
 from spin_utils.results import label
 from spin_utils.statistics import Estimate, StatisticsError, paired_bootstrap
-from spin_utils.training_figures import loss_curve, response_lengths, training_curves
-
-__all__ = ["figure2", "figure3", "figure4", "figure5", "loss_curve", "response_lengths", "training_curves"]
 
 CHAIN = ("sft", "spin-0", "spin-1", "spin-2", "spin-3")
 _CHAIN_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2", "iter. 3")

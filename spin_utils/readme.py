@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from spin_utils import clock, drawing, footnotes, paths, published, records, results, verdict_page
+from spin_utils.plan import main_chain
 from spin_utils.settings import Profile
 from spin_utils.statistics import Estimate, paired_bootstrap
+from spin_utils.table_text import minus
 
 BEGIN = "<!-- results: written by `spin-repro figures --readme`, do not edit -->"
 END = "<!-- end of results -->"
@@ -22,7 +24,7 @@ def section(profile: Profile) -> str:
         "| average, points | ours | gain over SFT | paper | gain over SFT |",
         "|---|---:|---:|---:|---:|",
     ]
-    chain = ["sft", *(f"spin-{t}" for t in range(profile.spin.iterations))]
+    chain = main_chain(profile)
     control = [f"sft-more-{epoch}" for epoch in range(1, profile.sft_more + 1)]
     measured = set(scores["model"])
     if "sft" not in measured:
@@ -32,8 +34,8 @@ def section(profile: Profile) -> str:
         ours = paired_bootstrap(scores, {model: 1}, tasks=tasks)
         gain = "" if model == "sft" else _points(paired_bootstrap(scores, {model: 1, "sft": -1}, tasks=tasks), "+")
         printed = published.score(model, "average")
-        theirs = "— | —" if printed is None else f"{printed:.2f} | {'' if model == 'sft' else _minus(printed - base)}"
-        lines.append(f"| {results.label(model)} | {_points(ours)} | {gain} | {theirs} |")
+        theirs = "— | —" if printed is None else f"{printed:.2f} | {'' if model == 'sft' else f'{printed - base:+.2f}'}"
+        lines.append(f"| {results.label(model)} | {_points(ours)} | {gain} | {minus(theirs)} |")
     seeds = scores[scores["model"].isin(rows)]["seed"].nunique()
     items = scores.groupby("task")["id"].nunique().sum()
     fewer = footnotes.fewer_seeds(scores, rows)
@@ -80,10 +82,6 @@ def update(profile: Profile, readme: Path) -> None:
     readme.write_text(f"{before}{BEGIN}\n{section(profile)}\n{END}{after}", encoding="utf-8")
 
 
-def _minus(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
 def _points(estimate: Estimate, sign: str = "") -> str:
     points = estimate.times(100)
-    return f"{points.difference:{sign}.1f} [{points.low:{sign}.1f}, {points.high:{sign}.1f}]".replace("-", "−")
+    return minus(f"{points.difference:{sign}.1f} [{points.low:{sign}.1f}, {points.high:{sign}.1f}]")

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 from spin_utils import drawing, paths, provenance, results, verdict_page
+from spin_utils.plan import main_chain
 from spin_utils.settings import Profile
 from spin_utils.table_text import Table
 from spin_utils.verdicts import Finding
@@ -74,7 +75,7 @@ def write(profile: Profile) -> Path:
     seeds = sorted(int(seed) for seed in scores["seed"].unique())
     items = scores.groupby("task")["id"].nunique().sum()
     measured = list(dict.fromkeys(scores["model"]))
-    last = next((step for step in reversed(_chain(profile)) if step in measured), measured[-1])
+    last = next((step for step in reversed(main_chain(profile)) if step in measured), measured[-1])
     traced = sorted(int(seed) for seed in scores["seed"][scores["model"] == last].unique())
     parts = [
         f"<h1>SPIN, reproduced at the profile {escape(profile.name)}</h1>",
@@ -105,10 +106,6 @@ def write(profile: Profile) -> Path:
     path = folder / "report.html"
     write_text(path, page + "\n</body></html>\n")
     return path
-
-
-def _chain(profile: Profile) -> list[str]:
-    return ["sft", *(f"spin-{t}" for t in range(profile.spin.iterations))]
 
 
 def _summary(findings: Sequence[Finding]) -> str:

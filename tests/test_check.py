@@ -292,6 +292,15 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
     assert "(its config.json on the hub)" in text(report)
 
 
+def test_the_pairs_of_dpo_are_asked_for_whether_or_not_the_judge_has_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = profiles.load("paper", REVISION)
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    wanted = hub_access.wanted(profile)
+    assert "HuggingFaceH4/ultrafeedback_binarized" in {repository.name for repository in wanted}
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert hub_access.wanted(profile) == wanted
+
+
 def test_a_hub_that_does_not_answer_is_unknown_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with serve(LoopbackHub()) as gone:
         pass
