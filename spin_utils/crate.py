@@ -45,7 +45,6 @@ def write(profile: Profile) -> Path:
         for document in documents.values()
         for name, link in document["provenance"]["chain"].items()
     }
-    identifiers = _identifiers(links)
     if not links:
         raise results.ResultsError(
             f"{paths.relative(folder)}: no results; run `spin-repro reproduce --profile {profile.name}` first"
@@ -57,7 +56,7 @@ def write(profile: Profile) -> Path:
     for path, document in documents.items():
         step = document["provenance"]["step"]
         made.setdefault(document["provenance"]["chain"][step]["manifest_sha256"], []).append(files[path])
-    known = _known_settings(profile, links)
+    identifiers, known = _identifiers(links), _known_settings(profile, links)
     actions = [
         _add_step(crate, step, *link, identifiers[step], known.get(step), made.get(manifest, []))
         for (step, manifest), link in links.items()

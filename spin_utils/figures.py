@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from spin_utils import footnotes, published
 from spin_utils.figure_style import (
@@ -291,8 +292,6 @@ def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str) -> None:
 
 
 def _model_legend(figure: Figure, models: Sequence[str]) -> None:
-    from matplotlib.patches import Patch
-
     patches = [Patch(fc=colour(model), hatch=HATCHES.get(model), ec="white", lw=0) for model in models]
     names = [label(model).replace("SPIN iteration", "SPIN iter.") for model in models]
     figure.legend(patches, names, loc="outside upper center", ncols=3, handlelength=1.2, columnspacing=1.2)

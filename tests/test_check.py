@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,6 @@ def _quick(home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     """Versions of 200 packages take a second; the test of them is the last one."""
     if "versions" not in request.node.name:
         monkeypatch.setattr(check, "_versions", lambda: check.Finding("versions", "ok", ""))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    with serve(LoopbackHub()) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        files = "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + files)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        yield running
 
 
 def states(report: check.Report, what: str) -> list[str]:

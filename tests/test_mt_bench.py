@@ -43,13 +43,8 @@ from spin_utils.mt_bench_questions import MtBenchError, judge_messages, judge_pr
 from spin_utils.mt_bench_settings import CATEGORIES, MtBenchSettings
 from spin_utils.sampling import Sample
 
+pytestmark = pytest.mark.usefixtures("judge_key")
 TEXT = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:")
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 def rate(body: dict[str, Any], number: int = 0) -> Any:
