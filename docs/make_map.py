@@ -18,22 +18,23 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 STOREYS = {
     "doors": "cli cli_parser cli_results notebooks dpo controls reproduction scheduling check",
-    "drawing": "report readme drawing tables table_text figures training_figures generation_figures "
+    "drawing": "report readme drawing tables time_table table_text figures training_figures generation_figures "
     "generation_tables theory_figures figure_style live_curve item_figures text_tables token_figures "
     "mt_bench_figure crate cards",
     "steps": "publishing explore stages answering self_play pair_training launching provenance clock plan "
     "token_scores input_checks mt_bench forecast hub_access model_folder architectures machine "
     "memory_model fitting step_resources",
     "measuring": "evaluation lm answers heldout generations mt_bench_answers vllm_health",
-    "judging": "verdicts registry compare statistics footnotes published results documents document_checks theory "
-    "cost_model mt_bench_scores paper_suite records",
+    "judging": "verdict_page verdicts registry compare statistics footnotes published results documents "
+    "document_checks theory cost_model mt_bench_scores paper_suite records",
     "sampling": "sampling decoding vllm_backend vllm_shards vllm_worker",
     "training": "training training_step resuming trackers losses optimizer logprobs fast_layers attention sharding "
     "pairs packing",
     "data": "demonstrations families worked_solutions worked_numbers worked_words preferences rows templates "
     "models judge mt_bench_questions ",
     "settings": "profiles settings input_settings machine_settings mt_bench_settings",
-    "ground": "artifacts processes paths writing progress runtime gpus pieces seals storage strict_json strict_yaml",
+    "ground": "artifacts versions processes paths writing progress runtime gpus pieces seals storage strict_json "
+    "strict_yaml",
 }
 """Rooms by storey, from the roof down."""
 PURPOSES = {

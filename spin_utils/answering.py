@@ -131,7 +131,7 @@ def _answers(
     model = models.load(folder, torch.bfloat16)
     stop = end_ids(tokenizer, profile.template)
     size = profile.generation.shard_rows
-    shards = {start: artifacts.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
+    shards = {start: pieces.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
     left = processes.from_first(lambda: [start for start, path in shards.items() if not pieces.is_kept(work, path)])
     done = len(encoded) - sum(min(size, len(encoded) - start) for start in left)
     with progress(len(encoded), what, "prompts", done=done) as bar:
@@ -168,7 +168,7 @@ def _vllm_answers(
         eos_ids=end_ids(tokenizer, profile.template),
         settings=settings,
         seed=seed,
-        work=artifacts.scratch(work) / "vllm",
+        work=pieces.scratch(work) / "vllm",
         what=what,
     )
     health = vllm_health.compare(folder, prompts, answers, settings.vllm)

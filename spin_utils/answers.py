@@ -72,10 +72,10 @@ class Answers:
         if not path.exists():
             return
         data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(path, whole)
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.truncate(path, end)
+        for number, line in enumerate(data[:end].splitlines(), start=1):
             try:
                 entry = json.loads(line)
                 key, answer = entry["key"], entry["answer"]

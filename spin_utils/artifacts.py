@@ -11,24 +11,22 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import platform
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from spin_utils import __version__, pieces, processes, storage, strict_json
-from spin_utils.paths import REPOSITORY, relative
+from spin_utils.paths import relative
 from spin_utils.pieces import scratch
 from spin_utils.seals import canonical, file_hash, is_whole, sealed
+from spin_utils.versions import environment
 from spin_utils.writing import sync, write_text
 
 log = logging.getLogger(__name__)
@@ -45,7 +43,6 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 """What a manifest says beside its files."""
 _PLANNED = re.compile("/(?:shared|seed-[0-9]+)/[^/]+-([0-9a-f]{12})$")
 """Where a plan puts artifacts; elsewhere, as at the end of `dpo`, a folder's name is anybody's choice."""
-_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "reasoning-gym", "tokenizers", "numpy")
 
 
 class ArtifactError(RuntimeError):
@@ -303,43 +300,6 @@ def write_json(path: Path, data: Any) -> None:
         return
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(path, text)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, commit and device: only what a reader of the result needs, never the whole environment."""
-    commit, dirty = _commit()
-    return {
-        "versions": {"spin_utils": __version__, "python": platform.python_version(), **_versions()},
-        "commit": commit,
-        "dirty": dirty,
-        "device": _device(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
-def _commit() -> tuple[str, bool]:
-    # Results are products of the tree, not part of what makes them: they do not make it dirty.
-    try:
-        git = ["git", "-C", str(REPOSITORY)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        pathspec = ["--", ".", ":!results", ":!figures", ":!benchmarks/results"]
-        status = subprocess.run([*git, "status", "--porcelain", *pathspec], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", True
-    return commit, bool(status.stdout.strip())
-
-
-def _device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    else:
-        device = f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    return device if processes.count() == 1 else f"{device}, {processes.count()} processes"
 
 
 def _spent(work: Path) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from spin_utils import artifacts, drawing, paths, plan, profiles, published, results
+from spin_utils import artifacts, drawing, paths, plan, profiles, published, results, seals
 from spin_utils.plan import Plan, control_training, training_of
 from spin_utils.settings import Profile, TrainingSettings
 from spin_utils.statistics import paired_bootstrap
@@ -144,7 +144,7 @@ def _checked(made: Plan, model: str, seed: int) -> Path:
     step, link = _link(made, model, seed)
     directory = made.directory(step)
     artifacts.verify(directory)
-    if link.get("manifest_sha256") != artifacts.file_hash(directory / artifacts.MANIFEST):
+    if link.get("manifest_sha256") != seals.file_hash(directory / artifacts.MANIFEST):
         path = paths.relative(results.path_of(paths.results(made.profile.name), seed, "evaluations", model))
         raise CardError(f"{model}: {path} is of another checkpoint; run `spin-repro reproduce` again")
     return made.checkpoint(model)

@@ -29,6 +29,7 @@ from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.forecast import Lengths
 from spin_utils.input_settings import DemonstrationSettings
 from spin_utils.machine import Machine
+from spin_utils.memory_model import Need
 from spin_utils.models import ModelError
 from spin_utils.rows import RowError
 from spin_utils.settings import Profile
@@ -131,15 +132,21 @@ def _memory(profile: Profile, machine: Machine, a: Architecture, lengths: Length
             yield Finding(what, "note", f"{text}; {shared} each when sharded over {devices} devices")
         else:
             changes = fitting.remedy(profile, need.stage, machine, a, lengths)
-            hint = f"fits with {' '.join(f'--set {name}={_yaml(value)}' for name, value in (changes or {}).items())}"
-            least = need.total(10**6)
-            wanted = "take a smaller model or more memory"
-            if need.sharded and least <= machine.memory:
-                count = next(n for n in range(2, 10**6) if need.total(n) <= machine.memory)
-                wanted = f"shard it over {count} such devices or take a smaller model"
-                if count <= machine.devices:
-                    wanted = f"fits with --set processes.sharding=fsdp2 --set resources.training.gpus={count}"
-            yield Finding(what, "refused", f"{text}; {hint if changes else wanted}")
+            yield Finding(what, "refused", f"{text}; {_fits_with(changes) if changes else _more_memory(need, machine)}")
+
+
+def _fits_with(changes: Mapping[str, Any]) -> str:
+    return f"fits with {' '.join(f'--set {name}={_yaml(value)}' for name, value in changes.items())}"
+
+
+def _more_memory(need: Need, machine: Machine) -> str:
+    """What helps a stage that no settings make fit as it is."""
+    if not need.sharded or need.total(10**6) > machine.memory:
+        return "take a smaller model or more memory"
+    count = next(n for n in range(2, 10**6) if need.total(n) <= machine.memory)
+    if count <= machine.devices:
+        return _fits_with({"processes.sharding": "fsdp2", "resources.training.gpus": count})
+    return f"shard it over {count} such devices or take a smaller model"
 
 
 def _vllm_gpus(profile: Profile, machine: Machine) -> Iterator[Finding]:

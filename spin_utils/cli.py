@@ -23,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, cli_parser, cli_results, paths, processes, profiles, runtime, storage
+from spin_utils import artifacts, cli_parser, cli_results, paths, processes, profiles, runtime, seals, storage
 from spin_utils.input_settings import LARGEST_SEED, SettingsError
 from spin_utils.launching import LaunchError
 from spin_utils.notebooks import StageError
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one clear line and exit status 2."""
     arguments = cli_parser.parse(argv)
     if processes.launched():
-        os.environ["SPIN_HEADLESS"] = "1"  # no bars of several processes in one terminal
+        os.environ[runtime.HEADLESS] = "1"  # no bars of several processes in one terminal
     runtime.configure_logging()
     if hasattr(signal, "SIGPIPE") and not processes.launched():  # a worker saves its state though no one listens
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
@@ -280,7 +280,7 @@ def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
     profile = profiles.load(arguments.profile, changes)  # refuses what the next line could not write
     lasting = {name: value for name, value in changes.items() if not name.startswith(("processes.", "resources."))}
     if "name" not in changes and lasting:
-        digest = hashlib.sha256(artifacts.canonical([arguments.profile, lasting]).encode()).hexdigest()[:6]
+        digest = hashlib.sha256(seals.canonical([arguments.profile, lasting]).encode()).hexdigest()[:6]
         profile = dataclasses.replace(profile, name=f"{Path(arguments.profile).stem}-{digest}"[:64])
     return str(profiles.dump(profile, paths.artifacts(profile.name) / "profile.yaml")), profile
 

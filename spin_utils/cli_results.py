@@ -48,7 +48,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def verdicts(arguments: argparse.Namespace) -> int:
-    from spin_utils.verdicts import read, tally
+    from spin_utils.verdict_page import read, tally
 
     table = read(paths.results(profiles.folder(arguments.profile)), arguments.verdict)
     if arguments.json:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils import __version__, artifacts, paths, plan, results
+from spin_utils import __version__, artifacts, paths, plan, results, seals
 from spin_utils.settings import Profile
 from spin_utils.writing import replacing
 
@@ -45,7 +45,6 @@ def write(profile: Profile) -> Path:
         for document in documents.values()
         for name, link in document["provenance"]["chain"].items()
     }
-    identifiers = _identifiers(links)
     if not links:
         raise results.ResultsError(
             f"{paths.relative(folder)}: no results; run `spin-repro reproduce --profile {profile.name}` first"
@@ -57,7 +56,7 @@ def write(profile: Profile) -> Path:
     for path, document in documents.items():
         step = document["provenance"]["step"]
         made.setdefault(document["provenance"]["chain"][step]["manifest_sha256"], []).append(files[path])
-    known = _known_settings(profile, links)
+    identifiers, known = _identifiers(links), _known_settings(profile, links)
     actions = [
         _add_step(crate, step, *link, identifiers[step], known.get(step), made.get(manifest, []))
         for (step, manifest), link in links.items()
@@ -94,7 +93,7 @@ def _add_files(crate: Any, folder: Path, figures: Path) -> dict[Path, str]:
             "name": place,
             "encodingFormat": kind or "text/plain",
             "contentSize": str(path.stat().st_size),
-            "sha256": artifacts.file_hash(path),
+            "sha256": seals.file_hash(path),
         }
         ids[path] = crate.add_file(path, place, properties=properties).id
     return ids
@@ -112,7 +111,7 @@ def _add_step(
     """One action with its inputs, settings and result; returns its id."""
     _add(crate, f"#{step}", "CreativeWork", name=f"artifact {step}", identifier=identifiers)
     taken = [f"#{reference['artifact']}" for reference in link["inputs"].values()]
-    values = {"seed": link["seed"]} | ({} if settings is None else {"settings": artifacts.canonical(settings)})
+    values = {"seed": link["seed"]} | ({} if settings is None else {"settings": seals.canonical(settings)})
     for label, value in values.items():
         taken.append(_add(crate, f"#{step}-{label}", "PropertyValue", name=label, value=value))
     start = datetime.datetime.fromisoformat(link["started"])
@@ -204,7 +203,7 @@ def _known_settings(profile: Profile, links: Links) -> dict[str, Any]:
         found |= {step.directory.name: step.settings for step in plan.make(profile, seed)}
     for manifest in paths.artifacts(profile.name).glob(f"*/*/{artifacts.MANIFEST}"):
         step = manifest.parent.name
-        if (step, artifacts.file_hash(manifest)) in links:
+        if (step, seals.file_hash(manifest)) in links:
             found[step] = artifacts.read_manifest(manifest.parent)["settings"]
     return found
 

@@ -27,12 +27,8 @@ from spin_utils.rows import (
     hub_records,
     listed,
     read_records,
-    read_rows,
     repeated_rows,
-    write_rows,
 )
-
-__all__ = ["Demonstrations", "DemonstrationError", "load", "read_rows", "write_rows"]
 
 _PAIR = ("prompt", "response")
 """Rows equal in these are one demonstration; the same prompt with another response is a second one and welcome."""

@@ -9,7 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, launching, model_folder, models, paths, preferences, processes, profiles, trackers
+from spin_utils import (
+    artifacts,
+    launching,
+    model_folder,
+    models,
+    paths,
+    preferences,
+    processes,
+    profiles,
+    seals,
+    trackers,
+)
 from spin_utils.input_settings import ModelSettings, PreferenceSettings
 from spin_utils.pair_training import train_on_pairs
 from spin_utils.pairs import Pairs, write
@@ -67,7 +78,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     rows = preferences.load(PreferenceSettings("file", train=str(pairs)))
     described = {"training": training_identity(settings.training), "template": profiles.as_dict(settings.template)}
     identity = models.identity(ModelSettings("directory", path=str(start)))
-    inputs = {"model": identity, "pairs": artifacts.file_hash(pairs)}
+    inputs = {"model": identity, "pairs": seals.file_hash(pairs)}
     key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
     unnamed = out.with_name(f"{out.name}-{key}")
     if launching.wanted(settings.processes) and not _is_made(out, key):

@@ -26,7 +26,9 @@ from spin_utils import (
     results,
     table_text,
     tables,
+    time_table,
     training_figures,
+    verdict_page,
     verdicts,
 )
 from spin_utils.settings import Profile
@@ -60,7 +62,7 @@ def write(drawing: Drawing, profile: Profile) -> list[Path]:
     """Write what `compose` made to results/PROFILE and figures/PROFILE, and close the figures."""
     folder = paths.results(profile.name)
     written = [path for table in drawing.tables for path in table_text.write(table, folder / "tables")]
-    written += verdicts.write(drawing.findings, folder)
+    written += verdict_page.write(drawing.findings, folder)
     for name, figure in drawing.figures.items():
         written += figure_style.save(figure, paths.figures(profile.name), name)
         figure.clear()
@@ -99,7 +101,7 @@ def compose(profile: Profile) -> Drawing:
     return Drawing(
         tables=[
             tables.table1(results.load_summaries(folder), tasks, shots=shots(profile)),
-            tables.table2(times, machine=machine),
+            time_table.table2(times, machine=machine),
             *(make(scores, tasks) for make in (tables.table3, tables.table4, tables.table5)),
             tables.table6(transfer, transfer_tasks, grades),
             *(make(texts, measured) for make in (generation_tables.table7, generation_tables.table8)),

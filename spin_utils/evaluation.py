@@ -70,8 +70,6 @@ def evaluate(
     *,
     template: TemplateSettings | None,
     settings: EvaluationSettings,
-    tasks: Sequence[str] = (),
-    include_path: Path | str | Sequence[Path | str] = (),
     work: Path | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
@@ -82,9 +80,7 @@ def evaluate(
         tokenizer: Its tokenizer.
         rows: Held-out rows, or their JSONL file, for the suite `local`; the paper's suites do not read them.
         template: How prompts of generation tasks become tokens; None: plain text, as lm-eval does.
-        settings: Suite, items per task, batch size, longest answer.
-        tasks: Further lm-eval tasks or groups, by name or path of a YAML file.
-        include_path: Folders with further task files.
+        settings: Suite, further tasks, items per task, batch size, longest answer.
         work: Folder where finished answers are kept, so that a killed evaluation goes on; None: not kept.
         progress: Called with the number of newly finished requests.
 
@@ -106,8 +102,8 @@ def evaluate(
     )
     with _folder(work) as folder:
         columns = _row_columns(rows, folder) if settings.suite == "local" else _paper_columns(settings.suite)
-        columns += _further_columns(tasks)
-        loaded = _load(columns, include_path)
+        columns += _further_columns(settings.tasks)
+        loaded = _load(columns)
         everything = {name: task for leaves in loaded.values() for name, task in leaves.items()}
         chosen = {name: range(n) for leaves in loaded.values() for name, n in _counts(leaves, settings.limit).items()}
         with _compiled_once(), _without_bars():
@@ -195,7 +191,7 @@ def check_tasks(tasks: Sequence[str], families: Iterable[str]) -> None:
     for further in columns:
         if further.name.lower() in taken:
             raise EvaluationError(f"tasks: {further.spec} has the name of a family of the demonstrations; rename it")
-    for column, leaves in _load(columns, ()).items():
+    for column, leaves in _load(columns).items():
         for name, task in leaves.items():
             if task.OUTPUT_TYPE not in _SCORED:
                 raise EvaluationError(f"tasks: {name} is of type {task.OUTPUT_TYPE}; use {', '.join(_SCORED)}")
@@ -203,29 +199,25 @@ def check_tasks(tasks: Sequence[str], families: Iterable[str]) -> None:
                 raise EvaluationError(f"tasks: {column} has no metric or no items; add them to its file")
 
 
-def _load(columns: Sequence[Column], include_path: Path | str | Sequence[Path | str]) -> dict[str, dict[str, Any]]:
+def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
     """lm-eval's task objects by column; a group has several."""
     names = [column.name for column in columns]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise EvaluationError(f"tasks: {', '.join(repeated)} given twice; rename the task or leave one out")
-    folders = [include_path] if isinstance(include_path, Path | str) else list(include_path)
-    for folder in folders:
-        if not Path(folder).is_dir():
-            raise EvaluationError(f"include_path: {folder} is not a folder")
     shipped = [LM_EVAL_TASKS / b.folder for suite in paper_suite.SUITES.values() for b in suite.values()]
-    manager = TaskManager(include_path=[*dict.fromkeys(shipped), *folders], include_defaults=False)
+    manager = TaskManager(include_path=list(dict.fromkeys(shipped)), include_defaults=False)
     wanted = [column.spec for column in columns]
     if any(not spec.endswith(".yaml") and spec not in manager.all_tasks for spec in wanted):
         # Indexing lm-eval's own thousands of files takes seconds, so it is done only where a name needs it.
-        manager = TaskManager(include_path=folders, include_defaults=True)
+        manager = TaskManager(include_defaults=True)
     loaded: dict[str, dict[str, Any]] = {}
     for column in columns:
         try:
             with _without_hint():
                 leaves = manager.load([column.spec])["tasks"]
         except KeyError as error:
-            remedy = "check the path" if "/" in column.spec else "check the name, or add its folder to include_path"
+            remedy = "check the path" if "/" in column.spec else "check the name, or give the path of its YAML file"
             raise EvaluationError(f"tasks: lm-eval knows no task {column.spec!r}; {remedy}") from error
         except Exception as error:  # a task file, its functions and its data reach any line of lm-eval and datasets
             reason = " ".join(f"{type(error).__name__}: {error}".split())

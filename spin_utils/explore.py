@@ -13,9 +13,8 @@ import pandas as pd
 import torch
 
 from spin_utils import artifacts, models, stages
-from spin_utils.artifacts import is_complete
 from spin_utils.pairs import Pairs
-from spin_utils.plan import Plan
+from spin_utils.plan import Plan, main_chain
 from spin_utils.sampling import sample
 from spin_utils.templates import decode_response, encode_prompt, encode_rows, end_ids
 from spin_utils.token_scores import common
@@ -77,7 +76,7 @@ def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
 
 def made_pairs(plan: Plan) -> pd.DataFrame:
     """The pairs of every iteration that has them, as `pairs` gives them, with a column `iteration`."""
-    made = [t for t in range(plan.profile.spin.iterations) if is_complete(plan.directory(f"pairs-{t}"))]
+    made = [t for t in range(plan.profile.spin.iterations) if artifacts.is_complete(plan.directory(f"pairs-{t}"))]
     return pd.concat([pairs(plan, t).assign(iteration=t) for t in made], ignore_index=True)
 
 
@@ -109,8 +108,8 @@ def answers(plan: Plan, checkpoints: Mapping[str, Path], rows: Sequence[Mapping[
 
 def iterates(plan: Plan) -> dict[str, Path]:
     """The model that self-play starts from and every iteration after it, as far as they are made: folders by name."""
-    chain = [stages.opponent(plan, 0), *(f"spin-{t}" for t in range(plan.profile.spin.iterations))]
-    return {name: plan.directory(name) for name in chain if is_complete(plan.directory(name))}
+    chain = [stages.opponent(plan, 0), *main_chain(plan.profile)[1:]]
+    return {name: plan.directory(name) for name in chain if artifacts.is_complete(plan.directory(name))}
 
 
 def prompts(plan: Plan, count: int = 20) -> list[str]:
@@ -165,6 +164,5 @@ def turned(plan: Plan, model: str) -> tuple[str, pd.DataFrame]:
 
 def scores(plan: Plan) -> pd.DataFrame:
     """Scores of SFT and every iteration that is evaluated: a row per `task` and `id`, a column per model in order."""
-    chain = ["sft", *(f"spin-{t}" for t in range(plan.profile.spin.iterations))]
-    made = [model for model in chain if is_complete(plan.directory(f"eval-{model}"))]
+    made = [model for model in main_chain(plan.profile) if artifacts.is_complete(plan.directory(f"eval-{model}"))]
     return pd.DataFrame({model: evaluation(plan, model).set_index(["task", "id"])["score"] for model in made})

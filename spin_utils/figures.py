@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from spin_utils import footnotes, published
 from spin_utils.figure_style import (
@@ -31,9 +32,6 @@ from spin_utils.figure_style import (
 )
 from spin_utils.results import label
 from spin_utils.statistics import Estimate, StatisticsError, paired_bootstrap
-from spin_utils.training_figures import loss_curve, response_lengths, training_curves
-
-__all__ = ["figure2", "figure3", "figure4", "figure5", "loss_curve", "response_lengths", "training_curves"]
 
 CHAIN = ("sft", "spin-0", "spin-1", "spin-2", "spin-3")
 _CHAIN_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2", "iter. 3")
@@ -294,8 +292,6 @@ def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str) -> None:
 
 
 def _model_legend(figure: Figure, models: Sequence[str]) -> None:
-    from matplotlib.patches import Patch
-
     patches = [Patch(fc=colour(model), hatch=HATCHES.get(model), ec="white", lw=0) for model in models]
     names = [label(model).replace("SPIN iteration", "SPIN iter.") for model in models]
     figure.legend(patches, names, loc="outside upper center", ncols=3, handlelength=1.2, columnspacing=1.2)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spin_utils import artifacts, cost_model, paper_suite
+from spin_utils import artifacts, cost_model, paper_suite, published
 from spin_utils.cost_model import Architecture, Run, forward_flops
 from spin_utils.input_settings import DemonstrationSettings
 from spin_utils.machine import Machine
@@ -237,7 +237,7 @@ def _suite_hours(
         return _answering(items, found.prompt, min(found.real, settings.max_new_tokens), settings, run, a)
     total = 0.0
     for name, benchmark in paper_suite.SUITES[suite].items():
-        items = min(paper_suite.items(name), settings.limit or paper_suite.items(name))
+        items = min(published.items(name), settings.limit or published.items(name))
         if benchmark.filter:  # a model that is no chat model runs on to the limit
             total += _answering(items, CONTEXT[name], settings.max_new_tokens, settings, run, a)
         else:

@@ -15,7 +15,7 @@ from spin_utils import footnotes
 from spin_utils.generations import MODELS, RULE, Example, example, similarity
 from spin_utils.results import label
 from spin_utils.statistics import StatisticsError, paired_bootstrap
-from spin_utils.table_text import DASH, Table, finish, with_range
+from spin_utils.table_text import DASH, Table, finish, numbers, with_range
 
 _MEASURES = {
     "generated_tokens": ("tokens", 1, 1),
@@ -55,11 +55,11 @@ def table8(generations: pd.DataFrame, measured: pd.DataFrame, *, seed: int = 0) 
 def _table(number: int, title: str, shown: Example | None, measured: pd.DataFrame, seed: int) -> Table:
     cells: list[dict[str, Any]] = []
     lines: list[tuple[str, ...]] = []
-    for name, text, numbers in _texts(shown):
+    for name, text, counts in _texts(shown):
         cells.append({"row": name, "column": "text", "quantity": "example", "value": text})
         if text is None:
             cells[-1]["reason"] = "no generations at all" if shown is None else _missing(name)
-        lines.append((name, "example", DASH if text is None else text, *numbers))
+        lines.append((name, "example", DASH if text is None else text, *counts))
     for model, minus, contrast in _contrasts():
         means = [_cell(measured, contrast, column, seed) for column in _MEASURES]
         quantity = "difference to iteration 0" if minus else "mean of all prompts"
@@ -133,8 +133,7 @@ def _cell(measured: pd.DataFrame, contrast: Mapping[str, float], column: str, se
         estimate = paired_bootstrap(measured, contrast, column=column, seed=seed).times(factor)
     except StatisticsError as error:
         return {"column": name, "reason": str(error)}
-    cell = {"column": name, "value": estimate.difference, "low": estimate.low, "high": estimate.high}
-    return cell | {"n": estimate.n_items, "seeds": estimate.n_seeds}
+    return {"column": name, **numbers(estimate)}
 
 
 def _missing(*names: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from spin_utils import paper_suite
-from spin_utils.plan import control_demonstrations, left_out, needs_data
+from spin_utils.plan import control_demonstrations, needs_data
 from spin_utils.settings import Profile
 
 Kind = Literal["model", "dataset"]
@@ -47,7 +47,7 @@ def wanted(profile: Profile) -> list[Wanted]:
     ):
         if data is not None and data.source == "hub":
             found.append(Wanted("dataset", data.name, data.revision, f"{where}demonstrations.revision"))
-    if profile.dpo and profile.dpo.preferences.source == "hub" and not profile.released and not left_out(profile):
+    if profile.dpo and profile.dpo.preferences.source == "hub" and not profile.released:
         pairs = profile.dpo.preferences
         found.append(Wanted("dataset", pairs.name, pairs.revision, "dpo.preferences.revision"))
     if profile.evaluation.suite != "local":

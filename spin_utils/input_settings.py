@@ -13,6 +13,11 @@ LARGEST_SEED = 2**31
 """Seeds are below it: a stream of random numbers is 1000 times the seed and more, in 64 bits."""
 FAMILY_NAME = re.compile(r"\w([\w .,:+-]{0,62}[\w.,:+-])?")
 """A family names a task and its file, so it holds no slash, does not begin with a dot or end in a space."""
+FAMILY_RULE = (
+    "names a task and its file; use at most 64 letters, digits, spaces and . , : + - _, and begin with a letter or "
+    "digit"
+)
+"""The same for people."""
 MOST_GENERATED = 1_000_000
 """Rows of a split: a million already take minutes to make, in memory."""
 BENCHMARKS = ("arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu")
@@ -160,8 +165,7 @@ class DemonstrationSettings:
             same = [other for other in (*self.families, *self.transfer) if other.lower() == name.lower()]
             require(
                 FAMILY_NAME.fullmatch(name) is not None,
-                f"demonstrations.families: {name[:80]!r} names a task and its file; use at most 64 letters, digits, "
-                "spaces and . , : + - _, and begin with a letter or digit",
+                f"demonstrations.families: {name[:80]!r} {FAMILY_RULE}",
             )
             require(
                 len(set(same)) == 1,

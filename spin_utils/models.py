@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils import strict_json
-from spin_utils.artifacts import file_hash
 from spin_utils.input_settings import ModelSettings
 from spin_utils.profiles import nearest
 from spin_utils.rows import kind
+from spin_utils.seals import file_hash
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from spin_utils import artifacts, judge
+from spin_utils import artifacts, judge, pieces, seals
 from spin_utils.judge import Grade, Judge
 from spin_utils.mt_bench_questions import Message, judge_messages, judge_prompts, questions
 from spin_utils.mt_bench_settings import MtBenchSettings, judge_identity
@@ -45,7 +45,7 @@ def make_answers(plan: Plan, step: Step, work: Path) -> None:
             asked,
             settings,
             seed=stream(plan.seed, STREAM),
-            scratch=artifacts.scratch(work),
+            scratch=pieces.scratch(work),
             progress=bar.advance,
         )
     cut = sum(turn["cut_tokens"] > 0 for answer in answers for turn in answer["turns"])
@@ -69,7 +69,7 @@ def make_grades(plan: Plan, step: Step, work: Path) -> None:
             items[name] = {"id": name, "category": answer["category"], **said}
             items[name]["response"] = items[name].pop("text")
     with progress(len(requests), step.name, "grades") as bar:
-        grades = grade_all(requests, settings, artifacts.scratch(work), bar.advance)
+        grades = grade_all(requests, settings, pieces.scratch(work), bar.advance)
     counts = Counter(grade["status"] for grade in grades.values())
     if counts["graded"] < len(grades):
         log.warning("%s: %s of %d answers", step.name, _told(counts), len(grades))
@@ -109,7 +109,7 @@ def grade_all(
     """
     from spin_utils.answers import Answers
 
-    kept, lock = Answers(folder, artifacts.canonical(judge_identity(settings))), Lock()
+    kept, lock = Answers(folder, seals.canonical(judge_identity(settings))), Lock()
     keys = {name: kept.key("grade", list(messages)) for name, messages in requests.items()}
     missing = {key: requests[name] for name, key in keys.items() if key not in kept}
     advance(sum(key not in missing for key in keys.values()))

@@ -79,7 +79,7 @@ def train_on_pairs(
         settings,
         opponent_logps=opponent_logps,
         seed=seed,
-        work=artifacts.scratch(work),
+        work=pieces.scratch(work),
         on_epoch_end=keep_epoch if keep_epochs else None,
         keep_state=keep_state,
         what=what,
@@ -88,7 +88,7 @@ def train_on_pairs(
     keep_checkpoint(model, start, work)
     keep_metrics(result, work)
     if keep_state:
-        processes.from_first(lambda: _link_state(artifacts.scratch(work), work / _STATE))
+        processes.from_first(lambda: _link_state(pieces.scratch(work), work / _STATE))
 
 
 def keep_checkpoint(model: Any, start: Path, folder: Path) -> None:
@@ -103,16 +103,16 @@ def keep_checkpoint(model: Any, start: Path, folder: Path) -> None:
 def keep_metrics(result: TrainingResult, work: Path) -> None:
     """Write `training.json`, the precision that was used and the metric rows, and keep what TensorBoard shows."""
     artifacts.write_json(work / "training.json", {"precision": result.precision, "rows": result.rows})
-    shown = artifacts.scratch(work) / TENSORBOARD
+    shown = pieces.scratch(work) / TENSORBOARD
     if shown.is_dir() and processes.rank() == 0:
         shutil.copytree(shown, work / TENSORBOARD, dirs_exist_ok=True)
 
 
 def _go_on_from(earlier: Path, work: Path) -> None:
     """Take over state, precision and opponent's log-probabilities of a run of fewer epochs, once."""
-    path, precision = work / LOGPS, artifacts.scratch(work) / _PRECISION
+    path, precision = work / LOGPS, pieces.scratch(work) / _PRECISION
     if not (pieces.is_kept(work, path) and pieces.is_kept(work, precision)):
-        _link_state(earlier / _STATE, artifacts.scratch(work))
+        _link_state(earlier / _STATE, pieces.scratch(work))
         with replacing(path) as partial:
             shutil.copyfile(earlier / LOGPS, partial)
         pieces.keep(work, precision)
@@ -131,7 +131,7 @@ def _link_state(source: Path, target: Path) -> None:
 def _precision(settings: TrainingSettings, work: Path) -> Precision:
     # Chosen once for a run, also when it is resumed: opponent and policy compute alike.
     def choose() -> Precision:
-        path = artifacts.scratch(work) / _PRECISION
+        path = pieces.scratch(work) / _PRECISION
         if not pieces.is_kept(work, path):
             chosen = choose_precision(settings.precision, models.device())
             artifacts.write_json(path, str(chosen).removeprefix("torch."))

@@ -61,13 +61,4 @@ def shots(name: str) -> int:
     return int(str(_settings()["shots"][name]).split()[0])
 
 
-def items(name: str) -> int:
-    """Items of a benchmark's test set.
-
-    >>> items("gsm8k")
-    1319
-    """
-    return int(_settings()["items"][name])
-
-
 _settings = cache(published.benchmark_settings)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, judge, models, paths
+from spin_utils import artifacts, judge, models, paths, seals
 from spin_utils.input_settings import DemonstrationSettings, require
 from spin_utils.mt_bench_questions import FILES
 from spin_utils.mt_bench_settings import answers_identity, judge_identity
@@ -160,7 +160,7 @@ def make(profile: Profile, seed: int) -> Plan:
         current = train(f"spin-{t}", "spin", (current, f"pairs-{t}", *previous), **shown)
         evaluate(current)
 
-    chain = ("sft", *(f"spin-{t}" for t in range(spin.iterations)))
+    chain = main_chain(profile)
     for model in chain:
         evaluate_transfer(model)
     for model in chain[1:] if profile.demonstrations.validation_rows != 0 else ():
@@ -190,6 +190,11 @@ def make(profile: Profile, seed: int) -> Plan:
     for model in chain:
         grade(model)
     return Plan(profile, seed, steps)
+
+
+def main_chain(profile: Profile) -> list[str]:
+    """SFT and every iteration of SPIN, in order."""
+    return ["sft", *(f"spin-{t}" for t in range(profile.spin.iterations))]
 
 
 def make_all(profile: Profile, seeds: Iterable[int]) -> list[Plan]:
@@ -286,8 +291,8 @@ def control_training(profile: Profile) -> TrainingSettings:
 
 def control_demonstrations(profile: Profile) -> DemonstrationSettings | None:
     """Rows of the further SFT epochs where they are not those of the profile and are needed."""
-    wanted = profile.sft_more and not profile.released and profile.sft_control is not None
-    return profile.sft_control.demonstrations if wanted and profile.sft_control is not None else None
+    needed = profile.sft_more and not profile.released
+    return profile.sft_control.demonstrations if profile.sft_control and needed else None
 
 
 def stream(seed: int, number: int) -> int:
@@ -307,7 +312,7 @@ def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
     files = [Path(task) for task in settings.tasks if task.endswith((".yaml", ".yml"))]
     for file in files:
         require(file.is_file(), f"evaluation.tasks: {file}: no such file; correct the path")
-    return {file.name: artifacts.file_hash(file) for file in files}
+    return {file.name: seals.file_hash(file) for file in files}
 
 
 def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
@@ -323,4 +328,4 @@ def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
 
 def _content(file: str) -> str:
     check_file(Path(file))
-    return artifacts.file_hash(Path(file))
+    return seals.file_hash(Path(file))

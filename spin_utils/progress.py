@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from types import TracebackType
 
 from tqdm.auto import tqdm
 
-logger = logging.getLogger(__name__)
+from spin_utils.runtime import is_headless
 
-HEADLESS = "SPIN_HEADLESS"
-"""Environment variable that switches bars off, for notebooks that no one watches."""
+logger = logging.getLogger(__name__)
 
 
 def progress(total: int, what: str, unit: str = "it", done: int = 0, interval: float = 30.0) -> Progress:
@@ -83,9 +81,7 @@ class Progress:
 
 
 def _watched() -> bool:
-    if os.environ.get(HEADLESS):
-        return False
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return not is_headless() and (sys.stderr.isatty() or "ipykernel" in sys.modules)
 
 
 def _clock(seconds: float) -> str:

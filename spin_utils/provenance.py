@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, paths, results
+from spin_utils import artifacts, paths, results, seals
 from spin_utils.plan import Plan
 
 _KEPT = ("stage", "key", "seed", "seconds", "started", "commit", "dirty", "device", "versions", "inputs")
@@ -29,7 +29,7 @@ def chain(plan: Plan, name: str) -> dict[str, Any]:
             walk(needed)
         directory = plan.directory(step)
         manifest = artifacts.read_manifest(directory)
-        link: dict[str, Any] = {"manifest_sha256": artifacts.file_hash(directory / artifacts.MANIFEST)}
+        link: dict[str, Any] = {"manifest_sha256": seals.file_hash(directory / artifacts.MANIFEST)}
         link |= {field: manifest[field] for field in _KEPT}
         weights = {name: file["sha256"] for name, file in manifest["files"].items() if name.endswith(".safetensors")}
         link |= {"weights_sha256": weights} if weights else {}
@@ -79,7 +79,7 @@ def record(profile: str, seed: int, model: str, kind: str = "evaluations") -> di
         ],
         "points": {task: round(100 * value, 6) for task, value in tasks.items()},
         "file": paths.relative(path),
-        "sha256": artifacts.file_hash(path),
+        "sha256": seals.file_hash(path),
         "chain": named,
     }
 
@@ -114,7 +114,7 @@ def _paragraph(name: str, link: Mapping[str, Any]) -> str:
     if link["inputs"]:
         lines.append(f"  from {', '.join(reference['artifact'] for reference in link['inputs'].values())}")
     if "settings" in link:
-        lines.append(f"  from {artifacts.canonical(link['settings'])}")
+        lines.append(f"  from {seals.canonical(link['settings'])}")
     return "\n".join(lines)
 
 
@@ -123,5 +123,5 @@ def _presence(profile: str, name: str, link: Mapping[str, Any]) -> str:
     manifest: Path = paths.artifacts(profile) / folder / f"{name}-{link['key']}" / artifacts.MANIFEST
     if not manifest.is_file():
         return "not on this machine"
-    same = artifacts.file_hash(manifest) == link["manifest_sha256"]
+    same = seals.file_hash(manifest) == link["manifest_sha256"]
     return "the same on this machine" if same else "another one on this machine"

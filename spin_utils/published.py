@@ -92,6 +92,15 @@ def benchmark_settings() -> pd.DataFrame:
     return _read("benchmark_settings.csv", dtype={"shots": str}).set_index("benchmark")
 
 
+def items(benchmark: str) -> int:
+    """Items of a benchmark's test set.
+
+    >>> items("gsm8k")
+    1319
+    """
+    return _item_counts()[benchmark]
+
+
 def wall_clock_hours() -> pd.DataFrame:
     """Table 2 (App. B.2): hours on 8 A100-80GB, long form: `stage`, `iteration`, `hours`.
 
@@ -178,7 +187,7 @@ def standard_error(benchmark: str, points: float) -> float:
     if benchmark in ("mt_bench", "average"):
         raise ValueError(f"{benchmark}: no share of items; give one benchmark scored in points")
     share = points / 100
-    return 100 * math.sqrt(share * (1 - share) / _items(benchmark))
+    return 100 * math.sqrt(share * (1 - share) / items(benchmark))
 
 
 @dataclass(frozen=True)
@@ -224,7 +233,7 @@ def noise(contrast: Mapping[str, float], benchmark: str) -> Noise | None:
         difference += gain / len(parts)
         unpaired += sum((w * standard_error(part, scores[model])) ** 2 for model, w in contrast.items())
         if plain and part not in _NOT_BINARY:
-            best += 100**2 * (abs(gain / 100) - (gain / 100) ** 2) / _items(part)
+            best += 100**2 * (abs(gain / 100) - (gain / 100) ** 2) / items(part)
     error_unpaired, error_best = math.sqrt(unpaired) / len(parts), math.sqrt(best) / len(parts)
     status = "depends on the pairing"
     if abs(difference) > _TWO_SIDED_95 * error_unpaired:
@@ -235,10 +244,6 @@ def noise(contrast: Mapping[str, float], benchmark: str) -> Noise | None:
 
 
 _TWO_SIDED_95 = 1.959964
-
-
-def _items(benchmark: str) -> int:
-    return _item_counts()[benchmark]
 
 
 @cache

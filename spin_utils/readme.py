@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from spin_utils import clock, drawing, footnotes, paths, published, records, results, verdicts
+import pandas as pd
+
+from spin_utils import clock, drawing, footnotes, paths, published, records, results, verdict_page
+from spin_utils.plan import main_chain
 from spin_utils.settings import Profile
-from spin_utils.statistics import Estimate, paired_bootstrap
+from spin_utils.statistics import paired_bootstrap
+from spin_utils.table_text import minus
 
 BEGIN = "<!-- results: written by `spin-repro figures --readme`, do not edit -->"
 END = "<!-- end of results -->"
@@ -17,59 +22,29 @@ def section(profile: Profile) -> str:
     folder = paths.results(profile.name)
     scores = results.load_evaluations(folder)
     tasks = list(drawing.stand_ins(profile, scores))
-    base = published.score("sft", "average") or 0.0
-    lines = [
-        "| average, points | ours | gain over SFT | paper | gain over SFT |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    chain = ["sft", *(f"spin-{t}" for t in range(profile.spin.iterations))]
-    control = [f"sft-more-{epoch}" for epoch in range(1, profile.sft_more + 1)]
     measured = set(scores["model"])
     if "sft" not in measured:
         raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, which gains are over; evaluate it")
-    rows = [name for name in chain + control if name in measured]
-    for model in rows:
-        ours = paired_bootstrap(scores, {model: 1}, tasks=tasks)
-        gain = "" if model == "sft" else _points(paired_bootstrap(scores, {model: 1, "sft": -1}, tasks=tasks), "+")
-        printed = published.score(model, "average")
-        theirs = "— | —" if printed is None else f"{printed:.2f} | {'' if model == 'sft' else _minus(printed - base)}"
-        lines.append(f"| {results.label(model)} | {_points(ours)} | {gain} | {theirs} |")
+    chain = [name for name in main_chain(profile) if name in measured]
+    control = [name for epoch in range(1, profile.sft_more + 1) if (name := f"sft-more-{epoch}") in measured]
+    rows, last = chain + control, chain[-1]
     seeds = scores[scores["model"].isin(rows)]["seed"].nunique()
     items = scores.groupby("task")["id"].nunique().sum()
-    fewer = footnotes.fewer_seeds(scores, rows)
-    last = next(name for name in reversed(chain) if name in measured)
     against = [
-        f"{results.label(last)} over {results.label(name)}: "
-        f"{_points(paired_bootstrap(scores, {last: 1, name: -1}, tasks=tasks), '+')} points."
+        f"{results.label(last)} over {results.label(name)}: {_points(scores, {last: 1, name: -1}, tasks, '+')} points."
         for name in control
-        if name in measured
     ]
-    seconds, (_, links) = clock.expected_seconds(profile.name), next(results.chains(folder))
-    device = list(links.values())[-1]["device"]
-    minutes = sum(seconds.values()) / 60
-    time = (
-        f"The steps of one seed take about {minutes:.0f} minutes on the machine of these results ({device}), and "
-        "starting their notebooks some more."
-    )
-    more = "Would more SFT do as well? " + (" ".join(against) or "That was not measured in this run.")
-    note = (
+    note = [
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: "
-        f"95 % intervals of a paired bootstrap over items{' and seeds' if seeds > 1 else ' only'}. "
-        f"{fewer and f'{fewer} '}Other tasks and another model than the paper's: compare gains, not levels. {more} "
-        f"{time}"
-    )
-    judged = records.read_verdicts(folder / "verdicts.csv").set_index("id")["verdict"]
-    paper = (published.score("spin-3", "average") or 0.0) - base
-    finding = (
-        f"**In short:** in the paper SPIN gains {paper:.2f} points over SFT in four iterations. A gain of that size is "
-        f"{judged['average-final-size']} here; that there is any gain is {judged['average-final']}."
-    )
-    everything = (
-        f"Of the {len(judged)} tables, figures and claims of the paper, here: {verdicts.tally(judged)}. "
-        f"One by one, with the reasons: [verdicts](results/{profile.name}/verdicts.md), "
-        f"[tables](results/{profile.name}/tables), [figures](figures/{profile.name})."
-    )
-    return "\n".join([*lines, "", finding, "", note, "", everything])
+        f"95 % intervals of a paired bootstrap over items{' and seeds' if seeds > 1 else ' only'}.",
+        footnotes.fewer_seeds(scores, rows),
+        "Other tasks and another model than the paper's: compare gains, not levels.",
+        "Would more SFT do as well?",
+        *(against or ["That was not measured in this run."]),
+        _time(profile),
+    ]
+    finding, everything = _verdicts(profile)
+    return "\n".join([*_table(scores, rows, tasks), "", finding, "", " ".join(filter(None, note)), "", everything])
 
 
 def update(profile: Profile, readme: Path) -> None:
@@ -80,10 +55,41 @@ def update(profile: Profile, readme: Path) -> None:
     readme.write_text(f"{before}{BEGIN}\n{section(profile)}\n{END}{after}", encoding="utf-8")
 
 
-def _minus(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+def _table(scores: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]) -> Iterator[str]:
+    yield "| average, points | ours | gain over SFT | paper | gain over SFT |"
+    yield "|---|---:|---:|---:|---:|"
+    base = published.score("sft", "average") or 0.0
+    for model in models:
+        gain = "" if model == "sft" else _points(scores, {model: 1, "sft": -1}, tasks, "+")
+        printed = published.score(model, "average")
+        theirs = "— | —" if printed is None else f"{printed:.2f} | {'' if model == 'sft' else f'{printed - base:+.2f}'}"
+        yield f"| {results.label(model)} | {_points(scores, {model: 1}, tasks)} | {gain} | {minus(theirs)} |"
 
 
-def _points(estimate: Estimate, sign: str = "") -> str:
-    points = estimate.times(100)
-    return f"{points.difference:{sign}.1f} [{points.low:{sign}.1f}, {points.high:{sign}.1f}]".replace("-", "−")
+def _time(profile: Profile) -> str:
+    """How long the steps took, and where."""
+    minutes = sum(clock.expected_seconds(profile.name).values()) / 60
+    _, links = next(results.chains(paths.results(profile.name)))
+    return (
+        f"The steps of one seed take about {minutes:.0f} minutes on the machine of these results "
+        f"({list(links.values())[-1]['device']}), and starting their notebooks some more."
+    )
+
+
+def _verdicts(profile: Profile) -> tuple[str, str]:
+    """The verdict on the paper's main claim, and how all others came out."""
+    judged = records.read_verdicts(paths.results(profile.name) / "verdicts.csv").set_index("id")["verdict"]
+    gain = (published.score("spin-3", "average") or 0.0) - (published.score("sft", "average") or 0.0)
+    return (
+        f"**In short:** in the paper SPIN gains {gain:.2f} points over SFT in four iterations. A gain of that size is "
+        f"{judged['average-final-size']} here; that there is any gain is {judged['average-final']}.",
+        f"Of the {len(judged)} tables, figures and claims of the paper, here: {verdict_page.tally(judged)}. "
+        f"One by one, with the reasons: [verdicts](results/{profile.name}/verdicts.md), "
+        f"[tables](results/{profile.name}/tables), [figures](figures/{profile.name}).",
+    )
+
+
+def _points(scores: pd.DataFrame, contrast: dict[str, float], tasks: Sequence[str], sign: str = "") -> str:
+    """A contrast in points with its interval."""
+    points = paired_bootstrap(scores, contrast, tasks=tasks).times(100)
+    return minus(f"{points.difference:{sign}.1f} [{points.low:{sign}.1f}, {points.high:{sign}.1f}]")

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from spin_utils import drawing, paths, provenance, results, verdicts
+from spin_utils import drawing, paths, provenance, results, verdict_page
+from spin_utils.plan import main_chain
 from spin_utils.settings import Profile
 from spin_utils.table_text import Table
 from spin_utils.verdicts import Finding
@@ -74,7 +75,7 @@ def write(profile: Profile) -> Path:
     seeds = sorted(int(seed) for seed in scores["seed"].unique())
     items = scores.groupby("task")["id"].nunique().sum()
     measured = list(dict.fromkeys(scores["model"]))
-    last = next((step for step in reversed(_chain(profile)) if step in measured), measured[-1])
+    last = next((step for step in reversed(main_chain(profile)) if step in measured), measured[-1])
     traced = sorted(int(seed) for seed in scores["seed"][scores["model"] == last].unique())
     parts = [
         f"<h1>SPIN, reproduced at the profile {escape(profile.name)}</h1>",
@@ -107,13 +108,9 @@ def write(profile: Profile) -> Path:
     return path
 
 
-def _chain(profile: Profile) -> list[str]:
-    return ["sft", *(f"spin-{t}" for t in range(profile.spin.iterations))]
-
-
 def _summary(findings: Sequence[Finding]) -> str:
-    counts = verdicts.tally(finding.verdict for finding in findings)
-    return f"<p><b>{counts}</b> of {len(findings)}. {escape(_plain(verdicts.rule(findings)))}</p>"
+    counts = verdict_page.tally(finding.verdict for finding in findings)
+    return f"<p><b>{counts}</b> of {len(findings)}. {escape(_plain(verdict_page.rule(findings)))}</p>"
 
 
 def _plain(markdown: str) -> str:
@@ -131,8 +128,8 @@ def _findings(findings: Sequence[Finding], *, numbers: bool = True) -> str:
     rows = []
     for finding in findings:
         named = {
-            "paper": verdicts.shown(finding.paper),
-            "ours": _unbroken(verdicts.with_interval(finding)),
+            "paper": verdict_page.shown(finding.paper),
+            "ours": _unbroken(verdict_page.with_interval(finding)),
             "where": finding.where,
         }
         rows.append(

@@ -31,7 +31,7 @@ def run(command: Sequence[str], folder: Path, *, dry_run: bool = False) -> int:
         return subprocess.call(command, env=environment)
     with artifacts.lock(folder / "reproduction", "another one is running; waiting for its end") as held:
         # The scheduler holds the lock as well: it may outlive this process.
-        process = subprocess.Popen(command, env=runtime.child_environment(headless=True), pass_fds=(held,))
+        process = subprocess.Popen(command, env=environment, pass_fds=(held,))
         try:
             with runtime.sigterm_as_ctrl_c():
                 return process.wait()

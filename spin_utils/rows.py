@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils import strict_json
-from spin_utils.input_settings import FAMILY_NAME
+from spin_utils.input_settings import FAMILY_NAME, FAMILY_RULE
 from spin_utils.writing import replacing
 
 Row = dict[str, Any]
@@ -193,10 +193,7 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
         "family": checked_text("demonstrations" if family in (None, "") else family, "family", where),
     }
     if FAMILY_NAME.fullmatch(row["family"]) is None:
-        raise RowError(
-            f"{where}: family {row['family'][:80]!r} names a task and its file; use at most 64 letters, digits, "
-            "spaces and . , : + - _, and begin with a letter or digit"
-        )
+        raise RowError(f"{where}: family {row['family'][:80]!r} {FAMILY_RULE}")
     grader = record.get("grader")
     if grader is not None:
         if not (isinstance(grader, Mapping) and isinstance(grader.get("dataset"), str) and "entry" in grader):

@@ -23,6 +23,8 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
 }
 """Set for every kernel and subprocess that the kit starts, where the user has not set them."""
+HEADLESS = "SPIN_HEADLESS"
+"""Set to 1 where nobody watches: bars become log lines, and controls still pictures."""
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters but tab and line end, and halves of characters."""
 
@@ -31,7 +33,7 @@ def child_environment(*, headless: bool) -> dict[str, str]:
     """Environment for a kernel or subprocess: the caller's, completed by `ENVIRONMENT`."""
     environment = {**ENVIRONMENT, **os.environ}
     if headless:
-        environment["SPIN_HEADLESS"] = "1"
+        environment[HEADLESS] = "1"
     return environment
 
 
@@ -54,7 +56,7 @@ def trim_memory() -> None:
 
 def is_headless() -> bool:
     """Whether nobody watches: run by papermill or without a terminal or notebook front end."""
-    return os.environ.get("SPIN_HEADLESS") == "1"
+    return os.environ.get(HEADLESS) == "1"
 
 
 class Terminated(KeyboardInterrupt):

@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, launching, paths, processes, profiles, step_resources
+from spin_utils import artifacts, launching, paths, pieces, processes, profiles, seals, step_resources
 from spin_utils.demonstrations import load as load_demonstrations
-from spin_utils.demonstrations import read_rows, write_rows
 from spin_utils.plan import Plan, Step, control_demonstrations, control_training, needs_data, stream, trainings
 from spin_utils.progress import progress
+from spin_utils.rows import read_rows, write_rows
 from spin_utils.settings import ProcessSettings, Profile
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _launch(plan: Plan, step: Step, shared: ProcessSettings) -> None:
 
 
 def rows(plan: Plan, split: str, data: str = "data") -> list[dict[str, Any]]:
-    """Demonstrations of a split (`sft`, `spin`, `validation`, `test`), made if need be, by the step that makes them."""
+    """Demonstrations of a split, one of `SPLITS`, made if need be, by the step that makes them."""
     return read_rows(artifacts.checked(run(plan, data), f"{split}.jsonl"))
 
 
@@ -180,7 +180,7 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
         groups,
         settings,
         seed=seed,
-        work=artifacts.scratch(work),
+        work=pieces.scratch(work),
         what=step.name,
         describe=lambda index: f"row {encoded[index].row['id']}",
     )
@@ -211,8 +211,7 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
             # The paper's harness shows its benchmarks as plain text, without a chat template.
             template=profile.template if local else None,
             settings=settings,
-            tasks=settings.tasks,
-            work=artifacts.scratch(work),
+            work=pieces.scratch(work),
             progress=bar.advance,
         )
     artifacts.write_json(work / "evaluation.json", result)
@@ -221,7 +220,7 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
 def _reference(directory: Path) -> dict[str, str]:
     """What a manifest says of an input, which is read in full before anything is made from it."""
     artifacts.verify(directory)
-    return {"artifact": directory.name, "manifest": artifacts.file_hash(directory / artifacts.MANIFEST)}
+    return {"artifact": directory.name, "manifest": seals.file_hash(directory / artifacts.MANIFEST)}
 
 
 def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
@@ -240,5 +239,5 @@ def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
         artifacts.lock(step.directory),
         artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work,
     ):
-        files = {paths.relative(path): artifacts.file_hash(path) for path in written}
+        files = {paths.relative(path): seals.file_hash(path) for path in written}
         artifacts.write_json(work / "written.json", files)

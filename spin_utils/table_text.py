@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from spin_utils.statistics import Estimate
 from spin_utils.writing import write_forms
 
 DASH = "—"
@@ -45,7 +46,7 @@ class Table:
     """What a reader sees; every line has as many cells as the header, the first two are names."""
     frame: pd.DataFrame
     """Long form, a row per cell, with the columns of `COLUMNS`."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     text: int | None = None
     """Number of a column of running text, left-aligned and broken into lines; None: there is none."""
 
@@ -64,6 +65,12 @@ def finish(
     frame = pd.DataFrame(cells).reindex(columns=list(COLUMNS))
     reasons = [f"{DASH} {reason}." for reason in frame["reason"].dropna().unique()]
     return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons), text)
+
+
+def numbers(estimate: Estimate) -> dict[str, Any]:
+    """What a cell of the long form holds of an estimate."""
+    ours = {"value": estimate.difference, "low": estimate.low, "high": estimate.high}
+    return ours | {"n": estimate.n_items, "seeds": estimate.n_seeds}
 
 
 def rounded(cell: Mapping[str, Any], *, sign: bool = False, digits: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""The paper's tables, ours beside theirs: one function per table, from data frames to a `Table`.
+"""The paper's tables of scores, ours beside theirs: one function per table, from data frames to a `Table`.
 
 Scores are in points, intervals are 95 %. A cell without a run is an em dash, and its reason stands below the
 table. Gains by task and all verdicts on them are in the long form, which becomes the CSV file.
@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from spin_utils import cost_model, footnotes, mt_bench_scores, published
+from spin_utils import footnotes, mt_bench_scores, published
 from spin_utils.results import label
 from spin_utils.statistics import (
     DIRECTION_MARGIN,
@@ -21,7 +21,7 @@ from spin_utils.statistics import (
     size_margin,
     verdict,
 )
-from spin_utils.table_text import DASH, Table, finish, minus, rounded, with_range
+from spin_utils.table_text import DASH, Table, finish, minus, numbers, with_range
 
 _TRANSFER = "Our tasks here are harder variants that nothing was trained on: they show whether a gain carries over."
 _GAINS = (
@@ -62,67 +62,6 @@ def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: Mapp
     notes = ["The paper prints examples and metrics; items are the sizes of the public test sets.", *_notes(columns)]
     header = ["", "", *_headings(columns)]
     return finish(1, "Benchmarks: examples in the prompt, metric, items", header, lines, cells, notes)
-
-
-def table2(times: pd.DataFrame, *, machine: str = "this machine") -> Table:
-    """Table 2: time of generation and training by iteration.
-
-    Args:
-        times: Columns `seed`, `stage` (generation, training), `iteration`, `seconds`.
-        machine: Where the times were measured, for the note.
-    """
-    paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
-    run, architecture = cost_model.Run(), cost_model.Architecture()
-    predicted = {"generation": [cost_model.generation_hours(run, architecture)] * 4}
-    predicted["training"] = [cost_model.training_hours(run, architecture, iteration) for iteration in range(4)]
-    cells: list[dict[str, Any]] = []
-    lines = []
-    for stage in ("generation", "training"):
-        for iteration in range(4):
-            minutes = times[(times["stage"] == stage) & (times["iteration"] == iteration)]["seconds"] / 60
-            cell: dict[str, Any] = {"row": stage, "column": f"iteration {iteration}"}
-            cell["paper"] = paper[stage, iteration]
-            cell["quantity"] = "minutes (ours), hours (paper)"
-            if minutes.empty:
-                cell["reason"] = f"{stage} of iteration {iteration} was not run"
-            else:
-                cell |= {"value": minutes.mean(), "low": minutes.min(), "high": minutes.max(), "seeds": len(minutes)}
-            cells.append(cell)
-        ours = [with_range(cell) if cell.get("seeds", 1) > 1 else rounded(cell) for cell in cells[-4:]]
-        for iteration, hours in enumerate(predicted[stage]):
-            cell = {"row": stage, "column": f"iteration {iteration}", "quantity": "hours (cost model), hours (paper)"}
-            cell |= {"value": hours, "paper": paper[stage, iteration], "difference": hours - paper[stage, iteration]}
-            cells.append(cell)
-        lines.append((stage.capitalize(), "ours, minutes", *ours))
-        lines.append(("", "cost model, hours", *(f"{hours:.2f}" for hours in predicted[stage])))
-        lines.append(("", "paper, hours", *(f"{paper[stage, iteration]:.2f}" for iteration in range(4))))
-    reached = cost_model.utilisation(run, architecture, 0, paper["training", 0])
-    notes = (
-        _times_note(cells, machine),
-        f"Cost model: the paper's 7B model and {run.prompts:,} prompts on {run.gpus} A100-80GB, a prediction and not a "
-        f"measurement. It counts the operations that the method needs and assumes that {run.utilisation:.0%} of the "
-        f"peak is reached, and {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, "
-        "real and generated response, of which the paper prints none. On the same count, the paper's hours of "
-        f"iteration 0 mean that its training reached {reached:.0%} of the peak.",
-        "The paper's hours are for 8 A100-80GB. They equal 6.69 s (generation) and 10 s (training) per 64 examples at "
-        "49,792 prompts and two epochs to the last digit, so they follow from times of single batches.",
-    )
-    header = ["", "", *(f"Iteration {iteration}" for iteration in range(4))]
-    return finish(2, "Time of generation and training", header, lines, cells, notes)
-
-
-def _times_note(cells: Sequence[Mapping[str, Any]], machine: str) -> str:
-    """Where our times were measured, and on how many training seeds, in words."""
-    seeds = sorted({cell["seeds"] for cell in cells if "seeds" in cell})
-    if not seeds:
-        return f"Ours on {machine}: not run."
-    if seeds == [1]:
-        return f"Ours on {machine}: one training seed, which had the machine alone, so no spread is known."
-    count = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
-    return (
-        f"Ours on {machine}: mean over the {count} training seeds that had the machine alone, in brackets the fastest "
-        "and the slowest."
-    )
 
 
 def table3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0) -> Table:
@@ -268,8 +207,7 @@ def _cell(
         estimate = paired_bootstrap(scores, contrast, tasks=tasks, seed=seed).times(100)
     except StatisticsError as error:
         return cell | {"reason": str(error)}
-    cell |= {"value": estimate.difference, "low": estimate.low, "high": estimate.high}
-    cell |= {"n": estimate.n_items, "seeds": estimate.n_seeds}
+    cell |= numbers(estimate)
     if paper is None:
         return cell
     cell["difference"] = estimate.difference - paper
@@ -335,8 +273,7 @@ def _graded(cell: Mapping[str, Any], contrast: Mapping[str, float], grades: pd.D
         estimate = mt_bench_scores.estimate(grades, contrast, seed=seed)
     except StatisticsError as error:
         return cell | {"reason": f"MT-Bench: {error}"}
-    cell |= {"value": estimate.difference, "low": estimate.low, "high": estimate.high}
-    cell |= {"n": estimate.n_items, "seeds": estimate.n_seeds}
+    cell |= numbers(estimate)
     return cell if cell["paper"] is None else cell | {"difference": estimate.difference - cell["paper"]}
 
 

@@ -9,40 +9,14 @@ numbers say: whether the claim holds for them, and whether the difference is bey
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 
 from spin_utils import mt_bench_scores, published, theory
-from spin_utils.documents import ResultsError
-from spin_utils.profiles import nearest
-from spin_utils.records import OUTCOMES, VERDICT_COLUMNS, parse_verdicts, read_verdicts
 from spin_utils.registry import Row, load
 from spin_utils.statistics import Claim, Estimate, StatisticsError, paired_bootstrap, size_margin, verdict
-from spin_utils.writing import write_forms
-
-_RULE = (
-    "A claim is *reproduced* if the whole 95 % interval of our measurement agrees with it, *not reproduced* if the "
-    "whole interval contradicts it, and *inconclusive* otherwise; the exact rule for each kind of claim is in "
-    "`statistics.verdict`, the margins are in `registry.yaml`. A line that ends in -size asks whether a difference is "
-    "as large as the paper's, which is another question than whether it has the same sign. A table or figure is "
-    "reproduced if all claims that belong to it are. Scores are in points; our tasks stand in for the paper's "
-    "benchmarks. Of {intervals} intervals at 95 %, about {chance} miss their true value by chance; with one training "
-    "seed they cover the choice of items only, and with two or three they are too narrow where seeds differ more than "
-    "items do. For times the range over training seeds stands in the interval's place; one seed alone has none and "
-    "leaves them inconclusive. Intervals of JSD bounds hold the fitted scale fixed."
-)
-_PAPER = (
-    "*In the paper* tells whether a claim holds for the paper's own printed numbers. *Noise* compares the paper's "
-    "difference with the size of its test sets. Answers item by item are not published, so there are two bounds at two "
-    "standard errors. *Beyond noise* holds even if the answers of the two models were independent, which understates "
-    "the significance of a paired comparison. *Within noise* holds for any pairing. In between it *depends on the "
-    "pairing*. Averages are recomputed from the cells for this; it matters for DPO after SPIN, where the cells give a "
-    "gain of {recomputed:.2f} and the paper prints {printed:.2f}."
-)
 
 
 @dataclass(frozen=True)
@@ -130,55 +104,6 @@ def judge(
     return list(findings.values())
 
 
-def write(findings: Sequence[Finding], results: Path) -> list[Path]:
-    """Write verdicts.csv and the readable page verdicts.md under results/PROFILE."""
-    table = pd.DataFrame([vars(finding) for finding in findings])[list(VERDICT_COLUMNS)]
-    texts = {"csv": table.to_csv(index=False, float_format="%.6g"), "md": markdown(findings)}
-    parse_verdicts(texts["csv"], str(results / "verdicts.csv"))
-    return write_forms(results / "verdicts", texts)
-
-
-def read(results: Path, outcome: str = "") -> pd.DataFrame:
-    """The written verdicts of results/PROFILE, or those of one outcome.
-
-    Raises:
-        ResultsError: nothing was judged yet, the file is damaged, or no verdict is called so.
-    """
-    path = results / "verdicts.csv"
-    if not path.is_file():
-        raise ResultsError(f"{path}: no verdicts; run `spin-repro figures --profile {results.name}` to write them")
-    if outcome not in ("", *OUTCOMES):
-        raise ResultsError(f"verdict {outcome!r}: unknown{nearest(outcome, OUTCOMES)}")
-    table = read_verdicts(path)
-    return table[table["verdict"] == outcome] if outcome else table
-
-
-def markdown(findings: Sequence[Finding]) -> str:
-    """The verdict page: a count, the rule, and a table of all findings."""
-    averages = published.leaderboard()[["average_printed", "average_recomputed"]]
-    gain = averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
-    lines = [
-        "# Verdicts",
-        "",
-        tally(finding.verdict for finding in findings) + ".",
-        "",
-        rule(findings),
-        "",
-        _PAPER.format(recomputed=gain["average_recomputed"], printed=gain["average_printed"]),
-        "",
-        "| id | statement | where | in the paper | noise | paper | ours | items × seeds | verdict |",
-        "| --- | --- | --- | --- | --- | ---: | ---: | ---: | --- |",
-    ]
-    for finding in findings:
-        holds = {True: "holds", False: "does not hold", None: ""}[finding.paper_holds]
-        size = f"{finding.n or ''} × {finding.seeds}" if finding.n and finding.seeds else ""
-        status = finding.verdict + (f": {finding.reason}" if finding.reason else "")
-        cells = [finding.id, finding.statement, finding.where, holds, finding.paper_noise]
-        cells += [shown(finding.paper), with_interval(finding), size, status]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join([*lines, ""])
-
-
 def _source(row: Row) -> str:
     """Which results a contrast is computed from, in words that a model's name completes."""
     if row.column == "grade":
@@ -212,37 +137,44 @@ def _contrast(
     noise = published.noise(row.contrast, row.benchmark) if row.source == "tables" and row.column == "score" else None
     finding = replace(finding, paper_noise=noise.status if noise else "")
     size = replace(finding, id=f"{row.id}-size", statement=f"{row.statement}: by as much", paper_holds=None)
-    absent = [model for model in row.contrast if table is None or model not in set(table["model"])]
-    tasks = None
-    if stand_ins is not None:
-        tasks = [task for task, other in stand_ins.items() if row.benchmark in (other, "average")]
-    reason = ""
-    if row.column == "grade" and (table is None or table.empty):
-        reason = "needs a judge model and none was run"
-    elif table is None or absent:
-        reason = f"no {source} {', '.join(absent)}"
-    elif tasks == []:
-        reason = f"no task of this profile stands in for {published.BENCHMARK_LABELS[row.benchmark]}"
-    else:
-        try:
-            if row.column == "grade":
-                estimate = mt_bench_scores.estimate(table, row.contrast, category=row.category, seed=seed)
-            else:
-                estimate = paired_bootstrap(table, row.contrast, tasks=tasks, column=row.column, seed=seed)
-        except StatisticsError as error:
-            reason = str(error)
-    if reason:
-        return [replace(finding, reason=reason), replace(size, reason=reason)][: 1 + row.size]
+    try:
+        estimate = _estimate(row, source, table, stand_ins, seed)
+    except StatisticsError as error:
+        return [replace(finding, reason=str(error)), replace(size, reason=str(error))][: 1 + row.size]
     if row.column == "jsd_bound" and table is not None:
         bounds = table["jsd_bound"][table["model"].isin(list(row.contrast))]
         if not bounds.any():
             return [replace(finding, verdict="inconclusive", reason="both bounds are 0, and a bound of 0 says nothing")]
-    estimate = estimate.times(100) if row.column in ("score", "identical") else estimate
     judged = [_judged(finding, estimate, row.claim, row.margin, value)]
     if row.size and paper:
         margin = size_margin(paper, row.size_margin)
         judged.append(_judged(size, estimate, "same_size", margin, paper))
     return judged
+
+
+def _estimate(
+    row: Row, source: str, table: pd.DataFrame | None, stand_ins: Mapping[str, str] | None, seed: int
+) -> Estimate:
+    """Our value of a contrast, shares in points.
+
+    Raises:
+        StatisticsError: there is none; the message is the reason that a finding gives.
+    """
+    if row.column == "grade" and (table is None or table.empty):
+        raise StatisticsError("needs a judge model and none was run")
+    absent = [model for model in row.contrast if table is None or model not in set(table["model"])]
+    if table is None or absent:
+        raise StatisticsError(f"no {source} {', '.join(absent)}")
+    if row.column == "grade":
+        return mt_bench_scores.estimate(table, row.contrast, category=row.category, seed=seed)
+    tasks = None
+    if stand_ins is not None:
+        tasks = [task for task, other in stand_ins.items() if row.benchmark in (other, "average")]
+        if not tasks:
+            name = published.BENCHMARK_LABELS[row.benchmark]
+            raise StatisticsError(f"no task of this profile stands in for {name}")
+    estimate = paired_bootstrap(table, row.contrast, tasks=tasks, column=row.column, seed=seed)
+    return estimate.times(100) if row.column in ("score", "identical") else estimate
 
 
 def _times(row: Row, blank: Finding, times: pd.DataFrame | None) -> Finding:
@@ -326,29 +258,3 @@ def _paper_contrast(row: Row) -> float | None:
             return None
         total += weight * score
     return round(total, 2)
-
-
-def tally(outcomes: Iterable[str]) -> str:
-    """How often each verdict was given, in words."""
-    counts = Counter(outcomes)
-    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
-
-
-def rule(findings: Sequence[Finding]) -> str:
-    """How verdicts are given, in words, with how many intervals miss by chance."""
-    intervals = sum(finding.n is not None for finding in findings)  # times are of no items
-    return _RULE.format(intervals=intervals, chance=round(intervals / 20))
-
-
-def shown(value: float | None) -> str:
-    """A value as the page of verdicts prints it."""
-    if value is None:
-        return ""
-    return (f"{value:.1e}" if 0 < abs(value) < 0.005 else f"{value:.2f}").replace("-", "−")
-
-
-def with_interval(finding: Finding) -> str:
-    """Our value with its interval, empty if there is none."""
-    if finding.low is None or finding.high is None:
-        return shown(finding.ours)
-    return f"{shown(finding.ours)} [{shown(finding.low)}, {shown(finding.high)}]"

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import loopback_judge
 import pandas as pd
 import pytest
 import smoke_home
 import synthetic_results as synthetic
 from filelock import FileLock
+from loopback_hub import LoopbackHub, serve
 from skip_list import (  # noqa: F401 - hooks of pytest
     pytest_collection_modifyitems,
     pytest_configure,
@@ -45,6 +47,26 @@ def module_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPIN_HOME", str(home))
         yield home
+
+
+@pytest.fixture
+def judge_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of the judge on loopback in the environment, and no proxy on the way there."""
+    monkeypatch.setenv("OPENAI_API_KEY", loopback_judge.KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """A hub on loopback, which is asked instead of the real one."""
+    from huggingface_hub import constants  # reads the environment that is set above
+
+    with serve(LoopbackHub()) as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        files = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + files)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from spin_utils import artifacts
+from spin_utils import artifacts, pieces
 
 
 def make(directory: Path, text: str = "hello") -> None:
     with artifacts.building(directory, stage="test", settings={"a": 1}, inputs={"x": "y"}, seed=3) as work:
-        (artifacts.scratch(work) / "state").write_text("resume")
+        (pieces.scratch(work) / "state").write_text("resume")
         (work / "sub").mkdir(exist_ok=True)
         (work / "sub" / "file.txt").write_text(text)
 
@@ -97,18 +97,20 @@ def test_the_key_follows_every_setting_and_input() -> None:
 
 def _hold(directory: Path, seconds: float) -> None:
     with artifacts.lock(directory):
+        (directory.parent / "held").touch()
         time.sleep(seconds)
+        (directory.parent / "let go").touch()
 
 
 def test_a_second_process_waits_for_the_first(home: Path) -> None:
     directory = home / "artifacts" / "thing-abc"
     process = multiprocessing.get_context("spawn").Process(target=_hold, args=(directory, 0.5))
     process.start()
-    locks = directory.parent / ".locks" / directory.name
-    while not locks.exists():
+    while not (directory.parent / "held").exists():
+        assert process.is_alive()
         time.sleep(0.01)
     with artifacts.lock(directory):
-        assert process.exitcode == 0 or not process.is_alive() or process.join(5) is None
+        assert (directory.parent / "let go").exists()
     process.join()
 
 

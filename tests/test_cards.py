@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard, constants
-from loopback_hub import LoopbackHub, serve
+from huggingface_hub import ModelCard
+from loopback_hub import LoopbackHub
 
 from spin_utils import cards, paths, plan, profiles, publishing, results, stages
 from spin_utils.artifacts import ArtifactError
@@ -24,31 +23,21 @@ TOKEN = "hf_" + "secret" * 5
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with a small finished run, without its tables."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPIN_HOME", str(home))
-        made = plan.make(profiles.load("smoke", QUICK), 0)
-        for name in ("eval-sft", "eval-spin-0"):
-            stages.run(made, name)
-        publishing.publish([made])
-    return home
+def profile(module_home: Path) -> Profile:
+    """The profile of a small finished run, without its tables."""
+    profile = profiles.load("smoke", QUICK)
+    made = plan.make(profile, 0)
+    for name in ("eval-sft", "eval-spin-0"):
+        stages.run(made, name)
+    publishing.publish([made])
+    return profile
 
 
 @pytest.fixture
-def profile(run: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
-    monkeypatch.setenv("SPIN_HOME", str(run))
-    return profiles.load("smoke", QUICK)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    with serve(LoopbackHub()) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield running
+def hub(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """The same with a token in the environment."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
 
 
 def record(profile: Profile, model: str = "spin-0") -> dict[str, Any]:

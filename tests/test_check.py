@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,6 @@ def _quick(home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     """Versions of 200 packages take a second; the test of them is the last one."""
     if "versions" not in request.node.name:
         monkeypatch.setattr(check, "_versions", lambda: check.Finding("versions", "ok", ""))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    with serve(LoopbackHub()) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        files = "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + files)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        yield running
 
 
 def states(report: check.Report, what: str) -> list[str]:
@@ -290,6 +279,15 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
     assert report.verdict == "fits"
     assert not report.ready(), "it fits, but the hub refuses"
     assert "(its config.json on the hub)" in text(report)
+
+
+def test_the_pairs_of_dpo_are_asked_for_whether_or_not_the_judge_has_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = profiles.load("paper", REVISION)
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    wanted = hub_access.wanted(profile)
+    assert "HuggingFaceH4/ultrafeedback_binarized" in {repository.name for repository in wanted}
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert hub_access.wanted(profile) == wanted
 
 
 def test_a_hub_that_does_not_answer_is_unknown_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:

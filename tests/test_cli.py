@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils import cli, cli_parser, notebooks, paths, profiles, results, verdicts
+from spin_utils import cli, cli_parser, notebooks, paths, profiles, results, verdict_page, verdicts
 
 
 def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -216,7 +216,7 @@ def test_a_script_reads_the_provenance_as_json(home: Path, capsys: pytest.Captur
 
 def test_the_verdicts_of_one_kind_are_listed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = [verdicts.Finding("a", "A holds", "Table 1", "reproduced"), verdicts.Finding("b", "B", "", "not run")]
-    verdicts.write(found, home / "results" / "cpu")
+    verdict_page.write(found, home / "results" / "cpu")
     status, out = outcome(capsys, "verdicts", "--verdict", "not run", "--json")
     assert status == 0
     assert [(row["id"], row["verdict"]) for row in json.loads(out)] == [("b", "not run")]

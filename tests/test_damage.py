@@ -34,13 +34,10 @@ DAMAGES = [flip, cut, Path.unlink]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(module_home: Path) -> Path:
     """A home with the smoke chain up to the first iteration."""
-    home = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPIN_HOME", str(home))
-        smoke_chain.make(home, "eval-sft", "pairs-0", "spin-0")
-    return home
+    smoke_chain.make(module_home, "eval-sft", "pairs-0", "spin-0")
+    return module_home
 
 
 @pytest.fixture

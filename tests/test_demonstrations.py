@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spin_utils.demonstrations import DemonstrationError, load, read_rows, write_rows
+from spin_utils.demonstrations import DemonstrationError, load
 from spin_utils.input_settings import DemonstrationSettings, FamilySettings
-from spin_utils.rows import RowError, as_row
+from spin_utils.rows import RowError, as_row, read_rows, write_rows
 
 DATA = Path(__file__).parent / "data"
 REVISION = "0" * 40

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,13 @@ def test_an_evaluation_writes_nothing_to_standard_error(
 
 
 def test_rows_are_graded_by_their_grader_or_by_exact_match(
-    model: PreTrainedModel,
-    rows: list[dict[str, Any]],
-    tmp_path: Path,
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     path = tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = EvaluationSettings(batch_size=4, max_new_tokens=6)
-    record = evaluate(model, TOKENIZER, path, template=TEMPLATE, settings=settings)
+    record = evaluate(model, TOKENIZER, path, template=TEMPLATE, settings=SETTINGS)
     results.validate(as_result(record), "record")
-    assert record == evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings)
+    assert record == evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
     assert [item["id"] for item in record["items"]] == [row["id"] for row in rows]
     for item, row in zip(record["items"], rows, strict=True):
         assert (item["response"], item["tokens"]) == greedy(model, row["prompt"])
@@ -108,14 +106,12 @@ def write_questions(path: Path, count: int) -> None:
 
 
 def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
-    model: PreTrainedModel,
-    rows: list[dict[str, Any]],
-    tmp_path: Path,
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     write_questions(tmp_path / "questions.jsonl", 17)
     write_questions(tmp_path / "examples.jsonl", 5)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "task.yaml").write_text(
+    (tmp_path / "mine" / "mine.yaml").write_text(
         f"include: {TASKS / 'spin_choices.yaml'}\ntask: mine\nnum_fewshot: 3\n"
         f"dataset_kwargs:\n  rows: {tmp_path / 'questions.jsonl'}\n  examples: {tmp_path / 'examples.jsonl'}\n"
     )
@@ -124,9 +120,7 @@ def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
         TOKENIZER,
         rows,
         template=TEMPLATE,
-        settings=SETTINGS,
-        tasks=["mine"],
-        include_path=tmp_path / "mine",
+        settings=replace(SETTINGS, tasks=(str(tmp_path / "mine" / "mine.yaml"),)),
     )
     results.validate(as_result(record), "record")
     assert list(record["tasks"]) == ["copied", "sums", "mine"]
@@ -147,19 +141,14 @@ def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
         assert item["response"] == options[int(np.argmax([response[0][0] for response in samples[i]["resps"]]))]
 
 
-def test_the_limit_holds_per_task(
-    model: PreTrainedModel,
-    rows: list[dict[str, Any]],
-) -> None:
+def test_the_limit_holds_per_task(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
     settings = EvaluationSettings(limit=2, max_new_tokens=3)
     record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings)
     assert [item["id"] for item in record["items"]] == ["copied-0", "copied-1", "sums-0", "sums-1"]
 
 
 def test_a_second_evaluation_reuses_finished_answers(
-    model: PreTrainedModel,
-    rows: list[dict[str, Any]],
-    tmp_path: Path,
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     first = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS, work=tmp_path)
     again = evaluate(
@@ -174,9 +163,7 @@ def test_a_second_evaluation_reuses_finished_answers(
     assert first == again
 
 
-def test_rows_without_families_form_one_task(
-    model: PreTrainedModel,
-) -> None:
+def test_rows_without_families_form_one_task(model: PreTrainedModel) -> None:
     plain = [{"id": i, "prompt": f"The {i}", "response": "cat"} for i in range(3)]
     record = evaluate(model, TOKENIZER, plain, template=TEMPLATE, settings=SETTINGS)
     assert list(record["tasks"]) == ["heldout"]
@@ -184,9 +171,7 @@ def test_rows_without_families_form_one_task(
 
 
 def test_missing_items_are_an_error(
-    model: PreTrainedModel,
-    rows: list[dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
+    model: PreTrainedModel, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = evaluation.run_tasks
 
@@ -200,23 +185,19 @@ def test_missing_items_are_an_error(
         evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
 
 
-def test_impossible_evaluations_are_refused(
-    model: PreTrainedModel,
-    rows: list[dict[str, Any]],
-    tmp_path: Path,
-) -> None:
-    def run(given: Any, **options: Any) -> None:
-        evaluate(model, TOKENIZER, given, template=TEMPLATE, settings=SETTINGS, **options)
+def test_impossible_evaluations_are_refused(model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    def run(given: Any, *tasks: str) -> None:
+        evaluate(model, TOKENIZER, given, template=TEMPLATE, settings=replace(SETTINGS, tasks=tasks))
 
     with pytest.raises(EvaluationError, match="needs held-out rows"):
         run(None)
     with pytest.raises(EvaluationError, match="no held-out rows"):
         run([])
-    with pytest.raises(EvaluationError, match="nowhere is not a folder"):
-        run(rows, include_path="nowhere")
+    with pytest.raises(EvaluationError, match="no task 'no_such_task'; check the name, or give the path of its YAML"):
+        run(rows, "no_such_task")
     with pytest.raises(EvaluationError, match="sums given twice"):
         (tmp_path / "sums.yaml").write_text("task: sums\n")
-        run(rows, tasks=[str(tmp_path / "sums.yaml")])
+        run(rows, str(tmp_path / "sums.yaml"))
     with pytest.raises(EvaluationError, match="name all or none"):
         run([rows[0] | {"family": "heldout"}, rows[1] | {"family": ""}])
 

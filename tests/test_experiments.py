@@ -21,6 +21,7 @@ from spin_utils import (
     provenance,
     publishing,
     results,
+    seals,
     self_play,
     stages,
 )
@@ -139,7 +140,7 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     stages.record_drawing(plan.tables([made]), [made], [])
     assert not plan.tables([made]).directory.exists(), "drawing early must not look like the end of the run"
     told = provenance.describe("smoke", 0, "spin-0")
-    weights = artifacts.file_hash(made.directory("spin-0") / "model.safetensors")
+    weights = seals.file_hash(made.directory("spin-0") / "model.safetensors")
     assert f"model.safetensors sha256 {weights}" in told, "from a cell of a table to the file of its model"
     assert told.index("eval-spin-0-") < told.index("spin-0-") < told.index("base-")
     assert "not on this machine" not in told

@@ -58,7 +58,7 @@ def test_a_full_disk_is_named_and_the_step_goes_on_when_there_is_room(name: str,
 
     def build() -> None:
         with artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0) as work:
-            shard = artifacts.scratch(work) / "shard"
+            shard = pieces.scratch(work) / "shard"
             if not pieces.is_kept(work, shard):
                 write_text(shard, "sampled for hours")
                 pieces.keep(work, shard)
@@ -147,7 +147,7 @@ def test_a_torn_note_of_the_time_spent_costs_nothing(torn: str, home: Path) -> N
     directory = home / "artifacts" / "thing-abc"
     work = directory.with_name("thing-abc.partial")
     work.mkdir(parents=True)
-    (artifacts.scratch(work) / "seconds").write_text(torn)
+    (pieces.scratch(work) / "seconds").write_text(torn)
     with artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0):
         pass
     assert 0 <= artifacts.read_manifest(directory)["seconds"] < 60

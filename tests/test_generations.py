@@ -1,6 +1,5 @@
 """What is said about generations follows from all of them, and examples are chosen by a rule."""
 
-import functools
 import math
 import re
 
@@ -13,20 +12,7 @@ import synthetic_results as synthetic
 from spin_utils import figure_style, generation_figures, generation_tables, generations, results, table_text
 from spin_utils.statistics import paired_bootstrap
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (generation_tables, generation_figures):
-            patch.setattr(module, "paired_bootstrap", functools.partial(paired_bootstrap, resamples=100))
-        yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = synthetic.write(tmp_path_factory.mktemp("generations"), seeds=(0, 1), items=10)
-    synthetic.write_generations(root, seeds=(0, 1), items=30)
-    return root
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +119,7 @@ def test_the_claims_of_tables_7_and_8_are_measured_on_all_prompts_with_paired_in
     cells = frame[frame["row"] == "SPIN iteration 2"].set_index(["column", "quantity"])
     mean = texts[texts["model"] == "spin-2"].groupby("family")["generated_tokens"].mean().mean()
     assert cells.loc[("tokens", "mean of all prompts"), "value"] == pytest.approx(mean)
-    expected = paired_bootstrap(measured, {"spin-2": 1, "spin-0": -1}, column="similarity", resamples=100)
+    expected = paired_bootstrap(measured, {"spin-2": 1, "spin-0": -1}, column="similarity")
     gap = cells.loc[("similarity", "difference to iteration 0")]
     assert (gap["value"], gap["low"], gap["high"]) == (expected.difference, expected.low, expected.high)
     assert gap["n"] == texts["id"].nunique()

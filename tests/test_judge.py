@@ -17,14 +17,9 @@ from spin_utils import judge
 from spin_utils.judge import Judge, JudgeError
 from spin_utils.mt_bench_settings import MtBenchSettings
 
+pytestmark = pytest.mark.usefixtures("judge_key")
 ASK = [{"role": "system", "content": "You grade."}, {"role": "user", "content": "2 + 2 = 5"}]
 GOOD = judged("Wrong, but short. Rating: [[3]]")
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture

@@ -133,10 +133,6 @@ def tensor_bytes(file: Path) -> int:
         return sum(tensors.get_tensor(name).nbytes for name in tensors.keys())  # noqa: SIM118
 
 
-def test_the_papers_model_has_its_published_size() -> None:
-    assert Architecture().parameters == 7_241_732_096
-
-
 def test_constants_that_other_rooms_define_are_theirs() -> None:
     from spin_utils import attention, lm, sampling
 

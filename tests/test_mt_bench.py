@@ -32,9 +32,9 @@ from spin_utils import (
     profiles,
     provenance,
     publishing,
+    records,
     results,
     stages,
-    verdicts,
 )
 from spin_utils.input_settings import SettingsError, TemplateSettings
 from spin_utils.judge import JudgeError
@@ -43,13 +43,8 @@ from spin_utils.mt_bench_questions import MtBenchError, judge_messages, judge_pr
 from spin_utils.mt_bench_settings import CATEGORIES, MtBenchSettings
 from spin_utils.sampling import Sample
 
+pytestmark = pytest.mark.usefixtures("judge_key")
 TEXT = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:")
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 def rate(body: dict[str, Any], number: int = 0) -> Any:
@@ -363,7 +358,7 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     average = results.read_json(results.path_of(folder, 0, "mt_bench", "sft"))["average"]
     assert table6.lines[0][2].startswith(f"{average:.2f} [")
     outcomes = {finding.id: finding for finding in drawn.findings}
-    assert outcomes["mt-bench-iteration-1"].verdict in verdicts.OUTCOMES[:3]
+    assert outcomes["mt-bench-iteration-1"].verdict in records.OUTCOMES[:3]
     assert outcomes["mt-bench-iteration-1"].paper == pytest.approx(0.19)
     assert outcomes["mt-bench"].reason.endswith("not run: mt-bench-iteration-2"), "smoke has two iterations"
     files = [path for path in home.rglob("*") if path.is_file()]

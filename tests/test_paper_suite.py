@@ -36,7 +36,7 @@ def asked(hub: Hub) -> dict[str, list[tuple[str, Any]]]:
     """Context and second argument of the first item's requests, by benchmark."""
     requests: dict[str, list[tuple[str, Any]]] = {}
     columns = [column for suite in paper_suite.SUITES for column in evaluation._paper_columns(suite)]
-    for name, leaves in evaluation._load(columns, ()).items():
+    for name, leaves in evaluation._load(columns).items():
         task = next(iter(leaves.values()))
         task.build_all_requests(limit=1)
         requests[name] = [request.args for request in task.instances]
@@ -176,7 +176,7 @@ def test_scores_are_those_of_the_papers_metric(records: dict[str, dict[str, Any]
 
 def test_a_limit_is_shared_among_the_tasks_of_a_group() -> None:
     columns = [column for column in evaluation._paper_columns("paper") if column.name in ("mmlu", "arc")]
-    counts = {name: evaluation._counts(leaves, 114) for name, leaves in evaluation._load(columns, ()).items()}
+    counts = {name: evaluation._counts(leaves, 114) for name, leaves in evaluation._load(columns).items()}
     assert counts["arc"] == {"arc_challenge": ITEMS}
     assert set(counts["mmlu"].values()) == {2}
     assert len(counts["mmlu"]) == 57

@@ -13,7 +13,17 @@ import synthetic_results as synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin_utils import artifacts, preferences, profiles, published, records, results, rows, strict_json, strict_yaml
+from spin_utils import (
+    preferences,
+    profiles,
+    published,
+    records,
+    results,
+    rows,
+    seals,
+    strict_json,
+    strict_yaml,
+)
 from spin_utils.input_settings import SettingsError
 
 TEXT = st.text(max_size=60) | st.text(alphabet="[]{}:,-&*!<>?|'\"#%@ \n\t0123456789.eE+_~ynaNtrufls", max_size=60)
@@ -50,7 +60,7 @@ def test_an_override_of_any_value_ends_in_a_profile_or_a_settings_error(name: st
     except SettingsError as error:
         assert str(error).startswith("smoke.yaml: ")
     else:
-        artifacts.canonical(profiles.as_dict(profile))  # it can become part of a key
+        seals.canonical(profiles.as_dict(profile))  # it can become part of a key
 
 
 @given(TEXT | st.binary(max_size=60))

@@ -7,7 +7,17 @@ import pytest
 import synthetic_results as synthetic
 import yaml
 
-from spin_utils import generations, mt_bench_scores, published, registry, results, theory, verdicts
+from spin_utils import (
+    generations,
+    mt_bench_scores,
+    published,
+    records,
+    registry,
+    results,
+    theory,
+    verdict_page,
+    verdicts,
+)
 from spin_utils.statistics import paired_bootstrap
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
@@ -95,7 +105,7 @@ def test_a_verdict_is_the_rule_applied_to_the_paired_interval(scores, findings):
 def test_direction_and_size_are_separate_findings(findings):
     direction, size = findings["average-final"], findings["average-final-size"]
     assert (direction.ours, direction.low, direction.high) == (size.ours, size.low, size.high)
-    assert size.verdict == ("reproduced" if size.low > 3.02 and size.high < 7.02 else size.verdict)
+    assert (size.verdict == "reproduced") == (size.low > 3.02 and size.high < 7.02)
     assert direction.verdict == "reproduced"
 
 
@@ -112,7 +122,7 @@ def test_times_are_compared_as_ratios_over_seeds(findings):
 
 def test_ranges_of_times_are_not_counted_as_intervals(findings):
     resampled = [finding for finding in findings.values() if finding.low is not None and "time-" not in finding.id]
-    assert f"Of {len(resampled)} intervals at 95 %" in verdicts.rule(list(findings.values()))
+    assert f"Of {len(resampled)} intervals at 95 %" in verdict_page.rule(list(findings.values()))
 
 
 def test_a_time_is_compared_with_that_of_its_own_seed():
@@ -151,7 +161,7 @@ def test_mt_bench_is_judged_on_grades_and_figure_6_category_by_category(scores, 
     expected = mt_bench_scores.estimate(grades, {"spin-1": 1, "sft": -1}, category="math")
     finding = judged["mt-bench-math"]
     assert (finding.ours, finding.low, finding.high) == (expected.difference, expected.low, expected.high)
-    assert finding.verdict == ("reproduced" if expected.low > 0 else finding.verdict)
+    assert (finding.verdict == "reproduced") == (expected.low > 0)
     assert finding.paper is None, "the figure has no numbers"
     assert judged["mt-bench-final"].verdict == "reproduced"
     assert judged["mt-bench-final"].seeds == 2
@@ -231,12 +241,12 @@ def test_a_benchmark_without_a_stand_in_is_not_run(scores):
 
 
 def test_the_two_files_hold_every_finding_and_are_written_identically_twice(tmp_path, findings):
-    first, second = (verdicts.write(list(findings.values()), tmp_path / name) for name in ("a", "b"))
+    first, second = (verdict_page.write(list(findings.values()), tmp_path / name) for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     table = pd.read_csv(first[0])
     assert list(table.columns) == ["id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict"]
     assert list(table["id"]) == list(findings)
-    assert set(table["verdict"]) <= set(verdicts.OUTCOMES)
+    assert set(table["verdict"]) <= set(records.OUTCOMES)
     page = first[1].read_text()
     lines = [line for line in io.StringIO(page) if line.startswith("| ")]
     assert len(lines) == len(findings) + 2

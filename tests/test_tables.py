@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils import cost_model, published, results, table_text, tables
+from spin_utils import cost_model, published, results, table_text, tables, time_table
 from spin_utils.statistics import paired_bootstrap
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
@@ -116,20 +116,20 @@ def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
         [{"stage": "training", "iteration": 0, "seconds": s} for s in (60.0, 120.0)]
         + [{"stage": "generation", "iteration": 0, "seconds": 30.0}]
     )
-    table = tables.table2(times, machine="two cores")
+    table = time_table.table2(times, machine="two cores")
     assert table.lines[0][2:4] == ("0.5", "—")
     assert table.lines[2][2:] == ("1.45",) * 4
     assert table.lines[3][2] == "1.5 [1.0, 2.0]"
     assert "— training of iteration 3 was not run." in table.notes
     assert any("two cores: mean over the 1 to 2 training seeds" in note for note in table.notes)
-    alone = tables.table2(times.drop(index=1), machine="two cores")
+    alone = time_table.table2(times.drop(index=1), machine="two cores")
     assert alone.lines[3][2] == "1.0"
     assert "one training seed" in alone.notes[0]
     assert "no spread" in alone.notes[0]
 
 
 def test_table_2_puts_the_cost_models_hours_beside_the_papers_and_states_its_assumptions():
-    table = tables.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"]))
+    table = time_table.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"]))
     run, architecture = cost_model.Run(), cost_model.Architecture()
     hours = [cost_model.training_hours(run, architecture, iteration) for iteration in range(4)]
     assert table.lines[4][1:] == ("cost model, hours", *(f"{value:.2f}" for value in hours))
@@ -228,7 +228,7 @@ def test_every_line_of_a_table_is_as_wide_as_its_header(root, table4):
     for table in (
         table4,
         tables.table1(results.load_summaries(root), synthetic.STAND_INS),
-        tables.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"])),
+        time_table.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"])),
     ):
         assert {len(line) for line in table.lines} == {len(table.header)}
 

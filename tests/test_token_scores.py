@@ -18,13 +18,10 @@ HOSTILE = ["<b>bold</b>", "$x^2$", " \\frac{1}{0}", "\n", "\t", "", "😀", "漢
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory) -> plan.Plan:
+def steps(module_home: Path) -> plan.Plan:
     """A smoke run up to its first iteration; to be read only."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPIN_HOME", str(home))
-        made = plan.make(profiles.load("smoke"), 0)
-        stages.run(made, "spin-0")
+    made = plan.make(profiles.load("smoke"), 0)
+    stages.run(made, "spin-0")
     return made
 
 
