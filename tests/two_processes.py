@@ -88,7 +88,7 @@ class watched:  # noqa: N801 - a context manager
             own = {"weights": [sharding.local(p) for p in model.parameters()], "masters": optimizer.masters}
             own |= {"gradients": optimizer.gradients, **optimizer.moments}
             counts = {name: sum(tensor.numel() for tensor in tensors) for name, tensors in own.items()}
-            self.shapes.append({"all": sum(p.numel() for p in model.parameters()), **counts})
+            self.shapes.append({"all": sum(sharding.shape(p).numel() for p in model.parameters()), **counts})
 
         training_step.StepRunner.__init__ = noting  # type: ignore[method-assign]
 
