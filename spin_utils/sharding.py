@@ -48,7 +48,7 @@ def is_sharded(model: nn.Module) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a parameter, sharing its memory; one that is not spread is its own part."""
     if zero3.is_sharded(tensor):
-        return tensor.ds_tensor
+        return zero3.local(tensor)
     # `detach` first: the way from a whole tensor to its part would be differentiable.
     own = tensor.detach() if isinstance(tensor, DTensor) else tensor
     return own.to_local() if isinstance(own, DTensor) else own
@@ -56,10 +56,10 @@ def local(tensor: Tensor) -> Tensor:
 
 def shape(parameter: Tensor) -> torch.Size:
     """Shape of the whole parameter."""
-    return parameter.ds_shape if zero3.is_sharded(parameter) else parameter.shape
+    return zero3.shape(parameter) if zero3.is_sharded(parameter) else parameter.shape
 
 
-def gradient(parameter: nn.Parameter) -> Tensor:
+def gradient(parameter: Tensor) -> Tensor:
     """Gradient of a parameter after a backward pass: this process's part of the sum over all, or its own if whole."""
     assert parameter.grad is not None
     return zero3.gradient(parameter) if zero3.is_sharded(parameter) else local(parameter.grad)

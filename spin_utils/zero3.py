@@ -8,13 +8,17 @@ optimizer updates the parts, so that batches, clipping and the saved state are t
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from spin_utils import processes
+
+Cut = Any
+"""A parameter that DeepSpeed cut: `ds_tensor` is this process's part, `ds_numel` and `ds_shape` are of the whole."""
 
 
 def shard(model: PreTrainedModel) -> None:
@@ -38,36 +42,46 @@ def shard(model: PreTrainedModel) -> None:
     # The head's weight is used outside the head, and the last micro-batch has left some weights gathered, as they were.
     deepspeed.zero.register_external_parameter(model, model.get_output_embeddings().weight)
     model.register_forward_pre_hook(lambda *_: engine.optimizer.empty_partition_cache(), prepend=True)
+    parameter: Cut
     for parameter in model.parameters():
         own = parameter.ds_tensor
         own[max(0, parameter.ds_numel - processes.rank() * own.numel()) :].zero_()  # DeepSpeed leaves the padding unset
 
 
-def is_sharded(parameter: Tensor) -> bool:
+def is_sharded(parameter: Tensor | Cut) -> bool:
     """Whether `shard` spread the model of this parameter."""
     return hasattr(parameter, "ds_tensor")
 
 
-def gradient(parameter: nn.Parameter) -> Tensor:
+def local(parameter: Cut) -> Tensor:
+    """This process's part of a parameter, sharing its memory: flat, padded with zeros."""
+    return parameter.ds_tensor
+
+
+def shape(parameter: Cut) -> torch.Size:
+    """Shape of the whole parameter."""
+    return parameter.ds_shape
+
+
+def gradient(parameter: Cut) -> Tensor:
     """This process's part of the sum of all processes' gradients: float32, flat, padded with zeros."""
-    assert parameter.grad is not None
     own = torch.empty_like(parameter.ds_tensor, dtype=torch.float32)
     distributed.reduce_scatter_tensor(own, _padded(parameter.grad.float(), parameter))
     return own
 
 
-def whole(part: Tensor, parameter: Tensor) -> Tensor:
+def whole(part: Tensor, parameter: Cut) -> Tensor:
     """The parts of all processes put together, in all of them."""
     full = part.new_empty(part.numel() * processes.count())
     distributed.all_gather_into_tensor(full, part)
     return full[: parameter.ds_numel].view(parameter.ds_shape)
 
 
-def part(full: Tensor, parameter: Tensor) -> Tensor:
+def part(full: Tensor, parameter: Cut) -> Tensor:
     """This process's part of a tensor that all have whole; the inverse of `whole`."""
     return _padded(full.to(parameter.device), parameter).chunk(processes.count())[processes.rank()]
 
 
-def _padded(full: Tensor, parameter: Tensor) -> Tensor:
+def _padded(full: Tensor, parameter: Cut) -> Tensor:
     """Flat and as long as all parts together."""
     return pad(full.flatten(), (0, parameter.ds_tensor.numel() * processes.count() - full.numel()))

@@ -200,6 +200,7 @@ def test_the_files_for_accelerate_launch_say_how_processes_start_and_what_the_ki
         arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(given))
         assert (arguments.num_processes, arguments.module, arguments.training_script) == (8, True, "spin_utils")
         by_deepspeed = arguments.use_deepspeed
+        arguments.deepspeed_fields_from_accelerate_config = ""  # as `accelerate launch` does before it starts them
         environment = prepare_deepspeed_cmd_env(arguments)[1] if by_deepspeed else prepare_multi_gpu_env(arguments)
         with monkeypatch.context() as patch:
             for name, value in environment.items():
@@ -222,7 +223,9 @@ def test_deepspeed_that_is_not_installed_is_asked_for_before_any_work(monkeypatc
     launching.check(ProcessSettings(2, "fsdp2"))
     launching.check(ProcessSettings(1, "zero3"))
     for count in (0, 2):
-        with pytest.raises(ProcessesError, match=r"DeepSpeed, which is not installed: pip install -e '\.\[deepspeed\]'"):
+        with pytest.raises(
+            ProcessesError, match=r"DeepSpeed, which is not installed: pip install -e '\.\[deepspeed\]'"
+        ):
             launching.check(ProcessSettings(count, "zero3"))
 
 
