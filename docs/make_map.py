@@ -29,7 +29,7 @@ STOREYS = {
     "document_checks theory cost_model mt_bench_scores paper_suite records",
     "sampling": "sampling decoding vllm_backend vllm_shards vllm_worker",
     "training": "training training_step resuming trackers losses optimizer logprobs fast_layers attention sharding "
-    "pairs packing",
+    "zero3 pairs packing",
     "data": "demonstrations families worked_solutions worked_numbers worked_words preferences rows templates "
     "models judge mt_bench_questions ",
     "settings": "profiles settings input_settings machine_settings mt_bench_settings",

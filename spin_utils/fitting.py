@@ -77,7 +77,7 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
 
 def shared_by(profile: Profile, machine: Machine) -> int:
     """Devices over which training spreads weights, gradients and optimizer state."""
-    if profile.processes.sharding != "fsdp2":
+    if profile.processes.sharding == "ddp":
         return 1
     return profile.processes.count or max(1, min(profile.resources.training.gpus, machine.devices))
 

@@ -54,8 +54,10 @@ def check(settings: ProcessSettings) -> None:
     """Refuse, before any work, more processes than the machine can hold.
 
     Raises:
-        ProcessesError: there are fewer GPUs than processes, or many more processes than cores.
+        ProcessesError: there are fewer GPUs than processes, many more processes than cores, or no DeepSpeed for zero3.
     """
+    if settings.count != 1:
+        processes.check_available(settings.sharding)
     if not wanted(settings):
         return
     import torch

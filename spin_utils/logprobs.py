@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from spin_utils import processes
+from spin_utils import processes, sharding
 from spin_utils.attention import UnsupportedModelError, check_model, packed_attention
 from spin_utils.fast_layers import fast_layers
 from spin_utils.packing import Group, PackedBatch, check_groups, join, micro_batches, pack, union
@@ -30,7 +30,7 @@ KEPT_LOGITS = 2**27
 CHUNK_LOGITS = 2**25
 """Logits held at once otherwise."""
 IDLE = Group([0], ([0],))
-"""What a process computes, to no effect, while others have one more micro-batch: FSDP2 needs all of them."""
+"""What a process computes, to no effect, while others have one more micro-batch: sharded weights need all of them."""
 CACHED_LOGITS = 2**21
 """Logits taken to float32 at once: few enough to stay in the processor's cache."""
 
@@ -72,7 +72,7 @@ def _token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 @contextmanager
 def _as_forward(model: PreTrainedModel, function: Callable[..., Tensor]) -> Iterator[None]:
-    """Inside the block calling the model calls `function`: FSDP2 gathers weights, the head's too, for calls only."""
+    """Inside the block calling the model calls `function`: sharded weights, the head's too, are there in calls only."""
     before = vars(model).get("forward")
     model.forward = partial(function, model)
     try:
@@ -124,7 +124,7 @@ def score(
         return union([groups[i] for i in lots[lot]])
 
     batches = micro_batches([joined(lot).tokens for lot in range(len(lots))], micro_batch_tokens)
-    batches += [[]] * (-len(batches) % processes.count())  # FSDP2 needs every process in every round
+    batches += [[]] * (-len(batches) % processes.count())  # those that shard need each other in every round
     found: list[tuple[list[int], list[float]]] = []
     for indices in batches[processes.rank() :: processes.count()]:
         batch = pack([joined(lot) for lot in indices] or [IDLE])
@@ -152,7 +152,7 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
     check_model(model, longest_row)
     if model in _PROBED:
         return
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    vocabulary = sharding.shape(model.get_output_embeddings().weight)[0]
     prompt, *responses = ([(7 * i + 3) % vocabulary for i in ids] for ids in ((1, 2), (4, 5), (8, 9)))
     was_training = model.training
     model.eval()

@@ -3,7 +3,8 @@
 At a learning rate of 5e-7 an update is about 1e-5 of a weight, far below half a unit in the last place of
 bfloat16 (2e-3): bfloat16 weights alone would never move. The optimizer keeps float32 masters and gradients
 summed in float32 over micro-batches; the model computes with rounded copies. In float32 the masters are the
-model's own parameters. Under FSDP2 every process has its part of the masters and of everything beside them.
+model's own parameters. Where weights are spread, every process has its part of the masters and of everything beside
+them.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class MasterOptimizer:
     """RMSprop or AdamW over the trainable parameters of a model, equal to torch.optim in float32.
 
     Args:
-        model: its trainable parameters are turned into `dtype`; masters start from their values before. Those of a
-            model spread by `sharding.shard` are float32 and stay so: they are the masters.
+        model: its trainable parameters, or this process's parts of them, are turned into `dtype`; masters start from
+            their values before.
         settings: names the optimizer, weight decay and clipping.
-        dtype: compute precision, bfloat16 or float32.
+        dtype: compute precision, bfloat16 or float32; of a spread model what `sharding.shard` returned.
     """
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, dtype: torch.dtype) -> None:
@@ -45,18 +46,16 @@ class MasterOptimizer:
         if not parameters:
             raise ValueError(f"{type(model).__name__}: no parameter is trainable; set requires_grad on some")
         self.names, self.parameters = list(parameters), list(parameters.values())
-        self.masters: list[Tensor] = []
         self.sharded = sharding.is_sharded(model)
-        for parameter in self.parameters:
-            if self.sharded:
-                self.masters.append(sharding.local(parameter))
-                continue
-            master = parameter.detach().float().contiguous()
+        self.own = [sharding.local(parameter) for parameter in self.parameters]
+        self.masters: list[Tensor] = []
+        for own in self.own:
+            master = own.detach().float().contiguous()
             if dtype != torch.float32:
-                master = master.clone() if master.data_ptr() == parameter.data_ptr() else master
-                parameter.data = master.to(dtype)
+                master = master.clone() if master.data_ptr() == own.data_ptr() else master
+                own.data = master.to(dtype)
             else:
-                parameter.data = master
+                own.data = master
             self.masters.append(master)
         self.gradients = [torch.zeros_like(master) for master in self.masters]
         moments = ("square_avg",) if settings.optimizer == "rmsprop" else ("exp_avg", "exp_avg_sq")
@@ -67,7 +66,7 @@ class MasterOptimizer:
         ]
 
     def add_up(self) -> None:
-        """Sum the gradients of all processes; under FSDP2 each already has the sum of its part."""
+        """Sum the gradients of all processes; where weights are spread, each already has the sum of its part."""
         if not self.sharded:
             processes.add_up(*self.gradients)
 
@@ -103,9 +102,9 @@ class MasterOptimizer:
                 master.mul_(1 - learning_rate * self.settings.weight_decay)
             update(master, gradient, [moment[index].view(-1)[part] for moment in self.moments.values()], learning_rate)
             gradient.zero_()
-            parameter = self.parameters[index]
-            if parameter.dtype != torch.float32:
-                parameter.view(-1)[part].copy_(master)
+            own = self.own[index]
+            if own.dtype != torch.float32:
+                own.view(-1)[part].copy_(master)
 
     def clear(self) -> None:
         """Forget the summed gradients."""
@@ -117,7 +116,7 @@ class MasterOptimizer:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that must survive a resumption, by name, besides the number of steps.
 
-        The same for any number of processes: whole in the first one, empty in the others under FSDP2.
+        The same for any number of processes: whole in the first one, empty in the others where weights are spread.
         """
         return {name: sharding.whole(tensor, parameter) for name, tensor, parameter in self._kept()}
 
@@ -128,30 +127,27 @@ class MasterOptimizer:
         Raises:
             ValueError: names or shapes differ from this model's.
         """
-        own = {name: parameter.shape for name, _, parameter in self._kept()}
-        if own != {name: tensor.shape for name, tensor in tensors.items()}:
+        shapes = {name: sharding.shape(parameter) for name, _, parameter in self._kept()}
+        if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
             raise ValueError("the saved optimizer state belongs to another model; remove it to start anew")
         for name, tensor, parameter in self._kept():
             tensor.copy_(sharding.part(tensors[name], parameter))
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if parameter.dtype != torch.float32:
-                parameter.copy_(master)
+        for own, master in zip(self.own, self.masters, strict=True):
+            if own.dtype != torch.float32:
+                own.copy_(master)
         self.steps = steps
 
     @contextmanager
     def exact(self) -> Iterator[None]:
         """Inside the block the model has its exact float32 weights, as it has after `close`."""
-        if self.sharded:
-            yield
-            return
-        copies = [parameter.data for parameter in self.parameters]
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            parameter.data = master
+        copies = [own.data for own in self.own]
+        for own, master in zip(self.own, self.masters, strict=True):
+            own.data = master
         try:
             yield
         finally:
-            for parameter, copy in zip(self.parameters, copies, strict=True):
-                parameter.data = copy
+            for own, copy in zip(self.own, copies, strict=True):
+                own.data = copy
 
     def close(self) -> None:
         """Leave the model as an ordinary one with the exact float32 weights: no hooks, no gradients.
@@ -161,10 +157,9 @@ class MasterOptimizer:
         """
         for hook in self._hooks:
             hook.remove()
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
+        for parameter, own, master in zip(self.parameters, self.own, self.masters, strict=True):
             parameter.grad = None
-            if not self.sharded:
-                parameter.data = master
+            own.data = master
 
     def _kept(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name, tensor and its parameter of everything that is kept."""
@@ -175,7 +170,7 @@ class MasterOptimizer:
     def _collector(self, total: Tensor) -> Callable[[Tensor], None]:
         def collect(parameter: Tensor) -> None:
             if parameter.grad is not None:
-                total.add_(sharding.local(parameter.grad))
+                total.add_(sharding.gradient(parameter))
                 parameter.grad = None
 
         return collect

@@ -7,6 +7,7 @@ One process is the trivial case: nothing is communicated, and every function ret
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import signal
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-Sharding = Literal["ddp", "fsdp2"]
+Sharding = Literal["ddp", "fsdp2", "zero3"]
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,13 @@ def count() -> int:
 
 
 def sharded() -> bool:
-    """Whether training spreads weights, gradients and optimizer state over the processes (FSDP2)."""
-    return _place.count > 1 and _place.sharding == "fsdp2"
+    """Whether training spreads weights, gradients and optimizer state over the processes."""
+    return _place.count > 1 and _place.sharding != "ddp"
+
+
+def sharding() -> Sharding:
+    """How it does so."""
+    return _place.sharding
 
 
 def launched() -> bool:
@@ -87,6 +93,7 @@ def group(sharding: Sharding) -> Iterator[None]:
     from torch import distributed
 
     place = _Place(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _chosen(sharding))
+    check_available(place.sharding)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -113,6 +120,19 @@ def group(sharding: Sharding) -> Iterator[None]:
     finally:
         _place = _Place()
     distributed.destroy_process_group()
+
+
+def check_available(sharding: Sharding) -> None:
+    """Refuse, before any work, a way of sharding whose package is missing.
+
+    Raises:
+        ProcessesError: DeepSpeed is asked for and not installed.
+    """
+    if sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
+        raise ProcessesError(
+            "zero3 needs DeepSpeed, which is not installed: pip install -e '.[deepspeed]', or take fsdp2, which shards "
+            "the same"
+        )
 
 
 def barrier() -> None:
@@ -196,7 +216,12 @@ def shown(progress: Callable[[int], object] | None) -> Callable[[int], object] |
 def _chosen(sharding: Sharding) -> Sharding:
     """What `accelerate launch` says, if it says something."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise ProcessesError("DeepSpeed is not supported; use launch/accelerate-fsdp2.yaml, which shards the same")
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+        if stage != "3":
+            raise ProcessesError(
+                f"accelerate asks for DeepSpeed's ZeRO stage {stage}; the kit has stage 3 (zero_stage: 3)"
+            )
+        return "zero3"
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
         return sharding
     if os.environ.get("FSDP_VERSION", "1") != "2":

@@ -222,7 +222,8 @@ class ProcessSettings:
     for themselves."""
     sharding: Sharding = "ddp"
     """`ddp`: every process trains a whole copy, and gradients are summed. `fsdp2`: weights, gradients and optimizer
-    state are spread over the processes in training and in the opponent's scoring."""
+    state are spread over the processes in training and in the opponent's scoring. `zero3`: the same by DeepSpeed, which
+    has to be installed."""
 
     def __post_init__(self) -> None:
         require(self.count >= 0, f"processes.count: {self.count} is negative; 0 takes one for each GPU of a step")

@@ -75,8 +75,8 @@ def train(
     exactly l(0) and no gradient, and are left out of the computation but not of the mean.
 
     Args:
-        model: on its device, the same in every process. Afterwards its weights are the exact float32 masters; under
-            FSDP2 each process has its part of them (`sharding.whole_weights` puts them together).
+        model: on its device, the same in every process. Afterwards its weights are the exact float32 masters; processes
+            that shard have a part of them each (`sharding.whole_weights` puts them together).
         groups: one response each (SFT) or two (pairs); may read from disk.
         settings: of this run.
         opponent_logps: (real, generated) summed log-probabilities of every pair under the opponent.
@@ -110,7 +110,7 @@ def train(
     dtype = processes.from_first(lambda: choose_precision(chosen, model.device))
     precision = str(dtype).removeprefix("torch.")
     if processes.sharded():
-        sharding.shard(model.float(), dtype)
+        dtype = sharding.shard(model.float(), dtype)
     with ExitStack() as stack:
         optimizer = MasterOptimizer(model, settings, dtype)
         stack.callback(optimizer.close)

@@ -1,22 +1,36 @@
-"""The runs that `test_processes.py` does in one process and `two_processes.py` in two."""
+"""Runs in one process and, by `two_processes.py`, in two, and what must be alike; for every way of sharing."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 
-from spin_utils import plan, profiles, stages
+from spin_utils import plan, profiles, runtime, stages, training_step
 from spin_utils.lm import PackedLM
+from spin_utils.logprobs import score
 from spin_utils.packing import Group
 from spin_utils.settings import TrainingSettings
+from spin_utils.training import Interrupted, train
 
 KINDS = ("ddp", "fsdp2")
+"""Ways of sharing that are always there; `test_zero3.py` has the other."""
+TIMES = {"seconds", "tokens_per_second", "groups_per_second"}
 SPIN = {"learning_rate": 1e-4, "micro_batch_tokens": 30}
+ROUNDED = {"precision": "bfloat16", "learning_rate": 1e-6, "epochs": 1}
+"""Steps that are lost in weights of bfloat16."""
 SFT = {"optimizer": "adamw", "max_grad_norm": 0.5, "weight_decay": 0.1, "gradient_checkpointing": True}
 
 
@@ -62,3 +76,109 @@ def chain(home: Path) -> plan.Plan:
     for step in made:
         stages.run(made, step.name)
     return made
+
+
+def in_one(folder: Path) -> dict[str, Any]:
+    """What one process makes of the runs: log-probabilities, metric rows and weights by name."""
+    logps = score(tiny_model("llama"), pairs(), micro_batch_tokens=40)
+    made: dict[str, Any] = {"logps": logps}
+    for name, family, groups, changes, opponent in (
+        ("spin", "llama", pairs(), SPIN, logps),
+        ("sft", "mistral", singles(), SFT, None),
+        ("rounded", "llama", pairs(), ROUNDED, logps),
+    ):
+        model = tiny_model(family)
+        result = train(model, groups, settings(changes), opponent_logps=opponent, seed=1, work=folder / name)
+        made[name], made[f"{name} weights"] = result.rows, {n: p.detach() for n, p in model.named_parameters()}
+    return made
+
+
+def in_two(folder: Path, kinds: Sequence[str], logps: list[list[float]]) -> None:
+    """Do them in two processes, started by torchrun, once for each kind of sharing, by `two_processes.py`."""
+    for kind in kinds:
+        (folder / kind).mkdir()
+        _stopped_in_one(folder / f"one-stopped-{kind}", logps)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    script = Path(__file__).with_name("two_processes.py")
+    environment = runtime.child_environment(headless=True) | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", str(script), str(folder), *kinds],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert run.returncode == 0, run.stdout
+
+
+def assert_trained_alike(one: dict[str, Any], folder: Path) -> None:
+    """Metric rows and weights of two processes are those of one, up to the rounding of sums in float32."""
+    found = json.loads((folder / "found.json").read_text())
+    for name, family in (("spin", "llama"), ("sft", "mistral")):
+        assert len(found[name]) == len(one[name]) == 6
+        for row, wanted in zip(found[name], one[name], strict=True):
+            assert row.keys() == wanted.keys()
+            for key in wanted.keys() - TIMES:
+                assert row[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-5), (name, key)
+        assert _distance(load_file(folder / f"{name}.safetensors"), one[f"{name} weights"], family) < 0.01
+
+
+def assert_small_steps_add_up(one: dict[str, Any], folder: Path) -> None:
+    """Computing in bfloat16, two processes keep float32 weights that go where those of one process go."""
+    start = {name: weight.detach() for name, weight in tiny_model("llama").named_parameters()}
+    found, wanted = load_file(folder / "rounded.safetensors"), one["rounded weights"]
+    ways = [torch.cat([(weights[name] - start[name]).flatten() for name in start]) for weights in (found, wanted)]
+    assert (ways[0] != 0).float().mean() > 0.9
+    assert torch.cosine_similarity(*ways, dim=0) > 0.95
+
+
+def assert_held(folder: Path, share: float) -> None:
+    """Each of two processes holds this share of the weights and of all that belongs to them, padding aside."""
+    parts = json.loads((folder / "found.json").read_text())["parts"]
+    assert len(parts) == 2
+    total = parts[0].pop("all")
+    assert parts[1].pop("all") == total == sum(p.numel() for p in tiny_model("llama").parameters())
+    for name in ("weights", "masters", "gradients", "square_avg"):
+        held = [part[name] for part in parts]
+        assert sum(held) == 2 * share * total
+        assert max(held) < share * total * 1.02 or share == 1
+
+
+def apart(one: dict[str, Any], folder: Path) -> float:
+    """Largest difference between the opponent's log-probabilities of two processes and of one."""
+    found = np.array(json.loads((folder / "found.json").read_text())["logps"])
+    return float(np.abs(found - np.array(one["logps"])).max())
+
+
+def assert_goes_on(one: dict[str, Any], folder: Path) -> None:
+    """A run that was stopped in two processes goes on in one, and one that was stopped in one in two."""
+    said = json.loads((folder / "found.json").read_text())["stopped"]
+    assert "stopped after step 3 of 6" in said, "a signal to one process stops both at the same step"
+    model = tiny_model("llama")
+    result = train(model, pairs(), settings(SPIN), opponent_logps=one["logps"], seed=1, work=folder / "stopped")
+    assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
+    assert _distance({n: p.detach() for n, p in model.named_parameters()}, one["spin weights"], "llama") < 0.01
+    assert _distance(load_file(folder / "resumed.safetensors"), one["spin weights"], "llama") < 0.01
+
+
+def _stopped_in_one(work: Path, logps: list[list[float]]) -> None:
+    """Leave the state of a run that was stopped after step 3."""
+    step = training_step.StepRunner.__call__
+
+    def stopping(runner: Any, *arguments: Any) -> Any:
+        row = step(runner, *arguments)
+        if runner.optimizer.steps == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(training_step.StepRunner, "__call__", stopping)
+        train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
+
+
+def _distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], family: str) -> float:
+    """Largest difference of a weight, as a part of the largest way that a weight has gone in training."""
+    start = {name: weight.detach() for name, weight in tiny_model(family).named_parameters()}
+    assert found.keys() == wanted.keys()
+    apart = max(float((found[name] - wanted[name]).abs().max()) for name in wanted)
+    return apart / max(float((wanted[name] - start[name]).abs().max()) for name in wanted)

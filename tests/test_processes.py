@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from process_runs import KINDS, SFT, SPIN, ask, chain, pairs, settings, singles, small_plan
+from process_runs import (
+    KINDS,
+    apart,
+    ask,
+    assert_goes_on,
+    assert_held,
+    assert_small_steps_add_up,
+    assert_trained_alike,
+    chain,
+    in_one,
+    in_two,
+    small_plan,
+)
 from safetensors.torch import load_file
-from tiny_models import tiny_model
+from torch import nn
 
 from spin_utils import (
     artifacts,
@@ -30,124 +41,60 @@ from spin_utils import (
     plan,
     processes,
     profiles,
-    runtime,
+    sharding,
     stages,
     step_resources,
-    training_step,
 )
 from spin_utils.dpo import _command, read_settings
 from spin_utils.input_settings import SettingsError
 from spin_utils.launching import LaunchError
-from spin_utils.logprobs import score
 from spin_utils.processes import ProcessesError
-from spin_utils.training import Interrupted, train
-
-TIMES = {"seconds", "tokens_per_second", "groups_per_second"}
+from spin_utils.settings import ProcessSettings
+from spin_utils.training import Interrupted
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process makes of the runs of `process_runs`."""
-    folder = tmp_path_factory.mktemp("one")
-    logps = score(tiny_model("llama"), pairs(), micro_batch_tokens=40)
-    made: dict[str, Any] = {"logps": logps}
-    for name, family, groups, changes, opponent in (
-        ("spin", "llama", pairs(), SPIN, logps),
-        ("sft", "mistral", singles(), SFT, None),
-    ):
-        model = tiny_model(family)
-        result = train(model, groups, settings(changes), opponent_logps=opponent, seed=1, work=folder / name)
-        made[name], made[f"{name} weights"] = result.rows, {n: p.detach() for n, p in model.named_parameters()}
-    return made
+    return in_one(tmp_path_factory.mktemp("one"))
 
 
 @pytest.fixture(scope="module")
 def two(one: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes make of them, started by torchrun."""
+    """What two processes make of them."""
     folder = tmp_path_factory.mktemp("two")
-    for kind in KINDS:
-        (folder / kind).mkdir()
-        stopped_in_one(folder / f"one-stopped-{kind}", one["logps"])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    script = Path(__file__).with_name("two_processes.py")
-    environment = runtime.child_environment(headless=True) | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", str(script), str(folder)],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert run.returncode == 0, run.stdout
+    in_two(folder, KINDS, one["logps"])
     return folder
-
-
-def stopped_in_one(work: Path, logps: list[list[float]]) -> None:
-    """Leave the state of a run that was stopped after step 3."""
-    step = training_step.StepRunner.__call__
-
-    def stopping(runner: Any, *arguments: Any) -> Any:
-        row = step(runner, *arguments)
-        if runner.optimizer.steps == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return row
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(training_step.StepRunner, "__call__", stopping)
-        train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
-
-
-def distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], family: str) -> float:
-    """Largest difference of a weight, as a part of the largest way that a weight has gone in training."""
-    start = {name: weight.detach() for name, weight in tiny_model(family).named_parameters()}
-    assert found.keys() == wanted.keys()
-    apart = max(float((found[name] - wanted[name]).abs().max()) for name in wanted)
-    return apart / max(float((wanted[name] - start[name]).abs().max()) for name in wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one_does(one: dict[str, Any], two: Path, kind: str) -> None:
-    found = json.loads((two / kind / "found.json").read_text())
-    for name, family in (("spin", "llama"), ("sft", "mistral")):
-        assert len(found[name]) == len(one[name]) == 6
-        for row, wanted in zip(found[name], one[name], strict=True):
-            assert row.keys() == wanted.keys()
-            for key in wanted.keys() - TIMES:
-                assert row[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-5), (name, key)
-        assert distance(load_file(two / kind / f"{name}.safetensors"), one[f"{name} weights"], family) < 0.01
+    assert_trained_alike(one, two / kind)
 
 
-def test_fsdp2_spreads_weights_gradients_and_optimizer_state_and_ddp_does_not(two: Path) -> None:
-    for kind, share in (("ddp", 1.0), ("fsdp2", 0.5)):
-        parts = json.loads((two / kind / "found.json").read_text())["parts"]
-        assert len(parts) == 2
-        total = parts[0].pop("all")
-        assert parts[1].pop("all") == total == sum(p.numel() for p in tiny_model("llama").parameters())
-        for name in ("weights", "masters", "gradients", "square_avg"):
-            held = [part[name] for part in parts]
-            assert sum(held) == 2 * share * total
-            assert max(held) < share * total * 1.02 or share == 1
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_steps_are_not_lost_in_bfloat16(one: dict[str, Any], two: Path, kind: str) -> None:
+    assert_small_steps_add_up(one, two / kind)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("ddp", 1.0), ("fsdp2", 0.5)])
+def test_fsdp2_spreads_weights_gradients_and_optimizer_state_and_ddp_does_not(
+    two: Path, kind: str, share: float
+) -> None:
+    assert_held(two / kind, share)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_opponents_log_probabilities_are_those_of_one_process(one: dict[str, Any], two: Path, kind: str) -> None:
-    found = np.array(json.loads((two / kind / "found.json").read_text())["logps"])
-    wanted = np.array(one["logps"])
     # Each micro-batch is the same; only layers that FSDP2 handles take another way than fast_layers does.
-    assert (found == wanted).all() if kind == "ddp" else np.abs(found - wanted).max() < 1e-4
+    assert apart(one, two / kind) == 0 if kind == "ddp" else apart(one, two / kind) < 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_stopped_in_two_processes_goes_on_in_one_and_the_other_way(
     one: dict[str, Any], two: Path, kind: str
 ) -> None:
-    said = json.loads((two / kind / "found.json").read_text())["stopped"]
-    assert "stopped after step 3 of 6" in said, "a signal to one process stops both at the same step"
-    model = tiny_model("llama")
-    result = train(model, pairs(), settings(SPIN), opponent_logps=one["logps"], seed=1, work=two / kind / "stopped")
-    assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
-    assert distance({n: p.detach() for n, p in model.named_parameters()}, one["spin weights"], "llama") < 0.01
-    assert distance(load_file(two / kind / "resumed.safetensors"), one["spin weights"], "llama") < 0.01
+    assert_goes_on(one, two / kind)
 
 
 def test_prompts_answered_in_turns_get_the_answers_of_one_process(two: Path, home: Path) -> None:
@@ -245,25 +192,56 @@ def test_the_files_for_accelerate_launch_say_how_processes_start_and_what_the_ki
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_multi_gpu_env
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-    for kind in KINDS:
+    for kind in (*KINDS, "deepspeed-zero3"):
         file = paths.REPOSITORY / "launch" / f"accelerate-{kind}.yaml"
         given = ["--config_file", str(file), "-m", "spin_utils", "step", "spin-0"]
         arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(given))
         assert (arguments.num_processes, arguments.module, arguments.training_script) == (8, True, "spin_utils")
+        by_deepspeed = arguments.use_deepspeed
+        arguments.deepspeed_fields_from_accelerate_config = ""  # as `accelerate launch` does before it starts them
+        environment = prepare_deepspeed_cmd_env(arguments)[1] if by_deepspeed else prepare_multi_gpu_env(arguments)
         with monkeypatch.context() as patch:
-            for name, value in prepare_multi_gpu_env(arguments).items():
+            for name, value in environment.items():
                 patch.setenv(name, value)
-            assert processes._chosen("ddp") == kind
+            assert processes._chosen("ddp") == kind.removeprefix("deepspeed-")
             patch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-            with pytest.raises(ProcessesError, match="accelerate-fsdp2.yaml"):
+            patch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+            with pytest.raises(ProcessesError, match="zero_stage: 3"):
                 processes._chosen("ddp")
             patch.delenv("ACCELERATE_USE_DEEPSPEED")
             patch.setenv("ACCELERATE_USE_FSDP", "true")
             patch.setenv("FSDP_VERSION", "1")
             with pytest.raises(ProcessesError, match="fsdp_version: 2"):
                 processes._chosen("ddp")
+
+
+def test_deepspeed_that_is_not_installed_is_asked_for_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    launching.check(ProcessSettings(2, "ddp"))
+    launching.check(ProcessSettings(2, "fsdp2"))
+    launching.check(ProcessSettings(1, "zero3"))
+    for count in (0, 2):
+        with pytest.raises(
+            ProcessesError, match=r"DeepSpeed, which is not installed: pip install -e '\.\[deepspeed\]'"
+        ):
+            launching.check(ProcessSettings(count, "zero3"))
+
+
+@pytest.mark.parametrize("numbers", [1, 2, 3, 7])
+def test_parts_of_zero3_are_equal_and_make_the_whole(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    full = torch.arange(1.0, numbers + 1)
+    parameter: Any = nn.Parameter(torch.empty(0))
+    parameter.ds_tensor = torch.empty(-(-numbers // 3))
+    found = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "_place", processes._Place(rank, 3, "zero3"))
+        found.append(sharding.part(full, parameter))
+        assert found[-1].shape == parameter.ds_tensor.shape
+    joined = torch.cat(found)
+    assert joined[:numbers].equal(full)
+    assert not joined[numbers:].any()
 
 
 def test_a_number_of_processes_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

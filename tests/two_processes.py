@@ -1,4 +1,4 @@
-"""What `test_processes.py` starts with torchrun in two processes; it leaves its findings in the folder it is given."""
+"""What `process_runs.in_two` starts with torchrun; it leaves its findings in the folder it is given."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from process_runs import KINDS, SFT, SPIN, ask, chain, pairs, settings, singles
+from process_runs import ROUNDED, SFT, SPIN, ask, chain, pairs, settings, singles
 from safetensors.torch import save_file
 from tiny_models import tiny_model
 
@@ -20,11 +21,13 @@ from spin_utils.logprobs import score
 from spin_utils.training import Interrupted, train
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, kinds: Sequence[str]) -> None:
     with processes.group("ddp"):
-        for kind in KINDS:
+        for kind in kinds:
             processes._place = dataclasses.replace(processes._place, sharding=kind)  # one group for both
             train_all(folder / kind, folder / "one-stopped")
+        if "ddp" not in kinds:
+            return
         processes._place = dataclasses.replace(processes._place, sharding="ddp")
         answered = ask()
         if processes.rank() == 0:
@@ -33,7 +36,7 @@ def main(folder: Path) -> None:
 
 
 def train_all(folder: Path, one_stopped: Path) -> None:
-    """SPIN, SFT, a run that is stopped, and one that was stopped in one process."""
+    """SPIN, SFT, SPIN in bfloat16, a run that is stopped, and one that was stopped in one process."""
     model, scored = tiny_model("llama"), tiny_model("llama")
     if processes.sharded():
         sharding.shard(scored, torch.float32)
@@ -48,6 +51,10 @@ def train_all(folder: Path, one_stopped: Path) -> None:
     model = tiny_model("mistral")
     found["sft"] = train(model, singles(), settings(SFT), seed=1, work=folder / "sft").rows
     keep(model, folder / "sft.safetensors")
+
+    model = tiny_model("llama")
+    train(model, pairs(), settings(ROUNDED), opponent_logps=logps, seed=1, work=folder / "rounded")
+    keep(model, folder / "rounded.safetensors")
 
     try:
         with stopping_in_rank_1(after=3):
@@ -81,7 +88,7 @@ class watched:  # noqa: N801 - a context manager
             own = {"weights": [sharding.local(p) for p in model.parameters()], "masters": optimizer.masters}
             own |= {"gradients": optimizer.gradients, **optimizer.moments}
             counts = {name: sum(tensor.numel() for tensor in tensors) for name, tensors in own.items()}
-            self.shapes.append({"all": sum(p.numel() for p in model.parameters()), **counts})
+            self.shapes.append({"all": sum(sharding.shape(p).numel() for p in model.parameters()), **counts})
 
         training_step.StepRunner.__init__ = noting  # type: ignore[method-assign]
 
@@ -109,4 +116,4 @@ class stopping_in_rank_1:  # noqa: N801 - a context manager
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
