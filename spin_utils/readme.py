@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from spin_utils import clock, drawing, footnotes, paths, published, records, results, verdicts
 from spin_utils.settings import Profile
-from spin_utils.statistics import Estimate, paired_bootstrap
+from spin_utils.statistics import Estimate, StatisticsError, paired_bootstrap
 
 BEGIN = "<!-- results: written by `spin-repro figures --readme`, do not edit -->"
 END = "<!-- end of results -->"
@@ -30,7 +33,7 @@ def section(profile: Profile) -> str:
     rows = [name for name in chain + control if name in measured]
     for model in rows:
         ours = paired_bootstrap(scores, {model: 1}, tasks=tasks)
-        gain = "" if model == "sft" else _points(paired_bootstrap(scores, {model: 1, "sft": -1}, tasks=tasks), "+")
+        gain = "" if model == "sft" else _gain(scores, model, "sft", tasks) or "—"
         printed = published.score(model, "average")
         theirs = "— | —" if printed is None else f"{printed:.2f} | {'' if model == 'sft' else _minus(printed - base)}"
         lines.append(f"| {results.label(model)} | {_points(ours)} | {gain} | {theirs} |")
@@ -39,10 +42,9 @@ def section(profile: Profile) -> str:
     fewer = footnotes.fewer_seeds(scores, rows)
     last = next(name for name in reversed(chain) if name in measured)
     against = [
-        f"{results.label(last)} over {results.label(name)}: "
-        f"{_points(paired_bootstrap(scores, {last: 1, name: -1}, tasks=tasks), '+')} points."
+        f"{results.label(last)} over {results.label(name)}: {gain} points."
         for name in control
-        if name in measured
+        if name in measured and (gain := _gain(scores, last, name, tasks))
     ]
     seconds, (_, links) = clock.expected_seconds(profile.name), next(results.chains(folder))
     device = list(links.values())[-1]["device"]
@@ -75,9 +77,19 @@ def section(profile: Profile) -> str:
 def update(profile: Profile, readme: Path) -> None:
     """Write the section between its markers; the same results give the same bytes."""
     text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or END not in text.partition(BEGIN)[2]:
+        raise results.ResultsError(f"{readme}: no place for the table; put back the lines {BEGIN} and {END}")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     readme.write_text(f"{before}{BEGIN}\n{section(profile)}\n{END}{after}", encoding="utf-8")
+
+
+def _gain(scores: pd.DataFrame, model: str, other: str, tasks: Sequence[str]) -> str:
+    """Points of a model over another; empty where no training seed has both."""
+    try:
+        return _points(paired_bootstrap(scores, {model: 1, other: -1}, tasks=tasks), "+")
+    except StatisticsError:
+        return ""
 
 
 def _minus(value: float) -> str:
