@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -64,8 +65,25 @@ def sharded() -> bool:
 
 
 def launched() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether a launcher started this process as one of several.
+
+    Raises:
+        ProcessesError: the environment says so in words that no launcher uses.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return False
+    rank, count, local = map(_said, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if not (rank < count and local < count):
+        raise ProcessesError(f"RANK: {rank} of WORLD_SIZE {count}; start with torchrun or accelerate, or unset both")
+    return count > 1
+
+
+def _said(name: str) -> int:
+    """A number that a launcher puts into the environment; 0 where it puts none."""
+    text = os.environ.get(name, "0")
+    if re.fullmatch("[0-9]{1,9}", text) is None:
+        raise ProcessesError(f"{name}: {text!r} is no number; start with torchrun or accelerate, or unset it")
+    return int(text)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from spin_utils import artifacts, cli, gpus, plan, profiles, runtime, scheduling, step_resources
 from spin_utils.input_settings import SettingsError
@@ -101,6 +102,19 @@ def test_steps_run_side_by_side_only_where_they_ask_for_gpus(
     plain = scheduling.command("smoke", profiles.load("smoke"), [0], dry_run=False)
     assert plain[-1] == "jobs=1", "on one GPU without reserving it, two steps would be in each other's way"
     assert "--resources" not in plain
+
+
+def test_a_path_reaches_snakemake_as_it_is_or_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = profiles.load("smoke")
+    name = str(home / "a: b #c" / "mine.yaml")
+    words = scheduling.command(name, profile, [0], dry_run=True)
+    value = next(word for word in words if word.startswith("profile=")).removeprefix("profile=")
+    assert yaml.safe_load(value) == name
+    with pytest.raises(SettingsError, match="profile: .*mine.yaml: Snakemake takes braces for wildcards"):
+        scheduling.command(str(home / "{a}" / "mine.yaml"), profile, [0], dry_run=True)
+    monkeypatch.setenv("SPIN_HOME", str(home / "{a}"))
+    with pytest.raises(SettingsError, match="SPIN_HOME: .*: Snakemake takes braces for wildcards"):
+        scheduling.command("smoke", profile, [0], dry_run=True)
 
 
 def test_an_unknown_cluster_and_a_missing_plugin_are_refused(
