@@ -11,6 +11,10 @@ from pathlib import Path
 _PAGES = Path("/proc/self/statm")
 
 
+class _Late(BaseException):
+    """No `Exception`: jinja2 passes over those while it computes constants, and would begin again without a limit."""
+
+
 @contextlib.contextmanager
 def within(seconds: float, gigabytes: int) -> Iterator[None]:
     """End the block where it computes too long, or asks for more memory than the process has and this much more.
@@ -30,13 +34,15 @@ def within(seconds: float, gigabytes: int) -> Iterator[None]:
         return
 
     def late(*_: object) -> None:
-        raise TimeoutError
+        raise _Late
 
     before = signal.signal(signal.SIGPROF, late)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         with _memory(gigabytes):
             yield
+    except _Late:
+        raise TimeoutError from None
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
