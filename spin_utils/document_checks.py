@@ -135,7 +135,8 @@ def _check_provenance(provenance: Mapping[str, Any], where: str) -> None:
         if not (_STEP.fullmatch(name) and _KEY.fullmatch(link["key"])):
             raise ResultsError(f"{place}: key is {link['key']!r}; a step and its key name a folder; run the step again")
         weights = link.get("weights_sha256", {})
-        if "torch" not in link["versions"] or not isinstance(weights, dict):
+        texts = [*link["versions"].values(), *(weights.values() if isinstance(weights, dict) else [None])]
+        if "torch" not in link["versions"] or not all(isinstance(text, str) for text in texts):
             raise ResultsError(f"{place}: versions or weights_sha256 damaged; run the step again")
         if not link["inputs"] and not isinstance(link.get("settings"), dict):
             raise ResultsError(f"{place}: has neither inputs nor settings; run the step again")
