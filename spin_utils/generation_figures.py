@@ -47,11 +47,11 @@ def figure1(generations: pd.DataFrame) -> Figure:
         generations: From `results.load_generations`.
     """
     with style():
-        if generations.empty:
-            figure = new_figure(1.2)
-            say_why_empty(figure.subplots(), "no generations")
-            return figure
         shown = example(generations, MODELS[:2])
+        if shown is None:
+            figure = new_figure(1.2)
+            say_why_empty(figure.subplots(), "no generations of these models")
+            return figure
         answers = {model: row["generated"] for model, row in shown.by_model.items()}
         boxes = [
             ("Prompt", shown.prompt, FAINT),

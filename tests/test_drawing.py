@@ -65,6 +65,15 @@ def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
     assert page.index("<small>table-4<") < page.index('id="figures"') < page.index("<small>average-final<")
 
 
+@pytest.mark.parametrize("model", ["spin-2", "spin-3"])  # the second is in no table either
+def test_generations_of_a_model_that_is_not_shown_draw_nothing(home, model):
+    synthetic.write(home, seeds=(0,), items=4)
+    document = synthetic.generations(model, 0, ability=0.2, items=9)
+    results.write_json(results.path_of(paths.results("cpu"), 0, "generations", model), document)
+    drawn = drawing.compose(profiles.load("cpu")).figures
+    assert any(text.get_text().startswith("not run") for text in drawn["figure1"].findobj(Text))
+
+
 @pytest.mark.filterwarnings("error")
 def test_texts_that_the_font_lacks_or_that_look_like_mathematics_are_drawn_without_a_word(home):
     root = synthetic.write(home, seeds=(0,), items=4)
