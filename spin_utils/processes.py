@@ -109,6 +109,8 @@ def group(sharding: Sharding) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     own = os.environ.get(RENDEZVOUS)
+    if not own and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise ProcessesError("MASTER_ADDR and MASTER_PORT: not set; start with torchrun or accelerate")
     distributed.init_process_group(
         backend,
         init_method=f"file://{own}" if own else "env://",

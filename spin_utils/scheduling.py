@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -40,14 +39,17 @@ def command(
         SettingsError: no such cluster, or a path that Snakemake takes for a pattern.
     """
     for what, text in (("SPIN_HOME", str(paths.home())), ("profile", name)):
-        if "{" in text or "}" in text:
+        if re.search("[{}]", text):
             raise SettingsError(f"{what}: {text}: Snakemake takes braces for wildcards; use a folder without them")
+    if re.search(r": | #|['\"\n]", name):
+        raise SettingsError(
+            f"profile: {name!r}: Snakemake reads it as YAML, where quotes, ': ' and ' #' are no part of a path; use a "
+            "folder without them"
+        )
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
     words += ["--directory", str(paths.home()), "--workflow-profile", str(_folder(cluster))]
     words += ["--dry-run"] if dry_run else []
-    # Snakemake reads values as YAML, where a path may hold a colon with a space behind it, or a comment.
-    quoted = json.dumps(name, ensure_ascii=False) if "/" in name else name
-    config = [f"profile={quoted}", f"seeds={','.join(map(str, seeds))}"]
+    config = [f"profile={name}", f"seeds={','.join(map(str, seeds))}"]
     if cluster == NODE:
         kinds = (profile.resources.training, profile.resources.generation, profile.resources.evaluation)
         devices = len(gpus.visible()) if any(kind.gpus for kind in kinds) else 0

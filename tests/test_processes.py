@@ -356,6 +356,7 @@ def test_the_number_of_processes_makes_no_other_run(tmp_path: Path, monkeypatch:
         ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' is no number"),
         ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK: 'first' is no number"),
         ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK: 5 of WORLD_SIZE 2; start with torchrun"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT: not set"),
     ],
 )
 def test_a_place_that_no_launcher_gives_is_refused(
