@@ -33,8 +33,8 @@ STOREYS = {
     "data": "demonstrations families worked_solutions worked_numbers worked_words preferences rows templates "
     "models judge mt_bench_questions ",
     "settings": "profiles settings input_settings machine_settings mt_bench_settings",
-    "ground": "artifacts versions processes paths writing progress runtime gpus pieces seals storage strict_json "
-    "strict_yaml",
+    "ground": "artifacts versions processes paths writing progress runtime limits gpus pieces seals storage "
+    "strict_json strict_yaml",
 }
 """Rooms by storey, from the roof down."""
 PURPOSES = {

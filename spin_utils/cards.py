@@ -7,6 +7,7 @@ checkpoint: its manifest must be the one that they name.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,11 @@ def push(profile: Profile, model: str, repository: str, seed: int = 0, *, public
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    token = os.environ.get("HF_TOKEN", "")
-    if not token:
-        raise CardError("HF_TOKEN: not set; make a token with write access at https://huggingface.co/settings/tokens")
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not re.fullmatch("[!-~]+", token):
+        raise CardError(
+            "HF_TOKEN: not set, or no token; make a token with write access at https://huggingface.co/settings/tokens"
+        )
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise CardError(f"{repository!r} is not a hub id; write it as owner/name")
     card = text(profile, model, seed)

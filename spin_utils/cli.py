@@ -36,12 +36,14 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one clear line and exit status 2."""
     arguments = cli_parser.parse(argv)
-    if processes.launched():
-        os.environ[runtime.HEADLESS] = "1"  # no bars of several processes in one terminal
     runtime.configure_logging()
-    if hasattr(signal, "SIGPIPE") and not processes.launched():  # a worker saves its state though no one listens
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
     try:
+        if "profile" in arguments:
+            arguments.profile = cli_parser.profile(arguments.profile)
+        if processes.launched():
+            os.environ[runtime.HEADLESS] = "1"  # no bars of several processes in one terminal
+        elif hasattr(signal, "SIGPIPE"):  # a worker saves its state though no one listens
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
         with storage.explained(paths.home()):
             return COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt:
@@ -168,16 +170,34 @@ def _step(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from spin_utils import notebooks
 
-    given = dict(profiles.parse_override(text) for text in arguments.parameter)
+    given = profiles.parse_overrides(arguments.parameter)
     name = cli_parser.profile(str(given.get("profile", "cpu")))
     profile = profiles.load(name)  # before a kernel starts
     if isinstance(given.get("profile"), str):
         given["profile"] = name
     if isinstance(given.get("seed"), int):
         parse_seeds(str(given["seed"]))
-    output = Path(arguments.output or paths.executed_notebooks(profile.name) / f"{arguments.name}.ipynb")
+    _check_parameters(arguments.name, profile, given)
+    own = paths.executed_notebooks(profile.name) / f"{arguments.name}.ipynb"
+    output = paths.given(arguments.output) if arguments.output else own
     log.info("executed copy: %s", paths.relative(notebooks.run(arguments.name, given, output)))
     return 0
+
+
+def _check_parameters(name: str, profile: Profile, given: dict[str, Any]) -> None:
+    """Refuse parameters that lead to no step: a kernel would end in a KeyError, some after a training."""
+    from spin_utils import notebooks, plan
+
+    path = paths.notebook(name)
+    if not path.is_file():  # `notebooks.run` names the nearest
+        return
+    defaults = notebooks.parameters(path)
+    asked = defaults | notebooks.check(path, given)
+    made = [step.parameters for step in plan.make(profile, asked.get("seed", 0)) if step.notebook == name]
+    chosen = {key: asked[key] for parameters in made[:1] for key in parameters}
+    if chosen not in made and any(asked[key] != defaults[key] for key in chosen):
+        mine, *known = (", ".join(f"{key}={value}" for key, value in each.items()) for each in (chosen, *made))
+        raise SettingsError(f"{name}: {mine} is no step of profile {profile.name}{profiles.nearest(mine, known)}")
 
 
 def _dpo(arguments: argparse.Namespace) -> int:
@@ -185,7 +205,7 @@ def _dpo(arguments: argparse.Namespace) -> int:
     from spin_utils.dpo import dpo, read_settings
 
     runtime.configure()
-    settings = read_settings(dict(profiles.parse_override(text) for text in arguments.set))
+    settings = read_settings(profiles.parse_overrides(arguments.set))
     model, pairs, out = map(paths.given, (arguments.model, arguments.pairs, arguments.out))
     with processes.group(settings.processes.sharding):
         status = _training(lambda: dpo(model, pairs, out, settings))
@@ -272,7 +292,7 @@ def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
         changes["model"] = {"source": "directory", "path": str(paths.given(arguments.model))}
     if arguments.data is not None:
         changes["demonstrations"] = {"source": "file", "train": str(paths.given(arguments.data))}
-    changes |= dict(profiles.parse_override(text) for text in arguments.set)  # last: they refine a section given above
+    changes |= profiles.parse_overrides(arguments.set)  # last: they refine a section given above
     if not changes and not arguments.name:
         return arguments.profile, profiles.load(arguments.profile)
     if arguments.name:

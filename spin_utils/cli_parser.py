@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import shtab
+
+from spin_utils import paths
 
 DESCRIPTION = """\
 Re-measure the paper Self-Play Fine-Tuning (SPIN) at the scale of this machine.
@@ -44,8 +45,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def profile(text: str) -> str:
-    """A profile as it was typed; of a YAML file the whole path, because kernels run in another folder."""
-    return str(Path(text).expanduser().resolve()) if text.endswith((".yaml", ".yml")) else text
+    """A profile as it was typed; of a YAML file the whole path, because kernels run in another folder.
+
+    Raises:
+        PathError: the file's path is none.
+    """
+    return str(paths.given(text)) if text.endswith((".yaml", ".yml")) else text
 
 
 def build() -> argparse.ArgumentParser:
@@ -200,7 +205,6 @@ def _with_profile(sub: argparse.ArgumentParser) -> None:
     option = sub.add_argument(
         "--profile",
         default="cpu",
-        type=profile,
         help="smoke, cpu, gpu, paper, paper-released or a .yaml file (default: cpu)",
     )
     _file(option)

@@ -15,6 +15,8 @@ from spin_utils.documents import (
     GRADE_FIELDS,
     ITEM_FIELDS,
     LINK_FIELDS,
+    METRICS,
+    PAIR_METRICS,
     SCHEMA,
     TASK_FIELDS,
     Fields,
@@ -58,7 +60,7 @@ def validate(document: Mapping[str, Any], where: str) -> None:
     if kind == "evaluation":
         _check_items(document, where)
     elif kind == "training":
-        _check_rows(document["rows"], where)
+        _check_rows(document, where)
     elif kind == "generations":
         _check_generations(document["items"], where)
     elif kind == "mt_bench":
@@ -100,15 +102,16 @@ def _check_items(document: Mapping[str, Any], where: str) -> None:
     _check_mean(f"{where}: average", document["average"], [task["value"] for task in document["tasks"].values()])
 
 
-def _check_rows(rows: Sequence[Any], where: str) -> None:
+def _check_rows(document: Mapping[str, Any], where: str) -> None:
+    fields = METRICS if document["model"].startswith("sft") else METRICS + PAIR_METRICS
     previous = -math.inf
-    for number, row in enumerate(rows):
+    for number, row in enumerate(document["rows"]):
         place = f"{where}: rows[{number}]"
         if not isinstance(row, dict):
             raise ResultsError(f"{place} is not an object")
-        for field in ("step", "epoch", "loss", "seconds"):
+        for field in fields:
             if field not in row:
-                raise ResultsError(f"{place}: no {field!r}")
+                raise ResultsError(f"{place}: no {field!r}; run the stage that writes the file again")
         for field, value in row.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ResultsError(f"{place}: {field} is {value!r}; every metric is a number")
@@ -132,7 +135,8 @@ def _check_provenance(provenance: Mapping[str, Any], where: str) -> None:
         if not (_STEP.fullmatch(name) and _KEY.fullmatch(link["key"])):
             raise ResultsError(f"{place}: key is {link['key']!r}; a step and its key name a folder; run the step again")
         weights = link.get("weights_sha256", {})
-        if "torch" not in link["versions"] or not isinstance(weights, dict):
+        texts = [*link["versions"].values(), *(weights.values() if isinstance(weights, dict) else [None])]
+        if "torch" not in link["versions"] or not all(isinstance(text, str) for text in texts):
             raise ResultsError(f"{place}: versions or weights_sha256 damaged; run the step again")
         if not link["inputs"] and not isinstance(link.get("settings"), dict):
             raise ResultsError(f"{place}: has neither inputs nor settings; run the step again")

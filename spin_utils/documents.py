@@ -45,7 +45,12 @@ TRAINING_FIELDS: Fields = {
     **_HEAD,
     "rows": list,
 }
-"""Fields of a training record; a row has `step`, `epoch`, `loss` and whatever else the run logs."""
+"""Fields of a training record; a row has `METRICS` and whatever else the run logs."""
+
+METRICS = ("step", "epoch", "loss", "seconds")
+"""In every row of a training record."""
+PAIR_METRICS = ("margin", "rewards_real", "rewards_generated")
+"""In every row of one on pairs, which is any but SFT."""
 
 GENERATIONS_FIELDS: Fields = {
     **_HEAD,
@@ -112,13 +117,13 @@ FIELDS = {
 LABELS = {
     r"base": "Base model",
     r"sft": "SFT",
-    r"spin-(\d+)": "SPIN iteration {}",
+    r"spin-(\d{1,4})": "SPIN iteration {}",
     r"dpo": "DPO",
-    r"spin-(\d+)-dpo": "SPIN iteration {} + DPO",
-    r"spin-(\d+)-epoch-(\d+)": "SPIN iteration {}, epoch {}",
-    r"spin-(\d+)-more": "SPIN iteration {}, the epochs after its model",
-    r"spin-(\d+)-rows-(\d+)": "SPIN iteration {}, {}/50 of the prompts",
-    r"sft-more-(\d+)": "SFT, {} more epochs",
+    r"spin-(\d{1,4})-dpo": "SPIN iteration {} + DPO",
+    r"spin-(\d{1,4})-epoch-(\d{1,4})": "SPIN iteration {}, epoch {}",
+    r"spin-(\d{1,4})-more": "SPIN iteration {}, the epochs after its model",
+    r"spin-(\d{1,4})-rows-(\d{1,4})": "SPIN iteration {}, {}/50 of the prompts",
+    r"sft-more-(\d{1,4})": "SFT, {} more epochs",
 }
 """What a model's name may be, and how it reads. The 50 are the 50k prompts of the paper (Figure 5)."""
 
@@ -152,7 +157,7 @@ def label(model: str) -> str:
         ResultsError: The name is not one of the kit's.
     """
     for pattern, text in LABELS.items():
-        match = re.fullmatch(pattern, model)
+        match = re.fullmatch(pattern, model, re.ASCII)
         if match:
             return text.format(*match.groups()).replace(" 1 more epochs", " 1 more epoch")
-    raise ResultsError(f"model is {model!r}; names look like sft, spin-0, spin-0-epoch-1, spin-0-rows-14, dpo")
+    raise ResultsError(f"model is {model[:80]!r}; names look like sft, spin-0, spin-0-epoch-1, spin-0-rows-14, dpo")

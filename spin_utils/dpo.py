@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 _DEFAULTS = {"training.learning_rate": 5e-7, "template": {}}
 
+_LONGEST_NAME = 200
+"""Bytes; a key and `.partial` are added while a run is under way, and file systems take 255."""
+
 
 class DpoError(ValueError):
     """The result cannot go where it should. The message names the place and the remedy."""
@@ -69,8 +72,8 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
         LaunchError: a process of several failed.
     """
-    if not out.name:
-        raise DpoError(f"{out}: is no folder of its own; name another")
+    if not out.name or len(out.name.encode()) > _LONGEST_NAME:
+        raise DpoError(f"{out}: is no folder of its own, or has a name of over {_LONGEST_NAME} bytes; name another")
     launching.check(settings.processes)
     trackers.check(settings.training.trackers)
     start = models.resolve(model)
@@ -108,7 +111,7 @@ def _command(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> l
     for section, value in profiles.as_dict(settings).items():
         named = {f"{section}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {section: value}
         for name, setting in named.items():
-            command += ["--set", f"{name}={json.dumps(setting)}"]
+            command += ["--set", f"{name}={json.dumps(setting, ensure_ascii=False)}"]
     return command
 
 

@@ -12,6 +12,7 @@ import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from spin_utils.writing import replacing
 
@@ -48,8 +50,12 @@ FAINT = "#9a9a9a"
 REAL, GENERATED = "#135c9a", "#c24a00"
 """Colours of real and generated responses."""
 
+FONT, FIXED_WIDTH = "DejaVu Sans", "DejaVu Sans Mono"
+"""They come with matplotlib, so every machine has them."""
+
 _STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
+    "font.family": FONT,
+    "text.parse_math": False,  # dollar signs are in names and texts of users
     "font.size": 7,
     "axes.titlesize": 7,
     "axes.titlelocation": "left",
@@ -158,6 +164,20 @@ def radar_axes(figure: Figure, place: Any, names: Sequence[str], ticks: Sequence
     return axes, np.append(angles, angles[0])
 
 
+def drawable(text: str, font: str = FONT) -> str:
+    """A text that somebody else wrote, with an empty box for every character that the font does not have.
+
+    >>> drawable("7 汉")
+    '7 ▯'
+    """
+    return "".join(c if c in " \n" or ord(c) in _characters(font) else "▯" for c in text)
+
+
+@cache
+def _characters(font: str) -> frozenset[int]:
+    return frozenset(get_font(findfont(FontProperties(family=font))).get_charmap())
+
+
 def say_why_empty(axes: Axes, reason: str) -> None:
     """An empty panel states its reason instead of showing axes."""
     axes.set_xticks([])
@@ -172,7 +192,7 @@ def say_why_empty(axes: Axes, reason: str) -> None:
 def footnote(figure: Figure, text: str) -> None:
     """A few words below the panels, in small grey letters."""
     if text:
-        figure.supxlabel(textwrap.fill(text, 80), fontsize=5.5, color="#5c5c5c", x=0.01, ha="left")
+        figure.supxlabel(drawable(textwrap.fill(text, 80)), fontsize=5.5, color="#5c5c5c", x=0.01, ha="left")
 
 
 def same_span(*axes: Axes, pad: float = 0.12) -> None:

@@ -24,6 +24,7 @@ from spin_utils.figure_style import (
     HATCHES,
     INK,
     colour,
+    drawable,
     footnote,
     new_figure,
     same_span,
@@ -298,7 +299,7 @@ def _model_legend(figure: Figure, models: Sequence[str]) -> None:
 
 
 def _named(tasks: Sequence[str]) -> str:
-    return ", ".join(tasks).replace("_", " ")
+    return drawable(", ".join(tasks).replace("_", " "))
 
 
 def _wrapped(tasks: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from spin_utils.figure_style import (
     FAINT,
     REAL,
     colour,
+    drawable,
     footnote,
     new_figure,
     radar_axes,
@@ -46,11 +47,11 @@ def figure1(generations: pd.DataFrame) -> Figure:
         generations: From `results.load_generations`.
     """
     with style():
-        if generations.empty:
-            figure = new_figure(1.2)
-            say_why_empty(figure.subplots(), "no generations")
-            return figure
         shown = example(generations, MODELS[:2])
+        if shown is None:
+            figure = new_figure(1.2)
+            say_why_empty(figure.subplots(), "no generations of these models")
+            return figure
         answers = {model: row["generated"] for model, row in shown.by_model.items()}
         boxes = [
             ("Prompt", shown.prompt, FAINT),
@@ -72,7 +73,7 @@ def figure1(generations: pd.DataFrame) -> Figure:
             axes.add_patch(Rectangle((0, top), 0.012, bottom - top, fc=tint, lw=0))
             axes.text(0.03, top + 0.75, title, va="center", fontsize=6.5, fontweight="bold")
             for place, line in enumerate(lines):
-                axes.text(0.03, top + 1.75 + place, line, va="center", fontsize=6.5, parse_math=False)
+                axes.text(0.03, top + 1.75 + place, line, va="center", fontsize=6.5)
             top = bottom + 0.4
         footnote(figure, f"Prompt {shown.id}, training seed {shown.seed}. {RULE}")
     return figure
@@ -227,9 +228,9 @@ def _radar_seeds(scores: pd.DataFrame, transfer: pd.DataFrame) -> str:
 
 def _wrapped(text: str) -> list[str]:
     """Lines of a text, cut after `_LINES`."""
-    lines = [line for part in text.splitlines() for line in (textwrap.wrap(part, _WIDTH) or [""])] or [""]
+    lines = [drawable(line) for part in text.splitlines() for line in (textwrap.wrap(part, _WIDTH) or [""])] or [""]
     return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], "… (cut here; whole in the results)"]
 
 
 def _name(task: str) -> str:
-    return textwrap.fill(task.replace("_", " "), 12, break_long_words=False)
+    return textwrap.fill(drawable(task.replace("_", " ")), 12, break_long_words=False)

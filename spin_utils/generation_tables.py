@@ -40,15 +40,13 @@ def table7(generations: pd.DataFrame, measured: pd.DataFrame, *, seed: int = 0) 
         measured: From `generations.measures`, of the same generations.
         seed: Seed of the bootstrap.
     """
-    shown = None if generations.empty else example(generations)
-    return _table(7, "Generations by iteration for one prompt", shown, measured, seed)
+    return _table(7, "Generations by iteration for one prompt", example(generations), measured, seed)
 
 
 def table8(generations: pd.DataFrame, measured: pd.DataFrame, *, seed: int = 0) -> Table:
     """Table 8: the same for a prompt of another family. Arguments as in `table7`."""
-    shown = None
-    if not generations.empty:
-        shown = example(generations, other_than=[example(generations).family])
+    first = example(generations)
+    shown = first and example(generations, other_than=[first.family])
     return _table(8, "Generations by iteration for another prompt", shown, measured, seed)
 
 

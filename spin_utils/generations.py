@@ -139,15 +139,19 @@ def opponent(model: str) -> str:
     return f"spin-{iteration - 1}" if iteration else "sft"
 
 
-def example(generations: pd.DataFrame, models: Sequence[str] = MODELS, *, other_than: Collection[str] = ()) -> Example:
-    """One prompt to show, chosen by `RULE` and not by hand.
+def example(
+    generations: pd.DataFrame, models: Sequence[str] = MODELS, *, other_than: Collection[str] = ()
+) -> Example | None:
+    """One prompt to show, chosen by `RULE` and not by hand; None if none of the models has generations.
 
     Args:
-        generations: From `results.load_generations`, not empty.
+        generations: From `results.load_generations`.
         models: Whose generations are compared; those without a file are left out.
         other_than: Families to avoid, unless there is no other.
     """
     rows = generations[generations["model"].isin(list(models))]
+    if rows.empty:
+        return None
     counts = rows.groupby("seed")["model"].nunique()
     seed = counts.index[int(counts.to_numpy().argmax())]  # the first of the largest
     rows = rows[rows["seed"] == seed]

@@ -45,7 +45,7 @@ def check(profile: Profile, demonstrations: Demonstrations) -> None:
     if profile.demonstrations.source == "file":
         _check_graders(demonstrations)
         if profile.model.source == "directory":  # other tokenizers are made or unpacked by the first stage
-            check_lengths(models.load_tokenizer(Path(profile.model.path)), profile.template, vars(demonstrations))
+            check_fit(Path(profile.model.path), profile, vars(demonstrations))
     if profile.evaluation.tasks:
         from spin_utils import evaluation  # takes seconds
 
@@ -146,14 +146,44 @@ def _check_graders(demonstrations: Demonstrations) -> None:
         raise RowError(listed(faults))
 
 
-def check_lengths(tokenizer: Any, template: TemplateSettings, splits: Mapping[str, Sequence[Row]]) -> None:
+def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]) -> None:
+    """Refuse rows that a model cannot be trained on or asked, before training.
+
+    Args:
+        model: folder of the base model.
+        profile: the validated profile.
+        splits: rows by split.
+
+    Raises:
+        TooLongError: a row is too long for the template; names the split and the row.
+        ModelError: a prompt and its longest answer need more positions than the model has.
+    """
+    longest = check_lengths(models.load_tokenizer(model), profile.template, splits)
+    positions = models.positions(model)
+    answers = {"generation": profile.generation.max_new_tokens, "evaluation": profile.evaluation.max_new_tokens}
+    for split, section in (("spin", "generation"), ("validation", "generation"), ("test", "evaluation")):
+        prompt, answer = longest.get(split, 0), answers[section]
+        if prompt and prompt + answer > positions:
+            raise models.ModelError(
+                f"{model}: has {positions} positions, and the longest {split} prompt ({prompt} tokens) with "
+                f"{section}.max_new_tokens ({answer}) needs {prompt + answer}; lower it, or shorten the prompts"
+            )
+
+
+def check_lengths(tokenizer: Any, template: TemplateSettings, splits: Mapping[str, Sequence[Row]]) -> dict[str, int]:
     """Encode every row once: one that is too long to be trained on or asked is found before training.
+
+    Returns:
+        Tokens of the longest prompt of each split.
 
     Raises:
         TooLongError: names the split and the row.
     """
+    longest = {}
     for split, rows in splits.items():
         try:
-            encode_rows(tokenizer, template, rows)
+            encoded = encode_rows(tokenizer, template, rows)
         except TooLongError as error:
             raise TooLongError(f"demonstrations, {split} {error}") from None
+        longest[split] = max((len(row.prompt_ids) for row in encoded), default=0)
+    return longest

@@ -35,6 +35,16 @@ def require(condition: bool, message: str) -> None:
         raise SettingsError(message)
 
 
+def is_temperature(value: float) -> bool:
+    """Whether one can sample at it: logits divided by next to nothing are beyond any number."""
+    return value == 0 or value >= 1e-6
+
+
+def is_family_name(text: str) -> bool:
+    """Whether a family can be called so: `FAMILY_NAME`, and in UTF-8 with room for an extension in a file's name."""
+    return FAMILY_NAME.fullmatch(text) is not None and len(text.encode()) <= 200
+
+
 def require_hub_dataset(name: str, revision: str, split: str) -> None:
     require("/" in name, f"name: {name!r} is not a hub id; write it as owner/name")
     require(
@@ -164,7 +174,7 @@ class DemonstrationSettings:
         for name in (*self.families, *self.transfer):
             same = [other for other in (*self.families, *self.transfer) if other.lower() == name.lower()]
             require(
-                FAMILY_NAME.fullmatch(name) is not None,
+                is_family_name(name),
                 f"demonstrations.families: {name[:80]!r} {FAMILY_RULE}",
             )
             require(

@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from spin_utils.figure_style import FAINT, GENERATED, REAL, new_figure, say_why_empty, style
+from spin_utils.figure_style import FAINT, GENERATED, REAL, drawable, new_figure, say_why_empty, style
 from spin_utils.results import label
 
 _WIDTH = 6.6
@@ -36,7 +36,7 @@ def turns(scores: pd.DataFrame) -> Figure:
         for place in edges[1:-1]:
             top.axvline(place - 0.5, color="white", lw=2.5)
         middles = [(a + b - 1) / 2 for a, b in pairwise(edges)]
-        top.set_xticks(middles, [str(tasks[edge]).replace("_", "\n") for edge in edges[:-1]])
+        top.set_xticks(middles, [drawable(str(tasks[edge]).replace("_", "\n")) for edge in edges[:-1]])
         top.tick_params(length=0)
         top.spines[:].set_visible(False)
         top.set_title(f"{len(ordered)} items by task: blue is right, pale is wrong")
@@ -84,7 +84,7 @@ def parting(pairs: pd.DataFrame) -> Figure:
             axes.plot(shown, place + jitter, "o", color=GENERATED, ms=2, alpha=0.6, mew=0)
             same = int(pairs.loc[chosen, "identical"].sum())
             axes.text(1.04, place, f"{same} of {int(chosen.sum())} identical", va="center", fontsize=6.5)
-        axes.set_yticks(range(len(families)), [str(family).replace("_", " ") or "all" for family in families])
+        axes.set_yticks(range(len(families)), [drawable(str(family).replace("_", " ")) or "all" for family in families])
         axes.set_ylim(len(families) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel("share of the real answer before the two part")

@@ -198,7 +198,13 @@ class PackedLM(TemplateLM):
                 f"generation_kwargs: {', '.join(unknown)} is not supported; use {', '.join(sorted(_KNOWN_OPTIONS))}"
             )
         if self.template is None:
-            prompt_ids = self.tok_encode(context)[-(self.max_length - known["max_gen_toks"]) :]
+            room = self.max_length - known["max_gen_toks"]
+            if room < 1:
+                raise RequestError(
+                    f"an answer of {known['max_gen_toks']} tokens leaves no room for its prompt in the model's "
+                    f"{self.max_length} positions; lower evaluation.max_new_tokens, or the task's max_gen_toks"
+                )
+            prompt_ids = self.tok_encode(context)[-room:]
         else:
             prompt_ids = templates.encode_prompt(self.tokenizer, self.template, context)
         settings = GenerationSettings(

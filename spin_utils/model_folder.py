@@ -6,11 +6,8 @@ would pass over with a warning is an error here: it fills tensors that are missi
 
 from __future__ import annotations
 
-import contextlib
 import re
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,6 @@ from spin_utils.input_settings import TemplateSettings
 from spin_utils.models import ModelError, check_directory, load_tokenizer
 
 INDEX = "model.safetensors.index.json"
-_RENDERING_S = 20.0
-"""For what takes milliseconds: each loop of a chat template is limited, but one inside another may take years."""
 
 Tensors = dict[str, tuple[Path, list[int], str]]
 """What is stored, by name: its file, shape and type."""
@@ -52,41 +47,16 @@ def check(folder: Path, template: TemplateSettings) -> None:
         ) from None
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: the tokenizer has no tokenizer.json; save a fast one with save_pretrained")
-    largest, places = max(tokenizer.get_vocab().values()), model.config.vocab_size
+    largest, places = max(tokenizer.get_vocab().values(), default=-1), model.config.vocab_size
     if largest >= places:
         raise ModelError(
             f"{folder}: the tokenizer's vocabulary goes up to id {largest}, the model's ends at {places - 1}; "
             "use the tokenizer that the model was trained with, or resize its embeddings"
         )
     try:
-        with _within(_RENDERING_S):
-            end_ids(tokenizer, template)
+        end_ids(tokenizer, template)
     except TemplateError as error:
         raise ModelError(f"{folder}: {error}") from None
-    except TimeoutError:
-        raise ModelError(
-            f"{folder}: the chat template is not rendered after {_RENDERING_S:g} s; correct it, or set "
-            "template.kind: text and write template.prompt"
-        ) from None
-
-
-@contextlib.contextmanager
-def _within(seconds: float) -> Iterator[None]:
-    """End the block with a TimeoutError after some time, where a process can be woken: in its main thread."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _config(folder: Path) -> Any:
@@ -95,9 +65,9 @@ def _config(folder: Path) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 1.0)
     except Exception as error:  # as above: the file's values reach any line of the library
         raise _no_model(folder, error) from None
-    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 1.0)
     if isinstance(theta, (int, float)) and theta <= 0:  # transformers goes on, with positions that are no numbers
         raise ModelError(f"{folder / 'config.json'}: rope_theta is {theta}, it must be above 0; copy the model again")
     return config
@@ -109,7 +79,7 @@ def _check_layers(folder: Path, config: Any, stored: Tensors) -> None:
     if layers is None:
         return
     says = f"{folder / 'config.json'} says {layers} layers"
-    if layers < 1:
+    if not isinstance(layers, int) or layers < 1:
         raise ModelError(f"{says}; copy the model again")
     numbers = [int(found[1]) for name in stored if (found := re.match(r"model\.layers\.(\d{1,6})\.", name))]
     if not numbers:
@@ -142,7 +112,23 @@ def _skeleton(folder: Path, config: Any) -> Any:
         check_model(model, longest_row=1)
     except UnsupportedModelError as error:
         raise ModelError(f"{folder}: {error}") from None
+    except (TypeError, AttributeError) as error:  # a length that is text, a list where names are needed
+        raise _no_model(folder, error) from None
+    _check_generation(folder)
     return model
+
+
+def _check_generation(folder: Path) -> None:
+    """transformers reads it with the weights, and writes it again after training."""
+    from transformers import GenerationConfig
+
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return
+    try:
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # as above
+        raise ModelError(f"{path}: cannot be used ({_reason(error)}); correct it, or remove it") from None
 
 
 def _stored(folder: Path) -> Tensors:

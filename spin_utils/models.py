@@ -51,7 +51,8 @@ def identity(settings: ModelSettings) -> dict[str, Any]:
     if settings.source == "directory":
         folder = check_directory(Path(settings.path))
         files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
-        return {"source": "directory", "files": {p.name: file_hash(p) for p in files}}
+        # A pipe would be waited for, and a folder or a dangling link is nothing that a model is read from.
+        return {"source": "directory", "files": {p.name: file_hash(p) for p in files if p.is_file()}}
     if settings.source == "gguf_package":
         path = gguf_path(settings)
         digest = file_hash(path)
@@ -95,8 +96,8 @@ def resolve(folder: Path) -> Path:
     if not pointer.is_file():
         return check_directory(Path(folder))
     try:
-        return check_directory(Path(json.loads(pointer.read_text(encoding="utf-8"))["path"]))
-    except (ValueError, TypeError, LookupError) as error:
+        return check_directory(Path(strict_json.parse(pointer.read_text(encoding="utf-8"))["path"]))
+    except (OSError, ValueError, TypeError, LookupError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{pointer}: does not name a model's folder ({error}); delete it and run again") from None
@@ -142,6 +143,16 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(resolve(folder), trust_remote_code=False, local_files_only=True)
+
+
+def positions(folder: Path) -> int:
+    """Tokens of the longest row that a model takes: its positions, or the window that it attends to if that is less."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(resolve(folder), trust_remote_code=False, local_files_only=True)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    window = getattr(config, "sliding_window", None) if slides else None
+    return int(min(config.max_position_embeddings, window or config.max_position_embeddings))
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -229,7 +240,10 @@ def _download(settings: ModelSettings) -> str:
 
 def gguf_path(settings: ModelSettings) -> Path:
     # find_spec does not import the package: its inference engine is not installed and not needed.
-    spec = importlib.util.find_spec(settings.name)
+    try:
+        spec = importlib.util.find_spec(settings.name)
+    except (ImportError, ValueError):  # a dotted name whose first part is not there, or no name of a module
+        spec = None
     if spec is None or spec.origin is None:
         raise ModelError(f"package {settings.name}: not installed; run `make setup` (it is in requirements-data.lock)")
     path = Path(spec.origin).parent / settings.path

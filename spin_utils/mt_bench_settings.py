@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from spin_utils.input_settings import SettingsError, require
+from spin_utils.input_settings import SettingsError, is_temperature, require
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 """The categories of MT-Bench, ten questions each, in the order of its questions."""
@@ -75,8 +75,8 @@ class MtBenchSettings:
         missing, unknown = set(CATEGORIES) - set(self.temperatures), set(self.temperatures) - set(CATEGORIES)
         require(not unknown, f"temperatures: {', '.join(sorted(unknown))}: no category; use {', '.join(CATEGORIES)}")
         require(not missing, f"temperatures: {', '.join(sorted(missing))} missing; give each category one")
-        temperatures = [*self.temperatures.values(), self.judge_temperature or 0.0]
-        require(min(temperatures) >= 0, f"temperatures: {min(temperatures)} is negative; 0 is greedy")
+        for temperature in (*self.temperatures.values(), self.judge_temperature or 0.0):
+            require(is_temperature(temperature), f"temperatures: {temperature}; use 0 (greedy), or 1e-6 and above")
         for name in ("judge_max_tokens", "workers", "timeout_s", "max_new_tokens", "batch_size"):
             require(getattr(self, name) > 0, f"{name}: {getattr(self, name)} must be above 0")
         for name in ("retries", "top_k", "limit"):

@@ -78,6 +78,11 @@ def check(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             raise NotebookError(
                 f"{path.name}: parameter {name} must be {expected.__name__}, found {type(value).__name__} {value!r}"
             )
+        parts = {type(part) for part in defaults[name]} if expected is list else set()
+        for part in value if parts else ():
+            if type(part) not in parts and not (parts == {float} and type(part) is int):
+                names = " or ".join(sorted(kind.__name__ for kind in parts))
+                raise NotebookError(f"{path.name}: parameter {name} must hold {names} only, found {part!r}")
     missing = [name for name, value in defaults.items() if value == REQUIRED and name not in given]
     if missing:
         raise NotebookError(f"{path.name}: parameter {missing[0]!r} is missing and has no default")
@@ -107,6 +112,10 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
         known = sorted(p.stem for p in path.parent.glob("[0-9]*.ipynb"))
         raise NotebookError(f"notebook {name!r}: unknown{nearest(name, known)}")
     values = check(path, given)
+    if output.suffix != ".ipynb" or output.is_dir() or output.parent == path.parent:
+        raise NotebookError(
+            f"{output}: no place for an executed copy; name an .ipynb file outside {paths.relative(path.parent)}"
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     os.environ.update(runtime.child_environment(headless=True))
 

@@ -91,6 +91,19 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise SettingsError(f"{name.strip()}: {value[:80]!r} is not a value: {error}") from None
 
 
+def parse_overrides(texts: typing.Iterable[str]) -> dict[str, Any]:
+    """Several of them by name; one that is given twice is refused.
+
+    >>> parse_overrides(["spin.betas=[1.0]", "sft.epochs=3"])
+    {'spin.betas': [1.0], 'sft.epochs': 3}
+    """
+    overrides: dict[str, Any] = {}
+    for name, value in map(parse_override, texts):
+        require(name not in overrides, f"{name}: given twice; give it once")
+        overrides[name] = value
+    return overrides
+
+
 def build(cls: type, data: Any, where: str) -> Any:
     """Turn plain data into a frozen dataclass, refusing whatever does not fit.
 
@@ -188,7 +201,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return _anchor(data, path.parent)
     if not isinstance(parent, str):
         raise SettingsError(f"{path.name}: extends: expected a profile's name, found {_kind(parent)}")
-    sibling = path.parent / parent
+    sibling = paths.given(parent, path.parent)
     found = sibling if parent.endswith((".yaml", ".yml")) and sibling.is_file() else _find(parent)
     if "name" not in data:
         data["name"] = path.stem

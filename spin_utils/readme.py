@@ -10,7 +10,7 @@ import pandas as pd
 from spin_utils import clock, drawing, footnotes, paths, published, records, results, verdict_page
 from spin_utils.plan import main_chain
 from spin_utils.settings import Profile
-from spin_utils.statistics import paired_bootstrap
+from spin_utils.statistics import StatisticsError, paired_bootstrap
 from spin_utils.table_text import minus
 
 BEGIN = "<!-- results: written by `spin-repro figures --readme`, do not edit -->"
@@ -31,8 +31,9 @@ def section(profile: Profile) -> str:
     seeds = scores[scores["model"].isin(rows)]["seed"].nunique()
     items = scores.groupby("task")["id"].nunique().sum()
     against = [
-        f"{results.label(last)} over {results.label(name)}: {_points(scores, {last: 1, name: -1}, tasks, '+')} points."
+        f"{results.label(last)} over {results.label(name)}: {gain} points."
         for name in control
+        if (gain := _gain(scores, last, name, tasks))
     ]
     note = [
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: "
@@ -50,6 +51,8 @@ def section(profile: Profile) -> str:
 def update(profile: Profile, readme: Path) -> None:
     """Write the section between its markers; the same results give the same bytes."""
     text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or END not in text.partition(BEGIN)[2]:
+        raise results.ResultsError(f"{readme}: no place for the table; put back the lines {BEGIN} and {END}")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     readme.write_text(f"{before}{BEGIN}\n{section(profile)}\n{END}{after}", encoding="utf-8")
@@ -60,10 +63,18 @@ def _table(scores: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]) ->
     yield "|---|---:|---:|---:|---:|"
     base = published.score("sft", "average") or 0.0
     for model in models:
-        gain = "" if model == "sft" else _points(scores, {model: 1, "sft": -1}, tasks, "+")
+        gain = "" if model == "sft" else _gain(scores, model, "sft", tasks) or "—"
         printed = published.score(model, "average")
         theirs = "— | —" if printed is None else f"{printed:.2f} | {'' if model == 'sft' else f'{printed - base:+.2f}'}"
         yield f"| {results.label(model)} | {_points(scores, {model: 1}, tasks)} | {gain} | {minus(theirs)} |"
+
+
+def _gain(scores: pd.DataFrame, model: str, other: str, tasks: Sequence[str]) -> str:
+    """Points of a model over another; empty where no training seed has both."""
+    try:
+        return _points(scores, {model: 1, other: -1}, tasks, "+")
+    except StatisticsError:
+        return ""
 
 
 def _time(profile: Profile) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils import strict_json
-from spin_utils.input_settings import FAMILY_NAME, FAMILY_RULE
+from spin_utils.input_settings import FAMILY_RULE, is_family_name
 from spin_utils.writing import replacing
 
 Row = dict[str, Any]
@@ -192,7 +192,7 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
         "response": checked_text(response, "response", where),
         "family": checked_text("demonstrations" if family in (None, "") else family, "family", where),
     }
-    if FAMILY_NAME.fullmatch(row["family"]) is None:
+    if not is_family_name(row["family"]):
         raise RowError(f"{where}: family {row['family'][:80]!r} {FAMILY_RULE}")
     grader = record.get("grader")
     if grader is not None:

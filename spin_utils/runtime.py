@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import logging
 import os
 import re
@@ -89,6 +90,8 @@ def in_notebook() -> bool:
 
 def configure_logging() -> None:
     """The kit's own log lines, plain, on standard output; of the libraries only warnings."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8 has no minus sign and no dash
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(_without_controls)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)

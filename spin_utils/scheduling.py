@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +36,16 @@ def command(
         dry_run: only say what would be done.
 
     Raises:
-        SettingsError: no such cluster.
+        SettingsError: no such cluster, or a path that Snakemake takes for a pattern.
     """
+    for what, text in (("SPIN_HOME", str(paths.home())), ("profile", name)):
+        if re.search("[{}]", text):
+            raise SettingsError(f"{what}: {text}: Snakemake takes braces for wildcards; use a folder without them")
+    if re.search(r": | #|['\"\n]", name):
+        raise SettingsError(
+            f"profile: {name!r}: Snakemake reads it as YAML, where quotes, ': ' and ' #' are no part of a path; use a "
+            "folder without them"
+        )
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
     words += ["--directory", str(paths.home()), "--workflow-profile", str(_folder(cluster))]
     words += ["--dry-run"] if dry_run else []
@@ -52,15 +61,21 @@ def command(
 
 
 def _folder(cluster: str) -> Path:
-    folder = CLUSTERS / cluster if (CLUSTERS / cluster).is_dir() else Path(cluster).expanduser()
+    known = sorted(path.name for path in CLUSTERS.iterdir() if path.is_dir())
+    folder = CLUSTERS / cluster if cluster in known else paths.given(cluster)
     config = folder / "config.yaml"
     if not config.is_file():
-        known = sorted(path.name for path in CLUSTERS.iterdir() if path.is_dir())
         raise SettingsError(f"cluster {cluster!r}: no folder with a config.yaml{nearest(cluster, known)}")
-    executor = str(yaml.safe_load(config.read_text(encoding="utf-8")).get("executor", "local"))
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise SettingsError(f"{config}: not readable as YAML ({' '.join(str(error).split())})") from None
+    executor = settings.get("executor", "local") if isinstance(settings, dict) else None
+    if not isinstance(executor, str) or re.fullmatch("[a-z0-9-]+", executor) is None:
+        raise SettingsError(f"{config}: names no executor of Snakemake; write one, such as executor: slurm")
     package = f"snakemake-executor-plugin-{executor}"
     if executor != "local" and importlib.util.find_spec(package.replace("-", "_")) is None:
         raise SettingsError(
             f"cluster {cluster!r}: not installed: {package}; run `{sys.executable} -m pip install {package}`"
         )
-    return folder.resolve()
+    return folder

@@ -18,6 +18,7 @@ from spin_utils.input_settings import (
     ModelSettings,
     PreferenceSettings,
     TemplateSettings,
+    is_temperature,
     require,
 )
 from spin_utils.machine_settings import ResourceSettings, VllmSettings
@@ -120,7 +121,10 @@ class GenerationSettings:
     """Where and how vLLM runs."""
 
     def __post_init__(self) -> None:
-        require(self.temperature >= 0, f"generation.temperature: {self.temperature} is negative")
+        require(
+            is_temperature(self.temperature),
+            f"generation.temperature: {self.temperature}; use 0 (greedy), or 1e-6 and above",
+        )
         require(self.top_k >= 0, f"generation.top_k: {self.top_k} is negative; 0 switches it off")
         require(0 < self.top_p <= 1, f"generation.top_p: {self.top_p} must be above 0 and at most 1")
         for name in ("max_new_tokens", "batch_size", "shard_rows"):

@@ -73,6 +73,18 @@ def _number(loader: _StrictLoader, node: yaml.ScalarNode) -> int | float:
     return loader.construct_yaml_int(node) if node.tag.endswith(":int") else loader.construct_yaml_float(node)
 
 
+def _text(loader: _StrictLoader, node: yaml.ScalarNode) -> str:
+    place = f"line {node.start_mark.line + 1}"
+    try:  # JSON, which is YAML too, writes characters beyond the first 65536 as two halves
+        text = str(loader.construct_scalar(node)).encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise yaml.YAMLError(f"{place}: text with half of a character; write it out, or remove it") from None
+    if "\0" in text:
+        raise yaml.YAMLError(f"{place}: text with a NUL character; remove it")
+    return text
+
+
 for _kind in ("int", "float"):
     _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG, _text)
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -15,9 +15,14 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from spin_utils.input_settings import TemplateSettings
+from spin_utils.limits import within
 
 _MARK = "\ue000user\ue000"
 """Stands for the user's text while the frame of a chat template is looked for."""
+_SECONDS, _GIGABYTES, _CHARACTERS = 20.0, 1, 1_000_000
+"""The most that a chat template may take and write of its own. It needs milliseconds and a few words; jinja2 limits
+each loop, but one inside another may take years, and a product of text all memory."""
+_OTHERWISE = "set template.kind: text and write template.prompt"
 
 
 class TemplateError(ValueError):
@@ -74,7 +79,7 @@ def encode_conversation(
     Raises:
         TemplateError: the tokenizer has no chat template, or one that leaves out or repeats a text.
     """
-    before, after, _ = _frame(tokenizer, template, tokenizer.chat_template)
+    before, after, _ = _frame(tokenizer, template, str(tokenizer.chat_template or ""))
     plain = not any(token in text for text in texts for token in _special_tokens(tokenizer))
     if plain and template.kind == "chat":
         return _encode(tokenizer, _render(tokenizer, template, texts))
@@ -107,7 +112,7 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettin
             `truncate` (which keeps the start).
         TemplateError: the end token is not one token of the vocabulary.
     """
-    _, after, end_id = _frame(tokenizer, template, tokenizer.chat_template)
+    _, after, end_id = _frame(tokenizer, template, str(tokenizer.chat_template or ""))
     anchor = _encode(tokenizer, after)
     if any(token in response for token in _special_tokens(tokenizer)):
         ids = _encode(tokenizer, response, plain=True)
@@ -136,7 +141,7 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettin
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings) -> set[int]:
     """Ids at which a response ends: the template's end token and the tokenizer's end of sequence."""
-    ids = {_frame(tokenizer, template, tokenizer.chat_template)[2]}
+    ids = {_frame(tokenizer, template, str(tokenizer.chat_template or ""))[2]}
     if tokenizer.eos_token_id is not None:
         ids.add(int(tokenizer.eos_token_id))
     return ids
@@ -172,10 +177,11 @@ def encode_rows(
 
 
 @lru_cache(maxsize=16)
-def _frame(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, chat_template: Any) -> tuple[str, str, int]:
+def _frame(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, chat_template: str) -> tuple[str, str, int]:
     """Text before and after the user's prompt, and the id of the end token.
 
-    `chat_template` is an argument only so that a tokenizer whose template was replaced is not served stale text.
+    `chat_template` is an argument only so that a tokenizer whose template was replaced is not served stale text. A
+    tokenizer may have several by name, of which transformers renders the one called default.
     """
     end = template.end or tokenizer.eos_token
     if not end:
@@ -205,7 +211,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, text
         message = "the user's message" if texts == 1 else f"the {texts} messages of a conversation"
         raise TemplateError(
             f"the chat template writes {message} {len(pieces) - 1} times where {texts} {'is' if texts == 1 else 'are'} "
-            "needed; set template.kind: text and write template.prompt"
+            f"needed; {_OTHERWISE}"
         )
     return pieces
 
@@ -216,7 +222,16 @@ def _render(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, text
     if template.system:
         messages.insert(0, {"role": "system", "content": template.system})
     try:  # transformers renders in jinja2's sandbox, which refuses a template that reaches for Python itself
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        with within(_SECONDS, _GIGABYTES):
+            text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except TimeoutError:
+        raise TemplateError(
+            f"the chat template is not rendered after {_SECONDS:g} s; correct it, or {_OTHERWISE}"
+        ) from None
+    except MemoryError:
+        raise TemplateError(
+            f"the chat template asks for more than {_GIGABYTES} GB of memory; correct it, or {_OTHERWISE}"
+        ) from None
     except (
         jinja2.TemplateError,
         TypeError,
@@ -227,9 +242,12 @@ def _render(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, text
         RecursionError,
     ) as error:
         raise TemplateError(
-            f"the chat template cannot be rendered ({type(error).__name__}: {error}); correct it, or set "
-            "template.kind: text and write template.prompt"
+            f"the chat template cannot be rendered ({type(error).__name__}: {error}); correct it, or {_OTHERWISE}"
         ) from None
+    own = len(text) - sum(len(message["content"]) for message in messages)
+    if own > _CHARACTERS:
+        raise TemplateError(f"the chat template writes {own} characters of its own; correct it, or {_OTHERWISE}")
+    return text
 
 
 @lru_cache(maxsize=16)

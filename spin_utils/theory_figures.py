@@ -202,4 +202,4 @@ def _bars(axes: Axes, before: Tensor, now: Tensor, data: Tensor, names: tuple[st
     axes.bar(answers - 0.27, before.exp().numpy(), 0.27, color=_OPPONENT, label=names[0])
     axes.bar(answers, now.exp().numpy(), 0.27, color=_POLICY, label=names[1])
     axes.bar(answers + 0.27, data.exp().numpy(), 0.27, fc="white", ec=_DATA, lw=0.9, label="data")
-    axes.set_xticks(answers, [f"$y_{i + 1}$" for i in answers])
+    axes.set_xticks(answers, [f"$y_{i + 1}$" for i in answers], parse_math=True)

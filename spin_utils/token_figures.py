@@ -7,7 +7,6 @@ nothing in it is taken as mathematics or markup. Characters that the font does n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -15,10 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 
-from spin_utils.figure_style import FAINT, GENERATED, INK, REAL, new_figure, style
+from spin_utils.figure_style import FAINT, FIXED_WIDTH, GENERATED, INK, REAL, drawable, new_figure, style
 
 WIDTH = 6.6
 """Inches: two columns of a paper, the width of a notebook's page."""
@@ -27,7 +25,6 @@ COLUMNS = 108
 LINES = 8
 """Lines of one answer; what is longer is cut, and says so."""
 _MARGIN = 0.08
-_FONT = "DejaVu Sans Mono"  # comes with matplotlib
 _SIZE = (WIDTH - 2 * _MARGIN) / COLUMNS * 72 / 0.602  # points: its characters are 0.602 of the size wide
 _LINE = 0.155  # inches
 _BAR = 0.75  # height of the strip of bars below a line, in lines
@@ -136,10 +133,9 @@ def _token(axes: Axes, place: tuple[float, float], text: str, value: float, norm
         top + 0.5,
         text,
         va="center_baseline",
-        family=_FONT,
+        family=FIXED_WIDTH,
         fontsize=_SIZE,
         color="white" if dark else INK,
-        parse_math=False,
     )
     share = float(np.clip(norm(value), 0, 1)) - float(norm(0))
     zero = top + 1 + _BAR * 0.92 * (1 - float(norm(0)))
@@ -166,10 +162,5 @@ def _layout(tokens: pd.DataFrame, column: str) -> list[tuple[int, int, str, floa
 
 def _visible(token: str) -> str:
     """A token as it is drawn: every character one column wide, and something to see where it is blank."""
-    shown = "".join(_SHOWN.get(c, c if c == " " or ord(c) in _characters() else "▯") for c in token) or "▯"
+    shown = drawable("".join(_SHOWN.get(c, c) for c in token), FIXED_WIDTH) or "▯"
     return shown if len(shown) <= COLUMNS else shown[: COLUMNS - 1] + "…"
-
-
-@cache
-def _characters() -> frozenset[int]:
-    return frozenset(get_font(findfont(FontProperties(family=_FONT))).get_charmap())

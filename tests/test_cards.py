@@ -119,6 +119,9 @@ def test_nothing_is_pushed_without_a_token_results_or_a_sound_checkpoint(
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(CardError, match="HF_TOKEN: not set"):
         cards.push(profile, "spin-0", "a/b")
+    monkeypatch.setenv("HF_TOKEN", "hf_one hf_two")
+    with pytest.raises(CardError, match="HF_TOKEN: not set, or no token"):
+        cards.push(profile, "spin-0", "a/b")
     assert hub.requests == [], "all of it was refused before the hub was asked"
 
 

@@ -270,3 +270,10 @@ def test_a_copy_of_the_results_is_no_seed_of_theirs(home: Path, capsys: pytest.C
     root = synthetic.write(home, seeds=(0, 2), items=4)
     shutil.copytree(root / "seed-0", root / "seed-0-before")
     assert "the tables average seeds 0, 2\n" in outcome(capsys, "provenance", "spin-2")[1]
+
+
+def test_a_terminal_that_is_not_utf_8_gets_every_line(home: Path) -> None:
+    command = [sys.executable, "-m", "spin_utils", "plan", "--profile", "−"]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stderr) == (2, "")
+    assert result.stdout.startswith(r"Error: profile '\u2212': unknown")

@@ -78,7 +78,9 @@ def test_a_second_call_does_nothing_and_another_run_is_not_written_over_it(
     assert dpo(model, pairs, out, settings(epochs=1)) == out
     with pytest.raises(DpoError, match="out: already there, and not made from this model"):
         dpo(model, pairs, out, settings(epochs=2))
-    with pytest.raises(DpoError, match="/: is no folder of its own; name another"):
+    with pytest.raises(DpoError, match="or has a name of over 200 bytes; name another"):
+        dpo(model, pairs, tmp_path / ("x" * 230), settings(epochs=1))
+    with pytest.raises(DpoError, match="/: is no folder of its own, "):
         dpo(model, pairs, Path("/"), settings(epochs=1))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")

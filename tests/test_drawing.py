@@ -6,6 +6,7 @@ import re
 import matplotlib.pyplot as plt
 import pytest
 import synthetic_results as synthetic
+from matplotlib.text import Text
 
 from spin_utils import drawing, paths, profiles, report, results
 
@@ -62,6 +63,32 @@ def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
     sections = re.findall(r'<h2 id="(\w+)"', page)
     assert sections == re.findall(r'href="#(\w+)"', page) == ["verdicts", "figures", "tables", "claims", "provenance"]
     assert page.index("<small>table-4<") < page.index('id="figures"') < page.index("<small>average-final<")
+
+
+@pytest.mark.parametrize("model", ["spin-2", "spin-3"])  # the second is in no table either
+def test_generations_of_a_model_that_is_not_shown_draw_nothing(home, model):
+    synthetic.write(home, seeds=(0,), items=4)
+    document = synthetic.generations(model, 0, ability=0.2, items=9)
+    results.write_json(results.path_of(paths.results("cpu"), 0, "generations", model), document)
+    drawn = drawing.compose(profiles.load("cpu")).figures
+    assert any(text.get_text().startswith("not run") for text in drawn["figure1"].findobj(Text))
+
+
+@pytest.mark.filterwarnings("error")
+def test_texts_that_the_font_lacks_or_that_look_like_mathematics_are_drawn_without_a_word(home):
+    root = synthetic.write(home, seeds=(0,), items=4)
+    synthetic.write_generations(root, seeds=(0,), items=9)
+    for path in [*root.glob("seed-0/generations/*.json"), *root.glob("seed-0/transfer/*.json")]:
+        document = json.loads(path.read_text().replace("long_sums", "cost $^$ \u6c49"))
+        for item in document["items"]:
+            if "generated" in item:
+                item |= {"id": f"{item['id']} $x^$", "prompt": "$_$ \u6c49\U0001f600\x85\u200f\t"}
+        results.write_json(path, {name: value for name, value in document.items() if name != "sha256"})
+    drawn = drawing.compose(profiles.load("cpu")).figures
+    shown = [text.get_text() for text in drawn["figure1"].findobj(Text)]
+    assert any("▯" in line and "$_$" in line for line in shown)
+    assert any("cost $^$ ▯" in text.get_text().replace("\n", " ") for text in drawn["figure6"].findobj(Text))
+    drawing.draw(profiles.load("cpu"))
 
 
 @pytest.mark.parametrize("lost", ["training", "training/spin-0.json"])

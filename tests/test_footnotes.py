@@ -1,10 +1,13 @@
 """The notes below tables and figures say over what intervals are, and whose numbers rest on fewer training seeds."""
 
+import re
+
 import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
 from spin_utils import (
+    drawing,
     figures,
     footnotes,
     generation_figures,
@@ -122,3 +125,23 @@ def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_th
     section = readme.section(profile)
     assert "training seeds: 2" in section
     assert "Not on all of the seeds 0, 1: SPIN iteration 1 (0), SPIN iteration 2 (0), SPIN iteration 3 (0)." in section
+
+
+def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):
+    synthetic.write(home, seeds=(0,), items=4, models={"sft": 0.0, "spin-0": 0.1})
+    synthetic.write(home, seeds=(1,), items=4, models={"spin-1": 0.1, "sft-more-1": 0.0})
+    profile = profiles.load("cpu")
+    drawing.draw(profile)
+    section = readme.section(profile)
+    assert re.search(r"\| SPIN iteration 1 \| [^|]+ \| — \| 62\.12 \|", section)
+    assert "SPIN iteration 1 over SFT, 1 more epoch: " in section
+    assert "SFT, 1 more epoch (1)" in section
+
+
+@pytest.mark.parametrize("text", ["no marker", readme.BEGIN, f"{readme.END} {readme.BEGIN}"])
+def test_a_readme_without_its_markers_is_left_as_it_is(tmp_path, text):
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(results.ResultsError, match="README.md: no place for the table; put back the lines"):
+        readme.update(profiles.load("cpu"), path)
+    assert path.read_text() == text

@@ -85,6 +85,12 @@ def test_rolling_and_truncated_loglikelihoods_equal_those_of_stock_lm_eval(lengt
     assert [logp for logp, _ in scored[0]] == pytest.approx([logp for logp, _ in scored[1]], abs=1e-4)
 
 
+def test_an_answer_that_leaves_no_room_for_its_prompt_is_refused() -> None:
+    lm = PackedLM(model_for(max_position_embeddings=60), TOKENIZER)
+    with pytest.raises(lm_module.RequestError, match="60 tokens leaves no room for its prompt in the model's 60"):
+        lm.generate_until(requests("generate_until", [("The cat", {"until": [], "max_gen_toks": 60})]))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation_equals_stock_lm_eval_and_honours_until(family: str) -> None:
     model = model_for(family)

@@ -56,6 +56,8 @@ def arguments(case: dict[str, Any], home: Path, sound: Path) -> list[str]:
         return [*reproduce, "--model", str(model), "--set", "template.kind=chat", "--set", 'template.end=""']
     if case["read"] == "task":
         return [*reproduce, "--set", f"evaluation.tasks=[{path}]"]
+    if case["read"] == "cluster":
+        return [*reproduce, "--cluster", str(Path(path).parent)]
     if case["read"] == "results":
         kind = "training" if "training" in case["file"] else "evaluations"
         place = home / "results" / "cpu" / "seed-0" / kind / "spin-0.json"
@@ -107,22 +109,21 @@ def test_the_command_itself_says_it_in_a_line_and_ends_with_status_2(
     assert used < 10, f"{used:.1f} s of processor time before a person hears of it"
 
 
+@pytest.mark.parametrize("work", ["{% for i in range(99999) %}" * 3 + "x" + "{% endfor %}" * 3, "{{ 10 ** (10**9) }}"])
 def test_a_chat_template_that_takes_for_ever_is_refused(
-    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spin_utils import model_folder, profiles
+    from spin_utils import model_folder, profiles, templates
     from spin_utils.models import ModelError
 
-    loop = "{% for i in range(99999) %}"
-    change = {"write": {"chat_template.jinja": f"{loop}{loop}{loop}x{'{% endfor %}' * 3}"}}
-    model = recipes.broken_model(sound, change, tmp_path / "model")
+    model = recipes.broken_model(sound, {"write": {"chat_template.jinja": work}}, tmp_path / "model")
     template = profiles.load("smoke", {"template": {"kind": "chat"}}).template
-    monkeypatch.setattr(model_folder, "_RENDERING_S", 0.2)
-    before = signal.getsignal(signal.SIGALRM)
+    monkeypatch.setattr(templates, "_SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGPROF), resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(ModelError, match=r"the chat template is not rendered after 0\.2 s; .*template.kind: text"):
         model_folder.check(model, template)
-    assert signal.getsignal(signal.SIGALRM) is before
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert (signal.getsignal(signal.SIGPROF), resource.getrlimit(resource.RLIMIT_AS)) == before
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
 
 
 def test_the_corpus_and_its_index_agree() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -96,6 +97,16 @@ def test_a_folder_that_cannot_be_loaded_is_refused(folder: Path, tmp_path: Path,
         (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(models.ModelError, match=message):
         models.identity(ModelSettings("directory", path=str(copy)))
+
+
+def test_what_is_no_file_in_a_folder_is_no_part_of_its_identity(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    settings = ModelSettings("directory", path=str(copy))
+    plain = models.identity(settings)
+    (copy / "notes.json").mkdir()
+    os.mkfifo(copy / "pipe.json")
+    (copy / "link.json").symlink_to(copy / "nowhere")
+    assert models.identity(settings) == plain
 
 
 def test_a_package_is_found_without_importing_it() -> None:

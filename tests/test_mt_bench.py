@@ -123,7 +123,7 @@ def test_missing_or_changed_questions_are_refused_with_the_remedy(monkeypatch: p
         ({"base_url": "https://host/v1?api-key=1"}, "put the key in the environment, OPENAI_API_KEY"),
         ({"temperatures": {"writing": 0.7}}, "mt_bench.temperatures: coding, extraction, .* missing"),
         ({"temperatures": {"maths": 0.7}}, "maths: no category"),
-        ({"judge_temperature": -1}, "-1.0 is negative"),
+        ({"judge_temperature": -1}, "temperatures: -1.0; use 0"),
         ({"workers": 0}, "mt_bench.workers: 0 must be above 0"),
         ({"retries": -1}, "mt_bench.retries: -1 is negative"),
         ({"token_limit": "max_token"}, "did you mean 'max_tokens'"),

@@ -53,6 +53,12 @@ def test_wrong_parameters_are_refused_before_a_kernel_starts(given: dict, messag
     assert not (tmp_path / "out.ipynb").exists()
 
 
+@pytest.mark.parametrize("place", [ALL[0], ALL[0].with_name("mine.ipynb"), ALL[0].parent, Path("/tmp/out.txt")])
+def test_an_executed_copy_takes_no_notebooks_place(place: Path) -> None:
+    with pytest.raises(notebooks.NotebookError, match=r"no place for an executed copy; name an \.ipynb file outside"):
+        notebooks.run(ALL[0].stem, {}, place)
+
+
 def test_an_unknown_notebook_is_named(tmp_path: Path) -> None:
     with pytest.raises(notebooks.NotebookError, match="did you mean '03_spin_training'"):
         notebooks.run("03_spin_trainig", {}, tmp_path / "out.ipynb")

@@ -13,8 +13,8 @@ import pyarrow.parquet
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
-from spin_utils import input_checks, pairs, profiles, stages
-from spin_utils.input_settings import PreferenceSettings, TemplateSettings
+from spin_utils import input_checks, models, pairs, profiles, stages
+from spin_utils.input_settings import ModelSettings, PreferenceSettings, TemplateSettings
 from spin_utils.packing import Group
 from spin_utils.preferences import as_preference, encode_preferences, load
 from spin_utils.rows import RowError, write_rows
@@ -184,6 +184,15 @@ def test_pairs_with_a_held_out_prompt_are_refused_before_any_work(run_with_pairs
         RowError, match=r"dpo\.preferences, row pairs-2: the prompt is held out to evaluate on \(row t\)"
     ):
         run_with_pairs(GOOD, GOOD | {"prompt": "Say it"})
+
+
+def test_prompts_and_answers_that_need_more_positions_than_the_model_has_are_refused(tmp_path: Path) -> None:
+    models.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), tmp_path, ["some words"], seed=0)
+    rows = {"spin": [{"id": "1", "prompt": "some words", "response": "yes"}]}
+    profile = profiles.load("smoke")
+    input_checks.check_fit(tmp_path, profile, rows)
+    with pytest.raises(models.ModelError, match=r"has 2048 positions, .* generation\.max_new_tokens \(2048\) needs"):
+        input_checks.check_fit(tmp_path, profiles.load("smoke", {"generation.max_new_tokens": 2048}), rows)
 
 
 def test_pairs_that_are_too_long_are_refused_before_the_main_chain() -> None:

@@ -306,7 +306,7 @@ def test_workers_of_dpo_get_the_settings_of_the_run() -> None:
             "training.beta": 0.3,
             "training.learning_rate": 1e-7,
             "template.kind": "text",
-            "template.prompt": "<{prompt}>\n",
+            "template.prompt": "<{prompt}>\n\U0001f642",
             "processes.count": 2,
             "seed": 4,
         }
@@ -314,7 +314,7 @@ def test_workers_of_dpo_get_the_settings_of_the_run() -> None:
     command = _command(Path("m"), Path("p.jsonl"), Path("o"), chosen)
     given = cli_parser.parse(command)
     assert (given.model, given.pairs, given.out) == ("m", "p.jsonl", "o")
-    assert read_settings(dict(profiles.parse_override(text) for text in given.set)) == chosen
+    assert read_settings(profiles.parse_overrides(given.set)) == chosen
 
 
 def test_the_number_of_processes_makes_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +326,24 @@ def test_the_number_of_processes_makes_no_other_run(tmp_path: Path, monkeypatch:
 
     assert resolved("processes.count=2") == resolved("resources.training.hours=2") == "smoke"
     assert resolved("processes.count=2", "spin.betas=[1]") == resolved("spin.betas=[1]") != "smoke"
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' is no number"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK: 'first' is no number"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK: 5 of WORLD_SIZE 2; start with torchrun"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT: not set"),
+    ],
+)
+def test_a_place_that_no_launcher_gives_is_refused(
+    said: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["step", "data", "--profile", "smoke"]) == 2
+    assert message in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])

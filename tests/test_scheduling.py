@@ -103,6 +103,19 @@ def test_steps_run_side_by_side_only_where_they_ask_for_gpus(
     assert "--resources" not in plain
 
 
+def test_a_path_that_snakemake_reads_as_something_else_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = profiles.load("smoke")
+    for odd in ("a: b", "a #b", "it's"):
+        with pytest.raises(SettingsError, match="profile: .*Snakemake reads it as YAML, where quotes"):
+            scheduling.command(str(home / odd / "mine.yaml"), profile, [0], dry_run=True)
+    scheduling.command(str(home / "a:b#c d=e,f" / "mine.yaml"), profile, [0], dry_run=True)
+    with pytest.raises(SettingsError, match="profile: .*mine.yaml: Snakemake takes braces for wildcards"):
+        scheduling.command(str(home / "{a}" / "mine.yaml"), profile, [0], dry_run=True)
+    monkeypatch.setenv("SPIN_HOME", str(home / "{a}"))
+    with pytest.raises(SettingsError, match="SPIN_HOME: .*: Snakemake takes braces for wildcards"):
+        scheduling.command("smoke", profile, [0], dry_run=True)
+
+
 def test_an_unknown_cluster_and_a_missing_plugin_are_refused(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,14 @@ def test_markers_in_a_conversation_stay_plain_text(
     assert markers == [token for token in plain if token in tokenizer.all_special_ids]
 
 
+def test_of_several_chat_templates_the_default_is_taken(tokenizer: PreTrainedTokenizerFast) -> None:
+    plain = encode_prompt(tokenizer, CHAT, "Hello")
+    named = {"default": tokenizer.chat_template, "tools": "nothing"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "chat_template", named)
+        assert encode_prompt(tokenizer, CHAT, "Hello") == plain
+
+
 def test_end_ids_hold_the_templates_end_and_the_tokenizers(tokenizer: PreTrainedTokenizerFast) -> None:
     user, end = tokenizer.convert_tokens_to_ids(["<|user|>", "<|end|>"])
     assert end_ids(tokenizer, TEXT) == {end}
