@@ -109,8 +109,8 @@ def test_a_kernel_at_rest_that_misses_the_request_to_end_is_stopped_soon(
     path = write(tmp_path / "n.ipynb", "a = 1", deaf, "import os, time; print(os.getpid(), time.time())")
     monkeypatch.setattr(paths, "notebook", lambda name: path)
     monkeypatch.setattr(notebooks, "_REST_S", 1.0)
-    notebooks.run("n", {}, tmp_path / "out.ipynb")
-    (output,) = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs
+    notebooks.run("n", {}, tmp_path / "out" / "n.ipynb")
+    (output,) = nbformat.read(tmp_path / "out" / "n.ipynb", as_version=4).cells[-1].outputs
     kernel, ended = output.text.split()
     assert not psutil.pid_exists(int(kernel))
     assert time.time() - float(ended) < notebooks._PATIENCE_S / 4
