@@ -107,20 +107,21 @@ def best_response(opponent: Tensor, data: Tensor, *, beta: float, loss: Loss = "
     def objective(logits: Tensor) -> Tensor:
         return population_loss(logits.log_softmax(0), opponent, data, beta=beta, loss=loss)
 
-    logits = opponent.clone()
+    logits, slope, exact = opponent.clone(), gradient(opponent, opponent, data, beta=beta, loss=loss), 0
     for _ in range(200):
-        slope = gradient(logits, opponent, data, beta=beta, loss=loss)
-        if slope.abs().max() < 1e-14 * beta:
+        if slope.abs().max() < 1e-14 * beta or exact == 3:
             break
         curvature = torch.autograd.functional.hessian(objective, logits) + torch.ones_like(slope)
         step = torch.linalg.solve(curvature, -slope)
         size, before, decrease = 1.0, objective(logits), float(slope @ step)
-        while size > 1e-8 and objective(logits + size * step) > before + 1e-4 * size * decrease:
-            size /= 2
-        if size <= 1e-8:  # the loss no longer changes in its last digits
-            break
+        if -decrease < 1e-12 * before:  # too little for the loss to show in its last digits, but full steps are exact here
+            exact += 1
+        else:
+            while objective(logits + size * step) > before + 1e-4 * size * decrease:
+                size /= 2
         logits = (logits + size * step).detach()
-    if slope.abs().max() > 1e-9 * beta:
+        slope = gradient(logits, opponent, data, beta=beta, loss=loss)
+    if not slope.abs().max() <= 1e-9 * beta:
         raise TheoryError(f"no minimum reached at beta {beta}: gradient {float(slope.abs().max()):.1e}")
     return logits.log_softmax(0)
 

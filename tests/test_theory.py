@@ -73,7 +73,7 @@ def test_the_slope_at_lambda_0_is_minus_half_the_two_divergences():
 def test_optimisation_reaches_the_update_law(beta, answers):
     data, opponent = theory.random_distribution(answers, 1), theory.random_distribution(answers, 2)
     found = theory.best_response(opponent, data, beta=beta)
-    assert_close(found, theory.update_law(opponent, data, beta=beta), atol=1e-9, rtol=0)
+    assert_close(found, theory.update_law(opponent, data, beta=beta), atol=1e-10, rtol=0)
 
 
 def test_at_lambda_1_one_iteration_is_exact():
