@@ -16,24 +16,25 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from spin_utils import artifacts, models, paths, plan, profiles, runtime, stages
 from spin_utils.evaluation import evaluate
+from spin_utils.statistics import paired_bootstrap
 from spin_utils.writing import write_text
 
-ROWS = {"demonstrations.validation_rows": 600, "demonstrations.test_rows": 900}
-FIXED = {"demonstrations.wordings": "fixed", **ROWS, "sft.epochs": 2}
-VARIED = {**ROWS, "sft.epochs": 2}
-SPIN = ("spin-0-epoch-1", "spin-0")
+ROWS = {"demonstrations.validation_rows": 600}
+ALL_PROMPTS = {**ROWS, "demonstrations.spin_rows": 1344}
 VARIANTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    (FIXED, ("sft", "sft-more-1", *SPIN)),
-    ({**FIXED, "spin.learning_rates": [2.0e-5], "spin.betas": [1.0]}, SPIN[:1]),
-    ({**FIXED, "spin.learning_rates": [1.0e-6], "spin.training.batch_size": 16}, SPIN),
-    (VARIED, ("sft", "sft-more-1", *SPIN)),
-    ({**VARIED, "spin.learning_rates": [1.0e-6], "spin.training.batch_size": 16}, SPIN),
+    (ROWS, ("sft", "sft-more-1", "spin-0")),
+    ({**ROWS, "spin.betas": [0.1]}, ("spin-0",)),
+    ({**ROWS, "spin.betas": [5.0]}, ("spin-0",)),
+    ({**ROWS, "spin.learning_rates": [5.0e-6]}, ("spin-0",)),
+    ({**ROWS, "spin.learning_rates": [5.0e-6], "spin.betas": [0.1]}, ("spin-0",)),
+    (ALL_PROMPTS, ("sft", "spin-0")),
 ]
-"""Changes to the profile, by dotted name, and the models that are scored."""
+"""Changes to the profile, by dotted name, and the models that are scored. The record keeps the rows of earlier ones."""
 
 log = logging.getLogger("spin_utils.search")
 
@@ -63,7 +64,8 @@ def main() -> None:
 def summary(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table: the mean score over seeds, and the gain over SFT of the same data and seeds."""
     text = "# The search behind the cpu profile\n\nWritten by `python -m benchmarks.search` from search.jsonl. "
-    text += "Average over the families on validation rows, in points, a mean over the training seeds named.\n\n"
+    text += "Average over the families on validation rows, in points, a mean over the training seeds named. Brackets: 95 % "
+    text += "intervals of a paired bootstrap over items and seeds, where the record has the single items.\n\n"
     text += "| changes to the profile of the time | model | seeds | rows | average | gain over SFT |\n"
     text += "| --- | --- | --- | ---: | ---: | ---: |\n"
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -71,14 +73,29 @@ def summary(rows: list[dict[str, Any]]) -> str:
         groups.setdefault((json.dumps(row["changes"]), row["model"]), []).append(row)
     for (changes, model), found in groups.items():
         start = json.dumps({k: v for k, v in json.loads(changes).items() if not k.startswith("spin.")})
-        sft = {row["seed"]: row["average"] for row in groups[start, "sft"]}
         average = statistics.mean(row["average"] for row in found)
-        gain = statistics.mean(row["average"] - sft[row["seed"]] for row in found)
         seeds = ", ".join(str(row["seed"]) for row in sorted(found, key=lambda row: row["seed"]))
         named = ", ".join(f"`{name}: {value}`" for name, value in json.loads(changes).items()) or "none"
-        shown = "" if model == "sft" else f"{gain:+.1f}".replace("-", "−")
+        shown = "" if model == "sft" else _gain(found, groups[start, "sft"])
         text += f"| {named} | {model} | {seeds} | {found[0]['n']} | {average:.1f} | {shown} |\n"
     return text
+
+
+def _gain(found: list[dict[str, Any]], sft: list[dict[str, Any]]) -> str:
+    """The gain of one model over SFT, in points, with its interval if the rows hold single items."""
+    if all("items" in row for row in (*found, *sft)):
+        items = [
+            {"model": row["model"], "seed": row["seed"], "task": task, "id": number, "score": int(correct)}
+            for row in (*found, *sft)
+            for task, flags in row["items"].items()
+            for number, correct in enumerate(flags)
+        ]
+        gain = paired_bootstrap(pd.DataFrame(items), {found[0]["model"]: 1, "sft": -1}).times(100)
+        text = f"{gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
+    else:
+        base = {row["seed"]: row["average"] for row in sft}
+        text = f"{statistics.mean(row['average'] - base[row['seed']] for row in found):+.1f}"
+    return text.replace("-", "−")
 
 
 def _score(steps: plan.Plan, model: str) -> dict[str, Any]:
@@ -93,11 +110,14 @@ def _score(steps: plan.Plan, model: str) -> dict[str, Any]:
         settings=steps.profile.evaluation,
     )
     families = {task: round(100 * summary["value"], 1) for task, summary in result["tasks"].items()}
+    items = sorted(result["items"], key=lambda item: item["id"])
+    correct = {task: "".join(str(int(i["score"])) for i in items if i["task"] == task) for task in families}
     commit = artifacts.environment()["commit"]
     return {
         "n": len(result["items"]),
         "average": round(100 * result["average"], 2),
         "by_family": families,
+        "items": correct,
         "commit": commit,
     }
 
