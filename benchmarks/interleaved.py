@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from spin_utils import paths
 from spin_utils.artifacts import environment
 from spin_utils.documents import SCHEMA
+from spin_utils.precision import choose_precision
 from spin_utils.records import check_benchmark
 from spin_utils.writing import write_text
 
@@ -51,9 +52,9 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values), "runs": len(values)}
 
 
-def matmul_rate(size: int = 2048) -> float:
-    """bf16 matrix product of this machine in GFLOP/s, the best of a second of tries."""
-    a, b = (torch.randn(size, size).bfloat16() for _ in range(2))
+def matmul_rate(precision: str, size: int = 2048) -> float:
+    """Matrix products of this machine in GFLOP/s, the best of a second of tries."""
+    a, b = (torch.randn(size, size, dtype=getattr(torch, precision)) for _ in range(2))
     best, stop = 0.0, time.perf_counter() + 1
     while time.perf_counter() < stop:
         started = time.perf_counter()
@@ -62,8 +63,13 @@ def matmul_rate(size: int = 2048) -> float:
     return best
 
 
+def fast_precision() -> str:
+    """Where this machine is fast, by name: the kit and its peers are timed in it."""
+    return str(choose_precision()).removeprefix("torch.")
+
+
 def machine() -> dict[str, Any]:
-    """Processor, threads, matmul rate, commit and versions."""
+    """Processor, threads, precision, matmul rate, commit and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     fields = [tuple(part.strip() for part in line.split(":", 1)) for line in lines if ":" in line]
     names = [value for key, value in fields if key == "model name"]
@@ -74,7 +80,8 @@ def machine() -> dict[str, Any]:
         "cpu": names[0] if names else platform.processor(),
         "cores": torch.get_num_threads(),
         "bf16_units": units,
-        "bf16_matmul_gflops": round(matmul_rate()),
+        "precision": (precision := fast_precision()),
+        "matmul_gflops": round(matmul_rate(precision)),
         **environment(),
     }
 

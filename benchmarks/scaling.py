@@ -77,7 +77,7 @@ def sampling_bytes(architecture: Architecture, profile: Profile) -> float:
     """Bytes of the kit's own sampler on one GPU."""
     prompt, answer = profile.template.max_prompt_tokens, profile.generation.max_new_tokens
     return memory_model.sampling(
-        architecture, profile.generation, prompt=prompt, answer=answer, fused=False, stage="generation"
+        architecture, profile.generation, prompt=prompt, answer=answer, width=2, fused=False, stage="generation"
     ).total()
 
 

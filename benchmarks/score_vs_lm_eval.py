@@ -3,7 +3,8 @@
     python -m benchmarks.score_vs_lm_eval --model MODEL_DIR
 
 Both score the same requests of one lm-eval task (four choices of several tokens behind ten worked examples) with the
-same model in bf16. `HFLM` runs at the batch size that is fastest for it on a part of the requests.
+same model in the precision that is fast here. `HFLM` runs at the batch size that is fastest for it on a part of the
+requests.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from benchmarks.interleaved import CLOCKS, RESULTS, machine, ratio, rounds, write
 from spin_utils.evaluation import TASKS
 from spin_utils.lm import PackedLM
+from spin_utils.precision import choose_precision
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     model = AutoModelForCausalLM.from_pretrained(
-        options.model, dtype=torch.bfloat16, trust_remote_code=False, local_files_only=True
+        options.model, dtype=choose_precision(), trust_remote_code=False, local_files_only=True
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False, local_files_only=True)
     requests = build_requests(tokenizer, options)

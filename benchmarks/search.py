@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from spin_utils import artifacts, models, paths, plan, profiles, runtime, stages
 from spin_utils.evaluation import evaluate
@@ -64,8 +63,8 @@ def main() -> None:
 def summary(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table: the mean score over seeds, and the gain over SFT of the same data and seeds."""
     text = "# The search behind the cpu profile\n\nWritten by `python -m benchmarks.search` from search.jsonl. "
-    text += "Average over the families on validation rows, in points, a mean over the training seeds named. Brackets: 95 % "
-    text += "intervals of a paired bootstrap over items and seeds, where the record has the single items.\n\n"
+    text += "Average over the families on validation rows, in points, a mean over the training seeds named. Brackets: "
+    text += "95 % intervals of a paired bootstrap over items and seeds, where the record has the single items.\n\n"
     text += "| changes to the profile of the time | model | seeds | rows | average | gain over SFT |\n"
     text += "| --- | --- | --- | ---: | ---: | ---: |\n"
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -103,7 +102,7 @@ def _score(steps: plan.Plan, model: str) -> dict[str, Any]:
     stages.run(steps, steps.steps[f"eval-{model}"].inputs[0])
     data, folder = stages.run(steps, "data"), steps.checkpoint(model)
     result = evaluate(
-        models.load(folder, torch.bfloat16),
+        models.load_for_inference(folder),
         models.load_tokenizer(folder),
         Path(data) / "validation.jsonl",
         template=steps.profile.template,

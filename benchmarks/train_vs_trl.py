@@ -3,11 +3,11 @@
     python -m benchmarks.train_vs_trl --model MODEL_DIRECTORY [--runs 5] [--regimes short ultrachat] [--scale]
 
 Every way runs in a process of its own, in turn, on the same pairs in the same global batches; the first step of
-a process is not counted. `trl` is DPOTrainer as it comes, with the global batch reached by accumulation;
-`tuned` has bfloat16 weights, precomputed reference log-probabilities, no gradient checkpointing, the memory
-allocator settings that we use, and the fastest micro-batch of a short search. Precomputing is counted for
-neither side. Useful FLOP count each token of a packed pair once (prompt shared), causal attention exactly, and
-the head on response tokens: 6 FLOP per weight and token, forward and backward.
+a process is not counted. `trl` is DPOTrainer as it comes, with the global batch reached by accumulation; `tuned` has
+weights in the precision that is fast here (ours computes in it too), precomputed reference log-probabilities, no
+gradient checkpointing, the memory allocator settings that we use, and the fastest micro-batch of a short search.
+Precomputing is counted for neither side. Useful FLOP count each token of a packed pair once (prompt shared), causal
+attention exactly, and the head on response tokens: 6 FLOP per weight and token, forward and backward.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, TrainerCallback
 
-from benchmarks.interleaved import machine, matmul_rate, ratio, write
+from benchmarks.interleaved import fast_precision, machine, matmul_rate, ratio, write
 from spin_utils.packing import Group
 from spin_utils.runtime import ENVIRONMENT
-from spin_utils.settings import TrainingSettings
+from spin_utils.settings import Precision, TrainingSettings
 from spin_utils.training import train
 
 Clock = Callable[[], float]
@@ -99,7 +99,7 @@ class DiskPairs(Sequence[Group]):
 
 
 def run_ours(
-    model: Path, regime: str, count: int, steps: int, clock: Clock, budget: int, disk: bool = False
+    model: Path, regime: str, count: int, steps: int, clock: Clock, precision: Precision, budget: int, disk: bool
 ) -> list[float]:
     """Seconds of steps of our trainer: on the same pairs each, or once through `steps` times as many from disk."""
     config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=True)
@@ -114,11 +114,11 @@ def run_ours(
             batch_size=count,
             max_grad_norm=1.0,
             micro_batch_tokens=budget,
-            precision="bfloat16",
+            precision=precision,
             save_minutes=1e6,
         )
         loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.bfloat16, trust_remote_code=False, local_files_only=True
+            model, dtype=getattr(torch, precision), trust_remote_code=False, local_files_only=True
         )
         opponent = np.full((len(pairs), 2), -50.0, dtype=np.float32)
         edges = [clock()]
@@ -135,7 +135,7 @@ def run_ours(
 
 
 def run_trl(
-    model: Path, regime: str, count: int, steps: int, clock: Clock, micro_batch: int, tuned: bool
+    model: Path, regime: str, count: int, steps: int, clock: Clock, precision: Precision, micro_batch: int, tuned: bool
 ) -> list[float]:
     """Seconds of steps of DPOTrainer."""
     from benchmarks import trl_peer
@@ -158,7 +158,7 @@ def run_trl(
             "precompute_ref_batch_size": micro_batch,
             "gradient_checkpointing": False,
         }
-        dtype = torch.bfloat16
+        dtype = getattr(torch, precision)
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False, local_files_only=True)
     reference = (
         None
@@ -184,14 +184,15 @@ def child(arguments: argparse.Namespace) -> None:
     """One measurement; its result is the last line of standard output."""
     torch.set_num_threads(arguments.threads)
     clock = CLOCKS[arguments.clock]
-    common = (arguments.model, arguments.regime, arguments.count, arguments.steps, clock)
-    rate = matmul_rate()
+    common = (arguments.model, arguments.regime, arguments.count, arguments.steps, clock, arguments.precision)
+    rate = matmul_rate(arguments.precision)
     if arguments.way == "ours":
         seconds = run_ours(*common, arguments.budget, arguments.disk)
     else:
         seconds = run_trl(*common, arguments.micro_batch, arguments.way == "tuned")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"seconds": seconds, "peak_gib": peak, "matmul_gflops": max(rate, matmul_rate())}))
+    rate = max(rate, matmul_rate(arguments.precision))
+    print(json.dumps({"seconds": seconds, "peak_gib": peak, "matmul_gflops": rate}))
 
 
 def measure(way: str, arguments: argparse.Namespace, regime: str, count: int, steps: int, **options: Any) -> dict:
@@ -205,6 +206,7 @@ def measure(way: str, arguments: argparse.Namespace, regime: str, count: int, st
         f"--count={count}",
         f"--steps={steps}",
         f"--threads={arguments.threads}",
+        f"--precision={arguments.precision}",
         *flags,
     ]
     root = Path(__file__).parents[1]
@@ -284,6 +286,7 @@ def main() -> None:
     parser.add_argument("--tuned-micro-batch", type=int, default=0, help="pairs; 0: search")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--precision", choices=["bfloat16", "float32"], help="of all ways; the one that is fast here")
     parser.add_argument("--scale", action="store_true", help="measure ten times the pairs instead")
     parser.add_argument("--way", choices=["ours", "trl", "tuned"], help=argparse.SUPPRESS)
     parser.add_argument("--regime", help=argparse.SUPPRESS)
@@ -292,6 +295,7 @@ def main() -> None:
     parser.add_argument("--disk", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.model = arguments.model.resolve()
+    arguments.precision = arguments.precision or fast_precision()
     if arguments.way:
         child(arguments)
         return
@@ -304,7 +308,8 @@ def main() -> None:
         ratios |= {key if regime == "ultrachat" else f"{key}_{regime}": value for key, value in found.items()}
     for key, value in ratios.items():
         print(f"{key:32} {value['median']:.2f}  ({value['low']:.2f} to {value['high']:.2f}, {value['runs']} runs)")
-    path = write(name, {"machine": machine(), "clock": arguments.clock, "ratios": ratios, "details": details})
+    run = {"machine": machine(), "precision": arguments.precision, "clock": arguments.clock}
+    path = write(name, {**run, "ratios": ratios, "details": details})
     print(f"written to {path}")
 
 

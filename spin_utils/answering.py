@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spin_utils import artifacts, families, models, pairs, pieces, preferences, processes, vllm_backend, vllm_health
 from spin_utils.plan import Plan, Step, stream
 from spin_utils.progress import progress
@@ -128,7 +126,7 @@ def _answers(
     """
     if profile.generation.backend == "vllm":
         return _vllm_answers(folder, tokenizer, encoded, profile, seed, work, what)
-    model = models.load(folder, torch.bfloat16)
+    model = models.load_for_inference(folder)
     stop = end_ids(tokenizer, profile.template)
     size = profile.generation.shard_rows
     shards = {start: pieces.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}

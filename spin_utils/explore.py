@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from spin_utils import artifacts, models, stages
 from spin_utils.pairs import Pairs
@@ -96,7 +95,7 @@ def answers(plan: Plan, checkpoints: Mapping[str, Path], rows: Sequence[Mapping[
         artifacts.verify(folder)
         tokenizer = models.load_tokenizer(folder)
         samples = sample(
-            models.load(folder, torch.bfloat16),
+            models.load_for_inference(folder),
             [encode_prompt(tokenizer, plan.profile.template, row["prompt"]) for row in rows],
             eos_ids=end_ids(tokenizer, plan.profile.template),
             settings=replace(plan.profile.generation, temperature=0.0),

@@ -25,7 +25,7 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
         architecture: sizes of the model.
         lengths: of the rows.
         kind: `cpu` or `cuda`.
-        width: bytes of a number where the precision is `auto`.
+        width: bytes of a number where the precision is `auto`, as it always is but in training.
     """
     fused, suite = kind == "cpu", profile.evaluation.suite
     answer, control = profile.generation.max_new_tokens, lengths.control or lengths
@@ -45,6 +45,7 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
                 profile.generation,
                 prompt=lengths.longest_prompt,
                 answer=answer,
+                width=width,
                 fused=fused,
                 stage="generation",
             )
@@ -58,10 +59,10 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
     prompt, answer = lengths.longest_prompt, profile.evaluation.max_new_tokens
     if suite != "local":
         prompt, answer = memory_model.BENCHMARK_TOKENS, memory_model.BENCHMARK_ANSWER
-        found.append(memory_model.scoring(architecture, longest=2048, stage="evaluation, choices"))
+        found.append(memory_model.scoring(architecture, longest=2048, width=width, stage="evaluation, choices"))
     found.append(
         memory_model.sampling(
-            architecture, profile.evaluation, prompt=prompt, answer=answer, fused=fused, stage="evaluation"
+            architecture, profile.evaluation, prompt=prompt, answer=answer, width=width, fused=fused, stage="evaluation"
         )
     )
     if profile.mt_bench is not None and judge.has_key():
@@ -69,7 +70,7 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
         prompt = memory_model.MT_BENCH_TOKENS + answer  # turn 2 comes after the first answer
         found.append(
             memory_model.sampling(
-                architecture, profile.mt_bench, prompt=prompt, answer=answer, fused=fused, stage="mt_bench"
+                architecture, profile.mt_bench, prompt=prompt, answer=answer, width=width, fused=fused, stage="mt_bench"
             )
         )
     return found

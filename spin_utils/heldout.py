@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spin_utils import models, processes
 from spin_utils.input_settings import TemplateSettings
 from spin_utils.logprobs import score
@@ -50,7 +48,7 @@ def drifts(
         For each row `id`, `real_drift` and `generated_drift`: log p_policy - log p_opponent in nats.
     """
     tokenizer = models.load_tokenizer(opponent)
-    model = models.load(opponent, torch.bfloat16)
+    model = models.load_for_inference(opponent)
     encoded = encode_rows(tokenizer, template, rows)
     draw = partial(
         sample,
@@ -67,7 +65,7 @@ def drifts(
     groups = [Group(r.prompt_ids, (r.response_ids, s.token_ids)) for r, s in zip(encoded, samples, strict=True)]
     before = score(model, groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
     del model, draw
-    after = score(models.load(policy, torch.bfloat16), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    after = score(models.load_for_inference(policy), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
     return [
         {"id": row.row["id"], "real_drift": a[0] - b[0], "generated_drift": a[1] - b[1]}
         for row, a, b in zip(encoded, after, before, strict=True)

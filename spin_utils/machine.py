@@ -49,7 +49,7 @@ def here() -> Machine:
     """This machine, measured."""
     import torch
 
-    from spin_utils.optimizer import choose_precision
+    from spin_utils.precision import choose_precision
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")

@@ -94,26 +94,28 @@ def sampling(
     *,
     prompt: int,
     answer: int,
+    width: int,
     fused: bool,
     stage: str,
 ) -> Need:
-    """Decoding `batch_size` rows at once, in bfloat16.
+    """Decoding `batch_size` rows at once.
 
     Args:
         architecture: sizes of the model.
         settings: rows decoded together.
         prompt: tokens of the longest prompt.
         answer: tokens of the longest answer.
+        width: bytes of a number in the compute precision, 2 or 4.
         fused: whether the weights are copied once more, as on a CPU.
         stage: its name.
     """
     a, rows = architecture, settings.batch_size
-    position = 2 * 2 * a.key_value  # a key and a value in two bytes
+    position = 2 * width * a.key_value  # a key and a value
     own = {
-        "weights": 2 * (2 if fused else 1) * a.parameters,
+        "weights": width * (2 if fused else 1) * a.parameters,
         "key-value cache": rows * (prompt + answer) * position * (a.layers + 1),  # one layer twice while it grows
-        "prompts": PREFILL_TOKENS * 2 * (2 * a.feed_forward + 8 * a.hidden),
-        "logits": 2 * rows * a.vocabulary + 3 * 4 * 2**20,
+        "prompts": PREFILL_TOKENS * width * (2 * a.feed_forward + 8 * a.hidden),
+        "logits": width * rows * a.vocabulary + 3 * 4 * 2**20,
     }
     return Need(stage, {}, own)
 
@@ -139,13 +141,13 @@ def vllm(architecture: Architecture, settings: GenerationSettings, *, prompt: in
     return Need(stage, {}, own, share=settings.vllm.gpu_memory_utilization)
 
 
-def scoring(architecture: Architecture, *, longest: int, stage: str) -> Need:
-    """Log-likelihoods of choices, in bfloat16: one pass of `lm.py` without gradients."""
+def scoring(architecture: Architecture, *, longest: int, width: int, stage: str) -> Need:
+    """Log-likelihoods of choices: one pass of `lm.py` without gradients."""
     a, tokens = architecture, max(SCORED_TOKENS, longest)
     own = {
-        "weights": 2 * a.parameters,
-        "activations": tokens * 2 * (4 * a.feed_forward + 10 * a.hidden),
-        "attention": tokens * _attention_per_token(a, 2, longest),
+        "weights": width * a.parameters,
+        "activations": tokens * width * (4 * a.feed_forward + 10 * a.hidden),
+        "attention": tokens * _attention_per_token(a, width, longest),
         "logits": 3 * 4 * SCORED_LOGITS,
     }
     return Need(stage, {}, own)

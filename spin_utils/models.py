@@ -131,6 +131,13 @@ def load(folder: Path, dtype: Any = None) -> Any:
     return model
 
 
+def load_for_inference(folder: Path) -> Any:
+    """Load a model that answers or is scored, in the precision in which this machine is fast. See `load`."""
+    from spin_utils.precision import choose_precision
+
+    return load(folder, choose_precision("auto", device()))
+
+
 def device() -> Any:
     """The accelerator if there is one, else the CPU."""
     import torch

@@ -29,14 +29,12 @@ STREAM = 600
 
 def make_answers(plan: Plan, step: Step, work: Path) -> None:
     """The model answers both turns of every question: answers.json."""
-    import torch
-
     from spin_utils import models
     from spin_utils.mt_bench_answers import converse
 
     settings = _settings(plan)
     folder, asked = plan.checkpoint(step.parameters["model"]), questions(settings.limit)
-    model, tokenizer = models.load(folder, torch.bfloat16), models.load_tokenizer(folder)
+    model, tokenizer = models.load_for_inference(folder), models.load_tokenizer(folder)
     with progress(2 * len(asked), step.name, "answers") as bar:
         answers = converse(
             model,

@@ -9,9 +9,7 @@ them.
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,8 +18,6 @@ from torch import Tensor, nn
 
 from spin_utils import processes, sharding
 from spin_utils.settings import TrainingSettings
-
-logger = logging.getLogger(__name__)
 
 ALPHA, BETA_1, BETA_2, EPSILON = 0.99, 0.9, 0.999, 1e-8
 """RMSprop's alpha, AdamW's two betas, and epsilon, as PyTorch has them."""
@@ -212,29 +208,3 @@ def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float
         return settings.learning_rate
     left = max(0.0, (total - step) / max(1, total - warmup))
     return settings.learning_rate * (left if settings.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
-
-
-def choose_precision(setting: str, device: torch.device | str = "cpu") -> torch.dtype:
-    """Compute precision for a setting; `auto` takes bfloat16 where its matrix products are faster.
-
-    Processors without bfloat16 matrix units emulate it slowly, so a CPU is measured for about a second.
-    """
-    if setting != "auto":
-        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[setting]
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    rates = {dtype: _products_per_second(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
-    chosen = max(rates, key=lambda dtype: rates[dtype])
-    logger.info("precision auto: %s, %.1f times the other", chosen, rates[chosen] / min(rates.values()))
-    return chosen
-
-
-def _products_per_second(dtype: torch.dtype, device: torch.device, seconds: float = 0.4) -> float:
-    a, b = (torch.ones(512, 512, dtype=dtype, device=device) for _ in range(2))
-    a @ b
-    started, done = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        (a @ b)[0, 0].item()
-        done += 1
-    return done / (time.perf_counter() - started)

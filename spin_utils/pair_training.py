@@ -18,9 +18,9 @@ import numpy as np
 
 from spin_utils import artifacts, models, pieces, processes, sharding
 from spin_utils.logprobs import score
-from spin_utils.optimizer import choose_precision
 from spin_utils.packing import Group
 from spin_utils.pairs import Pairs
+from spin_utils.precision import choose_precision
 from spin_utils.progress import progress
 from spin_utils.settings import Precision, TrainingSettings
 from spin_utils.trackers import TENSORBOARD

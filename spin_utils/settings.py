@@ -57,7 +57,8 @@ class TrainingSettings:
     max_grad_norm: float = 0.0
     """Gradient clipping by global norm; 0: none (the released ZeRO-3 file does not clip)."""
     precision: Precision = "auto"
-    """Compute precision; master weights are always exact float32. `auto` measures for a second."""
+    """Compute precision; master weights are always exact float32. `auto` takes bfloat16 where
+    it is fast."""
     micro_batch_tokens: int = 2560
     """Token budget of one forward and backward pass."""
     gradient_checkpointing: bool = False

@@ -189,14 +189,12 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
 
 
 def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
-    import torch
-
     from spin_utils import models
     from spin_utils.evaluation import evaluate
 
     profile, settings = plan.profile, plan.profile.evaluation
     folder = plan.checkpoint(step.parameters["model"])
-    model, tokenizer = models.load(folder, torch.bfloat16), models.load_tokenizer(folder)
+    model, tokenizer = models.load_for_inference(folder), models.load_tokenizer(folder)
     split = "test"
     if step.stage == "transfer":  # other tasks, graded in the same way
         split, suite = "transfer", settings.suite

@@ -114,7 +114,7 @@ def best_response(opponent: Tensor, data: Tensor, *, beta: float, loss: Loss = "
         curvature = torch.autograd.functional.hessian(objective, logits) + torch.ones_like(slope)
         step = torch.linalg.solve(curvature, -slope)
         size, before, decrease = 1.0, objective(logits), float(slope @ step)
-        if -decrease < 1e-12 * before:  # too little for the loss to show in its last digits, but full steps are exact here
+        if -decrease < 1e-12 * before:  # too little for the loss to show; full steps are exact here
             exact += 1
         else:
             while objective(logits + size * step) > before + 1e-4 * size * decrease:

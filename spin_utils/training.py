@@ -23,8 +23,9 @@ from spin_utils import processes, runtime, sharding
 from spin_utils.attention import packed_attention
 from spin_utils.fast_layers import fast_layers
 from spin_utils.logprobs import check_supported
-from spin_utils.optimizer import MasterOptimizer, choose_precision, learning_rate_at
+from spin_utils.optimizer import MasterOptimizer, learning_rate_at
 from spin_utils.packing import Group, PackingError, check_groups
+from spin_utils.precision import choose_precision
 from spin_utils.progress import progress
 from spin_utils.resuming import SavedState, StopRequest, load_state, save_state
 from spin_utils.settings import TrainingSettings, training_identity

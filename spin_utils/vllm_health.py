@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from spin_utils import models
 from spin_utils.logprobs import score
@@ -41,7 +40,7 @@ def compare(
     """
     rows = np.unique(np.linspace(0, len(prompts) - 1, min(settings.checked_rows, len(prompts))).astype(int)).tolist()
     groups = [Group(list(prompts[i]), (answers[i][0],)) for i in rows]
-    ours = score(models.load(model, torch.bfloat16), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    ours = score(models.load_for_inference(model), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
     differences = np.array([(answers[i][2] - own) / len(answers[i][0]) for i, (own,) in zip(rows, ours, strict=True)])
     health = {
         "rows": len(rows),

@@ -11,6 +11,7 @@ import gc
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,9 @@ def step(size: dict[str, Any]) -> None:
         train(model_of(size), pairs, settings, opponent_logps=logps, seed=0, work=Path(work))
 
 
-def draw(size: dict[str, Any]) -> None:
+def draw(size: dict[str, Any], dtype: torch.dtype) -> None:
     settings = GenerationSettings(max_new_tokens=ANSWER, batch_size=ROWS)
-    model = model_of(size).to(torch.bfloat16)
+    model = model_of(size).to(dtype)
     sample(model, [[2] * PROMPT] * ROWS, eos_ids=(), settings=settings, seed=0)
 
 
@@ -83,7 +84,11 @@ def peak() -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
-    work = {"training": step, "sampling": draw}[sys.argv[1]]
+    work = {
+        "training": step,
+        "sampling, 16 bits": partial(draw, dtype=torch.bfloat16),
+        "sampling, 32 bits": partial(draw, dtype=torch.float32),
+    }[sys.argv[1]]
     before = psutil.Process().memory_info().rss
     peaks = []
     for size in SIZES:

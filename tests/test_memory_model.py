@@ -62,12 +62,15 @@ def test_the_estimate_of_a_training_run_is_near_its_measured_peak() -> None:
 
 
 @pytest.mark.slow
-def test_the_estimate_of_sampling_is_near_its_measured_peak() -> None:
+@pytest.mark.parametrize("width", [2, 4])
+def test_the_estimate_of_sampling_is_near_its_measured_peak(width: int) -> None:
     settings = GenerationSettings(max_new_tokens=measure_memory.ANSWER, batch_size=measure_memory.ROWS)
-    for size, peak in zip(measure_memory.SIZES, measured("sampling"), strict=True):
+    for size, peak in zip(measure_memory.SIZES, measured(f"sampling, {8 * width} bits"), strict=True):
         architecture = architecture_of(measure_memory.model_of(size).config)
         prompt, answer = measure_memory.PROMPT, measure_memory.ANSWER
-        need = memory_model.sampling(architecture, settings, prompt=prompt, answer=answer, fused=True, stage="pairs")
+        need = memory_model.sampling(
+            architecture, settings, prompt=prompt, answer=answer, width=width, fused=True, stage="pairs"
+        )
         assert 1 / FACTOR < (need.total() - memory_model.LIBRARIES) / peak < FACTOR, (size, peak, need)
 
 

@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from spin_utils import optimizer as module
-from spin_utils.optimizer import MasterOptimizer, choose_precision, learning_rate_at
+from spin_utils.optimizer import MasterOptimizer, learning_rate_at
 from spin_utils.settings import TrainingSettings
 
 
@@ -131,12 +131,6 @@ def test_the_schedule_is_that_of_transformers(schedule, total, ratio):
         assert learning_rate_at(step, total, settings) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-15)
         reference.step()
         scheduler.step()
-
-
-def test_precision_is_as_asked_and_auto_is_one_of_the_two():
-    assert choose_precision("bfloat16") is torch.bfloat16
-    assert choose_precision("float32") is torch.float32
-    assert choose_precision("auto") in (torch.bfloat16, torch.float32)
 
 
 def test_a_closed_run_hands_on_exact_weights_so_that_small_steps_add_up_over_runs():

@@ -1,0 +1,52 @@
+"""Which precision this machine computes in: bfloat16 where it is fast, else float32."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import cache
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+WORTH = 1.5
+"""How many times faster bfloat16 must be to be taken. Below that float32 is exact for little; and a near tie would be
+decided by chance, another way in every process."""
+
+
+def choose_precision(setting: str = "auto", device: torch.device | str = "cpu") -> torch.dtype:
+    """Compute precision for a setting; `auto` takes bfloat16 where its matrix products are much faster.
+
+    Processors without bfloat16 units emulate it, up to a hundred times slower than float32, so a CPU is measured, once
+    in a process.
+
+    Args:
+        setting: bfloat16, float32 or auto. Training has it in its settings; sampling and scoring are always `auto`.
+        device: where the model is.
+    """
+    if setting != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[setting]
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    gain = _gain_of_bfloat16()
+    chosen = torch.bfloat16 if gain >= WORTH else torch.float32
+    logger.info("precision auto: %s; bfloat16 is %.2g times as fast as float32", chosen, gain)
+    return chosen
+
+
+@cache
+def _gain_of_bfloat16() -> float:
+    """Speed of the CPU's matrix products in bfloat16 over that in float32."""
+    return _products_per_second(torch.bfloat16) / _products_per_second(torch.float32)
+
+
+def _products_per_second(dtype: torch.dtype, seconds: float = 0.2) -> float:
+    inputs, weight = (torch.ones(512, 512, dtype=dtype) for _ in range(2))
+    torch.nn.functional.linear(inputs, weight)
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        torch.nn.functional.linear(inputs, weight)
+        done += 1
+    return done / (time.perf_counter() - started)

@@ -1,0 +1,48 @@
+"""Machines compute in the precision in which they are fast, and all work but training in the same."""
+
+import pytest
+import torch
+
+from spin_utils import models, precision
+from spin_utils.precision import choose_precision
+from tests.tiny_models import tiny_model
+from tests.tiny_tokenizer import byte_tokenizer
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Rates of matrix products by precision, in place of measured ones."""
+    rates = {torch.bfloat16: 1.0, torch.float32: 1.0}
+    precision._gain_of_bfloat16.cache_clear()
+    monkeypatch.setattr(precision, "_products_per_second", rates.__getitem__)
+    yield rates
+    precision._gain_of_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("rate", "chosen"), [(0.01, torch.float32), (1.4, torch.float32), (1.6, torch.bfloat16), (8.0, torch.bfloat16)]
+)
+def test_auto_takes_bfloat16_only_where_it_is_much_faster(products, rate, chosen):
+    products[torch.bfloat16] = rate
+    assert choose_precision() is chosen
+    assert choose_precision("bfloat16") is torch.bfloat16
+    assert choose_precision("float32") is torch.float32
+
+
+def test_a_machine_is_measured_once_in_a_process(products):
+    before = choose_precision()
+    products[torch.bfloat16] = 100.0
+    assert choose_precision() is before is torch.float32
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.1, torch.float32), (4.0, torch.bfloat16)])
+def test_models_that_answer_compute_in_it(products, tmp_path, rate, expected):
+    tiny_model("llama").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    products[torch.bfloat16] = rate
+    assert models.load_for_inference(tmp_path).dtype is expected
+
+
+def test_the_measurement_is_of_this_machine():
+    precision._gain_of_bfloat16.cache_clear()
+    assert 0 < precision._gain_of_bfloat16() < 1000
