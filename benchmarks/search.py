@@ -24,14 +24,12 @@ from spin_utils.statistics import paired_bootstrap
 from spin_utils.writing import write_text
 
 ROWS = {"demonstrations.validation_rows": 600}
-ALL_PROMPTS = {**ROWS, "demonstrations.spin_rows": 1344}
 VARIANTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    (ROWS, ("sft", "sft-more-1", "spin-0")),
-    ({**ROWS, "spin.betas": [0.1]}, ("spin-0",)),
-    ({**ROWS, "spin.betas": [5.0]}, ("spin-0",)),
-    ({**ROWS, "spin.learning_rates": [5.0e-6]}, ("spin-0",)),
-    ({**ROWS, "spin.learning_rates": [5.0e-6], "spin.betas": [0.1]}, ("spin-0",)),
-    (ALL_PROMPTS, ("sft", "spin-0")),
+    (ROWS, ("sft", "spin-0")),
+    *(
+        ({**ROWS, "spin.learning_rates": [rate], "spin.betas": [beta]}, ("spin-0",))
+        for rate, beta in [(1.0e-6, 0.1), (5.0e-6, 0.1), (5.0e-6, 1.0), (1.0e-6, 5.0)]
+    ),
 ]
 """Changes to the profile, by dotted name, and the models that are scored. The record keeps the rows of earlier ones."""
 

@@ -202,7 +202,7 @@ def _hours(made: plan.Plan, machine: Machine, a: Architecture, lengths: Lengths)
     measured = clock.expected_seconds(made.profile.name)
     if measured:
         known = sum(measured.get(name, 0) for name in predicted) / 3600
-        text += f"; these steps took {_time(known)} where the results were measured"
+        text += f"; these steps took {_time(known)} on {clock.measured_on(made.profile.name)}, which gave the results"
     return Finding("time", "ok", text)
 
 

@@ -26,6 +26,15 @@ def expected_seconds(profile: str) -> dict[str, float]:
     return expected
 
 
+def measured_on(profile: str) -> str:
+    """The device that the results' times are of, in words; empty if there are none."""
+    try:
+        _, links = next(results.chains(paths.results(profile)))
+    except (StopIteration, results.ResultsError):
+        return ""
+    return str(list(links.values())[-1]["device"])
+
+
 def remember(profile: str) -> None:
     """Keep the expected seconds beside the artifacts: the first tables of a run replace the results that hold them."""
     expected = _remembered(profile) | expected_seconds(profile)
@@ -46,7 +55,8 @@ def outlook(plans: Sequence[Plan]) -> str:
         for plan, step in missing
     ]
     known = sum(expected.get(step.name, 0) for _, step in missing) / 60
-    total = f"about {known:.0f} min, as the results of this profile measured it" if known else "no earlier times"
+    where = measured_on(profile)
+    total = f"about {known:.0f} min, as measured{' on ' * bool(where)}{where}" if known else "no earlier times"
     return "\n".join([f"{len(missing)} steps to do ({total}):", *(line.rstrip() for line in lines)])
 
 

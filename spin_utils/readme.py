@@ -80,10 +80,9 @@ def _gain(scores: pd.DataFrame, model: str, other: str, tasks: Sequence[str]) ->
 def _time(profile: Profile) -> str:
     """How long the steps took, and where."""
     minutes = sum(clock.expected_seconds(profile.name).values()) / 60
-    _, links = next(results.chains(paths.results(profile.name)))
     return (
         f"The steps of one seed take about {minutes:.0f} minutes on the machine of these results "
-        f"({list(links.values())[-1]['device']}), and starting their notebooks some more."
+        f"({clock.measured_on(profile.name)}), and starting their notebooks some more."
     )
 
 

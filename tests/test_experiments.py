@@ -24,6 +24,7 @@ from spin_utils import (
     seals,
     self_play,
     stages,
+    versions,
 )
 from spin_utils.pairs import Pairs, PairsError
 from spin_utils.rows import RowError, read_rows
@@ -137,6 +138,7 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     assert (folder / "seed-0" / "transfer" / "sft.json").is_file()
     assert set(results.load_heldout(folder)["model"]) == {"spin-0"}
     assert clock.expected_seconds("smoke")["spin-0"] > 0
+    assert f"min, as measured on {versions.environment()['device']})" in clock.outlook([made])
     stages.record_drawing(plan.tables([made]), [made], [])
     assert not plan.tables([made]).directory.exists(), "drawing early must not look like the end of the run"
     told = provenance.describe("smoke", 0, "spin-0")
