@@ -54,11 +54,12 @@ def here() -> Machine:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     dtype = choose_precision("auto", device)
+    precision = str(dtype).removeprefix("torch.")
     count = torch.cuda.device_count() if cuda else 1
     threads = torch.get_num_threads()
     return Machine(
         kind="cuda" if cuda else "cpu",
-        name=f"{count} x {torch.cuda.get_device_name()}" if cuda else f"CPU, {threads} threads",
+        name=f"{count} x {torch.cuda.get_device_name()}" if cuda else f"CPU, {threads} threads, in {precision}",
         devices=count,
         memory=min(torch.cuda.mem_get_info(i)[0] for i in range(count)) if cuda else free_memory(),
         disk=free_disk(),

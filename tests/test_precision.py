@@ -11,19 +11,19 @@ from tests.tiny_tokenizer import byte_tokenizer
 
 @pytest.fixture
 def products(monkeypatch):
-    """Rates of matrix products by precision, in place of measured ones."""
-    rates = {torch.bfloat16: 1.0, torch.float32: 1.0}
+    """Seconds of a matrix product by precision, in place of measured ones."""
+    seconds = {torch.bfloat16: 1.0, torch.float32: 1.0}
     precision._gain_of_bfloat16.cache_clear()
-    monkeypatch.setattr(precision, "_products_per_second", rates.__getitem__)
-    yield rates
+    monkeypatch.setattr(precision, "_seconds_of_a_product", seconds.__getitem__)
+    yield seconds
     precision._gain_of_bfloat16.cache_clear()
 
 
 @pytest.mark.parametrize(
-    ("rate", "chosen"), [(0.01, torch.float32), (1.4, torch.float32), (1.6, torch.bfloat16), (8.0, torch.bfloat16)]
+    ("seconds", "chosen"), [(100, torch.float32), (0.7, torch.float32), (0.6, torch.bfloat16), (0.1, torch.bfloat16)]
 )
-def test_auto_takes_bfloat16_only_where_it_is_much_faster(products, rate, chosen):
-    products[torch.bfloat16] = rate
+def test_auto_takes_bfloat16_only_where_it_is_much_faster(products, seconds, chosen):
+    products[torch.bfloat16] = seconds
     assert choose_precision() is chosen
     assert choose_precision("bfloat16") is torch.bfloat16
     assert choose_precision("float32") is torch.float32
@@ -31,15 +31,15 @@ def test_auto_takes_bfloat16_only_where_it_is_much_faster(products, rate, chosen
 
 def test_a_machine_is_measured_once_in_a_process(products):
     before = choose_precision()
-    products[torch.bfloat16] = 100.0
+    products[torch.bfloat16] = 0.01
     assert choose_precision() is before is torch.float32
 
 
-@pytest.mark.parametrize(("rate", "expected"), [(0.1, torch.float32), (4.0, torch.bfloat16)])
-def test_models_that_answer_compute_in_it(products, tmp_path, rate, expected):
+@pytest.mark.parametrize(("seconds", "expected"), [(10, torch.float32), (0.2, torch.bfloat16)])
+def test_models_that_answer_compute_in_it(products, tmp_path, seconds, expected):
     tiny_model("llama").save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    products[torch.bfloat16] = rate
+    products[torch.bfloat16] = seconds
     assert models.load_for_inference(tmp_path).dtype is expected
 
 
