@@ -43,6 +43,7 @@ def main() -> None:
     seeds = parser.parse_args().seeds
     runtime.configure()
     record = paths.results("cpu") / "search.jsonl"
+    record.parent.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
     for (change, names), seed in product(VARIANTS, seeds):
         steps = plan.make(profiles.load("cpu", {**change, "name": "cpu-search"}), seed)
