@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=list(BENCHMARKS), default=list(BENCHMARKS))
     options = parser.parse_args()
+    if options.runs < 1:
+        parser.error(f"--runs {options.runs}: give at least 1")
     runtime.configure()
     model = stages.run(plan.make(profiles.load(options.profile), 0), "base")
     ratios: dict[str, dict[str, float]] = {}

@@ -192,6 +192,11 @@ def test_an_option_that_no_one_knows_is_bad_input(arguments: list[str], capsys: 
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
+def test_no_runs_are_no_benchmark(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--runs", "0"]) == 2
+    assert "--runs 0: give at least 1" in capfd.readouterr().err
+
+
 def test_a_script_reads_the_plan_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out = outcome(capsys, "plan", "--profile", "smoke", "--json")
     assert status == 0
