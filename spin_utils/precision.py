@@ -30,16 +30,15 @@ def choose_precision(setting: str = "auto", device: torch.device | str = "cpu") 
     device = torch.device(device)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    gain = _gain_of_bfloat16()
-    chosen = torch.bfloat16 if gain >= WORTH else torch.float32
-    logger.info("precision auto: %s; bfloat16 is %.2g times as fast as float32", chosen, gain)
-    return chosen
+    return _fast_on_this_cpu()
 
 
 @cache
-def _gain_of_bfloat16() -> float:
-    """Speed of the CPU's matrix products in bfloat16 over that in float32."""
-    return _seconds_of_a_product(torch.float32) / _seconds_of_a_product(torch.bfloat16)
+def _fast_on_this_cpu() -> torch.dtype:
+    gain = _seconds_of_a_product(torch.float32) / _seconds_of_a_product(torch.bfloat16)
+    chosen = torch.bfloat16 if gain >= WORTH else torch.float32
+    logger.info("precision auto: %s; bfloat16 is %.2g times as fast as float32", chosen, gain)
+    return chosen
 
 
 def _seconds_of_a_product(dtype: torch.dtype, budget: float = 0.2) -> float:
