@@ -3,11 +3,12 @@
     python -m benchmarks.train_vs_trl --model MODEL_DIRECTORY [--runs 5] [--regimes short ultrachat] [--scale]
 
 Every way runs in a process of its own, in turn, on the same pairs in the same global batches; the first step of
-a process is not counted. `trl` is DPOTrainer as it comes, with the global batch reached by accumulation; `tuned` has
-weights in the precision that is fast here (ours computes in it too), precomputed reference log-probabilities, no
-gradient checkpointing, the memory allocator settings that we use, and the fastest micro-batch of a short search.
-Precomputing is counted for neither side. Useful FLOP count each token of a packed pair once (prompt shared), causal
-attention exactly, and the head on response tokens: 6 FLOP per weight and token, forward and backward.
+a process is not counted. All compute in the precision that is fast here. `trl` is DPOTrainer as it comes (its bf16 is
+left on unless it is emulated), with the global batch reached by accumulation; `tuned` has weights in that precision,
+precomputed reference log-probabilities, no gradient checkpointing, the memory allocator settings that we use, and the
+fastest micro-batch of a short search. Precomputing is counted for neither side. Useful FLOP count each token of a
+packed pair once (prompt shared), causal attention exactly, and the head on response tokens: 6 FLOP per weight and
+token, forward and backward.
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ def run_trl(
         "max_steps": steps,
         "learning_rate": 1e-6,
         "optim": "rmsprop",
+        "bf16": precision == "bfloat16",
         "max_length": None,
         "disable_tqdm": True,
     }
