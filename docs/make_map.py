@@ -34,7 +34,7 @@ STOREYS = {
     "models judge mt_bench_questions ",
     "settings": "profiles settings input_settings machine_settings mt_bench_settings",
     "ground": "artifacts versions processes paths writing progress runtime limits gpus pieces seals storage "
-    "strict_json strict_yaml precision",
+    "strict_json strict_yaml precision warm_start",
 }
 """Rooms by storey, from the roof down."""
 PURPOSES = {

@@ -23,7 +23,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, cli_parser, cli_results, paths, processes, profiles, runtime, seals, storage
+from spin_utils import (
+    artifacts,
+    cli_parser,
+    cli_results,
+    paths,
+    processes,
+    profiles,
+    runtime,
+    seals,
+    storage,
+    warm_start,
+)
 from spin_utils.input_settings import LARGEST_SEED, SettingsError
 from spin_utils.launching import LaunchError
 from spin_utils.notebooks import StageError
@@ -81,15 +92,15 @@ def step_command(profile: str, seed: int, step: str) -> str:
 
     It takes the shell's place: at SIGTERM a shell would end before the step has saved.
     """
-    return "exec " + shlex.join(
-        [sys.executable, "-m", "spin_utils", "step", step, "--profile", profile, "--seed", str(seed)]
-    )
+    python = [sys.executable, "-m", "spin_utils", "step", step, "--profile", profile, "--seed", str(seed)]
+    return "exec " + shlex.join(warm_start.command(python))
 
 
 def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> str:
     """Shell command that makes the tables and figures: `tables`, or `first-tables` of the main chain alone."""
     text = ",".join(map(str, seeds))
-    return shlex.join([sys.executable, "-m", "spin_utils", "step", name, "--profile", profile, "--seeds", text])
+    python = [sys.executable, "-m", "spin_utils", "step", name, "--profile", profile, "--seeds", text]
+    return shlex.join(warm_start.command(python))
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
@@ -97,7 +108,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     seeds = parse_seeds(arguments.seeds)
     if arguments.jobs < 0:
         raise SettingsError(f"jobs: {arguments.jobs} is negative; 0 takes one for each GPU, or 1")
-    from spin_utils import clock, mt_bench, plan, reproduction, scheduling, stages
+    from spin_utils import clock, gpus, mt_bench, plan, reproduction, scheduling, stages
 
     how = {"cluster": arguments.cluster, "jobs": arguments.jobs, "dry_run": arguments.dry_run}
     command = scheduling.command(name, profile, seeds, **how)
@@ -117,7 +128,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     for step in [] if arguments.dry_run else chain.from_iterable(plans):
         artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
-    if reproduction.run(command, paths.artifacts(profile.name), dry_run=arguments.dry_run):
+    # Steps of a cluster start elsewhere, and a process that has seen a GPU cannot be forked.
+    warm = arguments.cluster == scheduling.NODE and not gpus.visible() and bool(clock.missing(plans))
+    if reproduction.run(command, paths.artifacts(profile.name), warm=warm, dry_run=arguments.dry_run):
         log.error(
             "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
         )

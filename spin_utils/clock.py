@@ -42,22 +42,27 @@ def remember(profile: str) -> None:
         write_text(_memory(profile), json.dumps(expected))
 
 
+def missing(plans: Sequence[Plan]) -> list[tuple[Plan, Step]]:
+    """The steps that are still to be made, in order."""
+    return [(plan, step) for plan, step in _steps(plans) if not artifacts.is_complete(step.directory)]
+
+
 def outlook(plans: Sequence[Plan]) -> str:
     """What is to be done, with the minutes that it took before, one line a step."""
-    missing = [(plan, step) for plan, step in _steps(plans) if not artifacts.is_complete(step.directory)]
-    if not missing:
+    to_do = missing(plans)
+    if not to_do:
         return "Every step is done."
     profile = plans[0].profile.name
     expected = _remembered(profile) | expected_seconds(profile)
     lines = [
         f"  seed {plan.seed}  {step.name:<18} "
         + (f"{expected[step.name] / 60:5.1f} min" if step.name in expected else "")
-        for plan, step in missing
+        for plan, step in to_do
     ]
-    known = sum(expected.get(step.name, 0) for _, step in missing) / 60
+    known = sum(expected.get(step.name, 0) for _, step in to_do) / 60
     where = measured_on(profile)
     total = f"about {known:.0f} min, as measured{' on ' * bool(where)}{where}" if known else "no earlier times"
-    return "\n".join([f"{len(missing)} steps to do ({total}):", *(line.rstrip() for line in lines)])
+    return "\n".join([f"{len(to_do)} steps to do ({total}):", *(line.rstrip() for line in lines)])
 
 
 def account(plans: Sequence[Plan]) -> str:

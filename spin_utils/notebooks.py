@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spin_utils import paths, runtime
+from spin_utils import paths, runtime, warm_start
 from spin_utils.profiles import nearest
 
 if TYPE_CHECKING:
@@ -153,13 +153,16 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
 
 
 def _manager(busy: threading.Event) -> type[KernelManager]:
-    """A kernel's manager that has patience with a busy kernel alone.
+    """A kernel's manager that has patience with a busy kernel alone, and asks for a warm one (`warm_start`).
 
     A kernel is interrupted before it is asked to end. At rest, the interrupt can make it lose the request.
     """
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
+        def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+            return warm_start.command(super().format_kernel_cmd(extra_arguments))
+
         async def shutdown_kernel(  # type: ignore[override]  # asynchronous, as in its parent
             self, now: bool = False, restart: bool = False
         ) -> None:

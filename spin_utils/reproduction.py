@@ -12,13 +12,15 @@ from pathlib import Path
 
 import psutil
 
-from spin_utils import artifacts, runtime
+from spin_utils import artifacts, runtime, warm_start
 
 log = logging.getLogger(__name__)
 
 
-def run(command: Sequence[str], folder: Path, *, dry_run: bool = False) -> int:
+def run(command: Sequence[str], folder: Path, *, warm: bool = False, dry_run: bool = False) -> int:
     """Run the scheduler for the artifacts in a folder; returns its exit status.
+
+    With `warm`, steps and their kernels are forks of one process (`warm_start`).
 
     Of two reproductions in one folder the second waits: each would delete, as not its own, what the
     other has just made. SIGTERM is passed on, and means what Ctrl-C means.
@@ -29,7 +31,9 @@ def run(command: Sequence[str], folder: Path, *, dry_run: bool = False) -> int:
     environment = runtime.child_environment(headless=True)
     if dry_run:
         return subprocess.call(command, env=environment)
-    with artifacts.lock(folder / "reproduction", "another one is running; waiting for its end") as held:
+    waiting = "another one is running; waiting for its end"
+    steps = warm_start.server(environment) if warm else contextlib.nullcontext(environment)
+    with artifacts.lock(folder / "reproduction", waiting) as held, steps as environment:
         # The scheduler holds the lock as well: it may outlive this process.
         process = subprocess.Popen(command, env=environment, pass_fds=(held,))
         try:
