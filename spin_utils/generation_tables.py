@@ -124,7 +124,7 @@ def _cell(measured: pd.DataFrame, contrast: Mapping[str, float], column: str, se
     name, factor, _ = _MEASURES.get(column, ("tokens", 1, 1))
     if measured.empty:
         return {"column": name, "reason": "no generations at all"}
-    absent = [model for model in contrast if model not in set(measured["model"])]
+    absent = [model for model in contrast if model not in measured["model"].unique()]
     if absent:
         return {"column": name, "reason": _missing(*map(label, absent))}
     try:

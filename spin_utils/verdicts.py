@@ -162,7 +162,7 @@ def _estimate(
     """
     if row.column == "grade" and (table is None or table.empty):
         raise StatisticsError("needs a judge model and none was run")
-    absent = [model for model in row.contrast if table is None or model not in set(table["model"])]
+    absent = [model for model in row.contrast if table is None or model not in table["model"].unique()]
     if table is None or absent:
         raise StatisticsError(f"no {source} {', '.join(absent)}")
     if row.column == "grade":
