@@ -17,11 +17,16 @@ from spin_utils import plan, profiles, runtime, stages
 BENCHMARKS = {
     "train_vs_trl": ["train_vs_trl"],
     "train_at_scale": ["train_vs_trl", "--scale"],
-    "sample_vs_generate": ["sample_vs_generate"],
+    "sample_vs_generate": ["sample_vs_generate", "--generate-batch"],
     "score_vs_lm_eval": ["score_vs_lm_eval"],
 }
 """By name of the file of results, the module and its options."""
-NAMES = {"full_vs_generate": "sample_vs_generate", "ended_vs_generate": "sample_vs_generate_ended"}
+NAMES = {
+    "full_vs_generate": "sample_vs_generate",
+    "ended_vs_generate": "sample_vs_generate_ended",
+    "full_vs_generate_batch": "sample_vs_generate_batch",
+    "ended_vs_generate_batch": "sample_vs_generate_batch_ended",
+}
 
 
 def main() -> None:

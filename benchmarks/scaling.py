@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling      writes benchmarks/scaling.md
 
-Nothing here was run at these sizes. Ratios in the text are those measured in benchmarks/results.
+Nothing here was run at these sizes. Ratios in the text are those measured in benchmarks/results and the folders beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from spin_utils.cost_model import Architecture, Run
 from spin_utils.settings import Profile
 
 PAGE = Path(__file__).parent / "scaling.md"
-RESULTS = Path(__file__).parent / "results"
 MODELS = {
     "SmolLM2-135M": Architecture(30, 576, 576, 192, 1536, 49_152, heads=9, tied=True),
     "Qwen2.5-0.5B": KNOWN["Qwen/Qwen2.5-0.5B"],
@@ -111,16 +110,21 @@ def _assumptions(profile: Profile) -> str:
 
 
 def _measured() -> str:
-    lines = ["## What was measured", "", "| ratio | median | low | high | runs |", "|---|---:|---:|---:|---:|"]
-    for name, ratio in sorted(_ratios().items()):
-        numbers = f"{ratio['median']:.2f} | {ratio['low']:.2f} | {ratio['high']:.2f} | {ratio['runs']}"
-        lines.append(f"| {name} | {numbers} |")
-    lines += ["", "On a CPU with SmolLM2-135M; the files say on which. The hours below do not use them: they hold for"]
-    return "\n".join([*lines, "that machine, and the utilisation above is assumed."])
+    lines = ["## What was measured", "", "With SmolLM2-135M, on each machine at the commit that its files name."]
+    for folder, summary in summaries().items():
+        machine = summary["machine"]
+        lines += ["", f"[`{folder}`]({folder}): {machine['cpu']}, {machine['device']}.", ""]
+        lines += ["| ratio | median | low | high | runs |", "|---|---:|---:|---:|---:|"]
+        for name, ratio in sorted(summary["ratios"].items()):
+            numbers = f"{ratio['median']:.2f} | {ratio['low']:.2f} | {ratio['high']:.2f} | {ratio['runs']}"
+            lines.append(f"| {name} | {numbers} |")
+    return "\n".join([*lines, "", "The hours below do not use these numbers, and their utilisation is assumed."])
 
 
-def _ratios() -> dict[str, Mapping[str, Any]]:
-    return json.loads((RESULTS / "summary.json").read_text(encoding="utf-8"))["ratios"]
+def summaries() -> dict[str, Mapping[str, Any]]:
+    """The summary of every machine that was measured, by folder; `make bench` writes into `results`."""
+    found = sorted(PAGE.parent.glob("results*/summary.json"))
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
 
 
 def _hours(profile: Profile) -> str:

@@ -205,7 +205,7 @@ def _with_profile(sub: argparse.ArgumentParser) -> None:
     option = sub.add_argument(
         "--profile",
         default="cpu",
-        help="smoke, cpu, gpu, paper, paper-released or a .yaml file (default: cpu)",
+        help="smoke, laptop, cpu, gpu, paper, paper-released or a .yaml file (default: cpu)",
     )
     _file(option)
 

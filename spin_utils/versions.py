@@ -33,7 +33,7 @@ def _commit() -> tuple[str, bool]:
     try:
         git = ["git", "-C", str(REPOSITORY)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        pathspec = ["--", ".", ":!results", ":!figures", ":!benchmarks/results"]
+        pathspec = ["--", ".", ":!results", ":!figures", ":!benchmarks/results*"]
         status = subprocess.run([*git, "status", "--porcelain", *pathspec], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown", True

@@ -49,6 +49,7 @@ def test_a_model_that_is_said_to_need_sharding_needs_it() -> None:
 
 def test_the_page_holds_every_measured_ratio() -> None:
     page = scaling.render()
-    assert scaling._ratios()
-    for name, ratio in scaling._ratios().items():
-        assert f"| {name} | {ratio['median']:.2f} |" in page
+    assert scaling.summaries()
+    for summary in scaling.summaries().values():
+        for name, ratio in summary["ratios"].items():
+            assert f"| {name} | {ratio['median']:.2f} | {ratio['low']:.2f} |" in page
