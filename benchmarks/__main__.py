@@ -17,7 +17,12 @@ from spin_utils import plan, profiles, runtime, stages
 BENCHMARKS = {
     "train_vs_trl": ["train_vs_trl"],
     "train_at_scale": ["train_vs_trl", "--scale"],
-    "sample_vs_generate": ["sample_vs_generate", "--generate-batch"],
+    "sample_vs_generate": ["sample_vs_generate"],
+    "sample_vs_generate_batch": [
+        "sample_vs_generate",
+        *("--peers", "generate_batch", "--workloads", "full", "--prompts", "64", "--batch", "64", "--new-tokens", "32"),
+        *("--name", "sample_vs_generate_batch"),
+    ],
     "score_vs_lm_eval": ["score_vs_lm_eval"],
 }
 """By name of the file of results, the module and its options."""
@@ -25,7 +30,6 @@ NAMES = {
     "full_vs_generate": "sample_vs_generate",
     "ended_vs_generate": "sample_vs_generate_ended",
     "full_vs_generate_batch": "sample_vs_generate_batch",
-    "ended_vs_generate_batch": "sample_vs_generate_batch_ended",
 }
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling      writes benchmarks/scaling.md
 
-Nothing here was run at these sizes. Ratios in the text are those measured in benchmarks/results and the folders beside it.
+Nothing here was run at these sizes. Ratios in the text were measured: benchmarks/results and the folders beside it.
 """
 
 from __future__ import annotations
