@@ -4,10 +4,12 @@
 
 All draw from the same model, in the precision that is fast here, at temperature 1 without truncation, for the same
 prompts, 128 rows at a time. `generate` is called as it usually is: prompts in their order, left-padded, one static
-batch after the other. `generate_batch` is transformers' continuous batching, which on a CPU is timed on fewer and shorter
-rows: with 256 prompts of 64 new tokens a round took longer than 7 minutes. Two workloads: in `full` no token ends a response, so that nobody computes a row in vain; in
-`ended` responses end early, as short answers do, and count with the tokens up to there. Random prompts have no answer
-that ends, so there a random set of tokens ends a response; the record holds the mean length that came of it.
+batch after the other. `generate_batch` is transformers' continuous batching, timed on fewer and shorter rows: on a CPU
+a round of 256 prompts with 64 new tokens took longer than 7 minutes.
+
+Two workloads: in `full` no token ends a response, so that nobody computes a row in vain; in `ended` responses end
+early, as short answers do, and count with the tokens up to there. Random prompts have no answer that ends, so there a
+random set of tokens ends a response; the record holds the mean length that came of it.
 """
 
 from __future__ import annotations
