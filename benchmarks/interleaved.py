@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -84,6 +85,12 @@ def machine() -> dict[str, Any]:
         "matmul_gflops": round(matmul_rate(precision)),
         **environment(),
     }
+
+
+def workload(options: argparse.Namespace) -> dict[str, str]:
+    """What was asked for, for a record: of the model the folder's name, and not where the record goes."""
+    chosen = vars(options) | {"model": Path(options.model).name}
+    return {name: str(value) for name, value in chosen.items() if name != "out"}
 
 
 def write(name: str, document: Mapping[str, Any], folder: Path = RESULTS) -> Path:

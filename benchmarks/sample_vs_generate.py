@@ -19,6 +19,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -28,7 +29,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from benchmarks.interleaved import CLOCKS, RESULTS, machine, ratio, rounds, write
+from benchmarks.interleaved import CLOCKS, RESULTS, machine, ratio, rounds, workload, write
 from spin_utils.precision import choose_precision
 from spin_utils.sampling import sample
 from spin_utils.settings import GenerationSettings
@@ -59,16 +60,16 @@ def main() -> None:
     ends: dict[str, list[int]] = {"full": []}
     if "ended" in options.workloads:
         ends["ended"] = end_tokens(model, prompts, options.new_tokens, options.mean_response)
-    document = {"machine": machine(), "workload": {k: str(v) for k, v in vars(options).items()}, "ratios": {}}
-    for workload in options.workloads:
-        eos_ids = ends[workload]
+    document: dict[str, Any] = {"machine": machine(), "workload": workload(options), "ratios": {}}
+    for kind in options.workloads:
+        eos_ids = ends[kind]
         work = (model, prompts, eos_ids, options.new_tokens, options.batch)
         ways = {"ours": ours(*work)} | {name: PEERS[name](*work) for name in options.peers}
         rates = rounds(ways, options.runs, options.clock)
         mean = ways["ours"]() / len(prompts)
-        document[workload] = {"tokens_per_second": rates, "mean_response_tokens": mean}
+        document[kind] = {"tokens_per_second": rates, "mean_response_tokens": mean}
         for name in options.peers:
-            document["ratios"][f"{workload}_vs_{name}"] = ratio(rates["ours"], rates[name])
+            document["ratios"][f"{kind}_vs_{name}"] = ratio(rates["ours"], rates[name])
     print(document["ratios"])
     print(write(options.name, document, options.out))
 

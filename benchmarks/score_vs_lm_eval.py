@@ -23,7 +23,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.interleaved import CLOCKS, RESULTS, machine, ratio, rounds, write
+from benchmarks.interleaved import CLOCKS, RESULTS, machine, ratio, rounds, workload, write
 from spin_utils.evaluation import TASKS
 from spin_utils.lm import PackedLM
 from spin_utils.precision import choose_precision
@@ -74,7 +74,7 @@ def main() -> None:
     rates = rounds(ways, options.runs, options.clock)
     document = {
         "machine": machine(),
-        "workload": {key: str(value) for key, value in vars(options).items()},
+        "workload": workload(options),
         "context_tokens": sum(len(tokenizer.encode(r.args[0])) for r in requests) / len(requests),
         "choice_tokens": sum(len(tokenizer.encode(r.args[1])) for r in requests) / len(requests),
         "seconds_of_lm_eval_by_batch_size": tried,
