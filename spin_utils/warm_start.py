@@ -67,9 +67,10 @@ def server(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
         address = str(Path(folder) / "server")
         # OpenBLAS starts its threads at the import, and a fork would lack them. MPLBACKEND is as a kernel sets it.
         own = {**environment, "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-        started = [sys.executable, "-P", "-m", "spin_utils.warm_start", "serve", address]
+        # Python 3.12 warns of forks beside threads; the one thread there is belongs to jemalloc, which renews it.
+        started = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-m", "spin_utils.warm_start"]
         # Its standard input ends with this process, however that ends.
-        process = subprocess.Popen(started, env=own, stdin=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen([*started, "serve", address], env=own, stdin=subprocess.PIPE, start_new_session=True)
         try:
             yield {**environment, ADDRESS: address}
         finally:
