@@ -47,6 +47,7 @@ MODULES = (
 )
 """What the server imports: with these, nearly all that steps and notebooks do."""
 _LARGEST = 1_000_000  # bytes of a request, most of which is an environment
+_FORKED = b"forked"  # the answer to a request; what comes next is the exit status
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl
 
 
@@ -68,9 +69,15 @@ def server(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
         # OpenBLAS starts its threads at the import, and a fork would lack them. MPLBACKEND is as a kernel sets it.
         own = {**environment, "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
         # Python 3.12 warns of forks beside threads; the one thread there is belongs to jemalloc, which renews it.
-        started = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-m", "spin_utils.warm_start"]
-        # Its standard input ends with this process, however that ends.
-        process = subprocess.Popen([*started, "serve", address], env=own, stdin=subprocess.PIPE, start_new_session=True)
+        started = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-m", "spin_utils.warm_start", "serve"]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:  # who asks now waits for the imports
+            listener.bind(address)
+            listener.listen()
+            place = listener.fileno()
+            # Its standard input ends with this process, however that ends.
+            process = subprocess.Popen(
+                [*started, str(place)], env=own, stdin=subprocess.PIPE, pass_fds=(place,), start_new_session=True
+            )
         try:
             yield {**environment, ADDRESS: address}
         finally:
@@ -88,16 +95,18 @@ def command(python: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", __file__, "ask", address, *python] if address else list(python)
 
 
-def serve(address: str) -> None:
-    """Import everything, then fork a process for each request, until standard input ends."""
+def serve(place: int) -> None:
+    """Import everything, then fork a process for each request, until standard input ends.
+
+    Args:
+        place: descriptor of the socket that listens.
+    """
     import importlib
 
     os.environ["JPY_PARENT_PID"] = str(os.getpid())  # ipykernel reads it at the import
     for name in MODULES:
         importlib.import_module(name)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, selectors.DefaultSelector() as events:
-        listener.bind(address)
-        listener.listen()
+    with socket.socket(fileno=place) as listener, selectors.DefaultSelector() as events:
         events.register(listener, selectors.EVENT_READ)
         events.register(0, selectors.EVENT_READ)
         forks: dict[int, tuple[int, socket.socket]] = {}  # by descriptor of the process: its number and its client
@@ -130,6 +139,8 @@ def serve(address: str) -> None:
                     _become(output, **json.loads(request))
                 for descriptor in output:
                     os.close(descriptor)
+                with contextlib.suppress(OSError):
+                    client.send(_FORKED)
                 process = os.pidfd_open(pid)
                 forks[process] = pid, client
                 for channel in (client, process):
@@ -182,21 +193,30 @@ def ask(address: str, python: list[str]) -> int:
             raise OSError("too large for one message")
         client.connect(address)
         socket.send_fds(client, [request], [1, 2])
-    except OSError:  # also: the server still imports, or is gone
+    except OSError:  # also: the server is gone
         os.execv(python[0], python)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda given, _: client.send(bytes([given])))
-    parent = os.getppid()
+    parent, forked = os.getppid(), False
     client.settimeout(1)
     while os.getppid() == parent:
-        with contextlib.suppress(TimeoutError):
-            return (client.recv(1) or b"\1")[0]
+        try:
+            said = client.recv(len(_FORKED))
+        except TimeoutError:
+            continue
+        except ConnectionResetError:
+            said = b""
+        if not said and not forked:  # the server ended in its imports
+            os.execv(python[0], python)
+        if said != _FORKED:
+            return (said or b"\1")[0]
+        forked = True
     return 1  # whoever waited is gone, and the server sees this process go
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["serve", address]:
-            serve(address)
+        case ["serve", place]:
+            serve(int(place))
         case ["ask", address, *python]:
             sys.exit(ask(address, python))

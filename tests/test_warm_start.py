@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -53,7 +54,6 @@ def holder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subproces
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         address = process.stdout.readline().strip()
-        wait_until(Path(address).exists)
         yield process, address, folder
         process.kill()
 
@@ -105,6 +105,18 @@ def test_without_a_server_a_command_stays_as_it_is(monkeypatch: pytest.MonkeyPat
 def test_a_request_too_large_for_a_message_starts_cold(holder: Holder) -> None:
     _, address, folder = holder
     process = start(address, folder, "0", **{f"V{i}": "x" * 100_000 for i in range(15)})
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    assert not json.loads(output)["warm"]
+
+
+def test_a_server_that_ends_before_it_answers_leaves_a_new_process(tmp_path: Path, holder: Holder) -> None:
+    _, _, folder = holder
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "server"))
+        listener.listen()
+        process = start(str(tmp_path / "server"), folder, "0")
+        listener.accept()[0].close()
     output, _ = process.communicate()
     assert process.returncode == 0
     assert not json.loads(output)["warm"]
