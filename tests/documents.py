@@ -29,8 +29,6 @@ SLOW = (
     ".venv/bin/spin-repro bench --runs 3 --only sample_vs_generate",
     # docs/your-data.md runs it by a name
     ".venv/bin/spin-repro reproduce --model path/to/model --data rows.jsonl --set 'template={kind: chat}'",
-    ".venv/bin/spin-repro reproduce --profile hinge.yaml",
-    ".venv/bin/spin-repro compare hinge/spin-3 cpu/spin-3",
     ".venv/bin/spin-repro reproduce --profile with-colours.yaml",
     ".venv/bin/spin-repro compare spin-3 sft --profile with-colours.yaml",
 )
