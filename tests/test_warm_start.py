@@ -36,8 +36,9 @@ if "fail" in sys.argv:
 sys.exit(int(sys.argv[-1]))
 """
 HOLDER = """\
-import os, time
+import os, signal, time
 from spin_utils import warm_start
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and theirs with them
 with warm_start.server(os.environ) as environment:
     print(environment[warm_start.ADDRESS], flush=True)
     time.sleep(600)
