@@ -28,8 +28,11 @@ BENCHMARKS = {
 """By name of the file of results, the module and its options."""
 NAMES = {
     "full_vs_generate": "sample_vs_generate",
+    "full_memory_vs_generate": "sample_memory_vs_generate",
     "ended_vs_generate": "sample_vs_generate_ended",
+    "ended_memory_vs_generate": "sample_memory_vs_generate_ended",
     "full_vs_generate_batch": "sample_vs_generate_batch",
+    "full_memory_vs_generate_batch": "sample_memory_vs_generate_batch",
 }
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,25 +29,54 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 """`cpu` counts the processor seconds of this process: for a machine that others use, with one thread."""
 
 
-def rounds(ways: Mapping[str, Callable[[], float]], runs: int, clock: str = "wall") -> dict[str, list[float]]:
-    """Run every way `runs` times, one after the other in each round.
+def alone(*arguments: object, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The benchmark that is running, in a process of its own with further arguments.
 
     Args:
-        ways: By name, a function that does the work once and returns how much was done.
-        runs: Rounds.
-        clock: One of `CLOCKS`.
+        arguments: What is added to this process's own command line.
+        environment: Of the process; None: as here.
 
     Returns:
-        By name, work per second in each round.
+        What that process gave to `hand_over`.
+
+    Raises:
+        SystemExit: it failed; with the end of what it said.
     """
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    command = [sys.executable, *sys.orig_argv[1:], *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def hand_over(**values: Any) -> None:
+    """End of a process started by `alone`: print its values and the most memory that it held, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({**values, "peak_gib": peak}))
+
+
+def rounds(ways: Sequence[str], runs: int, *arguments: object) -> dict[str, list[dict[str, Any]]]:
+    """Measure every way `runs` times, each in a process of its own, one after the other in each round.
+
+    Args:
+        ways: Names, for the option `--way`.
+        runs: Rounds.
+        arguments: Further options of each process, which hands over `rate`, the work done in a second.
+
+    Returns:
+        By way, what each round gave.
+    """
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for number in range(runs):
-        for name, work in ways.items():
-            started = CLOCKS[clock]()
-            done = work()
-            rates[name].append(done / (CLOCKS[clock]() - started))
-            print(f"round {number + 1}/{runs}  {name}: {rates[name][-1]:.1f}/s", flush=True)
-    return rates
+        for way in ways:
+            found[way].append(one := alone("--way", way, *arguments))
+            print(f"round {number + 1}/{runs}  {way}: {one['rate']:.1f}/s, {one['peak_gib']:.2f} GiB", flush=True)
+    return found
+
+
+def column(runs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """One value of every run."""
+    return [run[name] for run in runs]
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
@@ -90,7 +122,7 @@ def machine() -> dict[str, Any]:
 def workload(options: argparse.Namespace) -> dict[str, str]:
     """What was asked for, for a record: of the model the folder's name, and not where the record goes."""
     chosen = vars(options) | {"model": Path(options.model).name}
-    return {name: str(value) for name, value in chosen.items() if name != "out"}
+    return {name: str(value) for name, value in chosen.items() if name != "out" and value is not None}
 
 
 def write(name: str, document: Mapping[str, Any], folder: Path = RESULTS) -> Path:

@@ -1,11 +1,12 @@
-"""Sampled tokens per second: the kit's sampler against transformers' `generate` (and `generate_batch`).
+"""Sampled tokens per second and peak memory: the kit's sampler against transformers' `generate` (and `generate_batch`).
 
     python -m benchmarks.sample_vs_generate --model MODEL_DIR [--peers generate generate_batch]
 
-All draw from the same model, in the precision that is fast here, at temperature 1 without truncation, for the same
-prompts, 128 rows at a time. `generate` is called as it usually is: prompts in their order, left-padded, one static
-batch after the other. `generate_batch` is transformers' continuous batching, timed on fewer and shorter rows: on a CPU
-a round of 256 prompts with 64 new tokens took longer than 7 minutes.
+Each runs in a process of its own, in turn, after a few tokens that are not counted. All draw from the same model, in
+the precision that is fast here, at temperature 1 without truncation, for the same prompts, 128 rows at a time.
+`generate` is called as it usually is: prompts in their order, left-padded, one static batch after the other.
+`generate_batch` is transformers' continuous batching, timed on fewer and shorter rows: on a CPU a round of 256 prompts
+with 64 new tokens took longer than 7 minutes.
 
 Two workloads: in `full` no token ends a response, so that nobody computes a row in vain; in `ended` responses end
 early, as short answers do, and count with the tokens up to there. Random prompts have no answer that ends, so there a
@@ -29,7 +30,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from benchmarks.interleaved import CLOCKS, RESULTS, machine, ratio, rounds, workload, write
+from benchmarks.interleaved import CLOCKS, RESULTS, column, hand_over, machine, ratio, rounds, workload, write
 from spin_utils.precision import choose_precision
 from spin_utils.sampling import sample
 from spin_utils.settings import GenerationSettings
@@ -50,28 +51,37 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=["generate"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--name", default="sample_vs_generate")
+    parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--ends", type=int, nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-
     model = AutoModelForCausalLM.from_pretrained(
         options.model, dtype=choose_precision(), trust_remote_code=False, local_files_only=True
     ).eval()
     prompts = random_prompts(options.prompts, options.prompt_tokens, model.config.vocab_size)
-    ends: dict[str, list[int]] = {"full": []}
-    if "ended" in options.workloads:
-        ends["ended"] = end_tokens(model, prompts, options.new_tokens, options.mean_response)
+    if options.way:
+        child(model, prompts, options)
+        return
     document: dict[str, Any] = {"machine": machine(), "workload": workload(options), "ratios": {}}
     for kind in options.workloads:
-        eos_ids = ends[kind]
-        work = (model, prompts, eos_ids, options.new_tokens, options.batch)
-        ways = {"ours": ours(*work)} | {name: PEERS[name](*work) for name in options.peers}
-        rates = rounds(ways, options.runs, options.clock)
-        mean = ways["ours"]() / len(prompts)
-        document[kind] = {"tokens_per_second": rates, "mean_response_tokens": mean}
-        for name in options.peers:
-            document["ratios"][f"{kind}_vs_{name}"] = ratio(rates["ours"], rates[name])
+        ends = [] if kind == "full" else end_tokens(model, prompts, options.new_tokens, options.mean_response)
+        runs = rounds(["ours", *options.peers], options.runs, "--ends", *ends)
+        document[kind] = {"runs": runs, "mean_response_tokens": runs["ours"][0]["tokens"] / len(prompts)}
+        for peer in options.peers:
+            for ratios, name in ((f"{kind}_vs_{peer}", "rate"), (f"{kind}_memory_vs_{peer}", "peak_gib")):
+                document["ratios"][ratios] = ratio(column(runs["ours"], name), column(runs[peer], name))
     print(document["ratios"])
     print(write(options.name, document, options.out))
+
+
+def child(model: PreTrainedModel, prompts: list[list[int]], options: argparse.Namespace) -> None:
+    """One measurement: tokens that one way draws per second."""
+    make = WAYS[options.way]
+    make(model, prompts[:8], options.ends, 4, options.batch)()
+    work, clock = make(model, prompts, options.ends, options.new_tokens, options.batch), CLOCKS[options.clock]
+    started = clock()
+    tokens = work()
+    hand_over(rate=tokens / (clock() - started), tokens=tokens)
 
 
 def random_prompts(count: int, mean: int, vocabulary: int) -> list[list[int]]:
@@ -147,6 +157,7 @@ def generate_batch(
 
 
 PEERS = {"generate": generate, "generate_batch": generate_batch}
+WAYS = {"ours": ours, **PEERS}
 
 
 def configuration(eos_ids: list[int], new_tokens: int) -> GenerationConfig:

@@ -1,19 +1,19 @@
-"""Multiple-choice requests per second: shared-prefix scoring against lm-eval's own `HFLM`.
+"""Multiple-choice requests per second and peak memory: shared-prefix scoring against lm-eval's own `HFLM`.
 
     python -m benchmarks.score_vs_lm_eval --model MODEL_DIR
 
-Both score the same requests of one lm-eval task (four choices of several tokens behind ten worked examples) with the
-same model in the precision that is fast here. `HFLM` runs at the batch size that is fastest for it on a part of the
-requests.
+Each runs in a process of its own, in turn, after a few requests that are not counted. Both score the same requests of
+one lm-eval task (four choices of several tokens behind ten worked examples) with the same model in the precision that
+is fast here. `HFLM` runs at the batch size that is fastest for it on a part of the requests.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.interleaved import CLOCKS, RESULTS, machine, ratio, rounds, workload, write
+from benchmarks.interleaved import CLOCKS, RESULTS, column, hand_over, machine, ratio, rounds, workload, write
 from spin_utils.evaluation import TASKS
 from spin_utils.lm import PackedLM
 from spin_utils.precision import choose_precision
@@ -42,49 +42,52 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--name", default="score_vs_lm_eval")
+    parser.add_argument("--way", choices=["ours", "lm_eval"], help=argparse.SUPPRESS)
+    parser.add_argument("--batch-size", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-
     model = AutoModelForCausalLM.from_pretrained(
         options.model, dtype=choose_precision(), trust_remote_code=False, local_files_only=True
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False, local_files_only=True)
     requests = build_requests(tokenizer, options)
-    stock = {
-        size: HFLM(pretrained=model, tokenizer=tokenizer, add_bos_token=False, batch_size=size)
-        for size in options.batch_sizes
-    }
+    clock = CLOCKS[options.clock]
+    if options.way == "ours":
+        child(lambda: PackedLM(model, tokenizer), requests, clock)
+        return
+    stock = functools.partial(HFLM, pretrained=model, tokenizer=tokenizer, add_bos_token=False)
+    if options.way == "lm_eval":
+        child(functools.partial(stock, batch_size=options.batch_size), requests, clock)
+        return
     some = requests[: max(16, len(requests) // 4)]
-    tried = {size: seconds(lm, some) for size, lm in stock.items()}
+    tried = {size: seconds(stock(batch_size=size), some, clock)[0] for size in options.batch_sizes}
     best = min(tried, key=lambda size: tried[size])
-    found: dict[str, list[tuple[float, bool]]] = {}
-
-    def timed(name: str, make: Callable[[], Any]) -> Callable[[], float]:
-        def work() -> float:
-            found[name] = make().loglikelihood(requests, disable_tqdm=True)
-            return float(len(requests))
-
-        return work
-
-    ways = {
-        # A new object each time: finished answers are not kept from one round to the next.
-        "ours": timed("ours", lambda: PackedLM(model, tokenizer)),
-        "lm_eval": timed("lm_eval", lambda: stock[best]),
-    }
-    rates = rounds(ways, options.runs, options.clock)
+    runs = rounds(["ours", "lm_eval"], options.runs, "--batch-size", best)
+    ours, theirs = (runs[way][-1]["answers"] for way in runs)
     document = {
         "machine": machine(),
         "workload": workload(options),
         "context_tokens": sum(len(tokenizer.encode(r.args[0])) for r in requests) / len(requests),
         "choice_tokens": sum(len(tokenizer.encode(r.args[1])) for r in requests) / len(requests),
         "seconds_of_lm_eval_by_batch_size": tried,
-        "requests_per_second": rates,
-        "largest_difference": max(abs(a[0] - b[0]) for a, b in zip(*found.values(), strict=True)),
-        "same_choice": agreement(*found.values()),
-        "ratios": {"score_vs_lm_eval": ratio(rates["ours"], rates["lm_eval"])},
+        "runs": {way: [{k: run[k] for k in ("rate", "peak_gib")} for run in rows] for way, rows in runs.items()},
+        "largest_difference": max(abs(a[0] - b[0]) for a, b in zip(ours, theirs, strict=True)),
+        "same_choice": agreement(ours, theirs),
+        "ratios": {
+            "score_vs_lm_eval": ratio(column(runs["ours"], "rate"), column(runs["lm_eval"], "rate")),
+            "score_memory_vs_lm_eval": ratio(column(runs["ours"], "peak_gib"), column(runs["lm_eval"], "peak_gib")),
+        },
     }
     print(document["ratios"], document["largest_difference"], document["same_choice"])
     print(write(options.name, document, options.out))
+
+
+def child(make: Callable[[], Any], requests: Sequence[Any], clock: Callable[[], float]) -> None:
+    """One measurement: requests that one way scores per second."""
+    seconds(make(), requests[:8], clock)
+    # A new object: PackedLM keeps finished answers.
+    took, answers = seconds(make(), requests, clock)
+    hand_over(rate=len(requests) / took, answers=answers)
 
 
 def build_requests(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> list[Any]:
@@ -121,11 +124,11 @@ def build_requests(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespa
     return list(task.instances)
 
 
-def seconds(lm: Any, requests: Sequence[Any]) -> float:
-    """Time to score requests once."""
-    started = time.perf_counter()
-    lm.loglikelihood(requests, disable_tqdm=True)
-    return time.perf_counter() - started
+def seconds(lm: Any, requests: Sequence[Any], clock: Callable[[], float]) -> tuple[float, list[tuple[float, bool]]]:
+    """Time to score requests once, and the answers."""
+    started = clock()
+    answers = lm.loglikelihood(requests, disable_tqdm=True)
+    return clock() - started, answers
 
 
 def agreement(ours: Sequence[tuple[float, bool]], theirs: Sequence[tuple[float, bool]]) -> float:

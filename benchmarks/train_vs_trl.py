@@ -14,14 +14,9 @@ token, forward and backward.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,15 +26,13 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, TrainerCallback
 
-from benchmarks.interleaved import fast_precision, machine, matmul_rate, ratio, write
+from benchmarks.interleaved import CLOCKS, alone, column, fast_precision, hand_over, machine, matmul_rate, ratio, write
 from spin_utils.packing import Group
 from spin_utils.runtime import ENVIRONMENT
 from spin_utils.settings import Precision, TrainingSettings
 from spin_utils.training import train
 
 Clock = Callable[[], float]
-CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""`cpu` counts the process's own processor seconds: for a machine that others use, with --threads 1."""
 EOS, LONGEST = 1, 1000
 REGIMES = {"short": (40, 20, 20), "ultrachat": (128, 300, 230)}
 """Mean tokens of prompt, real and generated response; lengths are log-normal around them."""
@@ -192,33 +185,18 @@ def child(arguments: argparse.Namespace) -> None:
         seconds = run_ours(*common, arguments.budget, arguments.disk)
     else:
         seconds = run_trl(*common, arguments.micro_batch, arguments.way == "tuned")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    rate = max(rate, matmul_rate(arguments.precision))
-    print(json.dumps({"seconds": seconds, "peak_gib": peak, "matmul_gflops": rate}))
+    hand_over(seconds=seconds, matmul_gflops=max(rate, matmul_rate(arguments.precision)))
 
 
 def measure(way: str, arguments: argparse.Namespace, regime: str, count: int, steps: int, **options: Any) -> dict:
     """Run `child` in a process of its own; pairs per second over all steps but the first."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not True]
     flags += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is True]
-    command = [sys.executable, "-m", "benchmarks.train_vs_trl", f"--model={arguments.model}"]
-    command += [f"--way={way}", f"--regime={regime}"]
-    command += [
-        f"--clock={arguments.clock}",
-        f"--count={count}",
-        f"--steps={steps}",
-        f"--threads={arguments.threads}",
-        f"--precision={arguments.precision}",
-        *flags,
-    ]
-    root = Path(__file__).parents[1]
+    flags += [f"--way={way}", f"--regime={regime}", f"--count={count}", f"--steps={steps}"]
     plain = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     environment = plain if way == "trl" else {**plain, **ENVIRONMENT}
     environment |= {"SPIN_HEADLESS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
-    if done.returncode:
-        raise SystemExit(f"{way} on {regime} failed:\n{done.stderr[-3000:]}")
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = alone(*flags, f"--precision={arguments.precision}", environment=environment)
     counted = result["seconds"][1:] or result["seconds"]
     result["pairs_per_second"] = count * len(counted) / sum(counted)
     print(
@@ -247,15 +225,13 @@ def compare(arguments: argparse.Namespace, regime: str) -> tuple[dict[str, Any],
         runs["trl"].append(measure("trl", arguments, regime, count, 2, micro_batch=min(8, count)))
         runs["tuned"].append(measure("tuned", arguments, regime, count, 2, micro_batch=best))
 
-    def column(way: str, name: str) -> list[float]:
-        return [run[name] for run in runs[way]]
-
-    peak = max(rate for way in runs for rate in column(way, "matmul_gflops"))
-    useful = [rate * flop_per_pair / 1e9 for rate in column("ours", "pairs_per_second")]
+    ours, trl, tuned = runs["ours"], runs["trl"], runs["tuned"]
+    peak = max(rate for rows in runs.values() for rate in column(rows, "matmul_gflops"))
+    useful = [rate * flop_per_pair / 1e9 for rate in column(ours, "pairs_per_second")]
     ratios = {
-        "train_vs_trl": ratio(column("ours", "pairs_per_second"), column("trl", "pairs_per_second")),
-        "train_vs_trl_tuned": ratio(column("ours", "pairs_per_second"), column("tuned", "pairs_per_second")),
-        "memory_vs_trl_tuned": ratio(column("ours", "peak_gib"), column("tuned", "peak_gib")),
+        "train_vs_trl": ratio(column(ours, "pairs_per_second"), column(trl, "pairs_per_second")),
+        "train_vs_trl_tuned": ratio(column(ours, "pairs_per_second"), column(tuned, "pairs_per_second")),
+        "memory_vs_trl_tuned": ratio(column(ours, "peak_gib"), column(tuned, "peak_gib")),
         "fraction_of_matmul_peak": ratio(useful, [peak] * len(useful)),
     }
     details = {"pairs": count, "tuned_micro_batch": best, "matmul_gflops": peak, "useful_gflops": useful, "runs": runs}
@@ -269,8 +245,8 @@ def scale(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         for name, steps in (("once", 2), ("tenfold", 20)):
             options = {"budget": arguments.budget, "disk": True}
             runs[name].append(measure("ours", arguments, "short", PAIRS["short"] // 2, steps, **options))
-    seconds = {name: [1 / run["pairs_per_second"] for run in rows] for name, rows in runs.items()}
-    memory = {name: [run["peak_gib"] for run in rows] for name, rows in runs.items()}
+    seconds = {name: [1 / rate for rate in column(rows, "pairs_per_second")] for name, rows in runs.items()}
+    memory = {name: column(rows, "peak_gib") for name, rows in runs.items()}
     ratios = {
         "cost_per_pair_at_10x": ratio(seconds["tenfold"], seconds["once"]),
         "memory_at_10x": ratio(memory["tenfold"], memory["once"]),
