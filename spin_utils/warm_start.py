@@ -61,7 +61,9 @@ def server(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
     Yields:
         The environment for processes whose commands ask the server.
     """
-    if not hasattr(os, "pidfd_open"):  # Linux alone has it; elsewhere libraries may not be fit to be forked
+    # One that is there already serves this block too. Linux alone has pidfd_open; elsewhere libraries may not be fit to
+    # be forked.
+    if ADDRESS in environment or not hasattr(os, "pidfd_open"):
         yield dict(environment)
         return
     with tempfile.TemporaryDirectory(prefix="spin-") as folder:

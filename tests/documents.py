@@ -46,16 +46,17 @@ spin: {iterations: 1, epochs_shown: 0, subsets: []}
 
 _SPIN_REPRO = """\
 #!{python}
+import os
 import sys
-from spin_utils.cli import main
+from spin_utils import warm_start
 arguments = sys.argv[1:]
 if arguments[0] in {with_profile} and "--profile" not in arguments:
     changed = {{"--model", "--data", "--set"}} & set(arguments)
     arguments += ["--profile", "small.yaml" if changed else "smoke"]
 if arguments[0] == "reproduce" and "--jobs" not in arguments:
     arguments += ["--jobs", "2"]
-sys.argv[1:] = arguments
-sys.exit(main(arguments))
+command = warm_start.command([sys.executable, "-m", "spin_utils", *arguments])
+os.execv(command[0], command)
 """
 _WITH_PROFILE = ("reproduce", "plan", "step", "report", "verdicts", "compare", "provenance", "figures", "bench")
 

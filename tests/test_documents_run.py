@@ -19,7 +19,7 @@ from pathlib import Path
 import documents
 import pytest
 
-from spin_utils import cli, profiles, published, results
+from spin_utils import cli, profiles, published, results, warm_start
 
 PRODUCTS = {
     "README.md": ["path/to/result/model.safetensors"],
@@ -34,16 +34,22 @@ PRODUCTS = {
 
 
 @pytest.fixture(scope="module")
-def checkout(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a checkout after `make reproduce PROFILE=smoke`, with the files that the pages speak of."""
+def checkout(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder like a checkout after `make reproduce PROFILE=smoke`, with the files that the pages speak of.
+
+    Its `spin-repro` is a fork of a process that has imported everything, or half of the time would go to imports.
+    """
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(finished, folder, dirs_exist_ok=True)
     documents.prepare(folder)
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "model").symlink_to(next(folder.glob("artifacts/smoke/seed-0/sft-*")))
     shutil.copyfile(documents.ROOT / "profiles" / "smoke_preferences.jsonl", folder / "pairs.jsonl")
-    type_in(folder, documents.commands("docs/your-data.md")[0])  # rows.jsonl
-    return folder
+    with warm_start.server(os.environ) as served, pytest.MonkeyPatch.context() as patch:
+        for name in served.keys() - os.environ.keys():
+            patch.setenv(name, served[name])
+        type_in(folder, documents.commands("docs/your-data.md")[0])  # rows.jsonl
+        yield folder
 
 
 def type_in(folder: Path, command: str) -> str:
