@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import json
 import os
 import selectors
@@ -22,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 ADDRESS = "SPIN_WARM_START"
 """In the environment of the scheduler and its steps: the socket of the server."""
@@ -163,6 +164,7 @@ def _become(output: Sequence[int], python: list[str], folder: str, environment: 
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for target, descriptor in zip((1, 2), output, strict=True):
         os.dup2(descriptor, target)
+    sys.stdout, sys.stderr = _stream(1, sys.stdout), _stream(2, sys.stderr)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -183,6 +185,19 @@ def _become(output: Sequence[int], python: list[str], folder: str, environment: 
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # to take down what was never imported here takes longer than to import it
+
+
+def _stream(descriptor: int, server: TextIO) -> TextIO:
+    """Standard output or error of a fork, which may be a pipe where that of the server is a file."""
+    raw = io.FileIO(descriptor, "w", closefd=False)
+    unbuffered = isinstance(server.buffer, io.RawIOBase)  # PYTHONUNBUFFERED
+    return io.TextIOWrapper(
+        cast(Any, raw) if unbuffered else io.BufferedWriter(raw),
+        encoding=server.encoding,
+        errors=server.errors,
+        line_buffering=not unbuffered and (descriptor == 2 or raw.isatty()),
+        write_through=unbuffered,
+    )
 
 
 def ask(address: str, python: list[str]) -> int:

@@ -23,7 +23,8 @@ MODULE = """\
 import json, os, sys, time
 import torch
 said = {"warm": "lm_eval" in sys.modules, "name": __name__, "arguments": sys.argv[1:], "folder": os.getcwd(),
-        "threads": torch.get_num_threads(), "value": os.environ.get("VALUE"), "pid": os.getpid()}
+        "threads": torch.get_num_threads(), "value": os.environ.get("VALUE"), "pid": os.getpid(),
+        "streams": [[s.encoding, s.errors, s.line_buffering, s.seekable()] for s in (sys.stdout, sys.stderr)]}
 print(json.dumps(said), flush=True)
 print("an error", file=sys.stderr)
 if "wait" in sys.argv:
@@ -51,11 +52,11 @@ def holder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subproces
     folder = tmp_path_factory.mktemp("warm")
     (folder / "said.py").write_text(MODULE)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-c", HOLDER]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        address = process.stdout.readline().strip()
-        yield process, address, folder
+    command, said = [sys.executable, "-c", HOLDER], folder / "said"
+    # Its output is a file and that of the forks a pipe.
+    with said.open("w") as output, subprocess.Popen(command, env=environment, stdout=output, text=True) as process:
+        wait_until(lambda: said.read_text().endswith("\n"))
+        yield process, said.read_text().strip(), folder
         process.kill()
 
 
