@@ -55,7 +55,7 @@ def hand_over(**values: Any) -> None:
     if status.exists():  # ru_maxrss would begin with the peak of the process that started this one
         (peak,) = (int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
     print(json.dumps({**values, "peak_gib": peak / 2**20}))
 
 
