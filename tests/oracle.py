@@ -15,7 +15,7 @@ def obvious_logps(model: PreTrainedModel, groups: Sequence[Group]) -> torch.Tens
     sums = []
     for group in groups:
         for response in group.response_ids:
-            ids = torch.tensor([[*group.prompt_ids, *response]])
+            ids = torch.tensor([[*group.prompt_ids, *response]], device=model.device)
             logps = torch.log_softmax(model(input_ids=ids, use_cache=False).logits.float()[0, :-1], -1)
             token_logps = logps.gather(1, ids[0, 1:, None])[:, 0]
             sums.append(token_logps[len(group.prompt_ids) - 1 :].sum())
