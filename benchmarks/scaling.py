@@ -68,7 +68,7 @@ def training_bytes(architecture: Architecture, profile: Profile, gpus: int = 1) 
     template, longest = profile.template, profile.generation.max_new_tokens
     row = template.max_prompt_tokens + template.max_response_tokens + longest
     settings = profile.spin.training
-    need = memory_model.training(architecture, settings, width=2, longest=row, fused=False, stage="spin")
+    need = memory_model.training(architecture, settings, width=2, longest=row, fused=gpus == 1, gpu=True, stage="spin")
     return need.total(gpus)
 
 
@@ -76,7 +76,7 @@ def sampling_bytes(architecture: Architecture, profile: Profile) -> float:
     """Bytes of the kit's own sampler on one GPU."""
     prompt, answer = profile.template.max_prompt_tokens, profile.generation.max_new_tokens
     return memory_model.sampling(
-        architecture, profile.generation, prompt=prompt, answer=answer, width=2, fused=False, stage="generation"
+        architecture, profile.generation, prompt=prompt, answer=answer, width=2, gpu=True, stage="generation"
     ).total()
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedModel
 
+from spin_utils import gpu_attention
 from spin_utils.packing import Layout, Tile
 
 BLOCK = 64
@@ -45,7 +46,8 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
         return
     config._attn_implementation = NAME
     try:
-        yield
+        with gpu_attention.fused_kernels():
+            yield
     finally:
         config._attn_implementation = before
 
@@ -145,10 +147,12 @@ class _Attention(torch.autograd.Function):
 def attention_forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float) -> Tensor:
     """Attention output, shape (T, H, D), from packed queries (T, H, D), keys and values (T, K, D).
 
-    Plain matrix products, with the query heads of one key head folded into rows, are several times faster at
-    short lengths on a CPU than scaled_dot_product_attention. Blocks of queries leave out most keys that no
-    query of the block may see.
+    On a CPU plain matrix products, with the query heads of one key head folded into rows, are several times faster at
+    short lengths than scaled_dot_product_attention. Blocks of queries leave out most keys that no query of the block
+    may see. On a GPU `gpu_attention.py` takes over.
     """
+    if query_THD.device.type != "cpu":
+        return gpu_attention.forward(query_THD, key_TKD, value_TKD, layout, scale)
     output_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
     key_heads = key_TKD.shape[1]
     per_key = query_THD.shape[1] // key_heads
@@ -169,6 +173,8 @@ def attention_backward(
     grad_THD: Tensor, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values; the attention weights are computed again."""
+    if query_THD.device.type != "cpu":
+        return gpu_attention.backward(grad_THD, query_THD, key_TKD, value_TKD, layout, scale)
     grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query_THD, key_TKD, value_TKD))
     key_heads = key_TKD.shape[1]
     per_key = query_THD.shape[1] // key_heads

@@ -11,7 +11,7 @@ H key-value heads, G query heads per key-value head, D size of a head, W width o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
 from spin_utils.attention import UnsupportedModelError
+from spin_utils.gpu_attention import fused_kernels
 
 SUPPORTED = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
 EXTENT_STEP = 32
 """The cache grows and shrinks by this many positions, so that it is copied rarely."""
+SHRINK = 4
+"""On a GPU a step computes all rows, or a quarter of them, or a quarter of those, whatever is live."""
 SHORT = 192
 """Up to this prompt length plain matmuls beat the fused attention kernel on CPUs (measured at 3 heads of 64)."""
 
@@ -98,6 +101,8 @@ class Decoder:
         signed = torch.cat((-sin[0, :, : self.head_size // 2], sin[0, :, self.head_size // 2 :]), -1)
         self.cos, self.sin = cos[0, :, None], signed[:, None]
         self.extent = 0
+        self.graphs: dict[int, _Graph] = {}
+        self.beside: torch.cuda.Stream | None = None
         self.keys: list[Tensor] = [torch.empty(0)] * len(self.layers)
         self.values: list[Tensor] = [torch.empty(0)] * len(self.layers)
 
@@ -110,6 +115,7 @@ class Decoder:
         if self.extent >= extent and self.extent - extent <= max(EXTENT_STEP, extent // 2):
             return
         kept = min(extent, self.extent)
+        self.graphs.clear()
         for buffers in (self.keys, self.values):
             for i, old in enumerate(buffers):
                 # Zeros, because an unwritten position has weight 0 and 0 times NaN is not 0.
@@ -158,7 +164,8 @@ class Decoder:
             )
             keys[row : row + n, :, :length] = key
             values[row : row + n, :, :length] = value
-            mixed = causal_attention(query, key, value, self.scale)
+            with fused_kernels():
+                mixed = causal_attention(query, key, value, self.scale)
             mixed_TW = mixed.transpose(1, 2).reshape(n * length, -1)[to_packed]
             if layer is self.layers[-1]:
                 # Nothing after the last attention looks at other positions.
@@ -167,7 +174,22 @@ class Decoder:
         return self.inner.norm(hidden_TW)
 
     def step(self, token_B: Tensor, position_B: Tensor) -> Tensor:
-        """Feed one token to each of the first B rows and return their normalised hidden states, shape (B, W)."""
+        """Feed one token to each of the first B rows and return their normalised hidden states, shape (B, W).
+
+        On a GPU the launches of a step are recorded once for every extent of the cache and replayed: one by one they
+        take several times as long as what they launch. The result is then valid until the next step.
+        """
+        if self.device.type == "cpu":
+            return self._step(token_B, position_B)
+        rows = self.rows
+        while rows >= SHRINK * len(token_B):
+            rows //= SHRINK
+        if rows not in self.graphs:
+            self.beside = self.beside or torch.cuda.Stream(self.device)
+            self.graphs[rows] = _Graph(self._step, rows, self.beside)
+        return self.graphs[rows](token_B, position_B)
+
+    def _step(self, token_B: Tensor, position_B: Tensor) -> Tensor:
         n = len(token_B)
         row_B = torch.arange(n, device=self.device)
         cos, sin = self.cos[position_B], self.sin[position_B]
@@ -199,6 +221,40 @@ class Decoder:
         hidden = layer.output(mixed).add_(hidden)
         gate, up = layer.gate_up(layer.mlp_norm(hidden)).chunk(2, -1)
         return layer.down(layer.activation(gate).mul_(up)).add_(hidden)
+
+
+class _Graph:
+    """A step of a fixed number of rows as one recorded launch.
+
+    Rows that are not live compute for nobody: each writes to its own place 0, which its next prompt overwrites.
+    """
+
+    def __init__(self, step: Callable[[Tensor, Tensor], Tensor], rows: int, beside: torch.cuda.Stream) -> None:
+        self.step, self.beside = step, beside
+        self.token, self.position = torch.zeros(2, rows, dtype=torch.long, device=beside.device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.hidden = torch.empty(0)
+
+    def __call__(self, token_B: Tensor, position_B: Tensor) -> Tensor:
+        n = len(token_B)
+        self.token[:n] = token_B
+        self.position[:n] = position_B
+        self.position[n:] = 0
+        if self.graph is None:
+            self._record()
+        assert self.graph is not None
+        self.graph.replay()
+        return self.hidden[:n]
+
+    def _record(self) -> None:
+        self.beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.beside):
+            self.step(self.token, self.position)  # libraries set themselves up; it writes what the replay writes
+            self.graph = torch.cuda.CUDAGraph()
+            self.graph.capture_begin()
+            self.hidden = self.step(self.token, self.position)
+            self.graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self.beside)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""One decoder layer of the Llama family as one differentiable step, for training on a CPU.
+"""One decoder layer of the Llama family as one differentiable step, for training.
 
 Between two matrix products autograd keeps and copies many intermediate tensors. Here a whole layer
 (RMSNorm, attention, SwiGLU, residuals) is one function with its own backward pass: it keeps ten tensors,
@@ -44,12 +44,12 @@ class _Shape(NamedTuple):
 
 @contextmanager
 def fast_layers(model: PreTrainedModel) -> Iterator[int]:
-    """Inside the block the recognised decoder layers of a model on a CPU take the fused path.
+    """Inside the block the recognised decoder layers of a model take the fused path.
 
     Yields:
         The number of layers that do.
     """
-    layers = [m for m in model.modules() if _recognised(m)] if model.device.type == "cpu" else []
+    layers = [m for m in model.modules() if _recognised(m)]
     changed = [layer for layer in layers if "forward" not in vars(layer)]
     for layer in changed:
         layer.forward = _forward_of(layer)

@@ -27,7 +27,8 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
         kind: `cpu` or `cuda`.
         width: bytes of a number where the precision is `auto`, as it always is but in training.
     """
-    fused, suite = kind == "cpu", profile.evaluation.suite
+    gpu, suite = kind == "cuda", profile.evaluation.suite
+    fused = profile.processes.sharding == "ddp"
     answer, control = profile.generation.max_new_tokens, lengths.control or lengths
     found = []
     pair = lengths.longest_prompt + lengths.longest_real + max(answer, lengths.longest_real)
@@ -36,7 +37,9 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
     for section, settings in trainings(profile).items():
         stage, chosen = section.partition(".")[0], {"bfloat16": 2, "float32": 4, "auto": width}[settings.precision]
         row = longest.get(stage, pair)
-        found.append(memory_model.training(architecture, settings, width=chosen, longest=row, fused=fused, stage=stage))
+        found.append(
+            memory_model.training(architecture, settings, width=chosen, longest=row, fused=fused, gpu=gpu, stage=stage)
+        )
     vllm = profile.generation.backend == "vllm"
     if not profile.released and (not vllm or profile.demonstrations.validation_rows != 0):  # held-out answers are ours
         found.append(
@@ -46,7 +49,7 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
                 prompt=lengths.longest_prompt,
                 answer=answer,
                 width=width,
-                fused=fused,
+                gpu=gpu,
                 stage="generation",
             )
         )
@@ -59,10 +62,11 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
     prompt, answer = lengths.longest_prompt, profile.evaluation.max_new_tokens
     if suite != "local":
         prompt, answer = memory_model.BENCHMARK_TOKENS, memory_model.BENCHMARK_ANSWER
-        found.append(memory_model.scoring(architecture, longest=2048, width=width, stage="evaluation, choices"))
+        choices = memory_model.scoring(architecture, longest=2048, width=width, gpu=gpu, stage="evaluation, choices")
+        found.append(choices)
     found.append(
         memory_model.sampling(
-            architecture, profile.evaluation, prompt=prompt, answer=answer, width=width, fused=fused, stage="evaluation"
+            architecture, profile.evaluation, prompt=prompt, answer=answer, width=width, gpu=gpu, stage="evaluation"
         )
     )
     if profile.mt_bench is not None and judge.has_key():
@@ -70,7 +74,7 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
         prompt = memory_model.MT_BENCH_TOKENS + answer  # turn 2 comes after the first answer
         found.append(
             memory_model.sampling(
-                architecture, profile.mt_bench, prompt=prompt, answer=answer, width=width, fused=fused, stage="mt_bench"
+                architecture, profile.mt_bench, prompt=prompt, answer=answer, width=width, gpu=gpu, stage="mt_bench"
             )
         )
     return found

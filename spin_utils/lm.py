@@ -23,13 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spin_utils import processes, templates
 from spin_utils.answers import Answers, fingerprint
 from spin_utils.attention import check_model, packed_attention
+from spin_utils.chunks import rows_at_once
 from spin_utils.input_settings import TemplateSettings
 from spin_utils.packing import Group, micro_batches, pack
 from spin_utils.sampling import Sample, sample
 from spin_utils.settings import GenerationSettings
 
 HEAD_ELEMENTS = 8 * 2**20
-"""Logits held at once in float32 when continuations are scored."""
+"""Logits held at once in float32 on a CPU when continuations are scored."""
 SHARD_BATCHES = 4
 """Batches of requests that are finished, and saved, together."""
 _KNOWN_OPTIONS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
@@ -272,16 +273,14 @@ def score_continuations(
                 use_cache=False,
                 packed_layout=batch.layout,
             ).last_hidden_state[0]
-        logps = torch.zeros(batch.responses, device=hidden.device)
-        misses = torch.zeros(batch.responses, device=hidden.device)
-        rows = max(1, HEAD_ELEMENTS // head.weight.shape[0])
-        for sources, targets, owners in zip(
-            batch.sources.split(rows), batch.targets.split(rows), batch.owners.split(rows), strict=True
-        ):
+        logps, misses = [], []
+        rows = rows_at_once(HEAD_ELEMENTS, head.weight.shape[0], head.weight.device)
+        for sources, targets in zip(batch.sources.split(rows), batch.targets.split(rows), strict=True):
             log_softmax = head(hidden[sources]).float().log_softmax(-1)
-            logps.index_add_(0, owners, log_softmax.gather(1, targets[:, None])[:, 0])
-            misses.index_add_(0, owners, (log_softmax.argmax(-1) != targets).float())
-        values = iter(zip(logps.tolist(), (misses == 0).tolist(), strict=True))
+            logps.append(log_softmax.gather(1, targets[:, None])[:, 0])
+            misses.append((log_softmax.argmax(-1) != targets).float())
+        sums, missed = (batch.sums(torch.cat(parts)).tolist() for parts in (logps, misses))
+        values = iter(zip(sums, (count == 0 for count in missed), strict=True))
         for i in indices:
             results[i] = [next(values) for _ in groups[i].response_ids]
         if progress is not None:

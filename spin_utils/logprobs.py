@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from spin_utils import processes, sharding
 from spin_utils.attention import UnsupportedModelError, check_model, packed_attention
+from spin_utils.chunks import rows_at_once
 from spin_utils.fast_layers import fast_layers
 from spin_utils.packing import Group, PackedBatch, check_groups, join, micro_batches, pack, union
 
@@ -32,7 +33,7 @@ CHUNK_LOGITS = 2**25
 IDLE = Group([0], ([0],))
 """What a process computes, to no effect, while others have one more micro-batch: sharded weights need all of them."""
 CACHED_LOGITS = 2**21
-"""Logits taken to float32 at once: few enough to stay in the processor's cache."""
+"""Logits taken to float32 at once on a CPU: few enough to stay in its cache."""
 
 _PROBED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 """Models that `check_supported` has tried."""
@@ -48,9 +49,7 @@ def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     Returns:
         float32, shape (responses,), in the order of the groups; differentiable.
     """
-    return torch.zeros(batch.responses, device=batch.owners.device).index_add(
-        0, batch.owners, token_logps(model, batch)
-    )
+    return batch.sums(token_logps(model, batch))
 
 
 def token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
@@ -66,7 +65,9 @@ def _token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
         use_cache=False,
         packed_layout=batch.layout,
     ).last_hidden_state
-    hidden_RD = hidden[0].index_select(0, batch.sources)
+    # The gradient of index_select is faster on a CPU; on a GPU it would add in an order left to chance.
+    on_cpu = hidden.device.type == "cpu"
+    hidden_RD = hidden[0].index_select(0, batch.sources) if on_cpu else hidden[0][batch.sources]
     return _TargetLogps.apply(hidden_RD, model.get_output_embeddings().weight, batch.targets)
 
 
@@ -211,7 +212,8 @@ class _TargetLogps(torch.autograd.Function):
 def _logps_and_slope(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
     """Target log-probabilities in float32, and onehot - softmax in place of the logits."""
     logps_R = logits_RV.new_empty(len(targets_R), dtype=torch.float32)
-    for part in _chunks(len(targets_R), CACHED_LOGITS, logits_RV.shape[1]):
+    size = rows_at_once(CACHED_LOGITS, logits_RV.shape[1], logits_RV.device)
+    for part in _chunks(len(targets_R), size, 1):
         values_PV, targets_P1 = logits_RV[part].float(), targets_R[part, None]
         values_PV -= values_PV.amax(-1, keepdim=True)
         chosen_P1 = values_PV.gather(1, targets_P1)

@@ -2,8 +2,7 @@
 
 What is counted: everything that grows with the model, the micro-batch or the rows decoded together. What is not: the
 libraries themselves, fragmentation and the caches of an allocator; `MARGIN` stands for them. The tests hold the count
-to the peak of real runs on a CPU, and the activations of the GPU's path to what autograd keeps there; a whole run on a
-GPU was not measured.
+to the peaks of real runs on a CPU and, where there is one, on a GPU.
 """
 
 from __future__ import annotations
@@ -19,13 +18,15 @@ MARGIN = 1.1
 """Factor on the sum, for fragmentation and allocator caches."""
 LIBRARIES = 600 * 2**20
 """Memory of a process before there is a model: 0.4 GB with PyTorch and transformers, more with lm-eval or CUDA."""
+GPU_ELEMENTS = 2**25
+"""As in `chunks.py`: elements of a matrix handled at once in float32 on a GPU; on a CPU they do not count."""
 KEPT_LOGITS, CHUNK_LOGITS = 2**27, 2**25
 """As in `logprobs.py`: logits of a micro-batch whose derivative is kept, and logits held at once otherwise."""
 ATTENTION_BLOCK = 128
 """Queries whose attention weights `attention.py` holds at once: two blocks."""
 SCORED_TOKENS, SCORED_LOGITS = 4096, 2**23
 """As in `lm.py`: tokens and logits of one scoring pass of an evaluation."""
-PREFILL_TOKENS = 2048
+PREFILL_TOKENS, GPU_PREFILL_TOKENS = 2048, 8192
 """As in `sampling.py`: prompt tokens read in one pass."""
 VLLM_PREFILL_TOKENS = 16_384
 """Prompt tokens that vLLM reads in one pass if not told otherwise: so many on an H100, half of it on smaller GPUs."""
@@ -55,7 +56,14 @@ class Need:
 
 
 def training(
-    architecture: Architecture, settings: TrainingSettings, *, width: int, longest: int, fused: bool, stage: str
+    architecture: Architecture,
+    settings: TrainingSettings,
+    *,
+    width: int,
+    longest: int,
+    fused: bool,
+    gpu: bool,
+    stage: str,
 ) -> Need:
     """Forward, backward and optimizer step of one micro-batch.
 
@@ -64,7 +72,8 @@ def training(
         settings: of the run.
         width: bytes of a number in the compute precision, 2 or 4.
         longest: tokens of the longest row with all its responses; it gets a micro-batch even above the budget.
-        fused: whether layers take the path of `fast_layers.py`, as on a CPU.
+        fused: whether layers take the path of `fast_layers.py`, as all do whose weights are not spread.
+        gpu: where it runs.
         stage: its name.
     """
     a, tokens = architecture, max(settings.micro_batch_tokens, longest)
@@ -81,8 +90,10 @@ def training(
     own = {
         "activations": kept,
         "backward of a layer": tokens * (width * (6 * a.feed_forward + 6 * a.hidden) + 4 * 4 * a.hidden),
-        "attention": tokens * _attention_per_token(a, width, longest),
-        "logits": width * (logits if logits <= KEPT_LOGITS else 2 * CHUNK_LOGITS) + 4 * a.vocabulary * a.hidden,
+        "attention": tokens * _attention_per_token(a, width, longest, gpu),
+        "logits": width * (logits if logits <= KEPT_LOGITS else 2 * CHUNK_LOGITS)
+        + (4 * min(logits, GPU_ELEMENTS) if gpu else 0)
+        + 4 * a.vocabulary * a.hidden,
         "one gradient": width * max(a.vocabulary, a.feed_forward) * a.hidden,
     }
     return Need(stage, sharded, own)
@@ -95,7 +106,7 @@ def sampling(
     prompt: int,
     answer: int,
     width: int,
-    fused: bool,
+    gpu: bool,
     stage: str,
 ) -> Need:
     """Decoding `batch_size` rows at once.
@@ -106,16 +117,16 @@ def sampling(
         prompt: tokens of the longest prompt.
         answer: tokens of the longest answer.
         width: bytes of a number in the compute precision, 2 or 4.
-        fused: whether the weights are copied once more, as on a CPU.
+        gpu: where it runs; on a CPU the weights are copied once more.
         stage: its name.
     """
     a, rows = architecture, settings.batch_size
     position = 2 * width * a.key_value  # a key and a value
     own = {
-        "weights": width * (2 if fused else 1) * a.parameters,
+        "weights": width * (1 if gpu else 2) * a.parameters,
         "key-value cache": rows * (prompt + answer) * position * (a.layers + 1),  # one layer twice while it grows
-        "prompts": PREFILL_TOKENS * width * (2 * a.feed_forward + 8 * a.hidden),
-        "logits": width * rows * a.vocabulary + 3 * 4 * 2**20,
+        "prompts": (GPU_PREFILL_TOKENS if gpu else PREFILL_TOKENS) * width * (2 * a.feed_forward + 8 * a.hidden),
+        "logits": width * rows * a.vocabulary + 3 * 4 * (min(rows * a.vocabulary, GPU_ELEMENTS) if gpu else 2**20),
     }
     return Need(stage, {}, own)
 
@@ -141,14 +152,14 @@ def vllm(architecture: Architecture, settings: GenerationSettings, *, prompt: in
     return Need(stage, {}, own, share=settings.vllm.gpu_memory_utilization)
 
 
-def scoring(architecture: Architecture, *, longest: int, width: int, stage: str) -> Need:
+def scoring(architecture: Architecture, *, longest: int, width: int, gpu: bool, stage: str) -> Need:
     """Log-likelihoods of choices: one pass of `lm.py` without gradients."""
     a, tokens = architecture, max(SCORED_TOKENS, longest)
     own = {
         "weights": width * a.parameters,
         "activations": tokens * width * (4 * a.feed_forward + 10 * a.hidden),
-        "attention": tokens * _attention_per_token(a, width, longest),
-        "logits": 3 * 4 * SCORED_LOGITS,
+        "attention": tokens * _attention_per_token(a, width, longest, gpu),
+        "logits": 3 * 4 * (GPU_ELEMENTS if gpu else SCORED_LOGITS),
     }
     return Need(stage, {}, own)
 
@@ -175,6 +186,13 @@ def _kept_per_token(a: Architecture, width: int, fused: bool) -> int:
     return norms * a.hidden + 2 * a.query + 2 * a.key_value + 4 * a.feed_forward
 
 
-def _attention_per_token(a: Architecture, width: int, longest: int) -> int:
-    """Bytes for one token's attention weights, their derivative and one copy, and for the mask."""
+def _attention_per_token(a: Architecture, width: int, longest: int, gpu: bool) -> int:
+    """Bytes for one token's attention weights, their derivative and one copy, and for the mask.
+
+    A GPU's kernels keep no weights; there it is queries, keys, values, output and their gradients, twice, because
+    prompts stand before every response.
+    """
+    if gpu:
+        keys = a.key_value if width == 2 else a.query
+        return 2 * width * (4 * a.query + 4 * keys)
     return 3 * width * a.heads * min(ATTENTION_BLOCK, longest) + (width + 2) * longest

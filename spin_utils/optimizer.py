@@ -21,8 +21,12 @@ from spin_utils.settings import TrainingSettings
 
 ALPHA, BETA_1, BETA_2, EPSILON = 0.99, 0.9, 0.999, 1e-8
 """RMSprop's alpha, AdamW's two betas, and epsilon, as PyTorch has them."""
-CHUNK = 2**17
-"""Weights updated together on a CPU: few enough that all passes but the first find them in the cache."""
+CHUNK, GPU_CHUNK = 2**17, 2**26
+"""Weights updated together: on a CPU few enough that all passes but the first find them in the cache; on a GPU those of
+many tensors, for few calls."""
+
+
+_Parts = list[tuple[int, slice]]
 
 
 class MasterOptimizer:
@@ -68,7 +72,7 @@ class MasterOptimizer:
 
     def grad_norm(self) -> Tensor:
         """Norm of the summed gradients, float32 scalar on their device."""
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in self.gradients]))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients)))
         if not self.sharded:
             return norm
         square = norm.square()
@@ -89,23 +93,25 @@ class MasterOptimizer:
             norm = self.grad_norm() if norm is None else norm
             scale = (self.settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_
         update = self._rmsprop if self.settings.optimizer == "rmsprop" else self._adamw
-        for index, part in self._parts():
-            gradient = self.gradients[index].view(-1)[part]
-            master = self.masters[index].view(-1)[part]
+        rounded = self.own[0].dtype != torch.float32
+        for parts in self._parts():
+
+            def together(tensors: list[Tensor], parts: _Parts = parts) -> list[Tensor]:
+                return [tensors[index].view(-1)[part] for index, part in parts]
+
+            gradients, masters = together(self.gradients), together(self.masters)
             if scale is not None:
-                gradient.mul_(scale)
+                torch._foreach_mul_(gradients, scale)
             if self.settings.weight_decay:
-                master.mul_(1 - learning_rate * self.settings.weight_decay)
-            update(master, gradient, [moment[index].view(-1)[part] for moment in self.moments.values()], learning_rate)
-            gradient.zero_()
-            own = self.own[index]
-            if own.dtype != torch.float32:
-                own.view(-1)[part].copy_(master)
+                torch._foreach_mul_(masters, 1 - learning_rate * self.settings.weight_decay)
+            update(masters, gradients, [together(moment) for moment in self.moments.values()], learning_rate)
+            torch._foreach_zero_(gradients)
+            if rounded:
+                torch._foreach_copy_(together(self.own), masters)
 
     def clear(self) -> None:
         """Forget the summed gradients."""
-        for gradient in self.gradients:
-            gradient.zero_()
+        torch._foreach_zero_(self.gradients)
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -171,23 +177,43 @@ class MasterOptimizer:
 
         return collect
 
-    def _parts(self) -> Iterator[tuple[int, slice]]:
+    def _parts(self) -> Iterator[_Parts]:
+        """All weights, by index of their tensor and slice of it, in lots of those that are updated together."""
+        on_cpu = self.masters[0].device.type == "cpu"
+        lot: _Parts = []
+        filled = 0
         for index, master in enumerate(self.masters):
-            size = CHUNK if master.device.type == "cpu" else master.numel()
+            size = CHUNK if on_cpu else max(1, master.numel())
             for start in range(0, master.numel(), size):
-                yield index, slice(start, start + size)
+                if lot and (on_cpu or filled + size > GPU_CHUNK):
+                    yield lot
+                    lot, filled = [], 0
+                lot.append((index, slice(start, start + size)))
+                filled += size
+        if lot:
+            yield lot
 
-    def _rmsprop(self, master: Tensor, gradient: Tensor, moments: list[Tensor], learning_rate: float) -> None:
-        (square_avg,) = moments
-        square_avg.mul_(ALPHA).addcmul_(gradient, gradient, value=1 - ALPHA)
-        master.addcdiv_(gradient, square_avg.sqrt().add_(EPSILON), value=-learning_rate)
+    def _rmsprop(
+        self, masters: list[Tensor], gradients: list[Tensor], moments: list[list[Tensor]], learning_rate: float
+    ) -> None:
+        (square_avgs,) = moments
+        torch._foreach_mul_(square_avgs, ALPHA)
+        torch._foreach_addcmul_(square_avgs, gradients, gradients, value=1 - ALPHA)
+        denominators = torch._foreach_sqrt(square_avgs)
+        torch._foreach_add_(denominators, EPSILON)
+        torch._foreach_addcdiv_(masters, gradients, denominators, value=-learning_rate)
 
-    def _adamw(self, master: Tensor, gradient: Tensor, moments: list[Tensor], learning_rate: float) -> None:
-        exp_avg, exp_avg_sq = moments
-        exp_avg.lerp_(gradient, 1 - BETA_1)
-        exp_avg_sq.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
-        denominator = (exp_avg_sq.sqrt() / math.sqrt(1 - BETA_2**self.steps)).add_(EPSILON)
-        master.addcdiv_(exp_avg, denominator, value=-learning_rate / (1 - BETA_1**self.steps))
+    def _adamw(
+        self, masters: list[Tensor], gradients: list[Tensor], moments: list[list[Tensor]], learning_rate: float
+    ) -> None:
+        exp_avgs, exp_avg_sqs = moments
+        torch._foreach_lerp_(exp_avgs, gradients, 1 - BETA_1)
+        torch._foreach_mul_(exp_avg_sqs, BETA_2)
+        torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, value=1 - BETA_2)
+        denominators = torch._foreach_sqrt(exp_avg_sqs)
+        torch._foreach_div_(denominators, math.sqrt(1 - BETA_2**self.steps))
+        torch._foreach_add_(denominators, EPSILON)
+        torch._foreach_addcdiv_(masters, exp_avgs, denominators, value=-learning_rate / (1 - BETA_1**self.steps))
 
 
 def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float:

@@ -105,6 +105,8 @@ class Layout:
     """Where the groups of a packed batch are: all that attention needs besides queries, keys and values."""
 
     tiles: tuple[Tile, ...]
+    lengths: tuple[tuple[int, tuple[int, ...]], ...]
+    """Of every group, tokens of the prompt and of each response."""
     longest_row: int
     """Tokens of the longest prompt with one response."""
     memory: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -112,7 +114,7 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
-        return Layout(tuple(tile.to(device) for tile in self.tiles), self.longest_row)
+        return Layout(tuple(tile.to(device) for tile in self.tiles), self.lengths, self.longest_row)
 
 
 @dataclass
@@ -128,16 +130,23 @@ class PackedBatch:
     group is predicted from the same place, the end of the prompt."""
     targets: Tensor
     """Shape (R,): the response tokens."""
-    owners: Tensor
-    """Shape (R,): response, numbered through the batch, to which each response token belongs."""
-    responses: int
-    """Number of responses in the batch."""
+    sizes: Tensor
+    """Shape (responses,): tokens of each response."""
     layout: Layout
 
     @property
     def tokens(self) -> int:
         """Packed length T."""
         return self.input_ids.shape[1]
+
+    @property
+    def responses(self) -> int:
+        """Number of responses."""
+        return len(self.sizes)
+
+    def sums(self, values_R: Tensor) -> Tensor:
+        """Sum over the tokens of each response, shape (responses,). Equal calls give equal bytes, on a GPU too."""
+        return torch.segment_reduce(values_R, "sum", lengths=self.sizes, unsafe=True)
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""
@@ -149,8 +158,7 @@ class PackedBatch:
             self.position_ids.to(device),
             self.sources.to(device),
             self.targets.to(device),
-            self.owners.to(device),
-            self.responses,
+            self.sizes.to(device),
             self.layout.to(device),
         )
 
@@ -168,16 +176,15 @@ def pack(groups: Sequence[Group]) -> PackedBatch:
         >>> batch = pack([Group([5, 6], ([7, 8], [9]))])
         >>> batch.input_ids.tolist(), batch.position_ids.tolist()
         ([[5, 6, 7, 8, 9]], [[0, 1, 2, 3, 2]])
-        >>> batch.sources.tolist(), batch.targets.tolist(), batch.owners.tolist()
-        ([1, 2, 1], [7, 8, 9], [0, 0, 1])
+        >>> batch.sources.tolist(), batch.targets.tolist(), batch.sizes.tolist()
+        ([1, 2, 1], [7, 8, 9], [2, 1])
     """
     check_groups(groups)
     ids: list[int] = []
     positions: list[int] = []
     sources: list[int] = []
     targets: list[int] = []
-    owners: list[int] = []
-    responses = 0
+    sizes: list[int] = []
     for group in groups:
         prompt = len(group.prompt_ids)
         last = len(ids) + prompt - 1
@@ -187,18 +194,17 @@ def pack(groups: Sequence[Group]) -> PackedBatch:
             sources.append(last)
             sources += range(len(ids), len(ids) + len(response) - 1)
             targets += response
-            owners += [responses] * len(response)
+            sizes.append(len(response))
             ids += response
             positions += range(prompt, prompt + len(response))
-            responses += 1
-    layout = Layout(_tiles(groups), max(group.longest_row for group in groups))
+    lengths = tuple((len(group.prompt_ids), tuple(map(len, group.response_ids))) for group in groups)
+    layout = Layout(_tiles(groups), lengths, max(group.longest_row for group in groups))
     return PackedBatch(
         torch.tensor([ids]),
         torch.tensor([positions]),
         torch.tensor(sources),
         torch.tensor(targets),
-        torch.tensor(owners),
-        responses,
+        torch.tensor(sizes),
         layout,
     )
 

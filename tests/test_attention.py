@@ -8,7 +8,7 @@ from oracle import gradients, obvious_logps
 from tiny_models import FAMILIES, tiny_model
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from spin_utils import attention, fast_layers
+from spin_utils import attention, fast_layers, gpu_attention
 from spin_utils.attention import UnsupportedModelError, attend, check_model, packed_attention
 from spin_utils.logprobs import check_supported, sequence_logps
 from spin_utils.packing import Group, pack
@@ -21,9 +21,13 @@ GROUPS = [
 
 
 @pytest.mark.parametrize("groups", [GROUPS, GROUPS[:1] * 2], ids=["padded tiles", "full tiles"])
-@pytest.mark.parametrize("block", [3, 128])
-def test_attention_equals_a_masked_softmax_and_its_gradient_is_exact(monkeypatch, groups, block):
-    monkeypatch.setattr(attention, "BLOCK", block)
+@pytest.mark.parametrize("way", ["blocks of 3", "blocks of 128", "as on a GPU"])
+def test_attention_equals_a_masked_softmax_and_its_gradient_is_exact(monkeypatch, groups, way):
+    if way == "as on a GPU":
+        monkeypatch.setattr(attention, "attention_forward", gpu_attention.forward)
+        monkeypatch.setattr(attention, "attention_backward", gpu_attention.backward)
+    else:
+        monkeypatch.setattr(attention, "BLOCK", int(way.split()[-1]))
     batch = pack(groups)
     tokens = batch.tokens
     draw = torch.Generator().manual_seed(0)

@@ -98,7 +98,7 @@ def test_a_model_that_fits_only_sharded_is_refused_until_it_is_sharded() -> None
 
 
 def test_the_settings_that_are_named_do_fit_and_the_next_larger_ones_do_not() -> None:
-    profile, here = profiles.load("gpu", {"generation.batch_size": 4096}), machine.described(1, 16)
+    profile, here = profiles.load("gpu", {"generation.batch_size": 4096}), machine.described(1, 14)
     found = architectures.find(profile.model)
     assert found is not None
     lengths = forecast.lengths(profile, None)
@@ -208,7 +208,7 @@ def test_the_control_of_table_5_is_counted_with_its_own_rows(monkeypatch: pytest
 
 def test_checkpointing_is_proposed_where_small_micro_batches_are_not_enough() -> None:
     profile = profiles.load("gpu", {"template.max_response_tokens": 4096, "template.max_prompt_tokens": 4096})
-    here = machine.described(1, 20)
+    here = machine.described(1, 16)
     found = architectures.find(profile.model)
     assert found is not None
     changes = fitting.remedy(profile, "spin", here, found[0], forecast.lengths(profile, None))

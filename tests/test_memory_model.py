@@ -57,7 +57,9 @@ def test_the_estimate_of_a_training_run_is_near_its_measured_peak() -> None:
     for size, peak in zip(measure_memory.SIZES, measured("training"), strict=True):
         architecture = architecture_of(measure_memory.model_of(size).config)
         settings, longest = measure_memory.training_settings(size), sum(measure_memory.PAIR)
-        need = memory_model.training(architecture, settings, width=4, longest=longest, fused=True, stage="spin")
+        need = memory_model.training(
+            architecture, settings, width=4, longest=longest, fused=True, gpu=False, stage="spin"
+        )
         assert 1 / FACTOR < (need.total() - memory_model.LIBRARIES) / peak < FACTOR, (size, peak, need)
 
 
@@ -69,7 +71,7 @@ def test_the_estimate_of_sampling_is_near_its_measured_peak(width: int) -> None:
         architecture = architecture_of(measure_memory.model_of(size).config)
         prompt, answer = measure_memory.PROMPT, measure_memory.ANSWER
         need = memory_model.sampling(
-            architecture, settings, prompt=prompt, answer=answer, width=width, fused=True, stage="pairs"
+            architecture, settings, prompt=prompt, answer=answer, width=width, gpu=False, stage="pairs"
         )
         assert 1 / FACTOR < (need.total() - memory_model.LIBRARIES) / peak < FACTOR, (size, peak, need)
 
@@ -137,9 +139,11 @@ def tensor_bytes(file: Path) -> int:
 
 
 def test_constants_that_other_rooms_define_are_theirs() -> None:
-    from spin_utils import attention, lm, sampling
+    from spin_utils import attention, chunks, lm, sampling
 
     assert (memory_model.KEPT_LOGITS, memory_model.CHUNK_LOGITS) == (logprobs.KEPT_LOGITS, logprobs.CHUNK_LOGITS)
     assert memory_model.ATTENTION_BLOCK == 2 * attention.BLOCK
     assert memory_model.SCORED_LOGITS == lm.HEAD_ELEMENTS
     assert memory_model.PREFILL_TOKENS == sampling.PREFILL_TOKENS
+    assert memory_model.GPU_PREFILL_TOKENS == sampling.GPU_PREFILL_TOKENS
+    assert memory_model.GPU_ELEMENTS == chunks.GPU_ELEMENTS

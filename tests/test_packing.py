@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +30,8 @@ def test_the_first_token_of_every_response_is_predicted_from_the_end_of_the_prom
     assert batch.position_ids.tolist() == [[0, 1, 1, 0, 1, 2, 2, 3, 2]]
     assert batch.sources.tolist() == [0, 0, 4, 4, 6, 4]
     assert batch.targets.tolist() == [2, 3, 6, 7, 8, 9]
-    assert batch.owners.tolist() == [0, 1, 2, 3, 3, 4]
+    assert batch.sizes.tolist() == [1, 1, 1, 2, 1]
+    assert batch.sums(torch.tensor([1.0, 2, 3, 4, 5, 6])).tolist() == [1, 2, 3, 9, 6]
     assert batch.responses == 5
 
 
