@@ -16,16 +16,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spin_utils import paths
 from spin_utils.artifacts import environment
 from spin_utils.documents import SCHEMA
+from spin_utils.models import device
 from spin_utils.precision import choose_precision
 from spin_utils.records import check_benchmark
 from spin_utils.writing import write_text
 
 RESULTS = paths.home() / "benchmarks" / "results"
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def wall() -> float:
+    """Seconds on the clock, when a GPU has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": wall, "cpu": time.process_time}
 """`cpu` counts the processor seconds of this process: for a machine that others use, with one thread."""
 
 
@@ -50,7 +61,11 @@ def alone(*arguments: object, environment: Mapping[str, str] | None = None) -> d
 
 
 def hand_over(**values: Any) -> None:
-    """End of a process started by `alone`: print its values and the most memory that it held, in GiB."""
+    """End of a process started by `alone`: print its values and the most memory that it held, in GiB, of a GPU if there
+    is one."""
+    if torch.cuda.is_available():
+        print(json.dumps({**values, "peak_gib": torch.cuda.max_memory_reserved() / 2**30}))
+        return
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss would begin with the peak of the process that started this one
         (peak,) = (int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -89,24 +104,31 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values), "runs": len(values)}
 
 
-def matmul_rate(precision: str, size: int = 2048) -> float:
+def matmul_rate(precision: str) -> float:
     """Matrix products of this machine in GFLOP/s, the best of a second of tries."""
-    a, b = (torch.randn(size, size, dtype=getattr(torch, precision)) for _ in range(2))
-    best, stop = 0.0, time.perf_counter() + 1
-    while time.perf_counter() < stop:
-        started = time.perf_counter()
+    size, place = 8192 if torch.cuda.is_available() else 2048, device()
+    a, b = (torch.randn(size, size, dtype=getattr(torch, precision), device=place) for _ in range(2))
+    best, stop = 0.0, wall() + 1
+    while (started := wall()) < stop:
         F.linear(a, b)
-        best = max(best, 2 * size**3 / (time.perf_counter() - started) / 1e9)
+        best = max(best, 2 * size**3 / (wall() - started) / 1e9)
     return best
 
 
 def fast_precision() -> str:
     """Where this machine is fast, by name: the kit and its peers are timed in it."""
-    return str(choose_precision()).removeprefix("torch.")
+    return str(choose_precision("auto", device())).removeprefix("torch.")
+
+
+def load(folder: str | Path, precision: str | None = None) -> PreTrainedModel:
+    """A model on the accelerator if there is one, in the precision that is fast there or in another."""
+    dtype = getattr(torch, precision or fast_precision())
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, local_files_only=True)
+    return model.to(device()).eval()
 
 
 def machine() -> dict[str, Any]:
-    """Processor, threads, precision, matmul rate, commit and versions."""
+    """Processor, threads, precision, matmul rate, commit and versions, and the accelerator as `device`."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     fields = [tuple(part.strip() for part in line.split(":", 1)) for line in lines if ":" in line]
     names = [value for key, value in fields if key == "model name"]

@@ -23,15 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    ContinuousBatchingConfig,
-    GenerationConfig,
-    PreTrainedModel,
-)
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-from benchmarks.interleaved import CLOCKS, RESULTS, column, hand_over, machine, ratio, rounds, workload, write
-from spin_utils.precision import choose_precision
+from benchmarks.interleaved import CLOCKS, RESULTS, column, hand_over, load, machine, ratio, rounds, workload, write
 from spin_utils.sampling import sample
 from spin_utils.settings import GenerationSettings
 
@@ -55,9 +49,7 @@ def main() -> None:
     parser.add_argument("--ends", type=int, nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = AutoModelForCausalLM.from_pretrained(
-        options.model, dtype=choose_precision(), trust_remote_code=False, local_files_only=True
-    ).eval()
+    model = load(options.model)
     prompts = random_prompts(options.prompts, options.prompt_tokens, model.config.vocab_size)
     if options.way:
         child(model, prompts, options)
@@ -118,15 +110,17 @@ def generate(
     model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int, batch: int
 ) -> Callable[[], float]:
     config = configuration(eos_ids, new_tokens)
-    end = torch.tensor(eos_ids)
+    end = torch.tensor(eos_ids, device=model.device)
 
     def work() -> float:
         total = 0
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
             length = max(map(len, part))
-            ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in part])
-            mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in part])
+            ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in part], device=model.device)
+            mask = torch.tensor(
+                [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in part], device=model.device
+            )
             with torch.inference_mode():
                 made = model.generate(ids, attention_mask=mask, generation_config=config)[:, length:]
             ended = torch.isin(made, end)

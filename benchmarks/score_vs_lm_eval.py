@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.interleaved import CLOCKS, RESULTS, column, hand_over, machine, ratio, rounds, workload, write
+from benchmarks.interleaved import CLOCKS, RESULTS, column, hand_over, load, machine, ratio, rounds, workload, write
 from spin_utils.evaluation import TASKS
 from spin_utils.lm import PackedLM
-from spin_utils.precision import choose_precision
 
 
 def main() -> None:
@@ -46,9 +45,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = AutoModelForCausalLM.from_pretrained(
-        options.model, dtype=choose_precision(), trust_remote_code=False, local_files_only=True
-    ).eval()
+    model = load(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False, local_files_only=True)
     requests = build_requests(tokenizer, options)
     clock = CLOCKS[options.clock]

@@ -24,9 +24,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, TrainerCallback
+from transformers import AutoConfig, PretrainedConfig, TrainerCallback
 
-from benchmarks.interleaved import CLOCKS, alone, column, fast_precision, hand_over, machine, matmul_rate, ratio, write
+from benchmarks.interleaved import (
+    CLOCKS,
+    alone,
+    column,
+    fast_precision,
+    hand_over,
+    load,
+    machine,
+    matmul_rate,
+    ratio,
+    write,
+)
 from spin_utils.packing import Group
 from spin_utils.runtime import ENVIRONMENT
 from spin_utils.settings import Precision, TrainingSettings
@@ -38,7 +49,7 @@ REGIMES = {"short": (40, 20, 20), "ultrachat": (128, 300, 230)}
 """Mean tokens of prompt, real and generated response; lengths are log-normal around them."""
 PAIRS = {"short": 32, "ultrachat": 4}
 """Pairs in a global batch, unless --pairs says otherwise."""
-MICRO_BATCHES = {"short": (8, 16, 32), "ultrachat": (1, 2, 4)}
+MICRO_BATCHES = {"short": (8, 16, 32, 64), "ultrachat": (1, 2, 4, 8, 16)}
 """Pairs in a micro-batch of TRL that the search tries."""
 
 
@@ -111,9 +122,7 @@ def run_ours(
             precision=precision,
             save_minutes=1e6,
         )
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=getattr(torch, precision), trust_remote_code=False, local_files_only=True
-        )
+        loaded = load(model, precision)
         opponent = np.full((len(pairs), 2), -50.0, dtype=np.float32)
         edges = [clock()]
         rows = train(
@@ -146,20 +155,14 @@ def run_trl(
         "max_length": None,
         "disable_tqdm": True,
     }
-    dtype = torch.float32
     if tuned:
         options |= {
             "precompute_ref_log_probs": True,
             "precompute_ref_batch_size": micro_batch,
             "gradient_checkpointing": False,
         }
-        dtype = getattr(torch, precision)
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False, local_files_only=True)
-    reference = (
-        None
-        if tuned
-        else AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False, local_files_only=True)
-    )
+    policy = load(model, precision if tuned else "float32")
+    reference = None if tuned else load(model, "float32")
     trainer = trl_peer.dpo_trainer(policy, reference, pairs, EOS, **options)
     times: list[float] = []
 

@@ -51,7 +51,12 @@ def dpo_trainer(
     model: PreTrainedModel, reference: PreTrainedModel | None, pairs: Sequence[Group], eos_id: int, **options: Any
 ) -> DPOTrainer:
     """A DPOTrainer with the given options of DPOConfig; everything else as it comes."""
-    settings = {"output_dir": tempfile.mkdtemp(), "report_to": "none", "save_strategy": "no", "use_cpu": True}
+    settings = {
+        "output_dir": tempfile.mkdtemp(),
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": model.device.type == "cpu",
+    }
     return DPOTrainer(
         model=model,
         ref_model=reference,
