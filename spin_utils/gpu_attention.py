@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,11 +69,15 @@ def backward(
 def _equal_bytes() -> Iterator[None]:
     """Inside the block no kernel adds in an order left to chance."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    options: Any = torch.utils.deterministic
+    filled = options.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)  # with warn_only the kernels would warn and go on adding by chance
+    options.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        options.fill_uninitialized_memory = filled
 
 
 def _packed(grad_RNLD: Tensor, rows: Rows) -> Tensor:

@@ -116,9 +116,9 @@ def test_log_likelihoods_and_answers_equal_those_of_stock_lm_eval() -> None:
             assert [logp for logp, _ in made] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
 
 
-def trained(model: PreTrainedModel, work: Path, **options: Any) -> TrainingResult:
-    settings = {"learning_rate": 1e-4, "epochs": 2, "batch_size": 8, "precision": "float32", "micro_batch_tokens": 200}
-    groups = pairs(40)
+def trained(model: PreTrainedModel, work: Path, longest: int = 20, **options: Any) -> TrainingResult:
+    settings = {"learning_rate": 1e-4, "epochs": 2, "batch_size": 8, "precision": "float32", "micro_batch_tokens": 800}
+    groups = pairs(40, longest)
     opponent = score(model, groups, micro_batch_tokens=500)
     settings = TrainingSettings(**(settings | options))
     return train(model, groups, settings, opponent_logps=opponent, seed=1, work=work)
@@ -150,7 +150,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = on_gpu("llama")
-    trained(whole, tmp_path / "whole", precision=precision)
+    trained(whole, tmp_path / "whole", longest=80, precision=precision)
     step: Callable[..., Any] = training_step.StepRunner.__call__
     numbers = count(1)
 
@@ -162,9 +162,9 @@ def test_a_stopped_run_ends_with_the_same_bytes(
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(training_step.StepRunner, "__call__", stopping)
-        trained(on_gpu("llama"), tmp_path / "stopped", precision=precision)
+        trained(on_gpu("llama"), tmp_path / "stopped", longest=80, precision=precision)
     resumed = on_gpu("llama")
-    trained(resumed, tmp_path / "stopped", precision=precision)
+    trained(resumed, tmp_path / "stopped", longest=80, precision=precision)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
