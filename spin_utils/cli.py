@@ -128,8 +128,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     for step in [] if arguments.dry_run else chain.from_iterable(plans):
         artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
-    # Steps of a cluster start elsewhere, and a process that has seen a GPU cannot be forked.
-    warm = arguments.cluster == scheduling.NODE and not gpus.visible() and bool(clock.missing(plans))
+    # Steps of a cluster start elsewhere.
+    warm = arguments.cluster == scheduling.NODE and bool(clock.missing(plans))
     if reproduction.run(command, paths.artifacts(profile.name), warm=warm, dry_run=arguments.dry_run):
         log.error(
             "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."

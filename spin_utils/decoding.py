@@ -179,7 +179,7 @@ class Decoder:
         On a GPU the launches of a step are recorded once for every extent of the cache and replayed: one by one they
         take several times as long as what they launch. The result is then valid until the next step.
         """
-        if self.device.type == "cpu":
+        if self.device.type != "cuda":
             return self._step(token_B, position_B)
         rows = self.rows
         while rows >= SHRINK * len(token_B):

@@ -1,7 +1,7 @@
 """The training loop: SFT on single responses, SPIN and DPO on pairs.
 
 The seed gives the order of the groups, `training_step` takes the steps. A run that is stopped goes on from its
-saved state and ends, on a CPU, with the same bytes. Several processes (see `processes`) share every batch; their
+saved state and ends with the same bytes. Several processes (see `processes`) share every batch; their
 result is that of one process up to the rounding of sums, and a run may go on with another number of them.
 """
 

@@ -20,6 +20,7 @@ NOT_RUN = {
     ".venv/bin/python -m pytest tests/test_packing.py": "part of these tests",
     ".venv/bin/python -m pytest tests/test_losses.py": "part of these tests",
     ".venv/bin/python -m pytest -m slow": "the slow tests would run themselves",
+    ".venv/bin/python -m pytest -m gpu": "for a machine with a GPU",
     "SPIN_SCREENSHOTS=shots .venv/bin/python -m pytest tests/test_browser.py": "part of these tests",
     ".venv/bin/python -m benchmarks.search": "half an hour on a real model",
     ".venv/bin/python docs/make_map.py": "writes into the repository; test_map.py calls its functions",
