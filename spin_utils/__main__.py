@@ -1,7 +1,6 @@
 """`python -m spin_utils`: the command line."""
 
-import sys
-
+from spin_utils import processes
 from spin_utils.cli import main
 
-sys.exit(main())
+processes.leave(main())

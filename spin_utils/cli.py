@@ -108,7 +108,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     seeds = parse_seeds(arguments.seeds)
     if arguments.jobs < 0:
         raise SettingsError(f"jobs: {arguments.jobs} is negative; 0 takes one for each GPU, or 1")
-    from spin_utils import clock, gpus, mt_bench, plan, reproduction, scheduling, stages
+    from spin_utils import clock, mt_bench, plan, reproduction, scheduling, stages
 
     how = {"cluster": arguments.cluster, "jobs": arguments.jobs, "dry_run": arguments.dry_run}
     command = scheduling.command(name, profile, seeds, **how)

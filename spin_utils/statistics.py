@@ -179,7 +179,8 @@ def _contrasts_by_source(
 ) -> tuple[dict[str, tuple[Array, Array]], list[int]]:
     """By task, the contrast summed over the items of each source, of shape (seeds, sources), and the sources' sizes;
     and the seeds. An item without a source is its own, and so is each where all items share one."""
-    runs = scores[["model", "seed"]].drop_duplicates()
+    chosen = scores.loc[scores["model"].isin(list(contrast)), ["model", "seed", "task", "id", column]]
+    runs = chosen[["model", "seed"]].drop_duplicates()
     seeds_of = {model: set(runs["seed"][runs["model"] == model]) for model in contrast}
     absent = [model for model, found in seeds_of.items() if not found]
     if absent:
@@ -187,21 +188,24 @@ def _contrasts_by_source(
     seeds = sorted(set.intersection(*seeds_of.values()))
     if not seeds:
         raise StatisticsError(f"no training seed has all of {', '.join(contrast)}; run the missing ones")
-    chosen = scores[scores["model"].isin(list(contrast)) & scores["seed"].isin(seeds)]
+    chosen = chosen[chosen["seed"].isin(seeds) & chosen["task"].isin(list(tasks))]
     table = chosen.pivot(index=["model", "seed"], columns=["task", "id"], values=column).sort_index(axis=1)
+    # Plain arrays from here on: a look into the table takes pandas longer than all that follows.
+    models, values = table.index.get_level_values("model").to_numpy(), table.to_numpy(dtype=float)
+    found, ids = (table.columns.get_level_values(level).to_numpy() for level in ("task", "id"))
     by_task = {}
     for task in tasks:
-        if task not in table.columns.get_level_values("task"):
+        columns = np.flatnonzero(found == task)
+        if not len(columns):
             raise StatisticsError(f"task {task!r} was not evaluated for {', '.join(contrast)}")
-        values = pd.DataFrame(table[task])
-        if values.isna().to_numpy().any():
+        of_task = values[:, columns]
+        if np.isnan(of_task).any():
             raise StatisticsError(f"task {task!r}: models or seeds were scored on different items; evaluate them again")
-        items = sum(
-            (weight * values.loc[model].to_numpy(dtype=float) for model, weight in contrast.items()), np.zeros(())
-        )
-        sources = [str(item).rpartition("/")[0] or f"/{item}" for item in values.columns]
+        items = sum((weight * of_task[models == model] for model, weight in contrast.items()), np.zeros(()))
+        names = [str(item) for item in ids[columns]]
+        sources = [name.rpartition("/")[0] or f"/{name}" for name in names]
         if len(set(sources)) == 1:
-            sources = list(map(str, values.columns))
+            sources = names
         _, source, sizes = np.unique(sources, return_inverse=True, return_counts=True)
         sums = np.array([np.bincount(source, weights=row, minlength=len(sizes)) for row in items])
         by_task[task] = sums, sizes.astype(float)

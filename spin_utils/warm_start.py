@@ -2,7 +2,8 @@
 
 Most of a short step is imports, its own and its notebook's. While a reproduction runs on this machine, one process
 imports them once and then only waits; asked for `python -m MODULE`, it forks. The module finds what it would find in a
-new process, for the server never computes, and never asks for a GPU, whose driver would not survive a fork. Where there is none, or it does not answer, a process starts as any other.
+new process, for the server never computes, and never asks for a GPU, whose driver would not survive a fork. Where there
+is none, or it does not answer, a process starts as any other.
 
 The command becomes this file with the server's address. It asks for the fork, hands on signals and ends when the fork
 ends, so whoever started it need not know. It is quick because it imports none of these packages.

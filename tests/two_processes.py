@@ -117,3 +117,4 @@ class stopping_in_rank_1:  # noqa: N801 - a context manager
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    processes.leave(0)
