@@ -59,7 +59,7 @@ plan: $(READY)  ## print the steps of a reproduction and what is already there
 	$(BIN)/spin-repro plan --profile $(PROFILE) --seeds $(SEEDS)
 
 test: $(READY)  ## run the tests
-	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## check style, types and that notebooks hold no outputs
 	$(BIN)/ruff check .

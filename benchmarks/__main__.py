@@ -11,9 +11,6 @@ import os
 import subprocess
 import sys
 
-from benchmarks.interleaved import RESULTS, machine, read, write
-from spin_utils import plan, profiles, runtime, stages
-
 BENCHMARKS = {
     "train_vs_trl": ["train_vs_trl"],
     "train_at_scale": ["train_vs_trl", "--scale"],
@@ -44,6 +41,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.runs < 1:
         parser.error(f"--runs {options.runs}: give at least 1")
+    from benchmarks.interleaved import RESULTS, machine, read, write  # seconds of imports, after what can be refused
+    from spin_utils import plan, profiles, runtime, stages
+
     runtime.configure()
     model = stages.run(plan.make(profiles.load(options.profile), 0), "base")
     ratios: dict[str, dict[str, float]] = {}

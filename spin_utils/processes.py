@@ -143,7 +143,7 @@ def group(sharding: Sharding) -> Iterator[None]:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process. One of a launch ends without being taken down, which threads of its group now and then abort."""
+    """End this process; one of a launch at once, for now and then threads of its group abort what is taken down."""
     if "RANK" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()

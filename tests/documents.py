@@ -32,6 +32,8 @@ SLOW = (
     ".venv/bin/spin-repro reproduce --model path/to/model --data rows.jsonl --set 'template={kind: chat}'",
     ".venv/bin/spin-repro reproduce --profile with-colours.yaml",
     ".venv/bin/spin-repro compare spin-3 sft --profile with-colours.yaml",
+    ".venv/bin/spin-repro reproduce --profile hinge.yaml",
+    ".venv/bin/spin-repro compare hinge/spin-3 cpu/spin-3",
 )
 """Commands that only `python -m pytest -m slow` types."""
 SERVERS = ("make lab",)
