@@ -199,6 +199,12 @@ def check_tasks(tasks: Sequence[str], families: Iterable[str]) -> None:
                 raise EvaluationError(f"tasks: {column} has no metric or no items; add them to its file")
 
 
+@cache
+def _all_tasks() -> TaskManager:
+    """Index of lm-eval's own thousands of files, which takes seconds: made only where a name needs it, and once."""
+    return TaskManager(include_defaults=True)
+
+
 def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
     """lm-eval's task objects by column; a group has several."""
     names = [column.name for column in columns]
@@ -209,8 +215,7 @@ def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
     manager = TaskManager(include_path=list(dict.fromkeys(shipped)), include_defaults=False)
     wanted = [column.spec for column in columns]
     if any(not spec.endswith(".yaml") and spec not in manager.all_tasks for spec in wanted):
-        # Indexing lm-eval's own thousands of files takes seconds, so it is done only where a name needs it.
-        manager = TaskManager(include_defaults=True)
+        manager = _all_tasks()
     loaded: dict[str, dict[str, Any]] = {}
     for column in columns:
         try:

@@ -228,6 +228,9 @@ def _counts(sources: int, resamples: int, seed: int, stream: int) -> npt.NDArray
     """How often each source is drawn in each resample; shape (resamples, sources). A task has its own stream."""
     generator = np.random.default_rng([seed, stream])
     counts = np.empty((resamples, sources), dtype=np.uint8)
-    for row in range(resamples):
-        counts[row] = np.bincount(generator.integers(0, sources, size=sources), minlength=sources)
+    rows = max(1, 2_000_000 // sources)
+    for start in range(0, resamples, rows):
+        drawn = generator.integers(0, sources, size=(min(rows, resamples - start), sources))
+        drawn += sources * np.arange(len(drawn))[:, None]  # every resample has numbers of its own
+        counts[start : start + rows] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
     return counts
