@@ -125,15 +125,18 @@ def colour(model: str) -> str:
     return COLOURS[model if model in COLOURS else "-".join(model.split("-")[:2])]
 
 
+FORMATS = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+"""What a figure is written as, and what its files do not say."""
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write NAME.pdf and NAME.png. The same figure gives the same bytes: no dates, no versions inside."""
-    metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
     paths = []
     with style():
-        for suffix, fields in metadata.items():
+        for suffix, fields in FORMATS.items():
             path = folder / f"{name}.{suffix}"
             with replacing(path) as partial:
-                figure.savefig(partial, format=suffix, metadata=fields)
+                figure.savefig(partial, format=suffix, metadata=dict(fields))  # it writes into them
             paths.append(path)
     return paths
 

@@ -21,7 +21,7 @@ from skip_list import (  # noqa: F401 - hooks of pytest
     pytest_runtest_makereport,
 )
 
-from spin_utils import results
+from spin_utils import figure_style, results
 from spin_utils.statistics import paired_bootstrap
 
 # A slow or busy machine must not fail a property; the same examples on every run.
@@ -73,6 +73,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + files)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         yield running
+
+
+@pytest.fixture
+def png_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are written as PNG alone, where a test looks at no PDF: most of their time is cutting fonts for it."""
+    monkeypatch.delitem(figure_style.FORMATS, "pdf")
 
 
 @pytest.fixture(scope="session")

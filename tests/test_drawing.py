@@ -51,6 +51,7 @@ def test_transfer_tasks_fill_the_columns_that_the_profile_gives_them(home):
     }
 
 
+@pytest.mark.usefixtures("png_only")
 def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
     root = synthetic.write(home, seeds=(0,), items=8)
     synthetic.write_generations(root, seeds=(0,), items=9)
@@ -123,6 +124,7 @@ def test_results_of_two_runs_are_not_drawn_together(home):
         drawing.compose(profiles.load("cpu"))
 
 
+@pytest.mark.usefixtures("png_only")
 @pytest.mark.parametrize("models", [{"dpo": 0.1}, {"sft": 0.0, "spin-3": 0.3}])
 def test_the_report_traces_what_there_is(home, models):
     root = synthetic.write(home, seeds=(0, 1), models=models, items=4)

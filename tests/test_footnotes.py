@@ -115,6 +115,7 @@ def test_generations_bounds_grades_and_training_name_fewer_seeds_too(root, score
     assert lacking in mt_bench_scores.note(grades)
 
 
+@pytest.mark.usefixtures("png_only")
 def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_the_readme(home):
     synthetic.write(home, seeds=(0,), items=8)
     some = {model: synthetic.ABILITIES[model] for model in ("sft", "spin-0")}
