@@ -29,12 +29,12 @@ STOREYS = {
     "document_checks theory cost_model mt_bench_scores paper_suite records",
     "sampling": "sampling decoding vllm_backend vllm_shards vllm_worker",
     "training": "training training_step resuming trackers losses optimizer logprobs fast_layers attention "
-    "gpu_attention sharding zero3 pairs packing",
+    "gpu_attention sharding zero3 pairs packing chunks",
     "data": "demonstrations families worked_solutions worked_numbers worked_words preferences rows templates "
     "models judge mt_bench_questions ",
     "settings": "profiles settings input_settings machine_settings mt_bench_settings",
     "ground": "artifacts versions processes paths writing progress runtime limits gpus pieces seals storage "
-    "strict_json strict_yaml precision chunks warm_start",
+    "strict_json strict_yaml precision warm_start",
 }
 """Rooms by storey, from the roof down."""
 PURPOSES = {
