@@ -24,7 +24,7 @@ from spin_utils import processes, sharding
 from spin_utils.attention import UnsupportedModelError, check_model, packed_attention
 from spin_utils.chunks import rows_at_once
 from spin_utils.fast_layers import fast_layers
-from spin_utils.packing import Group, PackedBatch, check_groups, join, micro_batches, pack, union
+from spin_utils.packing import Group, PackedBatch, check_groups, micro_batches, pack
 
 KEPT_LOGITS = 2**27
 """Most logits of a batch whose derivative is kept for the backward pass: 256 MiB in bfloat16."""
@@ -95,10 +95,8 @@ def score(
 ) -> list[list[float]]:
     """Summed log-probability of every response of every group, without gradients.
 
-    What groups have in common is computed once: a prompt, such as that of the pairs of two iterations, and equal
-    responses to it.
-
-    Several processes share the micro-batches, and each returns all values.
+    Groups are computed as training computes them: each by itself, so that even in bfloat16 a policy starts equal to
+    its opponent. Several processes share the micro-batches, and each returns all values.
 
     Args:
         model: a causal language model of transformers; its training mode does not matter.
@@ -119,25 +117,18 @@ def score(
     check_supported(model, max(group.longest_row for group in groups))
     device = model.get_output_embeddings().weight.device
     results: list[list[float]] = [[] for _ in groups]
-    lots = join(groups, micro_batch_tokens)
-
-    def joined(lot: int) -> Group:
-        return union([groups[i] for i in lots[lot]])
-
-    batches = micro_batches([joined(lot).tokens for lot in range(len(lots))], micro_batch_tokens)
+    batches = micro_batches([group.tokens for group in groups], micro_batch_tokens)
     batches += [[]] * (-len(batches) % processes.count())  # those that shard need each other in every round
     found: list[tuple[list[int], list[float]]] = []
     for indices in batches[processes.rank() :: processes.count()]:
-        batch = pack([joined(lot) for lot in indices] or [IDLE])
+        batch = pack([groups[i] for i in indices] or [IDLE])
         found.append((indices, sequence_logps(model, batch.to(device)).tolist()))
         if progress is not None:
-            progress(sum(len(lots[lot]) for lot in indices))
+            progress(len(indices))
     for indices, logps in (part for parts in processes.gather(found) for part in parts):
         values = iter(logps)
-        for lot in indices:
-            by_response = {response: next(values) for response in joined(lot).response_ids}
-            for i in lots[lot]:
-                results[i] = [by_response[tuple(response)] for response in groups[i].response_ids]
+        for i in indices:
+            results[i] = [next(values) for _ in groups[i].response_ids]
     return results
 
 

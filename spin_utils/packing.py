@@ -224,48 +224,6 @@ def check_groups(groups: Sequence[Group]) -> None:
             raise PackingError(f"group {number}: empty response; leave it out, or end it with the end token")
 
 
-def join(groups: Sequence[Group], budget: int) -> list[list[int]]:
-    """Find groups that have one prompt, such as the pairs of two iterations, so that it need be computed only once.
-
-    Args:
-        groups: read one after the other; what is kept does not grow with their lengths.
-        budget: most tokens of groups that are joined.
-
-    Returns:
-        Indices of each lot; every index occurs exactly once, in order.
-
-    Example:
-        >>> join([Group([5], ([7],)), Group([6], ([7],)), Group([5], ([8],))], budget=9)
-        [[0, 2], [1]]
-    """
-    lots: list[list[int]] = []
-    sizes: list[int] = []
-    latest: dict[int, int] = {}
-    for index, group in enumerate(groups):
-        key, more = hash(tuple(group.prompt_ids)), group.tokens - len(group.prompt_ids)
-        lot = latest.get(key)
-        fits = lot is not None and sizes[lot] + more <= budget
-        if lot is not None and fits and list(groups[lots[lot][0]].prompt_ids) == list(group.prompt_ids):
-            lots[lot].append(index)
-            sizes[lot] += more
-        else:
-            latest[key] = len(lots)
-            lots.append([index])
-            sizes.append(group.tokens)
-    return lots
-
-
-def union(groups: Sequence[Group]) -> Group:
-    """Groups of one prompt as one group, equal responses once.
-
-    Example:
-        >>> union([Group([5], ([7], [8])), Group([5], ([7], [9]))]).response_ids
-        ((7,), (8,), (9,))
-    """
-    responses = dict.fromkeys(tuple(response) for group in groups for response in group.response_ids)
-    return Group(groups[0].prompt_ids, tuple(responses))
-
-
 def micro_batches(tokens: Sequence[int], budget: int) -> list[list[int]]:
     """Split groups into micro-batches of similar length and about equal size, longest first.
 

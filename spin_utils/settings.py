@@ -95,8 +95,8 @@ OF_PAIRS = ("beta", "loss", "skip_identical", "end_truncated")
 
 
 def training_identity(settings: TrainingSettings) -> dict[str, Any]:
-    """What a trained model depends on, as JSON data: all settings but where the metrics are shown."""
-    return {name: value for name, value in asdict(settings).items() if name != "trackers"}
+    """What a trained model depends on, as JSON data: not where metrics are shown nor how often a state is saved."""
+    return {name: value for name, value in asdict(settings).items() if name not in ("trackers", "save_minutes")}
 
 
 @dataclass(frozen=True)

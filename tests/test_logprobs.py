@@ -72,25 +72,6 @@ def test_scores_come_in_the_order_given_for_any_number_of_responses():
     assert [v for row in values for v in row] == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-def test_what_pairs_of_two_iterations_share_is_computed_once(monkeypatch):
-    real, before, now = [4, 5, 6], [7, 8], [9]
-    pairs = [
-        Group([3] * 6, (real, before)),
-        Group([2], (real, now)),
-        Group([3] * 6, (real, now)),
-        Group([2], (now, now)),
-    ]
-    seen: list[list[Group]] = []
-    monkeypatch.setattr(logprobs, "pack", lambda groups: seen.append(groups) or pack(groups))
-    values = score(MODELS["llama"], pairs, micro_batch_tokens=30)
-    assert [group.tokens for group in seen[-1]] == [6 + 3 + 2 + 1, 1 + 3 + 1]
-    expected = obvious_logps(MODELS["llama"], pairs).tolist()
-    assert [v for row in values for v in row] == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    seen.clear()
-    score(MODELS["llama"], [Group([3] * 6, ([1] * n,)) for n in (9, 8, 7)], micro_batch_tokens=25)
-    assert [len(group.response_ids) for groups in seen for group in groups] == [2, 1], "no lot is above the budget"
-
-
 def test_scores_report_progress_and_nothing_gives_nothing():
     done: list[int] = []
     score(MODELS["llama"], [Group([1], ([2],))] * 3, micro_batch_tokens=4, progress=done.append)

@@ -77,6 +77,19 @@ def test_the_first_step_starts_from_log_2_and_a_margin_of_0(tmp_path):
     assert result.precision == "float32"
 
 
+def test_a_bfloat16_policy_starts_equal_to_its_opponent_also_on_pairs_of_two_iterations(tmp_path):
+    now, before = _pairs(30), _pairs(30, seed=1)
+    earlier = [Group(a.prompt_ids, (a.response_ids[0], b.response_ids[1])) for a, b in zip(now, before, strict=True)]
+    opponent = tiny_model("llama")
+    for weight in opponent.parameters():  # the rotary table stays in float32, as in a model that is loaded
+        weight.data = weight.data.bfloat16()
+    logps = score(opponent, now + earlier, micro_batch_tokens=100)
+    _, result = _run(
+        tmp_path, now + earlier, opponent_logps=logps, precision="bfloat16", batch_size=60, beta=5.0, epochs=1
+    )
+    assert result.rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
 def test_one_step_is_rmsprop_on_the_obvious_gradient(tmp_path):
     pairs = _pairs(4)
     opponent = torch.tensor(_scores(_pairs(4, seed=3)))  # any numbers will do
