@@ -14,6 +14,7 @@ from spin_utils.rows import Row, RowError, read_rows
 from spin_utils.sampling import sample
 from spin_utils.settings import Profile
 from spin_utils.templates import EncodedRow, decode_response, encode_rows, end_ids
+from spin_utils.vllm_shards import Answer
 
 PREFERENCES = 500
 """Number of the random streams of preference pairs, after those of any iteration."""
@@ -35,18 +36,7 @@ def make_pairs(plan: Plan, step: Step, work: Path) -> None:
     )
     pairs.write(
         work / "pairs.arrow",
-        [
-            {
-                "id": row.row["id"],
-                "iteration": iteration,
-                "prompt_ids": row.prompt_ids,
-                "real_ids": row.response_ids,
-                "generated_ids": ids,
-                "finish_reason": reason,
-                "generated_logp": logp,
-            }
-            for row, (ids, reason, logp) in zip(encoded, answers, strict=True)
-        ],
+        [_pair(row, iteration, row.response_ids, answer) for row, answer in zip(encoded, answers, strict=True)],
     )
 
 
@@ -82,18 +72,7 @@ def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> lis
         texts = [decode_response(tokenizer, plan.profile.template, ids) for ids, _, _ in own]
         right = [families.grade(row.row, text) == 1.0 and a[1] == "stop" for text, a in zip(texts, own, strict=True)]
         if any(right) and not all(right):
-            chosen, rejected = own[right.index(True)], own[right.index(False)]
-            found.append(
-                {
-                    "id": row.row["id"],
-                    "iteration": 0,
-                    "prompt_ids": row.prompt_ids,
-                    "real_ids": chosen[0],
-                    "generated_ids": rejected[0],
-                    "finish_reason": rejected[1],
-                    "generated_logp": rejected[2],
-                }
-            )
+            found.append(_pair(row, 0, own[right.index(True)][0], own[right.index(False)]))
     if not found:
         raise RowError(
             f"dpo.preferences: none of {len(encoded)} prompts got both a right and a wrong answer in {tries}; "
@@ -106,19 +85,26 @@ def _graded_rows(plan: Plan) -> list[Row]:
     folder = plan.directory("data")
     used = {row["id"] for row in read_rows(folder / "spin.jsonl")}
     rows = read_rows(folder / "sft.jsonl")
-    rows = [row for row in rows if row["id"] not in used] or rows
-    ungraded = next((row["id"] for row in rows if not row.get("grader")), None)
-    if ungraded is not None:
-        raise RowError(
-            f"row {ungraded}: no grader says which answers are right; give chosen and rejected answers with "
-            "dpo.preferences.source: file"
-        )
-    return rows
+    return [row for row in rows if row["id"] not in used] or rows
+
+
+def _pair(row: EncodedRow, iteration: int, real_ids: Sequence[int], generated: Answer) -> dict[str, Any]:
+    """A row of `pairs.SCHEMA`."""
+    ids, reason, logp = generated
+    return {
+        "id": row.row["id"],
+        "iteration": iteration,
+        "prompt_ids": row.prompt_ids,
+        "real_ids": real_ids,
+        "generated_ids": ids,
+        "finish_reason": reason,
+        "generated_logp": logp,
+    }
 
 
 def _answers(
     folder: Path, tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile, seed: int, work: Path, what: str
-) -> list[tuple[list[int], str, float]]:
+) -> list[Answer]:
     """Token ids, finish reason and log-probability of one answer for each row, kept shard by shard.
 
     Several processes take shards in turns. A shard is decoded by one of them, with the same neighbours in the batch as
@@ -134,7 +120,7 @@ def _answers(
     done = len(encoded) - sum(min(size, len(encoded) - start) for start in left)
     with progress(len(encoded), what, "prompts", done=done) as bar:
 
-        def answer(start: int) -> list[tuple[list[int], str, float]]:
+        def answer(start: int) -> list[Answer]:
             part = encoded[start : start + size]
             samples = sample(
                 model,
@@ -157,7 +143,7 @@ def _answers(
 
 def _vllm_answers(
     folder: Path, tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile, seed: int, work: Path, what: str
-) -> list[tuple[list[int], str, float]]:
+) -> list[Answer]:
     """The same by vLLM, with a health figure beside the pairs: vllm.json."""
     prompts, settings = [row.prompt_ids for row in encoded], profile.generation
     answers, versions = vllm_backend.answer(

@@ -255,7 +255,7 @@ def adopt(directory: Path) -> bool:
                     return True
                 copy = directory.with_name(f"{directory.name}.adopted")
                 shutil.rmtree(copy, ignore_errors=True)  # of an earlier call that was killed
-                shutil.copytree(other, copy, copy_function=_link)
+                shutil.copytree(other, copy, copy_function=link)
                 if directory.is_dir():
                     shutil.rmtree(directory)
                 os.replace(copy, directory)
@@ -264,7 +264,8 @@ def adopt(directory: Path) -> bool:
     return False
 
 
-def _link(source: str, target: str) -> None:
+def link(source: Path | str, target: Path | str) -> None:
+    """Put a finished file in a second place: as a link where the file system can, else as a copy."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links

@@ -27,7 +27,7 @@ from spin_utils import (
 from spin_utils.cost_model import Architecture, Run
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.forecast import Lengths
-from spin_utils.input_settings import DemonstrationSettings
+from spin_utils.input_settings import DemonstrationSettings, SettingsError
 from spin_utils.machine import Machine
 from spin_utils.memory_model import Need
 from spin_utils.models import ModelError
@@ -106,14 +106,15 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
     findings += memory
     try:
         made = plan.make(profile, seed)
-    except ModelError as error:
+        hours = _hours(made, machine, architecture, lengths)
+    except (ModelError, RowError, SettingsError) as error:
         findings.append(Finding("plan", "refused", str(error)))
         fits: Verdict = "does not fit" if any(f.state == "refused" for f in memory) else "unknown"
         return Report(profile.name, machine.name, fits, findings)
     findings += [Finding("left out", "note", reason) for reason in plan.left_out(profile).splitlines()]
     findings += _judge(made)
     disk = _disk(made, machine, architecture, lengths)
-    findings += [disk, _hours(made, machine, architecture, lengths)]
+    findings += [disk, hours]
     full = any(finding.state == "refused" for finding in [*memory, disk])
     return Report(profile.name, machine.name, "does not fit" if full else "fits", findings)
 
@@ -167,13 +168,15 @@ def _disk(made: plan.Plan, machine: Machine, a: Architecture, lengths: Lengths) 
 
 
 def disk_bytes(made: plan.Plan, a: Architecture, lengths: Lengths) -> float:
-    """Bytes of all steps' artifacts of one seed, and of the state that a running step keeps for resuming."""
+    """Bytes of one seed's unfinished artifacts, and of the state that a running step keeps for resuming."""
     profile, one = made.profile, memory_model.checkpoint(a)
-    spin = profile.spin
-    total = float(one if profile.model.source in ("tiny", "gguf_package") else one / 2)  # the hub's are bfloat16
-    total += len(profile.released) * one / 2
-    states = [memory_model.optimizer_state(a, settings) for settings in plan.trainings(profile).values()]
-    for step in made:
+    spin, total = profile.spin, 0.0
+    unfinished = [step for step in made if not artifacts.is_complete(step.directory)]
+    for step in unfinished:
+        if step.stage == "base":
+            source = profile.released.get(step.name, profile.model).source
+            # A folder stays where it is, and the hub's weights are bfloat16.
+            total += {"directory": 0.0, "hub": one / 2}.get(source, one)
         if step.stage in ("sft", "spin", "subset", "dpo"):
             total += one
         if step.name == "spin-0" and spin.epochs_shown:
@@ -182,7 +185,10 @@ def disk_bytes(made: plan.Plan, a: Architecture, lengths: Lengths) -> float:
             total += one * (spin.epochs_shown - spin.training.epochs) + memory_model.optimizer_state(a, spin.training)
         if step.stage == "pairs":
             total += lengths.spin_rows * 4 * (lengths.prompt + lengths.real + lengths.generated)
-    return total + 2 * max(states, default=0)  # a new state is whole before the old goes
+    if any("training" in step.settings for step in unfinished):
+        states = (memory_model.optimizer_state(a, settings) for settings in plan.trainings(profile).values())
+        total += 2 * max(states)  # a new state is whole before the old goes
+    return total
 
 
 def _hours(made: plan.Plan, machine: Machine, a: Architecture, lengths: Lengths) -> Finding:

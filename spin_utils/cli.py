@@ -232,12 +232,12 @@ def _training(work: Callable[[], Any]) -> int:
     try:
         work()
     except Exception as error:
-        from spin_utils.training import Interrupted, NonFiniteLossError  # these need torch
+        from spin_utils.training import Interrupted, NoMemoryError, NonFiniteLossError  # these need torch
 
         if isinstance(error, Interrupted):
             log.error("%s", error)
             return 130
-        if isinstance(error, NonFiniteLossError):
+        if isinstance(error, NoMemoryError | NonFiniteLossError):
             raise StageError(str(error)) from None
         raise
     return 0
@@ -299,7 +299,10 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
-    """The profile with the command line's changes, and the name or file that other processes load it by."""
+    """The profile with the command line's changes, and the name or file that other processes load it by.
+
+    The file is named by its content: that of a run in progress stays, whatever is asked under the same name meanwhile.
+    """
     changes: dict[str, Any] = {}
     if arguments.model is not None:
         changes["model"] = {"source": "directory", "path": str(paths.given(arguments.model))}
@@ -313,9 +316,14 @@ def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
     profile = profiles.load(arguments.profile, changes)  # refuses what the next line could not write
     lasting = {name: value for name, value in changes.items() if not name.startswith(("processes.", "resources."))}
     if "name" not in changes and lasting:
-        digest = hashlib.sha256(seals.canonical([arguments.profile, lasting]).encode()).hexdigest()[:6]
-        profile = dataclasses.replace(profile, name=f"{Path(arguments.profile).stem}-{digest}"[:64])
-    return str(profiles.dump(profile, paths.artifacts(profile.name) / "profile.yaml")), profile
+        name = f"{Path(arguments.profile).stem}-{_digest([arguments.profile, lasting])[:6]}"
+        profile = dataclasses.replace(profile, name=name[:64])
+    file = paths.artifacts(profile.name) / f"profile-{_digest(profiles.as_dict(profile))[:12]}.yaml"
+    return str(profiles.dump(profile, file)), profile
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(seals.canonical(data).encode()).hexdigest()
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

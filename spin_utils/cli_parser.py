@@ -50,7 +50,7 @@ def profile(text: str) -> str:
     Raises:
         PathError: the file's path is none.
     """
-    return str(paths.given(text)) if text.endswith((".yaml", ".yml")) else text
+    return str(paths.given(text)) if paths.is_yaml(text) else text
 
 
 def build() -> argparse.ArgumentParser:

@@ -118,6 +118,8 @@ def _command(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> l
 def _is_made(out: Path, key: str) -> bool:
     """Whether the result is there; anything else in its place is refused, because nothing is ever overwritten."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        if out.is_symlink() or out.is_mount():
+            raise DpoError(f"{out}: a link or a mount point, which no folder can replace; name another folder")
         return False
     if out.is_dir() and artifacts.is_complete(out) and artifacts.read_manifest(out)["key"] == key:
         return True

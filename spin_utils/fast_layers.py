@@ -14,7 +14,7 @@ D head size, C = (H + 2 K) D, F inner size of the MLP.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ def fast_layers(model: PreTrainedModel) -> Iterator[int]:
     layers = [m for m in model.modules() if _recognised(m)]
     changed = [layer for layer in layers if "forward" not in vars(layer)]
     for layer in changed:
-        layer.forward = _forward_of(layer)
+        layer.forward = partial(_forward, layer)
     try:
         yield len(layers)
     finally:
@@ -73,10 +73,6 @@ def _recognised(layer: nn.Module) -> bool:
     paired = plain and len({linear.bias is None for linear in linears[:3]}) == 1
     hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in layer.modules())
     return plain and unbiased and paired and not hooked and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
-
-
-def _forward_of(layer: Any) -> Callable[..., Tensor]:
-    return partial(_forward, layer)
 
 
 def _forward(layer: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from spin_utils import judge, memory_model
@@ -30,6 +31,7 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
     gpu, suite = kind == "cuda", profile.evaluation.suite
     fused = profile.processes.sharding == "ddp"
     answer, control = profile.generation.max_new_tokens, lengths.control or lengths
+    sample = partial(memory_model.sampling, architecture, width=width, gpu=gpu)
     found = []
     pair = lengths.longest_prompt + lengths.longest_real + max(answer, lengths.longest_real)
     longest = {"sft": lengths.longest_prompt + lengths.longest_real}
@@ -42,17 +44,7 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
         )
     vllm = profile.generation.backend == "vllm"
     if not profile.released and (not vllm or profile.demonstrations.validation_rows != 0):  # held-out answers are ours
-        found.append(
-            memory_model.sampling(
-                architecture,
-                profile.generation,
-                prompt=lengths.longest_prompt,
-                answer=answer,
-                width=width,
-                gpu=gpu,
-                stage="generation",
-            )
-        )
+        found.append(sample(profile.generation, prompt=lengths.longest_prompt, answer=answer, stage="generation"))
     if not profile.released and vllm:
         found.append(
             memory_model.vllm(
@@ -64,19 +56,11 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
         prompt, answer = memory_model.BENCHMARK_TOKENS, memory_model.BENCHMARK_ANSWER
         choices = memory_model.scoring(architecture, longest=2048, width=width, gpu=gpu, stage="evaluation, choices")
         found.append(choices)
-    found.append(
-        memory_model.sampling(
-            architecture, profile.evaluation, prompt=prompt, answer=answer, width=width, gpu=gpu, stage="evaluation"
-        )
-    )
+    found.append(sample(profile.evaluation, prompt=prompt, answer=answer, stage="evaluation"))
     if profile.mt_bench is not None and judge.has_key():
         answer = profile.mt_bench.max_new_tokens
         prompt = memory_model.MT_BENCH_TOKENS + answer  # turn 2 comes after the first answer
-        found.append(
-            memory_model.sampling(
-                architecture, profile.mt_bench, prompt=prompt, answer=answer, width=width, gpu=gpu, stage="mt_bench"
-            )
-        )
+        found.append(sample(profile.mt_bench, prompt=prompt, answer=answer, stage="mt_bench"))
     return found
 
 

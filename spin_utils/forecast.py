@@ -17,7 +17,7 @@ from spin_utils.input_settings import DemonstrationSettings
 from spin_utils.machine import Machine
 from spin_utils.mt_bench_settings import CATEGORIES, MtBenchSettings
 from spin_utils.plan import Plan, Step, control_demonstrations, control_training, training_of
-from spin_utils.rows import read_records
+from spin_utils.rows import count_by_family, read_records
 from spin_utils.settings import EvaluationSettings, GenerationSettings, Profile, TrainingSettings
 
 CHARACTERS = 4
@@ -54,6 +54,7 @@ class Lengths(NamedTuple):
     spin_rows: int
     validation_rows: int
     test_rows: int
+    """Of these and the next as many as `evaluation.limit` leaves."""
     transfer_rows: int
     prompt: int
     """Mean tokens."""
@@ -85,15 +86,15 @@ def lengths(profile: Profile, rows: Rows | None, control: Rows | None = None) ->
 
 
 def _lengths(profile: Profile, data: DemonstrationSettings, rows: Rows | None) -> Lengths:
-    template, most = profile.template, profile.generation.max_new_tokens
+    template, most, limit = profile.template, profile.generation.max_new_tokens, profile.evaluation.limit
     if rows is None:
-        run = Run()
+        run, test = Run(), data.test_rows or 0
         spin = data.spin_rows or data.expected_rows or HUB_ROWS.get(data.name, run.prompts)
         return Lengths(
             sft_rows=data.sft_rows or spin,
             spin_rows=spin,
             validation_rows=data.validation_rows or 0,
-            test_rows=data.test_rows or 0,
+            test_rows=min(test, limit or test),
             transfer_rows=0,
             prompt=min(run.prompt_tokens, template.max_prompt_tokens),
             real=min(run.real_tokens, template.max_response_tokens),
@@ -108,8 +109,8 @@ def _lengths(profile: Profile, data: DemonstrationSettings, rows: Rows | None) -
         sft_rows=len(rows["sft"]),
         spin_rows=len(rows["spin"]),
         validation_rows=len(rows["validation"]),
-        test_rows=len(rows["test"]),
-        transfer_rows=len(rows["transfer"]),
+        test_rows=count_by_family(rows["test"], limit),
+        transfer_rows=count_by_family(rows["transfer"], limit),
         prompt=_mean_tokens(prompts),
         real=real,
         generated=min(real, most),
@@ -232,8 +233,7 @@ def _suite_hours(
     suite: str, settings: EvaluationSettings, run: Run, a: Architecture, found: Lengths, split: str = "test"
 ) -> float:
     if suite == "local":
-        rows = found.test_rows if split == "test" else found.transfer_rows
-        items = min(rows, settings.limit or rows)
+        items = found.test_rows if split == "test" else found.transfer_rows
         return _answering(items, found.prompt, min(found.real, settings.max_new_tokens), settings, run, a)
     total = 0.0
     for name, benchmark in paper_suite.SUITES[suite].items():

@@ -10,7 +10,7 @@ Shape suffixes: T packed tokens, H query heads, K key heads, N heads of either k
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,9 @@ class Rows:
     """Tokens of prompts and their places in a further row, one pair for every further response."""
 
 
-@contextmanager
-def fused_kernels() -> Iterator[None]:
+def fused_kernels() -> AbstractContextManager[None]:
     """Inside the block attention takes no cuDNN, which plans for a millisecond for every new shape."""
-    with sdpa_kernel(_KERNELS):
-        yield
+    return sdpa_kernel(_KERNELS)
 
 
 def forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -125,7 +124,7 @@ def _link_state(source: Path, target: Path) -> None:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.unlink(missing_ok=True)
-        os.link(path, copy)
+        artifacts.link(path, copy)
 
 
 def _precision(settings: TrainingSettings, work: Path) -> Precision:

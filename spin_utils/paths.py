@@ -43,6 +43,11 @@ def given(text: str, folder: Path | None = None) -> Path:
         raise PathError(f"{text[:200]!r}: not a path ({error}); correct it") from None
 
 
+def is_yaml(text: str) -> bool:
+    """Whether a profile or a task is named by its file."""
+    return text.endswith((".yaml", ".yml"))
+
+
 def home() -> Path:
     """Directory that holds artifacts/, results/ and figures/: `SPIN_HOME`, or the checkout."""
     chosen = os.environ.get("SPIN_HOME")

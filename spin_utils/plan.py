@@ -39,7 +39,7 @@ class Step:
     """Which function of `stages` makes it: base, data, sft, pairs, spin, epochs, subset, preferences, dpo,
     evaluation, heldout, transfer, mt_answers, mt_bench."""
     notebook: str
-    """Notebook that makes it; empty for what the first notebook's stage makes on the way."""
+    """Notebook that makes it; empty for a step that is made without one."""
     parameters: dict[str, Any]
     """The notebook's parameters beside profile and seed."""
     directory: Path
@@ -132,7 +132,8 @@ def make(profile: Profile, seed: int) -> Plan:
             del steps[grades], steps[answers]  # `left_out` says so
 
     task_files = _task_identity(profile.evaluation)
-    spin, template, generation = profile.spin, as_dict(profile.template), generation_identity(profile.generation)
+    spin, template = profile.spin, as_dict(profile.template)
+    answered = {"generation": generation_identity(profile.generation), "template": template}
     evaluation = {"evaluation": as_dict(profile.evaluation), "template": template}
     if needs_data(profile):
         add("data", "data", "", (), _data_identity(profile.demonstrations))
@@ -153,8 +154,7 @@ def make(profile: Profile, seed: int) -> Plan:
 
     current = start
     for t in range(spin.iterations):
-        settings = {"generation": generation, "template": template}
-        add(f"pairs-{t}", "pairs", "02_synthetic_generation", (current, "data"), settings, iteration=t)
+        add(f"pairs-{t}", "pairs", "02_synthetic_generation", (current, "data"), answered, iteration=t)
         previous = (f"pairs-{t - 1}",) if t and spin.mix_previous else ()
         shown = {"epochs_shown": spin.epochs_shown} if t == 0 else {}
         current = train(f"spin-{t}", "spin", (current, f"pairs-{t}", *previous), **shown)
@@ -164,8 +164,7 @@ def make(profile: Profile, seed: int) -> Plan:
     for model in chain:
         evaluate_transfer(model)
     for model in chain[1:] if profile.demonstrations.validation_rows != 0 else ():
-        settings = {"generation": generation, "template": template}
-        add(f"heldout-{model}", "heldout", "", (steps[model].inputs[0], model, "data"), settings, model=model)
+        add(f"heldout-{model}", "heldout", "", (steps[model].inputs[0], model, "data"), answered, model=model)
     if spin.epochs_shown > spin.training.epochs:
         train("spin-0-more", "epochs", (start, "pairs-0", "spin-0"))
     for epoch in range(1, spin.epochs_shown + 1):
@@ -182,8 +181,7 @@ def make(profile: Profile, seed: int) -> Plan:
         control = add(f"sft-more-{epoch}", "sft", "01_sft_baseline", (control, rows), once, more=epoch)
         evaluate(control)
     if profile.dpo is not None and not _dpo_left_out(profile):
-        preferences = _preferences_identity(profile.dpo)
-        settings = {"preferences": preferences, "generation": generation, "template": template}
+        settings = {"preferences": _preferences_identity(profile.dpo), **answered}
         add("preferences", "preferences", "", (start, "data"), settings)
         evaluate(train("dpo", "dpo", (start, "preferences")))
         evaluate(train(f"{current}-dpo", "dpo", (current, "preferences")))
@@ -240,7 +238,7 @@ def _dpo_left_out(profile: Profile) -> str:
     if profile.dpo and profile.dpo.preferences.source == "samples" and profile.demonstrations.source != "reasoning_gym":
         return (
             "DPO is left out: its preference pairs are answers labelled by the grader of generated families, and these "
-            "demonstrations have none; name a file of pairs in dpo.preferences to run it"
+            "demonstrations are not generated; name a file of pairs in dpo.preferences to run it"
         )
     return ""
 

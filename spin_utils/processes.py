@@ -142,6 +142,17 @@ def group(sharding: Sharding) -> Iterator[None]:
     distributed.destroy_process_group()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside the block this process counts as the only one; the others wait for it elsewhere."""
+    global _place
+    before, _place = _place, _Place()
+    try:
+        yield
+    finally:
+        _place = before
+
+
 def leave(status: int) -> NoReturn:
     """End this process; one of a launch at once, for now and then threads of its group abort what is taken down."""
     if "RANK" in os.environ:

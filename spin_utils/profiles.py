@@ -20,6 +20,7 @@ import yaml
 from spin_utils import paths, strict_yaml
 from spin_utils.input_settings import SettingsError, require
 from spin_utils.settings import Profile
+from spin_utils.writing import write_text
 
 PROFILES = paths.REPOSITORY / "profiles"
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -71,7 +72,7 @@ def folder(name_or_path: str) -> str:
     Raises:
         SettingsError, PathError: no such file, or no name of a folder.
     """
-    if name_or_path.endswith((".yaml", ".yml")):
+    if paths.is_yaml(name_or_path):
         return load(name_or_path).name
     return paths.checked(name_or_path)
 
@@ -153,8 +154,7 @@ def as_dict(settings: Any) -> dict[str, Any]:
 
 def dump(profile: Profile, path: Path) -> Path:
     """Write a resolved profile as YAML, so that a command line becomes a file that can be kept."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(_plain(as_dict(profile)), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(path, yaml.safe_dump(_plain(as_dict(profile)), sort_keys=False, allow_unicode=True))
     return path
 
 
@@ -171,7 +171,7 @@ def nearest(name: str, names: typing.Iterable[str]) -> str:
 
 def _find(name_or_path: str) -> Path:
     known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
-    if name_or_path.endswith((".yaml", ".yml")):
+    if paths.is_yaml(name_or_path):
         path = Path(name_or_path)
         try:
             found, what = path.is_file(), "a folder or device" if path.exists() else "no such file"
@@ -202,7 +202,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise SettingsError(f"{path.name}: extends: expected a profile's name, found {_kind(parent)}")
     sibling = paths.given(parent, path.parent)
-    found = sibling if parent.endswith((".yaml", ".yml")) and sibling.is_file() else _find(parent)
+    found = sibling if paths.is_yaml(parent) and sibling.is_file() else _find(parent)
     if "name" not in data:
         data["name"] = path.stem
     merged = _merge(_read(found, (*seen, path.resolve())), data)
@@ -245,7 +245,7 @@ def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     evaluation = data.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(evaluation.get("tasks"), list):
         evaluation["tasks"] = [
-            str(paths.given(task, folder)) if isinstance(task, str) and task.endswith((".yaml", ".yml")) else task
+            str(paths.given(task, folder)) if isinstance(task, str) and paths.is_yaml(task) else task
             for task in evaluation["tasks"]
         ]
     return data

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -124,6 +125,11 @@ def first_rows(rows: list[Row], wanted: int, setting: str, source: str) -> list[
             f"add rows or set it to {len(rows)} or less (0 means all)"
         )
     return rows[: wanted or None]
+
+
+def count_by_family(rows: Iterable[Row], limit: int) -> int:
+    """How many rows there are if only the first `limit` of each family count, as in an evaluation; 0: all do."""
+    return sum(min(size, limit or size) for size in Counter(row["family"] for row in rows).values())
 
 
 def listed(messages: list[str]) -> str:

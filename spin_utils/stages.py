@@ -7,7 +7,6 @@ made again; an unfinished one goes on where it stopped.
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,7 @@ from spin_utils import artifacts, launching, paths, pieces, processes, profiles,
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.plan import Plan, Step, control_demonstrations, control_training, needs_data, stream, trainings
 from spin_utils.progress import progress
-from spin_utils.rows import read_rows, write_rows
+from spin_utils.rows import count_by_family, read_rows, write_rows
 from spin_utils.settings import ProcessSettings, Profile
 
 log = logging.getLogger(__name__)
@@ -86,13 +85,16 @@ def run(plan: Plan, name: str) -> Path:
         with artifacts.building(
             step.directory, stage=step.stage, settings=step.settings, inputs=inputs, seed=plan.seed
         ) as work:
-            if processes.rank() == 0 or _is_shared(plan, step):
+            if _is_shared(plan, step):
                 _make(plan, step, work)
+            elif processes.rank() == 0:
+                with processes.alone():
+                    _make(plan, step, work)
     return step.directory
 
 
 def _is_shared(plan: Plan, step: Step) -> bool:
-    """Whether several processes share the work; otherwise one does it, and must not wait for others meanwhile."""
+    """Whether several processes share the work; otherwise the first does it alone."""
     vllm = plan.profile.generation.backend == "vllm"  # which starts processes of its own
     return step.stage not in ALONE and not (vllm and step.stage in ("pairs", "preferences"))
 
@@ -166,7 +168,7 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
     start, more = plan.directory(step.inputs[0]), step.parameters["more"]
     tokenizer = models.load_tokenizer(start)
     if not more:
-        asked = {split: rows(plan, split) for split in ("spin", "validation", "test")}
+        asked = {split: rows(plan, split) for split in ("spin", "validation", "test", "transfer")}
         input_checks.check_fit(start, plan.profile, asked)
         input_checks.check_pair_lengths(plan.profile, tokenizer)
     encoded = encode_rows(tokenizer, plan.profile.template, rows(plan, "sft", data=step.inputs[1]))
@@ -200,7 +202,7 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
         split, suite = "transfer", settings.suite
         settings = replace(settings, suite="paper_others" if suite == "paper" else "local", tasks=())
     local = settings.suite == "local"
-    answers = min(len(rows(plan, split)), settings.limit or sys.maxsize) if local else 0
+    answers = count_by_family(rows(plan, split), settings.limit) if local else 0
     with progress(answers, step.name, "answers") as bar:
         result = evaluate(
             model,

@@ -94,7 +94,7 @@ def train(
         UnsupportedModelError: the model cannot work on packed groups.
         OtherRunError: the state in `work` is of another run.
         NonFiniteLossError: a loss, a gradient or a weight is not finite; the last saved state is kept.
-        NoMemoryError: a group does not fit into memory by itself.
+        NoMemoryError: a group alone does not fit into memory, or a micro-batch where processes shard.
         Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
     longest_row = _check_data(groups, opponent_logps)
@@ -117,6 +117,7 @@ def train(
         stack.callback(optimizer.close)
         if saved:
             optimizer.load(saved.tensors, saved.step)
+            saved.tensors.clear()  # mapped from the file that the next save removes
         log = _MetricLog(work / "metrics.jsonl", saved.rows if saved else [])
         track, close = open_trackers(settings.trackers if processes.rank() == 0 else (), what, work)
         stack.callback(close)

@@ -32,7 +32,7 @@ _REMEDY = (
 )
 
 Row = dict[str, float]
-"""One metric row; see `StepRunner` for its names."""
+"""One metric row; most of its names stand in `StepRunner._row`."""
 
 
 class NonFiniteLossError(ValueError):
@@ -40,7 +40,7 @@ class NonFiniteLossError(ValueError):
 
 
 class NoMemoryError(RuntimeError):
-    """A group does not fit into memory by itself. The message names it and the remedy."""
+    """A group alone does not fit into memory, or a micro-batch where processes shard. The message has the remedy."""
 
 
 class StepRunner:
@@ -115,13 +115,15 @@ class StepRunner:
 
     def _accumulate(self, batch: dict[int, Group]) -> _Sums:
         """Sum the gradients of a global batch; when memory is short, start again with half the budget."""
+        shares = self._shares(batch)
+        own = shares[processes.rank()]
         while True:
             try:
-                return self._accumulate_once(batch)
+                return self._accumulate_once(batch, shares)
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not (own and _out_of_memory(error)):
                     raise
-                largest = max(batch, key=lambda index: batch[index].tokens)
+                largest = max(own, key=lambda index: batch[index].tokens)
                 if self.budget <= batch[largest].tokens:
                     raise NoMemoryError(
                         f"out of memory with {self.describe(largest)} alone, {batch[largest].tokens} tokens; set "
@@ -139,14 +141,17 @@ class StepRunner:
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _accumulate_once(self, batch: dict[int, Group]) -> _Sums:
+    def _shares(self, batch: dict[int, Group]) -> list[list[int]]:
+        """The groups that each process computes, by index."""
+        skip = self.opponent_logps is not None and self.settings.skip_identical
+        kept = [i for i, g in batch.items() if not (skip and list(g.response_ids[0]) == list(g.response_ids[1]))]
+        return processes.deal(kept, [batch[i].tokens for i in kept])
+
+    def _accumulate_once(self, batch: dict[int, Group], shares: list[list[int]]) -> _Sums:
         sums = _Sums()
         pairs = self.opponent_logps is not None
-        skip = pairs and self.settings.skip_identical
-        kept = [i for i, g in batch.items() if not (skip and list(g.response_ids[0]) == list(g.response_ids[1]))]
         denominator = len(batch) if pairs else sum(len(g.response_ids[0]) for g in batch.values())
-        sums.tokens = sum(batch[i].tokens for i in kept)
-        shares = processes.deal(kept, [batch[i].tokens for i in kept])
+        sums.tokens = sum(batch[i].tokens for share in shares for i in share)
         planned = [self._micro_batches(batch, share) for share in shares]
         own = planned[processes.rank()]
         for chosen in own:
@@ -166,8 +171,7 @@ class StepRunner:
 
     def _pair_losses(self, logps: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor]:
         assert self.opponent_logps is not None
-        rows = [[float(v) for v in self.opponent_logps[i]] for i in chosen]
-        opponent = torch.tensor(rows, dtype=torch.float32, device=logps.device)
+        opponent = torch.tensor([self.opponent_logps[i] for i in chosen], dtype=torch.float32, device=logps.device)
         policy = logps.view(-1, 2)
         result = spin_loss(
             policy_real_logps=policy[:, 0],

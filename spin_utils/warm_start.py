@@ -120,7 +120,10 @@ def serve(place: int) -> None:
                 return
             for process, (pid, client) in list(forks.items()):
                 if client.fileno() in ready:  # the number of a signal; nothing if the client was killed
-                    os.kill(pid, (client.recv(1) or bytes([signal.SIGKILL]))[0])
+                    given = b""
+                    with contextlib.suppress(ConnectionResetError):  # killed before it read the answer
+                        given = client.recv(1)
+                    os.kill(pid, (given or bytes([signal.SIGKILL]))[0])
                 if process in ready:
                     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                     with contextlib.suppress(OSError):

@@ -14,12 +14,13 @@ import pytest
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub, serve
 
-from spin_utils import architectures, check, fitting, forecast, hub_access, machine, paths, plan, profiles
+from spin_utils import architectures, artifacts, check, fitting, forecast, hub_access, machine, paths, plan, profiles
 from spin_utils.cost_model import Architecture
 from spin_utils.input_settings import ModelSettings
 from spin_utils.machine import Machine
 from spin_utils.models import ModelError, gguf_path
 
+BROKEN = Path(__file__).parent / "malformed" / "demonstrations" / "cut_off.jsonl"
 REVISION = {"demonstrations.revision": "0" * 40}
 EIGHT = machine.described(8, 80)
 SEVEN = Architecture()
@@ -231,6 +232,37 @@ def test_a_disk_too_small_is_refused_and_counts_every_checkpoint() -> None:
     assert check.disk_bytes(made, found[0], lengths) == expected
 
 
+def test_what_is_finished_and_a_folder_of_the_users_take_no_more_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan.make(profiles.load("smoke"), 0)
+    found, _ = architectures.find(made.profile.model) or (None, "")
+    assert found is not None
+    lengths, one = forecast.lengths(made.profile, None), 4 * found.parameters
+    whole = check.disk_bytes(made, found, lengths)
+    own = dataclasses.replace(made.profile, model=ModelSettings("directory", path="/mine"))
+    assert check.disk_bytes(dataclasses.replace(made, profile=own), found, lengths) == whole - one
+    monkeypatch.setattr(artifacts, "is_complete", lambda folder: folder == made.directory("sft"))
+    assert check.disk_bytes(made, found, lengths) == whole - one
+    monkeypatch.setattr(artifacts, "is_complete", lambda folder: True)
+    assert check.disk_bytes(made, found, lengths) == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"demonstrations": {"source": "file", "train": "/no/such/rows.jsonl"}},
+        {"dpo.preferences": {"source": "file", "train": "/no/such/pairs.jsonl"}},
+        {"dpo.preferences": {"source": "file", "train": str(BROKEN)}},
+        {"evaluation.tasks": ["/no/such/task.yaml"]},
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_finding_among_the_others(changes: dict[str, Any]) -> None:
+    report = check.check(profiles.load("smoke", changes), LAPTOP)
+    assert states(report, "plan") == ["refused"]
+    assert states(report, "memory: spin") == ["ok"]
+    assert report.verdict == "unknown"
+    assert not report.ready()
+
+
 def test_an_unknown_model_leaves_the_verdict_open_and_says_why() -> None:
     model = {"source": "hub", "name": "someone/else", "revision": "1" * 40}
     report = check.check(profiles.load("gpu", {"model": model}), machine.described(1, 24))
@@ -382,6 +414,19 @@ def test_hours_follow_the_work_and_the_machine() -> None:
     assert 0 < hours["transfer-sft"] < hours["eval-sft"]
     limited = profiles.load("paper", REVISION | {"evaluation.limit": 100})
     assert forecast.hours(plan.make(limited, 0), eight, Architecture(), lengths)["eval-dpo"] < hours["eval-dpo"] / 5
+
+
+def test_the_limit_of_an_evaluation_counts_for_each_family() -> None:
+    profile, limited = profiles.load("smoke"), profiles.load("smoke", {"evaluation.limit": 3})
+    rows, _ = check._rows("demonstrations", profile.demonstrations)
+    all_of_them = forecast.lengths(profile, rows)
+    assert (all_of_them.test_rows, all_of_them.transfer_rows) == (16, 8)
+    few = forecast.lengths(limited, rows)
+    assert few == all_of_them._replace(test_rows=6, transfer_rows=3)
+    found, _ = architectures.find(profile.model) or (None, "")
+    assert found is not None
+    hours, more = (forecast.hours(plan.make(limited, 0), LAPTOP, found, n) for n in (few, all_of_them))
+    assert hours["eval-sft"] < more["eval-sft"]
 
 
 def test_finished_steps_cost_no_hours(home: Path) -> None:

@@ -89,6 +89,34 @@ def test_a_second_call_does_nothing_and_another_run_is_not_written_over_it(
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
 
 
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "mount point"])
+def test_a_place_that_no_folder_can_take_is_refused_before_any_work(
+    kind: str, model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair_training, "train", lambda *given, **named: pytest.fail("trained for nothing"))
+    out, folder = tmp_path / "out", tmp_path / "folder"
+    if kind == "mount point":
+        out.mkdir()
+        monkeypatch.setattr(Path, "is_mount", lambda path: path == out)
+    else:
+        out.symlink_to(folder)
+        if kind == "link":
+            folder.mkdir()
+    with pytest.raises(DpoError, match="out: a link or a mount point, which no folder can replace; name another"):
+        dpo(model, pairs, out, settings(epochs=1))
+
+
+def test_a_run_without_memory_has_failed_and_is_no_bad_input(
+    model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def short(*given: Any, **named: Any) -> None:
+        raise training_step.NoMemoryError("out of memory with row 3 alone")
+
+    monkeypatch.setattr(pair_training, "train", short)
+    assert cli.main(arguments(model, pairs, tmp_path / "out")) == 1
+    assert "Failed: out of memory with row 3 alone" in capsys.readouterr().out
+
+
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
     model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from spin_utils import (
     clock,
     families,
     heldout,
+    pair_training,
     paths,
     plan,
     profiles,
@@ -66,6 +68,19 @@ def test_one_run_of_iteration_0_gives_its_model_and_every_epoch_of_figure_4() ->
     artifacts.verify(folder)
 
 
+def test_a_run_goes_on_from_copies_where_files_cannot_be_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*given: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    (tmp_path / "earlier" / "state-00000003").mkdir(parents=True)
+    (tmp_path / "earlier" / "state-00000003" / "state.json").write_text("whole")
+    pair_training._link_state(tmp_path / "earlier", tmp_path / "later")
+    assert (tmp_path / "later" / "state-00000003" / "state.json").read_text() == "whole"
+
+
 def test_subsets_of_figure_5_are_nested_and_of_the_papers_proportions() -> None:
     made = make(spin__subsets=[14, 26])
     stages.run(made, "pairs-0")
@@ -103,8 +118,15 @@ def test_dpo_on_samples_is_left_out_where_nothing_grades_them() -> None:
         "smoke",
         {"demonstrations": {"source": "file", "train": str(rows)}, "dpo.preferences": {"source": "samples"}},
     )
-    assert "DPO is left out" in plan.left_out(made)
+    assert plan.left_out(made).startswith("DPO is left out")
+    assert "these demonstrations are not generated" in plan.left_out(made), "rows of a file may have graders"
     assert plan.left_out(profiles.load("cpu")) == ""
+
+
+def test_the_progress_of_an_evaluation_counts_its_limit_for_each_family(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "spin_utils"):
+        stages.run(make(evaluation__limit=3), "eval-sft")
+    assert "eval-sft: 6 of 6 answers" in caplog.text
 
 
 def test_a_player_equal_to_its_opponent_drifts_nowhere_on_held_out_prompts() -> None:

@@ -217,6 +217,17 @@ def test_the_files_for_accelerate_launch_say_how_processes_start_and_what_the_ki
                 processes._chosen("ddp")
 
 
+def test_a_step_that_one_process_makes_asks_nothing_of_the_others(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = small_plan(**{"generation.backend": "vllm", "generation.vllm.python": "/opt/vllm/bin/python"})
+    counts: dict[str, int] = {}
+    monkeypatch.setattr(processes, "_place", processes._Place(0, 2))
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda values, value: None)  # all say the same
+    monkeypatch.setattr(stages, "_make", lambda plan, step, work: counts.update({step.name: processes.count()}))
+    stages.run(made, "spin-0")
+    assert counts == {"data": 1, "base": 1, "pairs-0": 1, "spin-0": 2}
+    assert processes.count() == 2
+
+
 def test_deepspeed_that_is_not_installed_is_asked_for_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     launching.check(ProcessSettings(2, "ddp"))

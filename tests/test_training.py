@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -228,6 +229,21 @@ def test_a_damaged_state_is_left_out_and_the_run_starts_anew(stopped, name, dama
     assert [row["loss"] for row in again.rows] == [row["loss"] for row in result.rows]
 
 
+def test_a_run_that_goes_on_lets_its_old_state_go(stopped, monkeypatch):
+    work, _, _ = stopped
+    load, old, alive = training.load_state, [], []
+
+    def noting(*arguments):
+        saved = load(*arguments)
+        old.extend(map(weakref.ref, saved.tensors.values()))
+        return saved
+
+    monkeypatch.setattr(training, "load_state", noting)
+    _run(work, on_epoch_end=lambda *_: alive.append(sum(tensor() is not None for tensor in old)))
+    assert old
+    assert alive == [0], "its file can be removed while the run goes on"
+
+
 def test_metric_rows_come_from_the_state_and_not_from_what_is_shown(stopped):
     work, whole, result = stopped
     (work / "metrics.jsonl").write_bytes(_flipped((work / "metrics.jsonl").read_bytes(), 40))
@@ -330,6 +346,21 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, m
     short, _ = _run(tmp_path / "b", micro_batch_tokens=60)
     assert caplog.text.count("micro-batches of 30 tokens") == 1
     assert _same(whole, short)
+
+
+def test_a_long_pair_that_is_left_out_does_not_count_where_memory_is_short(tmp_path, monkeypatch, caplog):
+    pairs = [Group([2] * 9, ([3] * 30,) * 2), *_pairs(10)]
+    logps = training_step.sequence_logps
+
+    def cramped(model, batch):
+        if batch.tokens > 30:
+            raise torch.OutOfMemoryError("out of memory")
+        return logps(model, batch)
+
+    monkeypatch.setattr(training_step, "sequence_logps", cramped)
+    _, result = _run(tmp_path, pairs, batch_size=11, epochs=1, micro_batch_tokens=60)
+    assert "going on with micro-batches of 30 tokens" in caplog.text
+    assert result.rows[0]["skipped"] == 1
 
 
 def test_memory_that_nobody_uses_goes_back_to_the_kernel():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -135,6 +136,20 @@ def test_a_signal_reaches_the_fork(number: signal.Signals, holder: Holder) -> No
     expected = {signal.SIGINT: 7, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGKILL: -signal.SIGKILL}
     assert process.returncode == expected[number]
     wait_until(lambda: not fork.is_running())
+
+
+def test_a_client_killed_before_it_reads_the_answer_ends_its_own_fork_only(holder: Holder) -> None:
+    process, address, folder = holder
+    server = psutil.Process(process.pid).children()[0]
+    asked = {"python": [sys.executable, "-m", "said", "wait"], "folder": str(folder), "environment": dict(os.environ)}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client, (folder / "unread").open("w") as output:
+        client.connect(address)
+        socket.send_fds(client, [json.dumps(asked).encode()], [output.fileno()] * 2)
+        select.select([client], [], [])
+        (fork,) = server.children()
+    wait_until(lambda: not fork.is_running())
+    said, _ = start(address, folder, "0").communicate()
+    assert json.loads(said)["warm"]
 
 
 def test_the_server_has_no_thread_that_a_fork_would_lack(holder: Holder) -> None:
