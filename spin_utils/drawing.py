@@ -77,6 +77,7 @@ def compose(profile: Profile) -> Drawing:
         raise results.ResultsError(
             f"{paths.relative(folder)}: no evaluations; run `spin-repro reproduce --profile {profile.name}` first"
         )
+    scores = with_last_epoch(scores, profile.spin.training.epochs)
     results.check_one_run(folder)
     transfer = results.load_evaluations(folder, kind_folder="transfer")
     tasks, transfer_tasks = stand_ins(profile, scores), stand_ins(profile, transfer)
@@ -96,13 +97,15 @@ def compose(profile: Profile) -> Drawing:
         generations=measured,
         heldout=bounds,
         grades=grades,
+        loss=profile.spin.training.loss,
     )
-    name, epochs = profile.name, profile.spin.training.epochs
+    name = profile.name
     return Drawing(
         tables=[
             tables.table1(results.load_summaries(folder), tasks, shots=shots(profile)),
             time_table.table2(times, machine=machine),
-            *(make(scores, tasks) for make in (tables.table3, tables.table4, tables.table5)),
+            tables.table3(scores, tasks, preferences=profile.dpo.preferences.source if profile.dpo else ""),
+            *(make(scores, tasks) for make in (tables.table4, tables.table5)),
             tables.table6(transfer, transfer_tasks, grades),
             *(make(texts, measured) for make in (generation_tables.table7, generation_tables.table8)),
         ],
@@ -111,15 +114,23 @@ def compose(profile: Profile) -> Drawing:
             "figure1": generation_figures.figure1(texts),
             "figure2": figures.figure2(scores, tasks, profile=name),
             "figure3": figures.figure3(scores, tasks, profile=name),
-            "figure4": figures.figure4(scores, tasks, profile=name, epochs=epochs),
-            "figure5": figures.figure5(scores, tasks, profile=name, epochs=epochs),
+            "figure4": figures.figure4(scores, tasks, profile=name),
+            "figure5": figures.figure5(scores, tasks, profile=name),
             "figure6": generation_figures.figure6(scores, tasks, transfer, transfer_tasks, profile=name)
             if grades.empty
             else mt_bench_figure.figure6(grades, profile=name),
-            "training": training_figures.training_curves(training),
+            "training": training_figures.training_curves(training, loss=profile.spin.training.loss),
             "convergence": generation_figures.convergence(measured, bounds),
         },
     )
+
+
+def with_last_epoch(scores: pd.DataFrame, epochs: int) -> pd.DataFrame:
+    """The scores with those of iteration 0 once more, under the name of the epoch after which it ends."""
+    last = f"spin-0-epoch-{epochs}"
+    if last in set(scores["model"]):
+        return scores
+    return pd.concat([scores, scores[scores["model"] == "spin-0"].assign(model=last)], ignore_index=True)
 
 
 def stand_ins(profile: Profile, scores: pd.DataFrame) -> Mapping[str, str]:

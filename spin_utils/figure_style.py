@@ -119,10 +119,10 @@ def _picture(figure: Figure) -> tuple[bytes, dict[str, int]]:
 
 
 def colour(model: str) -> str:
-    """Colour of a model; variants of a model (epochs, subsets) have its colour."""
+    """Colour of a model; variants of a model (epochs, subsets) have its colour, iterations after 3 that of 3."""
     if model.startswith("sft-more"):
         return COLOURS["sft-more"]
-    return COLOURS[model if model in COLOURS else "-".join(model.split("-")[:2])]
+    return COLOURS.get(model) or COLOURS.get("-".join(model.split("-")[:2]), COLOURS["spin-3"])
 
 
 FORMATS = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}

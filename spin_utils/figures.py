@@ -37,7 +37,7 @@ from spin_utils.statistics import Estimate, StatisticsError, paired_bootstrap
 CHAIN = ("sft", "spin-0", "spin-1", "spin-2", "spin-3")
 _CHAIN_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2", "iter. 3")
 _BARS = ("sft", "dpo", "spin-0", "spin-1", "spin-2", "spin-3")
-_CUT = "Axes need not start at 0; ours and the paper's levels span as many points."
+_CUT = "Axes need not start at 0; panels of levels span the same number of points."
 _EPOCHS = "Dotted: the mean after iteration 1, whose interval is in Table 4. The paper's points are digitised."
 _SIZES = "Sizes are not to scale. The paper's SFT line is another run than the one that SPIN starts from."
 _HOLLOW: dict[str, Any] = {"linestyle": "--", "marker": "o", "markerfacecolor": "white", "markeredgewidth": 0.9}
@@ -73,10 +73,11 @@ def figure2(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
         theirs.set_title("Paper: six benchmarks")
         gain.set_title("Gain over SFT (ours: paired, on the same items)")
         for ax in (ours, theirs):
-            ax.set_xlim(-2.7, 6.2)
+            ax.set_xlim(-2.2, 5.9)
             ax.set_xticks(range(5), ("SFT", *"0123"))
             ax.set_xlabel("iteration")
         gain.set_xlim(-0.35, 4.55)
+        gain.margins(y=0.15)
         gain.set_xticks(range(5), _CHAIN_TICKS)
         for ax in (ours, gain):
             ax.set_ylabel("mean score (points)" if ax is ours else "points")
@@ -136,21 +137,12 @@ def figure3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
     return figure
 
 
-def figure4(
-    scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", epochs: int = 2, seed: int = 0
-) -> Figure:
+def figure4(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", seed: int = 0) -> Figure:
     """Figure 4: more epochs of iteration 0 against iteration 1, on two benchmarks and on average.
 
-    Args:
-        scores: From `results.load_evaluations`; epoch e of iteration 0 is `spin-0-epoch-e`.
-        stand_ins: As in `figure2`.
-        profile: As in `figure2`.
-        epochs: Epochs after which iteration 0 ends: `spin-0` is drawn there if that epoch has no file of its own.
-        seed: Seed of the bootstrap.
+    Arguments as in `figure2`; epoch e of iteration 0 is the model `spin-0-epoch-e`.
     """
     models = ["sft", *(f"spin-0-epoch-{e}" for e in range(1, 6))]
-    if models[epochs] not in set(scores["model"]):
-        models[epochs] = "spin-0"
     printed = published.epochs().set_index(["benchmark", "epoch"])
     note = ""
     with style():
@@ -177,15 +169,13 @@ def figure4(
     return figure
 
 
-def figure5(
-    scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", epochs: int = 2, seed: int = 0
-) -> Figure:
+def figure5(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", seed: int = 0) -> Figure:
     """Figure 5: prompts used by one epoch of SPIN against more epochs of SFT. Arguments as in `figure4`.
 
     The x axis has the paper's sizes as categories: 14, 26 and 50 (thousand there; fiftieths of the profile's
     prompts here), then one and two more epochs of SFT.
     """
-    spin = ("sft", "spin-0-rows-14", "spin-0-rows-26", "spin-0" if epochs == 1 else "spin-0-epoch-1")
+    spin = ("sft", "spin-0-rows-14", "spin-0-rows-26", "spin-0-epoch-1")
     more = ("sft", "sft-more-1", "sft-more-2")
     places = {"SPIN": (0, 1, 2, 3), "SFT": (0, 4, 5)}
     estimates = _estimates(scores, (*spin, *more[1:]), list(stand_ins), seed)

@@ -194,7 +194,7 @@ def _convergence_note(measured: pd.DataFrame, bounds: pd.DataFrame) -> str:
     sentences = [
         "JSD of data and model: bound log\u00a02\u00a0−\u00a0loss (Lemma C.2) on held-out pairs drawn afresh from the "
         "model, in the direction that the next iteration learnt, scaled by cross-validation. It is only as good as "
-        "that direction: a falling bound does not prove a falling JSD.",
+        "that direction: a falling bound does not prove a falling JSD, and one below 0 says nothing.",
         pairs and f"{pairs}. They hold the fitted scale fixed, so what another fit would change is not in them.",
         "Other panels: samples at temperature 1 for SPIN's prompts.",
         prompts and f"{prompts}. Axes need not start at 0.",

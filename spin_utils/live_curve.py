@@ -9,13 +9,16 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from IPython.display import Image, display
+from matplotlib.figure import Figure
 
 from spin_utils import runtime, trackers
 from spin_utils.figure_style import style
+from spin_utils.settings import Loss
 from spin_utils.training_figures import loss_curve
 
 SECONDS = 3.0
@@ -24,20 +27,25 @@ SHARE = 0.02
 """Largest share of the time that goes into drawing."""
 
 
-def watch() -> None:
-    """Show the curve of every run that this notebook trains, if someone looks at it."""
+def watch(loss: Loss = "logistic") -> None:
+    """Show the curve of every run that this notebook trains, if someone looks at it.
+
+    Args:
+        loss: the function l of runs on pairs.
+    """
     if runtime.in_notebook():
-        trackers.WATCHERS[:] = [open_curve]
+        trackers.WATCHERS[:] = [partial(open_curve, loss=loss)]
 
 
 def open_curve(
-    title: str, clock: Callable[[], float] = time.monotonic
+    title: str, clock: Callable[[], float] = time.monotonic, *, loss: Loss = "logistic"
 ) -> tuple[Callable[[dict[str, float]], None], Callable[[], None]]:
     """Show a curve that grows.
 
     Args:
         title: a few words for the run.
         clock: seconds.
+        loss: as in `watch`.
 
     Returns:
         A function that takes one metric row (`step`, `loss`, and `margin` if it is of pairs), and one that draws the
@@ -57,7 +65,7 @@ def open_curve(
 
     def draw() -> None:
         nonlocal handle
-        picture = _picture(pd.DataFrame(rows), title)
+        picture = _picture(loss_curve(pd.DataFrame(rows), title, loss=loss))
         if handle is None:
             handle = display(picture, display_id=True)
         else:
@@ -70,9 +78,8 @@ def open_curve(
     return add, close
 
 
-def _picture(rows: pd.DataFrame, title: str) -> Image:
+def _picture(figure: Figure) -> Image:
     buffer = io.BytesIO()
-    figure = loss_curve(rows, title)
     with style():
         figure.savefig(buffer, format="png", dpi=200)
     return Image(buffer.getvalue(), width=round(130 * figure.get_figwidth()))

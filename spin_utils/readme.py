@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from spin_utils import clock, drawing, footnotes, paths, published, records, results, verdict_page
+from spin_utils import clock, drawing, footnotes, paths, published, records, registry, results, verdict_page
 from spin_utils.plan import main_chain
 from spin_utils.settings import Profile
 from spin_utils.statistics import StatisticsError, paired_bootstrap
 from spin_utils.table_text import minus
+from spin_utils.writing import write_text
 
 BEGIN = "<!-- results: written by `spin-repro figures --readme`, do not edit -->"
 END = "<!-- end of results -->"
@@ -28,24 +29,24 @@ def section(profile: Profile) -> str:
     chain = [name for name in main_chain(profile) if name in measured]
     control = [name for epoch in range(1, profile.sft_more + 1) if (name := f"sft-more-{epoch}") in measured]
     rows, last = chain + control, chain[-1]
-    seeds = scores[scores["model"].isin(rows)]["seed"].nunique()
+    seeds = [str(seed) for seed in sorted(scores[scores["model"].isin(rows)]["seed"].unique())]
     items = scores.groupby("task")["id"].nunique().sum()
     against = [
         f"{results.label(last)} over {results.label(name)}: {gain} points."
         for name in control
         if (gain := _gain(scores, last, name, tasks))
     ]
+    drawn = "items and seeds, of which few show little" if len(seeds) > 1 else "items only"
     note = [
-        f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {seeds}. Brackets: "
-        f"95 % intervals of a paired bootstrap over items{' and seeds' if seeds > 1 else ' only'}.",
+        f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {len(seeds)}. "
+        f"Brackets: 95 % intervals of a paired bootstrap over {drawn}.",
         footnotes.fewer_seeds(scores, rows),
-        "Other tasks and another model than the paper's: compare gains, not levels.",
-        "Would more SFT do as well?",
-        *(against or ["That was not measured in this run."]),
-        _time(profile),
+        "Other tasks and another model than the paper's: compare directions, not levels.",
     ]
+    more_sft = ["Would more SFT do as well?", *(against or ["That was not measured in this run."])]
     finding, everything = _verdicts(profile)
-    return "\n".join([*_table(scores, rows, tasks), "", finding, "", " ".join(filter(None, note)), "", everything])
+    paragraphs = [finding, " ".join(filter(None, note)), " ".join(more_sft), _time(profile, seeds), everything]
+    return "\n\n".join(["\n".join(_table(scores, rows, tasks)), *paragraphs])
 
 
 def update(profile: Profile, readme: Path) -> None:
@@ -55,7 +56,7 @@ def update(profile: Profile, readme: Path) -> None:
         raise results.ResultsError(f"{readme}: no place for the table; put back the lines {BEGIN} and {END}")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n{section(profile)}\n{END}{after}", encoding="utf-8")
+    write_text(readme, f"{before}{BEGIN}\n{section(profile)}\n{END}{after}")
 
 
 def _table(scores: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]) -> Iterator[str]:
@@ -77,25 +78,28 @@ def _gain(scores: pd.DataFrame, model: str, other: str, tasks: Sequence[str]) ->
         return ""
 
 
-def _time(profile: Profile) -> str:
-    """How long the steps took, and where."""
+def _time(profile: Profile, seeds: Sequence[str]) -> str:
+    """What made the numbers, how long the steps took, and where."""
     minutes = sum(clock.expected_seconds(profile.name).values()) / 60
     return (
-        f"The steps of one seed take about {minutes:.0f} minutes on the machine of these results "
-        f"({clock.measured_on(profile.name)}), and starting their notebooks some more."
+        f"Made by `make reproduce PROFILE={profile.name} SEEDS={','.join(seeds)}`; the steps of one seed take about "
+        f"{minutes:.0f} minutes on the machine of these results ({clock.measured_on(profile.name)})."
     )
 
 
 def _verdicts(profile: Profile) -> tuple[str, str]:
-    """The verdict on the paper's main claim, and how all others came out."""
+    """The verdict on the paper's main claim, and how all others came out, those on its mathematics apart."""
     judged = records.read_verdicts(paths.results(profile.name) / "verdicts.csv").set_index("id")["verdict"]
+    exact = judged.index.isin([row.id for row in registry.load() if row.compute == "theory"])
+    theory, measured = judged[exact], judged[~exact]
     gain = (published.score("spin-3", "average") or 0.0) - (published.score("sft", "average") or 0.0)
     return (
         f"**In short:** in the paper SPIN gains {gain:.2f} points over SFT in four iterations. A gain of that size is "
-        f"{judged['average-final-size']} here; that there is any gain is {judged['average-final']}.",
-        f"Of the {len(judged)} tables, figures and claims of the paper, here: {verdict_page.tally(judged)}. "
-        f"One by one, with the reasons: [verdicts](results/{profile.name}/verdicts.md), "
-        f"[tables](results/{profile.name}/tables), [figures](figures/{profile.name}).",
+        f"{judged['average-final-size']} here; a gain of any size is {judged['average-final']}.",
+        f"Of the {len(measured)} measured claims, tables and figures: {verdict_page.tally(measured)}. Of {len(theory)} "
+        f"checks of the paper's mathematics: {verdict_page.tally(theory)}. One by one, with the reasons: "
+        f"[verdicts](results/{profile.name}/verdicts.md), [tables](results/{profile.name}/tables), "
+        f"[figures](figures/{profile.name}).",
     )
 
 

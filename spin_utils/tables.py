@@ -25,9 +25,9 @@ from spin_utils.table_text import DASH, Table, finish, minus, numbers, with_rang
 
 _TRANSFER = "Our tasks here are harder variants that nothing was trained on: they show whether a gain carries over."
 _GAINS = (
-    "Gain: difference of the averages on the same items (paired). Direction: has the gain the paper's sign; less than "
-    f"{DIRECTION_MARGIN} points counts as none. Size: is it within {SIZE_MARGIN} points of the paper's gain, or within "
-    "half of it where that is less."
+    "Gain: difference of the averages on the same items (paired). Direction: reproduced if the whole interval "
+    f"has the paper's sign, not reproduced if it lies wholly below a gain of {DIRECTION_MARGIN} points. Size: is it "
+    f"within {SIZE_MARGIN} points of the paper's gain, or within half of it where that is less."
 )
 
 
@@ -60,17 +60,24 @@ def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: Mapp
             theirs.append(cell["paper"] or DASH)
         lines += [(row, "ours", *ours), ("", "paper", *theirs)]
     notes = ["The paper prints examples and metrics; items are the sizes of the public test sets.", *_notes(columns)]
+    if "score" in set(tasks["metric"]):
+        notes.append("score: the answer is right or wrong, by the program that the task comes with.")
     header = ["", "", *_headings(columns)]
     return finish(1, "Benchmarks: examples in the prompt, metric, items", header, lines, cells, notes)
 
 
-def table3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0) -> Table:
-    """Table 3: SPIN against DPO, and DPO after SPIN. Arguments as in `table4`."""
+def table3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0, preferences: str = "samples") -> Table:
+    """Table 3: SPIN against DPO, and DPO after SPIN. Arguments as in `table4`; `preferences` is the source of DPO's."""
     rows = {"dpo": "sft", "sft": "", **_ITERATIONS, "spin-3-dpo": "spin-3"}
     averages = published.leaderboard()[["average_printed", "average_recomputed"]]
     last, gain = averages.loc["spin-3-dpo"], averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
+    graded = (
+        "DPO here learns from the models' own answers, which the tasks' graders call right or wrong: more supervision "
+        "than SPIN gets. "
+    )
     note = (
-        f"The paper's last row prints an average of {last['average_printed']:.2f} ({gain['average_printed']:+.2f}), "
+        f"{graded if preferences == 'samples' else ''}The paper's last row prints an average of "
+        f"{last['average_printed']:.2f} ({gain['average_printed']:+.2f}), "
         f"but its six cells average {last['average_recomputed']:.2f} ({gain['average_recomputed']:+.2f}): one of these "
         "numbers is wrong."
     )

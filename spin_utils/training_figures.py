@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -20,21 +20,24 @@ from spin_utils.figure_style import (
     say_why_empty,
     style,
 )
+from spin_utils.losses import link
 from spin_utils.results import label
+from spin_utils.settings import Loss
 
 ITERATIONS = ("spin-0", "spin-1", "spin-2", "spin-3")
 
 
-def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) -> Figure:
+def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS, *, loss: Loss = "logistic") -> Figure:
     """Loss, rewards and margin over the steps of all iterations, one after another.
 
-    Thin lines are training seeds, thick ones the running mean of their mean over a twentieth of an iteration.
-    Every iteration starts at loss log 2 and reward 0, because there the policy is its own opponent.
+    Thin lines are training seeds, thick ones the running mean of their mean over a tenth of an iteration.
+    Every iteration starts at loss l(0), log 2 for the logistic one, and reward 0: there the policy is its own opponent.
 
     Args:
         training: From `results.load_training`: `seed`, `model`, `step`, `loss`, `rewards_real`,
             `rewards_generated`, `margin`. Without `seed` and `model` it is one run, drawn alone.
         models: Models whose training is drawn, in order.
+        loss: The function l of the run.
     """
     if "model" not in training:
         models = ("",)
@@ -42,7 +45,7 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) 
     present = [model for model in models if model in set(training["model"])]
     with style():
         figure = new_figure(4.2)
-        loss, rewards, margin = panels = figure.subplots(3, 1, sharex=True)
+        losses, rewards, margin = panels = figure.subplots(3, 1, sharex=True)
         if not present:
             for axes in panels:
                 say_why_empty(axes, "no training records")
@@ -53,19 +56,19 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) 
             rows = training[training["model"] == model]
             end = start + float(rows["step"].max())
             tint = colour(model) if model else REAL
-            _curve(loss, rows, "loss", start, tint)
+            _curve(losses, rows, "loss", start, tint)
             _curve(rewards, rows, "rewards_real", start, REAL)
             _curve(rewards, rows, "rewards_generated", start, GENERATED, dashes="--")
             _curve(margin, rows, "margin", start, tint)
             word = "iter." if end - start > total / 8 else ""  # a short one has room for its number only
             name = label(model).replace("SPIN iteration", word).strip() if model else ""
-            loss.text((start + end) / 2, 1.02, name, transform=loss.get_xaxis_transform(), ha="center", fontsize=6.5)
+            losses.text(
+                (start + end) / 2, 1.02, name, transform=losses.get_xaxis_transform(), ha="center", fontsize=6.5
+            )
             for axes in panels:
                 axes.axvline(end, color=FAINT, lw=0.4, zorder=0)
             start = end
-        loss.axhline(np.log(2), color=FAINT, ls=":", lw=1)
-        place = loss.get_yaxis_transform()  # beside the panel, where no curve can lie under it
-        loss.annotate("log 2", (1, np.log(2)), (2, 0), place, "offset points", va="center", fontsize=6)
+        _mark_start(losses, loss)
         for axes in (rewards, margin):
             axes.axhline(0, color=FAINT, lw=0.6, zorder=0)
         rewards.margins(y=0.2)
@@ -80,13 +83,14 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS) 
     return figure
 
 
-def loss_curve(training: pd.DataFrame, title: str = "") -> Figure:
-    """Loss of one run by step, thin as logged and thick as a running mean over a twentieth of the run.
+def loss_curve(training: pd.DataFrame, title: str = "", *, loss: Loss = "logistic") -> Figure:
+    """Loss of one run by step, thin as logged and thick as a running mean over a tenth of the run.
 
     Args:
-        training: One run's metrics: `step`, `loss`; with `margin` it is a loss of pairs, which starts at log 2, and
+        training: One run's metrics: `step`, `loss`; with `margin` it is a loss of pairs, which starts at l(0), and
             without it that of SFT, in nats per response token.
         title: A few words above the axes.
+        loss: The function l of a run on pairs.
     """
     pairs = "margin" in training
     with style():
@@ -94,12 +98,11 @@ def loss_curve(training: pd.DataFrame, title: str = "") -> Figure:
         axes = figure.subplots()
         _curve(axes, training.assign(seed=0), "loss", 0, REAL)
         if pairs:
-            axes.axhline(np.log(2), color=FAINT, ls=":", lw=1)
-            axes.text(0.995, np.log(2), "log 2", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
+            _mark_start(axes, loss)
         axes.set_title(title)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss (nats)" if pairs else "loss (nats per token)")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=min(0, training["loss"].min()))  # l = 1 - t has no floor
     return figure
 
 
@@ -131,7 +134,7 @@ def _note(training: pd.DataFrame, models: Sequence[str], present: Sequence[str])
     seeds = training[training["model"].isin(list(present))]["seed"].nunique()
     missing = [label(model) for model in models if model not in present]
     sentences = [
-        f"Thin: {'the run' if seeds == 1 else f'{seeds} training seeds'}. Thick: running mean over a twentieth of an "
+        f"Thin: {'the run' if seeds == 1 else f'{seeds} training seeds'}. Thick: running mean over a tenth of an "
         f"iteration{'' if seeds == 1 else ', of the mean of the seeds'}.",
         footnotes.fewer_seeds(training, filter(None, present)),
         f"Not run: {'; '.join(missing)}." if missing else "",
@@ -139,10 +142,18 @@ def _note(training: pd.DataFrame, models: Sequence[str], present: Sequence[str])
     return " ".join(filter(None, sentences))
 
 
+def _mark_start(axes: Axes, loss: Loss) -> None:
+    """A dotted line at l(0), named beside the panel, where no curve can lie under it."""
+    start = float(link(torch.zeros(()), loss))
+    axes.axhline(start, color=FAINT, ls=":", lw=1)
+    name = "log 2" if loss == "logistic" else f"l(0) = {start:g}"
+    axes.annotate(name, (1, start), (2, 0), axes.get_yaxis_transform(), "offset points", va="center", fontsize=6)
+
+
 def _curve(axes: Axes, rows: pd.DataFrame, column: str, start: float, tint: str, *, dashes: str = "-") -> None:
     """Each seed thin, and the running mean of the mean over seeds thick."""
     by_seed = rows.pivot(index="step", columns="seed", values=column)
     for seed in by_seed:
         axes.plot(start + by_seed.index, by_seed[seed], color=tint, lw=0.4, alpha=0.45)
-    smooth = by_seed.mean(axis=1).rolling(max(1, len(by_seed) // 20), center=True, min_periods=1).mean()
+    smooth = by_seed.mean(axis=1).rolling(max(1, len(by_seed) // 10), center=True, min_periods=1).mean()
     axes.plot(start + smooth.index, smooth, color=tint, lw=1.3, ls=dashes)

@@ -1,9 +1,10 @@
 """A verdict for every row of the registry, from results alone.
 
 Verdicts are `reproduced`, `not reproduced` and `inconclusive` by the rule of `statistics.verdict`, `not run` where
-a measurement is missing, and `not judged` where there is nothing to measure. A table or figure is reproduced if all
-rows that belong to it are, and not reproduced if one of them is not. Beside each verdict stands what the paper's own
-numbers say: whether the claim holds for them, and whether the difference is beyond the noise of its test sets.
+a measurement is missing, and `not judged` where there is nothing to measure. A table or figure is not run if one of
+the rows that belong to it is not, else not reproduced if one of them is not, and reproduced if all are. Beside each
+verdict stands what the paper's own numbers say: whether the claim holds for them, and whether the difference is beyond
+the noise of its test sets.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pandas as pd
 
 from spin_utils import mt_bench_scores, published, theory
 from spin_utils.registry import Row, load
+from spin_utils.settings import Loss
 from spin_utils.statistics import Claim, Estimate, StatisticsError, paired_bootstrap, size_margin, verdict
 
 
@@ -56,6 +58,7 @@ def judge(
     generations: pd.DataFrame | None = None,
     heldout: pd.DataFrame | None = None,
     grades: pd.DataFrame | None = None,
+    loss: Loss = "logistic",
     rows: Sequence[Row] | None = None,
     seed: int = 0,
 ) -> list[Finding]:
@@ -71,6 +74,7 @@ def judge(
         generations: From `generations.measures`.
         heldout: From `generations.jsd_bounds`.
         grades: From `results.load_mt_bench`.
+        loss: The function l of the training records.
         rows: Registry rows; None: the registry of the package.
         seed: Seed of the bootstrap.
     """
@@ -91,7 +95,7 @@ def judge(
         elif row.compute == "times":
             findings[row.id] = _times(row, blank, times)
         elif row.compute == "training":
-            findings[row.id] = _training(row, blank, training)
+            findings[row.id] = _training(row, blank, training, loss)
         elif row.compute == "theory":
             error = float(getattr(theory, row.check)())
             status = "reproduced" if error < (row.tolerance or 0) else "not reproduced"
@@ -141,11 +145,12 @@ def _contrast(
         estimate = _estimate(row, source, table, stand_ins, seed)
     except StatisticsError as error:
         return [replace(finding, reason=str(error)), replace(size, reason=str(error))][: 1 + row.size]
-    if row.column == "jsd_bound" and table is not None:
-        bounds = table["jsd_bound"][table["model"].isin(list(row.contrast))]
-        if not bounds.any():
-            return [replace(finding, verdict="inconclusive", reason="both bounds are 0, and a bound of 0 says nothing")]
     judged = [_judged(finding, estimate, row.claim, row.margin, value)]
+    if row.column == "jsd_bound" and table is not None:
+        (before,) = (model for model, weight in row.contrast.items() if weight < 0)
+        if paired_bootstrap(table, {before: 1}, column=row.column, seed=seed).low <= 0:
+            reason = f"the bound of {before} is not above 0, so there is nothing that could fall"
+            judged = [replace(judged[0], verdict="inconclusive", reason=reason)]
     if row.size and paper:
         margin = size_margin(paper, row.size_margin)
         judged.append(_judged(size, estimate, "same_size", margin, paper))
@@ -205,8 +210,10 @@ def _seconds(times: pd.DataFrame | None, stage: str, iteration: int) -> pd.Serie
     return times[(times["stage"] == stage) & (times["iteration"] == iteration)].set_index("seed")["seconds"]
 
 
-def _training(row: Row, blank: Finding, training: pd.DataFrame | None) -> Finding:
+def _training(row: Row, blank: Finding, training: pd.DataFrame | None, loss: Loss) -> Finding:
     """Distance of the first logged loss of every SPIN run from log 2; only runs logged from step 1 count."""
+    if loss != "logistic":
+        return replace(blank, reason=f"the loss of this run is {loss}, which starts elsewhere")
     if training is None or training.empty:
         return replace(blank, verdict="not run", reason="no training records")
     first = training[training["model"].str.fullmatch(r"spin-\d+") & (training["step"] == 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from ipywidgets import IntSlider
+from matplotlib.figure import Figure
 
 from spin_utils import (
     artifacts,
@@ -98,6 +100,7 @@ def test_every_iterate_that_is_made_answers_the_prompt(home: Path) -> None:
     said = explore.ask(steps, explore.prompts(steps)[0])
     assert said["model"].tolist() == ["sft"]
     assert said["answer"].equals(explore.ask(steps, explore.prompts(steps)[0])["answer"]), "the most likely answer"
+    assert len(explore.ask(steps, "longer than the template allows " * 99)) == 1
 
 
 def test_a_table_shows_what_a_model_wrote_as_it_is() -> None:
@@ -175,15 +178,17 @@ def test_the_live_curve_is_redrawn_seconds_apart_and_once_at_the_end(monkeypatch
 def test_a_slow_screen_does_not_slow_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     screen, now = Screen(), [0.0]
 
-    def slow(rows: pd.DataFrame, title: str) -> str:
+    def slow(figure: Figure) -> str:
         now[0] += 2.0
-        return title
+        return "picture"
 
     monkeypatch.setattr(live_curve, "display", screen.display)
     monkeypatch.setattr(live_curve, "_picture", slow)
     add, _ = live_curve.open_curve("SPIN", clock=lambda: now[0])
-    while now[0] < 1000:
-        add({"step": 1, "loss": 0.7})
+    for step in itertools.count(1):
+        if now[0] >= 1000:
+            break
+        add({"step": step, "loss": 0.7})
         now[0] += 1.0
     assert 2.0 * len(screen.pictures) <= 1000 * live_curve.SHARE + 2.0
 

@@ -9,7 +9,7 @@ import pytest
 import synthetic_results as synthetic
 from matplotlib.figure import Figure
 
-from spin_utils import figure_style, figures, published, results, training_figures
+from spin_utils import drawing, figure_style, figures, published, results, training_figures
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
 
@@ -60,14 +60,18 @@ def test_figure_3_bars_are_the_papers_table_3(scores):
     assert widths == pytest.approx(expected)
 
 
-def test_figure_4_falls_back_to_iteration_0_for_its_own_last_epoch(scores):
+def test_figure_4_shows_iteration_0_at_its_own_last_epoch(scores):
     def drawn(table):
-        return draw("figure4", table).axes[4].lines[0].get_ydata()[2]
+        return draw("figure4", table).axes[4].lines[0].get_ydata()[1:]
 
-    without = scores[scores["model"] != "spin-0-epoch-2"]
+    without = scores[~scores["model"].str.startswith("spin-0-epoch")]
     mean = 100 * scores[scores["model"] == "spin-0"].groupby("task")["score"].mean().mean()
-    assert drawn(without) == pytest.approx(mean)
-    assert not np.isnan(drawn(scores))
+    for epochs in (1, 2, 5):
+        shown = drawn(drawing.with_last_epoch(without, epochs))
+        assert np.flatnonzero(~np.isnan(shown)).tolist() == [epochs - 1]
+        assert shown[epochs - 1] == pytest.approx(mean)
+    assert drawing.with_last_epoch(scores, 2) is scores, "an epoch of its own stays"
+    assert np.isnan(drawn(drawing.with_last_epoch(without, 6))).all(), "the paper's figure ends at 5"
 
 
 def test_figure_5_shows_the_printed_labels_of_the_paper(scores):
@@ -138,6 +142,11 @@ def test_a_model_has_one_colour_and_iterations_darken_in_grey():
     assert all(lighter - darker > 0.05 for lighter, darker in itertools.pairwise(greys))
 
 
+def test_every_model_that_a_profile_can_have_has_a_colour():
+    for model in ("spin-4", "spin-12", "spin-4-dpo", "spin-0-epoch-5", "spin-0-rows-14", "sft-more-3"):
+        assert figure_style.colour(model) in figure_style.COLOURS.values()
+
+
 def test_training_curves_start_at_log_2_and_go_through_all_iterations(root, tmp_path):
     training = results.load_training(root)
     figure = training_figures.training_curves(training)
@@ -146,6 +155,8 @@ def test_training_curves_start_at_log_2_and_go_through_all_iterations(root, tmp_
     assert starts == pytest.approx([np.log(2)] * 8)
     assert figure.axes[2].get_xlim()[1] == 4 * 60
     assert "Thin: 2 training seeds. Thick: running mean" in figure.get_supxlabel().replace("\n", " ")
+    assert "log 2" in texts(figure)
+    assert "l(0) = 1" in texts(training_figures.training_curves(training, loss="hinge"))
     assert "Not run" in texts(training_figures.training_curves(training[training["model"] != "spin-3"]))
     assert "no training records" in texts(training_figures.training_curves(training[:0]))
     figure_style.save(figure, tmp_path, "training")
@@ -157,6 +168,8 @@ def test_one_run_is_drawn_alone(root):
     assert figure.axes[0].get_xlim()[1] == 60
     assert figure.get_supxlabel().startswith("Thin: the run.")
     assert training_figures.loss_curve(run).axes[0].lines[0].get_ydata() == pytest.approx(run["loss"].to_numpy())
+    falling = training_figures.loss_curve(run.assign(loss=run["loss"] - 2), loss="correlation").axes[0]
+    assert falling.get_ylim()[0] == pytest.approx(run["loss"].min() - 2), "1 - t has no floor"
 
 
 def test_every_pair_is_counted_in_the_histogram_of_lengths():
