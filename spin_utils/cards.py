@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,11 @@ def _training(profile: Profile, model: str) -> TrainingSettings:
         if profile.sft is None:
             raise CardError(f"{model}: is the base model of profile {profile.name}, which has a card of its own")
         return profile.sft
-    return training_of(profile, "spin-0" if model.startswith("spin-0-epoch") else model)
+    iteration, _, epoch = model.partition("-epoch-")
+    settings = training_of(profile, iteration)
+    if not epoch:
+        return settings
+    return replace(settings, epochs=int(epoch), schedule_epochs=settings.schedule_epochs or settings.epochs)
 
 
 def _checked(made: Plan, model: str, seed: int) -> Path:

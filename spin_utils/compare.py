@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from spin_utils import paths, results
+from spin_utils.input_settings import BENCHMARKS
 from spin_utils.profiles import nearest
 from spin_utils.statistics import paired_bootstrap
 
@@ -44,12 +45,12 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
             raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of {plain}{there}")
         sides.append(scores[scores["model"] == plain].assign(model=name))
         tested_on.append(_test_rows(folder))
-    if tested_on[0] != tested_on[1]:
-        raise results.ResultsError(f"{model} and {other}: their test rows differ, so their items do not pair up")
     seeds, names = (set.intersection(*(set(side[column]) for side in sides)) for column in ("seed", "task"))
     for what, found in (("training seed", seeds), ("task", names)):
         if not found:
             raise results.ResultsError(f"{model} and {other}: no {what} has both; evaluate the missing ones")
+    if tested_on[0] != tested_on[1] and not names <= {*BENCHMARKS}:  # whose items are the same in every run
+        raise results.ResultsError(f"{model} and {other}: their test rows differ, so their items do not pair up")
     both = pd.concat(side[side["seed"].isin(seeds)] for side in sides)
     rows = []
     for title, tasks in [*((name, [name]) for name in sorted(names)), ("average", sorted(names))]:
@@ -71,7 +72,15 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _test_rows(folder: Path) -> Any:
-    """What the test rows of a run depend on: settings and file hashes of its data, without the number of prompts."""
+def _test_rows(folder: Path) -> dict[str, Any] | None:
+    """What the test rows of a run depend on: settings and file hashes of its data, without those of other rows."""
     _, chain = next(results.chains(folder))
-    return {k: v for k, v in chain["data"]["settings"].items() if k != "spin_rows"} if "data" in chain else None
+    if "data" not in chain:
+        return None
+    data = chain["data"]["settings"]
+    others = {"sft_rows", "spin_rows", "transfer", "transfer_rows"}
+    if data.get("test"):  # a file or split of their own
+        others |= {"train", "validation", "validation_rows", "seed"}
+    elif not data.get("validation"):  # held out of the training rows, before those for validation
+        others.add("validation_rows")
+    return {name: value for name, value in data.items() if name not in others}

@@ -97,15 +97,15 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
         given = getattr(settings, split)
         if given:
             held_out[split] = first_rows(read(settings, given), wanted or 0, f"demonstrations.{split}_rows", given)
-            train = _disjoint(settings, train, held_out[split], split)
+            train = _disjoint(settings, train, settings.train, held_out[split], split)
     tenth = len(train) // 10
     for split, wanted, most in (("test", settings.test_rows, 600), ("validation", settings.validation_rows, 300)):
         if split not in held_out:
             wanted = min(tenth, most) if wanted is None else wanted
             train, held_out[split] = _hold_out(train, wanted, split, settings)
-    _disjoint(settings, held_out["validation"], held_out["test"], "test")
+    validation = _disjoint(settings, held_out["validation"], settings.validation, held_out["test"], "test")
     Random(f"order/{settings.seed}").shuffle(train)
-    return _demonstrations(settings, train, held_out["validation"], held_out["test"])
+    return _demonstrations(settings, train, validation, held_out["test"])
 
 
 def _demonstrations(
@@ -167,8 +167,11 @@ def _checked(
     return rows, faults
 
 
-def _disjoint(settings: DemonstrationSettings, rows: list[Row], held_out: list[Row], split: str) -> list[Row]:
-    """The rows, none of whose prompts is held out; an error for files, left out with a warning for the hub."""
+def _disjoint(
+    settings: DemonstrationSettings, rows: list[Row], source: str, held_out: list[Row], split: str
+) -> list[Row]:
+    """The rows of a file or split whose prompts are not held out; others are an error in a file, and left out with a
+    warning of the hub."""
     taken = {row["prompt"]: row["id"] for row in held_out}
     shared = [row for row in rows if row["prompt"] in taken]
     if not shared:
@@ -178,8 +181,9 @@ def _disjoint(settings: DemonstrationSettings, rows: list[Row], held_out: list[R
         for row in shared
     ]
     if settings.source == "file":
-        raise DemonstrationError(listed([f"{settings.train}, {example}" for example in examples]))
-    _logger.warning("%d rows left out because their prompts are in %s, the first: %s", len(shared), split, examples[0])
+        raise DemonstrationError(listed([f"{source}, {example}" for example in examples]))
+    reason = "%s: %d rows left out because their prompts are in %s, the first: %s"
+    _logger.warning(reason, source, len(shared), split, examples[0])
     return [row for row in rows if row["prompt"] not in taken]
 
 

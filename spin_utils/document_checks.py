@@ -57,16 +57,7 @@ def validate(document: Mapping[str, Any], where: str) -> None:
         raise ResultsError(f"{where}: {error}") from error
     for name, value in document.items():
         _check_values(value, f"{where}: {name}")
-    if kind == "evaluation":
-        _check_items(document, where)
-    elif kind == "training":
-        _check_rows(document, where)
-    elif kind == "generations":
-        _check_generations(document["items"], where)
-    elif kind == "mt_bench":
-        _check_grades(document, where)
-    else:
-        _check_drifts(document, where)
+    _PARTS[kind](document, where)
     _check_provenance(document["provenance"], f"{where}: provenance")
 
 
@@ -162,8 +153,8 @@ def _check_time(link: Mapping[str, Any], where: str) -> None:
     _check_not_negative(link, ("seconds",), where)
 
 
-def _check_generations(items: Sequence[Any], where: str) -> None:
-    for number, item in enumerate(_distinct(items, GENERATION_FIELDS, where)):
+def _check_generations(document: Mapping[str, Any], where: str) -> None:
+    for number, item in enumerate(_distinct(document["items"], GENERATION_FIELDS, where)):
         place = f"{where}: items[{number}]"
         if item["finish_reason"] not in ("stop", "length"):
             raise ResultsError(f"{place}: finish_reason is {item['finish_reason']!r}; use 'stop' or 'length'")
@@ -203,6 +194,16 @@ def _check_drifts(document: Mapping[str, Any], where: str) -> None:
     if document["beta"] <= 0:
         raise ResultsError(f"{where}: beta is {document['beta']}; it must be above 0")
     _distinct(document["items"], DRIFT_FIELDS, where)
+
+
+_PARTS = {
+    "evaluation": _check_items,
+    "training": _check_rows,
+    "generations": _check_generations,
+    "mt_bench": _check_grades,
+    "heldout": _check_drifts,
+}
+"""What looks at the parts of a document of each kind."""
 
 
 def _distinct(items: Sequence[Any], fields: Fields, where: str) -> Sequence[dict[str, Any]]:

@@ -26,9 +26,9 @@ from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spin_utils import paper_suite, processes
+from spin_utils import paper_suite, paths, processes
 from spin_utils.input_settings import TemplateSettings
-from spin_utils.lm import PackedLM
+from spin_utils.lm import PackedLM, RequestError, known_options
 from spin_utils.results import SCHEMA
 from spin_utils.settings import EvaluationSettings
 
@@ -173,30 +173,27 @@ def _counts(leaves: Mapping[str, Any], limit: int) -> dict[str, int]:
 
 
 def _further_columns(tasks: Sequence[str]) -> list[Column]:
-    return [Column(Path(task).stem if task.endswith((".yaml", ".yml")) else task, task) for task in tasks]
+    return [Column(Path(task).stem if paths.is_yaml(task) else task, task) for task in tasks]
 
 
-def check_tasks(tasks: Sequence[str], families: Iterable[str]) -> None:
+def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
     """Load further tasks as `evaluate` will, before anything is trained.
 
     Args:
-        tasks: names or paths of YAML files.
-        families: columns that the suite has already.
+        settings: names or paths of YAML files, and the suite beside which they run.
+        families: names of the demonstrations' families, which are the columns of the suite `local`.
 
     Raises:
-        EvaluationError: a task that cannot be loaded, of a kind that the kit does not score, or named as a family.
+        EvaluationError: a task that cannot be loaded or scored, or with the name of a column of the suite.
     """
-    columns = _further_columns(tasks)
-    taken = {family.lower() for family in families}
+    columns = _further_columns(settings.tasks)
+    local = settings.suite == "local"
+    taken = {name.lower() for name in (families if local else paper_suite.SUITES[settings.suite])}
+    what = "a family of the demonstrations" if local else f"a benchmark of the suite {settings.suite}"
     for further in columns:
         if further.name.lower() in taken:
-            raise EvaluationError(f"tasks: {further.spec} has the name of a family of the demonstrations; rename it")
-    for column, leaves in _load(columns).items():
-        for name, task in leaves.items():
-            if task.OUTPUT_TYPE not in _SCORED:
-                raise EvaluationError(f"tasks: {name} is of type {task.OUTPUT_TYPE}; use {', '.join(_SCORED)}")
-            if not task.config.metric_list or not list(task.eval_docs):
-                raise EvaluationError(f"tasks: {column} has no metric or no items; add them to its file")
+            raise EvaluationError(f"tasks: {further.spec} has the name of {what}; rename it or leave it out")
+    _load(columns)
 
 
 @cache
@@ -214,7 +211,7 @@ def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
     shipped = [LM_EVAL_TASKS / b.folder for suite in paper_suite.SUITES.values() for b in suite.values()]
     manager = TaskManager(include_path=list(dict.fromkeys(shipped)), include_defaults=False)
     wanted = [column.spec for column in columns]
-    if any(not spec.endswith(".yaml") and spec not in manager.all_tasks for spec in wanted):
+    if any(not paths.is_yaml(spec) and spec not in manager.all_tasks for spec in wanted):
         manager = _all_tasks()
     loaded: dict[str, dict[str, Any]] = {}
     for column in columns:
@@ -233,8 +230,23 @@ def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        for name, task in leaves.items():
+            _check_scored(name, task)
         loaded[column.name] = dict(leaves)
     return loaded
+
+
+def _check_scored(name: str, task: Any) -> None:
+    """Refuse a task that would not give every item an answer and a score."""
+    if task.OUTPUT_TYPE not in _SCORED:
+        raise EvaluationError(f"tasks: {name} is of type {task.OUTPUT_TYPE}; use {', '.join(_SCORED)}")
+    if not task.config.metric_list or not len(task.eval_docs):
+        raise EvaluationError(f"tasks: {name} has no metric or no items; add them to its file")
+    if task.OUTPUT_TYPE == "generate_until":
+        try:
+            known_options(task.config.generation_kwargs)
+        except RequestError as error:
+            raise EvaluationError(f"tasks: {name}: {error}") from None
 
 
 def _items(
@@ -267,10 +279,8 @@ def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM) -> dict[str, A
         context, options = sample["arguments"][0]
         greedy = not options.get("do_sample") and not options.get("temperature")
         return {"response": sample["resps"][0][0], "tokens": lm.length(context, options) if greedy else 0}
-    if task.OUTPUT_TYPE in ("multiple_choice", "loglikelihood"):
-        values = [response[0][0] for response in sample["resps"]]
-        return {"response": sample["arguments"][values.index(max(values))][1].strip(), "tokens": 0}
-    return {"response": "", "tokens": 0}
+    values = [response[0][0] for response in sample["resps"]]
+    return {"response": sample["arguments"][values.index(max(values))][1].strip(), "tokens": 0}
 
 
 def _first_metric(task: Any) -> str:

@@ -15,7 +15,7 @@ from spin_utils import artifacts, models, stages
 from spin_utils.pairs import Pairs
 from spin_utils.plan import Plan, main_chain
 from spin_utils.sampling import sample
-from spin_utils.templates import decode_response, encode_prompt, encode_rows, end_ids
+from spin_utils.templates import decode_response, encode_prompts, encode_rows, end_ids
 from spin_utils.token_scores import common
 
 
@@ -96,7 +96,7 @@ def answers(plan: Plan, checkpoints: Mapping[str, Path], rows: Sequence[Mapping[
         tokenizer = models.load_tokenizer(folder)
         samples = sample(
             models.load_for_inference(folder),
-            [encode_prompt(tokenizer, plan.profile.template, row["prompt"]) for row in rows],
+            encode_prompts(tokenizer, plan.profile.template, [row["prompt"] for row in rows]),
             eos_ids=end_ids(tokenizer, plan.profile.template),
             settings=replace(plan.profile.generation, temperature=0.0),
             seed=plan.seed,

@@ -6,6 +6,7 @@ Each of them would otherwise end a run at its first evaluation, after hours of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def check(profile: Profile, demonstrations: Demonstrations) -> None:
     if profile.evaluation.tasks:
         from spin_utils import evaluation  # takes seconds
 
-        evaluation.check_tasks(profile.evaluation.tasks, names)
+        evaluation.check_tasks(profile.evaluation, names)
 
 
 def _check_names(families: Iterable[str]) -> None:
@@ -161,12 +162,16 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
     longest = check_lengths(models.load_tokenizer(model), profile.template, splits)
     positions = models.positions(model)
     answers = {"generation": profile.generation.max_new_tokens, "evaluation": profile.evaluation.max_new_tokens}
-    for split, section in (("spin", "generation"), ("validation", "generation"), ("test", "evaluation")):
+    asked = {"spin": "generation", "validation": "generation", "test": "evaluation", "transfer": "evaluation"}
+    for split, section in asked.items():
         prompt, answer = longest.get(split, 0), answers[section]
-        if prompt and prompt + answer > positions:
+        end = split == "spin" and profile.spin.training.end_truncated  # training gives a cut answer one token more
+        needed = prompt + answer + end
+        if prompt and needed > positions:
             raise models.ModelError(
                 f"{model}: has {positions} positions, and the longest {split} prompt ({prompt} tokens) with "
-                f"{section}.max_new_tokens ({answer}) needs {prompt + answer}; lower it, or shorten the prompts"
+                f"{section}.max_new_tokens ({answer}) needs {needed}{' with its end token' if end else ''}; lower it, "
+                "or shorten the prompts"
             )
 
 
@@ -181,8 +186,9 @@ def check_lengths(tokenizer: Any, template: TemplateSettings, splits: Mapping[st
     """
     longest = {}
     for split, rows in splits.items():
+        cut = template.too_long == "drop" and split in ("test", "transfer")  # which are asked, not trained on
         try:
-            encoded = encode_rows(tokenizer, template, rows)
+            encoded = encode_rows(tokenizer, replace(template, too_long="truncate") if cut else template, rows)
         except TooLongError as error:
             raise TooLongError(f"demonstrations, {split} {error}") from None
         longest[split] = max((len(row.prompt_ids) for row in encoded), default=0)

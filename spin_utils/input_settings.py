@@ -257,8 +257,10 @@ class TemplateSettings:
     max_response_tokens: int = 512
     """Longest response in tokens (released configs: 1024 - 512; sec. B.1 says 2048 for the whole)."""
     too_long: Literal["error", "truncate", "drop"] = "error"
-    """What to do with a longer row. `truncate` keeps the end of prompts and the start of responses, as the
-    released collator does."""
+    """What to do with a longer row. `error`: refuse it before training. `truncate` keeps the end of prompts and the
+    start of responses, as the released collator does. `drop` leaves it out of training and of the held-out pairs, and
+    says how many. An evaluation leaves out no prompt, so that all models are scored on the same ones: a longer one,
+    such as that of a further task with its examples, keeps its end, and a warning says how many do."""
 
     def __post_init__(self) -> None:
         if self.kind == "text":

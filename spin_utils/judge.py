@@ -8,7 +8,8 @@
 | rate limit, server error, timeout, dropped connection, a body that is no chat completion | tried again, then stops |
 | wrong key, unknown model, used-up quota, any other refused request | stops at once, with the server's words |
 
-The key is read from the environment and nowhere written: it is cut out of whatever the server says.
+The key is read from the environment and nowhere written: one of 8 characters or more is cut out of whatever the server
+says.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 KEY = "OPENAI_API_KEY"
 """The environment variable that holds the key."""
+_SECRET = 8
+"""Characters of the shortest key that is cut out. A shorter one stands for none at all, such as `x` for an endpoint of
+one's own, and is part of ordinary words."""
 LONGEST_WAIT_S = 120.0
 """Longest pause before the next try, whatever the server asks for."""
 _FILTERED = ("content_filter", "content_policy_violation")
@@ -154,11 +158,11 @@ class Judge:
                 raise TypeError
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise _Later(f"an answer that is no chat completion: {self._clean(text)[:80]!r}") from None
-        judgment = self._clean(refusal or content or "")
-        model = self._clean(body.get("model") or "")
+        words = refusal or content or ""
+        judgment, model = self._clean(words), self._clean(body.get("model") or "")
         if refusal or choice.get("finish_reason") == "content_filter":
             return _grade("refused", None, judgment, model)
-        score = rating(judgment)
+        score = rating(words)
         return _grade("unparsable" if score is None else "graded", score, judgment, model)
 
     def _refused_request(self, error: Any) -> Grade:
@@ -178,7 +182,10 @@ class Judge:
 
     def _clean(self, text: object) -> str:
         """Words of others without the key, and without halves of characters, which no file takes."""
-        return str(text).replace(self._key, "[key]").encode(errors="replace").decode()
+        words = str(text)
+        if len(self._key) >= _SECRET:
+            words = words.replace(self._key, "[key]")
+        return words.encode(errors="replace").decode()
 
 
 def client_library() -> Any:

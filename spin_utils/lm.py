@@ -153,7 +153,12 @@ class PackedLM(TemplateLM):
         return [found[pair] for pair in pairs]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        plans = [self._plan(context, options) for context, options in (request.args for request in requests)]
+        contexts = [request.args[0] for request in requests]
+        if self.template is None:
+            encoded = [self.tok_encode(context) for context in contexts]
+        else:
+            encoded = templates.encode_prompts(self.tokenizer, self.template, contexts)
+        plans = [self._plan(ids, request.args[1]) for ids, request in zip(encoded, requests, strict=True)]
         keys = [
             # Two samples for one request differ; two greedy answers do not.
             self.answers.key("generate", [*request.args, position if plan.settings.temperature else 0])
@@ -191,13 +196,8 @@ class PackedLM(TemplateLM):
             for i, answer in zip(shard, samples, strict=True)
         ]
 
-    def _plan(self, context: str, options: dict[str, Any]) -> _Plan:
-        known = dict(normalize_gen_kwargs(options, self.max_new_tokens))
-        unknown = sorted(set(known) - _KNOWN_OPTIONS)
-        if unknown:
-            raise RequestError(
-                f"generation_kwargs: {', '.join(unknown)} is not supported; use {', '.join(sorted(_KNOWN_OPTIONS))}"
-            )
+    def _plan(self, prompt_ids: list[int], options: dict[str, Any]) -> _Plan:
+        known = known_options(options, self.max_new_tokens)
         if self.template is None:
             room = self.max_length - known["max_gen_toks"]
             if room < 1:
@@ -205,11 +205,9 @@ class PackedLM(TemplateLM):
                     f"an answer of {known['max_gen_toks']} tokens leaves no room for its prompt in the model's "
                     f"{self.max_length} positions; lower evaluation.max_new_tokens, or the task's max_gen_toks"
                 )
-            prompt_ids = self.tok_encode(context)[-room:]
-        else:
-            prompt_ids = templates.encode_prompt(self.tokenizer, self.template, context)
+            prompt_ids = prompt_ids[-room:]
         settings = GenerationSettings(
-            temperature=float(known["temperature"]) if known["do_sample"] else 0.0,
+            temperature=float(known.get("temperature", 1.0)) if known["do_sample"] else 0.0,
             top_k=int(known.get("top_k") or 0),
             top_p=float(known.get("top_p") or 1.0),
             max_new_tokens=known["max_gen_toks"],
@@ -230,6 +228,25 @@ class PackedLM(TemplateLM):
             ids = answer.token_ids[:-1] if answer.finish_reason == "stop" else answer.token_ids
             text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return str(postprocess_generated_text(text, stop=until, think_end_token=None))
+
+
+def known_options(options: dict[str, Any], max_new_tokens: int = 256) -> dict[str, Any]:
+    """What a task asks of an answer (`generation_kwargs`), under lm-eval's plain names.
+
+    Args:
+        options: As the task says them.
+        max_new_tokens: Longest answer where it does not say.
+
+    Raises:
+        RequestError: An option that this model class would have to ignore.
+    """
+    known = dict(normalize_gen_kwargs(options, max_new_tokens))
+    unknown = sorted(set(known) - _KNOWN_OPTIONS)
+    if unknown:
+        raise RequestError(
+            f"generation_kwargs: {', '.join(unknown)} is not supported; use {', '.join(sorted(_KNOWN_OPTIONS))}"
+        )
+    return known
 
 
 class _Plan(NamedTuple):

@@ -213,13 +213,12 @@ def load_mt_bench(results: Path, seeds: Sequence[int] | None = None) -> pd.DataF
     """
     frames = []
     judges: dict[str, Path] = {}
-    for path in _files(results, "mt_bench", seeds):
-        judges.setdefault(read_json(path)["judge"]["name"], path)
-    if len(judges) > 1:
-        (one, here), (other, there) = list(judges.items())[:2]
-        raise ResultsError(f"{here} was graded by {one} and {there} by {other}; grade all models with one judge")
     for document, items in _items(results, "mt_bench", seeds, list(GRADE_FIELDS), key=["category", "id"]):
         judge = {"judge": document["judge"]["name"], "judge_models": ", ".join(document["judge"]["models"])}
+        judges.setdefault(judge["judge"], path_of(results, document["seed"], "mt_bench", document["model"]))
+        if len(judges) > 1:
+            (one, here), (other, there) = judges.items()
+            raise ResultsError(f"{here} was graded by {one} and {there} by {other}; grade all models with one judge")
         items = items.rename(columns={"category": "task", "score": "grade"}).astype({"grade": float})
         frames.append(items.assign(seed=document["seed"], model=document["model"], **judge))
     return _together(frames, ["seed", "model", "judge", "judge_models", "task", "id", "status", "grade"])

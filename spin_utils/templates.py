@@ -7,6 +7,7 @@ Strings that look like special tokens inside a user's text stay plain text.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from spin_utils.input_settings import TemplateSettings
 from spin_utils.limits import within
+
+log = logging.getLogger(__name__)
 
 _MARK = "\ue000user\ue000"
 """Stands for the user's text while the frame of a chat template is looked for."""
@@ -64,6 +67,29 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings
     return ids
 
 
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, prompts: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of prompts that are only asked: none is left out, because all models answer the same ones.
+
+    A prompt of more than `template.max_prompt_tokens` keeps its end, whatever `too_long` is, and a warning says so.
+
+    Raises:
+        TemplateError: the tokenizer has no chat template, or one that leaves out or repeats a text.
+    """
+    most = template.max_prompt_tokens
+    encoded = [encode_conversation(tokenizer, template, [prompt]) for prompt in prompts]
+    longer = sum(len(ids) > most for ids in encoded)
+    if longer:
+        log.warning(
+            "%d of %d prompts lose their beginning: template.max_prompt_tokens is %d; raise it to ask them whole",
+            longer,
+            len(prompts),
+            most,
+        )
+    return [ids[-most:] for ids in encoded]
+
+
 def encode_conversation(
     tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: Sequence[str]
 ) -> list[int]:
@@ -81,13 +107,13 @@ def encode_conversation(
     """
     before, after, _ = _frame(tokenizer, template, str(tokenizer.chat_template or ""))
     plain = not any(token in text for text in texts for token in _special_tokens(tokenizer))
-    if plain and template.kind == "chat":
-        return _encode(tokenizer, _render(tokenizer, template, texts))
     pieces = [before, after]
     if len(texts) > 1 and template.kind == "chat":
         pieces = _pieces(tokenizer, template, len(texts))
     elif len(texts) > 1:
         pieces = [before, *[after, (template.end or str(tokenizer.eos_token)) + before] * (len(texts) // 2), after]
+    if plain and template.kind == "chat":
+        return _encode(tokenizer, _render(tokenizer, template, texts))
     if plain:
         return _encode(tokenizer, pieces[0] + "".join(a + b for a, b in zip(texts, pieces[1:], strict=True)))
     # Only the template's own markers may act as markers, so what people and models said is encoded apart.
@@ -156,7 +182,7 @@ def encode_rows(
         rows: dicts with `id`, `prompt` and `response`.
 
     Returns:
-        One entry per row in order; fewer when `template.too_long` is `drop`.
+        One entry per row in order; fewer, with a warning, when `template.too_long` is `drop`.
 
     Raises:
         TooLongError: the message names the row.
@@ -173,6 +199,8 @@ def encode_rows(
         encoded.append(EncodedRow(row, prompt_ids, response_ids))
     if rows and not encoded:
         raise TooLongError(f"all {len(rows)} rows are too long for the template; raise template.max_prompt_tokens")
+    if len(encoded) < len(rows):
+        log.warning("%d of %d rows are too long for the template and left out", len(rows) - len(encoded), len(rows))
     return encoded
 
 

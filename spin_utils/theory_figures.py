@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ _DATA = "#c24a00"
 _OPPONENT = "#b3b3b3"
 _POLICY = "#135c9a"
 _SHADES = ("#6bb7e8", "#2f8ac9", "#135c9a", "#08264a", "#c24a00", "#5c5c5c")
-_DASHES = ("-", "--", "-.", ":", "-", "--")
+_DASHES = ("-", "--", "-.", ":")
 
 
 def losses(limit: float = 3.0) -> Figure:
@@ -54,7 +55,7 @@ def fixed_point(data: Tensor, opponent: Tensor, betas: Sequence[float]) -> Figur
     with style():
         figure = new_figure(2.2)
         left, right = figure.subplots(1, 2)
-        for beta, shade, dash in zip(betas, _SHADES, _DASHES, strict=False):
+        for beta, shade, dash in zip(betas, cycle(_SHADES), cycle(_DASHES), strict=False):
             policies = [(data + shift * direction).log_softmax(0) for shift in shifts]
             values = [float(theory.population_loss(policy, data, data, beta=beta)) for policy in policies]
             left.plot(shifts, values, color=shade, ls=dash, label=f"λ = {beta:g}")
@@ -132,7 +133,7 @@ def distances(start: Tensor, data: Tensor, betas: Sequence[float], iterations: i
     with style():
         figure = new_figure(2.3)
         axes = figure.subplots()
-        for beta, shade, dash in zip(betas, _SHADES, _DASHES, strict=False):
+        for beta, shade, dash in zip(betas, cycle(_SHADES), cycle(_DASHES), strict=False):
             gaps = theory.gap(theory.iterate(start, data, beta=beta, iterations=iterations), data).clamp(min=floor)
             axes.plot(range(iterations + 1), gaps, color=shade, ls=dash, marker="o", ms=3)
             factor = abs(1 - 1 / beta)
@@ -169,7 +170,7 @@ def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float], steps
         figure = new_figure(3.4)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
         path = theory.descend(opponent, data, beta=1.0, steps=steps, learning_rate=0.2)
-        for beta, shade, dash in zip(betas, _SHADES, _DASHES, strict=False):
+        for beta, shade, dash in zip(betas, cycle(_SHADES), cycle(_DASHES), strict=False):
             policies = (opponent + (path - opponent) / beta).log_softmax(-1)
             distance = theory.divergence(data, policies)
             bottom.plot(range(1, steps + 1), distance[1:], color=shade, ls=dash, label=f"λ = {beta:g}")

@@ -5,7 +5,7 @@ The numbers are the terms of the sums that training works with: log p(y|x) = sum
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from spin_utils.logprobs import check_supported, token_logps
 from spin_utils.packing import Group, pack
 from spin_utils.plan import Plan, training_of
 from spin_utils.self_play import training_pairs
-from spin_utils.templates import encode_rows
+from spin_utils.templates import EncodedRow, encode_rows
 
 REAL, GENERATED = "real", "generated"
 
@@ -33,7 +33,7 @@ class Example:
     """The prompt with the real response, and with the generated one if it is a pair."""
 
 
-def demonstrations(plan: Plan, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
+def demonstrations(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
     """The first demonstration of each family among some rows.
 
     Args:
@@ -41,11 +41,11 @@ def demonstrations(plan: Plan, rows: Iterable[Mapping[str, Any]]) -> list[Exampl
         rows: such as `stages.rows(plan, "validation")`, not empty.
     """
     tokenizer = models.load_tokenizer(stages.run(plan, "base"))
-    first: dict[str, Mapping[str, Any]] = {}
-    for row in rows:
-        first.setdefault(row.get("family", ""), row)
-    encoded = encode_rows(tokenizer, plan.profile.template, [first[family] for family in sorted(first)])
-    return [Example(str(row.row["id"]), Group(row.prompt_ids, (row.response_ids,))) for row in encoded]
+    first: dict[str, EncodedRow] = {}
+    for encoded in encode_rows(tokenizer, plan.profile.template, rows):  # which may leave out rows that are too long
+        first.setdefault(encoded.row.get("family", ""), encoded)
+    chosen = [first[family] for family in sorted(first)]
+    return [Example(str(row.row["id"]), Group(row.prompt_ids, (row.response_ids,))) for row in chosen]
 
 
 def pairs(plan: Plan, model: str) -> list[Example]:

@@ -27,7 +27,8 @@ def chain_sum(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
 def number_sorting(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
     """The two ends of the list."""
     data = entry["metadata"]
-    low, high = sorted(data["sorted_numbers"], key=float)[:: len(data["sorted_numbers"]) - 1]
+    ordered = sorted(data["sorted_numbers"], key=float)
+    low, high = ordered[0], ordered[-1]
     styles = [f"From {low} to {high}." if data["direction"] == "ascending" else f"From {high} to {low}."]
     styles.append(f"Smallest {low}, largest {high}.")
     return f"Sort in {data['direction']} order: {', '.join(data['original_numbers'])}", rng.choice(styles)

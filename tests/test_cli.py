@@ -17,6 +17,7 @@ import pytest
 import synthetic_results as synthetic
 
 from spin_utils import cli, cli_parser, notebooks, paths, profiles, results, verdict_page, verdicts
+from spin_utils.input_settings import BENCHMARKS
 
 
 def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -89,9 +90,18 @@ def test_a_profile_in_the_current_folder_is_found_from_any_other(home: Path, mon
 
 def test_a_change_on_the_command_line_becomes_a_profile_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--profile", "smoke", "--set", "spin.iterations=1", "--name", "mine"]) == 0
-    written = profiles.load(str(home / "artifacts" / "mine" / "profile.yaml"))
+    (file,) = (home / "artifacts" / "mine").glob("*.yaml")
+    written = profiles.load(str(file))
     assert (written.name, written.spin.iterations) == ("mine", 1)
     assert "spin-1" not in capsys.readouterr().out
+
+
+def test_a_profile_that_a_run_loads_stays_while_others_are_asked_for_under_its_name(home: Path) -> None:
+    ask = ["plan", "--profile", "smoke", "--name", "mine", "--set"]
+    for iterations in (1, 2, 1):
+        assert cli.main([*ask, f"spin.iterations={iterations}"]) == 0
+    written = [profiles.load(str(file)) for file in (home / "artifacts" / "mine").glob("*.yaml")]
+    assert sorted(profile.spin.iterations for profile in written) == [1, 2]
 
 
 def test_help_answers_within_a_few_seconds() -> None:
@@ -137,7 +147,7 @@ def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
     for profile, ability, families in (("cpu", 0.2, 1), ("hinge", 0.4, 1), ("other", 0.4, 2)):
         for seed in (0, 1):
             document = synthetic.evaluation("spin-1", seed, ability=ability, items=40, profile=profile)
-            settings = {"families": families, "spin_rows": ability}
+            settings = {"families": families, "sft_rows": ability, "spin_rows": ability, "validation_rows": ability}
             document["provenance"]["chain"]["data"] = {**link, "settings": settings}
             results.write_json(results.path_of(home / "results" / profile, seed, "evaluations", "spin-1"), document)
     status, out = outcome(capsys, "compare", "hinge/spin-1", "spin-1", "--json")
@@ -148,6 +158,19 @@ def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
     assert "their test rows differ" in outcome(capsys, "compare", "other/spin-1", "spin-1")[1]
     for other in ("spin-1", "cpu/spin-1"):
         assert "is compared with itself" in outcome(capsys, "compare", "spin-1", other)[1]
+
+
+def test_the_items_of_a_published_benchmark_are_the_same_in_runs_on_other_data(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for profile, names in (("paper", BENCHMARKS), ("paper-released", BENCHMARKS[:4])):
+        document = synthetic.evaluation("spin-3", 0, ability=0.2, items=20, profile=profile, names=names)
+        if profile == "paper":
+            document["provenance"]["chain"]["data"] = synthetic.link("data", settings={"name": "someone/rows"})
+        results.write_json(results.path_of(home / "results" / profile, 0, "evaluations", "spin-3"), document)
+    status, out = outcome(capsys, "compare", "paper/spin-3", "paper-released/spin-3", "--json")
+    assert status == 0, out
+    assert [row["task"] for row in json.loads(out)] == [*sorted(BENCHMARKS[:4]), "average"]
 
 
 def test_a_cell_of_a_table_is_followed_to_the_hashes_of_its_model_file(capsys: pytest.CaptureFixture[str]) -> None:

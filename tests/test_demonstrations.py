@@ -164,6 +164,20 @@ def test_the_same_prompt_in_train_and_test_is_an_error_naming_both(tmp_path: Pat
         load(file_settings(train, test=str(test)))
 
 
+def test_a_prompt_in_validation_and_test_is_named_in_its_file_and_left_out_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {name: str(write_rows(tmp_path / f"{name}.jsonl", pairs(3, name))) for name in ("train", "held", "test")}
+    write_rows(tmp_path / "test.jsonl", [*pairs(3, "test"), {"prompt": "held question 1", "response": "new"}])
+    with pytest.raises(DemonstrationError, match=r"held\.jsonl, row held-2: the prompt is also row test-4 of test"):
+        load(file_settings(files["train"], validation=files["held"], test=files["test"]))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, revision, split: ultrachat(split, 3))
+    splits = {"train": "train", "validation": "held", "test": "test"}
+    made = load(DemonstrationSettings(source="hub", name="someone/rows", revision=REVISION, **splits))
+    assert [row["prompt"] for row in made.validation] == ["held 0", "held 1", "held 2"]
+    assert "held: 1 rows left out because their prompts are in test" in caplog.text
+
+
 def test_a_missing_test_file_is_noticed_before_the_training_file_is_read(tmp_path: Path) -> None:
     broken = tmp_path / "train.jsonl"
     broken.write_text("{")

@@ -202,6 +202,36 @@ def test_impossible_evaluations_are_refused(model: PreTrainedModel, rows: list[d
         run([rows[0] | {"family": "heldout"}, rows[1] | {"family": ""}])
 
 
+def task_file(path: Path, text: str) -> EvaluationSettings:
+    """Settings with a further task of one item."""
+    path.with_suffix(".jsonl").write_text(json.dumps({"question": "The cat", "answer": "sat"}) + "\n")
+    data = f"{{test: {path.with_suffix('.jsonl')}}}"
+    path.write_text(
+        f"task: {path.stem}\ndataset_path: json\ndataset_kwargs: {{data_files: {data}}}\ntest_split: test\n"
+        f"doc_to_text: question\ndoc_to_target: answer\nmetric_list: [{{metric: exact_match}}]\n{text}"
+    )
+    return replace(SETTINGS, tasks=(str(path),))
+
+
+def test_tasks_that_no_evaluation_could_score_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "_all_tasks", lambda: pytest.fail("reads thousands of files"))
+    generating = "output_type: generate_until\ngeneration_kwargs: {until: [], max_gen_toks: 5%s}\n"
+    evaluation.check_tasks(task_file(tmp_path / "good.yml", generating % ""), ["sums"])
+    with pytest.raises(EvaluationError, match="tasks: beams: generation_kwargs: num_beams is not supported"):
+        evaluation.check_tasks(task_file(tmp_path / "beams.yml", generating % ", num_beams: 4"), ["sums"])
+    with pytest.raises(EvaluationError, match="rolling is of type loglikelihood_rolling"):
+        evaluation.check_tasks(task_file(tmp_path / "rolling.yml", "output_type: loglikelihood_rolling\n"), ["sums"])
+
+
+def test_a_task_is_not_named_as_a_column_of_its_suite() -> None:
+    with pytest.raises(EvaluationError, match=r"sums\.yaml has the name of a family of the demonstrations"):
+        evaluation.check_tasks(replace(SETTINGS, tasks=("sums.yaml",)), ["sums"])
+    with pytest.raises(EvaluationError, match="mmlu has the name of a benchmark of the suite paper"):
+        evaluation.check_tasks(replace(SETTINGS, suite="paper", tasks=("mmlu",)), ["sums"])
+
+
 def test_an_edited_task_file_is_another_measurement_and_a_missing_one_is_named(home: Path) -> None:
     task = home / "mine.yaml"
     task.write_text("task: mine")

@@ -146,6 +146,13 @@ def test_a_generator_without_a_writer_works_with_its_bare_answer() -> None:
     assert row["prompt"] == row["grader"]["entry"]["question"].strip()
 
 
+def test_a_list_of_one_number_is_sorted() -> None:
+    single = {"one": FamilySettings("number_sorting", {"min_numbers": 1, "max_numbers": 1})}
+    (row,) = generate(single, {"train": 1}, seed=0)["train"]
+    (number,) = row["grader"]["entry"]["metadata"]["original_numbers"]
+    assert row["response"].count(number) == 3
+
+
 def test_partial_credit_of_the_library_is_not_accuracy() -> None:
     row = generate({"count": ALL["letter_counting"]}, {"train": 1}, seed=0)["train"][0]
     answer = row["grader"]["entry"]["answer"]

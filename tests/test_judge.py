@@ -199,6 +199,20 @@ def test_the_key_is_cut_out_of_whatever_the_server_says(
     assert KEY not in caplog.text + str(grade) + str(caught.value)
 
 
+def test_a_key_that_stands_for_none_changes_no_judgment(server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "1")
+    answers(server, judged("Rating: [[10]]"))
+    grade = Judge(settings(server)).grade(ASK)
+    assert (grade["score"], grade["judgment"], grade["judge_model"]) == (10.0, "Rating: [[10]]", "judge-1")
+
+
+def test_a_rating_is_read_from_what_the_judge_wrote(server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "ing:[[7]]")
+    answers(server, judged("Rating:[[7]]"))
+    grade = Judge(settings(server)).grade(ASK)
+    assert (grade["score"], grade["judgment"]) == (7.0, "Rat[key]")
+
+
 def test_a_stopped_judge_does_not_wait_for_the_next_try(server: LoopbackJudge) -> None:
     answers(server, failed(429, Retry_After="100"))
     asked = Judge(settings(server))

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
-from spin_utils import input_checks, models, pairs, profiles, stages
+from spin_utils import input_checks, models, pairs, plan, profiles, stages
 from spin_utils.input_settings import ModelSettings, PreferenceSettings, TemplateSettings
 from spin_utils.packing import Group
 from spin_utils.preferences import as_preference, encode_preferences, load
@@ -193,6 +193,33 @@ def test_prompts_and_answers_that_need_more_positions_than_the_model_has_are_ref
     input_checks.check_fit(tmp_path, profile, rows)
     with pytest.raises(models.ModelError, match=r"has 2048 positions, .* generation\.max_new_tokens \(2048\) needs"):
         input_checks.check_fit(tmp_path, profiles.load("smoke", {"generation.max_new_tokens": 2048}), rows)
+    prompt = len(encode_prompt(models.load_tokenizer(tmp_path), profile.template, "some words"))
+    full = {"generation.max_new_tokens": 2048 - prompt, "evaluation.max_new_tokens": 2048 - prompt}
+    input_checks.check_fit(tmp_path, profiles.load("smoke", {**full, "spin.training.end_truncated": False}), rows)
+    with pytest.raises(models.ModelError, match="needs 2049 with its end token"):
+        input_checks.check_fit(tmp_path, profiles.load("smoke", full), rows)
+    rows = {"transfer": [{"id": "1", "prompt": "some more words", "response": "yes"}]}
+    with pytest.raises(models.ModelError, match=r"the longest transfer prompt .* evaluation\.max_new_tokens"):
+        input_checks.check_fit(tmp_path, profiles.load("smoke", full), rows)
+
+
+def test_rows_that_are_asked_are_measured_as_they_are_asked_and_others_as_they_are_trained_on() -> None:
+    template = TemplateSettings("text", TEXT.prompt, max_prompt_tokens=20, too_long="drop")
+    rows = [GOOD | {"id": "a", "response": "yes"}, {"id": "b", "prompt": 99 * "who sat? ", "response": "yes"}]
+    longest = input_checks.check_lengths(byte_tokenizer(), template, dict.fromkeys(("spin", "test", "transfer"), rows))
+    assert longest["spin"] < longest["test"] == longest["transfer"] == 20
+
+
+def test_rows_of_every_use_are_measured_before_training(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: Path, profile: Any, splits: dict[str, Any]) -> None:
+        raise TooLongError(" ".join(splits))
+
+    monkeypatch.setattr(stages, "rows", lambda plan, split, data="data": [])
+    monkeypatch.setattr(models, "load_tokenizer", lambda folder: None)
+    monkeypatch.setattr(input_checks, "check_fit", refuse)
+    made = plan.make(profiles.load("smoke"), 0)
+    with pytest.raises(TooLongError, match="spin validation test transfer"):
+        stages._make_sft(made, made.steps["sft"], home)
 
 
 def test_pairs_that_are_too_long_are_refused_before_the_main_chain() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -13,6 +16,7 @@ from spin_utils.templates import (
     decode_response,
     encode_conversation,
     encode_prompt,
+    encode_prompts,
     encode_response,
     encode_rows,
     end_ids,
@@ -122,6 +126,14 @@ def test_markers_in_a_conversation_stay_plain_text(
     assert markers == [token for token in plain if token in tokenizer.all_special_ids]
 
 
+def test_a_chat_template_that_leaves_out_a_turn_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "chat_template", JINJA.replace("in messages", "in messages if m['role'] == 'user'"))
+        encode_conversation(tokenizer, CHAT, TALK[:1])
+        with pytest.raises(TemplateError, match="the 3 messages of a conversation 2 times where 3 are needed"):
+            encode_conversation(tokenizer, CHAT, TALK)
+
+
 def test_of_several_chat_templates_the_default_is_taken(tokenizer: PreTrainedTokenizerFast) -> None:
     plain = encode_prompt(tokenizer, CHAT, "Hello")
     named = {"default": tokenizer.chat_template, "tools": "nothing"}
@@ -155,7 +167,9 @@ def test_replaced_chat_template_is_seen(tokenizer: PreTrainedTokenizerFast) -> N
         tokenizer.chat_template = JINJA
 
 
-def test_too_long_rows_are_named_cut_or_dropped(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_too_long_rows_are_named_cut_or_dropped(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [
         {"id": "short", "prompt": "Hello", "response": "there"},
         {"id": "long", "prompt": "Hello " * 50, "response": "there " * 50},
@@ -171,3 +185,17 @@ def test_too_long_rows_are_named_cut_or_dropped(tokenizer: PreTrainedTokenizerFa
     assert cut[1].response_ids == whole[1].response_ids[:20]
     with pytest.raises(TooLongError, match="all 1 rows are too long"):
         encode_rows(tokenizer, TemplateSettings(**limits, too_long="drop"), rows[1:])
+    assert "1 of 2 rows are too long for the template and left out" in caplog.text
+
+
+@pytest.mark.parametrize("too_long", ["error", "truncate", "drop"])
+def test_a_prompt_that_is_only_asked_is_never_left_out(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture, too_long: Any
+) -> None:
+    template = replace(TEXT, max_prompt_tokens=30, too_long=too_long)
+    whole = encode_prompt(tokenizer, TEXT, "Hello " * 50)
+    assert encode_prompts(tokenizer, template, ["Hello " * 50, "Hello"]) == [
+        whole[-30:],
+        encode_prompt(tokenizer, TEXT, "Hello"),
+    ]
+    assert "1 of 2 prompts lose their beginning: template.max_prompt_tokens is 30" in caplog.text

@@ -183,6 +183,17 @@ def test_the_notebook_runs_from_top_to_bottom_with_its_defaults():
     assert abs(names["bound"] - math.log(2) + float(theory.pair_divergence(OPPONENT, DATA))) < 1e-12
 
 
+def test_every_lambda_has_a_line_of_its_own():
+    betas = [0.2, 0.5, 0.6, 0.8, 1.0, 2.0, 3.0, 5.0]
+    for figure in (
+        theory_figures.fixed_point(DATA, OPPONENT, betas),
+        theory_figures.early_stopping(OPPONENT, DATA, betas, steps=5),
+    ):
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"λ = {beta:g}" for beta in betas]
+    lines = theory_figures.distances(OPPONENT, DATA, betas).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(betas)
+
+
 def test_every_picture_can_be_drawn():
     betas = [0.1, 0.6, 1.0, 5.0]
     figures = (

@@ -68,6 +68,13 @@ def test_examples_differ_and_come_one_from_each_family(steps: plan.Plan) -> None
     assert len(token_scores.demonstrations(steps, stages.rows(steps, "validation"))) == 2
 
 
+def test_the_first_demonstration_of_a_family_is_one_that_fits_the_template(steps: plan.Plan) -> None:
+    rows = stages.rows(steps, "validation")
+    long = [{**row, "id": f"long-{row['id']}", "prompt": 999 * row["prompt"]} for row in rows]
+    dropping = plan.make(profiles.load("smoke", {"template.too_long": "drop"}), 0)
+    assert token_scores.demonstrations(dropping, long + rows) == token_scores.demonstrations(steps, rows)
+
+
 def scores(tokens: list[str], values: list[float]) -> pd.DataFrame:
     rows = [
         {"checkpoint": point, "example": "x", "answer": answer, "place": i, "token": token, "shared": i < 1}
