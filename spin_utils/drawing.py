@@ -145,7 +145,7 @@ def stand_ins(profile: Profile, scores: pd.DataFrame) -> Mapping[str, str]:
 def shots(profile: Profile) -> dict[str, str]:
     """Examples in the prompts of the tasks that have any, for Table 1."""
     suite = paper_suite.SUITES.get(profile.evaluation.suite, {})
-    own = {Path(task).stem if task.endswith(".yaml") else task for task in profile.evaluation.tasks}
+    own = {Path(task).stem if paths.is_yaml(task) else task for task in profile.evaluation.tasks}
     return {name: str(paper_suite.shots(name)) for name in suite} | dict.fromkeys(own, "as in its file")
 
 

@@ -307,7 +307,7 @@ def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
 
 def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
     # An edited task is another measurement. What the task itself reads is not known here.
-    files = [Path(task) for task in settings.tasks if task.endswith((".yaml", ".yml"))]
+    files = [Path(task) for task in settings.tasks if paths.is_yaml(task)]
     for file in files:
         require(file.is_file(), f"evaluation.tasks: {file}: no such file; correct the path")
     return {file.name: seals.file_hash(file) for file in files}
