@@ -28,8 +28,8 @@ NOT_RUN = {
 """Commands that no test types, and why."""
 SLOW = (
     ".venv/bin/spin-repro bench --runs 3 --only sample_vs_generate",
-    # docs/your-data.md runs it by a name
-    ".venv/bin/spin-repro reproduce --model path/to/model --data rows.jsonl --set 'template={kind: chat}'",
+    # docs/your-data.md runs it by another name
+    ".venv/bin/spin-repro reproduce --model path/to/model --data rows.jsonl --set 'template={kind: chat}' --name mine",
     ".venv/bin/spin-repro reproduce --profile with-colours.yaml",
     ".venv/bin/spin-repro compare spin-3 sft --profile with-colours.yaml",
     ".venv/bin/spin-repro reproduce --profile hinge.yaml",
