@@ -36,7 +36,7 @@ def section(profile: Profile) -> str:
         for name in control
         if (gain := _gain(scores, last, name, tasks))
     ]
-    drawn = "items and seeds, of which few show little" if len(seeds) > 1 else "items only"
+    drawn = "items only" if len(seeds) == 1 else "items and seeds; so few seeds show little of how much seeds differ"
     note = [
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {len(seeds)}. "
         f"Brackets: 95 % intervals of a paired bootstrap over {drawn}.",

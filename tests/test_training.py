@@ -333,16 +333,21 @@ def test_a_row_that_does_not_fit_is_named_with_the_remedy(tmp_path, monkeypatch)
         _run(tmp_path, _pairs(4), opponent_logps=[[0.0, 0.0]] * 4)
 
 
-def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, monkeypatch, caplog):
-    whole, _ = _run(tmp_path / "a", micro_batch_tokens=30)
+def _memory_for(tokens, monkeypatch):
+    """Larger batches run out of memory from here on."""
     logps = training_step.sequence_logps
 
     def cramped(model, batch):
-        if batch.tokens > 30:
+        if batch.tokens > tokens:
             raise torch.OutOfMemoryError("out of memory")
         return logps(model, batch)
 
     monkeypatch.setattr(training_step, "sequence_logps", cramped)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, monkeypatch, caplog):
+    whole, _ = _run(tmp_path / "a", micro_batch_tokens=30)
+    _memory_for(30, monkeypatch)
     short, _ = _run(tmp_path / "b", micro_batch_tokens=60)
     assert caplog.text.count("micro-batches of 30 tokens") == 1
     assert _same(whole, short)
@@ -350,14 +355,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, m
 
 def test_a_long_pair_that_is_left_out_does_not_count_where_memory_is_short(tmp_path, monkeypatch, caplog):
     pairs = [Group([2] * 9, ([3] * 30,) * 2), *_pairs(10)]
-    logps = training_step.sequence_logps
-
-    def cramped(model, batch):
-        if batch.tokens > 30:
-            raise torch.OutOfMemoryError("out of memory")
-        return logps(model, batch)
-
-    monkeypatch.setattr(training_step, "sequence_logps", cramped)
+    _memory_for(30, monkeypatch)
     _, result = _run(tmp_path, pairs, batch_size=11, epochs=1, micro_batch_tokens=60)
     assert "going on with micro-batches of 30 tokens" in caplog.text
     assert result.rows[0]["skipped"] == 1
