@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ipywidgets import ValueWidget, interact
+from IPython.display import clear_output, display
+from ipywidgets import Output, ValueWidget, VBox
 
 from spin_utils import runtime
 
@@ -20,7 +21,26 @@ def show(draw: Callable[..., Any], **controls: ValueWidget) -> Any:
     Returns:
         When headless, what `draw` returns for the first values, so that it is the output of the cell; else None.
     """
+    first = _drawn(draw, controls)
     if runtime.is_headless():
-        return draw(**{name: control.value for name, control in controls.items()})
-    interact(draw, **controls)
+        return first
+
+    picture = Output()
+    # Not captured, as the later ones are: nbclient sends what it captures back to the kernel while the cell runs, and
+    # then often does not see that the cell has ended (github.com/jupyter/nbclient/issues/312).
+    picture.append_display_data(first)
+
+    def redraw(_: Any) -> None:
+        with picture:
+            clear_output(wait=True)
+            display(_drawn(draw, controls))
+
+    for name, control in controls.items():
+        control.description = control.description or name
+        control.observe(redraw, "value")
+    display(VBox([*controls.values(), picture]))
     return None
+
+
+def _drawn(draw: Callable[..., Any], controls: dict[str, ValueWidget]) -> Any:
+    return draw(**{name: control.value for name, control in controls.items()})

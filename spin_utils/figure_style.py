@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -107,12 +108,12 @@ def new_figure(height: float, width: float = COLUMN_INCHES) -> Figure:
     return figure
 
 
-def _picture(figure: Figure) -> tuple[bytes, dict[str, int]]:
-    """PNG bytes and the size to show them at: sharp, and as wide as half a page."""
+def _picture(figure: Figure) -> tuple[str, dict[str, int]]:
+    """PNG in base64, as notebooks keep it, and the size to show it at: sharp, and as wide as half a page."""
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue(), {
+    return b64encode(buffer.getvalue()).decode(), {
         "width": round(130 * figure.get_figwidth()),
         "height": round(130 * figure.get_figheight()),
     }

@@ -11,12 +11,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from ipywidgets import IntSlider
 from matplotlib.figure import Figure
 
 from spin_utils import (
     artifacts,
-    controls,
     explore,
     item_figures,
     live_curve,
@@ -132,19 +130,6 @@ def test_settings_without_an_effect_are_not_shown() -> None:
     shown = text_tables.settings(sft=cpu.sft, without=settings.OF_PAIRS).data
     assert "epochs" in shown
     assert "beta" not in shown
-
-
-def test_headless_a_control_gives_the_picture_of_its_first_value() -> None:
-    assert controls.show(lambda n: n + 1, n=IntSlider(value=4)) == 5
-
-
-def test_with_someone_watching_a_control_draws_again_when_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SPIN_HEADLESS")
-    drawn: list[int] = []
-    slider = IntSlider(value=4)
-    assert controls.show(lambda n: drawn.append(n), n=slider) is None
-    slider.value = 7
-    assert drawn == [4, 7]
 
 
 class Screen:

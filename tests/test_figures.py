@@ -1,5 +1,6 @@
 """Figures show the numbers of the results and the paper, say what is missing, and come out the same twice."""
 
+import base64
 import itertools
 
 import matplotlib
@@ -183,5 +184,5 @@ def test_every_pair_is_counted_in_the_histogram_of_lengths():
 
 def test_a_figure_shows_itself_in_a_notebook_at_a_readable_size(scores):
     data, size = figure_style._picture(draw("figure2", scores))
-    assert data.startswith(b"\x89PNG")
+    assert base64.b64decode(data).startswith(b"\x89PNG")
     assert 300 < size["width"] < 600
