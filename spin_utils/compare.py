@@ -49,7 +49,7 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
     for what, found in (("training seed", seeds), ("task", names)):
         if not found:
             raise results.ResultsError(f"{model} and {other}: no {what} has both; evaluate the missing ones")
-    if tested_on[0] != tested_on[1] and not names <= {*BENCHMARKS}:  # whose items are the same in every run
+    if tested_on[0] != tested_on[1] and not all(names <= _published(*place) for place in places.values()):
         raise results.ResultsError(f"{model} and {other}: their test rows differ, so their items do not pair up")
     both = pd.concat(side[side["seed"].isin(seeds)] for side in sides)
     rows = []
@@ -70,6 +70,14 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _published(folder: Path, model: str) -> set[str]:
+    """Tasks of a model whose items are the same in every run: benchmarks of the paper, and no rows of the user's that are
+    called like one, whose metric is that of all rows."""
+    summaries = results.load_summaries(folder)
+    own = (summaries["model"] == model) & (summaries["metric"] != "score")
+    return {*summaries[own]["task"]} & {*BENCHMARKS}
 
 
 def _test_rows(folder: Path) -> dict[str, Any] | None:

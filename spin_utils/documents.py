@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 SCHEMA = 1
 """Version of all kinds of file; a reader refuses any other."""
@@ -145,6 +146,15 @@ model and data add their `settings`, checkpoints their `weights_sha256`."""
 
 class ResultsError(ValueError):
     """A results file cannot be trusted. The message names the file, the field and the remedy."""
+
+
+def iterates(models: Iterable[str]) -> list[str]:
+    """The models of SPIN's iterations among some, in order.
+
+    >>> iterates(["spin-10", "sft", "spin-2", "spin-0-epoch-1"])
+    ['spin-2', 'spin-10']
+    """
+    return sorted({model for model in models if re.fullmatch(r"spin-\d+", model)}, key=lambda name: int(name[5:]))
 
 
 def label(model: str) -> str:

@@ -5,8 +5,10 @@ Nothing is read but the files under `results/PROFILE` and the published numbers,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,10 @@ from spin_utils import (
 from spin_utils.settings import Profile
 from spin_utils.table_text import Table
 from spin_utils.verdicts import Finding
+
+
+_SHARED = ("data", "base")
+"""Stages whose artifacts all training seeds share."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def compose(profile: Profile) -> Drawing:
     transfer = results.load_evaluations(folder, kind_folder="transfer")
     tasks, transfer_tasks = stand_ins(profile, scores), stand_ins(profile, transfer)
     training = results.load_training(folder)
-    times, machine = wall_clock(folder, training)
+    times, machine, alone = wall_clock(folder, training)
     texts = results.load_generations(folder)
     measured = generations.measures(texts)
     bounds = generations.jsd_bounds(results.load_heldout(folder))
@@ -103,7 +109,7 @@ def compose(profile: Profile) -> Drawing:
     return Drawing(
         tables=[
             tables.table1(results.load_summaries(folder), tasks, shots=shots(profile)),
-            time_table.table2(times, machine=machine),
+            time_table.table2(times, machine=machine, alone=alone),
             tables.table3(scores, tasks, preferences=profile.dpo.preferences.source if profile.dpo else ""),
             *(make(scores, tasks) for make in (tables.table4, tables.table5)),
             tables.table6(transfer, transfer_tasks, grades),
@@ -149,28 +155,37 @@ def shots(profile: Profile) -> dict[str, str]:
     return {name: str(paper_suite.shots(name)) for name in suite} | dict.fromkeys(own, "as in its file")
 
 
-def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str, bool]:
     """Measured seconds of generation and training.
 
     Generation is the whole stage, from the provenance of the evaluations. Training is the sum of its steps, so that
     iteration 0 counts the epochs that its model has, not those that Figure 4 adds; without its record it has no time.
-    Only runs on the device of the lowest seed count: one that shared the cores with another, or had other ones, would
-    not be the same measurement.
+    Only runs on the device of the lowest seed count, and of these only those of seeds that had it alone, if there are
+    any: what shared the cores with another is not the same measurement.
 
     Args:
         folder: results/PROFILE.
         training: from `results.load_training`.
 
     Returns:
-        Columns `seed`, `stage`, `iteration`, `seconds`; and the device, in words.
+        Columns `seed`, `stage`, `iteration`, `seconds`; the device, in words; and whether no step of another training
+        seed ran beside these.
     """
-    links: dict[tuple[int, str], dict[str, Any]] = {}
+    steps_of: dict[int, dict[str, dict[str, Any]]] = {}
     for seed, chain in results.chains(folder):
-        links |= {(seed, name): link for name, link in chain.items() if link["stage"] in ("pairs", "spin")}
+        steps_of.setdefault(seed, {}).update({n: step for n, step in chain.items() if step["stage"] not in _SHARED})
+    links = {
+        (seed, name): link
+        for seed, steps in steps_of.items()
+        for name, link in steps.items()
+        if link["stage"] in ("pairs", "spin")
+    }
     device = links[min(links)]["device"] if links else "this machine"
+    links = {place: link for place, link in links.items() if link["device"] == device}
+    undisturbed = {seed for seed, _ in links} - _side_by_side(steps_of)
     rows = []
     for (seed, name), link in links.items():
-        if link["device"] != device:
+        if undisturbed and seed not in undisturbed:
             continue
         stage, seconds = "generation", link["seconds"]
         if link["stage"] == "spin":
@@ -179,7 +194,21 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str]
                 continue
             stage, seconds = "training", steps["seconds"].sum()
         rows.append({"seed": seed, "stage": stage, "iteration": int(name.split("-")[1]), "seconds": seconds})
-    return pd.DataFrame(rows, columns=["seed", "stage", "iteration", "seconds"]), device
+    return pd.DataFrame(rows, columns=["seed", "stage", "iteration", "seconds"]), device, bool(undisturbed)
+
+
+def _side_by_side(steps_of: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> set[int]:
+    """Training seeds of which a step was made while one of another seed was."""
+    spans = []
+    for seed, steps in steps_of.items():
+        for step in steps.values():
+            started = datetime.fromisoformat(step["started"])
+            spans.append((started, started + timedelta(seconds=step["seconds"]), seed))
+    found: set[int] = set()
+    for (_, end, seed), (started, _, other) in itertools.combinations(sorted(spans), 2):
+        if seed != other and started < end:
+            found |= {seed, other}
+    return found
 
 
 def page(profile: Profile, name: str) -> str:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from spin_utils import footnotes, published
+from spin_utils.documents import iterates
 from spin_utils.figure_style import (
     COLOURS,
     FAINT,
@@ -82,7 +83,9 @@ def figure2(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
         for ax in (ours, gain):
             ax.set_ylabel("mean score (points)" if ax is ours else "points")
         _frame_panels(ours, theirs, bool(estimates), "no evaluations")
-        footnote(figure, _note(scores, estimates, CHAIN, _CUT))
+        after = [label(model) for model in iterates(scores["model"]) if model not in CHAIN]
+        further = f" In Table 4 alone: {'; '.join(after)}." if after else ""
+        footnote(figure, _note(scores, estimates, CHAIN, _CUT + further))
     return figure
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from spin_utils.results import label
+from spin_utils.statistics import sources
 
 
 def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items", group: str = "task") -> str:
@@ -31,7 +32,9 @@ def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items"
     each = "" if len(sizes) == 1 else f" ({least if least == most else f'{least} to {most}'} a {group})"
     seeds = shown["seed"].nunique()
     drawn = f" and {seeds} training seeds" if seeds > 1 else "; one training seed, whose choice is not covered"
-    return f"95 % bootstrap intervals over {sizes.sum()} {unit}{each}{drawn}"
+    found = sum(len(set(sources(sorted(map(str, items.unique()))))) for _, items in shown.groupby("task")["id"])
+    whole = f" from {found} sources" if found < sizes.sum() else ""
+    return f"95 % bootstrap intervals over {sizes.sum()} {unit}{each}{whole}{drawn}"
 
 
 def fewer_seeds(table: pd.DataFrame, models: Iterable[str]) -> str:

@@ -2,8 +2,8 @@
 
 All models are scored on the same items, so a difference is judged on per-item differences: much of what makes
 an item hard is common to both models and cancels. Items are resampled within their task, because the average
-is the unweighted mean over tasks; items that share a source, such as a subject of MMLU, are resampled together. With
-several training seeds the seeds are resampled too.
+is the unweighted mean over tasks; items that share one of many sources, such as a subject of MMLU, are resampled
+together. With several training seeds the seeds are resampled too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ DIRECTION_MARGIN = 0.5
 """Points: a smaller gain counts as none. Half of what Table 4 gains on average over an iteration."""
 SIZE_MARGIN = 2.0
 """Points: gains this close to the paper's count as being of the same size, see `size_margin`."""
+
+LEAST_SOURCES = 20
+"""Sources of a task that can be resampled whole. Fewer cannot show how sources differ: with two, the interval of no
+difference at all held it in 56 % of simulations instead of 95 %, with ten in 91 %, drawn by item in 95 and 96 %."""
+RANGES = {"score": (0.0, 1.0), "grade": (1.0, 10.0)}
+"""Least and greatest value of an item, for the columns that have them."""
 
 Array = npt.NDArray[np.float64]
 
@@ -71,9 +77,12 @@ def paired_bootstrap(
     """Estimate a weighted sum of models' means on the same items, with a percentile bootstrap interval.
 
     One resample draws, within each task, as many items as it has, with replacement and for all models at
-    once. Items named SOURCE/NUMBER share a source: then sources are drawn, each with all its items, unless all items
-    share one, which cannot show how sources differ. With one seed the interval covers the choice of items only, and
-    `method` says so.
+    once. Items named SOURCE/NUMBER share a source: then sources are drawn, each with all its items, where a task has
+    `LEAST_SOURCES` of them. With one seed the interval covers the choice of items only, and `method` says so.
+
+    Where no resample differs from another, as when two models answer every item alike, the interval is not of width
+    0: of m items, a share of 1 - 0.025^(1/m) may be of another kind and yet all m be of this one in one case of 40
+    (the rule of three, for 95 %), so each end lies by that share nearer to the end of what is possible.
 
     Of S > 1 training seeds it also draws S - 1, with replacement. The mean of m draws has the variance
     (S - 1)/S s^2/m, where s^2 is the unbiased variance between seeds; m = S - 1 makes it s^2/S, which is the unbiased
@@ -108,6 +117,11 @@ def paired_bootstrap(
     totals = draws.mean(axis=0)
     totals = totals.round(9)  # what differs below depends on the order of summation, not on the data
     low, high = np.quantile(totals, [(1 - level) / 2, (1 + level) / 2])
+    if low == high and column in RANGES:
+        drawn = len(by_task) * min(len(sizes) for _, sizes in by_task.values())
+        share = 1 - ((1 - level) / 2) ** (1 / drawn)
+        least, most = _possible(contrast, column)
+        low, high = low + share * (least - low), high + share * (most - high)
     below, above = int((totals <= 0).sum()), int((totals >= 0).sum())
     return Estimate(
         difference=round(estimate, 9),
@@ -120,6 +134,22 @@ def paired_bootstrap(
         + (f"and of {n_seeds} training seeds" if n_seeds > 1 else "one training seed: its choice is not covered")
         + f"; {resamples} resamples, {level:.0%} percentile interval",
     )
+
+
+def _possible(contrast: Mapping[str, float], column: str) -> tuple[float, float]:
+    """The least and the greatest value that a contrast can have."""
+    ends = [sorted(weight * end for end in RANGES[column]) for weight in contrast.values()]
+    return sum(low for low, _ in ends), sum(high for _, high in ends)
+
+
+def sources(ids: Sequence[str]) -> list[str]:
+    """What is resampled whole for each of a task's items: its source, the name before the last slash, or itself.
+
+    >>> sources(["a/1", "a/2", "b/1"])  # too few sources
+    ['a/1', 'a/2', 'b/1']
+    """
+    found = [name.rpartition("/")[0] or f"/{name}" for name in ids]
+    return found if len(set(found)) >= LEAST_SOURCES else list(ids)
 
 
 def size_margin(paper: float, most: float = SIZE_MARGIN) -> float:
@@ -178,7 +208,7 @@ def _contrasts_by_source(
     scores: pd.DataFrame, contrast: Mapping[str, float], tasks: Sequence[str], column: str
 ) -> tuple[dict[str, tuple[Array, Array]], list[int]]:
     """By task, the contrast summed over the items of each source, of shape (seeds, sources), and the sources' sizes;
-    and the seeds. An item without a source is its own, and so is each where all items share one."""
+    and the seeds. An item without a source is its own."""
     chosen = scores.loc[scores["model"].isin(list(contrast)), ["model", "seed", "task", "id", column]]
     runs = chosen[["model", "seed"]].drop_duplicates()
     seeds_of = {model: set(runs["seed"][runs["model"] == model]) for model in contrast}
@@ -202,11 +232,8 @@ def _contrasts_by_source(
         if np.isnan(of_task).any():
             raise StatisticsError(f"task {task!r}: models or seeds were scored on different items; evaluate them again")
         items = sum((weight * of_task[models == model] for model, weight in contrast.items()), np.zeros(()))
-        names = [str(item) for item in ids[columns]]
-        sources = [name.rpartition("/")[0] or f"/{name}" for name in names]
-        if len(set(sources)) == 1:
-            sources = names
-        _, source, sizes = np.unique(sources, return_inverse=True, return_counts=True)
+        drawn = sources([str(item) for item in ids[columns]])
+        _, source, sizes = np.unique(drawn, return_inverse=True, return_counts=True)
         sums = np.array([np.bincount(source, weights=row, minlength=len(sizes)) for row in items])
         by_task[task] = sums, sizes.astype(float)
     return by_task, [int(number) for number in seeds]

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from spin_utils import footnotes, mt_bench_scores, published
+from spin_utils.documents import iterates
 from spin_utils.results import label
 from spin_utils.statistics import (
     DIRECTION_MARGIN,
@@ -93,7 +94,7 @@ def table4(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0)
             benchmark's own name is the benchmark itself.
         seed: Seed of the bootstrap.
     """
-    return _leaderboard(4, "SPIN by iteration", {"sft": "", **_ITERATIONS}, scores, stand_ins, seed)
+    return _leaderboard(4, "SPIN by iteration", {"sft": "", **_all_iterations(scores)}, scores, stand_ins, seed)
 
 
 def table5(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0) -> Table:
@@ -103,6 +104,12 @@ def table5(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0)
 
 _ITERATIONS = {"spin-0": "sft", "spin-1": "spin-0", "spin-2": "spin-1", "spin-3": "spin-2"}
 """Model and the one its gain is measured against."""
+
+
+def _all_iterations(scores: pd.DataFrame) -> dict[str, str]:
+    """`_ITERATIONS`, and those after the paper's last that were evaluated."""
+    names = [*_ITERATIONS, *(model for model in iterates(scores["model"]) if model not in _ITERATIONS)]
+    return dict(zip(names, ["sft", *names], strict=False))
 
 
 def table6(
@@ -117,7 +124,7 @@ def table6(
         seed: Seed of the bootstrap.
     """
     columns = _columns(stand_ins, published.OTHERS)
-    baselines = {"sft": "", **dict.fromkeys(_ITERATIONS, "sft")}
+    baselines = {"sft": "", **dict.fromkeys(_all_iterations(scores), "sft")}
     cells: list[dict[str, Any]] = []
     lines = []
     judged = grades is not None and not grades.empty
@@ -133,7 +140,7 @@ def table6(
             lines.append(("", "gain, paper", *(_printed(cell, sign=True) for cell in gains)))
     notes = [
         _scores_note(scores, baselines),
-        "Gains are over SFT, on the same items (paired). The paper has no row for iteration 3.",
+        "Gains are over SFT, on the same items (paired). The paper has no row after iteration 2.",
         *_notes(columns),
         *([_TRANSFER] if any(task != benchmark for task, benchmark in stand_ins.items()) else []),
         *([mt_bench_scores.note(grades)] if grades is not None and judged else []),
@@ -234,7 +241,12 @@ def _columns(stand_ins: Mapping[str, str], benchmarks: Sequence[str]) -> dict[st
     if unknown:
         raise ValueError(f"benchmark {unknown[0]!r} is not one of {', '.join(published.BENCHMARK_LABELS)}")
     columns = {name: [task for task, other in stand_ins.items() if other == name] for name in benchmarks}
-    return columns | {task: [task] for task, benchmark in stand_ins.items() if benchmark not in columns}
+    for task, benchmark in stand_ins.items():
+        if benchmark not in columns:
+            # A task of the user's that is only called like a benchmark is not measured against it.
+            called_like_one = task in published.BENCHMARK_LABELS and task != benchmark
+            columns[f"{task} (added)" if called_like_one else task] = [task]
+    return columns
 
 
 def _headings(columns: Mapping[str, Sequence[str]]) -> list[str]:

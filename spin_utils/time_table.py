@@ -11,12 +11,16 @@ from spin_utils import cost_model, published
 from spin_utils.table_text import Table, finish, rounded, with_range
 
 
-def table2(times: pd.DataFrame, *, machine: str = "this machine") -> Table:
+_COUNTED = "Generation is the whole step with its loading, training the sum of the optimizer's steps."
+
+
+def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = True) -> Table:
     """Table 2: time of generation and training by iteration.
 
     Args:
         times: Columns `seed`, `stage` (generation, training), `iteration`, `seconds`.
         machine: Where the times were measured, for the note.
+        alone: Whether no other training seed ran beside them.
     """
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
     run, architecture = cost_model.Run(), cost_model.Architecture()
@@ -35,7 +39,8 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine") -> Table:
             else:
                 cell |= {"value": minutes.mean(), "low": minutes.min(), "high": minutes.max(), "seeds": len(minutes)}
             cells.append(cell)
-        ours = [with_range(cell) if cell.get("seeds", 1) > 1 else rounded(cell) for cell in cells[-4:]]
+        digits = 1 if max((cell.get("value", 0.0) for cell in cells[-4:])) >= 1 else 2  # of minutes
+        ours = [(with_range if cell.get("seeds", 1) > 1 else rounded)(cell, digits=digits) for cell in cells[-4:]]
         for iteration, hours in enumerate(predicted[stage]):
             cell = {"row": stage, "column": f"iteration {iteration}", "quantity": "hours (cost model), hours (paper)"}
             cell |= {"value": hours, "paper": paper[stage, iteration], "difference": hours - paper[stage, iteration]}
@@ -45,7 +50,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine") -> Table:
         lines.append(("", "paper, hours", *(f"{paper[stage, iteration]:.2f}" for iteration in range(4))))
     reached = cost_model.utilisation(run, architecture, 0, paper["training", 0])
     notes = (
-        _times_note(cells, machine),
+        _times_note(cells, machine, alone),
         f"Cost model: the paper's 7B model and {run.prompts:,} prompts on {run.gpus} A100-80GB, a prediction and not a "
         f"measurement. It counts the operations that the method needs and assumes that {run.utilisation:.0%} of the "
         f"peak is reached, and {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, "
@@ -58,15 +63,17 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine") -> Table:
     return finish(2, "Time of generation and training", header, lines, cells, notes)
 
 
-def _times_note(cells: Sequence[Mapping[str, Any]], machine: str) -> str:
+def _times_note(cells: Sequence[Mapping[str, Any]], machine: str, alone: bool) -> str:
     """Where our times were measured, and on how many training seeds, in words."""
     seeds = sorted({cell["seeds"] for cell in cells if "seeds" in cell})
     if not seeds:
         return f"Ours on {machine}: not run."
     if seeds == [1]:
-        return f"Ours on {machine}: one training seed, which had the machine alone, so no spread is known."
+        company = "had the machine alone" if alone else "ran beside another"
+        return f"Ours on {machine}: one training seed, which {company}, so no spread is known. {_COUNTED}"
     count = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     return (
-        f"Ours on {machine}: mean over the {count} training seeds that had the machine alone, in brackets the fastest "
-        "and the slowest."
+        f"Ours on {machine}: mean over the {count} training seeds"
+        f"{' that had the machine alone' if alone else ', which ran side by side'}, in brackets the fastest and the "
+        f"slowest. {_COUNTED}"
     )

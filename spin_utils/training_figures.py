@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spin_utils import footnotes
+from spin_utils.documents import iterates
 from spin_utils.figure_style import (
     FAINT,
     GENERATED,
@@ -25,9 +26,10 @@ from spin_utils.results import label
 from spin_utils.settings import Loss
 
 ITERATIONS = ("spin-0", "spin-1", "spin-2", "spin-3")
+"""Those of the paper."""
 
 
-def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS, *, loss: Loss = "logistic") -> Figure:
+def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss: Loss = "logistic") -> Figure:
     """Loss, rewards and margin over the steps of all iterations, one after another.
 
     Thin lines are training seeds, thick ones the running mean of their mean over a tenth of an iteration.
@@ -36,12 +38,13 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = ITERATIONS, 
     Args:
         training: From `results.load_training`: `seed`, `model`, `step`, `loss`, `rewards_real`,
             `rewards_generated`, `margin`. Without `seed` and `model` it is one run, drawn alone.
-        models: Models whose training is drawn, in order.
+        models: Models whose training is drawn, in order; by default the paper's iterations and those after them.
         loss: The function l of the run.
     """
     if "model" not in training:
         models = ("",)
         training = training.assign(model="", seed=0)
+    models = models or [*ITERATIONS, *(name for name in iterates(training["model"]) if name not in ITERATIONS)]
     present = [model for model in models if model in set(training["model"])]
     with style():
         figure = new_figure(4.2)

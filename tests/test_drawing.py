@@ -107,12 +107,34 @@ def test_a_training_without_its_record_has_no_time(home, lost):
         document = results.read_json(path)
         document["provenance"]["chain"] |= {"spin-0": synthetic.link("spin"), "spin-1": synthetic.link("spin")}
         results.write_json(path, document)
-    times, _ = drawing.wall_clock(root, results.load_training(root))
+    times, *_ = drawing.wall_clock(root, results.load_training(root))
     assert dict(zip(times["iteration"], times["seconds"], strict=True)) == {0: 60.0, 1: 60.0}
     for path in [root / "seed-0" / lost] if lost.endswith(".json") else (root / "seed-0" / lost).glob("*.json"):
         path.unlink()
-    times, _ = drawing.wall_clock(root, results.load_training(root))
+    times, *_ = drawing.wall_clock(root, results.load_training(root))
     assert set(times["iteration"]) == ({1} if lost.endswith(".json") else set())
+
+
+@pytest.mark.parametrize(
+    ("started", "seeds", "alone"),
+    [
+        (("10:00:00", "10:02:00", "10:04:00"), {0, 1, 2}, True),
+        (("10:00:00", "10:02:00", "10:02:30"), {0}, True),
+        (("10:00:00", "10:00:30", "10:00:50"), {0, 1, 2}, False),
+    ],
+)
+def test_times_of_training_seeds_that_ran_side_by_side_give_way_to_those_of_one_alone(home, started, seeds, alone):
+    root = synthetic.write(home, seeds=(0, 1, 2), items=4)
+    for path in root.glob("seed-*/evaluations/*.json"):
+        document = results.read_json(path)
+        begun = f"2026-01-01T{started[document['seed']]}+00:00"
+        pairs = synthetic.link("pairs", started=begun, seconds=60.0)
+        evaluated = synthetic.link("evaluation", started=f"2026-01-0{2 + document['seed']}T00:00:00Z")
+        chain = {"data": synthetic.link("data"), "pairs-0": pairs, document["provenance"]["step"]: evaluated}
+        document["provenance"]["chain"] = chain
+        results.write_json(path, document)
+    times, _, undisturbed = drawing.wall_clock(root, results.load_training(root))
+    assert (set(times["seed"]), undisturbed) == (seeds, alone)
 
 
 def test_results_of_two_runs_are_not_drawn_together(home):

@@ -160,6 +160,8 @@ def test_training_curves_start_at_log_2_and_go_through_all_iterations(root, tmp_
     assert "l(0) = 1" in texts(training_figures.training_curves(training, loss="hinge"))
     assert "Not run" in texts(training_figures.training_curves(training[training["model"] != "spin-3"]))
     assert "no training records" in texts(training_figures.training_curves(training[:0]))
+    further = pd.concat([training, training[training["model"] == "spin-3"].assign(model="spin-4")])
+    assert training_figures.training_curves(further).axes[2].get_xlim()[1] == 5 * 60
     figure_style.save(figure, tmp_path, "training")
 
 

@@ -51,6 +51,8 @@ def test_intervals_are_over_the_items_and_seeds_of_the_models_shown(scores):
     )
     unequal = pd.concat([one, scores[(scores["task"] == "chain_sum") & (scores["id"].astype(int) < 10)]])
     assert "50 items (10 to 40 a family) and 2" in footnotes.intervals(unequal, ["sft"], group="family")
+    shared = pd.DataFrame([{"seed": 0, "model": "sft", "task": "a", "id": f"book-{i // 2}/{i}"} for i in range(80)])
+    assert footnotes.intervals(shared, ["sft"]).startswith("95 % bootstrap intervals over 80 items from 40 sources;")
     assert footnotes.intervals(scores[:0], ["sft"]) == ""
 
 

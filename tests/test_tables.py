@@ -91,6 +91,25 @@ def test_a_task_that_stands_in_for_none_has_its_own_column_and_no_paper_score(sc
     assert pd.isna(cell(table, "SFT", "syllogism")["paper"])
 
 
+def test_a_task_that_is_called_like_a_benchmark_does_not_take_its_column(scores):
+    named = scores.assign(task=scores["task"].replace("syllogism", "gsm8k"))
+    stand_ins = {name: benchmark for name, benchmark in synthetic.STAND_INS.items() if name != "syllogism"}
+    stands_in = next(name for name, benchmark in stand_ins.items() if benchmark == "gsm8k")
+    table = tables.table4(named, stand_ins | {"gsm8k": ""})
+    assert f"GSM8k: {stands_in}" in table.header
+    assert cell(table, "SFT", "gsm8k (added)")["value"] > 0
+    assert pd.isna(cell(table, "SFT", "gsm8k (added)")["paper"])
+
+
+def test_iterations_after_the_papers_last_have_their_rows(scores):
+    further = scores[scores["model"] == "spin-3"]
+    more = pd.concat([scores, further.assign(model="spin-4"), further.assign(model="spin-10")])
+    table = tables.table4(more, synthetic.STAND_INS)
+    assert [line[0] for line in table.lines if line[1] == "ours"][-2:] == ["SPIN iteration 4", "SPIN iteration 10"]
+    gain = next(line for line in table.lines if line[0] == "SPIN iteration 4")[9]
+    assert gain.startswith("+0.0 [")
+
+
 def test_an_unknown_benchmark_is_refused(scores):
     with pytest.raises(ValueError, match="'arc_challenge' is not one of arc"):
         tables.table4(scores, {"syllogism": "arc_challenge"})
@@ -117,7 +136,7 @@ def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
         + [{"stage": "generation", "iteration": 0, "seconds": 30.0}]
     )
     table = time_table.table2(times, machine="two cores")
-    assert table.lines[0][2:4] == ("0.5", "—")
+    assert table.lines[0][2:4] == ("0.50", "—"), "of less than a minute one digit would hide a fifth"
     assert table.lines[2][2:] == ("1.45",) * 4
     assert table.lines[3][2] == "1.5 [1.0, 2.0]"
     assert "— training of iteration 3 was not run." in table.notes
@@ -126,6 +145,9 @@ def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
     assert alone.lines[3][2] == "1.0"
     assert "one training seed" in alone.notes[0]
     assert "no spread" in alone.notes[0]
+    beside = time_table.table2(times, alone=False)
+    assert "seeds, which ran side by side" in beside.notes[0]
+    assert "alone" not in beside.notes[0]
 
 
 def test_table_2_puts_the_cost_models_hours_beside_the_papers_and_states_its_assumptions():
