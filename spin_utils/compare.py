@@ -73,8 +73,8 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
 
 
 def _published(folder: Path, model: str) -> set[str]:
-    """Tasks of a model whose items are the same in every run: benchmarks of the paper, and no rows of the user's that are
-    called like one, whose metric is that of all rows."""
+    """Tasks of a model whose items are the same in every run: benchmarks of the paper, and no rows of the user's that
+    are called like one, whose metric is that of all rows."""
     summaries = results.load_summaries(folder)
     own = (summaries["model"] == model) & (summaries["metric"] != "score")
     return {*summaries[own]["task"]} & {*BENCHMARKS}

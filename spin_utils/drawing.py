@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ from spin_utils import (
 from spin_utils.settings import Profile
 from spin_utils.table_text import Table
 from spin_utils.verdicts import Finding
-
 
 _SHARED = ("data", "base")
 """Stages whose artifacts all training seeds share."""
@@ -106,13 +105,19 @@ def compose(profile: Profile) -> Drawing:
         loss=profile.spin.training.loss,
     )
     name = profile.name
+    scored = [
+        tables.table3(scores, tasks, preferences=profile.dpo.preferences.source if profile.dpo else ""),
+        *(make(scores, tasks) for make in (tables.table4, tables.table5)),
+        tables.table6(transfer, transfer_tasks, grades),
+    ]
+    if not _other_tasks(tasks):  # otherwise their notes on stand-ins say it
+        other = tuple(filter(None, [not_the_papers(profile, tasks)]))
+        scored = [replace(table, notes=table.notes + other) for table in scored]
     return Drawing(
         tables=[
             tables.table1(results.load_summaries(folder), tasks, shots=shots(profile)),
             time_table.table2(times, machine=machine, alone=alone),
-            tables.table3(scores, tasks, preferences=profile.dpo.preferences.source if profile.dpo else ""),
-            *(make(scores, tasks) for make in (tables.table4, tables.table5)),
-            tables.table6(transfer, transfer_tasks, grades),
+            *scored,
             *(make(texts, measured) for make in (generation_tables.table7, generation_tables.table8)),
         ],
         findings=findings,
@@ -146,6 +151,17 @@ def stand_ins(profile: Profile, scores: pd.DataFrame) -> Mapping[str, str]:
     if profile.evaluation.suite != "local":
         return {task: task if task in published.BENCHMARK_LABELS else "" for task in measured}
     return {task: families[task].benchmark if task in families else "" for task in measured}
+
+
+def not_the_papers(profile: Profile, stand_ins: Mapping[str, str]) -> str:
+    """What of a profile is not the paper's, and so how to compare, as a sentence; empty if tasks and model are."""
+    model = profile.model.source == "hub" and profile.model.name == published.MODEL
+    other = ["other tasks"] * _other_tasks(stand_ins) + ["another model"] * (not model)
+    return f"{' and '.join(other).capitalize()} than the paper's: compare directions, not levels." if other else ""
+
+
+def _other_tasks(stand_ins: Mapping[str, str]) -> bool:
+    return any(task != benchmark for task, benchmark in stand_ins.items())
 
 
 def shots(profile: Profile) -> dict[str, str]:

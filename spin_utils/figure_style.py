@@ -161,8 +161,11 @@ def radar_axes(figure: Figure, place: Any, names: Sequence[str], ticks: Sequence
         text.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
     axes.tick_params(axis="x", pad=-1)
     axes.set_ylim(0, ticks[-1])
-    axes.set_yticks(ticks, list(map(str, ticks)), fontsize=5.5, color="#5c5c5c")
-    axes.set_rlabel_position(180 / len(names))  # type: ignore[attr-defined]
+    axes.set_yticks(ticks, [""] * len(ticks))
+    ground: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
+    for ring in ticks:  # above the lines that will cross them
+        word = axes.text(np.pi / len(names), ring, str(ring), fontsize=5.5, color="#5c5c5c", bbox=ground, zorder=5)
+        word.set(ha="center", va="center")
     axes.grid(color="#d9d9d9", lw=0.4)
     axes.spines["polar"].set(color=FAINT, lw=0.6)
     return axes, np.append(angles, angles[0])

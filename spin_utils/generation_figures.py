@@ -105,7 +105,8 @@ def figure6(
         if len(tasks) < 3 or not set(MODELS) & set(together["model"]):
             say_why_empty(figure.subplots(), "a radar needs the evaluations of three tasks")
             return figure
-        names = [_name(task) + ("*" if task in transfer_stand_ins else "") for task in tasks]
+        harder = {task for task, benchmark in transfer_stand_ins.items() if task != benchmark}
+        names = [_name(task) + ("*" if task in harder else "") for task in tasks]
         axes, angles = radar_axes(figure, 111, names, (25, 50, 75, 100))
         for model in MODELS:
             values = np.array([means.get((model, task), np.nan) for task in tasks], dtype=float)
@@ -117,7 +118,7 @@ def figure6(
             line = np.append(values, values[0])
             axes.plot(angles, line, MARKERS[model] + dashes, color=tint, ms=3, label=label(model))
         figure.legend(loc="outside upper center", ncols=2, title=f"Ours ({profile}), points", title_fontsize=7)
-        footnote(figure, f"{_radar_note(bool(transfer_stand_ins), absent)} {_radar_seeds(scores, transfer)}")
+        footnote(figure, f"{_radar_note(stand_ins, transfer_stand_ins, absent)} {_radar_seeds(scores, transfer)}")
     return figure
 
 
@@ -206,12 +207,17 @@ def _convergence_note(measured: pd.DataFrame, bounds: pd.DataFrame) -> str:
     return " ".join(filter(None, dict.fromkeys(sentences)))
 
 
-def _radar_note(transfer: bool, absent: list[str]) -> str:
+def _radar_note(stand_ins: Mapping[str, str], transfer: Mapping[str, str], absent: list[str]) -> str:
+    own = any(task != benchmark for task, benchmark in stand_ins.items())
     note = (
         "The paper's radar shows the eight categories of MT-Bench and prints no numbers, so there are none to compare "
-        "with. Ours shows stand-ins: the tasks of this profile. Intervals are in Tables 4 and 6."
+        f"with. Ours shows {'stand-ins: the tasks of this profile' if own else 'other benchmarks of the paper'}. "
+        "Intervals are in Tables 4 and 6."
     )
-    note += " * harder tasks that nothing was trained on." if transfer else " Tasks never trained on: not run."
+    if not transfer:
+        note += " Tasks of Table 6: not run."
+    elif any(task != benchmark for task, benchmark in transfer.items()):
+        note += " * harder tasks that nothing was trained on."
     return note + (f" Not run: {'; '.join(absent)}." if absent else "")
 
 

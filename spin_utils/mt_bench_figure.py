@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spin_utils import mt_bench_scores
-from spin_utils.figure_style import colour, footnote, new_figure, radar_axes, style
+from spin_utils.figure_style import colour, footnote, new_figure, radar_axes, say_why_empty, style
 from spin_utils.generation_figures import MARKERS
 from spin_utils.generations import MODELS
 from spin_utils.mt_bench_settings import CATEGORIES
@@ -24,6 +24,11 @@ def figure6(grades: pd.DataFrame, *, profile: str = "paper", seed: int = 0) -> F
         seed: Seed of the bootstrap.
     """
     grades = grades[grades["model"].isin(MODELS)]
+    if grades.empty:
+        with style():
+            figure = new_figure(1.9)
+            say_why_empty(figure.subplots(), "no grades of SFT and iterations 0 to 2")
+        return figure
     found = {(model, category): _estimate(grades, model, category, seed) for model in MODELS for category in CATEGORIES}
     with style():
         figure = new_figure(6.6)

@@ -30,6 +30,9 @@ LEADERBOARD = BENCHMARKS
 OTHERS = OTHER_BENCHMARKS
 """The benchmarks of Table 6, in the paper's order."""
 
+MODEL = "alignment-handbook/zephyr-7b-sft-full"
+"""The model that self-play starts from, as the hub names it (sec. 6.1)."""
+
 BENCHMARK_LABELS = {
     "arc": "Arc",
     "truthfulqa": "TruthfulQA",

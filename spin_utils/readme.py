@@ -16,13 +16,16 @@ from spin_utils.writing import write_text
 
 BEGIN = "<!-- results: written by `spin-repro figures --readme`, do not edit -->"
 END = "<!-- end of results -->"
+_MANY_SEEDS = 6
+"""From so many training seeds on, the interval of what lies between seeds alone covers 95 % (1 - 2^(1 - S))."""
 
 
 def section(profile: Profile) -> str:
     """Averages and gains over SFT of every iteration and of the SFT control, beside the paper's, as Markdown."""
     folder = paths.results(profile.name)
     scores = results.load_evaluations(folder)
-    tasks = list(drawing.stand_ins(profile, scores))
+    stand_ins = drawing.stand_ins(profile, scores)
+    tasks = list(stand_ins)
     measured = set(scores["model"])
     if "sft" not in measured:
         raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, which gains are over; evaluate it")
@@ -36,12 +39,13 @@ def section(profile: Profile) -> str:
         for name in control
         if (gain := _gain(scores, last, name, tasks))
     ]
-    drawn = "items only" if len(seeds) == 1 else "items and seeds; so few seeds show little of how much seeds differ"
+    few = "; so few seeds show little of how much seeds differ" if len(seeds) < _MANY_SEEDS else ""
+    drawn = "items only" if len(seeds) == 1 else f"items and seeds{few}"
     note = [
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {len(seeds)}. "
         f"Brackets: 95 % intervals of a paired bootstrap over {drawn}.",
         footnotes.fewer_seeds(scores, rows),
-        "Other tasks and another model than the paper's: compare directions, not levels.",
+        drawing.not_the_papers(profile, stand_ins),
     ]
     more_sft = ["Would more SFT do as well?", *(against or ["That was not measured in this run."])]
     finding, everything = _verdicts(profile)

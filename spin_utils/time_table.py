@@ -10,7 +10,6 @@ import pandas as pd
 from spin_utils import cost_model, published
 from spin_utils.table_text import Table, finish, rounded, with_range
 
-
 _COUNTED = "Generation is the whole step with its loading, training the sum of the optimizer's steps."
 
 
@@ -39,7 +38,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
             else:
                 cell |= {"value": minutes.mean(), "low": minutes.min(), "high": minutes.max(), "seeds": len(minutes)}
             cells.append(cell)
-        digits = 1 if max((cell.get("value", 0.0) for cell in cells[-4:])) >= 1 else 2  # of minutes
+        digits = 1 if max(cell.get("value", 0.0) for cell in cells[-4:]) >= 1 else 2  # of minutes
         ours = [(with_range if cell.get("seeds", 1) > 1 else rounded)(cell, digits=digits) for cell in cells[-4:]]
         for iteration, hours in enumerate(predicted[stage]):
             cell = {"row": stage, "column": f"iteration {iteration}", "quantity": "hours (cost model), hours (paper)"}

@@ -21,11 +21,12 @@ _RULE = (
     "`statistics.verdict`, the margins are in `registry.yaml`. A line that ends in -size asks whether a difference is "
     "as large as the paper's, which is another question than whether it has the same sign. A table or figure is *not "
     "run* if a claim that belongs to it is, else *not reproduced* if one is, *reproduced* if all are, and "
-    "*inconclusive* otherwise; lines in -size do not count there. Scores are in points; our tasks stand in for "
-    "the paper's benchmarks. Of {intervals} intervals at 95 %, about {chance} miss their true value by chance; "
-    "with one training seed they cover the choice of items only, and with two or three they are too narrow where seeds "
-    "differ more than items do. For times the range over training seeds stands in the interval's place; one seed alone "
-    "has none and leaves them inconclusive. Intervals of JSD bounds hold the fitted scale fixed."
+    "*inconclusive* otherwise; lines in -size do not count there. Scores are in points; which of our tasks stand in "
+    "for the paper's benchmarks is in the headings of Table 4. Of {intervals} intervals at 95 %, about {chance} miss "
+    "their true value by chance; with one training seed they cover the choice of items only, and with two or three "
+    "they are too narrow where seeds differ more than items do. For times the range over training seeds stands in the "
+    "interval's place; one seed alone has none and leaves them inconclusive. Intervals of JSD bounds hold the fitted "
+    "scale fixed."
 )
 _PAPER = (
     "*In the paper* tells whether a claim holds for the paper's own printed numbers. *Noise* compares the paper's "

@@ -16,6 +16,7 @@ from spin_utils import (
     generations,
     mt_bench_scores,
     profiles,
+    published,
     readme,
     report,
     results,
@@ -129,6 +130,31 @@ def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_th
     section = readme.section(profile)
     assert "training seeds: 2" in section
     assert "Not on all of the seeds 0, 1: SPIN iteration 1 (0), SPIN iteration 2 (0), SPIN iteration 3 (0)." in section
+
+
+@pytest.mark.parametrize(
+    ("name", "stand_ins", "said"),
+    [
+        (
+            "cpu",
+            {"syllogism": "arc"},
+            "Other tasks and another model than the paper's: compare directions, not levels.",
+        ),
+        ("gpu", {"arc": "arc"}, "Another model than the paper's: compare directions, not levels."),
+        ("paper-released", {"arc": "arc"}, ""),
+    ],
+)
+def test_what_is_not_the_papers_is_said(name, stand_ins, said):
+    assert drawing.not_the_papers(profiles.load(name), stand_ins) == said
+
+
+def test_with_the_papers_benchmarks_the_tables_name_what_else_differs(home):
+    for model in ("sft", "spin-0"):
+        document = synthetic.evaluation(model, 0, ability=0.1, items=4, names=published.LEADERBOARD)
+        results.write_json(results.path_of(home / "results" / "cpu", 0, "evaluations", model), document)
+    drawn = drawing.compose(replace(profiles.load("cpu"), evaluation=profiles.load("gpu").evaluation))
+    table4 = next(table for table in drawn.tables if table.number == 4)
+    assert table4.notes[-1] == "Another model than the paper's: compare directions, not levels."
 
 
 def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):

@@ -174,6 +174,7 @@ def test_dollar_signs_in_an_answer_are_letters_and_long_answers_say_that_they_ar
 def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_none(root):
     scores, transfer = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
     figure = generation_figures.figure6(scores, synthetic.STAND_INS, transfer, synthetic.TRANSFER)
+    assert "* harder tasks" in words(figure)
     axes = figure.axes[0]
     line = axes.lines[generations.MODELS.index("spin-1")]
     means = pd.concat([scores, transfer]).query("model == 'spin-1'").groupby("task")["score"].mean() * 100
@@ -189,7 +190,17 @@ def test_figure_6_names_what_was_not_run(root):
     some = scores[scores["model"] != "spin-1"]
     shown = words(generation_figures.figure6(some, synthetic.STAND_INS, scores[:0], {}))
     assert "Not run: SPIN iteration 1." in shown
-    assert "Tasks never trained on: not run." in shown
+    assert "Tasks of Table 6: not run." in shown
+
+
+def test_figure_6_of_the_papers_benchmarks_has_no_stand_ins(root):
+    scores, transfer = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
+    own = [{task: task for task in frame["task"].unique()} for frame in (scores, transfer)]
+    shown = words(generation_figures.figure6(scores, own[0], transfer, own[1]))
+    assert "harder" not in shown
+    assert "*" not in shown
+    assert "stand-ins" not in shown
+    assert "other benchmarks of the paper" in shown
 
 
 def test_convergence_draws_each_measure_with_intervals_and_breaks_at_a_missing_model(measured, bounds):
