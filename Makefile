@@ -38,25 +38,25 @@ setup-here:
 	@touch $(READY)
 
 reproduce: $(READY)  ## run the paper at PROFILE, from the data to tables and figures
-	$(BIN)/spin-repro reproduce --profile $(PROFILE) --seeds $(SEEDS)
+	$(BIN)/spin-repro reproduce --profile '$(PROFILE)' --seeds $(SEEDS)
 
 check: $(READY)  ## say whether PROFILE fits this machine, and how long it will take
-	$(BIN)/spin-repro check --profile $(PROFILE)
+	$(BIN)/spin-repro check --profile '$(PROFILE)'
 
 figures: $(READY)  ## redraw tables and figures from the results, without a model
-	$(BIN)/spin-repro figures --profile $(PROFILE)
+	$(BIN)/spin-repro figures --profile '$(PROFILE)'
 
 report: $(READY)  ## one HTML page of a run: verdicts, figures, tables, provenance
-	$(BIN)/spin-repro report --profile $(PROFILE)
+	$(BIN)/spin-repro report --profile '$(PROFILE)'
 
 crate: $(READY)  ## the whole of a run with its provenance as one RO-Crate, for an archive
-	$(BIN)/spin-repro crate --profile $(PROFILE)
+	$(BIN)/spin-repro crate --profile '$(PROFILE)'
 
 card: $(READY)  ## the model card of MODEL, with its settings and numbers
-	$(BIN)/spin-repro card --profile $(PROFILE) --model $(MODEL)
+	$(BIN)/spin-repro card --profile '$(PROFILE)' --model $(MODEL)
 
 plan: $(READY)  ## print the steps of a reproduction and what is already there
-	$(BIN)/spin-repro plan --profile $(PROFILE) --seeds $(SEEDS)
+	$(BIN)/spin-repro plan --profile '$(PROFILE)' --seeds $(SEEDS)
 
 test: $(READY)  ## run the tests
 	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder

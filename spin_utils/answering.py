@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts, families, models, pairs, pieces, preferences, processes, vllm_backend, vllm_health
+from spin_utils import (
+    artifacts,
+    families,
+    input_checks,
+    models,
+    pairs,
+    pieces,
+    preferences,
+    processes,
+    vllm_backend,
+    vllm_health,
+)
 from spin_utils.plan import Plan, Step, stream
 from spin_utils.progress import progress
 from spin_utils.rows import Row, RowError, read_rows
@@ -23,6 +34,8 @@ PREFERENCES = 500
 def make_pairs(plan: Plan, step: Step, work: Path) -> None:
     """The opponent answers every prompt of SPIN (Algorithm 1): pairs.arrow."""
     iteration, folder = step.parameters["iteration"], plan.directory(step.inputs[0])
+    if not iteration and plan.profile.sft is None:
+        input_checks.check_start(plan, folder)
     tokenizer = models.load_tokenizer(folder)
     encoded = encode_rows(tokenizer, plan.profile.template, read_rows(plan.directory("data") / "spin.jsonl"))
     answers = _answers(

@@ -20,7 +20,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from spin_utils import (
@@ -49,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = cli_parser.parse(argv)
     runtime.configure_logging()
     try:
+        paths.settle_home()
         if "profile" in arguments:
             arguments.profile = cli_parser.profile(arguments.profile)
         if processes.launched():
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("Interrupted. Finished steps are kept; the same command goes on from there.")
         return 130
-    except (StageError, StorageError, LaunchError) as error:
+    except (StageError, StorageError, LaunchError, processes.LostProcessError) as error:
         log.error("Failed: %s", error)
         return 1
     except Exception as error:
@@ -190,6 +190,8 @@ def _run(arguments: argparse.Namespace) -> int:
         given["profile"] = name
     if isinstance(given.get("seed"), int):
         parse_seeds(str(given["seed"]))
+    if type(given.get("seeds")) is int:  # `-p seeds=1` reads as a number, and the notebook takes a list as text
+        given["seeds"] = str(given["seeds"])
     _check_parameters(arguments.name, profile, given)
     own = paths.executed_notebooks(profile.name) / f"{arguments.name}.ipynb"
     output = paths.given(arguments.output) if arguments.output else own
@@ -316,8 +318,8 @@ def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
     profile = profiles.load(arguments.profile, changes)  # refuses what the next line could not write
     lasting = {name: value for name, value in changes.items() if not name.startswith(("processes.", "resources."))}
     if "name" not in changes and lasting:
-        name = f"{Path(arguments.profile).stem}-{_digest([arguments.profile, lasting])[:6]}"
-        profile = dataclasses.replace(profile, name=name[:64])
+        name = f"{profile.name[:57]}-{_digest([arguments.profile, lasting])[:6]}"
+        profile = dataclasses.replace(profile, name=name)
     file = paths.artifacts(profile.name) / f"profile-{_digest(profiles.as_dict(profile))[:12]}.yaml"
     return str(profiles.dump(profile, file)), profile
 

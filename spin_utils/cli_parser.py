@@ -82,6 +82,7 @@ def build() -> argparse.ArgumentParser:
         "--set spin.betas=[0.5] --name half-beta",
     )
     _with_changes(sub)
+    _with_seeds(sub)
     sub.add_argument("--jobs", type=int, default=0, help="steps at the same time (default: one for each GPU, or 1)")
     sub.add_argument("--cluster", default="node", help="slurm, or a folder with a Snakemake profile (default: node)")
     sub.add_argument("--dry-run", action="store_true", help="say what would be done")
@@ -97,6 +98,7 @@ def build() -> argparse.ArgumentParser:
     _with_json(sub)
     sub = command("plan", "list the steps and which of them are done", "--profile smoke", "--seeds 0,1,2 --json")
     _with_changes(sub)
+    _with_seeds(sub)
     _with_json(sub)
     sub = command(
         "run",
@@ -210,6 +212,10 @@ def _with_profile(sub: argparse.ArgumentParser) -> None:
     _file(option)
 
 
+def _with_seeds(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--seeds", default="0", help="training seeds, such as 0,1,2 (default: 0)")
+
+
 def _with_seed(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seed", type=int, default=0, help="training seed")
 
@@ -222,7 +228,6 @@ def _with_trained_model(sub: argparse.ArgumentParser) -> None:
 
 def _with_changes(sub: argparse.ArgumentParser) -> None:
     _with_profile(sub)
-    sub.add_argument("--seeds", default="0", help="training seeds, such as 0,1,2 (default: 0)")
     _folder(sub.add_argument("--model", metavar="DIR", help="your model: a folder of safetensors"))
     _file(sub.add_argument("--data", metavar="FILE", help="your demonstrations: .json, .jsonl or .parquet"))
     sub.add_argument(

@@ -39,6 +39,8 @@ from spin_utils.verdicts import Finding
 
 _SHARED = ("data", "base")
 """Stages whose artifacts all training seeds share."""
+_MEASURED = ("pairs", "spin")
+"""Stages whose times Table 2 has."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,8 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str,
         training: from `results.load_training`.
 
     Returns:
-        Columns `seed`, `stage`, `iteration`, `seconds`; the device, in words; and whether no step of another training
-        seed ran beside these.
+        Columns `seed`, `stage`, `iteration`, `seconds`; the device, in words; and whether no other step ran beside
+        these.
     """
     steps_of: dict[int, dict[str, dict[str, Any]]] = {}
     for seed, chain in results.chains(folder):
@@ -194,7 +196,7 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str,
         (seed, name): link
         for seed, steps in steps_of.items()
         for name, link in steps.items()
-        if link["stage"] in ("pairs", "spin")
+        if link["stage"] in _MEASURED
     }
     device = links[min(links)]["device"] if links else "this machine"
     links = {place: link for place, link in links.items() if link["device"] == device}
@@ -214,17 +216,21 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str,
 
 
 def _side_by_side(steps_of: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> set[int]:
-    """Training seeds of which a step was made while one of another seed was."""
+    """Training seeds of whose measured steps one was made while another step was."""
+    second = timedelta(seconds=1)  # starts are noted in whole ones
     spans = []
     for seed, steps in steps_of.items():
-        for step in steps.values():
+        for name, step in steps.items():
             started = datetime.fromisoformat(step["started"])
-            spans.append((started, started + timedelta(seconds=step["seconds"]), seed))
-    found: set[int] = set()
-    for (_, end, seed), (started, _, other) in itertools.combinations(sorted(spans), 2):
-        if seed != other and started < end:
-            found |= {seed, other}
-    return found
+            end = started + timedelta(seconds=step["seconds"])
+            spans.append((started, end, seed, name, step["stage"] in _MEASURED))
+    return {
+        span[2]
+        for one, other in itertools.combinations(sorted(spans), 2)
+        if other[0] + second < one[1]
+        for span in (one, other)
+        if span[4]
+    }
 
 
 def page(profile: Profile, name: str) -> str:

@@ -36,6 +36,8 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
     pair = lengths.longest_prompt + lengths.longest_real + max(answer, lengths.longest_real)
     longest = {"sft": lengths.longest_prompt + lengths.longest_real}
     longest["sft_control"] = control.longest_prompt + control.longest_real
+    if lengths.preferences is not None:
+        longest["dpo"] = lengths.preferences.longest_prompt + 2 * lengths.preferences.longest_real
     for section, settings in trainings(profile).items():
         stage, chosen = section.partition(".")[0], {"bfloat16": 2, "float32": 4, "auto": width}[settings.precision]
         row = longest.get(stage, pair)

@@ -17,7 +17,8 @@ from spin_utils.input_settings import DemonstrationSettings
 from spin_utils.machine import Machine
 from spin_utils.mt_bench_settings import CATEGORIES, MtBenchSettings
 from spin_utils.plan import Plan, Step, control_demonstrations, control_training, training_of
-from spin_utils.rows import count_by_family, read_records
+from spin_utils.preferences import load as load_preferences
+from spin_utils.rows import RowError, count_by_family, read_records
 from spin_utils.settings import EvaluationSettings, GenerationSettings, Profile, TrainingSettings
 
 CHARACTERS = 4
@@ -67,6 +68,8 @@ class Lengths(NamedTuple):
     """Whether they were counted from the rows; otherwise they are the assumptions of the cost model."""
     control: Lengths | None = None
     """Those of the SFT control, where it has rows of its own."""
+    preferences: Lengths | None = None
+    """Those of DPO's pairs, where they are a file: `real` is the chosen answer, `generated` the rejected one."""
 
 
 Rows = Mapping[str, Sequence[dict[str, Any]]]
@@ -82,7 +85,26 @@ def lengths(profile: Profile, rows: Rows | None, control: Rows | None = None) ->
         control: those of the SFT control, likewise.
     """
     found, own = _lengths(profile, profile.demonstrations, rows), control_demonstrations(profile)
+    found = found._replace(preferences=_of_pairs(profile, found))
     return found if own is None else found._replace(control=_lengths(profile, own, control))
+
+
+def _of_pairs(profile: Profile, found: Lengths) -> Lengths | None:
+    if profile.dpo is None or profile.dpo.preferences.source != "file":
+        return None
+    try:
+        pairs = load_preferences(profile.dpo.preferences)
+    except RowError:  # which the steps' finding says
+        return None
+    prompts, chosen, rejected = ([pair[name] for pair in pairs] for name in ("prompt", "chosen", "rejected"))
+    template = profile.template
+    return found._replace(
+        prompt=_mean_tokens(prompts),
+        real=_mean_tokens(chosen),
+        generated=_mean_tokens(rejected),
+        longest_prompt=min(_most_tokens(prompts), template.max_prompt_tokens),
+        longest_real=min(_most_tokens(chosen + rejected), template.max_response_tokens),
+    )
 
 
 def _lengths(profile: Profile, data: DemonstrationSettings, rows: Rows | None) -> Lengths:
@@ -150,7 +172,8 @@ def hours(plan: Plan, machine: Machine, architecture: Architecture, found: Lengt
 
 def _step_hours(plan: Plan, step: Step, run: Run, a: Architecture, found: Lengths) -> float:
     profile = plan.profile
-    pair = forward_flops(a, found.prompt, found.real, found.generated)
+    paired = found.preferences or found if step.stage == "dpo" else found
+    pair = forward_flops(a, paired.prompt, paired.real, paired.generated)
     sampled = dataclasses.replace(run, gpus=_sampling_devices(profile.generation, run.gpus))
     if step.stage == "pairs":
         return cost_model.generation_hours(dataclasses.replace(sampled, prompts=found.spin_rows), a)

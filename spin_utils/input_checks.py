@@ -14,8 +14,8 @@ from spin_utils import families, models, preferences
 from spin_utils.demonstrations import DemonstrationError, Demonstrations
 from spin_utils.demonstrations import load as load_demonstrations
 from spin_utils.input_settings import TemplateSettings
-from spin_utils.plan import control_demonstrations
-from spin_utils.rows import Row, RowError, listed
+from spin_utils.plan import Plan, control_demonstrations
+from spin_utils.rows import Row, RowError, listed, read_rows
 from spin_utils.settings import Profile
 from spin_utils.templates import TooLongError, encode_rows
 
@@ -41,6 +41,12 @@ def check(profile: Profile, demonstrations: Demonstrations) -> None:
             f"{profile.demonstrations.train or profile.demonstrations.source}: no rows are held out to evaluate on; "
             "give at least 10 rows (a tenth is held out), or set demonstrations.test or demonstrations.test_rows"
         )
+    for part in () if profile.released else profile.spin.subsets:
+        if len(demonstrations.spin) * part < 50:
+            raise DemonstrationError(
+                f"spin.subsets: {part} fiftieths of {len(demonstrations.spin)} prompts are not one; raise "
+                "demonstrations.spin_rows or leave them out: spin.subsets=[]"
+            )
     names = {row["family"] for rows in vars(demonstrations).values() for row in rows}
     _check_names(names)
     if profile.demonstrations.source == "file":
@@ -57,6 +63,8 @@ def _check_names(families: Iterable[str]) -> None:
     """Every family is a task with a file of its own."""
     seen: dict[str, str] = {}
     for name in sorted(families):
+        if name.lower() == "average":
+            raise RowError(f"demonstrations: family {name!r} is what tables call the mean of all; rename it")
         other = seen.setdefault(name.lower(), name)
         if other != name:
             raise RowError(
@@ -85,8 +93,9 @@ def check_control(profile: Profile, demonstrations: Demonstrations) -> None:
         raise RowError(f"sft_control: {error}; or leave the control out: sft_more=0") from None
     _check_not_held_out("sft_control.demonstrations", rows, profile, demonstrations)
     if settings.source == "file" and profile.model.source == "directory":
-        tokenizer = models.load_tokenizer(Path(profile.model.path))
-        check_lengths(tokenizer, profile.template, {"control": rows})
+        folder = Path(profile.model.path)
+        _, whole = check_lengths(models.load_tokenizer(folder), profile.template, {"control": rows})
+        _check_positions(folder, models.positions(folder), "row of sft_control", whole["control"])
 
 
 def check_preferences(profile: Profile, demonstrations: Demonstrations) -> None:
@@ -105,21 +114,28 @@ def check_preferences(profile: Profile, demonstrations: Demonstrations) -> None:
     pairs = preferences.load(profile.dpo.preferences)
     _check_not_held_out("dpo.preferences", pairs, profile, demonstrations)
     if profile.model.source == "directory":  # as above
-        check_pair_lengths(profile, models.load_tokenizer(Path(profile.model.path)))
+        check_pair_lengths(Path(profile.model.path), profile)
 
 
-def check_pair_lengths(profile: Profile, tokenizer: Any) -> None:
+def check_pair_lengths(model: Path, profile: Profile) -> None:
     """Encode every pair of a file once, which is trained on only after the main chain.
+
+    Args:
+        model: folder of the base model.
+        profile: the validated profile.
 
     Raises:
         TooLongError: names the answer and the row.
+        ModelError: a pair needs more positions than the model has.
     """
     if profile.dpo is not None and profile.dpo.preferences.source == "file":
         try:
             pairs = preferences.load(profile.dpo.preferences)
-            preferences.encode_preferences(tokenizer, profile.template, pairs)
+            encoded = preferences.encode_preferences(models.load_tokenizer(model), profile.template, pairs)
         except TooLongError as error:
             raise TooLongError(f"dpo.preferences, {error}") from None
+        rows = [len(pair["prompt_ids"]) + max(len(pair["real_ids"]), len(pair["generated_ids"])) for pair in encoded]
+        _check_positions(model, models.positions(model), "row of dpo.preferences", max(rows, default=0))
 
 
 def _check_not_held_out(name: str, rows: Sequence[Row], profile: Profile, demonstrations: Demonstrations) -> None:
@@ -159,8 +175,10 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
         TooLongError: a row is too long for the template; names the split and the row.
         ModelError: a prompt and its longest answer need more positions than the model has.
     """
-    longest = check_lengths(models.load_tokenizer(model), profile.template, splits)
+    longest, rows = check_lengths(models.load_tokenizer(model), profile.template, splits)
     positions = models.positions(model)
+    for split in ("sft", "spin"):
+        _check_positions(model, positions, f"{split} row", rows.get(split, 0))
     answers = {"generation": profile.generation.max_new_tokens, "evaluation": profile.evaluation.max_new_tokens}
     asked = {"spin": "generation", "validation": "generation", "test": "evaluation", "transfer": "evaluation"}
     for split, section in asked.items():
@@ -175,21 +193,44 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
             )
 
 
-def check_lengths(tokenizer: Any, template: TemplateSettings, splits: Mapping[str, Sequence[Row]]) -> dict[str, int]:
+def check_start(plan: Plan, model: Path) -> None:
+    """Encode all rows and pairs of a run once, as soon as the tokenizer of its base model is there.
+
+    Raises:
+        TooLongError, ModelError: as `check_fit` and `check_pair_lengths`.
+    """
+    data = plan.directory("data")
+    asked = {split: read_rows(data / f"{split}.jsonl") for split in ("spin", "validation", "test", "transfer")}
+    check_fit(model, plan.profile, asked)
+    check_pair_lengths(model, plan.profile)
+
+
+def _check_positions(model: Path, positions: int, what: str, tokens: int) -> None:
+    if tokens > positions:
+        raise models.ModelError(
+            f"{model}: has {positions} positions, and the longest {what} has {tokens} tokens; shorten it, or lower "
+            "template.max_prompt_tokens or template.max_response_tokens"
+        )
+
+
+def check_lengths(
+    tokenizer: Any, template: TemplateSettings, splits: Mapping[str, Sequence[Row]]
+) -> tuple[dict[str, int], dict[str, int]]:
     """Encode every row once: one that is too long to be trained on or asked is found before training.
 
     Returns:
-        Tokens of the longest prompt of each split.
+        Tokens of the longest prompt of each split, and of the longest row, prompt and response.
 
     Raises:
         TooLongError: names the split and the row.
     """
-    longest = {}
+    prompts, whole = {}, {}
     for split, rows in splits.items():
         cut = template.too_long == "drop" and split in ("test", "transfer")  # which are asked, not trained on
         try:
             encoded = encode_rows(tokenizer, replace(template, too_long="truncate") if cut else template, rows)
         except TooLongError as error:
             raise TooLongError(f"demonstrations, {split} {error}") from None
-        longest[split] = max((len(row.prompt_ids) for row in encoded), default=0)
-    return longest
+        prompts[split] = max((len(row.prompt_ids) for row in encoded), default=0)
+        whole[split] = max((len(row.prompt_ids) + len(row.response_ids) for row in encoded), default=0)
+    return prompts, whole

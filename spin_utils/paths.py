@@ -55,9 +55,24 @@ def home() -> Path:
         path = given(chosen) if chosen else REPOSITORY.resolve()
     except PathError as error:
         raise PathError(f"SPIN_HOME: {error}") from None
+    if chosen and not Path(chosen).expanduser().is_absolute():  # kernels and steps work in folders of their own
+        raise PathError(f"SPIN_HOME: {chosen!r} is relative; write the whole path, such as {path}")
     if path.is_relative_to("/proc"):  # where the system only says that no new folder is there
         raise PathError(f"SPIN_HOME: {path}: holds processes, not files; name a folder on a disk")
     return path
+
+
+def settle_home() -> None:
+    """Make `SPIN_HOME` absolute for this process and all that it starts, which work in other folders.
+
+    Raises:
+        PathError: it is no path.
+    """
+    if chosen := os.environ.get("SPIN_HOME"):
+        try:
+            os.environ["SPIN_HOME"] = str(given(chosen))
+        except PathError as error:
+            raise PathError(f"SPIN_HOME: {error}") from None
 
 
 def artifacts(profile: str) -> Path:

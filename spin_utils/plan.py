@@ -306,11 +306,29 @@ def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
 
 
 def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
-    # An edited task is another measurement. What the task itself reads is not known here.
-    files = [Path(task) for task in settings.tasks if paths.is_yaml(task)]
-    for file in files:
+    # An edited task, or grader, is another measurement. Which rows the task reads is not known here.
+    found: dict[str, str] = {}
+    for task in filter(paths.is_yaml, settings.tasks):
+        file = Path(task)
         require(file.is_file(), f"evaluation.tasks: {file}: no such file; correct the path")
-    return {file.name: seals.file_hash(file) for file in files}
+        found[file.name] = seals.file_hash(file)
+        found |= {used.name: seals.file_hash(used) for used in _used_by(file, {file.resolve()})}
+    return found
+
+
+_USES = re.compile(r"""!function\s+([\w.]+)\.\w+|^include:\s*["']?([^"'#\n]+)""", re.MULTILINE)
+"""How a task of lm-eval names a function of a Python file beside it, and a task that it goes on from."""
+
+
+def _used_by(task: Path, seen: set[Path]) -> Iterator[Path]:
+    """The Python files and tasks that a task file names, and those that these name."""
+    for module, include in _USES.findall(task.read_text(encoding="utf-8", errors="replace")):
+        file = task.parent / (f"{module.replace('.', '/')}.py" if module else include.strip())
+        if file.is_file() and file.resolve() not in seen:
+            seen.add(file.resolve())
+            yield file
+            if include:
+                yield from _used_by(file, seen)
 
 
 def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:

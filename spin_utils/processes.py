@@ -40,6 +40,10 @@ class ProcessesError(RuntimeError):
     """The processes cannot work together. The message says why and what to do."""
 
 
+class LostProcessError(ProcessesError):
+    """Another process ended in the middle of the work, which can go on from its last saved state."""
+
+
 @dataclass(frozen=True)
 class _Place:
     rank: int = 0
@@ -101,7 +105,8 @@ def group(sharding: Sharding) -> Iterator[None]:
             How many processes there are is the launcher's decision.
 
     Raises:
-        ProcessesError: another process is gone, or the launcher asks for what the kit does not do.
+        LostProcessError: another process is gone.
+        ProcessesError: the launcher asks for what the kit does not do.
     """
     global _place
     if not launched():
@@ -135,7 +140,7 @@ def group(sharding: Sharding) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "gloo/transport" in str(error) or isinstance(error, distributed.DistError):
-            raise ProcessesError("another process is gone, and this one cannot go on without it") from error
+            raise LostProcessError("another process is gone, and this one cannot go on without it") from error
         raise
     finally:
         _place = _Place()

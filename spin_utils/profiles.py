@@ -229,11 +229,12 @@ def _refuse_hidden(change: Mapping[str, Any], merged: Mapping[str, Any]) -> None
 
 def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     # A relative path in a profile means relative to the folder of the file that says it, wherever the kernel runs.
-    dpo, released = data.get("dpo"), data.get("released")
+    dpo, control, released = data.get("dpo"), data.get("sft_control"), data.get("released")
     places = [
         *((model, "directory", ["path"]) for model in (released.values() if isinstance(released, dict) else ())),
         (data.get("model"), "directory", ["path"]),
         (data.get("demonstrations"), "file", ["train", "validation", "test"]),
+        (control.get("demonstrations") if isinstance(control, dict) else None, "file", ["train", "validation", "test"]),
         (dpo.get("preferences") if isinstance(dpo, dict) else None, "file", ["train"]),
     ]
     for section, source, names in places:

@@ -168,9 +168,7 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
     start, more = plan.directory(step.inputs[0]), step.parameters["more"]
     tokenizer = models.load_tokenizer(start)
     if not more:
-        asked = {split: rows(plan, split) for split in ("spin", "validation", "test", "transfer")}
-        input_checks.check_fit(start, plan.profile, asked)
-        input_checks.check_pair_lengths(plan.profile, tokenizer)
+        input_checks.check_start(plan, start)
     encoded = encode_rows(tokenizer, plan.profile.template, rows(plan, "sft", data=step.inputs[1]))
     groups = [Group(row.prompt_ids, (row.response_ids,)) for row in encoded]
     settings = control_training(plan.profile) if more else plan.profile.sft

@@ -62,7 +62,7 @@ def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: Mapp
         lines += [(row, "ours", *ours), ("", "paper", *theirs)]
     notes = ["The paper prints examples and metrics; items are the sizes of the public test sets.", *_notes(columns)]
     if "score" in set(tasks["metric"]):
-        notes.append("score: the answer is right or wrong, by the program that the task comes with.")
+        notes.append("score: right or wrong by the row's grader, or letter for letter where it has none.")
     header = ["", "", *_headings(columns)]
     return finish(1, "Benchmarks: examples in the prompt, metric, items", header, lines, cells, notes)
 

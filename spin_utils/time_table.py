@@ -19,7 +19,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
     Args:
         times: Columns `seed`, `stage` (generation, training), `iteration`, `seconds`.
         machine: Where the times were measured, for the note.
-        alone: Whether no other training seed ran beside them.
+        alone: Whether no other step ran beside them.
     """
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
     run, architecture = cost_model.Run(), cost_model.Architecture()
@@ -68,11 +68,11 @@ def _times_note(cells: Sequence[Mapping[str, Any]], machine: str, alone: bool) -
     if not seeds:
         return f"Ours on {machine}: not run."
     if seeds == [1]:
-        company = "had the machine alone" if alone else "ran beside another"
+        company = "had the machine alone" if alone else "ran several steps at once"
         return f"Ours on {machine}: one training seed, which {company}, so no spread is known. {_COUNTED}"
     count = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     return (
         f"Ours on {machine}: mean over the {count} training seeds"
-        f"{' that had the machine alone' if alone else ', which ran side by side'}, in brackets the fastest and the "
-        f"slowest. {_COUNTED}"
+        f"{' that had the machine alone' if alone else ', with several steps at once'}, in brackets the fastest and "
+        f"the slowest. {_COUNTED}"
     )

@@ -25,13 +25,16 @@ class TrackerError(ValueError):
     """A tracker is unknown or not installed. The message names the remedy."""
 
 
-def open_trackers(names: Sequence[str], run: str, folder: Path) -> tuple[list[Tracker], Callable[[], None]]:
+def open_trackers(
+    names: Sequence[str], run: str, folder: Path, *, done: int = 0
+) -> tuple[list[Tracker], Callable[[], None]]:
     """Open trackers by name.
 
     Args:
         names: any of tensorboard, wandb, trackio.
         run: name of the run.
         folder: where TensorBoard's files go, in a folder `tensorboard`; the others have places of their own.
+        done: steps after which the run goes on; TensorBoard drops what a killed run wrote of later ones.
 
     Returns:
         The trackers, those of `WATCHERS` included, and a function that closes them.
@@ -40,7 +43,7 @@ def open_trackers(names: Sequence[str], run: str, folder: Path) -> tuple[list[Tr
         TrackerError: an unknown name, or a package that is not installed.
     """
     modules = {name: _import(name) for name in names}
-    opened = [_open(name, module, run, folder) for name, module in modules.items()]
+    opened = [_open(name, module, run, folder, done) for name, module in modules.items()]
     opened += [watch(run) for watch in WATCHERS]
 
     def close() -> None:
@@ -60,9 +63,9 @@ def check(names: Iterable[str]) -> None:
         _import(name)
 
 
-def _open(name: str, module: Any, run: str, folder: Path) -> tuple[Tracker, Callable[[], Any]]:
+def _open(name: str, module: Any, run: str, folder: Path, done: int) -> tuple[Tracker, Callable[[], Any]]:
     if name == "tensorboard":
-        writer = module.SummaryWriter(str(folder / TENSORBOARD))
+        writer = module.SummaryWriter(str(folder / TENSORBOARD), purge_step=done + 1)
 
         def write(row: dict[str, float]) -> None:
             for key, value in row.items():

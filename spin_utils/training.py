@@ -8,6 +8,7 @@ result is that of one process up to the rounding of sums, and a run may go on wi
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,8 @@ from spin_utils.training_step import NoMemoryError, NonFiniteLossError, Row, Ste
 from spin_utils.writing import write_text
 
 __all__ = ["Interrupted", "NoMemoryError", "NonFiniteLossError", "Row", "TrainingResult", "train"]
+
+logger = logging.getLogger(__name__)
 
 TRIMMED_EVERY = 5
 """Steps between two calls of `runtime.trim_memory`, each of which costs a small part of a step."""
@@ -119,13 +122,22 @@ def train(
             optimizer.load(saved.tensors, saved.step)
             saved.tensors.clear()  # mapped from the file that the next save removes
         log = _MetricLog(work / "metrics.jsonl", saved.rows if saved else [])
-        track, close = open_trackers(settings.trackers if processes.rank() == 0 else (), what, work)
+        track, close = open_trackers(
+            settings.trackers if processes.rank() == 0 else (), what, work, done=optimizer.steps
+        )
         stack.callback(close)
         stack.enter_context(packed_attention(model))
         stack.enter_context(fast_layers(model))
         stack.enter_context(_training_mode(model, settings))
         stop = stack.enter_context(StopRequest())
         plan = _Plan(len(groups), settings, seed)
+        if not any(learning_rate_at(number, plan.scheduled_steps, settings) for number in range(plan.steps)):
+            logger.warning(
+                "%s: nothing will be learnt: warm-up starts at a learning rate of 0, and this run has no later step; "
+                "lower batch_size (%d), or set warmup_ratio to 0",
+                what,
+                settings.batch_size,
+            )
         bar = stack.enter_context(progress(plan.steps, what, "steps", done=optimizer.steps))
         step_of = StepRunner(model, groups, settings, opponent_logps, optimizer, describe)
         saved_at = time.monotonic()

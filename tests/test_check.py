@@ -232,6 +232,22 @@ def test_a_disk_too_small_is_refused_and_counts_every_checkpoint() -> None:
     assert check.disk_bytes(made, found[0], lengths) == expected
 
 
+def test_pairs_from_a_file_count_by_their_own_length(tmp_path: Path) -> None:
+    found, _ = architectures.find(profiles.load("smoke").model) or (None, "")
+    assert found is not None
+    hours, memory = [], []
+    for times in (1, 20):
+        file = tmp_path / f"{times}.jsonl"
+        file.write_text(json.dumps({"prompt": "Say", "chosen": "yes " * times, "rejected": "no " * times}) + "\n")
+        profile = profiles.load("smoke", {"dpo.preferences": {"source": "file", "train": str(file)}})
+        lengths = forecast.lengths(profile, None)
+        hours.append(forecast.hours(plan.make(profile, 0), LAPTOP, found, lengths)["dpo"])
+        needs = {need.stage: need.total() for need in fitting.needs(profile, found, lengths, "cpu", 4)}
+        memory.append(needs["dpo"])
+    assert hours[1] > 2 * hours[0]
+    assert memory[1] > memory[0]
+
+
 def test_what_is_finished_and_a_folder_of_the_users_take_no_more_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     made = plan.make(profiles.load("smoke"), 0)
     found, _ = architectures.find(made.profile.model) or (None, "")
@@ -422,7 +438,7 @@ def test_the_limit_of_an_evaluation_counts_for_each_family() -> None:
     all_of_them = forecast.lengths(profile, rows)
     assert (all_of_them.test_rows, all_of_them.transfer_rows) == (16, 8)
     few = forecast.lengths(limited, rows)
-    assert few == all_of_them._replace(test_rows=6, transfer_rows=3)
+    assert few == all_of_them._replace(test_rows=6, transfer_rows=3, preferences=few.preferences)
     found, _ = architectures.find(profile.model) or (None, "")
     assert found is not None
     hours, more = (forecast.hours(plan.make(limited, 0), LAPTOP, found, n) for n in (few, all_of_them))

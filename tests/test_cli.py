@@ -12,11 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils import cli, cli_parser, notebooks, paths, profiles, results, verdict_page, verdicts
+from spin_utils import cli, cli_parser, notebooks, paths, processes, profiles, results, verdict_page, verdicts
 from spin_utils.input_settings import BENCHMARKS
 
 
@@ -271,6 +272,63 @@ def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str])
         asked = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _shtab_spin_repro; echo ${{COMPREPLY[@]}}"
         result = subprocess.run(["bash", "-c", script + asked], capture_output=True, text=True, check=True)
         assert word in result.stdout.split(), (words, result.stdout)
+
+
+def test_a_relative_home_is_one_folder_for_all_processes_of_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPIN_HOME", "out")
+    with pytest.raises(paths.PathError, match="SPIN_HOME: 'out' is relative; write the whole path, such as /"):
+        paths.home()  # in a kernel, which works in another folder
+    assert outcome(capsys, "plan", "--profile", "smoke")[0] == 0
+    assert os.environ["SPIN_HOME"] == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("stem", ["my.v2 file", "a" * 70])
+def test_a_changed_profile_is_named_by_what_its_file_says(
+    stem: str, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / f"{stem}.yaml"
+    file.write_text("extends: smoke\nname: mine\n")
+    for beta in (0.5, 0.7):
+        assert outcome(capsys, "plan", "--profile", str(file), "--set", f"spin.betas=[{beta}]")[0] == 0
+    made = [path.name for path in (home / "artifacts").iterdir()]
+    assert len(made) == 2
+    assert all(name.startswith("mine-") for name in made)
+
+
+def test_check_has_no_option_that_it_would_not_heed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["check", "--profile", "smoke", "--seeds", "0,1"])
+    assert "unrecognized arguments: --seeds" in capsys.readouterr().err
+
+
+def test_one_seed_of_the_tables_may_be_given_as_a_number(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("spin_utils.notebooks.run", lambda name, values, output: given.append(values) or output)
+    assert cli.main(["run", "05_tables_and_figures", "-p", "profile=smoke", "-p", "seeds=1"]) == 0
+    assert given[0]["seeds"] == "1"
+
+
+def test_a_lost_partner_is_a_failure_that_can_go_on_and_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(arguments: Any) -> int:
+        raise processes.LostProcessError("another process is gone")
+
+    monkeypatch.setitem(cli.COMMANDS, "plan", lose)
+    assert cli.main(["plan", "--profile", "smoke"]) == 1
+
+
+def test_make_takes_a_profile_whose_path_has_a_space() -> None:
+    shown = subprocess.run(
+        ["make", "-n", "reproduce", "PROFILE=my profiles/mine.yaml"],
+        cwd=paths.REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    command = next(line for line in shown.splitlines() if "reproduce" in line)
+    assert "my profiles/mine.yaml" in shlex.split(command)
 
 
 @pytest.mark.parametrize("fault", ["loop", "long", "user"])

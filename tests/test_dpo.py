@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from spin_utils import artifacts, cli, models, pair_training, runtime, training_step
+from spin_utils import artifacts, cli, models, pair_training, runtime, trackers, training_step
 from spin_utils.dpo import DpoError, dpo, read_settings
 from spin_utils.input_settings import ModelSettings
 
@@ -189,8 +189,11 @@ def test_bad_input_is_one_line_and_exit_status_2_before_any_work(
 def test_what_tensorboard_shows_is_kept_and_makes_no_other_model(
     model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    purged: list[int] = []
+
     class Writer:
-        def __init__(self, folder: str) -> None:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            purged.append(purge_step)
             Path(folder).mkdir(exist_ok=True)
             self.file = Path(folder) / "events"
 
@@ -205,6 +208,8 @@ def test_what_tensorboard_shows_is_kept_and_makes_no_other_model(
     out = dpo(model, pairs, tmp_path / "out", settings(epochs=1, trackers=["tensorboard"]))
     assert (out / "tensorboard" / "events").read_text().count("loss ") == 3
     assert dpo(model, pairs, out, settings(epochs=1)) == out
+    trackers.open_trackers(["tensorboard"], "resumed", tmp_path, done=4)
+    assert purged == [1, 5], "what a killed run wrote after its saved state is dropped"
 
 
 def test_the_command_starts_again_with_the_environment_that_makes_it_fast(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,3 +186,29 @@ def test_every_trained_model_has_a_name_that_its_notebook_can_draw() -> None:
     trained = [step.parameters["model"] for step in steps if step.notebook == "03_spin_training"]
     assert "spin-0-more" in trained
     assert len({results.label(model) for model in trained}) == len(trained)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_cut_answer_gets_its_end_in_training_as_the_profile_says(ended: bool) -> None:
+    changes = {"sft": None, "sft_more": 0, "dpo": None, "generation__max_new_tokens": 2}
+    made = make(**changes, spin__training__end_truncated=ended)
+    stages.run(made, "pairs-0")
+    pairs = self_play.training_pairs(made, "spin-0")
+    cut = [place for place, reason in enumerate(pairs.table["finish_reason"].to_pylist()) if reason == "length"]
+    assert cut
+    assert {len(pairs[place].response_ids[1]) for place in cut} == {2 + ended}
+
+
+def test_an_edited_grader_or_included_task_is_another_measurement(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("include: common.yaml\ntask: mine\nprocess_results: !function grade.marks\n")
+    (tmp_path / "common.yaml").write_text("doc_to_text: !function words.prompt\n")
+    for name in ("grade", "words", "other"):
+        (tmp_path / f"{name}.py").write_text("")
+    keys = []
+    for name in ("", "grade.py", "words.py", "common.yaml", "other.py"):
+        if name:
+            file = tmp_path / name
+            file.write_text(f"{file.read_text()}# edited\n")
+        keys.append(make(evaluation__tasks=[str(tmp_path / "mine.yaml")]).directory("eval-sft"))
+    assert len(set(keys[:4])) == 4
+    assert keys[4] == keys[3], "a file that the task does not use"

@@ -152,6 +152,17 @@ def test_preference_pairs_lie_beside_the_profile_that_names_them(tmp_path: Path)
     assert dpo.answers_per_prompt == 8
 
 
+def test_rows_of_the_sft_control_lie_beside_the_profile_that_names_them(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: smoke\nsft: null\nsft_control:\n  demonstrations: {source: file, train: more.jsonl}\n"
+        "  training: {learning_rate: 1.0e-3, epochs: 1}\n"
+    )
+    control = profiles.load(str(tmp_path / "mine.yaml")).sft_control
+    assert control is not None
+    assert control.demonstrations is not None
+    assert control.demonstrations.train == str(tmp_path / "more.jsonl")
+
+
 def test_a_tracker_does_not_make_another_model() -> None:
     trackers = {"sft.trackers": ["tensorboard"], "spin.training.trackers": ["tensorboard"]}
     plain, tracked = (plan.make(profiles.load("smoke", changes), 0) for changes in ({}, trackers))

@@ -146,7 +146,7 @@ def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
     assert "one training seed" in alone.notes[0]
     assert "no spread" in alone.notes[0]
     beside = time_table.table2(times, alone=False)
-    assert "seeds, which ran side by side" in beside.notes[0]
+    assert "seeds, with several steps at once" in beside.notes[0]
     assert "alone" not in beside.notes[0]
 
 

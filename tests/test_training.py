@@ -142,6 +142,13 @@ def test_skipping_identical_pairs_leaves_the_gradient_unchanged(tmp_path):
     assert sum(row["skipped"] for row in computed.rows) == 0
 
 
+@pytest.mark.parametrize(("warmup", "warned"), [(0.1, True), (0.0, False)])
+def test_a_run_whose_only_step_has_a_learning_rate_of_0_says_so(tmp_path, caplog, warmup, warned):
+    _run(tmp_path, batch_size=64, epochs=1, warmup_ratio=warmup)
+    assert ("nothing will be learnt" in caplog.text) is warned
+    assert not warned or "lower batch_size (64), or set warmup_ratio to 0" in caplog.text
+
+
 def test_a_batch_of_identical_pairs_moves_nothing(tmp_path):
     model, result = _run(tmp_path, _pairs(4, identical=range(4)))
     assert _same(model, tiny_model("llama"))
