@@ -5,12 +5,9 @@ Nothing is read but the files under `results/PROFILE` and the published numbers,
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -36,11 +33,6 @@ from spin_utils import (
 from spin_utils.settings import Profile
 from spin_utils.table_text import Table
 from spin_utils.verdicts import Finding
-
-_SHARED = ("data", "base")
-"""Stages whose artifacts all training seeds share."""
-_MEASURED = ("pairs", "spin")
-"""Stages whose times Table 2 has."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,7 @@ def compose(profile: Profile) -> Drawing:
     transfer = results.load_evaluations(folder, kind_folder="transfer")
     tasks, transfer_tasks = stand_ins(profile, scores), stand_ins(profile, transfer)
     training = results.load_training(folder)
-    times, machine, alone = wall_clock(folder, training)
+    times, machine, alone = time_table.wall_clock(folder, training)
     texts = results.load_generations(folder)
     measured = generations.measures(texts)
     bounds = generations.jsd_bounds(results.load_heldout(folder))
@@ -171,66 +163,6 @@ def shots(profile: Profile) -> dict[str, str]:
     suite = paper_suite.SUITES.get(profile.evaluation.suite, {})
     own = {Path(task).stem if paths.is_yaml(task) else task for task in profile.evaluation.tasks}
     return {name: str(paper_suite.shots(name)) for name in suite} | dict.fromkeys(own, "as in its file")
-
-
-def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str, bool]:
-    """Measured seconds of generation and training.
-
-    Generation is the whole stage, from the provenance of the evaluations. Training is the sum of its steps, so that
-    iteration 0 counts the epochs that its model has, not those that Figure 4 adds; without its record it has no time.
-    Only runs on the device of the lowest seed count, and of these only those of seeds that had it alone, if there are
-    any: what shared the cores with another is not the same measurement.
-
-    Args:
-        folder: results/PROFILE.
-        training: from `results.load_training`.
-
-    Returns:
-        Columns `seed`, `stage`, `iteration`, `seconds`; the device, in words; and whether no other step ran beside
-        these.
-    """
-    steps_of: dict[int, dict[str, dict[str, Any]]] = {}
-    for seed, chain in results.chains(folder):
-        steps_of.setdefault(seed, {}).update({n: step for n, step in chain.items() if step["stage"] not in _SHARED})
-    links = {
-        (seed, name): link
-        for seed, steps in steps_of.items()
-        for name, link in steps.items()
-        if link["stage"] in _MEASURED
-    }
-    device = links[min(links)]["device"] if links else "this machine"
-    links = {place: link for place, link in links.items() if link["device"] == device}
-    undisturbed = {seed for seed, _ in links} - _side_by_side(steps_of)
-    rows = []
-    for (seed, name), link in links.items():
-        if undisturbed and seed not in undisturbed:
-            continue
-        stage, seconds = "generation", link["seconds"]
-        if link["stage"] == "spin":
-            steps = training[(training["seed"] == seed) & (training["model"] == name)]
-            if steps.empty:
-                continue
-            stage, seconds = "training", steps["seconds"].sum()
-        rows.append({"seed": seed, "stage": stage, "iteration": int(name.split("-")[1]), "seconds": seconds})
-    return pd.DataFrame(rows, columns=["seed", "stage", "iteration", "seconds"]), device, bool(undisturbed)
-
-
-def _side_by_side(steps_of: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> set[int]:
-    """Training seeds of whose measured steps one was made while another step was."""
-    second = timedelta(seconds=1)  # starts are noted in whole ones
-    spans = []
-    for seed, steps in steps_of.items():
-        for name, step in steps.items():
-            started = datetime.fromisoformat(step["started"])
-            end = started + timedelta(seconds=step["seconds"])
-            spans.append((started, end, seed, name, step["stage"] in _MEASURED))
-    return {
-        span[2]
-        for one, other in itertools.combinations(sorted(spans), 2)
-        if other[0] + second < one[1]
-        for span in (one, other)
-        if span[4]
-    }
 
 
 def page(profile: Profile, name: str) -> str:

@@ -51,10 +51,7 @@ def is_yaml(text: str) -> bool:
 def home() -> Path:
     """Directory that holds artifacts/, results/ and figures/: `SPIN_HOME`, or the checkout."""
     chosen = os.environ.get("SPIN_HOME")
-    try:
-        path = given(chosen) if chosen else REPOSITORY.resolve()
-    except PathError as error:
-        raise PathError(f"SPIN_HOME: {error}") from None
+    path = _given_home(chosen) if chosen else REPOSITORY.resolve()
     if chosen and not Path(chosen).expanduser().is_absolute():  # kernels and steps work in folders of their own
         raise PathError(f"SPIN_HOME: {chosen!r} is relative; write the whole path, such as {path}")
     if path.is_relative_to("/proc"):  # where the system only says that no new folder is there
@@ -69,10 +66,14 @@ def settle_home() -> None:
         PathError: it is no path.
     """
     if chosen := os.environ.get("SPIN_HOME"):
-        try:
-            os.environ["SPIN_HOME"] = str(given(chosen))
-        except PathError as error:
-            raise PathError(f"SPIN_HOME: {error}") from None
+        os.environ["SPIN_HOME"] = str(_given_home(chosen))
+
+
+def _given_home(chosen: str) -> Path:
+    try:
+        return given(chosen)
+    except PathError as error:
+        raise PathError(f"SPIN_HOME: {error}") from None
 
 
 def artifacts(profile: str) -> Path:

@@ -312,7 +312,7 @@ def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
         file = Path(task)
         require(file.is_file(), f"evaluation.tasks: {file}: no such file; correct the path")
         found[file.name] = seals.file_hash(file)
-        found |= {used.name: seals.file_hash(used) for used in _used_by(file, {file.resolve()})}
+        found |= {f"{file.stem}: {used.name}": seals.file_hash(used) for used in _used_by(file, {file.resolve()})}
     return found
 
 

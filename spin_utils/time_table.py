@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from spin_utils import cost_model, published
+from spin_utils import cost_model, published, results
 from spin_utils.table_text import Table, finish, rounded, with_range
 
+_SHARED = ("data", "base")
+"""Stages whose artifacts all training seeds share."""
+_MEASURED = ("pairs", "spin")
+"""Stages whose times Table 2 has."""
 _COUNTED = "Generation is the whole step with its loading, training the sum of the optimizer's steps."
 
 
@@ -60,6 +67,66 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
     )
     header = ["", "", *(f"Iteration {iteration}" for iteration in range(4))]
     return finish(2, "Time of generation and training", header, lines, cells, notes)
+
+
+def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str, bool]:
+    """Measured seconds of generation and training.
+
+    Generation is the whole stage, from the provenance of the evaluations. Training is the sum of its steps, so that
+    iteration 0 counts the epochs that its model has, not those that Figure 4 adds; without its record it has no time.
+    Only runs on the device of the lowest seed count, and of these only those of seeds that had it alone, if there are
+    any: what shared the cores with another is not the same measurement.
+
+    Args:
+        folder: results/PROFILE.
+        training: from `results.load_training`.
+
+    Returns:
+        Columns `seed`, `stage`, `iteration`, `seconds`; the device, in words; and whether no other step ran beside
+        these.
+    """
+    steps_of: dict[int, dict[str, dict[str, Any]]] = {}
+    for seed, chain in results.chains(folder):
+        steps_of.setdefault(seed, {}).update({n: step for n, step in chain.items() if step["stage"] not in _SHARED})
+    links = {
+        (seed, name): link
+        for seed, steps in steps_of.items()
+        for name, link in steps.items()
+        if link["stage"] in _MEASURED
+    }
+    device = links[min(links)]["device"] if links else "this machine"
+    links = {place: link for place, link in links.items() if link["device"] == device}
+    undisturbed = {seed for seed, _ in links} - _side_by_side(steps_of)
+    rows = []
+    for (seed, name), link in links.items():
+        if undisturbed and seed not in undisturbed:
+            continue
+        stage, seconds = "generation", link["seconds"]
+        if link["stage"] == "spin":
+            steps = training[(training["seed"] == seed) & (training["model"] == name)]
+            if steps.empty:
+                continue
+            stage, seconds = "training", steps["seconds"].sum()
+        rows.append({"seed": seed, "stage": stage, "iteration": int(name.split("-")[1]), "seconds": seconds})
+    return pd.DataFrame(rows, columns=["seed", "stage", "iteration", "seconds"]), device, bool(undisturbed)
+
+
+def _side_by_side(steps_of: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> set[int]:
+    """Training seeds of whose measured steps one was made while another step was."""
+    second = timedelta(seconds=1)  # starts are noted in whole ones
+    spans = []
+    for seed, steps in steps_of.items():
+        for name, step in steps.items():
+            started = datetime.fromisoformat(step["started"])
+            end = started + timedelta(seconds=step["seconds"])
+            spans.append((started, end, seed, name, step["stage"] in _MEASURED))
+    return {
+        span[2]
+        for one, other in itertools.combinations(sorted(spans), 2)
+        if other[0] + second < one[1]
+        for span in (one, other)
+        if span[4]
+    }
 
 
 def _times_note(cells: Sequence[Mapping[str, Any]], machine: str, alone: bool) -> str:

@@ -9,7 +9,7 @@ import pytest
 import synthetic_results as synthetic
 from matplotlib.text import Text
 
-from spin_utils import drawing, paths, profiles, report, results
+from spin_utils import drawing, paths, profiles, report, results, time_table
 
 FIGURES = (*(f"figure{number}" for number in range(1, 7)), "training", "convergence")
 
@@ -107,11 +107,11 @@ def test_a_training_without_its_record_has_no_time(home, lost):
         document = results.read_json(path)
         document["provenance"]["chain"] |= {"spin-0": synthetic.link("spin"), "spin-1": synthetic.link("spin")}
         results.write_json(path, document)
-    times, *_ = drawing.wall_clock(root, results.load_training(root))
+    times, *_ = time_table.wall_clock(root, results.load_training(root))
     assert dict(zip(times["iteration"], times["seconds"], strict=True)) == {0: 60.0, 1: 60.0}
     for path in [root / "seed-0" / lost] if lost.endswith(".json") else (root / "seed-0" / lost).glob("*.json"):
         path.unlink()
-    times, *_ = drawing.wall_clock(root, results.load_training(root))
+    times, *_ = time_table.wall_clock(root, results.load_training(root))
     assert set(times["iteration"]) == ({1} if lost.endswith(".json") else set())
 
 
@@ -133,7 +133,7 @@ def test_times_of_training_seeds_that_ran_side_by_side_give_way_to_those_of_one_
         chain = {"data": synthetic.link("data"), "pairs-0": pairs, document["provenance"]["step"]: evaluated}
         document["provenance"]["chain"] = chain
         results.write_json(path, document)
-    times, _, undisturbed = drawing.wall_clock(root, results.load_training(root))
+    times, _, undisturbed = time_table.wall_clock(root, results.load_training(root))
     assert (set(times["seed"]), undisturbed) == (seeds, alone)
 
 
