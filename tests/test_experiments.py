@@ -188,6 +188,19 @@ def test_every_trained_model_has_a_name_that_its_notebook_can_draw() -> None:
     assert len({results.label(model) for model in trained}) == len(trained)
 
 
+def test_held_out_prompts_share_no_random_numbers_with_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, streams = make(), []
+    folder, rows = stages.run(made, "sft"), stages.rows(made, "validation")[:3]
+    honest = heldout.sample
+    monkeypatch.setattr(
+        heldout, "sample", lambda *given, **named: streams.extend(named["streams"]) or honest(*given, **named)
+    )
+    profile = made.profile
+    heldout.drifts(folder, folder, rows, template=profile.template, generation=profile.generation, seed=1)
+    assert len(set(streams)) == 3
+    assert min(streams) >= 1 << 32, "more prompts than anyone trains on"
+
+
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_cut_answer_gets_its_end_in_training_as_the_profile_says(ended: bool) -> None:
     changes = {"sft": None, "sft_more": 0, "dpo": None, "generation__max_new_tokens": 2}
