@@ -28,8 +28,8 @@ SIZE_MARGIN = 2.0
 
 LEAST_SOURCES = 10
 """Sources of a task that can be resampled whole, as the ten questions of a category of MT-Bench are. Fewer cannot show
-how sources differ: in simulations of items that do not depend on their source, 95 % intervals held the truth in 56 % of
-cases with two sources, in 88 % with five and in 91 % with ten."""
+how sources differ: of 600 simulations of 120 items that do not depend on their source, 95 % intervals held the truth in
+69 % with two sources, in 86 % with five and in 93 % with ten; drawn by item in 95 to 96 %."""
 RANGES = {**dict.fromkeys(("score", "identical", "similarity"), (0.0, 1.0)), "grade": (1.0, 10.0)}
 """Least and greatest value of an item, for the columns that have them."""
 
