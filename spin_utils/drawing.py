@@ -104,7 +104,7 @@ def compose(profile: Profile) -> Drawing:
         *(make(scores, tasks) for make in (tables.table4, tables.table5)),
         tables.table6(transfer, transfer_tasks, grades),
     ]
-    if not _other_tasks(tasks):  # otherwise their notes on stand-ins say it
+    if not published.other_tasks(tasks):  # otherwise their notes on stand-ins say it
         other = tuple(filter(None, [not_the_papers(profile, tasks)]))
         scored = [replace(table, notes=table.notes + other) for table in scored]
     return Drawing(
@@ -150,12 +150,8 @@ def stand_ins(profile: Profile, scores: pd.DataFrame) -> Mapping[str, str]:
 def not_the_papers(profile: Profile, stand_ins: Mapping[str, str]) -> str:
     """What of a profile is not the paper's, and so how to compare, as a sentence; empty if tasks and model are."""
     model = profile.model.source == "hub" and profile.model.name == published.MODEL
-    other = ["other tasks"] * _other_tasks(stand_ins) + ["another model"] * (not model)
+    other = ["other tasks"] * published.other_tasks(stand_ins) + ["another model"] * (not model)
     return f"{' and '.join(other).capitalize()} than the paper's: compare directions, not levels." if other else ""
-
-
-def _other_tasks(stand_ins: Mapping[str, str]) -> bool:
-    return any(task != benchmark for task, benchmark in stand_ins.items())
 
 
 def shots(profile: Profile) -> dict[str, str]:

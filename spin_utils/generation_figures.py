@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from spin_utils import footnotes
+from spin_utils import footnotes, published
 from spin_utils.figure_style import (
     COLOURS,
     FAINT,
@@ -208,7 +208,7 @@ def _convergence_note(measured: pd.DataFrame, bounds: pd.DataFrame) -> str:
 
 
 def _radar_note(stand_ins: Mapping[str, str], transfer: Mapping[str, str], absent: list[str]) -> str:
-    own = any(task != benchmark for task, benchmark in stand_ins.items())
+    own = published.other_tasks(stand_ins)
     note = (
         "The paper's radar shows the eight categories of MT-Bench and prints no numbers, so there are none to compare "
         f"with. Ours shows {'stand-ins: the tasks of this profile' if own else 'other benchmarks of the paper'}. "
@@ -216,7 +216,7 @@ def _radar_note(stand_ins: Mapping[str, str], transfer: Mapping[str, str], absen
     )
     if not transfer:
         note += " Tasks of Table 6: not run."
-    elif any(task != benchmark for task, benchmark in transfer.items()):
+    elif published.other_tasks(transfer):
         note += " * harder tasks that nothing was trained on."
     return note + (f" Not run: {'; '.join(absent)}." if absent else "")
 

@@ -174,6 +174,15 @@ def figure_score(source: str, model: str, benchmark: str) -> float | None:
     return _figure_scores().get((source, model, benchmark))
 
 
+def other_tasks(stand_ins: Mapping[str, str]) -> bool:
+    """Whether any task is another one than the benchmark whose column it fills.
+
+    >>> other_tasks({"arc": "arc"}), other_tasks({"syllogism": "arc"}), other_tasks({"mine": ""})
+    (False, True, True)
+    """
+    return any(task != benchmark for task, benchmark in stand_ins.items())
+
+
 def standard_error(benchmark: str, points: float) -> float:
     """Standard error in points of one of the paper's scores, from the number of items alone.
 

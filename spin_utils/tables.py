@@ -142,7 +142,7 @@ def table6(
         _scores_note(scores, baselines),
         "Gains are over SFT, on the same items (paired). The paper has no row after iteration 2.",
         *_notes(columns),
-        *([_TRANSFER] if any(task != benchmark for task, benchmark in stand_ins.items()) else []),
+        *([_TRANSFER] if published.other_tasks(stand_ins) else []),
         *([mt_bench_scores.note(grades)] if grades is not None and judged else []),
         _noise_of_the_paper(),
     ]
