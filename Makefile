@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -q
-# glibc otherwise hands every large tensor back to the kernel (docs: spin_utils/runtime.py).
+# glibc otherwise hands every large tensor back to the kernel (docs: spin_utils/files/runtime.py).
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=1000000000
 LAYOUT := JUPYTERLAB_WORKSPACES_DIR="$(CURDIR)/.lab"
 

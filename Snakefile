@@ -1,10 +1,12 @@
-# The experiments as rules, one per step of the plan (spin_utils/plan.py). Every step is one artifact; every
+# The experiments as rules, one per step of the plan (spin_utils/experiment/plan.py). Every step is one artifact; every
 # notebook step runs its notebook through the strict papermill wrapper. Usually called by `make reproduce`:
 #
 #   snakemake --workflow-profile cluster/node --config profile=cpu seeds=0
 #
 # `--dry-run` shows what would be done; `--dag` draws it; `--workflow-profile cluster/slurm` runs it on a cluster.
-from spin_utils import cli, plan, profiles, step_resources
+from spin_utils.cli import main as cli
+from spin_utils.experiment import plan, step_resources
+from spin_utils.settings import profiles
 
 PROFILE = str(config.get("profile", "cpu"))
 SEEDS = cli.parse_seeds(str(config.get("seeds", "0")))

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from spin_utils import paths
-from spin_utils.artifacts import environment
-from spin_utils.documents import SCHEMA
-from spin_utils.models import device
-from spin_utils.precision import choose_precision
-from spin_utils.records import check_benchmark
-from spin_utils.writing import write_text
+from spin_utils.files import paths
+from spin_utils.files.artifacts import environment
+from spin_utils.files.precision import choose_precision
+from spin_utils.files.writing import write_text
+from spin_utils.model.models import device
+from spin_utils.paper.documents import SCHEMA
+from spin_utils.paper.records import check_benchmark
 
 RESULTS = paths.home() / "benchmarks" / "results"
 

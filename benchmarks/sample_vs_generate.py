@@ -26,8 +26,8 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 from benchmarks.interleaved import CLOCKS, RESULTS, column, hand_over, load, machine, ratio, rounds, workload, write
-from spin_utils.sampling import sample
-from spin_utils.settings import GenerationSettings
+from spin_utils.model.sampling import sample
+from spin_utils.settings.run import GenerationSettings
 
 
 def main() -> None:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_utils import cost_model, memory_model, profiles
-from spin_utils.architectures import KNOWN
-from spin_utils.cost_model import Architecture, Run
-from spin_utils.settings import Profile
+from spin_utils.experiment import memory_model
+from spin_utils.experiment.architectures import KNOWN
+from spin_utils.paper import cost_model
+from spin_utils.paper.cost_model import Architecture, Run
+from spin_utils.settings import profiles
+from spin_utils.settings.run import Profile
 
 PAGE = Path(__file__).parent / "scaling.md"
 MODELS = {

@@ -24,8 +24,8 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.interleaved import CLOCKS, RESULTS, column, hand_over, load, machine, ratio, rounds, workload, write
-from spin_utils.evaluation import TASKS
-from spin_utils.lm import PackedLM
+from spin_utils.evaluation.evaluation import TASKS
+from spin_utils.evaluation.lm import PackedLM
 
 
 def main() -> None:

@@ -18,10 +18,13 @@ from typing import Any
 
 import pandas as pd
 
-from spin_utils import artifacts, models, paths, plan, profiles, runtime, stages
-from spin_utils.evaluation import evaluate
-from spin_utils.statistics import paired_bootstrap
-from spin_utils.writing import write_text
+from spin_utils.evaluation.evaluation import evaluate
+from spin_utils.experiment import plan, stages
+from spin_utils.files import artifacts, paths, runtime
+from spin_utils.files.writing import write_text
+from spin_utils.model import models
+from spin_utils.paper.statistics import paired_bootstrap
+from spin_utils.settings import profiles
 
 ROWS = {"demonstrations.validation_rows": 600}
 VARIANTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [

@@ -38,10 +38,10 @@ from benchmarks.interleaved import (
     ratio,
     write,
 )
-from spin_utils.packing import Group
-from spin_utils.runtime import ENVIRONMENT
-from spin_utils.settings import Precision, TrainingSettings
-from spin_utils.training import train
+from spin_utils.files.runtime import ENVIRONMENT
+from spin_utils.model.packing import Group
+from spin_utils.settings.run import Precision, TrainingSettings
+from spin_utils.training.training import train
 
 Clock = Callable[[], float]
 EOS, LONGEST = 1, 1000

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from spin_utils.packing import Group
+from spin_utils.model.packing import Group
 
 END = "</s>"
 """Word of the end token; it must not occur inside another word."""

@@ -1,6 +1,6 @@
 """`python -m spin_utils`: the command line."""
 
-from spin_utils import processes
-from spin_utils.cli import main
+from spin_utils.cli.main import main
+from spin_utils.files import processes
 
 processes.leave(main())

@@ -21,8 +21,9 @@ from skip_list import (  # noqa: F401 - hooks of pytest
     pytest_runtest_makereport,
 )
 
-from spin_utils import figure_style, results
-from spin_utils.statistics import paired_bootstrap
+from spin_utils.drawing import figure_style
+from spin_utils.paper import results
+from spin_utils.paper.statistics import paired_bootstrap
 
 # A slow or busy machine must not fail a property; the same examples on every run.
 hypothesis.settings.register_profile(

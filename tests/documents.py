@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from spin_utils import paths
+from spin_utils.files import paths
 
 ROOT = paths.REPOSITORY
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
@@ -17,13 +17,12 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for
 NOT_RUN = {
     "make test": "it would run itself",
     "make lint": "`.ci/run` calls it beside the tests",
-    ".venv/bin/python -m pytest tests/test_packing.py": "part of these tests",
-    ".venv/bin/python -m pytest tests/test_losses.py": "part of these tests",
+    ".venv/bin/python -m pytest tests/model/test_packing.py": "part of these tests",
+    ".venv/bin/python -m pytest tests/training/test_losses.py": "part of these tests",
     ".venv/bin/python -m pytest -m slow": "the slow tests would run themselves",
     ".venv/bin/python -m pytest -m gpu": "for a machine with a GPU",
-    "SPIN_SCREENSHOTS=shots .venv/bin/python -m pytest tests/test_browser.py": "part of these tests",
+    "SPIN_SCREENSHOTS=shots .venv/bin/python -m pytest tests/whole/test_browser.py": "part of these tests",
     ".venv/bin/python -m benchmarks.search": "half an hour on a real model",
-    ".venv/bin/python docs/make_map.py": "writes into the repository; test_map.py calls its functions",
 }
 """Commands that no test types, and why."""
 SLOW = (
@@ -51,7 +50,7 @@ _SPIN_REPRO = """\
 #!{python}
 import os
 import sys
-from spin_utils import warm_start
+from spin_utils.files import warm_start
 arguments = sys.argv[1:]
 if arguments[0] in {with_profile} and "--profile" not in arguments:
     changed = {{"--model", "--data", "--set"}} & set(arguments)

@@ -17,7 +17,7 @@ from threading import Thread
 
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-from spin_utils import paths, runtime
+from spin_utils.files import paths, runtime
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (

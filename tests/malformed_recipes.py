@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 
-from spin_utils import models
-from spin_utils.input_settings import ModelSettings
+from spin_utils.model import models
+from spin_utils.settings.inputs import ModelSettings
 
 _TEXTS = ["What is 3 + 4? Answer: 7", "Spell this word backward: sun"] * 10
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from spin_utils.packing import Group
+from spin_utils.model.packing import Group
 
 
 def obvious_logps(model: PreTrainedModel, groups: Sequence[Group]) -> torch.Tensor:

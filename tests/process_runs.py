@@ -18,12 +18,15 @@ from safetensors.torch import load_file
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 
-from spin_utils import plan, profiles, runtime, stages, training_step
-from spin_utils.lm import PackedLM
-from spin_utils.logprobs import score
-from spin_utils.packing import Group
-from spin_utils.settings import TrainingSettings
-from spin_utils.training import Interrupted, train
+from spin_utils.evaluation.lm import PackedLM
+from spin_utils.experiment import plan, stages
+from spin_utils.files import runtime
+from spin_utils.model.logprobs import score
+from spin_utils.model.packing import Group
+from spin_utils.settings import profiles
+from spin_utils.settings.run import TrainingSettings
+from spin_utils.training import training_step
+from spin_utils.training.training import Interrupted, train
 
 KINDS = ("ddp", "fsdp2")
 """Ways of sharing that are always there; `test_zero3.py` has the other."""

@@ -12,12 +12,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from spin_utils import artifacts
+from spin_utils.files import artifacts
 
 # Imported once by a server that never computes; a child starts from there in milliseconds, so that a kill falls into
 # the work and not into an import.
 CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload(["spin_utils.stages", "spin_utils.answering", "spin_utils.self_play", "lm_eval.tasks"])
+CHILDREN.set_forkserver_preload(
+    [
+        "spin_utils.experiment.stages",
+        "spin_utils.experiment.answering",
+        "spin_utils.experiment.self_play",
+        "lm_eval.tasks",
+    ]
+)
 
 TIMES = {"seconds", "tokens_per_second", "groups_per_second"}
 
@@ -25,7 +32,9 @@ TIMES = {"seconds", "tokens_per_second", "groups_per_second"}
 def make(home: Path, *names: str) -> None:
     """Make the chain, or some steps of it, below a home, in this process."""
     os.environ["SPIN_HOME"] = str(home)
-    from spin_utils import plan, profiles, runtime, stages
+    from spin_utils.experiment import plan, stages
+    from spin_utils.files import runtime
+    from spin_utils.settings import profiles
 
     runtime.configure()
     steps = plan.make(profiles.load("smoke"), 0)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spin_utils import results
-from spin_utils.mt_bench_settings import CATEGORIES
+from spin_utils.paper import results
+from spin_utils.settings.mt_bench import CATEGORIES
 
 STAND_INS = {
     "letter_counting": "arc",

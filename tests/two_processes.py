@@ -16,9 +16,11 @@ from process_runs import ROUNDED, SFT, SPIN, ask, chain, pairs, settings, single
 from safetensors.torch import save_file
 from tiny_models import tiny_model
 
-from spin_utils import processes, sharding, training_step
-from spin_utils.logprobs import score
-from spin_utils.training import Interrupted, train
+from spin_utils.files import processes
+from spin_utils.model import sharding
+from spin_utils.model.logprobs import score
+from spin_utils.training import training_step
+from spin_utils.training.training import Interrupted, train
 
 
 def main(folder: Path, kinds: Sequence[str]) -> None:

@@ -1,0 +1,173 @@
+"""Run a notebook through papermill, strictly.
+
+Papermill only warns about a parameter that a notebook does not have, and accepts any type. Here unknown,
+missing and mistyped parameters are refused before a kernel starts.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spin_utils.files import paths, runtime, warm_start
+from spin_utils.settings.profiles import nearest
+
+if TYPE_CHECKING:
+    from jupyter_client import KernelManager
+
+REQUIRED = "REQUIRED"
+"""A notebook writes this as the default of a parameter that has no sensible default."""
+_PATIENCE_S = 600.0  # after Ctrl-C a kernel finishes its step and saves, up to this long; then it is stopped
+_REST_S = 10.0  # a kernel with nothing to save ends at once, but it can miss the request: then it is stopped
+_START_S = 300  # for a kernel to start on a busy machine
+
+
+class NotebookError(ValueError):
+    """A notebook or its parameters are not as they must be."""
+
+
+class StageError(RuntimeError):
+    """A cell failed. The message is the error's own, with the executed notebook to look into."""
+
+
+def parameters(path: Path) -> dict[str, Any]:
+    """Names and defaults in the cell tagged `parameters`.
+
+    Raises:
+        NotebookError: not exactly one such cell, or a value that is not a literal.
+    """
+    import nbformat  # a second, which `spin-repro --help` need not wait for
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (OSError, ValueError) as error:
+        raise NotebookError(f"{path}: not a readable notebook ({type(error).__name__}: {error})") from None
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise NotebookError(f"{path.name}: {len(cells)} cells are tagged parameters; there must be exactly one")
+    found: dict[str, Any] = {}
+    for node in ast.parse(cells[0].source).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if not isinstance(target, ast.Name) or getattr(node, "value", None) is None:
+            raise NotebookError(f"{path.name}: the parameters cell may hold assignments only, line {node.lineno}")
+        try:
+            found[target.id] = ast.literal_eval(node.value)
+        except ValueError:
+            raise NotebookError(f"{path.name}: parameter {target.id} is not a literal") from None
+    return found
+
+
+def check(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters for a run: the given ones, proved to exist and to have the type of their defaults.
+
+    Raises:
+        NotebookError: unknown, missing or mistyped parameter, with the nearest name.
+    """
+    defaults = parameters(path)
+    for name, value in given.items():
+        if name not in defaults:
+            raise NotebookError(f"{path.name}: no parameter {name!r}{nearest(name, defaults)}")
+        expected = type(defaults[name])
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            raise NotebookError(
+                f"{path.name}: parameter {name} must be {expected.__name__}, found {type(value).__name__} {value!r}"
+            )
+        parts = {type(part) for part in defaults[name]} if expected is list else set()
+        for part in value if parts else ():
+            if type(part) not in parts and not (parts == {float} and type(part) is int):
+                names = " or ".join(sorted(kind.__name__ for kind in parts))
+                raise NotebookError(f"{path.name}: parameter {name} must hold {names} only, found {part!r}")
+    missing = [name for name, value in defaults.items() if value == REQUIRED and name not in given]
+    if missing:
+        raise NotebookError(f"{path.name}: parameter {missing[0]!r} is missing and has no default")
+    return dict(given)
+
+
+def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
+    """Execute a notebook of the kit and keep the executed copy.
+
+    At Ctrl-C or SIGTERM the kernel finishes its training step and saves before this ends.
+
+    Args:
+        name: stem of the notebook, such as `03_spin_training`.
+        given: its parameters.
+        output: where the executed copy goes.
+
+    Returns:
+        The executed copy.
+
+    Raises:
+        NotebookError: no such notebook, or parameters that do not fit. No kernel was started.
+        StageError: a cell raised an error, or the kernel died.
+        KeyboardInterrupt: SIGINT or SIGTERM arrived.
+    """
+    path = paths.notebook(name)
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("[0-9]*.ipynb"))
+        raise NotebookError(f"notebook {name!r}: unknown{nearest(name, known)}")
+    values = check(path, given)
+    if output.suffix != ".ipynb" or output.is_dir() or output.parent == path.parent:
+        raise NotebookError(
+            f"{output}: no place for an executed copy; name an .ipynb file outside {paths.relative(path.parent)}"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.update(runtime.child_environment(headless=True))
+
+    from nbclient.exceptions import DeadKernelError
+    from papermill import PapermillExecutionError, execute_notebook
+    from traitlets.config import Config
+
+    # Sockets in a folder of their own: kernels that run side by side must not share names, and no one else may read.
+    with tempfile.TemporaryDirectory(prefix="spin-") as sockets, runtime.sigterm_as_ctrl_c():
+        kernel = {"transport": "ipc", "ip": f"{sockets}/kernel", "shutdown_wait_time": _PATIENCE_S}
+        busy = threading.Event()
+        try:
+            execute_notebook(
+                path,
+                output,
+                parameters=values,
+                kernel_name="python3",
+                progress_bar=False,
+                start_timeout=_START_S,
+                stdout_file=sys.stdout,
+                cwd=str(path.parent),
+                config=Config(KernelManager=kernel),
+                kernel_manager_class=_manager(busy),
+                on_cell_execute=lambda **_: busy.set(),
+                on_cell_executed=lambda **_: busy.clear(),
+            )
+        except PapermillExecutionError as error:
+            raise StageError(f"{error.ename}: {error.evalue}\n  in {paths.relative(output)}") from None
+        except DeadKernelError:
+            raise StageError(
+                "the notebook's kernel died: killed, perhaps because memory ran out; finished work is kept, and the "
+                f"same command goes on from there\n  in {paths.relative(output)}"
+            ) from None
+    return output
+
+
+def _manager(busy: threading.Event) -> type[KernelManager]:
+    """A kernel's manager that has patience with a busy kernel alone, and asks for a warm one (`warm_start`).
+
+    A kernel is interrupted before it is asked to end. At rest, the interrupt can make it lose the request.
+    """
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+            return warm_start.command(super().format_kernel_cmd(extra_arguments))
+
+        async def shutdown_kernel(  # type: ignore[override]  # asynchronous, as in its parent
+            self, now: bool = False, restart: bool = False
+        ) -> None:
+            if not busy.is_set():
+                self.shutdown_wait_time = _REST_S
+            await super().shutdown_kernel(now, restart)
+
+    return Manager

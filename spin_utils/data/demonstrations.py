@@ -1,0 +1,204 @@
+"""The SFT data: prompts x and human responses y, from files, from the hub or generated, and their splits.
+
+Every row is checked before any work, and no prompt is in two splits. Training rows are shuffled once by the data
+seed, so that the SPIN rows, the first ones, are a random subset of the SFT rows (sec. 6.1: 50k prompts chosen at
+random) and any shorter prefix is a random subset of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from spin_utils.data import families
+from spin_utils.data.rows import (
+    EmptyRowError,
+    Row,
+    RowError,
+    as_row,
+    check_file,
+    first_rows,
+    hub_records,
+    listed,
+    read_records,
+    repeated_rows,
+)
+from spin_utils.settings.inputs import DemonstrationSettings
+
+_PAIR = ("prompt", "response")
+"""Rows equal in these are one demonstration; the same prompt with another response is a second one and welcome."""
+_logger = logging.getLogger(__name__)
+
+
+class DemonstrationError(RowError):
+    """The demonstrations as a whole cannot be used. The message names the place and the remedy."""
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Checked rows by use; `spin` holds the first rows of `sft`."""
+
+    sft: list[Row]
+    spin: list[Row]
+    validation: list[Row]
+    test: list[Row]
+    transfer: list[Row] = field(default_factory=list)
+    """Rows of families that nothing is trained on."""
+
+
+def load(settings: DemonstrationSettings) -> Demonstrations:
+    """Read or generate the demonstrations, check every row and split them.
+
+    Args:
+        settings: source, sizes and data seed. Without a file or split for validation or test, rows whose prompt
+            occurs once are held out of the training rows, chosen by `settings.seed`.
+
+    Returns:
+        The rows of each use.
+
+    Raises:
+        RowError: a file or rows that cannot be used, with file, row and remedy.
+        DemonstrationError: duplicates within or across splits, or too few rows for the requested sizes.
+        FamilyError: a task family that cannot be generated.
+    """
+    if settings.source == "reasoning_gym":
+        sizes = {"train": settings.sft_rows}
+        sizes |= {"validation": settings.validation_rows or 0, "test": settings.test_rows or 0}
+        how: dict[str, Any] = {"seed": settings.seed, "wordings": settings.wordings}
+        splits = families.generate(settings.families, sizes, **how)
+        made = _demonstrations(settings, splits["train"], splits["validation"], splits["test"])
+        transfer = families.generate(settings.transfer, {"test": settings.transfer_rows}, **how)["test"]
+        trained_on = {row["prompt"] for row in made.sft}
+        for row in transfer:
+            if row["prompt"] in trained_on:
+                raise DemonstrationError(
+                    f"demonstrations.transfer.{row['family']}: {row['id']} is also a training prompt; "
+                    "give the family options that its trained relative does not cover"
+                )
+        return replace(made, transfer=transfer)
+    read = _file_rows if settings.source == "file" else _hub_rows
+    if settings.source == "file":  # all paths first: a misspelt test file should not wait for a large training file
+        for path in filter(None, (settings.train, settings.validation, settings.test)):
+            check_file(Path(path))
+    train = read(settings, settings.train)
+    if settings.expected_rows and len(train) != settings.expected_rows:
+        raise DemonstrationError(
+            f"{settings.name or settings.train} [train]: {len(train)} distinct usable rows where "
+            f"demonstrations.expected_rows says {settings.expected_rows}; check name and revision, or set it to "
+            "0 to take them as they are"
+        )
+    held_out: dict[str, list[Row]] = {}
+    for split, wanted in (("test", settings.test_rows), ("validation", settings.validation_rows)):
+        given = getattr(settings, split)
+        if given:
+            held_out[split] = first_rows(read(settings, given), wanted or 0, f"demonstrations.{split}_rows", given)
+            train = _disjoint(settings, train, settings.train, held_out[split], split)
+    tenth = len(train) // 10
+    for split, wanted, most in (("test", settings.test_rows, 600), ("validation", settings.validation_rows, 300)):
+        if split not in held_out:
+            wanted = min(tenth, most) if wanted is None else wanted
+            train, held_out[split] = _hold_out(train, wanted, split, settings)
+    validation = _disjoint(settings, held_out["validation"], settings.validation, held_out["test"], "test")
+    Random(f"order/{settings.seed}").shuffle(train)
+    return _demonstrations(settings, train, validation, held_out["test"])
+
+
+def _demonstrations(
+    settings: DemonstrationSettings, train: list[Row], validation: list[Row], test: list[Row]
+) -> Demonstrations:
+    sft = first_rows(train, settings.sft_rows, "demonstrations.sft_rows", settings.train or settings.source)
+    if not sft:
+        raise DemonstrationError(f"{settings.train}: no rows are left for training; hold out fewer or add rows")
+    spin = first_rows(sft, settings.spin_rows, "demonstrations.spin_rows", "the SFT rows")
+    return Demonstrations(sft=sft, spin=spin, validation=validation, test=test)
+
+
+def _file_rows(settings: DemonstrationSettings, file: str) -> list[Row]:
+    """Checked rows of a file; faulty and repeated rows are errors, because the user can correct the file."""
+    path = Path(file)
+    rows, faults = _checked(read_records(path), path.name, path.stem, settings.drop_empty)
+    repeated = repeated_rows(rows, path.name, "prompt and response", _PAIR)
+    if faults or repeated:
+        raise DemonstrationError(listed(faults + repeated))
+    return [row for _, row in rows]
+
+
+def _hub_rows(settings: DemonstrationSettings, split: str) -> list[Row]:
+    """Checked rows of a hub split; faulty and repeated rows are left out with a warning: nobody can edit a pinned
+    revision, and published sets do hold both (the released SPIN data hold every row twice)."""
+    name = f"{settings.name} [{split}]"
+    records = hub_records(settings.name, settings.revision, split)
+    rows, faults = _checked(records, name, split, settings.drop_empty)
+    repeated = repeated_rows(rows, name, "prompt and response", _PAIR)
+    if faults:
+        _logger.warning("%s: %d faulty rows left out, the first: %s", name, len(faults), faults[0])
+    if repeated:
+        _logger.warning("%s: %d repeated rows left out, the first: %s", name, len(repeated), repeated[0])
+    kept: dict[tuple[str, str], Row] = {}
+    for _, row in rows:
+        kept.setdefault((row["prompt"], row["response"]), row)
+    if not kept:
+        raise DemonstrationError(f"{name}: no usable row; the first fault: {faults[0] if faults else 'no rows'}")
+    return list(kept.values())
+
+
+def _checked(
+    records: Iterable[tuple[int, Any]], name: str, stem: str, drop_empty: bool
+) -> tuple[list[tuple[int, Row]], list[str]]:
+    """Numbered rows, and the messages of those that cannot be used."""
+    rows, faults, empty = [], [], 0
+    for number, record in records:
+        try:
+            rows.append((number, as_row(record, where=f"{name}, row {number}", default_id=f"{stem}-{number}")))
+        except EmptyRowError as error:
+            if drop_empty:
+                empty += 1
+            else:
+                faults.append(str(error))
+        except RowError as error:
+            faults.append(str(error))
+    if empty:
+        _logger.warning("%s: %d rows with an empty prompt or response left out (drop_empty)", name, empty)
+    return rows, faults
+
+
+def _disjoint(
+    settings: DemonstrationSettings, rows: list[Row], source: str, held_out: list[Row], split: str
+) -> list[Row]:
+    """The rows of a file or split whose prompts are not held out; others are an error in a file, and left out with a
+    warning of the hub."""
+    taken = {row["prompt"]: row["id"] for row in held_out}
+    shared = [row for row in rows if row["prompt"] in taken]
+    if not shared:
+        return rows
+    examples = [
+        f"row {row['id']}: the prompt is also row {taken[row['prompt']]} of {split}; remove one of them"
+        for row in shared
+    ]
+    if settings.source == "file":
+        raise DemonstrationError(listed([f"{source}, {example}" for example in examples]))
+    reason = "%s: %d rows left out because their prompts are in %s, the first: %s"
+    _logger.warning(reason, source, len(shared), split, examples[0])
+    return [row for row in rows if row["prompt"] not in taken]
+
+
+def _hold_out(
+    train: list[Row], wanted: int, split: str, settings: DemonstrationSettings
+) -> tuple[list[Row], list[Row]]:
+    """Take `wanted` rows whose prompt occurs once out of the training rows, by the data seed."""
+    times = Counter(row["prompt"] for row in train)
+    single = [place for place, row in enumerate(train) if times[row["prompt"]] == 1]
+    if len(single) < wanted or (wanted and len(train) == wanted):
+        raise DemonstrationError(
+            f"{settings.train}: {len(train)} rows are left ({len(single)} with a prompt of their own) where "
+            f"demonstrations.{split}_rows asks to hold out {wanted} and training needs some too; "
+            f"add rows or set {split}_rows to a tenth of the rows"
+        )
+    chosen = set(Random(f"{split}/{settings.seed}").sample(single, wanted))
+    kept = [row for place, row in enumerate(train) if place not in chosen]
+    return kept, [train[place] for place in sorted(chosen)]

@@ -1,0 +1,162 @@
+"""Task families from reasoning-gym: generated demonstrations whose answers a program can grade.
+
+The offline stand-in for the paper's data and benchmarks. Train, validation and test come from seeds far apart, and
+no prompt occurs twice. Nothing here depends on the date, the network or Python's hash seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from random import Random
+from typing import Any
+
+from spin_utils.data.worked_solutions import write
+from spin_utils.settings.inputs import FamilySettings
+
+SPLITS = ("train", "validation", "test")
+_SPLIT_STRIDE = 100_000_000
+"""Distance between the seeds of two splits: the library seeds item i with seed + i, so near seeds share items."""
+_SEED_STRIDE = len(SPLITS) * _SPLIT_STRIDE
+_DATE_BOUND = frozenset({"time_intervals", "calendar_arithmetic"})
+"""Generators whose items depend on today's date."""
+_ANSWER = "Answer:"
+_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError, AssertionError)
+"""What the library's scorers raise on an answer that they cannot read, such as words where numbers are due, and its
+generators on being made without the options that they need."""
+
+
+class FamilyError(ValueError):
+    """A task family cannot be generated. The message names the family and the remedy."""
+
+
+def generate(
+    families: Mapping[str, FamilySettings], sizes: Mapping[str, int], *, seed: int, wordings: str = "varied"
+) -> dict[str, list[dict[str, Any]]]:
+    """Demonstrations of all families, by split.
+
+    Args:
+        families: generator and options by family name.
+        sizes: rows by split (`train`, `validation`, `test`); each family gets an equal share, the first ones one
+            more where it does not divide.
+        seed: of the items, their wording and their order.
+        wordings: `varied` or `fixed`, see `DemonstrationSettings`.
+
+    Returns:
+        Rows with `id`, `prompt`, `response`, `family` and `grader`, shuffled within each split. The first n training
+        rows of a larger request are not those of a smaller one.
+
+    Raises:
+        FamilyError: an unknown generator or option, or too few distinct items for the request.
+    """
+    seen: set[str] = set()
+    splits: dict[str, list[dict[str, Any]]] = {}
+    # The small held-out splits choose first, so that their rows do not change with the size of the training split.
+    for split in sorted(SPLITS, key=("test", "validation", "train").index):
+        rows = []
+        for place, (name, family) in enumerate(families.items()):
+            share, rest = divmod(sizes.get(split, 0), len(families))
+            rows += _rows(name, family, split, share + (place < rest), seed, seen, wordings)
+        Random(f"order/{split}/{seed}").shuffle(rows)
+        splits[split] = rows
+    return {split: splits[split] for split in SPLITS}
+
+
+def grade(row: Mapping[str, Any], response: str) -> float:
+    """1.0 if the response's final answer gets full marks from the library's own scorer, else 0.0.
+
+    Args:
+        row: a generated row; its `grader` holds the generator's name and the item.
+        response: text; the answer is what follows the last `Answer:`, or all of it.
+    """
+    grader = row["grader"]
+    try:
+        score = _scorer(grader["dataset"]).score_answer(final_answer(response), grader["entry"])
+    except _UNREADABLE:
+        return 0.0
+    return 1.0 if score >= 1.0 else 0.0
+
+
+def final_answer(response: str) -> str:
+    """What follows the last `Answer:` of a response; all of it if there is none.
+
+    >>> final_answer("4 - 1 = 3, 3 - 7 = -4. Answer: -4")
+    '-4'
+    """
+    return response.rpartition(_ANSWER)[2].strip()
+
+
+def _rows(
+    name: str, family: FamilySettings, split: str, count: int, seed: int, seen: set[str], wordings: str
+) -> list[dict[str, Any]]:
+    """`count` rows of one family; prompts already in `seen` are passed over, the new ones are added to it."""
+    if count == 0:
+        return []
+    limit = 20 * count + 1000
+    dataset = _dataset(name, family, size=limit, seed=seed * _SEED_STRIDE + SPLITS.index(split) * _SPLIT_STRIDE)
+    rng = Random(f"wording/{name}/{split}/{seed}")
+    rows: list[dict[str, Any]] = []
+    for index in range(limit):
+        # Through JSON once, so that a row read from a file equals the row in memory.
+        entry = json.loads(json.dumps(dataset[index], default=str))
+        choice = rng if wordings == "varied" else Random(f"wording/{name}/{seed}")
+        written = write(family.dataset, entry, choice) if isinstance(entry["answer"], str) else None
+        if written is None or written[0] in seen:
+            continue
+        row: dict[str, Any] = {
+            "id": f"{name}-{split}-{index}",
+            "prompt": written[0],
+            "response": written[1],
+            "family": name,
+            "grader": {"dataset": family.dataset, "entry": entry},
+        }
+        if grade(row, row["response"]) != 1.0:
+            continue
+        seen.add(row["prompt"])
+        rows.append(row)
+        if len(rows) == count:
+            return rows
+    raise FamilyError(
+        f"demonstrations.families.{name}: {family.dataset} gave {len(rows)} distinct rows where {split} needs {count} "
+        f"({limit} items tried); ask for fewer rows or widen its options"
+    )
+
+
+def _dataset(name: str, family: FamilySettings, *, size: int, seed: int) -> Any:
+    import reasoning_gym  # takes two seconds, which file and hub sources need not wait for
+    from reasoning_gym.factory import DATASETS
+
+    if family.dataset not in DATASETS:
+        near = get_close_matches(family.dataset, DATASETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see reasoning_gym.factory.DATASETS for the names"
+        raise FamilyError(f"demonstrations.families.{name}: no generator {family.dataset!r} in reasoning-gym; {hint}")
+    if family.dataset in _DATE_BOUND:
+        raise FamilyError(
+            f"demonstrations.families.{name}: {family.dataset} depends on today's date, so its rows cannot be "
+            "reproduced; choose another generator"
+        )
+    config = DATASETS[family.dataset][1]
+    allowed = sorted(set(config.__dataclass_fields__) - {"seed", "size"})
+    for option in family.options:
+        if option not in allowed:
+            near = get_close_matches(option, allowed, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(allowed)}"
+            raise FamilyError(f"demonstrations.families.{name}.options: {family.dataset} has no {option!r}; {hint}")
+        default, value = config.__dataclass_fields__[option].default, family.options[option]
+        if type(default) in (bool, int) and type(value) is not type(default):  # 2.5 terms, or true of them
+            wanted = "true or false" if type(default) is bool else "a whole number"
+            raise FamilyError(f"demonstrations.families.{name}.options.{option}: {value!r}; write {wanted}")
+    try:
+        return reasoning_gym.create_dataset(family.dataset, size=size, seed=seed, **family.options)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise FamilyError(f"demonstrations.families.{name}.options: {family.dataset} refuses them: {error}") from error
+
+
+@cache
+def _scorer(dataset: str) -> Any:
+    """A generator used for its `score_answer` only, which looks at the item and not at the options."""
+    import reasoning_gym
+
+    return reasoning_gym.create_dataset(dataset, size=1, seed=0)

@@ -1,0 +1,296 @@
+"""Text to token ids and back: one template for SFT, generation, SPIN and evaluation.
+
+Prompt ids and response ids are made separately and concatenated, and nothing downstream makes them again:
+what is trained on is what was sampled. No special token is added but by the template and the end token.
+Strings that look like special tokens inside a user's text stay plain text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from spin_utils.files.limits import within
+from spin_utils.settings.inputs import TemplateSettings
+
+log = logging.getLogger(__name__)
+
+_MARK = "\ue000user\ue000"
+"""Stands for the user's text while the frame of a chat template is looked for."""
+_SECONDS, _GIGABYTES, _CHARACTERS = 20.0, 1, 1_000_000
+"""The most that a chat template may take and write of its own. It needs milliseconds and a few words; jinja2 limits
+each loop, but one inside another may take years, and a product of text all memory."""
+_OTHERWISE = "set template.kind: text and write template.prompt"
+
+
+class TemplateError(ValueError):
+    """A text cannot become tokens under the template. The message names the remedy."""
+
+
+class TooLongError(TemplateError):
+    """A prompt or a response has more tokens than the template allows."""
+
+
+class EncodedRow(NamedTuple):
+    """One demonstration as token ids."""
+
+    row: Mapping[str, Any]
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, prompt: str) -> list[int]:
+    """Token ids of the prompt inside its template, up to where the response begins.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        template: chat or text template, and the longest prompt in tokens.
+        prompt: the user's text.
+
+    Returns:
+        The ids, at most `template.max_prompt_tokens` of them.
+
+    Raises:
+        TooLongError: the prompt is longer and `too_long` is not `truncate` (which keeps its end).
+        TemplateError: the tokenizer has no chat template.
+    """
+    ids = encode_conversation(tokenizer, template, [prompt])
+    if len(ids) > template.max_prompt_tokens:
+        if template.too_long != "truncate":
+            raise TooLongError(_too_long_message("prompt", len(ids), template.max_prompt_tokens))
+        ids = ids[-template.max_prompt_tokens :]
+    return ids
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, prompts: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of prompts that are only asked: none is left out, because all models answer the same ones.
+
+    A prompt of more than `template.max_prompt_tokens` keeps its end, whatever `too_long` is, and a warning says so.
+
+    Raises:
+        TemplateError: the tokenizer has no chat template, or one that leaves out or repeats a text.
+    """
+    most = template.max_prompt_tokens
+    encoded = [encode_conversation(tokenizer, template, [prompt]) for prompt in prompts]
+    longer = sum(len(ids) > most for ids in encoded)
+    if longer:
+        log.warning(
+            "%d of %d prompts lose their beginning: template.max_prompt_tokens is %d; raise it to ask them whole",
+            longer,
+            len(prompts),
+            most,
+        )
+    return [ids[-most:] for ids in encoded]
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: Sequence[str]
+) -> list[int]:
+    """Token ids of a conversation, up to where its next answer begins; of any length.
+
+    A text template has one turn: in a longer conversation its turns follow each other, each answer with its end token.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        template: chat or text template.
+        texts: what was said in turn, by the user first and last.
+
+    Raises:
+        TemplateError: the tokenizer has no chat template, or one that leaves out or repeats a text.
+    """
+    before, after, _ = _frame(tokenizer, template, str(tokenizer.chat_template or ""))
+    plain = not any(token in text for text in texts for token in _special_tokens(tokenizer))
+    pieces = [before, after]
+    if len(texts) > 1 and template.kind == "chat":
+        pieces = _pieces(tokenizer, template, len(texts))
+    elif len(texts) > 1:
+        pieces = [before, *[after, (template.end or str(tokenizer.eos_token)) + before] * (len(texts) // 2), after]
+    if plain and template.kind == "chat":
+        return _encode(tokenizer, _render(tokenizer, template, texts))
+    if plain:
+        return _encode(tokenizer, pieces[0] + "".join(a + b for a, b in zip(texts, pieces[1:], strict=True)))
+    # Only the template's own markers may act as markers, so what people and models said is encoded apart.
+    ids = _encode(tokenizer, pieces[0])
+    for text, piece in zip(texts, pieces[1:], strict=True):
+        ids += _encode(tokenizer, text, plain=True) + _encode(tokenizer, piece)
+    return ids
+
+
+def encode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, response: str) -> list[int]:
+    """Token ids of the response and its end token.
+
+    The response is encoded as it follows the template, which matters for tokenizers that mark the start of a
+    text (SentencePiece): a response encoded on its own would begin with a token that the model never samples.
+
+    Returns:
+        The ids; the last one is the end token, except for a truncated response, which has none: it would teach
+        the policy to stop in mid-sentence.
+
+    Raises:
+        TooLongError: more than `template.max_response_tokens`, the end token included, and `too_long` is not
+            `truncate` (which keeps the start).
+        TemplateError: the end token is not one token of the vocabulary.
+    """
+    _, after, end_id = _frame(tokenizer, template, str(tokenizer.chat_template or ""))
+    anchor = _encode(tokenizer, after)
+    if any(token in response for token in _special_tokens(tokenizer)):
+        ids = _encode(tokenizer, response, plain=True)
+    else:
+        ids = _encode(tokenizer, after + response)
+        # If the first characters of the response merged with the template's last ones, encode it on its own.
+        ids = ids[len(anchor) :] if ids[: len(anchor)] == anchor else _encode(tokenizer, response)
+    ids.append(end_id)
+    if len(ids) > template.max_response_tokens:
+        if template.too_long != "truncate":
+            raise TooLongError(_too_long_message("response", len(ids), template.max_response_tokens))
+        ids = ids[: template.max_response_tokens]
+    return ids
+
+
+def decode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, ids: Iterable[int]) -> str:
+    """Text of a sampled response: up to its first end token, without special tokens."""
+    stop = end_ids(tokenizer, template)
+    kept = []
+    for token in ids:
+        if int(token) in stop:
+            break
+        kept.append(int(token))
+    return str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings) -> set[int]:
+    """Ids at which a response ends: the template's end token and the tokenizer's end of sequence."""
+    ids = {_frame(tokenizer, template, str(tokenizer.chat_template or ""))[2]}
+    if tokenizer.eos_token_id is not None:
+        ids.add(int(tokenizer.eos_token_id))
+    return ids
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, rows: Sequence[Mapping[str, Any]]
+) -> list[EncodedRow]:
+    """Encode demonstrations; a row that is too long is an error with its id, truncated or left out.
+
+    Args:
+        rows: dicts with `id`, `prompt` and `response`.
+
+    Returns:
+        One entry per row in order; fewer, with a warning, when `template.too_long` is `drop`.
+
+    Raises:
+        TooLongError: the message names the row.
+    """
+    encoded = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            prompt_ids = encode_prompt(tokenizer, template, row["prompt"])
+            response_ids = encode_response(tokenizer, template, row["response"])
+        except TooLongError as error:
+            if template.too_long == "drop":
+                continue
+            raise TooLongError(f"row {number} ({row.get('id', 'no id')}): {error}") from None
+        encoded.append(EncodedRow(row, prompt_ids, response_ids))
+    if rows and not encoded:
+        raise TooLongError(f"all {len(rows)} rows are too long for the template; raise template.max_prompt_tokens")
+    if len(encoded) < len(rows):
+        log.warning("%d of %d rows are too long for the template and left out", len(rows) - len(encoded), len(rows))
+    return encoded
+
+
+@lru_cache(maxsize=16)
+def _frame(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, chat_template: str) -> tuple[str, str, int]:
+    """Text before and after the user's prompt, and the id of the end token.
+
+    `chat_template` is an argument only so that a tokenizer whose template was replaced is not served stale text. A
+    tokenizer may have several by name, of which transformers renders the one called default.
+    """
+    end = template.end or tokenizer.eos_token
+    if not end:
+        raise TemplateError("the tokenizer has no end-of-sequence token; name one in template.end")
+    end_id = tokenizer.get_vocab().get(end)
+    if end_id is None:
+        raise TemplateError(
+            f"template.end: {end!r} is not one token of this tokenizer's vocabulary; use one of its special tokens: "
+            + ", ".join(sorted(_special_tokens(tokenizer)))
+        )
+    if template.kind == "text":
+        before, after = template.prompt.split("{prompt}")
+        return before, after, end_id
+    if not chat_template:
+        raise TemplateError(
+            "the tokenizer has no chat template; set template.kind: text and write template.prompt, "
+            "or add a chat template to the tokenizer"
+        )
+    before, after = _pieces(tokenizer, template, 1)
+    return before, after, end_id
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: int) -> list[str]:
+    """What a chat template writes before, between and after the texts of a conversation."""
+    pieces = _render(tokenizer, template, [_MARK] * texts).split(_MARK)
+    if len(pieces) != texts + 1:
+        message = "the user's message" if texts == 1 else f"the {texts} messages of a conversation"
+        raise TemplateError(
+            f"the chat template writes {message} {len(pieces) - 1} times where {texts} {'is' if texts == 1 else 'are'} "
+            f"needed; {_OTHERWISE}"
+        )
+    return pieces
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: Sequence[str]) -> str:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
+    if template.system:
+        messages.insert(0, {"role": "system", "content": template.system})
+    try:  # transformers renders in jinja2's sandbox, which refuses a template that reaches for Python itself
+        with within(_SECONDS, _GIGABYTES):
+            text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except TimeoutError:
+        raise TemplateError(
+            f"the chat template is not rendered after {_SECONDS:g} s; correct it, or {_OTHERWISE}"
+        ) from None
+    except MemoryError:
+        raise TemplateError(
+            f"the chat template asks for more than {_GIGABYTES} GB of memory; correct it, or {_OTHERWISE}"
+        ) from None
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise TemplateError(
+            f"the chat template cannot be rendered ({type(error).__name__}: {error}); correct it, or {_OTHERWISE}"
+        ) from None
+    own = len(text) - sum(len(message["content"]) for message in messages)
+    if own > _CHARACTERS:
+        raise TemplateError(f"the chat template writes {own} characters of its own; correct it, or {_OTHERWISE}")
+    return text
+
+
+@lru_cache(maxsize=16)
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return frozenset(added | {str(token) for token in tokenizer.all_special_tokens})
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) -> list[int]:
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=plain) if text else []
+    return list(ids)
+
+
+def _too_long_message(what: str, tokens: int, allowed: int) -> str:
+    return (
+        f"{what} of {tokens} tokens where template.max_{what}_tokens allows {allowed}; "
+        "raise it, or set template.too_long to truncate or drop"
+    )

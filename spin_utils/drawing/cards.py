@@ -1,0 +1,235 @@
+"""A model card with a run's settings and numbers, and the way of both to the hub.
+
+Everything in a card comes from `results/` and from the profile. Nothing is pushed without results of the very
+checkpoint: its manifest must be the one that they name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spin_utils.drawing import drawing
+from spin_utils.experiment import plan
+from spin_utils.experiment.plan import Plan, control_training, training_of
+from spin_utils.files import artifacts, paths, seals
+from spin_utils.files.writing import write_text
+from spin_utils.paper import published, results
+from spin_utils.paper.statistics import paired_bootstrap
+from spin_utils.settings import profiles
+from spin_utils.settings.run import Profile, TrainingSettings
+
+PUSHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template.jinja")
+"""Files of a checkpoint that make up the model; what else lies there belongs to the run."""
+
+
+class CardError(ValueError):
+    """A card cannot be written or pushed. The message names the model and the remedy."""
+
+
+def write(profile: Profile, model: str, seed: int = 0) -> Path:
+    """Write the card of a model to results/PROFILE/seed-S/cards/MODEL.md.
+
+    Args:
+        profile: the validated profile.
+        model: row of a table, such as `spin-3`.
+        seed: training seed.
+
+    Raises:
+        ResultsError: the model has no results.
+        CardError: the profile does not train it, or not as it was when the results were made.
+    """
+    card = text(profile, model, seed)
+    made = plan.make(profile, seed)
+    step, link = _link(made, model, seed)
+    found, wanted = f"{step}-{link.get('key')}", made.directory(step).name
+    if found != wanted:
+        raise CardError(
+            f"{model}: its results are of {found}, but with the settings that the profile has now it is {wanted}; take "
+            "the changes to the profile back, or reproduce it again"
+        )
+    path = paths.results(profile.name) / f"seed-{seed}" / "cards" / f"{model}.md"
+    write_text(path, card)
+    return path
+
+
+def text(profile: Profile, model: str, seed: int = 0) -> str:
+    """The card: the hub's metadata, then Markdown. Errors as in `write`."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    label = results.label(model)  # refuses what is no model's name
+    settings = _training(profile, model)
+    record = results.read_json(results.path_of(paths.results(profile.name), seed, "evaluations", model))
+    name = f"{label} ({profile.name})"
+    scores = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=task,
+            dataset_name=published.BENCHMARK_LABELS.get(task, task),
+            metric_type=summary["metric"],
+            metric_value=round(100 * summary["value"], 2),
+        )
+        for task, summary in record["tasks"].items()
+    ]
+    data, base = profile.demonstrations, profile.model
+    card = ModelCardData(
+        model_name=name,
+        base_model=base.name if base.source == "hub" else None,
+        datasets=[data.name] if data.source == "hub" else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["self-play", "spin", "arxiv:2401.01335"],
+        eval_results=scores,
+    )
+    body = "\n\n".join(_body(profile, model, seed, settings, record, name))
+    return str(ModelCard(f"---\n{card.to_yaml()}\n---\n\n{body}\n"))
+
+
+def push(profile: Profile, model: str, repository: str, seed: int = 0, *, public: bool = False) -> str:
+    """Upload a checkpoint and its card as one commit.
+
+    Args:
+        profile: the validated profile.
+        model: such as `spin-3`.
+        repository: hub id, owner/name; made if it is not there.
+        seed: training seed.
+        public: whether a repository that is made is public.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        CardError: no token in the environment, no such checkpoint, or results of another one.
+        ResultsError: the model has no results.
+        ArtifactError: the checkpoint is missing or damaged.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not re.fullmatch("[!-~]+", token):
+        raise CardError(
+            "HF_TOKEN: not set, or no token; make a token with write access at https://huggingface.co/settings/tokens"
+        )
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise CardError(f"{repository!r} is not a hub id; write it as owner/name")
+    card = text(profile, model, seed)
+    folder = _checked(plan.make(profile, seed), model, seed)
+    files = sorted({path for pattern in (*PUSHED, *TOKENIZER) for path in folder.glob(pattern)})
+    operations = [CommitOperationAdd(path.name, path) for path in files]
+    operations.append(CommitOperationAdd("README.md", card.encode()))
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repository, visibility="public" if public else "private", exist_ok=True)
+        done = api.create_commit(repository, operations, commit_message=f"{results.label(model)}, seed {seed}")
+    except Exception as error:  # the hub client raises a dozen kinds; each means the same to the reader
+        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(token, "***")
+        raise CardError(f"{repository}: not pushed ({reason}); check name, network and the token's rights") from None
+    return str(done.commit_url)
+
+
+def _training(profile: Profile, model: str) -> TrainingSettings:
+    """Settings of the run that made a model."""
+    if profile.released:
+        raise CardError(f"{model}: profile {profile.name} trains nothing; the cards of released models are their own")
+    if model.startswith("sft-more"):
+        return control_training(profile)
+    if model == "sft":
+        if profile.sft is None:
+            raise CardError(f"{model}: is the base model of profile {profile.name}, which has a card of its own")
+        return profile.sft
+    iteration, _, epoch = model.partition("-epoch-")
+    settings = training_of(profile, iteration)
+    if not epoch:
+        return settings
+    return replace(settings, epochs=int(epoch), schedule_epochs=settings.schedule_epochs or settings.epochs)
+
+
+def _checked(made: Plan, model: str, seed: int) -> Path:
+    """Folder of a checkpoint, after a look at every byte and at whether the results are of this one."""
+    step, link = _link(made, model, seed)
+    directory = made.directory(step)
+    artifacts.verify(directory)
+    if link.get("manifest_sha256") != seals.file_hash(directory / artifacts.MANIFEST):
+        path = paths.relative(results.path_of(paths.results(made.profile.name), seed, "evaluations", model))
+        raise CardError(f"{model}: {path} is of another checkpoint; run `spin-repro reproduce` again")
+    return made.checkpoint(model)
+
+
+def _link(made: Plan, model: str, seed: int) -> tuple[str, dict[str, Any]]:
+    """The step that makes a model's checkpoint, and what the results say of it; empty if they say nothing."""
+    if f"eval-{model}" not in made.steps:
+        raise CardError(f"{model}: unknown{profiles.nearest(model, made.models())}")
+    step = made.steps[f"eval-{model}"].inputs[0]
+    path = results.path_of(paths.results(made.profile.name), seed, "evaluations", model)
+    return step, results.read_json(path)["provenance"]["chain"].get(step, {})
+
+
+def _body(
+    profile: Profile, model: str, seed: int, settings: TrainingSettings, record: dict[str, Any], name: str
+) -> Iterator[str]:
+    yield f"# {name}"
+    yield (
+        "A model of the SPIN reproducibility kit, which re-measures Self-Play Fine-Tuning "
+        "([arXiv 2401.01335](https://arxiv.org/abs/2401.01335)). It is made to check a method, not to be used as an "
+        "assistant; nothing was done about harmful answers."
+    )
+    yield "## Scores"
+    yield "\n".join(_scores(profile, model, seed, record))
+    yield (
+        f"Points, with 95 % intervals of a bootstrap over items; training seed {seed} alone. Gains are over the model "
+        "that self-play started from, on the same items. The paper's numbers are those of its own model and "
+        "benchmarks; where the tasks here stand in for them, levels cannot be compared."
+    )
+    yield "## How it was made"
+    chain = record["provenance"]["chain"]
+    yield "Steps: " + ", ".join(step for step in chain if not step.startswith("eval-")) + "."
+    shown = {"training": settings, "generation": profile.generation, "template": profile.template}
+    shown |= {"model": profile.model, "demonstrations": profile.demonstrations}
+    plain = {key: _plain(profiles.as_dict(value)) for key, value in shown.items()}
+    yield f"```yaml\n{yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}```"
+    yield "## Where it comes from"
+    yield "\n".join(_origin(chain))
+
+
+def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> Iterator[str]:
+    results.check_one_run(paths.results(profile.name))
+    scores = results.load_evaluations(paths.results(profile.name), [seed])
+    benchmark = drawing.stand_ins(profile, scores)
+    yield "| task | n | this model | gain over SFT | paper's benchmark | paper |"
+    yield "|---|---:|---:|---:|---|---:|"
+    tasks = {task: [task] for task in record["tasks"]} | {"average": list(record["tasks"])}
+    for row, names in tasks.items():
+        level = paired_bootstrap(scores, {model: 1.0}, tasks=names).times(100)
+        gain = ""
+        if model != "sft" and "sft" in set(scores["model"]):
+            change = paired_bootstrap(scores, {model: 1.0, "sft": -1.0}, tasks=names).times(100)
+            gain = f"{change.difference:+.1f} [{change.low:+.1f}, {change.high:+.1f}]"
+        column = "average" if row == "average" else benchmark[row]
+        theirs = published.score(model, column) if column else None
+        cells = [row, str(level.n_items), f"{level.difference:.1f} [{level.low:.1f}, {level.high:.1f}]", gain]
+        cells += [published.BENCHMARK_LABELS.get(column, ""), "" if theirs is None else f"{theirs:.2f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _origin(chain: dict[str, Any]) -> Iterator[str]:
+    for step, link in chain.items():
+        changes = " with uncommitted changes" if link["dirty"] else ""
+        yield f"- {step}: commit {link['commit']}{changes}, {link['device']}, torch {link['versions']['torch']}"
+        for file, digest in link.get("weights_sha256", {}).items():
+            yield f"  - {file}: sha256 {digest}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    # A card is public: of a path on this machine only its last part is told.
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value

@@ -1,0 +1,135 @@
+"""What the notebooks look at: small data frames about demonstrations, pairs and training runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spin_utils.data.templates import decode_response, encode_prompts, encode_rows, end_ids
+from spin_utils.experiment import stages
+from spin_utils.experiment.plan import Plan, main_chain
+from spin_utils.experiment.publishing import pairs
+from spin_utils.files import artifacts
+from spin_utils.model import models
+from spin_utils.model.sampling import sample
+
+
+def demonstrations(plan: Plan, split: str = "sft") -> pd.DataFrame:
+    """One demonstration of each family: `family`, `prompt`, `response`."""
+    rows = pd.DataFrame(stages.rows(plan, split), columns=["family", "prompt", "response"])
+    return rows.fillna("").drop_duplicates("family").sort_values("family").reset_index(drop=True)
+
+
+def lengths(plan: Plan, split: str = "sft") -> pd.DataFrame:
+    """Rows and mean tokens of each family: `rows`, `prompt_tokens`, `response_tokens`."""
+    tokenizer = models.load_tokenizer(stages.run(plan, "base"))
+    encoded = encode_rows(tokenizer, plan.profile.template, stages.rows(plan, split))
+    frame = pd.DataFrame(
+        {
+            "family": [row.row.get("family", "") for row in encoded],
+            "prompt_tokens": [len(row.prompt_ids) for row in encoded],
+            "response_tokens": [len(row.response_ids) for row in encoded],
+        }
+    )
+    means = frame.groupby("family").mean().round(1)
+    return means.assign(rows=frame.groupby("family").size())[["rows", "prompt_tokens", "response_tokens"]]
+
+
+def made_pairs(plan: Plan) -> pd.DataFrame:
+    """The pairs of every iteration that has them, as `pairs` gives them, with a column `iteration`."""
+    made = [t for t in range(plan.profile.spin.iterations) if artifacts.is_complete(plan.directory(f"pairs-{t}"))]
+    return pd.concat([pairs(plan, t).assign(iteration=t) for t in made], ignore_index=True)
+
+
+def answers(plan: Plan, checkpoints: Mapping[str, Path], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The most likely answers of checkpoints to some prompts.
+
+    Args:
+        plan: for its template and the longest answer.
+        checkpoints: folders of checkpoints by name, such as `iterates` gives.
+        rows: with a `prompt`, and perhaps a `family` and a `response`, such as demonstrations have.
+
+    Returns:
+        Columns `family`, `prompt`, `real`, and one for each checkpoint.
+    """
+    frame = pd.DataFrame(rows, columns=["family", "prompt", "response"]).rename(columns={"response": "real"})
+    for name, folder in checkpoints.items():
+        artifacts.verify(folder)
+        tokenizer = models.load_tokenizer(folder)
+        samples = sample(
+            models.load_for_inference(folder),
+            encode_prompts(tokenizer, plan.profile.template, [row["prompt"] for row in rows]),
+            eos_ids=end_ids(tokenizer, plan.profile.template),
+            settings=replace(plan.profile.generation, temperature=0.0),
+            seed=plan.seed,
+        )
+        frame[name] = [decode_response(tokenizer, plan.profile.template, s.token_ids) for s in samples]
+    return frame
+
+
+def iterates(plan: Plan) -> dict[str, Path]:
+    """The model that self-play starts from and every iteration after it, as far as they are made: folders by name."""
+    chain = [stages.opponent(plan, 0), *main_chain(plan.profile)[1:]]
+    return {name: plan.directory(name) for name in chain if artifacts.is_complete(plan.directory(name))}
+
+
+def prompts(plan: Plan, count: int = 20) -> list[str]:
+    """Some prompts to ask: held-out ones if there are any; none where no iterate is made."""
+    if not iterates(plan):
+        return []
+    return [row["prompt"] for row in (stages.rows(plan, "validation") or stages.rows(plan, "spin"))[:count]]
+
+
+def ask(plan: Plan, prompt: str) -> pd.DataFrame:
+    """One prompt, answered by every iterate that is there: `model`, `answer`."""
+    found = iterates(plan)
+    said = answers(plan, found, [{"prompt": prompt}])
+    return pd.DataFrame({"model": list(found), "answer": [said[name][0] for name in found]})
+
+
+def training(plan: Plan, step: str) -> pd.DataFrame:
+    """Metrics of a training run, one row per logged optimizer step."""
+    return pd.DataFrame(json.loads(artifacts.checked(stages.run(plan, step), "training.json").read_text())["rows"])
+
+
+def evaluation(plan: Plan, model: str) -> pd.DataFrame:
+    """Scores of a checkpoint item by item: `task`, `id`, `score`, `response`, `tokens`, `prompt`, `real`."""
+    path = artifacts.checked(stages.run(plan, f"eval-{model}"), "evaluation.json")
+    items = pd.DataFrame(json.loads(path.read_text())["items"])
+    local = plan.profile.evaluation.suite == "local"
+    rows = {row["id"]: row for row in stages.rows(plan, "test")} if local else {}
+    return items.assign(
+        prompt=[rows.get(i, {}).get("prompt", "") for i in items["id"]],
+        real=[rows.get(i, {}).get("response", "") for i in items["id"]],
+    )
+
+
+def turned(plan: Plan, model: str) -> tuple[str, pd.DataFrame]:
+    """An evaluation item by item beside that of the model before it.
+
+    Args:
+        plan: the run.
+        model: evaluated model such as `spin-0`.
+
+    Returns:
+        Name of the model that this one was trained from, or of SFT if that was not evaluated; and the columns of
+        `evaluation`, `response_before`, `score_before` and `turn`: right, wrong or same.
+    """
+    trained = plan.steps[f"eval-{model}"].inputs[0]
+    before = next((name for name in plan.steps[trained].inputs if f"eval-{name}" in plan.steps), "sft")
+    now, then = evaluation(plan, model), evaluation(plan, before)
+    both = now.merge(then[["task", "id", "score", "response"]], on=["task", "id"], suffixes=("", "_before"))
+    change = both["score"] - both["score_before"]
+    return before, both.assign(turn=np.select([change > 0, change < 0], ["right", "wrong"], "same"))
+
+
+def scores(plan: Plan) -> pd.DataFrame:
+    """Scores of SFT and every iteration that is evaluated: a row per `task` and `id`, a column per model in order."""
+    made = [model for model in main_chain(plan.profile) if artifacts.is_complete(plan.directory(f"eval-{model}"))]
+    return pd.DataFrame({model: evaluation(plan, model).set_index(["task", "id"])["score"] for model in made})

@@ -1,0 +1,320 @@
+"""The paper's figures, ours beside theirs: one function per figure, from data frames to a drawing.
+
+Ours has 95 % intervals (bootstrap over items and training seeds). The paper's points are its printed ones, or
+digitised where it prints none. A series or point without a run is named below the panels with its reason.
+Pictures of training and of pairs, which the paper does not have, come from `training_figures`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from spin_utils.drawing.figure_style import (
+    COLOURS,
+    FAINT,
+    HATCHES,
+    INK,
+    colour,
+    drawable,
+    footnote,
+    new_figure,
+    same_span,
+    say_why_empty,
+    style,
+)
+from spin_utils.paper import footnotes, published
+from spin_utils.paper.documents import iterates
+from spin_utils.paper.results import label
+from spin_utils.paper.statistics import Estimate, StatisticsError, paired_bootstrap
+
+CHAIN = ("sft", "spin-0", "spin-1", "spin-2", "spin-3")
+_CHAIN_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2", "iter. 3")
+_BARS = ("sft", "dpo", "spin-0", "spin-1", "spin-2", "spin-3")
+_CUT = "Axes need not start at 0; panels of levels span the same number of points."
+_EPOCHS = "Dotted: the mean after iteration 1, whose interval is in Table 4. The paper's points are digitised."
+_SIZES = "Sizes are not to scale. The paper's SFT line is another run than the one that SPIN starts from."
+_HOLLOW: dict[str, Any] = {"linestyle": "--", "marker": "o", "markerfacecolor": "white", "markeredgewidth": 0.9}
+
+
+def figure2(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", seed: int = 0) -> Figure:
+    """Figure 2: average score by iteration.
+
+    Args:
+        scores: From `results.load_evaluations`.
+        stand_ins: Every task and the benchmark it stands in for, "" for none.
+        profile: Named in the panel's title.
+        seed: Seed of the bootstrap.
+    """
+    tasks = list(stand_ins)
+    estimates = _estimates(scores, CHAIN, tasks, seed)
+    gains = _gains(scores, CHAIN, tasks, seed)
+    printed = [published.score(model, "average") or 0.0 for model in CHAIN]
+    with style():
+        figure = new_figure(3.4)
+        grid = figure.add_gridspec(2, 2)
+        ours, theirs, gain = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :]))
+        _points(ours, range(5), [estimates.get(model) for model in CHAIN], COLOURS["spin-2"])
+        theirs.plot(range(5), printed, color=INK, **_HOLLOW)
+        _ends(ours, [estimates[model].difference if model in estimates else np.nan for model in CHAIN], 1)
+        _ends(theirs, printed, 2)
+        # Side by side, so that no interval of ours lies under a point of theirs.
+        _points(gain, np.arange(5) - 0.05, [gains.get(model) for model in CHAIN], COLOURS["spin-2"])
+        gain.plot(np.arange(5) + 0.05, [value - printed[0] for value in printed], color=INK, zorder=4, **_HOLLOW)
+        gain.axhline(0, color=FAINT, lw=0.6, zorder=1)
+        _name_ends(gain, gains["spin-3"].difference if "spin-3" in gains else None, printed[4] - printed[0])
+        ours.set_title(f"Ours ({profile}): {len(stand_ins)} tasks")
+        theirs.set_title("Paper: six benchmarks")
+        gain.set_title("Gain over SFT (ours: paired, on the same items)")
+        for ax in (ours, theirs):
+            ax.set_xlim(-2.2, 5.9)
+            ax.set_xticks(range(5), ("SFT", *"0123"))
+            ax.set_xlabel("iteration")
+        gain.set_xlim(-0.35, 4.55)
+        gain.margins(y=0.15)
+        gain.set_xticks(range(5), _CHAIN_TICKS)
+        for ax in (ours, gain):
+            ax.set_ylabel("mean score (points)" if ax is ours else "points")
+        _frame_panels(ours, theirs, bool(estimates), "no evaluations")
+        after = [label(model) for model in iterates(scores["model"]) if model not in CHAIN]
+        further = f" In Table 4 alone: {'; '.join(after)}." if after else ""
+        footnote(figure, _note(scores, estimates, CHAIN, _CUT + further))
+    return figure
+
+
+def figure3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", seed: int = 0) -> Figure:
+    """Figure 3: SFT, DPO and SPIN by benchmark, and on average. Arguments as in `figure2`."""
+    columns = [
+        (benchmark, [task for task, other in stand_ins.items() if other == benchmark])
+        for benchmark in published.LEADERBOARD
+    ]
+    columns.append(("average", list(stand_ins)))
+    height = 0.8 / len(_BARS)
+    found: set[str] = set()
+    with style():
+        figure = new_figure(5.4)
+        ours, theirs = figure.subplots(1, 2, sharey=True)
+        for row, (column, tasks) in enumerate(columns):
+            estimates = _estimates(scores, _BARS, tasks, seed) if tasks else {}
+            found |= set(estimates)
+            for place, model in enumerate(_BARS):
+                y = row - 0.4 + (place + 0.5) * height
+                if model in estimates:
+                    estimate = estimates[model]
+                    ours.barh(
+                        y,
+                        estimate.difference,
+                        height,
+                        color=colour(model),
+                        hatch=HATCHES.get(model),
+                        edgecolor="white",
+                        lw=0,
+                    )
+                    ours.plot([estimate.low, estimate.high], [y, y], color="white", lw=1.7)
+                    ours.plot([estimate.low, estimate.high], [y, y], color=INK, lw=0.7)
+                score = published.score(model, column)
+                theirs.barh(y, score or 0, height * 0.8, fc="white", ec=colour(model), hatch=HATCHES.get(model), lw=0.9)
+            if not estimates:
+                ours.text(2, row, "no stand-in" if not tasks else "not run", va="center", color=FAINT, fontsize=6)
+        names = [
+            published.BENCHMARK_LABELS[column] + (f"\n({_wrapped(tasks)})" if column != "average" and tasks else "")
+            for column, tasks in columns
+        ]
+        ours.set_yticks(range(len(columns)), names)
+        ours.set_ylim(len(columns) - 0.5, -0.5)
+        ours.set_title(f"Ours ({profile})")
+        theirs.set_title("Paper")
+        for ax in (ours, theirs):
+            ax.set_xlabel("points")
+            ax.set_xlim(0, 100)
+            ax.tick_params(axis="y", length=0)
+        _model_legend(figure, _BARS)
+        footnote(figure, _note(scores, found, _BARS, "Gains, judged in pairs on the same items, are in Table 3."))
+    return figure
+
+
+def figure4(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", seed: int = 0) -> Figure:
+    """Figure 4: more epochs of iteration 0 against iteration 1, on two benchmarks and on average.
+
+    Arguments as in `figure2`; epoch e of iteration 0 is the model `spin-0-epoch-e`.
+    """
+    models = ["sft", *(f"spin-0-epoch-{e}" for e in range(1, 6))]
+    printed = published.epochs().set_index(["benchmark", "epoch"])
+    note = ""
+    with style():
+        figure = new_figure(4.9)
+        for row, benchmark in enumerate(("arc", "truthfulqa", "average")):
+            tasks = [task for task, other in stand_ins.items() if benchmark in (other, "average")]
+            ours, theirs = (figure.add_subplot(3, 2, 2 * row + column) for column in (1, 2))
+            estimates = _estimates(scores, [*models, "spin-1"], tasks, seed) if tasks else {}
+            _points(ours, range(6), [estimates.get(model) for model in models], COLOURS["spin-0"])
+            theirs.plot(range(6), printed.loc[benchmark]["score"], color=INK, **_HOLLOW)
+            _reference(theirs, float(printed.loc[benchmark]["reference"].iloc[0]), INK)
+            if "spin-1" in estimates:
+                _reference(ours, estimates["spin-1"].difference, COLOURS["spin-1"])
+            name = published.BENCHMARK_LABELS[benchmark]
+            ours.set_title(_fitted(f"{name} (ours)" if benchmark == "average" else f"{name}: {_named(tasks)}"))
+            theirs.set_title(f"{name} (paper)")
+            ours.set_ylabel("points")
+            for ax in (ours, theirs):
+                ax.set_xticks(range(6))
+                ax.set_xlabel("epoch of iteration 0" if row == 2 else "")
+            _frame_panels(ours, theirs, bool(estimates), "no stand-in" if not tasks else "no evaluations")
+            note = _note(scores, estimates, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
+        footnote(figure, note)
+    return figure
+
+
+def figure5(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", seed: int = 0) -> Figure:
+    """Figure 5: prompts used by one epoch of SPIN against more epochs of SFT. Arguments as in `figure4`.
+
+    The x axis has the paper's sizes as categories: 14, 26 and 50 (thousand there; fiftieths of the profile's
+    prompts here), then one and two more epochs of SFT.
+    """
+    spin = ("sft", "spin-0-rows-14", "spin-0-rows-26", "spin-0-epoch-1")
+    more = ("sft", "sft-more-1", "sft-more-2")
+    places = {"SPIN": (0, 1, 2, 3), "SFT": (0, 4, 5)}
+    estimates = _estimates(scores, (*spin, *more[1:]), list(stand_ins), seed)
+    sizes = published.training_sizes()
+    with style():
+        figure = new_figure(3.9)
+        ours, theirs = figure.subplots(2, 1)
+        lines = (("SFT", more, COLOURS["sft-more"], "s"), ("SPIN", spin, COLOURS["spin-2"], "o"))
+        for method, models, tint, marker in lines:
+            _points(ours, places[method], [estimates.get(model) for model in models], tint, marker)
+            values = sizes[sizes["method"] == method]["average"].tolist()
+            theirs.plot(places[method], values, color=tint, **(_HOLLOW | {"marker": marker}))
+            for place, (x, value) in enumerate(zip(places[method], values, strict=True)):
+                above = (place == 0) == (method == "SFT")  # the two start at nearly the same point
+                _value(theirs, x, value, f"{value:.2f}", above=above)
+            offset = (5, 2) if method == "SFT" else (16, 5)
+            theirs.annotate(method, (places[method][-1], values[-1]), offset, textcoords="offset points", color=tint)
+            last = estimates.get(models[-1])
+            if last:
+                end = (places[method][-1], last.difference)
+                ours.annotate(method, end, (5, 2), textcoords="offset points", color=tint)
+        ours.set_title(f"Ours ({profile}): mean of {len(stand_ins)} tasks")
+        theirs.set_title("Paper: mean of the six leaderboard benchmarks")
+        ours.set_xticks(range(6), ["0", "14/50", "26/50", "all", "+1 ep.", "+2 ep."])
+        theirs.set_xticks(range(6), ["0", "14k", "26k", "50k", "200k", "400k"])
+        for ax in (ours, theirs):
+            ax.set_ylabel("points")
+            ax.set_xlim(-0.4, 5.75)
+        theirs.set_xlabel("prompts seen by SPIN; further rows seen by SFT")
+        _frame_panels(ours, theirs, bool(estimates), "no evaluations")
+        footnote(figure, _note(scores, estimates, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
+    return figure
+
+
+def _estimates(scores: pd.DataFrame, models: Sequence[str], tasks: Sequence[str], seed: int) -> dict[str, Estimate]:
+    """Mean score of each model that was evaluated on these tasks, in points."""
+    estimates = {}
+    for model in models:
+        try:
+            estimates[model] = paired_bootstrap(scores, {model: 1}, tasks=tasks, seed=seed).times(100)
+        except StatisticsError:
+            continue  # named in the footnote
+    return estimates
+
+
+def _gains(scores: pd.DataFrame, models: Sequence[str], tasks: Sequence[str], seed: int) -> dict[str, Estimate]:
+    """Paired difference of each model to the first, in points."""
+    first = models[0]
+    gains = {first: Estimate(0, 0, 0, 1, 0, 0, "itself")} if first in set(scores["model"]) else {}
+    for model in models[1:]:
+        try:
+            gains[model] = paired_bootstrap(scores, {model: 1, first: -1}, tasks=tasks, seed=seed).times(100)
+        except StatisticsError:
+            continue  # named in the footnote
+    return gains
+
+
+def _points(
+    axes: Axes, places: Sequence[float] | np.ndarray, estimates: Sequence[Estimate | None], tint: str, marker: str = "o"
+) -> None:
+    """A solid line with filled markers and interval bars; it breaks where a model is missing."""
+    means = [np.nan if estimate is None else estimate.difference for estimate in estimates]
+    axes.plot(places, means, color=tint, marker=marker, zorder=3)
+    for x, estimate in zip(places, estimates, strict=True):
+        if estimate is not None:
+            axes.plot([x, x], [estimate.low, estimate.high], color=tint, lw=0.9, zorder=2)
+
+
+def _ends(axes: Axes, values: Sequence[float], digits: int) -> None:
+    """The first and the last value that there are, on the outer sides of their points, clear of line and intervals."""
+    known = [x for x, value in enumerate(values) if not np.isnan(value)]
+    for x, place, align in ((known[0], (-5, 0), "right"), (known[-1], (5, 0), "left")) if known else ():
+        text = f"{values[x]:.{digits}f}"
+        axes.annotate(text, (x, values[x]), place, textcoords="offset points", ha=align, va="center", fontsize=6)
+
+
+def _name_ends(axes: Axes, ours: float | None, theirs: float) -> None:
+    """Say which line is whose, at their ends: the upper name above, the lower one below, so that they never meet."""
+    above = ours is None or theirs >= ours
+    names = [("paper", theirs, INK, above)]
+    if ours is not None:
+        names.append(("ours", ours, COLOURS["spin-2"], not above))
+    for name, y, tint, up in names:
+        place, align = ((7, 1), "bottom") if up else ((7, -1), "top")
+        axes.annotate(name, (4, y), place, textcoords="offset points", va=align, fontsize=6, color=tint)
+
+
+def _value(axes: Axes, x: float, y: float, text: str, *, above: bool = False) -> None:
+    place, align = ((0, 5), "center") if above else ((4, -9), "left")
+    axes.annotate(text, (x, y), place, textcoords="offset points", ha=align, fontsize=6)
+
+
+def _reference(axes: Axes, y: float, tint: str) -> None:
+    axes.axhline(y, color=tint, ls=":", lw=1.2)
+    place = axes.get_yaxis_transform()  # beside the panel, where no point can lie under it
+    axes.annotate("iter. 1", (1, y), (2, 0), place, "offset points", va="center", fontsize=6, color=tint)
+
+
+def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str) -> None:
+    if drawn:
+        same_span(ours, theirs)
+    else:
+        theirs.margins(y=0.2)
+        say_why_empty(ours, reason)
+
+
+def _model_legend(figure: Figure, models: Sequence[str]) -> None:
+    patches = [Patch(fc=colour(model), hatch=HATCHES.get(model), ec="white", lw=0) for model in models]
+    names = [label(model).replace("SPIN iteration", "SPIN iter.") for model in models]
+    figure.legend(patches, names, loc="outside upper center", ncols=3, handlelength=1.2, columnspacing=1.2)
+
+
+def _named(tasks: Sequence[str]) -> str:
+    return drawable(", ".join(tasks).replace("_", " "))
+
+
+def _wrapped(tasks: Sequence[str]) -> str:
+    return _named(tasks).replace(" ", "\n", 1)
+
+
+def _fitted(title: str) -> str:
+    """Broken into lines that fit above half a column."""
+    return textwrap.fill(title, 24)
+
+
+def _note(scores: pd.DataFrame, found: Collection[str], wanted: Sequence[str], reading: str) -> str:
+    """What the interval bars are, whose seeds are fewer, how to read the figure, and which models are missing;
+    nothing where nothing of ours is drawn."""
+    if not found:
+        return ""
+    drawn = [model for model in wanted if model in found]
+    missing = [label(model) for model in wanted if model not in found]
+    sentences = [
+        f"{footnotes.intervals(scores, drawn)}; the paper prints none.",
+        footnotes.fewer_seeds(scores, drawn),
+        reading,
+        f"Not run: {'; '.join(missing)}." if missing else "",
+    ]
+    return " ".join(filter(None, sentences))

@@ -1,0 +1,242 @@
+"""Pictures of what the models answer: an example, a radar of tasks, and how self-play converges.
+
+Figures 1 and 6 of the paper have no numbers, so here ours stand alone. The convergence figure is not in the paper.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from spin_utils.drawing.figure_style import (
+    COLOURS,
+    FAINT,
+    REAL,
+    colour,
+    drawable,
+    footnote,
+    new_figure,
+    radar_axes,
+    say_why_empty,
+    style,
+)
+from spin_utils.paper import footnotes, published
+from spin_utils.paper.generations import MODELS, RULE, example
+from spin_utils.paper.results import label
+from spin_utils.paper.statistics import Estimate, StatisticsError, paired_bootstrap
+
+_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2")
+MARKERS = dict(zip(MODELS, "osD^", strict=True))
+"""Marker of each model in Figure 6."""
+_WIDTH = 64
+"""Characters of a line of the example."""
+_LINES = 14
+"""Lines of a text of the example; what is longer is cut, and says so."""
+
+
+def figure1(generations: pd.DataFrame) -> Figure:
+    """Figure 1: a prompt, its real response, and the generations before and after iteration 0.
+
+    Args:
+        generations: From `results.load_generations`.
+    """
+    with style():
+        shown = example(generations, MODELS[:2])
+        if shown is None:
+            figure = new_figure(1.2)
+            say_why_empty(figure.subplots(), "no generations of these models")
+            return figure
+        answers = {model: row["generated"] for model, row in shown.by_model.items()}
+        boxes = [
+            ("Prompt", shown.prompt, FAINT),
+            ("Ground truth (chosen)", shown.real, REAL),
+            ("SFT's generation (rejected at iteration 0)", answers.get("sft", "not run"), COLOURS["sft"]),
+            ("Generation after iteration 0", answers.get("spin-0", "not run"), COLOURS["spin-0"]),
+        ]
+        texts = [_wrapped(text) for _, text, _ in boxes]
+        rows = sum(len(lines) + 1.9 for lines in texts)
+        figure = new_figure(0.118 * rows + 0.55)
+        axes = figure.subplots()
+        axes.set_axis_off()
+        axes.set_xlim(0, 1)
+        axes.set_ylim(rows, 0)
+        top = 0.0
+        for (title, _, tint), lines in zip(boxes, texts, strict=True):
+            bottom = top + len(lines) + 1.5
+            axes.add_patch(Rectangle((0, top), 1, bottom - top, fc="#f4f4f4", lw=0))
+            axes.add_patch(Rectangle((0, top), 0.012, bottom - top, fc=tint, lw=0))
+            axes.text(0.03, top + 0.75, title, va="center", fontsize=6.5, fontweight="bold")
+            for place, line in enumerate(lines):
+                axes.text(0.03, top + 1.75 + place, line, va="center", fontsize=6.5)
+            top = bottom + 0.4
+        footnote(figure, f"Prompt {shown.id}, training seed {shown.seed}. {RULE}")
+    return figure
+
+
+def figure6(
+    scores: pd.DataFrame,
+    stand_ins: Mapping[str, str],
+    transfer: pd.DataFrame,
+    transfer_stand_ins: Mapping[str, str],
+    *,
+    profile: str = "cpu",
+) -> Figure:
+    """Figure 6: a radar of our tasks, in place of the eight categories of MT-Bench.
+
+    Args:
+        scores: From `results.load_evaluations`.
+        stand_ins: Every task of these and the benchmark it stands in for.
+        transfer: The same of tasks that nothing was trained on.
+        transfer_stand_ins: Every task of these.
+        profile: Named in the title.
+    """
+    together = pd.concat([frame for frame in (scores, transfer) if not frame.empty] or [scores])
+    tasks = [*stand_ins, *transfer_stand_ins]
+    means = together.groupby(["model", "task"])["score"].mean() * 100
+    absent = []
+    with style():
+        figure = new_figure(3.8)
+        if len(tasks) < 3 or not set(MODELS) & set(together["model"]):
+            say_why_empty(figure.subplots(), "a radar needs the evaluations of three tasks")
+            return figure
+        harder = {task for task, benchmark in transfer_stand_ins.items() if task != benchmark}
+        names = [_name(task) + ("*" if task in harder else "") for task in tasks]
+        axes, angles = radar_axes(figure, 111, names, (25, 50, 75, 100))
+        for model in MODELS:
+            values = np.array([means.get((model, task), np.nan) for task in tasks], dtype=float)
+            if np.isnan(values).all():
+                absent.append(label(model))
+                continue
+            absent += [f"{label(model)} on {task}" for task, value in zip(tasks, values, strict=True) if value != value]
+            tint, dashes = colour(model), ":" if model == "sft" else "-"
+            line = np.append(values, values[0])
+            axes.plot(angles, line, MARKERS[model] + dashes, color=tint, ms=3, label=label(model))
+        figure.legend(loc="outside upper center", ncols=2, title=f"Ours ({profile}), points", title_fontsize=7)
+        footnote(figure, f"{_radar_note(stand_ins, transfer_stand_ins, absent)} {_radar_seeds(scores, transfer)}")
+    return figure
+
+
+def convergence(measured: pd.DataFrame, bounds: pd.DataFrame, *, seed: int = 0) -> Figure:
+    """How far each opponent is from the data: JSD, identical responses, length and similarity.
+
+    Args:
+        measured: From `generations.measures`.
+        bounds: From `generations.jsd_bounds`.
+        seed: Seed of the bootstrap.
+    """
+    with style():
+        figure = new_figure(4.3)
+        (jsd, same), (length, near) = figure.subplots(2, 2)
+        _panel(jsd, bounds, "jsd_bound", seed, "no held-out pairs")
+        _panel(same, measured, "identical", seed, "no generations", factor=100)
+        _panel(length, measured, "generated_tokens", seed, "no generations")
+        _panel(near, measured, "similarity", seed, "no generations")
+        jsd.set_title("JSD, lower bound (nats)")
+        same.set_title("identical to real (%)")
+        length.set_title("mean length (tokens)")
+        near.set_title("similarity to real")
+        if not bounds.empty:
+            jsd.axhline(0, color=FAINT, lw=0.6, zorder=0)
+        if not measured.empty:
+            real = measured[measured["model"] == measured["model"].iloc[0]].groupby("task")["real_tokens"].mean().mean()
+            length.axhline(real, color=REAL, ls=":", lw=1.2)
+            length.annotate("real", (3, real), (4, 2), textcoords="offset points", fontsize=6, color=REAL)
+        footnote(figure, _convergence_note(measured, bounds))
+    return figure
+
+
+def _panel(axes: Axes, table: pd.DataFrame, column: str, seed: int, reason: str, *, factor: float = 1) -> None:
+    """One measure by opponent, with intervals; without any data the reason."""
+    found = _estimates(table, column, seed)
+    if not found:
+        say_why_empty(axes, reason)
+        return
+    for places in _runs([place for place, model in enumerate(MODELS) if model in found]):
+        estimates = [found[MODELS[place]].times(factor) for place in places]
+        values = [estimate.difference for estimate in estimates]
+        errors = [[e.difference - e.low for e in estimates], [e.high - e.difference for e in estimates]]
+        axes.errorbar(places, values, errors, color=COLOURS["spin-2"], marker="o", elinewidth=0.9)
+    axes.set_xlim(-0.35, 3.45)
+    axes.set_xticks(range(4), _TICKS, fontsize=6)
+    axes.margins(y=0.15)
+
+
+def _estimates(table: pd.DataFrame, column: str, seed: int) -> dict[str, Estimate]:
+    found = {}
+    for model in MODELS:
+        try:
+            found[model] = paired_bootstrap(table, {model: 1}, column=column, seed=seed)
+        except StatisticsError:
+            continue  # named in the footnote
+    return found
+
+
+def _runs(places: list[int]) -> list[list[int]]:
+    """Neighbouring places together: a line breaks where a model is missing."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
+def _convergence_note(measured: pd.DataFrame, bounds: pd.DataFrame) -> str:
+    """What each panel shows, over what its intervals are, and what is missing."""
+    pairs = footnotes.intervals(bounds, MODELS, unit="held-out pairs")
+    prompts = footnotes.intervals(measured, MODELS, unit="prompts", group="family")
+    sentences = [
+        "JSD of data and model: bound log\u00a02\u00a0−\u00a0loss (Lemma C.2) on held-out pairs drawn afresh from the "
+        "model, in the direction that the next iteration learnt, scaled by cross-validation. It is only as good as "
+        "that direction: a falling bound does not prove a falling JSD, and one below 0 says nothing.",
+        pairs and f"{pairs}. They hold the fitted scale fixed, so what another fit would change is not in them.",
+        "Other panels: samples at temperature 1 for SPIN's prompts.",
+        prompts and f"{prompts}. Axes need not start at 0.",
+    ]
+    for table, name in ((measured, "generations of"), (bounds, "held-out pairs against")):
+        missing = [label(model) for model in MODELS if model not in set(table["model"])]
+        sentences.append(f"No {name} {', '.join(missing)}." if missing and not table.empty else "")
+        sentences.append(footnotes.fewer_seeds(table, MODELS))
+    return " ".join(filter(None, dict.fromkeys(sentences)))
+
+
+def _radar_note(stand_ins: Mapping[str, str], transfer: Mapping[str, str], absent: list[str]) -> str:
+    own = published.other_tasks(stand_ins)
+    note = (
+        "The paper's radar shows the eight categories of MT-Bench and prints no numbers, so there are none to compare "
+        f"with. Ours shows {'stand-ins: the tasks of this profile' if own else 'other benchmarks of the paper'}. "
+        "Intervals are in Tables 4 and 6."
+    )
+    if not transfer:
+        note += " Tasks of Table 6: not run."
+    elif published.other_tasks(transfer):
+        note += " * harder tasks that nothing was trained on."
+    return note + (f" Not run: {'; '.join(absent)}." if absent else "")
+
+
+def _radar_seeds(scores: pd.DataFrame, transfer: pd.DataFrame) -> str:
+    """How many training seeds the means are over, and whose are fewer."""
+    tables = [frame[frame["model"].isin(MODELS)] for frame in (scores, transfer)]
+    seeds = len({seed for frame in tables for seed in frame["seed"]})
+    sentences = [
+        f"Means over {seeds} training seeds." if seeds > 1 else "One training seed.",
+        *(footnotes.fewer_seeds(frame, MODELS) for frame in tables),
+    ]
+    return " ".join(filter(None, dict.fromkeys(sentences)))
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of a text, cut after `_LINES`."""
+    lines = [drawable(line) for part in text.splitlines() for line in (textwrap.wrap(part, _WIDTH) or [""])] or [""]
+    return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], "… (cut here; whole in the results)"]
+
+
+def _name(task: str) -> str:
+    return textwrap.fill(drawable(task.replace("_", " ")), 12, break_long_words=False)

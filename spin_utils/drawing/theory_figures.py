@@ -1,0 +1,206 @@
+"""Pictures of the theory: every point in them is exact, nothing is sampled or trained on text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import cycle
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from spin_utils.drawing.figure_style import FAINT, INK, footnote, new_figure, style
+from spin_utils.training import theory
+from spin_utils.training.losses import link
+
+_DATA = "#c24a00"
+_OPPONENT = "#b3b3b3"
+_POLICY = "#135c9a"
+_SHADES = ("#6bb7e8", "#2f8ac9", "#135c9a", "#08264a", "#c24a00", "#5c5c5c")
+_DASHES = ("-", "--", "-.", ":")
+
+
+def losses(limit: float = 3.0) -> Figure:
+    """The four losses of Assumption 5.1 over the margin t: convex, decreasing, slope below 0 at 0."""
+    margins = torch.linspace(-limit, limit, 301, dtype=torch.float64)
+    with style():
+        figure = new_figure(2.1)
+        axes = figure.subplots()
+        for name, shade, dash in zip(theory.LOSSES, _SHADES, _DASHES, strict=False):
+            axes.plot(margins, link(margins, name), color=shade, ls=dash, label=name)
+        axes.plot(0, math.log(2), "o", color=_SHADES[0])
+        axes.annotate("log 2", (0, math.log(2)), (-4, -8), textcoords="offset points", ha="right", fontsize=6)
+        axes.axvline(0, color=FAINT, lw=0.6, zorder=0)
+        axes.set_ylim(0, 4)
+        axes.set_xlabel("margin t: reward of y minus reward of y' (nats)")
+        axes.set_ylabel("loss")
+        axes.legend()
+    return figure
+
+
+def fixed_point(data: Tensor, opponent: Tensor, betas: Sequence[float]) -> Figure:
+    """Theorem 5.2: around p_t = p_data the loss only rises; elsewhere moving to the data lowers it for some lambda.
+
+    Args:
+        data: log p_data, shape (K,).
+        opponent: another distribution, shape (K,).
+        betas: values of lambda for the left panel.
+    """
+    direction = opponent - data
+    shifts = np.linspace(-2, 2, 81)
+    lambdas = np.linspace(0, 3, 121)
+    with style():
+        figure = new_figure(2.2)
+        left, right = figure.subplots(1, 2)
+        for beta, shade, dash in zip(betas, cycle(_SHADES), cycle(_DASHES), strict=False):
+            policies = [(data + shift * direction).log_softmax(0) for shift in shifts]
+            values = [float(theory.population_loss(policy, data, data, beta=beta)) for policy in policies]
+            left.plot(shifts, values, color=shade, ls=dash, label=f"λ = {beta:g}")
+        left.axhline(math.log(2), color=FAINT, ls=":", lw=1)
+        left.plot(0, math.log(2), "o", color=INK, zorder=5)
+        left.set_title("opponent = data")
+        left.set_xlabel("policy: steps away from the data")
+        left.set_ylim(math.log(2) - 0.05, math.log(2) + 0.8)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.2)
+        gains = [float(theory.population_loss(data, opponent, data, beta=beta)) for beta in lambdas]
+        right.plot(lambdas, gains, color=_POLICY)
+        right.axhline(math.log(2), color=FAINT, ls=":", lw=1)
+        right.text(0.3, math.log(2), "staying: log 2", va="bottom", fontsize=6)
+        right.set_title("opponent ≠ data")
+        right.set_xlabel("λ, policy at the data")
+        left.set_ylabel("loss (nats)")
+    return figure
+
+
+def updates(opponent: Tensor, data: Tensor, betas: Sequence[float]) -> Figure:
+    """Theorem 5.4: the next policy for several lambda, by the law (bars) and by optimisation (crosses).
+
+    Args:
+        opponent: log p_t, shape (K,).
+        data: log p_data.
+        betas: a panel for each lambda.
+    """
+    rows = math.ceil(len(betas) / 2)
+    with style():
+        figure = new_figure(0.45 + 1.35 * rows)
+        panels = np.atleast_1d(figure.subplots(rows, min(2, len(betas)), sharey=True)).ravel()
+        for axes, beta in zip(panels, betas, strict=False):
+            _update(axes, opponent, data, beta)
+        for axes in panels[len(betas) :]:
+            axes.set_visible(False)
+        for axes in panels[:: min(2, len(betas))]:
+            axes.set_ylabel("probability")
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=2)
+    return figure
+
+
+def after(start: Tensor, data: Tensor, beta: float, iterations: int) -> Figure:
+    """The policy after some exact iterations, between where it started and the data.
+
+    Args:
+        start: log p_0, shape (K,).
+        data: log p_data.
+        beta: lambda.
+        iterations: how many exact iterations were played, 0 or more.
+    """
+    policy = theory.iterate(start, data, beta=beta, iterations=iterations)[-1]
+    with style():
+        figure = new_figure(1.9)
+        axes = figure.subplots()
+        _bars(axes, start, policy, data, ("start", "policy"))
+        distance = float(theory.divergence(data, policy))
+        axes.set_title(f"λ = {beta:.3g}, after {iterations} iterations: KL(data ‖ policy) = {distance:.2g} nats")
+        axes.set_ylabel("probability")
+        axes.set_ylim(0, 1)
+        axes.legend(ncols=3, loc="upper right")
+    return figure
+
+
+def distances(start: Tensor, data: Tensor, betas: Sequence[float], iterations: int = 6) -> Figure:
+    """The gap to the data over exact iterations: times |1 - 1/lambda| each, so it shrinks above 1/2 only.
+
+    Args:
+        start: log p_0, shape (K,).
+        data: log p_data.
+        betas: a line for each lambda.
+        iterations: number of exact iterations.
+    """
+    floor = 1e-4
+    with style():
+        figure = new_figure(2.3)
+        axes = figure.subplots()
+        for beta, shade, dash in zip(betas, cycle(_SHADES), cycle(_DASHES), strict=False):
+            gaps = theory.gap(theory.iterate(start, data, beta=beta, iterations=iterations), data).clamp(min=floor)
+            axes.plot(range(iterations + 1), gaps, color=shade, ls=dash, marker="o", ms=3)
+            factor = abs(1 - 1 / beta)
+            shown = 1 if factor == 0 else int((gaps <= 90).sum()) - 1
+            text = f"λ = {beta:g}: " + (f"× {factor:.3g}" if factor else "exact at once")
+            place = (5, -2) if factor else (5, 4)
+            axes.annotate(text, (shown, gaps[shown]), place, textcoords="offset points", fontsize=6, color=shade)
+        axes.set_yscale("log")
+        axes.set_ylim(floor / 1.6, 1000)
+        axes.set_xlim(-0.2, iterations + 2.2)
+        axes.set_xticks(range(iterations + 1))
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("range of log p/p_data (nats)")
+        footnote(figure, f"Gaps below {floor:g}, and those of 0, are drawn at {floor:g}.")
+    return figure
+
+
+def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float], steps: int = 1000) -> Figure:
+    """Gradient descent inside one iteration: the loss falls to log 2 - JSD, the policy meets the data or passes it.
+
+    The loss depends on the policy through f = lambda log p/p_t alone. With a learning rate proportional to
+    1/lambda^2 the descent in f, and so the upper panel, is the same for every lambda, while the policy
+    p_t exp(f/lambda) goes further the smaller lambda is.
+
+    Args:
+        opponent: log p_t, shape (K,).
+        data: log p_data.
+        betas: a line for each lambda in the lower panel.
+        steps: descent steps.
+    """
+    bound = math.log(2) - float(theory.pair_divergence(opponent, data))
+    floor = 1e-5
+    with style():
+        figure = new_figure(3.4)
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+        path = theory.descend(opponent, data, beta=1.0, steps=steps, learning_rate=0.2)
+        for beta, shade, dash in zip(betas, cycle(_SHADES), cycle(_DASHES), strict=False):
+            policies = (opponent + (path - opponent) / beta).log_softmax(-1)
+            distance = theory.divergence(data, policies)
+            bottom.plot(range(1, steps + 1), distance[1:], color=shade, ls=dash, label=f"λ = {beta:g}")
+        values = [float(theory.population_loss(policy, opponent, data, beta=1.0)) for policy in path]
+        top.plot(range(1, steps + 1), values[1:], color=INK)
+        top.axhline(bound, color=FAINT, ls=":", lw=1)
+        top.text(1, bound, "log 2 − JSD", va="bottom", fontsize=6)
+        top.set_ylabel("loss (nats)")
+        top.set_title("the same for every λ")
+        bottom.set_ylabel("KL(data ‖ policy) (nats)")
+        bottom.set_xlabel("gradient step")
+        bottom.set_xscale("log")
+        bottom.set_yscale("log")
+        bottom.set_ylim(bottom=floor)
+        figure.legend(*bottom.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.2)
+    return figure
+
+
+def _update(axes: Axes, opponent: Tensor, data: Tensor, beta: float) -> None:
+    law = theory.update_law(opponent, data, beta=beta)
+    found = theory.best_response(opponent, data, beta=beta).exp().numpy()
+    _bars(axes, opponent, law, data, ("opponent", "next policy, by the law"))
+    axes.plot(np.arange(len(data)), found, "x", color=INK, ms=4, mew=0.8, label="next policy, by optimisation")
+    axes.set_title(f"λ = {beta:.3g}")
+
+
+def _bars(axes: Axes, before: Tensor, now: Tensor, data: Tensor, names: tuple[str, str]) -> None:
+    """Three log-distributions side by side, answer by answer."""
+    answers = np.arange(len(data))
+    axes.bar(answers - 0.27, before.exp().numpy(), 0.27, color=_OPPONENT, label=names[0])
+    axes.bar(answers, now.exp().numpy(), 0.27, color=_POLICY, label=names[1])
+    axes.bar(answers + 0.27, data.exp().numpy(), 0.27, fc="white", ec=_DATA, lw=0.9, label="data")
+    axes.set_xticks(answers, [f"$y_{i + 1}$" for i in answers], parse_math=True)

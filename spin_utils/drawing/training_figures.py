@@ -1,0 +1,162 @@
+"""What training looked like: loss, rewards and margin over all iterations. The paper has no such figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from spin_utils.drawing.figure_style import (
+    FAINT,
+    GENERATED,
+    REAL,
+    colour,
+    footnote,
+    new_figure,
+    say_why_empty,
+    style,
+)
+from spin_utils.paper import footnotes
+from spin_utils.paper.documents import iterates
+from spin_utils.paper.results import label
+from spin_utils.settings.run import Loss
+from spin_utils.training.losses import link
+
+ITERATIONS = ("spin-0", "spin-1", "spin-2", "spin-3")
+"""Those of the paper."""
+
+
+def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss: Loss = "logistic") -> Figure:
+    """Loss, rewards and margin over the steps of all iterations, one after another.
+
+    Thin lines are training seeds, thick ones the running mean of their mean over a tenth of an iteration.
+    Every iteration starts at loss l(0), log 2 for the logistic one, and reward 0: there the policy is its own opponent.
+
+    Args:
+        training: From `results.load_training`: `seed`, `model`, `step`, `loss`, `rewards_real`,
+            `rewards_generated`, `margin`. Without `seed` and `model` it is one run, drawn alone.
+        models: Models whose training is drawn, in order; by default the paper's iterations and those after them.
+        loss: The function l of the run.
+    """
+    if "model" not in training:
+        models = ("",)
+        training = training.assign(model="", seed=0)
+    models = models or [*ITERATIONS, *(name for name in iterates(training["model"]) if name not in ITERATIONS)]
+    present = [model for model in models if model in set(training["model"])]
+    with style():
+        figure = new_figure(4.2)
+        losses, rewards, margin = panels = figure.subplots(3, 1, sharex=True)
+        if not present:
+            for axes in panels:
+                say_why_empty(axes, "no training records")
+            return figure
+        total = training[training["model"].isin(present)].groupby("model")["step"].max().sum()
+        start = 0.0
+        for model in present:
+            rows = training[training["model"] == model]
+            end = start + float(rows["step"].max())
+            tint = colour(model) if model else REAL
+            _curve(losses, rows, "loss", start, tint)
+            _curve(rewards, rows, "rewards_real", start, REAL)
+            _curve(rewards, rows, "rewards_generated", start, GENERATED, dashes="--")
+            _curve(margin, rows, "margin", start, tint)
+            word = "iter." if end - start > total / 8 else ""  # a short one has room for its number only
+            name = label(model).replace("SPIN iteration", word).strip() if model else ""
+            losses.text(
+                (start + end) / 2, 1.02, name, transform=losses.get_xaxis_transform(), ha="center", fontsize=6.5
+            )
+            for axes in panels:
+                axes.axvline(end, color=FAINT, lw=0.4, zorder=0)
+            start = end
+        _mark_start(losses, loss)
+        for axes in (rewards, margin):
+            axes.axhline(0, color=FAINT, lw=0.6, zorder=0)
+        rewards.margins(y=0.2)
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        rewards.text(0.01, 0.9, "real", color=REAL, transform=rewards.transAxes, bbox=ground)
+        rewards.text(0.01, 0.05, "generated (dashed)", color=GENERATED, transform=rewards.transAxes, bbox=ground)
+        for axes, quantity in zip(panels, ("loss", "reward", "margin"), strict=True):
+            axes.set_ylabel(f"{quantity} (nats)")
+        margin.set_xlabel("optimizer step")
+        margin.set_xlim(0, start)
+        footnote(figure, _note(training, models, present))
+    return figure
+
+
+def loss_curve(training: pd.DataFrame, title: str = "", *, loss: Loss = "logistic") -> Figure:
+    """Loss of one run by step, thin as logged and thick as a running mean over a tenth of the run.
+
+    Args:
+        training: One run's metrics: `step`, `loss`; with `margin` it is a loss of pairs, which starts at l(0), and
+            without it that of SFT, in nats per response token.
+        title: A few words above the axes.
+        loss: The function l of a run on pairs.
+    """
+    pairs = "margin" in training
+    with style():
+        figure = new_figure(1.9)
+        axes = figure.subplots()
+        _curve(axes, training.assign(seed=0), "loss", 0, REAL)
+        if pairs:
+            _mark_start(axes, loss)
+        axes.set_title(title)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("loss (nats)" if pairs else "loss (nats per token)")
+        axes.set_ylim(bottom=min(0, training["loss"].min()))  # l = 1 - t has no floor
+    return figure
+
+
+def response_lengths(pairs: pd.DataFrame) -> Figure:
+    """How long real and generated responses are.
+
+    Args:
+        pairs: A row per pair: `real_tokens`, `generated_tokens`.
+    """
+    longest = int(pairs[["real_tokens", "generated_tokens"]].to_numpy().max(initial=1))
+    width = max(1, longest // 40)
+    edges = [0.5 + width * number for number in range(longest // width + 2)]
+    with style():
+        figure = new_figure(1.9)
+        axes = figure.subplots()
+        axes.hist(
+            pairs["real_tokens"], edges, color=REAL, alpha=0.35, label=f"real, mean {pairs['real_tokens'].mean():.1f}"
+        )
+        text = f"generated, mean {pairs['generated_tokens'].mean():.1f}"
+        axes.hist(pairs["generated_tokens"], edges, color=GENERATED, histtype="step", lw=1.2, ls="--", label=text)
+        axes.set_xlabel("response length (tokens, end token included)")
+        axes.set_ylabel(f"pairs, of {len(pairs)}")
+        axes.legend()
+    return figure
+
+
+def _note(training: pd.DataFrame, models: Sequence[str], present: Sequence[str]) -> str:
+    """What thin and thick lines are, whose seeds are fewer, and which models are missing."""
+    seeds = training[training["model"].isin(list(present))]["seed"].nunique()
+    missing = [label(model) for model in models if model not in present]
+    sentences = [
+        f"Thin: {'the run' if seeds == 1 else f'{seeds} training seeds'}. Thick: running mean over a tenth of an "
+        f"iteration{'' if seeds == 1 else ', of the mean of the seeds'}.",
+        footnotes.fewer_seeds(training, filter(None, present)),
+        f"Not run: {'; '.join(missing)}." if missing else "",
+    ]
+    return " ".join(filter(None, sentences))
+
+
+def _mark_start(axes: Axes, loss: Loss) -> None:
+    """A dotted line at l(0), named beside the panel, where no curve can lie under it."""
+    start = float(link(torch.zeros(()), loss))
+    axes.axhline(start, color=FAINT, ls=":", lw=1)
+    name = "log 2" if loss == "logistic" else f"l(0) = {start:g}"
+    axes.annotate(name, (1, start), (2, 0), axes.get_yaxis_transform(), "offset points", va="center", fontsize=6)
+
+
+def _curve(axes: Axes, rows: pd.DataFrame, column: str, start: float, tint: str, *, dashes: str = "-") -> None:
+    """Each seed thin, and the running mean of the mean over seeds thick."""
+    by_seed = rows.pivot(index="step", columns="seed", values=column)
+    for seed in by_seed:
+        axes.plot(start + by_seed.index, by_seed[seed], color=tint, lw=0.4, alpha=0.45)
+    smooth = by_seed.mean(axis=1).rolling(max(1, len(by_seed) // 10), center=True, min_periods=1).mean()
+    axes.plot(start + smooth.index, smooth, color=tint, lw=1.3, ls=dashes)

@@ -1,0 +1,347 @@
+"""Scores of a checkpoint, item by item, through lm-eval.
+
+The offline suite makes one lm-eval task per family of held-out rows; any other task, lm-eval's own or a user's YAML
+file, runs beside it or instead of it. A task's value is the mean of its items, so that results can be paired.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import lm_eval.api.task
+import lm_eval.tasks
+import lm_eval.utils
+import yaml
+from lm_eval.evaluator import evaluate as run_tasks
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spin_utils.evaluation import paper_suite
+from spin_utils.evaluation.lm import PackedLM, RequestError, known_options
+from spin_utils.files import paths, processes
+from spin_utils.paper.results import SCHEMA
+from spin_utils.settings.inputs import TemplateSettings
+from spin_utils.settings.run import EvaluationSettings
+
+TASKS = Path(__file__).parent / "tasks"
+"""The kit's own task files."""
+LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
+_SCORED = ("generate_until", "multiple_choice", "loglikelihood")
+"""Kinds of task that give every item an answer and a score."""
+FEWSHOT_SEED = 1234
+"""lm-eval's default for choosing examples."""
+
+
+class EvaluationError(ValueError):
+    """An evaluation cannot be made or is not whole. The message names the task and the remedy."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the results: a task or group of lm-eval and what is read from it."""
+
+    name: str
+    """Name in the results."""
+    spec: str
+    """Name or path that lm-eval loads."""
+    metric: str = ""
+    """Metric per item; empty: the first one of the task."""
+    filter: str = ""
+    """Filter of a generation task; empty: the first one of the task."""
+    shots: int | None = None
+    """Examples before each item; None: what the task says."""
+    identified: bool = False
+    """Items carry their own `id`; otherwise an item's number in its task is its id."""
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]] | Path | str | None,
+    *,
+    template: TemplateSettings | None,
+    settings: EvaluationSettings,
+    work: Path | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, Any]:
+    """Score a model.
+
+    Args:
+        model: The checkpoint, on its device and in its compute dtype.
+        tokenizer: Its tokenizer.
+        rows: Held-out rows, or their JSONL file, for the suite `local`; the paper's suites do not read them.
+        template: How prompts of generation tasks become tokens; None: plain text, as lm-eval does.
+        settings: Suite, further tasks, items per task, batch size, longest answer.
+        work: Folder where finished answers are kept, so that a killed evaluation goes on; None: not kept.
+        progress: Called with the number of newly finished requests.
+
+    Returns:
+        The evaluation record of `results.py` without profile, seed, model and provenance: `tasks` with metric, n,
+        value (0..1) and stderr, their unweighted `average`, and `items` with score, response and its tokens.
+
+    Raises:
+        EvaluationError: No rows, an unknown task, a metric that is no share per item, or missing items.
+    """
+    lm = PackedLM(
+        model,
+        tokenizer,
+        template=template,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        work=work,
+        progress=progress,
+    )
+    with _folder(work) as folder:
+        columns = _row_columns(rows, folder) if settings.suite == "local" else _paper_columns(settings.suite)
+        columns += _further_columns(settings.tasks)
+        loaded = _load(columns)
+        everything = {name: task for leaves in loaded.values() for name, task in leaves.items()}
+        chosen = {name: range(n) for leaves in loaded.values() for name, n in _counts(leaves, settings.limit).items()}
+        with _compiled_once(), _without_bars():
+            output = run_tasks(
+                lm, {"tasks": everything, "groups": {}}, samples=chosen, bootstrap_iters=0, log_samples=True
+            )
+    summaries: dict[str, dict[str, Any]] = {}
+    items: list[dict[str, Any]] = []
+    for column in columns:
+        found = [
+            item
+            for name, task in loaded[column.name].items()
+            for item in _items(column, name, task, output["samples"][name], len(chosen[name]), lm)
+        ]
+        scores = [item["score"] for item in found]
+        metric = column.metric or _first_metric(next(iter(loaded[column.name].values())))
+        summaries[column.name] = {"metric": metric, "n": len(scores), **_mean(scores)}
+        items += found
+    average = math.fsum(summary["value"] for summary in summaries.values()) / len(summaries)
+    return {"schema": SCHEMA, "kind": "evaluation", "tasks": summaries, "average": average, "items": items}
+
+
+def _row_columns(rows: Sequence[Mapping[str, Any]] | Path | str | None, folder: Path) -> list[Column]:
+    """Write one task file per family and return their columns."""
+    if rows is None:
+        raise EvaluationError("evaluation.suite: local needs held-out rows; give their file")
+    if isinstance(rows, Path | str):
+        path = Path(rows).resolve()
+        with path.open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file if line.strip()]
+    else:
+        path = folder.resolve() / "rows.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    if not rows:
+        raise EvaluationError(f"{path}: no held-out rows; give a file with at least one")
+    columns: list[Column] = []
+    for family in dict.fromkeys(row.get("family") or "" for row in rows):
+        name = family or "heldout"
+        if any(column.name == name for column in columns):
+            raise EvaluationError(f"{path}: rows without a family and rows of family {name!r}; name all or none")
+        task = folder / f"{name}.yaml"
+        task.write_text(
+            yaml.safe_dump(
+                {
+                    "include": str(TASKS / "spin_responses.yaml"),
+                    "task": name,
+                    "dataset_kwargs": {"rows": str(path), "family": family},
+                }
+            ),
+            encoding="utf-8",
+        )
+        columns.append(Column(name, str(task), identified=True))
+    return columns
+
+
+def _paper_columns(suite: str) -> list[Column]:
+    return [
+        Column(name, benchmark.task, benchmark.metric, benchmark.filter, shots=paper_suite.shots(name))
+        for name, benchmark in paper_suite.SUITES[suite].items()
+    ]
+
+
+def _counts(leaves: Mapping[str, Any], limit: int) -> dict[str, int]:
+    """Items of every task of a column, the first ones; a limit is shared among the tasks of a group, one at least."""
+    sizes = {name: len(task.eval_docs) for name, task in leaves.items()}
+    return {name: min(size, -(-limit // len(leaves)) or size) for name, size in sizes.items()}
+
+
+def _further_columns(tasks: Sequence[str]) -> list[Column]:
+    return [Column(Path(task).stem if paths.is_yaml(task) else task, task) for task in tasks]
+
+
+def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
+    """Load further tasks as `evaluate` will, before anything is trained.
+
+    Args:
+        settings: names or paths of YAML files, and the suite beside which they run.
+        families: names of the demonstrations' families, which are the columns of the suite `local`.
+
+    Raises:
+        EvaluationError: a task that cannot be loaded or scored, or with the name of a column of the suite.
+    """
+    columns = _further_columns(settings.tasks)
+    local = settings.suite == "local"
+    taken = {name.lower() for name in (families if local else paper_suite.SUITES[settings.suite])}
+    what = "a family of the demonstrations" if local else f"a benchmark of the suite {settings.suite}"
+    for further in columns:
+        if further.name.lower() in taken:
+            raise EvaluationError(f"tasks: {further.spec} has the name of {what}; rename it or leave it out")
+    _load(columns)
+
+
+@cache
+def _all_tasks() -> TaskManager:
+    """Index of lm-eval's own thousands of files, which takes seconds: made only where a name needs it, and once."""
+    return TaskManager(include_defaults=True)
+
+
+def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
+    """lm-eval's task objects by column; a group has several."""
+    names = [column.name for column in columns]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise EvaluationError(f"tasks: {', '.join(repeated)} given twice; rename the task or leave one out")
+    shipped = [LM_EVAL_TASKS / b.folder for suite in paper_suite.SUITES.values() for b in suite.values()]
+    manager = TaskManager(include_path=list(dict.fromkeys(shipped)), include_defaults=False)
+    wanted = [column.spec for column in columns]
+    if any(not paths.is_yaml(spec) and spec not in manager.all_tasks for spec in wanted):
+        manager = _all_tasks()
+    loaded: dict[str, dict[str, Any]] = {}
+    for column in columns:
+        try:
+            with _without_hint():
+                leaves = manager.load([column.spec])["tasks"]
+        except KeyError as error:
+            remedy = "check the path" if "/" in column.spec else "check the name, or give the path of its YAML file"
+            raise EvaluationError(f"tasks: lm-eval knows no task {column.spec!r}; {remedy}") from error
+        except Exception as error:  # a task file, its functions and its data reach any line of lm-eval and datasets
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise EvaluationError(f"tasks: {column.spec} cannot be loaded ({reason}); correct its file") from error
+        for task in leaves.values():
+            if column.shots is not None:
+                task.set_config(key="num_fewshot", value=column.shots)
+            elif task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        for name, task in leaves.items():
+            _check_scored(name, task)
+        loaded[column.name] = dict(leaves)
+    return loaded
+
+
+def _check_scored(name: str, task: Any) -> None:
+    """Refuse a task that would not give every item an answer and a score."""
+    if task.OUTPUT_TYPE not in _SCORED:
+        raise EvaluationError(f"tasks: {name} is of type {task.OUTPUT_TYPE}; use {', '.join(_SCORED)}")
+    if not task.config.metric_list or not len(task.eval_docs):
+        raise EvaluationError(f"tasks: {name} has no metric or no items; add them to its file")
+    if task.OUTPUT_TYPE == "generate_until":
+        try:
+            known_options(task.config.generation_kwargs)
+        except RequestError as error:
+            raise EvaluationError(f"tasks: {name}: {error}") from None
+
+
+def _items(
+    column: Column, name: str, task: Any, samples: Sequence[Mapping[str, Any]], count: int, lm: PackedLM
+) -> Iterator[dict[str, Any]]:
+    """Items of one lm-eval task in its order, after checking that none is missing."""
+    documents = list(task.eval_docs)[:count]
+    prefix = "" if name == column.name else f"{name}/"
+    expected = [document["id"] if column.identified else f"{prefix}{i}" for i, document in enumerate(documents)]
+    metric = column.metric or _first_metric(task)
+    chosen = column.filter or samples[0]["filter"] if samples else column.filter
+    found = {sample["doc_id"]: sample for sample in samples if sample["filter"] == chosen}
+    missing = [item for i, item in enumerate(expected) if i not in found]
+    if missing:
+        shown = ", ".join(missing[:5])
+        raise EvaluationError(f"{name}: lm-eval returned {len(found)} of {len(expected)} items; missing: {shown}")
+    for i, item in enumerate(expected):
+        score = found[i].get(metric)
+        if not isinstance(score, Real) or not 0 <= float(score) <= 1:
+            raise EvaluationError(
+                f"{name}: metric {metric!r} of item {item} is {score!r}, not a share from 0 to 1; choose a task "
+                "whose first metric scores each item, such as acc or exact_match"
+            )
+        yield {"task": column.name, "id": item, "score": float(score), **_response(task, found[i], lm)}
+
+
+def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM) -> dict[str, Any]:
+    """What the model answered: its text, or the likeliest choice, which has no tokens of its own."""
+    if task.OUTPUT_TYPE == "generate_until":
+        context, options = sample["arguments"][0]
+        greedy = not options.get("do_sample") and not options.get("temperature")
+        return {"response": sample["resps"][0][0], "tokens": lm.length(context, options) if greedy else 0}
+    values = [response[0][0] for response in sample["resps"]]
+    return {"response": sample["arguments"][values.index(max(values))][1].strip(), "tokens": 0}
+
+
+def _first_metric(task: Any) -> str:
+    return str(task.config.metric_list[0]["metric"])
+
+
+def _mean(scores: Sequence[float]) -> dict[str, float]:
+    """Mean and its standard error (sample standard deviation over the root of n), as lm-eval computes them."""
+    mean = math.fsum(scores) / len(scores)
+    if len(scores) == 1:
+        return {"value": mean, "stderr": 0.0}
+    variance = math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
+    return {"value": mean, "stderr": math.sqrt(variance / len(scores))}
+
+
+@contextmanager
+def _compiled_once() -> Iterator[None]:
+    """lm-eval compiles a template again for every item and example: minutes for MMLU."""
+    environment: Any = lm_eval.utils.env
+    environment.from_string = cache(environment.from_string)
+    try:
+        yield
+    finally:
+        del environment.from_string
+
+
+@contextmanager
+def _without_hint() -> Iterator[None]:
+    """lm-eval explains the --metadata option of its command for every task with its own data, as a warning."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "Custom kwargs can be passed" not in record.getMessage()
+
+    logger = logging.getLogger("lm_eval.api.task")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """lm-eval draws a bar on standard error, red in a notebook, while it reads a task's items; the kit has its own."""
+    module: Any = lm_eval.api.task
+    drawn = module.tqdm
+    module.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        module.tqdm = drawn
+
+
+@contextmanager
+def _folder(work: Path | None) -> Iterator[Path]:
+    """Where task files are written: beside the kept answers, or, also in further processes, a temporary folder."""
+    if work is not None and processes.rank() == 0:
+        folder = work / "tasks"
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)

@@ -1,0 +1,73 @@
+"""What an iteration's main player is worth on prompts that no training saw.
+
+The held-out SPIN loss bounds how far the opponent was from the data: by Lemma C.2 the least loss of any player is
+log 2 - JSD(p+ || p-), so log 2 minus a measured loss is at most that divergence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spin_utils.data.templates import encode_rows, end_ids
+from spin_utils.files import processes
+from spin_utils.files.progress import progress
+from spin_utils.model import models
+from spin_utils.model.logprobs import score
+from spin_utils.model.packing import Group
+from spin_utils.model.sampling import sample
+from spin_utils.settings.inputs import TemplateSettings
+from spin_utils.settings.run import GenerationSettings
+
+MICRO_BATCH_TOKENS = 4096
+FIRST_STREAM = 1 << 40
+"""Random streams of held-out prompts, apart from those of the training prompts of the same iteration."""
+
+
+def drifts(
+    opponent: Path,
+    policy: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    template: TemplateSettings,
+    generation: GenerationSettings,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Log-ratios of policy and opponent on held-out prompts, for the real and a fresh answer of the opponent.
+
+    Args:
+        opponent: checkpoint theta_t, which also answers.
+        policy: checkpoint theta_t+1.
+        rows: held-out demonstrations.
+        template: of prompts and responses.
+        generation: how the opponent answers.
+        seed: of its answers.
+
+    Returns:
+        For each row `id`, `real_drift` and `generated_drift`: log p_policy - log p_opponent in nats.
+    """
+    tokenizer = models.load_tokenizer(opponent)
+    model = models.load_for_inference(opponent)
+    encoded = encode_rows(tokenizer, template, rows)
+    draw = partial(
+        sample,
+        model,
+        [row.prompt_ids for row in encoded],
+        eos_ids=end_ids(tokenizer, template),
+        settings=generation,
+        seed=seed,
+        streams=range(FIRST_STREAM, FIRST_STREAM + len(encoded)),
+    )
+    with progress(len(encoded), "held-out answers", "prompts") as bar:
+        # Few prompts, answered by the first process alone: in other batches they would be rounded otherwise.
+        samples = processes.from_first(partial(draw, progress=bar.advance))
+    groups = [Group(r.prompt_ids, (r.response_ids, s.token_ids)) for r, s in zip(encoded, samples, strict=True)]
+    before = score(model, groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    del model, draw
+    after = score(models.load_for_inference(policy), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    return [
+        {"id": row.row["id"], "real_drift": a[0] - b[0], "generated_drift": a[1] - b[1]}
+        for row, a, b in zip(encoded, after, before, strict=True)
+    ]

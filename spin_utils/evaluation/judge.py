@@ -1,0 +1,221 @@
+"""A judge behind an OpenAI-compatible endpoint: one request, one grade, and what becomes of everything else.
+
+| the endpoint | what happens |
+|---|---|
+| a judgment with a rating from 1 to 10 | `graded` |
+| a judgment without one | `unparsable` |
+| a refusal, or a content filter | `refused` |
+| rate limit, server error, timeout, dropped connection, a body that is no chat completion | tried again, then stops |
+| wrong key, unknown model, used-up quota, any other refused request | stops at once, with the server's words |
+
+The key is read from the environment and nowhere written: one of 8 characters or more is cut out of whatever the server
+says.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import random
+import re
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from spin_utils.evaluation.mt_bench_questions import Message
+from spin_utils.settings.mt_bench import MtBenchSettings
+
+log = logging.getLogger(__name__)
+
+KEY = "OPENAI_API_KEY"
+"""The environment variable that holds the key."""
+_SECRET = 8
+"""Characters of the shortest key that is cut out. A shorter one stands for none at all, such as `x` for an endpoint of
+one's own, and is part of ordinary words."""
+LONGEST_WAIT_S = 120.0
+"""Longest pause before the next try, whatever the server asks for."""
+_FILTERED = ("content_filter", "content_policy_violation")
+_RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))  # FastChat: one_score_pattern, _backup
+
+Grade = dict[str, Any]
+"""`status` (graded, refused or unparsable), `score` (1 to 10, or None), `judgment` (the judge's words) and
+`judge_model` (the model that the endpoint says it used, empty if it says none)."""
+
+
+class JudgeError(RuntimeError):
+    """The judge cannot be asked. The message names the endpoint and the remedy."""
+
+
+class _Later(Exception):  # noqa: N818 (a request to try again, not an error)
+    """A failure that may pass. Holds the seconds that the server asks to wait, if it does."""
+
+    def __init__(self, reason: str, seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+
+
+def has_key() -> bool:
+    """Whether the environment holds a key."""
+    return bool(os.environ.get(KEY, "").strip())
+
+
+def rating(judgment: str) -> float | None:
+    """The rating in a judgment by FastChat's two patterns, the first match counting; None if there is none.
+
+    FastChat takes any number; one outside the scale of 1 to 10 is none here.
+
+    >>> rating("A good answer. Rating: [[8]]"), rating("Rating: [7.5]"), rating("Rating: 7"), rating("[[11]]")
+    (8.0, 7.5, None, None)
+    """
+    for pattern in _RATINGS:
+        match = pattern.search(judgment)
+        if match:
+            score = float(match[1])
+            return score if 1 <= score <= 10 else None
+    return None
+
+
+class Judge:
+    """A connection to the judge. Safe to use from several threads.
+
+    Args:
+        settings: endpoint, model and patience.
+
+    Raises:
+        JudgeError: no key in the environment, or the `openai` client is not installed.
+    """
+
+    def __init__(self, settings: MtBenchSettings) -> None:
+        self.settings = settings
+        self._key = os.environ.get(KEY, "").strip()
+        self._stopped = threading.Event()
+        if not self._key:
+            raise JudgeError(f"{KEY}: not set; put the key of {settings.base_url} in the environment")
+        for name in (KEY, "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):  # the client sends all three as headers
+            if not re.fullmatch(r"[!-~]*", os.environ.get(name, "").strip()):
+                raise JudgeError(f"{name}: holds a space or a character that no key has; copy it again")
+        self._openai = client_library()
+        try:
+            self._client = self._openai.OpenAI(
+                api_key=self._key, base_url=settings.base_url, timeout=settings.timeout_s, max_retries=0
+            )
+        except (ValueError, ImportError, OSError) as error:  # it reads proxies and certificates from the environment
+            raise self._error(
+                f"no client can be made ({self._clean(error)})", "check HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
+            ) from None
+
+    def grade(self, messages: Sequence[Message]) -> Grade:
+        """Ask for one grade, trying again where a failure may pass.
+
+        Raises:
+            JudgeError: the endpoint refuses the request, or fails more often than `retries` allows.
+        """
+        for tries in range(1, self.settings.retries + 2):
+            try:
+                return self._ask(messages)
+            except _Later as failure:
+                if tries > self.settings.retries:
+                    raise self._error(f"{failure} ({tries} tries)", "run the same command later: it goes on") from None
+                seconds = pause(tries, failure.seconds)
+                log.info("judge: %s; next try in %.0f s", failure, seconds)
+                if self._stopped.wait(seconds):
+                    raise self._error("stopped", "run the same command: it goes on from there") from None
+        raise AssertionError("unreachable")
+
+    def stop(self) -> None:
+        """Let no request that is waiting be tried again."""
+        self._stopped.set()
+
+    def _ask(self, messages: Sequence[Message]) -> Grade:
+        settings, openai = self.settings, self._openai
+        options: dict[str, Any] = {settings.token_limit: settings.judge_max_tokens}
+        if settings.judge_temperature is not None:
+            options["temperature"] = settings.judge_temperature
+        try:
+            reply = self._client.chat.completions.with_raw_response.create(
+                model=settings.judge, messages=list(messages), **options
+            )
+            return self._read(reply.http_response.text)
+        except openai.APITimeoutError:
+            raise _Later(f"no answer within {settings.timeout_s:g} s") from None
+        except openai.APIConnectionError as error:
+            raise _Later(f"no connection ({self._clean(error.__cause__ or error)})") from None
+        except openai.APIStatusError as error:
+            return self._refused_request(error)
+        except openai.OpenAIError as error:
+            raise self._error(self._clean(error), "see mt_bench in the profile") from None
+
+    def _read(self, text: str) -> Grade:
+        """The grade in the body of a successful reply."""
+        try:
+            body = json.loads(text)
+            choice = body["choices"][0]
+            message = choice["message"]
+            content, refusal = message.get("content"), message.get("refusal")
+            if not isinstance(content, (str, type(None))):
+                raise TypeError
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            raise _Later(f"an answer that is no chat completion: {self._clean(text)[:80]!r}") from None
+        words = refusal or content or ""
+        judgment, model = self._clean(words), self._clean(body.get("model") or "")
+        if refusal or choice.get("finish_reason") == "content_filter":
+            return _grade("refused", None, judgment, model)
+        score = rating(words)
+        return _grade("unparsable" if score is None else "graded", score, judgment, model)
+
+    def _refused_request(self, error: Any) -> Grade:
+        """What a status of 400 and above means: a refusal to judge, a failure that may pass, or the end."""
+        status, code, words = error.status_code, error.code, self._clean(error.message)[:300]
+        if status == 400 and code in _FILTERED:
+            return _grade("refused", None, words, "")
+        passing = status in (408, 409, 429) or status >= 500
+        if passing and code != "insufficient_quota":
+            raise _Later(f"status {status}", _seconds(error.response.headers.get("retry-after")))
+        remedies = {401: f"check {KEY}", 403: f"check {KEY}", 404: "check mt_bench.judge and mt_bench.base_url"}
+        remedy = remedies.get(status, "check the account" if passing else "see mt_bench in the profile")
+        raise self._error(f"status {status}: {words}", remedy) from None
+
+    def _error(self, reason: str, remedy: str) -> JudgeError:
+        return JudgeError(f"judge {self.settings.judge} at {self.settings.base_url}: {reason}; {remedy}")
+
+    def _clean(self, text: object) -> str:
+        """Words of others without the key, and without halves of characters, which no file takes."""
+        words = str(text)
+        if len(self._key) >= _SECRET:
+            words = words.replace(self._key, "[key]")
+        return words.encode(errors="replace").decode()
+
+
+def client_library() -> Any:
+    """The `openai` client.
+
+    Raises:
+        JudgeError: it is not installed.
+    """
+    try:
+        return importlib.import_module("openai")
+    except ImportError:
+        raise JudgeError("openai: not installed; mt_bench asks its judge through it; run `make setup`") from None
+
+
+def pause(tries: int, asked: float | None) -> float:
+    """Seconds before the next try: what the server asks for, or twice as long each time, with chance in it.
+
+    Args:
+        tries: how many failed so far.
+        asked: seconds of the server's Retry-After, None if it named none.
+    """
+    if asked is not None:
+        return min(asked, LONGEST_WAIT_S)
+    return min(2.0 ** (tries - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1)
+
+
+def _seconds(header: str | None) -> float | None:
+    """Retry-After in seconds; a date, which no judge known to us sends, counts as none."""
+    return float(header) if header is not None and re.fullmatch(r"\d+(\.\d+)?", header.strip()) else None
+
+
+def _grade(status: str, score: float | None, judgment: str, model: str) -> Grade:
+    return {"status": status, "score": score, "judgment": judgment, "judge_model": model}

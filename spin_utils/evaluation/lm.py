@@ -1,0 +1,320 @@
+"""A loaded model as lm-eval sees it, on the kit's own fast paths.
+
+`generate_until` goes through the sampler; log-likelihoods go through packed groups, so that the choices of a
+question share one pass over its context. Numbers equal those of lm-eval's own `HFLM` up to rounding. Several processes
+take shards of requests in turns and each get all answers; a shard is the same in any number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spin_utils.data import templates
+from spin_utils.evaluation.answers import Answers, fingerprint
+from spin_utils.files import processes
+from spin_utils.model.attention import check_model, packed_attention
+from spin_utils.model.chunks import rows_at_once
+from spin_utils.model.packing import Group, micro_batches, pack
+from spin_utils.model.sampling import Sample, sample
+from spin_utils.settings.inputs import TemplateSettings
+from spin_utils.settings.run import GenerationSettings
+
+HEAD_ELEMENTS = 8 * 2**20
+"""Logits held at once in float32 on a CPU when continuations are scored."""
+SHARD_BATCHES = 4
+"""Batches of requests that are finished, and saved, together."""
+_KNOWN_OPTIONS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
+
+
+class RequestError(ValueError):
+    """A task asks for something that this model class does not do. The message names it and the remedy."""
+
+
+class PackedLM(TemplateLM):
+    """An lm-eval model around a loaded policy.
+
+    Args:
+        model: Llama, Mistral or Qwen2.
+        tokenizer: Its tokenizer.
+        template: How the context of a generation task becomes tokens; None encodes it as plain text, as lm-eval
+            does. Log-likelihood tasks are always plain text, as in the paper's harness.
+        batch_size: Rows decoded together.
+        max_new_tokens: Longest answer where a task does not say.
+        micro_batch_tokens: Token budget of one scoring pass.
+        add_bos_token: Whether plain text begins with the start token. The paper's harness adds none; lm-eval since
+            0.4.9.2 asks the tokenizer, which is what None means.
+        work: Folder for finished answers, for resuming; None: not kept.
+        seed: Of the random numbers of tasks that sample.
+        progress: Called with the number of newly finished requests.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: TemplateSettings | None = None,
+        batch_size: int = 128,
+        max_new_tokens: int = 256,
+        micro_batch_tokens: int = 4096,
+        add_bos_token: bool | None = False,
+        work: Path | None = None,
+        seed: int = 0,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.template = model, tokenizer, template
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.micro_batch_tokens, self.add_bos_token = micro_batch_tokens, add_bos_token
+        self.seed, self.progress = seed, progress
+        self.max_length = int(model.config.max_position_embeddings)
+        identity = [fingerprint(model), repr(template), max_new_tokens, add_bos_token, seed]
+        self.answers = Answers(work, json.dumps(identity))
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Stands before a text without context."""
+        start = self.tokenizer.bos_token_id
+        return self.eot_token_id if start is None else int(start)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids of plain text, as `HFLM` makes them."""
+        if add_special_tokens is None:
+            written = has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+            add_special_tokens = False if written else self.add_bos_token
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return list(self.tokenizer.encode(string, **options))
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        windows, owners = [], []
+        for i, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(i)
+        totals = [0.0] * len(requests)
+        for owner, (logp, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += logp
+        return totals
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Score continuations; those that share a context are packed behind one copy of it."""
+        together: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+        pairs = []
+        for text, context, continuation in requests:
+            whole = (context + continuation)[-(self.max_length + 1) :]
+            if not continuation or len(continuation) >= len(whole):
+                raise RequestError(
+                    f"a continuation of {len(continuation)} tokens cannot be scored by a model of "
+                    f"{self.max_length} positions: {str(text)[:80]!r}"
+                )
+            pair = tuple(whole[: -len(continuation)]), tuple(continuation)
+            together.setdefault(pair[0], {})[pair[1]] = None
+            pairs.append(pair)
+        groups = [Group(context, tuple(choices)) for context, choices in together.items()]
+        keys = [self.answers.key("loglikelihood", [group.prompt_ids, group.response_ids]) for group in groups]
+        shards = _shards(groups, self.micro_batch_tokens * SHARD_BATCHES)
+        left = [shard for shard in shards if not all(keys[i] in self.answers for i in shard)]
+
+        def scores(shard: list[int]) -> list[list[tuple[float, bool]]]:
+            return score_continuations(
+                self.model,
+                [groups[i] for i in shard],
+                micro_batch_tokens=self.micro_batch_tokens,
+                progress=processes.shown(self.progress),
+            )
+
+        for scored in processes.take_turns(left, scores):
+            self.answers.add({keys[i]: v for shard, values in scored for i, v in zip(shard, values, strict=True)})
+        found = {
+            (group.prompt_ids, response): (float(logp), bool(greedy))
+            for key, group in zip(keys, groups, strict=True)
+            for response, (logp, greedy) in zip(group.response_ids, self.answers[key], strict=True)
+        }
+        return [found[pair] for pair in pairs]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        contexts = [request.args[0] for request in requests]
+        if self.template is None:
+            encoded = [self.tok_encode(context) for context in contexts]
+        else:
+            encoded = templates.encode_prompts(self.tokenizer, self.template, contexts)
+        plans = [self._plan(ids, request.args[1]) for ids, request in zip(encoded, requests, strict=True)]
+        keys = [
+            # Two samples for one request differ; two greedy answers do not.
+            self.answers.key("generate", [*request.args, position if plan.settings.temperature else 0])
+            for position, (request, plan) in enumerate(zip(requests, plans, strict=True))
+        ]
+        alike: dict[GenerationSettings, list[int]] = {}
+        for i in {key: i for i, key in reversed(list(enumerate(keys)))}.values():
+            alike.setdefault(plans[i].settings, []).append(i)
+        for settings, members in alike.items():
+            members = sorted(members)
+            size = self.batch_size * SHARD_BATCHES
+            shards = [members[start : start + size] for start in range(0, len(members), size)]
+            # A shard is decoded whole or not at all: the same neighbours give the same rounding when resumed.
+            left = [shard for shard in shards if not all(keys[i] in self.answers for i in shard)]
+            for answered in processes.take_turns(left, partial(self._answer, plans, settings)):
+                self.answers.add({keys[i]: v for shard, values in answered for i, v in zip(shard, values, strict=True)})
+        return [self.answers[key]["text"] for key in keys]
+
+    def length(self, context: str, options: dict[str, Any]) -> int:
+        """Tokens of the greedy answer to a request that `generate_until` has answered, its end token included."""
+        return int(self.answers[self.answers.key("generate", [context, options, 0])]["tokens"])
+
+    def _answer(self, plans: list[_Plan], settings: GenerationSettings, shard: list[int]) -> list[dict[str, Any]]:
+        samples = sample(
+            self.model,
+            [plans[i].prompt_ids for i in shard],
+            eos_ids=self._end_ids(),
+            settings=settings,
+            seed=self.seed,
+            streams=shard,
+            progress=processes.shown(self.progress),
+        )
+        return [
+            {"text": self._text(answer, plans[i].until), "tokens": len(answer.token_ids)}
+            for i, answer in zip(shard, samples, strict=True)
+        ]
+
+    def _plan(self, prompt_ids: list[int], options: dict[str, Any]) -> _Plan:
+        known = known_options(options, self.max_new_tokens)
+        if self.template is None:
+            room = self.max_length - known["max_gen_toks"]
+            if room < 1:
+                raise RequestError(
+                    f"an answer of {known['max_gen_toks']} tokens leaves no room for its prompt in the model's "
+                    f"{self.max_length} positions; lower evaluation.max_new_tokens, or the task's max_gen_toks"
+                )
+            prompt_ids = prompt_ids[-room:]
+        settings = GenerationSettings(
+            temperature=float(known.get("temperature", 1.0)) if known["do_sample"] else 0.0,
+            top_k=int(known.get("top_k") or 0),
+            top_p=float(known.get("top_p") or 1.0),
+            max_new_tokens=known["max_gen_toks"],
+            batch_size=self.batch_size,
+        )
+        return _Plan(prompt_ids, settings, known["until"])
+
+    def _end_ids(self) -> set[int]:
+        if self.template is not None:
+            return templates.end_ids(self.tokenizer, self.template)
+        declared = getattr(self.model.generation_config, "eos_token_id", None)
+        return {self.eot_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+
+    def _text(self, answer: Sample, until: list[str]) -> str:
+        if self.template is not None:
+            text = templates.decode_response(self.tokenizer, self.template, answer.token_ids)
+        else:
+            ids = answer.token_ids[:-1] if answer.finish_reason == "stop" else answer.token_ids
+            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(postprocess_generated_text(text, stop=until, think_end_token=None))
+
+
+def known_options(options: dict[str, Any], max_new_tokens: int = 256) -> dict[str, Any]:
+    """What a task asks of an answer (`generation_kwargs`), under lm-eval's plain names.
+
+    Args:
+        options: As the task says them.
+        max_new_tokens: Longest answer where it does not say.
+
+    Raises:
+        RequestError: An option that this model class would have to ignore.
+    """
+    known = dict(normalize_gen_kwargs(options, max_new_tokens))
+    unknown = sorted(set(known) - _KNOWN_OPTIONS)
+    if unknown:
+        raise RequestError(
+            f"generation_kwargs: {', '.join(unknown)} is not supported; use {', '.join(sorted(_KNOWN_OPTIONS))}"
+        )
+    return known
+
+
+class _Plan(NamedTuple):
+    prompt_ids: list[int]
+    settings: GenerationSettings
+    until: list[str]
+
+
+@torch.no_grad()
+def score_continuations(
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    *,
+    micro_batch_tokens: int,
+    progress: Callable[[int], object] | None = None,
+) -> list[list[tuple[float, bool]]]:
+    """Like `logprobs.score`, and whether greedy decoding would give the response.
+
+    Args:
+        model: A causal language model that works on packed groups.
+        groups: Contexts with their continuations.
+        micro_batch_tokens: Token budget of one forward pass.
+        progress: Called with the number of responses of each forward pass.
+
+    Returns:
+        For each group, for each response: summed log-probability and whether every token is the likeliest one.
+
+    Raises:
+        UnsupportedModelError: The model cannot work on packed groups, or a row has more tokens than positions.
+    """
+    # The last token of a row predicts nothing, so it needs no position of its own.
+    check_model(model, max(group.longest_row for group in groups) - 1)
+    head = model.get_output_embeddings()
+    results: list[list[tuple[float, bool]]] = [[] for _ in groups]
+    for indices in micro_batches([group.tokens for group in groups], micro_batch_tokens):
+        batch = pack([groups[i] for i in indices]).to(head.weight.device)
+        with packed_attention(model):
+            hidden = model.get_decoder()(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                packed_layout=batch.layout,
+            ).last_hidden_state[0]
+        logps, misses = [], []
+        rows = rows_at_once(HEAD_ELEMENTS, head.weight.shape[0], head.weight.device)
+        for sources, targets in zip(batch.sources.split(rows), batch.targets.split(rows), strict=True):
+            log_softmax = head(hidden[sources]).float().log_softmax(-1)
+            logps.append(log_softmax.gather(1, targets[:, None])[:, 0])
+            misses.append((log_softmax.argmax(-1) != targets).float())
+        sums, missed = (batch.sums(torch.cat(parts)).tolist() for parts in (logps, misses))
+        values = iter(zip(sums, (count == 0 for count in missed), strict=True))
+        for i in indices:
+            results[i] = [next(values) for _ in groups[i].response_ids]
+        if progress is not None:
+            progress(batch.responses)
+    return results
+
+
+def _shards(groups: Sequence[Group], budget: int) -> Iterator[list[int]]:
+    """Groups of like length, about `budget` tokens at a time, longest first."""
+    shard: list[int] = []
+    tokens = 0
+    for i in sorted(range(len(groups)), key=lambda i: -groups[i].tokens):
+        shard.append(i)
+        tokens += groups[i].tokens
+        if tokens >= budget:
+            yield shard
+            shard, tokens = [], 0
+    if shard:
+        yield shard

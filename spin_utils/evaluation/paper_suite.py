@@ -1,0 +1,64 @@
+"""The paper's benchmarks as lm-eval has them: Table 1, and what Table 6 adds without a judge.
+
+Shots and test sets are in the published table, `data/published/benchmark_settings.csv`. Names and metrics of lm-eval
+have changed since the paper's version (46c7966, December 2023); those below are today's for the same items and scores.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+from spin_utils.paper import published
+
+
+class Benchmark(NamedTuple):
+    """Where lm-eval has a benchmark, and which of its numbers the paper prints."""
+
+    task: str
+    """lm-eval's name of the task or group."""
+    folder: str
+    """Folder of its files below `lm_eval/tasks`."""
+    dataset: str
+    """Its data set on the hub."""
+    metric: str
+    """Metric per item."""
+    filter: str = ""
+    """Filter of a generation task."""
+
+
+_BBH = ("bbh/cot_fewshot", "SaylorTwift/bbh", "exact_match", "get-answer")
+
+LEADERBOARD = {
+    "arc": Benchmark("arc_challenge", "arc", "allenai/ai2_arc", "acc_norm"),
+    "truthfulqa": Benchmark("truthfulqa_mc2", "truthfulqa", "truthfulqa/truthful_qa", "acc"),  # mc2 under today's name
+    "winogrande": Benchmark("winogrande", "winogrande", "allenai/winogrande", "acc"),
+    # The other filter, flexible-extract, is younger than the paper.
+    "gsm8k": Benchmark("gsm8k", "gsm8k", "openai/gsm8k", "exact_match", "strict-match"),
+    "hellaswag": Benchmark("hellaswag", "hellaswag", "Rowan/hellaswag", "acc_norm"),
+    "mmlu": Benchmark("mmlu", "mmlu/default", "cais/mmlu", "acc"),
+}
+"""Benchmarks of Table 1, in the paper's order."""
+
+OTHERS = {
+    "bb_causal": Benchmark("bbh_cot_fewshot_causal_judgement", *_BBH),
+    "bb_formal": Benchmark("bbh_cot_fewshot_formal_fallacies", *_BBH),
+    "bb_sports": Benchmark("bbh_cot_fewshot_sports_understanding", *_BBH),
+    "openbookqa": Benchmark("openbookqa", "openbookqa", "allenai/openbookqa", "acc_norm"),
+}
+"""Benchmarks of Table 6 but MT-Bench, which needs a judge."""
+
+SUITES = {"paper": LEADERBOARD, "paper_others": OTHERS}
+"""Benchmarks of each suite of `evaluation.suite` that comes from the hub."""
+
+
+def shots(name: str) -> int:
+    """Examples before each item, as the paper prints them.
+
+    >>> shots("arc"), shots("bb_causal")
+    (25, 3)
+    """
+    return int(str(_settings()["shots"][name]).split()[0])
+
+
+_settings = cache(published.benchmark_settings)

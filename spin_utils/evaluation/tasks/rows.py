@@ -1,0 +1,57 @@
+"""Functions that the task files of this folder name: rows from a file, and their grading.
+
+lm-eval imports this file by its path. The file of rows is known only when a task runs; it arrives as
+`dataset_kwargs` of the task or as `--metadata` of the lm_eval command.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from spin_utils.data.families import grade
+
+
+def responses(rows: str, family: str = "", **_: Any) -> dict[str, datasets.Dataset]:
+    """Demonstrations as a generation task: prompt, expected response, and the whole row as JSON for the grader.
+
+    Args:
+        rows: JSONL file of rows with `id`, `prompt` and `response`.
+        family: Keep only rows of this family; empty: all rows.
+    """
+    kept = [row for row in _read(rows) if not family or row.get("family") == family]
+    columns = [
+        {"id": str(row["id"]), "prompt": row["prompt"], "response": row["response"], "row": json.dumps(row)}
+        for row in kept
+    ]
+    return {"test": datasets.Dataset.from_list(columns)}
+
+
+def choices(rows: str, examples: str = "", **_: Any) -> dict[str, datasets.Dataset]:
+    """Multiple-choice questions.
+
+    Args:
+        rows: JSONL file of rows with `id`, `question`, `choices` and `answer`, the index of the right choice.
+        examples: Such a file with the examples shown before a question; needed when num_fewshot is above 0.
+    """
+    splits = {"test": datasets.Dataset.from_list(_read(rows))}
+    if examples:
+        splits["examples"] = datasets.Dataset.from_list(_read(examples))
+    return splits
+
+
+def grade_response(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """The row's own grader where it has one, else whether the text is the expected one but for outer white space."""
+    row = json.loads(document["row"])
+    if row.get("grader"):
+        return {"score": float(grade(row, results[0]))}
+    return {"score": float(results[0].strip() == document["response"].strip())}
+
+
+def _read(path: str) -> list[dict[str, Any]]:
+    with Path(path).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]

@@ -1,0 +1,100 @@
+"""How long a reproduction takes: expected minutes before it starts, and where the time went when it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from spin_utils.experiment.plan import Plan, Step
+from spin_utils.files import artifacts, paths, strict_json
+from spin_utils.files.writing import write_text
+from spin_utils.paper import results
+
+
+def expected_seconds(profile: str) -> dict[str, float]:
+    """Seconds of every step as an earlier run measured them: that of the lowest seed in results/PROFILE.
+
+    They hold for the machine that wrote the results; `{}` if there are none.
+    """
+    expected: dict[str, float] = {}
+    try:
+        for path in results.files(paths.results(profile)):
+            for name, link in results.read_json(path)["provenance"]["chain"].items():
+                expected.setdefault(name, link["seconds"])
+    except results.ResultsError:
+        return {}  # a damaged file costs the estimate only: publishing writes it anew
+    return expected
+
+
+def measured_on(profile: str) -> str:
+    """The device that the results' times are of, in words; empty if there are none."""
+    try:
+        _, links = next(results.chains(paths.results(profile)))
+    except (StopIteration, results.ResultsError):
+        return ""
+    return str(list(links.values())[-1]["device"])
+
+
+def remember(profile: str) -> None:
+    """Keep the expected seconds beside the artifacts: the first tables of a run replace the results that hold them."""
+    expected = _remembered(profile) | expected_seconds(profile)
+    if expected:
+        write_text(_memory(profile), json.dumps(expected))
+
+
+def missing(plans: Sequence[Plan]) -> list[tuple[Plan, Step]]:
+    """The steps that are still to be made, in order."""
+    return [(plan, step) for plan, step in _steps(plans) if not artifacts.is_complete(step.directory)]
+
+
+def outlook(plans: Sequence[Plan]) -> str:
+    """What is to be done, with the minutes that it took before, one line a step."""
+    to_do = missing(plans)
+    if not to_do:
+        return "Every step is done."
+    profile = plans[0].profile.name
+    expected = _remembered(profile) | expected_seconds(profile)
+    lines = [
+        f"  seed {plan.seed}  {step.name:<18} "
+        + (f"{expected[step.name] / 60:5.1f} min" if step.name in expected else "")
+        for plan, step in to_do
+    ]
+    known = sum(expected.get(step.name, 0) for _, step in to_do) / 60
+    where = measured_on(profile)
+    total = f"about {known:.0f} min, as measured{' on ' * bool(where)}{where}" if known else "no earlier times"
+    return "\n".join([f"{len(to_do)} steps to do ({total}):", *(line.rstrip() for line in lines)])
+
+
+def account(plans: Sequence[Plan]) -> str:
+    """Where the time went: seconds of the finished steps by stage, the longest first."""
+    spent: dict[str, list[float]] = {}
+    for _, step in _steps(plans):
+        if artifacts.is_complete(step.directory):
+            spent.setdefault(step.stage, []).append(artifacts.read_manifest(step.directory)["seconds"])
+    order = sorted(spent, key=lambda stage: -sum(spent[stage]))
+    lines = [f"  {stage:<12} {sum(spent[stage]) / 60:6.1f} min in {len(spent[stage])} steps" for stage in order]
+    total = sum(map(sum, spent.values())) / 60
+    return "\n".join([f"Time of all steps, finished now or before: {total:.1f} min", *lines])
+
+
+def _memory(profile: str) -> Path:
+    return paths.artifacts(profile) / "expected-seconds.json"
+
+
+def _remembered(profile: str) -> dict[str, float]:
+    try:
+        known = strict_json.parse(_memory(profile).read_text())
+        return {name: float(seconds) for name, seconds in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # none yet, or damaged, which costs the estimate only
+
+
+def _steps(plans: Sequence[Plan]) -> Iterator[tuple[Plan, Step]]:
+    """Every step once; seeds share data and base model."""
+    seen = set()
+    for plan in plans:
+        for step in plan:
+            if step.directory not in seen:
+                seen.add(step.directory)
+                yield plan, step

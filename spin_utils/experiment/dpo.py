@@ -1,0 +1,123 @@
+"""DPO on a file of pairs: checked, encoded, and trained by the trainer of SPIN, whose loss is DPO's (sec. 4.2)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spin_utils.data import preferences
+from spin_utils.experiment import launching
+from spin_utils.experiment.pair_training import train_on_pairs
+from spin_utils.files import artifacts, paths, processes, seals
+from spin_utils.model import model_folder, models
+from spin_utils.model.pairs import Pairs, write
+from spin_utils.settings import profiles
+from spin_utils.settings.inputs import ModelSettings, PreferenceSettings
+from spin_utils.settings.run import DpoRunSettings, training_identity
+from spin_utils.training import trackers
+
+log = logging.getLogger(__name__)
+
+_DEFAULTS = {"training.learning_rate": 5e-7, "template": {}}
+
+_LONGEST_NAME = 200
+"""Bytes; a key and `.partial` are added while a run is under way, and file systems take 255."""
+
+
+class DpoError(ValueError):
+    """The result cannot go where it should. The message names the place and the remedy."""
+
+
+def read_settings(changes: Mapping[str, Any]) -> DpoRunSettings:
+    """Settings of a run: the defaults, which are the paper's, and what differs.
+
+    Args:
+        changes: dotted names to values.
+
+    Raises:
+        SettingsError: unknown name, wrong type or impossible value.
+
+    >>> read_settings({"training.beta": 0.5, "template.kind": "text"}).training.beta
+    0.5
+    """
+    return profiles.build_from_dotted(DpoRunSettings, _DEFAULTS | dict(changes))
+
+
+def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
+    """Train a model on chosen and rejected answers, with itself as it is as the reference.
+
+    A run that was stopped goes on from the folder `OUT-KEY.partial`, whose key stands for model, pairs and settings.
+
+    Args:
+        model: folder of safetensors with its tokenizer.
+        pairs: .json, .jsonl or .parquet; see `preferences`.
+        out: folder for the checkpoint, its metrics (training.json), the encoded pairs and the manifest.
+        settings: of the run.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError, RowError, TemplateError, TrackerError, DpoError: found before any long work, with the remedy.
+        Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
+        LaunchError: a process of several failed.
+    """
+    if not out.name or len(out.name.encode()) > _LONGEST_NAME:
+        raise DpoError(f"{out}: is no folder of its own, or has a name of over {_LONGEST_NAME} bytes; name another")
+    launching.check(settings.processes)
+    trackers.check(settings.training.trackers)
+    start = models.resolve(model)
+    model_folder.check(start, settings.template)
+    rows = preferences.load(PreferenceSettings("file", train=str(pairs)))
+    described = {"training": training_identity(settings.training), "template": profiles.as_dict(settings.template)}
+    identity = models.identity(ModelSettings("directory", path=str(start)))
+    inputs = {"model": identity, "pairs": seals.file_hash(pairs)}
+    key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
+    unnamed = out.with_name(f"{out.name}-{key}")
+    if launching.wanted(settings.processes) and not _is_made(out, key):
+        # Rows are checked by every worker again; here they are checked before one starts.
+        preferences.encode_preferences(models.load_tokenizer(start), settings.template, rows)
+        launching.launch(_command(model, pairs, out, settings), settings.processes)
+        return out
+    with artifacts.lock(unnamed):
+        if processes.from_first(lambda: _is_made(out, key)):
+            log.info("%s: already made from this model, these pairs and settings", paths.relative(out))
+            return out
+        encoded = preferences.encode_preferences(models.load_tokenizer(start), settings.template, rows)
+        if not processes.from_first(lambda: artifacts.is_made(unnamed)):
+            with artifacts.building(
+                unnamed, stage="dpo", settings=described, inputs=inputs, seed=settings.seed
+            ) as work:
+                groups = Pairs([processes.from_first(lambda: write(work / "pairs.arrow", encoded))])
+                train_on_pairs(start, groups, settings.training, seed=settings.seed, work=work, what="DPO")
+        if processes.rank() == 0:
+            os.replace(unnamed, out)
+    return out
+
+
+def _command(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> list[str]:
+    """The command line of a run, as a worker gets it."""
+    command = ["dpo", "--model", str(model), "--pairs", str(pairs), "--out", str(out)]
+    for section, value in profiles.as_dict(settings).items():
+        named = {f"{section}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {section: value}
+        for name, setting in named.items():
+            command += ["--set", f"{name}={json.dumps(setting, ensure_ascii=False)}"]
+    return command
+
+
+def _is_made(out: Path, key: str) -> bool:
+    """Whether the result is there; anything else in its place is refused, because nothing is ever overwritten."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        if out.is_symlink() or out.is_mount():
+            raise DpoError(f"{out}: a link or a mount point, which no folder can replace; name another folder")
+        return False
+    if out.is_dir() and artifacts.is_complete(out) and artifacts.read_manifest(out)["key"] == key:
+        return True
+    raise DpoError(
+        f"{out}: already there, and not made from this model, these pairs and these settings; "
+        "name another folder or remove it"
+    )

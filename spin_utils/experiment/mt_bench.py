@@ -1,0 +1,176 @@
+"""The two stages of MT-Bench for one model: its answers, and a judge's grades of them.
+
+They are two steps so that answers need no network, grades no accelerator, and another judge no new answers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from spin_utils.evaluation import judge
+from spin_utils.evaluation.judge import Grade, Judge
+from spin_utils.evaluation.mt_bench_questions import Message, judge_messages, judge_prompts, questions
+from spin_utils.experiment.plan import Plan, Step, stream
+from spin_utils.files import artifacts, pieces, seals
+from spin_utils.files.progress import progress
+from spin_utils.settings.mt_bench import MtBenchSettings, judge_identity
+
+log = logging.getLogger(__name__)
+
+STREAM = 600
+"""Number of the random streams of the answers, after those of preference pairs."""
+
+
+def make_answers(plan: Plan, step: Step, work: Path) -> None:
+    """The model answers both turns of every question: answers.json."""
+    from spin_utils.evaluation.mt_bench_answers import converse
+    from spin_utils.model import models
+
+    settings = _settings(plan)
+    folder, asked = plan.checkpoint(step.parameters["model"]), questions(settings.limit)
+    model, tokenizer = models.load_for_inference(folder), models.load_tokenizer(folder)
+    with progress(2 * len(asked), step.name, "answers") as bar:
+        answers = converse(
+            model,
+            tokenizer,
+            plan.profile.template,
+            asked,
+            settings,
+            seed=stream(plan.seed, STREAM),
+            scratch=pieces.scratch(work),
+            progress=bar.advance,
+        )
+    cut = sum(turn["cut_tokens"] > 0 for answer in answers for turn in answer["turns"])
+    if cut:
+        log.warning("%s: %d conversations were cut at their start, longer than the model's context", step.name, cut)
+    artifacts.write_json(work / "answers.json", answers)
+
+
+def make_grades(plan: Plan, step: Step, work: Path) -> None:
+    """The judge grades every answer on its own: mt_bench.json, as `documents` describes the kind mt_bench."""
+    settings = _settings(plan)
+    answers = json.loads((plan.directory(step.inputs[0]) / "answers.json").read_text(encoding="utf-8"))
+    prompts, asked = judge_prompts(), {question.id: question for question in questions()}
+    requests: dict[str, list[Message]] = {}
+    items: dict[str, dict[str, Any]] = {}
+    for answer in answers:
+        texts = (answer["turns"][0]["text"], answer["turns"][1]["text"])
+        for turn, said in enumerate(answer["turns"], start=1):
+            name = f"{answer['id']}/{turn}"  # both turns of a question are drawn together in a bootstrap
+            requests[name] = judge_messages(prompts, asked[answer["id"]], texts, turn)
+            items[name] = {"id": name, "category": answer["category"], **said}
+            items[name]["response"] = items[name].pop("text")
+    with progress(len(requests), step.name, "grades") as bar:
+        grades = grade_all(requests, settings, pieces.scratch(work), bar.advance)
+    counts = Counter(grade["status"] for grade in grades.values())
+    if counts["graded"] < len(grades):
+        log.warning("%s: %s of %d answers", step.name, _told(counts), len(grades))
+    scores = [grade["score"] for grade in grades.values() if grade["score"] is not None]
+    document = {
+        "judge": {
+            "name": settings.judge,
+            "base_url": settings.base_url,
+            "models": sorted({grade["judge_model"] for grade in grades.values()} - {""}),
+        },
+        "grades": {status: counts[status] for status in ("graded", "refused", "unparsable")},
+        "average": sum(scores) / len(scores) if scores else None,
+        "items": [
+            {**items[name], **{field: grades[name][field] for field in ("status", "score", "judgment")}}
+            for name in requests
+        ],
+    }
+    artifacts.write_json(work / "mt_bench.json", document)
+
+
+def grade_all(
+    requests: Mapping[str, Sequence[Message]],
+    settings: MtBenchSettings,
+    folder: Path,
+    advance: Callable[[int], object] = lambda units: None,
+) -> dict[str, Grade]:
+    """A grade for every request, several under way at a time; each is on disk as soon as it arrives.
+
+    Args:
+        requests: messages to the judge, by name.
+        settings: the judge.
+        folder: where grades are kept; those found there are not asked for again.
+        advance: called with the number of new grades.
+
+    Raises:
+        JudgeError: the judge cannot be asked. Requests under way still end, and their grades are kept.
+    """
+    from spin_utils.evaluation.answers import Answers
+
+    kept, lock = Answers(folder, seals.canonical(judge_identity(settings))), Lock()
+    keys = {name: kept.key("grade", list(messages)) for name, messages in requests.items()}
+    missing = {key: requests[name] for name, key in keys.items() if key not in kept}
+    advance(sum(key not in missing for key in keys.values()))
+    if missing:
+        asked = Judge(settings)
+
+        def grade(key: str) -> None:
+            answer = asked.grade(missing[key])
+            with lock:
+                kept.add({key: answer})
+
+        with ThreadPoolExecutor(settings.workers) as pool:
+            futures = [pool.submit(grade, key) for key in missing]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    advance(1)
+            except BaseException:
+                asked.stop()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    return {name: kept[key] for name, key in keys.items()}
+
+
+def check(settings: MtBenchSettings) -> None:
+    """What MT-Bench needs on this machine: its questions, and with a key in the environment the client.
+
+    Raises:
+        MtBenchError: the questions are missing or damaged.
+        JudgeError: the client is not installed.
+    """
+    questions(settings.limit)
+    judge_prompts()
+    if judge.has_key():
+        judge.client_library()
+
+
+def check_judge(plans: Sequence[Plan]) -> None:
+    """Ask the judge one short question, if grades are missing, and say how many requests are to come.
+
+    Raises:
+        JudgeError: wrong key, address, name or options, before any work was done.
+    """
+    steps = [step for plan in plans for step in plan if step.stage == "mt_bench"]
+    missing = [step for step in steps if not artifacts.is_complete(step.directory)]
+    if not missing:
+        return
+    settings = _settings(plans[0])
+    Judge(settings).grade([{"role": "user", "content": 'Reply with "[[5]]" and nothing else.'}])
+    log.info(
+        "MT-Bench: about %d requests to %s at %s, on the account of %s (mt_bench=null leaves them out)",
+        2 * len(questions(settings.limit)) * len(missing),
+        settings.judge,
+        settings.base_url,
+        judge.KEY,
+    )
+
+
+def _settings(plan: Plan) -> MtBenchSettings:
+    assert plan.profile.mt_bench is not None
+    return plan.profile.mt_bench
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts[status]} {status}" for status in ("refused", "unparsable") if counts[status])

@@ -1,0 +1,349 @@
+"""The experiment plan as data: every step with its inputs, settings and artifact directory.
+
+The Snakefile turns the steps into rules; `stages` makes one step. Both read the same plan, so what the
+scheduler waits for is what the stage writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spin_utils.data.rows import check_file
+from spin_utils.evaluation import judge
+from spin_utils.evaluation.mt_bench_questions import FILES
+from spin_utils.files import artifacts, paths, seals
+from spin_utils.model import models
+from spin_utils.settings.inputs import DemonstrationSettings, require
+from spin_utils.settings.mt_bench import answers_identity, judge_identity
+from spin_utils.settings.profiles import as_dict
+from spin_utils.settings.run import (
+    DpoSettings,
+    EvaluationSettings,
+    Profile,
+    TrainingSettings,
+    generation_identity,
+    training_identity,
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artifact to make."""
+
+    name: str
+    """Such as `pairs-0`."""
+    stage: str
+    """Which function of `stages` makes it: base, data, sft, pairs, spin, epochs, subset, preferences, dpo,
+    evaluation, heldout, transfer, mt_answers, mt_bench."""
+    notebook: str
+    """Notebook that makes it; empty for a step that is made without one."""
+    parameters: dict[str, Any]
+    """The notebook's parameters beside profile and seed."""
+    directory: Path
+    """Where the artifact lies; the name ends in its key."""
+    inputs: tuple[str, ...]
+    """Names of the steps it is made from."""
+    settings: dict[str, Any]
+    """Settings that the artifact depends on."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of one profile and one seed, in an order that respects their inputs."""
+
+    profile: Profile
+    seed: int
+    steps: dict[str, Step]
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps.values())
+
+    def directory(self, name: str) -> Path:
+        """Artifact directory of a step."""
+        return self.steps[name].directory
+
+    def checkpoint(self, model: str) -> Path:
+        """Folder of an evaluated model's weights.
+
+        The epochs of iteration 0 are one run; those before its last one lie in its artifact.
+        """
+        epoch = model.partition("-epoch-")[2]
+        checkpoint = self.directory(self.steps[f"eval-{model}"].inputs[0])
+        last = not epoch or int(epoch) == self.profile.spin.epochs_shown > self.profile.spin.training.epochs
+        return checkpoint if last else checkpoint / f"epoch-{epoch}"
+
+    def models(self) -> list[str]:
+        """Names of the evaluated models, in the order of the tables."""
+        return [step.parameters["model"] for step in self if step.stage == "evaluation"]
+
+
+MEASURED = ("evaluation", "heldout", "transfer", "mt_bench")
+"""Stages whose results are drawn from."""
+
+
+def make(profile: Profile, seed: int) -> Plan:
+    """Lay out the paper's experiments for a profile.
+
+    The main chain comes first, so that the main table stands early.
+
+    Args:
+        profile: the validated profile.
+        seed: training and sampling seed. Data and base model do not depend on it.
+
+    Raises:
+        models.ModelError: the base model is not where the profile says.
+        RowError: a file of demonstrations or pairs is missing.
+    """
+    steps: dict[str, Step] = {}
+
+    def add(name: str, stage: str, notebook: str, inputs: tuple[str, ...], settings: Any, **parameters: Any) -> str:
+        keys = {i: steps[i].directory.name.rpartition("-")[2] for i in inputs}
+        shared = stage in ("data", "base")
+        key = artifacts.key(stage, settings, inputs=keys, seed=0 if shared else seed, name=name)
+        folder = paths.artifacts(profile.name) / ("shared" if shared else f"seed-{seed}")
+        steps[name] = Step(name, stage, notebook, parameters, folder / f"{name}-{key}", inputs, settings)
+        return name
+
+    def evaluate(model: str, checkpoint: str = "") -> None:
+        settings = {**evaluation, "task_files": task_files} if task_files else evaluation
+        inputs = (checkpoint or model, *(["data"] if "data" in steps else []))
+        add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", inputs, settings, model=model)
+
+    def evaluate_transfer(model: str) -> None:
+        if profile.demonstrations.transfer or profile.evaluation.suite == "paper":
+            add(f"transfer-{model}", "transfer", "", steps[f"eval-{model}"].inputs, evaluation, model=model)
+
+    def train(model: str, stage: str, inputs: tuple[str, ...], **more: Any) -> str:
+        settings = {"training": training_identity(training_of(profile, model)), "template": template, **more}
+        return add(model, stage, "03_spin_training", inputs, settings, model=model)
+
+    def grade(model: str) -> None:
+        if profile.mt_bench is None:
+            return
+        answering = {"mt_bench": answers_identity(profile.mt_bench), "files": FILES, "template": template}
+        checkpoint = steps[f"eval-{model}"].inputs[:1]
+        answers = add(f"mt-answers-{model}", "mt_answers", "", checkpoint, answering, model=model)
+        asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
+        grades = add(f"mt-bench-{model}", "mt_bench", "", (answers,), asked, model=model)
+        if not judge.has_key() and not artifacts.is_complete(steps[grades].directory):
+            del steps[grades], steps[answers]  # `left_out` says so
+
+    task_files = _task_identity(profile.evaluation)
+    spin, template = profile.spin, as_dict(profile.template)
+    answered = {"generation": generation_identity(profile.generation), "template": template}
+    evaluation = {"evaluation": as_dict(profile.evaluation), "template": template}
+    if needs_data(profile):
+        add("data", "data", "", (), _data_identity(profile.demonstrations))
+    base = add("base", "base", "", ("data",) if profile.model.source == "tiny" else (), models.identity(profile.model))
+    start = base
+    if profile.sft is not None:
+        sft = {"training": training_identity(profile.sft), "template": template}
+        start = add("sft", "sft", "01_sft_baseline", (base, "data"), sft, more=0)
+    evaluate("sft", start)
+    for model, source in profile.released.items():
+        add(model, "base", "", (), models.identity(source))
+        evaluate(model)
+    if profile.released:
+        for model in ("sft", *profile.released):
+            evaluate_transfer(model)
+            grade(model)
+        return Plan(profile, seed, steps)
+
+    current = start
+    for t in range(spin.iterations):
+        add(f"pairs-{t}", "pairs", "02_synthetic_generation", (current, "data"), answered, iteration=t)
+        previous = (f"pairs-{t - 1}",) if t and spin.mix_previous else ()
+        shown = {"epochs_shown": spin.epochs_shown} if t == 0 else {}
+        current = train(f"spin-{t}", "spin", (current, f"pairs-{t}", *previous), **shown)
+        evaluate(current)
+
+    chain = main_chain(profile)
+    for model in chain:
+        evaluate_transfer(model)
+    for model in chain[1:] if profile.demonstrations.validation_rows != 0 else ():
+        add(f"heldout-{model}", "heldout", "", (steps[model].inputs[0], model, "data"), answered, model=model)
+    if spin.epochs_shown > spin.training.epochs:
+        train("spin-0-more", "epochs", (start, "pairs-0", "spin-0"))
+    for epoch in range(1, spin.epochs_shown + 1):
+        if epoch != spin.training.epochs:
+            evaluate(f"spin-0-epoch-{epoch}", "spin-0" if epoch < spin.training.epochs else "spin-0-more")
+    for part in spin.subsets:
+        evaluate(train(f"spin-0-rows-{part}", "subset", (start, "pairs-0"), fiftieths=part))
+    control, rows = start, "data"
+    own = control_demonstrations(profile)
+    if own is not None:
+        rows = add("control-data", "data", "", (), _data_identity(own))
+    for epoch in range(1, profile.sft_more + 1):
+        once = {"training": training_identity(control_training(profile)), "template": template}
+        control = add(f"sft-more-{epoch}", "sft", "01_sft_baseline", (control, rows), once, more=epoch)
+        evaluate(control)
+    if profile.dpo is not None and not _dpo_left_out(profile):
+        settings = {"preferences": _preferences_identity(profile.dpo), **answered}
+        add("preferences", "preferences", "", (start, "data"), settings)
+        evaluate(train("dpo", "dpo", (start, "preferences")))
+        evaluate(train(f"{current}-dpo", "dpo", (current, "preferences")))
+    for model in chain:
+        grade(model)
+    return Plan(profile, seed, steps)
+
+
+def main_chain(profile: Profile) -> list[str]:
+    """SFT and every iteration of SPIN, in order."""
+    return ["sft", *(f"spin-{t}" for t in range(profile.spin.iterations))]
+
+
+def make_all(profile: Profile, seeds: Iterable[int]) -> list[Plan]:
+    """One plan for each seed; data and base model are the same artifacts in all of them."""
+    return [make(profile, seed) for seed in seeds]
+
+
+def tables(plans: list[Plan]) -> Step:
+    """The last step: tables and figures over all seeds."""
+    measured = [[step.name for step in plan if step.stage in MEASURED] for plan in plans]
+    return _drawing("tables", "05_tables_and_figures", plans, measured)
+
+
+def first_tables(plans: list[Plan]) -> Step:
+    """Tables and figures of the first seed's main chain, so that Table 4 and Figure 2 need not wait for the rest."""
+    chain = [model for model in plans[0].models() if re.fullmatch(r"sft|spin-\d+", model)]
+    return _drawing("first-tables", "", plans[:1], [[f"eval-{model}" for model in chain]])
+
+
+def _drawing(name: str, notebook: str, plans: list[Plan], steps: list[list[str]]) -> Step:
+    chosen = {f"seed-{p.seed}": {n: p.directory(n).name for n in names} for p, names in zip(plans, steps, strict=True)}
+    folder = paths.artifacts(plans[0].profile.name) / f"{name}-{artifacts.key('tables', {}, **chosen)}"
+    return Step(name, "tables", notebook, {}, folder, tuple(steps[0]), {})
+
+
+def needs_data(profile: Profile) -> bool:
+    """Whether anything is made from the demonstrations; the hub's benchmarks and released models are not."""
+    return not profile.released or profile.evaluation.suite == "local" or profile.model.source == "tiny"
+
+
+def left_out(profile: Profile) -> str:
+    """Why experiments that the profile names cannot be run, one line each; empty if all can."""
+    reasons = [_dpo_left_out(profile)]
+    if profile.mt_bench is not None and not judge.has_key():
+        reasons.append(
+            f"MT-Bench is left out where it is not yet graded: its judge needs a key, and {judge.KEY} is not set; with "
+            "it the same command adds the grades"
+        )
+    return "\n".join(filter(None, reasons))
+
+
+def _dpo_left_out(profile: Profile) -> str:
+    if profile.dpo and profile.dpo.preferences.source == "samples" and profile.demonstrations.source != "reasoning_gym":
+        return (
+            "DPO is left out: its preference pairs are answers labelled by the grader of generated families, and these "
+            "demonstrations are not generated; name a file of pairs in dpo.preferences to run it"
+        )
+    return ""
+
+
+def training_of(profile: Profile, model: str) -> TrainingSettings:
+    """Settings of the run that makes a model from pairs.
+
+    An iteration has its own learning rate and beta (sec. B.1); a subset of Figure 5 is iteration 0 stopped after one
+    epoch; Figure 4 lets iteration 0 go on for more.
+
+    Args:
+        profile: the validated profile.
+        model: `spin-2`, `spin-0-more`, `spin-0-rows-14`, `dpo` or `spin-3-dpo`.
+    """
+    if model.endswith("dpo"):
+        assert profile.dpo is not None
+        return profile.dpo.training
+    spin, (iteration, *part) = profile.spin, model.split("-")[1:]
+    change: dict[str, Any] = {}
+    if spin.learning_rates:
+        change["learning_rate"] = spin.learning_rates[min(int(iteration), len(spin.learning_rates) - 1)]
+    if spin.betas:
+        change["beta"] = spin.betas[min(int(iteration), len(spin.betas) - 1)]
+    if part:
+        epochs = spin.epochs_shown if part == ["more"] else 1
+        change |= {"epochs": epochs, "schedule_epochs": spin.training.schedule_epochs or spin.training.epochs}
+    return dataclasses.replace(spin.training, **change)
+
+
+def trainings(profile: Profile) -> dict[str, TrainingSettings]:
+    """Settings of each kind of training run of a profile, by the dotted name under which it holds them."""
+    control = profile.sft_control if profile.sft_more else None
+    found: dict[str, TrainingSettings | None] = {
+        "sft": profile.sft,
+        "sft_control.training": control.training if control else None,
+        "spin.training": profile.spin.training,
+        "dpo.training": profile.dpo.training if profile.dpo else None,
+    }
+    return {name: settings for name, settings in found.items() if settings is not None and not profile.released}
+
+
+def control_training(profile: Profile) -> TrainingSettings:
+    """Settings of one further SFT epoch, for Table 5 and Figure 5."""
+    settings = profile.sft_control.training if profile.sft_control is not None else profile.sft
+    assert settings is not None, "a profile with sft_more has either"
+    return dataclasses.replace(settings, epochs=1)
+
+
+def control_demonstrations(profile: Profile) -> DemonstrationSettings | None:
+    """Rows of the further SFT epochs where they are not those of the profile and are needed."""
+    needed = profile.sft_more and not profile.released
+    return profile.sft_control.demonstrations if profile.sft_control and needed else None
+
+
+def stream(seed: int, number: int) -> int:
+    """Seed of an iteration or a further epoch: every one draws its own random numbers, and no two seeds share them."""
+    return 1000 * seed + number
+
+
+def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
+    preferences = as_dict(dpo.preferences)
+    if dpo.preferences.source == "file":
+        preferences["train"] = _content(dpo.preferences.train)
+    return {**preferences, "answers_per_prompt": dpo.answers_per_prompt}
+
+
+def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
+    # An edited task, or grader, is another measurement. Which rows the task reads is not known here.
+    found: dict[str, str] = {}
+    for task in filter(paths.is_yaml, settings.tasks):
+        file = Path(task)
+        require(file.is_file(), f"evaluation.tasks: {file}: no such file; correct the path")
+        found[file.name] = seals.file_hash(file)
+        found |= {f"{file.stem}: {used.name}": seals.file_hash(used) for used in _used_by(file, {file.resolve()})}
+    return found
+
+
+_USES = re.compile(r"""!function\s+([\w.]+)\.\w+|^include:\s*["']?([^"'#\n]+)""", re.MULTILINE)
+"""How a task of lm-eval names a function of a Python file beside it, and a task that it goes on from."""
+
+
+def _used_by(task: Path, seen: set[Path]) -> Iterator[Path]:
+    """The Python files and tasks that a task file names, and those that these name."""
+    for module, include in _USES.findall(task.read_text(encoding="utf-8", errors="replace")):
+        file = task.parent / (f"{module.replace('.', '/')}.py" if module else include.strip())
+        if file.is_file() and file.resolve() not in seen:
+            seen.add(file.resolve())
+            yield file
+            if include:
+                yield from _used_by(file, seen)
+
+
+def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
+    # Files count by content: a moved file is the same data, an edited one is not.
+    data = as_dict(settings)
+    del data["expected_rows"]  # a check, which changes no row
+    if settings.source == "file":
+        for name in ("train", "validation", "test"):
+            if data[name]:
+                data[name] = _content(data[name])
+    return data
+
+
+def _content(file: str) -> str:
+    check_file(Path(file))
+    return seals.file_hash(Path(file))

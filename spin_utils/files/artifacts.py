@@ -1,0 +1,333 @@
+"""Artifact directories: complete with a manifest, or absent.
+
+A stage works in `NAME.partial`, where finished shards and checkpoints survive a kill. When everything is
+written, the files are hashed, the manifest is written last, and the directory is renamed. The name ends
+in a key: a hash of the settings, the seed and the keys of all inputs, so that a changed setting makes a
+new artifact and nothing is reused by name alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from spin_utils import __version__
+from spin_utils.files import pieces, processes, storage, strict_json
+from spin_utils.files.paths import relative
+from spin_utils.files.pieces import scratch
+from spin_utils.files.seals import canonical, file_hash, is_whole, sealed
+from spin_utils.files.versions import environment
+from spin_utils.files.writing import sync, write_text
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("stage", "key", "started", "commit", "device"), str),
+    **dict.fromkeys(("settings", "inputs", "versions"), dict),
+    "seed": int,
+    "seconds": (int, float),
+    "dirty": bool,
+}
+"""What a manifest says beside its files."""
+_PLANNED = re.compile("/(?:shared|seed-[0-9]+)/[^/]+-([0-9a-f]{12})$")
+"""Where a plan puts artifacts; elsewhere, as at the end of `dpo`, a folder's name is anybody's choice."""
+
+
+class ArtifactError(RuntimeError):
+    """An artifact is missing or damaged. The message names it and the remedy."""
+
+
+def key(stage: str, settings: Any, **inputs: Any) -> str:
+    """Twelve hexadecimal digits that stand for a stage, its settings and its inputs.
+
+    Args:
+        stage: name of the stage.
+        settings: JSON data.
+        inputs: JSON data by name; usually the keys of earlier artifacts and the seed.
+
+    >>> key("sft", {"learning_rate": 1e-5}, seed=0) == key("sft", {"learning_rate": 1e-5}, seed=0)
+    True
+    >>> key("sft", {"learning_rate": 1e-5}, seed=0) == key("sft", {"learning_rate": 1e-5}, seed=1)
+    False
+    """
+    text = canonical({"stage": stage, "version": __version__, "settings": settings, "inputs": inputs})
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether the artifact exists: a directory with a readable manifest whose files have their sizes."""
+    try:
+        manifest = read_manifest(directory)
+    except ArtifactError:
+        return False
+    files = manifest["files"]
+    return all(
+        (directory / name).is_file() and (directory / name).stat().st_size == f["bytes"] for name, f in files.items()
+    )
+
+
+def is_made(directory: Path) -> bool:
+    """`is_complete`, after the last step of a run that was killed just before it. To be asked under its `lock`."""
+    if is_complete(directory):
+        return True
+    work = _partial(directory)
+    try:
+        verify(work)
+    except ArtifactError:
+        (work / MANIFEST).unlink(missing_ok=True)
+        return False
+    _take_place(work, directory)
+    return True
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of an artifact.
+
+    Raises:
+        ArtifactError: no manifest, a damaged one, one of another folder, or not one of this kit's.
+    """
+    path = Path(directory) / MANIFEST
+    remedy = f"delete {relative(directory)} and run again"
+    try:
+        manifest = strict_json.parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{relative(directory)}: no {MANIFEST}; run the stage that makes it") from None
+    except ValueError:
+        raise ArtifactError(f"{relative(path)}: damaged; {remedy}") from None
+    except OSError as error:
+        raise ArtifactError(f"{relative(path)}: cannot be read ({error.strerror}); {remedy}") from None
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not _is_table(manifest.get("files")):
+        raise ArtifactError(f"{relative(path)}: not a manifest of schema {SCHEMA}; {remedy}")
+    if not is_whole(manifest):
+        raise ArtifactError(f"{relative(path)}: not what was written (hash); {remedy}")
+    for field, kind in _FIELDS.items():
+        value: Any = manifest.get(field)
+        right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+        if not right or (field == "seconds" and value < 0):
+            raise ArtifactError(f"{relative(path)}: {field} is {value!r}, which no stage writes; {remedy}")
+    planned = _PLANNED.search(str(directory))
+    if planned and planned[1] != manifest["key"]:
+        raise ArtifactError(
+            f"{relative(path)}: its key is {manifest['key']!r}, so it was made with other settings or inputs than the "
+            f"folder's name says; move it back, or {remedy}"
+        )
+    return manifest
+
+
+def verify(directory: Path, *names: str) -> dict[str, Any]:
+    """Hash the files of an artifact against its manifest, which is returned.
+
+    `is_complete` is a look at sizes and costs nothing; this reads every byte, about a second a gigabyte, and is done
+    once whenever a step takes the artifact as its input.
+
+    Args:
+        directory: the artifact.
+        names: of the files to look at; none: all of them.
+
+    Raises:
+        ArtifactError: a file is missing or differs; the message names it.
+    """
+    manifest, remedy = read_manifest(directory), f"delete {relative(directory)} and run again"
+    for name in names or manifest["files"]:
+        path, expected = Path(directory) / name, manifest["files"].get(name)
+        if expected is None:
+            raise ArtifactError(f"{relative(path)}: not in the manifest; {remedy}")
+        if not path.is_file():
+            raise ArtifactError(f"{relative(path)}: missing; {remedy}")
+        if path.stat().st_size != expected["bytes"] or file_hash(path) != expected["sha256"]:
+            raise ArtifactError(f"{relative(path)}: not what was written (hash); {remedy}")
+    return manifest
+
+
+def checked(directory: Path, name: str) -> Path:
+    """A file of an artifact, to be read: proved to hold what was written.
+
+    Raises:
+        ArtifactError: it is missing or differs.
+    """
+    verify(directory, name)
+    return Path(directory) / name
+
+
+@contextlib.contextmanager
+def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str, Any], seed: int) -> Iterator[Path]:
+    """Make an artifact: yields the work directory, and completes the artifact when the block ends well.
+
+    What a stage leaves in the work directory survives an exception, so the next call goes on from there.
+    A `scratch` folder in it holds resume state and is not part of the artifact.
+
+    Args:
+        directory: where the artifact will be; its name ends in the key.
+        stage: name of the stage.
+        settings: resolved settings, as JSON data.
+        inputs: what it was made from, as JSON data.
+        seed: training or sampling seed.
+    """
+    if processes.rank():
+        processes.barrier()  # until the folder is there
+        yield _partial(directory)
+        processes.barrier()  # until the artifact is
+        return
+    with storage.explained(directory):
+        yield from _building(Path(directory), stage=stage, settings=settings, inputs=inputs, seed=seed)
+
+
+def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str, Any], seed: int) -> Iterator[Path]:
+    work = _partial(directory)
+    work.mkdir(parents=True, exist_ok=True)
+    started, clock, spent = time.time(), time.monotonic(), _spent(work)
+    processes.barrier()
+    try:
+        yield work
+    finally:
+        seconds = spent + time.monotonic() - clock
+        with contextlib.suppress(OSError):  # a full disk has its own error, and it is on its way
+            write_text(scratch(work) / "seconds", f"{seconds:.3f}")
+    kept = pieces.kept(work)
+    for leftover in work.rglob(".*.tmp"):  # of a writer that was killed
+        leftover.unlink()
+    files = {
+        str(p.relative_to(work)): {"sha256": file_hash(p), "bytes": p.stat().st_size}
+        for p in sorted(work.rglob("*"))
+        if p.is_file() and p.name != MANIFEST and work / pieces.SCRATCH not in p.parents
+    }
+    for name in files.keys() & kept.keys():
+        if files[name]["sha256"] != kept[name]:
+            raise ArtifactError(
+                f"{relative(work / name)}: not what was written (hash); delete {relative(work)} and run again"
+            )
+    manifest = {
+        "schema": SCHEMA,
+        "kind": "artifact",
+        "stage": stage,
+        "key": directory.name.rpartition("-")[2],
+        "settings": settings,
+        "inputs": dict(inputs),
+        "seed": seed,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(seconds, 3),
+        **environment(),
+        "files": files,
+    }
+    write_json(work / MANIFEST, sealed(manifest))
+    _sync(work)
+    _take_place(work, directory)
+    processes.barrier()
+
+
+def _take_place(work: Path, directory: Path) -> None:
+    shutil.rmtree(work / pieces.SCRATCH, ignore_errors=True)
+    if directory.is_dir():  # left empty by the scheduler, or damaged
+        shutil.rmtree(directory)
+    os.replace(work, directory)
+    sync(directory.parent)
+
+
+def adopt(directory: Path) -> bool:
+    """Take an artifact over from another profile of this home, if one has it: its key says that it is the same.
+
+    Files are linked, not copied, where the file system can.
+
+    Args:
+        directory: where the artifact will be: artifacts/PROFILE/SHARED OR SEED/NAME-KEY.
+
+    Returns:
+        Whether it is there now.
+    """
+    if is_complete(directory):
+        return True
+    for other in sorted(directory.parents[2].glob(f"*/{directory.parent.name}/{directory.name}")):
+        if is_complete(other):
+            with lock(directory):
+                if is_complete(directory):  # made by another process while this one waited
+                    return True
+                copy = directory.with_name(f"{directory.name}.adopted")
+                shutil.rmtree(copy, ignore_errors=True)  # of an earlier call that was killed
+                shutil.copytree(other, copy, copy_function=link)
+                if directory.is_dir():
+                    shutil.rmtree(directory)
+                os.replace(copy, directory)
+            log.info("%s: the same as %s", relative(directory), relative(other))
+            return True
+    return False
+
+
+def link(source: Path | str, target: Path | str) -> None:
+    """Put a finished file in a second place: as a link where the file system can, else as a copy."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+@contextlib.contextmanager
+def lock(directory: Path, note: str = "another process is making it; waiting") -> Iterator[int]:
+    """Hold the right to make an artifact; a second process waits, and says so. Yields the lock's file descriptor.
+
+    Of several processes that share the work the first holds it for all.
+    """
+    if processes.rank():
+        yield -1
+        return
+    # The lock file stays: removing it would let two processes hold locks on two files of one name.
+    locks = directory.parent / ".locks"
+    with storage.explained(locks):
+        locks.mkdir(parents=True, exist_ok=True)
+        file = open(locks / directory.name, "w")  # noqa: SIM115 - closed below
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: %s", relative(directory), note)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole or not at all, with the same bytes for the same data; of several processes the first writes."""
+    if processes.rank():
+        return
+    text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text)
+
+
+def _spent(work: Path) -> float:
+    try:
+        seconds = float((work / pieces.SCRATCH / "seconds").read_text())
+    except (FileNotFoundError, ValueError):
+        return 0.0  # never stopped, or damaged: it only says how long the step took
+    return seconds if 0 <= seconds < math.inf else 0.0
+
+
+def _partial(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".partial")
+
+
+def _is_table(files: Any) -> bool:
+    """Whether a manifest's files are what `building` writes: names inside the folder, each with size and hash."""
+    return isinstance(files, dict) and all(
+        not Path(name).is_absolute()
+        and ".." not in Path(name).parts
+        and isinstance(file, dict)
+        and type(file.get("bytes")) is int
+        and isinstance(file.get("sha256"), str)
+        for name, file in files.items()
+    )
+
+
+def _sync(directory: Path) -> None:
+    for path in [*directory.rglob("*"), directory]:
+        sync(path)

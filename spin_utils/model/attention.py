@@ -1,0 +1,253 @@
+"""Attention over packed groups, for unchanged transformers models.
+
+`packed_attention(model)` lets every attention layer of a model call `attend`, which reads the packed
+queries, keys and values and the batch's `Layout`; the layout travels as the forward argument
+`packed_layout`. Everything else in the model (projections, norms, MLPs) sees packed tokens only.
+
+Shape suffixes: T packed tokens, H query heads, K key heads, N heads of either kind, D head size, B groups of a
+tile, S padded group length, Z groups times key heads, Q places times query heads per key head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, PreTrainedModel
+
+from spin_utils.model import gpu_attention
+from spin_utils.model.packing import Layout, Tile
+
+BLOCK = 64
+"""Queries whose scores are computed together, in places of a row."""
+NAME = "spin_packed"
+"""Under this name transformers finds `attend`."""
+
+
+class UnsupportedModelError(ValueError):
+    """A model cannot work on packed groups. The message says why and what to do."""
+
+
+@contextmanager
+def packed_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the model's attention layers work on packed groups.
+
+    Keep the block open until the backward pass is done when gradients are checkpointed, because the
+    recomputation looks the attention up again.
+    """
+    config = model.config
+    before = config._attn_implementation
+    if before == NAME:
+        yield
+        return
+    config._attn_implementation = NAME
+    try:
+        with gpu_attention.fused_kernels():
+            yield
+    finally:
+        config._attn_implementation = before
+
+
+def check_model(model: PreTrainedModel, longest_row: int) -> None:
+    """Refuse, before any work, a model that cannot work on packed groups.
+
+    Args:
+        model: a causal language model of transformers.
+        longest_row: tokens of the longest prompt with one response.
+
+    Raises:
+        UnsupportedModelError: names the model and the reason.
+    """
+    name = type(model).__name__
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedModelError(
+            f"{name}: does not let transformers exchange its attention function, which packed groups need; "
+            "use a model of the Llama, Mistral or Qwen family"
+        )
+    if getattr(model.config, "attention_dropout", 0.0):
+        raise UnsupportedModelError(
+            f"{name}: packed attention has no dropout; set attention_dropout to 0 in its config"
+        )
+    _check_window(getattr(model.config, "sliding_window", None), longest_row, name)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and longest_row > positions:
+        raise UnsupportedModelError(
+            f"{name}: a row of {longest_row} tokens is longer than its {positions} positions; "
+            "lower template.max_prompt_tokens or template.max_response_tokens"
+        )
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed_layout: Layout | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention function in the form that transformers calls.
+
+    Args:
+        module: the attention layer, for error messages.
+        query: shape (1, H, T, D).
+        key: shape (1, K, T, D).
+        value: shape (1, K, T, D).
+        attention_mask: ignored; the layout says who sees whom.
+        scaling: factor on the scores; the inverse root of D if missing.
+        dropout: must be 0.
+        packed_layout: where the groups are.
+        sliding_window: refused if shorter than a row.
+
+    Returns:
+        Output of shape (1, T, H, D), and None in place of attention weights.
+
+    Raises:
+        UnsupportedModelError: no layout arrived, or dropout, or a sliding window shorter than a row.
+    """
+    name = type(module).__name__
+    if packed_layout is None:
+        raise UnsupportedModelError(
+            f"{name}: packed_layout did not arrive; the model does not pass forward arguments on"
+        )
+    if dropout:
+        raise UnsupportedModelError(f"{name}: packed attention has no dropout; set attention_dropout to 0")
+    _check_window(sliding_window, packed_layout.longest_row, name)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    packed = [x[0].transpose(0, 1).contiguous() for x in (query, key, value)]
+    return _Attention.apply(*packed, packed_layout, scale).unsqueeze(0), None
+
+
+class _Attention(torch.autograd.Function):
+    """Softmax attention within groups; only queries, keys and values are kept for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(query_THD, key_TKD, value_TKD)
+        ctx.layout, ctx.scale = layout, scale
+        return attention_forward(query_THD, key_TKD, value_TKD, layout, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:
+        query_THD, key_TKD, value_TKD = ctx.saved_tensors
+        grads = attention_backward(grad_THD, query_THD, key_TKD, value_TKD, ctx.layout, ctx.scale)
+        return (*grads, None, None)
+
+
+def attention_forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float) -> Tensor:
+    """Attention output, shape (T, H, D), from packed queries (T, H, D), keys and values (T, K, D).
+
+    On a CPU plain matrix products, with the query heads of one key head folded into rows, are several times faster at
+    short lengths than scaled_dot_product_attention. Blocks of queries leave out most keys that no query of the block
+    may see. On a GPU `gpu_attention.py` takes over.
+    """
+    if query_THD.device.type != "cpu":
+        return gpu_attention.forward(query_THD, key_TKD, value_TKD, layout, scale)
+    output_THD = torch.empty_like(query_THD, memory_format=torch.contiguous_format)
+    key_heads = key_TKD.shape[1]
+    per_key = query_THD.shape[1] // key_heads
+    for tile in layout.tiles:
+        query_ZQD = _spread(query_THD, tile, key_heads)
+        key_ZSD, value_ZSD = _spread(key_TKD, tile, key_heads), _spread(value_TKD, tile, key_heads)
+        output_ZQD = torch.empty_like(query_ZQD)
+        bias = tile.bias(query_ZQD.dtype)
+        for start, stop in _blocks(tile):
+            rows = slice(start * per_key, stop * per_key)
+            weights = _weights(query_ZQD[:, rows], key_ZSD[:, :stop], bias[:, start:stop, :stop], scale)
+            output_ZQD[:, rows] = weights @ value_ZSD[:, :stop]
+        _gather(output_ZQD, tile, output_THD, key_heads)
+    return output_THD
+
+
+def attention_backward(
+    grad_THD: Tensor, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values; the attention weights are computed again."""
+    if query_THD.device.type != "cpu":
+        return gpu_attention.backward(grad_THD, query_THD, key_TKD, value_TKD, layout, scale)
+    grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query_THD, key_TKD, value_TKD))
+    key_heads = key_TKD.shape[1]
+    per_key = query_THD.shape[1] // key_heads
+    for tile in layout.tiles:
+        query_ZQD, grad_ZQD = _spread(query_THD, tile, key_heads), _spread(grad_THD, tile, key_heads)
+        key_ZSD, value_ZSD = _spread(key_TKD, tile, key_heads), _spread(value_TKD, tile, key_heads)
+        query_grad = torch.empty_like(query_ZQD)
+        key_grad = value_grad = torch.empty(0)
+        bias = tile.bias(query_ZQD.dtype)
+        blocks = _blocks(tile)
+        for start, stop in reversed(blocks):  # the first one covers all keys
+            rows = slice(start * per_key, stop * per_key)
+            query, grad, key, value = query_ZQD[:, rows], grad_ZQD[:, rows], key_ZSD[:, :stop], value_ZSD[:, :stop]
+            weights = _weights(query, key, bias[:, start:stop, :stop], scale)
+            value_part = weights.transpose(1, 2) @ grad
+            delta = grad @ value.transpose(1, 2)
+            delta = torch._softmax_backward_data(delta, weights, -1, delta.dtype)
+            query_grad[:, rows] = _scaled_product(delta, key, scale)
+            key_part = _scaled_product(delta.transpose(1, 2), query, scale)
+            if len(blocks) == 1:
+                key_grad, value_grad = key_part, value_part
+            elif (start, stop) == blocks[-1]:
+                sums = torch.promote_types(key.dtype, torch.float32)
+                key_grad, value_grad = key_part.to(sums), value_part.to(sums)
+            else:
+                key_grad[:, :stop] += key_part
+                value_grad[:, :stop] += value_part
+        for spread, packed in zip((query_grad, key_grad, value_grad), grads, strict=True):
+            _gather(spread.to(packed.dtype), tile, packed, key_heads)
+    return grads[0], grads[1], grads[2]
+
+
+def _spread(x_TND: Tensor, tile: Tile, key_heads: int) -> Tensor:
+    """Packed tokens of a tile as (Z, Q, D): Z groups times key heads, Q places times heads per key head."""
+    batch, _ = tile.segments.shape
+    there, _ = tile.rows(key_heads)
+    spread = x_TND.reshape(len(x_TND) * key_heads, -1).index_select(0, there)
+    return spread.view(batch * key_heads, -1, x_TND.shape[2])
+
+
+def _gather(x_ZQD: Tensor, tile: Tile, out_TND: Tensor, key_heads: int) -> None:
+    """The inverse of `_spread`, into the tile's part of `out_TND`, which is contiguous."""
+    _, back = tile.rows(key_heads)
+    out = out_TND[tile.start : tile.stop].view(len(back), -1)
+    torch.index_select(x_ZQD.view(-1, out.shape[1]), 0, back, out=out)
+
+
+def _blocks(tile: Tile) -> list[tuple[int, int]]:
+    """First and last place of blocks of queries; the keys of a block are all places up to its last one."""
+    length = tile.segments.shape[1]
+    stops = [*range(BLOCK, length, BLOCK), length] if length > 2 * BLOCK else [length]
+    return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+def _weights(query_ZQD: Tensor, key_ZSD: Tensor, bias_BQS: Tensor, scale: float) -> Tensor:
+    """Attention weights of a block of queries; the softmax sums in float32."""
+    scores = _scaled_product(query_ZQD, key_ZSD.transpose(1, 2), scale)
+    batch, places, keys = bias_BQS.shape
+    scores.view(batch, -1, places, scores.shape[1] // places, keys).add_(bias_BQS[:, None, :, None])
+    return torch.softmax(scores, -1)
+
+
+def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale a b, scaled before the product is rounded."""
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)
+
+
+def _check_window(window: int | None, longest_row: int, name: str) -> None:
+    if window is not None and longest_row > window:
+        raise UnsupportedModelError(
+            f"{name}: its sliding window of {window} tokens is shorter than a row of {longest_row}, and packed "
+            "attention sees whole rows only. Lower template.max_prompt_tokens and template.max_response_tokens"
+        )
+
+
+AttentionInterface.register(NAME, attend)

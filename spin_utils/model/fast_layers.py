@@ -1,0 +1,256 @@
+"""One decoder layer of the Llama family as one differentiable step, for training.
+
+Between two matrix products autograd keeps and copies many intermediate tensors. Here a whole layer
+(RMSNorm, attention, SwiGLU, residuals) is one function with its own backward pass: it keeps ten tensors,
+computes the cheap ones again, adds residuals inside the matrix products and makes few passes over memory.
+Norms, reductions and rotary angles are computed in float32 and rounded once.
+
+`fast_layers(model)` lends this forward pass to the layers it recognises, for the length of a block; all other
+layers keep their own.
+
+Shape suffixes: T packed tokens, E hidden size, H query heads, K key heads, N heads of either kind times D,
+D head size, C = (H + 2 K) D, F inner size of the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+from spin_utils.model.attention import attention_backward, attention_forward
+from spin_utils.model.packing import Layout
+
+LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer)
+
+
+class _Shape(NamedTuple):
+    heads: int
+    size: int
+    scale: float
+    epsilons: tuple[float, float]
+
+
+@contextmanager
+def fast_layers(model: PreTrainedModel) -> Iterator[int]:
+    """Inside the block the recognised decoder layers of a model take the fused path.
+
+    Yields:
+        The number of layers that do.
+    """
+    layers = [m for m in model.modules() if _recognised(m)]
+    changed = [layer for layer in layers if "forward" not in vars(layer)]
+    for layer in changed:
+        layer.forward = partial(_forward, layer)
+    try:
+        yield len(layers)
+    finally:
+        for layer in changed:
+            del layer.forward
+
+
+def _recognised(layer: nn.Module) -> bool:
+    """Whether a layer is exactly what `_DecoderLayer` computes: the known class, plain parts, no hooks."""
+    if type(layer) not in LAYERS:
+        return False
+    attention: Any = layer.self_attn
+    mlp: Any = layer.mlp
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    plain = all(type(linear) is nn.Linear for linear in linears)
+    unbiased = plain and all(linear.bias is None for linear in linears[3:])
+    paired = plain and len({linear.bias is None for linear in linears[:3]}) == 1
+    hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in layer.modules())
+    return plain and unbiased and paired and not hooked and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
+
+
+def _forward(layer: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    """Stands in for the layer's forward, its gradient checkpointing included, which transformers puts around that."""
+    if layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(partial(_compute, layer, **kwargs), hidden_states)
+    return _compute(layer, hidden_states, **kwargs)
+
+
+def _compute(
+    layer: Any,
+    hidden_states: Tensor,
+    *,
+    position_embeddings: tuple[Tensor, Tensor],
+    packed_layout: Layout,
+    **kwargs: Any,
+) -> Tensor:
+    """The whole layer; takes what transformers passes."""
+    attention, mlp = layer.self_attn, layer.mlp
+    shape = _Shape(
+        attention.config.num_attention_heads,
+        attention.head_dim,
+        attention.scaling,
+        (layer.input_layernorm.variance_epsilon, layer.post_attention_layernorm.variance_epsilon),
+    )
+    output_TE = _DecoderLayer.apply(
+        hidden_states[0],
+        _rotary(*position_embeddings, packed_layout, shape.heads),
+        packed_layout,
+        shape,
+        layer.input_layernorm.weight,
+        attention.q_proj.weight,
+        attention.k_proj.weight,
+        attention.v_proj.weight,
+        attention.q_proj.bias,
+        attention.k_proj.bias,
+        attention.v_proj.bias,
+        attention.o_proj.weight,
+        layer.post_attention_layernorm.weight,
+        mlp.gate_proj.weight,
+        mlp.up_proj.weight,
+        mlp.down_proj.weight,
+    )
+    return output_TE.unsqueeze(0)
+
+
+class _DecoderLayer(torch.autograd.Function):
+    """x + Attention(norm x), then x + SwiGLU(norm x)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TE: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        layout: Layout,
+        shape: _Shape,
+        norm_1: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_bias: Tensor | None,
+        key_bias: Tensor | None,
+        value_bias: Tensor | None,
+        output: Tensor,
+        norm_2: Tensor,
+        gate: Tensor,
+        up: Tensor,
+        down: Tensor,
+    ) -> Tensor:
+        normed_TE, root_1 = _norm(x_TE, norm_1, shape.epsilons[0])
+        query_THD = _rotate(F.linear(normed_TE, query, query_bias), rotary, shape)
+        key_TKD = _rotate(F.linear(normed_TE, key, key_bias), rotary, shape)
+        value_TKD = F.linear(normed_TE, value, value_bias).unflatten(1, (-1, shape.size))
+        attended_TE = attention_forward(query_THD, key_TKD, value_TKD, layout, shape.scale).flatten(1)
+        middle_TE = torch.addmm(x_TE, attended_TE, output.T)
+        normed_TE, root_2 = _norm(middle_TE, norm_2, shape.epsilons[1])
+        gate_TF, up_TF = F.linear(normed_TE, gate), F.linear(normed_TE, up)
+        result_TE = torch.addmm(middle_TE, F.silu(gate_TF).mul_(up_TF), down.T)
+        ctx.layout, ctx.shape, ctx.rotary, ctx.biased = layout, shape, rotary, query_bias is not None
+        ctx.save_for_backward(
+            x_TE, root_1, query_THD, key_TKD, value_TKD, attended_TE, middle_TE, root_2, gate_TF, up_TF,
+            norm_1, query, key, value, output, norm_2, gate, up, down,
+        )  # fmt: skip
+        return result_TE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # read once: gradient checkpointing computes them for one reading
+        x_TE, root_1, *heads, attended_TE, middle_TE, root_2, gate_TF, up_TF = saved[:10]
+        norm_1, query, key, value, output, norm_2, gate, up, down = saved[10:]
+        shape = ctx.shape
+        inner = len(gate)
+
+        # y = m + a down^T with a = silu(g) u
+        silu_TF = F.silu(gate_TF)
+        inner_grad_TF = grad_TE @ down
+        down_grad = grad_TE.T @ (silu_TF * up_TF)
+        grad_T2F = inner_grad_TF.new_empty(len(grad_TE), 2 * inner)
+        torch.mul(inner_grad_TF, silu_TF, out=grad_T2F[:, inner:])
+        grad_T2F[:, :inner] = torch.ops.aten.silu_backward(inner_grad_TF.mul_(up_TF), gate_TF)
+        normed_TE = _normed(middle_TE, root_2, norm_2)
+        gate_up_grad = grad_T2F.T @ normed_TE
+        middle_grad_TE, norm_2_grad = _norm_backward(
+            grad_T2F @ torch.cat([gate, up]), middle_TE, root_2, norm_2, residual=grad_TE
+        )
+
+        # m = x + attention output^T
+        output_grad = middle_grad_TE.T @ attended_TE
+        attended_grad = (middle_grad_TE @ output).view(len(grad_TE), shape.heads, shape.size)
+        query_THD, key_TKD, value_TKD = heads
+        grads = attention_backward(attended_grad, query_THD, key_TKD, value_TKD, ctx.layout, shape.scale)
+        for grad in grads[:2]:
+            _rotate(grad.flatten(1), ctx.rotary, shape, back=True)
+        qkv_grad_TC = torch.cat([grad.flatten(1) for grad in grads], 1)
+        qkv_grad = qkv_grad_TC.T @ _normed(x_TE, root_1, norm_1)
+        x_grad_TE, norm_1_grad = _norm_backward(
+            qkv_grad_TC @ torch.cat([query, key, value]), x_TE, root_1, norm_1, residual=middle_grad_TE
+        )
+        sizes = [len(query), len(key), len(value)]
+        bias_grads = (
+            qkv_grad_TC.sum(0, dtype=torch.float32).to(x_TE.dtype).split(sizes) if ctx.biased else (None, None, None)
+        )
+        return (
+            x_grad_TE,
+            None,
+            None,
+            None,
+            norm_1_grad,
+            *qkv_grad.split(sizes),
+            *bias_grads,
+            output_grad,
+            norm_2_grad,
+            *gate_up_grad.split(inner),
+            down_grad,
+        )
+
+
+def _norm(x_TE: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """RMSNorm, and 1 / root mean square of every row as float32 (T, 1)."""
+    length = torch.linalg.vector_norm(x_TE, dim=-1, keepdim=True, dtype=torch.float32)
+    root = (length.square_().div_(x_TE.shape[1]).add_(epsilon)).rsqrt_()
+    return _normed(x_TE, root, weight), root
+
+
+def _normed(x_TE: Tensor, root: Tensor, weight: Tensor) -> Tensor:
+    return (x_TE.float() * root).mul_(weight).to(x_TE.dtype)
+
+
+def _norm_backward(
+    grad_TE: Tensor, x_TE: Tensor, root: Tensor, weight: Tensor, residual: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of input and weight; `residual` is added to the former before it is rounded."""
+    unit_TE = x_TE.float() * root
+    grad = grad_TE.float()
+    product_TE = grad * unit_TE
+    weight_grad = product_TE.sum(0)
+    mean = (product_TE @ weight.float()).div_(x_TE.shape[1])[:, None]
+    x_grad = (grad * weight).sub_(unit_TE.mul_(mean)).mul_(root).add_(residual)
+    return x_grad.to(x_TE.dtype), weight_grad.to(weight.dtype)
+
+
+def _rotary(cos: Tensor, sin: Tensor, layout: Layout, heads: int) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines for the heads of a token side by side, (T, H D); once per batch."""
+    memory = layout.memory
+    if "rotary" not in memory:
+        half = cos.shape[-1] // 2
+        signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+        memory["rotary"] = (cos[0].repeat(1, heads), signed.repeat(1, heads))
+    return memory["rotary"]
+
+
+def _rotate(x_TN: Tensor, rotary: tuple[Tensor, Tensor], shape: _Shape, back: bool = False) -> Tensor:
+    """Rotate queries or keys in place: x cos + swap(x) sin, where swap exchanges the halves of a head.
+
+    The transpose, for gradients, is the rotation back. Returns the same memory as (T, heads, D).
+    """
+    cos, sin = (table[:, : x_TN.shape[1]] for table in rotary)
+    swapped_TN = x_TN.unflatten(1, (-1, 2, shape.size // 2)).flip(2).flatten(1)
+    x_TN.mul_(cos).addcmul_(swapped_TN, sin, value=-1.0 if back else 1.0)
+    return x_TN.unflatten(1, (-1, shape.size))

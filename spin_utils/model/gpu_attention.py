@@ -1,0 +1,132 @@
+"""Attention over packed groups on a GPU, where one large kernel is faster than many small products.
+
+Every response becomes a row with a copy of its prompt before it, padded on the right, so that plain causal attention
+is exact: nobody sees another response, and padding comes after whoever could see it. PyTorch's fused kernels take it
+without a mask. Only attention computes a prompt once for each response; all other layers have it once.
+
+Shape suffixes: T packed tokens, H query heads, K key heads, N heads of either kind, D head size, R rows, L row length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from spin_utils.model.packing import Layout
+
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the packed tokens are in the rectangle of rows."""
+
+    there: Tensor
+    """Shape (R, L): packed token at each place; padding takes the first of the row."""
+    back: Tensor
+    """Shape (T,): a place of each packed token in the flattened rectangle, of a prompt's in its first row."""
+    repeats: tuple[tuple[Tensor, Tensor], ...]
+    """Tokens of prompts and their places in a further row, one pair for every further response."""
+
+
+def fused_kernels() -> AbstractContextManager[None]:
+    """Inside the block attention takes no cuDNN, which plans for a millisecond for every new shape."""
+    return sdpa_kernel(_KERNELS)
+
+
+def forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float) -> Tensor:
+    """See `attention.attention_forward`."""
+    rows = _rows_of(layout, query_THD.device)
+    output_RHLD = _causal(scale, *(x[rows.there].transpose(1, 2) for x in (query_THD, key_TKD, value_TKD)))
+    return output_RHLD.transpose(1, 2).flatten(0, 1)[rows.back]
+
+
+def backward(
+    grad_THD: Tensor, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `attention.attention_backward`. Equal calls give equal bytes."""
+    rows = _rows_of(layout, query_THD.device)
+    leaves = [x[rows.there].transpose(1, 2).detach().requires_grad_() for x in (query_THD, key_TKD, value_TKD)]
+    with torch.enable_grad():
+        output_RHLD = _causal(scale, *leaves)  # again: computing costs less than keeping it
+    grad_RLHD = grad_THD.new_zeros(*rows.there.shape, *grad_THD.shape[1:])
+    grad_RLHD.flatten(0, 1)[rows.back] = grad_THD
+    with _equal_bytes():
+        query_grad, key_grad, value_grad = torch.autograd.grad(output_RHLD, leaves, grad_RLHD.transpose(1, 2))
+    return _packed(query_grad, rows), _packed(key_grad, rows), _packed(value_grad, rows)
+
+
+@contextmanager
+def _equal_bytes() -> Iterator[None]:
+    """Inside the block no kernel adds in an order left to chance."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    options: Any = torch.utils.deterministic
+    filled = options.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)  # with warn_only the kernels would warn and go on adding by chance
+    options.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        options.fill_uninitialized_memory = filled
+
+
+def _packed(grad_RNLD: Tensor, rows: Rows) -> Tensor:
+    """Gradients of packed tokens: those of all places where a token stands."""
+    grad = grad_RNLD.transpose(1, 2).flatten(0, 1)
+    packed_TND = grad[rows.back]
+    for tokens, places in rows.repeats:
+        packed_TND[tokens] += grad[places]
+    return packed_TND
+
+
+def _causal(scale: float, query_RHLD: Tensor, key_RKLD: Tensor, value_RKLD: Tensor) -> Tensor:
+    per_key = query_RHLD.shape[1] // key_RKLD.shape[1]
+    if query_RHLD.dtype not in (torch.bfloat16, torch.float16) and per_key > 1:
+        # No other kernel of a GPU shares keys among heads.
+        key_RKLD, value_RKLD = (x.repeat_interleave(per_key, 1) for x in (key_RKLD, value_RKLD))
+        per_key = 1
+    return F.scaled_dot_product_attention(
+        query_RHLD, key_RKLD, value_RKLD, is_causal=True, scale=scale, enable_gqa=per_key > 1
+    )
+
+
+def _rows_of(layout: Layout, device: torch.device) -> Rows:
+    """Built once per batch and shared by all layers."""
+    if "rows" not in layout.memory:
+        layout.memory["rows"] = _rows(layout, device)
+    return layout.memory["rows"]
+
+
+def _rows(layout: Layout, device: torch.device) -> Rows:
+    there: list[list[int]] = []
+    back: list[int] = []
+    repeats: dict[int, tuple[list[int], list[int]]] = {}
+    token = 0
+    for prompt, responses in layout.lengths:
+        head = range(token, token + prompt)
+        token += prompt
+        for number, size in enumerate(responses):
+            place = len(there) * layout.longest_row
+            if number == 0:
+                back += range(place, place + prompt)
+            else:
+                tokens, places = repeats.setdefault(number, ([], []))
+                tokens += head
+                places += range(place, place + prompt)
+            back += range(place + prompt, place + prompt + size)
+            padding = layout.longest_row - prompt - size
+            there.append([*head, *range(token, token + size), *[head.start] * padding])
+            token += size
+
+    def put(numbers: list[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(numbers).to(device)
+
+    return Rows(put(there), put(back), tuple((put(tokens), put(places)) for tokens, places in repeats.values()))

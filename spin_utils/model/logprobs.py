@@ -1,0 +1,222 @@
+"""Summed log-probabilities of responses given their prompts, for training and for scoring.
+
+log p(y|x) = sum_j log p(y_j | x, y_<j): the sum over response tokens, the end token included, with no
+normalisation by length (paper, sec. 3). The hidden states come from one packed forward pass, the head is
+applied to response rows only, and the sums are float32.
+
+Shape suffixes: R response tokens, D hidden size, V vocabulary, N responses.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from spin_utils.files import processes
+from spin_utils.model import sharding
+from spin_utils.model.attention import UnsupportedModelError, check_model, packed_attention
+from spin_utils.model.chunks import rows_at_once
+from spin_utils.model.fast_layers import fast_layers
+from spin_utils.model.packing import Group, PackedBatch, check_groups, micro_batches, pack
+
+KEPT_LOGITS = 2**27
+"""Most logits of a batch whose derivative is kept for the backward pass: 256 MiB in bfloat16."""
+CHUNK_LOGITS = 2**25
+"""Logits held at once otherwise."""
+IDLE = Group([0], ([0],))
+"""What a process computes, to no effect, while others have one more micro-batch: sharded weights need all of them."""
+CACHED_LOGITS = 2**21
+"""Logits taken to float32 at once on a CPU: few enough to stay in its cache."""
+
+_PROBED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+"""Models that `check_supported` has tried."""
+
+
+def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """Summed log-probability of every response of a batch.
+
+    Args:
+        model: a causal language model that `check_supported` accepts.
+        batch: packed groups, on the model's device.
+
+    Returns:
+        float32, shape (responses,), in the order of the groups; differentiable.
+    """
+    return batch.sums(token_logps(model, batch))
+
+
+def token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """Log-probability of every response token: float32, shape (R,), in packed order; differentiable."""
+    with packed_attention(model), fast_layers(model), _as_forward(model, _token_logps):
+        return model(batch)
+
+
+def _token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    hidden = model.get_decoder()(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        packed_layout=batch.layout,
+    ).last_hidden_state
+    # The gradient of index_select is faster on a CPU; on a GPU it would add in an order left to chance.
+    on_cpu = hidden.device.type == "cpu"
+    hidden_RD = hidden[0].index_select(0, batch.sources) if on_cpu else hidden[0][batch.sources]
+    return _TargetLogps.apply(hidden_RD, model.get_output_embeddings().weight, batch.targets)
+
+
+@contextmanager
+def _as_forward(model: PreTrainedModel, function: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside the block calling the model calls `function`: sharded weights, the head's too, are there in calls only."""
+    before = vars(model).get("forward")
+    model.forward = partial(function, model)
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    *,
+    micro_batch_tokens: int,
+    progress: Callable[[int], Any] | None = None,
+) -> list[list[float]]:
+    """Summed log-probability of every response of every group, without gradients.
+
+    Groups are computed as training computes them: each by itself, so that even in bfloat16 a policy starts equal to
+    its opponent. Several processes share the micro-batches, and each returns all values.
+
+    Args:
+        model: a causal language model of transformers; its training mode does not matter.
+        groups: any number, with any number of responses each.
+        micro_batch_tokens: token budget of one forward pass.
+        progress: called with the number of groups done after each forward pass.
+
+    Returns:
+        For each group the values of its responses, in the given order.
+
+    Raises:
+        PackingError: an empty prompt or response.
+        UnsupportedModelError: the model cannot work on packed groups.
+    """
+    if not groups:
+        return []
+    check_groups(groups)
+    check_supported(model, max(group.longest_row for group in groups))
+    device = model.get_output_embeddings().weight.device
+    results: list[list[float]] = [[] for _ in groups]
+    batches = micro_batches([group.tokens for group in groups], micro_batch_tokens)
+    batches += [[]] * (-len(batches) % processes.count())  # those that shard need each other in every round
+    found: list[tuple[list[int], list[float]]] = []
+    for indices in batches[processes.rank() :: processes.count()]:
+        batch = pack([groups[i] for i in indices] or [IDLE])
+        found.append((indices, sequence_logps(model, batch.to(device)).tolist()))
+        if progress is not None:
+            progress(len(indices))
+    for indices, logps in (part for parts in processes.gather(found) for part in parts):
+        values = iter(logps)
+        for i in indices:
+            results[i] = [next(values) for _ in groups[i].response_ids]
+    return results
+
+
+def check_supported(model: PreTrainedModel, longest_row: int) -> None:
+    """Refuse, before any work, a model whose log-probabilities would come out wrong.
+
+    Besides the checks of `check_model`, a few tokens are scored packed and in the model's own way, once per
+    model: attention with extra terms, a head with scaled logits, or layers that mix tokens otherwise show here.
+
+    Raises:
+        UnsupportedModelError: names the model and the reason.
+    """
+    check_model(model, longest_row)
+    if model in _PROBED:
+        return
+    vocabulary = sharding.shape(model.get_output_embeddings().weight)[0]
+    prompt, *responses = ([(7 * i + 3) % vocabulary for i in ids] for ids in ((1, 2), (4, 5), (8, 9)))
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        packed = sequence_logps(model, pack([Group(prompt, tuple(responses))]).to(model.device)).tolist()
+        plain = []
+        for response in responses:
+            ids = torch.tensor([prompt + response], device=model.device)
+            logps = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, 1:-1].float(), -1)
+            plain.append(logps.gather(1, ids[0, 2:, None]).sum().item())
+    model.train(was_training)
+    if any(abs(a - b) > 0.1 + 0.02 * abs(b) for a, b in zip(packed, plain, strict=True)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: log-probabilities of packed groups differ from the model's own ({packed} and "
+            f"{plain}); use a model of the Llama, Mistral or Qwen2 family"
+        )
+    _PROBED.add(model)
+
+
+class _TargetLogps(torch.autograd.Function):
+    """log softmax(hidden W^T) at the targets, in chunks of rows: memory does not grow with the vocabulary.
+
+    Chunks go over rows, not over the vocabulary, so that each product sums over the whole vocabulary at
+    once in float32 inside the matrix product. The derivative by the logits, onehot - softmax, is kept when it
+    is small, and computed again in the backward pass when it is not.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> Tensor:
+        vocabulary = len(weight_VD)
+        ctx.kept = any(ctx.needs_input_grad) and len(targets_R) * vocabulary <= KEPT_LOGITS
+        logps_R = hidden_RD.new_empty(len(targets_R), dtype=torch.float32)
+        slope_RV = None
+        for chunk in _chunks(len(targets_R), KEPT_LOGITS if ctx.kept else CHUNK_LOGITS, vocabulary):
+            logps_R[chunk], slope_RV = _logps_and_slope(hidden_RD[chunk] @ weight_VD.T, targets_R[chunk])
+        ctx.save_for_backward(hidden_RD, weight_VD, targets_R, slope_RV if ctx.kept else None)
+        return logps_R
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden_RD, weight_VD, targets_R, kept_RV = ctx.saved_tensors
+        grad_R1 = grad_R[:, None]
+        weighted_RD = (hidden_RD * grad_R1).to(hidden_RD.dtype)
+        if kept_RV is not None:
+            return ((kept_RV @ weight_VD) * grad_R1).to(hidden_RD.dtype), kept_RV.T @ weighted_RD, None
+        hidden_grad_RD = torch.empty_like(hidden_RD)
+        weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        for chunk in _chunks(len(targets_R), CHUNK_LOGITS, len(weight_VD)):
+            _, slope_CV = _logps_and_slope(hidden_RD[chunk] @ weight_VD.T, targets_R[chunk])
+            hidden_grad_RD[chunk] = (slope_CV @ weight_VD) * grad_R1[chunk]
+            weight_grad_VD += slope_CV.T @ weighted_RD[chunk]
+        return hidden_grad_RD, weight_grad_VD.to(weight_VD.dtype), None
+
+
+def _logps_and_slope(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Target log-probabilities in float32, and onehot - softmax in place of the logits."""
+    logps_R = logits_RV.new_empty(len(targets_R), dtype=torch.float32)
+    size = rows_at_once(CACHED_LOGITS, logits_RV.shape[1], logits_RV.device)
+    for part in _chunks(len(targets_R), size, 1):
+        values_PV, targets_P1 = logits_RV[part].float(), targets_R[part, None]
+        values_PV -= values_PV.amax(-1, keepdim=True)
+        chosen_P1 = values_PV.gather(1, targets_P1)
+        sums_P1 = values_PV.exp_().sum(-1, keepdim=True)
+        logps_R[part] = (chosen_P1 - sums_P1.log())[:, 0]
+        values_PV /= -sums_P1
+        values_PV.scatter_(1, targets_P1, 1 + values_PV.gather(1, targets_P1))
+        logits_RV[part] = values_PV
+    return logps_R, logits_RV
+
+
+def _chunks(rows: int, elements: int, columns: int) -> list[slice]:
+    size = max(1, elements // columns)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

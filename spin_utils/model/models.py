@@ -1,0 +1,338 @@
+"""The base model: found, checked and turned into a plain folder of safetensors.
+
+Four sources: a hub id at a pinned revision, a local folder, a GGUF file inside an installed package, and a
+tiny random model with a tokenizer trained on the spot. Only safetensors are read or written; remote code
+is never run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from spin_utils.data.rows import kind
+from spin_utils.files import strict_json
+from spin_utils.files.seals import file_hash
+from spin_utils.settings.inputs import ModelSettings
+from spin_utils.settings.profiles import nearest
+
+log = logging.getLogger(__name__)
+
+END = "<|im_end|>"
+START = "<|im_start|>"
+UNKNOWN = "<|unknown|>"
+_TINY_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+class ModelError(ValueError):
+    """The model cannot be found or used. The message names the place and the remedy."""
+
+
+def identity(settings: ModelSettings) -> dict[str, Any]:
+    """What the model is, by content: goes into the key of everything made from it.
+
+    Also the check before any work: a missing folder, package or file is an error here.
+
+    Raises:
+        ModelError: the model is not where the settings say.
+    """
+    if settings.source == "hub":
+        if not settings.revision:
+            raise ModelError(f"{settings.name}: no revision; pin its commit, 40 hexadecimal digits (a branch moves)")
+        return {"source": "hub", "name": settings.name, "revision": settings.revision}
+    if settings.source == "directory":
+        folder = check_directory(Path(settings.path))
+        files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
+        # A pipe would be waited for, and a folder or a dangling link is nothing that a model is read from.
+        return {"source": "directory", "files": {p.name: file_hash(p) for p in files if p.is_file()}}
+    if settings.source == "gguf_package":
+        path = gguf_path(settings)
+        digest = file_hash(path)
+        if settings.sha256 and digest != settings.sha256:
+            raise ModelError(
+                f"{path.name}: sha256 is {digest}, the profile says {settings.sha256}; reinstall {settings.name}"
+            )
+        return {"source": "gguf_package", "name": settings.name, "sha256": digest}
+    return {
+        "source": "tiny",
+        "name": settings.name,
+        "size": [settings.hidden_size, settings.layers, settings.vocabulary_size],
+    }
+
+
+def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed: int) -> Path:
+    """Write the base model as a plain folder.
+
+    Args:
+        settings: the model's source.
+        work: folder to fill. Models of the hub and of a folder are not copied: a `model.json` names them.
+        texts: the demonstrations, on which the tokenizer of a tiny model is trained.
+        seed: seed of a tiny model's weights.
+
+    Returns:
+        The folder to load from.
+    """
+    if settings.source == "gguf_package":
+        _dequantize(gguf_path(settings), work)
+    elif settings.source == "tiny":
+        _build_tiny(settings, work, texts, seed)
+    else:
+        where = settings.path if settings.source == "directory" else _download(settings)
+        (work / "model.json").write_text(json.dumps({"path": str(Path(where).resolve())}) + "\n")
+    return resolve(work)
+
+
+def resolve(folder: Path) -> Path:
+    """Follow `model.json` to the folder that holds the weights."""
+    pointer = Path(folder) / "model.json"
+    if not pointer.is_file():
+        return check_directory(Path(folder))
+    try:
+        return check_directory(Path(strict_json.parse(pointer.read_text(encoding="utf-8"))["path"]))
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{pointer}: does not name a model's folder ({error}); delete it and run again") from None
+
+
+def load(folder: Path, dtype: Any = None) -> Any:
+    """Load a causal language model for training or sampling, on the accelerator if there is one.
+
+    Args:
+        folder: a folder of safetensors, or an artifact that points to one.
+        dtype: torch dtype of the weights; float32 if None.
+
+    Raises:
+        ModelError: a weight is no finite number: what is made from it would be worth nothing.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    place = resolve(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        place,
+        dtype=dtype or torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    model = model.to(device())
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ModelError(f"{place}: {name} holds NaN or infinity; copy the model again or take another one")
+    return model
+
+
+def load_for_inference(folder: Path) -> Any:
+    """Load a model that answers or is scored, in the precision in which this machine is fast. See `load`."""
+    from spin_utils.files.precision import choose_precision
+
+    return load(folder, choose_precision("auto", device()))
+
+
+def device() -> Any:
+    """The accelerator if there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer that lies beside a model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(resolve(folder), trust_remote_code=False, local_files_only=True)
+
+
+def positions(folder: Path) -> int:
+    """Tokens of the longest row that a model takes: its positions, or the window that it attends to if that is less."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(resolve(folder), trust_remote_code=False, local_files_only=True)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    window = getattr(config, "sliding_window", None) if slides else None
+    return int(min(config.max_position_embeddings, window or config.max_position_embeddings))
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write weights as safetensors, with the tokenizer beside them."""
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def check_directory(folder: Path) -> Path:
+    """Refuse a folder that cannot be loaded, before anything long starts.
+
+    Raises:
+        ModelError: missing folder, config, tokenizer or safetensors, or pickled weights only.
+    """
+    if not folder.is_dir():
+        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        hint = nearest(folder.name, siblings) if siblings else ""
+        raise ModelError(f"{folder}: no such model folder{hint}")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json; give a folder written by save_pretrained")
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder}: adapter_config.json makes it an adapter of another model; merge the two (merge_and_unload) and "
+            "save the whole model"
+        )
+    for name in ("config.json", "tokenizer_config.json"):
+        _check_plain(folder / name)
+    weights = list(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)]
+        found = f" ({pickled[0]} is a pickle, which can run code)" if pickled else ""
+        raise ModelError(f"{folder}: no *.safetensors{found}; save the model with safe_serialization=True")
+    for path in weights:
+        _check_safetensors(path)
+    if not (folder / "tokenizer.json").is_file():  # the one file of a vocabulary that checkpoints take along
+        raise ModelError(f"{folder}: no tokenizer.json; load the tokenizer and save it there with save_pretrained")
+    return folder
+
+
+def _check_plain(path: Path) -> None:
+    """The file, if it is there, is a JSON object that asks for no code of its own and no quantised weights."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ModelError(f"{path}: not a file; write the model again")
+    try:
+        config = strict_json.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON ({error}); write the model again") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: holds {kind(config)}, not settings by name; write the model again")
+    if "auto_map" in config:
+        raise ModelError(
+            f"{path}: auto_map asks to run the model's own code, which the kit never does; use a model of the Llama, "
+            "Mistral or Qwen2 family, saved without auto_map"
+        )
+    if config.get("quantization_config"):
+        raise ModelError(f"{path}: quantised weights cannot be trained on; save the model unquantised")
+
+
+def _check_safetensors(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():  # opening a pipe would wait for its other end
+        raise ModelError(f"{path}: not a file; copy or download it again")
+    try:
+        with safe_open(path, framework="np") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: damaged ({error}); copy or download it again") from None
+
+
+def _download(settings: ModelSettings) -> str:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+    try:
+        return snapshot_download(settings.name, revision=settings.revision, allow_patterns=patterns)
+    except Exception as error:  # the hub client raises a dozen kinds; each means the same to the reader
+        raise ModelError(
+            f"{settings.name} @ {settings.revision[:8]}: cannot be fetched ({type(error).__name__}: {error}); "
+            "check the network and your access, or put the model in a folder and use source: directory"
+        ) from None
+
+
+def gguf_path(settings: ModelSettings) -> Path:
+    # find_spec does not import the package: its inference engine is not installed and not needed.
+    try:
+        spec = importlib.util.find_spec(settings.name)
+    except (ImportError, ValueError):  # a dotted name whose first part is not there, or no name of a module
+        spec = None
+    if spec is None or spec.origin is None:
+        raise ModelError(f"package {settings.name}: not installed; run `make setup` (it is in requirements-data.lock)")
+    path = Path(spec.origin).parent / settings.path
+    if not path.is_file():
+        names = [p.name for p in path.parent.glob("*.gguf")]
+        raise ModelError(f"package {settings.name}: no file {settings.path}{nearest(settings.path, names)}")
+    return path
+
+
+def _dequantize(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    log.info("dequantizing %s (once, about half a minute)", gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    quantized = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
+    config = quantized.config
+    del config.quantization_config  # save_pretrained refuses a model that still calls itself quantized
+    clean = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    clean.load_state_dict(quantized.state_dict())
+    clean.tie_weights()
+    save(clean, tokenizer, folder)
+
+
+def _build_tiny(settings: ModelSettings, folder: Path, texts: Iterable[str], seed: int) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = train_tokenizer(texts, settings.vocabulary_size)
+    heads = settings.hidden_size // 16
+    config = AutoConfig.for_model(
+        settings.name,
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=2 * settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
+        max_position_embeddings=2048,
+        tie_word_embeddings=settings.name == "qwen2",
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    save(model, tokenizer, folder)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Any:
+    """Train a byte-level BPE tokenizer with chat markers, as small models of the `tiny` source use it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[UNKNOWN, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token=UNKNOWN, eos_token=END, pad_token=END)
+    tokenizer.add_special_tokens({"additional_special_tokens": [START]})
+    tokenizer.chat_template = _TINY_TEMPLATE
+    return tokenizer
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files to a new checkpoint, byte for byte."""
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        "tokenizer.model",
+    )
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)

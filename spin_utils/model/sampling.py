@@ -1,0 +1,284 @@
+"""Responses sampled from a policy: y' ~ p_theta(.|x), many prompts at once.
+
+At temperature 1 without truncation this is the draw of Algorithm 1; temperature 0 is greedy. Prompts are sorted by
+length, a finished row makes room for a waiting prompt, and every prompt has its own stream of random numbers, so
+what is drawn for a prompt does not depend on which prompts are decoded beside it.
+
+Shape suffixes: B live rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spin_utils.model.chunks import rows_at_once
+from spin_utils.model.decoding import Decoder
+from spin_utils.settings.run import GenerationSettings
+
+PREFILL_TOKENS, GPU_PREFILL_TOKENS = 2048, 8192
+"""Prompt tokens read in one pass; more on a GPU, where a pass of 2,048 ends before the next one is launched."""
+CHUNK_ELEMENTS = 1 << 20
+"""Logits handled at once in float32 on a CPU: 4 MB, so that they stay in cache."""
+BLOCK = 256
+"""Tokens per block of the two-level search in the cumulative distribution."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response."""
+
+    token_ids: list[int]
+    """The response; its end token is included when `finish_reason` is `stop`."""
+    finish_reason: Literal["stop", "length"]
+    """`stop`: ended by an end token. `length`: cut at max_new_tokens."""
+    logp: float
+    """Sum of log p_theta(token | prompt, tokens before) over `token_ids`. Always under the model itself, at
+    temperature 1 and without truncation, whatever the tokens were drawn from."""
+
+
+def sample(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_ids: Collection[int],
+    settings: GenerationSettings,
+    seed: int,
+    streams: Sequence[int] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[Sample]:
+    """Draw one response per prompt.
+
+    Args:
+        model: Llama, Mistral or Qwen2 for causal language modelling. Runs in its own dtype on its own device.
+        prompts: Token ids of each prompt, none empty.
+        eos_ids: Tokens that end a response; may be empty.
+        settings: Temperature, truncation, longest response, rows decoded together.
+        seed: Seed of all random numbers.
+        streams: Number of the random stream of each prompt, by default its index. A prompt keeps its response
+            (up to rounding in the matmuls) in any batch, order or shard as long as it keeps its stream.
+        progress: Called with the number of newly finished prompts.
+
+    Returns:
+        Samples in the order of the prompts.
+
+    Raises:
+        ValueError: A prompt is empty or holds an unknown token, or streams and prompts differ in number.
+        UnsupportedModelError: The model's forward pass is not known here.
+    """
+    streams = range(len(prompts)) if streams is None else streams
+    _check(model, prompts, streams)
+    if not prompts:
+        return []
+    run = _Run(model, prompts, eos_ids, settings, seed, streams)
+    with torch.inference_mode():
+        while run.live or run.waiting:
+            finished = run.advance()
+            if progress is not None and finished:
+                progress(finished)
+    return run.samples()
+
+
+def uniforms(seed: int, stream: int, count: int) -> np.ndarray:
+    """The first `count` numbers of a stream, float64 in [0, 1), one per sampled token.
+
+    Philox4x64-10 keyed by (seed, stream): a counter-based generator whose streams are independent for all
+    practical purposes (Salmon et al. 2011, it passes BigCrush). Number t does not depend on `count`.
+
+    >>> bool((uniforms(7, 3, 5)[:2] == uniforms(7, 3, 2)).all())
+    True
+    """
+    key = np.array([seed, stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def draw(logits_BV: Tensor, uniform_B: Tensor, settings: GenerationSettings) -> tuple[Tensor, Tensor]:
+    """Choose one token per row by inverting its cumulative distribution.
+
+    Args:
+        logits_BV: Logits in any floating dtype.
+        uniform_B: Uniform numbers in [0, 1), float64.
+        settings: Temperature, top_k and top_p, applied in this order as transformers does.
+
+    Returns:
+        Tokens (B,) int64 and their log-probabilities (B,) float32 at temperature 1 without truncation.
+    """
+    rows = rows_at_once(CHUNK_ELEMENTS, logits_BV.shape[1], logits_BV.device)
+    tokens, logps = [], []
+    for logits, uniform in zip(logits_BV.split(rows), uniform_B.split(rows), strict=True):
+        logits = logits.float()
+        probability = logits.softmax(-1)
+        if settings.temperature == 0:
+            token = logits.argmax(-1)
+        elif settings.temperature == 1 and settings.top_k == 0 and settings.top_p == 1:
+            token = _invert(probability, uniform)
+        else:
+            token = _invert(_truncate(logits / settings.temperature, settings).softmax(-1), uniform)
+        tokens.append(token)
+        logps.append(probability.gather(1, token[:, None])[:, 0].log())
+    return torch.cat(tokens), torch.cat(logps)
+
+
+def _invert(probability_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """Smallest token whose cumulative probability exceeds uniform * total; never a token of probability 0.
+
+    A cumulative sum over the whole vocabulary would cost more than the softmax. Sums over blocks find the block,
+    a short cumulative sum finds the token in it; both run in float64, so a token of probability 1e-9 keeps it.
+    """
+    size = probability_BV.shape[1]
+    whole = size // BLOCK * BLOCK
+    sums = probability_BV[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)
+    if whole < size:
+        sums = torch.cat((sums, probability_BV[:, whole:].sum(-1, keepdim=True)), 1)
+    cumulative = sums.double().cumsum(-1)
+    target = uniform_B[:, None] * cumulative[:, -1:]
+    block = _first_above(cumulative, target)
+    before = cumulative.gather(1, block) - sums.gather(1, block)
+    columns = block * BLOCK + torch.arange(BLOCK, device=block.device)
+    inside = probability_BV.gather(1, columns.clamp(max=size - 1)).double().masked_fill_(columns >= size, 0)
+    offset = _first_above(inside.cumsum(-1), target - before)
+    return (block * BLOCK + offset)[:, 0]
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """Index (B, 1) of the first entry above target, or of the last increase where rounding left none above it."""
+    above = (cumulative <= target).sum(-1, keepdim=True)
+    last = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(above, last)
+
+
+def _truncate(logits_BV: Tensor, settings: GenerationSettings) -> Tensor:
+    """Keep the top_k largest logits (all that tie with the last), then the smallest set that reaches top_p."""
+    if 0 < settings.top_k < logits_BV.shape[1]:
+        least = logits_BV.topk(settings.top_k, -1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < least, -torch.inf)
+    if settings.top_p < 1:
+        ordered, index = logits_BV.sort(-1, descending=True)
+        probability = ordered.softmax(-1)
+        outside = probability.cumsum(-1) - probability >= settings.top_p
+        logits_BV = logits_BV.masked_fill(outside.scatter(1, index, outside), -torch.inf)
+    return logits_BV
+
+
+class _Run:
+    """The rows being decoded and the prompts still waiting.
+
+    Row i of every per-row tensor belongs to the prompt `prompt_of[i]`; rows 0 to live-1 are in use.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        eos_ids: Collection[int],
+        settings: GenerationSettings,
+        seed: int,
+        streams: Sequence[int],
+    ) -> None:
+        self.prompts, self.settings, self.seed, self.streams = prompts, settings, seed, streams
+        # Longest first: neighbours have like lengths, and the peak of memory comes at once, not after an hour.
+        self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        rows = min(settings.batch_size, len(prompts))
+        longest = len(prompts[self.waiting[-1]]) + settings.max_new_tokens
+        self.decoder = Decoder(model, rows, longest)
+        device = self.decoder.device
+        self.rows, self.live = rows, 0
+        self.prefill_tokens = PREFILL_TOKENS if device.type == "cpu" else GPU_PREFILL_TOKENS
+        self.eos = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
+        self.prompt_of = torch.zeros(rows, dtype=torch.long, device=device)
+        self.token = torch.zeros(rows, dtype=torch.long, device=device)
+        self.count = torch.zeros(rows, dtype=torch.long, device=device)
+        self.size = torch.zeros(rows, dtype=torch.long, device=device)
+        self.uniform = torch.zeros(rows, settings.max_new_tokens, dtype=torch.float64, device=device)
+        self.reach = 0
+        self.tokens = torch.zeros(len(prompts), settings.max_new_tokens, dtype=torch.int32, device=device)
+        self.counts = torch.zeros(len(prompts), dtype=torch.long, device=device)
+        self.logps = torch.zeros(len(prompts), dtype=torch.float64, device=device)
+        self.stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+
+    def advance(self) -> int:
+        """Give every live row its next token, fill free rows, remove finished rows; return how many finished."""
+        hidden = []
+        if self.live:
+            position = (self.size + self.count - 1)[: self.live]
+            self.reach = int(position.max()) + 1
+            self.decoder.fit(self.live, self.reach)
+            hidden.append(self.decoder.step(self.token[: self.live], position))
+        free = self.rows - self.live
+        # Reading a few prompts together keeps the matmuls tall; an idle row for a few steps costs less.
+        if self.waiting and (free >= max(1, self.rows // 8) or not self.live):
+            hidden.extend(self._admit(free))
+        logits = self.decoder.head(torch.cat(hidden))
+        n, row = self.live, torch.arange(self.live, device=logits.device)
+        token, logp = draw(logits, self.uniform[row, self.count[:n]], self.settings)
+        owner = self.prompt_of[:n]
+        self.tokens[owner, self.count[:n]] = token.to(torch.int32)
+        self.logps[owner] += logp
+        self.token[:n] = token
+        self.count[:n] += 1
+        ended = torch.isin(token, self.eos)
+        return self._retire(ended, ended | (self.count[:n] == self.settings.max_new_tokens))
+
+    def _admit(self, free: int) -> list[Tensor]:
+        hidden = []
+        while free and self.waiting:
+            chosen = [self.waiting.pop()]
+            total = len(self.prompts[chosen[0]])
+            while self.waiting and len(chosen) < free and total < self.prefill_tokens:
+                chosen.append(self.waiting.pop())
+                total += len(self.prompts[chosen[-1]])
+            rows = slice(self.live, self.live + len(chosen))
+            sizes = [len(self.prompts[i]) for i in chosen]
+            self.reach = max(self.reach, *sizes) if self.live else max(sizes)
+            self.decoder.fit(self.live, self.reach)
+            hidden.append(self.decoder.prefill([self.prompts[i] for i in chosen], self.live))
+            self.prompt_of[rows] = torch.tensor(chosen)
+            self.size[rows] = torch.tensor(sizes)
+            self.count[rows] = 0
+            numbers = [uniforms(self.seed, self.streams[i], self.settings.max_new_tokens) for i in chosen]
+            self.uniform[rows] = torch.from_numpy(np.stack(numbers)).to(self.uniform.device)
+            self.live += len(chosen)
+            free -= len(chosen)
+        return hidden
+
+    def _retire(self, ended: Tensor, done: Tensor) -> int:
+        """Record finished rows and move the last live rows into their places."""
+        finished = done.nonzero()[:, 0]
+        if not len(finished):
+            return 0
+        owner = self.prompt_of[finished]
+        self.counts[owner] = self.count[finished]
+        self.stopped[owner] = ended[finished]
+        left = self.live - len(finished)
+        holes = finished[finished < left]
+        movers = (~done[left:]).nonzero()[:, 0] + left
+        if len(holes):
+            self.decoder.move(movers, holes)
+            for state in (self.prompt_of, self.token, self.count, self.size, self.uniform):
+                state[holes] = state[movers]
+        self.live = left
+        return len(finished)
+
+    def samples(self) -> list[Sample]:
+        counts, logps, stopped = self.counts.tolist(), self.logps.float().tolist(), self.stopped.tolist()
+        return [
+            Sample(row[:count], "stop" if stop else "length", logp)
+            for row, count, stop, logp in zip(self.tokens.tolist(), counts, stopped, logps, strict=True)
+        ]
+
+
+def _check(model: PreTrainedModel, prompts: Sequence[Sequence[int]], streams: Sequence[int]) -> None:
+    if len(streams) != len(prompts):
+        raise ValueError(f"streams: {len(streams)} numbers for {len(prompts)} prompts; give one per prompt")
+    vocabulary = model.config.vocab_size
+    for i, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompt {i}: empty; the model needs at least one token (such as its start token)")
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            raise ValueError(f"prompt {i}: holds a token outside the model's vocabulary of {vocabulary}")

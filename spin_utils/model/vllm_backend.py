@@ -1,0 +1,228 @@
+"""Answers drawn by vLLM, in processes of an environment of its own: its torch is another one than the kit's.
+
+Token ids go out and come back as Parquet files, a shard at a time; `vllm_worker.py` is what runs over there. Every
+call starts the processes anew on the checkpoint it is given, so each iteration answers with its own weights. A shard
+that is finished is kept, and a run that was killed goes on with the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Collection, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from spin_utils.files import artifacts, gpus, runtime
+from spin_utils.files.paths import relative
+from spin_utils.files.progress import progress
+from spin_utils.model import vllm_shards
+from spin_utils.model.vllm_shards import Answer, VllmError
+from spin_utils.settings.machine import VllmSettings
+from spin_utils.settings.run import GenerationSettings
+
+WORKER = Path(__file__).with_name("vllm_worker.py")
+_POLL_S = 0.1
+_PATIENCE_S = 20.0  # to end well before being killed
+_TAIL = 15  # lines of a failed process's output that an error shows
+
+
+def check(settings: VllmSettings) -> None:
+    """Refuse an environment without vLLM, before anything long starts.
+
+    Raises:
+        VllmError: no such Python, or a package is missing there.
+    """
+    find = "import importlib.util as u; print(*(n for n in ('vllm', 'pyarrow') if u.find_spec(n) is None))"
+    python = _python(settings)
+    place = f"generation.vllm.python: {python}"
+    try:
+        found = subprocess.run([python, "-I", "-c", find], capture_output=True, text=True, check=True)
+    except OSError as error:
+        raise VllmError(f"{place}: cannot be started ({error.strerror}); write the path of a Python") from None
+    except subprocess.CalledProcessError as error:
+        raise VllmError(f"{place}: not a working Python ({' '.join(error.stderr.split())})") from None
+    if missing := " ".join(found.stdout.split()):
+        raise VllmError(f"{place}: not installed there: {missing}; run `{python} -m pip install {missing}`")
+
+
+def answer(
+    model: Path,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_ids: Collection[int],
+    settings: GenerationSettings,
+    seed: int,
+    work: Path,
+    what: str,
+) -> tuple[list[Answer], list[str]]:
+    """One answer for each prompt.
+
+    A prompt's random numbers depend on the seed and on its place, not on the processes or on what is decoded beside
+    it. Rounding does, so another number of GPUs may draw other answers of the same distribution.
+
+    Args:
+        model: folder of the weights.
+        prompts: token ids, none empty.
+        eos_ids: tokens that end an answer.
+        settings: with `backend` vllm.
+        seed: of all random numbers.
+        work: folder that keeps finished shards.
+        what: a few words for the progress line.
+
+    Returns:
+        The answers in the order of the prompts, and the versions of vLLM that drew them.
+
+    Raises:
+        VllmError: a process failed, or what it wrote is damaged. Finished shards are kept.
+    """
+    shards = vllm_shards.write_prompts(prompts, settings.shard_rows, seed, work)
+    missing = vllm_shards.unfinished(shards, eos_ids, settings)
+    if missing:
+        job = {
+            "engine": engine_arguments(model, settings, max(map(len, prompts))),
+            "sampling": sampling_arguments(settings, eos_ids),
+            "shards": [[str(shard.prompts), str(shard.answers)] for shard in missing],
+        }
+        artifacts.write_json(work / "job.json", job)
+        devices = worker_devices(settings.vllm, len(missing))
+        done = vllm_shards.finished_rows(shards)
+        with (
+            progress(len(prompts), what, "prompts", done=done) as bar,
+            contextlib.closing(_running(settings.vllm, devices, work)) as running,
+        ):
+            for _ in running:
+                bar.advance(vllm_shards.finished_rows(shards) - bar.done)
+    answers = [row for shard in shards for row in vllm_shards.read_answers(shard, eos_ids, settings)]
+    return answers, vllm_shards.versions(shards)
+
+
+def engine_arguments(model: Path, settings: GenerationSettings, longest_prompt: int) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`.
+
+    Args:
+        model: folder of the weights.
+        settings: with `backend` vllm.
+        longest_prompt: in tokens.
+
+    Raises:
+        VllmError: `max_model_len` has no room for the longest prompt and its answer.
+    """
+    needed = longest_prompt + settings.max_new_tokens
+    length = settings.vllm.max_model_len or needed
+    if length < needed:
+        raise VllmError(
+            f"generation.vllm.max_model_len: {length}; the longest prompt and its answer take {longest_prompt} + "
+            f"{settings.max_new_tokens} tokens; write {needed} or more, or 0"
+        )
+    return {
+        "model": str(model),
+        "skip_tokenizer_init": True,
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "generation_config": "vllm",  # not the model's, which may hold a top_k and further end tokens
+        "dtype": "bfloat16",  # as the kit's sampler
+        "seed": 0,  # unused: every prompt has its own
+        "logprobs_mode": "raw_logprobs",
+        "max_model_len": length,
+        "max_num_seqs": settings.batch_size,
+        "tensor_parallel_size": settings.vllm.tensor_parallel_size,
+        "gpu_memory_utilization": settings.vllm.gpu_memory_utilization,
+        "enforce_eager": settings.vllm.enforce_eager,
+    }
+
+
+def sampling_arguments(settings: GenerationSettings, eos_ids: Collection[int]) -> dict[str, Any]:
+    """Arguments of `vllm.SamplingParams`, the same for every prompt but for its seed."""
+    return {
+        "temperature": settings.temperature,
+        "top_k": settings.top_k,
+        "top_p": settings.top_p,
+        "max_tokens": settings.max_new_tokens,
+        "stop_token_ids": sorted(eos_ids),
+        "ignore_eos": True,  # the ids above are all that end an answer
+        "logprobs": 0,  # the sampled token's only
+        "detokenize": False,
+    }
+
+
+def worker_devices(settings: VllmSettings, shards: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each process: as many as the settings or the GPUs say, but none without a shard.
+
+    Raises:
+        VllmError: more GPUs are asked for than are visible.
+    """
+    devices, each = gpus.visible(), settings.tensor_parallel_size
+    count = min(shards, settings.processes or max(1, len(devices) // each))
+    if not devices:  # vLLM says best itself what it cannot do without
+        devices = [str(i) for i in range(count * each)]
+    if count * each > len(devices):
+        raise VllmError(
+            f"generation.vllm: {count} x {each} GPUs are asked for and {len(devices)} are visible; lower "
+            "generation.vllm.processes or generation.vllm.tensor_parallel_size"
+        )
+    return [",".join(devices[k * each : (k + 1) * each]) for k in range(count)]
+
+
+def _running(settings: VllmSettings, devices: Sequence[str], work: Path) -> Generator[None]:
+    """Start a process on each set of devices, yield now and then until all have ended well, and leave none behind."""
+    environment = runtime.child_environment(headless=True)
+    environment.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process less, and a repeatable schedule
+    environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    workers: list[subprocess.Popen[bytes]] = []
+    try:
+        for k, own in enumerate(devices):
+            with open(work / f"worker-{k}.log", "wb") as output:
+                workers.append(
+                    subprocess.Popen(
+                        # -I: neither the kit's folder nor PYTHONPATH may stand before the other environment's packages.
+                        [_python(settings), "-I", str(WORKER), str(work / "job.json"), str(k), str(len(devices))],
+                        env=environment | {gpus.VISIBLE: own},
+                        stdin=subprocess.PIPE,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+        while any(worker.poll() is None for worker in workers):
+            _check_alive(workers, work)
+            yield
+            time.sleep(_POLL_S)
+        _check_alive(workers, work)
+        yield
+    finally:
+        _stop(workers)
+
+
+def _check_alive(workers: Sequence[subprocess.Popen[bytes]], work: Path) -> None:
+    for k, worker in enumerate(workers):
+        if worker.poll():
+            path = work / f"worker-{k}.log"
+            told = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_TAIL:]
+            code = worker.returncode
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            raise VllmError(
+                f"vLLM process {k} of {len(workers)} {how}; finished shards are kept, and the same command goes on "
+                f"from them. Its last lines ({relative(path)}):\n" + "\n".join(f"  {line}" for line in told)
+            )
+
+
+def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            os.killpg(worker.pid, signal.SIGTERM)
+    for worker in workers:
+        try:
+            worker.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+        assert worker.stdin is not None
+        worker.stdin.close()
+
+
+def _python(settings: VllmSettings) -> str:
+    return str(Path(settings.python).expanduser())

@@ -1,0 +1,58 @@
+"""What stands below tables and figures: over what their intervals are, and whose numbers rest on fewer training seeds.
+
+A level is a mean over all training seeds that its model has, and a gain over those that both of its models have, so
+that a number is the same in every table, figure and verdict. Models beside each other may then rest on different
+seeds; the note below them says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from spin_utils.paper.results import label
+from spin_utils.paper.statistics import sources
+
+
+def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items", group: str = "task") -> str:
+    """Over what the intervals of some models are, in words without a full stop; empty if the table has none of them.
+
+    Args:
+        table: Long table with `seed`, `model`, `task` and `id`.
+        models: Those that are shown.
+        unit: What is resampled besides training seeds.
+        group: What a task is called.
+    """
+    shown = table[table["model"].isin(list(models))]
+    if shown.empty:
+        return ""
+    sizes = shown.groupby("task")["id"].nunique()
+    least, most = int(sizes.min()), int(sizes.max())
+    each = "" if len(sizes) == 1 else f" ({least if least == most else f'{least} to {most}'} a {group})"
+    seeds = shown["seed"].nunique()
+    drawn = f" and {seeds} training seeds" if seeds > 1 else "; one training seed, whose choice is not covered"
+    found = sum(len(set(sources(sorted(map(str, items.unique()))))) for _, items in shown.groupby("task")["id"])
+    whole = f" from {found} sources" if found < sizes.sum() else ""
+    return f"95 % bootstrap intervals over {sizes.sum()} {unit}{each}{whole}{drawn}"
+
+
+def fewer_seeds(table: pd.DataFrame, models: Iterable[str]) -> str:
+    """Which of some models lack a training seed that another of them has, as sentences; empty if none does.
+
+    Args:
+        table: Long table with `seed` and `model`.
+        models: Those that are shown; those that the table does not have are left out.
+    """
+    runs = table[["model", "seed"]].drop_duplicates()
+    seeds = {model: sorted(runs["seed"][runs["model"] == model]) for model in models}
+    every = sorted({seed for found in seeds.values() for seed in found})
+    lacking = [
+        f"{label(model)} ({', '.join(map(str, found))})" for model, found in seeds.items() if found and found != every
+    ]
+    if not lacking:
+        return ""
+    return (
+        f"Not on all of the seeds {', '.join(map(str, every))}: {', '.join(lacking)}. A level is over the seeds that "
+        "its model has, a gain over those that both models have, so levels over different seeds do not compare."
+    )

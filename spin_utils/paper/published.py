@@ -1,0 +1,327 @@
+"""The paper's own numbers, read from the CSV files in `data/published`.
+
+Nothing here was measured by the kit. Scores are in points (0..100, as printed), models carry the kit's
+names (`sft`, `spin-0`, ...) so that our rows and the paper's join on one key; `label` keeps the paper's
+name. Table numbers are those of the camera-ready version (arXiv 2401.01335v3); the second version calls
+Tables 4, 5 and 6 Tables 2, 3 and 4, and swaps Figures 4 and 5.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import pandas as pd
+
+from spin_utils.settings.inputs import BENCHMARKS, OTHER_BENCHMARKS
+
+
+class PublishedError(ValueError):
+    """A file of the paper's numbers is damaged. The message names it."""
+
+
+LEADERBOARD = BENCHMARKS
+"""The six benchmarks of Tables 1, 3, 4 and 5, in the paper's order."""
+
+OTHERS = OTHER_BENCHMARKS
+"""The benchmarks of Table 6, in the paper's order."""
+
+MODEL = "alignment-handbook/zephyr-7b-sft-full"
+"""The model that self-play starts from, as the hub names it (sec. 6.1)."""
+
+BENCHMARK_LABELS = {
+    "arc": "Arc",
+    "truthfulqa": "TruthfulQA",
+    "winogrande": "Winogrande",
+    "gsm8k": "GSM8k",
+    "hellaswag": "HellaSwag",
+    "mmlu": "MMLU",
+    "average": "Average",
+    "mt_bench": "MT-Bench",
+    "bb_causal": "BB-causal",
+    "bb_formal": "BB-formal",
+    "bb_sports": "BB-sports",
+    "openbookqa": "OpenBookQA",
+}
+
+MODELS = {
+    "zephyr-7b-dpo-full": "dpo",
+    "zephyr-7b-sft-full": "sft",
+    "SFT": "sft",
+    "SPIN iteration 0": "spin-0",
+    "SPIN iteration 1": "spin-1",
+    "SPIN iteration 2": "spin-2",
+    "SPIN iteration 3": "spin-3",
+    "SPIN iteration 3 + DPO": "spin-3-dpo",
+    "SFT epoch 1": "sft-more-1",
+}
+"""The paper's name of a model, and the kit's."""
+
+_WORDS = {"model", "benchmark", "shots", "metric", "stage", "panel", "method"}
+"""Columns of words in the CSV files."""
+_NOT_BINARY = ("truthfulqa", "mt_bench")  # mc2 is a probability mass, the judge gives 1 to 10
+
+
+def leaderboard() -> pd.DataFrame:
+    """Tables 3 and 4 (App. B.3, B.4): the Open LLM Leaderboard, seven models.
+
+    Returns:
+        One row per model, indexed by the kit's name: `label`, six scores in points, `average_printed` as in
+        the paper and `average_recomputed` from the six cells. The two differ in one row, SPIN iteration 3
+        + DPO, where 64.05 is printed and the cells average 64.74: either the average or a cell is wrong.
+
+    >>> leaderboard().loc["spin-3-dpo", ["average_printed", "average_recomputed"]].round(2).tolist()
+    [64.05, 64.74]
+    """
+    return _with_recomputed_average(_by_model("leaderboard.csv"))
+
+
+def sft_one_more_epoch() -> pd.DataFrame:
+    """Table 5 (App. B.4): one more epoch of SFT on Ultrachat200k. Columns as in `leaderboard`."""
+    return _with_recomputed_average(_by_model("sft_one_more_epoch.csv"))
+
+
+def benchmark_settings() -> pd.DataFrame:
+    """Table 1 (App. B.1) with the size of each test set, which the paper does not print.
+
+    Returns:
+        Indexed by benchmark: `shots` (text, as some are chain-of-thought), `metric`, `items`. All printed
+        scores of ARC, Winogrande, GSM8k, HellaSwag, Big-Bench-Hard and OpenBookQA are multiples of 1/items.
+    """
+    return _read("benchmark_settings.csv", dtype={"shots": str}).set_index("benchmark")
+
+
+def items(benchmark: str) -> int:
+    """Items of a benchmark's test set.
+
+    >>> items("gsm8k")
+    1319
+    """
+    return _item_counts()[benchmark]
+
+
+def wall_clock_hours() -> pd.DataFrame:
+    """Table 2 (App. B.2): hours on 8 A100-80GB, long form: `stage`, `iteration`, `hours`.
+
+    The hours equal 6.69 s (generation) and 10 s (training) per 64 examples at 49,792 prompts and two
+    epochs to the last digit, so they are an estimate from batch times.
+    """
+    wide = _read("wall_clock_hours.csv")
+    long = wide.melt(id_vars="stage", var_name="iteration", value_name="hours")
+    long["iteration"] = long["iteration"].str.removeprefix("iteration_").astype(int)
+    return long
+
+
+def other_benchmarks() -> pd.DataFrame:
+    """Table 6 (App. B.4): MT-Bench (1..10), three Big-Bench-Hard tasks and OpenBookQA (points)."""
+    return _by_model("other_benchmarks.csv")
+
+
+def epochs() -> pd.DataFrame:
+    """Figure 4: scores over the epochs of iteration 0, digitised from the project page (error up to 0.03).
+
+    Returns:
+        Long form: `benchmark` (arc, truthfulqa, average), `epoch` 0..5, `score`, and `reference`, the dashed
+        line of the figure (iteration 1 after two epochs).
+    """
+    wide = _read("figure4_epochs.csv").rename(columns={"panel": "benchmark"})
+    long = wide.melt(id_vars=["benchmark", "reference"], var_name="epoch", value_name="score")
+    long["epoch"] = long["epoch"].str.removeprefix("epoch_").astype(int)
+    return long[["benchmark", "epoch", "score", "reference"]]
+
+
+def training_sizes() -> pd.DataFrame:
+    """Figure 5: `method` (SPIN: one epoch of iteration 0; SFT: the paper's own run), `training_size`, `average`.
+
+    SFT at size 0 is the end of that run's first epoch (59.04), not the downloaded checkpoint (58.14).
+    """
+    return _read("figure5_training_size.csv")
+
+
+def score(model: str, benchmark: str) -> float | None:
+    """The printed score of a model in points, or None where the paper has none.
+
+    Args:
+        model: The kit's name.
+        benchmark: A benchmark of Tables 3 to 6, or `average` (the printed average).
+
+    >>> score("spin-0", "gsm8k"), score("spin-1", "average"), score("spin-3", "bb_formal")
+    (35.1, 62.12, None)
+    """
+    if benchmark not in BENCHMARK_LABELS:
+        raise ValueError(f"unknown benchmark {benchmark!r}; the paper has {', '.join(BENCHMARK_LABELS)}")
+    return _scores().get((model, benchmark))
+
+
+def figure_score(source: str, model: str, benchmark: str) -> float | None:
+    """A score that only a figure shows, in points, or None.
+
+    Args:
+        source: `figure4` (epochs of iteration 0, and iteration 1), `figure5` (sizes of iteration 0 from the
+            downloaded SFT model, and the paper's own longer SFT) or `figure5_sft` (that SFT from its first epoch).
+        model: The kit's name.
+        benchmark: arc, truthfulqa or average for `figure4`; average for the others.
+
+    >>> figure_score("figure4", "spin-0-epoch-5", "average"), figure_score("figure5_sft", "sft", "average")
+    (60.96, 59.04)
+    """
+    if source not in ("figure4", "figure5", "figure5_sft"):
+        raise ValueError(f"unknown source {source!r}; use figure4, figure5 or figure5_sft")
+    return _figure_scores().get((source, model, benchmark))
+
+
+def other_tasks(stand_ins: Mapping[str, str]) -> bool:
+    """Whether any task is another one than the benchmark whose column it fills.
+
+    >>> other_tasks({"arc": "arc"}), other_tasks({"syllogism": "arc"}), other_tasks({"mine": ""})
+    (False, True, True)
+    """
+    return any(task != benchmark for task, benchmark in stand_ins.items())
+
+
+def standard_error(benchmark: str, points: float) -> float:
+    """Standard error in points of one of the paper's scores, from the number of items alone.
+
+    A share of right answers over n items has the binomial error. For TruthfulQA (mc2, a value in 0..1 per
+    item) and for the average of six this is an upper bound, because a value in 0..1 varies at most as a 0/1 one.
+
+    Args:
+        benchmark: A benchmark with a known test set, not `average` and not MT-Bench.
+        points: The score.
+
+    >>> round(standard_error("arc", 60.41), 2)
+    1.43
+    """
+    if benchmark in ("mt_bench", "average"):
+        raise ValueError(f"{benchmark}: no share of items; give one benchmark scored in points")
+    share = points / 100
+    return 100 * math.sqrt(share * (1 - share) / items(benchmark))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How a difference between the paper's scores compares with the noise of its test sets."""
+
+    difference: float
+    """In points, from the unrounded cells (the recomputed average, not the printed one)."""
+    error_unpaired: float
+    """Standard error if the two models' answers were independent: an upper bound when they agree more often
+    than chance, so the significance it gives is a lower bound."""
+    error_best: float
+    """The smallest standard error that any pairing of the answers allows: a difference d of 0/1 scores over n
+    items needs a share |d| of changed answers, hence at least sqrt((|d| - d^2) / n)."""
+    status: str
+    """`beyond noise` (even unpaired), `within noise` (under any pairing) or `depends on the pairing`, which
+    the paper's per-item answers would settle; they are not published. All at two standard errors, two-sided 95 %."""
+
+
+def noise(contrast: Mapping[str, float], benchmark: str) -> Noise | None:
+    """Judge a contrast of the paper's scores, such as {"spin-0": 1, "sft": -1}, by its item counts.
+
+    The best-pairing bound is for plain differences; for other contrasts it is taken as 0.
+
+    Args:
+        contrast: Weight of each model, by the kit's names.
+        benchmark: One benchmark or `average`.
+
+    Returns:
+        None where a score is missing or the benchmark has no item count (MT-Bench).
+
+    >>> noise({"spin-3": 1, "spin-2": -1}, "average").status
+    'depends on the pairing'
+    """
+    parts = LEADERBOARD if benchmark == "average" else (benchmark,)
+    if "mt_bench" in parts or any(score(model, part) is None for model in contrast for part in parts):
+        return None
+    plain = sorted(contrast.values()) == [-1, 1]
+    difference = unpaired = best = 0.0
+    for part in parts:
+        scores = {model: score(model, part) or 0.0 for model in contrast}
+        gain = sum(weight * scores[model] for model, weight in contrast.items())
+        difference += gain / len(parts)
+        unpaired += sum((w * standard_error(part, scores[model])) ** 2 for model, w in contrast.items())
+        if plain and part not in _NOT_BINARY:
+            best += 100**2 * (abs(gain / 100) - (gain / 100) ** 2) / items(part)
+    error_unpaired, error_best = math.sqrt(unpaired) / len(parts), math.sqrt(best) / len(parts)
+    status = "depends on the pairing"
+    if abs(difference) > _TWO_SIDED_95 * error_unpaired:
+        status = "beyond noise"
+    elif abs(difference) <= _TWO_SIDED_95 * error_best:
+        status = "within noise"
+    return Noise(difference, error_unpaired, error_best, status)
+
+
+_TWO_SIDED_95 = 1.959964
+
+
+@cache
+def _item_counts() -> dict[str, int]:
+    return {str(name): int(n) for name, n in benchmark_settings()["items"].items()}
+
+
+@cache
+def _scores() -> dict[tuple[str, str], float]:
+    """Every printed score by model and benchmark; Table 5 repeats the SFT row of Table 4 unchanged."""
+    scores: dict[tuple[str, str], float] = {}
+    for table in (sft_one_more_epoch(), leaderboard(), other_benchmarks()):
+        printed = table.rename(columns={"average_printed": "average"})
+        for name in printed.columns.intersection(list(BENCHMARK_LABELS)):
+            scores |= {(str(model), name): float(value) for model, value in printed[name].items()}
+    return scores
+
+
+@cache
+def _figure_scores() -> dict[tuple[str, str, str], float]:
+    scores: dict[tuple[str, str, str], float] = {}
+    for row in epochs().to_dict("records"):
+        model = f"spin-0-epoch-{row['epoch']}" if row["epoch"] else "sft"
+        scores["figure4", model, row["benchmark"]] = row["score"]
+        scores["figure4", "spin-1", row["benchmark"]] = row["reference"]
+    spin = {0: "sft", 14_000: "spin-0-rows-14", 26_000: "spin-0-rows-26", 50_000: "spin-0-epoch-1"}
+    more = {0: "sft", 200_000: "sft-more-1", 400_000: "sft-more-2"}
+    for row in training_sizes().to_dict("records"):
+        if row["method"] == "SPIN":
+            scores["figure5", spin[row["training_size"]], "average"] = row["average"]
+        else:
+            scores["figure5_sft", more[row["training_size"]], "average"] = row["average"]
+            if row["training_size"]:
+                scores["figure5", more[row["training_size"]], "average"] = row["average"]
+    return scores
+
+
+def _with_recomputed_average(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(average_recomputed=table[list(LEADERBOARD)].mean(axis=1))
+
+
+def _by_model(name: str) -> pd.DataFrame:
+    table = _read(name).rename(columns={"model": "label"})
+    table.index = pd.Index([MODELS[label] for label in table["label"]], name="model")
+    return table
+
+
+def _read(name: str, dtype: Mapping[str, type] | None = None) -> pd.DataFrame:
+    return parse((files("spin_utils.paper") / "numbers" / name).read_text(encoding="utf-8"), name, dtype)
+
+
+def parse(text: str, name: str, dtype: Mapping[str, type] | None = None) -> pd.DataFrame:
+    """Read one of the CSV files: numbers everywhere but in the columns of words.
+
+    Raises:
+        PublishedError: not CSV, no rows, a column twice, or a cell that is no finite number where one must be.
+    """
+    try:
+        table = pd.read_csv(io.StringIO(text), comment="#", dtype=dict(dtype or {}))
+    except (ValueError, pd.errors.ParserError) as error:
+        raise PublishedError(f"{name}: not readable as CSV ({error}); restore it from git") from None
+    if table.empty or not _WORDS & set(table.columns):
+        raise PublishedError(
+            f"{name}: no rows, or none of the columns {', '.join(sorted(_WORDS))}; restore it from git"
+        )
+    for column in table.columns.difference(list(_WORDS)):
+        if not pd.api.types.is_numeric_dtype(table[column]) or table[column].abs().eq(math.inf).any():
+            raise PublishedError(f"{name}: column {column!r} holds what is no number; restore it from git")
+    return table

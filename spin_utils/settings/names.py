@@ -1,0 +1,113 @@
+"""Names of models: `sft`, `spin-0`, `spin-0-epoch-1`, `spin-0-rows-14`, `sft-more-1`, `dpo`, `spin-3-dpo`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_FORM = re.compile(
+    r"base|sft(?:-more-(?P<sft_epochs>[1-9]\d{0,3}))?"
+    r"|dpo"
+    r"|spin-(?P<iteration>0|[1-9]\d{0,3})"
+    r"(?:-(?P<dpo>dpo)|-(?P<further>more)|-epoch-(?P<epoch>[1-9]\d{0,3})|-rows-(?P<fiftieths>[1-9]\d{0,3}))?"
+)
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """What the name of a model says. `str()` gives the name back; two equal names are one model.
+
+    >>> name = ModelName.parse("spin-3-dpo")
+    >>> name.iteration, name.dpo, name.label
+    (3, True, 'SPIN iteration 3 + DPO')
+    >>> str(ModelName(iteration=0, epoch=2)), str(ModelName.parse("spin-1").opponent)
+    ('spin-0-epoch-2', 'spin-0')
+    """
+
+    iteration: int | None = None
+    """SPIN's iteration t; None for SFT, and for DPO from SFT."""
+    epoch: int | None = None
+    """Epoch of the iteration (Figure 4); None for its last one."""
+    fiftieths: int | None = None
+    """Share of the prompts in fiftieths (Figure 5); None for all."""
+    further: bool = False
+    """The run of the epochs after the iteration's last one (Figure 4)."""
+    sft_epochs: int = 0
+    """Further epochs of SFT, the control of Table 5 and Figure 5."""
+    dpo: bool = False
+    """DPO from this model."""
+    base: bool = False
+    """The model before any fine-tuning."""
+
+    @classmethod
+    def parse(cls, name: str) -> ModelName:
+        """The parts of a name.
+
+        Raises:
+            ValueError: it is not the name of a model.
+        """
+        found = _FORM.fullmatch(name)
+        if found is None:
+            raise ValueError(
+                f"{name[:80]!r}: names look like sft, spin-0, spin-0-epoch-1, spin-0-rows-14, sft-more-1, dpo"
+            )
+        numbers = {key: int(text) for key, text in found.groupdict().items() if text and text.isdigit()}
+        return cls(
+            **numbers, further=bool(found["further"]), dpo=name == "dpo" or bool(found["dpo"]), base=name == "base"
+        )
+
+    def __str__(self) -> str:
+        if self.base:
+            return "base"
+        if self.iteration is None:
+            return "dpo" if self.dpo else f"sft-more-{self.sft_epochs}" if self.sft_epochs else "sft"
+        parts = {"-epoch-": self.epoch, "-rows-": self.fiftieths}
+        ending = "".join(f"{text}{number}" for text, number in parts.items() if number is not None)
+        return f"spin-{self.iteration}{ending}{'-more' * self.further}{'-dpo' * self.dpo}"
+
+    @property
+    def is_iterate(self) -> bool:
+        """Whether it is theta_t+1, the main player at the end of an iteration of Algorithm 1."""
+        return self == ModelName(iteration=self.iteration) and self.iteration is not None
+
+    @property
+    def opponent(self) -> ModelName:
+        """The model that an iteration starts from and plays against: the iterate before it, or SFT."""
+        assert self.iteration is not None, f"{self} is no SPIN model"
+        return ModelName(iteration=self.iteration - 1) if self.iteration else ModelName()
+
+    @property
+    def label(self) -> str:
+        """What tables and figures call it."""
+        if self.base:
+            return "Base model"
+        if self.iteration is None:
+            more = f", {self.sft_epochs} more epoch{'s' * (self.sft_epochs > 1)}" if self.sft_epochs else ""
+            return "DPO" if self.dpo else f"SFT{more}"
+        text = f"SPIN iteration {self.iteration}"
+        if self.epoch is not None:
+            return f"{text}, epoch {self.epoch}"
+        if self.fiftieths is not None:
+            return f"{text}, {self.fiftieths}/50 of the prompts"
+        further = ", the epochs after its model" if self.further else ""
+        return text + further + " + DPO" * self.dpo
+
+
+def main_chain(iterations: int) -> list[str]:
+    """SFT and every iterate, in order.
+
+    >>> main_chain(2)
+    ['sft', 'spin-0', 'spin-1']
+    """
+    return [str(ModelName()), *(str(ModelName(iteration=t)) for t in range(iterations))]
+
+
+def iterates(names: Iterable[str]) -> list[str]:
+    """The iterates among some models, in order.
+
+    >>> iterates(["spin-10", "sft", "spin-2", "spin-0-epoch-1"])
+    ['spin-2', 'spin-10']
+    """
+    found = {name: ModelName.parse(name) for name in names}
+    return sorted((n for n in found if found[n].is_iterate), key=lambda name: found[name].iteration or 0)

@@ -1,0 +1,87 @@
+"""The SPIN objective (paper, eq. 4.7) as pure functions of summed log-probabilities.
+
+    L = E[ l( beta log p_theta(y|x)/p_theta_t(y|x) - beta log p_theta(y'|x)/p_theta_t(y'|x) ) ]
+
+with the policy p_theta, the opponent p_theta_t, the real response y and the generated response y'. With the
+logistic loss and pairs from elsewhere this is DPO: real is chosen, generated is rejected.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spin_utils.settings.run import Loss
+
+
+class SpinLoss(NamedTuple):
+    """Loss and its parts, one value per pair; only `losses` carries gradients."""
+
+    losses: Tensor
+    """l(margin)."""
+    margins: Tensor
+    """Real reward minus generated reward, the argument of l."""
+    real_rewards: Tensor
+    """beta (log p_theta(y|x) - log p_theta_t(y|x))."""
+    generated_rewards: Tensor
+    """The same of the generated response."""
+
+
+def spin_loss(
+    *,
+    policy_real_logps: Tensor,
+    policy_generated_logps: Tensor,
+    opponent_real_logps: Tensor,
+    opponent_generated_logps: Tensor,
+    beta: float,
+    loss: Loss = "logistic",
+) -> SpinLoss:
+    """The loss of each pair.
+
+    Args:
+        policy_real_logps: log p_theta(y|x) summed over tokens, float32, shape (pairs,).
+        policy_generated_logps: log p_theta(y'|x), likewise.
+        opponent_real_logps: log p_theta_t(y|x), likewise.
+        opponent_generated_logps: log p_theta_t(y'|x), likewise.
+        beta: the paper's lambda.
+        loss: the function l, one of `link`.
+
+    Raises:
+        ValueError: shapes differ, or `loss` is unknown.
+
+    Example:
+        >>> same = dict(policy_real_logps=torch.tensor([-3.0]), opponent_real_logps=torch.tensor([-3.0]))
+        >>> also = dict(policy_generated_logps=torch.tensor([-8.0]), opponent_generated_logps=torch.tensor([-8.0]))
+        >>> spin_loss(**same, **also, beta=0.1).losses
+        tensor([0.6931])
+    """
+    shapes = {
+        tuple(x.shape)
+        for x in (policy_real_logps, policy_generated_logps, opponent_real_logps, opponent_generated_logps)
+    }
+    if len(shapes) != 1:
+        raise ValueError(f"spin_loss: the four log-probabilities must have one shape, got {sorted(shapes)}")
+    real_rewards = beta * (policy_real_logps - opponent_real_logps)
+    generated_rewards = beta * (policy_generated_logps - opponent_generated_logps)
+    margins = real_rewards - generated_rewards
+    return SpinLoss(link(margins, loss), margins.detach(), real_rewards.detach(), generated_rewards.detach())
+
+
+def link(margins: Tensor, loss: Loss) -> Tensor:
+    """l(t), convex and decreasing with l'(0) < 0 (paper, Assumption 5.1).
+
+    Raises:
+        ValueError: `loss` is unknown.
+    """
+    if loss == "logistic":
+        return F.softplus(-margins)  # log(1 + exp(-t))
+    if loss == "hinge":
+        return torch.relu(1 - margins)
+    if loss == "correlation":
+        return 1 - margins
+    if loss == "exponential":
+        return torch.exp(-margins)
+    raise ValueError(f"loss: {loss!r} is unknown; use logistic, hinge, correlation or exponential")

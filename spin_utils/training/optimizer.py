@@ -1,0 +1,237 @@
+"""Optimizers with exact float32 master weights, and the learning-rate schedule.
+
+At a learning rate of 5e-7 an update is about 1e-5 of a weight, far below half a unit in the last place of
+bfloat16 (2e-3): bfloat16 weights alone would never move. The optimizer keeps float32 masters and gradients
+summed in float32 over micro-batches; the model computes with rounded copies. In float32 the masters are the
+model's own parameters. Where weights are spread, every process has its part of the masters and of everything beside
+them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from spin_utils.files import processes
+from spin_utils.model import sharding
+from spin_utils.settings.run import TrainingSettings
+
+ALPHA, BETA_1, BETA_2, EPSILON = 0.99, 0.9, 0.999, 1e-8
+"""RMSprop's alpha, AdamW's two betas, and epsilon, as PyTorch has them."""
+CHUNK, GPU_CHUNK = 2**17, 2**26
+"""Weights updated together: on a CPU few enough that all passes but the first find them in the cache; on a GPU those of
+many tensors, for few calls."""
+
+
+_Parts = list[tuple[int, slice]]
+
+
+class MasterOptimizer:
+    """RMSprop or AdamW over the trainable parameters of a model, equal to torch.optim in float32.
+
+    Args:
+        model: its trainable parameters, or this process's parts of them, are turned into `dtype`; masters start from
+            their values before.
+        settings: names the optimizer, weight decay and clipping.
+        dtype: compute precision, bfloat16 or float32; of a spread model what `sharding.shard` returned.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainingSettings, dtype: torch.dtype) -> None:
+        self.settings = settings
+        self.steps = 0
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not parameters:
+            raise ValueError(f"{type(model).__name__}: no parameter is trainable; set requires_grad on some")
+        self.names, self.parameters = list(parameters), list(parameters.values())
+        self.sharded = sharding.is_sharded(model)
+        self.own = [sharding.local(parameter) for parameter in self.parameters]
+        self.masters: list[Tensor] = []
+        for own in self.own:
+            master = own.detach().float().contiguous()
+            if dtype != torch.float32:
+                master = master.clone() if master.data_ptr() == own.data_ptr() else master
+                own.data = master.to(dtype)
+            else:
+                own.data = master
+            self.masters.append(master)
+        self.gradients = [torch.zeros_like(master) for master in self.masters]
+        moments = ("square_avg",) if settings.optimizer == "rmsprop" else ("exp_avg", "exp_avg_sq")
+        self.moments = {moment: [torch.zeros_like(master) for master in self.masters] for moment in moments}
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._collector(gradient))
+            for parameter, gradient in zip(self.parameters, self.gradients, strict=True)
+        ]
+
+    def add_up(self) -> None:
+        """Sum the gradients of all processes; where weights are spread, each already has the sum of its part."""
+        if not self.sharded:
+            processes.add_up(*self.gradients)
+
+    def grad_norm(self) -> Tensor:
+        """Norm of the summed gradients, float32 scalar on their device."""
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients)))
+        if not self.sharded:
+            return norm
+        square = norm.square()
+        processes.add_up(square)
+        return square.sqrt()
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, norm: Tensor | None = None) -> None:
+        """Update the masters, renew the model's copies and clear the gradients.
+
+        Args:
+            learning_rate: of this step.
+            norm: the gradient norm if known; needed only for clipping.
+        """
+        self.steps += 1
+        scale = None
+        if self.settings.max_grad_norm:
+            norm = self.grad_norm() if norm is None else norm
+            scale = (self.settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_
+        update = self._rmsprop if self.settings.optimizer == "rmsprop" else self._adamw
+        rounded = self.own[0].dtype != torch.float32
+        for parts in self._parts():
+
+            def together(tensors: list[Tensor], parts: _Parts = parts) -> list[Tensor]:
+                return [tensors[index].view(-1)[part] for index, part in parts]
+
+            gradients, masters = together(self.gradients), together(self.masters)
+            if scale is not None:
+                torch._foreach_mul_(gradients, scale)
+            if self.settings.weight_decay:
+                torch._foreach_mul_(masters, 1 - learning_rate * self.settings.weight_decay)
+            update(masters, gradients, [together(moment) for moment in self.moments.values()], learning_rate)
+            torch._foreach_zero_(gradients)
+            if rounded:
+                torch._foreach_copy_(together(self.own), masters)
+
+    def clear(self) -> None:
+        """Forget the summed gradients."""
+        torch._foreach_zero_(self.gradients)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that must survive a resumption, by name, besides the number of steps.
+
+        The same for any number of processes: whole in the first one, empty in the others where weights are spread.
+        """
+        return {name: sharding.whole(tensor, parameter) for name, tensor, parameter in self._kept()}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], steps: int) -> None:
+        """Take up the state that `tensors` gave.
+
+        Raises:
+            ValueError: names or shapes differ from this model's.
+        """
+        shapes = {name: sharding.shape(parameter) for name, _, parameter in self._kept()}
+        if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise ValueError("the saved optimizer state belongs to another model; remove it to start anew")
+        for name, tensor, parameter in self._kept():
+            tensor.copy_(sharding.part(tensors[name], parameter))
+        for own, master in zip(self.own, self.masters, strict=True):
+            if own.dtype != torch.float32:
+                own.copy_(master)
+        self.steps = steps
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Inside the block the model has its exact float32 weights, as it has after `close`."""
+        copies = [own.data for own in self.own]
+        for own, master in zip(self.own, self.masters, strict=True):
+            own.data = master
+        try:
+            yield
+        finally:
+            for own, copy in zip(self.own, copies, strict=True):
+                own.data = copy
+
+    def close(self) -> None:
+        """Leave the model as an ordinary one with the exact float32 weights: no hooks, no gradients.
+
+        Weights rounded to bfloat16 would start the next run in the middle of their rounding cells, where steps
+        smaller than half a cell change nothing, and would lose what the last ones did.
+        """
+        for hook in self._hooks:
+            hook.remove()
+        for parameter, own, master in zip(self.parameters, self.own, self.masters, strict=True):
+            parameter.grad = None
+            own.data = master
+
+    def _kept(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, tensor and its parameter of everything that is kept."""
+        for kind, tensors in {"master": self.masters, **self.moments}.items():
+            for name, tensor, parameter in zip(self.names, tensors, self.parameters, strict=True):
+                yield f"{kind}.{name}", tensor, parameter
+
+    def _collector(self, total: Tensor) -> Callable[[Tensor], None]:
+        def collect(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                total.add_(sharding.gradient(parameter))
+                parameter.grad = None
+
+        return collect
+
+    def _parts(self) -> Iterator[_Parts]:
+        """All weights, by index of their tensor and slice of it, in lots of those that are updated together."""
+        on_cpu = self.masters[0].device.type == "cpu"
+        lot: _Parts = []
+        filled = 0
+        for index, master in enumerate(self.masters):
+            size = CHUNK if on_cpu else max(1, master.numel())
+            for start in range(0, master.numel(), size):
+                if lot and (on_cpu or filled + size > GPU_CHUNK):
+                    yield lot
+                    lot, filled = [], 0
+                lot.append((index, slice(start, start + size)))
+                filled += size
+        if lot:
+            yield lot
+
+    def _rmsprop(
+        self, masters: list[Tensor], gradients: list[Tensor], moments: list[list[Tensor]], learning_rate: float
+    ) -> None:
+        (square_avgs,) = moments
+        torch._foreach_mul_(square_avgs, ALPHA)
+        torch._foreach_addcmul_(square_avgs, gradients, gradients, value=1 - ALPHA)
+        denominators = torch._foreach_sqrt(square_avgs)
+        torch._foreach_add_(denominators, EPSILON)
+        torch._foreach_addcdiv_(masters, gradients, denominators, value=-learning_rate)
+
+    def _adamw(
+        self, masters: list[Tensor], gradients: list[Tensor], moments: list[list[Tensor]], learning_rate: float
+    ) -> None:
+        exp_avgs, exp_avg_sqs = moments
+        torch._foreach_lerp_(exp_avgs, gradients, 1 - BETA_1)
+        torch._foreach_mul_(exp_avg_sqs, BETA_2)
+        torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, value=1 - BETA_2)
+        denominators = torch._foreach_sqrt(exp_avg_sqs)
+        torch._foreach_div_(denominators, math.sqrt(1 - BETA_2**self.steps))
+        torch._foreach_add_(denominators, EPSILON)
+        torch._foreach_addcdiv_(masters, exp_avgs, denominators, value=-learning_rate / (1 - BETA_1**self.steps))
+
+
+def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float:
+    """Learning rate of an optimizer step: linear warm-up, then linear or cosine decay or a constant.
+
+    Equal to transformers' `get_linear_schedule_with_warmup`, `get_cosine_schedule_with_warmup` and
+    `get_constant_schedule_with_warmup`, where the first step (number 0) has a rate of zero if there is any warm-up.
+
+    Args:
+        step: steps done before this one.
+        total: steps over which the rate decays.
+        settings: peak rate, warm-up share and schedule.
+    """
+    warmup = math.ceil(total * settings.warmup_ratio)
+    if step < warmup:
+        return settings.learning_rate * step / warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    left = max(0.0, (total - step) / max(1, total - warmup))
+    return settings.learning_rate * (left if settings.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)

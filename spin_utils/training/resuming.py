@@ -1,0 +1,163 @@
+"""What lets a stopped training run go on: its saved state, and the stop signals.
+
+The state is a folder `state-STEP` with safetensors and JSON, nothing pickled. It is written beside and renamed
+when complete, so a folder of that name is always whole; hashes say whether it still is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spin_utils.files.seals import file_hash, is_whole, sealed
+from spin_utils.files.writing import sync, write_text
+
+logger = logging.getLogger(__name__)
+
+_TENSORS, _DESCRIPTION = "state.safetensors", "state.json"
+
+
+class OtherRunError(ValueError):
+    """The saved state belongs to a run with other settings or data. The message names the difference."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A training run between two optimizer steps."""
+
+    step: int
+    """Optimizer steps done."""
+    precision: str
+    """Compute precision that the run uses."""
+    tensors: dict[str, Tensor]
+    """The optimizer's tensors."""
+    rows: list[dict[str, float]]
+    """Metric rows so far."""
+
+
+def save_state(work: Path, run: dict[str, Any], state: SavedState) -> None:
+    """Write a state to `work`, then remove older ones.
+
+    Args:
+        work: the run's folder.
+        run: what identifies the run; must be JSON.
+        state: to save.
+    """
+    final = work / f"state-{state.step:08d}"
+    if final.exists():
+        return
+    unfinished = work / f"unfinished-{os.getpid()}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    tensors = unfinished / _TENSORS
+    save_file(state.tensors, tensors)
+    sync(tensors)
+    description = {
+        "step": state.step,
+        "precision": state.precision,
+        "run": run,
+        "rows": state.rows,
+        "tensors": file_hash(tensors),
+    }
+    write_text(unfinished / _DESCRIPTION, json.dumps(sealed(description), indent=1, sort_keys=True))
+    os.replace(unfinished, final)
+    sync(work)
+    for older in _states(work):
+        if older != final:
+            shutil.rmtree(older)
+
+
+def load_state(work: Path, run: dict[str, Any]) -> SavedState | None:
+    """The latest whole state in `work`, or None. A damaged one is removed, with a warning.
+
+    Raises:
+        OtherRunError: it was saved by another run.
+    """
+    for leftover in work.glob("unfinished-*"):
+        shutil.rmtree(leftover, ignore_errors=True)  # several processes may do so at once
+    for folder in reversed(_states(work)):
+        description = _described(folder)
+        if description is not None:
+            return _load(folder, description, run)
+        logger.warning("%s: not what was written (hash); the training goes on without it", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _described(folder: Path) -> dict[str, Any] | None:
+    """What `save_state` wrote of a state, or None if a byte of it is missing or changed."""
+    try:
+        description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+        whole = is_whole(description) and description["tensors"] == file_hash(folder / _TENSORS)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return description if whole else None
+
+
+def _load(folder: Path, description: dict[str, Any], run: dict[str, Any]) -> SavedState:
+    wanted = json.loads(json.dumps(run))
+    for key in sorted(wanted.keys() | description["run"].keys()):
+        before, now = description["run"].get(key), wanted.get(key)
+        if before != now:
+            raise OtherRunError(
+                f"{folder}: saved by a run with another {key} ({_difference(before, now)}); "
+                "remove the folder to start anew"
+            )
+    logger.info("going on after step %d from %s", description["step"], folder)
+    tensors = load_file(folder / _TENSORS)
+    return SavedState(description["step"], description["precision"], tensors, description["rows"])
+
+
+class StopRequest:
+    """Inside the block SIGINT and SIGTERM only set `asked`; a second Ctrl-C stops at once.
+
+    SIGTERM may come any number of times: a scheduler sends it to every process of a job, and the wrapper around a
+    notebook passes its own on as SIGINT.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._interrupted = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._interrupted:
+            raise KeyboardInterrupt
+        if not self.asked:
+            logger.warning("%s: finishing the step and saving; Ctrl-C twice stops at once", signal.Signals(number).name)
+        self.asked = True
+        self._interrupted = self._interrupted or number == signal.SIGINT
+
+
+def _states(work: Path) -> list[Path]:
+    return sorted(work.glob("state-" + "[0-9]" * 8))
+
+
+def _difference(before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        return ", ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in keys)
+    return f"{before!r} then, {now!r} now"

@@ -1,0 +1,260 @@
+"""The training loop: SFT on single responses, SPIN and DPO on pairs.
+
+The seed gives the order of the groups, `training_step` takes the steps. A run that is stopped goes on from its
+saved state and ends with the same bytes. Several processes (see `processes`) share every batch; their
+result is that of one process up to the rounding of sums, and a run may go on with another number of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spin_utils.files import processes, runtime
+from spin_utils.files.precision import choose_precision
+from spin_utils.files.progress import progress
+from spin_utils.files.writing import write_text
+from spin_utils.model import sharding
+from spin_utils.model.attention import packed_attention
+from spin_utils.model.fast_layers import fast_layers
+from spin_utils.model.logprobs import check_supported
+from spin_utils.model.packing import Group, PackingError, check_groups
+from spin_utils.settings.run import TrainingSettings, training_identity
+from spin_utils.training.optimizer import MasterOptimizer, learning_rate_at
+from spin_utils.training.resuming import SavedState, StopRequest, load_state, save_state
+from spin_utils.training.trackers import open_trackers
+from spin_utils.training.training_step import NoMemoryError, NonFiniteLossError, Row, StepRunner
+
+__all__ = ["Interrupted", "NoMemoryError", "NonFiniteLossError", "Row", "TrainingResult", "train"]
+
+logger = logging.getLogger(__name__)
+
+TRIMMED_EVERY = 5
+"""Steps between two calls of `runtime.trim_memory`, each of which costs a small part of a step."""
+
+
+class Interrupted(RuntimeError):  # noqa: N818 - it is a request, not an error
+    """Training was asked to stop and has saved its state. The message says how to go on."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run leaves besides the trained model."""
+
+    rows: list[Row]
+    """One metric row per logged step, those before an interruption included."""
+    precision: str
+    """Compute precision used: bfloat16 or float32."""
+    steps: int
+    """Optimizer steps of the whole run."""
+
+
+def train(
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    settings: TrainingSettings,
+    *,
+    opponent_logps: Sequence[Sequence[float]] | None = None,
+    seed: int,
+    work: Path,
+    on_epoch_end: Callable[[int, PreTrainedModel], None] | None = None,
+    keep_state: bool = False,
+    what: str = "training",
+    describe: Callable[[int], str] = "group {}".format,
+) -> TrainingResult:
+    """Train a model in place.
+
+    Without `opponent_logps` every group has one response, and the loss is the mean negative log-likelihood of
+    the response tokens of the global batch (eq. 3.1). With them every group is a pair (real, generated), and
+    the loss is the mean of eq. 4.7 over the pairs of the global batch; pairs whose responses are equal give
+    exactly l(0) and no gradient, and are left out of the computation but not of the mean.
+
+    Args:
+        model: on its device, the same in every process. Afterwards its weights are the exact float32 masters; processes
+            that shard have a part of them each (`sharding.whole_weights` puts them together).
+        groups: one response each (SFT) or two (pairs); may read from disk.
+        settings: of this run.
+        opponent_logps: (real, generated) summed log-probabilities of every pair under the opponent.
+        seed: of the order of the groups.
+        work: folder for metrics.jsonl and the state for resuming; a run that was stopped goes on from it.
+        on_epoch_end: called with the number of epochs done and the model with its exact float32 weights; called
+            again for the same epoch if the run is stopped right after it.
+        keep_state: save the state after the last step too, so that a run of more epochs can go on from it.
+        what: a few words for progress lines and trackers.
+        describe: names a group by its index in messages, such as the id of its row.
+
+    Raises:
+        PackingError: a group is empty or has the wrong number of responses.
+        UnsupportedModelError: the model cannot work on packed groups.
+        OtherRunError: the state in `work` is of another run.
+        NonFiniteLossError: a loss, a gradient or a weight is not finite; the last saved state is kept.
+        NoMemoryError: a group alone does not fit into memory, or a micro-batch where processes shard.
+        Interrupted: SIGINT or SIGTERM arrived; the state is saved.
+    """
+    longest_row = _check_data(groups, opponent_logps)
+    check_supported(model, longest_row)
+    work.mkdir(parents=True, exist_ok=True)
+    run = {
+        "settings": _schedule_identity(settings),
+        "seed": seed,
+        "groups": len(groups),
+        "pairs": opponent_logps is not None,
+    }
+    saved = load_state(work, run)
+    chosen = saved.precision if saved else settings.precision
+    dtype = processes.from_first(lambda: choose_precision(chosen, model.device))
+    precision = str(dtype).removeprefix("torch.")
+    if processes.sharded():
+        dtype = sharding.shard(model.float(), dtype)
+    with ExitStack() as stack:
+        optimizer = MasterOptimizer(model, settings, dtype)
+        stack.callback(optimizer.close)
+        if saved:
+            optimizer.load(saved.tensors, saved.step)
+            saved.tensors.clear()  # mapped from the file that the next save removes
+        log = _MetricLog(work / "metrics.jsonl", saved.rows if saved else [])
+        track, close = open_trackers(
+            settings.trackers if processes.rank() == 0 else (), what, work, done=optimizer.steps
+        )
+        stack.callback(close)
+        stack.enter_context(packed_attention(model))
+        stack.enter_context(fast_layers(model))
+        stack.enter_context(_training_mode(model, settings))
+        stop = stack.enter_context(StopRequest())
+        plan = _Plan(len(groups), settings, seed)
+        if not any(learning_rate_at(number, plan.scheduled_steps, settings) for number in range(plan.steps)):
+            logger.warning(
+                "%s: nothing will be learnt: warm-up starts at a learning rate of 0, and this run has no later step; "
+                "lower batch_size (%d), or set warmup_ratio to 0",
+                what,
+                settings.batch_size,
+            )
+        bar = stack.enter_context(progress(plan.steps, what, "steps", done=optimizer.steps))
+        step_of = StepRunner(model, groups, settings, opponent_logps, optimizer, describe)
+        saved_at = time.monotonic()
+
+        def save() -> None:
+            step_of.check_finite()
+            step_of.check_weights()
+            state = SavedState(optimizer.steps, precision, optimizer.tensors(), log.rows)
+            if processes.rank() == 0:
+                save_state(work, run, state)
+            processes.barrier()
+
+        def end_epoch() -> None:
+            if on_epoch_end is not None and optimizer.steps and optimizer.steps % plan.steps_per_epoch == 0:
+                with optimizer.exact():
+                    on_epoch_end(optimizer.steps // plan.steps_per_epoch, model)
+
+        end_epoch()  # the run may have been stopped before the last call was done
+        while optimizer.steps < plan.steps:
+            number = optimizer.steps
+            rate = learning_rate_at(number, plan.scheduled_steps, settings)
+            logged = (number + 1) % settings.log_every == 0 or number + 1 == plan.steps
+            row = step_of(plan.indices(number), rate, logged)
+            if row is not None:
+                row = {"step": number + 1, "epoch": (number + 1) / plan.steps_per_epoch, **row}
+                log.append(row)
+                for tracker in track:
+                    tracker(row)
+            bar.advance(1, f"loss {row['loss']:.4f}" if row else "")
+            if optimizer.steps % TRIMMED_EVERY == 0:
+                runtime.trim_memory()
+            stopping, due = processes.any_of(stop.asked, time.monotonic() - saved_at >= 60 * settings.save_minutes)
+            if stopping or due:
+                save()
+                saved_at = time.monotonic()
+            if stopping:
+                raise Interrupted(
+                    f"{what}: stopped after step {optimizer.steps} of {plan.steps}; the state is in {work}, "
+                    "and the same command goes on from there"
+                )
+            end_epoch()
+        step_of.check_weights()
+        if keep_state:
+            save()
+    return TrainingResult(log.rows, precision, optimizer.steps)
+
+
+def _schedule_identity(settings: TrainingSettings) -> dict[str, Any]:
+    """What a state between two steps depends on: all settings but the number of epochs, which only end the run."""
+    scheduled = settings.schedule_epochs or settings.epochs
+    return {**training_identity(settings), "epochs": None, "schedule_epochs": scheduled}
+
+
+class _Plan:
+    """Which groups belong to which step: a fresh seeded order every epoch."""
+
+    def __init__(self, groups: int, settings: TrainingSettings, seed: int) -> None:
+        self.groups, self.batch_size, self.seed = groups, settings.batch_size, seed
+        self.steps_per_epoch = -(-groups // settings.batch_size)
+        self.steps = self.steps_per_epoch * settings.epochs
+        self.scheduled_steps = self.steps_per_epoch * (settings.schedule_epochs or settings.epochs)
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def indices(self, step: int) -> list[int]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.groups, generator=generator)
+        return self._order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+
+
+class _MetricLog:
+    """The metric rows, those of the saved state first; the first process shows them in metrics.jsonl meanwhile."""
+
+    def __init__(self, path: Path, rows: list[Row]) -> None:
+        self.path, self.rows = path, list(rows)
+        if processes.rank() == 0:
+            write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def append(self, row: Row) -> None:
+        self.rows.append(row)
+        if processes.rank() == 0:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def _check_data(groups: Sequence[Group], opponent_logps: Sequence[Sequence[float]] | None) -> int:
+    """Refuse impossible data before any work; returns the longest row in tokens."""
+    check_groups(groups)
+    expected = 1 if opponent_logps is None else 2
+    longest_row = 0
+    for number, group in enumerate(groups):
+        if len(group.response_ids) != expected:
+            raise PackingError(
+                f"group {number}: {len(group.response_ids)} responses; "
+                + ("SFT takes one (opponent_logps are missing for pairs)" if expected == 1 else "a pair has two")
+            )
+        longest_row = max(longest_row, group.longest_row)
+    if opponent_logps is not None and len(opponent_logps) != len(groups):
+        raise PackingError(f"opponent_logps: {len(opponent_logps)} rows for {len(groups)} pairs; score all pairs")
+    return longest_row
+
+
+@contextmanager
+def _training_mode(model: PreTrainedModel, settings: TrainingSettings) -> Iterator[None]:
+    """Training mode without dropout (the opponent's log-probabilities are without), checkpointing if asked."""
+    was_training = model.training
+    model.train()
+    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    for module in dropouts:
+        module.eval()
+    if settings.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        if settings.gradient_checkpointing:
+            model.activation_checkpointing_disable()
+        model.train(was_training)

@@ -1,0 +1,251 @@
+"""One optimizer step: forward and backward over the micro-batches of a global batch, update, metrics.
+
+A step takes exactly `batch_size` groups. They are sorted by length and cut into micro-batches by a token budget,
+which changes neither the loss nor (up to rounding) the gradient. Several processes share the groups of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spin_utils.files import processes
+from spin_utils.model.logprobs import IDLE, sequence_logps
+from spin_utils.model.packing import Group, micro_batches, pack
+from spin_utils.settings.run import TrainingSettings
+from spin_utils.training.losses import link, spin_loss
+from spin_utils.training.optimizer import MasterOptimizer
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 20  # groups in one message
+_REMEDY = (
+    "the last saved state is kept. Look at these rows, lower learning_rate, or use precision: float32, "
+    "then run the same command"
+)
+
+Row = dict[str, float]
+"""One metric row; most of its names stand in `StepRunner._row`."""
+
+
+class NonFiniteLossError(ValueError):
+    """A loss, a gradient or a weight is not a number or infinite. The message names the groups."""
+
+
+class NoMemoryError(RuntimeError):
+    """A group alone does not fit into memory, or a micro-batch where processes shard. The message has the remedy."""
+
+
+class StepRunner:
+    """One optimizer step: forward and backward over the micro-batches, update, metrics."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        groups: Sequence[Group],
+        settings: TrainingSettings,
+        opponent_logps: Sequence[Sequence[float]] | None,
+        optimizer: MasterOptimizer,
+        describe: Callable[[int], str] = "group {}".format,
+    ) -> None:
+        self.describe = describe
+        self.model, self.groups, self.settings = model, groups, settings
+        self.opponent_logps, self.optimizer = opponent_logps, optimizer
+        self.budget = settings.micro_batch_tokens
+        self.since_row = _Interval()
+        self.last = _Sums()
+
+    def __call__(self, indices: list[int], learning_rate: float, logged: bool) -> Row | None:
+        """Take a step; returns the metric row if `logged`.
+
+        Raises:
+            NonFiniteLossError: looked for when logged, and at every step on a CPU; no update is made then.
+        """
+        batch = {index: self.groups[index] for index in indices}
+        self.last = sums = self._accumulate(batch)
+        self.optimizer.add_up()
+        norm = self.optimizer.grad_norm() if logged or self.settings.max_grad_norm else None
+        self.since_row.add(len(batch), sums.tokens)
+        if logged or self.model.device.type == "cpu":
+            self.check_finite()
+        row = self._row(batch, norm) if logged and norm is not None else None
+        if row is not None and not math.isfinite(row["grad_norm"]):
+            raise NonFiniteLossError(f"the gradient of {self._names(indices)} is not finite; {_REMEDY}")
+        self.optimizer.step(learning_rate, norm)
+        return None if row is None else {**row, "learning_rate": learning_rate, **self.since_row.rates()}
+
+    def check_finite(self) -> None:
+        """Refuse to go on after a loss, or another part of a metric row, that is not finite.
+
+        Raises:
+            NonFiniteLossError: names the groups.
+        """
+        found = [index for indices in processes.gather(self._not_finite()) for index in indices]
+        if found:
+            raise NonFiniteLossError(f"the loss of {self._names(found)} is not finite; {_REMEDY}")
+
+    def check_weights(self) -> None:
+        """Refuse to keep weights that are not finite: a gradient can overflow where the loss does not.
+
+        Raises:
+            NonFiniteLossError: names a weight and the groups of the last step.
+        """
+        finite = torch.stack([master.sum() for master in self.optimizer.masters]).isfinite().tolist()
+        bad = [name for name, fine in zip(self.optimizer.names, finite, strict=True) if not fine]
+        order = [index for indices in processes.gather(self.last.order) for index in indices]
+        for name in (name for names in processes.gather(bad) for name in names):
+            raise NonFiniteLossError(f"{name} is not finite after a step on {self._names(order)}; {_REMEDY}")
+
+    def _names(self, indices: Sequence[int]) -> str:
+        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
+        return ", ".join(map(self.describe, indices[:_NAMED])) + more
+
+    def _not_finite(self) -> list[int]:
+        if not self.last.values:
+            return []
+        bad = ~torch.isfinite(torch.cat(self.last.values, 1)).all(0)
+        return [self.last.order[i] for i in bad.nonzero()[:, 0].tolist()]
+
+    def _accumulate(self, batch: dict[int, Group]) -> _Sums:
+        """Sum the gradients of a global batch; when memory is short, start again with half the budget."""
+        shares = self._shares(batch)
+        own = shares[processes.rank()]
+        while True:
+            try:
+                return self._accumulate_once(batch, shares)
+            except (RuntimeError, MemoryError) as error:
+                if not (own and _out_of_memory(error)):
+                    raise
+                largest = max(own, key=lambda index: batch[index].tokens)
+                if self.budget <= batch[largest].tokens:
+                    raise NoMemoryError(
+                        f"out of memory with {self.describe(largest)} alone, {batch[largest].tokens} tokens; set "
+                        "gradient_checkpointing: true, shorten the rows (template.max_prompt_tokens, "
+                        "template.max_response_tokens), or use a machine with more memory"
+                    ) from None
+                if processes.sharded():  # the others are in the middle of theirs and cannot start again
+                    raise NoMemoryError(
+                        f"out of memory with micro-batches of {self.budget} tokens, which processes that shard cannot "
+                        "halve by themselves; lower training.micro_batch_tokens, or set gradient_checkpointing: true"
+                    ) from None
+                self.budget //= 2
+                logger.warning("out of memory: going on with micro-batches of %d tokens", self.budget)
+            self.optimizer.clear()  # some parameters may have their gradient already
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _shares(self, batch: dict[int, Group]) -> list[list[int]]:
+        """The groups that each process computes, by index."""
+        skip = self.opponent_logps is not None and self.settings.skip_identical
+        kept = [i for i, g in batch.items() if not (skip and list(g.response_ids[0]) == list(g.response_ids[1]))]
+        return processes.deal(kept, [batch[i].tokens for i in kept])
+
+    def _accumulate_once(self, batch: dict[int, Group], shares: list[list[int]]) -> _Sums:
+        sums = _Sums()
+        pairs = self.opponent_logps is not None
+        denominator = len(batch) if pairs else sum(len(g.response_ids[0]) for g in batch.values())
+        sums.tokens = sum(batch[i].tokens for share in shares for i in share)
+        planned = [self._micro_batches(batch, share) for share in shares]
+        own = planned[processes.rank()]
+        for chosen in own:
+            packed = pack([batch[i] for i in chosen]).to(self.model.device)
+            logps = sequence_logps(self.model, packed)
+            losses, values = self._pair_losses(logps, chosen) if pairs else (-logps, -logps.detach()[None])
+            (losses.sum() / denominator).backward()
+            sums.values.append(values)
+            sums.order += chosen
+        for _ in range(max(map(len, planned)) - len(own)):
+            (sequence_logps(self.model, pack([IDLE]).to(self.model.device)).sum() * 0).backward()
+        return sums
+
+    def _micro_batches(self, batch: dict[int, Group], share: list[int]) -> list[list[int]]:
+        """The groups of one process, by index, in micro-batches."""
+        return [[share[i] for i in chosen] for chosen in micro_batches([batch[i].tokens for i in share], self.budget)]
+
+    def _pair_losses(self, logps: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor]:
+        assert self.opponent_logps is not None
+        opponent = torch.tensor([self.opponent_logps[i] for i in chosen], dtype=torch.float32, device=logps.device)
+        policy = logps.view(-1, 2)
+        result = spin_loss(
+            policy_real_logps=policy[:, 0],
+            policy_generated_logps=policy[:, 1],
+            opponent_real_logps=opponent[:, 0],
+            opponent_generated_logps=opponent[:, 1],
+            beta=self.settings.beta,
+            loss=self.settings.loss,
+        )
+        drifts = (policy.detach() - opponent).T
+        parts = (result.losses.detach(), result.margins, result.real_rewards, result.generated_rewards, *drifts)
+        return result.losses, torch.stack(parts)
+
+    def _row(self, batch: dict[int, Group], norm: Tensor) -> Row:
+        """Metrics of the last global batch, with one transfer from the device.
+
+        Loss, accuracy and margin are means over all pairs, skipped ones included; rewards and drifts (policy
+        minus opponent log-probability) are means over the pairs that were computed, by all processes.
+        """
+        parts = 1 if self.opponent_logps is None else 6
+        values = torch.cat(self.last.values, 1) if self.last.values else torch.zeros(parts, 0, device=norm.device)
+        counts = torch.stack([(values[1:2] > 0).sum(), torch.tensor(values.shape[1], device=norm.device)])
+        sums = torch.cat([counts, values.double().sum(1)])
+        processes.add_up(sums)
+        grad_norm, won, computed, loss, *others = torch.cat([norm[None], sums]).tolist()
+        if self.opponent_logps is None:
+            return {"loss": loss / sum(len(g.response_ids[0]) for g in batch.values()), "grad_norm": grad_norm}
+        skipped = len(batch) - int(computed)
+        at_zero = float(link(torch.zeros(()), self.settings.loss))
+        margin, *means = (value / max(1, computed) for value in others)
+        names = ("rewards_real", "rewards_generated", "drift_real", "drift_generated")
+        return {
+            "loss": (loss + skipped * at_zero) / len(batch),
+            "accuracy": won / len(batch),
+            "margin": margin * computed / len(batch),
+            **dict(zip(names, means, strict=True)),
+            "skipped": skipped,
+            "grad_norm": grad_norm,
+        }
+
+
+@dataclass
+class _Sums:
+    """What one global batch adds up to; tensors stay on the device until a row is asked for."""
+
+    values: list[Tensor] = field(default_factory=list)
+    """Per micro-batch, shape (parts, groups): the loss, and for pairs also the margin, real and generated reward,
+    real and generated drift."""
+    order: list[int] = field(default_factory=list)
+    """The groups' indices in the same order."""
+    tokens: int = 0
+
+
+class _Interval:
+    """Work done and time gone since the last metric row."""
+
+    def __init__(self) -> None:
+        self.groups, self.tokens, self.started = 0, 0, time.perf_counter()
+
+    def add(self, groups: int, tokens: int) -> None:
+        self.groups += groups
+        self.tokens += tokens
+
+    def rates(self) -> Row:
+        now = time.perf_counter()
+        seconds = now - self.started
+        rates = {
+            "seconds": seconds,
+            "tokens_per_second": self.tokens / seconds,
+            "groups_per_second": self.groups / seconds,
+        }
+        self.groups, self.tokens, self.started = 0, 0, now
+        return rates
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,375 @@
+"""The command line: bad input is one clear line and exit status 2, before any work."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic_results as synthetic
+
+from spin_utils.cli import cli_parser, notebooks
+from spin_utils.cli import main as cli
+from spin_utils.files import paths, processes
+from spin_utils.paper import results, verdict_page, verdicts
+from spin_utils.settings import profiles
+from spin_utils.settings.inputs import BENCHMARKS
+
+
+def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    status = cli.main(arguments)
+    return status, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "--profile", "smoek"], "profile 'smoek': unknown; did you mean 'smoke'?"),
+        (["plan", "--profile", "smoke", "--set", "spin.training.bta=1"], "did you mean 'beta'?"),
+        (["plan", "--profile", "smoke", "--set", "spin.training.beta"], "write an override as name=value"),
+        (["plan", "--profile", "smoke", "--seeds", "0,x"], "seeds: '0,x'; write whole numbers"),
+        (["plan", "--profile", "smoke", "--seeds", "1,1"], "write each seed once"),
+        (["reproduce", "--profile", "smoke", "--model", "/no/such/model"], "/no/such/model: no such model folder"),
+        (["reproduce", "--profile", "smoke", "--data", "/no/such/rows.jsonl"], "rows.jsonl"),
+        (["step", "spin-9", "--profile", "smoke"], "step 'spin-9': unknown; did you mean 'spin-1'?"),
+        (
+            ["run", "02_synthetic_generation", "-p", "iterations=1"],
+            "no parameter 'iterations'; did you mean 'iteration'?",
+        ),
+        (["run", "03_spin_trainig"], "did you mean '03_spin_training'?"),
+        (["verdicts", "--profile", "smoke"], "no verdicts; run `spin-repro figures --profile smoke`"),
+        (["figures", "--profile", "smoke"], "no evaluations; run `spin-repro reproduce --profile smoke` first"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_2(
+    arguments: list[str], message: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out = outcome(capsys, *arguments)
+    assert status == 2
+    assert message in out
+    assert "Traceback" not in out
+    assert len(out.strip().splitlines()) == 1
+
+
+def test_a_broken_row_is_named_before_any_work(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"question {i}", "response": f"answer {i}"} for i in range(60)]
+    rows[16]["response"] = " "
+    path = home / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, out = outcome(capsys, "reproduce", "--profile", "smoke", "--data", str(path))
+    assert status == 2
+    assert "mine.jsonl, row 17" in out
+    assert not list(home.glob("artifacts/*/seed-*"))
+
+
+def test_the_plan_lists_every_step_in_order(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out = outcome(capsys, "plan", "--profile", "smoke", "--seeds", "0,1")
+    assert status == 0
+    names = [line.split()[4] for line in out.splitlines() if "seed 1" in line]
+    main = "data base sft eval-sft pairs-0 spin-0 eval-spin-0 pairs-1 spin-1 eval-spin-1"
+    beside = "transfer-sft transfer-spin-0 transfer-spin-1 heldout-spin-0 heldout-spin-1"
+    epochs = "spin-0-more eval-spin-0-epoch-1 eval-spin-0-epoch-3 spin-0-rows-26 eval-spin-0-rows-26"
+    more = "sft-more-1 eval-sft-more-1 preferences dpo eval-dpo spin-1-dpo eval-spin-1-dpo"
+    assert " ".join(names) == f"{main} {beside} {epochs} {more}"
+
+
+def test_a_profile_in_the_current_folder_is_found_from_any_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    (home / "mine.yaml").write_text("extends: smoke\ndpo: null\n")
+    given: dict = {}
+    monkeypatch.setattr(notebooks, "run", lambda name, parameters, output: given.update(parameters) or output)
+    assert cli.main(["run", "01_sft_baseline", "-p", "profile=mine.yaml"]) == 0
+    assert given["profile"] == str(home / "mine.yaml")
+    assert cli.main(["step", "spin-0", "--profile", "mine.yaml"]) == 0
+    assert given["profile"] == str(home / "mine.yaml")
+
+
+def test_a_change_on_the_command_line_becomes_a_profile_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--profile", "smoke", "--set", "spin.iterations=1", "--name", "mine"]) == 0
+    (file,) = (home / "artifacts" / "mine").glob("*.yaml")
+    written = profiles.load(str(file))
+    assert (written.name, written.spin.iterations) == ("mine", 1)
+    assert "spin-1" not in capsys.readouterr().out
+
+
+def test_a_profile_that_a_run_loads_stays_while_others_are_asked_for_under_its_name(home: Path) -> None:
+    ask = ["plan", "--profile", "smoke", "--name", "mine", "--set"]
+    for iterations in (1, 2, 1):
+        assert cli.main([*ask, f"spin.iterations={iterations}"]) == 0
+    written = [profiles.load(str(file)) for file in (home / "artifacts" / "mine").glob("*.yaml")]
+    assert sorted(profile.spin.iterations for profile in written) == [1, 2]
+
+
+def test_help_answers_within_a_few_seconds() -> None:
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-m", "spin_utils", "--help"], capture_output=True, text=True, check=True)
+    assert "spin-repro reproduce" in result.stdout
+    assert time.monotonic() - start < 10
+
+
+def test_two_models_are_compared_on_the_same_items(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    synthetic.write(home, seeds=(0, 1), items=30)
+    status, out = outcome(capsys, "compare", "spin-3", "sft", "--json")
+    assert status == 0
+    rows = {row["task"]: row for row in json.loads(out)}
+    scores = results.load_evaluations(home / "results" / "cpu")
+    means = scores.groupby(["model", "task"])["score"].mean().groupby("model").mean() * 100
+    assert rows["average"]["difference"] == pytest.approx(means["spin-3"] - means["sft"])
+    assert rows["average"]["low"] < rows["average"]["difference"] < rows["average"]["high"]
+    assert rows["average"]["seeds"] == 2
+    for models in (("spin-9", "sft"), ("spin-9", "spin-8")):
+        status, out = outcome(capsys, "compare", *models)
+        assert status == 2
+        assert "results/cpu: no evaluation of spin-9; did you mean 'spin-3'?" in out
+
+
+def test_the_scores_of_a_comparison_are_of_the_seeds_that_both_models_have(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = synthetic.write(home, seeds=(0, 1), items=30)
+    results.path_of(root, 1, "evaluations", "sft").unlink()
+    average = json.loads(outcome(capsys, "compare", "spin-3", "sft", "--json")[1])[-1]
+    assert average["seeds"] == 1
+    assert average["spin-3"] - average["sft"] == pytest.approx(average["difference"])
+    results.path_of(root, 0, "evaluations", "spin-3").unlink()
+    assert "spin-3 and sft: no training seed has both" in outcome(capsys, "compare", "spin-3", "sft")[1]
+
+
+def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    committed = paths.REPOSITORY / "results" / "cpu" / "seed-0" / "evaluations" / "sft.json"
+    link = results.read_json(committed)["provenance"]["chain"]["data"]
+    for profile, ability, families in (("cpu", 0.2, 1), ("hinge", 0.4, 1), ("other", 0.4, 2)):
+        for seed in (0, 1):
+            document = synthetic.evaluation("spin-1", seed, ability=ability, items=40, profile=profile)
+            settings = {"families": families, "sft_rows": ability, "spin_rows": ability, "validation_rows": ability}
+            document["provenance"]["chain"]["data"] = {**link, "settings": settings}
+            results.write_json(results.path_of(home / "results" / profile, seed, "evaluations", "spin-1"), document)
+    status, out = outcome(capsys, "compare", "hinge/spin-1", "spin-1", "--json")
+    assert status == 0
+    average = json.loads(out)[-1]
+    assert average["difference"] == pytest.approx(average["hinge/spin-1"] - average["spin-1"])
+    assert average["low"] > 0
+    assert "their test rows differ" in outcome(capsys, "compare", "other/spin-1", "spin-1")[1]
+    for other in ("spin-1", "cpu/spin-1"):
+        assert "is compared with itself" in outcome(capsys, "compare", "spin-1", other)[1]
+
+
+@pytest.mark.parametrize("metric", ["acc", "score"])
+def test_the_items_of_a_published_benchmark_are_the_same_in_runs_on_other_data(
+    metric: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for profile, names in (("paper", BENCHMARKS), ("paper-released", BENCHMARKS[:4])):
+        document = synthetic.evaluation("spin-3", 0, ability=0.2, items=20, profile=profile, names=names)
+        for summary in document["tasks"].values():
+            summary["metric"] = metric
+        if profile == "paper":
+            document["provenance"]["chain"]["data"] = synthetic.link("data", settings={"name": "someone/rows"})
+        results.write_json(results.path_of(home / "results" / profile, 0, "evaluations", "spin-3"), document)
+    status, out = outcome(capsys, "compare", "paper/spin-3", "paper-released/spin-3", "--json")
+    if metric == "score":  # rows of the user's that are called like a benchmark
+        assert "their test rows differ" in out
+        return
+    assert status == 0, out
+    assert [row["task"] for row in json.loads(out)] == [*sorted(BENCHMARKS[:4]), "average"]
+
+
+def test_a_cell_of_a_table_is_followed_to_the_hashes_of_its_model_file(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "SPIN iteration 2"
+    with (paths.REPOSITORY / "results" / "cpu" / "tables" / "table4.csv").open(encoding="utf-8") as file:
+        cells = {
+            (row["row"], row["column"]): row["value"] for row in csv.DictReader(file) if row["quantity"] == "score"
+        }
+    seeds = json.loads(outcome(capsys, "provenance", "spin-2", "--json")[1])["seeds"]
+    found = [json.loads(outcome(capsys, "provenance", "spin-2", "--seed", f"{s}", "--json")[1]) for s in seeds]
+    mean = sum(one["points"]["chain_sum"] for one in found) / len(found)
+    assert mean == pytest.approx(float(cells[name, "gsm8k"]), abs=1e-3)
+    for one in found:
+        assert one["label"] == name
+        assert re.fullmatch("[0-9a-f]{64}", one["chain"]["spin-2"]["weights_sha256"]["model.safetensors"])
+        assert one["chain"]["base"]["settings"]["sha256"]
+        assert one["chain"]["data"]["settings"]["families"]
+    status, out = outcome(capsys, "provenance", "spin-2")
+    assert status == 0
+    assert out.startswith(f"{name}, seed 0; the tables average seeds {', '.join(map(str, seeds))}\n  ")
+    assert f"chain_sum {found[0]['points']['chain_sum']:.1f}" in out
+    assert found[0]["chain"]["spin-2"]["weights_sha256"]["model.safetensors"] in out
+
+
+def test_every_command_shows_examples_that_it_understands(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit):
+            cli_parser.parse([name, "--help"])
+        examples = [line.strip() for line in capsys.readouterr().out.partition("examples:")[2].splitlines() if line]
+        assert examples, name
+        for example in examples:
+            words = shlex.split(example.partition(" > ")[0])
+            assert words[0] == "spin-repro"
+            assert cli_parser.parse(words[1:]).command == name, example
+
+
+@pytest.mark.parametrize("arguments", [["plan", "--sets", "a=1"], ["report", "spin-1"]])
+def test_an_option_that_no_one_knows_is_bad_input(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_no_runs_are_no_benchmark(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--runs", "0"]) == 2
+    assert "--runs 0: give at least 1" in capfd.readouterr().err
+
+
+def test_a_script_reads_the_plan_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out = outcome(capsys, "plan", "--profile", "smoke", "--json")
+    assert status == 0
+    steps = {row["step"]: row for row in json.loads(out)}
+    assert steps["spin-1"]["inputs"] == ["spin-0", "pairs-1", "pairs-0"]
+    assert not any(row["done"] for row in steps.values())
+
+
+def test_a_script_reads_the_provenance_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    committed = paths.REPOSITORY / "results" / "cpu" / "seed-0" / "evaluations" / "spin-3.json"
+    copy = home / committed.relative_to(paths.REPOSITORY)
+    copy.parent.mkdir(parents=True)
+    shutil.copyfile(committed, copy)
+    status, out = outcome(capsys, "provenance", "spin-3", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["file"] == "results/cpu/seed-0/evaluations/spin-3.json"
+    last = found["chain"]["spin-3"]
+    assert found["chain"]["eval-spin-3"]["inputs"]["spin-3"]["manifest"] == last["manifest_sha256"]
+    assert last["presence"] == "not on this machine"
+
+
+def test_the_verdicts_of_one_kind_are_listed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [verdicts.Finding("a", "A holds", "Table 1", "reproduced"), verdicts.Finding("b", "B", "", "not run")]
+    verdict_page.write(found, home / "results" / "cpu")
+    status, out = outcome(capsys, "verdicts", "--verdict", "not run", "--json")
+    assert status == 0
+    assert [(row["id"], row["verdict"]) for row in json.loads(out)] == [("b", "not run")]
+    assert outcome(capsys, "verdicts")[1].endswith("1 reproduced, 1 not run\n")
+    assert "did you mean 'reproduced'?" in outcome(capsys, "verdicts", "--verdict", "reproducd")[1]
+    for damage in (b"", b"id,verdict\n1,reproduced\n", b"\xff", b'"'):
+        (home / "results" / "cpu" / "verdicts.csv").write_bytes(damage)
+        status, out = outcome(capsys, "verdicts")
+        assert (status, "verdicts.csv" in out, "spin-repro figures" in out) == (2, True, True)
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    script = outcome(capsys, "completion", "bash")[1]
+    wanted = {("repr",): "reproduce", ("plan", "--js"): "--json", ("provenance", "--kind", "tr"): "training"}
+    for words, word in wanted.items():
+        typed = " ".join(map(shlex.quote, ["spin-repro", *words]))
+        asked = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _shtab_spin_repro; echo ${{COMPREPLY[@]}}"
+        result = subprocess.run(["bash", "-c", script + asked], capture_output=True, text=True, check=True)
+        assert word in result.stdout.split(), (words, result.stdout)
+
+
+def test_a_relative_home_is_one_folder_for_all_processes_of_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPIN_HOME", "out")
+    with pytest.raises(paths.PathError, match="SPIN_HOME: 'out' is relative; write the whole path, such as /"):
+        paths.home()  # in a kernel, which works in another folder
+    assert outcome(capsys, "plan", "--profile", "smoke")[0] == 0
+    assert os.environ["SPIN_HOME"] == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("stem", ["my.v2 file", "a" * 70])
+def test_a_changed_profile_is_named_by_what_its_file_says(
+    stem: str, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / f"{stem}.yaml"
+    file.write_text("extends: smoke\nname: mine\n")
+    for beta in (0.5, 0.7):
+        assert outcome(capsys, "plan", "--profile", str(file), "--set", f"spin.betas=[{beta}]")[0] == 0
+    made = [path.name for path in (home / "artifacts").iterdir()]
+    assert len(made) == 2
+    assert all(name.startswith("mine-") for name in made)
+
+
+def test_check_has_no_option_that_it_would_not_heed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["check", "--profile", "smoke", "--seeds", "0,1"])
+    assert "unrecognized arguments: --seeds" in capsys.readouterr().err
+
+
+def test_one_seed_of_the_tables_may_be_given_as_a_number(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("spin_utils.cli.notebooks.run", lambda name, values, output: given.append(values) or output)
+    assert cli.main(["run", "05_tables_and_figures", "-p", "profile=smoke", "-p", "seeds=1"]) == 0
+    assert given[0]["seeds"] == "1"
+
+
+def test_a_lost_partner_is_a_failure_that_can_go_on_and_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(arguments: Any) -> int:
+        raise processes.LostProcessError("another process is gone")
+
+    monkeypatch.setitem(cli.COMMANDS, "plan", lose)
+    assert cli.main(["plan", "--profile", "smoke"]) == 1
+
+
+def test_make_takes_a_profile_whose_path_has_a_space() -> None:
+    shown = subprocess.run(
+        ["make", "-n", "reproduce", "PROFILE=my profiles/mine.yaml"],
+        cwd=paths.REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    command = next(line for line in shown.splitlines() if "reproduce" in line)
+    assert "my profiles/mine.yaml" in shlex.split(command)
+
+
+@pytest.mark.parametrize("fault", ["loop", "long", "user"])
+def test_a_home_that_is_no_path_is_named(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    place = {"loop": str(tmp_path / "loop"), "long": "x" * 300, "user": "~no_such_user_here/x"}[fault]
+    monkeypatch.setenv("SPIN_HOME", place)
+    assert cli.main(["plan", "--profile", "smoke"]) == 2
+    assert re.fullmatch(r"Error: SPIN_HOME: '.*': not a path \(.*\); correct it\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "command", [["reproduce", "--set", "sft.epochs=3"], ["step", "data"], ["plan", "--set", "sft.epochs=3"]]
+)
+def test_a_home_that_holds_no_files_is_named(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPIN_HOME", "/proc")
+    assert cli.main([*command, "--profile", "smoke"]) == 2
+    assert "Error: SPIN_HOME: /proc: holds processes, not files; name a folder on a disk" in capsys.readouterr().out
+
+
+def test_a_path_that_no_manifest_can_hold_is_refused() -> None:
+    with pytest.raises(paths.PathError, match="not a path .*surrogates not allowed"):
+        paths.given(os.fsdecode(b"caf\xe9.jsonl"))
+
+
+def test_a_copy_of_the_results_is_no_seed_of_theirs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = synthetic.write(home, seeds=(0, 2), items=4)
+    shutil.copytree(root / "seed-0", root / "seed-0-before")
+    assert "the tables average seeds 0, 2\n" in outcome(capsys, "provenance", "spin-2")[1]
+
+
+def test_a_terminal_that_is_not_utf_8_gets_every_line(home: Path) -> None:
+    command = [sys.executable, "-m", "spin_utils", "plan", "--profile", "−"]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stderr) == (2, "")
+    assert result.stdout.startswith(r"Error: profile '\u2212': unknown")

@@ -1,0 +1,117 @@
+"""The contract of every notebook, and the strict wrapper around papermill."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from spin_utils.cli import notebooks
+from spin_utils.files import paths
+
+ALL = sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
+def test_every_notebook_keeps_the_contract(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith("# ")
+    for word in ("comes in", "goes out", "takes"):
+        assert word in notebook.cells[0].source
+    assert notebooks.parameters(path)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs
+            assert cell.execution_count is None
+            assert "\ndef " not in f"\n{cell.source}"
+            assert "interact(" not in cell.source, "controls.show has a still picture for headless runs too"
+            assert cell.source.count("\n") < 20
+
+
+def test_the_story_has_six_chapters() -> None:
+    assert [path.stem[:2] for path in ALL] == ["00", "01", "02", "03", "04", "05"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"iterations": 1}, "no parameter 'iterations'; did you mean 'iteration'?"),
+        ({"iteration": "1"}, "parameter iteration must be int, found str '1'"),
+        ({"iteration": True}, "parameter iteration must be int, found bool"),
+        ({"profile": 3}, "parameter profile must be str"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_a_kernel_starts(given: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(notebooks.NotebookError) as error:
+        notebooks.run("02_synthetic_generation", given, tmp_path / "out.ipynb")
+    assert message in str(error.value)
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("place", [ALL[0], ALL[0].with_name("mine.ipynb"), ALL[0].parent, Path("/tmp/out.txt")])
+def test_an_executed_copy_takes_no_notebooks_place(place: Path) -> None:
+    with pytest.raises(notebooks.NotebookError, match=r"no place for an executed copy; name an \.ipynb file outside"):
+        notebooks.run(ALL[0].stem, {}, place)
+
+
+def test_an_unknown_notebook_is_named(tmp_path: Path) -> None:
+    with pytest.raises(notebooks.NotebookError, match="did you mean '03_spin_training'"):
+        notebooks.run("03_spin_trainig", {}, tmp_path / "out.ipynb")
+
+
+def write(path: Path, *sources: str, tags: tuple[str, ...] = ("parameters",)) -> Path:
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = list(tags)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("source", "tags", "message"),
+    [
+        ("a = 1", (), "0 cells are tagged parameters"),
+        ("a = open('x')", ("parameters",), "parameter a is not a literal"),
+        ("import os", ("parameters",), "assignments only, line 1"),
+    ],
+)
+def test_a_notebook_without_a_clean_parameters_cell_is_refused(
+    source: str, tags: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(notebooks.NotebookError, match=message):
+        notebooks.parameters(write(tmp_path / "n.ipynb", source, tags=tags))
+
+
+def test_a_missing_required_parameter_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "n.ipynb", 'model: str = "REQUIRED"\nseed = 0')
+    with pytest.raises(notebooks.NotebookError, match="'model' is missing"):
+        notebooks.check(path, {"seed": 1})
+    assert notebooks.check(path, {"model": "x"}) == {"model": "x"}
+
+
+def test_a_failing_cell_gives_the_error_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "n.ipynb", "a = 1", "assert a == 2, 'a is wrong'")
+    monkeypatch.setattr(paths, "notebook", lambda name: path)
+    with pytest.raises(notebooks.StageError, match="AssertionError: a is wrong") as error:
+        notebooks.run("n", {"a": 3}, tmp_path / "out" / "n.ipynb")
+    assert "Traceback" not in str(error.value)
+    assert (tmp_path / "out" / "n.ipynb").is_file(), "the executed copy is kept for a look"
+
+
+def test_a_kernel_at_rest_that_misses_the_request_to_end_is_stopped_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = "async def nothing(*_): pass\nget_ipython().kernel.control_handlers['shutdown_request'] = nothing"
+    path = write(tmp_path / "n.ipynb", "a = 1", deaf, "import os, time; print(os.getpid(), time.time())")
+    monkeypatch.setattr(paths, "notebook", lambda name: path)
+    monkeypatch.setattr(notebooks, "_REST_S", 1.0)
+    notebooks.run("n", {}, tmp_path / "out" / "n.ipynb")
+    (output,) = nbformat.read(tmp_path / "out" / "n.ipynb", as_version=4).cells[-1].outputs
+    kernel, ended = output.text.split()
+    assert not psutil.pid_exists(int(kernel))
+    assert time.time() - float(ended) < notebooks._PATIENCE_S / 4

@@ -1,0 +1,215 @@
+"""Scheduling: what each step asks for, which GPUs it takes, and the kit's Snakemake profiles."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from spin_utils.cli import main as cli
+from spin_utils.cli import scheduling
+from spin_utils.experiment import plan, step_resources
+from spin_utils.files import artifacts, gpus, runtime
+from spin_utils.settings import profiles
+from spin_utils.settings.inputs import SettingsError
+from spin_utils.settings.run import Profile
+
+STAND_INS = Path(__file__).parents[1] / "stand_ins" / "slurm"
+RESOURCES = {
+    "training": {"gpus": 8, "cpus": 5, "memory_gb": 40, "hours": 1.5},
+    "generation": {"gpus": 4, "cpus": 3, "memory_gb": 30, "hours": 2},
+    "evaluation": {"gpus": 1, "memory_gb": 20, "hours": 3},
+}
+
+
+@pytest.fixture
+def clustered(home: Path) -> tuple[str, Profile]:
+    """A profile whose kinds of steps ask for different things, and the file to load it by."""
+    profile = profiles.load("smoke", {"name": "clustered", "resources": RESOURCES})
+    return str(profiles.dump(profile, home / "clustered.yaml")), profile
+
+
+def run(profile: tuple[str, Profile], cluster: str, *arguments: str, dry_run: bool) -> str:
+    command = scheduling.command(*profile, [0], cluster=cluster, dry_run=dry_run)
+    at = command.index("snakemake") + 1
+    command[at:at] = [*arguments, "--quiet", "host", "--printshellcmds"]
+    environment = runtime.child_environment(headless=True)
+    done = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def asked(output: str) -> dict[str, tuple[int, dict[str, int], list[str]]]:
+    """Threads, resources and shell command of each rule, from Snakemake's own words."""
+    found = {}
+    for block in re.split(r"\n(?=(?:local)?rule )", output)[1:]:
+        lines = dict(line.strip().partition(": ")[::2] for line in block.splitlines())
+        numbers = {key: int(n) for key, n in re.findall(r"\b(gpu|mem_mb|runtime)=(\d+)", lines.get("resources", ""))}
+        name = block.split()[1].rstrip(":")
+        found[name] = int(lines.get("threads", 1)), numbers, shlex.split(lines.get("Shell command", ""))
+    return found
+
+
+def test_every_step_asks_for_what_its_kind_does(clustered: tuple[str, Profile]) -> None:
+    _, profile = clustered
+    kinds = {step.name: step_resources.resources(profile, step) for step in plan.make(profile, 0)}
+    training = {"sft", "spin-0", "spin-0-more", "spin-1", "spin-0-rows-26", "sft-more-1", "dpo", "spin-1-dpo"}
+    assert {name for name, asks in kinds.items() if asks == profile.resources.training} == training
+    assert {name for name, asks in kinds.items() if asks == profile.resources.generation} == {"pairs-0", "pairs-1"}
+    evaluated = {name for name, asks in kinds.items() if asks == profile.resources.evaluation}
+    assert evaluated == {name for name in kinds if name.startswith(("eval-", "transfer-", "heldout-"))}
+    assert {"data", "base", "preferences"} == set(kinds) - training - evaluated - {"pairs-0", "pairs-1"}
+    cpu = profiles.load("cpu", {"resources": RESOURCES})
+    sampled = plan.make(cpu, 0).steps["preferences"]
+    assert step_resources.resources(cpu, sampled) == cpu.resources.generation, "a model answers there"
+    assert not step_resources.stays_here(cpu, sampled)
+    here = [step.name for step in plan.make(profile, 0) if step_resources.stays_here(profile, step)]
+    assert here == ["data", "base", "preferences"], "what downloads runs where the network is"
+
+
+def test_a_dry_run_on_slurm_asks_for_each_kinds_resources(clustered: tuple[str, Profile]) -> None:
+    rules = asked(run(clustered, "slurm", dry_run=True))
+    assert rules["spin-0-seed-0"][1] == {"gpu": 8, "mem_mb": 40_000, "runtime": 90}
+    assert rules["pairs-0-seed-0"][1] == {"gpu": 4, "mem_mb": 30_000, "runtime": 120}
+    assert rules["eval-dpo-seed-0"][1] == {"gpu": 1, "mem_mb": 20_000, "runtime": 180}
+    assert rules["tables"][1] == {"gpu": 0, "mem_mb": 12_000, "runtime": 720}
+    assert all(re.fullmatch(r"[\w-]+", name) for name in rules), "executors write names into commands unquoted"
+
+
+def test_a_dry_run_on_one_node_never_asks_for_more_gpus_than_it_has(
+    clustered: tuple[str, Profile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    rules = asked(run(clustered, "node", dry_run=True))
+    wanted = {"spin-0-seed-0": 2, "pairs-0-seed-0": 2, "eval-sft-seed-0": 1, "base-seed-0": 0}
+    assert {name: rules[name][1]["gpu"] for name in wanted} == wanted
+    commands = {name: rules[name][2] for name in wanted}
+    assert {name: int(command[command.index("--gpus") + 1]) for name, command in commands.items()} == wanted
+    assert rules["eval-sft-seed-0"][0] == max(1, (os.cpu_count() or 1) // 2), "two steps share the cores"
+
+
+def test_steps_run_side_by_side_only_where_they_ask_for_gpus(
+    clustered: tuple[str, Profile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert scheduling.command(*clustered, [0], dry_run=False)[-1] == "jobs=3"
+    assert scheduling.command(*clustered, [0], jobs=2, dry_run=False)[-1] == "jobs=2"
+    plain = scheduling.command("smoke", profiles.load("smoke"), [0], dry_run=False)
+    assert plain[-1] == "jobs=1", "on one GPU without reserving it, two steps would be in each other's way"
+    assert "--resources" not in plain
+
+
+def test_a_path_that_snakemake_reads_as_something_else_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = profiles.load("smoke")
+    for odd in ("a: b", "a #b", "it's"):
+        with pytest.raises(SettingsError, match="profile: .*Snakemake reads it as YAML, where quotes"):
+            scheduling.command(str(home / odd / "mine.yaml"), profile, [0], dry_run=True)
+    scheduling.command(str(home / "a:b#c d=e,f" / "mine.yaml"), profile, [0], dry_run=True)
+    with pytest.raises(SettingsError, match="profile: .*mine.yaml: Snakemake takes braces for wildcards"):
+        scheduling.command(str(home / "{a}" / "mine.yaml"), profile, [0], dry_run=True)
+    monkeypatch.setenv("SPIN_HOME", str(home / "{a}"))
+    with pytest.raises(SettingsError, match="SPIN_HOME: .*: Snakemake takes braces for wildcards"):
+        scheduling.command("smoke", profile, [0], dry_run=True)
+
+
+def test_an_unknown_cluster_and_a_missing_plugin_are_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["reproduce", "--profile", "smoke", "--cluster", "slrum"]) == 2
+    out = capsys.readouterr().out
+    assert out == "Error: cluster 'slrum': no folder with a config.yaml; did you mean 'slurm'?\n"
+    (tmp_path / "config.yaml").write_text("executor: no-such\n")
+    with pytest.raises(SettingsError, match=r"not installed: snakemake-executor-plugin-no-such; run `.* -m pip"):
+        scheduling.command("smoke", profiles.load("smoke"), [0], cluster=str(tmp_path), dry_run=True)
+
+
+@pytest.fixture
+def three_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-5,7")
+
+
+def test_steps_side_by_side_take_different_gpus(three_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gpus.claim(1):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+        with monkeypatch.context() as other:
+            other.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-5,7")  # as another process sees it
+            with gpus.claim(2):
+                assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-5,7"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,GPU-5,7"
+
+
+def test_a_step_waits_for_gpus_that_another_run_holds(three_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = contextlib.ExitStack()
+    first.enter_context(gpus.claim(2))
+    waits: list[float] = []
+    monkeypatch.setattr(gpus.time, "sleep", lambda seconds: (waits.append(seconds), first.close()))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-5,7")
+    with gpus.claim(2):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,GPU-5"
+    assert len(waits) == 1
+
+
+def test_the_gpu_of_a_killed_step_is_free_again(three_gpus: None, tmp_path: Path) -> None:
+    script = (
+        "import signal, tempfile\n"
+        f"tempfile.tempdir = {str(tmp_path)!r}\n"
+        "from spin_utils.files import gpus\n"
+        "with gpus.claim(1):\n"
+        "    print('holds', flush=True)\n"
+        "    signal.pause()\n"
+    )
+    held = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert held.stdout is not None
+    assert held.stdout.readline() == "holds\n"
+    with gpus.claim(1):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-5"
+    held.send_signal(signal.SIGKILL)
+    held.wait()
+    with gpus.claim(1):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+@pytest.mark.parametrize("devices", ["0,1", "GPU-3", "", "-1"])
+def test_nothing_is_claimed_where_there_is_no_choice(devices: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "_take", None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    with gpus.claim(0), gpus.claim(2):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == devices
+
+
+def test_gpus_are_counted_without_loading_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpus.visible() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA A100 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA A100 (UUID: GPU-2)'\n")
+    tool.chmod(0o700)
+    assert gpus.visible() == ["0", "1"]
+
+
+@pytest.mark.slow
+def test_a_step_goes_through_the_slurm_plugin_to_its_artifact(
+    clustered: tuple[str, Profile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = tmp_path / "slurm"
+    calls.mkdir()
+    monkeypatch.setenv("FAKE_SLURM", str(calls))
+    monkeypatch.setenv("PATH", f"{STAND_INS}:{os.environ['PATH']}")
+    target = plan.make(clustered[1], 0).directory("sft")
+    first_look = ["--slurm-init-seconds-before-status-checks", "1"]
+    output = run(clustered, "slurm", str(target / artifacts.MANIFEST), *first_look, dry_run=False)
+    artifacts.verify(target)
+    assert output.count("has been submitted with SLURM jobid") == 1, "data and base ran here"
+    call = (calls / "1.call").read_text().splitlines()
+    assert {"--gpus=8", "--cpus-per-task=5"} <= set(call)
+    assert (call[call.index("--mem") + 1], call[call.index("-t") + 1]) == ("40000", "90")
+    assert (calls / "1.state").read_text() == "COMPLETED\n"

@@ -1,0 +1,179 @@
+"""Promises of families.py and the worked solutions: reproducible, disjoint, gradable, and right."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+import reasoning_gym
+
+from spin_utils.data.families import FamilyError, final_answer, generate, grade
+from spin_utils.data.worked_solutions import WRITERS, write
+from spin_utils.data.worked_words import _follows
+from spin_utils.settings.inputs import FamilySettings
+
+SMALL = {"needle_haystack": {"min_num_statements": 3, "max_num_statements": 6}}
+ALL = {name: FamilySettings(name, SMALL.get(name, {})) for name in WRITERS}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _sizes(each: int, families: int) -> dict[str, int]:
+    return {"train": 2 * each * families, "validation": each * families, "test": each * families}
+
+
+def test_real_responses_get_full_marks_and_wrong_ones_none() -> None:
+    splits = generate(ALL, _sizes(5, len(ALL)), seed=0)
+    rows = [row for split in splits.values() for row in split]
+    assert {row["family"] for row in rows} == set(WRITERS)
+    for row in rows:
+        assert grade(row, row["response"]) == 1.0, row
+        for junk in ("", "Answer:", "Answer: none of these", "Answer: 1/0", "Answer: ['1', x", "Answer: " + "9" * 5000):
+            assert grade(row, junk) == 0.0, (row, junk)
+        assert row["response"].endswith(f"Answer: {row['grader']['entry']['answer']}")
+
+
+def test_rows_survive_json_and_are_still_graded() -> None:
+    rows = generate(ALL, {"train": 2 * len(ALL)}, seed=1)["train"]
+    again = json.loads(json.dumps(rows))
+    assert again == rows
+    assert all(grade(row, row["response"]) == 1.0 for row in again)
+
+
+def test_no_prompt_occurs_twice_even_where_items_are_few() -> None:
+    narrow = FamilySettings("spell_backward", {"min_word_len": 3, "max_word_len": 3})
+    splits = generate({"one": narrow, "two": narrow}, _sizes(40, 2), seed=0)
+    prompts = [row["prompt"] for rows in splits.values() for row in rows]
+    assert len(prompts) == len(set(prompts)) == 320
+    ids = [row["id"] for rows in splits.values() for row in rows]
+    assert len(ids) == len(set(ids))
+
+
+def test_fixed_wordings_write_every_row_of_a_family_alike() -> None:
+    sums = {"sums": FamilySettings("chain_sum", {"min_terms": 3, "max_terms": 3})}
+
+    def styles(wordings: str) -> set[str]:
+        rows = generate(sums, {"train": 40, "test": 20}, seed=0, wordings=wordings)
+        return {re.sub(r"-?\d+|[-+]", "#", row["response"]) for split in rows.values() for row in split}
+
+    assert len(styles("fixed")) == 1
+    assert len(styles("varied")) == 3
+
+
+def test_shares_are_equal_and_sizes_exact() -> None:
+    three = {name: ALL[name] for name in ("chain_sum", "gcd", "lcm")}
+    splits = generate(three, {"train": 20, "validation": 4, "test": 0}, seed=0)
+    assert [len(splits[split]) for split in ("train", "validation", "test")] == [20, 4, 0]
+    counts = [sum(row["family"] == name for row in splits["train"]) for name in three]
+    assert counts == [7, 7, 6]
+
+
+def test_held_out_rows_do_not_depend_on_the_size_of_the_training_split() -> None:
+    few = generate({"sum": ALL["chain_sum"]}, {"train": 5, "validation": 10, "test": 10}, seed=4)
+    many = generate({"sum": ALL["chain_sum"]}, {"train": 50, "validation": 10, "test": 10}, seed=4)
+    assert few["validation"] == many["validation"]
+    assert few["test"] == many["test"]
+
+
+def test_seed_decides_everything_and_neighbouring_seeds_share_nothing() -> None:
+    pair = {name: ALL[name] for name in ("chain_sum", "syllogism")}
+    first, again, other = (generate(pair, _sizes(10, 2), seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    prompts = {row["prompt"] for row in first["train"]}
+    assert not prompts & {row["prompt"] for row in other["train"]}
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_rows_do_not_depend_on_the_hash_seed(hash_seed: str) -> None:
+    code = (
+        "import json; from spin_utils.data.families import generate;"
+        "from spin_utils.settings.inputs import FamilySettings as F;"
+        "names = ('family_relationships', 'leg_counting', 'word_sorting', 'syllogism');"
+        "print(json.dumps(generate({n: F(n) for n in names}, {'train': 40}, seed=0)['train']))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
+    names = ("family_relationships", "leg_counting", "word_sorting", "syllogism")
+    assert json.loads(out.stdout) == generate({name: ALL[name] for name in names}, {"train": 40}, seed=0)["train"]
+
+
+def test_worked_solutions_differ_in_wording() -> None:
+    for name in WRITERS:
+        entry = generate({name: ALL[name]}, {"train": 1}, seed=0)["train"][0]["grader"]["entry"]
+        wordings = {write(name, entry, Random(seed)) for seed in range(30)}
+        assert len(wordings) >= 2, name
+
+
+def test_every_calculation_in_a_worked_solution_is_right() -> None:
+    names = ("chain_sum", "leg_counting", "gcd", "prime_factorization", "simple_geometry", "lcm")
+    rows = generate({name: ALL[name] for name in names}, {"train": 120}, seed=2)["train"]
+    checked = 0
+    for row in rows:
+        for left, right in re.findall(r"((?:-?\d+ (?:[-+*/]|mod) )+-?\d+) (?:=|is) (-?\d+)", row["response"]):
+            assert eval(left.replace("mod", "%")) == int(right), row["response"]
+            checked += 1
+    assert checked > 300
+
+
+def test_wrongly_labelled_items_are_left_out() -> None:
+    """reasoning-gym 0.1 labels nieces, nephews and in-laws from the other person's side."""
+    rows = generate({"family": ALL["family_relationships"]}, {"train": 300}, seed=0)["train"]
+    answers = {final_answer(row["response"]) for row in rows}
+    assert not answers & {"niece", "nephew", "mother-in-law", "father-in-law"}
+    assert {"mother", "father", "grandmother", "grandfather", "husband", "wife", "son"} <= answers
+
+
+def test_syllogisms_follow_exactly_when_the_answer_is_yes() -> None:
+    assert _follows(["All dogs are cats", "All cats are birds"], "All dogs are birds")
+    assert _follows(["All dogs are cats", "All cats are birds"], "Some birds are dogs")
+    assert not _follows(["Some dogs are cats", "Some cats are birds"], "Some dogs are birds")
+    assert not _follows(["All dogs are cats", "No birds are dogs"], "No birds are cats")
+    rows = generate({"logic": ALL["syllogism"]}, {"train": 60}, seed=0)["train"]
+    for row in rows:
+        entry = row["grader"]["entry"]["metadata"]
+        follows = _follows([entry["premise1"], entry["premise2"]], entry["conclusion"])
+        assert final_answer(row["response"]) == ("Yes" if follows else "No")
+
+
+def test_a_generator_without_a_writer_works_with_its_bare_answer() -> None:
+    row = generate({"flip": FamilySettings("coin_flip")}, {"train": 1}, seed=0)["train"][0]
+    assert row["response"] == row["grader"]["entry"]["answer"]
+    assert row["prompt"] == row["grader"]["entry"]["question"].strip()
+
+
+def test_a_list_of_one_number_is_sorted() -> None:
+    single = {"one": FamilySettings("number_sorting", {"min_numbers": 1, "max_numbers": 1})}
+    (row,) = generate(single, {"train": 1}, seed=0)["train"]
+    (number,) = row["grader"]["entry"]["metadata"]["original_numbers"]
+    assert row["response"].count(number) == 3
+
+
+def test_partial_credit_of_the_library_is_not_accuracy() -> None:
+    row = generate({"count": ALL["letter_counting"]}, {"train": 1}, seed=0)["train"][0]
+    answer = row["grader"]["entry"]["answer"]
+    library = reasoning_gym.create_dataset("letter_counting", size=1, seed=0)
+    assert 0 < library.score_answer(f"{answer} or so", row["grader"]["entry"]) < 1
+    assert grade(row, f"Answer: {answer} or so") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (
+            FamilySettings("chain_sums"),
+            r"families\.f: no generator 'chain_sums'.*did you mean chain_sum",
+        ),
+        (FamilySettings("chain_sum", {"max_term": 3}), r"chain_sum has no 'max_term'; did you mean max_terms\?"),
+        (FamilySettings("chain_sum", {"min_terms": 9, "max_terms": 3}), "chain_sum refuses them"),
+        (FamilySettings("calendar_arithmetic"), "depends on today's date"),
+        (FamilySettings("spell_backward", {"min_word_len": 3, "max_word_len": 3}), "gave .* distinct rows where train"),
+    ],
+)
+def test_impossible_families_are_refused_by_name(family: FamilySettings, message: str) -> None:
+    with pytest.raises(FamilyError, match=message):
+        generate({"f": family}, {"train": 5000}, seed=0)

@@ -1,0 +1,222 @@
+"""Whatever a file or a command line holds, each parser ends in a valid value or in its own error."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import synthetic_results as synthetic
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spin_utils.data import preferences, rows
+from spin_utils.files import seals, strict_json, strict_yaml
+from spin_utils.paper import published, records, results
+from spin_utils.settings import profiles
+from spin_utils.settings.inputs import SettingsError
+
+TEXT = st.text(max_size=60) | st.text(alphabet="[]{}:,-&*!<>?|'\"#%@ \n\t0123456789.eE+_~ynaNtrufls", max_size=60)
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+VALUE = st.recursive(
+    SCALAR,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def is_plain(value: Any) -> bool:
+    """Data as JSON has it, and finite where it was given so."""
+    if isinstance(value, dict):
+        return all(is_plain(part) for part in value.values())
+    return all(map(is_plain, value)) if isinstance(value, list) else not isinstance(value, set)
+
+
+@given(TEXT)
+def test_an_override_is_a_name_and_plain_data_or_a_settings_error(text: str) -> None:
+    try:
+        name, value = profiles.parse_override(text)
+    except SettingsError as error:
+        assert str(error)
+    else:
+        assert name
+        assert is_plain(value)
+
+
+@given(st.sampled_from(["sft.epochs", "spin.betas", "demonstrations.families", "name", "template", "dpo"]), VALUE)
+def test_an_override_of_any_value_ends_in_a_profile_or_a_settings_error(name: str, value: Any) -> None:
+    try:
+        profile = profiles.load("smoke", {name: value})
+    except SettingsError as error:
+        assert str(error).startswith("smoke.yaml: ")
+    else:
+        seals.canonical(profiles.as_dict(profile))  # it can become part of a key
+
+
+@given(TEXT | st.binary(max_size=60))
+def test_a_profile_file_of_any_content_is_refused_or_read(
+    tmp_path_factory: pytest.TempPathFactory, content: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(
+        b"extends: smoke\n" + (content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+    )
+    try:
+        assert profiles.load(str(path)).spin.iterations
+    except SettingsError as error:
+        assert "any.yaml" in str(error) or "profile" in str(error)
+
+
+@given(TEXT)
+def test_strict_yaml_and_json_end_in_plain_data_or_their_own_error(text: str) -> None:
+    for parse, error in ((strict_yaml.parse, strict_yaml.YAMLError), (strict_json.parse, strict_json.JSONError)):
+        try:
+            parse(text)
+        except error as fault:
+            assert str(fault)
+
+
+@given(VALUE)
+def test_strict_json_reads_what_json_writes(value: Any) -> None:
+    text = json.dumps(value)
+    try:
+        assert strict_json.parse(text) == value
+    except strict_json.JSONError:
+        assert "NaN" in text or "Infinity" in text
+
+
+RECORD = st.dictionaries(
+    st.sampled_from(["id", "prompt", "response", "messages", "real", "family", "grader", "chosen", "rejected"]),
+    VALUE
+    | st.lists(
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]) | SCALAR, "content": VALUE})
+    ),
+)
+
+
+@given(RECORD | VALUE)
+def test_a_record_ends_in_a_checked_row_or_a_row_error_that_names_it(record: Any) -> None:
+    for make, names in ((rows.as_row, ("prompt", "response")), (preferences.as_preference, ("chosen", "rejected"))):
+        try:
+            row = make(record, where="x.jsonl, row 7", default_id="x-7")
+        except rows.RowError as error:
+            assert str(error).startswith("x.jsonl, row 7: ")
+        else:
+            assert all(isinstance(row[name], str) and row[name].strip() for name in ("id", *names))
+
+
+@given(st.sampled_from(["a.json", "a.jsonl", "a.parquet"]), TEXT.map(str.encode) | st.binary(max_size=80))
+def test_a_file_of_rows_of_any_content_ends_in_records_or_a_row_error(
+    tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(content)
+    try:
+        assert all(number >= 1 for number, _ in rows.read_records(path))
+    except rows.RowError as error:
+        assert str(error).startswith(name)
+
+
+GOOD = {
+    "evaluations": synthetic.evaluation("spin-0", 0, ability=0.2, items=2),
+    "training": synthetic.training("spin-0", 0, steps=2),
+    "generations": synthetic.generations("spin-0", 0, ability=0.2, items=2),
+    "heldout": synthetic.heldout("spin-0", 0, gap=0.2, items=2),
+}
+
+
+def places(value: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a document."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
+    return [here, *(place for key, part in parts for place in places(part, (*here, key)))]
+
+
+@given(st.sampled_from(sorted(GOOD)), st.data())
+def test_a_results_file_with_anything_anywhere_is_valid_or_refused_by_name(
+    tmp_path_factory: pytest.TempPathFactory, folder: str, data: st.DataObject
+) -> None:
+    document = json.loads(json.dumps(GOOD[folder]))
+    *way, last = data.draw(st.sampled_from(places(document)[1:]))
+    part = document
+    for key in way:
+        part = part[key]
+    part[last] = data.draw(VALUE | st.integers(min_value=10**300))
+    path = tmp_path_factory.getbasetemp() / "cpu" / "seed-0" / folder / "spin-0.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+    try:
+        assert results.read_json(path)["model"] == "spin-0"
+    except results.ResultsError as error:
+        assert str(path) in str(error)
+
+
+@given(TEXT)
+def test_a_results_file_of_any_text_is_refused_by_name(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(results.ResultsError, match=r"any\.json"):
+        results.read_json(path)
+
+
+CELLS = st.lists(st.lists(st.text(alphabet="ab1.,-#\"'\n iIn", max_size=6), min_size=1, max_size=4), max_size=4)
+
+
+@given(TEXT | CELLS.map(lambda lines: "model,arc\n" + "\n".join(map(",".join, lines))))
+def test_published_numbers_of_any_text_end_in_a_table_or_their_own_error(text: str) -> None:
+    try:
+        table = published.parse(text, "leaderboard.csv")
+    except published.PublishedError as error:
+        assert str(error).startswith("leaderboard.csv: ")
+    else:
+        assert not table.empty
+        assert all(not math.isinf(value) for value in table.select_dtypes("number").to_numpy().ravel())
+
+
+@given(TEXT | CELLS.map(lambda lines: ",".join(records.VERDICT_COLUMNS) + "\n" + "\n".join(map(",".join, lines))))
+def test_verdicts_of_any_text_end_in_a_table_or_a_results_error(text: str) -> None:
+    try:
+        assert isinstance(records.parse_verdicts(text, "verdicts.csv"), pd.DataFrame)
+    except results.ResultsError as error:
+        assert str(error).startswith("verdicts.csv")
+
+
+RATIO = st.fixed_dictionaries({}, optional=dict.fromkeys(("median", "low", "high", "runs"), SCALAR))
+MACHINE = {"versions": {}, "commit": "a", "dirty": False, "device": "cpu"}
+
+
+@given(
+    VALUE
+    | st.fixed_dictionaries(
+        {
+            "schema": st.just(1),
+            "machine": st.just(MACHINE),
+            "ratios": st.dictionaries(st.text(max_size=3), RATIO | VALUE),
+        }
+    )
+)
+def test_a_benchmark_record_of_any_value_is_valid_or_refused(document: Any) -> None:
+    try:
+        records.check_benchmark(document, "x.json")
+    except results.ResultsError as error:
+        assert str(error).startswith("x.json: ")
+    else:
+        assert all(ratio["low"] <= ratio["median"] <= ratio["high"] for ratio in document["ratios"].values())
+
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_every_committed_result_keeps_its_schema() -> None:
+    files = sorted((REPOSITORY / "results").glob("*/seed-*/*/*.json"))
+    assert {path.parent.name for path in files} >= {"evaluations", "transfer", "training", "generations", "heldout"}
+    for path in files:
+        results.read_json(path)
+    for path in (REPOSITORY / "results").glob("*/verdicts.csv"):
+        records.read_verdicts(path)
+    measured = sorted((REPOSITORY / "benchmarks" / "results").glob("*.json"))
+    assert measured
+    for path in measured:
+        records.check_benchmark(json.loads(path.read_text(encoding="utf-8")), str(path))

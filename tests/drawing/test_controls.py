@@ -1,0 +1,78 @@
+"""Controls with someone to move them, in a real kernel, and without."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import nbformat
+import pytest
+from ipywidgets import IntSlider
+from nbclient import NotebookClient
+from nbclient.output_widget import OutputWidget
+from nbformat.v4 import new_code_cell, new_notebook
+
+from spin_utils.drawing import controls
+
+SHOWN = """
+from ipywidgets import IntSlider
+from spin_utils.drawing import controls, figure_style
+
+def draw(n):
+    print(f"drawn for {n}")
+    return figure_style.new_figure(n)
+
+slider = IntSlider(value=2)
+controls.show(draw, n=slider)
+"""
+
+
+def test_headless_a_control_gives_the_picture_of_its_first_value() -> None:
+    assert controls.show(lambda n: n + 1, n=IntSlider(value=4)) == 5
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[list[nbformat.NotebookNode]]:
+    """What nbclient captured for output widgets and would have sent to the kernel, each time."""
+    sent: list[list[nbformat.NotebookNode]] = []
+    monkeypatch.setattr(OutputWidget, "send", lambda self, *_: sent.append(list(self.outputs)))
+    return sent
+
+
+def pictures(outputs: list[Any]) -> list[bytes]:
+    """The PNGs among the outputs."""
+    return [base64.b64decode(output["data"]["image/png"]) for output in outputs if "data" in output]
+
+
+def run(*cells: str) -> tuple[nbformat.NotebookNode, list[dict[str, Any]]]:
+    """The notebook of these cells, run, and the state of its widgets."""
+    notebook = new_notebook(cells=[new_code_cell(source) for source in cells])
+    client = NotebookClient(notebook, timeout=120)
+    client.execute()
+    return notebook, list(client.widget_state.values())
+
+
+def test_with_someone_watching_a_control_draws_again_when_it_moves(
+    monkeypatch: pytest.MonkeyPatch, captured: list[list[nbformat.NotebookNode]]
+) -> None:
+    monkeypatch.delenv("SPIN_HEADLESS")
+    notebook, widgets = run(SHOWN, "slider.value = 3")
+    printed, shown = notebook.cells[0].outputs
+    assert printed.text == "drawn for 2\n"
+    assert "application/vnd.jupyter.widget-view+json" in shown.data
+    assert [widget["description"] for widget in widgets if widget["_model_name"] == "IntSliderModel"] == ["n"]
+    moved = captured[-1]
+    assert moved[0].text == "drawn for 3\n"
+    [after] = pictures(moved)
+    assert after.startswith(b"\x89PNG")
+
+
+def test_the_first_picture_does_not_travel_back_to_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, captured: list[list[nbformat.NotebookNode]]
+) -> None:
+    monkeypatch.delenv("SPIN_HEADLESS")
+    _, widgets = run(SHOWN)
+    [outputs] = [widget["outputs"] for widget in widgets if widget["_model_name"] == "OutputModel"]
+    [picture] = pictures(outputs)
+    assert picture.startswith(b"\x89PNG")
+    assert captured == []

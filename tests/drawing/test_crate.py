@@ -1,0 +1,167 @@
+"""The crate of a run: what Process Run Crate 0.5 and RO-Crate 1.1 demand, checked rule by rule on the results here.
+
+`rocrate-validator` says the same, but it fetches its contexts from the network, so it is run by hand (CONTRIBUTING).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import zipfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spin_utils.drawing import crate
+from spin_utils.files import paths
+from spin_utils.paper import results
+from spin_utils.settings import profiles
+
+Entities = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed results of the cpu profile."""
+    home = tmp_path_factory.mktemp("home")
+    for kind in ("results", "figures"):
+        shutil.copytree(paths.REPOSITORY / kind / "cpu", home / kind / "cpu")
+    return home
+
+
+@pytest.fixture(scope="module")
+def archive(home: Path) -> zipfile.ZipFile:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPIN_HOME", str(home))
+        return zipfile.ZipFile(crate.write(profiles.load("cpu")))
+
+
+@pytest.fixture(scope="module")
+def entities(archive: zipfile.ZipFile) -> Entities:
+    graph = json.loads(archive.read("ro-crate-metadata.json"))["@graph"]
+    found = {entity["@id"]: entity for entity in graph}
+    assert len(found) == len(graph), "one entity per id"
+    return found
+
+
+def references(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [value["@id"]]
+    return [identifier for part in value for identifier in references(part)] if isinstance(value, list) else []
+
+
+def of_type(entities: Entities, kind: str) -> list[dict[str, Any]]:
+    return [entity for entity in entities.values() if kind in (entity["@type"], *entity["@type"])]
+
+
+def test_the_metadata_file_describes_the_root(entities: Entities) -> None:
+    descriptor = entities["ro-crate-metadata.json"]
+    assert descriptor["@type"] == "CreativeWork"
+    assert descriptor["about"] == {"@id": "./"}
+    assert descriptor["conformsTo"] == {"@id": "https://w3id.org/ro/crate/1.1"}
+
+
+def test_the_root_names_the_profile_and_itself(entities: Entities) -> None:
+    root = entities["./"]
+    assert root["@type"] == "Dataset"
+    profile = entities[references(root["conformsTo"])[0]]
+    assert re.match(r"https://w3id.org/ro/wfrun/process/\d", profile["@id"])
+    assert profile["@type"] == "CreativeWork"
+    assert all(root[name] for name in ("name", "description", "license"))
+    datetime.fromisoformat(root["datePublished"])
+    assert entities[root["license"]["@id"]]["name"]
+
+
+def test_every_file_is_inside_with_its_hash_and_a_part_of_the_root(
+    archive: zipfile.ZipFile, entities: Entities, home: Path
+) -> None:
+    files = of_type(entities, "File")
+    assert {file["@id"] for file in files} == set(archive.namelist()) - {"ro-crate-metadata.json"}
+    assert {file["@id"] for file in files} == set(references(entities["./"]["hasPart"]))
+    for file in files:
+        content = archive.read(file["@id"])
+        assert file["sha256"] == hashlib.sha256(content).hexdigest()
+        assert file["contentSize"] == str(len(content))
+    for kind in ("results", "figures"):
+        products = [path for path in (home / kind / "cpu").rglob("*") if path.is_file() and path.name != crate.NAME]
+        for path in products:
+            assert f"{kind}/{path.relative_to(home / kind / 'cpu')}" in archive.namelist()
+
+
+def test_every_action_has_an_instrument_and_is_mentioned(entities: Entities) -> None:
+    actions = of_type(entities, "CreateAction")
+    assert set(references(entities["./"]["mentions"])) == {action["@id"] for action in actions}
+    for action in actions:
+        instruments = [entities[name] for name in references(action["instrument"])]
+        assert instruments
+        assert all(instrument["@type"] == "SoftwareApplication" for instrument in instruments)
+        assert all(instrument["name"] and instrument["version"] for instrument in instruments)
+        assert action["name"]
+        assert references(action["result"])
+        if action["@id"] != "#draw":
+            assert datetime.fromisoformat(action["startTime"]) <= datetime.fromisoformat(action["endTime"])
+
+
+def test_every_reference_leads_to_an_entity(entities: Entities) -> None:
+    for entity in entities.values():
+        for name, value in entity.items():
+            if name not in ("@id", "@type", "conformsTo") or entity["@id"] == "./":
+                assert set(references(value)) <= entities.keys(), (entity["@id"], name)
+
+
+def test_every_link_of_every_result_is_an_action_with_its_commit_versions_and_hashes(
+    home: Path, entities: Entities
+) -> None:
+    for path in sorted((home / "results" / "cpu").glob("seed-*/*/*.json")):
+        provenance = results.read_json(path)["provenance"]
+        for name, link in provenance["chain"].items():
+            step = f"{name}-{link['key']}"
+            action = entities[f"#make-{step}-{link['manifest_sha256'][:12]}"]
+            software = entities[references(action["instrument"])[0]]
+            assert link["commit"] in software["version"]
+            assert ("uncommitted" in software["version"]) == link["dirty"]
+            required = {
+                (entities[other]["name"], entities[other]["version"])
+                for other in references(software["softwareRequirements"])
+            }
+            assert {
+                (package, v) for package, v in link["versions"].items() if package not in ("spin_utils", "python")
+            } <= required
+            assert f"manifest sha256 {link['manifest_sha256']}" in str(entities[f"#{step}"]["identifier"])
+            assert {f"#{other['artifact']}" for other in link["inputs"].values()} <= set(references(action["object"]))
+            shared = link["stage"] in ("data", "base")  # no part of it depends on the seed of the run that made it
+            assert shared or entities[f"#{step}-seed"]["value"] == link["seed"]
+        file = f"results/{path.relative_to(home / 'results' / 'cpu')}"
+        name, link = provenance["step"], provenance["chain"][provenance["step"]]
+        last = entities[f"#make-{name}-{link['key']}-{link['manifest_sha256'][:12]}"]
+        assert file in references(last["result"])
+
+
+def test_the_same_results_give_the_same_bytes(
+    archive: zipfile.ZipFile, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Path(str(archive.filename)).read_bytes()
+    monkeypatch.setenv("SPIN_HOME", str(home))
+    assert crate.write(profiles.load("cpu")).read_bytes() == before
+
+
+def test_a_profile_without_results_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIN_HOME", str(tmp_path))
+    with pytest.raises(results.ResultsError, match="no results; run `spin-repro reproduce --profile cpu` first"):
+        crate.write(profiles.load("cpu"))
+
+
+def test_results_of_a_dirty_tree_are_marked(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = home / "results" / "cpu" / "seed-0" / "training" / "sft.json"
+    document = results.read_json(source)
+    document["provenance"]["chain"]["sft"]["dirty"] = True
+    results.write_json(tmp_path / "results" / "cpu" / "seed-0" / "training" / "sft.json", document)
+    monkeypatch.setenv("SPIN_HOME", str(tmp_path))
+    graph = json.loads(zipfile.ZipFile(crate.write(profiles.load("cpu"))).read("ro-crate-metadata.json"))["@graph"]
+    marked = [entity for entity in graph if "with uncommitted changes" in str(entity.get("version", ""))]
+    assert len(marked) == 1
+    assert "uncommitted changes" in next(entity for entity in graph if entity["@id"] == "./")["description"]

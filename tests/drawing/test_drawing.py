@@ -1,0 +1,162 @@
+"""Everything is drawn from results files alone, whatever of them there is."""
+
+import json
+import re
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import pytest
+import synthetic_results as synthetic
+from matplotlib.text import Text
+
+from spin_utils.drawing import drawing, report, time_table
+from spin_utils.files import paths
+from spin_utils.paper import results
+from spin_utils.settings import profiles
+
+FIGURES = (*(f"figure{number}" for number in range(1, 7)), "training", "convergence")
+
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
+
+@pytest.mark.parametrize("generated", [True, False], ids=["with generations", "without"])
+def test_every_table_and_figure_comes_out_and_no_figure_stays_open(home, generated):
+    root = synthetic.write(home, seeds=(0,), items=8)
+    if generated:
+        synthetic.write_generations(root, seeds=(0,), items=9)
+    profile = profiles.load("cpu")
+    drawn = drawing.compose(profile)
+    assert drawn.figures.keys() == set(FIGURES)
+    if not generated:
+        drawn.figures.clear()  # only tables and verdicts are looked at
+    written = {path.name for path in drawing.write(drawn, profile)}
+    expected = {f"table{number}.{suffix}" for number in range(1, 9) for suffix in ("md", "csv", "tex")}
+    expected |= {f"{name}.{suffix}" for name in FIGURES if generated for suffix in ("pdf", "png")}
+    assert written == expected | {"verdicts.csv", "verdicts.md"}
+    assert plt.get_fignums() == []
+    shown = (paths.results("cpu") / "tables" / "table7.md").read_text()
+    assert ("no generations at all" in shown) != generated
+    page = (paths.results("cpu") / "verdicts.md").read_text()
+    assert ("no held-out pairs against" in page) != generated
+
+
+def test_transfer_tasks_fill_the_columns_that_the_profile_gives_them(home):
+    root = paths.results("cpu")
+    profile = profiles.load("cpu")
+    families = {**profile.demonstrations.families, **profile.demonstrations.transfer}
+    names = [*families, "unheard_of"]
+    document = synthetic.evaluation("sft", 0, ability=0.0, items=3, names=names)
+    results.write_json(results.path_of(root, 0, "transfer", "sft"), document)
+    transfer = results.load_evaluations(root, kind_folder="transfer")
+    assert drawing.stand_ins(profile, transfer) == {
+        **{name: family.benchmark for name, family in families.items()},
+        "unheard_of": "",
+    }
+
+
+@pytest.mark.usefixtures("png_only")
+def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
+    root = synthetic.write(home, seeds=(0,), items=8)
+    synthetic.write_generations(root, seeds=(0,), items=9)
+    for path in root.glob("seed-0/generations/*.json"):
+        document = json.loads(path.read_text())
+        for item in document["items"]:
+            item["generated"] = "<script>alert(1)</script> **bold** [link](http://example.org)"
+        results.write_json(path, {name: value for name, value in document.items() if name != "sha256"})
+    page = report.write(profiles.load("cpu")).read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; **bold** [link](http://example.org)" in page
+    assert "<script" not in page
+    assert re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page) == ["https://arxiv.org/abs/2401.01335"]
+    assert page.count("<img ") == len(FIGURES)
+    assert page.count("<caption>Table ") == 8
+    sections = re.findall(r'<h2 id="(\w+)"', page)
+    assert sections == re.findall(r'href="#(\w+)"', page) == ["verdicts", "figures", "tables", "claims", "provenance"]
+    assert page.index("<small>table-4<") < page.index('id="figures"') < page.index("<small>average-final<")
+
+
+@pytest.mark.parametrize("model", ["spin-2", "spin-3"])  # the second is in no table either
+def test_generations_of_a_model_that_is_not_shown_draw_nothing(home, model):
+    synthetic.write(home, seeds=(0,), items=4)
+    document = synthetic.generations(model, 0, ability=0.2, items=9)
+    results.write_json(results.path_of(paths.results("cpu"), 0, "generations", model), document)
+    drawn = drawing.compose(profiles.load("cpu")).figures
+    assert any(text.get_text().startswith("not run") for text in drawn["figure1"].findobj(Text))
+
+
+@pytest.mark.filterwarnings("error")
+def test_texts_that_the_font_lacks_or_that_look_like_mathematics_are_drawn_without_a_word(home):
+    root = synthetic.write(home, seeds=(0,), items=4)
+    synthetic.write_generations(root, seeds=(0,), items=9)
+    for path in [*root.glob("seed-0/generations/*.json"), *root.glob("seed-0/transfer/*.json")]:
+        document = json.loads(path.read_text().replace("long_sums", "cost $^$ \u6c49"))
+        for item in document["items"]:
+            if "generated" in item:
+                item |= {"id": f"{item['id']} $x^$", "prompt": "$_$ \u6c49\U0001f600\x85\u200f\t"}
+        results.write_json(path, {name: value for name, value in document.items() if name != "sha256"})
+    profile = profiles.load("cpu")
+    drawn = drawing.compose(profile)
+    shown = [text.get_text() for text in drawn.figures["figure1"].findobj(Text)]
+    assert any("▯" in line and "$_$" in line for line in shown)
+    assert any("cost $^$ ▯" in text.get_text().replace("\n", " ") for text in drawn.figures["figure6"].findobj(Text))
+    hostile = {name: drawn.figures[name] for name in ("figure1", "figure6", "convergence")}
+    drawing.write(replace(drawn, figures=hostile), profile)
+
+
+@pytest.mark.parametrize("lost", ["training", "training/spin-0.json"])
+def test_a_training_without_its_record_has_no_time(home, lost):
+    root = synthetic.write(home, seeds=(0,), items=4)
+    for path in root.glob("seed-0/evaluations/*.json"):
+        document = results.read_json(path)
+        document["provenance"]["chain"] |= {"spin-0": synthetic.link("spin"), "spin-1": synthetic.link("spin")}
+        results.write_json(path, document)
+    times, *_ = time_table.wall_clock(root, results.load_training(root))
+    assert dict(zip(times["iteration"], times["seconds"], strict=True)) == {0: 60.0, 1: 60.0}
+    for path in [root / "seed-0" / lost] if lost.endswith(".json") else (root / "seed-0" / lost).glob("*.json"):
+        path.unlink()
+    times, *_ = time_table.wall_clock(root, results.load_training(root))
+    assert set(times["iteration"]) == ({1} if lost.endswith(".json") else set())
+
+
+@pytest.mark.parametrize(
+    ("started", "seeds", "alone"),
+    [
+        (("10:00:00", "10:02:00", "10:04:00"), {0, 1, 2}, True),
+        (("10:00:00", "10:02:00", "10:02:30"), {0}, True),
+        (("10:00:00", "10:00:30", "10:00:50"), {0, 1, 2}, False),
+    ],
+)
+def test_times_of_training_seeds_that_ran_side_by_side_give_way_to_those_of_one_alone(home, started, seeds, alone):
+    root = synthetic.write(home, seeds=(0, 1, 2), items=4)
+    for path in root.glob("seed-*/evaluations/*.json"):
+        document = results.read_json(path)
+        begun = f"2026-01-01T{started[document['seed']]}+00:00"
+        pairs = synthetic.link("pairs", started=begun, seconds=60.0)
+        evaluated = synthetic.link("evaluation", started=f"2026-01-0{2 + document['seed']}T00:00:00Z")
+        chain = {"data": synthetic.link("data"), "pairs-0": pairs, document["provenance"]["step"]: evaluated}
+        document["provenance"]["chain"] = chain
+        results.write_json(path, document)
+    times, _, undisturbed = time_table.wall_clock(root, results.load_training(root))
+    assert (set(times["seed"]), undisturbed) == (seeds, alone)
+
+
+def test_results_of_two_runs_are_not_drawn_together(home):
+    root = synthetic.write(home, seeds=(0, 1), items=4)
+    for seed, key in ((0, "0" * 12), (1, "1" * 12)):
+        path = results.path_of(root, seed, "evaluations", "sft")
+        document = results.read_json(path)
+        document["provenance"]["chain"]["data"] = synthetic.link("data") | {"key": key}
+        results.write_json(path, document)
+    with pytest.raises(results.ResultsError, match="they are of two runs"):
+        drawing.compose(profiles.load("cpu"))
+
+
+@pytest.mark.usefixtures("png_only")
+@pytest.mark.parametrize("models", [{"dpo": 0.1}, {"sft": 0.0, "spin-3": 0.3}])
+def test_the_report_traces_what_there_is(home, models):
+    root = synthetic.write(home, seeds=(0, 1), models=models, items=4)
+    last = list(models)[-1]
+    results.path_of(root, 1, "evaluations", last).unlink()
+    page = report.write(profiles.load("cpu")).read_text()
+    assert f"eval-{last}-000000000000" in page
+    assert page.count("the tables average seeds 0\n") == 1

@@ -1,0 +1,185 @@
+"""What the notebooks look at, and how it is shown."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from spin_utils.drawing import explore, item_figures, live_curve, text_tables
+from spin_utils.experiment import plan, stages
+from spin_utils.files import artifacts
+from spin_utils.settings import profiles
+from spin_utils.settings import run as settings
+from spin_utils.training import trackers
+
+
+def evaluated(steps: plan.Plan, model: str, scores: list[float]) -> None:
+    """An evaluation of the first test rows, as if the model had been run."""
+    step = steps.steps[f"eval-{model}"]
+    rows = stages.rows(steps, "test")
+    items = [
+        {"task": row["family"], "id": row["id"], "score": score, "response": f"{model} says {i}", "tokens": 3}
+        for i, (row, score) in enumerate(zip(rows, scores, strict=False))
+    ]
+    with artifacts.building(step.directory, stage="evaluation", settings={}, inputs={}, seed=0) as work:
+        artifacts.write_json(work / "evaluation.json", {"items": items})
+
+
+def test_an_item_turns_against_the_model_before_it(home: Path) -> None:
+    steps = plan.make(profiles.load("smoke"), 0)
+    evaluated(steps, "sft", [0.0, 1.0, 1.0, 0.25])
+    evaluated(steps, "spin-0", [1.0, 1.0, 0.0, 0.5])
+    evaluated(steps, "spin-1", [1.0, 0.0, 0.0, 0.5])
+    before, both = explore.turned(steps, "spin-0")
+    assert before == "sft"
+    assert both["turn"].tolist() == ["right", "same", "wrong", "right"]
+    assert both["response_before"].tolist() == [f"sft says {i}" for i in range(4)]
+    assert both["prompt"].str.len().gt(0).all()
+    before, both = explore.turned(steps, "spin-1")
+    assert before == "spin-0"
+    assert both["turn"].tolist() == ["same", "wrong", "same", "same"]
+    assert (explore.turned(steps, "sft")[1]["turn"] == "same").all()
+
+
+def test_every_evaluated_iterate_and_no_other_is_in_the_picture_of_turns(home: Path) -> None:
+    steps = plan.make(profiles.load("smoke"), 0)
+    evaluated(steps, "sft", [0.0, 1.0, 1.0, 0.0, 0.0])
+    one = item_figures.turns(explore.scores(steps))
+    assert any("only one model" in text.get_text() for text in one.axes[1].texts)
+    evaluated(steps, "spin-0", [1.0, 1.0, 0.0, 0.0, 1.0])
+    scores = explore.scores(steps)
+    assert list(scores.columns) == ["sft", "spin-0"]
+    figure = item_figures.turns(scores)
+    assert [text.get_text() for text in figure.axes[1].texts] == ["2 turned right", "1 turned wrong"]
+    (image,) = figure.axes[0].images
+    assert image.get_array().shape == (2, 5)
+    assert float(image.get_array().sum()) == float(scores.to_numpy().sum())
+    figure.savefig(home / "turns.png")
+
+
+def test_pairs_part_where_their_tokens_do_and_identical_ones_are_counted() -> None:
+    pairs = pd.DataFrame(
+        {
+            "family": ["a", "a", "b"],
+            "identical": [False, True, False],
+            "shared_tokens": [2, 5, 0],
+            "real_tokens": [4, 5, 7],
+        }
+    )
+    axes = item_figures.parting(pairs).axes[0]
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[0.5], [0.0]]
+    assert [text.get_text() for text in axes.texts] == ["1 of 2 identical", "0 of 1 identical"]
+
+
+def test_without_any_iterate_there_is_nothing_to_ask(home: Path) -> None:
+    steps = plan.make(profiles.load("smoke"), 0)
+    assert explore.prompts(steps) == []
+    assert explore.ask(steps, "Who?").empty
+    assert not list(home.rglob("manifest.json")), "asking makes nothing"
+
+
+def test_every_iterate_that_is_made_answers_the_prompt(home: Path) -> None:
+    steps = plan.make(profiles.load("smoke"), 0)
+    stages.run(steps, "sft")
+    said = explore.ask(steps, explore.prompts(steps)[0])
+    assert said["model"].tolist() == ["sft"]
+    assert said["answer"].equals(explore.ask(steps, explore.prompts(steps)[0])["answer"]), "the most likely answer"
+    assert len(explore.ask(steps, "longer than the template allows " * 99)) == 1
+
+
+def test_a_table_shows_what_a_model_wrote_as_it_is() -> None:
+    hostile = "<script>alert(1)</script> **b** $x$ <img src=x onerror=y> &amp;\n  two"
+    shown = text_tables.show(pd.DataFrame({"<i>": [hostile], "n": [3]})).data
+    assert "<script" not in shown
+    assert "<img" not in shown
+    assert "<i>" not in shown
+    cells = [html.unescape(cell) for cell in re.findall(r"<pre[^>]*>(.*?)</pre>", shown, re.S)]
+    assert cells == [hostile, "3"]
+
+
+def test_a_table_says_where_there_is_nothing() -> None:
+    assert "empty" in text_tables.show(pd.DataFrame({"answer": ["  "]})).data
+    assert "nothing to show" in text_tables.show(pd.DataFrame({"answer": []})).data
+
+
+def test_settings_are_shown_by_name_and_a_missing_stage_as_none() -> None:
+    profile = profiles.load("smoke")
+    shown = text_tables.settings(generation=profile.generation, sft=None).data
+    assert f"temperature&nbsp;<b>{profile.generation.temperature}</b>" in shown
+    assert "<i>sft</i>: none" in shown
+
+
+def test_settings_without_an_effect_are_not_shown() -> None:
+    smoke, cpu = profiles.load("smoke"), profiles.load("cpu")
+    assert "layers" in text_tables.settings(model=smoke.model).data
+    assert "layers" not in text_tables.settings(model=cpu.model).data
+    shown = text_tables.settings(sft=cpu.sft, without=settings.OF_PAIRS).data
+    assert "epochs" in shown
+    assert "beta" not in shown
+
+
+class Screen:
+    """Stands in for the notebook's output: counts pictures."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Any] = []
+
+    def display(self, picture: Any, display_id: bool) -> Screen:
+        assert display_id
+        self.pictures.append(picture)
+        return self
+
+    def update(self, picture: Any) -> None:
+        self.pictures.append(picture)
+
+
+def test_the_live_curve_is_redrawn_seconds_apart_and_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, now = Screen(), [0.0]
+    monkeypatch.setattr(live_curve, "display", screen.display)
+    add, close = live_curve.open_curve("SPIN", clock=lambda: now[0])
+    for step in range(1, 101):
+        add({"step": step, "loss": 0.7, "margin": 0.1})
+        now[0] += 0.1
+    assert 2 <= len(screen.pictures) <= 1 + 10 / live_curve.SECONDS
+    close()
+    assert len(screen.pictures) <= 2 + 10 / live_curve.SECONDS
+    assert screen.pictures[-1].data.startswith(b"\x89PNG")
+
+
+def test_a_slow_screen_does_not_slow_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, now = Screen(), [0.0]
+
+    def slow(figure: Figure) -> str:
+        now[0] += 2.0
+        return "picture"
+
+    monkeypatch.setattr(live_curve, "display", screen.display)
+    monkeypatch.setattr(live_curve, "_picture", slow)
+    add, _ = live_curve.open_curve("SPIN", clock=lambda: now[0])
+    for step in itertools.count(1):
+        if now[0] >= 1000:
+            break
+        add({"step": step, "loss": 0.7})
+        now[0] += 1.0
+    assert 2.0 * len(screen.pictures) <= 1000 * live_curve.SHARE + 2.0
+
+
+def test_only_a_notebook_that_someone_watches_gets_a_live_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "WATCHERS", [])
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    live_curve.watch()
+    assert trackers.open_trackers([], "run", tmp_path)[0] == []
+    monkeypatch.delenv("SPIN_HEADLESS")
+    live_curve.watch()
+    live_curve.watch()
+    assert len(trackers.open_trackers([], "run", tmp_path)[0]) == 1

@@ -1,0 +1,191 @@
+"""Figures show the numbers of the results and the paper, say what is missing, and come out the same twice."""
+
+import base64
+import itertools
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_results as synthetic
+from matplotlib.figure import Figure
+
+from spin_utils.drawing import drawing, figure_style, figures, training_figures
+from spin_utils.paper import published, results
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
+FIGURES = ("figure2", "figure3", "figure4", "figure5")
+
+
+def draw(name, scores, stand_ins=synthetic.STAND_INS) -> Figure:
+    return getattr(figures, name)(scores, stand_ins)
+
+
+def texts(figure):
+    found = [text.get_text() for ax in figure.axes for text in (*ax.texts, ax.title, ax._left_title)]
+    return " | ".join([*found, figure.get_supxlabel()])
+
+
+def test_figure_2_draws_our_means_solid_and_the_papers_printed_averages_dashed(scores):
+    ours, theirs, gain = draw("figure2", scores).axes
+    means = [
+        100 * scores[scores["model"] == model].groupby("task")["score"].mean().mean() for model in synthetic.ABILITIES
+    ]
+    assert ours.lines[0].get_ydata() == pytest.approx(means)
+    assert ours.lines[0].get_linestyle() == "-"
+    printed = [58.14, 60.80, 62.12, 62.97, 63.16]
+    assert theirs.lines[0].get_ydata() == pytest.approx(printed)
+    assert theirs.lines[0].get_linestyle() == "--"
+    assert theirs.lines[0].get_markerfacecolor() == "white"
+    assert gain.lines[0].get_ydata() == pytest.approx(np.subtract(means, means[0]))
+
+
+def test_figure_2_has_an_interval_at_every_point_of_ours(scores):
+    ours = draw("figure2", scores).axes[0]
+    bars = [line.get_ydata() for line in ours.lines[1:]]
+    assert len(bars) == 5
+    assert all(low < mean < high for (low, high), mean in zip(bars, ours.lines[0].get_ydata(), strict=True))
+
+
+def test_panels_that_are_compared_span_the_same_number_of_points(scores):
+    for name in ("figure2", "figure5"):
+        ours, theirs = draw(name, scores).axes[:2]
+        assert np.diff(ours.get_ylim()) == pytest.approx(np.diff(theirs.get_ylim()))
+
+
+def test_figure_3_bars_are_the_papers_table_3(scores):
+    theirs = draw("figure3", scores).axes[1]
+    widths = [bar.get_width() for bar in theirs.patches]
+    models = ("sft", "dpo", "spin-0", "spin-1", "spin-2", "spin-3")
+    expected = [published.score(m, b) for b in (*published.LEADERBOARD, "average") for m in models]
+    assert widths == pytest.approx(expected)
+
+
+def test_figure_4_shows_iteration_0_at_its_own_last_epoch(scores):
+    def drawn(table):
+        return draw("figure4", table).axes[4].lines[0].get_ydata()[1:]
+
+    without = scores[~scores["model"].str.startswith("spin-0-epoch")]
+    mean = 100 * scores[scores["model"] == "spin-0"].groupby("task")["score"].mean().mean()
+    for epochs in (1, 2, 5):
+        shown = drawn(drawing.with_last_epoch(without, epochs))
+        assert np.flatnonzero(~np.isnan(shown)).tolist() == [epochs - 1]
+        assert shown[epochs - 1] == pytest.approx(mean)
+    assert drawing.with_last_epoch(scores, 2) is scores, "an epoch of its own stays"
+    assert np.isnan(drawn(drawing.with_last_epoch(without, 6))).all(), "the paper's figure ends at 5"
+
+
+def test_figure_5_shows_the_printed_labels_of_the_paper(scores):
+    shown = texts(draw("figure5", scores))
+    for value in published.training_sizes()["average"]:
+        assert f"{value:.2f}" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "reason"),
+    [
+        ("figure2", "spin-3", "Not run: SPIN iteration 3."),
+        ("figure3", "dpo", "Not run: DPO."),
+        ("figure4", "spin-0-epoch-4", "Not run: SPIN iteration 0, epoch 4."),
+        ("figure5", "sft-more-2", "Not run: SFT, 2 more epochs."),
+    ],
+)
+def test_a_missing_series_is_named_below_the_figure(scores, name, model, reason):
+    assert reason in texts(draw(name, scores[scores["model"] != model])).replace("\n", " ")
+    assert "Not run" not in texts(draw(name, scores))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_without_any_results_the_paper_is_drawn_and_our_panel_gives_its_reason(scores, name):
+    figure = draw(name, scores[:0])
+    assert "not run" in texts(figure)
+    assert figure.axes[1].lines or figure.axes[1].patches
+
+
+def test_a_benchmark_without_a_stand_in_says_so(scores):
+    some = {task: benchmark for task, benchmark in synthetic.STAND_INS.items() if benchmark not in ("arc", "mmlu")}
+    assert "no stand-in" in texts(draw("figure3", scores, some))
+    assert "no stand-in" in texts(draw("figure4", scores, some))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_redraw_gives_the_same_bytes(tmp_path, scores, name):
+    first, second = (figure_style.save(draw(name, scores), tmp_path / part, name) for part in ("a", "b"))
+    assert [path.name for path in first] == [f"{name}.pdf", f"{name}.png"]
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+        assert a.stat().st_size > 2000
+    assert b"CreationDate" not in first[0].read_bytes()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_have_the_width_of_a_column(scores, name):
+    assert draw(name, scores).get_figwidth() == 3.3
+
+
+def test_drawing_leaves_matplotlib_as_it_was_and_ignores_the_users_settings(tmp_path, scores):
+    plain = figure_style.save(draw("figure2", scores), tmp_path / "plain", "f")
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):
+        before = dict(matplotlib.rcParams)
+        loud = figure_style.save(draw("figure2", scores), tmp_path / "loud", "f")
+        assert dict(matplotlib.rcParams) == before
+    assert [path.read_bytes() for path in plain] == [path.read_bytes() for path in loud]
+
+
+def test_a_model_has_one_colour_and_iterations_darken_in_grey():
+    assert figure_style.colour("spin-0-epoch-3") == figure_style.colour("spin-0")
+    assert figure_style.colour("sft-more-2") == figure_style.COLOURS["sft-more"]
+    assert figure_style.colour("spin-3-dpo") != figure_style.colour("spin-3")
+    greys = [
+        np.dot(matplotlib.colors.to_rgb(figure_style.colour(model)), (0.299, 0.587, 0.114))
+        for model in ("sft", "spin-0", "spin-1", "spin-2", "spin-3")
+    ]
+    assert all(lighter - darker > 0.05 for lighter, darker in itertools.pairwise(greys))
+
+
+def test_every_model_that_a_profile_can_have_has_a_colour():
+    for model in ("spin-4", "spin-12", "spin-4-dpo", "spin-0-epoch-5", "spin-0-rows-14", "sft-more-3"):
+        assert figure_style.colour(model) in figure_style.COLOURS.values()
+
+
+def test_training_curves_start_at_log_2_and_go_through_all_iterations(root, tmp_path):
+    training = results.load_training(root)
+    figure = training_figures.training_curves(training)
+    loss = figure.axes[0]
+    starts = [line.get_ydata()[0] for line in loss.lines if line.get_linewidth() == 0.4 and len(line.get_ydata()) > 2]
+    assert starts == pytest.approx([np.log(2)] * 8)
+    assert figure.axes[2].get_xlim()[1] == 4 * 60
+    assert "Thin: 2 training seeds. Thick: running mean" in figure.get_supxlabel().replace("\n", " ")
+    assert "log 2" in texts(figure)
+    assert "l(0) = 1" in texts(training_figures.training_curves(training, loss="hinge"))
+    assert "Not run" in texts(training_figures.training_curves(training[training["model"] != "spin-3"]))
+    assert "no training records" in texts(training_figures.training_curves(training[:0]))
+    further = pd.concat([training, training[training["model"] == "spin-3"].assign(model="spin-4")])
+    assert training_figures.training_curves(further).axes[2].get_xlim()[1] == 5 * 60
+    figure_style.save(figure, tmp_path, "training")
+
+
+def test_one_run_is_drawn_alone(root):
+    run = results.load_training(root).query("seed == 0 and model == 'spin-1'").drop(columns=["seed", "model"])
+    figure = training_figures.training_curves(run)
+    assert figure.axes[0].get_xlim()[1] == 60
+    assert figure.get_supxlabel().startswith("Thin: the run.")
+    assert training_figures.loss_curve(run).axes[0].lines[0].get_ydata() == pytest.approx(run["loss"].to_numpy())
+    falling = training_figures.loss_curve(run.assign(loss=run["loss"] - 2), loss="correlation").axes[0]
+    assert falling.get_ylim()[0] == pytest.approx(run["loss"].min() - 2), "1 - t has no floor"
+
+
+def test_every_pair_is_counted_in_the_histogram_of_lengths():
+    lengths = np.random.default_rng(0).integers(1, 90, size=(200, 2))
+    pairs = pd.DataFrame(lengths, columns=["real_tokens", "generated_tokens"])
+    axes = training_figures.response_lengths(pairs).axes[0]
+    assert sum(bar.get_height() for bar in axes.patches[:-1]) == 200
+    assert max(point[0] for point in axes.patches[-1].get_xy()) > lengths.max()
+    assert "real, mean" in axes.get_legend().get_texts()[0].get_text()
+
+
+def test_a_figure_shows_itself_in_a_notebook_at_a_readable_size(scores):
+    data, size = figure_style._picture(draw("figure2", scores))
+    assert base64.b64decode(data).startswith(b"\x89PNG")
+    assert 300 < size["width"] < 600

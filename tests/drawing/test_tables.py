@@ -1,0 +1,264 @@
+"""Tables say what was measured, beside what was printed, and why a cell is empty."""
+
+import io
+
+import pandas as pd
+import pytest
+import synthetic_results as synthetic
+
+from spin_utils.drawing import table_text, tables, time_table
+from spin_utils.paper import cost_model, published, results
+from spin_utils.paper.statistics import paired_bootstrap
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
+
+@pytest.fixture(scope="module")
+def table4(scores):
+    return tables.table4(scores, synthetic.STAND_INS)
+
+
+def cell(table, row, column, quantity="score"):
+    frame = table.frame
+    found = frame[(frame["row"] == row) & (frame["column"] == column) & (frame["quantity"] == quantity)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_every_score_of_table_4_is_the_mean_of_the_items_in_the_files(root, table4):
+    for model in synthetic.ABILITIES:
+        for task, benchmark in synthetic.STAND_INS.items():
+            items = [
+                item["score"]
+                for seed in (0, 1)
+                for item in results.read_json(results.path_of(root, seed, "evaluations", model))["items"]
+                if item["task"] == task
+            ]
+            mean = 100 * sum(items) / len(items)
+            assert cell(table4, results.label(model), benchmark)["value"] == pytest.approx(mean)
+
+
+def test_every_paper_cell_of_table_4_is_as_printed(table4):
+    for model in synthetic.ABILITIES:
+        for column in (*published.LEADERBOARD, "average"):
+            assert cell(table4, results.label(model), column)["paper"] == published.score(model, column)
+    spin = next(i for i, line in enumerate(table4.lines) if line[0] == "SPIN iteration 0")
+    printed = table4.lines[spin + 1][2:10]
+    assert printed == ("63.40", "49.18", "72.69", "35.10", "84.38", "60.03", "60.80", "+2.66")
+
+
+def test_gains_are_paired_differences_with_a_verdict_on_the_papers_direction(scores, table4):
+    gain = cell(table4, "SPIN iteration 0", "average", "gain over SFT")
+    expected = paired_bootstrap(scores, {"spin-0": 1, "sft": -1}).times(100)
+    assert (gain["value"], gain["low"], gain["high"]) == (expected.difference, expected.low, expected.high)
+    assert gain["paper"] == 2.66
+    assert gain["difference"] == pytest.approx(expected.difference - 2.66)
+    assert gain["verdict"] in ("reproduced", "not reproduced", "inconclusive")
+    falling = cell(table4, "SPIN iteration 0", "winogrande", "gain over SFT")
+    assert falling["paper"] == -1.5
+
+
+def test_headings_name_the_benchmark_and_its_stand_in(table4):
+    assert table4.header[2] == "Arc: letter_counting"
+    assert table4.header[-4:] == ("Average", "Gain", "Direction", "Size")
+    assert any("not comparable" in note for note in table4.notes)
+
+
+def test_a_benchmark_under_its_own_name_is_no_stand_in(scores):
+    renamed = scores.assign(task=scores["task"].map(synthetic.STAND_INS))
+    table = tables.table4(renamed, {name: name for name in published.LEADERBOARD})
+    assert table.header[2] == "Arc"
+    assert not any("stand" in note.lower() for note in table.notes)
+
+
+def test_a_missing_model_is_an_em_dash_with_its_reason_below(scores):
+    table = tables.table4(scores[scores["model"] != "spin-3"], synthetic.STAND_INS)
+    line = next(line for line in table.lines if line[0] == "SPIN iteration 3")
+    assert set(line[2:]) == {"—"}
+    assert "— no evaluation of spin-3." in table.notes
+    assert "no evaluation of spin-3" in table_text.markdown(table)
+
+
+def test_a_benchmark_without_a_stand_in_is_an_em_dash_with_its_reason_below(scores):
+    some = {task: benchmark for task, benchmark in synthetic.STAND_INS.items() if benchmark != "mmlu"}
+    table = tables.table4(scores, some)
+    assert table.lines[0][table.header.index("MMLU")] == "—"
+    assert "— no task of this profile stands in for MMLU." in table.notes
+
+
+def test_a_task_that_stands_in_for_none_has_its_own_column_and_no_paper_score(scores):
+    table = tables.table4(scores, synthetic.STAND_INS | {"syllogism": ""})
+    assert cell(table, "SFT", "syllogism")["value"] > 0
+    assert pd.isna(cell(table, "SFT", "syllogism")["paper"])
+
+
+def test_a_task_that_is_called_like_a_benchmark_does_not_take_its_column(scores):
+    named = scores.assign(task=scores["task"].replace("syllogism", "gsm8k"))
+    stand_ins = {name: benchmark for name, benchmark in synthetic.STAND_INS.items() if name != "syllogism"}
+    stands_in = next(name for name, benchmark in stand_ins.items() if benchmark == "gsm8k")
+    table = tables.table4(named, stand_ins | {"gsm8k": ""})
+    assert f"GSM8k: {stands_in}" in table.header
+    assert cell(table, "SFT", "gsm8k (added)")["value"] > 0
+    assert pd.isna(cell(table, "SFT", "gsm8k (added)")["paper"])
+
+
+def test_iterations_after_the_papers_last_have_their_rows(scores):
+    further = scores[scores["model"] == "spin-3"]
+    more = pd.concat([scores, further.assign(model="spin-4"), further.assign(model="spin-10")])
+    table = tables.table4(more, synthetic.STAND_INS)
+    assert [line[0] for line in table.lines if line[1] == "ours"][-2:] == ["SPIN iteration 4", "SPIN iteration 10"]
+    gain = next(line for line in table.lines if line[0] == "SPIN iteration 4")[9]
+    assert gain.startswith("+0.0 [")
+
+
+def test_an_unknown_benchmark_is_refused(scores):
+    with pytest.raises(ValueError, match="'arc_challenge' is not one of arc"):
+        tables.table4(scores, {"syllogism": "arc_challenge"})
+
+
+def test_no_results_at_all_still_give_the_papers_table():
+    empty = pd.DataFrame(columns=["seed", "model", "task", "id", "score"])
+    table = tables.table4(empty, synthetic.STAND_INS)
+    assert table.lines[1][2] == "60.41"
+    assert set(table.lines[0][2:9]) == {"—"}
+
+
+def test_table_1_has_the_papers_settings_and_our_items(root):
+    table = tables.table1(results.load_summaries(root), synthetic.STAND_INS)
+    shots, metric, items = ({line[1]: line[2:] for line in table.lines[i : i + 2]} for i in (0, 2, 4))
+    assert shots["paper"] == ("25", "0", "5", "5", "10", "5")
+    assert metric["paper"][:2] == ("acc_norm", "mc2")
+    assert items["ours"] == ("40",) * 6
+
+
+def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
+    times = pd.DataFrame(
+        [{"stage": "training", "iteration": 0, "seconds": s} for s in (60.0, 120.0)]
+        + [{"stage": "generation", "iteration": 0, "seconds": 30.0}]
+    )
+    table = time_table.table2(times, machine="two cores")
+    assert table.lines[0][2:4] == ("0.50", "—"), "of less than a minute one digit would hide a fifth"
+    assert table.lines[2][2:] == ("1.45",) * 4
+    assert table.lines[3][2] == "1.5 [1.0, 2.0]"
+    assert "— training of iteration 3 was not run." in table.notes
+    assert any("two cores: mean over the 1 to 2 training seeds" in note for note in table.notes)
+    alone = time_table.table2(times.drop(index=1), machine="two cores")
+    assert alone.lines[3][2] == "1.0"
+    assert "one training seed" in alone.notes[0]
+    assert "no spread" in alone.notes[0]
+    beside = time_table.table2(times, alone=False)
+    assert "seeds, with several steps at once" in beside.notes[0]
+    assert "alone" not in beside.notes[0]
+
+
+def test_table_2_puts_the_cost_models_hours_beside_the_papers_and_states_its_assumptions():
+    table = time_table.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"]))
+    run, architecture = cost_model.Run(), cost_model.Architecture()
+    hours = [cost_model.training_hours(run, architecture, iteration) for iteration in range(4)]
+    assert table.lines[4][1:] == ("cost model, hours", *(f"{value:.2f}" for value in hours))
+    assert cell(table, "training", "iteration 3", "hours (cost model), hours (paper)")["paper"] == 8.64
+    note = next(note for note in table.notes if note.startswith("Cost model"))
+    assert "a prediction and not a measurement" in note
+    assert f"{run.utilisation:.0%}" in note
+
+
+def test_table_3_states_the_papers_wrong_average(scores):
+    table = tables.table3(scores, synthetic.STAND_INS)
+    assert any("64.74" in note for note in table.notes)
+    assert cell(table, "SPIN iteration 3 + DPO", "average", "gain over SPIN iteration 3")["paper"] == 0.89
+
+
+def test_table_5_compares_with_one_more_epoch(scores):
+    table = tables.table5(scores, synthetic.STAND_INS)
+    assert [line[0] for line in table.lines[::2]] == ["SFT", "SFT, 1 more epoch"]
+    assert cell(table, "SFT, 1 more epoch", "average")["paper"] == 57.23
+
+
+@pytest.fixture(scope="module")
+def transfer(root):
+    return results.load_evaluations(root, kind_folder="transfer")
+
+
+def test_table_6_has_the_papers_benchmarks_with_our_transfer_tasks_named_as_stand_ins(transfer):
+    table = tables.table6(transfer, synthetic.TRANSFER)
+    assert table.header[2:] == (
+        "MT-Bench",
+        "BB-causal: long_sums",
+        "BB-formal: long_syllogisms",
+        "BB-sports: long_words",
+        "OpenBookQA: long_families",
+    )
+    assert any("nothing was trained on" in note for note in table.notes)
+    for model in ("sft", "spin-0", "spin-1", "spin-2"):
+        for benchmark in published.OTHERS:
+            assert cell(table, results.label(model), benchmark)["paper"] == published.score(model, benchmark)
+    mean = transfer[(transfer["model"] == "spin-3") & (transfer["task"] == "long_sums")]["score"].mean()
+    assert cell(table, "SPIN iteration 3", "bb_causal")["value"] == pytest.approx(100 * mean)
+    assert pd.isna(cell(table, "SPIN iteration 3", "bb_causal")["paper"])
+
+
+def test_table_6_leaves_mt_bench_empty_because_no_judge_was_run(transfer):
+    table = tables.table6(transfer, synthetic.TRANSFER)
+    assert {line[2] for line in table.lines if "ours" in line[1]} == {"—"}
+    assert any("needs a judge model" in note for note in table.notes)
+
+
+def test_table_6_shows_the_judges_grades_as_the_paper_prints_its_own(transfer, tmp_path):
+    synthetic.write_mt_bench(tmp_path / "cpu")
+    grades = results.load_mt_bench(tmp_path / "cpu")
+    table = tables.table6(transfer, synthetic.TRANSFER, grades)
+    shown = {line[0]: line[2] for line in table.lines if line[1] == "ours"}
+    for model in ("sft", "spin-0", "spin-3"):
+        average = results.read_json(results.path_of(tmp_path / "cpu", 0, "mt_bench", model))["average"]
+        assert shown[results.label(model)].startswith(f"{average:.2f} [")
+        assert cell(table, results.label(model), "mt_bench")["value"] == pytest.approx(average)
+    gain = cell(table, "SPIN iteration 0", "mt_bench", "gain over SFT")
+    assert gain["difference"] == pytest.approx(gain["value"] - 0.52)
+    assert any("graded 1 to 10 by made-up-judge" in note and "Not graded and left out" in note for note in table.notes)
+    assert not any("needs a judge" in note for note in table.notes)
+
+
+def test_table_6_judges_the_papers_own_gains_by_their_item_counts(transfer):
+    noise = published.noise({"spin-2": 1, "sft": -1}, "bb_sports")
+    errors = abs(noise.difference) / noise.error_unpaired
+    note = tables.table6(transfer, synthetic.TRANSFER).notes[4]
+    assert f"BB-sports −1.60 ({errors:.1f} standard errors, {noise.status})" in note
+    assert "MT-Bench" not in note
+
+
+def test_table_6_without_any_transfer_evaluation_gives_the_papers_numbers_and_the_reason(transfer):
+    table = tables.table6(transfer[:0], {})
+    assert table.lines[1][2:] == ("5.94", "56.15", "49.60", "96.00", "45.40")
+    assert set(table.lines[0][2:]) == {"—"}
+    assert "— no task of this profile stands in for BB-causal." in table.notes
+
+
+def test_the_three_forms_hold_the_same_numbers_and_are_written_identically_twice(tmp_path, table4):
+    first, second = (table_text.write(table4, tmp_path / name) for name in ("a", "b"))
+    assert [path.name for path in first] == ["table4.md", "table4.csv", "table4.tex"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert len(list((tmp_path / "a").iterdir())) == 3
+    texts = {path.suffix: path.read_text() for path in first}
+    frame = pd.read_csv(io.StringIO(texts[".csv"]))
+    pd.testing.assert_frame_equal(frame, table4.frame, check_dtype=False, rtol=1e-5)
+    for _, row in table4.frame[table4.frame["quantity"] == "score"].iterrows():
+        shown = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+        assert shown in texts[".md"]
+        assert shown in texts[".tex"]
+
+
+def test_every_line_of_a_table_is_as_wide_as_its_header(root, table4):
+    for table in (
+        table4,
+        tables.table1(results.load_summaries(root), synthetic.STAND_INS),
+        time_table.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"])),
+    ):
+        assert {len(line) for line in table.lines} == {len(table.header)}
+
+
+def test_latex_escapes_what_latex_would_read(table4):
+    text = table_text.latex(table4)
+    assert "letter\\_counting" in text
+    assert "95 \\%" in text
+    assert "\\midrule" in text
+    assert not any(mark in text for mark in "—−–")

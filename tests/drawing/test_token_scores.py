@@ -1,0 +1,122 @@
+"""Single tokens: their scores are the terms of the sums that training uses, and they are drawn as they are."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from oracle import obvious_logps
+
+from spin_utils.drawing import figure_style, token_figures
+from spin_utils.experiment import plan, stages, token_scores
+from spin_utils.model import models
+from spin_utils.settings import profiles
+
+HOSTILE = ["<b>bold</b>", "$x^2$", " \\frac{1}{0}", "\n", "\t", "", "😀", "漢", "_" * 300, "%s", "&lt;"]
+
+
+@pytest.fixture(scope="module")
+def steps(module_home: Path) -> plan.Plan:
+    """A smoke run up to its first iteration; to be read only."""
+    made = plan.make(profiles.load("smoke"), 0)
+    stages.run(made, "spin-0")
+    return made
+
+
+def test_token_scores_add_up_to_the_log_probabilities_one_sequence_at_a_time(steps: plan.Plan) -> None:
+    points, examples = token_scores.moments(steps, "spin-0"), token_scores.pairs(steps, "spin-0")
+    frame = token_scores.score(examples, points)
+    sums = token_scores.sums(frame)
+    for name, folder in points.items():
+        with torch.no_grad():
+            expected = obvious_logps(models.load(folder), [example.group for example in examples])
+        assert sums[sums["checkpoint"] == name]["logp"].to_numpy() == pytest.approx(expected.numpy(), abs=1e-3)
+    start = frame[frame["checkpoint"] == "sft"]
+    assert (start["change"] == 0).all()
+    end = frame[frame["checkpoint"] == "epoch 2"]
+    assert end["change"].to_numpy() == pytest.approx(end["logp"].to_numpy() - start["logp"].to_numpy())
+
+
+def test_the_model_of_a_run_is_found_among_its_epochs(steps: plan.Plan) -> None:
+    folder = steps.directory("spin-0")
+    start = steps.directory("sft")
+    expected = {"sft": start, "epoch 1": folder / "epoch-1", "epoch 2": folder}
+    assert token_scores.moments(steps, "spin-0") == expected
+    assert list(token_scores.moments(steps, "sft")) == ["base", "sft"]
+    assert list(token_scores.moments(steps, "base")) == ["base"]
+
+
+def test_shared_tokens_are_pushed_alike_and_cancel(steps: plan.Plan) -> None:
+    real = [5, 6, 7, 8]
+    example = token_scores.Example("x", token_scores.Group([3, 4], (real, [5, 6, 9])))
+    points = token_scores.moments(steps, "spin-0")
+    frame = token_scores.score([example], points)
+    assert frame.groupby("answer")["shared"].sum().to_dict() == {"real": 2 * len(points), "generated": 2 * len(points)}
+    shared = frame[frame["shared"]]
+    one, other = (shared[shared["answer"] == answer]["change"].to_numpy() for answer in ("real", "generated"))
+    assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_examples_differ_and_come_one_from_each_family(steps: plan.Plan) -> None:
+    examples = token_scores.pairs(steps, "spin-0")
+    assert [example.name.split("-")[0] for example in examples] == ["chain_sum", "spell_backward"]
+    for example in examples:
+        real, generated = example.group.response_ids
+        assert list(real) != list(generated)
+    assert len(token_scores.demonstrations(steps, stages.rows(steps, "validation"))) == 2
+
+
+def test_the_first_demonstration_of_a_family_is_one_that_fits_the_template(steps: plan.Plan) -> None:
+    rows = stages.rows(steps, "validation")
+    long = [{**row, "id": f"long-{row['id']}", "prompt": 999 * row["prompt"]} for row in rows]
+    dropping = plan.make(profiles.load("smoke", {"template.too_long": "drop"}), 0)
+    assert token_scores.demonstrations(dropping, long + rows) == token_scores.demonstrations(steps, rows)
+
+
+def scores(tokens: list[str], values: list[float]) -> pd.DataFrame:
+    rows = [
+        {"checkpoint": point, "example": "x", "answer": answer, "place": i, "token": token, "shared": i < 1}
+        | {"logp": -abs(value), "change": 0.0 if point == "start" else value}
+        for point in ("start", "end")
+        for answer in ("real", "generated")
+        for i, (token, value) in enumerate(zip(tokens, values, strict=True))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_hostile_tokens_are_drawn_character_for_character_and_without_warnings(tmp_path: Path) -> None:
+    frame = scores(HOSTILE, list(np.linspace(-2, 2, len(HOSTILE))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for draw in (token_figures.surprise, token_figures.pushes):
+            figure = draw(frame, "x")
+            figure_style.save(figure, tmp_path, draw.__name__)
+            drawn = {text.get_text(): text for text in figure.axes[0].texts}
+            assert {"<b>bold</b>", "$x^2$", " \\frac{1}{0}", "⏎", "⇥", "▯", "%s", "&lt;"} <= set(drawn)
+            assert not drawn["$x^2$"].get_parse_math()
+
+
+def test_no_line_is_wider_than_the_page_and_long_answers_say_that_they_are_cut() -> None:
+    frame = scores([" token"] * 400, [0.1] * 400)
+    figure = token_figures.pushes(frame, "x")
+    boxes = [patch for patch in figure.axes[0].patches if patch.get_height() > 0.9]
+    assert max(box.get_x() + box.get_width() for box in boxes) <= token_figures.COLUMNS
+    assert [text.get_text() for text in figure.axes[0].texts].count("…") == 2
+    width = token_figures._SIZE * 0.602 / 72 * token_figures.COLUMNS
+    assert width == pytest.approx(token_figures.WIDTH - 0.16), "the font fills its columns"
+
+
+def test_a_token_pushed_up_is_blue_with_a_bar_up_and_one_pushed_down_orange_with_a_bar_down() -> None:
+    figure = token_figures.pushes(scores(["up", "down", "still"], [1.0, -1.0, 0.0]), "x", ["end"])
+    boxes = [patch for patch in figure.axes[0].patches if patch.get_height() > 0.9][:3]
+    bars = [patch for patch in figure.axes[0].patches if patch.get_height() <= 0.9][:3]
+    up, down, still = (matplotlib.colors.to_rgb(box.get_facecolor()) for box in boxes)
+    assert up[2] > up[0]
+    assert down[0] > down[2]
+    assert still == pytest.approx((1, 1, 1), abs=0.02)
+    assert [np.sign(-bar.get_height()) for bar in bars] == [1, -1, 0], "the axis points down"

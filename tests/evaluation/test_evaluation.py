@@ -1,0 +1,250 @@
+"""Evaluation records are whole, graded row by row, and agree with lm-eval's own numbers."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import numpy as np
+import pytest
+import synthetic_results as synthetic
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from tiny_models import tiny_model
+from tiny_tokenizer import byte_tokenizer
+from transformers import PreTrainedModel
+
+from spin_utils.data import templates
+from spin_utils.evaluation import evaluation
+from spin_utils.evaluation.evaluation import TASKS, EvaluationError, evaluate
+from spin_utils.experiment import plan
+from spin_utils.model.sampling import sample
+from spin_utils.paper import results
+from spin_utils.settings import profiles
+from spin_utils.settings.inputs import SettingsError, TemplateSettings
+from spin_utils.settings.run import EvaluationSettings, GenerationSettings
+
+TEMPLATE = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:", end="</s>")
+TOKENIZER = byte_tokenizer()
+SETTINGS = EvaluationSettings(batch_size=4, max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return tiny_model("llama", vocabulary=len(TOKENIZER))
+
+
+def greedy(model: PreTrainedModel, prompt: str) -> tuple[str, int]:
+    settings = GenerationSettings(temperature=0, max_new_tokens=6)
+    ids = templates.encode_prompt(TOKENIZER, TEMPLATE, prompt)
+    (answer,) = sample(model, [ids], eos_ids=templates.end_ids(TOKENIZER, TEMPLATE), settings=settings, seed=0)
+    return templates.decode_response(TOKENIZER, TEMPLATE, answer.token_ids), len(answer.token_ids)
+
+
+@pytest.fixture(scope="module")
+def rows(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Two families; in `copied` every other row expects exactly what the model says, in `sums` a program grades."""
+    made: list[dict[str, Any]] = []
+    for i in range(7):
+        prompt = f"The cat {i}"
+        answer = f" {greedy(model, prompt)[0]} " if i % 2 else "no"
+        made.append({"id": f"copied-{i}", "prompt": prompt, "response": answer, "family": "copied"})
+    for i in range(5):
+        prompt = f"One two {i}"
+        right = greedy(model, prompt)[0].strip() if i < 2 else "-12345"
+        entry = {"question": prompt, "answer": right, "metadata": {"source_dataset": "chain_sum"}}
+        grader = {"dataset": "chain_sum", "entry": entry}
+        made.append({"id": f"sums-{i}", "prompt": prompt, "response": "x", "family": "sums", "grader": grader})
+    return made
+
+
+def as_result(record: dict[str, Any]) -> dict[str, Any]:
+    provenance = synthetic.provenance("eval-sft", "evaluation")
+    return record | {"profile": "smoke", "seed": 0, "model": "sft", "provenance": provenance}
+
+
+def test_an_evaluation_writes_nothing_to_standard_error(
+    model: PreTrainedModel, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
+    assert capsys.readouterr().err == ""
+
+
+def test_rows_are_graded_by_their_grader_or_by_exact_match(
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = evaluate(model, TOKENIZER, path, template=TEMPLATE, settings=SETTINGS)
+    results.validate(as_result(record), "record")
+    assert record == evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
+    assert [item["id"] for item in record["items"]] == [row["id"] for row in rows]
+    for item, row in zip(record["items"], rows, strict=True):
+        assert (item["response"], item["tokens"]) == greedy(model, row["prompt"])
+        assert item["task"] == row["family"]
+    scores = [item["score"] for item in record["items"]]
+    assert scores[:7] == [0, 1, 0, 1, 0, 1, 0]
+    assert scores[7:] == [1, 1, 0, 0, 0]
+    copied = record["tasks"]["copied"]
+    assert copied == {
+        "metric": "score",
+        "n": 7,
+        "value": pytest.approx(3 / 7),
+        "stderr": pytest.approx(np.std(scores[:7], ddof=1) / 7**0.5),
+    }
+    assert record["average"] == pytest.approx((3 / 7 + record["tasks"]["sums"]["value"]) / 2)
+
+
+def write_questions(path: Path, count: int) -> None:
+    rng = random.Random(3)
+    words = ["The", "cat", "sat", "on", "the", "mat", "dog", "saw", "One", "two", "three"]
+    with path.open("w") as file:
+        for i in range(count):
+            options = [" ".join(rng.choices(words, k=rng.randint(1, 4))) for _ in range(4)]
+            row = {"id": i, "question": " ".join(rng.choices(words, k=5)), "choices": options, "answer": i % 4}
+            file.write(json.dumps(row) + "\n")
+
+
+def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    write_questions(tmp_path / "questions.jsonl", 17)
+    write_questions(tmp_path / "examples.jsonl", 5)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.yaml").write_text(
+        f"include: {TASKS / 'spin_choices.yaml'}\ntask: mine\nnum_fewshot: 3\n"
+        f"dataset_kwargs:\n  rows: {tmp_path / 'questions.jsonl'}\n  examples: {tmp_path / 'examples.jsonl'}\n"
+    )
+    record = evaluate(
+        model,
+        TOKENIZER,
+        rows,
+        template=TEMPLATE,
+        settings=replace(SETTINGS, tasks=(str(tmp_path / "mine" / "mine.yaml"),)),
+    )
+    results.validate(as_result(record), "record")
+    assert list(record["tasks"]) == ["copied", "sums", "mine"]
+    stock = lm_eval.simple_evaluate(
+        HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=3),
+        tasks=["mine"],
+        task_manager=TaskManager(include_path=tmp_path / "mine", include_defaults=False),
+        bootstrap_iters=0,
+    )
+    mine = record["tasks"]["mine"]
+    assert mine["metric"] == "acc"
+    assert mine["value"] == pytest.approx(stock["results"]["mine"]["acc,none"])
+    samples = {sample["doc_id"]: sample for sample in stock["samples"]["mine"]}
+    for i, item in enumerate(item for item in record["items"] if item["task"] == "mine"):
+        assert item["id"] == str(i)
+        assert item["score"] == samples[i]["acc"]
+        options = samples[i]["doc"]["choices"]
+        assert item["response"] == options[int(np.argmax([response[0][0] for response in samples[i]["resps"]]))]
+
+
+def test_the_limit_holds_per_task(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
+    settings = EvaluationSettings(limit=2, max_new_tokens=3)
+    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings)
+    assert [item["id"] for item in record["items"]] == ["copied-0", "copied-1", "sums-0", "sums-1"]
+
+
+def test_a_second_evaluation_reuses_finished_answers(
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    first = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS, work=tmp_path)
+    again = evaluate(
+        model,
+        TOKENIZER,
+        rows,
+        template=TEMPLATE,
+        settings=SETTINGS,
+        work=tmp_path,
+        progress=lambda _: pytest.fail("nothing is left to do"),
+    )
+    assert first == again
+
+
+def test_rows_without_families_form_one_task(model: PreTrainedModel) -> None:
+    plain = [{"id": i, "prompt": f"The {i}", "response": "cat"} for i in range(3)]
+    record = evaluate(model, TOKENIZER, plain, template=TEMPLATE, settings=SETTINGS)
+    assert list(record["tasks"]) == ["heldout"]
+    assert [item["id"] for item in record["items"]] == ["0", "1", "2"]
+
+
+def test_missing_items_are_an_error(
+    model: PreTrainedModel, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = evaluation.run_tasks
+
+    def forgetful(*arguments: Any, **options: Any) -> Any:
+        output = honest(*arguments, **options)
+        output["samples"]["sums"] = [s for s in output["samples"]["sums"] if s["doc_id"] != 3]
+        return output
+
+    monkeypatch.setattr(evaluation, "run_tasks", forgetful)
+    with pytest.raises(EvaluationError, match=r"sums: lm-eval returned 4 of 5 items; missing: sums-3"):
+        evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
+
+
+def test_impossible_evaluations_are_refused(model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    def run(given: Any, *tasks: str) -> None:
+        evaluate(model, TOKENIZER, given, template=TEMPLATE, settings=replace(SETTINGS, tasks=tasks))
+
+    with pytest.raises(EvaluationError, match="needs held-out rows"):
+        run(None)
+    with pytest.raises(EvaluationError, match="no held-out rows"):
+        run([])
+    with pytest.raises(EvaluationError, match="no task 'no_such_task'; check the name, or give the path of its YAML"):
+        run(rows, "no_such_task")
+    with pytest.raises(EvaluationError, match="sums given twice"):
+        (tmp_path / "sums.yaml").write_text("task: sums\n")
+        run(rows, str(tmp_path / "sums.yaml"))
+    with pytest.raises(EvaluationError, match="name all or none"):
+        run([rows[0] | {"family": "heldout"}, rows[1] | {"family": ""}])
+
+
+def task_file(path: Path, text: str) -> EvaluationSettings:
+    """Settings with a further task of one item."""
+    path.with_suffix(".jsonl").write_text(json.dumps({"question": "The cat", "answer": "sat"}) + "\n")
+    data = f"{{test: {path.with_suffix('.jsonl')}}}"
+    path.write_text(
+        f"task: {path.stem}\ndataset_path: json\ndataset_kwargs: {{data_files: {data}}}\ntest_split: test\n"
+        f"doc_to_text: question\ndoc_to_target: answer\nmetric_list: [{{metric: exact_match}}]\n{text}"
+    )
+    return replace(SETTINGS, tasks=(str(path),))
+
+
+def test_tasks_that_no_evaluation_could_score_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "_all_tasks", lambda: pytest.fail("reads thousands of files"))
+    generating = "output_type: generate_until\ngeneration_kwargs: {until: [], max_gen_toks: 5%s}\n"
+    evaluation.check_tasks(task_file(tmp_path / "good.yml", generating % ""), ["sums"])
+    with pytest.raises(EvaluationError, match="tasks: beams: generation_kwargs: num_beams is not supported"):
+        evaluation.check_tasks(task_file(tmp_path / "beams.yml", generating % ", num_beams: 4"), ["sums"])
+    with pytest.raises(EvaluationError, match="rolling is of type loglikelihood_rolling"):
+        evaluation.check_tasks(task_file(tmp_path / "rolling.yml", "output_type: loglikelihood_rolling\n"), ["sums"])
+
+
+def test_a_task_is_not_named_as_a_column_of_its_suite() -> None:
+    with pytest.raises(EvaluationError, match=r"sums\.yaml has the name of a family of the demonstrations"):
+        evaluation.check_tasks(replace(SETTINGS, tasks=("sums.yaml",)), ["sums"])
+    with pytest.raises(EvaluationError, match="mmlu has the name of a benchmark of the suite paper"):
+        evaluation.check_tasks(replace(SETTINGS, suite="paper", tasks=("mmlu",)), ["sums"])
+
+
+def test_an_edited_task_file_is_another_measurement_and_a_missing_one_is_named(home: Path) -> None:
+    task = home / "mine.yaml"
+    task.write_text("task: mine")
+    change = {"evaluation.tasks": [str(task)]}
+    before = plan.make(profiles.load("smoke", change), 0)
+    task.write_text("task: mine\nnum_fewshot: 3")
+    after = plan.make(profiles.load("smoke", change), 0)
+    assert before.directory("eval-sft") != after.directory("eval-sft")
+    assert before.directory("sft") == after.directory("sft")
+    task.unlink()
+    with pytest.raises(SettingsError, match=r"mine\.yaml: no such file"):
+        plan.make(profiles.load("smoke", change), 0)

@@ -1,0 +1,208 @@
+"""The kit's lm-eval model gives the numbers of lm-eval's own, faster and resumable."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tiny_models import FAMILIES, tiny_model
+from tiny_tokenizer import TEXT, byte_tokenizer
+from transformers import PreTrainedModel
+
+from spin_utils.evaluation import lm as lm_module
+from spin_utils.evaluation.answers import FILE, Answers, AnswersError, fingerprint
+from spin_utils.evaluation.lm import PackedLM, RequestError
+from spin_utils.settings.inputs import TemplateSettings
+
+TEMPLATE = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:", end="</s>")
+
+
+TOKENIZER = byte_tokenizer()
+
+
+def model_for(family: str = "llama", **options: Any) -> PreTrainedModel:
+    return tiny_model(family, vocabulary=len(TOKENIZER), **options)
+
+
+def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
+    return [Instance(kind, {}, values, i) for i, values in enumerate(arguments)]
+
+
+def choices() -> list[tuple[str, str]]:
+    """Contexts with several continuations, among them one token, none before it, and spaces at the seam."""
+    rng = random.Random(0)
+    words = TEXT.split()
+    pairs = []
+    for i in range(6):
+        context = " ".join(rng.choices(words, k=5 + 4 * i)) + (" " if i % 2 else "")
+        pairs += [(context, " " + " ".join(rng.choices(words, k=k))) for k in (1, 2, 4)]
+        pairs += [(context, " a"), (context, " b")]
+    return [*pairs, ("", "The cat"), ("", "One two"), pairs[0]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("add_bos_token", [False, None])
+def test_loglikelihoods_equal_those_of_stock_lm_eval(family: str, add_bos_token: bool | None) -> None:
+    model = model_for(family)
+    ours = PackedLM(model, TOKENIZER, add_bos_token=add_bos_token, micro_batch_tokens=200)
+    stock = HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=add_bos_token, batch_size=4)
+    made, expected = (x.loglikelihood(requests("loglikelihood", choices()), disable_tqdm=True) for x in (ours, stock))
+    assert [greedy for _, greedy in made] == [greedy for _, greedy in expected]
+    assert [logp for logp, _ in made] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
+
+
+def test_the_greedy_flag_is_set_for_the_greedy_answer_only() -> None:
+    model = model_for()
+    ours = PackedLM(model, TOKENIZER)
+    context = TOKENIZER.encode("The dog", add_special_tokens=False)
+    with torch.no_grad():
+        best = int(model(torch.tensor([context])).logits[0, -1].argmax())
+    groups = [lm_module.Group(context, ([best], [best + 1 if best < 300 else 5]))]
+    (scores,) = lm_module.score_continuations(model, groups, micro_batch_tokens=100)
+    assert [greedy for _, greedy in scores] == [True, False]
+    assert ours.max_length == 256
+
+
+@pytest.mark.parametrize("length", [10, 60, 61, 200])
+def test_rolling_and_truncated_loglikelihoods_equal_those_of_stock_lm_eval(length: int) -> None:
+    model = model_for(max_position_embeddings=60)
+    text = TOKENIZER.decode(random.Random(length).choices(range(2, 300), k=length))
+    ours = PackedLM(model, TOKENIZER)
+    stock = HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=1)
+    rolling = [
+        x.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,), ("The cat",)]), disable_tqdm=True)
+        for x in (ours, stock)
+    ]
+    assert rolling[0] == pytest.approx(rolling[1], rel=1e-5)
+    pairs = [(text, " the cat"), (text, " dog")]
+    scored = [x.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True) for x in (ours, stock)]
+    assert [logp for logp, _ in scored[0]] == pytest.approx([logp for logp, _ in scored[1]], abs=1e-4)
+
+
+def test_an_answer_that_leaves_no_room_for_its_prompt_is_refused() -> None:
+    lm = PackedLM(model_for(max_position_embeddings=60), TOKENIZER)
+    with pytest.raises(lm_module.RequestError, match="60 tokens leaves no room for its prompt in the model's 60"):
+        lm.generate_until(requests("generate_until", [("The cat", {"until": [], "max_gen_toks": 60})]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_equals_stock_lm_eval_and_honours_until(family: str) -> None:
+    model = model_for(family)
+    options = {"until": ["e", "\n"], "max_gen_toks": 12, "do_sample": False}
+    long = {"until": [], "max_gen_toks": 20}
+    arguments = [(text, options) for text in ("The cat", "Question: who", "One two three. The")]
+    arguments += [("The dog saw", long), ("mat", long), ("The cat", options)]
+    ours = PackedLM(model, TOKENIZER, batch_size=2).generate_until(requests("generate_until", arguments))
+    stock = HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=1)
+    assert ours == stock.generate_until(requests("generate_until", arguments), disable_tqdm=True)
+    assert all("e" not in text for text in ours[:3])
+
+
+def test_a_template_wraps_the_raw_prompt_and_its_end_token_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    honest = lm_module.sample
+
+    def spy(model: Any, prompts: Any, **options: Any) -> Any:
+        seen.append((prompts, options["eos_ids"]))
+        return honest(model, prompts, **options)
+
+    monkeypatch.setattr(lm_module, "sample", spy)
+    lm = PackedLM(model_for(), TOKENIZER, template=TEMPLATE, max_new_tokens=5)
+    lm.generate_until(requests("generate_until", [("who sat?", {"until": []})]))
+    assert seen == [([TOKENIZER.encode("Q: who sat?\nA:", add_special_tokens=False)], {1})]
+    assert 1 <= lm.length("who sat?", {"until": []}) <= 5
+
+
+@pytest.mark.parametrize("too_long", ["error", "drop"])
+def test_a_prompt_that_is_too_long_for_the_template_is_asked_for_its_end(too_long: Any) -> None:
+    asked = [("The cat " * 50, {"until": [], "max_gen_toks": 5}), ("The cat", {"until": [], "max_gen_toks": 5})]
+    templates = [replace(TEMPLATE, max_prompt_tokens=20, too_long=rule) for rule in (too_long, "truncate")]
+    made, cut = (
+        PackedLM(model_for(), TOKENIZER, template=template).generate_until(requests("generate_until", asked))
+        for template in templates
+    )
+    assert made == cut
+
+
+@pytest.mark.parametrize("temperature", [{"temperature": 1.0}, {}])
+def test_a_task_may_sample_and_repeats_differ(temperature: dict[str, float]) -> None:
+    lm = PackedLM(model_for(), TOKENIZER)
+    options = {"until": [], "do_sample": True, "max_gen_toks": 20, **temperature}
+    made = lm.generate_until(requests("generate_until", [("The cat", options)] * 4))
+    assert len(set(made)) == 4
+
+
+def test_options_that_would_be_ignored_are_refused() -> None:
+    lm = PackedLM(model_for(), TOKENIZER)
+    with pytest.raises(RequestError, match="num_beams"):
+        lm.generate_until(requests("generate_until", [("The", {"num_beams": 4})]))
+    with pytest.raises(RequestError, match="continuation of 0 tokens"):
+        lm.loglikelihood(requests("loglikelihood", [("The", "")]))
+
+
+class KilledError(Exception):
+    """Stands for a kill signal."""
+
+
+@pytest.mark.parametrize("kind", ["generate_until", "loglikelihood"])
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_answers(kind: str, tmp_path: Path) -> None:
+    model = model_for()
+    options = {"until": [], "max_gen_toks": 6}
+    texts = [TOKENIZER.decode(random.Random(i).choices(range(2, 300), k=5 + i)) for i in range(12)]
+    arguments = [(text, options if kind == "generate_until" else " the cat") for text in texts]
+
+    def run(work: Path | None, progress: Callable[[int], object] | None = None) -> Any:
+        lm = PackedLM(model, TOKENIZER, batch_size=1, micro_batch_tokens=16, work=work, progress=progress)
+        return getattr(lm, kind)(requests(kind, arguments))
+
+    done = 0
+
+    def kill_after_eight(count: int) -> None:
+        nonlocal done
+        done += count
+        if done > 8:
+            raise KilledError
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KilledError):
+        run(tmp_path / "killed", kill_after_eight)
+    path = tmp_path / "killed" / FILE
+    kept = path.read_text().count("\n")
+    assert kept >= 4
+    with path.open("a") as file:
+        file.write('{"key": "torn')
+    counted: list[int] = []
+    assert run(tmp_path / "killed", counted.append) == whole
+    assert sum(counted) == 12 - kept
+    assert path.read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
+    assert run(tmp_path / "killed", lambda _: pytest.fail("nothing is left to do")) == whole
+
+
+def test_answers_of_another_model_or_template_are_not_found(tmp_path: Path) -> None:
+    one, two = model_for(seed=0), model_for(seed=0)
+    assert fingerprint(one) == fingerprint(two)
+    with torch.no_grad():
+        two.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-3
+    assert fingerprint(one) != fingerprint(two)
+    for model, template in ((one, None), (two, None), (one, TEMPLATE)):
+        lm = PackedLM(model, TOKENIZER, template=template, max_new_tokens=2, work=tmp_path)
+        assert lm.answers.key("generate", ["a"]) not in lm.answers
+        lm.answers.add({lm.answers.key("generate", ["a"]): 1})
+
+
+@pytest.mark.parametrize(("before", "after"), [("blue", "blu\\u0000"), ("blue", "glue"), ('"key"', '"kex"'), ("}", "")])
+def test_a_damaged_line_is_named(before: str, after: str, tmp_path: Path) -> None:
+    Answers(tmp_path, "model").add({"a": {"text": "red"}, "b": {"text": "blue"}, "c": {"text": "red"}})
+    lines = (tmp_path / FILE).read_text().splitlines()
+    (tmp_path / FILE).write_text("\n".join([lines[0], lines[1].replace(before, after), lines[2]]) + "\n")
+    with pytest.raises(AnswersError, match="line 2: .*; delete the line"):
+        Answers(tmp_path, "model")
+    (tmp_path / FILE).write_text("\n".join([lines[0], lines[2]]) + "\n")
+    assert "b" not in Answers(tmp_path, "model")

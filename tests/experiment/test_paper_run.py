@@ -1,0 +1,170 @@
+"""The paper's profiles run whole, with a tiny Mistral, rows of the hub's schema and four prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import datasets
+import pytest
+from hub_rows import Hub
+
+from spin_utils.cli.main import main
+from spin_utils.data.rows import RowError, read_rows
+from spin_utils.drawing import drawing
+from spin_utils.evaluation import paper_suite
+from spin_utils.experiment import plan, publishing, stages
+from spin_utils.files import artifacts, paths
+from spin_utils.model import models
+from spin_utils.model.models import ModelError
+from spin_utils.paper import published, results
+from spin_utils.settings import profiles
+
+pytestmark = pytest.mark.usefixtures("module_home")
+
+SMALL: dict[str, Any] = {
+    "model": {"source": "tiny", "name": "mistral"},
+    "demonstrations.revision": "0" * 40,
+    "demonstrations.expected_rows": 4,
+    "demonstrations.test_rows": 0,
+    "generation.max_new_tokens": 16,
+    "evaluation.limit": 1,
+}
+"""Everything that differs from the paper's run: the model, four prompts, short answers, one item a task."""
+QUICK = {"spin.iterations": 1, "spin.epochs_shown": 0, "spin.subsets": [], "dpo": None, "sft_more": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hub() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", Hub(items=4, examples=30))
+        datasets.disable_progress_bars()
+        yield
+
+
+def run_whole(profile: Any) -> plan.Plan:
+    stages.check_inputs(profile)
+    made = plan.make(profile, 0)
+    for step in made:
+        stages.run(made, step.name)
+    publishing.publish([made])
+    drawn = drawing.compose(profile)
+    # Of the figures one is looked at, and to write all takes long.
+    drawing.write(replace(drawn, figures={"figure2": drawn.figures["figure2"]}), profile)
+    return made
+
+
+def table(profile: Any, number: int) -> str:
+    return (paths.results(profile.name) / "tables" / f"table{number}.md").read_text()
+
+
+def test_the_paper_profile_runs_from_the_hubs_rows_to_its_tables() -> None:
+    profile = profiles.load("paper", SMALL | QUICK | {"name": "paper-quick"})
+    made = run_whole(profile)
+    rows = {row["prompt"]: row["response"] for row in read_rows(made.directory("data") / "spin.jsonl")}
+    assert rows == {f"Say {i}.": f"This is {i}, as you asked." for i in range(100, 104)}, "prompt and real answer"
+    config = json.loads((models.resolve(made.directory("base")) / "config.json").read_text())
+    assert config["model_type"] == "mistral"
+    folder = paths.results(profile.name)
+    scores = results.load_evaluations(folder)
+    assert set(scores["task"]) == set(paper_suite.LEADERBOARD)
+    assert set(results.load_evaluations(folder, kind_folder="transfer")["task"]) == set(paper_suite.OTHERS)
+    shots = table(profile, 1).splitlines()
+    ours = next(line for line in shots if "few-shot" in line)
+    assert [cell.strip() for cell in ours.split("|")[3:9]] == ["25", "0", "5", "5", "10", "5"]
+    assert "harder variants" not in table(profile, 6), "they are the paper's own benchmarks"
+    assert f"{published.score('spin-0', 'openbookqa'):.2f}" in table(profile, 6)
+
+
+def test_table_5_is_one_epoch_from_the_base_model_on_ultrachats_first_turns() -> None:
+    profile = profiles.load("paper", SMALL | QUICK | {"name": "paper-quick"})
+    made = run_whole(profile)
+    assert made.steps["sft-more-1"].inputs == ("base", "control-data")
+    rows = {row["prompt"]: row["response"] for row in read_rows(made.directory("control-data") / "sft.jsonl")}
+    assert rows == {f"Tell me 0 of {i}.": f"Here is 0 of {i}." for i in range(200, 204)}, "no later turn, none held out"
+    settings = artifacts.read_manifest(made.directory("sft-more-1"))["settings"]["training"]
+    assert (settings["learning_rate"], settings["schedule"], settings["epochs"]) == (2e-5, "cosine", 1)
+    row = next(line for line in table(profile, 5).splitlines() if line.startswith("| SFT, 1 more epoch"))
+    assert "—" not in row.split("|")[4], "a measured cell"
+    path = results.path_of(paths.results(profile.name), 0, "evaluations", "sft-more-1")
+    assert "control-data" in results.read_json(path)["provenance"]["chain"]
+
+
+def test_the_second_further_epoch_goes_on_from_the_first() -> None:
+    steps = plan.make(profiles.load("paper", SMALL), 0).steps
+    assert steps["sft-more-2"].inputs == ("sft-more-1", "control-data")
+    assert steps["sft-more-2"].settings == steps["sft-more-1"].settings
+    assert "control-data" not in plan.make(profiles.load("paper", SMALL | {"sft_more": 0}), 0).steps
+
+
+def test_rows_of_the_control_are_looked_at_before_anything_starts() -> None:
+    unpinned = profiles.load("paper", SMALL | {"sft_control.demonstrations.revision": ""})
+    with pytest.raises(
+        RowError, match=r"sft_control: HuggingFaceH4.ultrachat_200k: no revision; pin its .*; or .* sft_more=0"
+    ):
+        stages.check_inputs(unpinned)
+    stages.check_inputs(profiles.load("paper", SMALL | {"sft_control.demonstrations.revision": "", "sft_more": 0}))
+    held_out = {"sft_control.demonstrations.train": "train", "sft_control.demonstrations.name": "UCLA-AGI/SPIN_iter0"}
+    given = {"evaluation": {"suite": "local"}, "demonstrations.test": "train", "demonstrations.expected_rows": 0}
+    given |= {"demonstrations.train": "test"}
+    with pytest.raises(RowError, match=r"sft_control\.demonstrations, row train-1: the prompt is held out"):
+        stages.check_inputs(profiles.load("paper", SMALL | held_out | given))
+
+
+@pytest.mark.slow
+def test_every_stage_and_every_table_of_the_paper_profile_with_four_prompts() -> None:
+    profile = profiles.load("paper", SMALL | {"name": "paper-whole"})
+    made = run_whole(profile)
+    assert {step.stage for step in made} >= {"data", "base", "pairs", "spin", "subset", "preferences", "dpo"}
+    models_of_the_paper = {"sft", "dpo", "spin-3-dpo", "spin-0-rows-14", "spin-0-rows-26"}
+    models_of_the_paper |= {"sft-more-1", "sft-more-2"}
+    models_of_the_paper |= {f"spin-{t}" for t in range(4)} | {f"spin-0-epoch-{e}" for e in (1, 3, 4, 5)}
+    assert set(made.models()) == models_of_the_paper
+    for model in made.models():
+        record = results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", model))
+        assert set(record["tasks"]) == set(paper_suite.LEADERBOARD)
+    for number in range(1, 9):
+        assert "was not evaluated" not in table(profile, number), number
+
+
+def test_another_number_of_rows_than_the_papers_is_refused_before_anything_starts() -> None:
+    changes = {name: value for name, value in SMALL.items() if name != "demonstrations.expected_rows"}
+    profile = profiles.load("paper", changes)
+    with pytest.raises(RowError, match=r"SPIN_iter0 \[train\]: 4 distinct usable rows where .* says 49792; check"):
+        stages.check_inputs(profile)
+
+
+@pytest.mark.slow
+def test_released_checkpoints_are_evaluated_without_training_and_fill_table_4_and_figure_2() -> None:
+    quick = plan.make(profiles.load("paper", SMALL | QUICK | {"name": "paper-quick"}), 0)
+    spin, base = stages.run(quick, "spin-0"), models.resolve(stages.run(quick, "base"))
+    released = {"spin-3": {"source": "directory", "path": str(spin)}}
+    changes = {
+        "model": {"source": "directory", "path": str(base)},
+        "released": released,
+        "evaluation.limit": 1,
+    }
+    profile = profiles.load("paper-released", changes)
+    made = run_whole(profile)
+    assert {step.stage for step in made} == {"base", "evaluation", "transfer"}
+    assert made.models() == ["sft", "spin-3"]
+    assert plan.first_tables([made]).inputs == tuple(f"eval-{model}" for model in made.models())
+    for line in ("| SFT ", "| SPIN iteration 3 "):
+        row = next(text for text in table(profile, 4).splitlines() if text.startswith(line))
+        assert "—" not in row.split("|")[4], "a measured cell"
+    assert (paths.figures(profile.name) / "figure2.png").is_file()
+    record = results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", "spin-3"))
+    assert list(record["provenance"]["chain"]) == ["spin-3", "eval-spin-3"]
+
+
+def test_released_checkpoints_are_refused_until_their_revisions_are_given(capsys: pytest.CaptureFixture[str]) -> None:
+    profile = profiles.load("paper-released")
+    with pytest.raises(ModelError, match="SPIN-iter0: no revision; pin its commit"):
+        plan.make(profile, 0)
+    assert main(["plan", "--profile", "paper-released"]) == 2
+    pinned = profiles.load("paper-released", {f"released.spin-{t}.revision": str(t) * 40 for t in range(4)})
+    stages.check_inputs(pinned)
+    steps = plan.make(pinned, 0)
+    assert [steps.steps[f"spin-{t}"].settings["revision"] for t in range(4)] == [str(t) * 40 for t in range(4)]

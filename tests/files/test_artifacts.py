@@ -1,0 +1,146 @@
+"""Artifacts: complete with a manifest, or absent."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from spin_utils.files import artifacts, pieces
+
+
+def make(directory: Path, text: str = "hello") -> None:
+    with artifacts.building(directory, stage="test", settings={"a": 1}, inputs={"x": "y"}, seed=3) as work:
+        (pieces.scratch(work) / "state").write_text("resume")
+        (work / "sub").mkdir(exist_ok=True)
+        (work / "sub" / "file.txt").write_text(text)
+
+
+def test_an_artifact_appears_whole_and_without_its_resume_state(home: Path) -> None:
+    directory = home / "artifacts" / "thing-abc"
+    make(directory)
+    assert artifacts.is_complete(directory)
+    manifest = artifacts.verify(directory)
+    assert list(manifest["files"]) == ["sub/file.txt"]
+    assert (manifest["key"], manifest["seed"], manifest["stage"], manifest["settings"]) == ("abc", 3, "test", {"a": 1})
+    assert {"torch", "transformers", "spin_utils"} <= set(manifest["versions"])
+    assert not directory.with_name("thing-abc.partial").exists()
+
+
+def test_a_failing_stage_leaves_no_artifact_and_keeps_its_work(home: Path) -> None:
+    directory = home / "artifacts" / "thing-abc"
+    with (
+        pytest.raises(ZeroDivisionError),
+        artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0) as work,
+    ):
+        (work / "shard").write_text("finished")
+        raise ZeroDivisionError
+    assert not directory.exists()
+    with artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0) as work:
+        assert (work / "shard").read_text() == "finished"
+    assert artifacts.is_complete(directory)
+
+
+def test_time_spent_before_an_interruption_counts(home: Path) -> None:
+    directory = home / "artifacts" / "thing-abc"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0),
+    ):
+        time.sleep(0.05)
+        raise KeyboardInterrupt
+    make(directory)
+    assert artifacts.read_manifest(directory)["seconds"] >= 0.05
+
+
+def test_an_empty_folder_left_by_the_scheduler_is_replaced(home: Path) -> None:
+    directory = home / "artifacts" / "thing-abc"
+    directory.mkdir(parents=True)
+    make(directory)
+    assert artifacts.is_complete(directory)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "manifest", "not json"])
+def test_damage_is_found_and_named(home: Path, damage: str) -> None:
+    directory = home / "artifacts" / "thing-abc"
+    make(directory)
+    file = directory / "sub" / "file.txt"
+    if damage == "truncate":
+        file.write_text("hell")
+    elif damage == "flip":
+        file.write_text("hellO")
+    elif damage == "delete":
+        file.unlink()
+    elif damage == "manifest":
+        (directory / "manifest.json").unlink()
+    else:
+        (directory / "manifest.json").write_text("{")
+    with pytest.raises(artifacts.ArtifactError, match="thing-abc"):
+        artifacts.verify(directory)
+    assert artifacts.is_complete(directory) is (damage == "flip"), "a changed byte is found by verify, not by a look"
+
+
+def test_the_key_follows_every_setting_and_input() -> None:
+    base = artifacts.key("sft", {"a": 1.0}, seed=0, data="x")
+    others = [
+        artifacts.key("sft", {"a": 2.0}, seed=0, data="x"),
+        artifacts.key("sft", {"a": 1.0}, seed=1, data="x"),
+        artifacts.key("sft", {"a": 1.0}, seed=0, data="z"),
+        artifacts.key("dpo", {"a": 1.0}, seed=0, data="x"),
+    ]
+    assert len({base, *others}) == 5
+
+
+def _hold(directory: Path, seconds: float) -> None:
+    with artifacts.lock(directory):
+        (directory.parent / "held").touch()
+        time.sleep(seconds)
+        (directory.parent / "let go").touch()
+
+
+def test_a_second_process_waits_for_the_first(home: Path) -> None:
+    directory = home / "artifacts" / "thing-abc"
+    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(directory, 0.5))
+    process.start()
+    while not (directory.parent / "held").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    with artifacts.lock(directory):
+        assert (directory.parent / "let go").exists()
+    process.join()
+
+
+def test_json_is_written_whole_and_with_the_same_bytes(tmp_path: Path) -> None:
+    for name, data in (("a", {"b": 1, "a": "ä"}), ("b", {"a": "ä", "b": 1})):
+        artifacts.write_json(tmp_path / name, data)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with pytest.raises(ValueError, match="nan"):
+        artifacts.write_json(tmp_path / "a", {"x": float("nan")})
+    assert json.loads((tmp_path / "a").read_text())["b"] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_the_same_artifact_of_another_profile_is_taken_over_and_no_other_one(home: Path) -> None:
+    theirs = home / "artifacts" / "cpu" / "seed-0" / "sft-0123456789ab"
+    with artifacts.building(theirs, stage="sft", settings={}, inputs={}, seed=0) as work:
+        (work / "epoch-1").mkdir()
+        (work / "epoch-1" / "weights").write_text("weights")
+    mine = home / "artifacts" / "mine"
+    assert not artifacts.adopt(mine / "seed-0" / "sft-ba9876543210")
+    assert not artifacts.adopt(mine / "seed-1" / theirs.name)
+    assert artifacts.adopt(mine / "seed-0" / theirs.name)
+    artifacts.verify(mine / "seed-0" / theirs.name)
+    shutil.rmtree(theirs)
+    assert artifacts.adopt(mine / "seed-0" / theirs.name), "it stays when the other one is deleted"
+
+
+def test_a_damaged_artifact_is_not_taken_over(home: Path) -> None:
+    theirs = home / "artifacts" / "cpu" / "shared" / "data-0123456789ab"
+    with artifacts.building(theirs, stage="data", settings={}, inputs={}, seed=0) as work:
+        (work / "rows").write_text("rows")
+    (theirs / "rows").unlink()
+    assert not artifacts.adopt(home / "artifacts" / "mine" / "shared" / theirs.name)

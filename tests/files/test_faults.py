@@ -1,0 +1,268 @@
+"""Full and unwritable disks, clocks that jump, and requests to stop: a clear word, and nothing finished is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pyarrow
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from spin_utils.cli import main as cli
+from spin_utils.files import artifacts, paths, pieces, runtime, storage
+from spin_utils.files.progress import progress
+from spin_utils.files.writing import write_text
+from spin_utils.training.resuming import StopRequest
+
+
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """The system refuses to make a file larger than this, in the middle of a write, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def write_arrow(path: Path) -> None:
+    table = pyarrow.table({"ids": list(range(100_000))})
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+WRITERS = {
+    "model.safetensors": lambda path: save_file({"a": torch.zeros(100_000)}, path),
+    "pairs.arrow": write_arrow,
+    "rows.jsonl": lambda path: write_text(path, "x" * 400_000),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_named_and_the_step_goes_on_when_there_is_room(name: str, home: Path) -> None:
+    directory = home / "artifacts" / "thing-abc"
+
+    def build() -> None:
+        with artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0) as work:
+            shard = pieces.scratch(work) / "shard"
+            if not pieces.is_kept(work, shard):
+                write_text(shard, "sampled for hours")
+                pieces.keep(work, shard)
+                made.append("shard")
+            WRITERS[name](work / name)
+
+    made: list[str] = []
+    with files_up_to(100_000), pytest.raises(storage.StorageError, match=r": file too large; .*ulimit -f.*goes on"):
+        build()
+    assert not directory.exists()
+    build()
+    assert made == ["shard"]
+    artifacts.verify(directory)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "make room"), (errno.EDQUOT, "make room"), (errno.EACCES, "writable"), (errno.EROFS, "writable")],
+)
+def test_each_reason_has_its_remedy_however_a_library_tells_it(number: int, remedy: str, tmp_path: Path) -> None:
+    in_words = storage.SafetensorError(f"I/O error: {os.strerror(number)} (os error {number})")
+    for error in (OSError(number, os.strerror(number), str(tmp_path)), OSError(number, "no file"), in_words):
+        with pytest.raises(storage.StorageError, match=rf"{tmp_path}: .*; .*{remedy}"), storage.explained(tmp_path):
+            raise error
+    with pytest.raises(ConnectionRefusedError), storage.explained(tmp_path):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "not a matter of storage")
+
+
+def test_a_disk_that_fills_up_in_a_step_is_one_line_and_status_1(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with files_up_to(2_000):
+        status = cli.main(["step", "data", "--profile", "smoke"])
+    out = capsys.readouterr().out
+    assert status == 1
+    assert re.search(r"Failed: .*data-\w+\S*: file too large; raise the limit .* goes on from there", out)
+    assert "Traceback" not in out
+    assert cli.main(["step", "data", "--profile", "smoke"]) == 0
+
+
+@pytest.mark.parametrize("place", ["artifacts", "results", "figures/smoke"])
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    place: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A file in the way: permissions would not stop a test that root runs.
+    (home / place).parent.mkdir(exist_ok=True)
+    (home / place).write_text("in the way")
+    assert cli.main(["reproduce", "--profile", "smoke"]) == 2
+    out = capsys.readouterr().out
+    assert re.search(rf"Error: {home}/{place}.*a file stands where a folder is needed; .*SPIN_HOME", out)
+    assert not list(home.glob("artifacts/smoke/*/*"))
+
+
+def test_a_clock_that_goes_backwards_changes_no_duration(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    jumps = iter(range(2_000_000_000, 0, -86_400))
+    monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
+    directory = home / "artifacts" / "thing-abc"
+    for stop in (True, False):
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            caplog.at_level(logging.INFO),
+            artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0) as work,
+        ):
+            with progress(2, "work", interval=0) as bar:
+                bar.advance()
+            (work / "file").write_text("x")
+            if stop:
+                raise KeyboardInterrupt
+    assert 0 <= artifacts.read_manifest(directory)["seconds"] < 60
+    assert "-" not in caplog.text.partition("gone")[0].rpartition(",")[2]
+
+
+def test_durations_are_taken_from_no_clock_that_can_be_set() -> None:
+    users = {
+        path.name
+        for path in (paths.REPOSITORY / "spin_utils").rglob("*.py")
+        if re.search(r"\btime\.time\(|datetime\.now|utcnow", path.read_text())
+    }
+    assert users == {"artifacts.py"}, "only when a step started is asked of the wall clock"
+
+
+@pytest.mark.parametrize("torn", ["", "nan", "-3", "1e999", "half a numb"])
+def test_a_torn_note_of_the_time_spent_costs_nothing(torn: str, home: Path) -> None:
+    directory = home / "artifacts" / "thing-abc"
+    work = directory.with_name("thing-abc.partial")
+    work.mkdir(parents=True)
+    (pieces.scratch(work) / "seconds").write_text(torn)
+    with artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0):
+        pass
+    assert 0 <= artifacts.read_manifest(directory)["seconds"] < 60
+
+
+def test_a_run_killed_before_its_last_rename_is_finished_without_its_work(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = home / "artifacts" / "thing-abc"
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(artifacts, "_take_place", killed)
+        with artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0) as work:
+            (work / "file").write_text("x")
+    assert not artifacts.is_complete(directory)
+    assert artifacts.is_made(directory)
+    assert list(artifacts.verify(directory)["files"]) == ["file"]
+    assert not (directory / pieces.SCRATCH).exists()
+
+
+def test_a_scheduler_may_ask_often_and_only_a_second_ctrl_c_stops_at_once() -> None:
+    with StopRequest() as stop:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_sigterm_is_a_ctrl_c_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(runtime.Terminated), runtime.sigterm_as_ctrl_c():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # while what the first one asked for is done
+    signal.signal(signal.SIGTERM, before)
+
+
+KERNEL = """
+from pathlib import Path
+from spin_utils.training.resuming import StopRequest
+with StopRequest() as stop:
+    Path("started").touch()
+    while not stop.asked: pass
+import time
+time.sleep(0.3)
+Path("saved").touch()
+raise RuntimeError("stopped")
+"""
+WRAPPER = """
+import sys
+from pathlib import Path
+from spin_utils.cli import main as cli, notebooks; from spin_utils.files import paths
+paths.notebook = lambda name: Path("n.ipynb").resolve()
+notebooks.run("n", {}, Path("out/n.ipynb"))
+"""
+
+
+def test_sigterm_to_a_job_waits_until_the_kernel_has_saved(tmp_path: Path) -> None:
+    cells = [nbformat.v4.new_code_cell(source) for source in ("a = 1", KERNEL)]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), tmp_path / "n.ipynb"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(paths.REPOSITORY)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRAPPER], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, start_new_session=True
+    )
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert (tmp_path / "saved").exists()
+    assert b"Terminated" in error
+
+
+def test_the_scheduler_never_deletes_a_finished_artifact(home: Path) -> None:
+    # As after a kill between the end of a step's work and the scheduler's note of it: the rule runs again.
+    assert cli.main(["step", "data", "--profile", "smoke"]) == 0
+    (manifest,) = home.glob("artifacts/smoke/shared/data-*/manifest.json")
+    before = manifest.read_bytes()
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile"), "--nolock"]
+    command += ["--directory", str(home), "--cores", "1", "--force", str(manifest), "--config", "profile=smoke"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert manifest.read_bytes() == before
+
+
+SCHEDULER = """
+import sys
+from pathlib import Path
+from spin_utils.cli import reproduction
+reproduction.run([sys.executable, "-c", "print('here', flush=True); input()"], Path("artifacts"))
+"""
+
+
+def test_a_reproduction_whose_parent_was_killed_still_holds_the_folder(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(paths.REPOSITORY)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCHEDULER], cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.wait()
+    with open(tmp_path / "artifacts" / ".locks" / "reproduction") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        process.stdin.close()
+        process.stdout.read()  # ends with the scheduler
+        fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,0 +1,50 @@
+"""Machines compute in the precision in which they are fast, and all work but training in the same."""
+
+import pytest
+import torch
+
+from spin_utils.files import precision
+from spin_utils.files.precision import choose_precision
+from spin_utils.model import models
+from tests.tiny_models import tiny_model
+from tests.tiny_tokenizer import byte_tokenizer
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Seconds of a matrix product by precision, in place of measured ones."""
+    seconds = {torch.bfloat16: 1.0, torch.float32: 1.0}
+    precision._fast_on_this_cpu.cache_clear()
+    monkeypatch.setattr(precision, "_seconds_of_a_product", seconds.__getitem__)
+    yield seconds
+    precision._fast_on_this_cpu.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"), [(100, torch.float32), (0.7, torch.float32), (0.6, torch.bfloat16), (0.1, torch.bfloat16)]
+)
+def test_auto_takes_bfloat16_only_where_it_is_much_faster(products, seconds, chosen):
+    products[torch.bfloat16] = seconds
+    assert choose_precision() is chosen
+    assert choose_precision("bfloat16") is torch.bfloat16
+    assert choose_precision("float32") is torch.float32
+
+
+def test_a_machine_is_measured_once_in_a_process(products):
+    before = choose_precision()
+    products[torch.bfloat16] = 0.01
+    assert choose_precision() is before is torch.float32
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(10, torch.float32), (0.2, torch.bfloat16)])
+def test_models_that_answer_compute_in_it(products, tmp_path, seconds, expected):
+    tiny_model("llama").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    products[torch.bfloat16] = seconds
+    assert models.load_for_inference(tmp_path).dtype is expected
+
+
+def test_a_product_takes_time_on_this_machine_and_leaves_its_threads_alone():
+    threads = torch.get_num_threads()
+    assert 0 < precision._seconds_of_a_product(torch.float32, budget=0.01) < 10
+    assert torch.get_num_threads() == threads

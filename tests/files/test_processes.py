@@ -1,0 +1,361 @@
+"""Promises of several processes: the result of one, shards that are shards, and runs that go on in any number."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from process_runs import (
+    KINDS,
+    apart,
+    ask,
+    assert_goes_on,
+    assert_held,
+    assert_small_steps_add_up,
+    assert_trained_alike,
+    chain,
+    in_one,
+    in_two,
+    small_plan,
+)
+from safetensors.torch import load_file
+from torch import nn
+
+from spin_utils.cli import cli_parser
+from spin_utils.cli import main as cli
+from spin_utils.experiment import launching, plan, stages, step_resources
+from spin_utils.experiment.dpo import _command, read_settings
+from spin_utils.experiment.launching import LaunchError
+from spin_utils.files import artifacts, paths, processes
+from spin_utils.files.processes import ProcessesError
+from spin_utils.model import models, sharding
+from spin_utils.settings import profiles
+from spin_utils.settings.inputs import SettingsError
+from spin_utils.settings.run import ProcessSettings
+from spin_utils.training.training import Interrupted
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process makes of the runs of `process_runs`."""
+    return in_one(tmp_path_factory.mktemp("one"))
+
+
+@pytest.fixture(scope="module")
+def two(one: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes make of them."""
+    folder = tmp_path_factory.mktemp("two")
+    in_two(folder, KINDS, one["logps"])
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_as_one_does(one: dict[str, Any], two: Path, kind: str) -> None:
+    assert_trained_alike(one, two / kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_steps_are_not_lost_in_bfloat16(one: dict[str, Any], two: Path, kind: str) -> None:
+    assert_small_steps_add_up(one, two / kind)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("ddp", 1.0), ("fsdp2", 0.5)])
+def test_fsdp2_spreads_weights_gradients_and_optimizer_state_and_ddp_does_not(
+    two: Path, kind: str, share: float
+) -> None:
+    assert_held(two / kind, share)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_opponents_log_probabilities_are_those_of_one_process(one: dict[str, Any], two: Path, kind: str) -> None:
+    # Each micro-batch is the same; only layers that FSDP2 handles take another way than fast_layers does.
+    assert apart(one, two / kind) == 0 if kind == "ddp" else apart(one, two / kind) < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_stopped_in_two_processes_goes_on_in_one_and_the_other_way(
+    one: dict[str, Any], two: Path, kind: str
+) -> None:
+    assert_goes_on(one, two / kind)
+
+
+def test_prompts_answered_in_turns_get_the_answers_of_one_process(two: Path, home: Path) -> None:
+    made = chain(home)
+    for name in ("pairs-0/pairs.arrow", "eval-sft/evaluation.json", "transfer-sft/evaluation.json"):
+        step, _, file = name.partition("/")
+        path = made.directory(step) / file
+        other = two / "home" / path.relative_to(home)
+        assert other.read_bytes() == path.read_bytes(), name
+    assert json.loads((two / "likelihoods.json").read_text()) == [list(answer) for answer in ask()]
+    spin = two / "home" / made.directory("spin-0").relative_to(home)
+    assert artifacts.verify(spin)["device"].endswith(", 2 processes")
+    rows = [json.loads((folder / "training.json").read_text())["rows"] for folder in (spin, made.directory("spin-0"))]
+    for row, wanted in zip(*rows, strict=True):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+    assert sorted(p.name for p in spin.iterdir()) == sorted(p.name for p in made.directory("spin-0").iterdir())
+
+
+def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[plan.Plan, list[subprocess.Popen[str]]]:
+    """A long iteration to be made in two processes that shard, everything before it made, and its workers."""
+    monkeypatch.setenv("SPIN_HOME", str(home))
+    longer = {"spin.training.epochs": 8, "spin.training.schedule_epochs": 8}
+    made = small_plan(**longer, **{"processes.count": 2, "processes.sharding": "fsdp2"})
+    alone = small_plan(**longer)
+    assert made.directory("spin-0") == alone.directory("spin-0"), "the number of processes makes no other artifact"
+    stages.run(alone, "pairs-0")
+    workers: list[subprocess.Popen[str]] = []
+    start = launching._start
+
+    def noting(*given: Any) -> subprocess.Popen[str]:
+        workers.append(start(*given))
+        return workers[-1]
+
+    monkeypatch.setattr(launching, "_start", noting)
+    return made, workers
+
+
+def after(lines: int, file: Path, act: Callable[[], object]) -> threading.Thread:
+    """Do something when a file has so many lines."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and (not file.exists() or file.read_text().count("\n") < lines):
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "spin_utils")
+    made, workers = started(tmp_path, monkeypatch)
+    partial = made.directory("spin-0").with_name(made.directory("spin-0").name + ".partial")
+    metrics = partial / "scratch" / "metrics.jsonl"
+
+    watcher = after(3, metrics, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"SPIN iteration 0: stopped after step \d+ of 24.*goes on from there"):
+        stages.run(made, "spin-0")
+    watcher.join()
+    assert [worker.returncode for worker in workers] == [launching.STOPPED] * 2
+    (state,) = (partial / "scratch").glob("state-*")
+    stopped = int(state.name.removeprefix("state-"))
+
+    watcher = after(stopped + 3, metrics, lambda: workers[3].kill())
+    with pytest.raises(LaunchError, match=r"process 1 of 2 was killed \(SIGKILL\).*run the same again to go on"):
+        stages.run(made, "spin-0")
+    watcher.join()
+    assert all(worker.poll() is not None for worker in workers), "no worker is left behind"
+    assert "Traceback" not in caplog.text
+
+    stages.run(made, "spin-0")
+    goes_on = [int(line.split()[4]) for line in caplog.messages if line.startswith("going on after step")]
+    assert goes_on[0] == stopped
+    assert goes_on[1] > stopped, "from a state of the second launch"
+    assert "SPIN iteration 0: 24 of 24 steps" in caplog.text, "the first worker's progress is shown here"
+    folder = made.directory("spin-0")
+    rows = json.loads((folder / "training.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == list(range(1, 25))
+
+    monkeypatch.setenv("SPIN_HOME", str(tmp_path / "one"))
+    alone = stages.run(small_plan(**{"spin.training.epochs": 8, "spin.training.schedule_epochs": 8}), "spin-0")
+    found, wanted = load_file(folder / "model.safetensors"), load_file(alone / "model.safetensors")
+    assert found.keys() == wanted.keys()
+    start = load_file(made.directory("base") / "model.safetensors")
+    gone = max(float((wanted[name] - start[name]).abs().max()) for name in wanted)
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 0.02 * gone
+    assert models.load(folder).config.architectures == models.load(alone).config.architectures
+
+
+def test_the_files_for_accelerate_launch_say_how_processes_start_and_what_the_kit_does_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    for kind in (*KINDS, "deepspeed-zero3"):
+        file = paths.REPOSITORY / "launch" / f"accelerate-{kind}.yaml"
+        given = ["--config_file", str(file), "-m", "spin_utils", "step", "spin-0"]
+        arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(given))
+        assert (arguments.num_processes, arguments.module, arguments.training_script) == (8, True, "spin_utils")
+        by_deepspeed = arguments.use_deepspeed
+        arguments.deepspeed_fields_from_accelerate_config = ""  # as `accelerate launch` does before it starts them
+        environment = prepare_deepspeed_cmd_env(arguments)[1] if by_deepspeed else prepare_multi_gpu_env(arguments)
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            assert processes._chosen("ddp") == kind.removeprefix("deepspeed-")
+            patch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+            patch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+            with pytest.raises(ProcessesError, match="zero_stage: 3"):
+                processes._chosen("ddp")
+            patch.delenv("ACCELERATE_USE_DEEPSPEED")
+            patch.setenv("ACCELERATE_USE_FSDP", "true")
+            patch.setenv("FSDP_VERSION", "1")
+            with pytest.raises(ProcessesError, match="fsdp_version: 2"):
+                processes._chosen("ddp")
+
+
+def test_a_step_that_one_process_makes_asks_nothing_of_the_others(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = small_plan(**{"generation.backend": "vllm", "generation.vllm.python": "/opt/vllm/bin/python"})
+    counts: dict[str, int] = {}
+    monkeypatch.setattr(processes, "_place", processes._Place(0, 2))
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda values, value: None)  # all say the same
+    monkeypatch.setattr(stages, "_make", lambda plan, step, work: counts.update({step.name: processes.count()}))
+    stages.run(made, "spin-0")
+    assert counts == {"data": 1, "base": 1, "pairs-0": 1, "spin-0": 2}
+    assert processes.count() == 2
+
+
+def test_deepspeed_that_is_not_installed_is_asked_for_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    launching.check(ProcessSettings(2, "ddp"))
+    launching.check(ProcessSettings(2, "fsdp2"))
+    launching.check(ProcessSettings(1, "zero3"))
+    for count in (0, 2):
+        with pytest.raises(
+            ProcessesError, match=r"DeepSpeed, which is not installed: pip install -e '\.\[deepspeed\]'"
+        ):
+            launching.check(ProcessSettings(count, "zero3"))
+
+
+@pytest.mark.parametrize("numbers", [1, 2, 3, 7])
+def test_parts_of_zero3_are_equal_and_make_the_whole(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    full = torch.arange(1.0, numbers + 1)
+    parameter: Any = nn.Parameter(torch.empty(0))
+    parameter.ds_tensor = torch.empty(-(-numbers // 3))
+    found = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "_place", processes._Place(rank, 3, "zero3"))
+        found.append(sharding.part(full, parameter))
+        assert found[-1].shape == parameter.ds_tensor.shape
+    joined = torch.cat(found)
+    assert joined[:numbers].equal(full)
+    assert not joined[numbers:].any()
+
+
+def test_a_number_of_processes_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"processes\.count: -1 is negative; 0 takes one for each GPU"):
+        profiles.load("smoke", {"processes.count": -1})
+    with pytest.raises(SettingsError, match=r"processes\.sharding: 'fsdp' is not a choice; did you mean 'fsdp2'"):
+        profiles.load("smoke", {"processes.sharding": "fsdp"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ProcessesError, match="2 processes for 1 GPUs"):
+        stages.check_inputs(profiles.load("smoke", {"processes.count": 2}))
+
+
+def test_more_processes_than_any_core_would_hold_are_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ProcessesError, match="processes.count: 100000 processes for"):
+        launching.check(profiles.load("smoke", {"processes": {"count": 100_000}}).processes)
+
+
+def test_a_number_of_threads_that_is_none_is_passed_over_as_openmp_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: given.append(env["OMP_NUM_THREADS"]))
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    for threads in ("nonsense", "-3", "0", "4,2", "4"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        launching._start(["plan"], 0, 2, tmp_path / "rendezvous", tmp_path / "log")
+    assert given == ["3", "3", "3", "3", "2"]
+
+
+def test_a_step_takes_a_process_for_each_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"resources": {"training": {"gpus": 8}, "evaluation": {"gpus": 1}}}
+    profile = profiles.load("smoke", asked)
+    steps = plan.make(profile, 0).steps
+
+    def counts(profile: Any, devices: str) -> list[int]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+        names = ("spin-0", "pairs-0", "eval-sft")
+        return [step_resources.processes(profile, steps[name]).count for name in names]
+
+    assert counts(profile, "0,1,2,3,4,5,6,7") == [8, 1, 1]
+    assert counts(profile, "4,6") == [2, 1, 1], "no more than there are"
+    assert counts(profile, "") == [1, 1, 1]
+    assert counts(profiles.load("smoke", {"processes.count": 2}), "") == [2, 2, 2], "as it is told"
+
+
+def test_a_number_of_processes_against_the_gpus_of_a_step_is_refused() -> None:
+    message = r"processes\.count: 4, but resources\.training\.gpus: 1, and each process has a GPU of its own; leave"
+    with pytest.raises(SettingsError, match=message):
+        profiles.load("gpu", {"processes.count": 4})
+    with pytest.raises(SettingsError, match=r"resources\.evaluation\.gpus: 1,"):
+        profiles.load("paper", {"processes.count": 8})
+    profiles.load("gpu", {"processes.count": 1})
+    vllm = {"generation.backend": "vllm", "generation.vllm.python": "/opt/vllm/bin/python"}
+    profiles.load("gpu", vllm | {"processes.count": 1, "resources.generation.gpus": 4})
+
+
+def test_workers_of_dpo_get_the_settings_of_the_run() -> None:
+    chosen = read_settings(
+        {
+            "training.beta": 0.3,
+            "training.learning_rate": 1e-7,
+            "template.kind": "text",
+            "template.prompt": "<{prompt}>\n\U0001f642",
+            "processes.count": 2,
+            "seed": 4,
+        }
+    )
+    command = _command(Path("m"), Path("p.jsonl"), Path("o"), chosen)
+    given = cli_parser.parse(command)
+    assert (given.model, given.pairs, given.out) == ("m", "p.jsonl", "o")
+    assert read_settings(profiles.parse_overrides(given.set)) == chosen
+
+
+def test_the_number_of_processes_makes_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIN_HOME", str(tmp_path))
+
+    def resolved(*changes: str) -> str:
+        given = ["plan", "--profile", "smoke", *(part for change in changes for part in ("--set", change))]
+        return cli._resolve(cli_parser.parse(given))[1].name
+
+    assert resolved("processes.count=2") == resolved("resources.training.hours=2") == "smoke"
+    assert resolved("processes.count=2", "spin.betas=[1]") == resolved("spin.betas=[1]") != "smoke"
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' is no number"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK: 'first' is no number"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK: 5 of WORLD_SIZE 2; start with torchrun"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT: not set"),
+    ],
+)
+def test_a_place_that_no_launcher_gives_is_refused(
+    said: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["step", "data", "--profile", "smoke"]) == 2
+    assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_work_is_dealt_once_and_evenly(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    sizes = torch.randint(1, 1000, (64,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert processes.deal(range(64), sizes) == [list(range(64))]
+    monkeypatch.setattr(processes, "_place", processes._Place(0, count))
+    hands = processes.deal(range(64), sizes)
+    assert sorted(item for hand in hands for item in hand) == list(range(64))
+    loads = [sum(sizes[item] for item in hand) for hand in hands]
+    assert max(loads) < 1.2 * sum(loads) / count
+    assert processes.deal([5], [1])[count - 1] == []

@@ -1,0 +1,174 @@
+"""Processes forked from a server are what new ones would be, and end when they should."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from spin_utils.files import warm_start
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="forks on Linux only")
+
+MODULE = """\
+import json, os, sys, time
+import torch
+said = {"warm": "lm_eval" in sys.modules, "name": __name__, "arguments": sys.argv[1:], "folder": os.getcwd(),
+        "threads": torch.get_num_threads(), "value": os.environ.get("VALUE"), "pid": os.getpid(),
+        "streams": [[s.encoding, s.errors, s.line_buffering, s.seekable()] for s in (sys.stdout, sys.stderr)]}
+print(json.dumps(said), flush=True)
+print("an error", file=sys.stderr)
+if "wait" in sys.argv:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        sys.exit(7)
+if "fail" in sys.argv:
+    raise ValueError("as asked")
+sys.exit(int(sys.argv[-1]))
+"""
+HOLDER = """\
+import os, signal, time
+from spin_utils.files import warm_start
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and theirs with them
+with warm_start.server(os.environ) as environment:
+    print(environment[warm_start.ADDRESS], flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def holder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    """A process that keeps a server, its address, and a folder with the module `said`."""
+    folder = tmp_path_factory.mktemp("warm")
+    (folder / "said.py").write_text(MODULE)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+    command, said = [sys.executable, "-c", HOLDER], folder / "said"
+    # Its output is a file and that of the forks a pipe.
+    with said.open("w") as output, subprocess.Popen(command, env=environment, stdout=output, text=True) as process:
+        wait_until(lambda: said.read_text().endswith("\n"))
+        yield process, said.read_text().strip(), folder
+        process.kill()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    late = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < late
+        time.sleep(0.02)
+
+
+def start(address: str, folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """The module `said` as the kit would start it in a folder."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), warm_start.ADDRESS: address, **variables}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(warm_start.ADDRESS, address)
+        command = warm_start.command([sys.executable, "-m", "said", *arguments])
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+Holder = tuple[subprocess.Popen[str], str, Path]
+
+
+@pytest.mark.parametrize(("last", "status"), [("0", 0), ("3", 3), ("fail", 1)])
+def test_a_fork_is_what_a_new_process_would_be(last: str, status: int, holder: Holder) -> None:
+    _, address, folder = holder
+    results = {}
+    for name, place in (("warm", address), ("cold", str(folder / "nobody"))):
+        process = start(place, folder, "a word", last, VALUE="äöü", OMP_NUM_THREADS="1")
+        output, errors = process.communicate()
+        assert process.returncode == status
+        assert "an error" in errors
+        assert ("ValueError: as asked" in errors) == (last == "fail")
+        results[name] = json.loads(output)
+        assert results[name].pop("warm") == (name == "warm")
+        results[name].pop("pid")
+    assert results["warm"] == results["cold"]
+    assert results["warm"]["arguments"] == ["a word", last]
+    assert results["warm"]["threads"] == 1
+
+
+def test_without_a_server_a_command_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(warm_start.ADDRESS, raising=False)
+    assert warm_start.command(["python", "-m", "said"]) == ["python", "-m", "said"]
+
+
+def test_a_request_too_large_for_a_message_starts_cold(holder: Holder) -> None:
+    _, address, folder = holder
+    process = start(address, folder, "0", **{f"V{i}": "x" * 100_000 for i in range(15)})
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    assert not json.loads(output)["warm"]
+
+
+def test_a_server_that_ends_before_it_answers_leaves_a_new_process(tmp_path: Path, holder: Holder) -> None:
+    _, _, folder = holder
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "server"))
+        listener.listen()
+        process = start(str(tmp_path / "server"), folder, "0")
+        listener.accept()[0].close()
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    assert not json.loads(output)["warm"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_reaches_the_fork(number: signal.Signals, holder: Holder) -> None:
+    _, address, folder = holder
+    process = start(address, folder, "wait", "0")
+    assert process.stdout
+    fork = psutil.Process(json.loads(process.stdout.readline())["pid"])
+    process.send_signal(number)
+    process.communicate()
+    expected = {signal.SIGINT: 7, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGKILL: -signal.SIGKILL}
+    assert process.returncode == expected[number]
+    wait_until(lambda: not fork.is_running())
+
+
+def test_a_client_killed_before_it_reads_the_answer_ends_its_own_fork_only(holder: Holder) -> None:
+    process, address, folder = holder
+    server = psutil.Process(process.pid).children()[0]
+    asked = {"python": [sys.executable, "-m", "said", "wait"], "folder": str(folder), "environment": dict(os.environ)}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client, (folder / "unread").open("w") as output:
+        client.connect(address)
+        socket.send_fds(client, [json.dumps(asked).encode()], [output.fileno()] * 2)
+        select.select([client], [], [])
+        (fork,) = server.children()
+    wait_until(lambda: not fork.is_running())
+    said, _ = start(address, folder, "0").communicate()
+    assert json.loads(said)["warm"]
+
+
+def test_the_server_has_no_thread_that_a_fork_would_lack(holder: Holder) -> None:
+    process, _, _ = holder
+    server = psutil.Process(process.pid).children()[0].pid
+    threads = {path.read_text().strip() for path in Path(f"/proc/{server}/task").glob("*/comm")}
+    assert threads - {Path(sys.executable).name[:15], "python", "python3"} <= {"jemalloc_bg_thd"}, (
+        "jemalloc renews its thread in a fork; what another one does must be looked at"
+    )
+
+
+def test_server_and_forks_end_with_the_process_that_needs_them(holder: Holder) -> None:  # the last: it ends the server
+    process, address, folder = holder
+    waiting = start(address, folder, "wait", "0")
+    assert waiting.stdout
+    fork = psutil.Process(json.loads(waiting.stdout.readline())["pid"])
+    server = psutil.Process(process.pid).children()[0]
+    process.kill()
+    wait_until(lambda: not server.is_running())
+    wait_until(lambda: not fork.is_running())
+    waiting.communicate()
+    assert waiting.returncode == 1

@@ -1,0 +1,129 @@
+"""Promises of packed attention and of the fused layers: exact, and refused where they would not be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import gradients, obvious_logps
+from tiny_models import FAMILIES, tiny_model
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from spin_utils.model import attention, fast_layers, gpu_attention
+from spin_utils.model.attention import UnsupportedModelError, attend, check_model, packed_attention
+from spin_utils.model.logprobs import check_supported, sequence_logps
+from spin_utils.model.packing import Group, pack
+
+GROUPS = [
+    Group([3, 4, 5, 6, 7, 8], ([9, 10, 11], [12, 13, 14, 15, 16, 17, 18])),
+    Group([5, 6, 7, 8, 9, 3], ([9, 10, 11, 12], [12, 13, 14, 15, 17, 18])),
+    Group([2], ([3], [4, 5], [6])),
+]
+
+
+@pytest.mark.parametrize("groups", [GROUPS, GROUPS[:1] * 2], ids=["padded tiles", "full tiles"])
+@pytest.mark.parametrize("way", ["blocks of 3", "blocks of 128", "as on a GPU"])
+def test_attention_equals_a_masked_softmax_and_its_gradient_is_exact(monkeypatch, groups, way):
+    if way == "as on a GPU":
+        monkeypatch.setattr(attention, "attention_forward", gpu_attention.forward)
+        monkeypatch.setattr(attention, "attention_backward", gpu_attention.backward)
+    else:
+        monkeypatch.setattr(attention, "BLOCK", int(way.split()[-1]))
+    batch = pack(groups)
+    tokens = batch.tokens
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(tokens, heads, 4, dtype=torch.float64, generator=draw, requires_grad=True) for heads in (4, 2, 2)
+    )
+    group, segment = [], []
+    for number, g in enumerate(groups):
+        for part, ids in enumerate((g.prompt_ids, *g.response_ids)):
+            group += [number] * len(ids)
+            segment += [part] * len(ids)
+    group, segment, place = torch.tensor(group), torch.tensor(segment), torch.arange(tokens)
+    seen = (group[:, None] == group) & (place[:, None] >= place) & ((segment == 0) | (segment[:, None] == segment))
+    scores = torch.einsum("thd,shd->hts", query, key.repeat_interleave(2, 1)) * 0.7
+    weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1)
+    expected = torch.einsum("hts,shd->thd", weights, value.repeat_interleave(2, 1))
+    apply = attention._Attention.apply
+    made = apply(query, key, value, batch.layout, 0.7)
+    torch.testing.assert_close(made, expected)
+    grads, wanted = (
+        torch.autograd.grad(x.sin().sum(), (query, key, value), retain_graph=True) for x in (made, expected)
+    )
+    torch.testing.assert_close(grads, wanted)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("fused", [True, False], ids=["fused layers", "the model's own layers"])
+def test_both_kinds_of_layers_give_the_obvious_gradients(monkeypatch, family, fused):
+    model = tiny_model(family)
+    if not fused:
+        monkeypatch.setattr(fast_layers, "LAYERS", ())
+    with fast_layers.fast_layers(model) as count:
+        assert count == (2 if fused else 0)
+    signs = torch.tensor([1.0, -1, 0.5, 2, -1, 1, 3])
+    expected = obvious_logps(model, GROUPS)
+    wanted = gradients(model, (expected * signs).sum())
+    packed = sequence_logps(model, pack(GROUPS))
+    torch.testing.assert_close(packed, expected, rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients(model, (packed * signs).sum()).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-5 * float(wanted[name].abs().max()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_gradients_point_where_float32_gradients_point(family):
+    def gradient(dtype):
+        model = tiny_model(family, initializer_range=0.1).to(dtype)
+        logps = sequence_logps(model, pack(GROUPS))
+        return torch.cat([g.float().flatten() for g in gradients(model, logps.sum()).values()])
+
+    exact, rounded = gradient(torch.float32), gradient(torch.bfloat16)
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.9995
+    assert float(rounded.norm() / exact.norm()) == pytest.approx(1, abs=0.01)
+
+
+def test_layers_with_hooks_or_another_activation_keep_their_own_forward():
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.register_forward_hook(lambda *args: None)
+    with fast_layers.fast_layers(model) as count:
+        assert count == 1
+    with fast_layers.fast_layers(tiny_model("llama", hidden_act="gelu")) as count:
+        assert count == 0
+
+
+def test_the_layers_are_given_back():
+    model = tiny_model("llama")
+    with fast_layers.fast_layers(model), fast_layers.fast_layers(model):
+        assert "forward" in vars(model.model.layers[0])
+    assert "forward" not in vars(model.model.layers[0])
+
+
+def test_the_attention_is_given_back_after_an_error():
+    model = tiny_model("llama")
+    before = model.config._attn_implementation
+    with pytest.raises(KeyError), packed_attention(model):
+        raise KeyError
+    assert model.config._attn_implementation == before
+
+
+def test_a_model_with_extra_terms_in_attention_or_head_is_refused():
+    torch.manual_seed(0)
+    shape = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.5}
+    model = Gemma2ForCausalLM(Gemma2Config(**shape, **heads, final_logit_softcapping=2.0, sliding_window=64))
+    with pytest.raises(UnsupportedModelError, match="Gemma2ForCausalLM: log-probabilities of packed groups differ"):
+        check_supported(model, 10)
+
+
+def test_what_packed_attention_cannot_do_is_refused_by_name():
+    model = tiny_model("llama")
+    with pytest.raises(UnsupportedModelError, match="300 tokens is longer than its 256 positions"):
+        check_model(model, 300)
+    model._supports_attention_backend = False
+    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM: does not let transformers exchange"):
+        check_model(model, 10)
+    with pytest.raises(UnsupportedModelError, match="attention_dropout to 0"):
+        check_model(tiny_model("mistral", attention_dropout=0.1), 10)
+    heads = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(UnsupportedModelError, match="packed_layout did not arrive"):
+        attend(torch.nn.Linear(1, 1), heads, heads, heads, None)

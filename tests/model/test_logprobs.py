@@ -1,0 +1,101 @@
+"""Promises of packing, attention and log-probabilities together, against the obvious oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import gradients, obvious_logps, padded_logps
+from tiny_models import FAMILIES, VOCABULARY, tiny_model
+
+from spin_utils.model import logprobs
+from spin_utils.model.attention import UnsupportedModelError
+from spin_utils.model.logprobs import score, sequence_logps
+from spin_utils.model.packing import Group, pack
+
+MODELS = {family: tiny_model(family) for family in FAMILIES}
+TOKENS = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12)
+GROUPS = st.lists(st.builds(Group, TOKENS, st.lists(TOKENS, min_size=1, max_size=4).map(tuple)), min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=8, deadline=None)
+@given(groups=GROUPS, seed=st.integers(0, 10))
+def test_packed_logps_and_every_gradient_equal_one_sequence_at_a_time(family, groups, seed):
+    model = MODELS[family]
+    batch = pack(groups)
+    signs = torch.randn(batch.responses, generator=torch.Generator().manual_seed(seed))
+    expected, packed = obvious_logps(model, groups), sequence_logps(model, batch)
+    assert packed.dtype == torch.float32
+    torch.testing.assert_close(packed, expected, rtol=1e-5, atol=1e-5)
+    wanted, got = gradients(model, (expected * signs).sum()), gradients(model, (packed * signs).sum())
+    assert wanted.keys() == got.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-5 * max(1.0, float(gradient.abs().max())))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_logps_equal_a_padded_concatenated_forward(family):
+    groups = [Group([3] * 5, ([4, 5, 1], [6, 1])), Group([7], ([8], [9, 10, 11, 12]))]
+    torch.testing.assert_close(
+        sequence_logps(MODELS[family], pack(groups)), padded_logps(MODELS[family], groups), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_response_does_not_depend_on_its_neighbours():
+    model = MODELS["llama"]
+    alone = sequence_logps(model, pack([Group([3, 4], ([5, 6],))]))
+    beside = sequence_logps(model, pack([Group([9], ([8],)), Group([3, 4], ([7, 7, 7], [5, 6]))]))
+    torch.testing.assert_close(alone[0], beside[2], rtol=1e-6, atol=1e-6)
+
+
+def test_the_head_in_chunks_equals_the_head_at_once(monkeypatch):
+    groups = [Group([3, 4], ([5, 6, 7], [8, 9])), Group([2], ([9, 9, 9],))]
+    model = MODELS["llama"]
+    whole = sequence_logps(model, pack(groups))
+    wanted = gradients(model, whole.sum())
+    monkeypatch.setattr(logprobs, "KEPT_LOGITS", VOCABULARY)
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", 3 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "CACHED_LOGITS", 2 * VOCABULARY)
+    chunked = sequence_logps(model, pack(groups))
+    torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
+    for name, gradient in gradients(model, chunked.sum()).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-5)
+
+
+def test_scores_come_in_the_order_given_for_any_number_of_responses():
+    groups = [Group([3] * n, tuple([4 + j] * (1 + (n * j) % 5) for j in range(1 + n % 3))) for n in range(1, 9)]
+    values = score(MODELS["qwen2"], groups, micro_batch_tokens=25)
+    assert [len(row) for row in values] == [len(group.response_ids) for group in groups]
+    expected = obvious_logps(MODELS["qwen2"], groups).tolist()
+    assert [v for row in values for v in row] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_scores_report_progress_and_nothing_gives_nothing():
+    done: list[int] = []
+    score(MODELS["llama"], [Group([1], ([2],))] * 3, micro_batch_tokens=4, progress=done.append)
+    assert sum(done) == 3
+    assert score(MODELS["llama"], [], micro_batch_tokens=4) == []
+
+
+def test_bfloat16_stays_near_float32():
+    groups = [Group([3] * 6, ([4, 5, 6], [7, 8])), Group([9], ([10, 11],))]
+    exact = sequence_logps(tiny_model("llama", initializer_range=0.1), pack(groups))
+    rounded = sequence_logps(tiny_model("llama", dtype=torch.bfloat16, initializer_range=0.1), pack(groups))
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0.05)
+
+
+def test_the_model_is_left_as_it_was():
+    model = MODELS["mistral"]
+    before = model.config._attn_implementation
+    score(model, [Group([1], ([2],))], micro_batch_tokens=8)
+    assert model.config._attn_implementation == before
+
+
+def test_a_model_with_a_short_sliding_window_is_refused_before_work():
+    model = tiny_model("mistral", sliding_window=4)
+    with pytest.raises(UnsupportedModelError, match="sliding window of 4"):
+        score(model, [Group([1, 2, 3], ([4, 5],))], micro_batch_tokens=8)
+    assert score(model, [Group([1, 2], ([4, 5],))], micro_batch_tokens=8)

@@ -1,0 +1,55 @@
+"""Promises of packing: nothing lost, nothing padded, nothing empty."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spin_utils.model.packing import Group, PackingError, micro_batches, pack
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 200))
+def test_micro_batches_hold_every_group_once_within_the_budget(tokens, budget):
+    batches = micro_batches(tokens, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(tokens)))
+    assert all(len(batch) == 1 or sum(tokens[i] for i in batch) <= budget for batch in batches)
+    lengths = [tokens[i] for batch in batches for i in batch]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_micro_batches_are_of_about_equal_size():
+    sizes = [len(batch) for batch in micro_batches([10] * 64, 250)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_first_token_of_every_response_is_predicted_from_the_end_of_the_prompt():
+    batch = pack([Group([1], ([2], [3])), Group([4, 5], ([6], [7, 8], [9]))])
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 1, 0, 1, 2, 2, 3, 2]]
+    assert batch.sources.tolist() == [0, 0, 4, 4, 6, 4]
+    assert batch.targets.tolist() == [2, 3, 6, 7, 8, 9]
+    assert batch.sizes.tolist() == [1, 1, 1, 2, 1]
+    assert batch.sums(torch.tensor([1.0, 2, 3, 4, 5, 6])).tolist() == [1, 2, 3, 9, 6]
+    assert batch.responses == 5
+
+
+def test_groups_of_very_different_length_do_not_share_a_tile():
+    batch = pack([Group([1] * 4, ([2],)), Group([1] * 4, ([2],)), Group([1] * 90, ([2],))])
+    assert [tuple(tile.segments.shape) for tile in batch.layout.tiles] == [(2, 32), (1, 96)]
+    assert [(tile.start, tile.stop) for tile in batch.layout.tiles] == [(0, 10), (10, 101)]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([], "no groups"),
+        ([Group([1], ([2],)), Group([], ([2],))], "group 1: empty prompt"),
+        ([Group([1], ([2], []))], "group 0: empty response"),
+        ([Group([1], ())], "group 0: empty response"),
+    ],
+)
+def test_empty_parts_are_refused_by_name(groups, message):
+    with pytest.raises(PackingError, match=message):
+        pack(groups)

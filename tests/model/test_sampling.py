@@ -1,0 +1,275 @@
+"""The sampler draws from the model's own distribution, whatever is decoded beside a prompt."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import FAMILIES, VOCABULARY, tiny_model
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from spin_utils.model.attention import UnsupportedModelError
+from spin_utils.model.decoding import Decoder, causal_attention
+from spin_utils.model.sampling import Sample, draw, sample, uniforms
+from spin_utils.settings.run import GenerationSettings
+
+END = 1
+
+
+def ragged_prompts(count: int, longest: int, seed: int = 0, vocabulary: int = VOCABULARY) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(2, vocabulary) for _ in range(rng.randint(1, longest))] for _ in range(count)]
+
+
+def rescored(model: PreTrainedModel, prompt: list[int], response: list[int]) -> float:
+    """Summed log-probability by a plain forward pass of the model."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return float(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum())
+
+
+def exact_distribution(model: PreTrainedModel, prompt: list[int], length: int) -> dict[tuple[int, ...], float]:
+    """Probability of every response of at most `length` tokens, ended by END or cut."""
+    vocabulary = model.config.vocab_size
+    sequences = [
+        (*head, last)
+        for size in range(1, length + 1)
+        for head in itertools.product([t for t in range(vocabulary) if t != END], repeat=size - 1)
+        for last in (range(vocabulary) if size == length else [END])
+    ]
+    return {s: float(np.exp(rescored(model, prompt, list(s)))) for s in sequences}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frequencies_of_all_short_responses_follow_the_exact_distribution(family: str) -> None:
+    model = tiny_model(family, vocabulary=6)
+    prompt, draws = [2, 3, 4], 6000
+    exact = exact_distribution(model, prompt, 3)
+    assert sum(exact.values()) == pytest.approx(1, abs=1e-5)
+    settings = GenerationSettings(max_new_tokens=3, batch_size=500)
+    drawn = sample(model, [prompt] * draws, eos_ids={END}, settings=settings, seed=5)
+    counts = dict.fromkeys(exact, 0)
+    for response in drawn:
+        counts[tuple(response.token_ids)] += 1
+    expected = np.array([exact[s] * draws for s in exact])
+    observed = np.array([counts[s] for s in exact])
+    common = expected >= 5
+    statistic = ((observed - expected)[common] ** 2 / expected[common]).sum()
+    rare_expected = expected[~common].sum()
+    if rare_expected > 0:
+        statistic += (observed[~common].sum() - rare_expected) ** 2 / rare_expected
+    freedom = common.sum() - 1 + (rare_expected > 0)
+    assert freedom > 30
+    # Wilson-Hilferty: the cube root of chi-square / freedom is nearly normal; |z| < 3.3 fails once in a thousand.
+    spread = 2 / (9 * freedom)
+    z = ((statistic / freedom) ** (1 / 3) - (1 - spread)) / spread**0.5
+    assert abs(z) < 3.3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_greedy_equals_generate_token_by_token_on_ragged_prompts(family: str, batch_size: int) -> None:
+    model = tiny_model(family)
+    prompts = ragged_prompts(9, 20)
+    settings = GenerationSettings(temperature=0, max_new_tokens=24, batch_size=batch_size)
+    ours = sample(model, prompts, eos_ids={END, 7}, settings=settings, seed=0)
+    for prompt, response in zip(prompts, ours, strict=True):
+        output = model.generate(
+            torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=[END, 7], pad_token_id=END
+        )
+        assert response.token_ids == output[0, len(prompt) :].tolist()
+        assert response.finish_reason == ("stop" if response.token_ids[-1] in (END, 7) else "length")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_summed_log_probability_equals_rescoring_by_a_plain_forward(family: str) -> None:
+    model = tiny_model(family)
+    prompts = ragged_prompts(12, 30)
+    settings = GenerationSettings(max_new_tokens=20, batch_size=5)
+    for prompt, response in zip(prompts, sample(model, prompts, eos_ids={END}, settings=settings, seed=3), strict=True):
+        assert response.logp == pytest.approx(rescored(model, prompt, response.token_ids), abs=2e-4)
+
+
+def test_log_probability_is_the_models_own_even_when_the_draw_is_truncated() -> None:
+    model = tiny_model("llama")
+    prompts = ragged_prompts(4, 10)
+    for options in ({"temperature": 0.0}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}):
+        settings = GenerationSettings(max_new_tokens=6, **options)
+        for prompt, response in zip(
+            prompts, sample(model, prompts, eos_ids={END}, settings=settings, seed=3), strict=True
+        ):
+            assert response.logp == pytest.approx(rescored(model, prompt, response.token_ids), abs=1e-4)
+
+
+def test_a_prompt_keeps_its_response_in_any_batch_and_order() -> None:
+    model = tiny_model("qwen2")
+    prompts = ragged_prompts(40, 25)
+    settings = {size: GenerationSettings(max_new_tokens=30, batch_size=size) for size in (1, 3, 64)}
+    runs = [sample(model, prompts, eos_ids={END, 9}, settings=s, seed=11) for s in settings.values()]
+    tokens = [[s.token_ids for s in run] for run in runs]
+    assert len({len(t) for t in tokens[0]}) > 5
+    assert tokens[0] == tokens[1] == tokens[2]
+    order = random.Random(1).sample(range(40), 40)
+    shuffled = sample(
+        model, [prompts[i] for i in order], eos_ids={END, 9}, settings=settings[3], seed=11, streams=order
+    )
+    assert [s.token_ids for s in shuffled] == [tokens[0][i] for i in order]
+    part = sample(model, prompts[30:], eos_ids={END, 9}, settings=settings[64], seed=11, streams=range(30, 40))
+    assert [s.token_ids for s in part] == tokens[0][30:]
+
+
+def test_seeds_and_streams_give_different_responses() -> None:
+    model = tiny_model("llama")
+    settings = GenerationSettings(max_new_tokens=12)
+    responses = [
+        tuple(s.token_ids)
+        for seed in range(3)
+        for s in sample(model, [[2, 3]] * 5, eos_ids=set(), settings=settings, seed=seed)
+    ]
+    assert len(set(responses)) == 15
+
+
+def test_an_end_token_can_come_first_and_is_kept() -> None:
+    model = tiny_model("llama")
+    first = sample(model, [[5, 6]], eos_ids=set(), settings=GenerationSettings(temperature=0, max_new_tokens=1), seed=0)
+    token = first[0].token_ids[0]
+    settings = GenerationSettings(temperature=0, max_new_tokens=8)
+    (response,) = sample(model, [[5, 6]], eos_ids={token}, settings=settings, seed=0)
+    assert response == Sample([token], "stop", pytest.approx(first[0].logp))
+
+
+def test_one_new_token_is_cut_unless_it_ends() -> None:
+    prompts = ragged_prompts(7, 9)
+    settings = GenerationSettings(max_new_tokens=1, batch_size=2)
+    for response in sample(tiny_model("mistral"), prompts, eos_ids={END}, settings=settings, seed=0):
+        assert len(response.token_ids) == 1
+        assert response.finish_reason == ("stop" if response.token_ids == [END] else "length")
+
+
+def test_no_prompts_give_no_samples() -> None:
+    assert sample(tiny_model("llama"), [], eos_ids=set(), settings=GenerationSettings(), seed=0) == []
+
+
+def test_progress_counts_every_prompt_once() -> None:
+    seen: list[int] = []
+    sample(
+        tiny_model("llama"),
+        ragged_prompts(11, 5),
+        eos_ids={END},
+        settings=GenerationSettings(max_new_tokens=6, batch_size=4),
+        seed=0,
+        progress=seen.append,
+    )
+    assert sum(seen) == 11
+
+
+def obvious_distribution(logits: list[float], settings: GenerationSettings) -> np.ndarray:
+    """Temperature, then the k likeliest, then the smallest set reaching p, one token at a time."""
+    weights = np.exp(np.array(logits) / settings.temperature)
+    order = sorted(range(len(logits)), key=lambda token: -weights[token])
+    if settings.top_k:
+        order = order[: settings.top_k]
+    total = sum(weights[token] for token in order)
+    kept, mass = [], 0.0
+    for token in order:
+        kept.append(token)
+        mass += weights[token] / total
+        if mass >= settings.top_p:
+            break
+    result = np.zeros(len(logits))
+    result[kept] = weights[kept]
+    return result / result.sum()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.7},
+        {"temperature": 1.6},
+        {"top_k": 1},
+        {"top_k": 40},
+        {"top_p": 0.35},
+        {"top_p": 0.9, "top_k": 200, "temperature": 1.3},
+    ],
+)
+def test_a_fine_grid_of_uniform_numbers_reproduces_the_distribution(options: dict[str, float]) -> None:
+    settings = GenerationSettings(**options)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(700, generator=generator) * 2
+    points = 40_000
+    uniform = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    tokens, logps = draw(logits.expand(points, -1), uniform, settings)
+    exact = obvious_distribution(logits.double().tolist(), settings)
+    share = np.bincount(tokens.numpy(), minlength=700) / points
+    # An interval of length p holds p * points grid points, give or take one.
+    assert np.abs(share - exact).max() <= 1.5 / points
+    assert (share[exact == 0] == 0).all()
+    torch.testing.assert_close(logps, logits.log_softmax(-1)[tokens])
+
+
+def test_extreme_uniform_numbers_never_choose_an_impossible_token() -> None:
+    logits = torch.full((2, 600), -torch.inf)
+    logits[:, [3, 299, 511]] = torch.tensor([0.0, 1.0, 2.0])
+    tokens, _ = draw(logits, torch.tensor([0.0, np.nextafter(1, 0)], dtype=torch.float64), GenerationSettings())
+    assert tokens.tolist() == [3, 511]
+
+
+def test_uniform_numbers_are_uniform_and_uncorrelated_between_neighbouring_streams() -> None:
+    numbers = np.stack([uniforms(3, stream, 64) for stream in range(400)])
+    assert numbers.mean() == pytest.approx(0.5, abs=0.008)
+    assert numbers.var() == pytest.approx(1 / 12, abs=0.003)
+    assert abs(np.corrcoef(numbers[:-1].ravel(), numbers[1:].ravel())[0, 1]) < 0.025
+    assert abs(np.corrcoef(numbers[:, :-1].ravel(), numbers[:, 1:].ravel())[0, 1]) < 0.025
+
+
+def test_both_causal_attentions_agree() -> None:
+    query, key, value = torch.randn(3, 6, 250, 8), torch.randn(3, 2, 250, 8), torch.randn(3, 2, 250, 8)
+    long = causal_attention(query, key, value, 0.3)
+    short = causal_attention(query[:, :, :100], key[:, :, :100], value[:, :, :100], 0.3)
+    torch.testing.assert_close(short, long[:, :, :100])
+
+
+def test_separate_projections_equal_fused_ones() -> None:
+    model = tiny_model("qwen2")
+    fused, separate = Decoder(model, 2, 16), Decoder(model, 2, 16, fuse=False)
+    with torch.inference_mode():
+        for decoder in (fused, separate):
+            decoder.fit(0, 9)
+        torch.testing.assert_close(fused.prefill([[2, 3], [4]], 0), separate.prefill([[2, 3], [4]], 0))
+
+
+def test_a_cache_that_grows_and_shrinks_keeps_its_rows() -> None:
+    model = tiny_model("llama")
+    prompts = [[5] * 3, *ragged_prompts(3, 6), [7] * 150]
+    settings = GenerationSettings(max_new_tokens=90, batch_size=2)
+    for prompt, response in zip(prompts, sample(model, prompts, eos_ids=set(), settings=settings, seed=1), strict=True):
+        assert response.logp == pytest.approx(rescored(model, prompt, response.token_ids), abs=2e-3)
+
+
+def test_models_that_cannot_be_sampled_are_refused_with_the_reason() -> None:
+    settings = GenerationSettings(max_new_tokens=4)
+    other = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel.*LlamaForCausalLM"):
+        sample(other, [[2]], eos_ids=set(), settings=settings, seed=0)
+    with pytest.raises(UnsupportedModelError, match="256"):
+        sample(tiny_model("llama"), [[2] * 253], eos_ids=set(), settings=settings, seed=0)
+    with pytest.raises(UnsupportedModelError, match="window of 8"):
+        sample(tiny_model("mistral", sliding_window=8), [[2] * 5], eos_ids=set(), settings=settings, seed=0)
+    model = tiny_model("llama")
+    model.model.layers[1].self_attn.k_proj = torch.nn.Sequential(model.model.layers[1].self_attn.k_proj)
+    with pytest.raises(UnsupportedModelError, match="k_proj is a Sequential"):
+        sample(model, [[2]], eos_ids=set(), settings=settings, seed=0)
+
+
+def test_bad_prompts_are_named() -> None:
+    model, settings = tiny_model("llama"), GenerationSettings(max_new_tokens=2)
+    with pytest.raises(ValueError, match="prompt 1: empty"):
+        sample(model, [[2], []], eos_ids=set(), settings=settings, seed=0)
+    with pytest.raises(ValueError, match="prompt 0: holds a token outside"):
+        sample(model, [[61]], eos_ids=set(), settings=settings, seed=0)
+    with pytest.raises(ValueError, match="streams: 1 numbers for 2 prompts"):
+        sample(model, [[2], [3]], eos_ids=set(), settings=settings, seed=0, streams=[0])

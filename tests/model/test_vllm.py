@@ -1,0 +1,274 @@
+"""vLLM as the sampler: the real worker script runs whole in another environment, on a stand-in for vLLM itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import sysconfig
+import venv
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_models import tiny_model
+from tiny_tokenizer import byte_tokenizer
+
+from spin_utils.cli import main as cli
+from spin_utils.evaluation import vllm_health
+from spin_utils.experiment import plan, stages
+from spin_utils.files import paths
+from spin_utils.model import models, vllm_backend
+from spin_utils.model.pairs import Pairs
+from spin_utils.model.sampling import sample
+from spin_utils.model.vllm_shards import Answer, VllmError
+from spin_utils.settings import profiles
+from spin_utils.settings.inputs import SettingsError
+from spin_utils.settings.machine import VllmSettings
+from spin_utils.settings.run import GenerationSettings, generation_identity
+
+EOS = set(range(1, 60, 4))
+PROMPTS = [[7 + i, 11, 3 * i % 60, 2][: 2 + i % 3] for i in range(10)]
+
+
+def environment(folder: Path, *stand_ins: Path) -> str:
+    """Python of a new environment with NumPy and PyArrow but without the kit."""
+    venv.create(folder, symlinks=True)
+    packages = next(folder.glob("lib/python*/site-packages"))
+    found = [*map(str, stand_ins), sysconfig.get_paths()["purelib"]]
+    (packages / "found.pth").write_text("\n".join(found) + "\n")
+    return str(folder / "bin" / "python")
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return environment(tmp_path_factory.mktemp("vllm"), Path(__file__).parents[1] / "stand_ins")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models of one shape with other weights."""
+    folders = [tmp_path_factory.mktemp(f"model-{seed}") for seed in range(2)]
+    for seed, folder in enumerate(folders):
+        models.save(tiny_model("llama", seed), byte_tokenizer(), folder)
+    return folders
+
+
+@pytest.fixture
+def settings(python: str) -> GenerationSettings:
+    vllm = VllmSettings(python=python, processes=1)
+    return GenerationSettings(max_new_tokens=8, shard_rows=4, backend="vllm", vllm=vllm)
+
+
+def draw(model: Path, settings: GenerationSettings, work: Path, seed: int = 0) -> list[Answer]:
+    return vllm_backend.answer(model, PROMPTS, eos_ids=EOS, settings=settings, seed=seed, work=work, what="answers")[0]
+
+
+def test_greedy_answers_are_the_models_own_and_each_call_takes_the_checkpoint_it_is_given(
+    checkpoints: list[Path], settings: GenerationSettings, tmp_path: Path
+) -> None:
+    greedy = replace(settings, temperature=0.0)
+    kit = replace(greedy, backend="kit")
+    for i, folder in enumerate(checkpoints):
+        drawn = draw(folder, greedy, tmp_path / str(i))
+        own = sample(models.load(folder, torch.float32), PROMPTS, eos_ids=EOS, settings=kit, seed=0)
+        assert [(ids, reason) for ids, reason, _ in drawn] == [(s.token_ids, s.finish_reason) for s in own]
+        assert [logp for _, _, logp in drawn] == pytest.approx([s.logp for s in own], abs=1e-4)
+    reasons = {reason for _, reason, _ in drawn}
+    assert reasons == {"stop", "length"}, "both ends are tested"
+
+
+def test_an_answer_depends_on_seed_and_prompt_and_not_on_processes_or_shards(
+    checkpoints: list[Path], settings: GenerationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,GPU-7")
+    alone = draw(checkpoints[0], settings, tmp_path / "one")
+    two = replace(settings.vllm, processes=0, tensor_parallel_size=2)
+    work = tmp_path / "two"
+    assert draw(checkpoints[0], replace(settings, shard_rows=3, vllm=two), work) == alone
+    logs = [(work / f"worker-{k}.log").read_text() for k in range(2)]
+    assert ["stand-in on GPUs 3,5\n" in logs[0], "stand-in on GPUs 6,GPU-7\n" in logs[1]] == [True, True]
+    assert not (work / "worker-2.log").exists(), "as many processes as there are pairs of GPUs"
+    assert draw(checkpoints[0], settings, tmp_path / "other", seed=1) != alone
+    with pytest.raises(VllmError, match=r"3 x 2 GPUs are asked for and 4 are visible; lower generation.vllm.processes"):
+        vllm_backend.worker_devices(replace(two, processes=3), shards=9)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("crash", r"(?s)process 0 of 1 ended with status 1; finished shards are kept.*CUDA out of memory"),
+        ("killed", r"process 0 of 1 was killed by SIGKILL"),
+    ],
+)
+def test_finished_shards_outlive_a_process_that_fails_and_the_run_goes_on_to_the_same_answers(
+    fault: str,
+    message: str,
+    checkpoints: list[Path],
+    settings: GenerationSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STAND_IN", fault)
+    with pytest.raises(VllmError, match=message):
+        draw(checkpoints[0], settings, tmp_path / "work")
+    (first,) = (tmp_path / "work").glob("*.answers.parquet")
+    before = first.stat().st_mtime_ns
+    monkeypatch.delenv("STAND_IN")
+    resumed = draw(checkpoints[0], settings, tmp_path / "work")
+    assert first.stat().st_mtime_ns == before
+    assert resumed == draw(checkpoints[0], settings, tmp_path / "undisturbed")
+
+
+def test_damaged_shards_are_named_and_drawn_again(
+    checkpoints: list[Path], settings: GenerationSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = draw(checkpoints[0], settings, tmp_path)
+    first, second, third = sorted(tmp_path.glob("*.answers.parquet"))
+    first.write_bytes(first.read_bytes()[:100])
+    table = pq.read_table(second)
+    pq.write_table(table.slice(1), second)
+    pq.write_table(pq.read_table(third).drop_columns("logp"), third)
+    with caplog.at_level(logging.WARNING, "spin_utils"):
+        assert draw(checkpoints[0], settings, tmp_path) == whole
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert all(line.endswith("; drawn again") for line in told)
+    assert "00000000.answers.parquet: not readable as Parquet" in told[0]
+    assert "00000004.answers.parquet: its 3 rows do not answer the 4 prompts" in told[1]
+    assert "00000008.answers.parquet: columns ['stream', 'generated_ids', 'finish_reason']" in told[2]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("abort", r"00000000.answers.parquet, prompt 0: \d tokens with finish reason 'abort' .* are no answer; delete"),
+        ("short", r"(?s)ended with status 1.*zip\(\) argument 2 is shorter"),
+    ],
+)
+def test_what_is_no_answer_is_refused(
+    fault: str,
+    message: str,
+    checkpoints: list[Path],
+    settings: GenerationSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STAND_IN", fault)
+    with pytest.raises(VllmError, match=message):
+        draw(checkpoints[0], settings, tmp_path / "work")
+
+
+def test_no_process_outlives_the_run_that_started_it(
+    checkpoints: list[Path], settings: GenerationSettings, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    script = (
+        "from spin_utils.model import vllm_backend\n"
+        "from spin_utils.settings.machine import VllmSettings\n"
+        "from spin_utils.settings.run import GenerationSettings\n"
+        "from pathlib import Path\n"
+        f"vllm = VllmSettings(python={settings.vllm.python!r})\n"
+        "settings = GenerationSettings(max_new_tokens=8, backend='vllm', vllm=vllm)\n"
+        f"vllm_backend.answer(Path({str(checkpoints[0])!r}), [[3]], eos_ids={{1}}, settings=settings, seed=0,\n"
+        f"    work=Path({str(tmp_path / 'work')!r}), what='answers')\n"
+    )
+    environment = {**os.environ, "STAND_IN": f"hang:{pipe}", "PYTHONPATH": str(paths.REPOSITORY)}
+    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as worker:
+        run = subprocess.Popen([sys.executable, "-c", script], env=environment)
+        assert select.select([worker], [], [], 60)[0], "the worker has started"
+        assert int(worker.readline()) != run.pid
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        assert select.select([worker], [], [], 60)[0]
+        assert worker.read() == "", "the end of the pipe: the worker is gone too"
+
+
+def test_an_environment_without_vllm_is_refused_before_any_work(
+    home: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = environment(tmp_path_factory.mktemp("bare"))
+    for python, message in (
+        (bare, f"generation.vllm.python: {bare}: not installed there: vllm; run `{bare} -m pip install vllm`"),
+        ("/no/such/python", "generation.vllm.python: /no/such/python: cannot be started (No such file or directory)"),
+        ("/bin/false", "generation.vllm.python: /bin/false: not a working Python"),
+    ):
+        changes = ["--set", "generation.backend=vllm", "--set", f"generation.vllm.python={python}"]
+        assert cli.main(["reproduce", "--profile", "smoke", *changes]) == 2
+        out = capsys.readouterr().out
+        assert message in out
+        assert len(out.strip().splitlines()) == 1
+
+
+def test_settings_that_vllm_cannot_have_are_refused(settings: GenerationSettings) -> None:
+    with pytest.raises(SettingsError, match=r"generation.vllm.python: missing"):
+        GenerationSettings(backend="vllm")
+    with pytest.raises(SettingsError, match=r"vllm.python: 'bin/python'; write an absolute path"):
+        VllmSettings(python="bin/python")
+    with pytest.raises(SettingsError, match=r"generation.temperature: 3.0; vLLM takes 0 or 0.01 to 2"):
+        replace(settings, temperature=3.0)
+    short = replace(settings, vllm=replace(settings.vllm, max_model_len=100))
+    with pytest.raises(VllmError, match=r"max_model_len: 100; .* take 93 \+ 8 tokens; write 101 or more, or 0"):
+        vllm_backend.engine_arguments(Path("model"), short, 93)
+    assert vllm_backend.engine_arguments(Path("model"), settings, 93)["max_model_len"] == 101
+
+
+def test_other_answers_have_another_key_but_not_for_where_vllm_runs(settings: GenerationSettings) -> None:
+    kit = replace(settings, backend="kit")
+    assert generation_identity(kit) != generation_identity(settings)
+    assert "vllm" not in generation_identity(kit), "the keys of what the kit draws are as they were"
+    elsewhere = replace(settings, vllm=VllmSettings(python="/opt/vllm/bin/python", processes=8))
+    assert generation_identity(elsewhere) == generation_identity(settings)
+    smoke, changes = profiles.load("smoke"), {"generation.backend": "vllm", "generation.vllm.python": "/opt/python"}
+    keys = [plan.make(p, 0).directory("pairs-0").name for p in (smoke, profiles.load("smoke", changes))]
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("fault", ["", "other weights"])
+def test_pairs_of_a_profile_are_drawn_by_vllm_with_a_health_figure_beside_them(
+    fault: str,
+    home: Path,
+    python: str,
+    checkpoints: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("STAND_IN", fault)
+    changes = {
+        "generation.backend": "vllm",
+        "generation.vllm": {"python": python, "checked_rows": 5},
+        "sft": None,
+        "sft_more": 0,
+    }
+    made = plan.make(profiles.load("smoke", changes), 0)
+    with caplog.at_level(logging.INFO, "spin_utils"):
+        folder = stages.run(made, "pairs-0")
+    pairs = Pairs([folder / "pairs.arrow"])
+    assert len(pairs) == made.profile.demonstrations.spin_rows
+    health = json.loads((folder / "vllm.json").read_text())
+    assert (health["rows"], health["limit"], health["versions"]) == (5, 0.1, ["0.33.0"])
+    assert "nats per token of 5 answers: mean" in caplog.text
+    shift = -0.5 if fault else 0.0
+    assert health["mean_difference"] == pytest.approx(shift, abs=0.02)
+    assert health["largest_difference"] == pytest.approx(abs(shift), abs=0.05)
+    assert ("the largest difference is above" in caplog.text) == bool(fault)
+
+
+def test_the_health_figure_is_the_difference_of_log_probabilities_by_token(checkpoints: list[Path]) -> None:
+    model = models.load(checkpoints[0], torch.bfloat16)
+    answers: list[Answer] = []
+    for prompt in PROMPTS:
+        ids = [4, 9, 1]
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1].float()
+        logp = logits.log_softmax(-1)[range(3), ids].sum().item()
+        answers.append((ids, "stop", logp + 3 * (0.25 if prompt == PROMPTS[-1] else 0.0)))
+    health = vllm_health.compare(checkpoints[0], PROMPTS, answers, VllmSettings(checked_rows=4))
+    assert health["largest_difference"] == pytest.approx(0.25, abs=0.02), "the last row is one of the four"
+    assert health["mean_difference"] == pytest.approx(0.0625, abs=0.02)

@@ -1,0 +1,173 @@
+"""The notes below tables and figures say over what intervals are, and whose numbers rest on fewer training seeds."""
+
+import re
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import synthetic_results as synthetic
+
+from spin_utils.drawing import (
+    drawing,
+    figures,
+    generation_figures,
+    generation_tables,
+    readme,
+    report,
+    tables,
+    training_figures,
+)
+from spin_utils.paper import footnotes, generations, mt_bench_scores, published, results
+from spin_utils.paper.statistics import paired_bootstrap
+from spin_utils.settings import profiles
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
+LACKING = "Not on all of the seeds 0, 1: DPO (1)."
+
+
+def without(table, model, seed):
+    return table[~((table["model"] == model) & (table["seed"] == seed))]
+
+
+@pytest.fixture(scope="module")
+def ragged(scores):
+    return without(scores, "dpo", 0)
+
+
+def words(figure):
+    return figure.get_supxlabel().replace("\n", " ")
+
+
+def test_intervals_are_over_the_items_and_seeds_of_the_models_shown(scores):
+    assert footnotes.intervals(scores, ["sft"]) == (
+        "95 % bootstrap intervals over 240 items (40 a task) and 2 training seeds"
+    )
+    one = scores[(scores["seed"] == 1) & (scores["task"] == "syllogism")]
+    assert footnotes.intervals(one, ["sft"], unit="prompts") == (
+        "95 % bootstrap intervals over 40 prompts; one training seed, whose choice is not covered"
+    )
+    unequal = pd.concat([one, scores[(scores["task"] == "chain_sum") & (scores["id"].astype(int) < 10)]])
+    assert "50 items (10 to 40 a family) and 2" in footnotes.intervals(unequal, ["sft"], group="family")
+    shared = pd.DataFrame([{"seed": 0, "model": "sft", "task": "a", "id": f"book-{i // 2}/{i}"} for i in range(80)])
+    assert footnotes.intervals(shared, ["sft"]).startswith("95 % bootstrap intervals over 80 items from 40 sources;")
+    assert footnotes.intervals(scores[:0], ["sft"]) == ""
+
+
+def test_only_models_that_lack_a_seed_of_another_one_shown_are_named(scores, ragged):
+    assert footnotes.fewer_seeds(scores, ["sft", "dpo"]) == ""
+    assert footnotes.fewer_seeds(ragged, ["sft", "spin-0", "spin-0-rows-99"]) == ""
+    assert footnotes.fewer_seeds(ragged, ["dpo"]) == "", "nothing of another seed stands beside it"
+    assert footnotes.fewer_seeds(ragged, ["sft", "dpo"]).startswith(LACKING)
+    none_whole = footnotes.fewer_seeds(without(ragged, "sft", 1), ["sft", "dpo"])
+    assert none_whole.startswith("Not on all of the seeds 0, 1: SFT (0), DPO (1).")
+    assert footnotes.fewer_seeds(scores[:0], ["sft"]) == ""
+
+
+def test_a_level_of_fewer_seeds_is_named_below_table_3_and_figure_3_and_a_gain_is_of_common_seeds(scores, ragged):
+    table = tables.table3(ragged, synthetic.STAND_INS)
+    cells = table.frame[(table.frame["row"] == "DPO") & (table.frame["column"] == "average")].set_index("quantity")
+    gain = paired_bootstrap(scores[scores["seed"] == 1], {"dpo": 1, "sft": -1}).times(100)
+    assert cells.loc["gain over SFT", "value"] == gain.difference
+    assert list(cells["seeds"]) == [1, 1]
+    assert LACKING in table.notes[0]
+    assert LACKING in words(figures.figure3(ragged, synthetic.STAND_INS))
+    table4, figure2 = (make(ragged, synthetic.STAND_INS) for make in (tables.table4, figures.figure2))
+    for whole in (table4.notes[0], words(figure2)):
+        assert "Not on all" not in whole
+        assert "240 items (40 a task) and 2 training seeds" in whole
+
+
+def test_the_count_of_seeds_is_that_of_the_models_drawn_and_not_of_all_results(scores):
+    some = scores[(scores["seed"] == 1) | (scores["model"] == "spin-3-dpo")]
+    assert "one training seed, whose choice is not covered" in words(figures.figure2(some, synthetic.STAND_INS))
+    assert "one training seed, whose choice is not covered" in tables.table5(some, synthetic.STAND_INS).notes[0]
+
+
+def test_figures_of_points_say_that_their_axes_need_not_start_at_0_and_that_the_paper_has_no_intervals(scores):
+    for name in ("figure2", "figure4", "figure5"):
+        shown = words(getattr(figures, name)(scores, synthetic.STAND_INS))
+        assert "Axes need not start at 0" in shown
+        assert "the paper prints none" in shown
+    assert figures.figure3(scores, synthetic.STAND_INS).axes[0].get_xlim()[0] == 0, "bars do"
+
+
+def test_generations_bounds_grades_and_training_name_fewer_seeds_too(root, scores, tmp_path):
+    texts = without(results.load_generations(root), "spin-1", 0)
+    measured = generations.measures(texts)
+    bounds = generations.jsd_bounds(without(results.load_heldout(root), "spin-1", 1))
+    lacking = "Not on all of the seeds 0, 1: SPIN iteration 1 (1)."
+    table = generation_tables.table7(texts, measured)
+    assert any(lacking in note and "prompts (10 a family) and 2 training seeds" in note for note in table.notes)
+    shown = words(generation_figures.convergence(measured, bounds))
+    assert lacking in shown
+    assert "Not on all of the seeds 0, 1: SPIN iteration 0 (0)." in shown
+    assert "held-out pairs and 2 training seeds. They hold the fitted scale fixed" in shown
+    radar = generation_figures.figure6(without(scores, "spin-1", 0), synthetic.STAND_INS, scores[:0], {})
+    assert "Means over 2 training seeds." in words(radar)
+    assert lacking in words(radar)
+    curves = words(training_figures.training_curves(without(results.load_training(root), "spin-1", 0)))
+    assert "Thin: 2 training seeds." in curves
+    assert lacking in curves
+    synthetic.write_mt_bench(tmp_path / "cpu", seeds=(0, 1))
+    grades = without(results.load_mt_bench(tmp_path / "cpu"), "spin-1", 0)
+    assert "over 80 questions and 2 training seeds" in mt_bench_scores.note(grades)
+    assert lacking in mt_bench_scores.note(grades)
+
+
+@pytest.mark.usefixtures("png_only")
+def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_the_readme(home):
+    synthetic.write(home, seeds=(0,), items=8)
+    some = {model: synthetic.ABILITIES[model] for model in ("sft", "spin-0")}
+    synthetic.write(home, seeds=(1,), items=8, models=some)
+    profile = profiles.load("cpu")
+    page = report.write(profile).read_text()
+    assert "Not on all of the seeds 0, 1" in page
+    assert page.count("<pre>") == 1, "the last iteration of the seed that has it"
+    section = readme.section(profile)
+    assert "training seeds: 2" in section
+    assert "Not on all of the seeds 0, 1: SPIN iteration 1 (0), SPIN iteration 2 (0), SPIN iteration 3 (0)." in section
+
+
+@pytest.mark.parametrize(
+    ("name", "stand_ins", "said"),
+    [
+        (
+            "cpu",
+            {"syllogism": "arc"},
+            "Other tasks and another model than the paper's: compare directions, not levels.",
+        ),
+        ("gpu", {"arc": "arc"}, "Another model than the paper's: compare directions, not levels."),
+        ("paper-released", {"arc": "arc"}, ""),
+    ],
+)
+def test_what_is_not_the_papers_is_said(name, stand_ins, said):
+    assert drawing.not_the_papers(profiles.load(name), stand_ins) == said
+
+
+def test_with_the_papers_benchmarks_the_tables_name_what_else_differs(home):
+    for model in ("sft", "spin-0"):
+        document = synthetic.evaluation(model, 0, ability=0.1, items=4, names=published.LEADERBOARD)
+        results.write_json(results.path_of(home / "results" / "cpu", 0, "evaluations", model), document)
+    drawn = drawing.compose(replace(profiles.load("cpu"), evaluation=profiles.load("gpu").evaluation))
+    table4 = next(table for table in drawn.tables if table.number == 4)
+    assert table4.notes[-1] == "Another model than the paper's: compare directions, not levels."
+
+
+def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):
+    synthetic.write(home, seeds=(0,), items=4, models={"sft": 0.0, "spin-0": 0.1})
+    synthetic.write(home, seeds=(1,), items=4, models={"spin-1": 0.1, "sft-more-1": 0.0})
+    profile = profiles.load("cpu")
+    drawing.write(replace(drawing.compose(profile), figures={}), profile)
+    section = readme.section(profile)
+    assert re.search(r"\| SPIN iteration 1 \| [^|]+ \| — \| 62\.12 \|", section)
+    assert "SPIN iteration 1 over SFT, 1 more epoch: " in section
+    assert "SFT, 1 more epoch (1)" in section
+
+
+@pytest.mark.parametrize("text", ["no marker", readme.BEGIN, f"{readme.END} {readme.BEGIN}"])
+def test_a_readme_without_its_markers_is_left_as_it_is(tmp_path, text):
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(results.ResultsError, match="README.md: no place for the table; put back the lines"):
+        readme.update(profiles.load("cpu"), path)
+    assert path.read_text() == text

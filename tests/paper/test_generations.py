@@ -1,0 +1,228 @@
+"""What is said about generations follows from all of them, and examples are chosen by a rule."""
+
+import math
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_results as synthetic
+
+from spin_utils.drawing import figure_style, generation_figures, generation_tables, table_text
+from spin_utils.paper import generations, results
+from spin_utils.paper.statistics import paired_bootstrap
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
+
+@pytest.fixture(scope="module")
+def texts(root):
+    return results.load_generations(root)
+
+
+@pytest.fixture(scope="module")
+def measured(texts):
+    return generations.measures(texts)
+
+
+@pytest.fixture(scope="module")
+def bounds(root):
+    return generations.jsd_bounds(results.load_heldout(root))
+
+
+def rows(*texts, model="sft", family="sums", real="a b c d"):
+    items = [
+        {"id": str(i), "family": family, "prompt": "p", "real": real, "generated": text, "real_tokens": 4}
+        for i, text in enumerate(texts)
+    ]
+    return pd.DataFrame(items).assign(seed=0, model=model, generated_tokens=3, finish_reason="stop")
+
+
+def test_similarity_counts_words_in_order_and_is_1_only_for_the_same_words():
+    assert generations.similarity("a b c d", "a b c d") == 1
+    assert generations.similarity("a b c d", "a b") == pytest.approx(2 * 2 / 6)
+    assert generations.similarity("a b", "b a") < 1
+    assert generations.similarity("a b", "c d") == 0
+    assert generations.similarity("", "") == 1
+
+
+def test_every_generation_is_measured(texts, measured):
+    assert len(measured) == len(texts)
+    assert measured["identical"].mean() == (texts["real"] == texts["generated"]).mean()
+    assert (measured["similarity"][measured["identical"] == 1] == 1).all()
+
+
+def heldout_pairs(real_drift, generated_drift, model="spin-0"):
+    drifts = {"real_drift": real_drift, "generated_drift": generated_drift}
+    ids = [str(number) for number in range(len(real_drift))]
+    return pd.DataFrame({"seed": 0, "model": model, "id": ids, "beta": 1.0, **drifts})
+
+
+@pytest.mark.parametrize("speed", [0.1, 1.0, 7.0])
+def test_the_bound_reaches_the_exact_jsd_in_the_right_direction_however_far_the_step_went(speed):
+    data, model = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.3, 0.5])
+    plus, minus = np.outer(data, model), np.outer(model, data)
+    half = (plus + minus) / 2
+    jsd = 0.5 * (plus * np.log(plus / half)).sum() + 0.5 * (minus * np.log(minus / half)).sum()
+    rng = np.random.default_rng(0)
+    drift = speed * np.log(data / model)
+    pairs = heldout_pairs(drift[rng.choice(3, 8000, p=data)], drift[rng.choice(3, 8000, p=model)], "spin-2")
+    table = generations.jsd_bounds(pairs)
+    assert set(table["model"]) == {"spin-1"}, "the bound is about the opponent"
+    error = table["jsd_bound"].std() / math.sqrt(len(table))
+    assert table["jsd_bound"].mean() == pytest.approx(jsd, abs=3 * error)
+
+
+def test_a_direction_that_says_nothing_gives_no_bound():
+    rng = np.random.default_rng(1)
+    noise = heldout_pairs(rng.normal(0, 3, 4000), rng.normal(0, 3, 4000))
+    assert generations.jsd_bounds(noise)["jsd_bound"].mean() == pytest.approx(0, abs=0.005)
+    wrong = heldout_pairs(rng.normal(-2, 1, 400), rng.normal(2, 1, 400))
+    assert (generations.jsd_bounds(wrong)["jsd_bound"] == 0).all()
+
+
+def test_the_example_is_the_first_prompt_with_the_most_different_texts():
+    sft = rows("a b c d", "x", "y", model="sft")
+    spin = rows("z", "z", "z", model="spin-0")
+    chosen = generations.example(pd.concat([spin, sft]), ["sft", "spin-0"])
+    assert (chosen.id, list(chosen.by_model)) == ("1", ["sft", "spin-0"])
+    assert generations.example(pd.concat([spin, sft]).iloc[::-1], ["sft", "spin-0"]).id == "1"
+
+
+def test_the_example_is_of_the_lowest_seed_that_has_most_of_the_models(texts):
+    assert generations.example(texts).seed == 0
+    lacking = texts[~((texts["seed"] == 0) & (texts["model"] == "spin-1"))]
+    chosen = generations.example(lacking)
+    assert (chosen.seed, list(chosen.by_model)) == (1, list(generations.MODELS)), "no model is missing that was run"
+
+
+def test_another_example_is_of_another_family_if_there_is_one():
+    both = pd.concat([rows("x", family="b"), rows("x", family="a").assign(id="9")])
+    assert generations.example(both).family == "a"
+    assert generations.example(both, other_than=["a"]).family == "b"
+    assert generations.example(both, other_than=["a", "b"]).family == "a"
+
+
+def test_tables_7_and_8_show_two_families_and_the_generations_as_they_are(texts, measured):
+    seven, eight = generation_tables.table7(texts, measured), generation_tables.table8(texts, measured)
+    families = [re.search(r"family (\w+)", table.notes[0]).group(1) for table in (seven, eight)]
+    assert len(set(families)) == 2
+    shown = {line[0]: line[2] for line in seven.lines[:6]}
+    chosen = generations.example(texts)
+    assert shown["Ground truth"] == chosen.real
+    assert shown["SPIN iteration 1"] == chosen.by_model["spin-1"]["generated"]
+    assert "Chosen by a rule" in seven.notes[0]
+
+
+def test_the_claims_of_tables_7_and_8_are_measured_on_all_prompts_with_paired_intervals(texts, measured):
+    frame = generation_tables.table7(texts, measured).frame
+    cells = frame[frame["row"] == "SPIN iteration 2"].set_index(["column", "quantity"])
+    mean = texts[texts["model"] == "spin-2"].groupby("family")["generated_tokens"].mean().mean()
+    assert cells.loc[("tokens", "mean of all prompts"), "value"] == pytest.approx(mean)
+    expected = paired_bootstrap(measured, {"spin-2": 1, "spin-0": -1}, column="similarity")
+    gap = cells.loc[("similarity", "difference to iteration 0")]
+    assert (gap["value"], gap["low"], gap["high"]) == (expected.difference, expected.low, expected.high)
+    assert gap["n"] == texts["id"].nunique()
+
+
+def test_texts_survive_markdown_and_latex(texts, measured):
+    table = generation_tables.table7(texts, measured)
+    text = table_text.markdown(table)
+    widths = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {len(table.header) + 1}
+    assert "<br>Give the steps \\| and" in text
+    assert "\\newline Give the steps \\textbar{} and" in table_text.latex(table)
+
+
+def test_a_model_without_generations_is_a_dash_with_its_reason(texts, measured):
+    table = generation_tables.table7(texts[texts["model"] != "spin-2"], measured[measured["model"] != "spin-2"])
+    line = next(line for line in table.lines if line[0] == "SPIN iteration 2")
+    assert line[2:] == ("—",) * 4
+    assert "— no generations of SPIN iteration 2." in table.notes
+
+
+def test_without_generations_tables_and_figures_come_out_with_the_reason(texts, measured, bounds):
+    for make in (generation_tables.table7, generation_tables.table8):
+        assert "— no generations at all." in make(texts[:0], measured[:0]).notes
+    assert "no generations" in words(generation_figures.figure1(texts[:0]))
+    shown = words(generation_figures.convergence(measured[:0], bounds[:0]))
+    assert shown.count("no generations") == 3
+    assert shown.count("no held-out pairs") == 1
+
+
+def words(figure):
+    found = [text.get_text() for ax in figure.axes for text in ax.texts]
+    return " ".join([*found, figure.get_supxlabel()]).replace("\n", " ")
+
+
+def test_figure_1_shows_prompt_truth_and_both_generations_of_one_prompt(texts):
+    chosen = generations.example(texts, ("sft", "spin-0"))
+    shown = words(generation_figures.figure1(texts))
+    for text in (chosen.real, *(row["generated"] for row in chosen.by_model.values())):
+        assert text[:50] in shown
+    assert chosen.id in shown
+
+
+def test_dollar_signs_in_an_answer_are_letters_and_long_answers_say_that_they_are_cut(tmp_path):
+    odd = pd.concat([rows("costs $3 or $x^", model="sft"), rows("word " * 400, model="spin-0")])
+    figure = generation_figures.figure1(odd)
+    figure_style.save(figure, tmp_path, "figure1")
+    assert "costs $3 or $x^" in words(figure)
+    assert "cut here" in words(figure)
+
+
+def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_none(root):
+    scores, transfer = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
+    figure = generation_figures.figure6(scores, synthetic.STAND_INS, transfer, synthetic.TRANSFER)
+    assert "* harder tasks" in words(figure)
+    axes = figure.axes[0]
+    line = axes.lines[generations.MODELS.index("spin-1")]
+    means = pd.concat([scores, transfer]).query("model == 'spin-1'").groupby("task")["score"].mean() * 100
+    tasks = [*synthetic.STAND_INS, *synthetic.TRANSFER]
+    assert line.get_ydata() == pytest.approx([*(means[task] for task in tasks), means[tasks[0]]])
+    assert "prints no numbers" in words(figure)
+    assert sum("*" in text.get_text() for text in axes.get_xticklabels()) == len(synthetic.TRANSFER)
+    assert len({line.get_marker() for line in axes.lines}) == 4
+
+
+def test_figure_6_names_what_was_not_run(root):
+    scores = results.load_evaluations(root)
+    some = scores[scores["model"] != "spin-1"]
+    shown = words(generation_figures.figure6(some, synthetic.STAND_INS, scores[:0], {}))
+    assert "Not run: SPIN iteration 1." in shown
+    assert "Tasks of Table 6: not run." in shown
+
+
+def test_figure_6_of_the_papers_benchmarks_has_no_stand_ins(root):
+    scores, transfer = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
+    own = [{task: task for task in frame["task"].unique()} for frame in (scores, transfer)]
+    shown = words(generation_figures.figure6(scores, own[0], transfer, own[1]))
+    assert "harder" not in shown
+    assert "*" not in shown
+    assert "stand-ins" not in shown
+    assert "other benchmarks of the paper" in shown
+
+
+def test_convergence_draws_each_measure_with_intervals_and_breaks_at_a_missing_model(measured, bounds):
+    figure = generation_figures.convergence(measured, bounds[bounds["model"] != "spin-0"])
+    jsd, same, length, _ = figure.axes
+    assert same.lines[0].get_ydata() == pytest.approx(
+        [
+            100 * measured[measured["model"] == model].groupby("task")["identical"].mean().mean()
+            for model in generations.MODELS
+        ]
+    )
+    assert [list(line.get_xdata()) for line in jsd.lines if line.get_marker() == "o"] == [[0], [2, 3]]
+    assert len(jsd.collections) == 2
+    assert "No held-out pairs against SPIN iteration 0." in words(figure)
+    assert length.lines[-1].get_ydata()[0] == pytest.approx(measured["real_tokens"].mean())
+
+
+def test_drawing_is_repeatable_and_leaves_no_figure_open(tmp_path, texts, measured, bounds):
+    for number in (1, 2):
+        figure_style.save(generation_figures.convergence(measured, bounds), tmp_path / str(number), "convergence")
+        figure_style.save(generation_figures.figure1(texts), tmp_path / str(number), "figure1")
+    for name in ("convergence.png", "convergence.pdf", "figure1.png", "figure1.pdf"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    assert plt.get_fignums() == []

@@ -1,0 +1,119 @@
+"""The paper's numbers are read as printed, and their noise follows from item counts."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from spin_utils.paper import published
+from spin_utils.paper.cost_model import Run
+
+
+def test_table_4_has_the_printed_averages_of_the_paper():
+    table = published.leaderboard()
+    expected = {"sft": 58.14, "spin-0": 60.80, "spin-1": 62.12, "spin-2": 62.97, "spin-3": 63.16, "spin-3-dpo": 64.05}
+    assert {model: table.loc[model, "average_printed"] for model in expected} == expected
+
+
+def test_only_the_last_row_of_table_3_prints_an_average_that_its_cells_do_not_give():
+    table = published.leaderboard()
+    gap = (table["average_printed"] - table["average_recomputed"]).abs()
+    assert list(gap.index[gap > 0.01]) == ["spin-3-dpo"]
+    assert table.loc["spin-3-dpo", "average_recomputed"] == pytest.approx(64.74, abs=0.005)
+
+
+def test_table_2_hours_follow_from_the_batch_times_of_appendix_b():
+    table = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
+    batches = Run().prompts / 64
+    assert table["generation", 0] == pytest.approx(batches * 6.69 / 3600, abs=0.005)
+    assert table["training", 0] == pytest.approx(2 * batches * 10 / 3600, abs=0.005)
+    for iteration in (1, 2, 3):
+        assert table["training", iteration] == pytest.approx(4 * batches * 10 / 3600, abs=0.005)
+    assert len(table) == 8
+
+
+@pytest.mark.parametrize("benchmark", ["arc", "winogrande", "gsm8k", "hellaswag"])
+def test_printed_accuracies_lie_on_the_grid_of_their_item_counts(benchmark):
+    items = published.benchmark_settings().loc[benchmark, "items"]
+    for score in published.leaderboard()[benchmark]:
+        nearest = round(score / 100 * items) / items * 100
+        assert score == pytest.approx(nearest, abs=0.0051)
+
+
+def test_figures_4_and_5_agree_with_table_4_where_they_show_the_same_model():
+    epochs = published.epochs().set_index(["benchmark", "epoch"])
+    assert epochs.loc[("average", 2), "score"] == published.score("spin-0", "average")
+    assert epochs.loc[("arc", 0), "reference"] == published.score("spin-1", "arc")
+    sizes = published.training_sizes()
+    spin = sizes[sizes["method"] == "SPIN"].set_index("training_size")["average"]
+    assert spin[0] == published.score("sft", "average")
+    assert spin[50_000] == epochs.loc[("average", 1), "score"]
+
+
+def test_every_reader_gives_numbers_without_holes():
+    for reader in (published.other_benchmarks, published.epochs):
+        numbers = reader().select_dtypes("number")
+        assert numbers.size > 0
+        assert not numbers.isna().any().any()
+
+
+def test_changing_a_returned_table_does_not_change_the_next_one():
+    table = published.leaderboard()
+    table.loc["sft", "arc"] = 0.0
+    assert published.leaderboard().loc["sft", "arc"] == 60.41
+
+
+def test_the_standard_error_is_the_binomial_one_in_points():
+    assert published.standard_error("openbookqa", 45.4) == pytest.approx(100 * math.sqrt(0.454 * 0.546 / 500))
+    with pytest.raises(ValueError, match="average"):
+        published.standard_error("average", 60.0)
+
+
+def test_noise_uses_the_recomputed_average():
+    noise = published.noise({"spin-3-dpo": 1, "spin-3": -1}, "average")
+    assert noise is not None
+    assert noise.difference == pytest.approx(64.738 - 63.165, abs=0.002)
+
+
+def test_the_best_pairing_never_has_a_greater_error_than_independence():
+    models = list(published.leaderboard().index)
+    pairs = [(a, b) for a in models for b in models if a != b]
+    for a, b in pairs:
+        for benchmark in (*published.LEADERBOARD, "average"):
+            noise = published.noise({a: 1, b: -1}, benchmark)
+            assert noise is not None
+            assert noise.error_best <= noise.error_unpaired
+
+
+def test_the_best_pairing_is_reached_when_only_the_needed_answers_change():
+    # 227 of 500 right, then the same and 7 more: the difference of each item is 0 except seven times 1.
+    differences = pd.Series([1.0] * 7 + [0.0] * 493)
+    noise = published.noise({"spin-0": 1, "sft": -1}, "openbookqa")
+    assert noise is not None
+    assert noise.error_best == pytest.approx(100 * differences.std(ddof=0) / math.sqrt(500))
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "benchmark", "status"),
+    [
+        ("spin-3", "sft", "average", "beyond noise"),
+        ("spin-3", "sft", "gsm8k", "beyond noise"),
+        ("spin-3", "spin-2", "average", "depends on the pairing"),
+        ("spin-1", "spin-0", "bb_sports", "within noise"),
+        ("spin-0", "sft", "bb_causal", "within noise"),
+    ],
+)
+def test_noise_status_of_known_differences(after, before, benchmark, status):
+    noise = published.noise({after: 1, before: -1}, benchmark)
+    assert noise is not None
+    assert noise.status == status
+
+
+def test_noise_is_unknown_without_items_or_scores():
+    assert published.noise({"spin-2": 1, "sft": -1}, "mt_bench") is None
+    assert published.noise({"spin-3": 1, "sft": -1}, "openbookqa") is None
+
+
+def test_an_unknown_benchmark_is_refused_by_name():
+    with pytest.raises(ValueError, match="arc_challenge"):
+        published.score("sft", "arc_challenge")

@@ -1,0 +1,296 @@
+"""Every table, figure and claim has a row, every row a verdict, and every missing run its reason."""
+
+import io
+
+import pandas as pd
+import pytest
+import synthetic_results as synthetic
+import yaml
+
+from spin_utils.paper import generations, mt_bench_scores, published, records, registry, results, verdict_page, verdicts
+from spin_utils.paper.statistics import paired_bootstrap
+from spin_utils.training import theory
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
+TIMES = pd.DataFrame(
+    [
+        {"seed": seed, "stage": stage, "iteration": t, "seconds": seconds * (1 + 0.1 * seed)}
+        for seed in (0, 1)
+        for t in range(4)
+        for stage, seconds in (("generation", 34.0), ("training", 100.0 if t == 0 else 200.0))
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def findings(root, scores):
+    training = results.load_training(root)
+    judged = verdicts.judge(
+        scores,
+        synthetic.STAND_INS,
+        times=TIMES,
+        training=training,
+        transfer=results.load_evaluations(root, kind_folder="transfer"),
+        transfer_stand_ins=synthetic.TRANSFER,
+        generations=generations.measures(results.load_generations(root)),
+        heldout=generations.jsd_bounds(results.load_heldout(root)),
+    )
+    return {finding.id: finding for finding in judged}
+
+
+def test_every_table_and_figure_of_the_paper_has_a_row():
+    ids = {row.id for row in registry.load()}
+    assert {f"table-{n}" for n in range(1, 9)} | {f"figure-{n}" for n in range(1, 7)} <= ids
+
+
+def test_every_check_of_the_theory_is_in_the_registry_and_exists():
+    named = {row.check for row in registry.load() if row.compute == "theory"}
+    assert named == set(registry.THEORY_CHECKS)
+    assert all(callable(getattr(theory, name)) for name in named)
+
+
+def test_the_papers_values_come_from_its_tables_and_figures(findings):
+    expected = {
+        "average-iteration-0": 2.66,
+        "average-iteration-3": 0.19,
+        "average-final": 5.02,
+        "gsm8k-iteration-0": 8.34,
+        "truthfulqa-final": 11.17,
+        "dpo-after-spin": 0.89,
+        "sft-more-epochs": -0.91,
+        "sft-epoch-2": 0.78,
+        "size-14": 1.41,
+        "spin-over-more-sft": 1.01,
+        "epochs-truthfulqa": 5.75,
+    }
+    assert {name: findings[name].paper for name in expected} == pytest.approx(expected)
+    assert findings["time-training-doubles"].paper == 2.0
+
+
+def test_the_paper_contradicts_itself_only_on_gsm8k_at_iteration_0(findings):
+    assert [name for name, finding in findings.items() if finding.paper_holds is False] == ["gsm8k-iteration-0"]
+
+
+def test_the_papers_noise_is_stated_where_its_item_counts_are_known(findings):
+    assert findings["average-iteration-0"].paper_noise == "beyond noise"
+    assert findings["average-iteration-3"].paper_noise == "depends on the pairing"
+    assert findings["size-14"].paper_noise == ""
+    noise = published.noise({"spin-1": 1, "dpo": -1}, "average")
+    assert noise is not None
+    assert findings["dpo-iteration-1"].paper_noise == noise.status
+
+
+def test_a_verdict_is_the_rule_applied_to_the_paired_interval(scores, findings):
+    estimate = paired_bootstrap(scores, {"spin-1": 1, "sft": -1}).times(100)
+    row = next(row for row in registry.load() if row.id == "average-iteration-0")
+    other = verdicts.judge(scores, synthetic.STAND_INS, rows=[row])
+    assert [finding.id for finding in other] == ["average-iteration-0", "average-iteration-0-size"]
+    finding = findings["average-iteration-0"]
+    assert finding.low < finding.ours < finding.high
+    assert (finding.verdict == "reproduced") == (finding.low > 0)
+    assert (finding.n, finding.seeds) == (240, 2)
+    assert estimate.n_items == finding.n
+
+
+def test_direction_and_size_are_separate_findings(findings):
+    direction, size = findings["average-final"], findings["average-final-size"]
+    assert (direction.ours, direction.low, direction.high) == (size.ours, size.low, size.high)
+    assert (size.verdict == "reproduced") == (size.low > 3.02 and size.high < 7.02)
+    assert direction.verdict == "reproduced"
+
+
+def test_a_per_benchmark_claim_is_judged_on_its_stand_in_only(findings):
+    assert findings["gsm8k-final"].n == 40
+
+
+def test_times_are_compared_as_ratios_over_seeds(findings):
+    assert findings["time-training-doubles"].ours == pytest.approx(2.0)
+    assert findings["time-training-doubles"].verdict == "reproduced"
+    assert findings["time-generation-share"].seeds == 2
+    assert findings["table-2"].verdict == "reproduced"
+
+
+def test_an_interval_counts_once_and_ranges_of_times_do_not(findings):
+    intervals = [finding.id for finding in findings.values() if finding.low is not None]
+    resampled = [name for name in intervals if "time-" not in name and not name.endswith("-size")]
+    assert len(resampled) < len(intervals)
+    assert f"Of {len(resampled)} intervals at 95 %" in verdict_page.rule(list(findings.values()))
+
+
+def test_a_time_is_compared_with_that_of_its_own_seed():
+    row = next(row for row in registry.load() if row.id == "time-training-doubles")
+    slower = TIMES.assign(seconds=TIMES["seconds"] * (1 + TIMES["seed"]))
+    first_of_seed_0 = (slower["stage"] == "training") & (slower["iteration"] == 0) & (slower["seed"] == 0)
+
+    def judged(times):
+        empty = pd.DataFrame(columns=["seed", "model", "task", "id", "score"])
+        return verdicts.judge(empty, {}, times=times, rows=[row])[0]
+
+    finding = judged(slower[~first_of_seed_0])
+    assert (finding.ours, finding.seeds) == (pytest.approx(2.0), 1)
+    assert (finding.verdict, finding.low, finding.high) == ("inconclusive", None, None), "one ratio has no range"
+    assert finding.reason == "one training seed has both times, and one ratio has no range"
+    other = (slower["seed"] == 1) & (slower["iteration"] == 1)
+    assert judged(slower[~first_of_seed_0 & ~other]).reason == "no training seed has both times"
+
+
+def test_claims_on_other_benchmarks_are_judged_on_transfer_tasks_only(root, findings):
+    transfer = results.load_evaluations(root, kind_folder="transfer")
+    expected = paired_bootstrap(transfer, {"spin-2": 1, "sft": -1}, tasks=["long_words"]).times(100)
+    finding = findings["bb-sports-kept"]
+    assert (finding.ours, finding.low, finding.n) == (expected.difference, expected.low, 30)
+    assert finding.paper == -1.6
+    assert findings["mt-bench"].verdict == findings["figure-6"].verdict == "not run"
+    assert findings["mt-bench-final"].reason == "needs a judge model and none was run"
+    assert findings["mt-bench-final"].paper == pytest.approx(0.84)
+    assert "of 4 claims reproduced" in findings["table-6"].reason
+
+
+def test_mt_bench_is_judged_on_grades_and_figure_6_category_by_category(scores, tmp_path):
+    synthetic.write_mt_bench(tmp_path / "cpu", seeds=(0, 1))
+    grades = results.load_mt_bench(tmp_path / "cpu")
+    judged = {row.id: row for row in verdicts.judge(scores, synthetic.STAND_INS, grades=grades)}
+    expected = mt_bench_scores.estimate(grades, {"spin-1": 1, "sft": -1}, category="math")
+    finding = judged["mt-bench-math"]
+    assert (finding.ours, finding.low, finding.high) == (expected.difference, expected.low, expected.high)
+    assert (finding.verdict == "reproduced") == (expected.low > 0)
+    assert finding.paper is None, "the figure has no numbers"
+    assert judged["mt-bench-final"].verdict == "reproduced"
+    assert judged["mt-bench-final"].seeds == 2
+    parts = [judged[row.id].verdict for row in registry.load() if "figure-6" in row.part_of]
+    assert len(parts) == 8
+    assert f"{parts.count('reproduced')} of 8 claims reproduced" in judged["figure-6"].reason
+
+
+def test_length_similarity_and_divergence_are_judged_on_all_generations_and_held_out_pairs(root, findings):
+    measured = generations.measures(results.load_generations(root))
+    expected = paired_bootstrap(measured, {"spin-2": 1, "spin-0": -1}, column="similarity")
+    finding = findings["similarity-iteration-2"]
+    assert (finding.ours, finding.low, finding.high) == (expected.difference, expected.low, expected.high)
+    assert findings["length-iteration-1"].n == 30
+    assert findings["jsd-iteration-0"].verdict == "reproduced"
+    assert findings["jsd-iteration-0"].high < 0
+
+
+def test_a_bound_that_is_not_above_0_cannot_fall(root, scores):
+    bounds = generations.jsd_bounds(results.load_heldout(root))
+    nothing = bounds.assign(jsd_bound=bounds["jsd_bound"].where(bounds["model"] != "sft", 0.0))
+    judged = {f.id: f for f in verdicts.judge(scores, synthetic.STAND_INS, heldout=nothing)}
+    assert judged["jsd-iteration-0"].verdict == "inconclusive"
+    assert judged["jsd-iteration-0"].reason == "the bound of sft is not above 0, so there is nothing that could fall"
+    assert judged["jsd-iteration-0"].ours is not None
+
+
+def test_what_was_not_generated_is_not_run_and_says_so(scores):
+    found = {finding.id: finding for finding in verdicts.judge(scores, synthetic.STAND_INS)}
+    for name, reason in (
+        ("bb-causal-kept", "no evaluation on transfer tasks of spin-2, sft"),
+        ("length-iteration-2", "no generations of spin-2, spin-0"),
+        ("jsd-iteration-1", "no held-out pairs against spin-1, spin-0"),
+    ):
+        assert (found[name].verdict, found[name].reason) == ("not run", reason)
+    assert found["table-6"].verdict == "not run"
+
+
+def test_the_theory_is_reproduced_by_computing_it(findings):
+    for name in ("theorem-5.2-sufficiency", "theorem-5.2-necessity", "theorem-5.4", "contraction", "lemma-c.2"):
+        assert findings[name].verdict == "reproduced"
+    assert findings["loss-starts-at-log-2"].verdict == "reproduced"
+
+
+def test_another_loss_is_not_held_to_log_2(root, scores):
+    training = results.load_training(root)
+    found = {f.id: f for f in verdicts.judge(scores, synthetic.STAND_INS, training=training, loss="hinge")}
+    assert found["loss-starts-at-log-2"].verdict == "not judged"
+    assert found["loss-starts-at-log-2"].reason == "the loss of this run is hinge, which starts elsewhere"
+
+
+def test_a_table_is_reproduced_only_if_all_its_claims_are(findings):
+    parts = [findings[row.id].verdict for row in registry.load() if "table-4" in row.part_of]
+    whole = findings["table-4"]
+    assert whole.verdict == (
+        "reproduced"
+        if set(parts) == {"reproduced"}
+        else "not reproduced"
+        if "not reproduced" in parts
+        else "inconclusive"
+    )
+    assert whole.reason == f"{parts.count('reproduced')} of {len(parts)} claims reproduced"
+
+
+def test_a_claim_without_its_runs_is_not_run_and_says_why(scores):
+    some = scores[scores["model"].isin(["sft", "spin-0", "spin-1"])]
+    found = {finding.id: finding for finding in verdicts.judge(some, synthetic.STAND_INS)}
+    assert found["average-iteration-1"].verdict != "not run"
+    for name, reason in (
+        ("dpo-iteration-0", "no evaluation of dpo"),
+        ("average-iteration-2", "no evaluation of spin-2"),
+        ("average-iteration-2-size", "no evaluation of spin-2"),
+        ("time-training-doubles", "training of iteration 1 was not run"),
+        ("loss-starts-at-log-2", "no training records"),
+    ):
+        assert (found[name].verdict, found[name].reason) == ("not run", reason)
+    assert found["table-4"].verdict == "not run"
+    assert "average-iteration-2" in found["table-4"].reason
+
+
+def test_a_benchmark_without_a_stand_in_is_not_run(scores):
+    some = {task: benchmark for task, benchmark in synthetic.STAND_INS.items() if benchmark != "gsm8k"}
+    found = {finding.id: finding for finding in verdicts.judge(scores, some)}
+    assert found["gsm8k-final"].verdict == "not run"
+    assert "stands in for GSM8k" in found["gsm8k-final"].reason
+
+
+def test_the_two_files_hold_every_finding_and_are_written_identically_twice(tmp_path, findings):
+    first, second = (verdict_page.write(list(findings.values()), tmp_path / name) for name in ("a", "b"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    table = pd.read_csv(first[0])
+    assert list(table.columns) == ["id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict"]
+    assert list(table["id"]) == list(findings)
+    assert set(table["verdict"]) <= set(records.OUTCOMES)
+    page = first[1].read_text()
+    lines = [line for line in io.StringIO(page) if line.startswith("| ")]
+    assert len(lines) == len(findings) + 2
+    assert {line.replace("\\|", "").count("|") for line in lines} == {10}
+
+
+def _registry(**changes):
+    row = {"id": "a", "statement": "s", "where": "w", "compute": "contrast", "contrast": {"spin-0": 1, "sft": -1}}
+    row |= {"benchmark": "average", "claim": "greater"} | changes
+    row = {name: value for name, value in row.items() if value is not None}
+    return yaml.safe_dump({"defaults": {"margin": 0.5, "size_margin": 2.0}, "rows": [row]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tolerence": 1}, "a: unknown field 'tolerence'"),
+        ({"statement": None}, "a: no statement"),
+        ({"compute": "guess"}, "compute is 'guess'"),
+        ({"claim": None}, "compute contrast needs claim"),
+        ({"claim": "better"}, "claim is 'better'"),
+        ({"claim": "at_least"}, "at_least needs value"),
+        ({"margin": 0}, "margins must be above 0"),
+        ({"benchmark": "arc_challenge"}, "benchmark 'arc_challenge'"),
+        ({"column": "characters"}, "column is 'characters'"),
+        ({"category": "math"}, "category 'math'; use column grade"),
+        ({"category": "maths", "column": "grade"}, "category 'maths'"),
+        ({"source": "figure9"}, "source is 'figure9'"),
+        ({"contrast": {"spin_0": 1}}, "model is 'spin_0'"),
+        ({"part_of": ["table-9"]}, "part_of names 'table-9'"),
+        ({"compute": "theory", "check": "guess", "tolerance": 1}, "check is 'guess'"),
+    ],
+)
+def test_a_wrong_row_is_refused_naming_row_and_field(changes, message):
+    assert [row.id for row in registry.load(_registry())] == ["a"]
+    with pytest.raises(registry.RegistryError, match="registry, a") as refusal:
+        registry.load(_registry(**changes))
+    assert message in str(refusal.value)
+
+
+def test_an_id_may_be_given_once_only():
+    twice = yaml.safe_load(_registry())
+    twice["rows"] *= 2
+    with pytest.raises(registry.RegistryError, match="given twice"):
+        registry.load(yaml.safe_dump(twice))

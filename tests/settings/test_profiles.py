@@ -1,0 +1,227 @@
+"""Profiles: read strictly, refused with the place and the nearest name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spin_utils.experiment import plan
+from spin_utils.experiment.plan import training_of
+from spin_utils.settings import profiles
+from spin_utils.settings.inputs import SettingsError
+from spin_utils.settings.run import Profile
+
+DPO = {"training": {"learning_rate": 5e-7}, "preferences": {"source": "samples"}}
+HUB = {"source": "hub", "name": "owner/pairs", "revision": "0" * 40, "train": "train_prefs"}
+SHIPPED = sorted(p.stem for p in profiles.PROFILES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_profile_loads_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    profile = profiles.load(name)
+    assert profile.name == name
+    assert profiles.load(str(profiles.dump(profile, tmp_path / "copy.yaml"))) == profile
+
+
+def test_the_default_set_of_profiles_is_shipped() -> None:
+    assert {"smoke", "cpu", "gpu", "paper"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spin.training.bta": 1.0}, "spin.training.bta: unknown setting; did you mean 'beta'?"),
+        ({"spinn": {}}, "spinn: unknown setting; did you mean 'spin'?"),
+        ({"spin.training.beta": "big"}, "spin.training.beta: expected a number, found 'big'"),
+        ({"spin.training.beta": -1}, "spin.training.beta: -1.0 must be above 0"),
+        ({"spin.training.beta": True}, "spin.training.beta: expected a number, found true/false True"),
+        ({"spin.training.beta": float("nan")}, "spin.training.beta: nan is not a finite number"),
+        ({"spin.training.epochs": 1.5}, "spin.training.epochs: expected a whole number"),
+        ({"spin.training.loss": "logistics"}, "'logistics' is not a choice; did you mean 'logistic'?"),
+        ({"spin.betas": 0.1}, "spin.betas: expected a list, found a number"),
+        ({"spin.betas": [0.1, 0]}, "spin.betas: every value must be above 0"),
+        ({"spin.training.warmup_ratio": 1}, "warmup_ratio: 1.0 must be at least 0 and below 1"),
+        ({"spin.training.schedule_epochs": 1}, "schedule_epochs: 1 is less than epochs (2)"),
+        ({"generation.top_p": 0}, "generation.top_p: 0.0 must be above 0"),
+        ({"demonstrations.spin_rows": 1000}, "spin_rows: 1000 is more than sft_rows"),
+        ({"template.prompt": "no place"}, "template.prompt: must hold {prompt} exactly once"),
+        ({"name": "../up"}, "name: '../up' names folders"),
+        ({"model": {"source": "hub", "name": "a/b", "revision": "main"}}, "'main' is not a commit"),
+        ({"model": {"source": "hub", "name": "ab", "revision": "0" * 40}}, "'ab' is not a hub id"),
+        ({"model": {"source": "tiny", "name": "gpt9"}}, "'gpt9' is not a tiny model"),
+        ({"model": {"source": "directory"}}, "model.path: empty"),
+        ({"model": "llama"}, "model: expected settings by name, found text"),
+        ({"demonstrations": {"source": "file"}}, "demonstrations.train: empty"),
+        (
+            {"demonstrations": {"source": "hub", "name": "ab", "train": "t"}},
+            "demonstrations.name: 'ab' is not a hub id",
+        ),
+        ({"dpo": DPO | {"preferences": {"source": "sample"}}}, "did you mean 'samples'?"),
+        ({"dpo": DPO | {"preferences": {"source": "file"}}}, "dpo.preferences.train: empty; name a .json"),
+        ({"dpo": DPO | {"preferences": HUB | {"name": "ab"}}}, "dpo.preferences.name: 'ab' is not a hub id"),
+        (
+            {"dpo": DPO | {"preferences": HUB | {"revision": "main"}}},
+            "dpo.preferences.revision: 'main' is not a commit",
+        ),
+        ({"dpo": DPO | {"preferences": HUB | {"train": ""}}}, "dpo.preferences.train: empty; name the split"),
+        ({"dpo": DPO | {"preferences": HUB | {"rows": -1}}}, "dpo.preferences.rows: -1 is negative"),
+        ({"dpo": DPO | {"answers_per_prompt": 1}}, "dpo.answers_per_prompt: 1 gives no pair; sample at least 2"),
+        ({"dpo": {"training": {"learning_rate": 1e-6}}}, "dpo.preferences: missing"),
+        (
+            {"sft.trackers": ["tensorbord"]},
+            "sft.trackers[0]: 'tensorbord' is not a choice; did you mean 'tensorboard'?",
+        ),
+        ({"sft.learning_rate": None}, "sft.learning_rate: expected a number, found nothing"),
+    ],
+)
+def test_an_impossible_value_is_refused_with_its_place(change: dict, message: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        profiles.load("smoke", change)
+    assert message in str(error.value)
+    assert str(error.value).startswith("smoke.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "not readable as YAML"),
+        ("- a\n- b\n", "expected settings by name, found a list"),
+        ("extends: cpuu\n", "profile 'cpuu': unknown; did you mean 'cpu'?"),
+        ("extends: 3\n", "extends: expected a profile's name"),
+        ("extends: smoke\nspin: {training: {beta: 1, beta: 2}}\n", "'beta' is written twice"),
+        ("extends: mine.yaml\n", "extends itself"),
+        ("name: a\n", "missing; this setting has no default"),
+    ],
+)
+def test_a_broken_profile_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as error:
+        profiles.load(str(path))
+    assert message in str(error.value)
+
+
+def test_a_profile_of_three_lines_changes_model_and_data(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "extends: cpu\nmodel: {source: directory, path: my-model}\ndemonstrations: {source: file, train: rows.jsonl}\n"
+    )
+    profile = profiles.load(str(path))
+    assert profile.name == "mine"
+    assert profile.model.path == str(tmp_path / "my-model")
+    assert profile.demonstrations.train == str(tmp_path / "rows.jsonl")
+    assert profile.demonstrations.families == {}, "settings of the old source must not leak into the new one"
+    assert profile.spin == profiles.load("cpu").spin
+
+
+def test_a_template_of_another_kind_keeps_no_markers_of_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: cpu\ntemplate: {kind: chat, max_prompt_tokens: 99}\n")
+    template = profiles.load(str(path)).template
+    assert (template.kind, template.end, template.max_prompt_tokens) == ("chat", "", 99)
+    path.write_text("extends: cpu\ntemplate: {too_long: drop}\n")
+    assert profiles.load(str(path)).template.end == profiles.load("cpu").template.end
+
+
+@pytest.mark.parametrize(("name", "by_iteration"), [("beta", "betas"), ("learning_rate", "learning_rates")])
+def test_a_value_hidden_by_a_list_is_refused(name: str, by_iteration: str, tmp_path: Path) -> None:
+    message = f"spin.training.{name}: changes nothing, because spin.{by_iteration} goes before it"
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        profiles.load("cpu", {f"spin.training.{name}": 0.5})
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: cpu\nspin: {{training: {{{name}: 0.5}}}}\n")
+    with pytest.raises(SettingsError, match=re.escape(f"mine.yaml: {message}")):
+        profiles.load(str(path))
+    path.write_text(f"extends: cpu\nspin: {{{by_iteration}: [], training: {{{name}: 0.5}}}}\n")
+    assert getattr(training_of(profiles.load(str(path)), "spin-3"), name) == 0.5
+
+
+def test_preference_pairs_lie_beside_the_profile_that_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "extends: smoke\n"
+        "dpo: {training: {learning_rate: 5e-7}, preferences: {source: file, train: p.jsonl}, answers_per_prompt: 8}\n"
+    )
+    dpo = profiles.load(str(path)).dpo
+    assert dpo is not None
+    assert dpo.preferences.train == str(tmp_path / "p.jsonl")
+    assert dpo.answers_per_prompt == 8
+
+
+def test_rows_of_the_sft_control_lie_beside_the_profile_that_names_them(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: smoke\nsft: null\nsft_control:\n  demonstrations: {source: file, train: more.jsonl}\n"
+        "  training: {learning_rate: 1.0e-3, epochs: 1}\n"
+    )
+    control = profiles.load(str(tmp_path / "mine.yaml")).sft_control
+    assert control is not None
+    assert control.demonstrations is not None
+    assert control.demonstrations.train == str(tmp_path / "more.jsonl")
+
+
+def test_a_tracker_does_not_make_another_model() -> None:
+    trackers = {"sft.trackers": ["tensorboard"], "spin.training.trackers": ["tensorboard"]}
+    plain, tracked = (plan.make(profiles.load("smoke", changes), 0) for changes in ({}, trackers))
+    assert [step.directory for step in tracked] == [step.directory for step in plain]
+    assert tracked.profile.spin.training.trackers == ("tensorboard",)
+
+
+def test_an_unknown_profile_and_a_missing_file_are_named() -> None:
+    with pytest.raises(SettingsError, match="did you mean 'cpu'"):
+        profiles.load("cp")
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml: no such file"):
+        profiles.load("nowhere.yaml")
+    with pytest.raises(SettingsError, match="write an override as name=value"):
+        profiles.parse_override("beta")
+
+
+def test_iterations_take_their_own_rate_and_beta_and_repeat_the_last() -> None:
+    changes = {"spin.betas": [0.1, 0.1, 0.1, 5.0], "spin.learning_rates": [5e-7, 5e-7, 1e-7]}
+    runs = [training_of(profiles.load("smoke", changes), f"spin-{t}") for t in range(5)]
+    assert [run.beta for run in runs] == [0.1, 0.1, 0.1, 5.0, 5.0]
+    assert [run.learning_rate for run in runs] == [5e-7, 5e-7, 1e-7, 1e-7, 1e-7]
+
+
+def test_a_subset_is_iteration_0_stopped_after_one_epoch_of_its_schedule() -> None:
+    profile = profiles.load("smoke", {"spin.training.epochs": 2, "spin.training.schedule_epochs": 6})
+    whole, subset = training_of(profile, "spin-0"), training_of(profile, "spin-0-rows-14")
+    assert (subset.epochs, subset.schedule_epochs) == (1, 6)
+    assert (subset.learning_rate, subset.beta) == (whole.learning_rate, whole.beta)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spin.epochs_shown": 7}, "spin.epochs_shown: 7 is more than the learning rate's 3 epochs"),
+        ({"spin.subsets": [50]}, "write fiftieths, 1 to 49"),
+        ({"demonstrations.transfer_rows": 0}, "give transfer families and their rows together"),
+        (
+            {"demonstrations.transfer": {"chain_sum": {"dataset": "chain_sum"}}},
+            "demonstrations.transfer: chain_sum is also trained on",
+        ),
+    ],
+)
+def test_an_experiment_that_cannot_be_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        profiles.load("smoke", changes)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["name", "model", "spin", "sft", "template", "zzz"]), _JSON))
+def test_whatever_a_file_holds_ends_in_a_profile_or_a_settings_error(data: dict) -> None:
+    base = yaml.safe_load((profiles.PROFILES / "smoke.yaml").read_text())
+    try:
+        assert isinstance(profiles.build(Profile, {**base, **data}, ""), Profile)
+    except SettingsError as error:
+        assert str(error)

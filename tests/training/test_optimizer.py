@@ -1,0 +1,147 @@
+"""Promises of the optimizer: equal to torch.optim, exact masters, the schedule of transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+from spin_utils.settings.run import TrainingSettings
+from spin_utils.training import optimizer as module
+from spin_utils.training.optimizer import MasterOptimizer, learning_rate_at
+
+
+def _settings(**changes):
+    return TrainingSettings(**({"learning_rate": 1e-3, "epochs": 1} | changes))
+
+
+def _network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(7, 33), torch.nn.Tanh(), torch.nn.Linear(33, 3))
+
+
+def _data(step):
+    return torch.randn(5, 7, generator=torch.Generator().manual_seed(step))
+
+
+def _reference(optimizer, weight_decay):
+    network = _network()
+    if optimizer == "rmsprop":
+        reference = torch.optim.RMSprop(network.parameters(), lr=1e-3, alpha=0.99, eps=1e-8, foreach=False)
+    else:
+        reference = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=weight_decay, foreach=False)
+    return network, reference
+
+
+@pytest.mark.parametrize(("name", "weight_decay"), [("rmsprop", 0.0), ("adamw", 0.0), ("adamw", 0.1)])
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_float32_steps_equal_torch_optim(name, weight_decay, clip, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 50)
+    expected, reference = _reference(name, weight_decay)
+    network = _network()
+    ours = MasterOptimizer(
+        network, _settings(optimizer=name, weight_decay=weight_decay, max_grad_norm=clip), torch.float32
+    )
+    for step in range(12):
+        for half in (0, 1):
+            for net in (network, expected):
+                (net(_data(2 * step + half)).square().mean() / 2).backward()
+        norm = torch.nn.utils.clip_grad_norm_(expected.parameters(), clip or 1e9)
+        torch.testing.assert_close(ours.grad_norm(), norm, rtol=1e-6, atol=0)
+        reference.step()
+        reference.zero_grad()
+        ours.step(1e-3)
+    for got, wanted in zip(network.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-8)
+        if not clip:
+            assert torch.equal(got, wanted)
+
+
+def test_bfloat16_weights_are_the_rounded_masters_and_small_steps_are_kept():
+    network = _network()
+    start = [p.detach().clone() for p in network.parameters()]
+    ours = MasterOptimizer(network, _settings(), torch.bfloat16)
+    assert all(torch.equal(m, s) for m, s in zip(ours.masters, start, strict=True))
+    for step in range(3):
+        network(_data(step).bfloat16()).float().square().mean().backward()
+        ours.step(1e-6)
+    for parameter, master, before in zip(network.parameters(), ours.masters, start, strict=True):
+        assert torch.equal(parameter, master.bfloat16())
+        assert (master != before).any()
+        assert (master - before).abs().max() < 1e-4
+
+
+def test_gradients_of_micro_batches_are_summed_in_float32():
+    network = torch.nn.Linear(1, 1, bias=False).bfloat16()
+    ours = MasterOptimizer(network, _settings(), torch.bfloat16)
+    for value in (256.0, *[1.0] * 8):
+        (network.weight * value).sum().backward()
+    assert ours.gradients[0].item() == 264.0  # in bfloat16 every 1 is lost beside 256
+    assert network.weight.grad is None
+
+
+def test_saved_tensors_take_up_the_run_again():
+    def run(steps, state=None, done=0):
+        network = _network()
+        ours = MasterOptimizer(network, _settings(optimizer="adamw"), torch.float32)
+        if state:
+            ours.load(state, done)
+        for step in range(done, done + steps):
+            network(_data(step)).square().mean().backward()
+            ours.step(1e-3)
+        return network, {name: t.clone() for name, t in ours.tensors().items()}
+
+    whole, _ = run(6)
+    _, half = run(3)
+    resumed, _ = run(3, half, 3)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_another_models_state_is_refused():
+    ours = MasterOptimizer(_network(), _settings(), torch.float32)
+    with pytest.raises(ValueError, match="another model"):
+        ours.load({"master.x": torch.zeros(1)}, 1)
+
+
+def test_a_model_without_trainable_parameters_is_refused():
+    with pytest.raises(ValueError, match="requires_grad"):
+        MasterOptimizer(_network().requires_grad_(False), _settings(), torch.float32)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(("total", "ratio"), [(10, 0.1), (37, 0.25), (5, 0.0)])
+def test_the_schedule_is_that_of_transformers(schedule, total, ratio):
+    import math
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    reference = torch.optim.SGD([parameter], lr=0.5)
+    warmup = math.ceil(total * ratio)
+    if schedule == "linear":
+        scheduler = get_linear_schedule_with_warmup(reference, warmup, total)
+    elif schedule == "cosine":
+        scheduler = get_cosine_schedule_with_warmup(reference, warmup, total)
+    else:
+        scheduler = get_constant_schedule_with_warmup(reference, warmup)
+    settings = _settings(learning_rate=0.5, warmup_ratio=ratio, schedule=schedule)
+    for step in range(total):
+        assert learning_rate_at(step, total, settings) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-15)
+        reference.step()
+        scheduler.step()
+
+
+def test_a_closed_run_hands_on_exact_weights_so_that_small_steps_add_up_over_runs():
+    network = torch.nn.Linear(8, 8, bias=False).bfloat16()
+    start = network.weight.detach().float().clone()
+    for _ in range(3):
+        ours = MasterOptimizer(network, _settings(), torch.bfloat16)
+        network(torch.ones(1, 8, dtype=torch.bfloat16)).sum().backward()
+        ours.step(1e-7)
+        ours.close()
+        assert network.weight.dtype == torch.float32
+    moved = (network.weight - start).abs()
+    assert moved.max() < 1e-5, "far below what bfloat16 could store"
+    assert torch.all(moved > 0)

@@ -1,0 +1,207 @@
+"""The theorems of section 5 hold to machine precision on a categorical model."""
+
+import math
+
+import nbformat
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from spin_utils.drawing import theory_figures
+from spin_utils.files import paths
+from spin_utils.training import theory
+from spin_utils.training.losses import link
+
+BETAS = (0.05, 0.1, 0.6, 1.0, 5.0)
+DATA = theory.distribution([0.40, 0.25, 0.20, 0.10, 0.05])
+OPPONENT = theory.distribution([0.10, 0.15, 0.25, 0.30, 0.20])
+
+
+@pytest.mark.parametrize("loss", theory.LOSSES)
+@pytest.mark.parametrize("beta", BETAS)
+def test_the_population_loss_is_the_double_sum_of_equation_4_7(loss, beta):
+    policy = theory.random_distribution(5, 3)
+    slow = 0.0
+    for y in range(5):
+        for other in range(5):
+            margin = beta * float(policy[y] - OPPONENT[y]) - beta * float(policy[other] - OPPONENT[other])
+            weight = math.exp(DATA[y]) * math.exp(OPPONENT[other])
+            slow += weight * float(link(torch.tensor(margin, dtype=torch.float64), loss))
+    assert float(theory.population_loss(policy, OPPONENT, DATA, beta=beta, loss=loss)) == pytest.approx(slow)
+
+
+@given(seed=st.integers(0, 10_000), answers=st.integers(2, 8), beta=st.floats(0.01, 10))
+@settings(max_examples=40)
+def test_at_the_data_the_loss_is_log_2_and_the_gradient_zero(seed, answers, beta):
+    data = theory.random_distribution(answers, seed)
+    assert float(theory.population_loss(data, data, data, beta=beta)) == pytest.approx(math.log(2), abs=1e-14)
+    for loss in theory.LOSSES:
+        slope = theory.gradient(data, data, data, beta=beta, loss=loss)
+        assert_close(slope, torch.zeros_like(slope), atol=1e-14, rtol=0)
+
+
+@given(seed=st.integers(0, 10_000), beta=st.floats(0.01, 10))
+@settings(max_examples=40)
+def test_no_policy_beats_the_data_when_the_opponent_is_the_data(seed, beta):
+    policy = theory.random_distribution(5, seed, spread=3.0)
+    for loss in theory.LOSSES:
+        value = theory.population_loss(policy, DATA, DATA, beta=beta, loss=loss)
+        at_zero = link(torch.zeros((), dtype=torch.float64), loss)
+        assert float(value) >= float(at_zero) - 1e-12
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=40)
+def test_away_from_the_data_some_lambda_makes_the_data_better_than_staying(seed):
+    data, opponent = theory.random_distribution(4, seed), theory.random_distribution(4, seed + 1)
+    for loss in theory.LOSSES:
+        at_zero = float(link(torch.zeros((), dtype=torch.float64), loss))
+        values = [float(theory.population_loss(data, opponent, data, beta=b, loss=loss)) for b in (1e-4, 0.01, 0.1, 1)]
+        assert min(values) < at_zero
+
+
+def test_the_slope_at_lambda_0_is_minus_half_the_two_divergences():
+    # g'(0) = l'(0) [KL(data || opponent) + KL(opponent || data)] with l'(0) = -1/2 for the logistic loss
+    step = 1e-5
+    ahead, behind = (float(theory.population_loss(DATA, OPPONENT, DATA, beta=b)) for b in (step, -step))
+    both = theory.divergence(DATA, OPPONENT) + theory.divergence(OPPONENT, DATA)
+    assert (ahead - behind) / (2 * step) == pytest.approx(-0.5 * float(both), rel=1e-6)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("answers", [2, 5, 8])
+def test_optimisation_reaches_the_update_law(beta, answers):
+    data, opponent = theory.random_distribution(answers, 1), theory.random_distribution(answers, 2)
+    found = theory.best_response(opponent, data, beta=beta)
+    assert_close(found, theory.update_law(opponent, data, beta=beta), atol=1e-10, rtol=0)
+
+
+def test_at_lambda_1_one_iteration_is_exact():
+    assert_close(theory.update_law(OPPONENT, DATA, beta=1.0), DATA)
+    assert float(theory.gap(theory.update_law(OPPONENT, DATA, beta=1.0), DATA)) < 1e-14
+
+
+def test_lambda_5_moves_a_fifth_of_the_gap_and_lambda_one_tenth_overshoots_ninefold():
+    before = theory.gap(OPPONENT, DATA)
+    assert_close(theory.gap(theory.update_law(OPPONENT, DATA, beta=5.0), DATA), 0.8 * before)
+    after = theory.update_law(OPPONENT, DATA, beta=0.1)
+    assert_close(theory.gap(after, DATA), 9 * before)
+    signs = (OPPONENT - DATA - (OPPONENT - DATA).mean()) * (after - DATA - (after - DATA).mean())
+    assert bool((signs < 0).all())
+
+
+@pytest.mark.parametrize(("beta", "converges"), [(0.1, False), (0.4, False), (0.6, True), (1.0, True), (5.0, True)])
+def test_self_play_converges_for_lambda_above_one_half_only(beta, converges):
+    gaps = theory.gap(theory.iterate(OPPONENT, DATA, beta=beta, iterations=20), DATA)
+    assert bool(gaps[-1] < gaps[0]) == converges
+    assert len(gaps) == 21
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=20)
+def test_the_minimum_is_log_2_minus_the_divergence_of_pairs(seed):
+    data, opponent = theory.random_distribution(4, seed), theory.random_distribution(4, seed + 1)
+    best = theory.update_law(opponent, data, beta=0.7)
+    bound = math.log(2) - theory.pair_divergence(opponent, data)
+    assert_close(theory.population_loss(best, opponent, data, beta=0.7), bound)
+    worse = theory.random_distribution(4, seed + 2)
+    assert float(theory.population_loss(worse, opponent, data, beta=0.7)) >= float(bound) - 1e-12
+
+
+def test_the_divergence_of_pairs_is_zero_at_the_data_and_below_log_2_elsewhere():
+    assert float(theory.pair_divergence(DATA, DATA)) == pytest.approx(0, abs=1e-15)
+    far = theory.distribution([1e-9, 1, 1e-9, 1e-9, 1e-9])
+    assert 0.2 < float(theory.pair_divergence(far, DATA)) < math.log(2)
+
+
+def test_descent_with_a_rate_over_lambda_squared_takes_the_same_way_in_the_judge():
+    paths = {b: theory.descend(OPPONENT, DATA, beta=b, steps=50, learning_rate=0.2 / b**2) for b in (0.1, 1.0, 5.0)}
+    for beta, path in paths.items():
+        judge = beta * (path - OPPONENT)
+        reference = paths[1.0] - OPPONENT
+        assert_close(judge - judge.mean(1, keepdim=True), reference - reference.mean(1, keepdim=True))
+
+
+def test_at_lambda_one_tenth_descent_passes_near_the_data_before_it_leaves():
+    path = theory.descend(OPPONENT, DATA, beta=0.1, steps=300, learning_rate=0.2 / 0.1**2)
+    distances = theory.divergence(DATA, path)
+    nearest = int(distances.argmin())
+    assert 0 < nearest < 300
+    assert float(distances[nearest]) < 0.1 * float(distances[0])
+    assert float(distances[-1]) > 5 * float(distances[0])
+
+
+def test_the_checks_of_the_registry_pass_for_several_seeds():
+    for seed in (0, 1, 2):
+        assert theory.fixed_point_error(seed) < 1e-12
+        assert theory.necessity_margin(seed) < 0
+        assert theory.update_law_error(seed) < 1e-9
+        assert theory.contraction_error(seed) < 1e-12
+        assert theory.minimum_error(seed) < 1e-12
+
+
+@pytest.mark.parametrize("weights", [[], [1.0], [1, 0], [1, -1], [1, math.inf], [1, math.nan]])
+def test_what_is_no_distribution_is_refused(weights):
+    with pytest.raises(theory.TheoryError, match="positive finite"):
+        theory.distribution(weights)
+
+
+@pytest.mark.parametrize("values", [[], [0.0], [-1.0], [math.nan]])
+def test_a_lambda_must_be_above_zero(values):
+    with pytest.raises(theory.TheoryError, match="above 0"):
+        theory.check_lambdas(values)
+
+
+def test_losses_without_a_minimum_are_refused():
+    with pytest.raises(theory.TheoryError, match="no unique minimum"):
+        theory.best_response(OPPONENT, DATA, beta=1.0, loss="hinge")
+
+
+def test_the_pictures_show_the_law_and_the_optimum_at_the_same_height():
+    figure = theory_figures.updates(OPPONENT, DATA, [0.6, 1.0, 5.0])
+    for axes in [axes for axes in figure.axes if axes.get_visible()]:
+        law = [bar.get_height() for bar in axes.patches[5:10]]
+        assert law == pytest.approx(axes.lines[0].get_ydata().tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.6, 10.0])
+@pytest.mark.parametrize("iterations", [0, 3, 10])
+def test_the_game_of_many_iterations_can_be_played_at_every_place_of_its_sliders(beta, iterations):
+    axes = theory_figures.after(OPPONENT, DATA, beta, iterations).axes[0]
+    policy = [bar.get_height() for bar in axes.patches[5:10]]
+    expected = theory.iterate(OPPONENT, DATA, beta=beta, iterations=iterations)[-1].exp()
+    assert policy == pytest.approx(expected.tolist())
+    assert sum(policy) == pytest.approx(1)
+
+
+def test_the_notebook_runs_from_top_to_bottom_with_its_defaults():
+    notebook = nbformat.read(paths.notebook("00_theory"), as_version=4)
+    names: dict = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+    assert abs(names["bound"] - math.log(2) + float(theory.pair_divergence(OPPONENT, DATA))) < 1e-12
+
+
+def test_every_lambda_has_a_line_of_its_own():
+    betas = [0.2, 0.5, 0.6, 0.8, 1.0, 2.0, 3.0, 5.0]
+    for figure in (
+        theory_figures.fixed_point(DATA, OPPONENT, betas),
+        theory_figures.early_stopping(OPPONENT, DATA, betas, steps=5),
+    ):
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"λ = {beta:g}" for beta in betas]
+    lines = theory_figures.distances(OPPONENT, DATA, betas).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(betas)
+
+
+def test_every_picture_can_be_drawn():
+    betas = [0.1, 0.6, 1.0, 5.0]
+    figures = (
+        theory_figures.losses(),
+        theory_figures.fixed_point(DATA, OPPONENT, betas),
+        theory_figures.distances(OPPONENT, DATA, betas),
+        theory_figures.early_stopping(OPPONENT, DATA, betas, steps=20),
+    )
+    assert all(figure.axes for figure in figures)

@@ -1,0 +1,437 @@
+"""Promises of the training loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+from oracle import gradients, obvious_logps
+from safetensors.torch import load_file
+from tiny_models import tiny_model
+
+from spin_utils.files import runtime
+from spin_utils.model.logprobs import score
+from spin_utils.model.packing import Group, PackingError
+from spin_utils.settings.run import TrainingSettings
+from spin_utils.training import training, training_step
+from spin_utils.training.losses import spin_loss
+from spin_utils.training.optimizer import MasterOptimizer
+from spin_utils.training.resuming import OtherRunError
+from spin_utils.training.trackers import TrackerError
+from spin_utils.training.training import Interrupted, NoMemoryError, NonFiniteLossError, train
+
+
+def _settings(**changes):
+    base = {"learning_rate": 1e-3, "epochs": 2, "batch_size": 4, "precision": "float32", "micro_batch_tokens": 60}
+    return TrainingSettings(**(base | changes))
+
+
+def _pairs(n, seed=0, identical=()):
+    draw = torch.Generator().manual_seed(seed)
+
+    def ids(low, high):
+        length = int(torch.randint(low, high, (1,), generator=draw))
+        return torch.randint(2, 61, (length,), generator=draw).tolist()
+
+    pairs = [Group(ids(1, 9), (ids(1, 9), ids(1, 9))) for _ in range(n)]
+    return [Group(g.prompt_ids, (g.response_ids[0],) * 2) if i in identical else g for i, g in enumerate(pairs)]
+
+
+def _single(n):
+    return [Group(g.prompt_ids, g.response_ids[:1]) for g in _pairs(n)]
+
+
+def _scores(pairs):
+    return score(tiny_model("llama"), pairs, micro_batch_tokens=100)
+
+
+def _run(work, pairs=None, model=None, opponent_logps=None, **changes):
+    pairs = _pairs(10) if pairs is None else pairs
+    model = model or tiny_model("llama")
+    opponent_logps = _scores(pairs) if opponent_logps is None else opponent_logps
+    options = {k: changes.pop(k) for k in ("on_epoch_end", "seed", "describe") if k in changes}
+    result = train(
+        model, pairs, _settings(**changes), opponent_logps=opponent_logps, work=work, **({"seed": 1} | options)
+    )
+    return model, result
+
+
+def _same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_the_first_step_starts_from_log_2_and_a_margin_of_0(tmp_path):
+    _, result = _run(tmp_path)
+    first = result.rows[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["margin"] == pytest.approx(0, abs=1e-5)
+    assert result.rows[-1]["loss"] < 0.69
+    assert result.rows[-1]["accuracy"] == 1
+    assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
+    assert result.rows[-1]["epoch"] == 2
+    assert result.precision == "float32"
+
+
+def test_a_bfloat16_policy_starts_equal_to_its_opponent_also_on_pairs_of_two_iterations(tmp_path):
+    now, before = _pairs(30), _pairs(30, seed=1)
+    earlier = [Group(a.prompt_ids, (a.response_ids[0], b.response_ids[1])) for a, b in zip(now, before, strict=True)]
+    opponent = tiny_model("llama")
+    for weight in opponent.parameters():  # the rotary table stays in float32, as in a model that is loaded
+        weight.data = weight.data.bfloat16()
+    logps = score(opponent, now + earlier, micro_batch_tokens=100)
+    _, result = _run(
+        tmp_path, now + earlier, opponent_logps=logps, precision="bfloat16", batch_size=60, beta=5.0, epochs=1
+    )
+    assert result.rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_one_step_is_rmsprop_on_the_obvious_gradient(tmp_path):
+    pairs = _pairs(4)
+    opponent = torch.tensor(_scores(_pairs(4, seed=3)))  # any numbers will do
+    model, _ = _run(
+        tmp_path, pairs, opponent_logps=opponent.tolist(), epochs=1, warmup_ratio=0, schedule="constant", beta=0.3
+    )
+    oracle = tiny_model("llama")
+    policy = obvious_logps(oracle, pairs).view(-1, 2)
+    losses = spin_loss(
+        policy_real_logps=policy[:, 0],
+        policy_generated_logps=policy[:, 1],
+        opponent_real_logps=opponent[:, 0],
+        opponent_generated_logps=opponent[:, 1],
+        beta=0.3,
+    ).losses
+    gradients(oracle, losses.mean())
+    torch.optim.RMSprop(oracle.parameters(), lr=1e-3).step()
+    for got, wanted in zip(model.parameters(), oracle.parameters(), strict=True):
+        assert (got - wanted).abs().max() < 2e-4  # RMSprop's first step has size 1e-2 everywhere
+
+
+def test_sft_minimises_the_mean_over_response_tokens(tmp_path):
+    groups = _single(8)
+    model = tiny_model("qwen2")
+    logps = obvious_logps(model, groups)
+    tokens = sum(len(g.response_ids[0]) for g in groups)
+    result = train(model, groups, _settings(batch_size=8, epochs=3), seed=0, work=tmp_path)
+    assert result.rows[0]["loss"] == pytest.approx(float(-logps.detach().sum() / tokens), rel=1e-5)
+    assert result.rows[-1]["loss"] < result.rows[0]["loss"]
+
+
+@pytest.mark.parametrize("budget", [1, 30, 10_000])
+def test_micro_batches_do_not_change_the_result(tmp_path, budget):
+    _, whole = _run(tmp_path / "a", learning_rate=1e-4)
+    _, split = _run(tmp_path / "b", micro_batch_tokens=budget, learning_rate=1e-4)
+    for a, b in zip(whole.rows, split.rows, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_skipping_identical_pairs_leaves_the_gradient_unchanged(tmp_path):
+    pairs = _pairs(10, identical=(1, 4, 7))
+    _, skipped = _run(tmp_path / "a", pairs, learning_rate=1e-4)
+    _, computed = _run(tmp_path / "b", pairs, learning_rate=1e-4, skip_identical=False)
+    for a, b in zip(skipped.rows, computed.rows, strict=True):
+        for name in ("loss", "margin", "grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6)
+    assert sum(row["skipped"] for row in skipped.rows) == 6
+    assert sum(row["skipped"] for row in computed.rows) == 0
+
+
+@pytest.mark.parametrize(("warmup", "warned"), [(0.1, True), (0.0, False)])
+def test_a_run_whose_only_step_has_a_learning_rate_of_0_says_so(tmp_path, caplog, warmup, warned):
+    _run(tmp_path, batch_size=64, epochs=1, warmup_ratio=warmup)
+    assert ("nothing will be learnt" in caplog.text) is warned
+    assert not warned or "lower batch_size (64), or set warmup_ratio to 0" in caplog.text
+
+
+def test_a_batch_of_identical_pairs_moves_nothing(tmp_path):
+    model, result = _run(tmp_path, _pairs(4, identical=range(4)))
+    assert _same(model, tiny_model("llama"))
+    assert result.rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert result.rows[0]["grad_norm"] == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_after, precision):
+    whole, result = _run(tmp_path / "whole", precision=precision)
+    step = training_step.StepRunner.__call__
+
+    def stopping(self, *arguments):
+        row = step(self, *arguments)
+        if self.optimizer.steps == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    monkeypatch.setattr(training_step.StepRunner, "__call__", stopping)
+    with pytest.raises(Interrupted, match=rf"step {stop_after} of 6.*goes on"):
+        _run(tmp_path / "stopped", precision=precision)
+    monkeypatch.setattr(training_step.StepRunner, "__call__", step)
+    resumed, again = _run(tmp_path / "stopped", precision=precision)
+    assert _same(whole, resumed)
+    lasting = ("step", "loss", "margin", "grad_norm", "learning_rate")
+    assert [[row[k] for k in lasting] for row in again.rows] == [[row[k] for k in lasting] for row in result.rows]
+
+
+def test_a_killed_run_goes_on_from_its_last_saved_state(tmp_path, monkeypatch):
+    whole, _ = _run(tmp_path / "whole")
+    step = training_step.StepRunner.__call__
+
+    def dying(self, *arguments):
+        if self.optimizer.steps == 4:
+            raise MemoryError("killed")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(training_step.StepRunner, "__call__", dying)
+    with pytest.raises(MemoryError):
+        _run(tmp_path / "killed", save_minutes=0)
+    (tmp_path / "killed" / "unfinished-1").mkdir()
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert len(list((tmp_path / "killed").glob("state-*"))) == 1
+    monkeypatch.setattr(training_step.StepRunner, "__call__", step)
+    resumed, result = _run(tmp_path / "killed", save_minutes=0)
+    assert _same(whole, resumed)
+    assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
+    assert not (tmp_path / "killed" / "unfinished-1").exists()
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """The folder of a run that was killed in its fifth step, and the model of an undisturbed one."""
+    whole, result = _run(tmp_path / "whole")
+    step = training_step.StepRunner.__call__
+
+    def dying(self, *arguments):
+        if self.optimizer.steps == 4:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training_step.StepRunner, "__call__", dying)
+        _run(tmp_path / "killed", save_minutes=0)
+    return tmp_path / "killed", whole, result
+
+
+def _flipped(data, place):
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "lose", "empty"])
+def test_a_damaged_state_is_left_out_and_the_run_starts_anew(stopped, name, damage, caplog):
+    work, whole, result = stopped
+    path = work / "state-00000004" / name
+    data = path.read_bytes()
+    changed = {"flip": _flipped(data, len(data) // 2), "cut": data[:-9], "empty": b""}
+    path.unlink() if damage == "lose" else path.write_bytes(changed[damage])
+    model, again = _run(work, save_minutes=0)
+    assert "state-00000004: not what was written (hash); the training goes on without it" in caplog.text
+    assert _same(model, whole)
+    assert [row["loss"] for row in again.rows] == [row["loss"] for row in result.rows]
+
+
+def test_a_run_that_goes_on_lets_its_old_state_go(stopped, monkeypatch):
+    work, _, _ = stopped
+    load, old, alive = training.load_state, [], []
+
+    def noting(*arguments):
+        saved = load(*arguments)
+        old.extend(map(weakref.ref, saved.tensors.values()))
+        return saved
+
+    monkeypatch.setattr(training, "load_state", noting)
+    _run(work, on_epoch_end=lambda *_: alive.append(sum(tensor() is not None for tensor in old)))
+    assert old
+    assert alive == [0], "its file can be removed while the run goes on"
+
+
+def test_metric_rows_come_from_the_state_and_not_from_what_is_shown(stopped):
+    work, whole, result = stopped
+    (work / "metrics.jsonl").write_bytes(_flipped((work / "metrics.jsonl").read_bytes(), 40))
+    model, again = _run(work, save_minutes=0)
+    assert _same(model, whole)
+    assert [row["loss"] for row in again.rows] == [row["loss"] for row in result.rows]
+    assert [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()] == again.rows
+
+
+def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
+    def twice(self, *arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(training_step.StepRunner, "__call__", twice)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup it would be ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _run(tmp_path)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_state_of_another_run_is_refused_with_the_difference(tmp_path):
+    _run(tmp_path, save_minutes=0)
+    with pytest.raises(OtherRunError, match=r"beta: 0\.1 then, 5\.0 now"):
+        _run(tmp_path, save_minutes=0, beta=5.0)
+    with pytest.raises(OtherRunError, match="seed"):
+        _run(tmp_path, save_minutes=0, seed=2)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_pair(tmp_path):
+    pairs = _pairs(10)
+    opponent = _scores(pairs)
+    opponent[6][0] = float("nan")
+    model = tiny_model("llama")
+    with pytest.raises(NonFiniteLossError, match="the loss of group 6 is not finite"):
+        _run(tmp_path, pairs, model, opponent_logps=opponent, batch_size=10)
+    assert _same(model, tiny_model("llama"))
+
+
+def test_a_gradient_that_overflows_stops_before_the_step_and_keeps_the_last_good_state(tmp_path, monkeypatch):
+    step = MasterOptimizer.grad_norm
+
+    def overflowing(self):
+        if self.steps == 2:
+            self.gradients[0].view(-1)[3] = float("inf")
+        return step(self)
+
+    monkeypatch.setattr(MasterOptimizer, "grad_norm", overflowing)
+    with pytest.raises(NonFiniteLossError, match=r"the gradient of row 1?\d, .* is not finite; the last saved state"):
+        _run(tmp_path, save_minutes=0, describe="row {}".format)
+    monkeypatch.undo()
+    kept = load_file(tmp_path / "state-00000002" / "state.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
+    resumed, _ = _run(tmp_path, save_minutes=0)
+    assert _same(resumed, _run(tmp_path / "whole")[0])
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    """Between logged steps nobody looks at the gradient."""
+    step = MasterOptimizer.step
+
+    def overflowing(self, *arguments):
+        step(self, *arguments)
+        if self.steps == 2:
+            self.masters[1].view(-1)[3] = float("nan")
+
+    monkeypatch.setattr(MasterOptimizer, "step", overflowing)
+    for folder, minutes in (("saving", 0), ("at the end", 9)):
+        with pytest.raises(NonFiniteLossError, match=r"(\.weight|loss of group \d+.*) is not finite"):
+            _run(tmp_path / folder, save_minutes=minutes, log_every=10)
+        assert [path.name for path in (tmp_path / folder).glob("state-*")] == ["state-00000001"][: minutes == 0]
+
+
+def test_a_row_that_does_not_fit_is_named_with_the_remedy(tmp_path, monkeypatch):
+    def cramped(model, batch):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(training_step, "sequence_logps", cramped)
+    longest = max(range(4), key=lambda i: _pairs(4)[i].tokens)
+    with pytest.raises(NoMemoryError, match=rf"with group {longest} alone, \d+ tokens; set gradient_checkpointing"):
+        _run(tmp_path, _pairs(4), opponent_logps=[[0.0, 0.0]] * 4)
+    monkeypatch.setattr(training_step, "sequence_logps", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        _run(tmp_path, _pairs(4), opponent_logps=[[0.0, 0.0]] * 4)
+
+
+def _memory_for(tokens, monkeypatch):
+    """Larger batches run out of memory from here on."""
+    logps = training_step.sequence_logps
+
+    def cramped(model, batch):
+        if batch.tokens > tokens:
+            raise torch.OutOfMemoryError("out of memory")
+        return logps(model, batch)
+
+    monkeypatch.setattr(training_step, "sequence_logps", cramped)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, monkeypatch, caplog):
+    whole, _ = _run(tmp_path / "a", micro_batch_tokens=30)
+    _memory_for(30, monkeypatch)
+    short, _ = _run(tmp_path / "b", micro_batch_tokens=60)
+    assert caplog.text.count("micro-batches of 30 tokens") == 1
+    assert _same(whole, short)
+
+
+def test_a_long_pair_that_is_left_out_does_not_count_where_memory_is_short(tmp_path, monkeypatch, caplog):
+    pairs = [Group([2] * 9, ([3] * 30,) * 2), *_pairs(10)]
+    _memory_for(30, monkeypatch)
+    _, result = _run(tmp_path, pairs, batch_size=11, epochs=1, micro_batch_tokens=60)
+    assert "going on with micro-batches of 30 tokens" in caplog.text
+    assert result.rows[0]["skipped"] == 1
+
+
+def test_memory_that_nobody_uses_goes_back_to_the_kernel():
+    program = (
+        "import psutil; from spin_utils.files import runtime; rss = lambda: psutil.Process().memory_info().rss\n"
+        "blocks = [(bytearray(b'x') * 2**20, bytearray(2**10)) for _ in range(200)]\n"
+        "kept = [small for _, small in blocks]; del blocks; before = rss(); runtime.trim_memory()\n"
+        "print(before - rss())"
+    )
+    environment = {**runtime.child_environment(headless=True), **runtime.ENVIRONMENT}
+    given_back = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert int(given_back.stdout) > 150 * 2**20, given_back.stderr
+
+
+def test_every_epoch_ends_with_a_call(tmp_path):
+    calls = []
+    _run(tmp_path, on_epoch_end=lambda epoch, model: calls.append((epoch, model.training)))
+    assert calls == [(1, True), (2, True)]
+
+
+def test_an_epoch_ends_with_the_exact_weights_and_goes_on_as_if_nothing_was_looked_at(tmp_path):
+    seen = []
+    alone, _ = _run(tmp_path / "alone", precision="bfloat16")
+    looked_at, _ = _run(
+        tmp_path / "looked at",
+        precision="bfloat16",
+        on_epoch_end=lambda epoch, model: seen.append([p.detach().clone() for p in model.parameters()]),
+    )
+    assert _same(alone, looked_at)
+    assert all(weights.dtype == torch.float32 for weights in seen[0])
+    assert all(torch.equal(a, b) for a, b in zip(seen[1], alone.parameters(), strict=True))
+
+
+def test_every_epoch_has_every_pair_once_in_another_order():
+    plan = training._Plan(10, _settings(), seed=5)
+    epochs = [[i for step in range(3 * e, 3 * e + 3) for i in plan.indices(step)] for e in (0, 1)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
+    assert epochs[0] != epochs[1]
+    assert plan.indices(1) == epochs[0][4:8]
+
+
+def test_rows_are_logged_at_the_asked_interval_and_at_the_end(tmp_path):
+    _, result = _run(tmp_path, log_every=4)
+    assert [row["step"] for row in result.rows] == [4, 6]
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == result.rows
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    plain, _ = _run(tmp_path / "a")
+    checkpointed, _ = _run(tmp_path / "b", gradient_checkpointing=True)
+    for a, b in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_wrong_groups_are_refused_before_any_work(tmp_path):
+    with pytest.raises(PackingError, match="group 0: 2 responses; SFT takes one"):
+        train(tiny_model("llama"), _pairs(2), _settings(), seed=0, work=tmp_path)
+    with pytest.raises(PackingError, match="group 0: 1 responses; a pair has two"):
+        _run(tmp_path, _single(2), opponent_logps=[[0.0, 0.0]] * 2)
+    with pytest.raises(PackingError, match="1 rows for 2 pairs"):
+        _run(tmp_path, _pairs(2), opponent_logps=[[0.0, 0.0]])
+
+
+def test_unknown_and_missing_trackers_are_refused_by_name(tmp_path):
+    with pytest.raises(TrackerError, match="tensorboard, wandb, trackio"):
+        _run(tmp_path, trackers=["mlflow"])
+    with pytest.raises(TrackerError, match="pip install trackio"):
+        _run(tmp_path, trackers=["trackio"])

@@ -1,0 +1,142 @@
+"""The whole chain through the real notebooks and the scheduler, at the smoke profile."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+import smoke_chain
+from smoke_home import SECRETS, command, reproduce
+
+from spin_utils.files import artifacts, paths, seals
+from spin_utils.paper import results
+
+FIGURES = (*(f"figure{n}" for n in range(1, 7)), "training", "convergence")
+PRODUCTS = [
+    *(f"results/smoke/tables/table{n}.{suffix}" for n in range(1, 9) for suffix in ("md", "csv", "tex")),
+    *(f"figures/smoke/{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")),
+    "results/smoke/verdicts.csv",
+]
+
+
+def test_one_command_leaves_results_tables_figures_and_executed_notebooks(finished: Path) -> None:
+    for product in PRODUCTS:
+        assert (finished / product).stat().st_size > 500, product
+    scores = results.load_evaluations(finished / "results" / "smoke")
+    chain = {"sft", "spin-0", "spin-1", "sft-more-1"}
+    around = {"spin-0-epoch-1", "spin-0-epoch-3", "spin-0-rows-26", "dpo", "spin-1-dpo"}
+    assert set(scores["model"]) == chain | around
+    assert scores.groupby("model").size().eq(16).all()
+    training = results.load_training(finished / "results" / "smoke")
+    first = training[training["model"] == "spin-0"].iloc[0]
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-6), "the policy starts as its own opponent"
+    executed = sorted((finished / "results" / "smoke" / "notebooks").glob("*.ipynb"))
+    assert {path.name[:2] for path in executed} == {"01", "02", "03", "04", "05"}
+    for path in executed:
+        cells = nbformat.read(path, as_version=4).cells
+        assert all(cell.execution_count for cell in cells if cell.cell_type == "code"), path.name
+
+
+def test_every_result_names_what_it_was_made_from(finished: Path) -> None:
+    path = results.path_of(finished / "results" / "smoke", 0, "evaluations", "spin-1")
+    chain = json.loads(path.read_text())["provenance"]["chain"]
+    assert list(chain) == ["data", "base", "sft", "pairs-0", "spin-0", "pairs-1", "spin-1", "eval-spin-1"]
+    for directory in finished.glob("artifacts/smoke/[!.]*/[!.]*-*"):
+        artifacts.verify(directory)
+        digest = seals.file_hash(directory / "manifest.json")
+        name = directory.name.rpartition("-")[0]
+        assert name not in chain or chain[name]["manifest_sha256"] == digest
+
+
+def test_secrets_are_nowhere_in_what_a_run_leaves(finished: Path) -> None:
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert {".ipynb", ".json", ".log", ".safetensors"} <= {path.suffix for path in files}
+    for path in files:
+        content = path.read_bytes()
+        assert not [secret for secret in SECRETS.values() if secret.encode() in content], path
+
+
+def test_nothing_that_a_run_leaves_is_a_pickle(finished: Path) -> None:
+    allowed = {".safetensors", ".json", ".jsonl", ".arrow", ".npy", ".jinja", ".yaml"}
+    for path in finished.glob("artifacts/**/*"):
+        if not path.is_file() or ".locks" in path.parts:
+            continue
+        assert path.suffix in allowed, path
+        head = path.read_bytes()[:8]
+        assert not head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")), path
+        if path.suffix == ".npy":
+            np.load(path, allow_pickle=False)
+
+
+def test_the_crate_of_a_run_leads_from_every_result_to_model_and_data(finished: Path) -> None:
+    environment = {**os.environ, "SPIN_HOME": str(finished)}
+    subprocess.run(command("crate", "--profile", "smoke"), env=environment, check=True, capture_output=True)
+    archive = zipfile.ZipFile(finished / "results" / "smoke" / "run.crate.zip")
+    entities = {entity["@id"]: entity for entity in json.loads(archive.read("ro-crate-metadata.json"))["@graph"]}
+    actions = [entity for entity in entities.values() if entity["@type"] == "CreateAction"]
+    maker = {result["@id"]: action for action in actions for result in listed(action, "result")}
+    for name in archive.namelist():
+        if name.startswith("results/seed-"):
+            before, reached = [name], set()
+            while before:
+                action = maker[before.pop()]
+                reached.add(action["name"].partition(",")[0])
+                inputs = [other["@id"] for other in listed(action, "object")]
+                assert [entities[place]["name"] for place in inputs].count("settings") == 1
+                before += [other for other in inputs if other in maker]
+            assert {"data", "base"} <= reached, name
+    executed = [name for name in archive.namelist() if name.startswith("results/notebooks/")]
+    assert len(executed) > 5
+
+
+def listed(entity: dict[str, Any], name: str) -> list[dict[str, str]]:
+    value = entity.get(name, [])
+    return value if isinstance(value, list) else [value]
+
+
+def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
+    for place, manifest in enumerate(sorted(finished.glob("artifacts/smoke/*/*/manifest.json"))):
+        os.utime(manifest, (place % 3 * 1e9,) * 2)  # as on a machine whose clock went backwards
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("results/**/*.json")}
+    result = reproduce(finished, "--profile", "smoke")
+    assert result.returncode == 0
+    assert "Nothing to be done" in result.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in finished.glob("results/**/*.json")}
+
+
+def test_figures_are_redrawn_with_the_same_bytes_from_results_alone(finished: Path, tmp_path: Path) -> None:
+    kept = {product: (finished / product).read_bytes() for product in PRODUCTS}
+    (tmp_path / "results").symlink_to(finished / "results")
+    environment = {**os.environ, "SPIN_HOME": str(tmp_path)}
+    subprocess.run(command("figures", "--profile", "smoke"), env=environment, check=True, capture_output=True)
+    assert {product: (tmp_path / product).read_bytes() for product in PRODUCTS} == kept
+
+
+def test_a_chain_killed_in_every_stage_ends_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    moments = random.Random(0)
+    for stage in ("data", "sft", "eval-sft", "pairs-0", "spin-0", "spin-0-more", "dpo"):
+        process = smoke_chain.start(tmp_path)
+        while not any(tmp_path.glob(f"artifacts/smoke/*/{stage}-*.partial")):
+            process.join(0.005)
+            assert process.exitcode is None, f"{stage}: ended before it was killed"
+        process.join(moments.uniform(0, 0.3))
+        process.kill()
+        process.join()
+    both = [smoke_chain.start(tmp_path), smoke_chain.start(tmp_path)]  # of two runs, one waits for the other
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    assert smoke_chain.contents(tmp_path) == smoke_chain.contents(finished)
+
+
+def test_the_checkout_itself_is_left_untouched(finished: Path) -> None:
+    assert not (paths.REPOSITORY / "artifacts" / "smoke").exists()
+    assert not (paths.REPOSITORY / "results" / "smoke").exists()

@@ -1,0 +1,143 @@
+"""No malformed input ends in a traceback, is accepted silently, or starts any work: the corpus in tests/malformed."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import malformed_recipes as recipes
+import pytest
+import yaml
+
+from spin_utils.cli import main as cli
+from spin_utils.files import artifacts, runtime
+
+CORPUS = Path(__file__).parents[1] / "malformed"
+CASES: list[dict[str, Any]] = yaml.safe_load((CORPUS / "index.yaml").read_text(encoding="utf-8"))
+
+
+def name_of(case: dict[str, Any]) -> str:
+    thing = case.get("file") or case.get("make") or case.get("name") or case.get("value")
+    return f"{case['read']}-{thing or ' '.join(case['arguments'])}"[:80]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recipes.sound_model(tmp_path_factory.mktemp("models") / "sound")
+
+
+@pytest.fixture
+def environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command line would otherwise start itself again for, in place of the tests."""
+    for name, value in runtime.ENVIRONMENT.items():
+        monkeypatch.setenv(name, os.environ.get(name, value))
+
+
+def arguments(case: dict[str, Any], home: Path, sound: Path) -> list[str]:
+    """The command that a person would give with this input."""
+    path = str(CORPUS / case["file"]) if "file" in case else ""
+    reproduce = ["reproduce", "--dry-run", "--profile", "smoke"]
+    if case["read"] == "profile":
+        return ["plan", "--profile", path]
+    if case["read"] == "set":
+        return ["plan", "--profile", "smoke", "--set", case["value"]]
+    if case["read"] == "demonstrations":
+        return [*reproduce, "--data", path or str(recipes.demonstrations(case["make"], home))]
+    if case["read"] == "pairs":
+        return ["dpo", "--model", str(sound), "--pairs", path, "--out", str(home / "out")]
+    if case["read"] == "model":
+        model = recipes.broken_model(sound, case["change"], home / "model")
+        return [*reproduce, "--model", str(model), "--set", "template.kind=chat", "--set", 'template.end=""']
+    if case["read"] == "task":
+        return [*reproduce, "--set", f"evaluation.tasks=[{path}]"]
+    if case["read"] == "cluster":
+        return [*reproduce, "--cluster", str(Path(path).parent)]
+    if case["read"] == "results":
+        kind = "training" if "training" in case["file"] else "evaluations"
+        place = home / "results" / "cpu" / "seed-0" / kind / "spin-0.json"
+        place.parent.mkdir(parents=True)
+        shutil.copyfile(path, place)
+        return ["provenance", "spin-0", "--kind", kind]
+    return list(case["arguments"])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case["read"] != "manifest"], ids=name_of)
+@pytest.mark.usefixtures("environment")
+def test_malformed_input_is_refused_with_its_message_before_any_work(
+    case: dict[str, Any], home: Path, sound: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = cli.main(arguments(case, home, sound))
+    out = capsys.readouterr().out
+    assert status == 2, out
+    assert case["message"] in out
+    assert len(out) < 2000, "a message is read by people"
+    assert not list(home.glob("artifacts/*/*/*-*")), "nothing was started"
+    assert not (home / "out").exists()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case["read"] == "manifest"], ids=name_of)
+def test_an_artifact_with_a_malformed_manifest_does_not_exist(case: dict[str, Any], tmp_path: Path) -> None:
+    directory = tmp_path / "seed-0" / "sft-0123456789ab"
+    directory.mkdir(parents=True)
+    (directory / "a.txt").write_text("words\n")
+    shutil.copyfile(CORPUS / case["file"], directory / artifacts.MANIFEST)
+    with pytest.raises(artifacts.ArtifactError) as refusal:
+        artifacts.verify(directory)
+    assert case["message"] in str(refusal.value)
+    if case["file"] != "manifests/other_hash.json":  # seen only by reading every byte
+        assert not artifacts.is_complete(directory)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.get("process")], ids=name_of)
+def test_the_command_itself_says_it_in_a_line_and_ends_with_status_2(
+    case: dict[str, Any], home: Path, sound: Path
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "spin_utils", *arguments(case, home, sound)]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "SPIN_HOME": str(home)})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 2, result.stderr
+    assert case["message"] in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used < 10, f"{used:.1f} s of processor time before a person hears of it"
+
+
+@pytest.mark.parametrize("work", ["{% for i in range(99999) %}" * 3 + "x" + "{% endfor %}" * 3, "{{ 10 ** (10**9) }}"])
+def test_a_chat_template_that_takes_for_ever_is_refused(
+    work: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spin_utils.data import templates
+    from spin_utils.model import model_folder
+    from spin_utils.model.models import ModelError
+    from spin_utils.settings import profiles
+
+    model = recipes.broken_model(sound, {"write": {"chat_template.jinja": work}}, tmp_path / "model")
+    template = profiles.load("smoke", {"template": {"kind": "chat"}}).template
+    monkeypatch.setattr(templates, "_SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGPROF), resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(ModelError, match=r"the chat template is not rendered after 0\.2 s; .*template.kind: text"):
+        model_folder.check(model, template)
+    assert (signal.getsignal(signal.SIGPROF), resource.getrlimit(resource.RLIMIT_AS)) == before
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+
+
+def test_the_corpus_and_its_index_agree() -> None:
+    files = {str(path.relative_to(CORPUS)) for path in CORPUS.rglob("*") if path.is_file()} - {"index.yaml"}
+    assert {case["file"] for case in CASES if "file" in case} == files | {"tasks/nowhere.yaml"}
+    texts = [json.dumps(case, sort_keys=True) for case in CASES]
+    assert len(set(texts)) == len(texts) >= 60
+
+
+def test_the_model_that_the_recipes_break_is_sound(sound: Path) -> None:
+    from spin_utils.model import model_folder
+    from spin_utils.settings import profiles
+
+    model_folder.check(sound, profiles.load("smoke").template)

@@ -1,0 +1,97 @@
+"""The repository agrees with itself: locks, environments, committed results and the README."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from spin_utils.drawing import drawing, readme
+from spin_utils.files import paths
+from spin_utils.settings import profiles
+
+ROOT = paths.REPOSITORY
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def locked() -> dict[str, str]:
+    lines = [
+        line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")
+    ]
+    return {_plain(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_lock_holds_every_dependency_in_its_range() -> None:
+    versions = locked()
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["judge"], *extras["dev"]]:
+        requirement = Requirement(text)
+        assert versions[_plain(requirement.name)] in requirement.specifier, text
+
+
+def test_the_conda_environment_installs_the_same_lock() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip == ["-r requirements.lock"]
+    python = next(entry for entry in environment["dependencies"] if str(entry).startswith("python="))
+    assert f"{python.partition('=')[2]}.0" in SpecifierSet(PROJECT["requires-python"])
+
+
+def test_packages_used_as_data_are_pinned_by_hash() -> None:
+    lines = [line for line in (ROOT / "requirements-data.lock").read_text().splitlines() if not line.startswith("#")]
+    assert lines
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "results").iterdir() if p.is_dir()))
+def test_committed_tables_and_figures_are_what_the_committed_results_give(name: str, home: Path) -> None:
+    profile = profiles.load(name)
+    for path in (ROOT / "results" / name).glob("seed-*/**/*.json"):
+        copy = home / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    drawn = drawing.compose(profile)
+    for figure in drawn.figures:  # pixels may differ with the processor; that a figure is there may not
+        for suffix in ("pdf", "png"):
+            assert (ROOT / "figures" / name / f"{figure}.{suffix}").is_file(), figure
+    drawn.figures.clear()
+    for path in drawing.write(drawn, profile):
+        committed = ROOT / path.relative_to(home)
+        if path.name == "verdicts.csv":  # the exact checks of the theory leave rounding errors of the processor
+            columns = ["id", "verdict"]
+            assert pd.read_csv(committed)[columns].equals(pd.read_csv(path)[columns])
+        elif path.name != "verdicts.md":
+            assert committed.read_text() == path.read_text(), committed
+
+
+def test_the_table_of_the_readme_is_what_the_committed_results_give() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert f"{readme.BEGIN}\n{readme.section(profiles.load('cpu'))}\n{readme.END}" in text
+
+
+def test_committed_results_come_from_a_clean_tree() -> None:
+    from spin_utils.paper import results
+
+    for path in (ROOT / "results").glob("*/seed-*/*/*.json"):
+        chain = results.read_json(path)["provenance"]["chain"]
+        assert not any(link["dirty"] for link in chain.values()), path
+
+
+def test_badges_say_what_the_project_says() -> None:
+    badges = re.findall(r"\[!\[([^\]]+)\]\((docs/badge-\w+\.svg)\)\]", (ROOT / "README.md").read_text())
+    drawn = [" ".join(re.findall(r"<text[^>]*>([^<]+)", (ROOT / path).read_text())) for _, path in badges]
+    python = PROJECT["requires-python"].removeprefix(">=")
+    true = [f"licence {PROJECT['license']}", f"python {python} or newer"]
+    assert [text for text, _ in badges] == drawn == true
+    assert "Apache License" in (ROOT / "LICENSE").read_text()

@@ -1,0 +1,56 @@
+"""benchmarks/scaling.md is what the cost model gives today, and its limits are where the counts cross them."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import scaling
+from spin_utils.paper import cost_model, published
+from spin_utils.paper.cost_model import Architecture, Run
+from spin_utils.settings import profiles
+
+PAPER = profiles.load("paper")
+
+
+def test_the_committed_page_is_what_the_generator_gives() -> None:
+    assert scaling.PAGE.read_text(encoding="utf-8") == scaling.render(), "run python -m benchmarks.scaling"
+
+
+def test_the_papers_cell_is_the_prediction_of_table_2() -> None:
+    generation, training = scaling.chain_hours(Architecture(), Run().prompts, 8, PAPER)
+    assert generation == pytest.approx(4 * cost_model.generation_hours(Run(), Architecture()))
+    assert training == pytest.approx(sum(cost_model.training_hours(Run(), Architecture(), t) for t in range(4)))
+    hours = published.wall_clock_hours().groupby("stage")["hours"].sum()
+    assert training < hours["training"], "a prediction without communication is below what was needed"
+
+
+def test_no_more_gpus_train_than_a_batch_has_pairs() -> None:
+    sixty_four, more = (scaling.chain_hours(Architecture(), 50_000, gpus, PAPER) for gpus in (64, 512))
+    assert more[1] == sixty_four[1]
+    assert more[0] < sixty_four[0]
+
+
+def test_every_model_has_its_public_number_of_parameters() -> None:
+    billions = {name: round(a.parameters / 1e9, 3) for name, a in scaling.MODELS.items()}
+    assert billions == {
+        "SmolLM2-135M": 0.135,
+        "Qwen2.5-0.5B": 0.494,
+        "SmolLM2-1.7B": 1.711,
+        "Mistral-7B": 7.242,
+        "Llama-2-13B": 13.016,
+        "Llama-3-70B": 70.554,
+    }
+
+
+def test_a_model_that_is_said_to_need_sharding_needs_it() -> None:
+    for architecture in scaling.MODELS.values():
+        least = next(n for n in range(1, 99) if scaling.training_bytes(architecture, PAPER, n) <= scaling.GPU_MEMORY)
+        assert least == 1 or scaling.training_bytes(architecture, PAPER, least - 1) > scaling.GPU_MEMORY
+
+
+def test_the_page_holds_every_measured_ratio() -> None:
+    page = scaling.render()
+    assert scaling.summaries()
+    for summary in scaling.summaries().values():
+        for name, ratio in summary["ratios"].items():
+            assert f"| {name} | {ratio['median']:.2f} | {ratio['low']:.2f} |" in page

@@ -1,0 +1,188 @@
+"""Nothing is read that can run code, nothing is loaded that is not pinned, and nothing secret is written."""
+
+from __future__ import annotations
+
+import ast
+import html
+import json
+import re
+from collections.abc import Iterator
+
+import nbformat
+import pandas as pd
+import pytest
+from tiny_tokenizer import byte_tokenizer
+
+from spin_utils.data.templates import TemplateError, encode_prompt
+from spin_utils.drawing import report, table_text
+from spin_utils.files import paths
+from spin_utils.paper import results
+from spin_utils.settings.inputs import TemplateSettings
+
+SOURCES = [
+    path for folder in ("spin_utils", "benchmarks") for path in sorted((paths.REPOSITORY / folder).rglob("*.py"))
+]
+NOTEBOOKS = sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb"))
+REFUSED = {
+    "torch.load": "reads a pickle",
+    "pickle.load": "reads a pickle",
+    "pickle.loads": "reads a pickle",
+    "joblib.load": "reads a pickle",
+    "dill.load": "reads a pickle",
+    "pandas.read_pickle": "reads a pickle",
+    "pd.read_pickle": "reads a pickle",
+    "torch.save": "writes a pickle",
+    "pickle.dump": "writes a pickle",
+    "yaml.unsafe_load": "makes any object",
+    "yaml.full_load": "makes objects",
+    "eval": "runs text",
+    "exec": "runs text",
+    "os.system": "runs a shell",
+}
+"""Calls that the kit has no use for."""
+
+
+def trees() -> Iterator[tuple[str, ast.AST]]:
+    for path in SOURCES:
+        yield str(path.relative_to(paths.REPOSITORY)), ast.parse(path.read_text(encoding="utf-8"))
+    for path in NOTEBOOKS:
+        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        yield path.name, ast.parse("\n".join(cells))
+
+
+def faults(place: str, tree: ast.AST) -> Iterator[str]:
+    """What a source may not do, each as a line for people."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+            if {"pickle", "dill", "joblib", "cloudpickle"} & {name.partition(".")[0] for name in names}:
+                yield f"{place}:{node.lineno} imports a pickle module"
+        if not isinstance(node, ast.Call):
+            continue
+        name, given = ast.unparse(node.func), {word.arg: word.value for word in node.keywords}
+        where = f"{place}:{node.lineno} {name}"
+        if name in REFUSED:
+            yield f"{where} {REFUSED[name]}"
+        remote = given.get("trust_remote_code")
+        if remote is not None and not (isinstance(remote, ast.Constant) and remote.value is False):
+            yield f"{where}: trust_remote_code must be the word False"
+        if "allow_pickle" in given and not (
+            isinstance(given["allow_pickle"], ast.Constant) and not given["allow_pickle"].value
+        ):
+            yield f"{where}: allow_pickle must be the word False"
+        if name == "yaml.load" and not ast.unparse(given.get("Loader", ast.Constant(""))).endswith(
+            ("SafeLoader", "_StrictLoader")
+        ):
+            yield f"{where} makes any object; use strict_yaml.parse"
+        if given.get("shell") is not None:
+            yield f"{where} runs a shell"
+        method = name.rpartition(".")[2]
+        if method in ("from_pretrained", "from_config") and name.startswith("Auto") and remote is None:
+            yield f"{where} without trust_remote_code=False"
+        local = (
+            ast.unparse(given["local_files_only"]) == "True" if "local_files_only" in given else "gguf_file" in given
+        )
+        if method == "from_pretrained" and not local and "revision" not in given:
+            yield f"{where} neither local nor at a pinned revision"
+        if method in ("load_dataset", "snapshot_download", "hf_hub_download") and "revision" not in given:
+            yield f"{where} without a pinned revision"
+
+
+def test_no_source_runs_foreign_code_or_loads_what_is_not_pinned() -> None:
+    found = [fault for place, tree in trees() for fault in faults(place, tree)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "torch.load(path)",
+        "torch.load(path, weights_only=True)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "yaml.load(text)",
+        "AutoModel.from_pretrained(name, revision=commit, trust_remote_code=True)",
+        "AutoModel.from_pretrained(name, revision=commit, trust_remote_code=trusted)",
+        "AutoModel.from_pretrained(name, revision=commit)",
+        "AutoModel.from_pretrained(name, trust_remote_code=False)",
+        "AutoModel.from_pretrained(name, trust_remote_code=False, local_files_only=offline)",
+        "datasets.load_dataset(name)",
+        "subprocess.run(text, shell=True)",
+        "eval(answer)",
+    ],
+)
+def test_the_scan_sees_what_it_looks_for(source: str) -> None:
+    assert list(faults("here", ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ messages.append({'role': 'user', 'content': 'more'}) }}",
+        "{% set x = messages.__getattribute__('clear')() %}",
+    ],
+)
+def test_a_chat_template_that_reaches_for_python_is_refused(attack: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = attack + "{{ messages[0]['content'] }}"
+    with pytest.raises(TemplateError, match=r"cannot be rendered \(SecurityError"):
+        encode_prompt(tokenizer, TemplateSettings(), "hello")
+
+
+def hostile_table() -> table_text.Table:
+    return table_text.Table(7, "title", ("model", "answer"), (("a", HOSTILE),), pd.DataFrame(), text=1)
+
+
+HOSTILE = "<script>alert(1)</script> <img src=x onerror=alert(1)> [click](javascript:alert(1)) `a` **b** $x$ | c"
+
+
+def test_generated_text_in_a_markdown_table_shows_character_for_character() -> None:
+    line = table_text.markdown(hostile_table()).splitlines()[4]
+    assert re.sub(r"\\(.)", r"\1", line.removeprefix("| a | ").removesuffix(" |")) == HOSTILE
+    assert not re.search(r"(?<!\\)[<>\[\]`*|$&]", line.removeprefix("| a | ").removesuffix(" |"))
+
+
+def test_generated_text_in_the_report_is_escaped() -> None:
+    page = report._table(hostile_table())
+    assert "<script" not in page
+    assert "<img" not in page
+    assert html.escape(HOSTILE) in page
+    assert HOSTILE in html.unescape(page)
+
+
+def test_no_notebook_or_module_renders_text_as_html() -> None:
+    for place, tree in trees():
+        names = {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        escaped = {"HTML"} if place == "spin_utils/drawing/text_tables.py" else set()  # held by test_explore.py
+        assert not names & {"HTML", "Javascript", "publish_display_data", "IFrame"} - escaped, place
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Markdown", "display.Markdown"):
+                assert ast.unparse(node.args[0]).startswith("drawing.page("), (
+                    f"{place}: only drawn tables, whose text is escaped"
+                )
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc", "a/b", "", ".", "..", "a\0b", "x" * 65, "a\n"])
+def test_no_name_leads_out_of_the_folders_of_products(name: str) -> None:
+    for folder in (paths.artifacts, paths.results, paths.figures, paths.executed_notebooks):
+        with pytest.raises(paths.PathError, match="names folders"):
+            folder(name)
+    with pytest.raises(results.ResultsError):
+        results.label(f"../{name}")
+
+
+def test_jupyter_listens_on_this_machine_only_and_keeps_its_token() -> None:
+    lab = re.search(r"^lab:.*\n((?:\t.*\n)+)", (paths.REPOSITORY / "Makefile").read_text(), re.M)
+    assert lab is not None
+    *before, server = lab.group(1).splitlines()
+    assert "--ServerApp.ip=127.0.0.1" in server
+    assert all("workspaces import" in line for line in before), "nothing else is started"
+    assert not re.search(r"token=|password=|allow_origin|disable_check_xsrf", lab.group(1))
+
+
+def test_outputs_of_shipped_notebooks_hold_nothing() -> None:
+    for path in NOTEBOOKS:
+        assert not any(cell.get("outputs") for cell in json.loads(path.read_text())["cells"])
