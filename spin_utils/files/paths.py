@@ -13,7 +13,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """What names a folder of products: no separator, so that nothing is read or written elsewhere."""
 
 
-class PathError(ValueError):
+class KitError(ValueError):
+    """What a person can mend: the message names the thing, the place and the remedy."""
+
+
+class PathError(KitError):
     """A path or the name of a folder cannot be used. The message names it and the remedy."""
 
 
