@@ -24,7 +24,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.interleaved import CLOCKS, RESULTS, column, hand_over, load, machine, ratio, rounds, workload, write
-from spin_utils.evaluation.evaluation import TASKS
+from spin_utils.evaluation.harness import TASKS
 from spin_utils.evaluation.lm import PackedLM
 
 

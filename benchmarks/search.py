@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from spin_utils.evaluation.evaluation import evaluate
+from spin_utils.evaluation.harness import evaluate
 from spin_utils.experiment import plan, stages
 from spin_utils.files import artifacts, paths, runtime
 from spin_utils.files.writing import write_text

@@ -24,7 +24,7 @@ from spin_utils.drawing import (
     training_figures,
 )
 from spin_utils.drawing.table_text import Table
-from spin_utils.evaluation import paper_suite
+from spin_utils.evaluation import suites
 from spin_utils.files import paths
 from spin_utils.paper import generations, published, results, verdict_page, verdicts
 from spin_utils.paper.verdicts import Finding
@@ -152,9 +152,9 @@ def not_the_papers(profile: Profile, stand_ins: Mapping[str, str]) -> str:
 
 def shots(profile: Profile) -> dict[str, str]:
     """Examples in the prompts of the tasks that have any, for Table 1."""
-    suite = paper_suite.SUITES.get(profile.evaluation.suite, {})
+    suite = suites.SUITES.get(profile.evaluation.suite, {})
     own = {Path(task).stem if paths.is_yaml(task) else task for task in profile.evaluation.tasks}
-    return {name: str(paper_suite.shots(name)) for name in suite} | dict.fromkeys(own, "as in its file")
+    return {name: str(suites.shots(name)) for name in suite} | dict.fromkeys(own, "as in its file")
 
 
 def page(profile: Profile, name: str) -> str:

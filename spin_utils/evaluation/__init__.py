@@ -1,4 +1,4 @@
 """Scores of a checkpoint, item by item: lm-eval's tasks on the kit's fast paths, held-out pairs, MT-Bench.
 
-Doors: `evaluation.evaluate`, `heldout`, `mt_bench_answers` and `judge`.
+Doors: `harness.evaluate` and `harness.check_tasks`, `heldout.drifts`, `mt_bench.converse`, `judge.Judge`.
 """

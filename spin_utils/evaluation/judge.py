@@ -24,7 +24,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from spin_utils.evaluation.mt_bench_questions import Message
+from spin_utils.evaluation.mt_bench import Message
 from spin_utils.settings.mt_bench import MtBenchSettings
 
 log = logging.getLogger(__name__)

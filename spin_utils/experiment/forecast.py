@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from spin_utils.data.preferences import load as load_preferences
 from spin_utils.data.rows import RowError, count_by_family, read_records
-from spin_utils.evaluation import paper_suite
+from spin_utils.evaluation import suites
 from spin_utils.experiment.machine import Machine
 from spin_utils.experiment.plan import Plan, Step, control_demonstrations, control_training, training_of
 from spin_utils.files import artifacts
@@ -261,7 +261,7 @@ def _suite_hours(
         items = found.test_rows if split == "test" else found.transfer_rows
         return _answering(items, found.prompt, min(found.real, settings.max_new_tokens), settings, run, a)
     total = 0.0
-    for name, benchmark in paper_suite.SUITES[suite].items():
+    for name, benchmark in suites.SUITES[suite].items():
         items = min(published.items(name), settings.limit or published.items(name))
         if benchmark.filter:  # a model that is no chat model runs on to the limit
             total += _answering(items, CONTEXT[name], settings.max_new_tokens, settings, run, a)

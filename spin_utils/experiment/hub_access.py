@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from spin_utils.evaluation import paper_suite
+from spin_utils.evaluation import suites
 from spin_utils.experiment.plan import control_demonstrations, needs_data
 from spin_utils.settings.run import Profile
 
@@ -51,8 +51,8 @@ def wanted(profile: Profile) -> list[Wanted]:
         pairs = profile.dpo.preferences
         found.append(Wanted("dataset", pairs.name, pairs.revision, "dpo.preferences.revision"))
     if profile.evaluation.suite != "local":
-        suites = ("paper", "paper_others") if profile.evaluation.suite == "paper" else (profile.evaluation.suite,)
-        names = dict.fromkeys(b.dataset for suite in suites for b in paper_suite.SUITES[suite].values())
+        scored = ("paper", "paper_others") if profile.evaluation.suite == "paper" else (profile.evaluation.suite,)
+        names = dict.fromkeys(b.dataset for suite in scored for b in suites.SUITES[suite].values())
         found += [Wanted("dataset", name, None, "") for name in names]
     return found
 

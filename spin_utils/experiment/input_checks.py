@@ -55,9 +55,9 @@ def check(profile: Profile, demonstrations: Demonstrations) -> None:
         if profile.model.source == "directory":  # other tokenizers are made or unpacked by the first stage
             check_fit(Path(profile.model.path), profile, vars(demonstrations))
     if profile.evaluation.tasks:
-        from spin_utils.evaluation import evaluation  # takes seconds
+        from spin_utils.evaluation import harness  # takes seconds
 
-        evaluation.check_tasks(profile.evaluation, names)
+        harness.check_tasks(profile.evaluation, names)
 
 
 def _check_names(families: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from spin_utils.evaluation import judge
 from spin_utils.evaluation.judge import Grade, Judge
-from spin_utils.evaluation.mt_bench_questions import Message, judge_messages, judge_prompts, questions
+from spin_utils.evaluation.mt_bench import Message, judge_messages, judge_prompts, questions
 from spin_utils.experiment.plan import Plan, Step, stream
 from spin_utils.files import artifacts, pieces, seals
 from spin_utils.files.progress import progress
@@ -30,7 +30,7 @@ STREAM = 600
 
 def make_answers(plan: Plan, step: Step, work: Path) -> None:
     """The model answers both turns of every question: answers.json."""
-    from spin_utils.evaluation.mt_bench_answers import converse
+    from spin_utils.evaluation.mt_bench import converse
     from spin_utils.model import models
 
     settings = _settings(plan)

@@ -15,7 +15,7 @@ from typing import Any
 
 from spin_utils.data.rows import check_file
 from spin_utils.evaluation import judge
-from spin_utils.evaluation.mt_bench_questions import FILES
+from spin_utils.evaluation.mt_bench import FILES
 from spin_utils.files import artifacts, paths, seals
 from spin_utils.model import models
 from spin_utils.settings.inputs import DemonstrationSettings, require

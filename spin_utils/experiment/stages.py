@@ -202,7 +202,7 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
 
 
 def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
-    from spin_utils.evaluation.evaluation import evaluate
+    from spin_utils.evaluation.harness import evaluate
     from spin_utils.model import models
 
     profile, settings = plan.profile, plan.profile.evaluation

@@ -37,7 +37,7 @@ MODULES = (
     "spin_utils.cli.main",
     "spin_utils.drawing.controls",
     "spin_utils.drawing.drawing",
-    "spin_utils.evaluation.evaluation",
+    "spin_utils.evaluation.harness",
     "spin_utils.drawing.explore",
     "spin_utils.evaluation.heldout",
     "spin_utils.drawing.item_figures",

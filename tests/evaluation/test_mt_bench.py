@@ -20,12 +20,12 @@ from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.drawing import drawing, figure_style, mt_bench_figure
-from spin_utils.evaluation import mt_bench_answers, mt_bench_questions
+from spin_utils.evaluation import mt_bench as benchmark
 from spin_utils.evaluation.judge import JudgeError
-from spin_utils.evaluation.mt_bench_answers import converse
-from spin_utils.evaluation.mt_bench_questions import MtBenchError, judge_messages, judge_prompts, questions
+from spin_utils.evaluation.mt_bench import MtBenchError, converse, judge_messages, judge_prompts, questions
 from spin_utils.experiment import mt_bench, plan, provenance, publishing, stages
 from spin_utils.files import artifacts, paths
+from spin_utils.model import sampling
 from spin_utils.model.sampling import Sample
 from spin_utils.paper import mt_bench_scores, records, results
 from spin_utils.settings import profiles
@@ -92,10 +92,10 @@ def test_temperatures_are_fastchats() -> None:
 
 
 def test_missing_or_changed_questions_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(mt_bench_questions.FILES, "mt_bench/question.jsonl", "0" * 64)
+    monkeypatch.setitem(benchmark.FILES, "mt_bench/question.jsonl", "0" * 64)
     with pytest.raises(MtBenchError, match=r"question.jsonl: not what release 26.3 has .*requirements-data.lock"):
         mt_bench.check(MtBenchSettings("gpt-4"))
-    monkeypatch.setattr(mt_bench_questions, "PACKAGE", "no_such_package_of_questions")
+    monkeypatch.setattr(benchmark, "PACKAGE", "no_such_package_of_questions")
     with pytest.raises(MtBenchError, match="not installed.*make setup"):
         mt_bench.check(MtBenchSettings("gpt-4"))
 
@@ -188,7 +188,7 @@ def test_turn_2_sees_the_models_own_first_answer_and_every_category_has_its_temp
         assert settings.top_k == 50
         return [Sample(tokenizer.encode(f" I say {s}. ", add_special_tokens=False), "length", -1.0) for s in streams]
 
-    monkeypatch.setattr(mt_bench_answers, "sample", say)
+    monkeypatch.setattr(sampling, "sample", say)
     monkeypatch.setattr(model.config, "max_position_embeddings", 10_000)
     asked = questions(1)
     answers = converse(model, tokenizer, TEXT, asked, MtBenchSettings("j"), seed=0, scratch=tmp_path)
@@ -221,10 +221,10 @@ def test_answers_do_not_depend_on_which_other_questions_are_asked_and_a_finished
     assert all(turn["cut_tokens"] == 0 for answer in whole for turn in answer["turns"])
     assert len({turn["text"] for answer in whole for turn in answer["turns"]}) > 8
     (tmp_path / "whole" / "turn-2.json").unlink()  # as if killed in turn 2
-    drawn = mt_bench_answers.sample
+    drawn = sampling.sample
     sizes: list[int] = []
     monkeypatch.setattr(
-        mt_bench_answers,
+        sampling,
         "sample",
         lambda model, prompts, **rest: sizes.append(len(prompts)) or drawn(model, prompts, **rest),
     )

@@ -180,7 +180,7 @@ def test_mt_bench_is_counted_with_a_key_and_said_to_be_left_out_without_one(monk
 
 
 def test_the_assumed_questions_of_mt_bench_are_its_questions() -> None:
-    from spin_utils.evaluation.mt_bench_questions import questions
+    from spin_utils.evaluation.mt_bench import questions
     from spin_utils.experiment import memory_model
 
     turns = [question.turns for question in questions()]

@@ -14,7 +14,7 @@ from hub_rows import Hub
 from spin_utils.cli.main import main
 from spin_utils.data.rows import RowError, read_rows
 from spin_utils.drawing import drawing
-from spin_utils.evaluation import paper_suite
+from spin_utils.evaluation import suites
 from spin_utils.experiment import plan, publishing, stages
 from spin_utils.files import artifacts, paths
 from spin_utils.model import models
@@ -69,8 +69,8 @@ def test_the_paper_profile_runs_from_the_hubs_rows_to_its_tables() -> None:
     assert config["model_type"] == "mistral"
     folder = paths.results(profile.name)
     scores = results.load_evaluations(folder)
-    assert set(scores["task"]) == set(paper_suite.LEADERBOARD)
-    assert set(results.load_evaluations(folder, kind_folder="transfer")["task"]) == set(paper_suite.OTHERS)
+    assert set(scores["task"]) == set(suites.LEADERBOARD)
+    assert set(results.load_evaluations(folder, kind_folder="transfer")["task"]) == set(suites.OTHERS)
     shots = table(profile, 1).splitlines()
     ours = next(line for line in shots if "few-shot" in line)
     assert [cell.strip() for cell in ours.split("|")[3:9]] == ["25", "0", "5", "5", "10", "5"]
@@ -124,7 +124,7 @@ def test_every_stage_and_every_table_of_the_paper_profile_with_four_prompts() ->
     assert set(made.models()) == models_of_the_paper
     for model in made.models():
         record = results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", model))
-        assert set(record["tasks"]) == set(paper_suite.LEADERBOARD)
+        assert set(record["tasks"]) == set(suites.LEADERBOARD)
     for number in range(1, 9):
         assert "was not evaluated" not in table(profile, number), number
 

@@ -19,8 +19,8 @@ from tiny_tokenizer import byte_tokenizer
 from transformers import PreTrainedModel
 
 from spin_utils.data import templates
-from spin_utils.evaluation import evaluation
-from spin_utils.evaluation.evaluation import TASKS, EvaluationError, evaluate
+from spin_utils.evaluation import harness
+from spin_utils.evaluation.harness import TASKS, EvaluationError, evaluate
 from spin_utils.experiment import plan
 from spin_utils.model.sampling import sample
 from spin_utils.paper import results
@@ -177,14 +177,14 @@ def test_rows_without_families_form_one_task(model: PreTrainedModel) -> None:
 def test_missing_items_are_an_error(
     model: PreTrainedModel, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = evaluation.run_tasks
+    honest = harness.run_tasks
 
     def forgetful(*arguments: Any, **options: Any) -> Any:
         output = honest(*arguments, **options)
         output["samples"]["sums"] = [s for s in output["samples"]["sums"] if s["doc_id"] != 3]
         return output
 
-    monkeypatch.setattr(evaluation, "run_tasks", forgetful)
+    monkeypatch.setattr(harness, "run_tasks", forgetful)
     with pytest.raises(EvaluationError, match=r"sums: lm-eval returned 4 of 5 items; missing: sums-3"):
         evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
 
@@ -220,20 +220,20 @@ def task_file(path: Path, text: str) -> EvaluationSettings:
 def test_tasks_that_no_evaluation_could_score_are_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "_all_tasks", lambda: pytest.fail("reads thousands of files"))
+    monkeypatch.setattr(harness, "_all_tasks", lambda: pytest.fail("reads thousands of files"))
     generating = "output_type: generate_until\ngeneration_kwargs: {until: [], max_gen_toks: 5%s}\n"
-    evaluation.check_tasks(task_file(tmp_path / "good.yml", generating % ""), ["sums"])
+    harness.check_tasks(task_file(tmp_path / "good.yml", generating % ""), ["sums"])
     with pytest.raises(EvaluationError, match="tasks: beams: generation_kwargs: num_beams is not supported"):
-        evaluation.check_tasks(task_file(tmp_path / "beams.yml", generating % ", num_beams: 4"), ["sums"])
+        harness.check_tasks(task_file(tmp_path / "beams.yml", generating % ", num_beams: 4"), ["sums"])
     with pytest.raises(EvaluationError, match="rolling is of type loglikelihood_rolling"):
-        evaluation.check_tasks(task_file(tmp_path / "rolling.yml", "output_type: loglikelihood_rolling\n"), ["sums"])
+        harness.check_tasks(task_file(tmp_path / "rolling.yml", "output_type: loglikelihood_rolling\n"), ["sums"])
 
 
 def test_a_task_is_not_named_as_a_column_of_its_suite() -> None:
     with pytest.raises(EvaluationError, match=r"sums\.yaml has the name of a family of the demonstrations"):
-        evaluation.check_tasks(replace(SETTINGS, tasks=("sums.yaml",)), ["sums"])
+        harness.check_tasks(replace(SETTINGS, tasks=("sums.yaml",)), ["sums"])
     with pytest.raises(EvaluationError, match="mmlu has the name of a benchmark of the suite paper"):
-        evaluation.check_tasks(replace(SETTINGS, suite="paper", tasks=("mmlu",)), ["sums"])
+        harness.check_tasks(replace(SETTINGS, suite="paper", tasks=("mmlu",)), ["sums"])
 
 
 def test_an_edited_task_file_is_another_measurement_and_a_missing_one_is_named(home: Path) -> None:

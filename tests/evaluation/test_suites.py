@@ -14,7 +14,7 @@ from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from spin_utils.evaluation import evaluation, paper_suite
+from spin_utils.evaluation import harness, suites
 from spin_utils.evaluation.lm import PackedLM
 from spin_utils.settings.run import EvaluationSettings
 
@@ -35,8 +35,8 @@ def hub() -> Iterator[Hub]:
 def asked(hub: Hub) -> dict[str, list[tuple[str, Any]]]:
     """Context and second argument of the first item's requests, by benchmark."""
     requests: dict[str, list[tuple[str, Any]]] = {}
-    columns = [column for suite in paper_suite.SUITES for column in evaluation._paper_columns(suite)]
-    for name, leaves in evaluation._load(columns).items():
+    columns = [column for suite in suites.SUITES for column in harness._paper_columns(suite)]
+    for name, leaves in harness._load(columns).items():
         task = next(iter(leaves.values()))
         task.build_all_requests(limit=1)
         requests[name] = [request.args for request in task.instances]
@@ -140,9 +140,9 @@ class Answering(PackedLM):
 def records() -> dict[str, dict[str, Any]]:
     model = tiny_model("mistral", vocabulary=len(TOKENIZER))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "PackedLM", Answering)
+        patch.setattr(harness, "PackedLM", Answering)
         return {
-            suite: evaluation.evaluate(model, TOKENIZER, None, template=None, settings=EvaluationSettings(suite=suite))
+            suite: harness.evaluate(model, TOKENIZER, None, template=None, settings=EvaluationSettings(suite=suite))
             for suite in ("paper", "paper_others")
         }
 
@@ -170,13 +170,13 @@ def test_scores_are_those_of_the_papers_metric(records: dict[str, dict[str, Any]
     weights = [math.exp(-len(TOKENIZER.encode(f" {word}"))) for word in ("So", "Quite so", "Not so", "No", "Never")]
     assert values["truthfulqa"] == pytest.approx(sum(weights[:2]) / sum(weights)), "mc2: mass of the true answers"
     assert values["mmlu"] == pytest.approx(1 / 3), "all choices are as likely, so the first: row 0 of each subject"
-    six = [values[name] for name in paper_suite.LEADERBOARD]
+    six = [values[name] for name in suites.LEADERBOARD]
     assert records["paper"]["average"] == pytest.approx(math.fsum(six) / 6), "unweighted, as the paper's average"
 
 
 def test_a_limit_is_shared_among_the_tasks_of_a_group() -> None:
-    columns = [column for column in evaluation._paper_columns("paper") if column.name in ("mmlu", "arc")]
-    counts = {name: evaluation._counts(leaves, 114) for name, leaves in evaluation._load(columns).items()}
+    columns = [column for column in harness._paper_columns("paper") if column.name in ("mmlu", "arc")]
+    counts = {name: harness._counts(leaves, 114) for name, leaves in harness._load(columns).items()}
     assert counts["arc"] == {"arc_challenge": ITEMS}
     assert set(counts["mmlu"].values()) == {2}
     assert len(counts["mmlu"]) == 57

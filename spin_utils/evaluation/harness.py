@@ -26,7 +26,7 @@ from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spin_utils.evaluation import paper_suite
+from spin_utils.evaluation import suites
 from spin_utils.evaluation.lm import PackedLM, RequestError, known_options
 from spin_utils.files import paths, processes
 from spin_utils.paper.results import SCHEMA
@@ -162,8 +162,8 @@ def _row_columns(rows: Sequence[Mapping[str, Any]] | Path | str | None, folder: 
 
 def _paper_columns(suite: str) -> list[Column]:
     return [
-        Column(name, benchmark.task, benchmark.metric, benchmark.filter, shots=paper_suite.shots(name))
-        for name, benchmark in paper_suite.SUITES[suite].items()
+        Column(name, benchmark.task, benchmark.metric, benchmark.filter, shots=suites.shots(name))
+        for name, benchmark in suites.SUITES[suite].items()
     ]
 
 
@@ -189,7 +189,7 @@ def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
     """
     columns = _further_columns(settings.tasks)
     local = settings.suite == "local"
-    taken = {name.lower() for name in (families if local else paper_suite.SUITES[settings.suite])}
+    taken = {name.lower() for name in (families if local else suites.SUITES[settings.suite])}
     what = "a family of the demonstrations" if local else f"a benchmark of the suite {settings.suite}"
     for further in columns:
         if further.name.lower() in taken:
@@ -209,7 +209,7 @@ def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise EvaluationError(f"tasks: {', '.join(repeated)} given twice; rename the task or leave one out")
-    shipped = [LM_EVAL_TASKS / b.folder for suite in paper_suite.SUITES.values() for b in suite.values()]
+    shipped = [LM_EVAL_TASKS / b.folder for suite in suites.SUITES.values() for b in suite.values()]
     manager = TaskManager(include_path=list(dict.fromkeys(shipped)), include_defaults=False)
     wanted = [column.spec for column in columns]
     if any(not paths.is_yaml(spec) and spec not in manager.all_tasks for spec in wanted):

