@@ -5,6 +5,7 @@
 #
 # `--dry-run` shows what would be done; `--dag` draws it; `--workflow-profile cluster/slurm` runs it on a cluster.
 from spin_utils.cli import main as cli
+from spin_utils.cli import scheduler
 from spin_utils.experiment import plan, step_resources
 from spin_utils.settings import profiles
 
@@ -54,7 +55,7 @@ for directory, (p, step) in STEPS.items():
         localrule: step_resources.stays_here(LOADED, step)
         priority: len(STEPS) - list(STEPS).index(directory)  # the main chain first, in the plan's order
         params:
-            command=cli.step_command(PROFILE, p.seed, step.name),
+            command=scheduler.step_command(PROFILE, p.seed, step.name),
         shell:
             "{params.command} --gpus {resources.gpu}"
 
@@ -68,7 +69,7 @@ rule first_tables:
         **asked(LOADED.resources.other),
     priority: len(STEPS)
     params:
-        command=cli.tables_command(PROFILE, SEEDS, "first-tables"),
+        command=scheduler.tables_command(PROFILE, SEEDS, "first-tables"),
     shell:
         "{params.command}"
 
@@ -82,6 +83,6 @@ rule tables:  # after the first ones, which write the same files
     resources:
         **asked(LOADED.resources.other),
     params:
-        command=cli.tables_command(PROFILE, SEEDS),
+        command=scheduler.tables_command(PROFILE, SEEDS),
     shell:
         "{params.command}"

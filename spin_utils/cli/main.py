@@ -1,64 +1,520 @@
-"""The command line: `spin-repro`, or `python -m spin_utils`. Its words are in `cli_parser`; here is what they do.
+"""The command line: `spin-repro`, or `python -m spin_utils`.
 
-Commands that read results are in `cli_results`.
+Each command imports what it needs when it is called, so that help and completion answer at once.
 
 Exit status: 0 done, 1 a step failed, 2 bad input (nothing was started), 130 interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from spin_utils.cli import cli_parser, cli_results
-from spin_utils.cli.notebooks import StageError
-from spin_utils.experiment.launching import LaunchError
-from spin_utils.files import artifacts, paths, processes, runtime, seals, storage, warm_start
-from spin_utils.files.storage import StorageError
-from spin_utils.settings import profiles
-from spin_utils.settings.inputs import LARGEST_SEED, SettingsError
-from spin_utils.settings.run import Profile
+import typer
+
+from spin_utils.files import paths, processes, runtime
+
+if TYPE_CHECKING:
+    from spin_utils.settings.run import Profile
 
 log = logging.getLogger(__name__)
 
+NAME = "spin-repro"
+INTERRUPTED = 130
+HELP = """\b
+Re-measure the paper Self-Play Fine-Tuning (SPIN) at the scale of this machine.
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; bad input ends in one clear line and exit status 2."""
-    arguments = cli_parser.parse(argv)
+\b
+  spin-repro reproduce                              the whole paper at the cpu profile
+  spin-repro reproduce --model DIR --data FILE      the same on your model and demonstrations
+  spin-repro check --profile paper                  does it fit here, and how long will it take
+  spin-repro run 03_spin_training -p model=spin-1   one notebook, with checked parameters
+  spin-repro dpo --model DIR --pairs FILE --out DIR DPO on your chosen and rejected answers
+  spin-repro figures                                tables and figures again, from the results
+  spin-repro report                                 one HTML page of them, with verdicts and provenance
+  spin-repro crate                                  all of it with its provenance as one RO-Crate, for an archive
+  spin-repro compare spin-3 sft                     two models on the same items, with intervals
+  spin-repro provenance spin-3                      what a number was made from, back to model and data
+
+`spin-repro COMMAND --help` shows examples of a command."""
+EXIT_STATUS = """\b
+Exit status:
+  0    done
+  1    a step failed; its message says where, and the same command resumes there
+       (check: the run would not fit or not start)
+  2    bad input; nothing was started
+  130  interrupted; finished steps are kept"""
+
+app = typer.Typer(
+    name=NAME,
+    help=HELP,
+    epilog=EXIT_STATUS,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "terminal_width": 120},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; bad input ends in one clear line and exit status 2.
+
+    Args:
+        arguments: the words after `spin-repro`; those of this process by default.
+
+    Returns:
+        The exit status.
+    """
     runtime.configure_logging()
     try:
-        paths.settle_home()
-        if "profile" in arguments:
-            arguments.profile = cli_parser.profile(arguments.profile)
-        if processes.launched():
-            os.environ[runtime.HEADLESS] = "1"  # no bars of several processes in one terminal
-        elif hasattr(signal, "SIGPIPE"):  # a worker saves its state though no one listens
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
-        with storage.explained(paths.home()):
-            return COMMANDS[arguments.command](arguments)
+        return app(arguments, prog_name=NAME, standalone_mode=False) or 0
+    except typer.TyperException as error:  # an unknown option, a missing argument
+        log.error("Error: %s", error.format_message())
+        return error.exit_code
+
+
+@app.callback()
+def _before(context: typer.Context) -> None:
+    from spin_utils.files import storage
+
+    context.with_resource(_one_line_errors())
+    paths.settle_home()
+    if processes.launched():
+        os.environ[runtime.HEADLESS] = "1"  # no bars of several processes in one terminal
+    elif hasattr(signal, "SIGPIPE"):  # a worker saves its state though no one listens
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
+    context.with_resource(storage.explained(paths.home()))
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Errors that a person can mend end in one line; a bug keeps its traceback."""
+    try:
+        yield
     except KeyboardInterrupt:
-        log.error("Interrupted. Finished steps are kept; the same command goes on from there.")
-        return 130
-    except (StageError, StorageError, LaunchError, processes.LostProcessError) as error:
-        log.error("Failed: %s", error)
-        return 1
+        log.error("Interrupted. Finished steps are kept; the same command resumes there.")
+        raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
+        if isinstance(error, _failures()):
+            log.error("Failed: %s", error)
+            raise typer.Exit(1) from None
         if not type(error).__module__.startswith("spin_utils"):
-            raise  # a fault of the kit: the traceback is what helps
+            raise
         log.error("Error: %s", error)
-        return 2
+        raise typer.Exit(2) from None
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Errors of work that had begun on good input."""
+    from spin_utils.cli.notebooks import StageError
+    from spin_utils.experiment.launching import LaunchError
+    from spin_utils.files.storage import StorageError
+
+    return StageError, StorageError, LaunchError, processes.LostProcessError
+
+
+def _whole_path(profile: str) -> str:
+    """A profile as it was typed; of a YAML file the whole path, because kernels run in another folder."""
+    return str(paths.given(profile)) if paths.is_yaml(profile) else profile
+
+
+ProfileName = Annotated[
+    str,
+    typer.Option(
+        "--profile",
+        callback=_whole_path,
+        help="smoke, laptop, cpu, gpu, paper, paper-released or a .yaml file",
+    ),
+]
+ModelFolder = Annotated[str, typer.Option("--model", metavar="DIR", help="your model: a folder of safetensors")]
+DataFile = Annotated[str, typer.Option("--data", metavar="FILE", help="your demonstrations: .json, .jsonl or .parquet")]
+Changes = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        default_factory=list,
+        show_default=False,
+        help="change one setting, such as spin.iterations=2; may be given several times",
+    ),
+]
+ResultsName = Annotated[str, typer.Option("--name", help="name of the results folder for a changed profile")]
+Seeds = Annotated[str, typer.Option(help="training seeds, such as 0,1,2")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="training seed")]
+TableRow = Annotated[str, typer.Option("--model", help="row of a table, such as spin-3")]
+Json = Annotated[bool, typer.Option("--json", help="for programs")]
+Kind = Literal["evaluations", "transfer", "training", "generations", "heldout", "mt_bench"]
+Shell = Literal["bash", "zsh", "fish", "powershell"]
+
+
+def _command(*examples: str, **more: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command with the name and the docstring of its function, and examples below its help."""
+    lines = "\n".join(f"  {NAME} {example}".rstrip() for example in examples)
+    return app.command(epilog=f"\b\nExamples:\n{lines}", **more)
+
+
+@_command(
+    "reproduce --profile smoke",
+    "reproduce --seeds 0,1,2",
+    "reproduce --model path/to/model --data rows.jsonl --set 'template={kind: chat}' --name mine",
+    "reproduce --set spin.betas=[0.5] --name half-beta",
+)
+def reproduce(
+    *,
+    profile: ProfileName = "cpu",
+    model: ModelFolder = "",
+    data: DataFile = "",
+    changes: Changes,
+    name: ResultsName = "",
+    seeds: Seeds = "0",
+    jobs: Annotated[
+        int, typer.Option(min=0, metavar="N", help="steps at the same time (0: one for each GPU, or 1)")
+    ] = 0,
+    cluster: Annotated[str, typer.Option(help="slurm, or a folder with a Snakemake profile")] = "node",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done")] = False,
+) -> None:
+    """Run every step that is missing, then draw tables and figures."""
+    profile, loaded = _resolve(profile, model, data, changes, name)
+    numbers = parse_seeds(seeds)
+    from spin_utils.cli import scheduler
+    from spin_utils.experiment import clock, mt_bench, plan, stages
+    from spin_utils.files import artifacts, storage
+
+    command = scheduler.command(profile, loaded, numbers, cluster=cluster, jobs=jobs, dry_run=dry_run)
+    stages.check_inputs(loaded)
+    products = [folder(loaded.name) for folder in (paths.artifacts, paths.results, paths.figures)]
+    for folder in (paths.home() / ".snakemake", *products):
+        storage.check_writable(folder)
+    if plan.left_out(loaded):
+        log.warning(plan.left_out(loaded))
+    plans = plan.make_all(loaded, numbers)
+    if not dry_run:
+        mt_bench.check_judge(plans)
+        clock.remember(loaded.name)
+    log.info("profile %s, seeds %s: results go to %s", loaded.name, numbers, paths.relative(paths.results(loaded.name)))
+    for step in [] if dry_run else chain.from_iterable(plans):
+        artifacts.adopt(step.directory)
+    log.info(clock.outlook(plans))
+    warm = cluster == scheduler.NODE and bool(clock.missing(plans))  # steps of a cluster start elsewhere
+    if scheduler.run(command, paths.artifacts(loaded.name), warm=warm, dry_run=dry_run):
+        log.error("A step failed; see its message above. Fix the cause and run the same command: it resumes there.")
+        raise typer.Exit(1)
+    if dry_run:
+        return
+    log.info(clock.account(plans))
+    for kind, folder in zip(("tables", "figures"), products[1:], strict=True):
+        log.info("%s: %s", kind, paths.relative(folder))
+
+
+@_command("check --profile cpu", "check --profile paper --gpus 8 --gpu-memory 80")
+def check(
+    *,
+    profile: ProfileName = "cpu",
+    model: ModelFolder = "",
+    data: DataFile = "",
+    changes: Changes,
+    name: ResultsName = "",
+    gpus: Annotated[int, typer.Option(help="check for another machine: its number of GPUs")] = 0,
+    gpu_memory: Annotated[float, typer.Option(metavar="GB", help="free memory of each of them")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Say before a run whether it fits here, and how long it will take."""
+    from spin_utils.experiment import check, machine
+
+    package = logging.getLogger("spin_utils")
+    package.setLevel(logging.ERROR if as_json else logging.INFO)
+    report = check.check(_resolve(profile, model, data, changes, name)[1], machine.chosen(gpus, gpu_memory))
+    package.setLevel(logging.INFO)
+    log.info("%s", json.dumps(report.document(), indent=1) if as_json else "\n".join(report.lines()))
+    raise typer.Exit(int(not report.ready()))
+
+
+@_command("plan --profile smoke", "plan --seeds 0,1,2 --json")
+def plan(
+    *,
+    profile: ProfileName = "cpu",
+    model: ModelFolder = "",
+    data: DataFile = "",
+    changes: Changes,
+    name: ResultsName = "",
+    seeds: Seeds = "0",
+    as_json: Json = False,
+) -> None:
+    """List the steps and which of them are done."""
+    from spin_utils.experiment import plan
+    from spin_utils.files import artifacts
+
+    loaded = _resolve(profile, model, data, changes, name)[1]
+    steps = [
+        {
+            "done": artifacts.is_complete(step.directory),
+            "seed": made.seed,
+            "step": step.name,
+            "stage": step.stage,
+            "inputs": step.inputs,
+            "directory": paths.relative(step.directory),
+        }
+        for made in plan.make_all(loaded, parse_seeds(seeds))
+        for step in made
+    ]
+    if as_json:
+        log.info(json.dumps(steps, indent=1))
+        return
+    for row in steps:
+        state = "done" if row["done"] else "to do"
+        log.info("%-6s seed %d  %-12s %s", state, row["seed"], row["step"], row["directory"])
+
+
+@_command(
+    "run 01_sft_baseline -p profile=smoke",
+    "run 03_spin_training -p profile=smoke -p model=spin-1 -o executed.ipynb",
+)
+def run(
+    name: Annotated[str, typer.Argument(help="such as 03_spin_training")],
+    *,
+    parameters: Annotated[
+        list[str],
+        typer.Option(
+            "-p", "--parameter", metavar="NAME=VALUE", default_factory=list, show_default=False, help="a parameter"
+        ),
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="where the executed copy goes")] = "",
+) -> None:
+    """Run one notebook through papermill, with checked parameters."""
+    from spin_utils.cli import notebooks
+    from spin_utils.settings import profiles
+
+    given = profiles.parse_overrides(parameters)
+    profile = _whole_path(str(given.get("profile", "cpu")))
+    loaded = profiles.load(profile)  # before a kernel starts
+    if isinstance(given.get("profile"), str):
+        given["profile"] = profile
+    if isinstance(given.get("seed"), int):
+        parse_seeds(str(given["seed"]))
+    if type(given.get("seeds")) is int:  # `-p seeds=1` reads as a number, and the notebook takes a list as text
+        given["seeds"] = str(given["seeds"])
+    _check_parameters(name, loaded, given)
+    executed = paths.given(output) if output else paths.executed_notebooks(loaded.name) / f"{name}.ipynb"
+    log.info("executed copy: %s", paths.relative(notebooks.run(name, given, executed)))
+
+
+@_command("dpo --model path/to/model --pairs pairs.jsonl --out path/to/result --set training.beta=0.1")
+def dpo(
+    *,
+    model: Annotated[str, typer.Option(metavar="DIR", help="folder of safetensors: start and reference")],
+    pairs: Annotated[
+        str, typer.Option(metavar="FILE", help=".json, .jsonl or .parquet with prompt, chosen and rejected")
+    ],
+    out: Annotated[str, typer.Option(metavar="DIR", help="folder for the result; nothing is overwritten")],
+    changes: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            default_factory=list,
+            show_default=False,
+            help="change one setting: training.beta=0.5, template.kind=text, template.too_long=truncate, seed=1, ...",
+        ),
+    ],
+) -> None:
+    """DPO on a file of pairs; a stopped run resumes when called again."""
+    runtime.ensure_environment()
+    from spin_utils.experiment.dpo import dpo, read_settings
+    from spin_utils.settings import profiles
+
+    runtime.configure()
+    settings = read_settings(profiles.parse_overrides(changes))
+    result = paths.given(out)
+    with processes.group(settings.processes.sharding):
+        _train(lambda: dpo(paths.given(model), paths.given(pairs), result, settings))
+    if not processes.launched():
+        log.info("checkpoint, tokenizer and training.json: %s", paths.relative(result))
+
+
+@_command("step spin-0 --profile smoke --seed 1")
+def step(
+    name: Annotated[str, typer.Argument(help="such as spin-0; `spin-repro plan` lists them")],
+    *,
+    profile: ProfileName = "cpu",
+    seed: Seed = 0,
+    seeds: Annotated[str, typer.Option(help="seeds of the tables")] = "0",
+    gpus: Annotated[int, typer.Option(min=0, metavar="N", help="GPUs to take for it alone (0: whatever is there)")] = 0,
+) -> None:
+    """Make one step of the plan, as the Snakefile does."""
+    from spin_utils.experiment import plan
+    from spin_utils.settings import profiles
+    from spin_utils.settings.inputs import SettingsError
+
+    loaded = profiles.load(profile)
+    if name in ("tables", "first-tables"):
+        _draw(name, profile, seeds)
+        return
+    steps = plan.make(loaded, *parse_seeds(str(seed)))
+    if name not in steps.steps:
+        raise SettingsError(f"step {name!r}: unknown{profiles.nearest(name, steps.steps)}")
+    from spin_utils.files.gpus import claim
+
+    made = steps.steps[name]
+    with claim(gpus):
+        if made.notebook and not processes.launched():
+            from spin_utils.cli import notebooks
+
+            executed = paths.executed_notebooks(loaded.name) / f"{made.notebook}-{name}-seed{seed}.ipynb"
+            notebooks.run(made.notebook, {"profile": profile, "seed": seed, **made.parameters}, executed)
+            return
+        from spin_utils.experiment import stages
+
+        runtime.configure()
+        with processes.group(loaded.processes.sharding):
+            _train(lambda: stages.run(steps, name))
+
+
+@_command("report --profile smoke")
+def report(*, profile: ProfileName = "cpu") -> None:
+    """One HTML page of a run: verdicts, figures, tables, provenance."""
+    from spin_utils.drawing.report import write
+
+    log.info("%s", paths.relative(write(_load(profile))))
+
+
+@_command("crate --profile smoke")
+def crate(*, profile: ProfileName = "cpu") -> None:
+    """The whole of a run as one RO-Crate (Process Run Crate), for an archive."""
+    from spin_utils.drawing.crate import write
+
+    log.info("%s", paths.relative(write(_load(profile))))
+
+
+@_command("verdicts --profile smoke", "verdicts --verdict reproduced --json")
+def verdicts(
+    *,
+    profile: ProfileName = "cpu",
+    verdict: Annotated[str, typer.Option(help="only these, such as 'not reproduced'")] = "",
+    as_json: Json = False,
+) -> None:
+    """Print how every table, figure and claim of the paper came out."""
+    from spin_utils.paper.verdict_page import read, tally
+    from spin_utils.settings import profiles
+
+    table = read(paths.results(profiles.folder(profile)), verdict)
+    if as_json:
+        log.info(table.to_json(orient="records", indent=1))
+        return
+    for row in table.itertuples():
+        log.info("%-16s %-28s %s", row.verdict, row.id, row.statement)
+    log.info("%s", tally(table["verdict"]))
+
+
+@_command("compare spin-3 sft", "compare spin-1 sft --profile smoke --json", "compare hinge/spin-3 cpu/spin-3")
+def compare(
+    model: Annotated[str, typer.Argument(help="such as spin-3, or PROFILE/spin-3 of another run")],
+    other: Annotated[str, typer.Argument(help="such as sft")],
+    *,
+    profile: ProfileName = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Compare two models, of one run or of two, on the same items, with intervals."""
+    from spin_utils.paper.compare import compare
+    from spin_utils.settings import profiles
+
+    table = compare(profiles.folder(profile), model, other)
+    log.info(table.to_json(orient="records", indent=1) if as_json else table.round(3).to_string(index=False))
+
+
+@_command("provenance spin-3", "provenance spin-1 --profile smoke --kind training --json")
+def provenance(
+    model: Annotated[str, typer.Argument(help="row of a table, such as sft or spin-3")],
+    *,
+    profile: ProfileName = "cpu",
+    seed: Seed = 0,
+    kind: Annotated[Kind, typer.Option(help="which measurement")] = "evaluations",
+    as_json: Json = False,
+) -> None:
+    """Print what a number was made from, back to model and data."""
+    from spin_utils.experiment.provenance import describe, record
+    from spin_utils.settings import profiles
+
+    of = (profiles.folder(profile), seed, model, kind)
+    log.info("%s", json.dumps(record(*of), indent=1) if as_json else describe(*of))
+
+
+@_command("figures", "figures --profile smoke")
+def figures(
+    *,
+    profile: ProfileName = "cpu",
+    readme: Annotated[bool, typer.Option("--readme", help="also write the README's results table")] = False,
+) -> None:
+    """Redraw tables and figures from the results, without a model."""
+    from spin_utils.drawing import drawing
+    from spin_utils.drawing.readme import update
+
+    loaded = _load(profile)
+    for path in drawing.draw(loaded):
+        log.info("%s", paths.relative(path))
+    if readme:
+        update(loaded, paths.REPOSITORY / "README.md")
+
+
+@_command("card --model spin-3")
+def card(*, model: TableRow, profile: ProfileName = "cpu", seed: Seed = 0) -> None:
+    """Write a model card with a run's settings and numbers."""
+    from spin_utils.drawing import cards
+
+    log.info("%s", paths.relative(cards.write(_load(profile), model, seed)))
+
+
+@_command("push --model spin-3 --repo owner/name")
+def push(
+    *,
+    model: TableRow,
+    repo: Annotated[str, typer.Option(metavar="OWNER/NAME", help="where on the hub; made if it is not there")],
+    profile: ProfileName = "cpu",
+    seed: Seed = 0,
+    public: Annotated[
+        bool, typer.Option("--public", help="make a new repository public; otherwise it is private")
+    ] = False,
+) -> None:
+    """Upload a checkpoint and its card to the hub, with the token in HF_TOKEN."""
+    from spin_utils.drawing import cards
+
+    log.info("%s", cards.push(_load(profile), model, repo, seed, public=public))
+
+
+@_command(
+    "bench",
+    "bench --runs 3 --only sample_vs_generate",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def bench(context: typer.Context) -> None:
+    """Time the kit against its peers; options are those of `python -m benchmarks`."""
+    environment = runtime.child_environment(headless=runtime.is_headless())
+    command = [sys.executable, "-m", "benchmarks", *context.args]
+    status = subprocess.run(command, cwd=paths.REPOSITORY, env=environment).returncode
+    if status not in (0, 2):
+        log.error("Failed: the benchmarks ended with exit status %d; see their message above", status)
+        status = 1
+    raise typer.Exit(status)
+
+
+@_command(
+    "completion bash > ~/.local/share/bash-completion/completions/spin-repro",
+    "completion zsh > ~/.zfunc/_spin-repro",
+)
+def completion(shell: Annotated[Shell, typer.Argument()]) -> None:
+    """Print the shell's completion of these commands."""
+    from typer.completion import get_completion_script
+
+    log.info("%s", get_completion_script(prog_name=NAME, complete_var="_SPIN_REPRO_COMPLETE", shell=shell))
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -67,6 +523,8 @@ def parse_seeds(text: str) -> list[int]:
     >>> parse_seeds("0,1,2")
     [0, 1, 2]
     """
+    from spin_utils.settings.inputs import LARGEST_SEED, SettingsError
+
     parts = [part for part in text.replace(" ", ",").split(",") if part]
     if not all(re.fullmatch(r"-?[0-9]{1,20}", part) for part in parts):
         raise SettingsError(f"seeds: {text[:80]!r}; write whole numbers separated by commas, such as 0,1,2")
@@ -78,126 +536,69 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def step_command(profile: str, seed: int, step: str) -> str:
-    """Shell command that makes one step; the Snakefile's rules run it.
+def _resolve(profile: str, model: str, data: str, changes: Sequence[str], name: str) -> tuple[str, Profile]:
+    """The profile with the command line's changes, and the name or file that other processes load it by.
 
-    It takes the shell's place: at SIGTERM a shell would end before the step has saved.
+    The file is named by its content: that of a run in progress stays, whatever is asked under the same name meanwhile.
     """
-    python = [sys.executable, "-m", "spin_utils", "step", step, "--profile", profile, "--seed", str(seed)]
-    return "exec " + shlex.join(warm_start.command(python))
+    from spin_utils.settings import profiles
+
+    changed: dict[str, Any] = {}
+    if model:
+        changed["model"] = {"source": "directory", "path": str(paths.given(model))}
+    if data:
+        changed["demonstrations"] = {"source": "file", "train": str(paths.given(data))}
+    changed |= profiles.parse_overrides(changes)  # last: they refine a section given above
+    if not changed and not name:
+        return profile, profiles.load(profile)
+    if name:
+        changed["name"] = name
+    loaded = profiles.load(profile, changed)  # refuses what the next line could not write
+    lasting = {key: value for key, value in changed.items() if not key.startswith(("processes.", "resources."))}
+    if "name" not in changed and lasting:
+        loaded = dataclasses.replace(loaded, name=f"{loaded.name[:57]}-{_digest([profile, lasting])[:6]}")
+    file = paths.artifacts(loaded.name) / f"profile-{_digest(profiles.as_dict(loaded))[:12]}.yaml"
+    return str(profiles.dump(loaded, file)), loaded
 
 
-def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> str:
-    """Shell command that makes the tables and figures: `tables`, or `first-tables` of the main chain alone."""
-    text = ",".join(map(str, seeds))
-    python = [sys.executable, "-m", "spin_utils", "step", name, "--profile", profile, "--seeds", text]
-    return shlex.join(warm_start.command(python))
+def _load(profile: str) -> Profile:
+    from spin_utils.settings import profiles
+
+    return profiles.load(profile)
 
 
-def _reproduce(arguments: argparse.Namespace) -> int:
-    name, profile = _resolve(arguments)
-    seeds = parse_seeds(arguments.seeds)
-    if arguments.jobs < 0:
-        raise SettingsError(f"jobs: {arguments.jobs} is negative; 0 takes one for each GPU, or 1")
-    from spin_utils.cli import reproduction, scheduling
-    from spin_utils.experiment import clock, mt_bench, plan, stages
+def _digest(data: Any) -> str:
+    from spin_utils.files import seals
 
-    how = {"cluster": arguments.cluster, "jobs": arguments.jobs, "dry_run": arguments.dry_run}
-    command = scheduling.command(name, profile, seeds, **how)
-    stages.check_inputs(profile)
-    for folder in (
-        paths.home() / ".snakemake",
-        *(f(profile.name) for f in (paths.artifacts, paths.results, paths.figures)),
-    ):
-        storage.check_writable(folder)
-    if plan.left_out(profile):
-        log.warning(plan.left_out(profile))
-    plans = plan.make_all(profile, seeds)
-    if not arguments.dry_run:
-        mt_bench.check_judge(plans)
-        clock.remember(profile.name)
-    log.info("profile %s, seeds %s: results go to %s", profile.name, seeds, paths.relative(paths.results(profile.name)))
-    for step in [] if arguments.dry_run else chain.from_iterable(plans):
-        artifacts.adopt(step.directory)
-    log.info(clock.outlook(plans))
-    # Steps of a cluster start elsewhere.
-    warm = arguments.cluster == scheduling.NODE and bool(clock.missing(plans))
-    if reproduction.run(command, paths.artifacts(profile.name), warm=warm, dry_run=arguments.dry_run):
-        log.error(
-            "A step failed; its message stands above. Mend the cause and run the same command: it goes on from there."
-        )
-        return 1
-    if arguments.dry_run:
-        return 0
-    log.info(clock.account(plans))
-    for kind, folder in (("tables", paths.results(profile.name)), ("figures", paths.figures(profile.name))):
-        log.info("%s: %s", kind, paths.relative(folder))
-    return 0
+    return hashlib.sha256(seals.canonical(data).encode()).hexdigest()
 
 
-def _step(arguments: argparse.Namespace) -> int:
-    from spin_utils.cli import notebooks
-    from spin_utils.experiment import plan
-    from spin_utils.files import gpus
+def _draw(name: str, profile: str, seeds: str) -> None:
+    """Make `tables` in their notebook, or `first-tables`, those of the main chain, right here."""
+    from spin_utils.settings import profiles
 
-    profile = profiles.load(arguments.profile)
-    if arguments.name == "tables":
-        parse_seeds(arguments.seeds)
-        output = paths.executed_notebooks(profile.name) / "05_tables_and_figures.ipynb"
-        given: dict[str, Any] = {"profile": arguments.profile, "seeds": arguments.seeds}
-        notebooks.run("05_tables_and_figures", given, output)
-        return 0
-    if arguments.name == "first-tables":
-        from spin_utils.drawing import drawing
-        from spin_utils.experiment import publishing, stages
+    loaded, numbers = profiles.load(profile), parse_seeds(seeds)
+    if name == "tables":
+        from spin_utils.cli import notebooks
 
-        plans = plan.make_all(profile, parse_seeds(arguments.seeds))
-        written = publishing.publish(plans) + drawing.draw(profile)
-        stages.record_drawing(plan.first_tables(plans), plans[:1], written)
-        log.info("tables and figures of the main chain: %s", paths.relative(paths.results(profile.name)))
-        return 0
-    steps = plan.make(profile, *parse_seeds(str(arguments.seed)))
-    if arguments.name not in steps.steps:
-        raise SettingsError(f"step {arguments.name!r}: unknown{profiles.nearest(arguments.name, steps.steps)}")
-    if arguments.gpus < 0:
-        raise SettingsError(f"gpus: {arguments.gpus} is negative; 0 takes whatever is there")
-    step = steps.steps[arguments.name]
-    with gpus.claim(arguments.gpus):
-        if not step.notebook or processes.launched():
-            from spin_utils.experiment import stages
+        executed = paths.executed_notebooks(loaded.name) / "05_tables_and_figures.ipynb"
+        notebooks.run("05_tables_and_figures", {"profile": profile, "seeds": seeds}, executed)
+        return
+    from spin_utils.drawing import drawing
+    from spin_utils.experiment import plan, publishing, stages
 
-            runtime.configure()
-            with processes.group(profile.processes.sharding):
-                return _training(lambda: stages.run(steps, step.name))
-        output = paths.executed_notebooks(profile.name) / f"{step.notebook}-{step.name}-seed{arguments.seed}.ipynb"
-        given = {"profile": arguments.profile, "seed": arguments.seed, **step.parameters}
-        notebooks.run(step.notebook, given, output)
-    return 0
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from spin_utils.cli import notebooks
-
-    given = profiles.parse_overrides(arguments.parameter)
-    name = cli_parser.profile(str(given.get("profile", "cpu")))
-    profile = profiles.load(name)  # before a kernel starts
-    if isinstance(given.get("profile"), str):
-        given["profile"] = name
-    if isinstance(given.get("seed"), int):
-        parse_seeds(str(given["seed"]))
-    if type(given.get("seeds")) is int:  # `-p seeds=1` reads as a number, and the notebook takes a list as text
-        given["seeds"] = str(given["seeds"])
-    _check_parameters(arguments.name, profile, given)
-    own = paths.executed_notebooks(profile.name) / f"{arguments.name}.ipynb"
-    output = paths.given(arguments.output) if arguments.output else own
-    log.info("executed copy: %s", paths.relative(notebooks.run(arguments.name, given, output)))
-    return 0
+    plans = plan.make_all(loaded, numbers)
+    written = publishing.publish(plans) + drawing.draw(loaded)
+    stages.record_drawing(plan.first_tables(plans), plans[:1], written)
+    log.info("tables and figures of the main chain: %s", paths.relative(paths.results(loaded.name)))
 
 
 def _check_parameters(name: str, profile: Profile, given: dict[str, Any]) -> None:
     """Refuse parameters that lead to no step: a kernel would end in a KeyError, some after a training."""
     from spin_utils.cli import notebooks
     from spin_utils.experiment import plan
+    from spin_utils.settings.inputs import SettingsError
+    from spin_utils.settings.profiles import nearest
 
     path = paths.notebook(name)
     if not path.is_file():  # `notebooks.run` names the nearest
@@ -208,138 +609,20 @@ def _check_parameters(name: str, profile: Profile, given: dict[str, Any]) -> Non
     chosen = {key: asked[key] for parameters in made[:1] for key in parameters}
     if chosen not in made and any(asked[key] != defaults[key] for key in chosen):
         mine, *known = (", ".join(f"{key}={value}" for key, value in each.items()) for each in (chosen, *made))
-        raise SettingsError(f"{name}: {mine} is no step of profile {profile.name}{profiles.nearest(mine, known)}")
+        raise SettingsError(f"{name}: {mine} is no step of profile {profile.name}{nearest(mine, known)}")
 
 
-def _dpo(arguments: argparse.Namespace) -> int:
-    runtime.ensure_environment()
-    from spin_utils.experiment.dpo import dpo, read_settings
-
-    runtime.configure()
-    settings = read_settings(profiles.parse_overrides(arguments.set))
-    model, pairs, out = map(paths.given, (arguments.model, arguments.pairs, arguments.out))
-    with processes.group(settings.processes.sharding):
-        status = _training(lambda: dpo(model, pairs, out, settings))
-    if not status and not processes.launched():
-        log.info("checkpoint, tokenizer and training.json: %s", paths.relative(out))
-    return status
-
-
-def _training(work: Callable[[], Any]) -> int:
-    """Do what may train a model; returns the exit status."""
+def _train(work: Callable[[], Any]) -> None:
+    """Do what may train a model; a stop that saved its state ends in status 130."""
     try:
         work()
     except Exception as error:
+        from spin_utils.cli.notebooks import StageError
         from spin_utils.training.training import Interrupted, NoMemoryError, NonFiniteLossError  # these need torch
 
         if isinstance(error, Interrupted):
             log.error("%s", error)
-            return 130
+            raise typer.Exit(INTERRUPTED) from None
         if isinstance(error, NoMemoryError | NonFiniteLossError):
             raise StageError(str(error)) from None
         raise
-    return 0
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    from spin_utils.experiment import plan
-
-    _, profile = _resolve(arguments)
-    steps = [
-        {
-            "done": artifacts.is_complete(step.directory),
-            "seed": made.seed,
-            "step": step.name,
-            "stage": step.stage,
-            "inputs": step.inputs,
-            "directory": paths.relative(step.directory),
-        }
-        for made in plan.make_all(profile, parse_seeds(arguments.seeds))
-        for step in made
-    ]
-    if arguments.json:
-        log.info(_indented(steps))
-        return 0
-    for row in steps:
-        state = "done" if row["done"] else "to do"
-        log.info("%-6s seed %d  %-12s %s", state, row["seed"], row["step"], row["directory"])
-    return 0
-
-
-def _bench(arguments: argparse.Namespace) -> int:
-    environment = runtime.child_environment(headless=runtime.is_headless())
-    command = [sys.executable, "-m", "benchmarks", *arguments.rest]
-    status = subprocess.run(command, cwd=paths.REPOSITORY, env=environment).returncode
-    if status not in (0, 2):
-        raise StageError(f"the benchmarks ended with exit status {status}; their message stands above")
-    return status
-
-
-def _completion(arguments: argparse.Namespace) -> int:
-    import shtab
-
-    log.info("%s", shtab.complete(cli_parser.build(), arguments.shell))
-    return 0
-
-
-def _indented(document: Any) -> str:
-    return json.dumps(document, indent=1)
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    from spin_utils.experiment import check, machine
-
-    logging.getLogger("spin_utils").setLevel(logging.ERROR if arguments.json else logging.INFO)
-    report = check.check(_resolve(arguments)[1], machine.chosen(arguments.gpus, arguments.gpu_memory))
-    logging.getLogger("spin_utils").setLevel(logging.INFO)
-    log.info("%s", _indented(report.document()) if arguments.json else "\n".join(report.lines()))
-    return int(not report.ready())
-
-
-def _resolve(arguments: argparse.Namespace) -> tuple[str, Profile]:
-    """The profile with the command line's changes, and the name or file that other processes load it by.
-
-    The file is named by its content: that of a run in progress stays, whatever is asked under the same name meanwhile.
-    """
-    changes: dict[str, Any] = {}
-    if arguments.model is not None:
-        changes["model"] = {"source": "directory", "path": str(paths.given(arguments.model))}
-    if arguments.data is not None:
-        changes["demonstrations"] = {"source": "file", "train": str(paths.given(arguments.data))}
-    changes |= profiles.parse_overrides(arguments.set)  # last: they refine a section given above
-    if not changes and not arguments.name:
-        return arguments.profile, profiles.load(arguments.profile)
-    if arguments.name:
-        changes["name"] = arguments.name
-    profile = profiles.load(arguments.profile, changes)  # refuses what the next line could not write
-    lasting = {name: value for name, value in changes.items() if not name.startswith(("processes.", "resources."))}
-    if "name" not in changes and lasting:
-        name = f"{profile.name[:57]}-{_digest([arguments.profile, lasting])[:6]}"
-        profile = dataclasses.replace(profile, name=name)
-    file = paths.artifacts(profile.name) / f"profile-{_digest(profiles.as_dict(profile))[:12]}.yaml"
-    return str(profiles.dump(profile, file)), profile
-
-
-def _digest(data: Any) -> str:
-    return hashlib.sha256(seals.canonical(data).encode()).hexdigest()
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "reproduce": _reproduce,
-    "check": _check,
-    "plan": _plan,
-    "run": _run,
-    "dpo": _dpo,
-    "step": _step,
-    "report": cli_results.report,
-    "crate": cli_results.crate,
-    "verdicts": cli_results.verdicts,
-    "compare": cli_results.compare,
-    "provenance": cli_results.provenance,
-    "figures": cli_results.figures,
-    "card": cli_results.card,
-    "push": cli_results.push,
-    "bench": _bench,
-    "completion": _completion,
-}
-"""What does the work of each command of `cli_parser`."""

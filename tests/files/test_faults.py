@@ -245,8 +245,8 @@ def test_the_scheduler_never_deletes_a_finished_artifact(home: Path) -> None:
 SCHEDULER = """
 import sys
 from pathlib import Path
-from spin_utils.cli import reproduction
-reproduction.run([sys.executable, "-c", "print('here', flush=True); input()"], Path("artifacts"))
+from spin_utils.cli import scheduler
+scheduler.run([sys.executable, "-c", "print('here', flush=True); input()"], Path("artifacts"))
 """
 
 

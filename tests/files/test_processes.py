@@ -30,8 +30,8 @@ from process_runs import (
 )
 from safetensors.torch import load_file
 from torch import nn
+from typer.main import get_command
 
-from spin_utils.cli import cli_parser
 from spin_utils.cli import main as cli
 from spin_utils.experiment import launching, plan, stages, step_resources
 from spin_utils.experiment.dpo import _command, read_settings
@@ -315,17 +315,16 @@ def test_workers_of_dpo_get_the_settings_of_the_run() -> None:
         }
     )
     command = _command(Path("m"), Path("p.jsonl"), Path("o"), chosen)
-    given = cli_parser.parse(command)
-    assert (given.model, given.pairs, given.out) == ("m", "p.jsonl", "o")
-    assert read_settings(profiles.parse_overrides(given.set)) == chosen
+    given = get_command(cli.app).commands["dpo"].make_context("dpo", command[1:]).params
+    assert (given["model"], given["pairs"], given["out"]) == ("m", "p.jsonl", "o")
+    assert read_settings(profiles.parse_overrides(given["changes"])) == chosen
 
 
 def test_the_number_of_processes_makes_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIN_HOME", str(tmp_path))
 
     def resolved(*changes: str) -> str:
-        given = ["plan", "--profile", "smoke", *(part for change in changes for part in ("--set", change))]
-        return cli._resolve(cli_parser.parse(given))[1].name
+        return cli._resolve("smoke", "", "", changes, "")[1].name
 
     assert resolved("processes.count=2") == resolved("resources.training.hours=2") == "smoke"
     assert resolved("processes.count=2", "spin.betas=[1]") == resolved("spin.betas=[1]") != "smoke"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from spin_utils.cli import main as cli
-from spin_utils.cli import scheduling
+from spin_utils.cli import scheduler
 from spin_utils.experiment import plan, step_resources
 from spin_utils.files import artifacts, gpus, runtime
 from spin_utils.settings import profiles
@@ -38,7 +38,7 @@ def clustered(home: Path) -> tuple[str, Profile]:
 
 
 def run(profile: tuple[str, Profile], cluster: str, *arguments: str, dry_run: bool) -> str:
-    command = scheduling.command(*profile, [0], cluster=cluster, dry_run=dry_run)
+    command = scheduler.command(*profile, [0], cluster=cluster, dry_run=dry_run)
     at = command.index("snakemake") + 1
     command[at:at] = [*arguments, "--quiet", "host", "--printshellcmds"]
     environment = runtime.child_environment(headless=True)
@@ -100,9 +100,9 @@ def test_steps_run_side_by_side_only_where_they_ask_for_gpus(
     clustered: tuple[str, Profile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    assert scheduling.command(*clustered, [0], dry_run=False)[-1] == "jobs=3"
-    assert scheduling.command(*clustered, [0], jobs=2, dry_run=False)[-1] == "jobs=2"
-    plain = scheduling.command("smoke", profiles.load("smoke"), [0], dry_run=False)
+    assert scheduler.command(*clustered, [0], dry_run=False)[-1] == "jobs=3"
+    assert scheduler.command(*clustered, [0], jobs=2, dry_run=False)[-1] == "jobs=2"
+    plain = scheduler.command("smoke", profiles.load("smoke"), [0], dry_run=False)
     assert plain[-1] == "jobs=1", "on one GPU without reserving it, two steps would be in each other's way"
     assert "--resources" not in plain
 
@@ -111,13 +111,13 @@ def test_a_path_that_snakemake_reads_as_something_else_is_refused(home: Path, mo
     profile = profiles.load("smoke")
     for odd in ("a: b", "a #b", "it's"):
         with pytest.raises(SettingsError, match="profile: .*Snakemake reads it as YAML, where quotes"):
-            scheduling.command(str(home / odd / "mine.yaml"), profile, [0], dry_run=True)
-    scheduling.command(str(home / "a:b#c d=e,f" / "mine.yaml"), profile, [0], dry_run=True)
+            scheduler.command(str(home / odd / "mine.yaml"), profile, [0], dry_run=True)
+    scheduler.command(str(home / "a:b#c d=e,f" / "mine.yaml"), profile, [0], dry_run=True)
     with pytest.raises(SettingsError, match="profile: .*mine.yaml: Snakemake takes braces for wildcards"):
-        scheduling.command(str(home / "{a}" / "mine.yaml"), profile, [0], dry_run=True)
+        scheduler.command(str(home / "{a}" / "mine.yaml"), profile, [0], dry_run=True)
     monkeypatch.setenv("SPIN_HOME", str(home / "{a}"))
     with pytest.raises(SettingsError, match="SPIN_HOME: .*: Snakemake takes braces for wildcards"):
-        scheduling.command("smoke", profile, [0], dry_run=True)
+        scheduler.command("smoke", profile, [0], dry_run=True)
 
 
 def test_an_unknown_cluster_and_a_missing_plugin_are_refused(
@@ -128,7 +128,7 @@ def test_an_unknown_cluster_and_a_missing_plugin_are_refused(
     assert out == "Error: cluster 'slrum': no folder with a config.yaml; did you mean 'slurm'?\n"
     (tmp_path / "config.yaml").write_text("executor: no-such\n")
     with pytest.raises(SettingsError, match=r"not installed: snakemake-executor-plugin-no-such; run `.* -m pip"):
-        scheduling.command("smoke", profiles.load("smoke"), [0], cluster=str(tmp_path), dry_run=True)
+        scheduler.command("smoke", profiles.load("smoke"), [0], cluster=str(tmp_path), dry_run=True)
 
 
 @pytest.fixture

@@ -1,19 +1,28 @@
-"""How Snakemake is called, on this machine's cores and GPUs or on a cluster."""
+"""Snakemake: the command that walks the plan, on this machine or on a cluster, and the process that runs it."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
+import os
 import re
+import shlex
+import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import yaml
 
-from spin_utils.files import gpus, paths
+from spin_utils.files import artifacts, gpus, paths, runtime, warm_start
 from spin_utils.settings.inputs import SettingsError
 from spin_utils.settings.profiles import nearest
 from spin_utils.settings.run import Profile
+
+log = logging.getLogger(__name__)
 
 CLUSTERS = paths.REPOSITORY / "cluster"
 """Snakemake's profiles of the kit, a folder each."""
@@ -58,6 +67,63 @@ def command(
     elif jobs:
         words += ["--jobs", str(jobs)]
     return [*words, "--config", *config]
+
+
+def step_command(profile: str, seed: int, step: str) -> str:
+    """Shell command that makes one step; the Snakefile's rules run it.
+
+    It takes the shell's place: at SIGTERM a shell would end before the step has saved.
+    """
+    python = [sys.executable, "-m", "spin_utils", "step", step, "--profile", profile, "--seed", str(seed)]
+    return "exec " + shlex.join(warm_start.command(python))
+
+
+def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> str:
+    """Shell command that makes the tables and figures: `tables`, or `first-tables` of the main chain alone."""
+    text = ",".join(map(str, seeds))
+    python = [sys.executable, "-m", "spin_utils", "step", name, "--profile", profile, "--seeds", text]
+    return shlex.join(warm_start.command(python))
+
+
+def run(command: Sequence[str], folder: Path, *, warm: bool = False, dry_run: bool = False) -> int:
+    """Run the scheduler for the artifacts in a folder; returns its exit status.
+
+    With `warm`, steps and their kernels are forks of one process (`warm_start`).
+
+    Of two reproductions in one folder the second waits: each would delete, as not its own, what the
+    other has just made. SIGTERM is passed on, and means what Ctrl-C means.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM arrived; the running step has saved its state.
+    """
+    environment = runtime.child_environment(headless=True)
+    if dry_run:
+        return subprocess.call(command, env=environment)
+    waiting = "another one is running; waiting for its end"
+    steps = warm_start.server(environment) if warm else contextlib.nullcontext(environment)
+    with artifacts.lock(folder / "reproduction", waiting) as held, steps as environment:
+        # The scheduler holds the lock as well: it may outlive this process.
+        process = subprocess.Popen(command, env=environment, pass_fds=(held,))
+        try:
+            with runtime.sigterm_as_ctrl_c():
+                return process.wait()
+        except KeyboardInterrupt as request:
+            log.error("Stopping: the running step saves its state (Ctrl-C again stops at once).")
+            if isinstance(request, runtime.Terminated):
+                _pass_on(process.pid)
+            process.wait()
+            raise
+
+
+def _pass_on(scheduler: int) -> None:
+    """SIGTERM for the scheduler and its steps, which may have got it already: `kill` reaches one process only."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(scheduler)
+        for process in [parent, *parent.children(recursive=True)]:
+            # A kernel has a session of its own, and is told by the process that runs its notebook.
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getsid(process.pid) == os.getsid(0):
+                    process.send_signal(signal.SIGTERM)
 
 
 def _folder(cluster: str) -> Path:
