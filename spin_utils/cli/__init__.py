@@ -1,4 +1,5 @@
-"""The command line `spin-repro`, notebooks run through papermill, and the scheduler that walks the plan.
+"""The command line `spin-repro`, notebooks run through papermill, and Snakemake walking the plan.
 
-Doors: `cli.main`, `notebooks.run` and `reproduction`.
+Doors: `main.main` (every command, with its help), `notebooks.run` (a notebook with checked parameters) and
+`scheduler` (the commands that Snakemake is given, and the process that runs it).
 """

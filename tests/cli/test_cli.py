@@ -296,14 +296,9 @@ def test_bash_completes_commands_options_and_values(
     script = outcome(capsys, "completion", "bash")[1]
     typed = " ".join(["spin-repro", *words])
     asked = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _spin_repro_completion spin-repro; echo ${{COMPREPLY[@]}}"
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    result = subprocess.run(
-        ["bash", "-c", f"{script}\n{asked}"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PATH": path},
-    )
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "-c", f"{script}\n{asked}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert word in result.stdout.split(), result
 
 
