@@ -22,7 +22,7 @@ from spin_utils.evaluation.harness import evaluate
 from spin_utils.experiment import plan, stages
 from spin_utils.files import artifacts, paths, runtime
 from spin_utils.files.writing import write_text
-from spin_utils.model import models
+from spin_utils.model import base
 from spin_utils.paper.statistics import paired_bootstrap
 from spin_utils.settings import profiles
 
@@ -104,8 +104,8 @@ def _score(steps: plan.Plan, model: str) -> dict[str, Any]:
     stages.run(steps, steps.steps[f"eval-{model}"].inputs[0])
     data, folder = stages.run(steps, "data"), steps.checkpoint(model)
     result = evaluate(
-        models.load_for_inference(folder),
-        models.load_tokenizer(folder),
+        base.load_for_inference(folder),
+        base.load_tokenizer(folder),
         Path(data) / "validation.jsonl",
         template=steps.profile.template,
         settings=steps.profile.evaluation,

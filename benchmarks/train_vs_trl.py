@@ -41,7 +41,7 @@ from benchmarks.interleaved import (
 from spin_utils.files.runtime import ENVIRONMENT
 from spin_utils.model.packing import Group
 from spin_utils.settings.run import Precision, TrainingSettings
-from spin_utils.training.training import train
+from spin_utils.training.loop import train
 
 Clock = Callable[[], float]
 EOS, LONGEST = 1, 1000

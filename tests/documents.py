@@ -18,7 +18,7 @@ NOT_RUN = {
     "make test": "it would run itself",
     "make lint": "`.ci/run` calls it beside the tests",
     ".venv/bin/python -m pytest tests/model/test_packing.py": "part of these tests",
-    ".venv/bin/python -m pytest tests/training/test_losses.py": "part of these tests",
+    ".venv/bin/python -m pytest tests/training/test_loss.py": "part of these tests",
     ".venv/bin/python -m pytest -m slow": "the slow tests would run themselves",
     ".venv/bin/python -m pytest -m gpu": "for a machine with a GPU",
     "SPIN_SCREENSHOTS=shots .venv/bin/python -m pytest tests/whole/test_browser.py": "part of these tests",

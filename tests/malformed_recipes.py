@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 
-from spin_utils.model import models
+from spin_utils.model import base
 from spin_utils.settings.inputs import ModelSettings
 
 _TEXTS = ["What is 3 + 4? Answer: 7", "Spell this word backward: sun"] * 10
@@ -68,7 +68,7 @@ def _parquet(recipe: str, path: Path) -> Path:
 def sound_model(folder: Path) -> Path:
     """A tiny model that can be trained, which `broken_model` copies."""
     folder.mkdir()
-    models.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), folder, _TEXTS, seed=0)
+    base.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), folder, _TEXTS, seed=0)
     return folder
 
 

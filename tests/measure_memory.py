@@ -22,7 +22,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from spin_utils.model.packing import Group
 from spin_utils.model.sampling import sample
 from spin_utils.settings.run import GenerationSettings, TrainingSettings
-from spin_utils.training.training import train
+from spin_utils.training.loop import train
 
 SIZES: tuple[dict[str, Any], ...] = (
     {"layers": 3, "hidden": 320, "feed_forward": 960, "vocabulary": 4000, "budget": 1024, "checkpointing": True},

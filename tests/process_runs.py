@@ -25,8 +25,8 @@ from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group
 from spin_utils.settings import profiles
 from spin_utils.settings.run import TrainingSettings
-from spin_utils.training import training_step
-from spin_utils.training.training import Interrupted, train
+from spin_utils.training.loop import Interrupted, train
+from spin_utils.training.step import StepRunner
 
 KINDS = ("ddp", "fsdp2")
 """Ways of sharing that are always there; `test_zero3.py` has the other."""
@@ -166,7 +166,7 @@ def assert_goes_on(one: dict[str, Any], folder: Path) -> None:
 
 def _stopped_in_one(work: Path, logps: list[list[float]]) -> None:
     """Leave the state of a run that was stopped after step 3."""
-    step = training_step.StepRunner.__call__
+    step = StepRunner.__call__
 
     def stopping(runner: Any, *arguments: Any) -> Any:
         row = step(runner, *arguments)
@@ -175,7 +175,7 @@ def _stopped_in_one(work: Path, logps: list[list[float]]) -> None:
         return row
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(training_step.StepRunner, "__call__", stopping)
+        patch.setattr(StepRunner, "__call__", stopping)
         train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
 
 

@@ -19,8 +19,8 @@ from tiny_models import tiny_model
 from spin_utils.files import processes
 from spin_utils.model import sharding
 from spin_utils.model.logprobs import score
-from spin_utils.training import training_step
-from spin_utils.training.training import Interrupted, train
+from spin_utils.training.loop import Interrupted, train
+from spin_utils.training.step import StepRunner
 
 
 def main(folder: Path, kinds: Sequence[str]) -> None:
@@ -82,7 +82,7 @@ class watched:  # noqa: N801 - a context manager
     """Notes how many numbers this process holds of the weights and what belongs to them, and of all there are."""
 
     def __init__(self, shapes: list[dict[str, int]]) -> None:
-        self.shapes, self.before = shapes, training_step.StepRunner.__init__
+        self.shapes, self.before = shapes, StepRunner.__init__
 
     def __enter__(self) -> None:
         def noting(runner: Any, model: Any, groups: Any, settings: Any, logps: Any, optimizer: Any, *more: Any) -> None:
@@ -92,17 +92,17 @@ class watched:  # noqa: N801 - a context manager
             counts = {name: sum(tensor.numel() for tensor in tensors) for name, tensors in own.items()}
             self.shapes.append({"all": sum(sharding.shape(p).numel() for p in model.parameters()), **counts})
 
-        training_step.StepRunner.__init__ = noting  # type: ignore[method-assign]
+        StepRunner.__init__ = noting  # type: ignore[method-assign]
 
     def __exit__(self, *error: object) -> None:
-        training_step.StepRunner.__init__ = self.before  # type: ignore[method-assign]
+        StepRunner.__init__ = self.before  # type: ignore[method-assign]
 
 
 class stopping_in_rank_1:  # noqa: N801 - a context manager
     """SIGTERM reaches the second process only, after a number of steps."""
 
     def __init__(self, after: int) -> None:
-        self.after, self.before = after, training_step.StepRunner.__call__
+        self.after, self.before = after, StepRunner.__call__
 
     def __enter__(self) -> None:
         def stopping(runner: Any, *arguments: Any) -> Any:
@@ -111,10 +111,10 @@ class stopping_in_rank_1:  # noqa: N801 - a context manager
                 os.kill(os.getpid(), signal.SIGTERM)
             return row
 
-        training_step.StepRunner.__call__ = stopping  # type: ignore[method-assign]
+        StepRunner.__call__ = stopping  # type: ignore[method-assign]
 
     def __exit__(self, *error: object) -> None:
-        training_step.StepRunner.__call__ = self.before  # type: ignore[method-assign]
+        StepRunner.__call__ = self.before  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -618,7 +618,7 @@ def _train(work: Callable[[], Any]) -> None:
         work()
     except Exception as error:
         from spin_utils.cli.notebooks import StageError
-        from spin_utils.training.training import Interrupted, NoMemoryError, NonFiniteLossError  # these need torch
+        from spin_utils.training.loop import Interrupted, NoMemoryError, NonFiniteLossError  # these need torch
 
         if isinstance(error, Interrupted):
             log.error("%s", error)

@@ -108,7 +108,7 @@ def as_preference(record: Any, *, where: str, default_id: str) -> Row:
 def encode_preferences(
     tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, rows: Sequence[Row]
 ) -> list[dict[str, Any]]:
-    """Rows of `pairs.SCHEMA`: the chosen answer stands as real, the rejected one as generated.
+    """Rows of `packing.PAIRS_SCHEMA`: the chosen answer stands as real, the rejected one as generated.
 
     Args:
         tokenizer: a fast tokenizer.

@@ -16,7 +16,7 @@ from spin_utils.experiment import stages
 from spin_utils.experiment.plan import Plan, main_chain
 from spin_utils.experiment.publishing import pairs
 from spin_utils.files import artifacts
-from spin_utils.model import models
+from spin_utils.model import base
 from spin_utils.model.sampling import sample
 
 
@@ -28,7 +28,7 @@ def demonstrations(plan: Plan, split: str = "sft") -> pd.DataFrame:
 
 def lengths(plan: Plan, split: str = "sft") -> pd.DataFrame:
     """Rows and mean tokens of each family: `rows`, `prompt_tokens`, `response_tokens`."""
-    tokenizer = models.load_tokenizer(stages.run(plan, "base"))
+    tokenizer = base.load_tokenizer(stages.run(plan, "base"))
     encoded = encode_rows(tokenizer, plan.profile.template, stages.rows(plan, split))
     frame = pd.DataFrame(
         {
@@ -61,9 +61,9 @@ def answers(plan: Plan, checkpoints: Mapping[str, Path], rows: Sequence[Mapping[
     frame = pd.DataFrame(rows, columns=["family", "prompt", "response"]).rename(columns={"response": "real"})
     for name, folder in checkpoints.items():
         artifacts.verify(folder)
-        tokenizer = models.load_tokenizer(folder)
+        tokenizer = base.load_tokenizer(folder)
         samples = sample(
-            models.load_for_inference(folder),
+            base.load_for_inference(folder),
             encode_prompts(tokenizer, plan.profile.template, [row["prompt"] for row in rows]),
             eos_ids=end_ids(tokenizer, plan.profile.template),
             settings=replace(plan.profile.generation, temperature=0.0),

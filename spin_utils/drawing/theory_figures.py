@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spin_utils.drawing.figure_style import FAINT, INK, footnote, new_figure, style
 from spin_utils.training import theory
-from spin_utils.training.losses import link
+from spin_utils.training.loss import link
 
 _DATA = "#c24a00"
 _OPPONENT = "#b3b3b3"

@@ -23,7 +23,7 @@ from spin_utils.paper import footnotes
 from spin_utils.paper.documents import iterates
 from spin_utils.paper.results import label
 from spin_utils.settings.run import Loss
-from spin_utils.training.losses import link
+from spin_utils.training.loss import link
 
 ITERATIONS = ("spin-0", "spin-1", "spin-2", "spin-3")
 """Those of the paper."""

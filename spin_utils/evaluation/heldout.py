@@ -14,7 +14,7 @@ from typing import Any
 from spin_utils.data.templates import encode_rows, end_ids
 from spin_utils.files import processes
 from spin_utils.files.progress import progress
-from spin_utils.model import models
+from spin_utils.model import base
 from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group
 from spin_utils.model.sampling import sample
@@ -48,8 +48,8 @@ def drifts(
     Returns:
         For each row `id`, `real_drift` and `generated_drift`: log p_policy - log p_opponent in nats.
     """
-    tokenizer = models.load_tokenizer(opponent)
-    model = models.load_for_inference(opponent)
+    tokenizer = base.load_tokenizer(opponent)
+    model = base.load_for_inference(opponent)
     encoded = encode_rows(tokenizer, template, rows)
     draw = partial(
         sample,
@@ -66,7 +66,7 @@ def drifts(
     groups = [Group(r.prompt_ids, (r.response_ids, s.token_ids)) for r, s in zip(encoded, samples, strict=True)]
     before = score(model, groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
     del model, draw
-    after = score(models.load_for_inference(policy), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    after = score(base.load_for_inference(policy), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
     return [
         {"id": row.row["id"], "real_drift": a[0] - b[0], "generated_drift": a[1] - b[1]}
         for row, a, b in zip(encoded, after, before, strict=True)

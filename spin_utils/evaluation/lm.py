@@ -24,8 +24,7 @@ from spin_utils.data import templates
 from spin_utils.evaluation.answers import Answers, fingerprint
 from spin_utils.files import processes
 from spin_utils.model.attention import check_model, packed_attention
-from spin_utils.model.chunks import rows_at_once
-from spin_utils.model.packing import Group, micro_batches, pack
+from spin_utils.model.packing import Group, micro_batches, pack, rows_at_once
 from spin_utils.model.sampling import Sample, sample
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.run import GenerationSettings

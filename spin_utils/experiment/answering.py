@@ -10,14 +10,13 @@ from typing import Any
 from spin_utils.data import families, preferences
 from spin_utils.data.rows import Row, RowError, read_rows
 from spin_utils.data.templates import EncodedRow, decode_response, encode_rows, end_ids
-from spin_utils.evaluation import vllm_health
 from spin_utils.experiment import input_checks
 from spin_utils.experiment.plan import Plan, Step, stream
 from spin_utils.files import artifacts, pieces, processes
 from spin_utils.files.progress import progress
-from spin_utils.model import models, pairs, vllm_backend
+from spin_utils.model import base, packing, vllm
 from spin_utils.model.sampling import sample
-from spin_utils.model.vllm_shards import Answer
+from spin_utils.model.vllm import Answer
 from spin_utils.settings.run import Profile
 
 PREFERENCES = 500
@@ -29,7 +28,7 @@ def make_pairs(plan: Plan, step: Step, work: Path) -> None:
     iteration, folder = step.parameters["iteration"], plan.directory(step.inputs[0])
     if not iteration and plan.profile.sft is None:
         input_checks.check_start(plan, folder)
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = base.load_tokenizer(folder)
     encoded = encode_rows(tokenizer, plan.profile.template, read_rows(plan.directory("data") / "spin.jsonl"))
     answers = _answers(
         folder,
@@ -40,7 +39,7 @@ def make_pairs(plan: Plan, step: Step, work: Path) -> None:
         work,
         f"answers of iteration {iteration}",
     )
-    pairs.write(
+    packing.write_pairs(
         work / "pairs.arrow",
         [_pair(row, iteration, row.response_ids, answer) for row, answer in zip(encoded, answers, strict=True)],
     )
@@ -50,12 +49,12 @@ def make_preferences(plan: Plan, step: Step, work: Path) -> None:
     """Preference pairs for DPO, from where the profile says: pairs.arrow."""
     assert plan.profile.dpo is not None
     folder, settings = plan.directory(step.inputs[0]), plan.profile.dpo.preferences
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = base.load_tokenizer(folder)
     if settings.source == "samples":
         rows = _graded_samples(plan, folder, tokenizer, work)
     else:
         rows = preferences.encode_preferences(tokenizer, plan.profile.template, preferences.load(settings))
-    pairs.write(work / "pairs.arrow", rows)
+    packing.write_pairs(work / "pairs.arrow", rows)
 
 
 def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> list[dict[str, Any]]:
@@ -95,7 +94,7 @@ def _graded_rows(plan: Plan) -> list[Row]:
 
 
 def _pair(row: EncodedRow, iteration: int, real_ids: Sequence[int], generated: Answer) -> dict[str, Any]:
-    """A row of `pairs.SCHEMA`."""
+    """A row of `packing.PAIRS_SCHEMA`."""
     ids, reason, logp = generated
     return {
         "id": row.row["id"],
@@ -118,7 +117,7 @@ def _answers(
     """
     if profile.generation.backend == "vllm":
         return _vllm_answers(folder, tokenizer, encoded, profile, seed, work, what)
-    model = models.load_for_inference(folder)
+    model = base.load_for_inference(folder)
     stop = end_ids(tokenizer, profile.template)
     size = profile.generation.shard_rows
     shards = {start: pieces.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
@@ -152,8 +151,8 @@ def _vllm_answers(
 ) -> list[Answer]:
     """The same by vLLM, with a health figure beside the pairs: vllm.json."""
     prompts, settings = [row.prompt_ids for row in encoded], profile.generation
-    answers, versions = vllm_backend.answer(
-        models.resolve(folder),
+    answers, versions = vllm.answer(
+        base.resolve(folder),
         prompts,
         eos_ids=end_ids(tokenizer, profile.template),
         settings=settings,
@@ -161,6 +160,6 @@ def _vllm_answers(
         work=pieces.scratch(work) / "vllm",
         what=what,
     )
-    health = vllm_health.compare(folder, prompts, answers, settings.vllm)
+    health = vllm.health(folder, prompts, answers, settings.vllm)
     artifacts.write_json(work / "vllm.json", {"versions": versions, **health})
     return answers

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils.model import models
+from spin_utils.model import base
 from spin_utils.paper.cost_model import Architecture
 from spin_utils.settings.inputs import ModelSettings
 
@@ -55,9 +55,9 @@ def find(settings: ModelSettings, *, reachable: bool = False) -> tuple[Architect
             biased=qwen,
         ), "the profile"
     if settings.source == "gguf_package":
-        return _of_gguf(models.gguf_path(settings)), "the GGUF file"
+        return _of_gguf(base.gguf_path(settings)), "the GGUF file"
     if settings.source == "directory":
-        path = models.check_directory(Path(settings.path)) / "config.json"
+        path = base.check_directory(Path(settings.path)) / "config.json"
         return of_config(json.loads(path.read_text(encoding="utf-8")), settings.path), "its config.json"
     config = _hub_config(settings, reachable)
     if config is not None:
@@ -74,7 +74,7 @@ def of_config(config: Mapping[str, Any], name: str) -> Architecture:
     """
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise models.ModelError(f"{name}: model type {family!r}; the kit trains {', '.join(FAMILIES)}")
+        raise base.ModelError(f"{name}: model type {family!r}; the kit trains {', '.join(FAMILIES)}")
     try:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         size = int(config.get("head_dim") or hidden // heads)
@@ -90,7 +90,7 @@ def of_config(config: Mapping[str, Any], name: str) -> Architecture:
             biased=family == "qwen2" or bool(config.get("attention_bias", False)),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise models.ModelError(f"{name}: config.json has no usable {error}; write the model again") from None
+        raise base.ModelError(f"{name}: config.json has no usable {error}; write the model again") from None
 
 
 def _of_gguf(path: Path) -> Architecture:

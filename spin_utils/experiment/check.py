@@ -19,7 +19,7 @@ from spin_utils.experiment.forecast import Lengths
 from spin_utils.experiment.machine import Machine
 from spin_utils.experiment.memory_model import Need
 from spin_utils.files import artifacts, paths
-from spin_utils.model.models import ModelError
+from spin_utils.model.base import ModelError
 from spin_utils.paper.cost_model import Architecture, Run
 from spin_utils.settings.inputs import DemonstrationSettings, SettingsError
 from spin_utils.settings.run import Profile

@@ -13,8 +13,8 @@ from spin_utils.data import preferences
 from spin_utils.experiment import launching
 from spin_utils.experiment.pair_training import train_on_pairs
 from spin_utils.files import artifacts, paths, processes, seals
-from spin_utils.model import model_folder, models
-from spin_utils.model.pairs import Pairs, write
+from spin_utils.model import base
+from spin_utils.model.packing import Pairs, write_pairs
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings, PreferenceSettings
 from spin_utils.settings.run import DpoRunSettings, training_identity
@@ -70,29 +70,29 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
         raise DpoError(f"{out}: is no folder of its own, or has a name of over {_LONGEST_NAME} bytes; name another")
     launching.check(settings.processes)
     trackers.check(settings.training.trackers)
-    start = models.resolve(model)
-    model_folder.check(start, settings.template)
+    start = base.resolve(model)
+    base.check_folder(start, settings.template)
     rows = preferences.load(PreferenceSettings("file", train=str(pairs)))
     described = {"training": training_identity(settings.training), "template": profiles.as_dict(settings.template)}
-    identity = models.identity(ModelSettings("directory", path=str(start)))
+    identity = base.identity(ModelSettings("directory", path=str(start)))
     inputs = {"model": identity, "pairs": seals.file_hash(pairs)}
     key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
     unnamed = out.with_name(f"{out.name}-{key}")
     if launching.wanted(settings.processes) and not _is_made(out, key):
         # Rows are checked by every worker again; here they are checked before one starts.
-        preferences.encode_preferences(models.load_tokenizer(start), settings.template, rows)
+        preferences.encode_preferences(base.load_tokenizer(start), settings.template, rows)
         launching.launch(_command(model, pairs, out, settings), settings.processes)
         return out
     with artifacts.lock(unnamed):
         if processes.from_first(lambda: _is_made(out, key)):
             log.info("%s: already made from this model, these pairs and settings", paths.relative(out))
             return out
-        encoded = preferences.encode_preferences(models.load_tokenizer(start), settings.template, rows)
+        encoded = preferences.encode_preferences(base.load_tokenizer(start), settings.template, rows)
         if not processes.from_first(lambda: artifacts.is_made(unnamed)):
             with artifacts.building(
                 unnamed, stage="dpo", settings=described, inputs=inputs, seed=settings.seed
             ) as work:
-                groups = Pairs([processes.from_first(lambda: write(work / "pairs.arrow", encoded))])
+                groups = Pairs([processes.from_first(lambda: write_pairs(work / "pairs.arrow", encoded))])
                 train_on_pairs(start, groups, settings.training, seed=settings.seed, work=work, what="DPO")
         if processes.rank() == 0:
             os.replace(unnamed, out)

@@ -16,7 +16,7 @@ from spin_utils.data.demonstrations import load as load_demonstrations
 from spin_utils.data.rows import Row, RowError, listed, read_rows
 from spin_utils.data.templates import TooLongError, encode_rows
 from spin_utils.experiment.plan import Plan, control_demonstrations
-from spin_utils.model import models
+from spin_utils.model import base
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.run import Profile
 
@@ -34,9 +34,9 @@ def check(profile: Profile, demonstrations: Demonstrations) -> None:
         EvaluationError: a further task that cannot be loaded.
     """
     if profile.model.source == "directory":
-        from spin_utils.model import model_folder
+        from spin_utils.model import base
 
-        model_folder.check(Path(profile.model.path), profile.template)
+        base.check_folder(Path(profile.model.path), profile.template)
     if profile.evaluation.suite == "local" and not demonstrations.test:
         raise DemonstrationError(
             f"{profile.demonstrations.train or profile.demonstrations.source}: no rows are held out to evaluate on; "
@@ -95,8 +95,8 @@ def check_control(profile: Profile, demonstrations: Demonstrations) -> None:
     _check_not_held_out("sft_control.demonstrations", rows, profile, demonstrations)
     if settings.source == "file" and profile.model.source == "directory":
         folder = Path(profile.model.path)
-        _, whole = check_lengths(models.load_tokenizer(folder), profile.template, {"control": rows})
-        _check_positions(folder, models.positions(folder), "row of sft_control", whole["control"])
+        _, whole = check_lengths(base.load_tokenizer(folder), profile.template, {"control": rows})
+        _check_positions(folder, base.positions(folder), "row of sft_control", whole["control"])
 
 
 def check_preferences(profile: Profile, demonstrations: Demonstrations) -> None:
@@ -132,11 +132,11 @@ def check_pair_lengths(model: Path, profile: Profile) -> None:
     if profile.dpo is not None and profile.dpo.preferences.source == "file":
         try:
             pairs = preferences.load(profile.dpo.preferences)
-            encoded = preferences.encode_preferences(models.load_tokenizer(model), profile.template, pairs)
+            encoded = preferences.encode_preferences(base.load_tokenizer(model), profile.template, pairs)
         except TooLongError as error:
             raise TooLongError(f"dpo.preferences, {error}") from None
         rows = [len(pair["prompt_ids"]) + max(len(pair["real_ids"]), len(pair["generated_ids"])) for pair in encoded]
-        _check_positions(model, models.positions(model), "row of dpo.preferences", max(rows, default=0))
+        _check_positions(model, base.positions(model), "row of dpo.preferences", max(rows, default=0))
 
 
 def _check_not_held_out(name: str, rows: Sequence[Row], profile: Profile, demonstrations: Demonstrations) -> None:
@@ -176,8 +176,8 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
         TooLongError: a row is too long for the template; names the split and the row.
         ModelError: a prompt and its longest answer need more positions than the model has.
     """
-    longest, rows = check_lengths(models.load_tokenizer(model), profile.template, splits)
-    positions = models.positions(model)
+    longest, rows = check_lengths(base.load_tokenizer(model), profile.template, splits)
+    positions = base.positions(model)
     for split in ("sft", "spin"):
         _check_positions(model, positions, f"{split} row", rows.get(split, 0))
     answers = {"generation": profile.generation.max_new_tokens, "evaluation": profile.evaluation.max_new_tokens}
@@ -187,7 +187,7 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
         end = split == "spin" and profile.spin.training.end_truncated  # training gives a cut answer one token more
         needed = prompt + answer + end
         if prompt and needed > positions:
-            raise models.ModelError(
+            raise base.ModelError(
                 f"{model}: has {positions} positions, and the longest {split} prompt ({prompt} tokens) with "
                 f"{section}.max_new_tokens ({answer}) needs {needed}{' with its end token' if end else ''}; lower it, "
                 "or shorten the prompts"
@@ -208,7 +208,7 @@ def check_start(plan: Plan, model: Path) -> None:
 
 def _check_positions(model: Path, positions: int, what: str, tokens: int) -> None:
     if tokens > positions:
-        raise models.ModelError(
+        raise base.ModelError(
             f"{model}: has {positions} positions, and the longest {what} has {tokens} tokens; shorten it, or lower "
             "template.max_prompt_tokens or template.max_response_tokens"
         )

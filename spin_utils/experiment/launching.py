@@ -28,7 +28,7 @@ from spin_utils.files.processes import ProcessesError
 from spin_utils.settings.run import ProcessSettings
 
 if TYPE_CHECKING:
-    from spin_utils.training.resuming import StopRequest
+    from spin_utils.training.state import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,8 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
         Interrupted: the workers were asked to stop and have saved their state.
         KeyboardInterrupt: they were asked to stop where there is nothing to save.
     """
-    from spin_utils.training.resuming import StopRequest  # these need torch
-    from spin_utils.training.training import Interrupted
+    from spin_utils.training.loop import Interrupted
+    from spin_utils.training.state import StopRequest  # these need torch
 
     check(settings)
     with tempfile.TemporaryDirectory(prefix="spin-") as folder, StopRequest() as stop:

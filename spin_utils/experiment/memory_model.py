@@ -19,7 +19,7 @@ MARGIN = 1.1
 LIBRARIES = 600 * 2**20
 """Memory of a process before there is a model: 0.4 GB with PyTorch and transformers, more with lm-eval or CUDA."""
 GPU_ELEMENTS = 2**25
-"""As in `chunks.py`: elements of a matrix handled at once in float32 on a GPU; on a CPU they do not count."""
+"""As in `packing.py`: elements of a matrix handled at once in float32 on a GPU; on a CPU they do not count."""
 KEPT_LOGITS, CHUNK_LOGITS = 2**27, 2**25
 """As in `logprobs.py`: logits of a micro-batch whose derivative is kept, and logits held at once otherwise."""
 ATTENTION_BLOCK = 128
@@ -72,7 +72,7 @@ def training(
         settings: of the run.
         width: bytes of a number in the compute precision, 2 or 4.
         longest: tokens of the longest row with all its responses; it gets a micro-batch even above the budget.
-        fused: whether layers take the path of `fast_layers.py`, as all do whose weights are not spread.
+        fused: whether layers take the path of `layers.py`, as all do whose weights are not spread.
         gpu: where it runs.
         stage: its name.
     """
@@ -177,7 +177,7 @@ def optimizer_state(architecture: Architecture, settings: TrainingSettings) -> i
 def _kept_per_token(a: Architecture, width: int, fused: bool) -> int:
     """Numbers that one layer keeps of a token for the backward pass.
 
-    `fast_layers.py` keeps ten tensors. transformers' own layers also keep the inputs of the products behind norms and
+    `layers.py` keeps ten tensors. transformers' own layers also keep the inputs of the products behind norms and
     gates, and in half precision the norms' inputs in float32.
     """
     if fused:

@@ -31,11 +31,11 @@ STREAM = 600
 def make_answers(plan: Plan, step: Step, work: Path) -> None:
     """The model answers both turns of every question: answers.json."""
     from spin_utils.evaluation.mt_bench import converse
-    from spin_utils.model import models
+    from spin_utils.model import base
 
     settings = _settings(plan)
     folder, asked = plan.checkpoint(step.parameters["model"]), questions(settings.limit)
-    model, tokenizer = models.load_for_inference(folder), models.load_tokenizer(folder)
+    model, tokenizer = base.load_for_inference(folder), base.load_tokenizer(folder)
     with progress(2 * len(asked), step.name, "answers") as bar:
         answers = converse(
             model,

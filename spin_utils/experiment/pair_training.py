@@ -19,13 +19,12 @@ from spin_utils.files import artifacts, pieces, processes
 from spin_utils.files.precision import choose_precision
 from spin_utils.files.progress import progress
 from spin_utils.files.writing import replacing
-from spin_utils.model import models, sharding
+from spin_utils.model import base, sharding
 from spin_utils.model.logprobs import score
-from spin_utils.model.packing import Group
-from spin_utils.model.pairs import Pairs
+from spin_utils.model.packing import Group, Pairs
 from spin_utils.settings.run import Precision, TrainingSettings
+from spin_utils.training.loop import TrainingResult, train
 from spin_utils.training.trackers import TENSORBOARD
-from spin_utils.training.training import TrainingResult, train
 
 LOGPS = "opponent_logps.npy"
 _STATE = "state"
@@ -65,7 +64,7 @@ def train_on_pairs(
         processes.from_first(lambda: _go_on_from(earlier, work))
     settings = replace(settings, precision=_precision(settings, work))
     opponent_logps = _opponent_logps(start, groups, settings, work)
-    model = models.load(start)
+    model = base.load(start)
 
     def keep_epoch(epoch: int, model: Any) -> None:
         if epoch in keep_epochs:
@@ -97,7 +96,7 @@ def keep_checkpoint(model: Any, start: Path, folder: Path) -> None:
     if processes.rank():
         return
     model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
-    models.copy_tokenizer(models.resolve(start), folder)
+    base.copy_tokenizer(base.resolve(start), folder)
 
 
 def keep_metrics(result: TrainingResult, work: Path) -> None:
@@ -133,7 +132,7 @@ def _precision(settings: TrainingSettings, work: Path) -> Precision:
     def choose() -> Precision:
         path = pieces.scratch(work) / _PRECISION
         if not pieces.is_kept(work, path):
-            chosen = choose_precision(settings.precision, models.device())
+            chosen = choose_precision(settings.precision, base.device())
             artifacts.write_json(path, str(chosen).removeprefix("torch."))
             pieces.keep(work, path)
         return json.loads(path.read_text())
@@ -151,7 +150,7 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
     if processes.from_first(lambda: pieces.is_kept(work, path)):
         return np.load(path, allow_pickle=False).tolist()
     dtype = choose_precision(settings.precision)
-    model = models.load(start, dtype)
+    model = base.load(start, dtype)
     if processes.sharded():
         sharding.shard(model, dtype)
     with progress(len(groups), "opponent log-probabilities", "pairs") as bar:

@@ -17,7 +17,7 @@ from spin_utils.data.rows import check_file
 from spin_utils.evaluation import judge
 from spin_utils.evaluation.mt_bench import FILES
 from spin_utils.files import artifacts, paths, seals
-from spin_utils.model import models
+from spin_utils.model import base
 from spin_utils.settings.inputs import DemonstrationSettings, require
 from spin_utils.settings.mt_bench import answers_identity, judge_identity
 from spin_utils.settings.profiles import as_dict
@@ -96,7 +96,7 @@ def make(profile: Profile, seed: int) -> Plan:
         seed: training and sampling seed. Data and base model do not depend on it.
 
     Raises:
-        models.ModelError: the base model is not where the profile says.
+        base.ModelError: the base model is not where the profile says.
         RowError: a file of demonstrations or pairs is missing.
     """
     steps: dict[str, Step] = {}
@@ -139,14 +139,14 @@ def make(profile: Profile, seed: int) -> Plan:
     evaluation = {"evaluation": as_dict(profile.evaluation), "template": template}
     if needs_data(profile):
         add("data", "data", "", (), _data_identity(profile.demonstrations))
-    base = add("base", "base", "", ("data",) if profile.model.source == "tiny" else (), models.identity(profile.model))
-    start = base
+    texts = ("data",) if profile.model.source == "tiny" else ()
+    start = first = add("base", "base", "", texts, base.identity(profile.model))
     if profile.sft is not None:
         sft = {"training": training_identity(profile.sft), "template": template}
-        start = add("sft", "sft", "01_sft_baseline", (base, "data"), sft, more=0)
+        start = add("sft", "sft", "01_sft_baseline", (first, "data"), sft, more=0)
     evaluate("sft", start)
     for model, source in profile.released.items():
-        add(model, "base", "", (), models.identity(source))
+        add(model, "base", "", (), base.identity(source))
         evaluate(model)
     if profile.released:
         for model in ("sft", *profile.released):

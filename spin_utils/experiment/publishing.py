@@ -15,8 +15,8 @@ from spin_utils.experiment import provenance, stages
 from spin_utils.experiment.plan import Plan, Step
 from spin_utils.experiment.token_scores import common
 from spin_utils.files import artifacts, paths
-from spin_utils.model import models
-from spin_utils.model.pairs import Pairs
+from spin_utils.model import base
+from spin_utils.model.packing import Pairs
 from spin_utils.paper import results
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
     """
     step = plan.steps[f"pairs-{iteration}"]
     table = Pairs([artifacts.checked(stages.run(plan, step.name), "pairs.arrow")]).table.to_pandas()
-    tokenizer = models.load_tokenizer(stages.run(plan, step.inputs[0]))
+    tokenizer = base.load_tokenizer(stages.run(plan, step.inputs[0]))
     rows = {row["id"]: row for row in stages.rows(plan, "spin")}
 
     both = list(zip(table["real_ids"], table["generated_ids"], strict=True))

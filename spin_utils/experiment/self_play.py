@@ -11,8 +11,8 @@ from spin_utils.evaluation import heldout
 from spin_utils.experiment.pair_training import train_on_pairs
 from spin_utils.experiment.plan import Plan, Step, stream, training_of
 from spin_utils.files import artifacts
-from spin_utils.model import models
-from spin_utils.model.pairs import Pairs, PairsError
+from spin_utils.model import base
+from spin_utils.model.packing import Pairs, PairsError
 
 
 def make_spin(plan: Plan, step: Step, work: Path) -> None:
@@ -86,7 +86,7 @@ def training_pairs(plan: Plan, name: str) -> Pairs:
     files = [plan.directory(i) / "pairs.arrow" for i in step.inputs if plan.steps[i].stage in ("pairs", "preferences")]
     end = None
     if training_of(plan.profile, name).end_truncated:
-        tokenizer = models.load_tokenizer(plan.directory(step.inputs[0]))
+        tokenizer = base.load_tokenizer(plan.directory(step.inputs[0]))
         end = encode_response(tokenizer, plan.profile.template, "")[-1]
     pairs = Pairs(files, end_truncated=end)
     if step.stage != "subset":

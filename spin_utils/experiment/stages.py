@@ -45,13 +45,13 @@ def check_inputs(profile: Profile) -> None:
             ProcessesError: with the file, the row and the remedy.
     """
     from spin_utils.experiment import input_checks, mt_bench
-    from spin_utils.model import models, vllm_backend
+    from spin_utils.model import base, vllm
     from spin_utils.training import trackers
 
     trackers.check({name for training in trainings(profile).values() for name in training.trackers})
     launching.check(profile.processes)
     for settings in (profile.model, *profile.released.values()):
-        models.identity(settings)
+        base.identity(settings)
     if needs_data(profile):
         demonstrations = load_demonstrations(profile.demonstrations)
         input_checks.check(profile, demonstrations)
@@ -61,7 +61,7 @@ def check_inputs(profile: Profile) -> None:
     if profile.released:
         return
     if profile.generation.backend == "vllm":
-        vllm_backend.check(profile.generation.vllm)
+        vllm.check_environment(profile.generation.vllm)
     if profile.mt_bench is not None:
         mt_bench.check(profile.mt_bench)
 
@@ -160,33 +160,33 @@ def _make_data(plan: Plan, step: Step, work: Path) -> None:
 
 
 def _make_base(plan: Plan, step: Step, work: Path) -> None:
-    from spin_utils.model import models
+    from spin_utils.model import base
 
     settings = plan.profile.released.get(step.name, plan.profile.model)
     texts: list[str] = []
     if settings.source == "tiny":
         found = read_rows(artifacts.checked(plan.directory("data"), "sft.jsonl"))
         texts = [text for row in found for text in (row["prompt"], row["response"])]
-    models.materialise(settings, work, texts, seed=0)
+    base.materialise(settings, work, texts, seed=0)
 
 
 def _make_sft(plan: Plan, step: Step, work: Path) -> None:
     from spin_utils.data.templates import encode_rows
     from spin_utils.experiment import input_checks
     from spin_utils.experiment.pair_training import keep_checkpoint, keep_metrics
-    from spin_utils.model import models
+    from spin_utils.model import base
     from spin_utils.model.packing import Group
-    from spin_utils.training.training import train
+    from spin_utils.training.loop import train
 
     start, more = plan.directory(step.inputs[0]), step.parameters["more"]
-    tokenizer = models.load_tokenizer(start)
+    tokenizer = base.load_tokenizer(start)
     if not more:
         input_checks.check_start(plan, start)
     encoded = encode_rows(tokenizer, plan.profile.template, rows(plan, "sft", data=step.inputs[1]))
     groups = [Group(row.prompt_ids, (row.response_ids,)) for row in encoded]
     settings = control_training(plan.profile) if more else plan.profile.sft
     assert settings is not None
-    model = models.load(start)
+    model = base.load(start)
     seed = stream(plan.seed, more)
     result = train(
         model,
@@ -203,11 +203,11 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
 
 def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
     from spin_utils.evaluation.harness import evaluate
-    from spin_utils.model import models
+    from spin_utils.model import base
 
     profile, settings = plan.profile, plan.profile.evaluation
     folder = plan.checkpoint(step.parameters["model"])
-    model, tokenizer = models.load_for_inference(folder), models.load_tokenizer(folder)
+    model, tokenizer = base.load_for_inference(folder), base.load_tokenizer(folder)
     split = "test"
     if step.stage == "transfer":  # other tasks, graded in the same way
         split, suite = "transfer", settings.suite

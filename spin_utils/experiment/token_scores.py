@@ -17,7 +17,7 @@ from spin_utils.data.templates import EncodedRow, encode_rows
 from spin_utils.experiment import stages
 from spin_utils.experiment.plan import Plan, training_of
 from spin_utils.experiment.self_play import training_pairs
-from spin_utils.model import models
+from spin_utils.model import base
 from spin_utils.model.logprobs import check_supported, token_logps
 from spin_utils.model.packing import Group, pack
 
@@ -41,7 +41,7 @@ def demonstrations(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Exampl
         plan: for its template and tokenizer.
         rows: such as `stages.rows(plan, "validation")`, not empty.
     """
-    tokenizer = models.load_tokenizer(stages.run(plan, "base"))
+    tokenizer = base.load_tokenizer(stages.run(plan, "base"))
     first: dict[str, EncodedRow] = {}
     for encoded in encode_rows(tokenizer, plan.profile.template, rows):  # which may leave out rows that are too long
         first.setdefault(encoded.row.get("family", ""), encoded)
@@ -107,7 +107,7 @@ def score(examples: Sequence[Example], checkpoints: Mapping[str, Path]) -> pd.Da
     """
     rows: list[dict[str, Any]] = []
     for checkpoint, folder in checkpoints.items():
-        tokenizer, model = models.load_tokenizer(folder), models.load(folder)
+        tokenizer, model = base.load_tokenizer(folder), base.load(folder)
         check_supported(model, max(example.group.longest_row for example in examples))
         for example in examples:
             logps = iter(token_logps(model, pack([example.group]).to(model.device)).tolist())

@@ -23,9 +23,8 @@ from transformers import PreTrainedModel
 from spin_utils.files import processes
 from spin_utils.model import sharding
 from spin_utils.model.attention import UnsupportedModelError, check_model, packed_attention
-from spin_utils.model.chunks import rows_at_once
-from spin_utils.model.fast_layers import fast_layers
-from spin_utils.model.packing import Group, PackedBatch, check_groups, micro_batches, pack
+from spin_utils.model.layers import fast_layers
+from spin_utils.model.packing import Group, PackedBatch, check_groups, micro_batches, pack, rows_at_once
 
 KEPT_LOGITS = 2**27
 """Most logits of a batch whose derivative is kept for the backward pass: 256 MiB in bfloat16."""

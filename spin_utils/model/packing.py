@@ -9,12 +9,16 @@ Shape suffixes: T packed tokens, R response tokens, B groups of one tile, S padd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, overload
 
+import pyarrow as pa
 import torch
 from torch import Tensor
+
+from spin_utils.files import processes
 
 TILE_SLACK = 1.25
 """A tile is closed when its longest group is this much longer than its shortest one."""
@@ -22,9 +26,28 @@ TILE_SLACK = 1.25
 LANES = 32
 """Lengths inside attention are multiples of this: softmax on a CPU is slow at the ragged end of a row."""
 
+GPU_ELEMENTS = 2**25
+"""On a GPU every further call costs more than the memory of 128 MB in float32."""
+PAIRS_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("iteration", pa.int32()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("real_ids", pa.list_(pa.int32())),
+        ("generated_ids", pa.list_(pa.int32())),
+        ("finish_reason", pa.string()),
+        ("generated_logp", pa.float32()),
+    ]
+)
+"""Columns of a file of pairs (x, y, y')."""
+
 
 class PackingError(ValueError):
     """A group cannot be packed. The message names the group and the remedy."""
+
+
+class PairsError(ValueError):
+    """A file of pairs is damaged or does not have the columns of `PAIRS_SCHEMA`."""
 
 
 class Group(NamedTuple):
@@ -283,3 +306,75 @@ def _tile(groups: Sequence[Group], length: int, start: int) -> Tile:
             segments[row, place : place + len(response)] = number
             place += len(response)
     return Tile(start, start + len(slots), torch.tensor(slots), segments)
+
+
+def rows_at_once(elements: int, columns: int, device: torch.device) -> int:
+    """Rows of a chunk, at least one.
+
+    Args:
+        elements: of a chunk on a CPU.
+        columns: of the matrix.
+        device: where it is.
+    """
+    return max(1, (elements if device.type == "cpu" else GPU_ELEMENTS) // columns)
+
+
+def write_pairs(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write rows of `PAIRS_SCHEMA` as one Arrow IPC file, uncompressed so that it can be mapped.
+
+    Of several processes the first one writes.
+    """
+    if processes.rank():
+        return path
+    table = pa.Table.from_pylist(list(rows), schema=PAIRS_SCHEMA)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, PAIRS_SCHEMA) as writer:
+        writer.write_table(table)
+    return path
+
+
+class Pairs(Sequence[Group]):
+    """A read-only sequence of groups over one or several files, of all rows or the first ones.
+
+    Attributes:
+        table: the rows, memory-mapped.
+        end_truncated: the id appended to length-cut generated answers, or None to leave them without an end.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, end_truncated: int | None = None, rows: int | None = None) -> None:
+        self.table = pa.concat_tables([_open(path) for path in paths]).slice(0, rows)
+        self.end_truncated = end_truncated
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def name(self, index: int) -> str:
+        """How messages name a pair: the id of its row and the iteration that generated it."""
+        row = self.table.select(["id", "iteration"]).slice(index, 1).to_pylist()[0]
+        return f"pair {row['id']} of iteration {row['iteration']}"
+
+    @overload
+    def __getitem__(self, index: int) -> Group: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Group]: ...
+    def __getitem__(self, index: int | slice) -> Group | list[Group]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)  # also what ends a for loop over a sequence
+        row = self.table.slice(index % len(self), 1).to_pylist()[0]
+        generated = row["generated_ids"]
+        if row["finish_reason"] == "length" and self.end_truncated is not None:
+            generated = [*generated, self.end_truncated]
+        return Group(row["prompt_ids"], (row["real_ids"], generated))
+
+
+def _open(path: Path) -> pa.Table:
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise PairsError(
+            f"{path}: not a readable file of pairs ({error}); delete its folder and generate again"
+        ) from None
+    if table.schema.names != PAIRS_SCHEMA.names:
+        raise PairsError(f"{path}: columns {table.schema.names}, expected {PAIRS_SCHEMA.names}")
+    return table

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spin_utils.model.chunks import rows_at_once
 from spin_utils.model.decoding import Decoder
+from spin_utils.model.packing import rows_at_once
 from spin_utils.settings.run import GenerationSettings
 
 PREFILL_TOKENS, GPU_PREFILL_TOKENS = 2048, 8192

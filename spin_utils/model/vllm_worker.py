@@ -2,7 +2,7 @@
 
     python -I vllm_worker.py JOB.json WORKER WORKERS
 
-Needs vllm and pyarrow and imports nothing of the kit, whose `vllm_backend` starts it and reads what it wrote. Written
+Needs vllm and pyarrow and imports nothing of the kit, whose `vllm.py` starts it and reads what it wrote. Written
 against vLLM 0.33.0 (vllm/entrypoints/llm.py, vllm/sampling_params.py, vllm/outputs.py of that release).
 
 A shard's prompts are a Parquet file with the columns `stream`, `seed` and `prompt_ids`; its answers are one with

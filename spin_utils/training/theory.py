@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spin_utils.settings.run import Loss
-from spin_utils.training.losses import link, spin_loss
+from spin_utils.training.loss import link, spin_loss
 
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 """The losses that satisfy Assumption 5.1."""

@@ -18,7 +18,7 @@ from spin_utils.data.preferences import as_preference, encode_preferences, load
 from spin_utils.data.rows import RowError, write_rows
 from spin_utils.data.templates import TooLongError, encode_prompt, encode_response
 from spin_utils.experiment import answering, input_checks, plan, stages
-from spin_utils.model import models, pairs
+from spin_utils.model import base, packing
 from spin_utils.model.packing import Group
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings, PreferenceSettings, TemplateSettings
@@ -138,7 +138,9 @@ def test_pairs_are_the_tokens_of_the_template_and_survive_the_file(tmp_path: Pat
     encoded = encode_preferences(tokenizer, TEXT, [GOOD | {"id": "a"}])
     prompt = encode_prompt(tokenizer, TEXT, "who sat?")
     answers = tuple(encode_response(tokenizer, TEXT, answer) for answer in ("the cat", "the dog"))
-    stored = pairs.Pairs([pairs.write(tmp_path / "pairs.arrow", encoded)], end_truncated=tokenizer.eos_token_id)
+    stored = packing.Pairs(
+        [packing.write_pairs(tmp_path / "pairs.arrow", encoded)], end_truncated=tokenizer.eos_token_id
+    )
     assert list(stored) == [Group(prompt, answers)]
     assert stored.table["id"].to_pylist() == ["a"]
 
@@ -202,19 +204,19 @@ def test_what_would_end_a_run_after_its_main_chain_is_refused_before_any_work(tm
 
 
 def test_prompts_and_answers_that_need_more_positions_than_the_model_has_are_refused(tmp_path: Path) -> None:
-    models.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), tmp_path, ["some words"], seed=0)
+    base.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), tmp_path, ["some words"], seed=0)
     rows = {"spin": [{"id": "1", "prompt": "some words", "response": "yes"}]}
     profile = profiles.load("smoke")
     input_checks.check_fit(tmp_path, profile, rows)
-    with pytest.raises(models.ModelError, match=r"has 2048 positions, .* generation\.max_new_tokens \(2048\) needs"):
+    with pytest.raises(base.ModelError, match=r"has 2048 positions, .* generation\.max_new_tokens \(2048\) needs"):
         input_checks.check_fit(tmp_path, profiles.load("smoke", {"generation.max_new_tokens": 2048}), rows)
-    prompt = len(encode_prompt(models.load_tokenizer(tmp_path), profile.template, "some words"))
+    prompt = len(encode_prompt(base.load_tokenizer(tmp_path), profile.template, "some words"))
     full = {"generation.max_new_tokens": 2048 - prompt, "evaluation.max_new_tokens": 2048 - prompt}
     input_checks.check_fit(tmp_path, profiles.load("smoke", {**full, "spin.training.end_truncated": False}), rows)
-    with pytest.raises(models.ModelError, match="needs 2049 with its end token"):
+    with pytest.raises(base.ModelError, match="needs 2049 with its end token"):
         input_checks.check_fit(tmp_path, profiles.load("smoke", full), rows)
     rows = {"transfer": [{"id": "1", "prompt": "some more words", "response": "yes"}]}
-    with pytest.raises(models.ModelError, match=r"the longest transfer prompt .* evaluation\.max_new_tokens"):
+    with pytest.raises(base.ModelError, match=r"the longest transfer prompt .* evaluation\.max_new_tokens"):
         input_checks.check_fit(tmp_path, profiles.load("smoke", full), rows)
 
 
@@ -233,7 +235,7 @@ def test_rows_of_every_use_are_measured_before_training(home: Path, monkeypatch:
         raise TooLongError(" ".join(splits))
 
     monkeypatch.setattr(input_checks, "read_rows", lambda file: [])
-    monkeypatch.setattr(models, "load_tokenizer", lambda folder: None)
+    monkeypatch.setattr(base, "load_tokenizer", lambda folder: None)
     monkeypatch.setattr(input_checks, "check_fit", refuse)
     made = plan.make(profiles.load("smoke"), 0)
     with pytest.raises(TooLongError, match="spin validation test transfer"):
@@ -244,23 +246,23 @@ def test_rows_of_every_use_are_measured_before_training(home: Path, monkeypatch:
 
 
 def test_rows_and_pairs_longer_than_the_model_are_refused_before_training(tmp_path: Path) -> None:
-    models.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), tmp_path, ["some words"], seed=0)
+    base.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), tmp_path, ["some words"], seed=0)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 96}))
     rows = [{"id": "1", "prompt": "some words", "response": "cat " * 100}]
     few = {"generation.max_new_tokens": 8, "evaluation.max_new_tokens": 8}
     for split in ("sft", "spin"):
-        with pytest.raises(models.ModelError, match=f"has 96 positions, and the longest {split} row has"):
+        with pytest.raises(base.ModelError, match=f"has 96 positions, and the longest {split} row has"):
             input_checks.check_fit(tmp_path, profiles.load("smoke", few), {split: rows})
     file = file_of(tmp_path, GOOD | {"rejected": "cat " * 100}).train
     profile = profiles.load("smoke", {"dpo.preferences": {"source": "file", "train": file}})
-    with pytest.raises(models.ModelError, match=r"the longest row of dpo\.preferences has"):
+    with pytest.raises(base.ModelError, match=r"the longest row of dpo\.preferences has"):
         input_checks.check_pair_lengths(tmp_path, profile)
 
 
 def test_pairs_that_are_too_long_are_refused_before_the_main_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     template = {"kind": "text", "prompt": "Q: {prompt} A:", "max_response_tokens": 3}
     profile = profiles.load("smoke", {"template": template})
-    monkeypatch.setattr(models, "load_tokenizer", lambda folder: byte_tokenizer())
+    monkeypatch.setattr(base, "load_tokenizer", lambda folder: byte_tokenizer())
     with pytest.raises(TooLongError, match=r"dpo\.preferences, chosen: row 1 \(smoke_preferences-1\): response of"):
         input_checks.check_pair_lengths(Path(), profile)

@@ -14,7 +14,7 @@ from oracle import obvious_logps
 
 from spin_utils.drawing import figure_style, token_figures
 from spin_utils.experiment import plan, stages, token_scores
-from spin_utils.model import models
+from spin_utils.model import base
 from spin_utils.settings import profiles
 
 HOSTILE = ["<b>bold</b>", "$x^2$", " \\frac{1}{0}", "\n", "\t", "", "😀", "漢", "_" * 300, "%s", "&lt;"]
@@ -34,7 +34,7 @@ def test_token_scores_add_up_to_the_log_probabilities_one_sequence_at_a_time(ste
     sums = token_scores.sums(frame)
     for name, folder in points.items():
         with torch.no_grad():
-            expected = obvious_logps(models.load(folder), [example.group for example in examples])
+            expected = obvious_logps(base.load(folder), [example.group for example in examples])
         assert sums[sums["checkpoint"] == name]["logp"].to_numpy() == pytest.approx(expected.numpy(), abs=1e-3)
     start = frame[frame["checkpoint"] == "sft"]
     assert (start["change"] == 0).all()

@@ -17,7 +17,7 @@ from loopback_hub import LoopbackHub, serve
 from spin_utils.experiment import architectures, check, fitting, forecast, hub_access, machine, plan
 from spin_utils.experiment.machine import Machine
 from spin_utils.files import artifacts, paths
-from spin_utils.model.models import ModelError, gguf_path
+from spin_utils.model.base import ModelError, gguf_path
 from spin_utils.paper.cost_model import Architecture
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings
@@ -384,10 +384,10 @@ def test_this_machine_is_measured() -> None:
 def test_a_tiny_model_has_the_sizes_that_the_profile_says(name: str, tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    from spin_utils.model import models
+    from spin_utils.model import base
 
     settings = ModelSettings("tiny", name=name, hidden_size=64, layers=3, vocabulary_size=300)
-    folder = models.materialise(settings, tmp_path, ["a b c d e"] * 50, seed=0)
+    folder = base.materialise(settings, tmp_path, ["a b c d e"] * 50, seed=0)
     config = json.loads((folder / "config.json").read_text())
     read, _ = architectures.find(ModelSettings("directory", path=str(folder))) or (None, "")
     said, _ = architectures.find(settings) or (None, "")

@@ -18,9 +18,10 @@ from spin_utils.cli import main as cli
 from spin_utils.experiment import pair_training
 from spin_utils.experiment.dpo import DpoError, dpo, read_settings
 from spin_utils.files import artifacts, runtime
-from spin_utils.model import models
+from spin_utils.model import base
 from spin_utils.settings.inputs import ModelSettings
-from spin_utils.training import trackers, training_step
+from spin_utils.training import trackers
+from spin_utils.training.step import NoMemoryError, StepRunner
 
 SETTINGS = ["training.learning_rate=1e-3", "training.batch_size=4", "training.precision=float32"]
 
@@ -34,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny"
     path.mkdir()
     texts = [text for row in rows() for text in row.values()]
-    return models.materialise(ModelSettings("tiny", name="llama", hidden_size=32), path, texts, seed=0)
+    return base.materialise(ModelSettings("tiny", name="llama", hidden_size=32), path, texts, seed=0)
 
 
 @pytest.fixture
@@ -67,9 +68,9 @@ def test_the_result_is_a_checkpoint_that_prefers_the_chosen_answers(model: Path,
     assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "the reference is the start model"
     assert metrics[-1]["accuracy"] == 1
     assert len(metrics) == 18
-    trained, start = (models.load(folder).state_dict() for folder in (out, model))
+    trained, start = (base.load(folder).state_dict() for folder in (out, model))
     assert not all(torch.equal(trained[name], start[name]) for name in start)
-    assert models.load_tokenizer(out).chat_template == models.load_tokenizer(model).chat_template
+    assert base.load_tokenizer(out).chat_template == base.load_tokenizer(model).chat_template
     assert artifacts.verify(out)["stage"] == "dpo"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "out", "pairs.jsonl"]
 
@@ -114,7 +115,7 @@ def test_a_run_without_memory_has_failed_and_is_no_bad_input(
     model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def short(*given: Any, **named: Any) -> None:
-        raise training_step.NoMemoryError("out of memory with row 3 alone")
+        raise NoMemoryError("out of memory with row 3 alone")
 
     monkeypatch.setattr(pair_training, "train", short)
     assert cli.main(arguments(model, pairs, tmp_path / "out")) == 1
@@ -125,7 +126,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
     model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = dpo(model, pairs, tmp_path / "whole", settings())
-    step, score, scored = training_step.StepRunner.__call__, pair_training.score, []
+    step, score, scored = StepRunner.__call__, pair_training.score, []
 
     def stopping(self: Any, *given: Any) -> Any:
         row = step(self, *given)
@@ -138,12 +139,12 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
         return score(*given, **named)
 
     monkeypatch.setattr(pair_training, "score", counted)
-    monkeypatch.setattr(training_step.StepRunner, "__call__", stopping)
+    monkeypatch.setattr(StepRunner, "__call__", stopping)
     command = arguments(model, pairs, tmp_path / "stopped")
     assert cli.main(command) == 130
     assert "stopped after step 2 of 6" in capsys.readouterr().out
     assert not (tmp_path / "stopped").exists()
-    monkeypatch.setattr(training_step.StepRunner, "__call__", step)
+    monkeypatch.setattr(StepRunner, "__call__", step)
     assert cli.main(command) == 0
     for name in ("model.safetensors", "opponent_logps.npy", "pairs.arrow"):
         assert (tmp_path / "stopped" / name).read_bytes() == (whole / name).read_bytes(), name

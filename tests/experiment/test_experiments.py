@@ -16,7 +16,7 @@ from spin_utils.data.rows import RowError, read_rows
 from spin_utils.evaluation import heldout
 from spin_utils.experiment import clock, pair_training, plan, provenance, publishing, self_play, stages
 from spin_utils.files import artifacts, paths, seals, versions
-from spin_utils.model.pairs import Pairs, PairsError
+from spin_utils.model.packing import Pairs, PairsError
 from spin_utils.paper import results
 from spin_utils.settings import profiles
 

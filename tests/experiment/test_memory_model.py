@@ -22,8 +22,8 @@ from spin_utils.model.logprobs import sequence_logps
 from spin_utils.model.packing import Group, pack
 from spin_utils.paper.cost_model import Architecture
 from spin_utils.settings.run import GenerationSettings, TrainingSettings
-from spin_utils.training import resuming
 from spin_utils.training.optimizer import MasterOptimizer
+from spin_utils.training.state import SavedState, save_state
 
 FACTOR = 1.35
 """The estimate lies within this factor of the measured growth of a process."""
@@ -129,7 +129,7 @@ def test_bytes_of_checkpoints_and_saved_states_are_exact(family: str, tmp_path: 
     for name in ("rmsprop", "adamw"):
         settings = TrainingSettings(learning_rate=1e-6, optimizer=name)
         optimizer = MasterOptimizer(model, settings, torch.float32)
-        resuming.save_state(tmp_path / name, {}, resuming.SavedState(1, "float32", optimizer.tensors(), []))
+        save_state(tmp_path / name, {}, SavedState(1, "float32", optimizer.tensors(), []))
         (file,) = (tmp_path / name).glob("state-*/state.safetensors")
         assert tensor_bytes(file) == memory_model.optimizer_state(architecture, settings)
         optimizer.close()
@@ -142,11 +142,11 @@ def tensor_bytes(file: Path) -> int:
 
 def test_constants_that_other_rooms_define_are_theirs() -> None:
     from spin_utils.evaluation import lm
-    from spin_utils.model import attention, chunks, sampling
+    from spin_utils.model import attention, packing, sampling
 
     assert (memory_model.KEPT_LOGITS, memory_model.CHUNK_LOGITS) == (logprobs.KEPT_LOGITS, logprobs.CHUNK_LOGITS)
     assert memory_model.ATTENTION_BLOCK == 2 * attention.BLOCK
     assert memory_model.SCORED_LOGITS == lm.HEAD_ELEMENTS
     assert memory_model.PREFILL_TOKENS == sampling.PREFILL_TOKENS
     assert memory_model.GPU_PREFILL_TOKENS == sampling.GPU_PREFILL_TOKENS
-    assert memory_model.GPU_ELEMENTS == chunks.GPU_ELEMENTS
+    assert memory_model.GPU_ELEMENTS == packing.GPU_ELEMENTS

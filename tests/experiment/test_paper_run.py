@@ -17,8 +17,8 @@ from spin_utils.drawing import drawing
 from spin_utils.evaluation import suites
 from spin_utils.experiment import plan, publishing, stages
 from spin_utils.files import artifacts, paths
-from spin_utils.model import models
-from spin_utils.model.models import ModelError
+from spin_utils.model import base
+from spin_utils.model.base import ModelError
 from spin_utils.paper import published, results
 from spin_utils.settings import profiles
 
@@ -65,7 +65,7 @@ def test_the_paper_profile_runs_from_the_hubs_rows_to_its_tables() -> None:
     made = run_whole(profile)
     rows = {row["prompt"]: row["response"] for row in read_rows(made.directory("data") / "spin.jsonl")}
     assert rows == {f"Say {i}.": f"This is {i}, as you asked." for i in range(100, 104)}, "prompt and real answer"
-    config = json.loads((models.resolve(made.directory("base")) / "config.json").read_text())
+    config = json.loads((base.resolve(made.directory("base")) / "config.json").read_text())
     assert config["model_type"] == "mistral"
     folder = paths.results(profile.name)
     scores = results.load_evaluations(folder)
@@ -139,10 +139,10 @@ def test_another_number_of_rows_than_the_papers_is_refused_before_anything_start
 @pytest.mark.slow
 def test_released_checkpoints_are_evaluated_without_training_and_fill_table_4_and_figure_2() -> None:
     quick = plan.make(profiles.load("paper", SMALL | QUICK | {"name": "paper-quick"}), 0)
-    spin, base = stages.run(quick, "spin-0"), models.resolve(stages.run(quick, "base"))
+    spin, start = stages.run(quick, "spin-0"), base.resolve(stages.run(quick, "base"))
     released = {"spin-3": {"source": "directory", "path": str(spin)}}
     changes = {
-        "model": {"source": "directory", "path": str(base)},
+        "model": {"source": "directory", "path": str(start)},
         "released": released,
         "evaluation.limit": 1,
     }

@@ -26,7 +26,7 @@ from spin_utils.cli import main as cli
 from spin_utils.files import artifacts, paths, pieces, runtime, storage
 from spin_utils.files.progress import progress
 from spin_utils.files.writing import write_text
-from spin_utils.training.resuming import StopRequest
+from spin_utils.training.state import StopRequest
 
 
 @contextlib.contextmanager
@@ -193,7 +193,7 @@ def test_sigterm_is_a_ctrl_c_once() -> None:
 
 KERNEL = """
 from pathlib import Path
-from spin_utils.training.resuming import StopRequest
+from spin_utils.training.state import StopRequest
 with StopRequest() as stop:
     Path("started").touch()
     while not stop.asked: pass

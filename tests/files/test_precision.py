@@ -5,7 +5,7 @@ import torch
 
 from spin_utils.files import precision
 from spin_utils.files.precision import choose_precision
-from spin_utils.model import models
+from spin_utils.model import base
 from tests.tiny_models import tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
 
@@ -41,7 +41,7 @@ def test_models_that_answer_compute_in_it(products, tmp_path, seconds, expected)
     tiny_model("llama").save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     products[torch.bfloat16] = seconds
-    assert models.load_for_inference(tmp_path).dtype is expected
+    assert base.load_for_inference(tmp_path).dtype is expected
 
 
 def test_a_product_takes_time_on_this_machine_and_leaves_its_threads_alone():

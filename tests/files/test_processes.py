@@ -38,11 +38,11 @@ from spin_utils.experiment.dpo import _command, read_settings
 from spin_utils.experiment.launching import LaunchError
 from spin_utils.files import artifacts, paths, processes
 from spin_utils.files.processes import ProcessesError
-from spin_utils.model import models, sharding
+from spin_utils.model import base, sharding
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError
 from spin_utils.settings.run import ProcessSettings
-from spin_utils.training.training import Interrupted
+from spin_utils.training.loop import Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     start = load_file(made.directory("base") / "model.safetensors")
     gone = max(float((wanted[name] - start[name]).abs().max()) for name in wanted)
     assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 0.02 * gone
-    assert models.load(folder).config.architectures == models.load(alone).config.architectures
+    assert base.load(folder).config.architectures == base.load(alone).config.architectures
 
 
 def test_the_files_for_accelerate_launch_say_how_processes_start_and_what_the_kit_does_with_them(

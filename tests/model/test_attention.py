@@ -8,7 +8,7 @@ from oracle import gradients, obvious_logps
 from tiny_models import FAMILIES, tiny_model
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from spin_utils.model import attention, fast_layers, gpu_attention
+from spin_utils.model import attention, gpu_attention, layers
 from spin_utils.model.attention import UnsupportedModelError, attend, check_model, packed_attention
 from spin_utils.model.logprobs import check_supported, sequence_logps
 from spin_utils.model.packing import Group, pack
@@ -58,8 +58,8 @@ def test_attention_equals_a_masked_softmax_and_its_gradient_is_exact(monkeypatch
 def test_both_kinds_of_layers_give_the_obvious_gradients(monkeypatch, family, fused):
     model = tiny_model(family)
     if not fused:
-        monkeypatch.setattr(fast_layers, "LAYERS", ())
-    with fast_layers.fast_layers(model) as count:
+        monkeypatch.setattr(layers, "LAYERS", ())
+    with layers.fast_layers(model) as count:
         assert count == (2 if fused else 0)
     signs = torch.tensor([1.0, -1, 0.5, 2, -1, 1, 3])
     expected = obvious_logps(model, GROUPS)
@@ -85,15 +85,15 @@ def test_bfloat16_gradients_point_where_float32_gradients_point(family):
 def test_layers_with_hooks_or_another_activation_keep_their_own_forward():
     model = tiny_model("llama")
     model.model.layers[0].mlp.register_forward_hook(lambda *args: None)
-    with fast_layers.fast_layers(model) as count:
+    with layers.fast_layers(model) as count:
         assert count == 1
-    with fast_layers.fast_layers(tiny_model("llama", hidden_act="gelu")) as count:
+    with layers.fast_layers(tiny_model("llama", hidden_act="gelu")) as count:
         assert count == 0
 
 
 def test_the_layers_are_given_back():
     model = tiny_model("llama")
-    with fast_layers.fast_layers(model), fast_layers.fast_layers(model):
+    with layers.fast_layers(model), layers.fast_layers(model):
         assert "forward" in vars(model.model.layers[0])
     assert "forward" not in vars(model.model.layers[0])
 

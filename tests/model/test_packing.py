@@ -1,13 +1,23 @@
-"""Promises of packing: nothing lost, nothing padded, nothing empty."""
+"""Promises of packing: nothing lost, nothing padded, nothing empty; what was sampled is what is trained on."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin_utils.model.packing import Group, PackingError, micro_batches, pack
+from spin_utils.model.packing import Group, PackingError, Pairs, PairsError, micro_batches, pack, write_pairs
+
+ROW = {"id": "a", "iteration": 0, "prompt_ids": [1, 2], "real_ids": [3, 9], "finish_reason": "stop"}
+ROWS = [
+    {**ROW, "generated_ids": [4, 5, 9], "generated_logp": -1.5},
+    {**ROW, "id": "b", "generated_ids": [4, 5], "finish_reason": "length", "generated_logp": -2.0},
+    {**ROW, "id": "c", "iteration": 1, "generated_ids": [3, 9], "generated_logp": -0.5},
+]
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 200))
@@ -53,3 +63,31 @@ def test_groups_of_very_different_length_do_not_share_a_tile():
 def test_empty_parts_are_refused_by_name(groups, message):
     with pytest.raises(PackingError, match=message):
         pack(groups)
+
+
+def test_token_ids_survive_the_disk(tmp_path: Path) -> None:
+    table = Pairs([write_pairs(tmp_path / "a.arrow", ROWS[:2]), write_pairs(tmp_path / "b.arrow", ROWS[2:])])
+    expected = [Group([1, 2], ([3, 9], row["generated_ids"])) for row in ROWS]
+    assert list(table) == expected
+    assert table[-1] == expected[-1]
+    assert table[0:2] == expected[:2]
+    with pytest.raises(IndexError):
+        table[3]
+
+
+def test_a_length_cut_answer_gets_its_end_only_if_asked(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "a.arrow", ROWS)
+    assert [len(g.response_ids[1]) for g in Pairs([path])] == [3, 2, 2]
+    assert [g.response_ids[1][-1] for g in Pairs([path], end_truncated=9)] == [9, 9, 9]
+
+
+def test_pandas_reads_the_file(tmp_path: Path) -> None:
+    frame = pd.read_feather(write_pairs(tmp_path / "a.arrow", ROWS))
+    assert frame["generated_ids"].map(list).tolist() == [row["generated_ids"] for row in ROWS]
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "a.arrow", ROWS)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(PairsError, match="generate again"):
+        Pairs([path])

@@ -21,13 +21,12 @@ from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.cli import main as cli
-from spin_utils.evaluation import vllm_health
 from spin_utils.experiment import plan, stages
 from spin_utils.files import paths
-from spin_utils.model import models, vllm_backend
-from spin_utils.model.pairs import Pairs
+from spin_utils.model import base, vllm
+from spin_utils.model.packing import Pairs
 from spin_utils.model.sampling import sample
-from spin_utils.model.vllm_shards import Answer, VllmError
+from spin_utils.model.vllm import Answer, VllmError
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError
 from spin_utils.settings.machine import VllmSettings
@@ -56,7 +55,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two models of one shape with other weights."""
     folders = [tmp_path_factory.mktemp(f"model-{seed}") for seed in range(2)]
     for seed, folder in enumerate(folders):
-        models.save(tiny_model("llama", seed), byte_tokenizer(), folder)
+        base.save(tiny_model("llama", seed), byte_tokenizer(), folder)
     return folders
 
 
@@ -67,7 +66,7 @@ def settings(python: str) -> GenerationSettings:
 
 
 def draw(model: Path, settings: GenerationSettings, work: Path, seed: int = 0) -> list[Answer]:
-    return vllm_backend.answer(model, PROMPTS, eos_ids=EOS, settings=settings, seed=seed, work=work, what="answers")[0]
+    return vllm.answer(model, PROMPTS, eos_ids=EOS, settings=settings, seed=seed, work=work, what="answers")[0]
 
 
 def test_greedy_answers_are_the_models_own_and_each_call_takes_the_checkpoint_it_is_given(
@@ -77,7 +76,7 @@ def test_greedy_answers_are_the_models_own_and_each_call_takes_the_checkpoint_it
     kit = replace(greedy, backend="kit")
     for i, folder in enumerate(checkpoints):
         drawn = draw(folder, greedy, tmp_path / str(i))
-        own = sample(models.load(folder, torch.float32), PROMPTS, eos_ids=EOS, settings=kit, seed=0)
+        own = sample(base.load(folder, torch.float32), PROMPTS, eos_ids=EOS, settings=kit, seed=0)
         assert [(ids, reason) for ids, reason, _ in drawn] == [(s.token_ids, s.finish_reason) for s in own]
         assert [logp for _, _, logp in drawn] == pytest.approx([s.logp for s in own], abs=1e-4)
     reasons = {reason for _, reason, _ in drawn}
@@ -97,7 +96,7 @@ def test_an_answer_depends_on_seed_and_prompt_and_not_on_processes_or_shards(
     assert not (work / "worker-2.log").exists(), "as many processes as there are pairs of GPUs"
     assert draw(checkpoints[0], settings, tmp_path / "other", seed=1) != alone
     with pytest.raises(VllmError, match=r"3 x 2 GPUs are asked for and 4 are visible; lower generation.vllm.processes"):
-        vllm_backend.worker_devices(replace(two, processes=3), shards=9)
+        vllm.worker_devices(replace(two, processes=3), shards=9)
 
 
 @pytest.mark.parametrize(
@@ -170,13 +169,13 @@ def test_no_process_outlives_the_run_that_started_it(
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     script = (
-        "from spin_utils.model import vllm_backend\n"
+        "from spin_utils.model import vllm\n"
         "from spin_utils.settings.machine import VllmSettings\n"
         "from spin_utils.settings.run import GenerationSettings\n"
         "from pathlib import Path\n"
         f"vllm = VllmSettings(python={settings.vllm.python!r})\n"
         "settings = GenerationSettings(max_new_tokens=8, backend='vllm', vllm=vllm)\n"
-        f"vllm_backend.answer(Path({str(checkpoints[0])!r}), [[3]], eos_ids={{1}}, settings=settings, seed=0,\n"
+        f"vllm.answer(Path({str(checkpoints[0])!r}), [[3]], eos_ids={{1}}, settings=settings, seed=0,\n"
         f"    work=Path({str(tmp_path / 'work')!r}), what='answers')\n"
     )
     environment = {**os.environ, "STAND_IN": f"hang:{pipe}", "PYTHONPATH": str(paths.REPOSITORY)}
@@ -215,8 +214,8 @@ def test_settings_that_vllm_cannot_have_are_refused(settings: GenerationSettings
         replace(settings, temperature=3.0)
     short = replace(settings, vllm=replace(settings.vllm, max_model_len=100))
     with pytest.raises(VllmError, match=r"max_model_len: 100; .* take 93 \+ 8 tokens; write 101 or more, or 0"):
-        vllm_backend.engine_arguments(Path("model"), short, 93)
-    assert vllm_backend.engine_arguments(Path("model"), settings, 93)["max_model_len"] == 101
+        vllm.engine_arguments(Path("model"), short, 93)
+    assert vllm.engine_arguments(Path("model"), settings, 93)["max_model_len"] == 101
 
 
 def test_other_answers_have_another_key_but_not_for_where_vllm_runs(settings: GenerationSettings) -> None:
@@ -261,7 +260,7 @@ def test_pairs_of_a_profile_are_drawn_by_vllm_with_a_health_figure_beside_them(
 
 
 def test_the_health_figure_is_the_difference_of_log_probabilities_by_token(checkpoints: list[Path]) -> None:
-    model = models.load(checkpoints[0], torch.bfloat16)
+    model = base.load(checkpoints[0], torch.bfloat16)
     answers: list[Answer] = []
     for prompt in PROMPTS:
         ids = [4, 9, 1]
@@ -269,6 +268,6 @@ def test_the_health_figure_is_the_difference_of_log_probabilities_by_token(check
             logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1].float()
         logp = logits.log_softmax(-1)[range(3), ids].sum().item()
         answers.append((ids, "stop", logp + 3 * (0.25 if prompt == PROMPTS[-1] else 0.0)))
-    health = vllm_health.compare(checkpoints[0], PROMPTS, answers, VllmSettings(checked_rows=4))
+    health = vllm.health(checkpoints[0], PROMPTS, answers, VllmSettings(checked_rows=4))
     assert health["largest_difference"] == pytest.approx(0.25, abs=0.02), "the last row is one of the four"
     assert health["mean_difference"] == pytest.approx(0.0625, abs=0.02)

@@ -11,14 +11,14 @@ from tiny_models import FAMILIES, tiny_model
 from transformers import PreTrainedModel
 
 from spin_utils.data.preferences import encode_preferences
-from spin_utils.model import models
+from spin_utils.model import base
 from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.run import TrainingSettings
-from spin_utils.training import training
-from spin_utils.training.training import train
+from spin_utils.training import loop
+from spin_utils.training.loop import train
 
 STEPS, BATCH, EOS = 20, 4, 1
 RELATIVE = 2e-5
@@ -45,8 +45,8 @@ def test_twenty_steps_equal_trl(family: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_twenty_steps_on_smollm2_equal_trl(tmp_path: Path) -> None:
     profile = profiles.load("cpu")
-    folder = models.materialise(profile.model, tmp_path, [], seed=0)
-    tokenizer = models.load_tokenizer(folder)
+    folder = base.materialise(profile.model, tmp_path, [], seed=0)
+    tokenizer = base.load_tokenizer(folder)
     template = TemplateSettings("text", "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
     rows = [
         {
@@ -59,7 +59,7 @@ def test_twenty_steps_on_smollm2_equal_trl(tmp_path: Path) -> None:
     ]
     encoded = encode_preferences(tokenizer, template, rows)
     pairs = [Group(row["prompt_ids"], (row["real_ids"], row["generated_ids"])) for row in encoded]
-    _assert_equal_training(lambda: models.load(folder), pairs, tokenizer.eos_token_id, 1e-6, tmp_path)
+    _assert_equal_training(lambda: base.load(folder), pairs, tokenizer.eos_token_id, 1e-6, tmp_path)
 
 
 def _assert_equal_training(
@@ -76,7 +76,7 @@ def _assert_equal_training(
         precision="float32",
         micro_batch_tokens=80,
     )
-    plan = training._Plan(len(pairs), settings, seed=3)
+    plan = loop._Plan(len(pairs), settings, seed=3)
     in_order = [pairs[i] for step in range(STEPS) for i in plan.indices(step)]
     trainer = trl_peer.dpo_trainer(
         load(),

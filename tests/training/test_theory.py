@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from spin_utils.drawing import theory_figures
 from spin_utils.files import paths
 from spin_utils.training import theory
-from spin_utils.training.losses import link
+from spin_utils.training.loss import link
 
 BETAS = (0.05, 0.1, 0.6, 1.0, 5.0)
 DATA = theory.distribution([0.40, 0.25, 0.20, 0.10, 0.05])

@@ -17,15 +17,16 @@ from safetensors.torch import load_file
 from tiny_models import tiny_model
 
 from spin_utils.files import runtime
-from spin_utils.model.logprobs import score
+from spin_utils.model.logprobs import score, sequence_logps
 from spin_utils.model.packing import Group, PackingError
 from spin_utils.settings.run import TrainingSettings
-from spin_utils.training import training, training_step
-from spin_utils.training.losses import spin_loss
+from spin_utils.training import loop
+from spin_utils.training.loop import Interrupted, NoMemoryError, NonFiniteLossError, train
+from spin_utils.training.loss import spin_loss
 from spin_utils.training.optimizer import MasterOptimizer
-from spin_utils.training.resuming import OtherRunError
+from spin_utils.training.state import OtherRunError
+from spin_utils.training.step import StepRunner
 from spin_utils.training.trackers import TrackerError
-from spin_utils.training.training import Interrupted, NoMemoryError, NonFiniteLossError, train
 
 
 def _settings(**changes):
@@ -161,7 +162,7 @@ def test_a_batch_of_identical_pairs_moves_nothing(tmp_path):
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
 def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_after, precision):
     whole, result = _run(tmp_path / "whole", precision=precision)
-    step = training_step.StepRunner.__call__
+    step = StepRunner.__call__
 
     def stopping(self, *arguments):
         row = step(self, *arguments)
@@ -169,10 +170,10 @@ def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_afte
             os.kill(os.getpid(), signal.SIGTERM)
         return row
 
-    monkeypatch.setattr(training_step.StepRunner, "__call__", stopping)
+    monkeypatch.setattr(StepRunner, "__call__", stopping)
     with pytest.raises(Interrupted, match=rf"step {stop_after} of 6.*goes on"):
         _run(tmp_path / "stopped", precision=precision)
-    monkeypatch.setattr(training_step.StepRunner, "__call__", step)
+    monkeypatch.setattr(StepRunner, "__call__", step)
     resumed, again = _run(tmp_path / "stopped", precision=precision)
     assert _same(whole, resumed)
     lasting = ("step", "loss", "margin", "grad_norm", "learning_rate")
@@ -181,21 +182,21 @@ def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_afte
 
 def test_a_killed_run_goes_on_from_its_last_saved_state(tmp_path, monkeypatch):
     whole, _ = _run(tmp_path / "whole")
-    step = training_step.StepRunner.__call__
+    step = StepRunner.__call__
 
     def dying(self, *arguments):
         if self.optimizer.steps == 4:
             raise MemoryError("killed")
         return step(self, *arguments)
 
-    monkeypatch.setattr(training_step.StepRunner, "__call__", dying)
+    monkeypatch.setattr(StepRunner, "__call__", dying)
     with pytest.raises(MemoryError):
         _run(tmp_path / "killed", save_minutes=0)
     (tmp_path / "killed" / "unfinished-1").mkdir()
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
     assert len(list((tmp_path / "killed").glob("state-*"))) == 1
-    monkeypatch.setattr(training_step.StepRunner, "__call__", step)
+    monkeypatch.setattr(StepRunner, "__call__", step)
     resumed, result = _run(tmp_path / "killed", save_minutes=0)
     assert _same(whole, resumed)
     assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
@@ -206,7 +207,7 @@ def test_a_killed_run_goes_on_from_its_last_saved_state(tmp_path, monkeypatch):
 def stopped(tmp_path, monkeypatch):
     """The folder of a run that was killed in its fifth step, and the model of an undisturbed one."""
     whole, result = _run(tmp_path / "whole")
-    step = training_step.StepRunner.__call__
+    step = StepRunner.__call__
 
     def dying(self, *arguments):
         if self.optimizer.steps == 4:
@@ -214,7 +215,7 @@ def stopped(tmp_path, monkeypatch):
         return step(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training_step.StepRunner, "__call__", dying)
+        patch.setattr(StepRunner, "__call__", dying)
         _run(tmp_path / "killed", save_minutes=0)
     return tmp_path / "killed", whole, result
 
@@ -239,14 +240,14 @@ def test_a_damaged_state_is_left_out_and_the_run_starts_anew(stopped, name, dama
 
 def test_a_run_that_goes_on_lets_its_old_state_go(stopped, monkeypatch):
     work, _, _ = stopped
-    load, old, alive = training.load_state, [], []
+    load, old, alive = loop.load_state, [], []
 
     def noting(*arguments):
         saved = load(*arguments)
         old.extend(map(weakref.ref, saved.tensors.values()))
         return saved
 
-    monkeypatch.setattr(training, "load_state", noting)
+    monkeypatch.setattr(loop, "load_state", noting)
     _run(work, on_epoch_end=lambda *_: alive.append(sum(tensor() is not None for tensor in old)))
     assert old
     assert alive == [0], "its file can be removed while the run goes on"
@@ -266,7 +267,7 @@ def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(training_step.StepRunner, "__call__", twice)
+    monkeypatch.setattr(StepRunner, "__call__", twice)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup it would be ignored
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -332,25 +333,25 @@ def test_a_row_that_does_not_fit_is_named_with_the_remedy(tmp_path, monkeypatch)
     def cramped(model, batch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(training_step, "sequence_logps", cramped)
+    monkeypatch.setattr("spin_utils.training.step.sequence_logps", cramped)
     longest = max(range(4), key=lambda i: _pairs(4)[i].tokens)
     with pytest.raises(NoMemoryError, match=rf"with group {longest} alone, \d+ tokens; set gradient_checkpointing"):
         _run(tmp_path, _pairs(4), opponent_logps=[[0.0, 0.0]] * 4)
-    monkeypatch.setattr(training_step, "sequence_logps", lambda *_: 1 / 0)
+    monkeypatch.setattr("spin_utils.training.step.sequence_logps", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _run(tmp_path, _pairs(4), opponent_logps=[[0.0, 0.0]] * 4)
 
 
 def _memory_for(tokens, monkeypatch):
     """Larger batches run out of memory from here on."""
-    logps = training_step.sequence_logps
+    logps = sequence_logps
 
     def cramped(model, batch):
         if batch.tokens > tokens:
             raise torch.OutOfMemoryError("out of memory")
         return logps(model, batch)
 
-    monkeypatch.setattr(training_step, "sequence_logps", cramped)
+    monkeypatch.setattr("spin_utils.training.step.sequence_logps", cramped)
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, monkeypatch, caplog):
@@ -401,7 +402,7 @@ def test_an_epoch_ends_with_the_exact_weights_and_goes_on_as_if_nothing_was_look
 
 
 def test_every_epoch_has_every_pair_once_in_another_order():
-    plan = training._Plan(10, _settings(), seed=5)
+    plan = loop._Plan(10, _settings(), seed=5)
     epochs = [[i for step in range(3 * e, 3 * e + 3) for i in plan.indices(step)] for e in (0, 1)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
     assert epochs[0] != epochs[1]

@@ -34,8 +34,8 @@ from spin_utils.model.logprobs import score, sequence_logps
 from spin_utils.model.packing import Group, pack
 from spin_utils.model.sampling import draw, sample
 from spin_utils.settings.run import GenerationSettings, TrainingSettings
-from spin_utils.training import training_step
-from spin_utils.training.training import Interrupted, TrainingResult, train
+from spin_utils.training.loop import Interrupted, TrainingResult, train
+from spin_utils.training.step import StepRunner
 
 pytestmark = pytest.mark.gpu
 END = 1
@@ -153,7 +153,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(
 ) -> None:
     whole = on_gpu("llama")
     trained(whole, tmp_path / "whole", longest=80, precision=precision)
-    step: Callable[..., Any] = training_step.StepRunner.__call__
+    step: Callable[..., Any] = StepRunner.__call__
     numbers = count(1)
 
     def stopping(*arguments: Any) -> Any:
@@ -163,7 +163,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(
         return row
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(training_step.StepRunner, "__call__", stopping)
+        patch.setattr(StepRunner, "__call__", stopping)
         trained(on_gpu("llama"), tmp_path / "stopped", longest=80, precision=precision)
     resumed = on_gpu("llama")
     trained(resumed, tmp_path / "stopped", longest=80, precision=precision)

@@ -115,8 +115,8 @@ def test_a_chat_template_that_takes_for_ever_is_refused(
     work: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from spin_utils.data import templates
-    from spin_utils.model import model_folder
-    from spin_utils.model.models import ModelError
+    from spin_utils.model import base
+    from spin_utils.model.base import ModelError
     from spin_utils.settings import profiles
 
     model = recipes.broken_model(sound, {"write": {"chat_template.jinja": work}}, tmp_path / "model")
@@ -124,7 +124,7 @@ def test_a_chat_template_that_takes_for_ever_is_refused(
     monkeypatch.setattr(templates, "_SECONDS", 0.2)
     before = signal.getsignal(signal.SIGPROF), resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(ModelError, match=r"the chat template is not rendered after 0\.2 s; .*template.kind: text"):
-        model_folder.check(model, template)
+        base.check_folder(model, template)
     assert (signal.getsignal(signal.SIGPROF), resource.getrlimit(resource.RLIMIT_AS)) == before
     assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
 
@@ -137,7 +137,7 @@ def test_the_corpus_and_its_index_agree() -> None:
 
 
 def test_the_model_that_the_recipes_break_is_sound(sound: Path) -> None:
-    from spin_utils.model import model_folder
+    from spin_utils.model import base
     from spin_utils.settings import profiles
 
-    model_folder.check(sound, profiles.load("smoke").template)
+    base.check_folder(sound, profiles.load("smoke").template)

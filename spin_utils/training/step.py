@@ -20,7 +20,7 @@ from spin_utils.files import processes
 from spin_utils.model.logprobs import IDLE, sequence_logps
 from spin_utils.model.packing import Group, micro_batches, pack
 from spin_utils.settings.run import TrainingSettings
-from spin_utils.training.losses import link, spin_loss
+from spin_utils.training.loss import link, spin_loss
 from spin_utils.training.optimizer import MasterOptimizer
 
 logger = logging.getLogger(__name__)

@@ -26,14 +26,14 @@ from spin_utils.files.progress import progress
 from spin_utils.files.writing import write_text
 from spin_utils.model import sharding
 from spin_utils.model.attention import packed_attention
-from spin_utils.model.fast_layers import fast_layers
+from spin_utils.model.layers import fast_layers
 from spin_utils.model.logprobs import check_supported
 from spin_utils.model.packing import Group, PackingError, check_groups
 from spin_utils.settings.run import TrainingSettings, training_identity
 from spin_utils.training.optimizer import MasterOptimizer, learning_rate_at
-from spin_utils.training.resuming import SavedState, StopRequest, load_state, save_state
+from spin_utils.training.state import SavedState, StopRequest, load_state, save_state
+from spin_utils.training.step import NoMemoryError, NonFiniteLossError, Row, StepRunner
 from spin_utils.training.trackers import open_trackers
-from spin_utils.training.training_step import NoMemoryError, NonFiniteLossError, Row, StepRunner
 
 __all__ = ["Interrupted", "NoMemoryError", "NonFiniteLossError", "Row", "TrainingResult", "train"]
 

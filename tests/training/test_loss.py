@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spin_utils.settings.run import Loss
-from spin_utils.training.losses import link, spin_loss
+from spin_utils.training.loss import link, spin_loss
 
 LOSSES = get_args(Loss)
 FORMULAS = {

@@ -8,29 +8,60 @@ that is finished is kept, and a run that was killed goes on with the others.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
+import math
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Collection, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from spin_utils.files import artifacts, gpus, runtime
 from spin_utils.files.paths import relative
 from spin_utils.files.progress import progress
-from spin_utils.model import vllm_shards
-from spin_utils.model.vllm_shards import Answer, VllmError
+from spin_utils.model import base
+from spin_utils.model.vllm_worker import SCHEMA
 from spin_utils.settings.machine import VllmSettings
 from spin_utils.settings.run import GenerationSettings
+
+log = logging.getLogger(__name__)
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 _POLL_S = 0.1
 _PATIENCE_S = 20.0  # to end well before being killed
 _TAIL = 15  # lines of a failed process's output that an error shows
+_CHECKED_TOKENS = 4096  # in one pass of the health figure
+Answer = tuple[list[int], str, float]
+"""Token ids, finish reason and summed log-probability."""
+
+_PROMPTS = pa.schema([("stream", pa.int64()), ("seed", pa.int64()), ("prompt_ids", pa.list_(pa.int32()))])
+_REMEDY = "delete it and run the same command again"
 
 
-def check(settings: VllmSettings) -> None:
+class VllmError(RuntimeError):
+    """vLLM's environment, a process in it or what it wrote is not as it must be. The message has the remedy."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some consecutive prompts and their answers."""
+
+    prompts: Path
+    answers: Path
+    """There when the shard is finished."""
+    streams: range
+    """Places of the prompts among all."""
+
+
+def check_environment(settings: VllmSettings) -> None:
     """Refuse an environment without vLLM, before anything long starts.
 
     Raises:
@@ -79,8 +110,8 @@ def answer(
     Raises:
         VllmError: a process failed, or what it wrote is damaged. Finished shards are kept.
     """
-    shards = vllm_shards.write_prompts(prompts, settings.shard_rows, seed, work)
-    missing = vllm_shards.unfinished(shards, eos_ids, settings)
+    shards = write_prompts(prompts, settings.shard_rows, seed, work)
+    missing = unfinished(shards, eos_ids, settings)
     if missing:
         job = {
             "engine": engine_arguments(model, settings, max(map(len, prompts))),
@@ -89,15 +120,15 @@ def answer(
         }
         artifacts.write_json(work / "job.json", job)
         devices = worker_devices(settings.vllm, len(missing))
-        done = vllm_shards.finished_rows(shards)
+        done = finished_rows(shards)
         with (
             progress(len(prompts), what, "prompts", done=done) as bar,
             contextlib.closing(_running(settings.vllm, devices, work)) as running,
         ):
             for _ in running:
-                bar.advance(vllm_shards.finished_rows(shards) - bar.done)
-    answers = [row for shard in shards for row in vllm_shards.read_answers(shard, eos_ids, settings)]
-    return answers, vllm_shards.versions(shards)
+                bar.advance(finished_rows(shards) - bar.done)
+    answers = [row for shard in shards for row in read_answers(shard, eos_ids, settings)]
+    return answers, versions(shards)
 
 
 def engine_arguments(model: Path, settings: GenerationSettings, longest_prompt: int) -> dict[str, Any]:
@@ -226,3 +257,133 @@ def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def _python(settings: VllmSettings) -> str:
     return str(Path(settings.python).expanduser())
+
+
+def health(
+    model: Path, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], settings: VllmSettings
+) -> dict[str, Any]:
+    """Is vLLM the policy that the kit trains? Its log-probabilities less the kit's, in nats per token of an answer.
+
+    A health figure only: the opponent's log-probabilities are always computed by the kit, since a difference between
+    two engines would look like a drift of the policy.
+
+    Args:
+        model: folder of the weights that answered.
+        prompts: token ids.
+        answers: one for each prompt.
+        settings: how many rows, evenly spread over all, and the limit above which a warning is due.
+
+    Returns:
+        JSON data: `rows` compared, `mean_difference`, `largest_difference` (absolute), the `limit`.
+    """
+    from spin_utils.model.logprobs import score  # needs torch
+    from spin_utils.model.packing import Group
+
+    rows = np.unique(np.linspace(0, len(prompts) - 1, min(settings.checked_rows, len(prompts))).astype(int)).tolist()
+    groups = [Group(list(prompts[i]), (answers[i][0],)) for i in rows]
+    ours = score(base.load_for_inference(model), groups, micro_batch_tokens=_CHECKED_TOKENS)
+    differences = np.array([(answers[i][2] - own) / len(answers[i][0]) for i, (own,) in zip(rows, ours, strict=True)])
+    health = {
+        "rows": len(rows),
+        "mean_difference": float(differences.mean()),
+        "largest_difference": float(np.abs(differences).max()),
+        "limit": settings.largest_difference,
+    }
+    text = "log-probabilities of vLLM less the kit's, nats per token of %(rows)d answers: mean %(mean_difference).4f, "
+    log.info(text + "largest %(largest_difference).4f", health)
+    if health["largest_difference"] > settings.largest_difference:
+        log.warning(
+            "the largest difference is above generation.vllm.largest_difference (%s): the answers may be of another "
+            "model, template or precision than what is trained; look into it before you trust this run",
+            settings.largest_difference,
+        )
+    return health
+
+
+def write_prompts(prompts: Sequence[Sequence[int]], rows: int, seed: int, work: Path) -> list[Shard]:
+    """Write the prompts' token ids and seeds.
+
+    Args:
+        prompts: token ids.
+        rows: prompts in a shard.
+        seed: of all random numbers.
+        work: folder of the files.
+    """
+    work.mkdir(exist_ok=True)
+    shards = []
+    for start in range(0, len(prompts), rows):
+        streams = range(start, min(start + rows, len(prompts)))
+        shard = Shard(work / f"{start:08d}.prompts.parquet", work / f"{start:08d}.answers.parquet", streams)
+        table = [{"stream": i, "seed": prompt_seed(seed, i), "prompt_ids": list(prompts[i])} for i in streams]
+        pq.write_table(pa.Table.from_pylist(table, schema=_PROMPTS), shard.prompts)
+        shards.append(shard)
+    return shards
+
+
+def prompt_seed(seed: int, stream: int) -> int:
+    """Seed of a prompt's random numbers: 63 bits of a hash, so that neighbours have nothing in common.
+
+    >>> prompt_seed(0, 1) != prompt_seed(1, 0)
+    True
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed} {stream}".encode()).digest()[:8], "big") >> 1
+
+
+def unfinished(shards: Sequence[Shard], eos_ids: Collection[int], settings: GenerationSettings) -> list[Shard]:
+    """The shards without answers. Damaged answers are removed, with a warning."""
+    for shard in shards:
+        if shard.answers.is_file():
+            try:
+                read_answers(shard, eos_ids, settings)
+            except VllmError as error:
+                log.warning("%s; drawn again", str(error).removesuffix(f"; {_REMEDY}"))
+                shard.answers.unlink()
+    return [shard for shard in shards if not shard.answers.is_file()]
+
+
+def finished_rows(shards: Sequence[Shard]) -> int:
+    """How many prompts have answers."""
+    return sum(len(shard.streams) for shard in shards if shard.answers.is_file())
+
+
+def versions(shards: Sequence[Shard]) -> list[str]:
+    """The versions of vLLM that drew the answers."""
+    found = [(pq.read_schema(shard.answers).metadata or {}).get(b"vllm", b"unknown") for shard in shards]
+    return sorted({version.decode() for version in found})
+
+
+def read_answers(shard: Shard, eos_ids: Collection[int], settings: GenerationSettings) -> list[Answer]:
+    """A finished shard's answers, each proved to be one that the kit's sampler could have given.
+
+    Raises:
+        VllmError: a missing or damaged file, rows of other prompts, or an answer that is none.
+    """
+    place = relative(shard.answers)
+    try:
+        table = pq.read_table(shard.answers)
+    except FileNotFoundError:
+        raise VllmError(f"{place}: vLLM ended well and did not write it; run the same command again") from None
+    except (pa.ArrowException, OSError) as error:
+        raise VllmError(f"{place}: not readable as Parquet ({' '.join(str(error).split())}); {_REMEDY}") from None
+    if table.schema.names != SCHEMA.names:
+        raise VllmError(f"{place}: columns {table.schema.names}, expected {SCHEMA.names}; {_REMEDY}")
+    if table["stream"].to_pylist() != list(shard.streams):
+        raise VllmError(f"{place}: its {table.num_rows} rows do not answer the {len(shard.streams)} prompts; {_REMEDY}")
+    rows = table.to_pylist()
+    for row in rows:
+        if not _is_answer(row, eos_ids, settings.max_new_tokens):
+            tokens = len(row["generated_ids"] or ())
+            raise VllmError(
+                f"{place}, prompt {row['stream']}: {tokens} tokens with finish reason {row['finish_reason']!r} and "
+                f"log-probability {row['logp']} are no answer; {_REMEDY}"
+            )
+    return [(row["generated_ids"], row["finish_reason"], row["logp"]) for row in rows]
+
+
+def _is_answer(row: dict[str, Any], eos_ids: Collection[int], longest: int) -> bool:
+    ids, logp = row["generated_ids"], row["logp"]
+    if not ids or len(ids) > longest or logp is None or not math.isfinite(logp):
+        return False
+    ended = ids[-1] in eos_ids
+    reason = "stop" if ended else "length"
+    return row["finish_reason"] == reason and (ended or len(ids) == longest) and not set(ids[:-1]) & set(eos_ids)

