@@ -618,11 +618,11 @@ def _train(work: Callable[[], Any]) -> None:
         work()
     except Exception as error:
         from spin_utils.cli.notebooks import StageError
-        from spin_utils.training.loop import Interrupted, NoMemoryError, NonFiniteLossError  # these need torch
+        from spin_utils.training.loop import Interrupted, TrainingError  # these need torch
 
         if isinstance(error, Interrupted):
             log.error("%s", error)
             raise typer.Exit(INTERRUPTED) from None
-        if isinstance(error, NoMemoryError | NonFiniteLossError):
+        if isinstance(error, TrainingError):
             raise StageError(str(error)) from None
         raise

@@ -275,7 +275,7 @@ def score_continuations(
         For each group, for each response: summed log-probability and whether every token is the likeliest one.
 
     Raises:
-        UnsupportedModelError: The model cannot work on packed groups, or a row has more tokens than positions.
+        ModelError: The model cannot work on packed groups, or a row has more tokens than positions.
     """
     # The last token of a row predicts nothing, so it needs no position of its own.
     check_model(model, max(group.longest_row for group in groups) - 1)

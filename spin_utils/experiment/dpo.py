@@ -62,7 +62,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
         The folder.
 
     Raises:
-        ModelError, RowError, TemplateError, TrackerError, DpoError: found before any long work, with the remedy.
+        ModelError, RowError, TemplateError, DpoError, KitError: found before any long work, with the remedy.
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
         LaunchError: a process of several failed.
     """

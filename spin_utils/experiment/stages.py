@@ -41,7 +41,7 @@ def check_inputs(profile: Profile) -> None:
     """Everything that can be wrong with a run's inputs, found before any long work.
 
     Raises:
-        ModelError, RowError, TemplateError, EvaluationError, TrackerError, VllmError, MtBenchError, JudgeError,
+        ModelError, RowError, TemplateError, EvaluationError, KitError, MtBenchError, JudgeError,
             ProcessesError: with the file, the row and the remedy.
     """
     from spin_utils.experiment import input_checks, mt_bench

@@ -20,16 +20,13 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedModel
 
 from spin_utils.model import gpu_attention
+from spin_utils.model.base import ModelError
 from spin_utils.model.packing import Layout, Tile
 
 BLOCK = 64
 """Queries whose scores are computed together, in places of a row."""
 NAME = "spin_packed"
 """Under this name transformers finds `attend`."""
-
-
-class UnsupportedModelError(ValueError):
-    """A model cannot work on packed groups. The message says why and what to do."""
 
 
 @contextmanager
@@ -60,22 +57,20 @@ def check_model(model: PreTrainedModel, longest_row: int) -> None:
         longest_row: tokens of the longest prompt with one response.
 
     Raises:
-        UnsupportedModelError: names the model and the reason.
+        ModelError: names the model and the reason.
     """
     name = type(model).__name__
     if not getattr(model, "_supports_attention_backend", False):
-        raise UnsupportedModelError(
+        raise ModelError(
             f"{name}: does not let transformers exchange its attention function, which packed groups need; "
             "use a model of the Llama, Mistral or Qwen family"
         )
     if getattr(model.config, "attention_dropout", 0.0):
-        raise UnsupportedModelError(
-            f"{name}: packed attention has no dropout; set attention_dropout to 0 in its config"
-        )
+        raise ModelError(f"{name}: packed attention has no dropout; set attention_dropout to 0 in its config")
     _check_window(getattr(model.config, "sliding_window", None), longest_row, name)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions and longest_row > positions:
-        raise UnsupportedModelError(
+        raise ModelError(
             f"{name}: a row of {longest_row} tokens is longer than its {positions} positions; "
             "lower template.max_prompt_tokens or template.max_response_tokens"
         )
@@ -110,15 +105,13 @@ def attend(
         Output of shape (1, T, H, D), and None in place of attention weights.
 
     Raises:
-        UnsupportedModelError: no layout arrived, or dropout, or a sliding window shorter than a row.
+        ModelError: no layout arrived, or dropout, or a sliding window shorter than a row.
     """
     name = type(module).__name__
     if packed_layout is None:
-        raise UnsupportedModelError(
-            f"{name}: packed_layout did not arrive; the model does not pass forward arguments on"
-        )
+        raise ModelError(f"{name}: packed_layout did not arrive; the model does not pass forward arguments on")
     if dropout:
-        raise UnsupportedModelError(f"{name}: packed attention has no dropout; set attention_dropout to 0")
+        raise ModelError(f"{name}: packed attention has no dropout; set attention_dropout to 0")
     _check_window(sliding_window, packed_layout.longest_row, name)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     packed = [x[0].transpose(0, 1).contiguous() for x in (query, key, value)]
@@ -244,7 +237,7 @@ def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 def _check_window(window: int | None, longest_row: int, name: str) -> None:
     if window is not None and longest_row > window:
-        raise UnsupportedModelError(
+        raise ModelError(
             f"{name}: its sliding window of {window} tokens is shorter than a row of {longest_row}, and packed "
             "attention sees whole rows only. Lower template.max_prompt_tokens and template.max_response_tokens"
         )

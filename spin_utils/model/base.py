@@ -18,6 +18,7 @@ from typing import Any
 
 from spin_utils.data.rows import kind
 from spin_utils.files import strict_json
+from spin_utils.files.paths import KitError
 from spin_utils.files.seals import file_hash
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
 from spin_utils.settings.profiles import nearest
@@ -38,7 +39,7 @@ Tensors = dict[str, tuple[Path, list[int], str]]
 """What is stored, by name: its file, shape and type."""
 
 
-class ModelError(ValueError):
+class ModelError(KitError):
     """The model cannot be found or used. The message names the place and the remedy."""
 
 
@@ -286,7 +287,7 @@ def _skeleton(folder: Path, config: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from spin_utils.model.attention import UnsupportedModelError, check_model
+    from spin_utils.model.attention import check_model
     from spin_utils.model.decoding import check_supported
 
     try:
@@ -297,7 +298,7 @@ def _skeleton(folder: Path, config: Any) -> Any:
     try:
         check_supported(model, longest=1)
         check_model(model, longest_row=1)
-    except UnsupportedModelError as error:
+    except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
     except (TypeError, AttributeError) as error:  # a length that is text, a list where names are needed
         raise _no_model(folder, error) from None

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
-from spin_utils.model.attention import UnsupportedModelError
+from spin_utils.model.base import ModelError
 from spin_utils.model.gpu_attention import fused_kernels
 
 SUPPORTED = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
@@ -39,34 +39,32 @@ def check_supported(model: nn.Module, longest: int) -> None:
         longest: Positions that the longest row may need (prompt and response).
 
     Raises:
-        UnsupportedModelError: The architecture, a projection, the rotary embedding or the length is not supported.
+        ModelError: The architecture, a projection, the rotary embedding or the length is not supported.
     """
     names = ", ".join(cls.__name__ for cls in SUPPORTED)
     if not isinstance(model, SUPPORTED):
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: the sampler knows {names}; unwrap the model or load one of these"
-        )
+        raise ModelError(f"{type(model).__name__}: the sampler knows {names}; unwrap the model or load one of these")
     config = model.config
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         for name, projection in {**dict(attention.named_children()), **dict(mlp.named_children())}.items():
             if name.endswith("_proj") and type(projection) is not nn.Linear:
-                raise UnsupportedModelError(
+                raise ModelError(
                     f"{name} is a {type(projection).__name__}: the sampler needs plain nn.Linear layers; "
                     "merge adapters and load unquantised weights"
                 )
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
-        raise UnsupportedModelError(f"rope type {rope!r} changes with the sequence length; the sampler cannot cache it")
+        raise ModelError(f"rope type {rope!r} changes with the sequence length; the sampler cannot cache it")
     if longest > config.max_position_embeddings:
-        raise UnsupportedModelError(
+        raise ModelError(
             f"prompt and response need {longest} positions, the model has {config.max_position_embeddings}; "
             "lower max_new_tokens or drop the longest prompts"
         )
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     if window and slides and longest > window:
-        raise UnsupportedModelError(
+        raise ModelError(
             f"prompt and response need {longest} positions, the model attends to a window of {window}; "
             "lower max_new_tokens or drop the longest prompts"
         )

@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from spin_utils.files import processes
 from spin_utils.model import sharding
-from spin_utils.model.attention import UnsupportedModelError, check_model, packed_attention
+from spin_utils.model.attention import check_model, packed_attention
+from spin_utils.model.base import ModelError
 from spin_utils.model.layers import fast_layers
 from spin_utils.model.packing import Group, PackedBatch, check_groups, micro_batches, pack, rows_at_once
 
@@ -108,8 +109,8 @@ def score(
         For each group the values of its responses, in the given order.
 
     Raises:
-        PackingError: an empty prompt or response.
-        UnsupportedModelError: the model cannot work on packed groups.
+        PairsError: an empty prompt or response.
+        ModelError: the model cannot work on packed groups.
     """
     if not groups:
         return []
@@ -139,7 +140,7 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
     model: attention with extra terms, a head with scaled logits, or layers that mix tokens otherwise show here.
 
     Raises:
-        UnsupportedModelError: names the model and the reason.
+        ModelError: names the model and the reason.
     """
     check_model(model, longest_row)
     if model in _PROBED:
@@ -157,7 +158,7 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
             plain.append(logps.gather(1, ids[0, 2:, None]).sum().item())
     model.train(was_training)
     if any(abs(a - b) > 0.1 + 0.02 * abs(b) for a, b in zip(packed, plain, strict=True)):
-        raise UnsupportedModelError(
+        raise ModelError(
             f"{type(model).__name__}: log-probabilities of packed groups differ from the model's own ({packed} and "
             f"{plain}); use a model of the Llama, Mistral or Qwen2 family"
         )

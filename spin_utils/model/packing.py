@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spin_utils.files import processes
+from spin_utils.files.paths import KitError
 
 TILE_SLACK = 1.25
 """A tile is closed when its longest group is this much longer than its shortest one."""
@@ -42,12 +43,8 @@ PAIRS_SCHEMA = pa.schema(
 """Columns of a file of pairs (x, y, y')."""
 
 
-class PackingError(ValueError):
-    """A group cannot be packed. The message names the group and the remedy."""
-
-
-class PairsError(ValueError):
-    """A file of pairs is damaged or does not have the columns of `PAIRS_SCHEMA`."""
+class PairsError(KitError):
+    """Pairs that cannot be packed, or a file of them that cannot be read."""
 
 
 class Group(NamedTuple):
@@ -193,7 +190,7 @@ def pack(groups: Sequence[Group]) -> PackedBatch:
         groups: at least one; prompts and responses of at least one token each.
 
     Raises:
-        PackingError: no groups, or an empty prompt or response.
+        PairsError: no groups, or an empty prompt or response.
 
     Example:
         >>> batch = pack([Group([5, 6], ([7, 8], [9]))])
@@ -236,15 +233,15 @@ def check_groups(groups: Sequence[Group]) -> None:
     """Refuse groups that cannot be packed.
 
     Raises:
-        PackingError: names the first group with an empty prompt or response.
+        PairsError: names the first group with an empty prompt or response.
     """
     if not groups:
-        raise PackingError("nothing to pack: no groups were given")
+        raise PairsError("nothing to pack: no groups were given")
     for number, group in enumerate(groups):
         if not len(group.prompt_ids):
-            raise PackingError(f"group {number}: empty prompt; give it at least one token, such as the start token")
+            raise PairsError(f"group {number}: empty prompt; give it at least one token, such as the start token")
         if not group.response_ids or not all(map(len, group.response_ids)):
-            raise PackingError(f"group {number}: empty response; leave it out, or end it with the end token")
+            raise PairsError(f"group {number}: empty response; leave it out, or end it with the end token")
 
 
 def micro_batches(tokens: Sequence[int], budget: int) -> list[list[int]]:

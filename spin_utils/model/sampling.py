@@ -70,7 +70,7 @@ def sample(
 
     Raises:
         ValueError: A prompt is empty or holds an unknown token, or streams and prompts differ in number.
-        UnsupportedModelError: The model's forward pass is not known here.
+        ModelError: The model's forward pass is not known here.
     """
     streams = range(len(prompts)) if streams is None else streams
     _check(model, prompts, streams)

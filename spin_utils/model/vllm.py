@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spin_utils.files import artifacts, gpus, runtime
-from spin_utils.files.paths import relative
+from spin_utils.files.paths import KitError, relative
 from spin_utils.files.progress import progress
 from spin_utils.model import base
 from spin_utils.model.vllm_worker import SCHEMA
@@ -46,10 +46,6 @@ _PROMPTS = pa.schema([("stream", pa.int64()), ("seed", pa.int64()), ("prompt_ids
 _REMEDY = "delete it and run the same command again"
 
 
-class VllmError(RuntimeError):
-    """vLLM's environment, a process in it or what it wrote is not as it must be. The message has the remedy."""
-
-
 @dataclass(frozen=True)
 class Shard:
     """Some consecutive prompts and their answers."""
@@ -65,7 +61,7 @@ def check_environment(settings: VllmSettings) -> None:
     """Refuse an environment without vLLM, before anything long starts.
 
     Raises:
-        VllmError: no such Python, or a package is missing there.
+        KitError: no such Python, or a package is missing there.
     """
     find = "import importlib.util as u; print(*(n for n in ('vllm', 'pyarrow') if u.find_spec(n) is None))"
     python = _python(settings)
@@ -73,11 +69,11 @@ def check_environment(settings: VllmSettings) -> None:
     try:
         found = subprocess.run([python, "-I", "-c", find], capture_output=True, text=True, check=True)
     except OSError as error:
-        raise VllmError(f"{place}: cannot be started ({error.strerror}); write the path of a Python") from None
+        raise KitError(f"{place}: cannot be started ({error.strerror}); write the path of a Python") from None
     except subprocess.CalledProcessError as error:
-        raise VllmError(f"{place}: not a working Python ({' '.join(error.stderr.split())})") from None
+        raise KitError(f"{place}: not a working Python ({' '.join(error.stderr.split())})") from None
     if missing := " ".join(found.stdout.split()):
-        raise VllmError(f"{place}: not installed there: {missing}; run `{python} -m pip install {missing}`")
+        raise KitError(f"{place}: not installed there: {missing}; run `{python} -m pip install {missing}`")
 
 
 def answer(
@@ -108,7 +104,7 @@ def answer(
         The answers in the order of the prompts, and the versions of vLLM that drew them.
 
     Raises:
-        VllmError: a process failed, or what it wrote is damaged. Finished shards are kept.
+        KitError: a process failed, or what it wrote is damaged. Finished shards are kept.
     """
     shards = write_prompts(prompts, settings.shard_rows, seed, work)
     missing = unfinished(shards, eos_ids, settings)
@@ -140,12 +136,12 @@ def engine_arguments(model: Path, settings: GenerationSettings, longest_prompt: 
         longest_prompt: in tokens.
 
     Raises:
-        VllmError: `max_model_len` has no room for the longest prompt and its answer.
+        KitError: `max_model_len` has no room for the longest prompt and its answer.
     """
     needed = longest_prompt + settings.max_new_tokens
     length = settings.vllm.max_model_len or needed
     if length < needed:
-        raise VllmError(
+        raise KitError(
             f"generation.vllm.max_model_len: {length}; the longest prompt and its answer take {longest_prompt} + "
             f"{settings.max_new_tokens} tokens; write {needed} or more, or 0"
         )
@@ -184,14 +180,14 @@ def worker_devices(settings: VllmSettings, shards: int) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each process: as many as the settings or the GPUs say, but none without a shard.
 
     Raises:
-        VllmError: more GPUs are asked for than are visible.
+        KitError: more GPUs are asked for than are visible.
     """
     devices, each = gpus.visible(), settings.tensor_parallel_size
     count = min(shards, settings.processes or max(1, len(devices) // each))
     if not devices:  # vLLM says best itself what it cannot do without
         devices = [str(i) for i in range(count * each)]
     if count * each > len(devices):
-        raise VllmError(
+        raise KitError(
             f"generation.vllm: {count} x {each} GPUs are asked for and {len(devices)} are visible; lower "
             "generation.vllm.processes or generation.vllm.tensor_parallel_size"
         )
@@ -235,7 +231,7 @@ def _check_alive(workers: Sequence[subprocess.Popen[bytes]], work: Path) -> None
             told = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_TAIL:]
             code = worker.returncode
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            raise VllmError(
+            raise KitError(
                 f"vLLM process {k} of {len(workers)} {how}; finished shards are kept, and the same command goes on "
                 f"from them. Its last lines ({relative(path)}):\n" + "\n".join(f"  {line}" for line in told)
             )
@@ -335,7 +331,7 @@ def unfinished(shards: Sequence[Shard], eos_ids: Collection[int], settings: Gene
         if shard.answers.is_file():
             try:
                 read_answers(shard, eos_ids, settings)
-            except VllmError as error:
+            except KitError as error:
                 log.warning("%s; drawn again", str(error).removesuffix(f"; {_REMEDY}"))
                 shard.answers.unlink()
     return [shard for shard in shards if not shard.answers.is_file()]
@@ -356,24 +352,24 @@ def read_answers(shard: Shard, eos_ids: Collection[int], settings: GenerationSet
     """A finished shard's answers, each proved to be one that the kit's sampler could have given.
 
     Raises:
-        VllmError: a missing or damaged file, rows of other prompts, or an answer that is none.
+        KitError: a missing or damaged file, rows of other prompts, or an answer that is none.
     """
     place = relative(shard.answers)
     try:
         table = pq.read_table(shard.answers)
     except FileNotFoundError:
-        raise VllmError(f"{place}: vLLM ended well and did not write it; run the same command again") from None
+        raise KitError(f"{place}: vLLM ended well and did not write it; run the same command again") from None
     except (pa.ArrowException, OSError) as error:
-        raise VllmError(f"{place}: not readable as Parquet ({' '.join(str(error).split())}); {_REMEDY}") from None
+        raise KitError(f"{place}: not readable as Parquet ({' '.join(str(error).split())}); {_REMEDY}") from None
     if table.schema.names != SCHEMA.names:
-        raise VllmError(f"{place}: columns {table.schema.names}, expected {SCHEMA.names}; {_REMEDY}")
+        raise KitError(f"{place}: columns {table.schema.names}, expected {SCHEMA.names}; {_REMEDY}")
     if table["stream"].to_pylist() != list(shard.streams):
-        raise VllmError(f"{place}: its {table.num_rows} rows do not answer the {len(shard.streams)} prompts; {_REMEDY}")
+        raise KitError(f"{place}: its {table.num_rows} rows do not answer the {len(shard.streams)} prompts; {_REMEDY}")
     rows = table.to_pylist()
     for row in rows:
         if not _is_answer(row, eos_ids, settings.max_new_tokens):
             tokens = len(row["generated_ids"] or ())
-            raise VllmError(
+            raise KitError(
                 f"{place}, prompt {row['stream']}: {tokens} tokens with finish reason {row['finish_reason']!r} and "
                 f"log-probability {row['logp']} are no answer; {_REMEDY}"
             )

@@ -1,8 +1,8 @@
 """The training loop: SFT on single responses, SPIN and DPO on pairs.
 
-The seed gives the order of the groups, `training_step` takes the steps. A run that is stopped goes on from its
-saved state and ends with the same bytes. Several processes (see `processes`) share every batch; their
-result is that of one process up to the rounding of sums, and a run may go on with another number of them.
+The seed gives the order of the groups; `step.StepRunner` takes the steps. A run that is stopped continues from its
+saved state and ends with the same bytes. Several processes (see `processes`) share every batch; their result is that
+of one process up to the rounding of sums, and a run may continue with a different number of them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from spin_utils.model import sharding
 from spin_utils.model.attention import packed_attention
 from spin_utils.model.layers import fast_layers
 from spin_utils.model.logprobs import check_supported
-from spin_utils.model.packing import Group, PackingError, check_groups
+from spin_utils.model.packing import Group, PairsError, check_groups
 from spin_utils.settings.run import TrainingSettings, training_identity
 from spin_utils.training.optimizer import MasterOptimizer, learning_rate_at
 from spin_utils.training.state import SavedState, StopRequest, load_state, save_state
-from spin_utils.training.step import NoMemoryError, NonFiniteLossError, Row, StepRunner
-from spin_utils.training.trackers import open_trackers
+from spin_utils.training.step import Row, StepRunner, TrainingError
+from spin_utils.training.trackers import Tracker, open_trackers
 
-__all__ = ["Interrupted", "NoMemoryError", "NonFiniteLossError", "Row", "TrainingResult", "train"]
+__all__ = ["Interrupted", "Row", "Schedule", "TrainingError", "TrainingResult", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ TRIMMED_EVERY = 5
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - it is a request, not an error
-    """Training was asked to stop and has saved its state. The message says how to go on."""
+    """Training was asked to stop and has saved its state. The message says how to continue."""
 
 
 @dataclass(frozen=True)
@@ -86,135 +86,165 @@ def train(
         settings: of this run.
         opponent_logps: (real, generated) summed log-probabilities of every pair under the opponent.
         seed: of the order of the groups.
-        work: folder for metrics.jsonl and the state for resuming; a run that was stopped goes on from it.
+        work: folder for metrics.jsonl and the saved state; a run that was stopped continues from it.
         on_epoch_end: called with the number of epochs done and the model with its exact float32 weights; called
             again for the same epoch if the run is stopped right after it.
-        keep_state: save the state after the last step too, so that a run of more epochs can go on from it.
+        keep_state: save the state after the last step too, so that a run of more epochs can continue from it.
         what: a few words for progress lines and trackers.
         describe: names a group by its index in messages, such as the id of its row.
 
     Raises:
-        PackingError: a group is empty or has the wrong number of responses.
-        UnsupportedModelError: the model cannot work on packed groups.
-        OtherRunError: the state in `work` is of another run.
-        NonFiniteLossError: a loss, a gradient or a weight is not finite; the last saved state is kept.
-        NoMemoryError: a group alone does not fit into memory, or a micro-batch where processes shard.
+        PairsError: a group is empty or has the wrong number of responses.
+        ModelError: the model cannot work on packed groups.
+        KitError: the state in `work` is of another run, or a tracker is not installed.
+        TrainingError: a loss, a gradient or a weight is not finite (the last saved state is kept), or a group alone
+            does not fit into memory.
         Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
     longest_row = _check_data(groups, opponent_logps)
     check_supported(model, longest_row)
     work.mkdir(parents=True, exist_ok=True)
-    run = {
-        "settings": _schedule_identity(settings),
-        "seed": seed,
-        "groups": len(groups),
-        "pairs": opponent_logps is not None,
-    }
-    saved = load_state(work, run)
-    chosen = saved.precision if saved else settings.precision
-    dtype = processes.from_first(lambda: choose_precision(chosen, model.device))
+    schedule = Schedule(len(groups), settings, seed)
+    identity = _identity(settings, seed=seed, groups=len(groups), pairs=opponent_logps is not None)
+    saved = load_state(work, identity)
+    dtype = _precision(model, saved.precision if saved else settings.precision)
     precision = str(dtype).removeprefix("torch.")
     if processes.sharded():
         dtype = sharding.shard(model.float(), dtype)
     with ExitStack() as stack:
         optimizer = MasterOptimizer(model, settings, dtype)
         stack.callback(optimizer.close)
+        rows = saved.rows if saved else []
         if saved:
             optimizer.load(saved.tensors, saved.step)
             saved.tensors.clear()  # mapped from the file that the next save removes
-        log = _MetricLog(work / "metrics.jsonl", saved.rows if saved else [])
-        track, close = open_trackers(
-            settings.trackers if processes.rank() == 0 else (), what, work, done=optimizer.steps
-        )
+        names = settings.trackers if processes.rank() == 0 else ()
+        trackers, close = open_trackers(names, what, work, done=optimizer.steps)
         stack.callback(close)
         stack.enter_context(packed_attention(model))
         stack.enter_context(fast_layers(model))
         stack.enter_context(_training_mode(model, settings))
         stop = stack.enter_context(StopRequest())
-        plan = _Plan(len(groups), settings, seed)
-        if not any(learning_rate_at(number, plan.scheduled_steps, settings) for number in range(plan.steps)):
-            logger.warning(
-                "%s: nothing will be learnt: warm-up starts at a learning rate of 0, and this run has no later step; "
-                "lower batch_size (%d), or set warmup_ratio to 0",
-                what,
-                settings.batch_size,
-            )
-        bar = stack.enter_context(progress(plan.steps, what, "steps", done=optimizer.steps))
-        step_of = StepRunner(model, groups, settings, opponent_logps, optimizer, describe)
-        saved_at = time.monotonic()
-
-        def save() -> None:
-            step_of.check_finite()
-            step_of.check_weights()
-            state = SavedState(optimizer.steps, precision, optimizer.tensors(), log.rows)
-            if processes.rank() == 0:
-                save_state(work, run, state)
-            processes.barrier()
-
-        def end_epoch() -> None:
-            if on_epoch_end is not None and optimizer.steps and optimizer.steps % plan.steps_per_epoch == 0:
-                with optimizer.exact():
-                    on_epoch_end(optimizer.steps // plan.steps_per_epoch, model)
-
-        end_epoch()  # the run may have been stopped before the last call was done
-        while optimizer.steps < plan.steps:
-            number = optimizer.steps
-            rate = learning_rate_at(number, plan.scheduled_steps, settings)
-            logged = (number + 1) % settings.log_every == 0 or number + 1 == plan.steps
-            row = step_of(plan.indices(number), rate, logged)
-            if row is not None:
-                row = {"step": number + 1, "epoch": (number + 1) / plan.steps_per_epoch, **row}
-                log.append(row)
-                for tracker in track:
-                    tracker(row)
-            bar.advance(1, f"loss {row['loss']:.4f}" if row else "")
-            if optimizer.steps % TRIMMED_EVERY == 0:
-                runtime.trim_memory()
-            stopping, due = processes.any_of(stop.asked, time.monotonic() - saved_at >= 60 * settings.save_minutes)
-            if stopping or due:
-                save()
-                saved_at = time.monotonic()
-            if stopping:
-                raise Interrupted(
-                    f"{what}: stopped after step {optimizer.steps} of {plan.steps}; the state is in {work}, "
-                    "and the same command goes on from there"
-                )
-            end_epoch()
-        step_of.check_weights()
+        schedule.warn_if_idle(what)
+        step = StepRunner(model, groups, settings, opponent_logps, optimizer, describe)
+        log = _MetricLog(work / "metrics.jsonl", rows, trackers)
+        run = _Run(step, schedule, log, identity, precision, work, what, on_epoch_end)
+        run.take_steps(stop)
         if keep_state:
-            save()
+            run.save()
     return TrainingResult(log.rows, precision, optimizer.steps)
 
 
-def _schedule_identity(settings: TrainingSettings) -> dict[str, Any]:
-    """What a state between two steps depends on: all settings but the number of epochs, which only end the run."""
-    scheduled = settings.schedule_epochs or settings.epochs
-    return {**training_identity(settings), "epochs": None, "schedule_epochs": scheduled}
+class Schedule:
+    """Which groups belong to which step, in a fresh seeded order every epoch, and the learning rate of each step.
 
-
-class _Plan:
-    """Which groups belong to which step: a fresh seeded order every epoch."""
+    Attributes:
+        steps_per_epoch: optimizer steps of one epoch; the last batch of an epoch may be smaller.
+        steps: of the whole run.
+        scheduled_steps: steps over which the learning rate decays.
+    """
 
     def __init__(self, groups: int, settings: TrainingSettings, seed: int) -> None:
-        self.groups, self.batch_size, self.seed = groups, settings.batch_size, seed
+        self.groups, self.settings, self.seed = groups, settings, seed
         self.steps_per_epoch = -(-groups // settings.batch_size)
         self.steps = self.steps_per_epoch * settings.epochs
         self.scheduled_steps = self.steps_per_epoch * (settings.schedule_epochs or settings.epochs)
         self._epoch, self._order = -1, torch.empty(0)
 
     def indices(self, step: int) -> list[int]:
+        """The groups of a step, counted from 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(self.groups, generator=generator)
-        return self._order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+        size = self.settings.batch_size
+        return self._order[place * size : (place + 1) * size].tolist()
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return learning_rate_at(step, self.scheduled_steps, self.settings)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether a step, counted from 0, gets a metric row."""
+        return (step + 1) % self.settings.log_every == 0 or step + 1 == self.steps
+
+    def warn_if_idle(self, what: str) -> None:
+        """Warn of a run so short that all its steps fall on the learning rate of 0 with which warm-up starts."""
+        if not any(map(self.learning_rate, range(self.steps))):
+            logger.warning(
+                "%s: nothing will be learnt: warm-up starts at a learning rate of 0, and this run has no later step; "
+                "lower batch_size (%d), or set warmup_ratio to 0",
+                what,
+                self.settings.batch_size,
+            )
+
+
+@dataclass
+class _Run:
+    """The loop over the steps, with its metrics, saved states and ends of epochs."""
+
+    step: StepRunner
+    schedule: Schedule
+    log: _MetricLog
+    identity: dict[str, Any]
+    precision: str
+    work: Path
+    what: str
+    on_epoch_end: Callable[[int, PreTrainedModel], None] | None
+
+    def take_steps(self, stop: StopRequest) -> None:
+        """Take all steps that are left."""
+        optimizer, saved_at = self.step.optimizer, time.monotonic()
+        self._end_epoch()  # the run may have been stopped before the last call was done
+        with progress(self.schedule.steps, self.what, "steps", done=optimizer.steps) as bar:
+            while optimizer.steps < self.schedule.steps:
+                row = self._take_step(optimizer.steps)
+                bar.advance(1, f"loss {row['loss']:.4f}" if row else "")
+                if optimizer.steps % TRIMMED_EVERY == 0:
+                    runtime.trim_memory()
+                due = time.monotonic() - saved_at >= 60 * self.step.settings.save_minutes
+                stopping, due = processes.any_of(stop.asked, due)
+                if stopping or due:
+                    self.save()
+                    saved_at = time.monotonic()
+                if stopping:
+                    raise Interrupted(
+                        f"{self.what}: stopped after step {optimizer.steps} of {self.schedule.steps}; the state is in "
+                        f"{self.work}, and the same command goes on from there"
+                    )
+                self._end_epoch()
+        self.step.check_weights()
+
+    def save(self) -> None:
+        """Save the state between two steps; all processes together, the first writes."""
+        self.step.check_finite()
+        self.step.check_weights()
+        optimizer = self.step.optimizer
+        state = SavedState(optimizer.steps, self.precision, optimizer.tensors(), self.log.rows)
+        if processes.rank() == 0:
+            save_state(self.work, self.identity, state)
+        processes.barrier()
+
+    def _take_step(self, number: int) -> Row | None:
+        schedule = self.schedule
+        row = self.step(schedule.indices(number), schedule.learning_rate(number), schedule.is_logged(number))
+        if row is not None:
+            row = {"step": number + 1, "epoch": (number + 1) / schedule.steps_per_epoch, **row}
+            self.log.append(row)
+        return row
+
+    def _end_epoch(self) -> None:
+        epochs, rest = divmod(self.step.optimizer.steps, self.schedule.steps_per_epoch)
+        if self.on_epoch_end is not None and epochs and not rest:
+            with self.step.optimizer.exact():
+                self.on_epoch_end(epochs, self.step.model)
 
 
 class _MetricLog:
-    """The metric rows, those of the saved state first; the first process shows them in metrics.jsonl meanwhile."""
+    """The metric rows, those of the saved state first; the first process also shows them in metrics.jsonl."""
 
-    def __init__(self, path: Path, rows: list[Row]) -> None:
-        self.path, self.rows = path, list(rows)
+    def __init__(self, path: Path, rows: list[Row], trackers: Sequence[Tracker]) -> None:
+        self.path, self.rows, self.trackers = path, list(rows), trackers
         if processes.rank() == 0:
             write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
@@ -223,6 +253,19 @@ class _MetricLog:
         if processes.rank() == 0:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+        for tracker in self.trackers:
+            tracker(row)
+
+
+def _identity(settings: TrainingSettings, **run: Any) -> dict[str, Any]:
+    """What a state between two steps depends on: all settings but the number of epochs, which only end the run."""
+    scheduled = settings.schedule_epochs or settings.epochs
+    return {"settings": {**training_identity(settings), "epochs": None, "schedule_epochs": scheduled}, **run}
+
+
+def _precision(model: PreTrainedModel, wanted: Any) -> torch.dtype:
+    """The same precision in every process, also where their machines differ."""
+    return processes.from_first(lambda: choose_precision(wanted, model.device))
 
 
 def _check_data(groups: Sequence[Group], opponent_logps: Sequence[Sequence[float]] | None) -> int:
@@ -232,13 +275,13 @@ def _check_data(groups: Sequence[Group], opponent_logps: Sequence[Sequence[float
     longest_row = 0
     for number, group in enumerate(groups):
         if len(group.response_ids) != expected:
-            raise PackingError(
+            raise PairsError(
                 f"group {number}: {len(group.response_ids)} responses; "
                 + ("SFT takes one (opponent_logps are missing for pairs)" if expected == 1 else "a pair has two")
             )
         longest_row = max(longest_row, group.longest_row)
     if opponent_logps is not None and len(opponent_logps) != len(groups):
-        raise PackingError(f"opponent_logps: {len(opponent_logps)} rows for {len(groups)} pairs; score all pairs")
+        raise PairsError(f"opponent_logps: {len(opponent_logps)} rows for {len(groups)} pairs; score all pairs")
     return longest_row
 
 

@@ -20,16 +20,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from spin_utils.files.paths import KitError
 from spin_utils.files.seals import file_hash, is_whole, sealed
 from spin_utils.files.writing import sync, write_text
 
 logger = logging.getLogger(__name__)
 
 _TENSORS, _DESCRIPTION = "state.safetensors", "state.json"
-
-
-class OtherRunError(ValueError):
-    """The saved state belongs to a run with other settings or data. The message names the difference."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def load_state(work: Path, run: dict[str, Any]) -> SavedState | None:
     """The latest whole state in `work`, or None. A damaged one is removed, with a warning.
 
     Raises:
-        OtherRunError: it was saved by another run.
+        KitError: it was saved by another run.
     """
     for leftover in work.glob("unfinished-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # several processes may do so at once
@@ -110,7 +107,7 @@ def _load(folder: Path, description: dict[str, Any], run: dict[str, Any]) -> Sav
     for key in sorted(wanted.keys() | description["run"].keys()):
         before, now = description["run"].get(key), wanted.get(key)
         if before != now:
-            raise OtherRunError(
+            raise KitError(
                 f"{folder}: saved by a run with another {key} ({_difference(before, now)}); "
                 "remove the folder to start anew"
             )

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spin_utils.files import processes
+from spin_utils.files.paths import KitError
 from spin_utils.model.logprobs import IDLE, sequence_logps
 from spin_utils.model.packing import Group, micro_batches, pack
 from spin_utils.settings.run import TrainingSettings
@@ -35,12 +36,8 @@ Row = dict[str, float]
 """One metric row; most of its names stand in `StepRunner._row`."""
 
 
-class NonFiniteLossError(ValueError):
-    """A loss, a gradient or a weight is not a number or infinite. The message names the groups."""
-
-
-class NoMemoryError(RuntimeError):
-    """A group alone does not fit into memory, or a micro-batch where processes shard. The message has the remedy."""
+class TrainingError(KitError):
+    """Training cannot go on: a number is not finite, or memory is too short. The message names the groups."""
 
 
 class StepRunner:
@@ -66,7 +63,7 @@ class StepRunner:
         """Take a step; returns the metric row if `logged`.
 
         Raises:
-            NonFiniteLossError: looked for when logged, and at every step on a CPU; no update is made then.
+            TrainingError: looked for when logged, and at every step on a CPU; no update is made then.
         """
         batch = {index: self.groups[index] for index in indices}
         self.last = sums = self._accumulate(batch)
@@ -77,7 +74,7 @@ class StepRunner:
             self.check_finite()
         row = self._row(batch, norm) if logged and norm is not None else None
         if row is not None and not math.isfinite(row["grad_norm"]):
-            raise NonFiniteLossError(f"the gradient of {self._names(indices)} is not finite; {_REMEDY}")
+            raise TrainingError(f"the gradient of {self._names(indices)} is not finite; {_REMEDY}")
         self.optimizer.step(learning_rate, norm)
         return None if row is None else {**row, "learning_rate": learning_rate, **self.since_row.rates()}
 
@@ -85,23 +82,23 @@ class StepRunner:
         """Refuse to go on after a loss, or another part of a metric row, that is not finite.
 
         Raises:
-            NonFiniteLossError: names the groups.
+            TrainingError: names the groups.
         """
         found = [index for indices in processes.gather(self._not_finite()) for index in indices]
         if found:
-            raise NonFiniteLossError(f"the loss of {self._names(found)} is not finite; {_REMEDY}")
+            raise TrainingError(f"the loss of {self._names(found)} is not finite; {_REMEDY}")
 
     def check_weights(self) -> None:
         """Refuse to keep weights that are not finite: a gradient can overflow where the loss does not.
 
         Raises:
-            NonFiniteLossError: names a weight and the groups of the last step.
+            TrainingError: names a weight and the groups of the last step.
         """
         finite = torch.stack([master.sum() for master in self.optimizer.masters]).isfinite().tolist()
         bad = [name for name, fine in zip(self.optimizer.names, finite, strict=True) if not fine]
         order = [index for indices in processes.gather(self.last.order) for index in indices]
         for name in (name for names in processes.gather(bad) for name in names):
-            raise NonFiniteLossError(f"{name} is not finite after a step on {self._names(order)}; {_REMEDY}")
+            raise TrainingError(f"{name} is not finite after a step on {self._names(order)}; {_REMEDY}")
 
     def _names(self, indices: Sequence[int]) -> str:
         more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
@@ -125,13 +122,13 @@ class StepRunner:
                     raise
                 largest = max(own, key=lambda index: batch[index].tokens)
                 if self.budget <= batch[largest].tokens:
-                    raise NoMemoryError(
+                    raise TrainingError(
                         f"out of memory with {self.describe(largest)} alone, {batch[largest].tokens} tokens; set "
                         "gradient_checkpointing: true, shorten the rows (template.max_prompt_tokens, "
                         "template.max_response_tokens), or use a machine with more memory"
                     ) from None
                 if processes.sharded():  # the others are in the middle of theirs and cannot start again
-                    raise NoMemoryError(
+                    raise TrainingError(
                         f"out of memory with micro-batches of {self.budget} tokens, which processes that shard cannot "
                         "halve by themselves; lower training.micro_batch_tokens, or set gradient_checkpointing: true"
                     ) from None

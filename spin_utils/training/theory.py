@@ -16,15 +16,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from spin_utils.files.paths import KitError
 from spin_utils.settings.run import Loss
 from spin_utils.training.loss import link, spin_loss
 
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 """The losses that satisfy Assumption 5.1."""
-
-
-class TheoryError(ValueError):
-    """Not a distribution, or a minimum that does not exist."""
 
 
 def distribution(weights: Sequence[float]) -> Tensor:
@@ -35,7 +32,7 @@ def distribution(weights: Sequence[float]) -> Tensor:
     """
     tensor = torch.tensor(weights, dtype=torch.float64)
     if tensor.ndim != 1 or len(tensor) < 2 or not bool((tensor > 0).all()) or not bool(tensor.isfinite().all()):
-        raise TheoryError(f"weights are {list(weights)}; give at least two positive finite numbers")
+        raise KitError(f"weights are {list(weights)}; give at least two positive finite numbers")
     return (tensor / tensor.sum()).log()
 
 
@@ -49,11 +46,11 @@ def check_lambdas(values: Sequence[float]) -> list[float]:
     """Values of lambda as floats, all above 0.
 
     Raises:
-        TheoryError: The list is empty or holds something else.
+        KitError: The list is empty or holds something else.
     """
     numbers = [float(value) for value in values]
     if not numbers or not all(0 < value < math.inf for value in numbers):
-        raise TheoryError(f"lambdas are {list(values)}; give at least one number, all above 0")
+        raise KitError(f"lambdas are {list(values)}; give at least one number, all above 0")
     return numbers
 
 
@@ -99,10 +96,10 @@ def best_response(opponent: Tensor, data: Tensor, *, beta: float, loss: Loss = "
     logits changes nothing; the Hessian is completed in that direction.
 
     Raises:
-        TheoryError: The loss has no unique minimum (hinge, correlation), or none was reached.
+        KitError: The loss has no unique minimum (hinge, correlation), or none was reached.
     """
     if loss not in ("logistic", "exponential"):
-        raise TheoryError(f"loss {loss!r} has no unique minimum; use logistic or exponential")
+        raise KitError(f"loss {loss!r} has no unique minimum; use logistic or exponential")
 
     def objective(logits: Tensor) -> Tensor:
         return population_loss(logits.log_softmax(0), opponent, data, beta=beta, loss=loss)
@@ -122,7 +119,7 @@ def best_response(opponent: Tensor, data: Tensor, *, beta: float, loss: Loss = "
         logits = (logits + size * step).detach()
         slope = gradient(logits, opponent, data, beta=beta, loss=loss)
     if not slope.abs().max() <= 1e-9 * beta:
-        raise TheoryError(f"no minimum reached at beta {beta}: gradient {float(slope.abs().max()):.1e}")
+        raise KitError(f"no minimum reached at beta {beta}: gradient {float(slope.abs().max()):.1e}")
     return logits.log_softmax(0)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from spin_utils.files.paths import KitError
+
 Tracker = Callable[[dict[str, float]], None]
 """Takes one metric row, with its `step`."""
 
@@ -19,10 +21,6 @@ TENSORBOARD = "tensorboard"
 """Name of the folder that TensorBoard reads."""
 WATCHERS: list[Callable[[str], tuple[Tracker, Callable[[], None]]]] = []
 """Who else gets the rows of a run: takes its name, returns a tracker and what closes it. See `live_curve.watch`."""
-
-
-class TrackerError(ValueError):
-    """A tracker is unknown or not installed. The message names the remedy."""
 
 
 def open_trackers(
@@ -40,7 +38,7 @@ def open_trackers(
         The trackers, those of `WATCHERS` included, and a function that closes them.
 
     Raises:
-        TrackerError: an unknown name, or a package that is not installed.
+        KitError: an unknown name, or a package that is not installed.
     """
     modules = {name: _import(name) for name in names}
     opened = [_open(name, module, run, folder, done) for name, module in modules.items()]
@@ -57,7 +55,7 @@ def check(names: Iterable[str]) -> None:
     """Refuse, before any work, a tracker that is unknown or not installed.
 
     Raises:
-        TrackerError: names the tracker and the remedy.
+        KitError: names the tracker and the remedy.
     """
     for name in names:
         _import(name)
@@ -82,8 +80,8 @@ def _open(name: str, module: Any, run: str, folder: Path, done: int) -> tuple[Tr
 
 def _import(name: str) -> Any:
     if name not in MODULES:
-        raise TrackerError(f"tracker {name!r} is unknown; use {', '.join(MODULES)}")
+        raise KitError(f"tracker {name!r} is unknown; use {', '.join(MODULES)}")
     try:
         return importlib.import_module(MODULES[name])
     except ImportError as error:
-        raise TrackerError(f"tracker {name!r} is not installed; run: pip install {name}") from error
+        raise KitError(f"tracker {name!r} is not installed; run: pip install {name}") from error

@@ -21,7 +21,7 @@ from spin_utils.files import artifacts, runtime
 from spin_utils.model import base
 from spin_utils.settings.inputs import ModelSettings
 from spin_utils.training import trackers
-from spin_utils.training.step import NoMemoryError, StepRunner
+from spin_utils.training.step import StepRunner, TrainingError
 
 SETTINGS = ["training.learning_rate=1e-3", "training.batch_size=4", "training.precision=float32"]
 
@@ -115,7 +115,7 @@ def test_a_run_without_memory_has_failed_and_is_no_bad_input(
     model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def short(*given: Any, **named: Any) -> None:
-        raise NoMemoryError("out of memory with row 3 alone")
+        raise TrainingError("out of memory with row 3 alone")
 
     monkeypatch.setattr(pair_training, "train", short)
     assert cli.main(arguments(model, pairs, tmp_path / "out")) == 1

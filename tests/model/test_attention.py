@@ -9,7 +9,8 @@ from tiny_models import FAMILIES, tiny_model
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from spin_utils.model import attention, gpu_attention, layers
-from spin_utils.model.attention import UnsupportedModelError, attend, check_model, packed_attention
+from spin_utils.model.attention import attend, check_model, packed_attention
+from spin_utils.model.base import ModelError
 from spin_utils.model.logprobs import check_supported, sequence_logps
 from spin_utils.model.packing import Group, pack
 
@@ -111,19 +112,19 @@ def test_a_model_with_extra_terms_in_attention_or_head_is_refused():
     shape = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.5}
     model = Gemma2ForCausalLM(Gemma2Config(**shape, **heads, final_logit_softcapping=2.0, sliding_window=64))
-    with pytest.raises(UnsupportedModelError, match="Gemma2ForCausalLM: log-probabilities of packed groups differ"):
+    with pytest.raises(ModelError, match="Gemma2ForCausalLM: log-probabilities of packed groups differ"):
         check_supported(model, 10)
 
 
 def test_what_packed_attention_cannot_do_is_refused_by_name():
     model = tiny_model("llama")
-    with pytest.raises(UnsupportedModelError, match="300 tokens is longer than its 256 positions"):
+    with pytest.raises(ModelError, match="300 tokens is longer than its 256 positions"):
         check_model(model, 300)
     model._supports_attention_backend = False
-    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM: does not let transformers exchange"):
+    with pytest.raises(ModelError, match="LlamaForCausalLM: does not let transformers exchange"):
         check_model(model, 10)
-    with pytest.raises(UnsupportedModelError, match="attention_dropout to 0"):
+    with pytest.raises(ModelError, match="attention_dropout to 0"):
         check_model(tiny_model("mistral", attention_dropout=0.1), 10)
     heads = torch.zeros(1, 2, 3, 4)
-    with pytest.raises(UnsupportedModelError, match="packed_layout did not arrive"):
+    with pytest.raises(ModelError, match="packed_layout did not arrive"):
         attend(torch.nn.Linear(1, 1), heads, heads, heads, None)

@@ -10,7 +10,7 @@ from oracle import gradients, obvious_logps, padded_logps
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
 from spin_utils.model import logprobs
-from spin_utils.model.attention import UnsupportedModelError
+from spin_utils.model.base import ModelError
 from spin_utils.model.logprobs import score, sequence_logps
 from spin_utils.model.packing import Group, pack
 
@@ -96,6 +96,6 @@ def test_the_model_is_left_as_it_was():
 
 def test_a_model_with_a_short_sliding_window_is_refused_before_work():
     model = tiny_model("mistral", sliding_window=4)
-    with pytest.raises(UnsupportedModelError, match="sliding window of 4"):
+    with pytest.raises(ModelError, match="sliding window of 4"):
         score(model, [Group([1, 2, 3], ([4, 5],))], micro_batch_tokens=8)
     assert score(model, [Group([1, 2], ([4, 5],))], micro_batch_tokens=8)

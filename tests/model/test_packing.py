@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin_utils.model.packing import Group, PackingError, Pairs, PairsError, micro_batches, pack, write_pairs
+from spin_utils.model.packing import Group, Pairs, PairsError, micro_batches, pack, write_pairs
 
 ROW = {"id": "a", "iteration": 0, "prompt_ids": [1, 2], "real_ids": [3, 9], "finish_reason": "stop"}
 ROWS = [
@@ -61,7 +61,7 @@ def test_groups_of_very_different_length_do_not_share_a_tile():
     ],
 )
 def test_empty_parts_are_refused_by_name(groups, message):
-    with pytest.raises(PackingError, match=message):
+    with pytest.raises(PairsError, match=message):
         pack(groups)
 
 

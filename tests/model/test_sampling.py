@@ -11,7 +11,7 @@ import torch
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from spin_utils.model.attention import UnsupportedModelError
+from spin_utils.model.base import ModelError
 from spin_utils.model.decoding import Decoder, causal_attention
 from spin_utils.model.sampling import Sample, draw, sample, uniforms
 from spin_utils.settings.run import GenerationSettings
@@ -253,15 +253,15 @@ def test_a_cache_that_grows_and_shrinks_keeps_its_rows() -> None:
 def test_models_that_cannot_be_sampled_are_refused_with_the_reason() -> None:
     settings = GenerationSettings(max_new_tokens=4)
     other = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=16, n_embd=16, n_layer=1, n_head=2))
-    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel.*LlamaForCausalLM"):
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*LlamaForCausalLM"):
         sample(other, [[2]], eos_ids=set(), settings=settings, seed=0)
-    with pytest.raises(UnsupportedModelError, match="256"):
+    with pytest.raises(ModelError, match="256"):
         sample(tiny_model("llama"), [[2] * 253], eos_ids=set(), settings=settings, seed=0)
-    with pytest.raises(UnsupportedModelError, match="window of 8"):
+    with pytest.raises(ModelError, match="window of 8"):
         sample(tiny_model("mistral", sliding_window=8), [[2] * 5], eos_ids=set(), settings=settings, seed=0)
     model = tiny_model("llama")
     model.model.layers[1].self_attn.k_proj = torch.nn.Sequential(model.model.layers[1].self_attn.k_proj)
-    with pytest.raises(UnsupportedModelError, match="k_proj is a Sequential"):
+    with pytest.raises(ModelError, match="k_proj is a Sequential"):
         sample(model, [[2]], eos_ids=set(), settings=settings, seed=0)
 
 

@@ -23,10 +23,11 @@ from tiny_tokenizer import byte_tokenizer
 from spin_utils.cli import main as cli
 from spin_utils.experiment import plan, stages
 from spin_utils.files import paths
+from spin_utils.files.paths import KitError
 from spin_utils.model import base, vllm
 from spin_utils.model.packing import Pairs
 from spin_utils.model.sampling import sample
-from spin_utils.model.vllm import Answer, VllmError
+from spin_utils.model.vllm import Answer
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError
 from spin_utils.settings.machine import VllmSettings
@@ -95,7 +96,7 @@ def test_an_answer_depends_on_seed_and_prompt_and_not_on_processes_or_shards(
     assert ["stand-in on GPUs 3,5\n" in logs[0], "stand-in on GPUs 6,GPU-7\n" in logs[1]] == [True, True]
     assert not (work / "worker-2.log").exists(), "as many processes as there are pairs of GPUs"
     assert draw(checkpoints[0], settings, tmp_path / "other", seed=1) != alone
-    with pytest.raises(VllmError, match=r"3 x 2 GPUs are asked for and 4 are visible; lower generation.vllm.processes"):
+    with pytest.raises(KitError, match=r"3 x 2 GPUs are asked for and 4 are visible; lower generation.vllm.processes"):
         vllm.worker_devices(replace(two, processes=3), shards=9)
 
 
@@ -115,7 +116,7 @@ def test_finished_shards_outlive_a_process_that_fails_and_the_run_goes_on_to_the
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STAND_IN", fault)
-    with pytest.raises(VllmError, match=message):
+    with pytest.raises(KitError, match=message):
         draw(checkpoints[0], settings, tmp_path / "work")
     (first,) = (tmp_path / "work").glob("*.answers.parquet")
     before = first.stat().st_mtime_ns
@@ -159,7 +160,7 @@ def test_what_is_no_answer_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STAND_IN", fault)
-    with pytest.raises(VllmError, match=message):
+    with pytest.raises(KitError, match=message):
         draw(checkpoints[0], settings, tmp_path / "work")
 
 
@@ -213,7 +214,7 @@ def test_settings_that_vllm_cannot_have_are_refused(settings: GenerationSettings
     with pytest.raises(SettingsError, match=r"generation.temperature: 3.0; vLLM takes 0 or 0.01 to 2"):
         replace(settings, temperature=3.0)
     short = replace(settings, vllm=replace(settings.vllm, max_model_len=100))
-    with pytest.raises(VllmError, match=r"max_model_len: 100; .* take 93 \+ 8 tokens; write 101 or more, or 0"):
+    with pytest.raises(KitError, match=r"max_model_len: 100; .* take 93 \+ 8 tokens; write 101 or more, or 0"):
         vllm.engine_arguments(Path("model"), short, 93)
     assert vllm.engine_arguments(Path("model"), settings, 93)["max_model_len"] == 101
 

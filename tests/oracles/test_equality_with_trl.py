@@ -76,7 +76,7 @@ def _assert_equal_training(
         precision="float32",
         micro_batch_tokens=80,
     )
-    plan = loop._Plan(len(pairs), settings, seed=3)
+    plan = loop.Schedule(len(pairs), settings, seed=3)
     in_order = [pairs[i] for step in range(STEPS) for i in plan.indices(step)]
     trainer = trl_peer.dpo_trainer(
         load(),

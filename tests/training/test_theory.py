@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from spin_utils.drawing import theory_figures
 from spin_utils.files import paths
+from spin_utils.files.paths import KitError
 from spin_utils.training import theory
 from spin_utils.training.loss import link
 
@@ -144,18 +145,18 @@ def test_the_checks_of_the_registry_pass_for_several_seeds():
 
 @pytest.mark.parametrize("weights", [[], [1.0], [1, 0], [1, -1], [1, math.inf], [1, math.nan]])
 def test_what_is_no_distribution_is_refused(weights):
-    with pytest.raises(theory.TheoryError, match="positive finite"):
+    with pytest.raises(KitError, match="positive finite"):
         theory.distribution(weights)
 
 
 @pytest.mark.parametrize("values", [[], [0.0], [-1.0], [math.nan]])
 def test_a_lambda_must_be_above_zero(values):
-    with pytest.raises(theory.TheoryError, match="above 0"):
+    with pytest.raises(KitError, match="above 0"):
         theory.check_lambdas(values)
 
 
 def test_losses_without_a_minimum_are_refused():
-    with pytest.raises(theory.TheoryError, match="no unique minimum"):
+    with pytest.raises(KitError, match="no unique minimum"):
         theory.best_response(OPPONENT, DATA, beta=1.0, loss="hinge")
 
 

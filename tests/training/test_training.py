@@ -17,16 +17,15 @@ from safetensors.torch import load_file
 from tiny_models import tiny_model
 
 from spin_utils.files import runtime
+from spin_utils.files.paths import KitError
 from spin_utils.model.logprobs import score, sequence_logps
-from spin_utils.model.packing import Group, PackingError
+from spin_utils.model.packing import Group, PairsError
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training import loop
-from spin_utils.training.loop import Interrupted, NoMemoryError, NonFiniteLossError, train
+from spin_utils.training.loop import Interrupted, TrainingError, train
 from spin_utils.training.loss import spin_loss
 from spin_utils.training.optimizer import MasterOptimizer
-from spin_utils.training.state import OtherRunError
 from spin_utils.training.step import StepRunner
-from spin_utils.training.trackers import TrackerError
 
 
 def _settings(**changes):
@@ -279,9 +278,9 @@ def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
 
 def test_a_state_of_another_run_is_refused_with_the_difference(tmp_path):
     _run(tmp_path, save_minutes=0)
-    with pytest.raises(OtherRunError, match=r"beta: 0\.1 then, 5\.0 now"):
+    with pytest.raises(KitError, match=r"beta: 0\.1 then, 5\.0 now"):
         _run(tmp_path, save_minutes=0, beta=5.0)
-    with pytest.raises(OtherRunError, match="seed"):
+    with pytest.raises(KitError, match="seed"):
         _run(tmp_path, save_minutes=0, seed=2)
 
 
@@ -290,7 +289,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_pair(tmp_path):
     opponent = _scores(pairs)
     opponent[6][0] = float("nan")
     model = tiny_model("llama")
-    with pytest.raises(NonFiniteLossError, match="the loss of group 6 is not finite"):
+    with pytest.raises(TrainingError, match="the loss of group 6 is not finite"):
         _run(tmp_path, pairs, model, opponent_logps=opponent, batch_size=10)
     assert _same(model, tiny_model("llama"))
 
@@ -304,7 +303,7 @@ def test_a_gradient_that_overflows_stops_before_the_step_and_keeps_the_last_good
         return step(self)
 
     monkeypatch.setattr(MasterOptimizer, "grad_norm", overflowing)
-    with pytest.raises(NonFiniteLossError, match=r"the gradient of row 1?\d, .* is not finite; the last saved state"):
+    with pytest.raises(TrainingError, match=r"the gradient of row 1?\d, .* is not finite; the last saved state"):
         _run(tmp_path, save_minutes=0, describe="row {}".format)
     monkeypatch.undo()
     kept = load_file(tmp_path / "state-00000002" / "state.safetensors")
@@ -324,7 +323,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
 
     monkeypatch.setattr(MasterOptimizer, "step", overflowing)
     for folder, minutes in (("saving", 0), ("at the end", 9)):
-        with pytest.raises(NonFiniteLossError, match=r"(\.weight|loss of group \d+.*) is not finite"):
+        with pytest.raises(TrainingError, match=r"(\.weight|loss of group \d+.*) is not finite"):
             _run(tmp_path / folder, save_minutes=minutes, log_every=10)
         assert [path.name for path in (tmp_path / folder).glob("state-*")] == ["state-00000001"][: minutes == 0]
 
@@ -335,7 +334,7 @@ def test_a_row_that_does_not_fit_is_named_with_the_remedy(tmp_path, monkeypatch)
 
     monkeypatch.setattr("spin_utils.training.step.sequence_logps", cramped)
     longest = max(range(4), key=lambda i: _pairs(4)[i].tokens)
-    with pytest.raises(NoMemoryError, match=rf"with group {longest} alone, \d+ tokens; set gradient_checkpointing"):
+    with pytest.raises(TrainingError, match=rf"with group {longest} alone, \d+ tokens; set gradient_checkpointing"):
         _run(tmp_path, _pairs(4), opponent_logps=[[0.0, 0.0]] * 4)
     monkeypatch.setattr("spin_utils.training.step.sequence_logps", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -402,7 +401,7 @@ def test_an_epoch_ends_with_the_exact_weights_and_goes_on_as_if_nothing_was_look
 
 
 def test_every_epoch_has_every_pair_once_in_another_order():
-    plan = loop._Plan(10, _settings(), seed=5)
+    plan = loop.Schedule(10, _settings(), seed=5)
     epochs = [[i for step in range(3 * e, 3 * e + 3) for i in plan.indices(step)] for e in (0, 1)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
     assert epochs[0] != epochs[1]
@@ -423,16 +422,16 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
 
 
 def test_wrong_groups_are_refused_before_any_work(tmp_path):
-    with pytest.raises(PackingError, match="group 0: 2 responses; SFT takes one"):
+    with pytest.raises(PairsError, match="group 0: 2 responses; SFT takes one"):
         train(tiny_model("llama"), _pairs(2), _settings(), seed=0, work=tmp_path)
-    with pytest.raises(PackingError, match="group 0: 1 responses; a pair has two"):
+    with pytest.raises(PairsError, match="group 0: 1 responses; a pair has two"):
         _run(tmp_path, _single(2), opponent_logps=[[0.0, 0.0]] * 2)
-    with pytest.raises(PackingError, match="1 rows for 2 pairs"):
+    with pytest.raises(PairsError, match="1 rows for 2 pairs"):
         _run(tmp_path, _pairs(2), opponent_logps=[[0.0, 0.0]])
 
 
 def test_unknown_and_missing_trackers_are_refused_by_name(tmp_path):
-    with pytest.raises(TrackerError, match="tensorboard, wandb, trackio"):
+    with pytest.raises(KitError, match="tensorboard, wandb, trackio"):
         _run(tmp_path, trackers=["mlflow"])
-    with pytest.raises(TrackerError, match="pip install trackio"):
+    with pytest.raises(KitError, match="pip install trackio"):
         _run(tmp_path, trackers=["trackio"])
