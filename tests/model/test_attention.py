@@ -92,18 +92,13 @@ def test_layers_with_hooks_or_another_activation_keep_their_own_forward():
         assert count == 0
 
 
-def test_the_layers_are_given_back():
-    model = tiny_model("llama")
-    with layers.fast_layers(model), layers.fast_layers(model):
-        assert "forward" in vars(model.model.layers[0])
-    assert "forward" not in vars(model.model.layers[0])
-
-
-def test_the_attention_is_given_back_after_an_error():
+def test_layers_and_attention_are_given_back_after_an_error():
     model = tiny_model("llama")
     before = model.config._attn_implementation
-    with pytest.raises(KeyError), packed_attention(model):
+    with pytest.raises(KeyError), packed_attention(model), layers.fast_layers(model), layers.fast_layers(model):
+        assert "forward" in vars(model.model.layers[0])
         raise KeyError
+    assert "forward" not in vars(model.model.layers[0])
     assert model.config._attn_implementation == before
 
 

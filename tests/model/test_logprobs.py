@@ -43,13 +43,6 @@ def test_packed_logps_equal_a_padded_concatenated_forward(family):
     )
 
 
-def test_a_response_does_not_depend_on_its_neighbours():
-    model = MODELS["llama"]
-    alone = sequence_logps(model, pack([Group([3, 4], ([5, 6],))]))
-    beside = sequence_logps(model, pack([Group([9], ([8],)), Group([3, 4], ([7, 7, 7], [5, 6]))]))
-    torch.testing.assert_close(alone[0], beside[2], rtol=1e-6, atol=1e-6)
-
-
 def test_the_head_in_chunks_equals_the_head_at_once(monkeypatch):
     groups = [Group([3, 4], ([5, 6, 7], [8, 9])), Group([2], ([9, 9, 9],))]
     model = MODELS["llama"]
@@ -77,21 +70,6 @@ def test_scores_report_progress_and_nothing_gives_nothing():
     score(MODELS["llama"], [Group([1], ([2],))] * 3, micro_batch_tokens=4, progress=done.append)
     assert sum(done) == 3
     assert score(MODELS["llama"], [], micro_batch_tokens=4) == []
-
-
-def test_bfloat16_stays_near_float32():
-    groups = [Group([3] * 6, ([4, 5, 6], [7, 8])), Group([9], ([10, 11],))]
-    exact = sequence_logps(tiny_model("llama", initializer_range=0.1), pack(groups))
-    rounded = sequence_logps(tiny_model("llama", dtype=torch.bfloat16, initializer_range=0.1), pack(groups))
-    assert rounded.dtype == torch.float32
-    torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0.05)
-
-
-def test_the_model_is_left_as_it_was():
-    model = MODELS["mistral"]
-    before = model.config._attn_implementation
-    score(model, [Group([1], ([2],))], micro_batch_tokens=8)
-    assert model.config._attn_implementation == before
 
 
 def test_a_model_with_a_short_sliding_window_is_refused_before_work():

@@ -144,23 +144,11 @@ def test_damaged_shards_are_named_and_drawn_again(
     assert "00000008.answers.parquet: columns ['stream', 'generated_ids', 'finish_reason']" in told[2]
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("abort", r"00000000.answers.parquet, prompt 0: \d tokens with finish reason 'abort' .* are no answer; delete"),
-        ("short", r"(?s)ended with status 1.*zip\(\) argument 2 is shorter"),
-    ],
-)
 def test_what_is_no_answer_is_refused(
-    fault: str,
-    message: str,
-    checkpoints: list[Path],
-    settings: GenerationSettings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    checkpoints: list[Path], settings: GenerationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STAND_IN", fault)
-    with pytest.raises(KitError, match=message):
+    monkeypatch.setenv("STAND_IN", "abort")
+    with pytest.raises(KitError, match=r"answers.parquet, prompt 0: \d tokens with finish reason 'abort' .*; delete"):
         draw(checkpoints[0], settings, tmp_path / "work")
 
 
@@ -258,17 +246,3 @@ def test_pairs_of_a_profile_are_drawn_by_vllm_with_a_health_figure_beside_them(
     assert health["mean_difference"] == pytest.approx(shift, abs=0.02)
     assert health["largest_difference"] == pytest.approx(abs(shift), abs=0.05)
     assert ("the largest difference is above" in caplog.text) == bool(fault)
-
-
-def test_the_health_figure_is_the_difference_of_log_probabilities_by_token(checkpoints: list[Path]) -> None:
-    model = base.load(checkpoints[0], torch.bfloat16)
-    answers: list[Answer] = []
-    for prompt in PROMPTS:
-        ids = [4, 9, 1]
-        with torch.inference_mode():
-            logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1].float()
-        logp = logits.log_softmax(-1)[range(3), ids].sum().item()
-        answers.append((ids, "stop", logp + 3 * (0.25 if prompt == PROMPTS[-1] else 0.0)))
-    health = vllm.health(checkpoints[0], PROMPTS, answers, VllmSettings(checked_rows=4))
-    assert health["largest_difference"] == pytest.approx(0.25, abs=0.02), "the last row is one of the four"
-    assert health["mean_difference"] == pytest.approx(0.0625, abs=0.02)

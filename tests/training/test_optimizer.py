@@ -107,11 +107,6 @@ def test_another_models_state_is_refused():
         ours.load({"master.x": torch.zeros(1)}, 1)
 
 
-def test_a_model_without_trainable_parameters_is_refused():
-    with pytest.raises(ValueError, match="requires_grad"):
-        MasterOptimizer(_network().requires_grad_(False), _settings(), torch.float32)
-
-
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize(("total", "ratio"), [(10, 0.1), (37, 0.25), (5, 0.0)])
 def test_the_schedule_is_that_of_transformers(schedule, total, ratio):

@@ -195,14 +195,3 @@ def test_every_lambda_has_a_line_of_its_own():
         assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"λ = {beta:g}" for beta in betas]
     lines = theory_figures.distances(OPPONENT, DATA, betas).axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(betas)
-
-
-def test_every_picture_can_be_drawn():
-    betas = [0.1, 0.6, 1.0, 5.0]
-    figures = (
-        theory_figures.losses(),
-        theory_figures.fixed_point(DATA, OPPONENT, betas),
-        theory_figures.distances(OPPONENT, DATA, betas),
-        theory_figures.early_stopping(OPPONENT, DATA, betas, steps=20),
-    )
-    assert all(figure.axes for figure in figures)
