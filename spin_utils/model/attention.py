@@ -95,7 +95,7 @@ def attend(
         query: shape (1, H, T, D).
         key: shape (1, K, T, D).
         value: shape (1, K, T, D).
-        attention_mask: ignored; the layout says who sees whom.
+        attention_mask: ignored; the layout says which token sees which.
         scaling: factor on the scores; the inverse root of D if missing.
         dropout: must be 0.
         packed_layout: where the groups are.

@@ -40,7 +40,7 @@ Tensors = dict[str, tuple[Path, list[int], str]]
 
 
 class ModelError(KitError):
-    """The model cannot be found or used. The message names the place and the remedy."""
+    """The model cannot be found or used. The message names the place and the remedy, and covers models that cannot work on packed groups."""
 
 
 def identity(settings: ModelSettings) -> dict[str, Any]:
@@ -58,7 +58,6 @@ def identity(settings: ModelSettings) -> dict[str, Any]:
     if settings.source == "directory":
         folder = check_directory(Path(settings.path))
         files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
-        # A pipe would be waited for, and a folder or a dangling link is nothing that a model is read from.
         return {"source": "directory", "files": {p.name: file_hash(p) for p in files if p.is_file()}}
     if settings.source == "gguf_package":
         path = gguf_path(settings)
@@ -118,7 +117,7 @@ def load(folder: Path, dtype: Any = None) -> Any:
         dtype: torch dtype of the weights; float32 if None.
 
     Raises:
-        ModelError: a weight is no finite number: what is made from it would be worth nothing.
+        ModelError: a weight is NaN or infinite.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -153,14 +152,14 @@ def device() -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer that lies beside a model."""
+    """Load the tokenizer in a model's folder."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(resolve(folder), trust_remote_code=False, local_files_only=True)
 
 
 def positions(folder: Path) -> int:
-    """Tokens of the longest row that a model takes: its positions, or the window that it attends to if that is less."""
+    """Tokens of the longest row a model accepts: its positions, or its attention window if that is shorter."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(resolve(folder), trust_remote_code=False, local_files_only=True)
@@ -170,7 +169,7 @@ def positions(folder: Path) -> int:
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write weights as safetensors, with the tokenizer beside them."""
+    """Write weights as safetensors, and the tokenizer into the same folder."""
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
@@ -256,7 +255,7 @@ def _config(folder: Path) -> Any:
         theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 1.0)
     except Exception as error:  # as above: the file's values reach any line of the library
         raise _no_model(folder, error) from None
-    if isinstance(theta, (int, float)) and theta <= 0:  # transformers goes on, with positions that are no numbers
+    if isinstance(theta, (int, float)) and theta <= 0:  # transformers would accept it and compute NaN
         raise ModelError(f"{folder / 'config.json'}: rope_theta is {theta}, it must be above 0; copy the model again")
     return config
 
@@ -486,7 +485,7 @@ def _build_tiny(settings: ModelSettings, folder: Path, texts: Iterable[str], see
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Any:
-    """Train a byte-level BPE tokenizer with chat markers, as small models of the `tiny` source use it."""
+    """Train a byte-level BPE tokenizer with chat markers, for models of the `tiny` source."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,7 +1,7 @@
 """Attention over packed groups on a GPU, where one large kernel is faster than many small products.
 
 Every response becomes a row with a copy of its prompt before it, padded on the right, so that plain causal attention
-is exact: nobody sees another response, and padding comes after whoever could see it. PyTorch's fused kernels take it
+is exact: no row holds another response, and padding comes after every token that could see it. PyTorch's fused kernels take it
 without a mask. Only attention computes a prompt once for each response; all other layers have it once.
 
 Shape suffixes: T packed tokens, H query heads, K key heads, N heads of either kind, D head size, R rows, L row length.
@@ -65,11 +65,11 @@ def backward(
 
 @contextmanager
 def _equal_bytes() -> Iterator[None]:
-    """Inside the block no kernel adds in an order left to chance."""
+    """Inside the block every kernel adds in a fixed order."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     options: Any = torch.utils.deterministic
     filled = options.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)  # with warn_only the kernels would warn and go on adding by chance
+    torch.use_deterministic_algorithms(True)  # with warn_only the kernels would only warn
     options.fill_uninitialized_memory = False
     try:
         yield

@@ -122,7 +122,7 @@ class Tile:
 
 @dataclass
 class Layout:
-    """Where the groups of a packed batch are: all that attention needs besides queries, keys and values."""
+    """Where the groups of a packed batch are: all that attention needs in addition to queries, keys and values."""
 
     tiles: tuple[Tile, ...]
     lengths: tuple[tuple[int, tuple[int, ...]], ...]

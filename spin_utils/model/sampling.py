@@ -2,7 +2,7 @@
 
 At temperature 1 without truncation this is the draw of Algorithm 1; temperature 0 is greedy. Prompts are sorted by
 length, a finished row makes room for a waiting prompt, and every prompt has its own stream of random numbers, so
-what is drawn for a prompt does not depend on which prompts are decoded beside it.
+what is drawn for a prompt does not depend on the prompts decoded with it.
 
 Shape suffixes: B live rows, V vocabulary.
 """
@@ -182,7 +182,7 @@ class _Run:
         streams: Sequence[int],
     ) -> None:
         self.prompts, self.settings, self.seed, self.streams = prompts, settings, seed, streams
-        # Longest first: neighbours have like lengths, and the peak of memory comes at once, not after an hour.
+        # Longest first: neighbours have similar lengths, and memory peaks at the start, not after an hour.
         self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         rows = min(settings.batch_size, len(prompts))
         longest = len(prompts[self.waiting[-1]]) + settings.max_new_tokens

@@ -133,7 +133,7 @@ def _shard_by_deepspeed(model: PreTrainedModel) -> None:
         "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0},
     }
     engine, *_ = deepspeed.initialize(model=model, config=config)
-    # The head's weight is used outside the head, and the last micro-batch has left some weights gathered, as they were.
+    # The head's weight is used outside the head, and the last micro-batch leaves some old weights gathered.
     deepspeed.zero.register_external_parameter(model, model.get_output_embeddings().weight)
     model.register_forward_pre_hook(lambda *_: engine.optimizer.empty_partition_cache(), prepend=True)
     parameter: Parameter

@@ -1,8 +1,8 @@
-"""Answers drawn by vLLM, in processes of an environment of its own: its torch is another one than the kit's.
+"""Answers drawn by vLLM, in processes of an environment of its own, because it needs another torch than the kit.
 
-Token ids go out and come back as Parquet files, a shard at a time; `vllm_worker.py` is what runs over there. Every
-call starts the processes anew on the checkpoint it is given, so each iteration answers with its own weights. A shard
-that is finished is kept, and a run that was killed goes on with the others.
+Token ids go out and come back as Parquet files, a shard at a time; `vllm_worker.py` runs over there. Every call
+starts new processes on the checkpoint it is given, so each iteration answers with its own weights. Finished shards are
+kept, and a run that was killed continues with the others.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def answer(
 ) -> tuple[list[Answer], list[str]]:
     """One answer for each prompt.
 
-    A prompt's random numbers depend on the seed and on its place, not on the processes or on what is decoded beside
+    A prompt's random numbers depend on the seed and on its place, not on the processes or on what is decoded with
     it. Rounding does, so another number of GPUs may draw other answers of the same distribution.
 
     Args:
@@ -195,7 +195,7 @@ def worker_devices(settings: VllmSettings, shards: int) -> list[str]:
 
 
 def _running(settings: VllmSettings, devices: Sequence[str], work: Path) -> Generator[None]:
-    """Start a process on each set of devices, yield now and then until all have ended well, and leave none behind."""
+    """Start a process on each set of devices, yield at intervals until all have finished, and leave none running."""
     environment = runtime.child_environment(headless=True)
     environment.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process less, and a repeatable schedule
     environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
@@ -205,7 +205,7 @@ def _running(settings: VllmSettings, devices: Sequence[str], work: Path) -> Gene
             with open(work / f"worker-{k}.log", "wb") as output:
                 workers.append(
                     subprocess.Popen(
-                        # -I: neither the kit's folder nor PYTHONPATH may stand before the other environment's packages.
+                        # -I: neither the kit's folder nor PYTHONPATH may come before the other environment's packages.
                         [_python(settings), "-I", str(WORKER), str(work / "job.json"), str(k), str(len(devices))],
                         env=environment | {gpus.VISIBLE: own},
                         stdin=subprocess.PIPE,
@@ -232,7 +232,7 @@ def _check_alive(workers: Sequence[subprocess.Popen[bytes]], work: Path) -> None
             code = worker.returncode
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             raise KitError(
-                f"vLLM process {k} of {len(workers)} {how}; finished shards are kept, and the same command goes on "
+                f"vLLM process {k} of {len(workers)} {how}; finished shards are kept, and the same command continues "
                 f"from them. Its last lines ({relative(path)}):\n" + "\n".join(f"  {line}" for line in told)
             )
 
@@ -349,10 +349,10 @@ def versions(shards: Sequence[Shard]) -> list[str]:
 
 
 def read_answers(shard: Shard, eos_ids: Collection[int], settings: GenerationSettings) -> list[Answer]:
-    """A finished shard's answers, each proved to be one that the kit's sampler could have given.
+    """A finished shard's answers, each checked to be one that the kit's sampler could have given.
 
     Raises:
-        KitError: a missing or damaged file, rows of other prompts, or an answer that is none.
+        KitError: a missing or damaged file, rows of other prompts, or an answer that the sampler could not have given.
     """
     place = relative(shard.answers)
     try:

@@ -49,7 +49,7 @@ class Interrupted(RuntimeError):  # noqa: N818 - it is a request, not an error
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished run leaves besides the trained model."""
+    """What a finished run leaves in addition to the trained model."""
 
     rows: list[Row]
     """One metric row per logged step, those before an interruption included."""
@@ -210,7 +210,7 @@ class _Run:
                 if stopping:
                     raise Interrupted(
                         f"{self.what}: stopped after step {optimizer.steps} of {self.schedule.steps}; the state is in "
-                        f"{self.work}, and the same command goes on from there"
+                        f"{self.work}, and the same command continues from there"
                     )
                 self._end_epoch()
         self.step.check_weights()

@@ -3,8 +3,7 @@
 At a learning rate of 5e-7 an update is about 1e-5 of a weight, far below half a unit in the last place of
 bfloat16 (2e-3): bfloat16 weights alone would never move. The optimizer keeps float32 masters and gradients
 summed in float32 over micro-batches; the model computes with rounded copies. In float32 the masters are the
-model's own parameters. Where weights are spread, every process has its part of the masters and of everything beside
-them.
+model's own parameters. Where weights are spread, every process has its part of the masters and of the moments.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ class MasterOptimizer:
             parameter.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that must survive a resumption, by name, besides the number of steps.
+        """Everything that must survive a resumption, by name, except the number of steps.
 
         The same for any number of processes: whole in the first one, empty in the others where weights are spread.
         """

@@ -1,7 +1,7 @@
-"""What lets a stopped training run go on: its saved state, and the stop signals.
+"""What lets a stopped training run continue: its saved state, and the stop signals.
 
-The state is a folder `state-STEP` with safetensors and JSON, nothing pickled. It is written beside and renamed
-when complete, so a folder of that name is always whole; hashes say whether it still is.
+The state is a folder `state-STEP` with safetensors and JSON, nothing pickled. It is written under another name and
+renamed when complete, so a folder of that name is always whole; hashes say whether it still is.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def load_state(work: Path, run: dict[str, Any]) -> SavedState | None:
         description = _described(folder)
         if description is not None:
             return _load(folder, description, run)
-        logger.warning("%s: not what was written (hash); the training goes on without it", folder)
+        logger.warning("%s: not what was written (hash); training continues without it", folder)
         shutil.rmtree(folder, ignore_errors=True)
     return None
 
@@ -111,7 +111,7 @@ def _load(folder: Path, description: dict[str, Any], run: dict[str, Any]) -> Sav
                 f"{folder}: saved by a run with another {key} ({_difference(before, now)}); "
                 "remove the folder to start anew"
             )
-    logger.info("going on after step %d from %s", description["step"], folder)
+    logger.info("continuing after step %d from %s", description["step"], folder)
     tensors = load_file(folder / _TENSORS)
     return SavedState(description["step"], description["precision"], tensors, description["rows"])
 

@@ -33,11 +33,11 @@ _REMEDY = (
 )
 
 Row = dict[str, float]
-"""One metric row; most of its names stand in `StepRunner._row`."""
+"""One metric row; most of its names are in `StepRunner._row`."""
 
 
 class TrainingError(KitError):
-    """Training cannot go on: a number is not finite, or memory is too short. The message names the groups."""
+    """Training cannot continue: a number is not finite, or memory is too short. The message names the groups."""
 
 
 class StepRunner:
@@ -79,7 +79,7 @@ class StepRunner:
         return None if row is None else {**row, "learning_rate": learning_rate, **self.since_row.rates()}
 
     def check_finite(self) -> None:
-        """Refuse to go on after a loss, or another part of a metric row, that is not finite.
+        """Refuse to continue after a loss, or another part of a metric row, that is not finite.
 
         Raises:
             TrainingError: names the groups.
@@ -133,7 +133,7 @@ class StepRunner:
                         "halve by themselves; lower training.micro_batch_tokens, or set gradient_checkpointing: true"
                     ) from None
                 self.budget //= 2
-                logger.warning("out of memory: going on with micro-batches of %d tokens", self.budget)
+                logger.warning("out of memory: continuing with micro-batches of %d tokens", self.budget)
             self.optimizer.clear()  # some parameters may have their gradient already
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
-"""Metric rows to TensorBoard, Weights & Biases or trackio, by name, and to a notebook that someone looks at.
+"""Metric rows to TensorBoard, Weights & Biases or trackio, by name, and to the live curve of a notebook.
 
-JSON lines are always written besides.
+JSON lines are always written too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def open_trackers(
         names: any of tensorboard, wandb, trackio.
         run: name of the run.
         folder: where TensorBoard's files go, in a folder `tensorboard`; the others have places of their own.
-        done: steps after which the run goes on; TensorBoard drops what a killed run wrote of later ones.
+        done: steps after which the run continues; TensorBoard drops what a killed run wrote of later ones.
 
     Returns:
         The trackers, those of `WATCHERS` included, and a function that closes them.

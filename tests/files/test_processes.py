@@ -147,7 +147,7 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     metrics = partial / "scratch" / "metrics.jsonl"
 
     watcher = after(3, metrics, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Interrupted, match=r"SPIN iteration 0: stopped after step \d+ of 24.*goes on from there"):
+    with pytest.raises(Interrupted, match=r"SPIN iteration 0: stopped after step \d+ of 24.*continues from there"):
         stages.run(made, "spin-0")
     watcher.join()
     assert [worker.returncode for worker in workers] == [launching.STOPPED] * 2
@@ -162,7 +162,7 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     assert "Traceback" not in caplog.text
 
     stages.run(made, "spin-0")
-    goes_on = [int(line.split()[4]) for line in caplog.messages if line.startswith("going on after step")]
+    goes_on = [int(line.split()[4]) for line in caplog.messages if line.startswith("continuing after step")]
     assert goes_on[0] == stopped
     assert goes_on[1] > stopped, "from a state of the second launch"
     assert "SPIN iteration 0: 24 of 24 steps" in caplog.text, "the first worker's progress is shown here"

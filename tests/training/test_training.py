@@ -174,7 +174,7 @@ def _after_step(patch, number, act):
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
 def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_after, precision):
     whole, result = _run(tmp_path / "whole", precision=precision)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=rf"step {stop_after} of 6.*goes on"):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=rf"step {stop_after} of 6.*continues"):
         _after_step(patch, stop_after, lambda: os.kill(os.getpid(), signal.SIGTERM))
         _run(tmp_path / "stopped", precision=precision)
     resumed, again = _run(tmp_path / "stopped", precision=precision)
@@ -222,7 +222,7 @@ def test_a_damaged_state_is_left_out_and_the_run_starts_anew(stopped, name, dama
     changed = {"flip": _flipped(data, len(data) // 2), "cut": data[:-9]}
     path.unlink() if damage == "lose" else path.write_bytes(changed[damage])
     model, again = _run(work, save_minutes=0)
-    assert "state-00000004: not what was written (hash); the training goes on without it" in caplog.text
+    assert "state-00000004: not what was written (hash); training continues without it" in caplog.text
     assert _same(model, whole)
     assert [row["loss"] for row in again.rows] == [row["loss"] for row in result.rows]
 
@@ -355,7 +355,7 @@ def test_a_long_pair_that_is_left_out_does_not_count_where_memory_is_short(tmp_p
     pairs = [Group([2] * 9, ([3] * 30,) * 2), *_pairs(10)]
     _memory_for(30, monkeypatch)
     _, result = _run(tmp_path, pairs, batch_size=11, epochs=1, micro_batch_tokens=60)
-    assert "going on with micro-batches of 30 tokens" in caplog.text
+    assert "continuing with micro-batches of 30 tokens" in caplog.text
     assert result.rows[0]["skipped"] == 1
 
 
