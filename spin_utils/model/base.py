@@ -40,7 +40,7 @@ Tensors = dict[str, tuple[Path, list[int], str]]
 
 
 class ModelError(KitError):
-    """The model cannot be found or used. The message names the place and the remedy, and covers models that cannot work on packed groups."""
+    """The model cannot be found, or not be trained or sampled from. The message names the place and the remedy."""
 
 
 def identity(settings: ModelSettings) -> dict[str, Any]:

@@ -224,7 +224,7 @@ class Decoder:
 class _Graph:
     """A step of a fixed number of rows as one recorded launch.
 
-    Rows that are not live compute results that are never read: each writes to its own place 0, which its next prompt overwrites.
+    What rows compute that are not live is never read: each writes to its own place 0, which its next prompt overwrites.
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor], rows: int, beside: torch.cuda.Stream) -> None:

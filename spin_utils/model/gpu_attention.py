@@ -1,8 +1,8 @@
 """Attention over packed groups on a GPU, where one large kernel is faster than many small products.
 
 Every response becomes a row with a copy of its prompt before it, padded on the right, so that plain causal attention
-is exact: no row holds another response, and padding comes after every token that could see it. PyTorch's fused kernels take it
-without a mask. Only attention computes a prompt once for each response; all other layers have it once.
+is exact: no row holds another response, and padding comes after every token that could see it. PyTorch's fused kernels
+need no mask for it. Only attention computes a prompt once for each response; all other layers have it once.
 
 Shape suffixes: T packed tokens, H query heads, K key heads, N heads of either kind, D head size, R rows, L row length.
 """

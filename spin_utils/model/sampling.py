@@ -1,8 +1,8 @@
 """Responses sampled from a policy: y' ~ p_theta(.|x), many prompts at once.
 
 At temperature 1 without truncation this is the draw of Algorithm 1; temperature 0 is greedy. Prompts are sorted by
-length, a finished row makes room for a waiting prompt, and every prompt has its own stream of random numbers, so
-what is drawn for a prompt does not depend on the prompts decoded with it.
+length, a finished row makes room for a waiting one, and several responses to one prompt share its pass. Every response
+has its own stream of random numbers, so what is drawn does not depend on what is decoded with it.
 
 Shape suffixes: B live rows, V vocabulary.
 """
@@ -51,9 +51,10 @@ def sample(
     settings: GenerationSettings,
     seed: int,
     streams: Sequence[int] | None = None,
+    samples_per_prompt: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> list[Sample]:
-    """Draw one response per prompt.
+    """Draw one response per prompt, or several.
 
     Args:
         model: Llama, Mistral or Qwen2 for causal language modelling. Runs in its own dtype on its own device.
@@ -61,22 +62,23 @@ def sample(
         eos_ids: Tokens that end a response; may be empty.
         settings: Temperature, truncation, longest response, rows decoded together.
         seed: Seed of all random numbers.
-        streams: Number of the random stream of each prompt, by default its index. A prompt keeps its response
+        streams: Number of the random stream of each response, by default its index. A response stays the same
             (up to rounding in the matmuls) in any batch, order or shard as long as it keeps its stream.
-        progress: Called with the number of newly finished prompts.
+        samples_per_prompt: Responses drawn for each prompt, which is read once for all that start together.
+        progress: Called with the number of newly finished responses.
 
     Returns:
-        Samples in the order of the prompts.
+        Samples in the order of the prompts, those of one prompt next to each other.
 
     Raises:
-        ValueError: A prompt is empty or holds an unknown token, or streams and prompts differ in number.
+        ValueError: A prompt is empty or holds an unknown token, or there is not one stream for each response.
         ModelError: The model's forward pass is not known here.
     """
-    streams = range(len(prompts)) if streams is None else streams
-    _check(model, prompts, streams)
+    streams = range(len(prompts) * samples_per_prompt) if streams is None else streams
+    _check(model, prompts, streams, samples_per_prompt)
     if not prompts:
         return []
-    run = _Run(model, prompts, eos_ids, settings, seed, streams)
+    run = _Run(model, prompts, eos_ids, settings, seed, streams, samples_per_prompt)
     with torch.inference_mode():
         while run.live or run.waiting:
             finished = run.advance()
@@ -167,9 +169,9 @@ def _truncate(logits_BV: Tensor, settings: GenerationSettings) -> Tensor:
 
 
 class _Run:
-    """The rows being decoded and the prompts still waiting.
+    """The rows being decoded and the responses still waiting.
 
-    Row i of every per-row tensor belongs to the prompt `prompt_of[i]`; rows 0 to live-1 are in use.
+    Row i of every per-row tensor belongs to the response `response_of[i]`; rows 0 to live-1 are in use.
     """
 
     def __init__(
@@ -180,27 +182,29 @@ class _Run:
         settings: GenerationSettings,
         seed: int,
         streams: Sequence[int],
+        samples_per_prompt: int,
     ) -> None:
         self.prompts, self.settings, self.seed, self.streams = prompts, settings, seed, streams
+        self.samples_per_prompt = samples_per_prompt
         # Longest first: neighbours have similar lengths, and memory peaks at the start, not after an hour.
-        self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        rows = min(settings.batch_size, len(prompts))
-        longest = len(prompts[self.waiting[-1]]) + settings.max_new_tokens
+        self.waiting = sorted(range(len(streams)), key=lambda i: len(self._prompt(i)))
+        rows = min(settings.batch_size, len(streams))
+        longest = len(self._prompt(self.waiting[-1])) + settings.max_new_tokens
         self.decoder = Decoder(model, rows, longest)
         device = self.decoder.device
         self.rows, self.live = rows, 0
         self.prefill_tokens = PREFILL_TOKENS if device.type == "cpu" else GPU_PREFILL_TOKENS
         self.eos = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
-        self.prompt_of = torch.zeros(rows, dtype=torch.long, device=device)
+        self.response_of = torch.zeros(rows, dtype=torch.long, device=device)
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
         self.count = torch.zeros(rows, dtype=torch.long, device=device)
         self.size = torch.zeros(rows, dtype=torch.long, device=device)
         self.uniform = torch.zeros(rows, settings.max_new_tokens, dtype=torch.float64, device=device)
         self.reach = 0
-        self.tokens = torch.zeros(len(prompts), settings.max_new_tokens, dtype=torch.int32, device=device)
-        self.counts = torch.zeros(len(prompts), dtype=torch.long, device=device)
-        self.logps = torch.zeros(len(prompts), dtype=torch.float64, device=device)
-        self.stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        self.tokens = torch.zeros(len(streams), settings.max_new_tokens, dtype=torch.int32, device=device)
+        self.counts = torch.zeros(len(streams), dtype=torch.long, device=device)
+        self.logps = torch.zeros(len(streams), dtype=torch.float64, device=device)
+        self.stopped = torch.zeros(len(streams), dtype=torch.bool, device=device)
 
     def advance(self) -> int:
         """Give every live row its next token, fill free rows, remove finished rows; return how many finished."""
@@ -217,7 +221,7 @@ class _Run:
         logits = self.decoder.head(torch.cat(hidden))
         n, row = self.live, torch.arange(self.live, device=logits.device)
         token, logp = draw(logits, self.uniform[row, self.count[:n]], self.settings)
-        owner = self.prompt_of[:n]
+        owner = self.response_of[:n]
         self.tokens[owner, self.count[:n]] = token.to(torch.int32)
         self.logps[owner] += logp
         self.token[:n] = token
@@ -229,16 +233,19 @@ class _Run:
         hidden = []
         while free and self.waiting:
             chosen = [self.waiting.pop()]
-            total = len(self.prompts[chosen[0]])
+            prompts = {chosen[0] // self.samples_per_prompt: self._prompt(chosen[0])}
+            total = len(self._prompt(chosen[0]))
             while self.waiting and len(chosen) < free and total < self.prefill_tokens:
                 chosen.append(self.waiting.pop())
-                total += len(self.prompts[chosen[-1]])
+                if chosen[-1] // self.samples_per_prompt not in prompts:
+                    prompts[chosen[-1] // self.samples_per_prompt] = self._prompt(chosen[-1])
+                    total += len(self._prompt(chosen[-1]))
             rows = slice(self.live, self.live + len(chosen))
-            sizes = [len(self.prompts[i]) for i in chosen]
+            sizes = [len(self._prompt(i)) for i in chosen]
             self.reach = max(self.reach, *sizes) if self.live else max(sizes)
             self.decoder.fit(self.live, self.reach)
-            hidden.append(self.decoder.prefill([self.prompts[i] for i in chosen], self.live))
-            self.prompt_of[rows] = torch.tensor(chosen)
+            hidden.append(self._read(prompts, chosen))
+            self.response_of[rows] = torch.tensor(chosen)
             self.size[rows] = torch.tensor(sizes)
             self.count[rows] = 0
             numbers = [uniforms(self.seed, self.streams[i], self.settings.max_new_tokens) for i in chosen]
@@ -247,12 +254,25 @@ class _Run:
             free -= len(chosen)
         return hidden
 
+    def _read(self, prompts: dict[int, Sequence[int]], chosen: list[int]) -> Tensor:
+        """Read each prompt once, and give every chosen response a row with its prompt's cache and hidden state."""
+        hidden = self.decoder.prefill(list(prompts.values()), self.live)
+        if len(prompts) == len(chosen):
+            return hidden
+        place_of = {prompt: place for place, prompt in enumerate(prompts)}
+        places = torch.tensor([place_of[i // self.samples_per_prompt] for i in chosen], device=hidden.device)
+        self.decoder.move(self.live + places, self.live + torch.arange(len(chosen), device=hidden.device))
+        return hidden[places]
+
+    def _prompt(self, response: int) -> Sequence[int]:
+        return self.prompts[response // self.samples_per_prompt]
+
     def _retire(self, ended: Tensor, done: Tensor) -> int:
         """Record finished rows and move the last live rows into their places."""
         finished = done.nonzero()[:, 0]
         if not len(finished):
             return 0
-        owner = self.prompt_of[finished]
+        owner = self.response_of[finished]
         self.counts[owner] = self.count[finished]
         self.stopped[owner] = ended[finished]
         left = self.live - len(finished)
@@ -260,7 +280,7 @@ class _Run:
         movers = (~done[left:]).nonzero()[:, 0] + left
         if len(holes):
             self.decoder.move(movers, holes)
-            for state in (self.prompt_of, self.token, self.count, self.size, self.uniform):
+            for state in (self.response_of, self.token, self.count, self.size, self.uniform):
                 state[holes] = state[movers]
         self.live = left
         return len(finished)
@@ -273,9 +293,14 @@ class _Run:
         ]
 
 
-def _check(model: PreTrainedModel, prompts: Sequence[Sequence[int]], streams: Sequence[int]) -> None:
-    if len(streams) != len(prompts):
-        raise ValueError(f"streams: {len(streams)} numbers for {len(prompts)} prompts; give one per prompt")
+def _check(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], streams: Sequence[int], samples_per_prompt: int
+) -> None:
+    if len(streams) != len(prompts) * samples_per_prompt:
+        raise ValueError(
+            f"streams: {len(streams)} numbers for {len(prompts)} prompts of {samples_per_prompt} responses each; "
+            "give one per response"
+        )
     vocabulary = model.config.vocab_size
     for i, prompt in enumerate(prompts):
         if not len(prompt):

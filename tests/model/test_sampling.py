@@ -110,6 +110,23 @@ def test_a_prompt_keeps_its_response_in_any_batch_and_order() -> None:
     assert [s.token_ids for s in part] == tokens[0][30:]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_responses_that_share_a_prompts_pass_are_those_of_separate_rows(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts, many = tiny_model("llama"), ragged_prompts(9, 25), 5
+    settings = GenerationSettings(temperature=temperature, max_new_tokens=20, batch_size=7)
+    repeated = [prompt for prompt in prompts for _ in range(many)]
+    separate = sample(model, repeated, eos_ids={END, 9}, settings=settings, seed=4)
+    read: list[int] = []
+    prefill = Decoder.prefill
+    monkeypatch.setattr(Decoder, "prefill", lambda *a: read.append(len(a[1])) or prefill(*a))
+    shared = sample(model, prompts, eos_ids={END, 9}, settings=settings, seed=4, samples_per_prompt=many)
+    assert [s.token_ids for s in shared] == [s.token_ids for s in separate]
+    assert [s.logp for s in shared] == pytest.approx([s.logp for s in separate], abs=1e-4)
+    assert sum(read) < len(repeated) / 2
+
+
 def test_an_end_token_can_come_first_and_is_kept() -> None:
     model = tiny_model("llama")
     first = sample(model, [[5, 6]], eos_ids=set(), settings=GenerationSettings(temperature=0, max_new_tokens=1), seed=0)
