@@ -21,7 +21,7 @@ from skip_list import (  # noqa: F401 - hooks of pytest
     pytest_runtest_makereport,
 )
 
-from spin_utils.drawing import figure_style
+from spin_utils.drawing import style
 from spin_utils.paper import results
 from spin_utils.paper.statistics import paired_bootstrap
 
@@ -79,7 +79,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
 @pytest.fixture
 def png_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are written as PNG alone, where a test looks at no PDF: most of their time is cutting fonts for it."""
-    monkeypatch.setattr(figure_style, "FORMATS", {"png": figure_style.FORMATS["png"]})
+    monkeypatch.setattr(style, "FORMATS", {"png": style.FORMATS["png"]})
 
 
 @pytest.fixture(scope="session")

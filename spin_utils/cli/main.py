@@ -455,11 +455,11 @@ def figures(
     readme: Annotated[bool, typer.Option("--readme", help="also write the README's results table")] = False,
 ) -> None:
     """Redraw tables and figures from the results, without a model."""
-    from spin_utils.drawing import drawing
+    from spin_utils.drawing import draw
     from spin_utils.drawing.readme import update
 
     loaded = _load(profile)
-    for path in drawing.draw(loaded):
+    for path in draw.everything(loaded):
         log.info("%s", paths.relative(path))
     if readme:
         update(loaded, paths.REPOSITORY / "README.md")
@@ -468,9 +468,9 @@ def figures(
 @_command("card --model spin-3")
 def card(*, model: TableRow, profile: ProfileName = "cpu", seed: Seed = 0) -> None:
     """Write a model card with a run's settings and numbers."""
-    from spin_utils.drawing import cards
+    from spin_utils.drawing import card
 
-    log.info("%s", paths.relative(cards.write(_load(profile), model, seed)))
+    log.info("%s", paths.relative(card.write(_load(profile), model, seed)))
 
 
 @_command("push --model spin-3 --repo owner/name")
@@ -485,9 +485,9 @@ def push(
     ] = False,
 ) -> None:
     """Upload a checkpoint and its card to the hub, with the token in HF_TOKEN."""
-    from spin_utils.drawing import cards
+    from spin_utils.drawing import card
 
-    log.info("%s", cards.push(_load(profile), model, repo, seed, public=public))
+    log.info("%s", card.push(_load(profile), model, repo, seed, public=public))
 
 
 @_command(
@@ -584,11 +584,11 @@ def _draw(name: str, profile: str, seeds: str) -> None:
         executed = paths.executed_notebooks(loaded.name) / "05_tables_and_figures.ipynb"
         notebooks.run("05_tables_and_figures", {"profile": profile, "seeds": seeds}, executed)
         return
-    from spin_utils.drawing import drawing
+    from spin_utils.drawing import draw
     from spin_utils.experiment import plan, publishing, stages
 
     plans = plan.make_all(loaded, numbers)
-    written = publishing.publish(plans) + drawing.draw(loaded)
+    written = publishing.publish(plans) + draw.everything(loaded)
     stages.record_drawing(plan.first_tables(plans), plans[:1], written)
     log.info("tables and figures of the main chain: %s", paths.relative(paths.results(loaded.name)))
 

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from spin_utils.drawing.figure_style import (
+from spin_utils.drawing.style import (
     COLOURS,
     FAINT,
     HATCHES,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from spin_utils.drawing import drawing
-from spin_utils.drawing.table_text import minus
+from spin_utils.drawing import draw
+from spin_utils.drawing.tables import minus
 from spin_utils.experiment import clock
 from spin_utils.experiment.plan import main_chain
 from spin_utils.files import paths
@@ -27,7 +27,7 @@ def section(profile: Profile) -> str:
     """Averages and gains over SFT of every iteration and of the SFT control, beside the paper's, as Markdown."""
     folder = paths.results(profile.name)
     scores = results.load_evaluations(folder)
-    stand_ins = drawing.stand_ins(profile, scores)
+    stand_ins = draw.stand_ins(profile, scores)
     tasks = list(stand_ins)
     measured = set(scores["model"])
     if "sft" not in measured:
@@ -48,7 +48,7 @@ def section(profile: Profile) -> str:
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {len(seeds)}. "
         f"Brackets: 95 % intervals of a paired bootstrap over {drawn}.",
         footnotes.fewer_seeds(scores, rows),
-        drawing.not_the_papers(profile, stand_ins),
+        draw.not_the_papers(profile, stand_ins),
     ]
     more_sft = ["Would more SFT do as well?", *(against or ["That was not measured in this run."])]
     finding, everything = _verdicts(profile)

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from spin_utils.drawing import drawing
-from spin_utils.drawing.table_text import Table
+from spin_utils.drawing import draw
+from spin_utils.drawing.tables import Table
 from spin_utils.experiment import provenance
 from spin_utils.experiment.plan import main_chain
 from spin_utils.files import paths
@@ -71,8 +71,8 @@ def write(profile: Profile) -> Path:
     Raises:
         ResultsError: nothing was evaluated, or a results file is not valid.
     """
-    drawn = drawing.compose(profile)
-    drawing.write(drawn, profile)
+    drawn = draw.compose(profile)
+    draw.write(drawn, profile)
     folder = paths.results(profile.name)
     scores = results.load_evaluations(folder)
     seeds = sorted(int(seed) for seed in scores["seed"].unique())

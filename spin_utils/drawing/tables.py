@@ -1,34 +1,108 @@
-"""The paper's tables of scores, ours beside theirs: one function per table, from data frames to a `Table`.
+"""The paper's tables, ours beside theirs: one function per table, from data frames to a `Table`.
 
 Scores are in points, intervals are 95 %. A cell without a run is an em dash, and its reason stands below the
 table. Gains by task and all verdicts on them are in the long form, which becomes the CSV file.
+
+The paper shows examples in Tables 7 and 8. Its claim about them, that later iterations are more concise than iteration
+0 and closer to the real response, is measured here on all generations and not on the example.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from spin_utils.drawing.table_text import DASH, Table, finish, minus, numbers, with_range
-from spin_utils.paper import footnotes, mt_bench_scores, published
+from spin_utils.files.writing import write_forms
+from spin_utils.paper import cost_model, footnotes, mt_bench_scores, published, results
 from spin_utils.paper.documents import iterates
+from spin_utils.paper.generations import MODELS, RULE, Example, example, similarity
 from spin_utils.paper.results import label
 from spin_utils.paper.statistics import (
     DIRECTION_MARGIN,
     SIZE_MARGIN,
+    Estimate,
     StatisticsError,
     paired_bootstrap,
     size_margin,
     verdict,
 )
 
+DASH = "—"
+
+COLUMNS = (
+    "row",
+    "column",
+    "quantity",
+    "value",
+    "low",
+    "high",
+    "paper",
+    "difference",
+    "verdict",
+    "size_verdict",
+    "n",
+    "seeds",
+    "reason",
+)
+"""Columns of the long form. `difference` is ours minus the paper's; `verdict` judges whether a gain has the paper's
+sign, `size_verdict` whether it has the paper's size; `reason` says why a value is missing."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be written."""
+
+    number: int
+    """The paper's number."""
+    title: str
+    header: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    """What a reader sees; every line has as many cells as the header, the first two are names."""
+    frame: pd.DataFrame
+    """Long form, a row per cell, with the columns of `COLUMNS`."""
+    notes: tuple[str, ...] = ()
+    text: int | None = None
+    """Number of a column of running text, left-aligned and broken into lines; None: there is none."""
+
+
 _TRANSFER = "Our tasks here are harder variants that nothing was trained on: they show whether a gain carries over."
+
 _GAINS = (
     "Gain: difference of the averages on the same items (paired). Direction: reproduced if the whole interval "
     f"has the paper's sign, not reproduced if it lies wholly below a gain of {DIRECTION_MARGIN} points. Size: is it "
     f"within {SIZE_MARGIN} points of the paper's gain, or within half of it where that is less."
+)
+
+_ITERATIONS = {"spin-0": "sft", "spin-1": "spin-0", "spin-2": "spin-1", "spin-3": "spin-2"}
+"""Model and the one its gain is measured against."""
+
+_TIMES_COUNTED = "Generation is the whole step with its loading, training the sum of the optimizer's steps."
+
+_SHARED = ("data", "base")
+"""Stages whose artifacts all training seeds share."""
+
+_MEASURED = ("pairs", "spin")
+"""Stages whose times Table 2 has."""
+
+_MEASURES = {
+    "generated_tokens": ("tokens", 1, 1),
+    "similarity": ("similarity", 1, 2),
+    "identical": ("identical", 100, 1),
+}
+"""Column of `generations.measures`; its name in the table, factor and digits."""
+
+_MEASURES_NOTES = (
+    "Tokens count the end token where there is one. Similarity: 2 M / (words of both texts), M being the words in "
+    "blocks that match in order (Python's difflib.SequenceMatcher); the same words give 1. Identical: share of "
+    "generations that are the real response.",
+    "Generations are samples at temperature 1, so some of their distance is chance.",
 )
 
 
@@ -60,11 +134,63 @@ def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: Mapp
             ours.append(cell.get("value", DASH))
             theirs.append(cell["paper"] or DASH)
         lines += [(row, "ours", *ours), ("", "paper", *theirs)]
-    notes = ["The paper prints examples and metrics; items are the sizes of the public test sets.", *_notes(columns)]
+    notes = [
+        "The paper prints examples and metrics; items are the sizes of the public test sets.",
+        *_stand_ins_notes(columns),
+    ]
     if "score" in set(tasks["metric"]):
         notes.append("score: right or wrong by the row's grader, or letter for letter where it has none.")
     header = ["", "", *_headings(columns)]
     return finish(1, "Benchmarks: examples in the prompt, metric, items", header, lines, cells, notes)
+
+
+def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = True) -> Table:
+    """Table 2: time of generation and training by iteration.
+
+    Args:
+        times: Columns `seed`, `stage` (generation, training), `iteration`, `seconds`.
+        machine: Where the times were measured, for the note.
+        alone: Whether no other step ran beside them.
+    """
+    paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
+    run, architecture = cost_model.Run(), cost_model.Architecture()
+    predicted = {"generation": [cost_model.generation_hours(run, architecture)] * 4}
+    predicted["training"] = [cost_model.training_hours(run, architecture, iteration) for iteration in range(4)]
+    cells: list[dict[str, Any]] = []
+    lines = []
+    for stage in ("generation", "training"):
+        for iteration in range(4):
+            minutes = times[(times["stage"] == stage) & (times["iteration"] == iteration)]["seconds"] / 60
+            cell: dict[str, Any] = {"row": stage, "column": f"iteration {iteration}"}
+            cell["paper"] = paper[stage, iteration]
+            cell["quantity"] = "minutes (ours), hours (paper)"
+            if minutes.empty:
+                cell["reason"] = f"{stage} of iteration {iteration} was not run"
+            else:
+                cell |= {"value": minutes.mean(), "low": minutes.min(), "high": minutes.max(), "seeds": len(minutes)}
+            cells.append(cell)
+        digits = 1 if max(cell.get("value", 0.0) for cell in cells[-4:]) >= 1 else 2  # of minutes
+        ours = [(with_range if cell.get("seeds", 1) > 1 else rounded)(cell, digits=digits) for cell in cells[-4:]]
+        for iteration, hours in enumerate(predicted[stage]):
+            cell = {"row": stage, "column": f"iteration {iteration}", "quantity": "hours (cost model), hours (paper)"}
+            cell |= {"value": hours, "paper": paper[stage, iteration], "difference": hours - paper[stage, iteration]}
+            cells.append(cell)
+        lines.append((stage.capitalize(), "ours, minutes", *ours))
+        lines.append(("", "cost model, hours", *(f"{hours:.2f}" for hours in predicted[stage])))
+        lines.append(("", "paper, hours", *(f"{paper[stage, iteration]:.2f}" for iteration in range(4))))
+    reached = cost_model.utilisation(run, architecture, 0, paper["training", 0])
+    notes = (
+        _times_note(cells, machine, alone),
+        f"Cost model: the paper's 7B model and {run.prompts:,} prompts on {run.gpus} A100-80GB, a prediction and not a "
+        f"measurement. It counts the operations that the method needs and assumes that {run.utilisation:.0%} of the "
+        f"peak is reached, and {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, "
+        "real and generated response, of which the paper prints none. On the same count, the paper's hours of "
+        f"iteration 0 mean that its training reached {reached:.0%} of the peak.",
+        "The paper's hours are for 8 A100-80GB. They equal 6.69 s (generation) and 10 s (training) per 64 examples at "
+        "49,792 prompts and two epochs to the last digit, so they follow from times of single batches.",
+    )
+    header = ["", "", *(f"Iteration {iteration}" for iteration in range(4))]
+    return finish(2, "Time of generation and training", header, lines, cells, notes)
 
 
 def table3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0, preferences: str = "samples") -> Table:
@@ -102,16 +228,6 @@ def table5(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0)
     return _leaderboard(5, "One more epoch of SFT", {"sft": "", "sft-more-1": "sft"}, scores, stand_ins, seed)
 
 
-_ITERATIONS = {"spin-0": "sft", "spin-1": "spin-0", "spin-2": "spin-1", "spin-3": "spin-2"}
-"""Model and the one its gain is measured against."""
-
-
-def _all_iterations(scores: pd.DataFrame) -> dict[str, str]:
-    """`_ITERATIONS`, and those after the paper's last that were evaluated."""
-    names = [*_ITERATIONS, *(model for model in iterates(scores["model"]) if model not in _ITERATIONS)]
-    return dict(zip(names, ["sft", *names], strict=False))
-
-
 def table6(
     scores: pd.DataFrame, stand_ins: Mapping[str, str], grades: pd.DataFrame | None = None, *, seed: int = 0
 ) -> Table:
@@ -141,13 +257,121 @@ def table6(
     notes = [
         _scores_note(scores, baselines),
         "Gains are over SFT, on the same items (paired). The paper has no row after iteration 2.",
-        *_notes(columns),
+        *_stand_ins_notes(columns),
         *([_TRANSFER] if published.other_tasks(stand_ins) else []),
         *([mt_bench_scores.note(grades)] if grades is not None and judged else []),
         _noise_of_the_paper(),
     ]
     header = ["Model", "", *_headings(columns)]
     return finish(6, "SPIN by iteration on other benchmarks", header, lines, cells, notes)
+
+
+def table7(generations: pd.DataFrame, measured: pd.DataFrame, *, seed: int = 0) -> Table:
+    """Table 7: generations by iteration for one prompt.
+
+    Args:
+        generations: From `results.load_generations`.
+        measured: From `generations.measures`, of the same generations.
+        seed: Seed of the bootstrap.
+    """
+    return _generations_table(7, "Generations by iteration for one prompt", example(generations), measured, seed)
+
+
+def table8(generations: pd.DataFrame, measured: pd.DataFrame, *, seed: int = 0) -> Table:
+    """Table 8: the same for a prompt of another family. Arguments as in `table7`."""
+    first = example(generations)
+    shown = first and example(generations, other_than=[first.family])
+    return _generations_table(8, "Generations by iteration for another prompt", shown, measured, seed)
+
+
+def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str, bool]:
+    """Measured seconds of generation and training.
+
+    Generation is the whole stage, from the provenance of the evaluations. Training is the sum of its steps, so that
+    iteration 0 counts the epochs that its model has, not those that Figure 4 adds; without its record it has no time.
+    Only runs on the device of the lowest seed count, and of these only those of seeds that had it alone, if there are
+    any: what shared the cores with another is not the same measurement.
+
+    Args:
+        folder: results/PROFILE.
+        training: from `results.load_training`.
+
+    Returns:
+        Columns `seed`, `stage`, `iteration`, `seconds`; the device, in words; and whether no other step ran beside
+        these.
+    """
+    steps_of: dict[int, dict[str, dict[str, Any]]] = {}
+    for seed, chain in results.chains(folder):
+        steps_of.setdefault(seed, {}).update({n: step for n, step in chain.items() if step["stage"] not in _SHARED})
+    links = {
+        (seed, name): link
+        for seed, steps in steps_of.items()
+        for name, link in steps.items()
+        if link["stage"] in _MEASURED
+    }
+    device = links[min(links)]["device"] if links else "this machine"
+    links = {place: link for place, link in links.items() if link["device"] == device}
+    undisturbed = {seed for seed, _ in links} - _side_by_side(steps_of)
+    rows = []
+    for (seed, name), link in links.items():
+        if undisturbed and seed not in undisturbed:
+            continue
+        stage, seconds = "generation", link["seconds"]
+        if link["stage"] == "spin":
+            steps = training[(training["seed"] == seed) & (training["model"] == name)]
+            if steps.empty:
+                continue
+            stage, seconds = "training", steps["seconds"].sum()
+        rows.append({"seed": seed, "stage": stage, "iteration": int(name.split("-")[1]), "seconds": seconds})
+    return pd.DataFrame(rows, columns=["seed", "stage", "iteration", "seconds"]), device, bool(undisturbed)
+
+
+def write(table: Table, folder: Path) -> list[Path]:
+    """Write table<N>.md, .csv and .tex; the same table gives the same bytes."""
+    texts = {"md": markdown(table), "csv": table.frame.to_csv(index=False, float_format="%.6g"), "tex": latex(table)}
+    return write_forms(folder / f"table{table.number}", texts)
+
+
+def markdown(table: Table) -> str:
+    """The table with its notes as GitHub Markdown."""
+    rule = ["---" if column in (0, 1, table.text) else "---:" for column in range(len(table.header))]
+    lines = [
+        [_md(cell) if column == table.text else cell for column, cell in enumerate(cells)] for cells in table.lines
+    ]
+    rows = ["| " + " | ".join(cells) + " |" for cells in (table.header, rule, *lines)]
+    notes = [f"- {note}" for note in table.notes]
+    return "\n".join([f"**Table {table.number}.** {table.title}", "", *rows, "", *notes, ""])
+
+
+def latex(table: Table) -> str:
+    """The table as a booktabs `tabular` with a caption; the notes follow below."""
+    columns = "".join(
+        "p{9cm}" if column == table.text else "l" if column < 2 else "r" for column in range(len(table.header))
+    )
+    lines = [
+        "% needs \\usepackage{booktabs} and \\usepackage{graphicx}",
+        "\\begin{table*}",
+        "\\centering",
+        f"\\caption{{{_tex(table.title)} (Table {table.number} of the paper).}}",
+        "\\resizebox{\\textwidth}{!}{%",
+        f"\\begin{{tabular}}{{{columns}}}",
+        "\\toprule",
+        " & ".join(map(_tex, table.header)) + " \\\\",
+        "\\midrule",
+    ]
+    for number, cells in enumerate(table.lines):
+        if cells[0] and number:
+            lines.append("\\addlinespace")
+        lines.append(" & ".join(map(_tex, cells)) + " \\\\")
+    notes = " ".join(_tex(note) for note in table.notes)
+    lines += [
+        "\\bottomrule",
+        "\\end{tabular}}",
+        f"\\par\\smallskip{{\\footnotesize {notes}\\par}}",
+        "\\end{table*}",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _leaderboard(
@@ -178,19 +402,17 @@ def _leaderboard(
         f"{_scores_note(scores, baselines)} The average is the unweighted mean over tasks.",
         _GAINS,
         f"Gains: {over}. Gains by task are in the CSV file.",
-        *_notes(columns),
+        *_stand_ins_notes(columns),
         *filter(None, [note]),
     ]
     header = ["Model", "", *_headings(columns), "Gain", "Direction", "Size"]
     return finish(number, title, header, lines, cells, notes)
 
 
-def _scores_note(scores: pd.DataFrame, models: Iterable[str]) -> str:
-    """The unit of scores, over what their intervals are, and whose training seeds are fewer, in words."""
-    models = list(models)
-    brackets = footnotes.intervals(scores, models)
-    sentences = [f"Scores in points{brackets and f'; in brackets {brackets}'}.", footnotes.fewer_seeds(scores, models)]
-    return " ".join(filter(None, sentences))
+def _all_iterations(scores: pd.DataFrame) -> dict[str, str]:
+    """`_ITERATIONS`, and those after the paper's last that were evaluated."""
+    names = [*_ITERATIONS, *(model for model in iterates(scores["model"]) if model not in _ITERATIONS)]
+    return dict(zip(names, ["sft", *names], strict=False))
 
 
 def _levels_and_gains(
@@ -231,6 +453,17 @@ def _cell(
     return cell
 
 
+def _graded(cell: Mapping[str, Any], contrast: Mapping[str, float], grades: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """A cell of MT-Bench from the judge's grades, 1 to 10, or the reason for none."""
+    cell = {name: value for name, value in cell.items() if name != "reason"}
+    try:
+        estimate = mt_bench_scores.estimate(grades, contrast, seed=seed)
+    except StatisticsError as error:
+        return cell | {"reason": f"MT-Bench: {error}"}
+    cell |= numbers(estimate)
+    return cell if cell["paper"] is None else cell | {"difference": estimate.difference - cell["paper"]}
+
+
 def _paper_score(model: str, column: str) -> float | None:
     return published.score(model, column) if column in published.BENCHMARK_LABELS else None
 
@@ -259,7 +492,7 @@ def _headings(columns: Mapping[str, Sequence[str]]) -> list[str]:
     return headings
 
 
-def _notes(columns: Mapping[str, Sequence[str]]) -> list[str]:
+def _stand_ins_notes(columns: Mapping[str, Sequence[str]]) -> list[str]:
     if not any(": " in heading for heading in _headings(columns)):
         return []
     return [
@@ -267,6 +500,14 @@ def _notes(columns: Mapping[str, Sequence[str]]) -> list[str]:
         "are other tasks for another model, so levels are not comparable with the paper's; gains show whether the "
         "method does here what the paper reports."
     ]
+
+
+def _scores_note(scores: pd.DataFrame, models: Iterable[str]) -> str:
+    """The unit of scores, over what their intervals are, and whose training seeds are fewer, in words."""
+    models = list(models)
+    brackets = footnotes.intervals(scores, models)
+    sentences = [f"Scores in points{brackets and f'; in brackets {brackets}'}.", footnotes.fewer_seeds(scores, models)]
+    return " ".join(filter(None, sentences))
 
 
 def _noise_of_the_paper() -> str:
@@ -285,15 +526,174 @@ def _noise_of_the_paper() -> str:
     )
 
 
-def _graded(cell: Mapping[str, Any], contrast: Mapping[str, float], grades: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """A cell of MT-Bench from the judge's grades, 1 to 10, or the reason for none."""
-    cell = {name: value for name, value in cell.items() if name != "reason"}
+def _no_task(column: str, tasks: Sequence[str]) -> str:
+    if column == "mt_bench" and not tasks:
+        return "MT-Bench needs a judge model and none was run; no task stands in for a judge"
+    name = published.BENCHMARK_LABELS.get(column, column)
+    return f"{', '.join(tasks)} was not evaluated" if tasks else f"no task of this profile stands in for {name}"
+
+
+def _side_by_side(steps_of: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> set[int]:
+    """Training seeds of whose measured steps one was made while another step was."""
+    second = timedelta(seconds=1)  # starts are noted in whole ones
+    spans = []
+    for seed, steps in steps_of.items():
+        for name, step in steps.items():
+            started = datetime.fromisoformat(step["started"])
+            end = started + timedelta(seconds=step["seconds"])
+            spans.append((started, end, seed, name, step["stage"] in _MEASURED))
+    return {
+        span[2]
+        for one, other in itertools.combinations(sorted(spans), 2)
+        if other[0] + second < one[1]
+        for span in (one, other)
+        if span[4]
+    }
+
+
+def _times_note(cells: Sequence[Mapping[str, Any]], machine: str, alone: bool) -> str:
+    """Where our times were measured, and on how many training seeds, in words."""
+    seeds = sorted({cell["seeds"] for cell in cells if "seeds" in cell})
+    if not seeds:
+        return f"Ours on {machine}: not run."
+    if seeds == [1]:
+        company = "had the machine alone" if alone else "ran several steps at once"
+        return f"Ours on {machine}: one training seed, which {company}, so no spread is known. {_TIMES_COUNTED}"
+    count = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    return (
+        f"Ours on {machine}: mean over the {count} training seeds"
+        f"{' that had the machine alone' if alone else ', with several steps at once'}, in brackets the fastest and "
+        f"the slowest. {_TIMES_COUNTED}"
+    )
+
+
+def _generations_table(number: int, title: str, shown: Example | None, measured: pd.DataFrame, seed: int) -> Table:
+    cells: list[dict[str, Any]] = []
+    lines: list[tuple[str, ...]] = []
+    for name, text, counts in _example_lines(shown):
+        cells.append({"row": name, "column": "text", "quantity": "example", "value": text})
+        if text is None:
+            cells[-1]["reason"] = "no generations at all" if shown is None else _missing(name)
+        lines.append((name, "example", DASH if text is None else text, *counts))
+    for model, minus, contrast in _contrasts():
+        means = [_measured_cell(measured, contrast, column, seed) for column in _MEASURES]
+        quantity = "difference to iteration 0" if minus else "mean of all prompts"
+        cells += [{"row": label(model), "quantity": quantity, **cell} for cell in means]
+        digits = [digits for _, _, digits in _MEASURES.values()]
+        values = [with_range(cell, sign=minus, digits=n) for cell, n in zip(means, digits, strict=True)]
+        lines.append(("" if minus else label(model), quantity, "", *values))
+    first = str(measured["model"].iloc[0]) if len(measured) else "sft"
+    real = _measured_cell(measured, {first: 1.0}, "real_tokens", seed)
+    cells.append({"row": "Ground truth", "quantity": "mean of all prompts", **real})
+    lines.append(("Ground truth", "mean of all prompts", "", with_range(real), "", ""))
+    notes = [_means_note(measured), *_MEASURES_NOTES]
+    if shown is not None:
+        other = " Table 8 shows a prompt of another family than Table 7." if number == 8 else ""
+        notes.insert(0, f"Prompt {shown.id}, family {shown.family}, training seed {shown.seed}. {RULE}{other}")
+    header = ["", "", "Text", "Tokens", "Similarity", "Identical, %"]
+    return finish(number, title, header, lines, cells, notes, text=2)
+
+
+def _means_note(measured: pd.DataFrame) -> str:
+    """Over what means and their intervals are, in words."""
+    brackets = footnotes.intervals(measured, MODELS, unit="prompts", group="family")
+    sentences = [
+        f"Means over all prompts, every family counting the same{brackets and f'; in brackets {brackets}'}.",
+        "Differences are paired.",
+        footnotes.fewer_seeds(measured, MODELS),
+    ]
+    return " ".join(filter(None, sentences))
+
+
+def _example_lines(shown: Example | None) -> list[tuple[str, str | None, tuple[str, str, str]]]:
+    """Name, text and numbers of each line of the example; a text is None where there is no generation."""
+    nothing = ("", "", "")
+    if shown is None:
+        return [(name, None, nothing) for name in ("Prompt", "Ground truth", *map(label, MODELS))]
+    lines: list[tuple[str, str | None, tuple[str, str, str]]] = [
+        ("Prompt", shown.prompt, nothing),
+        ("Ground truth", shown.real, (str(shown.real_tokens), "", "")),
+    ]
+    for model in MODELS:
+        if model not in shown.by_model:
+            lines.append((label(model), None, (DASH, DASH, DASH)))
+            continue
+        row = shown.by_model[model]
+        cut = " (cut)" if row["finish_reason"] == "length" else ""
+        near = f"{similarity(shown.real, row['generated']):.2f}"
+        same = "yes" if row["generated"] == shown.real else "no"
+        lines.append((label(model), row["generated"], (f"{row['generated_tokens']}{cut}", near, same)))
+    return lines
+
+
+def _contrasts() -> list[tuple[str, bool, Mapping[str, float]]]:
+    """Model, whether it is a difference to iteration 0, and the weights of the models."""
+    contrasts: list[tuple[str, bool, Mapping[str, float]]] = []
+    for model in MODELS:
+        contrasts.append((model, False, {model: 1.0}))
+        if model != "spin-0":
+            contrasts.append((model, True, {model: 1.0, "spin-0": -1.0}))
+    return contrasts
+
+
+def _measured_cell(measured: pd.DataFrame, contrast: Mapping[str, float], column: str, seed: int) -> dict[str, Any]:
+    """A mean or a difference with its interval, or the reason for none."""
+    name, factor, _ = _MEASURES.get(column, ("tokens", 1, 1))
+    if measured.empty:
+        return {"column": name, "reason": "no generations at all"}
+    absent = [model for model in contrast if model not in measured["model"].unique()]
+    if absent:
+        return {"column": name, "reason": _missing(*map(label, absent))}
     try:
-        estimate = mt_bench_scores.estimate(grades, contrast, seed=seed)
+        estimate = paired_bootstrap(measured, contrast, column=column, seed=seed).times(factor)
     except StatisticsError as error:
-        return cell | {"reason": f"MT-Bench: {error}"}
-    cell |= numbers(estimate)
-    return cell if cell["paper"] is None else cell | {"difference": estimate.difference - cell["paper"]}
+        return {"column": name, "reason": str(error)}
+    return {"column": name, **numbers(estimate)}
+
+
+def _missing(*names: str) -> str:
+    return f"no generations of {', '.join(names)}"
+
+
+def finish(
+    number: int,
+    title: str,
+    header: Sequence[str],
+    lines: Sequence[tuple[str, ...]],
+    cells: Sequence[Mapping[str, Any]],
+    notes: Sequence[str],
+    *,
+    text: int | None = None,
+) -> Table:
+    """A table whose notes end with the reasons of its missing cells."""
+    frame = pd.DataFrame(cells).reindex(columns=list(COLUMNS))
+    reasons = [f"{DASH} {reason}." for reason in frame["reason"].dropna().unique()]
+    return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons), text)
+
+
+def numbers(estimate: Estimate) -> dict[str, Any]:
+    """What a cell of the long form holds of an estimate."""
+    ours = {"value": estimate.difference, "low": estimate.low, "high": estimate.high}
+    return ours | {"n": estimate.n_items, "seeds": estimate.n_seeds}
+
+
+def rounded(cell: Mapping[str, Any], *, sign: bool = False, digits: int = 1) -> str:
+    """The value of a cell, or a dash."""
+    if cell.get("value") is None:
+        return DASH
+    return minus(f"{cell['value']:{'+' if sign else ''}.{digits}f}")
+
+
+def with_range(cell: Mapping[str, Any], *, sign: bool = False, digits: int = 1) -> str:
+    """The value of a cell with its interval, or a dash."""
+    if cell.get("value") is None:
+        return DASH
+    return rounded(cell, sign=sign, digits=digits) + minus(f" [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]")
+
+
+def minus(text: str) -> str:
+    """A number with a minus sign instead of a hyphen."""
+    return text.replace("-", "−")
 
 
 def _shown(cell: Mapping[str, Any], *, sign: bool = False) -> str:
@@ -307,8 +707,31 @@ def _printed(cell: Mapping[str, Any], *, sign: bool = False) -> str:
     return DASH if paper is None else minus(f"{paper:{'+' if sign else ''}.2f}")
 
 
-def _no_task(column: str, tasks: Sequence[str]) -> str:
-    if column == "mt_bench" and not tasks:
-        return "MT-Bench needs a judge model and none was run; no task stands in for a judge"
-    name = published.BENCHMARK_LABELS.get(column, column)
-    return f"{', '.join(tasks)} was not evaluated" if tasks else f"no task of this profile stands in for {name}"
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "—": "---",
+    "–": "--",
+    "−": "$-$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\n": r"\newline ",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def _md(text: str) -> str:
+    """Text as Markdown shows it in a cell, character for character; `$` would begin a formula in JupyterLab."""
+    return re.sub(r"([\\`*_~<>|\[\]#$&])", r"\\\1", text).replace("\n", "<br>")

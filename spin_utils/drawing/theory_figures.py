@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from spin_utils.drawing.figure_style import FAINT, INK, footnote, new_figure, style
+from spin_utils.drawing.style import FAINT, INK, footnote, new_figure, style
 from spin_utils.training import theory
 from spin_utils.training.loss import link
 

@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spin_utils.drawing.figure_style import (
+from spin_utils.drawing.style import (
     FAINT,
     GENERATED,
     REAL,

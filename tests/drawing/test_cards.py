@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
 
 from spin_utils.cli.main import main
-from spin_utils.drawing import cards
-from spin_utils.drawing.cards import CardError
+from spin_utils.drawing import card
+from spin_utils.drawing.card import CardError
 from spin_utils.experiment import plan, publishing, stages
 from spin_utils.files import paths
 from spin_utils.files.artifacts import ArtifactError
@@ -49,31 +49,31 @@ def record(profile: Profile, model: str = "spin-0") -> dict[str, Any]:
 
 
 def test_the_card_holds_the_numbers_of_the_results_and_the_settings_of_the_run(profile: Profile) -> None:
-    path = cards.write(profile, "spin-0")
-    card = ModelCard.load(path)
+    path = card.write(profile, "spin-0")
+    loaded = ModelCard.load(path)
     measured = {name: round(100 * task["value"], 2) for name, task in record(profile)["tasks"].items()}
-    assert {result.dataset_type: result.metric_value for result in card.data.eval_results} == measured
+    assert {result.dataset_type: result.metric_value for result in loaded.data.eval_results} == measured
     for name, value in measured.items():
-        row = next(line for line in card.text.splitlines() if line.startswith(f"| {name} "))
+        row = next(line for line in loaded.text.splitlines() if line.startswith(f"| {name} "))
         assert f"| {value:.1f} [" in row
-    assert f"learning_rate: {profile.spin.learning_rates[0]}" in card.text
+    assert f"learning_rate: {profile.spin.learning_rates[0]}" in loaded.text
     chain = record(profile)["provenance"]["chain"]
-    assert chain["spin-0"]["weights_sha256"]["model.safetensors"] in card.text
-    assert chain["spin-0"]["commit"] in card.text
-    assert str(paths.home()) not in card.text, "a path of this machine is nobody's business"
-    assert cards.text(profile, "spin-0") == path.read_text(), "the same results give the same card"
+    assert chain["spin-0"]["weights_sha256"]["model.safetensors"] in loaded.text
+    assert chain["spin-0"]["commit"] in loaded.text
+    assert str(paths.home()) not in loaded.text, "a path of this machine is nobody's business"
+    assert card.text(profile, "spin-0") == path.read_text(), "the same results give the same card"
 
 
 def test_settings_that_changed_since_the_run_are_not_put_on_its_card(profile: Profile) -> None:
     changed = profiles.load("smoke", QUICK | {"spin.learning_rates": [3e-4]})
     with pytest.raises(CardError, match="spin-0: its results are of spin-0-.*, but with the settings that the profile"):
-        cards.write(changed, "spin-0")
+        card.write(changed, "spin-0")
 
 
 def test_the_card_of_an_epoch_says_how_many_were_trained() -> None:
     smoke = profiles.load("smoke")
     for epoch in (1, 3):
-        settings = cards._training(smoke, f"spin-0-epoch-{epoch}")
+        settings = card._training(smoke, f"spin-0-epoch-{epoch}")
         assert (settings.epochs, settings.schedule_epochs) == (epoch, smoke.spin.training.schedule_epochs)
 
 
@@ -82,13 +82,13 @@ def test_the_hubs_names_of_base_model_and_data_are_metadata(profile: Profile) ->
 
     paper = profiles.load("paper")
     mixed = dataclasses.replace(profile, model=paper.model, demonstrations=paper.demonstrations)
-    data = ModelCard(cards.text(mixed, "spin-0")).data
+    data = ModelCard(card.text(mixed, "spin-0")).data
     assert data.base_model == "alignment-handbook/zephyr-7b-sft-full"
     assert data.datasets == ["UCLA-AGI/SPIN_iter0"]
 
 
 def test_checkpoint_and_card_go_to_the_hub_in_one_commit(profile: Profile, hub: LoopbackHub) -> None:
-    address = cards.push(profile, "spin-0", "someone/tiny-spin")
+    address = card.push(profile, "spin-0", "someone/tiny-spin")
     assert address.startswith(f"{hub.url}/someone/tiny-spin/commit/")
     posted = {path: body for method, path, _, body in hub.requests if method == "POST"}
     assert json.loads(posted["/api/repos/create"])["visibility"] == "private", "nothing is public unless asked"
@@ -100,7 +100,7 @@ def test_checkpoint_and_card_go_to_the_hub_in_one_commit(profile: Profile, hub: 
     wanted = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
     assert wanted | {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} == set(files)
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-    assert files["README.md"].decode() == cards.text(profile, "spin-0")
+    assert files["README.md"].decode() == card.text(profile, "spin-0")
     assert all(headers.get("authorization") == f"Bearer {TOKEN}" for _, _, headers, _ in lower(hub.requests))
 
 
@@ -112,27 +112,27 @@ def test_nothing_is_pushed_without_a_token_results_or_a_sound_checkpoint(
     profile: Profile, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(CardError, match="'tiny' is not a hub id; write it as owner/name"):
-        cards.push(profile, "spin-0", "tiny")
+        card.push(profile, "spin-0", "tiny")
     with pytest.raises(ResultsError, match="no such results file"):
-        cards.push(profile, "spin-0", "a/b", seed=7)
+        card.push(profile, "spin-0", "a/b", seed=7)
     weights = plan.make(profile, 0).directory("spin-0") / "model.safetensors"
     kept = weights.read_bytes()
     weights.write_bytes(kept[:-1] + b"x")
     with pytest.raises(ArtifactError, match="not what was written"):
-        cards.push(profile, "spin-0", "a/b")
+        card.push(profile, "spin-0", "a/b")
     weights.write_bytes(kept)
     manifest = weights.with_name("manifest.json")
     written = manifest.read_text()
     manifest.write_text(written + "\n")  # as sound as before, but not the one that the results name
     with pytest.raises(CardError, match="is of another checkpoint"):
-        cards.push(profile, "spin-0", "a/b")
+        card.push(profile, "spin-0", "a/b")
     manifest.write_text(written)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(CardError, match="HF_TOKEN: not set"):
-        cards.push(profile, "spin-0", "a/b")
+        card.push(profile, "spin-0", "a/b")
     monkeypatch.setenv("HF_TOKEN", "hf_one hf_two")
     with pytest.raises(CardError, match="HF_TOKEN: not set, or no token"):
-        cards.push(profile, "spin-0", "a/b")
+        card.push(profile, "spin-0", "a/b")
     assert hub.requests == [], "all of it was refused before the hub was asked"
 
 
@@ -151,6 +151,6 @@ def test_the_token_is_never_printed(
 
 def test_models_that_were_not_trained_here_have_no_card() -> None:
     with pytest.raises(CardError, match="base model of profile paper, which has a card of its own"):
-        cards.text(profiles.load("paper"), "sft")
+        card.text(profiles.load("paper"), "sft")
     with pytest.raises(CardError, match="trains nothing"):
-        cards.text(profiles.load("paper-released"), "spin-0")
+        card.text(profiles.load("paper-released"), "spin-0")

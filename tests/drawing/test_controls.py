@@ -12,23 +12,24 @@ from nbclient import NotebookClient
 from nbclient.output_widget import OutputWidget
 from nbformat.v4 import new_code_cell, new_notebook
 
-from spin_utils.drawing import controls
+from spin_utils.drawing.views import show
 
 SHOWN = """
 from ipywidgets import IntSlider
-from spin_utils.drawing import controls, figure_style
+from spin_utils.drawing import style
+from spin_utils.drawing.views import show
 
 def draw(n):
     print(f"drawn for {n}")
-    return figure_style.new_figure(n)
+    return style.new_figure(n)
 
 slider = IntSlider(value=2)
-controls.show(draw, n=slider)
+show.controls(draw, n=slider)
 """
 
 
 def test_headless_a_control_gives_the_picture_of_its_first_value() -> None:
-    assert controls.show(lambda n: n + 1, n=IntSlider(value=4)) == 5
+    assert show.controls(lambda n: n + 1, n=IntSlider(value=4)) == 5
 
 
 @pytest.fixture

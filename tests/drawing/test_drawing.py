@@ -9,7 +9,7 @@ import pytest
 import synthetic_results as synthetic
 from matplotlib.text import Text
 
-from spin_utils.drawing import drawing, report, time_table
+from spin_utils.drawing import draw, report, tables
 from spin_utils.files import paths
 from spin_utils.paper import results
 from spin_utils.settings import profiles
@@ -26,11 +26,11 @@ def test_every_table_and_figure_comes_out_and_no_figure_stays_open(home, generat
     if generated:
         synthetic.write_generations(root, seeds=(0,), items=9)
     profile = profiles.load("cpu")
-    drawn = drawing.compose(profile)
+    drawn = draw.compose(profile)
     assert drawn.figures.keys() == set(FIGURES)
     if not generated:
         drawn.figures.clear()  # only tables and verdicts are looked at
-    written = {path.name for path in drawing.write(drawn, profile)}
+    written = {path.name for path in draw.write(drawn, profile)}
     expected = {f"table{number}.{suffix}" for number in range(1, 9) for suffix in ("md", "csv", "tex")}
     expected |= {f"{name}.{suffix}" for name in FIGURES if generated for suffix in ("pdf", "png")}
     assert written == expected | {"verdicts.csv", "verdicts.md"}
@@ -49,7 +49,7 @@ def test_transfer_tasks_fill_the_columns_that_the_profile_gives_them(home):
     document = synthetic.evaluation("sft", 0, ability=0.0, items=3, names=names)
     results.write_json(results.path_of(root, 0, "transfer", "sft"), document)
     transfer = results.load_evaluations(root, kind_folder="transfer")
-    assert drawing.stand_ins(profile, transfer) == {
+    assert draw.stand_ins(profile, transfer) == {
         **{name: family.benchmark for name, family in families.items()},
         "unheard_of": "",
     }
@@ -80,7 +80,7 @@ def test_generations_of_a_model_that_is_not_shown_draw_nothing(home, model):
     synthetic.write(home, seeds=(0,), items=4)
     document = synthetic.generations(model, 0, ability=0.2, items=9)
     results.write_json(results.path_of(paths.results("cpu"), 0, "generations", model), document)
-    drawn = drawing.compose(profiles.load("cpu")).figures
+    drawn = draw.compose(profiles.load("cpu")).figures
     assert any(text.get_text().startswith("not run") for text in drawn["figure1"].findobj(Text))
 
 
@@ -95,12 +95,12 @@ def test_texts_that_the_font_lacks_or_that_look_like_mathematics_are_drawn_witho
                 item |= {"id": f"{item['id']} $x^$", "prompt": "$_$ \u6c49\U0001f600\x85\u200f\t"}
         results.write_json(path, {name: value for name, value in document.items() if name != "sha256"})
     profile = profiles.load("cpu")
-    drawn = drawing.compose(profile)
+    drawn = draw.compose(profile)
     shown = [text.get_text() for text in drawn.figures["figure1"].findobj(Text)]
     assert any("▯" in line and "$_$" in line for line in shown)
     assert any("cost $^$ ▯" in text.get_text().replace("\n", " ") for text in drawn.figures["figure6"].findobj(Text))
     hostile = {name: drawn.figures[name] for name in ("figure1", "figure6", "convergence")}
-    drawing.write(replace(drawn, figures=hostile), profile)
+    draw.write(replace(drawn, figures=hostile), profile)
 
 
 @pytest.mark.parametrize("lost", ["training", "training/spin-0.json"])
@@ -110,11 +110,11 @@ def test_a_training_without_its_record_has_no_time(home, lost):
         document = results.read_json(path)
         document["provenance"]["chain"] |= {"spin-0": synthetic.link("spin"), "spin-1": synthetic.link("spin")}
         results.write_json(path, document)
-    times, *_ = time_table.wall_clock(root, results.load_training(root))
+    times, *_ = tables.wall_clock(root, results.load_training(root))
     assert dict(zip(times["iteration"], times["seconds"], strict=True)) == {0: 60.0, 1: 60.0}
     for path in [root / "seed-0" / lost] if lost.endswith(".json") else (root / "seed-0" / lost).glob("*.json"):
         path.unlink()
-    times, *_ = time_table.wall_clock(root, results.load_training(root))
+    times, *_ = tables.wall_clock(root, results.load_training(root))
     assert set(times["iteration"]) == ({1} if lost.endswith(".json") else set())
 
 
@@ -136,7 +136,7 @@ def test_times_of_training_seeds_that_ran_side_by_side_give_way_to_those_of_one_
         chain = {"data": synthetic.link("data"), "pairs-0": pairs, document["provenance"]["step"]: evaluated}
         document["provenance"]["chain"] = chain
         results.write_json(path, document)
-    times, _, undisturbed = time_table.wall_clock(root, results.load_training(root))
+    times, _, undisturbed = tables.wall_clock(root, results.load_training(root))
     assert (set(times["seed"]), undisturbed) == (seeds, alone)
 
 
@@ -148,7 +148,7 @@ def test_results_of_two_runs_are_not_drawn_together(home):
         document["provenance"]["chain"]["data"] = synthetic.link("data") | {"key": key}
         results.write_json(path, document)
     with pytest.raises(results.ResultsError, match="they are of two runs"):
-        drawing.compose(profiles.load("cpu"))
+        draw.compose(profiles.load("cpu"))
 
 
 @pytest.mark.usefixtures("png_only")

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from spin_utils.drawing import explore, item_figures, live_curve, text_tables
+from spin_utils.drawing.views import explore, items, live_curve, show
 from spin_utils.experiment import plan, stages
 from spin_utils.files import artifacts
 from spin_utils.settings import profiles
@@ -52,12 +52,12 @@ def test_an_item_turns_against_the_model_before_it(home: Path) -> None:
 def test_every_evaluated_iterate_and_no_other_is_in_the_picture_of_turns(home: Path) -> None:
     steps = plan.make(profiles.load("smoke"), 0)
     evaluated(steps, "sft", [0.0, 1.0, 1.0, 0.0, 0.0])
-    one = item_figures.turns(explore.scores(steps))
+    one = items.turns(explore.scores(steps))
     assert any("only one model" in text.get_text() for text in one.axes[1].texts)
     evaluated(steps, "spin-0", [1.0, 1.0, 0.0, 0.0, 1.0])
     scores = explore.scores(steps)
     assert list(scores.columns) == ["sft", "spin-0"]
-    figure = item_figures.turns(scores)
+    figure = items.turns(scores)
     assert [text.get_text() for text in figure.axes[1].texts] == ["2 turned right", "1 turned wrong"]
     (image,) = figure.axes[0].images
     assert image.get_array().shape == (2, 5)
@@ -74,7 +74,7 @@ def test_pairs_part_where_their_tokens_do_and_identical_ones_are_counted() -> No
             "real_tokens": [4, 5, 7],
         }
     )
-    axes = item_figures.parting(pairs).axes[0]
+    axes = items.parting(pairs).axes[0]
     assert [line.get_xdata().tolist() for line in axes.lines] == [[0.5], [0.0]]
     assert [text.get_text() for text in axes.texts] == ["1 of 2 identical", "0 of 1 identical"]
 
@@ -97,7 +97,7 @@ def test_every_iterate_that_is_made_answers_the_prompt(home: Path) -> None:
 
 def test_a_table_shows_what_a_model_wrote_as_it_is() -> None:
     hostile = "<script>alert(1)</script> **b** $x$ <img src=x onerror=y> &amp;\n  two"
-    shown = text_tables.show(pd.DataFrame({"<i>": [hostile], "n": [3]})).data
+    shown = show.texts(pd.DataFrame({"<i>": [hostile], "n": [3]})).data
     assert "<script" not in shown
     assert "<img" not in shown
     assert "<i>" not in shown
@@ -106,22 +106,22 @@ def test_a_table_shows_what_a_model_wrote_as_it_is() -> None:
 
 
 def test_a_table_says_where_there_is_nothing() -> None:
-    assert "empty" in text_tables.show(pd.DataFrame({"answer": ["  "]})).data
-    assert "nothing to show" in text_tables.show(pd.DataFrame({"answer": []})).data
+    assert "empty" in show.texts(pd.DataFrame({"answer": ["  "]})).data
+    assert "nothing to show" in show.texts(pd.DataFrame({"answer": []})).data
 
 
 def test_settings_are_shown_by_name_and_a_missing_stage_as_none() -> None:
     profile = profiles.load("smoke")
-    shown = text_tables.settings(generation=profile.generation, sft=None).data
+    shown = show.settings(generation=profile.generation, sft=None).data
     assert f"temperature&nbsp;<b>{profile.generation.temperature}</b>" in shown
     assert "<i>sft</i>: none" in shown
 
 
 def test_settings_without_an_effect_are_not_shown() -> None:
     smoke, cpu = profiles.load("smoke"), profiles.load("cpu")
-    assert "layers" in text_tables.settings(model=smoke.model).data
-    assert "layers" not in text_tables.settings(model=cpu.model).data
-    shown = text_tables.settings(sft=cpu.sft, without=settings.OF_PAIRS).data
+    assert "layers" in show.settings(model=smoke.model).data
+    assert "layers" not in show.settings(model=cpu.model).data
+    shown = show.settings(sft=cpu.sft, without=settings.OF_PAIRS).data
     assert "epochs" in shown
     assert "beta" not in shown
 

@@ -10,7 +10,7 @@ import pytest
 import synthetic_results as synthetic
 from matplotlib.figure import Figure
 
-from spin_utils.drawing import drawing, figure_style, figures, training_figures
+from spin_utils.drawing import draw, figures, style, training_figures
 from spin_utils.paper import published, results
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("few_resamples")
 FIGURES = ("figure2", "figure3", "figure4", "figure5")
 
 
-def draw(name, scores, stand_ins=synthetic.STAND_INS) -> Figure:
+def drawn(name, scores, stand_ins=synthetic.STAND_INS) -> Figure:
     return getattr(figures, name)(scores, stand_ins)
 
 
@@ -28,7 +28,7 @@ def texts(figure):
 
 
 def test_figure_2_draws_our_means_solid_and_the_papers_printed_averages_dashed(scores):
-    ours, theirs, gain = draw("figure2", scores).axes
+    ours, theirs, gain = drawn("figure2", scores).axes
     means = [
         100 * scores[scores["model"] == model].groupby("task")["score"].mean().mean() for model in synthetic.ABILITIES
     ]
@@ -42,7 +42,7 @@ def test_figure_2_draws_our_means_solid_and_the_papers_printed_averages_dashed(s
 
 
 def test_figure_2_has_an_interval_at_every_point_of_ours(scores):
-    ours = draw("figure2", scores).axes[0]
+    ours = drawn("figure2", scores).axes[0]
     bars = [line.get_ydata() for line in ours.lines[1:]]
     assert len(bars) == 5
     assert all(low < mean < high for (low, high), mean in zip(bars, ours.lines[0].get_ydata(), strict=True))
@@ -50,12 +50,12 @@ def test_figure_2_has_an_interval_at_every_point_of_ours(scores):
 
 def test_panels_that_are_compared_span_the_same_number_of_points(scores):
     for name in ("figure2", "figure5"):
-        ours, theirs = draw(name, scores).axes[:2]
+        ours, theirs = drawn(name, scores).axes[:2]
         assert np.diff(ours.get_ylim()) == pytest.approx(np.diff(theirs.get_ylim()))
 
 
 def test_figure_3_bars_are_the_papers_table_3(scores):
-    theirs = draw("figure3", scores).axes[1]
+    theirs = drawn("figure3", scores).axes[1]
     widths = [bar.get_width() for bar in theirs.patches]
     models = ("sft", "dpo", "spin-0", "spin-1", "spin-2", "spin-3")
     expected = [published.score(m, b) for b in (*published.LEADERBOARD, "average") for m in models]
@@ -63,21 +63,21 @@ def test_figure_3_bars_are_the_papers_table_3(scores):
 
 
 def test_figure_4_shows_iteration_0_at_its_own_last_epoch(scores):
-    def drawn(table):
-        return draw("figure4", table).axes[4].lines[0].get_ydata()[1:]
+    def points(table):
+        return drawn("figure4", table).axes[4].lines[0].get_ydata()[1:]
 
     without = scores[~scores["model"].str.startswith("spin-0-epoch")]
     mean = 100 * scores[scores["model"] == "spin-0"].groupby("task")["score"].mean().mean()
     for epochs in (1, 2, 5):
-        shown = drawn(drawing.with_last_epoch(without, epochs))
+        shown = points(draw.with_last_epoch(without, epochs))
         assert np.flatnonzero(~np.isnan(shown)).tolist() == [epochs - 1]
         assert shown[epochs - 1] == pytest.approx(mean)
-    assert drawing.with_last_epoch(scores, 2) is scores, "an epoch of its own stays"
-    assert np.isnan(drawn(drawing.with_last_epoch(without, 6))).all(), "the paper's figure ends at 5"
+    assert draw.with_last_epoch(scores, 2) is scores, "an epoch of its own stays"
+    assert np.isnan(points(draw.with_last_epoch(without, 6))).all(), "the paper's figure ends at 5"
 
 
 def test_figure_5_shows_the_printed_labels_of_the_paper(scores):
-    shown = texts(draw("figure5", scores))
+    shown = texts(drawn("figure5", scores))
     for value in published.training_sizes()["average"]:
         assert f"{value:.2f}" in shown
 
@@ -92,26 +92,26 @@ def test_figure_5_shows_the_printed_labels_of_the_paper(scores):
     ],
 )
 def test_a_missing_series_is_named_below_the_figure(scores, name, model, reason):
-    assert reason in texts(draw(name, scores[scores["model"] != model])).replace("\n", " ")
-    assert "Not run" not in texts(draw(name, scores))
+    assert reason in texts(drawn(name, scores[scores["model"] != model])).replace("\n", " ")
+    assert "Not run" not in texts(drawn(name, scores))
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_without_any_results_the_paper_is_drawn_and_our_panel_gives_its_reason(scores, name):
-    figure = draw(name, scores[:0])
+    figure = drawn(name, scores[:0])
     assert "not run" in texts(figure)
     assert figure.axes[1].lines or figure.axes[1].patches
 
 
 def test_a_benchmark_without_a_stand_in_says_so(scores):
     some = {task: benchmark for task, benchmark in synthetic.STAND_INS.items() if benchmark not in ("arc", "mmlu")}
-    assert "no stand-in" in texts(draw("figure3", scores, some))
-    assert "no stand-in" in texts(draw("figure4", scores, some))
+    assert "no stand-in" in texts(drawn("figure3", scores, some))
+    assert "no stand-in" in texts(drawn("figure4", scores, some))
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_redraw_gives_the_same_bytes(tmp_path, scores, name):
-    first, second = (figure_style.save(draw(name, scores), tmp_path / part, name) for part in ("a", "b"))
+    first, second = (style.save(drawn(name, scores), tmp_path / part, name) for part in ("a", "b"))
     assert [path.name for path in first] == [f"{name}.pdf", f"{name}.png"]
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()
@@ -121,24 +121,24 @@ def test_a_redraw_gives_the_same_bytes(tmp_path, scores, name):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_have_the_width_of_a_column(scores, name):
-    assert draw(name, scores).get_figwidth() == 3.3
+    assert drawn(name, scores).get_figwidth() == 3.3
 
 
 def test_drawing_leaves_matplotlib_as_it_was_and_ignores_the_users_settings(tmp_path, scores):
-    plain = figure_style.save(draw("figure2", scores), tmp_path / "plain", "f")
+    plain = style.save(drawn("figure2", scores), tmp_path / "plain", "f")
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):
         before = dict(matplotlib.rcParams)
-        loud = figure_style.save(draw("figure2", scores), tmp_path / "loud", "f")
+        loud = style.save(drawn("figure2", scores), tmp_path / "loud", "f")
         assert dict(matplotlib.rcParams) == before
     assert [path.read_bytes() for path in plain] == [path.read_bytes() for path in loud]
 
 
 def test_a_model_has_one_colour_and_iterations_darken_in_grey():
-    assert figure_style.colour("spin-0-epoch-3") == figure_style.colour("spin-0")
-    assert figure_style.colour("sft-more-2") == figure_style.COLOURS["sft-more"]
-    assert figure_style.colour("spin-3-dpo") != figure_style.colour("spin-3")
+    assert style.colour("spin-0-epoch-3") == style.colour("spin-0")
+    assert style.colour("sft-more-2") == style.COLOURS["sft-more"]
+    assert style.colour("spin-3-dpo") != style.colour("spin-3")
     greys = [
-        np.dot(matplotlib.colors.to_rgb(figure_style.colour(model)), (0.299, 0.587, 0.114))
+        np.dot(matplotlib.colors.to_rgb(style.colour(model)), (0.299, 0.587, 0.114))
         for model in ("sft", "spin-0", "spin-1", "spin-2", "spin-3")
     ]
     assert all(lighter - darker > 0.05 for lighter, darker in itertools.pairwise(greys))
@@ -146,7 +146,7 @@ def test_a_model_has_one_colour_and_iterations_darken_in_grey():
 
 def test_every_model_that_a_profile_can_have_has_a_colour():
     for model in ("spin-4", "spin-12", "spin-4-dpo", "spin-0-epoch-5", "spin-0-rows-14", "sft-more-3"):
-        assert figure_style.colour(model) in figure_style.COLOURS.values()
+        assert style.colour(model) in style.COLOURS.values()
 
 
 def test_training_curves_start_at_log_2_and_go_through_all_iterations(root, tmp_path):
@@ -163,7 +163,7 @@ def test_training_curves_start_at_log_2_and_go_through_all_iterations(root, tmp_
     assert "no training records" in texts(training_figures.training_curves(training[:0]))
     further = pd.concat([training, training[training["model"] == "spin-3"].assign(model="spin-4")])
     assert training_figures.training_curves(further).axes[2].get_xlim()[1] == 5 * 60
-    figure_style.save(figure, tmp_path, "training")
+    style.save(figure, tmp_path, "training")
 
 
 def test_one_run_is_drawn_alone(root):
@@ -186,6 +186,6 @@ def test_every_pair_is_counted_in_the_histogram_of_lengths():
 
 
 def test_a_figure_shows_itself_in_a_notebook_at_a_readable_size(scores):
-    data, size = figure_style._picture(draw("figure2", scores))
+    data, size = style._picture(drawn("figure2", scores))
     assert base64.b64decode(data).startswith(b"\x89PNG")
     assert 300 < size["width"] < 600

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils.drawing import table_text, tables, time_table
+from spin_utils.drawing import tables
 from spin_utils.paper import cost_model, published, results
 from spin_utils.paper.statistics import paired_bootstrap
 
@@ -76,7 +76,7 @@ def test_a_missing_model_is_an_em_dash_with_its_reason_below(scores):
     line = next(line for line in table.lines if line[0] == "SPIN iteration 3")
     assert set(line[2:]) == {"—"}
     assert "— no evaluation of spin-3." in table.notes
-    assert "no evaluation of spin-3" in table_text.markdown(table)
+    assert "no evaluation of spin-3" in tables.markdown(table)
 
 
 def test_a_benchmark_without_a_stand_in_is_an_em_dash_with_its_reason_below(scores):
@@ -136,23 +136,23 @@ def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
         [{"stage": "training", "iteration": 0, "seconds": s} for s in (60.0, 120.0)]
         + [{"stage": "generation", "iteration": 0, "seconds": 30.0}]
     )
-    table = time_table.table2(times, machine="two cores")
+    table = tables.table2(times, machine="two cores")
     assert table.lines[0][2:4] == ("0.50", "—"), "of less than a minute one digit would hide a fifth"
     assert table.lines[2][2:] == ("1.45",) * 4
     assert table.lines[3][2] == "1.5 [1.0, 2.0]"
     assert "— training of iteration 3 was not run." in table.notes
     assert any("two cores: mean over the 1 to 2 training seeds" in note for note in table.notes)
-    alone = time_table.table2(times.drop(index=1), machine="two cores")
+    alone = tables.table2(times.drop(index=1), machine="two cores")
     assert alone.lines[3][2] == "1.0"
     assert "one training seed" in alone.notes[0]
     assert "no spread" in alone.notes[0]
-    beside = time_table.table2(times, alone=False)
+    beside = tables.table2(times, alone=False)
     assert "seeds, with several steps at once" in beside.notes[0]
     assert "alone" not in beside.notes[0]
 
 
 def test_table_2_puts_the_cost_models_hours_beside_the_papers_and_states_its_assumptions():
-    table = time_table.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"]))
+    table = tables.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"]))
     run, architecture = cost_model.Run(), cost_model.Architecture()
     hours = [cost_model.training_hours(run, architecture, iteration) for iteration in range(4)]
     assert table.lines[4][1:] == ("cost model, hours", *(f"{value:.2f}" for value in hours))
@@ -234,7 +234,7 @@ def test_table_6_without_any_transfer_evaluation_gives_the_papers_numbers_and_th
 
 
 def test_the_three_forms_hold_the_same_numbers_and_are_written_identically_twice(tmp_path, table4):
-    first, second = (table_text.write(table4, tmp_path / name) for name in ("a", "b"))
+    first, second = (tables.write(table4, tmp_path / name) for name in ("a", "b"))
     assert [path.name for path in first] == ["table4.md", "table4.csv", "table4.tex"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert len(list((tmp_path / "a").iterdir())) == 3
@@ -251,13 +251,13 @@ def test_every_line_of_a_table_is_as_wide_as_its_header(root, table4):
     for table in (
         table4,
         tables.table1(results.load_summaries(root), synthetic.STAND_INS),
-        time_table.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"])),
+        tables.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"])),
     ):
         assert {len(line) for line in table.lines} == {len(table.header)}
 
 
 def test_latex_escapes_what_latex_would_read(table4):
-    text = table_text.latex(table4)
+    text = tables.latex(table4)
     assert "letter\\_counting" in text
     assert "95 \\%" in text
     assert "\\midrule" in text

@@ -12,7 +12,8 @@ import pytest
 import torch
 from oracle import obvious_logps
 
-from spin_utils.drawing import figure_style, token_figures
+from spin_utils.drawing import style
+from spin_utils.drawing.views import tokens
 from spin_utils.experiment import plan, stages, token_scores
 from spin_utils.model import base
 from spin_utils.settings import profiles
@@ -93,9 +94,9 @@ def test_hostile_tokens_are_drawn_character_for_character_and_without_warnings(t
     frame = scores(HOSTILE, list(np.linspace(-2, 2, len(HOSTILE))))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for draw in (token_figures.surprise, token_figures.pushes):
+        for draw in (tokens.surprise, tokens.pushes):
             figure = draw(frame, "x")
-            figure_style.save(figure, tmp_path, draw.__name__)
+            style.save(figure, tmp_path, draw.__name__)
             drawn = {text.get_text(): text for text in figure.axes[0].texts}
             assert {"<b>bold</b>", "$x^2$", " \\frac{1}{0}", "⏎", "⇥", "▯", "%s", "&lt;"} <= set(drawn)
             assert not drawn["$x^2$"].get_parse_math()
@@ -103,16 +104,16 @@ def test_hostile_tokens_are_drawn_character_for_character_and_without_warnings(t
 
 def test_no_line_is_wider_than_the_page_and_long_answers_say_that_they_are_cut() -> None:
     frame = scores([" token"] * 400, [0.1] * 400)
-    figure = token_figures.pushes(frame, "x")
+    figure = tokens.pushes(frame, "x")
     boxes = [patch for patch in figure.axes[0].patches if patch.get_height() > 0.9]
-    assert max(box.get_x() + box.get_width() for box in boxes) <= token_figures.COLUMNS
+    assert max(box.get_x() + box.get_width() for box in boxes) <= tokens.COLUMNS
     assert [text.get_text() for text in figure.axes[0].texts].count("…") == 2
-    width = token_figures._SIZE * 0.602 / 72 * token_figures.COLUMNS
-    assert width == pytest.approx(token_figures.WIDTH - 0.16), "the font fills its columns"
+    width = tokens._SIZE * 0.602 / 72 * tokens.COLUMNS
+    assert width == pytest.approx(tokens.WIDTH - 0.16), "the font fills its columns"
 
 
 def test_a_token_pushed_up_is_blue_with_a_bar_up_and_one_pushed_down_orange_with_a_bar_down() -> None:
-    figure = token_figures.pushes(scores(["up", "down", "still"], [1.0, -1.0, 0.0]), "x", ["end"])
+    figure = tokens.pushes(scores(["up", "down", "still"], [1.0, -1.0, 0.0]), "x", ["end"])
     boxes = [patch for patch in figure.axes[0].patches if patch.get_height() > 0.9][:3]
     bars = [patch for patch in figure.axes[0].patches if patch.get_height() <= 0.9][:3]
     up, down, still = (matplotlib.colors.to_rgb(box.get_facecolor()) for box in boxes)

@@ -19,7 +19,7 @@ from loopback_judge import KEY, LoopbackJudge, failed, judged, serving
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 
-from spin_utils.drawing import drawing, figure_style, mt_bench_figure
+from spin_utils.drawing import draw, generation_figures, style
 from spin_utils.evaluation import mt_bench as benchmark
 from spin_utils.evaluation.judge import JudgeError
 from spin_utils.evaluation.mt_bench import MtBenchError, converse, judge_messages, judge_prompts, questions
@@ -323,7 +323,7 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     for step in made:
         stages.run(made, step.name)
     publishing.publish([made])
-    drawn = drawing.compose(profile)
+    drawn = draw.compose(profile)
     folder = paths.results("smoke")
     for model in ("sft", "spin-0", "spin-1"):
         document = results.read_json(results.path_of(folder, 0, "mt_bench", model))
@@ -337,7 +337,7 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
         assert chain[-2:] == [f"mt-answers-{model}", f"mt-bench-{model}"]
         assert model in chain
         assert "the same on this machine" in provenance.describe("smoke", 0, model, "mt_bench")
-    figure_style.save(drawn.figures["figure6"], paths.figures("smoke"), "figure6")
+    style.save(drawn.figures["figure6"], paths.figures("smoke"), "figure6")
     grades = results.load_mt_bench(folder)
     radar = drawn.figures["figure6"].axes[0]
     means = grades[grades["model"] == "spin-1"].groupby("task")["grade"].mean()
@@ -395,7 +395,7 @@ def test_both_turns_of_a_question_are_drawn_together() -> None:
 
 
 def test_figure_6_says_that_none_of_its_models_was_graded() -> None:
-    figure = mt_bench_figure.figure6(table(**{"spin-3": [8, 7]}))
+    figure = generation_figures.figure6_mt_bench(table(**{"spin-3": [8, 7]}))
     assert any("no grades of SFT and iterations 0 to 2" in text.get_text() for text in figure.axes[0].texts)
 
 

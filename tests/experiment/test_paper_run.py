@@ -13,7 +13,7 @@ from hub_rows import Hub
 
 from spin_utils.cli.main import main
 from spin_utils.data.rows import RowError, read_rows
-from spin_utils.drawing import drawing
+from spin_utils.drawing import draw
 from spin_utils.evaluation import suites
 from spin_utils.experiment import plan, publishing, stages
 from spin_utils.files import artifacts, paths
@@ -50,9 +50,9 @@ def run_whole(profile: Any) -> plan.Plan:
     for step in made:
         stages.run(made, step.name)
     publishing.publish([made])
-    drawn = drawing.compose(profile)
+    drawn = draw.compose(profile)
     # Of the figures one is looked at, and to write all takes long.
-    drawing.write(replace(drawn, figures={"figure2": drawn.figures["figure2"]}), profile)
+    draw.write(replace(drawn, figures={"figure2": drawn.figures["figure2"]}), profile)
     return made
 
 

@@ -7,16 +7,7 @@ import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils.drawing import (
-    drawing,
-    figures,
-    generation_figures,
-    generation_tables,
-    readme,
-    report,
-    tables,
-    training_figures,
-)
+from spin_utils.drawing import draw, figures, generation_figures, readme, report, tables, training_figures
 from spin_utils.paper import footnotes, generations, mt_bench_scores, published, results
 from spin_utils.paper.statistics import paired_bootstrap
 from spin_utils.settings import profiles
@@ -96,7 +87,7 @@ def test_generations_bounds_grades_and_training_name_fewer_seeds_too(root, score
     measured = generations.measures(texts)
     bounds = generations.jsd_bounds(without(results.load_heldout(root), "spin-1", 1))
     lacking = "Not on all of the seeds 0, 1: SPIN iteration 1 (1)."
-    table = generation_tables.table7(texts, measured)
+    table = tables.table7(texts, measured)
     assert any(lacking in note and "prompts (10 a family) and 2 training seeds" in note for note in table.notes)
     shown = words(generation_figures.convergence(measured, bounds))
     assert lacking in shown
@@ -141,14 +132,14 @@ def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_th
     ],
 )
 def test_what_is_not_the_papers_is_said(name, stand_ins, said):
-    assert drawing.not_the_papers(profiles.load(name), stand_ins) == said
+    assert draw.not_the_papers(profiles.load(name), stand_ins) == said
 
 
 def test_with_the_papers_benchmarks_the_tables_name_what_else_differs(home):
     for model in ("sft", "spin-0"):
         document = synthetic.evaluation(model, 0, ability=0.1, items=4, names=published.LEADERBOARD)
         results.write_json(results.path_of(home / "results" / "cpu", 0, "evaluations", model), document)
-    drawn = drawing.compose(replace(profiles.load("cpu"), evaluation=profiles.load("gpu").evaluation))
+    drawn = draw.compose(replace(profiles.load("cpu"), evaluation=profiles.load("gpu").evaluation))
     table4 = next(table for table in drawn.tables if table.number == 4)
     assert table4.notes[-1] == "Another model than the paper's: compare directions, not levels."
 
@@ -157,7 +148,7 @@ def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):
     synthetic.write(home, seeds=(0,), items=4, models={"sft": 0.0, "spin-0": 0.1})
     synthetic.write(home, seeds=(1,), items=4, models={"spin-1": 0.1, "sft-more-1": 0.0})
     profile = profiles.load("cpu")
-    drawing.write(replace(drawing.compose(profile), figures={}), profile)
+    draw.write(replace(draw.compose(profile), figures={}), profile)
     section = readme.section(profile)
     assert re.search(r"\| SPIN iteration 1 \| [^|]+ \| — \| 62\.12 \|", section)
     assert "SPIN iteration 1 over SFT, 1 more epoch: " in section

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils.drawing import figure_style, generation_figures, generation_tables, table_text
+from spin_utils.drawing import generation_figures, style, tables
 from spin_utils.paper import generations, results
 from spin_utils.paper.statistics import paired_bootstrap
 
@@ -105,7 +105,7 @@ def test_another_example_is_of_another_family_if_there_is_one():
 
 
 def test_tables_7_and_8_show_two_families_and_the_generations_as_they_are(texts, measured):
-    seven, eight = generation_tables.table7(texts, measured), generation_tables.table8(texts, measured)
+    seven, eight = tables.table7(texts, measured), tables.table8(texts, measured)
     families = [re.search(r"family (\w+)", table.notes[0]).group(1) for table in (seven, eight)]
     assert len(set(families)) == 2
     shown = {line[0]: line[2] for line in seven.lines[:6]}
@@ -116,7 +116,7 @@ def test_tables_7_and_8_show_two_families_and_the_generations_as_they_are(texts,
 
 
 def test_the_claims_of_tables_7_and_8_are_measured_on_all_prompts_with_paired_intervals(texts, measured):
-    frame = generation_tables.table7(texts, measured).frame
+    frame = tables.table7(texts, measured).frame
     cells = frame[frame["row"] == "SPIN iteration 2"].set_index(["column", "quantity"])
     mean = texts[texts["model"] == "spin-2"].groupby("family")["generated_tokens"].mean().mean()
     assert cells.loc[("tokens", "mean of all prompts"), "value"] == pytest.approx(mean)
@@ -127,23 +127,23 @@ def test_the_claims_of_tables_7_and_8_are_measured_on_all_prompts_with_paired_in
 
 
 def test_texts_survive_markdown_and_latex(texts, measured):
-    table = generation_tables.table7(texts, measured)
-    text = table_text.markdown(table)
+    table = tables.table7(texts, measured)
+    text = tables.markdown(table)
     widths = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}
     assert widths == {len(table.header) + 1}
     assert "<br>Give the steps \\| and" in text
-    assert "\\newline Give the steps \\textbar{} and" in table_text.latex(table)
+    assert "\\newline Give the steps \\textbar{} and" in tables.latex(table)
 
 
 def test_a_model_without_generations_is_a_dash_with_its_reason(texts, measured):
-    table = generation_tables.table7(texts[texts["model"] != "spin-2"], measured[measured["model"] != "spin-2"])
+    table = tables.table7(texts[texts["model"] != "spin-2"], measured[measured["model"] != "spin-2"])
     line = next(line for line in table.lines if line[0] == "SPIN iteration 2")
     assert line[2:] == ("—",) * 4
     assert "— no generations of SPIN iteration 2." in table.notes
 
 
 def test_without_generations_tables_and_figures_come_out_with_the_reason(texts, measured, bounds):
-    for make in (generation_tables.table7, generation_tables.table8):
+    for make in (tables.table7, tables.table8):
         assert "— no generations at all." in make(texts[:0], measured[:0]).notes
     assert "no generations" in words(generation_figures.figure1(texts[:0]))
     shown = words(generation_figures.convergence(measured[:0], bounds[:0]))
@@ -167,7 +167,7 @@ def test_figure_1_shows_prompt_truth_and_both_generations_of_one_prompt(texts):
 def test_dollar_signs_in_an_answer_are_letters_and_long_answers_say_that_they_are_cut(tmp_path):
     odd = pd.concat([rows("costs $3 or $x^", model="sft"), rows("word " * 400, model="spin-0")])
     figure = generation_figures.figure1(odd)
-    figure_style.save(figure, tmp_path, "figure1")
+    style.save(figure, tmp_path, "figure1")
     assert "costs $3 or $x^" in words(figure)
     assert "cut here" in words(figure)
 
@@ -221,8 +221,8 @@ def test_convergence_draws_each_measure_with_intervals_and_breaks_at_a_missing_m
 
 def test_drawing_is_repeatable_and_leaves_no_figure_open(tmp_path, texts, measured, bounds):
     for number in (1, 2):
-        figure_style.save(generation_figures.convergence(measured, bounds), tmp_path / str(number), "convergence")
-        figure_style.save(generation_figures.figure1(texts), tmp_path / str(number), "figure1")
+        style.save(generation_figures.convergence(measured, bounds), tmp_path / str(number), "convergence")
+        style.save(generation_figures.figure1(texts), tmp_path / str(number), "figure1")
     for name in ("convergence.png", "convergence.pdf", "figure1.png", "figure1.pdf"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
     assert plt.get_fignums() == []

@@ -86,7 +86,7 @@ def test_the_opponent_answers_at_smoke_and_what_it_wrote_is_shown_as_it_is(
 ) -> None:
     page = opened("doc/tree/notebooks/02_synthetic_generation.ipynb")
     lab_browser.edit(page, 'profile = "cpu"', 'profile = "smoke"')
-    lab_browser.edit(page, "text_tables.show(different[", f"text_tables.show(different.assign(generated={HOSTILE!r})[")
+    lab_browser.edit(page, "show.texts(different[", f"show.texts(different.assign(generated={HOSTILE!r})[")
     lab_browser.run_all(page)
     assert lab_browser.errors(page) == []
     cell = page.locator(".jp-CodeCell").filter(has=page.locator(".jp-OutputArea select")).first
@@ -98,7 +98,7 @@ def test_the_opponent_answers_at_smoke_and_what_it_wrote_is_shown_as_it_is(
     page.locator(
         ".jp-MarkdownCell mjx-container"
     ).first.wait_for()  # by now mathematics is typeset where it is looked for
-    table = page.locator(".jp-CodeCell").filter(has_text="text_tables.show(different").locator(".jp-OutputArea table")
+    table = page.locator(".jp-CodeCell").filter(has_text="show.texts(different").locator(".jp-OutputArea table")
     assert table.locator("tr:last-child td:last-child").inner_text() == HOSTILE
     assert table.locator("mjx-container, b, strong, img").count() == 0
     assert list((folder / "home" / "artifacts" / "smoke" / "seed-0").glob("pairs-0-*"))

@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from spin_utils.drawing import drawing, readme
+from spin_utils.drawing import draw, readme
 from spin_utils.files import paths
 from spin_utils.settings import profiles
 
@@ -61,12 +61,12 @@ def test_committed_tables_and_figures_are_what_the_committed_results_give(name: 
         copy = home / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    drawn = drawing.compose(profile)
+    drawn = draw.compose(profile)
     for figure in drawn.figures:  # pixels may differ with the processor; that a figure is there may not
         for suffix in ("pdf", "png"):
             assert (ROOT / "figures" / name / f"{figure}.{suffix}").is_file(), figure
     drawn.figures.clear()
-    for path in drawing.write(drawn, profile):
+    for path in draw.write(drawn, profile):
         committed = ROOT / path.relative_to(home)
         if path.name == "verdicts.csv":  # the exact checks of the theory leave rounding errors of the processor
             columns = ["id", "verdict"]

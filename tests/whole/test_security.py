@@ -14,7 +14,7 @@ import pytest
 from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.data.templates import TemplateError, encode_prompt
-from spin_utils.drawing import report, table_text
+from spin_utils.drawing import report, tables
 from spin_utils.files import paths
 from spin_utils.paper import results
 from spin_utils.settings.inputs import TemplateSettings
@@ -132,15 +132,15 @@ def test_a_chat_template_that_reaches_for_python_is_refused(attack: str) -> None
         encode_prompt(tokenizer, TemplateSettings(), "hello")
 
 
-def hostile_table() -> table_text.Table:
-    return table_text.Table(7, "title", ("model", "answer"), (("a", HOSTILE),), pd.DataFrame(), text=1)
+def hostile_table() -> tables.Table:
+    return tables.Table(7, "title", ("model", "answer"), (("a", HOSTILE),), pd.DataFrame(), text=1)
 
 
 HOSTILE = "<script>alert(1)</script> <img src=x onerror=alert(1)> [click](javascript:alert(1)) `a` **b** $x$ | c"
 
 
 def test_generated_text_in_a_markdown_table_shows_character_for_character() -> None:
-    line = table_text.markdown(hostile_table()).splitlines()[4]
+    line = tables.markdown(hostile_table()).splitlines()[4]
     assert re.sub(r"\\(.)", r"\1", line.removeprefix("| a | ").removesuffix(" |")) == HOSTILE
     assert not re.search(r"(?<!\\)[<>\[\]`*|$&]", line.removeprefix("| a | ").removesuffix(" |"))
 
@@ -156,11 +156,11 @@ def test_generated_text_in_the_report_is_escaped() -> None:
 def test_no_notebook_or_module_renders_text_as_html() -> None:
     for place, tree in trees():
         names = {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        escaped = {"HTML"} if place == "spin_utils/drawing/text_tables.py" else set()  # held by test_explore.py
+        escaped = {"HTML"} if place == "spin_utils/drawing/views/show.py" else set()  # held by test_explore.py
         assert not names & {"HTML", "Javascript", "publish_display_data", "IFrame"} - escaped, place
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Markdown", "display.Markdown"):
-                assert ast.unparse(node.args[0]).startswith("drawing.page("), (
+                assert ast.unparse(node.args[0]).startswith("draw.page("), (
                     f"{place}: only drawn tables, whose text is escaped"
                 )
 

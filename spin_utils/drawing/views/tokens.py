@@ -16,7 +16,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from spin_utils.drawing.figure_style import FAINT, FIXED_WIDTH, GENERATED, INK, REAL, drawable, new_figure, style
+from spin_utils.drawing.style import FAINT, FIXED_WIDTH, GENERATED, INK, REAL, drawable, new_figure, style
 
 WIDTH = 6.6
 """Inches: two columns of a paper, the width of a notebook's page."""

@@ -16,7 +16,7 @@ import pandas as pd
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 
-from spin_utils.drawing.figure_style import style
+from spin_utils.drawing.style import style
 from spin_utils.drawing.training_figures import loss_curve
 from spin_utils.files import runtime
 from spin_utils.settings.run import Loss

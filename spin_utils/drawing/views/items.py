@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from spin_utils.drawing.figure_style import FAINT, GENERATED, REAL, drawable, new_figure, say_why_empty, style
+from spin_utils.drawing.style import FAINT, GENERATED, REAL, drawable, new_figure, say_why_empty, style
 from spin_utils.paper.results import label
 
 _WIDTH = 6.6

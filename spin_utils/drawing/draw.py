@@ -12,18 +12,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spin_utils.drawing import (
-    figure_style,
-    figures,
-    generation_figures,
-    generation_tables,
-    mt_bench_figure,
-    table_text,
-    tables,
-    time_table,
-    training_figures,
-)
-from spin_utils.drawing.table_text import Table
+from spin_utils.drawing import figures, generation_figures, style, tables, training_figures
+from spin_utils.drawing.tables import Table
 from spin_utils.evaluation import suites
 from spin_utils.files import paths
 from spin_utils.paper import generations, published, results, verdict_page, verdicts
@@ -41,7 +31,7 @@ class Drawing:
     """By file name."""
 
 
-def draw(profile: Profile) -> list[Path]:
+def everything(profile: Profile) -> list[Path]:
     """Make and write every table, figure and verdict that the results allow.
 
     Returns:
@@ -56,16 +46,16 @@ def draw(profile: Profile) -> list[Path]:
 def write(drawing: Drawing, profile: Profile) -> list[Path]:
     """Write what `compose` made to results/PROFILE and figures/PROFILE, and close the figures."""
     folder = paths.results(profile.name)
-    written = [path for table in drawing.tables for path in table_text.write(table, folder / "tables")]
+    written = [path for table in drawing.tables for path in tables.write(table, folder / "tables")]
     written += verdict_page.write(drawing.findings, folder)
     for name, figure in drawing.figures.items():
-        written += figure_style.save(figure, paths.figures(profile.name), name)
+        written += style.save(figure, paths.figures(profile.name), name)
         figure.clear()
     return written
 
 
 def compose(profile: Profile) -> Drawing:
-    """Make tables, figures and verdicts from the results, without writing any. Errors as in `draw`."""
+    """Make tables, figures and verdicts from the results, without writing any. Errors as in `everything`."""
     folder = paths.results(profile.name)
     scores = results.load_evaluations(folder)
     if scores.empty:
@@ -77,7 +67,7 @@ def compose(profile: Profile) -> Drawing:
     transfer = results.load_evaluations(folder, kind_folder="transfer")
     tasks, transfer_tasks = stand_ins(profile, scores), stand_ins(profile, transfer)
     training = results.load_training(folder)
-    times, machine, alone = time_table.wall_clock(folder, training)
+    times, machine, alone = tables.wall_clock(folder, training)
     texts = results.load_generations(folder)
     measured = generations.measures(texts)
     bounds = generations.jsd_bounds(results.load_heldout(folder))
@@ -106,9 +96,9 @@ def compose(profile: Profile) -> Drawing:
     return Drawing(
         tables=[
             tables.table1(results.load_summaries(folder), tasks, shots=shots(profile)),
-            time_table.table2(times, machine=machine, alone=alone),
+            tables.table2(times, machine=machine, alone=alone),
             *scored,
-            *(make(texts, measured) for make in (generation_tables.table7, generation_tables.table8)),
+            *(make(texts, measured) for make in (tables.table7, tables.table8)),
         ],
         findings=findings,
         figures={
@@ -119,7 +109,7 @@ def compose(profile: Profile) -> Drawing:
             "figure5": figures.figure5(scores, tasks, profile=name),
             "figure6": generation_figures.figure6(scores, tasks, transfer, transfer_tasks, profile=name)
             if grades.empty
-            else mt_bench_figure.figure6(grades, profile=name),
+            else generation_figures.figure6_mt_bench(grades, profile=name),
             "training": training_figures.training_curves(training, loss=profile.spin.training.loss),
             "convergence": generation_figures.convergence(measured, bounds),
         },

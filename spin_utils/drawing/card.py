@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from spin_utils.drawing import drawing
+from spin_utils.drawing import draw
 from spin_utils.experiment import plan
 from spin_utils.experiment.plan import Plan, control_training, training_of
 from spin_utils.files import artifacts, paths, seals
@@ -201,7 +201,7 @@ def _body(
 def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> Iterator[str]:
     results.check_one_run(paths.results(profile.name))
     scores = results.load_evaluations(paths.results(profile.name), [seed])
-    benchmark = drawing.stand_ins(profile, scores)
+    benchmark = draw.stand_ins(profile, scores)
     yield "| task | n | this model | gain over SFT | paper's benchmark | paper |"
     yield "|---|---:|---:|---:|---|---:|"
     tasks = {task: [task] for task in record["tasks"]} | {"average": list(record["tasks"])}
