@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spin_utils.files import paths
 from spin_utils.files.artifacts import environment
-from spin_utils.files.precision import choose_precision
-from spin_utils.files.writing import write_text
+from spin_utils.files.disk import write_text
+from spin_utils.files.runtime import choose_precision
 from spin_utils.model.base import device
 from spin_utils.paper.documents import SCHEMA
 from spin_utils.paper.records import check_benchmark

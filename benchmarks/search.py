@@ -21,7 +21,7 @@ import pandas as pd
 from spin_utils.evaluation.harness import evaluate
 from spin_utils.experiment import plan, stages
 from spin_utils.files import artifacts, paths, runtime
-from spin_utils.files.writing import write_text
+from spin_utils.files.disk import write_text
 from spin_utils.model import base
 from spin_utils.paper.statistics import paired_bootstrap
 from spin_utils.settings import profiles

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @app.callback()
 def _before(context: typer.Context) -> None:
-    from spin_utils.files import storage
+    from spin_utils.files import disk
 
     context.with_resource(_one_line_errors())
     paths.settle_home()
@@ -93,7 +93,7 @@ def _before(context: typer.Context) -> None:
         os.environ[runtime.HEADLESS] = "1"  # no bars of several processes in one terminal
     elif hasattr(signal, "SIGPIPE"):  # a worker saves its state though no one listens
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
-    context.with_resource(storage.explained(paths.home()))
+    context.with_resource(disk.explained(paths.home()))
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def _failures() -> tuple[type[Exception], ...]:
     """Errors of work that had begun on good input."""
     from spin_utils.cli.notebooks import StageError
     from spin_utils.experiment.launching import LaunchError
-    from spin_utils.files.storage import StorageError
+    from spin_utils.files.disk import StorageError
 
     return StageError, StorageError, LaunchError, processes.LostProcessError
 
@@ -188,13 +188,13 @@ def reproduce(
     numbers = parse_seeds(seeds)
     from spin_utils.cli import scheduler
     from spin_utils.experiment import clock, mt_bench, plan, stages
-    from spin_utils.files import artifacts, storage
+    from spin_utils.files import artifacts, disk
 
     command = scheduler.command(profile, loaded, numbers, cluster=cluster, jobs=jobs, dry_run=dry_run)
     stages.check_inputs(loaded)
     products = [folder(loaded.name) for folder in (paths.artifacts, paths.results, paths.figures)]
     for folder in (paths.home() / ".snakemake", *products):
-        storage.check_writable(folder)
+        disk.check_writable(folder)
     if plan.left_out(loaded):
         log.warning(plan.left_out(loaded))
     plans = plan.make_all(loaded, numbers)
@@ -362,10 +362,10 @@ def step(
     steps = plan.make(loaded, *parse_seeds(str(seed)))
     if name not in steps.steps:
         raise SettingsError(f"step {name!r}: unknown{profiles.nearest(name, steps.steps)}")
-    from spin_utils.files.gpus import claim
+    from spin_utils.files.runtime import claim_gpus
 
     made = steps.steps[name]
-    with claim(gpus):
+    with claim_gpus(gpus):
         if made.notebook and not processes.launched():
             from spin_utils.cli import notebooks
 
@@ -568,9 +568,9 @@ def _load(profile: str) -> Profile:
 
 
 def _digest(data: Any) -> str:
-    from spin_utils.files import seals
+    from spin_utils.files import disk
 
-    return hashlib.sha256(seals.canonical(data).encode()).hexdigest()
+    return hashlib.sha256(disk.canonical(data).encode()).hexdigest()
 
 
 def _draw(name: str, profile: str, seeds: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from spin_utils.files import artifacts, gpus, paths, runtime, warm_start
+from spin_utils.files import artifacts, paths, runtime, warm_start
 from spin_utils.settings.inputs import SettingsError
 from spin_utils.settings.profiles import nearest
 from spin_utils.settings.run import Profile
@@ -61,7 +61,7 @@ def command(
     config = [f"profile={name}", f"seeds={','.join(map(str, seeds))}"]
     if cluster == NODE:
         kinds = (profile.resources.training, profile.resources.generation, profile.resources.evaluation)
-        devices = len(gpus.visible()) if any(kind.gpus for kind in kinds) else 0
+        devices = len(runtime.visible_gpus()) if any(kind.gpus for kind in kinds) else 0
         words += ["--resources", f"gpu={devices}"] if devices else []
         config.append(f"jobs={jobs or max(1, devices)}")
     elif jobs:

@@ -16,8 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from spin_utils.files import strict_json
-from spin_utils.files.writing import replacing
+from spin_utils.files.disk import JSONError, parse_json, replacing
 from spin_utils.settings.inputs import FAMILY_RULE, is_family_name
 
 Row = dict[str, Any]
@@ -61,8 +60,8 @@ def read_records(path: Path) -> list[tuple[int, Any]]:
     if path.suffix == ".jsonl":
         return list(_lines(path, text))
     try:
-        records = strict_json.parse(text)
-    except strict_json.JSONError as error:
+        records = parse_json(text)
+    except JSONError as error:
         hint = "; one object per line? then name the file .jsonl" if error.reason == "Extra data" else ""
         line = f", line {error.line}" if error.line else ""
         raise RowError(f"{path.name}{line}: bad JSON ({error.reason}){hint}") from None
@@ -302,8 +301,8 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            record = strict_json.parse(line)
-        except strict_json.JSONError as error:
+            record = parse_json(line)
+        except JSONError as error:
             hint = "; one list over several lines? then name the file .json" if line.strip() == "[" else ""
             column = f", column {error.column}" if error.column else ""
             raise RowError(f"{path.name}, line {number}: bad JSON ({error.reason}{column}){hint}") from None

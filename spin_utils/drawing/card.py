@@ -18,8 +18,8 @@ import yaml
 from spin_utils.drawing import draw
 from spin_utils.experiment import plan
 from spin_utils.experiment.plan import Plan, control_training, training_of
-from spin_utils.files import artifacts, paths, seals
-from spin_utils.files.writing import write_text
+from spin_utils.files import artifacts, disk, paths
+from spin_utils.files.disk import write_text
 from spin_utils.paper import published, results
 from spin_utils.paper.statistics import paired_bootstrap
 from spin_utils.settings import profiles
@@ -156,7 +156,7 @@ def _checked(made: Plan, model: str, seed: int) -> Path:
     step, link = _link(made, model, seed)
     directory = made.directory(step)
     artifacts.verify(directory)
-    if link.get("manifest_sha256") != seals.file_hash(directory / artifacts.MANIFEST):
+    if link.get("manifest_sha256") != disk.file_hash(directory / artifacts.MANIFEST):
         path = paths.relative(results.path_of(paths.results(made.profile.name), seed, "evaluations", model))
         raise CardError(f"{model}: {path} is of another checkpoint; run `spin-repro reproduce` again")
     return made.checkpoint(model)

@@ -18,8 +18,8 @@ from typing import Any
 
 from spin_utils import __version__
 from spin_utils.experiment import plan
-from spin_utils.files import artifacts, paths, seals
-from spin_utils.files.writing import replacing
+from spin_utils.files import artifacts, disk, paths
+from spin_utils.files.disk import replacing
 from spin_utils.paper import results
 from spin_utils.settings.run import Profile
 
@@ -96,7 +96,7 @@ def _add_files(crate: Any, folder: Path, figures: Path) -> dict[Path, str]:
             "name": place,
             "encodingFormat": kind or "text/plain",
             "contentSize": str(path.stat().st_size),
-            "sha256": seals.file_hash(path),
+            "sha256": disk.file_hash(path),
         }
         ids[path] = crate.add_file(path, place, properties=properties).id
     return ids
@@ -114,7 +114,7 @@ def _add_step(
     """One action with its inputs, settings and result; returns its id."""
     _add(crate, f"#{step}", "CreativeWork", name=f"artifact {step}", identifier=identifiers)
     taken = [f"#{reference['artifact']}" for reference in link["inputs"].values()]
-    values = {"seed": link["seed"]} | ({} if settings is None else {"settings": seals.canonical(settings)})
+    values = {"seed": link["seed"]} | ({} if settings is None else {"settings": disk.canonical(settings)})
     for label, value in values.items():
         taken.append(_add(crate, f"#{step}-{label}", "PropertyValue", name=label, value=value))
     start = datetime.datetime.fromisoformat(link["started"])
@@ -206,7 +206,7 @@ def _known_settings(profile: Profile, links: Links) -> dict[str, Any]:
         found |= {step.directory.name: step.settings for step in plan.make(profile, seed)}
     for manifest in paths.artifacts(profile.name).glob(f"*/*/{artifacts.MANIFEST}"):
         step = manifest.parent.name
-        if (step, seals.file_hash(manifest)) in links:
+        if (step, disk.file_hash(manifest)) in links:
             found[step] = artifacts.read_manifest(manifest.parent)["settings"]
     return found
 

@@ -12,7 +12,7 @@ from spin_utils.drawing.tables import minus
 from spin_utils.experiment import clock
 from spin_utils.experiment.plan import main_chain
 from spin_utils.files import paths
-from spin_utils.files.writing import write_text
+from spin_utils.files.disk import write_text
 from spin_utils.paper import footnotes, published, records, registry, results, verdict_page
 from spin_utils.paper.statistics import StatisticsError, paired_bootstrap
 from spin_utils.settings.run import Profile

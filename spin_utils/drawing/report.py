@@ -16,7 +16,7 @@ from spin_utils.drawing.tables import Table
 from spin_utils.experiment import provenance
 from spin_utils.experiment.plan import main_chain
 from spin_utils.files import paths
-from spin_utils.files.writing import write_text
+from spin_utils.files.disk import write_text
 from spin_utils.paper import results, verdict_page
 from spin_utils.paper.verdicts import Finding
 from spin_utils.settings.run import Profile

@@ -25,7 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from spin_utils.files.writing import replacing
+from spin_utils.files.disk import replacing
 
 COLUMN_INCHES = 3.3
 """Width of a column of a two-column paper."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from spin_utils.files.writing import write_forms
+from spin_utils.files.disk import write_forms
 from spin_utils.paper import cost_model, footnotes, mt_bench_scores, published, results
 from spin_utils.paper.documents import iterates
 from spin_utils.paper.generations import MODELS, RULE, Example, example, similarity

@@ -13,7 +13,7 @@ from typing import Any
 
 from spin_utils.data.templates import encode_rows, end_ids
 from spin_utils.files import processes
-from spin_utils.files.progress import progress
+from spin_utils.files.runtime import progress
 from spin_utils.model import base
 from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group

@@ -12,8 +12,8 @@ from spin_utils.data.rows import Row, RowError, read_rows
 from spin_utils.data.templates import EncodedRow, decode_response, encode_rows, end_ids
 from spin_utils.experiment import input_checks
 from spin_utils.experiment.plan import Plan, Step, stream
-from spin_utils.files import artifacts, pieces, processes
-from spin_utils.files.progress import progress
+from spin_utils.files import artifacts, processes
+from spin_utils.files.runtime import progress
 from spin_utils.model import base, packing, vllm
 from spin_utils.model.sampling import sample
 from spin_utils.model.vllm import Answer
@@ -120,8 +120,8 @@ def _answers(
     model = base.load_for_inference(folder)
     stop = end_ids(tokenizer, profile.template)
     size = profile.generation.shard_rows
-    shards = {start: pieces.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
-    left = processes.from_first(lambda: [start for start, path in shards.items() if not pieces.is_kept(work, path)])
+    shards = {start: artifacts.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
+    left = processes.from_first(lambda: [start for start, path in shards.items() if not artifacts.is_kept(work, path)])
     done = len(encoded) - sum(min(size, len(encoded) - start) for start in left)
     with progress(len(encoded), what, "prompts", done=done) as bar:
 
@@ -141,7 +141,7 @@ def _answers(
         for answered in processes.take_turns(left, answer):
             for start, answers in answered:
                 artifacts.write_json(shards[start], answers)
-                pieces.keep(work, shards[start])
+                artifacts.keep(work, shards[start])
     processes.barrier()
     return [answer for path in shards.values() for answer in json.loads(path.read_text())]
 
@@ -157,7 +157,7 @@ def _vllm_answers(
         eos_ids=end_ids(tokenizer, profile.template),
         settings=settings,
         seed=seed,
-        work=pieces.scratch(work) / "vllm",
+        work=artifacts.scratch(work) / "vllm",
         what=what,
     )
     health = vllm.health(folder, prompts, answers, settings.vllm)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from spin_utils.experiment.plan import Plan, Step
-from spin_utils.files import artifacts, paths, strict_json
-from spin_utils.files.writing import write_text
+from spin_utils.files import artifacts, disk, paths
+from spin_utils.files.disk import write_text
 from spin_utils.paper import results
 
 
@@ -84,7 +84,7 @@ def _memory(profile: str) -> Path:
 
 def _remembered(profile: str) -> dict[str, float]:
     try:
-        known = strict_json.parse(_memory(profile).read_text())
+        known = disk.parse_json(_memory(profile).read_text())
         return {name: float(seconds) for name, seconds in known.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}  # none yet, or damaged, which costs the estimate only

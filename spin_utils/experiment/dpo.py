@@ -12,7 +12,7 @@ from typing import Any
 from spin_utils.data import preferences
 from spin_utils.experiment import launching
 from spin_utils.experiment.pair_training import train_on_pairs
-from spin_utils.files import artifacts, paths, processes, seals
+from spin_utils.files import artifacts, disk, paths, processes
 from spin_utils.model import base
 from spin_utils.model.packing import Pairs, write_pairs
 from spin_utils.settings import profiles
@@ -75,7 +75,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     rows = preferences.load(PreferenceSettings("file", train=str(pairs)))
     described = {"training": training_identity(settings.training), "template": profiles.as_dict(settings.template)}
     identity = base.identity(ModelSettings("directory", path=str(start)))
-    inputs = {"model": identity, "pairs": seals.file_hash(pairs)}
+    inputs = {"model": identity, "pairs": disk.file_hash(pairs)}
     key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
     unnamed = out.with_name(f"{out.name}-{key}")
     if launching.wanted(settings.processes) and not _is_made(out, key):

@@ -50,7 +50,7 @@ def here() -> Machine:
     """This machine, measured."""
     import torch
 
-    from spin_utils.files.precision import choose_precision
+    from spin_utils.files.runtime import choose_precision
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")

@@ -18,8 +18,8 @@ from spin_utils.evaluation import judge
 from spin_utils.evaluation.judge import Grade, Judge
 from spin_utils.evaluation.mt_bench import Message, judge_messages, judge_prompts, questions
 from spin_utils.experiment.plan import Plan, Step, stream
-from spin_utils.files import artifacts, pieces, seals
-from spin_utils.files.progress import progress
+from spin_utils.files import artifacts, disk
+from spin_utils.files.runtime import progress
 from spin_utils.settings.mt_bench import MtBenchSettings, judge_identity
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def make_answers(plan: Plan, step: Step, work: Path) -> None:
             asked,
             settings,
             seed=stream(plan.seed, STREAM),
-            scratch=pieces.scratch(work),
+            scratch=artifacts.scratch(work),
             progress=bar.advance,
         )
     cut = sum(turn["cut_tokens"] > 0 for answer in answers for turn in answer["turns"])
@@ -68,7 +68,7 @@ def make_grades(plan: Plan, step: Step, work: Path) -> None:
             items[name] = {"id": name, "category": answer["category"], **said}
             items[name]["response"] = items[name].pop("text")
     with progress(len(requests), step.name, "grades") as bar:
-        grades = grade_all(requests, settings, pieces.scratch(work), bar.advance)
+        grades = grade_all(requests, settings, artifacts.scratch(work), bar.advance)
     counts = Counter(grade["status"] for grade in grades.values())
     if counts["graded"] < len(grades):
         log.warning("%s: %s of %d answers", step.name, _told(counts), len(grades))
@@ -108,7 +108,7 @@ def grade_all(
     """
     from spin_utils.evaluation.answers import Answers
 
-    kept, lock = Answers(folder, seals.canonical(judge_identity(settings))), Lock()
+    kept, lock = Answers(folder, disk.canonical(judge_identity(settings))), Lock()
     keys = {name: kept.key("grade", list(messages)) for name, messages in requests.items()}
     missing = {key: requests[name] for name, key in keys.items() if key not in kept}
     advance(sum(key not in missing for key in keys.values()))

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from spin_utils.files import artifacts, pieces, processes
-from spin_utils.files.precision import choose_precision
-from spin_utils.files.progress import progress
-from spin_utils.files.writing import replacing
+from spin_utils.files import artifacts, processes
+from spin_utils.files.disk import replacing
+from spin_utils.files.runtime import choose_precision, progress
 from spin_utils.model import base, sharding
 from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group, Pairs
@@ -70,7 +69,7 @@ def train_on_pairs(
         if epoch in keep_epochs:
             keep_checkpoint(model, start, work / f"epoch-{epoch}")
             for file in sorted((work / f"epoch-{epoch}").glob("*")):
-                pieces.keep(work, file)  # the rest of the run may take hours, and more than one start
+                artifacts.keep(work, file)  # the rest of the run may take hours, and more than one start
 
     result = train(
         model,
@@ -78,7 +77,7 @@ def train_on_pairs(
         settings,
         opponent_logps=opponent_logps,
         seed=seed,
-        work=pieces.scratch(work),
+        work=artifacts.scratch(work),
         on_epoch_end=keep_epoch if keep_epochs else None,
         keep_state=keep_state,
         what=what,
@@ -87,7 +86,7 @@ def train_on_pairs(
     keep_checkpoint(model, start, work)
     keep_metrics(result, work)
     if keep_state:
-        processes.from_first(lambda: _link_state(pieces.scratch(work), work / _STATE))
+        processes.from_first(lambda: _link_state(artifacts.scratch(work), work / _STATE))
 
 
 def keep_checkpoint(model: Any, start: Path, folder: Path) -> None:
@@ -102,20 +101,20 @@ def keep_checkpoint(model: Any, start: Path, folder: Path) -> None:
 def keep_metrics(result: TrainingResult, work: Path) -> None:
     """Write `training.json`, the precision that was used and the metric rows, and keep what TensorBoard shows."""
     artifacts.write_json(work / "training.json", {"precision": result.precision, "rows": result.rows})
-    shown = pieces.scratch(work) / TENSORBOARD
+    shown = artifacts.scratch(work) / TENSORBOARD
     if shown.is_dir() and processes.rank() == 0:
         shutil.copytree(shown, work / TENSORBOARD, dirs_exist_ok=True)
 
 
 def _go_on_from(earlier: Path, work: Path) -> None:
     """Take over state, precision and opponent's log-probabilities of a run of fewer epochs, once."""
-    path, precision = work / LOGPS, pieces.scratch(work) / _PRECISION
-    if not (pieces.is_kept(work, path) and pieces.is_kept(work, precision)):
-        _link_state(earlier / _STATE, pieces.scratch(work))
+    path, precision = work / LOGPS, artifacts.scratch(work) / _PRECISION
+    if not (artifacts.is_kept(work, path) and artifacts.is_kept(work, precision)):
+        _link_state(earlier / _STATE, artifacts.scratch(work))
         with replacing(path) as partial:
             shutil.copyfile(earlier / LOGPS, partial)
-        pieces.keep(work, precision)
-        pieces.keep(work, path)
+        artifacts.keep(work, precision)
+        artifacts.keep(work, path)
 
 
 def _link_state(source: Path, target: Path) -> None:
@@ -130,11 +129,11 @@ def _link_state(source: Path, target: Path) -> None:
 def _precision(settings: TrainingSettings, work: Path) -> Precision:
     # Chosen once for a run, also when it is resumed: opponent and policy compute alike.
     def choose() -> Precision:
-        path = pieces.scratch(work) / _PRECISION
-        if not pieces.is_kept(work, path):
+        path = artifacts.scratch(work) / _PRECISION
+        if not artifacts.is_kept(work, path):
             chosen = choose_precision(settings.precision, base.device())
             artifacts.write_json(path, str(chosen).removeprefix("torch."))
-            pieces.keep(work, path)
+            artifacts.keep(work, path)
         return json.loads(path.read_text())
 
     return processes.from_first(choose)
@@ -147,7 +146,7 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
     The opponent computes in the precision of the policy, so that the two start equal.
     """
     path = work / LOGPS
-    if processes.from_first(lambda: pieces.is_kept(work, path)):
+    if processes.from_first(lambda: artifacts.is_kept(work, path)):
         return np.load(path, allow_pickle=False).tolist()
     dtype = choose_precision(settings.precision)
     model = base.load(start, dtype)
@@ -162,5 +161,5 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
         np.save(whole, logps, allow_pickle=False)
         with replacing(path) as partial:
             partial.write_bytes(whole.getvalue())
-        pieces.keep(work, path)
+        artifacts.keep(work, path)
     return logps.tolist()

@@ -16,7 +16,7 @@ from typing import Any
 from spin_utils.data.rows import check_file
 from spin_utils.evaluation import judge
 from spin_utils.evaluation.mt_bench import FILES
-from spin_utils.files import artifacts, paths, seals
+from spin_utils.files import artifacts, disk, paths
 from spin_utils.model import base
 from spin_utils.settings.inputs import DemonstrationSettings, require
 from spin_utils.settings.mt_bench import answers_identity, judge_identity
@@ -313,8 +313,8 @@ def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
     for task in filter(paths.is_yaml, settings.tasks):
         file = Path(task)
         require(file.is_file(), f"evaluation.tasks: {file}: no such file; correct the path")
-        found[file.name] = seals.file_hash(file)
-        found |= {f"{file.stem}: {used.name}": seals.file_hash(used) for used in _used_by(file, {file.resolve()})}
+        found[file.name] = disk.file_hash(file)
+        found |= {f"{file.stem}: {used.name}": disk.file_hash(used) for used in _used_by(file, {file.resolve()})}
     return found
 
 
@@ -346,4 +346,4 @@ def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
 
 def _content(file: str) -> str:
     check_file(Path(file))
-    return seals.file_hash(Path(file))
+    return disk.file_hash(Path(file))

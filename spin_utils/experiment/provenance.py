@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils.experiment.plan import Plan
-from spin_utils.files import artifacts, paths, seals
+from spin_utils.files import artifacts, disk, paths
 from spin_utils.paper import results
 
 _KEPT = ("stage", "key", "seed", "seconds", "started", "commit", "dirty", "device", "versions", "inputs")
@@ -30,7 +30,7 @@ def chain(plan: Plan, name: str) -> dict[str, Any]:
             walk(needed)
         directory = plan.directory(step)
         manifest = artifacts.read_manifest(directory)
-        link: dict[str, Any] = {"manifest_sha256": seals.file_hash(directory / artifacts.MANIFEST)}
+        link: dict[str, Any] = {"manifest_sha256": disk.file_hash(directory / artifacts.MANIFEST)}
         link |= {field: manifest[field] for field in _KEPT}
         weights = {name: file["sha256"] for name, file in manifest["files"].items() if name.endswith(".safetensors")}
         link |= {"weights_sha256": weights} if weights else {}
@@ -80,7 +80,7 @@ def record(profile: str, seed: int, model: str, kind: str = "evaluations") -> di
         ],
         "points": {task: round(100 * value, 6) for task, value in tasks.items()},
         "file": paths.relative(path),
-        "sha256": seals.file_hash(path),
+        "sha256": disk.file_hash(path),
         "chain": named,
     }
 
@@ -115,7 +115,7 @@ def _paragraph(name: str, link: Mapping[str, Any]) -> str:
     if link["inputs"]:
         lines.append(f"  from {', '.join(reference['artifact'] for reference in link['inputs'].values())}")
     if "settings" in link:
-        lines.append(f"  from {seals.canonical(link['settings'])}")
+        lines.append(f"  from {disk.canonical(link['settings'])}")
     return "\n".join(lines)
 
 
@@ -124,5 +124,5 @@ def _presence(profile: str, name: str, link: Mapping[str, Any]) -> str:
     manifest: Path = paths.artifacts(profile) / folder / f"{name}-{link['key']}" / artifacts.MANIFEST
     if not manifest.is_file():
         return "not on this machine"
-    same = seals.file_hash(manifest) == link["manifest_sha256"]
+    same = disk.file_hash(manifest) == link["manifest_sha256"]
     return "the same on this machine" if same else "another one on this machine"

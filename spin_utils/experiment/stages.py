@@ -25,8 +25,8 @@ from spin_utils.experiment.plan import (
     stream,
     trainings,
 )
-from spin_utils.files import artifacts, paths, pieces, processes, seals
-from spin_utils.files.progress import progress
+from spin_utils.files import artifacts, disk, paths, processes
+from spin_utils.files.runtime import progress
 from spin_utils.settings import profiles
 from spin_utils.settings.run import ProcessSettings, Profile
 
@@ -193,7 +193,7 @@ def _make_sft(plan: Plan, step: Step, work: Path) -> None:
         groups,
         settings,
         seed=seed,
-        work=pieces.scratch(work),
+        work=artifacts.scratch(work),
         what=step.name,
         describe=lambda index: f"row {encoded[index].row['id']}",
     )
@@ -222,7 +222,7 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
             # The paper's harness shows its benchmarks as plain text, without a chat template.
             template=profile.template if local else None,
             settings=settings,
-            work=pieces.scratch(work),
+            work=artifacts.scratch(work),
             progress=bar.advance,
         )
     artifacts.write_json(work / "evaluation.json", result)
@@ -231,7 +231,7 @@ def _make_evaluation(plan: Plan, step: Step, work: Path) -> None:
 def _reference(directory: Path) -> dict[str, str]:
     """What a manifest says of an input, which is read in full before anything is made from it."""
     artifacts.verify(directory)
-    return {"artifact": directory.name, "manifest": seals.file_hash(directory / artifacts.MANIFEST)}
+    return {"artifact": directory.name, "manifest": disk.file_hash(directory / artifacts.MANIFEST)}
 
 
 def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
@@ -250,5 +250,5 @@ def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
         artifacts.lock(step.directory),
         artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work,
     ):
-        files = {paths.relative(path): seals.file_hash(path) for path in written}
+        files = {paths.relative(path): disk.file_hash(path) for path in written}
         artifacts.write_json(work / "written.json", files)

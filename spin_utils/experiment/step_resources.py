@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from spin_utils.experiment.plan import Step
-from spin_utils.files import gpus
+from spin_utils.files import runtime
 from spin_utils.settings.machine import StepResources
 from spin_utils.settings.run import ProcessSettings, Profile
 
@@ -26,7 +26,7 @@ def processes(profile: Profile, step: Step) -> ProcessSettings:
     settings, asked = profile.processes, resources(profile, step).gpus
     if settings.count or not asked:
         return replace(settings, count=settings.count or 1)
-    return replace(settings, count=max(1, min(asked, len(gpus.visible()))))
+    return replace(settings, count=max(1, min(asked, len(runtime.visible_gpus()))))
 
 
 def stays_here(profile: Profile, step: Step) -> bool:

@@ -1,5 +1,6 @@
-"""Files and processes: what is on disk is whole or absent, and a killed run goes on where it stopped.
+"""Files and processes: what is on disk is complete or absent, and a killed run resumes where it stopped.
 
-Doors: `paths` (where everything is), `artifacts` (a directory with a manifest), `runtime` (allocator, threads, logging)
-and `processes` (several processes that share one stage). Knows nothing of SPIN.
+Doors: `paths` (where everything is), `disk` (atomic writes, hashes, JSON), `artifacts` (a directory with a manifest),
+`runtime` (allocator, logging, progress, GPUs, precision) and `processes` (several processes that share one stage).
+Knows nothing of SPIN.
 """

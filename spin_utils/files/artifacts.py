@@ -11,29 +11,33 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import logging
 import math
 import os
+import platform
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from spin_utils import __version__
-from spin_utils.files import pieces, processes, storage, strict_json
-from spin_utils.files.paths import relative
-from spin_utils.files.pieces import scratch
-from spin_utils.files.seals import canonical, file_hash, is_whole, sealed
-from spin_utils.files.versions import environment
-from spin_utils.files.writing import sync, write_text
+from spin_utils.files import processes
+from spin_utils.files.disk import canonical, explained, file_hash, is_whole, parse_json, sealed, sync, write_text
+from spin_utils.files.paths import REPOSITORY, relative
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+SCRATCH = "scratch"
+"""Folder for resume state inside the work directory of an artifact; removed when the artifact is complete."""
+_NOTES = "pieces"
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "reasoning-gym", "tokenizers", "numpy")
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("stage", "key", "started", "commit", "device"), str),
     **dict.fromkeys(("settings", "inputs", "versions"), dict),
@@ -102,7 +106,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = Path(directory) / MANIFEST
     remedy = f"delete {relative(directory)} and run again"
     try:
-        manifest = strict_json.parse(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{relative(directory)}: no {MANIFEST}; run the stage that makes it") from None
     except ValueError:
@@ -181,7 +185,7 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
         yield _partial(directory)
         processes.barrier()  # until the artifact is
         return
-    with storage.explained(directory):
+    with explained(directory):
         yield from _building(Path(directory), stage=stage, settings=settings, inputs=inputs, seed=seed)
 
 
@@ -196,16 +200,16 @@ def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str
         seconds = spent + time.monotonic() - clock
         with contextlib.suppress(OSError):  # a full disk has its own error, and it is on its way
             write_text(scratch(work) / "seconds", f"{seconds:.3f}")
-    kept = pieces.kept(work)
+    pieces = kept(work)
     for leftover in work.rglob(".*.tmp"):  # of a writer that was killed
         leftover.unlink()
     files = {
         str(p.relative_to(work)): {"sha256": file_hash(p), "bytes": p.stat().st_size}
         for p in sorted(work.rglob("*"))
-        if p.is_file() and p.name != MANIFEST and work / pieces.SCRATCH not in p.parents
+        if p.is_file() and p.name != MANIFEST and work / SCRATCH not in p.parents
     }
-    for name in files.keys() & kept.keys():
-        if files[name]["sha256"] != kept[name]:
+    for name in files.keys() & pieces.keys():
+        if files[name]["sha256"] != pieces[name]:
             raise ArtifactError(
                 f"{relative(work / name)}: not what was written (hash); delete {relative(work)} and run again"
             )
@@ -229,11 +233,50 @@ def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str
 
 
 def _take_place(work: Path, directory: Path) -> None:
-    shutil.rmtree(work / pieces.SCRATCH, ignore_errors=True)
+    shutil.rmtree(work / SCRATCH, ignore_errors=True)
     if directory.is_dir():  # left empty by the scheduler, or damaged
         shutil.rmtree(directory)
     os.replace(work, directory)
     sync(directory.parent)
+
+
+def scratch(work: Path) -> Path:
+    """The folder for resume state inside a work directory."""
+    path = Path(work) / SCRATCH
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def keep(work: Path, path: Path) -> None:
+    """Note that a file in a work directory is finished; it is on disk when this returns. The first process does so."""
+    if processes.rank():
+        return
+    sync(path)
+    write_text(_note(work, path), file_hash(path))
+
+
+def is_kept(work: Path, path: Path) -> bool:
+    """Whether a piece is there as it was written. A damaged one is removed, with a warning."""
+    note = _note(work, path)
+    if not path.is_file() or not note.is_file():
+        return False
+    if note.read_bytes() == file_hash(path).encode():
+        return True
+    log.warning("%s: not what was written (hash); it is made again", relative(path))
+    note.unlink()
+    path.unlink()
+    return False
+
+
+def kept(work: Path) -> dict[str, str]:
+    """Noted hash of every piece, by its name relative to the work directory."""
+    folder = scratch(work) / _NOTES
+    notes = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(note.relative_to(folder)): note.read_bytes().decode("ascii", "replace") for note in notes}
+
+
+def _note(work: Path, path: Path) -> Path:
+    return scratch(work) / _NOTES / path.relative_to(work)
 
 
 def adopt(directory: Path) -> bool:
@@ -284,7 +327,7 @@ def lock(directory: Path, note: str = "another process is making it; waiting") -
         return
     # The lock file stays: removing it would let two processes hold locks on two files of one name.
     locks = directory.parent / ".locks"
-    with storage.explained(locks):
+    with explained(locks):
         locks.mkdir(parents=True, exist_ok=True)
         file = open(locks / directory.name, "w")  # noqa: SIM115 - closed below
     with file:
@@ -304,9 +347,46 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, text)
 
 
+def environment() -> dict[str, Any]:
+    """`versions`, `commit`, `dirty` and `device`, as manifests and the records of benchmarks hold them."""
+    commit, dirty = _commit()
+    return {
+        "versions": {"spin_utils": __version__, "python": platform.python_version(), **_versions()},
+        "commit": commit,
+        "dirty": dirty,
+        "device": _device(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _commit() -> tuple[str, bool]:
+    # Results are products of the tree, not part of what makes them: they do not make it dirty.
+    try:
+        git = ["git", "-C", str(REPOSITORY)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        pathspec = ["--", ".", ":!results", ":!figures", ":!benchmarks/results*"]
+        status = subprocess.run([*git, "status", "--porcelain", *pathspec], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", True
+    return commit, bool(status.stdout.strip())
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        device = f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return device if processes.count() == 1 else f"{device}, {processes.count()} processes"
+
+
 def _spent(work: Path) -> float:
     try:
-        seconds = float((work / pieces.SCRATCH / "seconds").read_text())
+        seconds = float((work / SCRATCH / "seconds").read_text())
     except (FileNotFoundError, ValueError):
         return 0.0  # never stopped, or damaged: it only says how long the step took
     return seconds if 0 <= seconds < math.inf else 0.0

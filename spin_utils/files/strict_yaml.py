@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from spin_utils.files.strict_json import is_too_deep
+from spin_utils.files.disk import is_too_deep
 
 _TWO_MEANINGS = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 """Plain numbers that YAML 1.1 reads to base 8 or 60: 010 is 8 and 1:30 is 90, which nobody means."""

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils.data.rows import kind
-from spin_utils.files import strict_json
+from spin_utils.files import disk
+from spin_utils.files.disk import file_hash
 from spin_utils.files.paths import KitError
-from spin_utils.files.seals import file_hash
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
 from spin_utils.settings.profiles import nearest
 
@@ -102,7 +102,7 @@ def resolve(folder: Path) -> Path:
     if not pointer.is_file():
         return check_directory(Path(folder))
     try:
-        return check_directory(Path(strict_json.parse(pointer.read_text(encoding="utf-8"))["path"]))
+        return check_directory(Path(disk.parse_json(pointer.read_text(encoding="utf-8"))["path"]))
     except (OSError, ValueError, TypeError, LookupError) as error:
         if isinstance(error, ModelError):
             raise
@@ -139,7 +139,7 @@ def load(folder: Path, dtype: Any = None) -> Any:
 
 def load_for_inference(folder: Path) -> Any:
     """Load a model that answers or is scored, in the precision in which this machine is fast. See `load`."""
-    from spin_utils.files.precision import choose_precision
+    from spin_utils.files.runtime import choose_precision
 
     return load(folder, choose_precision("auto", device()))
 
@@ -354,7 +354,7 @@ def _files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     try:
-        index = strict_json.parse((folder / INDEX).read_text(encoding="utf-8"))
+        index = disk.parse_json((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{folder}: neither model.safetensors nor a readable {INDEX} ({error}); write both again"
@@ -387,7 +387,7 @@ def _check_plain(path: Path) -> None:
     if not path.is_file():
         raise ModelError(f"{path}: not a file; write the model again")
     try:
-        config = strict_json.parse(path.read_text(encoding="utf-8"))
+        config = disk.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable as JSON ({error}); write the model again") from None
     if not isinstance(config, dict):

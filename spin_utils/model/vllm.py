@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spin_utils.files import artifacts, gpus, runtime
+from spin_utils.files import artifacts, runtime
 from spin_utils.files.paths import KitError, relative
-from spin_utils.files.progress import progress
+from spin_utils.files.runtime import progress
 from spin_utils.model import base
 from spin_utils.model.vllm_worker import SCHEMA
 from spin_utils.settings.machine import VllmSettings
@@ -182,7 +182,7 @@ def worker_devices(settings: VllmSettings, shards: int) -> list[str]:
     Raises:
         KitError: more GPUs are asked for than are visible.
     """
-    devices, each = gpus.visible(), settings.tensor_parallel_size
+    devices, each = runtime.visible_gpus(), settings.tensor_parallel_size
     count = min(shards, settings.processes or max(1, len(devices) // each))
     if not devices:  # vLLM says best itself what it cannot do without
         devices = [str(i) for i in range(count * each)]
@@ -207,7 +207,7 @@ def _running(settings: VllmSettings, devices: Sequence[str], work: Path) -> Gene
                     subprocess.Popen(
                         # -I: neither the kit's folder nor PYTHONPATH may come before the other environment's packages.
                         [_python(settings), "-I", str(WORKER), str(work / "job.json"), str(k), str(len(devices))],
-                        env=environment | {gpus.VISIBLE: own},
+                        env=environment | {runtime.VISIBLE_GPUS: own},
                         stdin=subprocess.PIPE,
                         stdout=output,
                         stderr=subprocess.STDOUT,

@@ -21,9 +21,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from spin_utils.files import strict_json
-from spin_utils.files.seals import FIELD, is_whole, sealed
-from spin_utils.files.writing import write_text
+from spin_utils.files.disk import SEAL, is_whole, parse_json, sealed, write_text
 from spin_utils.paper.document_checks import validate
 from spin_utils.paper.documents import (
     DRIFT_FIELDS,
@@ -112,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any]:
             names give the kind, the seed and the profile, the file name gives the model.
     """
     try:
-        document = strict_json.parse(path.read_text(encoding="utf-8"), allow_nan=True)
+        document = parse_json(path.read_text(encoding="utf-8"), allow_nan=True)
     except FileNotFoundError as error:
         raise ResultsError(f"{path}: no such results file; run the stage that writes it") from error
     except OSError as error:
@@ -123,7 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ResultsError(f"{path}: holds a {type(document).__name__}, not an object; delete it and run its stage")
     if not is_whole(document):
         raise ResultsError(f"{path}: not what was written (hash); restore it, or run `spin-repro reproduce` again")
-    document.pop(FIELD, None)
+    document.pop(SEAL, None)
     validate(document, str(path))
     *_, profile, seed, _, _ = path.resolve().parts
     place = {"model": path.stem, "seed": seed.removeprefix("seed-"), "profile": profile}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from spin_utils.files.writing import write_forms
+from spin_utils.files.disk import write_forms
 from spin_utils.paper import published
 from spin_utils.paper.documents import ResultsError
 from spin_utils.paper.records import OUTCOMES, VERDICT_COLUMNS, parse_verdicts, read_verdicts

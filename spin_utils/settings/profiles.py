@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from spin_utils.files import paths, strict_yaml
-from spin_utils.files.writing import write_text
+from spin_utils.files.disk import write_text
 from spin_utils.settings.inputs import SettingsError, require
 from spin_utils.settings.run import Profile
 

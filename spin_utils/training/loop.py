@@ -21,9 +21,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spin_utils.files import processes, runtime
-from spin_utils.files.precision import choose_precision
-from spin_utils.files.progress import progress
-from spin_utils.files.writing import write_text
+from spin_utils.files.disk import write_text
+from spin_utils.files.runtime import choose_precision, progress
 from spin_utils.model import sharding
 from spin_utils.model.attention import packed_attention
 from spin_utils.model.layers import fast_layers

@@ -20,9 +20,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from spin_utils.files.disk import file_hash, is_whole, sealed, sync, write_text
 from spin_utils.files.paths import KitError
-from spin_utils.files.seals import file_hash, is_whole, sealed
-from spin_utils.files.writing import sync, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import pytest
 from spin_utils.cli import main as cli
 from spin_utils.cli import scheduler
 from spin_utils.experiment import plan, step_resources
-from spin_utils.files import artifacts, gpus, runtime
+from spin_utils.files import artifacts, runtime
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError
 from spin_utils.settings.run import Profile
@@ -138,22 +138,22 @@ def three_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps_side_by_side_take_different_gpus(three_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with gpus.claim(1):
+    with runtime.claim_gpus(1):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
         with monkeypatch.context() as other:
             other.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-5,7")  # as another process sees it
-            with gpus.claim(2):
+            with runtime.claim_gpus(2):
                 assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-5,7"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,GPU-5,7"
 
 
 def test_a_step_waits_for_gpus_that_another_run_holds(three_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     first = contextlib.ExitStack()
-    first.enter_context(gpus.claim(2))
+    first.enter_context(runtime.claim_gpus(2))
     waits: list[float] = []
-    monkeypatch.setattr(gpus.time, "sleep", lambda seconds: (waits.append(seconds), first.close()))
+    monkeypatch.setattr(runtime.time, "sleep", lambda seconds: (waits.append(seconds), first.close()))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-5,7")
-    with gpus.claim(2):
+    with runtime.claim_gpus(2):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,GPU-5"
     assert len(waits) == 1
 
@@ -162,38 +162,38 @@ def test_the_gpu_of_a_killed_step_is_free_again(three_gpus: None, tmp_path: Path
     script = (
         "import signal, tempfile\n"
         f"tempfile.tempdir = {str(tmp_path)!r}\n"
-        "from spin_utils.files import gpus\n"
-        "with gpus.claim(1):\n"
+        "from spin_utils.files import runtime\n"
+        "with runtime.claim_gpus(1):\n"
         "    print('holds', flush=True)\n"
         "    signal.pause()\n"
     )
     held = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert held.stdout is not None
     assert held.stdout.readline() == "holds\n"
-    with gpus.claim(1):
+    with runtime.claim_gpus(1):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-5"
     held.send_signal(signal.SIGKILL)
     held.wait()
-    with gpus.claim(1):
+    with runtime.claim_gpus(1):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 @pytest.mark.parametrize("devices", ["0,1", "GPU-3", "", "-1"])
 def test_nothing_is_claimed_where_there_is_no_choice(devices: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "_take", None)
+    monkeypatch.setattr(runtime, "_take", None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
-    with gpus.claim(0), gpus.claim(2):
+    with runtime.claim_gpus(0), runtime.claim_gpus(2):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == devices
 
 
 def test_gpus_are_counted_without_loading_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpus.visible() == []
+    assert runtime.visible_gpus() == []
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA A100 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA A100 (UUID: GPU-2)'\n")
     tool.chmod(0o700)
-    assert gpus.visible() == ["0", "1"]
+    assert runtime.visible_gpus() == ["0", "1"]
 
 
 @pytest.mark.slow

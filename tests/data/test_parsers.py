@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spin_utils.data import preferences, rows
-from spin_utils.files import seals, strict_json, strict_yaml
+from spin_utils.files import disk, strict_yaml
 from spin_utils.paper import published, records, results
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError
@@ -53,7 +53,7 @@ def test_an_override_of_any_value_ends_in_a_profile_or_a_settings_error(name: st
     except SettingsError as error:
         assert str(error).startswith("smoke.yaml: ")
     else:
-        seals.canonical(profiles.as_dict(profile))  # it can become part of a key
+        disk.canonical(profiles.as_dict(profile))  # it can become part of a key
 
 
 @given(TEXT | st.binary(max_size=60))
@@ -72,7 +72,7 @@ def test_a_profile_file_of_any_content_is_refused_or_read(
 
 @given(TEXT)
 def test_strict_yaml_and_json_end_in_plain_data_or_their_own_error(text: str) -> None:
-    for parse, error in ((strict_yaml.parse, strict_yaml.YAMLError), (strict_json.parse, strict_json.JSONError)):
+    for parse, error in ((strict_yaml.parse, strict_yaml.YAMLError), (disk.parse_json, disk.JSONError)):
         try:
             parse(text)
         except error as fault:
@@ -83,8 +83,8 @@ def test_strict_yaml_and_json_end_in_plain_data_or_their_own_error(text: str) ->
 def test_strict_json_reads_what_json_writes(value: Any) -> None:
     text = json.dumps(value)
     try:
-        assert strict_json.parse(text) == value
-    except strict_json.JSONError:
+        assert disk.parse_json(text) == value
+    except disk.JSONError:
         assert "NaN" in text or "Infinity" in text
 
 

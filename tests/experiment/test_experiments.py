@@ -15,7 +15,7 @@ from spin_utils.data import families
 from spin_utils.data.rows import RowError, read_rows
 from spin_utils.evaluation import heldout
 from spin_utils.experiment import clock, pair_training, plan, provenance, publishing, self_play, stages
-from spin_utils.files import artifacts, paths, seals, versions
+from spin_utils.files import artifacts, disk, paths
 from spin_utils.model.packing import Pairs, PairsError
 from spin_utils.paper import results
 from spin_utils.settings import profiles
@@ -152,13 +152,13 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     stages.record_drawing(plan.tables([made]), [made], [])
     assert not plan.tables([made]).directory.exists(), "drawing early must not look like the end of the run"
     told = provenance.describe("smoke", 0, "spin-0")
-    weights = seals.file_hash(made.directory("spin-0") / "model.safetensors")
+    weights = disk.file_hash(made.directory("spin-0") / "model.safetensors")
     assert f"model.safetensors sha256 {weights}" in told, "from a cell of a table to the file of its model"
     assert told.index("eval-spin-0-") < told.index("spin-0-") < told.index("base-")
     assert "not on this machine" not in told
     clock.remember("smoke")
     shutil.rmtree(made.directory("transfer-sft"))
-    assert f"min, as measured on {versions.environment()['device']})" in clock.outlook([made])
+    assert f"min, as measured on {artifacts.environment()['device']})" in clock.outlook([made])
     shutil.rmtree(folder)
     text = clock.outlook([made])
     assert "spin-1" in text

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from spin_utils.files import artifacts, pieces
+from spin_utils.files import artifacts
 
 
 def make(directory: Path, text: str = "hello") -> None:
     with artifacts.building(directory, stage="test", settings={"a": 1}, inputs={"x": "y"}, seed=3) as work:
-        (pieces.scratch(work) / "state").write_text("resume")
+        (artifacts.scratch(work) / "state").write_text("resume")
         (work / "sub").mkdir(exist_ok=True)
         (work / "sub" / "file.txt").write_text(text)
 

@@ -14,8 +14,8 @@ import smoke_chain
 import synthetic_results as synthetic
 
 from spin_utils.experiment import answering, pair_training, plan, publishing, stages
-from spin_utils.files import artifacts, pieces
-from spin_utils.files.seals import is_whole, sealed
+from spin_utils.files import artifacts
+from spin_utils.files.disk import is_whole, sealed
 from spin_utils.paper import results
 from spin_utils.settings import profiles
 
@@ -150,7 +150,7 @@ def test_a_piece_that_changes_after_it_was_finished_keeps_the_artifact_from_comp
         with artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0) as work:
             (work / "epoch-1").mkdir(exist_ok=True)
             (work / "epoch-1" / "model").write_text("weights")
-            pieces.keep(work, work / "epoch-1" / "model")
+            artifacts.keep(work, work / "epoch-1" / "model")
             if change:
                 flip(work / "epoch-1" / "model")
 

@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import save_file
 
 from spin_utils.cli import main as cli
-from spin_utils.files import artifacts, paths, pieces, runtime, storage
-from spin_utils.files.progress import progress
-from spin_utils.files.writing import write_text
+from spin_utils.files import artifacts, disk, paths, runtime
+from spin_utils.files.disk import write_text
+from spin_utils.files.runtime import progress
 from spin_utils.training.state import StopRequest
 
 
@@ -59,15 +59,15 @@ def test_a_full_disk_is_named_and_the_step_goes_on_when_there_is_room(name: str,
 
     def build() -> None:
         with artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0) as work:
-            shard = pieces.scratch(work) / "shard"
-            if not pieces.is_kept(work, shard):
+            shard = artifacts.scratch(work) / "shard"
+            if not artifacts.is_kept(work, shard):
                 write_text(shard, "sampled for hours")
-                pieces.keep(work, shard)
+                artifacts.keep(work, shard)
                 made.append("shard")
             WRITERS[name](work / name)
 
     made: list[str] = []
-    with files_up_to(100_000), pytest.raises(storage.StorageError, match=r": file too large; .*ulimit -f.*goes on"):
+    with files_up_to(100_000), pytest.raises(disk.StorageError, match=r": file too large; .*ulimit -f.*goes on"):
         build()
     assert not directory.exists()
     build()
@@ -80,11 +80,11 @@ def test_a_full_disk_is_named_and_the_step_goes_on_when_there_is_room(name: str,
     [(errno.ENOSPC, "make room"), (errno.EDQUOT, "make room"), (errno.EACCES, "writable"), (errno.EROFS, "writable")],
 )
 def test_each_reason_has_its_remedy_however_a_library_tells_it(number: int, remedy: str, tmp_path: Path) -> None:
-    in_words = storage.SafetensorError(f"I/O error: {os.strerror(number)} (os error {number})")
+    in_words = disk.SafetensorError(f"I/O error: {os.strerror(number)} (os error {number})")
     for error in (OSError(number, os.strerror(number), str(tmp_path)), OSError(number, "no file"), in_words):
-        with pytest.raises(storage.StorageError, match=rf"{tmp_path}: .*; .*{remedy}"), storage.explained(tmp_path):
+        with pytest.raises(disk.StorageError, match=rf"{tmp_path}: .*; .*{remedy}"), disk.explained(tmp_path):
             raise error
-    with pytest.raises(ConnectionRefusedError), storage.explained(tmp_path):
+    with pytest.raises(ConnectionRefusedError), disk.explained(tmp_path):
         raise ConnectionRefusedError(errno.ECONNREFUSED, "not a matter of storage")
 
 
@@ -148,7 +148,7 @@ def test_a_torn_note_of_the_time_spent_costs_nothing(torn: str, home: Path) -> N
     directory = home / "artifacts" / "thing-abc"
     work = directory.with_name("thing-abc.partial")
     work.mkdir(parents=True)
-    (pieces.scratch(work) / "seconds").write_text(torn)
+    (artifacts.scratch(work) / "seconds").write_text(torn)
     with artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0):
         pass
     assert 0 <= artifacts.read_manifest(directory)["seconds"] < 60
@@ -169,7 +169,7 @@ def test_a_run_killed_before_its_last_rename_is_finished_without_its_work(
     assert not artifacts.is_complete(directory)
     assert artifacts.is_made(directory)
     assert list(artifacts.verify(directory)["files"]) == ["file"]
-    assert not (directory / pieces.SCRATCH).exists()
+    assert not (directory / artifacts.SCRATCH).exists()
 
 
 def test_a_scheduler_may_ask_often_and_only_a_second_ctrl_c_stops_at_once() -> None:

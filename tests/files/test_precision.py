@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from spin_utils.files import precision
-from spin_utils.files.precision import choose_precision
+from spin_utils.files import runtime
+from spin_utils.files.runtime import choose_precision
 from spin_utils.model import base
 from tests.tiny_models import tiny_model
 from tests.tiny_tokenizer import byte_tokenizer
@@ -14,10 +14,10 @@ from tests.tiny_tokenizer import byte_tokenizer
 def products(monkeypatch):
     """Seconds of a matrix product by precision, in place of measured ones."""
     seconds = {torch.bfloat16: 1.0, torch.float32: 1.0}
-    precision._fast_on_this_cpu.cache_clear()
-    monkeypatch.setattr(precision, "_seconds_of_a_product", seconds.__getitem__)
+    runtime._fast_on_this_cpu.cache_clear()
+    monkeypatch.setattr(runtime, "_seconds_of_a_product", seconds.__getitem__)
     yield seconds
-    precision._fast_on_this_cpu.cache_clear()
+    runtime._fast_on_this_cpu.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -46,5 +46,5 @@ def test_models_that_answer_compute_in_it(products, tmp_path, seconds, expected)
 
 def test_a_product_takes_time_on_this_machine_and_leaves_its_threads_alone():
     threads = torch.get_num_threads()
-    assert 0 < precision._seconds_of_a_product(torch.float32, budget=0.01) < 10
+    assert 0 < runtime._seconds_of_a_product(torch.float32, budget=0.01) < 10
     assert torch.get_num_threads() == threads

@@ -16,7 +16,7 @@ import pytest
 import smoke_chain
 from smoke_home import SECRETS, command, reproduce
 
-from spin_utils.files import artifacts, paths, seals
+from spin_utils.files import artifacts, disk, paths
 from spin_utils.paper import results
 
 FIGURES = (*(f"figure{n}" for n in range(1, 7)), "training", "convergence")
@@ -51,7 +51,7 @@ def test_every_result_names_what_it_was_made_from(finished: Path) -> None:
     assert list(chain) == ["data", "base", "sft", "pairs-0", "spin-0", "pairs-1", "spin-1", "eval-spin-1"]
     for directory in finished.glob("artifacts/smoke/[!.]*/[!.]*-*"):
         artifacts.verify(directory)
-        digest = seals.file_hash(directory / "manifest.json")
+        digest = disk.file_hash(directory / "manifest.json")
         name = directory.name.rpartition("-")[0]
         assert name not in chain or chain[name]["manifest_sha256"] == digest
 
