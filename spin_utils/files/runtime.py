@@ -41,7 +41,7 @@ ENVIRONMENT = {
 """Set for every kernel and subprocess that the kit starts, where the user has not set them."""
 HEADLESS = "SPIN_HEADLESS"
 """Set to 1 where nobody watches: bars become log lines, and controls still pictures."""
-VISIBLE_GPUS = "CUDA_VISIBLE_GPUS_DEVICES"
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 _PATIENCE_S = 1.0
 WORTH = 1.5
 """How many times faster bfloat16 must be to be taken. Below that float32 is exact for little; and a near tie would be
@@ -215,7 +215,7 @@ def _clock(seconds: float) -> str:
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use: those of CUDA_VISIBLE_GPUS_DEVICES, or all that nvidia-smi lists."""
+    """Names of the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists."""
     if VISIBLE_GPUS in os.environ:
         return [name.strip() for name in os.environ[VISIBLE_GPUS].split(",") if name.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
@@ -226,7 +226,7 @@ def visible_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def claim_gpus(count: int) -> Iterator[None]:
-    """Use `count` GPUs that no other step uses, until the block ends: sets CUDA_VISIBLE_GPUS_DEVICES.
+    """Use `count` GPUs that no other step uses, until the block ends: sets CUDA_VISIBLE_DEVICES.
 
     Nothing is claimed where there is no choice: `count` is 0, or no more GPUs are visible, as in a cluster's job.
     The claims are locks on files that the system drops with the process, however it ends.
