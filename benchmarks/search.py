@@ -23,7 +23,7 @@ from spin_utils.experiment import plan, stages
 from spin_utils.files import artifacts, paths, runtime
 from spin_utils.files.disk import write_text
 from spin_utils.model import base
-from spin_utils.paper.statistics import paired_bootstrap
+from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
 
 ROWS = {"demonstrations.validation_rows": 600}
@@ -91,7 +91,7 @@ def _gain(found: list[dict[str, Any]], sft: list[dict[str, Any]]) -> str:
             for task, flags in row["items"].items()
             for number, correct in enumerate(flags)
         ]
-        gain = paired_bootstrap(pd.DataFrame(items), {found[0]["model"]: 1, "sft": -1}).times(100)
+        gain = paired(pd.DataFrame(items), {found[0]["model"]: 1, "sft": -1}).times(100)
         text = f"{gain.difference:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
     else:
         base = {row["seed"]: row["average"] for row in sft}

@@ -23,7 +23,6 @@ from skip_list import (  # noqa: F401 - hooks of pytest
 
 from spin_utils.drawing import style
 from spin_utils.paper import results
-from spin_utils.paper.statistics import paired_bootstrap
 
 # A slow or busy machine must not fail a property; the same examples on every run.
 hypothesis.settings.register_profile(
@@ -108,11 +107,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scores(root: Path) -> pd.DataFrame:
     """All per-item scores below `root`."""
     return results.load_evaluations(root)
-
-
-@pytest.fixture(scope="module")
-def few_resamples() -> Iterator[None]:
-    """Intervals from 100 resamples: quick, and sharp enough for tests of what is done with them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(paired_bootstrap.__kwdefaults__, "resamples", 100)
-        yield

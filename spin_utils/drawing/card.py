@@ -21,7 +21,7 @@ from spin_utils.experiment.plan import Plan, control_training, training_of
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.files.disk import write_text
 from spin_utils.paper import published, results
-from spin_utils.paper.statistics import paired_bootstrap
+from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
 from spin_utils.settings.run import Profile, TrainingSettings
 
@@ -183,7 +183,7 @@ def _body(
     yield "## Scores"
     yield "\n".join(_scores(profile, model, seed, record))
     yield (
-        f"Points, with 95 % intervals of a bootstrap over items; training seed {seed} alone. Gains are over the model "
+        f"Points, with 95 % intervals over items; training seed {seed} alone. Gains are over the model "
         "that self-play started from, on the same items. The paper's numbers are those of its own model and "
         "benchmarks; where the tasks here stand in for them, levels cannot be compared."
     )
@@ -206,10 +206,10 @@ def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> 
     yield "|---|---:|---:|---:|---|---:|"
     tasks = {task: [task] for task in record["tasks"]} | {"average": list(record["tasks"])}
     for row, names in tasks.items():
-        level = paired_bootstrap(scores, {model: 1.0}, tasks=names).times(100)
+        level = paired(scores, {model: 1.0}, tasks=names).times(100)
         gain = ""
         if model != "sft" and "sft" in set(scores["model"]):
-            change = paired_bootstrap(scores, {model: 1.0, "sft": -1.0}, tasks=names).times(100)
+            change = paired(scores, {model: 1.0, "sft": -1.0}, tasks=names).times(100)
             gain = f"{change.difference:+.1f} [{change.low:+.1f}, {change.high:+.1f}]"
         column = "average" if row == "average" else benchmark[row]
         theirs = published.score(model, column) if column else None

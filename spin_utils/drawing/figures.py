@@ -1,6 +1,6 @@
 """The paper's figures, ours beside theirs: one function per figure, from data frames to a drawing.
 
-Ours has 95 % intervals (bootstrap over items and training seeds). The paper's points are its printed ones, or
+Ours has 95 % intervals (over items and training seeds). The paper's points are its printed ones, or
 digitised where it prints none. A series or point without a run is named below the panels with its reason.
 Pictures of training and of pairs, which the paper does not have, come from `training_figures`.
 """
@@ -33,7 +33,7 @@ from spin_utils.drawing.style import (
 from spin_utils.paper import footnotes, published
 from spin_utils.paper.documents import iterates
 from spin_utils.paper.results import label
-from spin_utils.paper.statistics import Estimate, StatisticsError, paired_bootstrap
+from spin_utils.paper.statistics import Estimate, StatisticsError, paired
 
 CHAIN = ("sft", "spin-0", "spin-1", "spin-2", "spin-3")
 _CHAIN_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2", "iter. 3")
@@ -218,7 +218,7 @@ def _estimates(scores: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]
     estimates = {}
     for model in models:
         try:
-            estimates[model] = paired_bootstrap(scores, {model: 1}, tasks=tasks, seed=seed).times(100)
+            estimates[model] = paired(scores, {model: 1}, tasks=tasks).times(100)
         except StatisticsError:
             continue  # named in the footnote
     return estimates
@@ -230,7 +230,7 @@ def _gains(scores: pd.DataFrame, models: Sequence[str], tasks: Sequence[str], se
     gains = {first: Estimate(0, 0, 0, 1, 0, 0, "itself")} if first in set(scores["model"]) else {}
     for model in models[1:]:
         try:
-            gains[model] = paired_bootstrap(scores, {model: 1, first: -1}, tasks=tasks, seed=seed).times(100)
+            gains[model] = paired(scores, {model: 1, first: -1}, tasks=tasks).times(100)
         except StatisticsError:
             continue  # named in the footnote
     return gains

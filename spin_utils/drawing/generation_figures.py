@@ -29,7 +29,7 @@ from spin_utils.drawing.style import (
 from spin_utils.paper import footnotes, mt_bench_scores, published
 from spin_utils.paper.generations import MODELS, RULE, example
 from spin_utils.paper.results import label
-from spin_utils.paper.statistics import Estimate, StatisticsError, paired_bootstrap
+from spin_utils.paper.statistics import Estimate, StatisticsError, paired
 from spin_utils.settings.mt_bench import CATEGORIES
 
 _TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2")
@@ -219,7 +219,7 @@ def _estimates(table: pd.DataFrame, column: str, seed: int) -> dict[str, Estimat
     found = {}
     for model in MODELS:
         try:
-            found[model] = paired_bootstrap(table, {model: 1}, column=column, seed=seed)
+            found[model] = paired(table, {model: 1}, column=column)
         except StatisticsError:
             continue  # named in the footnote
     return found

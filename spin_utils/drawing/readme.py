@@ -14,7 +14,7 @@ from spin_utils.experiment.plan import main_chain
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
 from spin_utils.paper import footnotes, published, records, registry, results, verdict_page
-from spin_utils.paper.statistics import StatisticsError, paired_bootstrap
+from spin_utils.paper.statistics import StatisticsError, paired
 from spin_utils.settings.run import Profile
 
 BEGIN = "<!-- results: written by `spin-repro figures --readme`, do not edit -->"
@@ -46,7 +46,7 @@ def section(profile: Profile) -> str:
     drawn = "items only" if len(seeds) == 1 else f"items and seeds{few}"
     note = [
         f"Profile `{profile.name}`: {items} held-out items of {len(tasks)} tasks, training seeds: {len(seeds)}. "
-        f"Brackets: 95 % intervals of a paired bootstrap over {drawn}.",
+        f"Brackets: 95 % paired intervals over {drawn}.",
         footnotes.fewer_seeds(scores, rows),
         draw.not_the_papers(profile, stand_ins),
     ]
@@ -112,5 +112,5 @@ def _verdicts(profile: Profile) -> tuple[str, str]:
 
 def _points(scores: pd.DataFrame, contrast: dict[str, float], tasks: Sequence[str], sign: str = "") -> str:
     """A contrast in points with its interval."""
-    points = paired_bootstrap(scores, contrast, tasks=tasks).times(100)
+    points = paired(scores, contrast, tasks=tasks).times(100)
     return minus(f"{points.difference:{sign}.1f} [{points.low:{sign}.1f}, {points.high:{sign}.1f}]")

@@ -29,7 +29,7 @@ from spin_utils.paper.statistics import (
     SIZE_MARGIN,
     Estimate,
     StatisticsError,
-    paired_bootstrap,
+    paired,
     size_margin,
     verdict,
 )
@@ -440,7 +440,7 @@ def _cell(
     if not tasks:
         return cell | {"reason": _no_task(column, tasks)}
     try:
-        estimate = paired_bootstrap(scores, contrast, tasks=tasks, seed=seed).times(100)
+        estimate = paired(scores, contrast, tasks=tasks).times(100)
     except StatisticsError as error:
         return cell | {"reason": str(error)}
     cell |= numbers(estimate)
@@ -645,7 +645,7 @@ def _measured_cell(measured: pd.DataFrame, contrast: Mapping[str, float], column
     if absent:
         return {"column": name, "reason": _missing(*map(label, absent))}
     try:
-        estimate = paired_bootstrap(measured, contrast, column=column, seed=seed).times(factor)
+        estimate = paired(measured, contrast, column=column).times(factor)
     except StatisticsError as error:
         return {"column": name, "reason": str(error)}
     return {"column": name, **numbers(estimate)}

@@ -63,7 +63,7 @@ def make_grades(plan: Plan, step: Step, work: Path) -> None:
     for answer in answers:
         texts = (answer["turns"][0]["text"], answer["turns"][1]["text"])
         for turn, said in enumerate(answer["turns"], start=1):
-            name = f"{answer['id']}/{turn}"  # both turns of a question are drawn together in a bootstrap
+            name = f"{answer['id']}/{turn}"  # both turns of a question are one cluster of an interval
             requests[name] = judge_messages(prompts, asked[answer["id"]], texts, turn)
             items[name] = {"id": name, "category": answer["category"], **said}
             items[name]["response"] = items[name].pop("text")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from spin_utils.files import paths
 from spin_utils.paper import results
-from spin_utils.paper.statistics import paired_bootstrap
+from spin_utils.paper.statistics import paired
 from spin_utils.settings.inputs import BENCHMARKS
 from spin_utils.settings.profiles import nearest
 
@@ -55,8 +55,8 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
     both = pd.concat(side[side["seed"].isin(seeds)] for side in sides)
     rows = []
     for title, tasks in [*((name, [name]) for name in sorted(names)), ("average", sorted(names))]:
-        one, two = (paired_bootstrap(both, {name: 1}, tasks=tasks).times(100).difference for name in (model, other))
-        gain = paired_bootstrap(both, {model: 1, other: -1}, tasks=tasks).times(100)
+        one, two = (paired(both, {name: 1}, tasks=tasks).times(100).difference for name in (model, other))
+        gain = paired(both, {model: 1, other: -1}, tasks=tasks).times(100)
         rows.append(
             {
                 "task": title,

@@ -21,7 +21,7 @@ def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items"
     Args:
         table: Long table with `seed`, `model`, `task` and `id`.
         models: Those that are shown.
-        unit: What is resampled besides training seeds.
+        unit: What is counted besides training seeds.
         group: What a task is called.
     """
     shown = table[table["model"].isin(list(models))]
@@ -34,7 +34,7 @@ def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items"
     drawn = f" and {seeds} training seeds" if seeds > 1 else "; one training seed, whose choice is not covered"
     found = sum(len(set(sources(sorted(map(str, items.unique()))))) for _, items in shown.groupby("task")["id"])
     whole = f" from {found} sources" if found < sizes.sum() else ""
-    return f"95 % bootstrap intervals over {sizes.sum()} {unit}{each}{whole}{drawn}"
+    return f"95 % intervals over {sizes.sum()} {unit}{each}{whole}{drawn}"
 
 
 def fewer_seeds(table: pd.DataFrame, models: Iterable[str]) -> str:

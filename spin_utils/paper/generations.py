@@ -1,7 +1,7 @@
 """What the generations y' of SPIN's opponents tell: how long, how near to the real response, how far from the data.
 
 Each function gives a long table with `seed`, `model`, `task`, `id` and a column per measure, which
-`statistics.paired_bootstrap` takes as it takes scores; `task` is the family of the prompt.
+`statistics.paired` takes as it takes scores; `task` is the family of the prompt.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
     (real, generated) and p- of (generated, real). Any f gives a bound, log 2 - its loss on fresh pairs. Here
     f = c log(p_theta_t+1 / p_theta_t): the direction is what the iteration learnt, and the scale c >= 0 takes out how
     far it went. Each pair is judged with the scale that is best for the other half of the pairs, so fitting it does
-    not flatter the bound. A bootstrap of what is returned draws pairs with their scales as they are, so its interval
+    not flatter the bound. An interval of what is returned takes the scales as they are, so its interval
     leaves out what another fit would change. The opponent of iteration t is the model before it, so `model` is that
     model.
 

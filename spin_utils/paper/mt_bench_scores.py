@@ -1,7 +1,7 @@
 """Means and differences of MT-Bench grades with their intervals.
 
 A score is the mean of all grades, both turns alike, as FastChat takes it (show_result.py); an answer that was refused
-or whose judgment holds no rating has none. The two turns of a question are drawn together in the bootstrap.
+or whose judgment holds no rating has none. The two turns of a question are one cluster of the interval.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pandas as pd
 
 from spin_utils.paper import footnotes
 from spin_utils.paper.results import label
-from spin_utils.paper.statistics import Estimate, StatisticsError, paired_bootstrap
+from spin_utils.paper.statistics import Estimate, StatisticsError, paired
 
 
 def estimate(grades: pd.DataFrame, contrast: Mapping[str, float], *, category: str = "", seed: int = 0) -> Estimate:
@@ -20,7 +20,7 @@ def estimate(grades: pd.DataFrame, contrast: Mapping[str, float], *, category: s
 
     Args:
         grades: From `results.load_mt_bench`.
-        contrast: Weight of each model, as in `statistics.paired_bootstrap`.
+        contrast: Weight of each model, as in `statistics.paired`.
         category: One category; empty: all questions together.
         seed: Seed of the bootstrap.
 
@@ -34,7 +34,7 @@ def estimate(grades: pd.DataFrame, contrast: Mapping[str, float], *, category: s
     graded = chosen[~chosen["id"].isin(chosen["id"][chosen["grade"].isna()])]
     if graded.empty:
         raise StatisticsError(f"no answer is graded for all of {', '.join(map(label, contrast))}")
-    return paired_bootstrap(graded.assign(task="MT-Bench"), contrast, column="grade", seed=seed)
+    return paired(graded.assign(task="MT-Bench"), contrast, column="grade")
 
 
 def note(grades: pd.DataFrame) -> str:

@@ -1,22 +1,24 @@
-"""How sure a number is: paired bootstrap intervals, and verdicts by a stated rule.
+"""How sure a number is: intervals of paired comparisons over items and training seeds, and verdicts by a stated rule.
 
-All models are scored on the same items, so a difference is judged on per-item differences: much of what makes
-an item hard is common to both models and cancels. Items are resampled within their task, because the average
-is the unweighted mean over tasks; items that share one of many sources, such as a subject of MMLU, are resampled
-together. With several training seeds the seeds are resampled too.
+All models are scored on the same items, so a comparison works with per-item differences: most of what makes an item
+hard is common to both models and cancels. Items and training seeds are crossed (every seed answers every item), so the
+variance of a mean has three parts: items, seeds, and their interaction. They are estimated by an analysis of variance
+within tasks and put together by Satterthwaite's approximation (Searle, Casella and McCulloch, Variance Components,
+1992, chapters 4 and 5). A simulation of the coverage is in docs/statistics.md, made by benchmarks/coverage.py.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import stats
+
+from spin_utils.files.paths import KitError
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 Claim = Literal["greater", "less", "not_less", "at_least", "at_most", "same_size"]
@@ -27,16 +29,18 @@ SIZE_MARGIN = 2.0
 """Points: gains this close to the paper's count as being of the same size, see `size_margin`."""
 
 LEAST_SOURCES = 10
-"""Sources of a task that can be resampled whole, as the ten questions of a category of MT-Bench are. Fewer cannot show
-how sources differ: of 600 simulations of 120 items that do not depend on their source, 95 % intervals held the truth in
-69 % with two sources, in 86 % with five and in 93 % with ten; drawn by item in 95 to 96 %."""
-RANGES = {**dict.fromkeys(("score", "identical", "similarity"), (0.0, 1.0)), "grade": (1.0, 10.0)}
-"""Least and greatest value of an item, for the columns that have them."""
+"""Sources (such as the subjects of MMLU) that a task must have for its items to be treated as clusters. With fewer, the
+spread between sources cannot be estimated: of 600 simulations of 120 independent items, 95 % intervals by source held
+the truth in 69 % with two sources, 86 % with five and 93 % with ten."""
+SHARES = ("score", "sampled", "identical", "similarity")
+"""Columns whose items lie between 0 and 1."""
+POOLED_DF = 4
+"""Degrees of freedom of the pooled spread between seeds. More would trust that all models differ alike."""
 
 Array = npt.NDArray[np.float64]
 
 
-class StatisticsError(ValueError):
+class StatisticsError(KitError):
     """The scores do not allow the comparison. The message names what is missing."""
 
 
@@ -51,13 +55,13 @@ class Estimate:
     high: float
     """Upper end of the interval."""
     p_value: float
-    """Two-sided, for a true value of 0: the smallest level at which the interval leaves 0 out."""
+    """Two-sided, for a true value of 0: one minus the largest level whose interval leaves 0 out."""
     n_items: int
     """Items over all tasks, each counted once however many seeds answered it."""
     n_seeds: int
     """Training seeds on which all models of the contrast were run."""
     method: str
-    """What was resampled, in words."""
+    """How the interval was computed, in words."""
 
     def times(self, factor: float) -> Estimate:
         """The same estimate in other units, such as points for shares (100)."""
@@ -65,86 +69,126 @@ class Estimate:
         return replace(self, difference=self.difference * factor, low=low, high=high)
 
 
-def paired_bootstrap(
+def paired(
     scores: pd.DataFrame,
     contrast: Mapping[str, float],
     *,
     tasks: Sequence[str] | None = None,
     column: str = "score",
-    resamples: int = 4_000,
     level: float = 0.95,
-    seed: int = 0,
 ) -> Estimate:
-    """Estimate a weighted sum of models' means on the same items, with a percentile bootstrap interval.
+    """Estimate a weighted sum of models' means on the same items, with its interval.
 
-    One resample draws, within each task, as many items as it has, with replacement and for all models at
-    once. Items named SOURCE/NUMBER share a source: then sources are drawn, each with all its items, where a task has
-    `LEAST_SOURCES` of them. With one seed the interval covers the choice of items only, and `method` says so.
+    Let d[s, i] be the contrast for training seed s and item i. The estimate is the mean over tasks of the mean over
+    items and seeds. Its variance is estimated as
 
-    Where no resample differs from another, as when two models answer every item alike, the interval is not of width
-    0: of m items, a share of 1 - 0.025^(1/m) may be of another kind and yet all m be of this one in one case of 40
-    (the rule of three, for 95 %), so each end lies by that share nearer to the end of what is possible.
+        V = V_items + max(0, V_seeds - V_rest)
 
-    Of S > 1 training seeds it also draws S - 1, with replacement. The mean of m draws has the variance
-    (S - 1)/S s^2/m, where s^2 is the unbiased variance between seeds; m = S - 1 makes it s^2/S, which is the unbiased
-    estimate of what is wanted, and m = S would give two thirds of it for S = 3 (Rao and Wu 1988, J. Am. Stat. Assoc.
-    83, whose rescaling is 1 for this m). That is not why intervals may be wide. Items and seeds are crossed, and no
-    bootstrap is exact there (McCullagh 2000): one that draws both counts three times what is of a single seed and item
-    alone (Owen 2007, Ann. Appl. Stat. 1), so where seeds do not differ otherwise the interval is up to sqrt(3) = 1.7
-    times too wide. The opposite error is at the other end: percentiles lie between the seeds that there are. Where the
-    difference between seeds is all there is, the interval of two or three is their range, which covers the truth in
-    1 - 2^(1 - S) of all cases: 50 % with two seeds, 75 % with three. Few seeds cannot show their own spread.
+    where, for S seeds and T tasks of n items, V_items = sum over tasks of var_i(mean_s d) / (n T^2) holds the items
+    and the interaction, V_seeds = var_s(mean over tasks and items) / S the seeds and the interaction, and
+    V_rest = sum of MS_interaction / (S n T^2) the interaction, which the first two both count. The interval is
+    Student's t with Satterthwaite's degrees of freedom. With one seed V is V_items, and `method` says that seeds are
+    not covered.
+
+    Few seeds hardly show their own spread. So V_seeds is the larger of itself and a mean of itself and the spread of
+    all models of the table around their seeds' means, the latter counted as `POOLED_DF` degrees of freedom (moderated
+    variances: Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3, with a fixed prior).
+
+    Items named SOURCE/NUMBER share a source and are one cluster, where a task has at least `LEAST_SOURCES` of them.
+    Shares near 0 and 1 vary too little in a sample: as in the intervals of Agresti and Coull (1998) and of Bonett and
+    Price (2012), pseudo-items stand at each end of what is possible, one for a difference and two for a mean, divided
+    among the tasks and weighing less where several seeds answered. They move the interval and not the estimate.
 
     Args:
-        scores: Long table with `seed`, `model`, `task`, `id` and `column`.
-        contrast: Weight of each model: {"spin-0": 1, "sft": -1} for a difference, {"sft": 1} for a mean.
-        tasks: Tasks of the unweighted mean; None: all of the table.
-        column: What is averaged: `score`, or `tokens` for lengths.
-        resamples: Bootstrap resamples.
-        level: Coverage of the interval.
-        seed: Seed of the resampling. The same arguments give the same result.
+        scores: long table with `seed`, `model`, `task`, `id` and `column`.
+        contrast: weight of each model: {"spin-0": 1, "sft": -1} for a difference, {"sft": 1} for a mean.
+        tasks: tasks of the unweighted mean; None: all of the table.
+        column: what is averaged: `score`, or `tokens` for lengths.
+        level: coverage of the interval.
 
     Raises:
-        StatisticsError: A model or task is absent, no seed has all models, or items do not pair up.
+        StatisticsError: a model or task is absent, no seed has all models, or items do not pair up.
     """
     names = sorted(scores["task"].unique() if tasks is None else tasks)
     by_task, seeds = _contrasts_by_source(scores, contrast, names, column)
-    n_seeds = len(seeds)
-    estimate = float(np.mean([sums.mean(axis=0).sum() / sizes.sum() for sums, sizes in by_task.values()]))
-    draws = np.mean([_resampled_means(*parts, resamples, seed, task) for task, parts in by_task.items()], axis=0)
-    if n_seeds > 1:
-        chosen = np.random.default_rng([seed, n_seeds]).integers(0, n_seeds, size=(n_seeds - 1, resamples))
-        draws = np.take_along_axis(draws, chosen, axis=0)
-    totals = draws.mean(axis=0)
-    totals = totals.round(9)  # what differs below depends on the order of summation, not on the data
-    low, high = np.quantile(totals, [(1 - level) / 2, (1 + level) / 2])
-    if low == high and column in RANGES:
-        drawn = len(by_task) * min(len(sizes) for _, sizes in by_task.values())
-        share = 1 - ((1 - level) / 2) ** (1 / drawn)
-        least, most = _possible(contrast, column)
-        low, high = low + share * (least - low), high + share * (most - high)
-    below, above = int((totals <= 0).sum()), int((totals >= 0).sum())
+    pooled = _pooled_seed_variance(scores, contrast, seeds, names, column) if len(seeds) > 1 else None
+    found = crossed(list(by_task.values()), _ends(contrast, column), pooled=pooled, level=level)
     return Estimate(
-        difference=round(estimate, 9),
-        low=round(float(low), 9),
-        high=round(float(high), 9),
-        p_value=min(1.0, 2 * (1 + min(below, above)) / (resamples + 1)),
+        difference=round(found.mean, 9),
+        low=round(found.centre - found.half, 9),
+        high=round(found.centre + found.half, 9),
+        p_value=found.p_value,
         n_items=sum(int(sizes.sum()) for _, sizes in by_task.values()),
-        n_seeds=n_seeds,
-        method=f"paired bootstrap of items within {len(names)} task{'s' * (len(names) > 1)}, "
-        + (f"and of {n_seeds} training seeds" if n_seeds > 1 else "one training seed: its choice is not covered")
-        + f"; {resamples} resamples, {level:.0%} percentile interval",
+        n_seeds=len(seeds),
+        method=f"paired; items within {len(names)} task{'s' * (len(names) > 1)}"
+        + (f" crossed with {len(seeds)} training seeds" if len(seeds) > 1 else ", one training seed (not covered)")
+        + f"; {level:.0%} interval from variance components, {min(found.freedom, 9999):.0f} degrees of freedom",
     )
 
 
-def _possible(contrast: Mapping[str, float], column: str) -> tuple[float, float]:
-    """The least and the greatest value that a contrast can have."""
-    ends = [sorted(weight * end for end in RANGES[column]) for weight in contrast.values()]
-    return sum(low for low, _ in ends), sum(high for _, high in ends)
+@dataclass(frozen=True)
+class Crossed:
+    """A mean over crossed items and seeds, with its interval `centre` ± `half`."""
+
+    mean: float
+    centre: float
+    """As `mean`, but for pseudo-items."""
+    half: float
+    error: float
+    """Standard error."""
+    freedom: float
+    """Degrees of freedom by Satterthwaite's approximation."""
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, for a true mean of 0."""
+        return (
+            float(2 * stats.t.sf(abs(self.centre) / self.error, self.freedom)) if self.error else float(not self.centre)
+        )
+
+
+def crossed(
+    tasks: Sequence[tuple[Array, Array]],
+    ends: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    *,
+    pooled: float | None = None,
+    level: float = 0.95,
+) -> Crossed:
+    """The computation of `paired` on arrays.
+
+    Args:
+        tasks: for each task the contrast summed over the items of each cluster, shape (seeds, clusters), and the sizes
+            of the clusters, shape (clusters,); all tasks have the same seeds.
+        ends: least and greatest value of an item and the number of pseudo-items at each, over all tasks.
+        pooled: variance of the contrast between seeds as other models show it, counted as `POOLED_DF` degrees.
+        level: coverage of the interval.
+    """
+    least, most, pseudo = ends
+    parts = [_components(*task, (least, most, pseudo / len(tasks))) for task in tasks]
+    by_seed = np.mean([part.by_seed for part in parts], axis=0)
+    items = np.array([part.items for part in parts]) / len(parts) ** 2
+    seeds, seed_part, seed_degrees, added = len(by_seed), 0.0, 1, 0.0
+    if seeds > 1:
+        seed_part, seed_degrees = float(by_seed.var(ddof=1)) / seeds, seeds - 1
+        if pooled is not None:
+            mean = (seed_degrees * seed_part + POOLED_DF * pooled / seeds) / (seed_degrees + POOLED_DF)
+            seed_part, seed_degrees = max(seed_part, mean), seed_degrees + POOLED_DF
+        added = max(0.0, seed_part - sum(part.rest for part in parts) / len(parts) ** 2)
+    variance = float(items.sum()) + added
+    spread = float((items**2 / [part.degrees for part in parts]).sum()) + seed_part * added / seed_degrees
+    freedom = max(1.0, variance**2 / spread) if spread else np.inf
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
+    return Crossed(
+        mean=float(by_seed.mean()),
+        centre=float(np.mean([part.centre for part in parts])),
+        half=half,
+        error=variance**0.5,
+        freedom=freedom,
+    )
 
 
 def sources(ids: Sequence[str]) -> list[str]:
-    """What is resampled whole for each of a task's items: its source, the name before the last slash, or itself.
+    """The cluster of each of a task's items: its source, which is its name up to the last slash, or the item itself.
 
     >>> sources(["a/1", "a/2", "b/1"])  # too few sources
     ['a/1', 'a/2', 'b/1']
@@ -240,25 +284,64 @@ def _contrasts_by_source(
     return by_task, [int(number) for number in seeds]
 
 
-def _resampled_means(sums: Array, sizes: Array, resamples: int, seed: int, task: str) -> Array:
-    """Means over resampled sources. `sums` has shape (seeds, sources), the result (seeds, resamples)."""
-    counts = _counts(len(sizes), resamples, seed, zlib.crc32(task.encode()))
-    rows = max(1, 2_000_000 // len(sizes))  # a float copy of this many rows of counts at a time
-    parts = []
-    for start in range(0, resamples, rows):
-        drawn = counts[start : start + rows].T.astype(float)
-        parts.append((sums @ drawn) / (sizes @ drawn))
-    return np.concatenate(parts, axis=1)
+@dataclass(frozen=True)
+class _Task:
+    """What one task says of a contrast."""
+
+    by_seed: Array
+    """Mean over items, by seed."""
+    centre: float
+    """Mean over items and seeds, with the pseudo-items."""
+    items: float
+    """Variance of the mean due to items, the interaction with seeds included."""
+    rest: float
+    """Variance of the mean due to the interaction alone."""
+    degrees: int
+    """Degrees of freedom of `items`."""
 
 
-@lru_cache(maxsize=16)
-def _counts(sources: int, resamples: int, seed: int, stream: int) -> npt.NDArray[np.uint8]:
-    """How often each source is drawn in each resample; shape (resamples, sources). A task has its own stream."""
-    generator = np.random.default_rng([seed, stream])
-    counts = np.empty((resamples, sources), dtype=np.uint8)
-    rows = max(1, 2_000_000 // sources)
-    for start in range(0, resamples, rows):
-        drawn = generator.integers(0, sources, size=(min(rows, resamples - start), sources))
-        drawn += sources * np.arange(len(drawn))[:, None]  # every resample has numbers of its own
-        counts[start : start + rows] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-    return counts
+def _components(sums: Array, sizes: Array, ends: tuple[float, float, float]) -> _Task:
+    """Variance components of one task. `sums` has shape (seeds, clusters), `sizes` (clusters,); a mean over items is a
+    ratio of sums over clusters, and a cluster's residual is its sum less its share of the mean."""
+    (seeds, clusters), n = sums.shape, float(sizes.sum())
+    by_seed = sums.sum(axis=1) / n
+    correction = clusters / max(1, clusters - 1)
+    around = sums - by_seed[:, None] * sizes
+    rest = 0.0
+    if seeds > 1:
+        rest = correction * float(((around - around.mean(axis=0)) ** 2).sum()) / (seeds - 1) / seeds / n**2
+    own = correction * float((around.mean(axis=0) ** 2).sum()) / n**2
+    least, most, pseudo = ends
+    pseudo *= own / (own + (seeds - 1) * rest) if own else 1.0  # of the variance of one answer, what S of them keep
+    centre = (float(sums.mean(axis=0).sum()) + pseudo * (least + most)) / (n + 2 * pseudo)
+    squares = float(((sums.mean(axis=0) - centre * sizes) ** 2).sum())
+    squares += pseudo * ((least - centre) ** 2 + (most - centre) ** 2)
+    items = correction * squares / (n + 2 * pseudo) ** 2
+    return _Task(by_seed, centre, items, rest, max(1, clusters - 1))
+
+
+def _ends(contrast: Mapping[str, float], column: str) -> tuple[float, float, float]:
+    """The least and greatest value of a contrast of shares, and the number of pseudo-items at each end."""
+    if column not in SHARES:
+        return 0.0, 0.0, 0.0
+    weights = list(contrast.values())
+    is_difference = abs(sum(weights)) < 1e-9
+    return sum(w for w in weights if w < 0), sum(w for w in weights if w > 0), 1.0 if is_difference else 2.0
+
+
+def _pooled_seed_variance(
+    scores: pd.DataFrame, contrast: Mapping[str, float], seeds: Sequence[int], tasks: Sequence[str], column: str
+) -> float | None:
+    """Variance of a contrast between seeds if all models of the table differ alike from seed to seed: the mean square
+    of the interaction of seeds and models, times the sum of squared weights. None for a mean, which also moves with
+    what all models of a seed have in common, and for tables of fewer than three models on all these seeds."""
+    if abs(sum(contrast.values())) > 1e-9:
+        return None
+    chosen = scores[scores["seed"].isin(seeds) & scores["task"].isin(tasks)]
+    means = chosen.groupby(["seed", "model", "task"])[column].mean().unstack("task").mean(axis=1, skipna=False)
+    table = means.unstack("model").dropna(axis=1).to_numpy()
+    if table.shape[1] < 3:
+        return None
+    around = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+    mean_square = float((around**2).sum()) / ((table.shape[0] - 1) * (table.shape[1] - 1))
+    return mean_square * sum(weight**2 for weight in contrast.values())

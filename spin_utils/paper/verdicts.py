@@ -17,7 +17,7 @@ import pandas as pd
 
 from spin_utils.paper import mt_bench_scores, published
 from spin_utils.paper.registry import Row, load
-from spin_utils.paper.statistics import Claim, Estimate, StatisticsError, paired_bootstrap, size_margin, verdict
+from spin_utils.paper.statistics import Claim, Estimate, StatisticsError, paired, size_margin, verdict
 from spin_utils.settings.run import Loss
 from spin_utils.training import theory
 
@@ -149,7 +149,7 @@ def _contrast(
     judged = [_judged(finding, estimate, row.claim, row.margin, value)]
     if row.column == "jsd_bound" and table is not None:
         (before,) = (model for model, weight in row.contrast.items() if weight < 0)
-        if paired_bootstrap(table, {before: 1}, column=row.column, seed=seed).low <= 0:
+        if paired(table, {before: 1}, column=row.column).low <= 0:
             reason = f"the bound of {before} is not above 0, so there is nothing that could fall"
             judged = [replace(judged[0], verdict="inconclusive", reason=reason)]
     if row.size and paper:
@@ -179,7 +179,7 @@ def _estimate(
         if not tasks:
             name = published.BENCHMARK_LABELS[row.benchmark]
             raise StatisticsError(f"no task of this profile stands in for {name}")
-    estimate = paired_bootstrap(table, row.contrast, tasks=tasks, column=row.column, seed=seed)
+    estimate = paired(table, row.contrast, tasks=tasks, column=row.column)
     return estimate.times(100) if row.column in ("score", "identical") else estimate
 
 

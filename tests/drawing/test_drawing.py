@@ -17,9 +17,6 @@ from spin_utils.settings import profiles
 FIGURES = (*(f"figure{number}" for number in range(1, 7)), "training", "convergence")
 
 
-pytestmark = pytest.mark.usefixtures("few_resamples")
-
-
 @pytest.mark.parametrize("generated", [True, False], ids=["with generations", "without"])
 def test_every_table_and_figure_comes_out_and_no_figure_stays_open(home, generated):
     root = synthetic.write(home, seeds=(0,), items=8)

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from spin_utils.drawing import draw, figures, style, training_figures
 from spin_utils.paper import published, results
 
-pytestmark = pytest.mark.usefixtures("few_resamples")
-
 FIGURES = ("figure2", "figure3", "figure4", "figure5")
 
 

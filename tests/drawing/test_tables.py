@@ -8,9 +8,7 @@ import synthetic_results as synthetic
 
 from spin_utils.drawing import tables
 from spin_utils.paper import cost_model, published, results
-from spin_utils.paper.statistics import paired_bootstrap
-
-pytestmark = pytest.mark.usefixtures("few_resamples")
+from spin_utils.paper.statistics import paired
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +47,7 @@ def test_every_paper_cell_of_table_4_is_as_printed(table4):
 
 def test_gains_are_paired_differences_with_a_verdict_on_the_papers_direction(scores, table4):
     gain = cell(table4, "SPIN iteration 0", "average", "gain over SFT")
-    expected = paired_bootstrap(scores, {"spin-0": 1, "sft": -1}).times(100)
+    expected = paired(scores, {"spin-0": 1, "sft": -1}).times(100)
     assert (gain["value"], gain["low"], gain["high"]) == (expected.difference, expected.low, expected.high)
     assert gain["paper"] == 2.66
     assert gain["difference"] == pytest.approx(expected.difference - 2.66)

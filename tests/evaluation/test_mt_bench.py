@@ -310,7 +310,6 @@ def test_the_judge_is_tried_before_any_work(
 # From the plan to Figure 6 ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server: LoopbackJudge, home: Path) -> None:
     torch.set_num_threads(1)
     server.script = rate_in_bad_mood

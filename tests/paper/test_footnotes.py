@@ -9,10 +9,9 @@ import synthetic_results as synthetic
 
 from spin_utils.drawing import draw, figures, generation_figures, readme, report, tables, training_figures
 from spin_utils.paper import footnotes, generations, mt_bench_scores, published, results
-from spin_utils.paper.statistics import paired_bootstrap
+from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
 
-pytestmark = pytest.mark.usefixtures("few_resamples")
 LACKING = "Not on all of the seeds 0, 1: DPO (1)."
 
 
@@ -30,17 +29,15 @@ def words(figure):
 
 
 def test_intervals_are_over_the_items_and_seeds_of_the_models_shown(scores):
-    assert footnotes.intervals(scores, ["sft"]) == (
-        "95 % bootstrap intervals over 240 items (40 a task) and 2 training seeds"
-    )
+    assert footnotes.intervals(scores, ["sft"]) == ("95 % intervals over 240 items (40 a task) and 2 training seeds")
     one = scores[(scores["seed"] == 1) & (scores["task"] == "syllogism")]
     assert footnotes.intervals(one, ["sft"], unit="prompts") == (
-        "95 % bootstrap intervals over 40 prompts; one training seed, whose choice is not covered"
+        "95 % intervals over 40 prompts; one training seed, whose choice is not covered"
     )
     unequal = pd.concat([one, scores[(scores["task"] == "chain_sum") & (scores["id"].astype(int) < 10)]])
     assert "50 items (10 to 40 a family) and 2" in footnotes.intervals(unequal, ["sft"], group="family")
     shared = pd.DataFrame([{"seed": 0, "model": "sft", "task": "a", "id": f"book-{i // 2}/{i}"} for i in range(80)])
-    assert footnotes.intervals(shared, ["sft"]).startswith("95 % bootstrap intervals over 80 items from 40 sources;")
+    assert footnotes.intervals(shared, ["sft"]).startswith("95 % intervals over 80 items from 40 sources;")
     assert footnotes.intervals(scores[:0], ["sft"]) == ""
 
 
@@ -57,7 +54,7 @@ def test_only_models_that_lack_a_seed_of_another_one_shown_are_named(scores, rag
 def test_a_level_of_fewer_seeds_is_named_below_table_3_and_figure_3_and_a_gain_is_of_common_seeds(scores, ragged):
     table = tables.table3(ragged, synthetic.STAND_INS)
     cells = table.frame[(table.frame["row"] == "DPO") & (table.frame["column"] == "average")].set_index("quantity")
-    gain = paired_bootstrap(scores[scores["seed"] == 1], {"dpo": 1, "sft": -1}).times(100)
+    gain = paired(scores[scores["seed"] == 1], {"dpo": 1, "sft": -1}).times(100)
     assert cells.loc["gain over SFT", "value"] == gain.difference
     assert list(cells["seeds"]) == [1, 1]
     assert LACKING in table.notes[0]

@@ -11,9 +11,7 @@ import synthetic_results as synthetic
 
 from spin_utils.drawing import generation_figures, style, tables
 from spin_utils.paper import generations, results
-from spin_utils.paper.statistics import paired_bootstrap
-
-pytestmark = pytest.mark.usefixtures("few_resamples")
+from spin_utils.paper.statistics import paired
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +118,7 @@ def test_the_claims_of_tables_7_and_8_are_measured_on_all_prompts_with_paired_in
     cells = frame[frame["row"] == "SPIN iteration 2"].set_index(["column", "quantity"])
     mean = texts[texts["model"] == "spin-2"].groupby("family")["generated_tokens"].mean().mean()
     assert cells.loc[("tokens", "mean of all prompts"), "value"] == pytest.approx(mean)
-    expected = paired_bootstrap(measured, {"spin-2": 1, "spin-0": -1}, column="similarity")
+    expected = paired(measured, {"spin-2": 1, "spin-0": -1}, column="similarity")
     gap = cells.loc[("similarity", "difference to iteration 0")]
     assert (gap["value"], gap["low"], gap["high"]) == (expected.difference, expected.low, expected.high)
     assert gap["n"] == texts["id"].nunique()

@@ -8,10 +8,8 @@ import synthetic_results as synthetic
 import yaml
 
 from spin_utils.paper import generations, mt_bench_scores, published, records, registry, results, verdict_page, verdicts
-from spin_utils.paper.statistics import paired_bootstrap
+from spin_utils.paper.statistics import paired
 from spin_utils.training import theory
-
-pytestmark = pytest.mark.usefixtures("few_resamples")
 
 TIMES = pd.DataFrame(
     [
@@ -82,7 +80,7 @@ def test_the_papers_noise_is_stated_where_its_item_counts_are_known(findings):
 
 
 def test_a_verdict_is_the_rule_applied_to_the_paired_interval(scores, findings):
-    estimate = paired_bootstrap(scores, {"spin-1": 1, "sft": -1}).times(100)
+    estimate = paired(scores, {"spin-1": 1, "sft": -1}).times(100)
     row = next(row for row in registry.load() if row.id == "average-iteration-0")
     other = verdicts.judge(scores, synthetic.STAND_INS, rows=[row])
     assert [finding.id for finding in other] == ["average-iteration-0", "average-iteration-0-size"]
@@ -137,7 +135,7 @@ def test_a_time_is_compared_with_that_of_its_own_seed():
 
 def test_claims_on_other_benchmarks_are_judged_on_transfer_tasks_only(root, findings):
     transfer = results.load_evaluations(root, kind_folder="transfer")
-    expected = paired_bootstrap(transfer, {"spin-2": 1, "sft": -1}, tasks=["long_words"]).times(100)
+    expected = paired(transfer, {"spin-2": 1, "sft": -1}, tasks=["long_words"]).times(100)
     finding = findings["bb-sports-kept"]
     assert (finding.ours, finding.low, finding.n) == (expected.difference, expected.low, 30)
     assert finding.paper == -1.6
@@ -165,7 +163,7 @@ def test_mt_bench_is_judged_on_grades_and_figure_6_category_by_category(scores, 
 
 def test_length_similarity_and_divergence_are_judged_on_all_generations_and_held_out_pairs(root, findings):
     measured = generations.measures(results.load_generations(root))
-    expected = paired_bootstrap(measured, {"spin-2": 1, "spin-0": -1}, column="similarity")
+    expected = paired(measured, {"spin-2": 1, "spin-0": -1}, column="similarity")
     finding = findings["similarity-iteration-2"]
     assert (finding.ours, finding.low, finding.high) == (expected.difference, expected.low, expected.high)
     assert findings["length-iteration-1"].n == 30
