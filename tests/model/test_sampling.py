@@ -111,11 +111,12 @@ def test_a_prompt_keeps_its_response_in_any_batch_and_order() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("batch_size", "most"), [(7, 44), (64, 9)])
 def test_responses_that_share_a_prompts_pass_are_those_of_separate_rows(
-    temperature: float, monkeypatch: pytest.MonkeyPatch
+    temperature: float, batch_size: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, prompts, many = tiny_model("llama"), ragged_prompts(9, 25), 5
-    settings = GenerationSettings(temperature=temperature, max_new_tokens=20, batch_size=7)
+    settings = GenerationSettings(temperature=temperature, max_new_tokens=20, batch_size=batch_size)
     repeated = [prompt for prompt in prompts for _ in range(many)]
     separate = sample(model, repeated, eos_ids={END, 9}, settings=settings, seed=4)
     read: list[int] = []
@@ -124,7 +125,7 @@ def test_responses_that_share_a_prompts_pass_are_those_of_separate_rows(
     shared = sample(model, prompts, eos_ids={END, 9}, settings=settings, seed=4, samples_per_prompt=many)
     assert [s.token_ids for s in shared] == [s.token_ids for s in separate]
     assert [s.logp for s in shared] == pytest.approx([s.logp for s in separate], abs=1e-4)
-    assert sum(read) < len(repeated) / 2
+    assert sum(read) <= most
 
 
 def test_an_end_token_can_come_first_and_is_kept() -> None:

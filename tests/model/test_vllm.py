@@ -162,8 +162,8 @@ def test_no_process_outlives_the_run_that_started_it(
         "from spin_utils.settings.machine import VllmSettings\n"
         "from spin_utils.settings.run import GenerationSettings\n"
         "from pathlib import Path\n"
-        f"vllm = VllmSettings(python={settings.vllm.python!r})\n"
-        "settings = GenerationSettings(max_new_tokens=8, backend='vllm', vllm=vllm)\n"
+        f"other = VllmSettings(python={settings.vllm.python!r})\n"
+        "settings = GenerationSettings(max_new_tokens=8, backend='vllm', vllm=other)\n"
         f"vllm.answer(Path({str(checkpoints[0])!r}), [[3]], eos_ids={{1}}, settings=settings, seed=0,\n"
         f"    work=Path({str(tmp_path / 'work')!r}), what='answers')\n"
     )
