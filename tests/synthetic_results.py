@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from spin_utils.paper import results
-from spin_utils.settings.mt_bench import CATEGORIES
+from spin_utils.settings.machine import CATEGORIES
 
 STAND_INS = {
     "letter_counting": "arc",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -17,26 +16,19 @@ from typing import Any
 
 from spin_utils.data import families
 from spin_utils.data.rows import (
-    EmptyRowError,
+    USED,
     Row,
     RowError,
     as_row,
     check_file,
+    checked_rows,
     first_rows,
-    hub_records,
     listed,
-    read_records,
-    repeated_rows,
+    question,
 )
 from spin_utils.settings.inputs import DemonstrationSettings
 
-_PAIR = ("prompt", "response")
-"""Rows equal in these are one demonstration; the same prompt with another response is a second one and welcome."""
 _logger = logging.getLogger(__name__)
-
-
-class DemonstrationError(RowError):
-    """The demonstrations as a whole cannot be used. The message names the place and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +54,8 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
         The rows of each use.
 
     Raises:
-        RowError: a file or rows that cannot be used, with file, row and remedy.
-        DemonstrationError: duplicates within or across splits, or too few rows for the requested sizes.
-        FamilyError: a task family that cannot be generated.
+        RowError: a file or rows that cannot be used, with file, row and remedy; duplicates within or across splits;
+            too few rows for the requested sizes; or a task family that cannot be generated.
     """
     if settings.source == "reasoning_gym":
         sizes = {"train": settings.sft_rows}
@@ -73,21 +64,20 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
         splits = families.generate(settings.families, sizes, **how)
         made = _demonstrations(settings, splits["train"], splits["validation"], splits["test"])
         transfer = families.generate(settings.transfer, {"test": settings.transfer_rows}, **how)["test"]
-        trained_on = {row["prompt"] for row in made.sft}
+        trained_on = {question(row) for row in made.sft}
         for row in transfer:
-            if row["prompt"] in trained_on:
-                raise DemonstrationError(
+            if question(row) in trained_on:
+                raise RowError(
                     f"demonstrations.transfer.{row['family']}: {row['id']} is also a training prompt; "
                     "give the family options that its trained relative does not cover"
                 )
         return replace(made, transfer=transfer)
-    read = _file_rows if settings.source == "file" else _hub_rows
     if settings.source == "file":  # all paths first: a misspelt test file should not wait for a large training file
         for path in filter(None, (settings.train, settings.validation, settings.test)):
             check_file(Path(path))
-    train = read(settings, settings.train)
+    train = _read(settings, settings.train)
     if settings.expected_rows and len(train) != settings.expected_rows:
-        raise DemonstrationError(
+        raise RowError(
             f"{settings.name or settings.train} [train]: {len(train)} distinct usable rows where "
             f"demonstrations.expected_rows says {settings.expected_rows}; check name and revision, or set it to "
             "0 to take them as they are"
@@ -96,7 +86,7 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
     for split, wanted in (("test", settings.test_rows), ("validation", settings.validation_rows)):
         given = getattr(settings, split)
         if given:
-            held_out[split] = first_rows(read(settings, given), wanted or 0, f"demonstrations.{split}_rows", given)
+            held_out[split] = first_rows(_read(settings, given), wanted or 0, f"demonstrations.{split}_rows", given)
             train = _disjoint(settings, train, settings.train, held_out[split], split)
     tenth = len(train) // 10
     for split, wanted, most in (("test", settings.test_rows, 600), ("validation", settings.validation_rows, 300)):
@@ -113,88 +103,44 @@ def _demonstrations(
 ) -> Demonstrations:
     sft = first_rows(train, settings.sft_rows, "demonstrations.sft_rows", settings.train or settings.source)
     if not sft:
-        raise DemonstrationError(f"{settings.train}: no rows are left for training; hold out fewer or add rows")
+        raise RowError(f"{settings.train}: no rows are left for training; hold out fewer or add rows")
     spin = first_rows(sft, settings.spin_rows, "demonstrations.spin_rows", "the SFT rows")
     return Demonstrations(sft=sft, spin=spin, validation=validation, test=test)
 
 
-def _file_rows(settings: DemonstrationSettings, file: str) -> list[Row]:
-    """Checked rows of a file; faulty and repeated rows are errors, because the user can correct the file."""
-    path = Path(file)
-    rows, faults = _checked(read_records(path), path.name, path.stem, settings.drop_empty)
-    repeated = repeated_rows(rows, path.name, "prompt and response", _PAIR)
-    if faults or repeated:
-        raise DemonstrationError(listed(faults + repeated))
-    return [row for _, row in rows]
-
-
-def _hub_rows(settings: DemonstrationSettings, split: str) -> list[Row]:
-    """Checked rows of a hub split; faulty and repeated rows are left out with a warning: nobody can edit a pinned
-    revision, and published sets do hold both (the released SPIN data hold every row twice)."""
-    name = f"{settings.name} [{split}]"
-    records = hub_records(settings.name, settings.revision, split)
-    rows, faults = _checked(records, name, split, settings.drop_empty)
-    repeated = repeated_rows(rows, name, "prompt and response", _PAIR)
-    if faults:
-        _logger.warning("%s: %d faulty rows left out, the first: %s", name, len(faults), faults[0])
-    if repeated:
-        _logger.warning("%s: %d repeated rows left out, the first: %s", name, len(repeated), repeated[0])
-    kept: dict[tuple[str, str], Row] = {}
-    for _, row in rows:
-        kept.setdefault((row["prompt"], row["response"]), row)
-    if not kept:
-        raise DemonstrationError(f"{name}: no usable row; the first fault: {faults[0] if faults else 'no rows'}")
-    return list(kept.values())
-
-
-def _checked(
-    records: Iterable[tuple[int, Any]], name: str, stem: str, drop_empty: bool
-) -> tuple[list[tuple[int, Row]], list[str]]:
-    """Numbered rows, and the messages of those that cannot be used."""
-    rows, faults, empty = [], [], 0
-    for number, record in records:
-        try:
-            rows.append((number, as_row(record, where=f"{name}, row {number}", default_id=f"{stem}-{number}")))
-        except EmptyRowError as error:
-            if drop_empty:
-                empty += 1
-            else:
-                faults.append(str(error))
-        except RowError as error:
-            faults.append(str(error))
-    if empty:
-        _logger.warning("%s: %d rows with an empty prompt or response left out (drop_empty)", name, empty)
-    return rows, faults
+def _read(settings: DemonstrationSettings, given: str) -> list[Row]:
+    # The same prompt with another response is a second demonstration and welcome.
+    return checked_rows(settings, given, as_row, ("prompt", "response"), USED, drop_empty=settings.drop_empty)
 
 
 def _disjoint(
     settings: DemonstrationSettings, rows: list[Row], source: str, held_out: list[Row], split: str
 ) -> list[Row]:
-    """The rows of a file or split whose prompts are not held out; others are an error in a file, and left out with a
-    warning of the hub."""
-    taken = {row["prompt"]: row["id"] for row in held_out}
-    shared = [row for row in rows if row["prompt"] in taken]
+    """The rows whose prompts are not held out; others are an error in a file, and left out with a warning if they come
+    from the hub."""
+    taken = {question(row): row["id"] for row in held_out}
+    shared = [row for row in rows if question(row) in taken]
     if not shared:
         return rows
     examples = [
-        f"row {row['id']}: the prompt is also row {taken[row['prompt']]} of {split}; remove one of them"
+        f"row {row['id']}: the prompt is also row {taken[question(row)]} of {split}; remove one of them"
         for row in shared
     ]
     if settings.source == "file":
-        raise DemonstrationError(listed([f"{source}, {example}" for example in examples]))
+        raise RowError(listed([f"{source}, {example}" for example in examples]))
     reason = "%s: %d rows left out because their prompts are in %s, the first: %s"
     _logger.warning(reason, source, len(shared), split, examples[0])
-    return [row for row in rows if row["prompt"] not in taken]
+    return [row for row in rows if question(row) not in taken]
 
 
 def _hold_out(
     train: list[Row], wanted: int, split: str, settings: DemonstrationSettings
 ) -> tuple[list[Row], list[Row]]:
     """Take `wanted` rows whose prompt occurs once out of the training rows, by the data seed."""
-    times = Counter(row["prompt"] for row in train)
-    single = [place for place, row in enumerate(train) if times[row["prompt"]] == 1]
+    times = Counter(question(row) for row in train)
+    single = [place for place, row in enumerate(train) if times[question(row)] == 1]
     if len(single) < wanted or (wanted and len(train) == wanted):
-        raise DemonstrationError(
+        raise RowError(
             f"{settings.train}: {len(train)} rows are left ({len(single)} with a prompt of their own) where "
             f"demonstrations.{split}_rows asks to hold out {wanted} and training needs some too; "
             f"add rows or set {split}_rows to a tenth of the rows"

@@ -13,6 +13,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
+from spin_utils.data.rows import RowError
 from spin_utils.data.worked_solutions import write
 from spin_utils.settings.inputs import FamilySettings
 
@@ -24,12 +25,8 @@ _DATE_BOUND = frozenset({"time_intervals", "calendar_arithmetic"})
 """Generators whose items depend on today's date."""
 _ANSWER = "Answer:"
 _UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError, AssertionError)
-"""What the library's scorers raise on an answer that they cannot read, such as words where numbers are due, and its
-generators on being made without the options that they need."""
-
-
-class FamilyError(ValueError):
-    """A task family cannot be generated. The message names the family and the remedy."""
+"""What the library's scorers raise on an answer that they cannot read, for example words instead of numbers, and its
+generators when made without the options that they need."""
 
 
 def generate(
@@ -49,7 +46,7 @@ def generate(
         rows of a larger request are not those of a smaller one.
 
     Raises:
-        FamilyError: an unknown generator or option, or too few distinct items for the request.
+        RowError: an unknown generator or option, or too few distinct items for the request.
     """
     seen: set[str] = set()
     splits: dict[str, list[dict[str, Any]]] = {}
@@ -91,7 +88,7 @@ def final_answer(response: str) -> str:
 def _rows(
     name: str, family: FamilySettings, split: str, count: int, seed: int, seen: set[str], wordings: str
 ) -> list[dict[str, Any]]:
-    """`count` rows of one family; prompts already in `seen` are passed over, the new ones are added to it."""
+    """`count` rows of one family; prompts already in `seen` are skipped, new ones are added to it."""
     if count == 0:
         return []
     limit = 20 * count + 1000
@@ -118,7 +115,7 @@ def _rows(
         rows.append(row)
         if len(rows) == count:
             return rows
-    raise FamilyError(
+    raise RowError(
         f"demonstrations.families.{name}: {family.dataset} gave {len(rows)} distinct rows where {split} needs {count} "
         f"({limit} items tried); ask for fewer rows or widen its options"
     )
@@ -131,9 +128,9 @@ def _dataset(name: str, family: FamilySettings, *, size: int, seed: int) -> Any:
     if family.dataset not in DATASETS:
         near = get_close_matches(family.dataset, DATASETS, n=1)
         hint = f"did you mean {near[0]}?" if near else "see reasoning_gym.factory.DATASETS for the names"
-        raise FamilyError(f"demonstrations.families.{name}: no generator {family.dataset!r} in reasoning-gym; {hint}")
+        raise RowError(f"demonstrations.families.{name}: no generator {family.dataset!r} in reasoning-gym; {hint}")
     if family.dataset in _DATE_BOUND:
-        raise FamilyError(
+        raise RowError(
             f"demonstrations.families.{name}: {family.dataset} depends on today's date, so its rows cannot be "
             "reproduced; choose another generator"
         )
@@ -143,15 +140,15 @@ def _dataset(name: str, family: FamilySettings, *, size: int, seed: int) -> Any:
         if option not in allowed:
             near = get_close_matches(option, allowed, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(allowed)}"
-            raise FamilyError(f"demonstrations.families.{name}.options: {family.dataset} has no {option!r}; {hint}")
+            raise RowError(f"demonstrations.families.{name}.options: {family.dataset} has no {option!r}; {hint}")
         default, value = config.__dataclass_fields__[option].default, family.options[option]
         if type(default) in (bool, int) and type(value) is not type(default):  # 2.5 terms, or true of them
             wanted = "true or false" if type(default) is bool else "a whole number"
-            raise FamilyError(f"demonstrations.families.{name}.options.{option}: {value!r}; write {wanted}")
+            raise RowError(f"demonstrations.families.{name}.options.{option}: {value!r}; write {wanted}")
     try:
         return reasoning_gym.create_dataset(family.dataset, size=size, seed=seed, **family.options)
     except (AssertionError, TypeError, ValueError) as error:
-        raise FamilyError(f"demonstrations.families.{name}.options: {family.dataset} refuses them: {error}") from error
+        raise RowError(f"demonstrations.families.{name}.options: {family.dataset} refuses them: {error}") from error
 
 
 @cache

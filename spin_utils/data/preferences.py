@@ -3,7 +3,7 @@
 A row is `{"prompt", "chosen", "rejected"}`. Each of the three is text or a list of chat messages. An answer that is a
 list ends with the assistant's message and may repeat the prompt before it, as in UltraFeedback Binarized (App. B.3);
 then the row needs no `prompt`. Longer conversations are refused: the trainer's prompts are single user messages, and
-an answer to a conversation is none to its first message. Every row is checked before any work.
+an answer to a whole conversation does not answer its first message. Every row is checked before any work.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from spin_utils.data.rows import (
     Row,
     RowError,
     checked_id,
+    checked_rows,
     checked_text,
     conversation,
     first_rows,
-    hub_records,
+    further_text,
     kind,
-    listed,
-    read_records,
-    repeated_rows,
+    system_message,
 )
 from spin_utils.data.templates import TooLongError, encode_rows
 from spin_utils.settings.inputs import PreferenceSettings, TemplateSettings
 
+_USED = frozenset({"id", "prompt", "chosen", "rejected", "messages", "system", "input", "context"})
 _logger = logging.getLogger(__name__)
 
 
@@ -50,28 +50,9 @@ def load(settings: PreferenceSettings) -> list[Row]:
         RowError: a file or rows that cannot be used, with file, row and remedy; or too few rows.
     """
     assert settings.source != "samples", "samples are drawn by a stage"
-    if settings.source == "file":
-        path = Path(settings.train)
-        name, stem, records = path.name, path.stem, iter(read_records(path))
-    else:
-        name, stem = f"{settings.name} [{settings.train}]", settings.train
-        records = hub_records(settings.name, settings.revision, settings.train)
-    rows, faults, numbers = [], [], []
-    for number, record in records:
-        try:
-            rows.append(as_preference(record, where=f"{name}, row {number}", default_id=f"{stem}-{number}"))
-            numbers.append(number)
-        except RowError as error:
-            faults.append(str(error))
-    if settings.source == "file":
-        faults += repeated_rows(zip(numbers, rows, strict=True), name, "pair", ("prompt", "chosen", "rejected"))
-    if faults and (settings.source == "file" or not rows):
-        raise RowError(listed(faults))
-    if faults:
-        _logger.warning("%s: %d faulty rows left out, the first: %s", name, len(faults), faults[0])
-    if not rows:
-        raise RowError(f"{name}: no rows; it needs at least one pair")
-    return first_rows(rows, settings.rows, "preferences.rows", name)
+    fields = ("prompt", "chosen", "rejected")
+    rows = checked_rows(settings, settings.train, as_preference, fields, _USED, drop_repeated=False)
+    return first_rows(rows, settings.rows, "preferences.rows", Path(settings.train).name)
 
 
 def as_preference(record: Any, *, where: str, default_id: str) -> Row:
@@ -87,17 +68,21 @@ def as_preference(record: Any, *, where: str, default_id: str) -> Row:
     """
     if not isinstance(record, Mapping):
         raise RowError(f"{where}: {kind(record)} where an object with prompt, chosen and rejected is needed")
-    chosen, rejected = (_turns(record, name, where) for name in ("chosen", "rejected"))
-    parts = [_turns(record, "prompt", where), chosen, rejected] if "prompt" in record else [chosen, rejected]
-    prompts = [part["user"] for part in parts if "user" in part]
+    parts = {name: _turns(record, name, where) for name in ("prompt", "chosen", "rejected") if name in record}
+    for name in ("chosen", "rejected"):
+        if name not in parts:
+            raise RowError(_missing(record, name, where))
+    prompts = [part["user"] for part in parts.values() if "user" in part]
     if not prompts:
         raise RowError(_missing(record, "prompt", where))
+    remedy = "remove the row"
     row = {
         "id": checked_id(record, default_id, where),
-        "prompt": checked_text(prompts[0], "prompt", where, remedy="remove the row"),
-        "chosen": checked_text(chosen["assistant"], "chosen", where, remedy="remove the row"),
-        "rejected": checked_text(rejected["assistant"], "rejected", where, remedy="remove the row"),
+        "prompt": checked_text(prompts[0], "prompt", where, remedy) + further_text(record, where),
+        "chosen": checked_text(parts["chosen"]["assistant"], "chosen", where, remedy),
+        "rejected": checked_text(parts["rejected"]["assistant"], "rejected", where, remedy),
     }
+    row |= system_message(record, {name: part.get("system", "") for name, part in parts.items()}, where)
     if any(prompt != prompts[0] for prompt in prompts):
         raise RowError(f"{where}: prompt, chosen and rejected hold different prompts; correct or remove the row")
     if row["chosen"] == row["rejected"]:
@@ -116,26 +101,34 @@ def encode_preferences(
         rows: from `load`.
 
     Returns:
-        One row per pair in order; fewer when `template.too_long` is `drop`.
+        One row per pair in order, without those that are too long (`template.too_long: drop`) or whose answers are
+        equal once cut to the template's length.
 
     Raises:
-        TooLongError: names the answer and the row.
+        TooLongError: names the answer and the row; or no pair is left.
     """
     encoded = {}
     for name in ("chosen", "rejected"):
-        answers = [
-            {"id": row["id"], "prompt": row["prompt"], "response": row[name], "place": place}
-            for place, row in enumerate(rows)
-        ]
+        answers = [{**row, "response": row[name], "place": place} for place, row in enumerate(rows)]
         try:
             encoded[name] = {answer.row["place"]: answer for answer in encode_rows(tokenizer, template, answers)}
         except TooLongError as error:
             raise TooLongError(f"{name}: {error}") from None
-    kept = sorted(encoded["chosen"].keys() & encoded["rejected"].keys())
-    if not kept:
+    whole = sorted(encoded["chosen"].keys() & encoded["rejected"].keys())
+    if not whole:
         raise TooLongError(f"all {len(rows)} pairs are too long for the template; raise template.max_response_tokens")
-    if len(kept) < len(rows):
-        _logger.warning("%d of %d pairs are too long for the template and left out", len(rows) - len(kept), len(rows))
+    if len(whole) < len(rows):
+        _logger.warning("%d of %d pairs are too long for the template and left out", len(rows) - len(whole), len(rows))
+    # Equal answers give the loss log 2 and no gradient, whatever the policy: nothing could be learned from them.
+    kept = [i for i in whole if encoded["chosen"][i].response_ids != encoded["rejected"][i].response_ids]
+    if not kept:
+        raise TooLongError(
+            f"all {len(whole)} pairs have equal answers once cut to the template's length; raise "
+            "template.max_response_tokens"
+        )
+    if len(kept) < len(whole):
+        told = "%d of %d pairs are left out: their answers are equal once cut to the template's length"
+        _logger.warning(told, len(whole) - len(kept), len(whole))
     return [
         {
             "id": rows[place]["id"],
@@ -151,19 +144,18 @@ def encode_preferences(
 
 
 def _turns(record: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """Contents by role: the user's of a prompt, the assistant's of an answer and the user's if it stands there."""
-    if name not in record:
-        raise RowError(_missing(record, name, where))
+    """Contents by role: the user's of a prompt, the assistant's of an answer, and what the system and the user said
+    before it if that stands there too."""
     writer = "user" if name == "prompt" else "assistant"
     if not isinstance(record[name], list):
         return {writer: record[name]}
-    turns = conversation(record[name], name, where)
+    system, turns = conversation(record[name], name, where)
     roles = [role for role, _ in turns]
     if roles != [writer] and (name == "prompt" or roles != ["user", "assistant"]):
         needed = "one user message" if name == "prompt" else "one user message and one assistant message"
         found = ", ".join(map(str, roles)) or "nothing"
         raise RowError(f"{where}: {name} holds messages of {found} where {needed} is needed; shorten or remove the row")
-    return dict(turns)
+    return {"system": system, **dict(turns)}
 
 
 def _missing(record: Mapping[str, Any], name: str, where: str) -> str:

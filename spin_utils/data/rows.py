@@ -1,37 +1,40 @@
 """Rows: read from JSON, JSONL and Parquet files and from the hub, checked one by one, written back.
 
-A row of demonstrations is a dict with `id`, `prompt`, `response`, `family` and, for graded rows, `grader`. Three
-layouts are read: `{"prompt", "response"}`; `{"messages": [{"role", "content"}, ...]}`, of which the first user turn and
-the assistant's answer to it are taken and a leading system message is left out; and the released SPIN layout
-`{"real": [user, assistant], "generated": ...}`, of which `real` is taken.
+A row of demonstrations is a dict with `id`, `prompt`, `response`, `family` and, where given, `system` and `grader`.
+Three layouts are read: `{"prompt", "response"}`; `{"messages": [{"role", "content"}, ...]}`, of which the first user
+turn and the assistant's answer to it are taken; and the released SPIN layout `{"real": [user, assistant], "generated":
+...}`, of which `real` is taken. A leading system message, or a column `system`, is the row's system message. The text
+of a column `input` (Alpaca) or `context` (Dolly) follows the prompt after a blank line.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from spin_utils.files.disk import JSONError, parse_json, replacing
-from spin_utils.settings.inputs import FAMILY_RULE, is_family_name
+from spin_utils.files.disk import replacing
+from spin_utils.files.paths import KitError
+from spin_utils.settings.inputs import FAMILY_NAME, FAMILY_RULE, DemonstrationSettings, PreferenceSettings
 
 Row = dict[str, Any]
 
+_logger = logging.getLogger(__name__)
+
 SUFFIXES = (".json", ".jsonl", ".parquet")
+USED = frozenset(
+    {"id", "prompt", "response", "messages", "real", "generated", "family", "grader", "system", "input", "context"}
+)
+"""Columns of demonstrations that are read, or that are known to repeat the others."""
 SHOWN = 5
 """Faulty rows named in one error message."""
-_JUNK = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-"""Control characters other than tab and line ends, lone surrogates and non-characters: text holds none on purpose."""
-_UNSEEN = re.compile("[\\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*")
-"""White space and what no one sees: a text of nothing else is empty."""
-_LONGEST_ID = 200
 
 
-class RowError(ValueError):
+class RowError(KitError):
     """A file or a row cannot be used. The message names the file, the row and the remedy."""
 
 
@@ -39,11 +42,84 @@ class EmptyRowError(RowError):
     """A row without prompt or response, which `drop_empty` may leave out."""
 
 
+def checked_rows(
+    settings: DemonstrationSettings | PreferenceSettings,
+    given: str,
+    make: Callable[..., Row],
+    fields: Sequence[str],
+    used: frozenset[str],
+    *,
+    drop_empty: bool = False,
+    drop_repeated: bool = True,
+) -> list[Row]:
+    """The rows of a file or of a split of a hub dataset, checked.
+
+    Faulty and repeated rows of a file are errors, because the user can correct it. Those of the hub are left out with a
+    warning: nobody can edit a pinned revision, and published sets hold both (the released SPIN data hold every row
+    twice). Columns that nothing reads are named in the log.
+
+    Args:
+        settings: source `file` or `hub`, with name and revision of the latter.
+        given: the file or the split.
+        make: turns a record into a checked row, such as `as_row`.
+        fields: keys of a row; rows that are equal in them and in the system message are one row.
+        used: columns that are read.
+        drop_empty: leave out rows with an empty text instead of refusing the file.
+        drop_repeated: leave out repeated rows of the hub.
+
+    Raises:
+        RowError: a file or rows that cannot be used, with file, row and remedy; or no row is left.
+    """
+    if settings.source == "file":
+        name, stem, records = Path(given).name, Path(given).stem, iter(read_records(Path(given)))
+    else:
+        name, stem = f"{settings.name} [{given}]", given
+        records = hub_records(settings.name, settings.revision, given)
+    faults: list[str] = []
+    repeated: list[str] = []
+    empty, unused = 0, Counter[str]()
+    first: dict[Any, int] = {}
+    rows = []
+    for number, record in records:
+        place = f"{name}, row {number}"
+        if isinstance(record, Mapping):
+            unused.update(str(key) for key, value in record.items() if key not in used and value is not None)
+        try:
+            row = make(record, where=place, default_id=f"{stem}-{number}")
+        except RowError as error:
+            if drop_empty and isinstance(error, EmptyRowError):
+                empty += 1
+            else:
+                faults.append(str(error))
+            continue
+        same = first.setdefault(tuple(row.get(field, "") for field in ("system", *fields)), number)
+        id_of = first.setdefault(row["id"], number)
+        if same != number:
+            repeated.append(f"{place}: same {' and '.join(fields)} as row {same}; remove one of them")
+        elif id_of != number:
+            repeated.append(f"{place}: same id {row['id']!r} as row {id_of}; make ids unique or drop them")
+        if same == number or not drop_repeated:
+            rows.append(row)
+    if settings.source == "file" and (faults or repeated):
+        raise RowError(listed(faults + repeated))
+    if not rows:
+        raise RowError(f"{name}: no usable row; {f'the first fault: {faults[0]}' if faults else 'add rows'}")
+    if unused:
+        columns = ", ".join(f"{column} ({count} rows)" for column, count in unused.items())
+        _logger.warning("%s: columns that are not used: %s", name, columns)
+    if empty:
+        _logger.warning("%s: %d rows with an empty prompt or response left out (drop_empty)", name, empty)
+    for what, messages in (("faulty", faults), ("repeated", repeated if drop_repeated else [])):
+        if messages:
+            _logger.warning("%s: %d %s rows left out, the first: %s", name, len(messages), what, messages[0])
+    return rows
+
+
 def read_records(path: Path) -> list[tuple[int, Any]]:
     """All records of a file with their row numbers, unchecked.
 
     Args:
-        path: a .json (one list), .jsonl (one object per line; blank lines are passed over) or .parquet file.
+        path: a .json (one list), .jsonl (one object per line; blank lines are skipped) or .parquet file.
 
     Returns:
         Pairs of row number, from 1 (the line number in JSONL), and record.
@@ -60,33 +136,26 @@ def read_records(path: Path) -> list[tuple[int, Any]]:
     if path.suffix == ".jsonl":
         return list(_lines(path, text))
     try:
-        records = parse_json(text)
-    except JSONError as error:
-        hint = "; one object per line? then name the file .jsonl" if error.reason == "Extra data" else ""
-        line = f", line {error.line}" if error.line else ""
-        raise RowError(f"{path.name}{line}: bad JSON ({error.reason}){hint}") from None
+        records = json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = "; one object per line? then name the file .jsonl" if error.msg == "Extra data" else ""
+        raise RowError(f"{path.name}, line {error.lineno}: bad JSON ({error.msg}){hint}") from None
     if not isinstance(records, list):
         raise RowError(f"{path.name}: the top level is {kind(records)}; write a list of objects, or use .jsonl")
     return list(enumerate(records, start=1))
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is not a readable file with a known extension, naming the nearest file that is there."""
-    try:
-        found = path.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be searched
-        raise RowError(f"{path}: cannot be looked up ({error.strerror}); correct the path") from None
+    """Refuse anything but a file with a known extension, naming the nearest file that is there."""
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
         hint = f"name a file in it, such as {inside[0]}" if inside else "name a .json, .jsonl or .parquet file"
         raise RowError(f"{path}: a folder, not a file; {hint}")
-    if not found:
-        beside = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, beside, n=1, cutoff=0.5)
+    if not path.is_file():
+        others = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, others, n=1, cutoff=0.5)
         hint = f"did you mean {path.parent / near[0]}?" if near else "check the path (from the current folder)"
         raise RowError(f"{path}: no such file; {hint}")
-    if not path.is_file():
-        raise RowError(f"{path}: a pipe or device, not a file; write its content to a file")
     if path.suffix not in SUFFIXES:
         raise RowError(f"{path.name}: unknown extension {path.suffix!r}; use .json, .jsonl or .parquet")
 
@@ -109,10 +178,9 @@ def hub_records(name: str, revision: str, split: str) -> Iterator[tuple[int, Any
     try:
         return enumerate(datasets.load_dataset(name, revision=revision, split=split), start=1)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RowError(
-            f"{name} [{split}] at revision {revision[:12]}: {reason}; check name, revision, split and network, or "
-            "download it once and use source: file"
+            f"{name} [{split}] at revision {revision[:12]}: {_reason(error)}; check name, revision, split and network, "
+            "or download it once and use source: file"
         ) from error
 
 
@@ -137,29 +205,6 @@ def listed(messages: list[str]) -> str:
     return "\n".join(messages[:SHOWN]) + more
 
 
-def repeated_rows(rows: Iterable[tuple[int, Row]], name: str, what: str, fields: Sequence[str]) -> list[str]:
-    """Messages for rows that equal an earlier one in `fields` and for ids that occur twice.
-
-    Args:
-        rows: number and row.
-        name: of the file or split, for the messages.
-        what: the fields in words, such as `prompt and response`.
-        fields: keys of a row.
-    """
-    contents: dict[tuple[str, ...], int] = {}
-    ids: dict[str, int] = {}
-    messages = []
-    for number, row in rows:
-        first = contents.setdefault(tuple(row[field] for field in fields), number)
-        if first != number:
-            messages.append(f"{name}, row {number}: same {what} as row {first}; remove one of them")
-            continue
-        first = ids.setdefault(row["id"], number)
-        if first != number:
-            messages.append(f"{name}, row {number}: same id {row['id']!r} as row {first}; make ids unique or drop them")
-    return messages
-
-
 def as_row(record: Any, *, where: str, default_id: str) -> Row:
     """Turn one record into a checked row.
 
@@ -174,10 +219,11 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
     """
     if not isinstance(record, Mapping):
         raise RowError(f"{where}: {kind(record)} where an object with prompt and response is needed")
+    systems: dict[str, str] = {}
     if "response" not in record and "messages" in record:
-        prompt, response = _first_turn(record["messages"], "messages", where)
+        systems["messages"], prompt, response = _first_turn(record["messages"], "messages", where)
     elif "response" not in record and "real" in record:
-        prompt, response = _first_turn(record["real"], "real", where)
+        systems["real"], prompt, response = _first_turn(record["real"], "real", where)
     else:
         for name in ("prompt", "response"):
             if name not in record:
@@ -188,17 +234,20 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
                 )
         prompt, response = record["prompt"], record["response"]
         for name in ("messages", "real"):
-            if record.get(name) is not None and _first_turn(record[name], name, where) != (prompt, response):
-                raise RowError(f"{where}: prompt and response are not what {name} begins with; keep one of the two")
+            if record.get(name) is not None:
+                systems[name], *turn = _first_turn(record[name], name, where)
+                if turn != [prompt, response]:
+                    raise RowError(f"{where}: prompt and response are not what {name} begins with; keep one of the two")
     family = record.get("family")
     row: Row = {
         "id": checked_id(record, default_id, where),
-        "prompt": checked_text(prompt, "prompt", where),
+        "prompt": checked_text(prompt, "prompt", where) + further_text(record, where),
         "response": checked_text(response, "response", where),
         "family": checked_text("demonstrations" if family in (None, "") else family, "family", where),
     }
-    if not is_family_name(row["family"]):
+    if FAMILY_NAME.fullmatch(row["family"]) is None:
         raise RowError(f"{where}: family {row['family'][:80]!r} {FAMILY_RULE}")
+    row |= system_message(record, systems, where)
     grader = record.get("grader")
     if grader is not None:
         if not (isinstance(grader, Mapping) and isinstance(grader.get("dataset"), str) and "entry" in grader):
@@ -218,16 +267,52 @@ def checked_id(record: Mapping[str, Any], default: str, where: str) -> str:
         return default
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise RowError(f"{where}: id is {kind(given)}; write text or a whole number, or leave it out")
-    text = checked_text(str(given), "id", where, remedy="write one or leave it out")
-    if len(text) > _LONGEST_ID or not text.isprintable():
-        raise RowError(
-            f"{where}: id {text[:40]!r} has {len(text)} characters; ids are one line of at most {_LONGEST_ID}"
-        )
-    return text
+    return checked_text(str(given), "id", where, remedy="write one or leave it out")
 
 
-def conversation(messages: Any, key: str, where: str) -> list[tuple[Any, Any]]:
-    """Role and content of every chat message but a leading system message.
+def question(row: Row) -> tuple[str, str]:
+    """What a row asks, by which rows are told apart: its system message, if any, and its prompt."""
+    return row.get("system", ""), row["prompt"]
+
+
+def system_message(record: Mapping[str, Any], leading: Mapping[str, str], where: str) -> dict[str, str]:
+    """The row's system message as `{"system": text}`; nothing where it has none.
+
+    Args:
+        record: the row, which may have a column `system`.
+        leading: the leading system messages of its conversations, by column.
+        where: file and row for the error message.
+
+    Raises:
+        RowError: the message is not text, or there are several.
+    """
+    found = {name: text for name, text in leading.items() if text}
+    if record.get("system") is not None:
+        found["system"] = record["system"]
+    for name, text in found.items():
+        if not isinstance(text, str):
+            raise RowError(f"{where}: the system message of {name} is {kind(text)}; it must be text")
+    texts = {text for text in found.values() if text.strip()}
+    if len(texts) > 1:
+        raise RowError(f"{where}: {' and '.join(found)} hold different system messages; keep one")
+    return {"system": texts.pop()} if texts else {}
+
+
+def further_text(record: Mapping[str, Any], where: str) -> str:
+    """What follows the prompt: a blank line and the column `input` or `context`; empty where there is none.
+
+    Raises:
+        RowError: it is not text.
+    """
+    parts = {name: record[name] for name in ("input", "context") if record.get(name) is not None}
+    for name, text in parts.items():
+        if not isinstance(text, str):
+            raise RowError(f"{where}: {name} is {kind(text)}; it must be text")
+    return "".join(f"\n\n{text}" for text in parts.values() if text.strip())
+
+
+def conversation(messages: Any, key: str, where: str) -> tuple[Any, list[tuple[Any, Any]]]:
+    """The leading system message, empty if there is none, and role and content of every message after it.
 
     Raises:
         RowError: not a list, or a message without role and content.
@@ -239,7 +324,8 @@ def conversation(messages: Any, key: str, where: str) -> list[tuple[Any, Any]]:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise RowError(f"{where}: message {place} of {key} needs the keys role and content")
         turns.append((message["role"], message["content"]))
-    return turns[1:] if turns and turns[0][0] == "system" else turns
+    system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
+    return system, turns
 
 
 def checked_text(text: Any, name: str, where: str, remedy: str = "remove the row or set drop_empty: true") -> str:
@@ -247,16 +333,12 @@ def checked_text(text: Any, name: str, where: str, remedy: str = "remove the row
 
     Raises:
         EmptyRowError: it is empty or white space; the message ends in `remedy`.
-        RowError: it is not text, or holds what no text holds.
+        RowError: it is not text.
     """
     if not isinstance(text, str):
         raise RowError(f"{where}: {name} is {kind(text)}; it must be text")
-    if _UNSEEN.fullmatch(text):
+    if not text.strip():
         raise EmptyRowError(f"{where}: empty {name}; {remedy}")
-    junk = _JUNK.search(text)
-    if junk:
-        code = f"U+{ord(junk.group()):04X}"
-        raise RowError(f"{where}: {name} holds {code} at character {junk.start() + 1}, which is not text; remove it")
     return text
 
 
@@ -277,7 +359,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a file that `write_rows` wrote; there may be none, such as held-out rows where nothing is held out."""
+    """Rows of a file that `write_rows` wrote; an empty file has none, for example where nothing is held out."""
     if path.is_file() and not path.stat().st_size:
         return []
     return [dict(record) for _, record in read_records(path)]
@@ -285,10 +367,8 @@ def read_rows(path: Path) -> list[Row]:
 
 def _text(path: Path) -> str:
     data = path.read_bytes()
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
-        raise RowError(f"{path.name}: UTF-16 or UTF-32 text; save it as UTF-8")
     try:
-        return data.decode("utf-8-sig")  # a UTF-8 byte order mark is harmless and passed over
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise RowError(
@@ -301,11 +381,11 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            record = parse_json(line)
-        except JSONError as error:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
             hint = "; one list over several lines? then name the file .json" if line.strip() == "[" else ""
-            column = f", column {error.column}" if error.column else ""
-            raise RowError(f"{path.name}, line {number}: bad JSON ({error.reason}{column}){hint}") from None
+            place = f"{path.name}, line {number}"
+            raise RowError(f"{place}: bad JSON ({error.msg}, column {error.colno}){hint}") from None
         if isinstance(record, list) and number == 1:
             raise RowError(f"{path.name}, line 1: a list where one object per line is needed; name the file .json")
         yield number, record
@@ -318,17 +398,20 @@ def _parquet(path: Path) -> list[Any]:
     try:
         return list(pyarrow.parquet.read_table(path).to_pylist())
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RowError(f"{path.name}: damaged or not Parquet ({reason}); write or download it again") from None
+        raise RowError(f"{path.name}: damaged or not Parquet ({_reason(error)}); write or download it again") from None
 
 
-def _first_turn(messages: Any, key: str, where: str) -> tuple[Any, Any]:
-    """Contents of the first user message and of the assistant message after it."""
-    turns = conversation(messages, key, where)[:2]
-    roles = [role for role, _ in turns]
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _first_turn(messages: Any, key: str, where: str) -> tuple[Any, Any, Any]:
+    """The leading system message, and contents of the first user message and of the assistant message after it."""
+    system, turns = conversation(messages, key, where)
+    roles = [role for role, _ in turns[:2]]
     if roles != ["user", "assistant"]:
         raise RowError(
             f"{where}: {key} begins with {' and '.join(map(str, roles)) or 'nothing'}; "
-            "it must begin with user and assistant (one system message before them is left out)"
+            "it must begin with user and assistant (after one system message, if any)"
         )
-    return turns[0][1], turns[1][1]
+    return system, turns[0][1], turns[1][1]

@@ -30,7 +30,7 @@ from spin_utils.paper import footnotes, mt_bench_scores, published
 from spin_utils.paper.generations import MODELS, RULE, example
 from spin_utils.paper.results import label
 from spin_utils.paper.statistics import Estimate, StatisticsError, paired
-from spin_utils.settings.mt_bench import CATEGORIES
+from spin_utils.settings.machine import CATEGORIES
 
 _TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2")
 

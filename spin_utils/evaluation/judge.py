@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spin_utils.evaluation.mt_bench import Message
-from spin_utils.settings.mt_bench import MtBenchSettings
+from spin_utils.settings.machine import MtBenchSettings
 
 log = logging.getLogger(__name__)
 

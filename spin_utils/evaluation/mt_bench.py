@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from spin_utils.files import artifacts
 from spin_utils.settings.inputs import TemplateSettings
-from spin_utils.settings.mt_bench import CATEGORIES, MtBenchSettings
+from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
 from spin_utils.settings.run import GenerationSettings
 
 if TYPE_CHECKING:  # the plan of a run reads the questions' identity and needs no torch for it

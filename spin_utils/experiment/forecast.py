@@ -20,7 +20,7 @@ from spin_utils.files import artifacts
 from spin_utils.paper import cost_model, published
 from spin_utils.paper.cost_model import Architecture, Run, forward_flops
 from spin_utils.settings.inputs import DemonstrationSettings
-from spin_utils.settings.mt_bench import CATEGORIES, MtBenchSettings
+from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
 from spin_utils.settings.run import EvaluationSettings, GenerationSettings, Profile, TrainingSettings
 
 CHARACTERS = 4

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils.data import families, preferences
-from spin_utils.data.demonstrations import DemonstrationError, Demonstrations
+from spin_utils.data.demonstrations import Demonstrations
 from spin_utils.data.demonstrations import load as load_demonstrations
-from spin_utils.data.rows import Row, RowError, listed, read_rows
+from spin_utils.data.rows import Row, RowError, listed, question, read_rows
 from spin_utils.data.templates import TooLongError, encode_rows
 from spin_utils.experiment.plan import Plan, control_demonstrations
 from spin_utils.model import base
@@ -38,13 +38,13 @@ def check(profile: Profile, demonstrations: Demonstrations) -> None:
 
         base.check_folder(Path(profile.model.path), profile.template)
     if profile.evaluation.suite == "local" and not demonstrations.test:
-        raise DemonstrationError(
+        raise RowError(
             f"{profile.demonstrations.train or profile.demonstrations.source}: no rows are held out to evaluate on; "
             "give at least 10 rows (a tenth is held out), or set demonstrations.test or demonstrations.test_rows"
         )
     for part in () if profile.released else profile.spin.subsets:
         if len(demonstrations.spin) * part < 50:
-            raise DemonstrationError(
+            raise RowError(
                 f"spin.subsets: {part} fiftieths of {len(demonstrations.spin)} prompts are not one; raise "
                 "demonstrations.spin_rows or leave them out: spin.subsets=[]"
             )
@@ -142,12 +142,12 @@ def check_pair_lengths(model: Path, profile: Profile) -> None:
 def _check_not_held_out(name: str, rows: Sequence[Row], profile: Profile, demonstrations: Demonstrations) -> None:
     if profile.evaluation.suite != "local":
         return
-    held_out = {row["prompt"]: row["id"] for row in demonstrations.test}
+    held_out = {question(row): row["id"] for row in demonstrations.test}
     faults = [
-        f"{name}, row {row['id']}: the prompt is held out to evaluate on (row {held_out[row['prompt']]}); "
+        f"{name}, row {row['id']}: the prompt is held out to evaluate on (row {held_out[question(row)]}); "
         "remove one of them"
         for row in rows
-        if row["prompt"] in held_out
+        if question(row) in held_out
     ]
     if faults:
         raise RowError(listed(faults))

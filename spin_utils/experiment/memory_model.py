@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spin_utils.paper.cost_model import Architecture
-from spin_utils.settings.mt_bench import MtBenchSettings
+from spin_utils.settings.machine import MtBenchSettings
 from spin_utils.settings.run import EvaluationSettings, GenerationSettings, TrainingSettings
 
 MARGIN = 1.1

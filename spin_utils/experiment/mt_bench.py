@@ -20,7 +20,7 @@ from spin_utils.evaluation.mt_bench import Message, judge_messages, judge_prompt
 from spin_utils.experiment.plan import Plan, Step, stream
 from spin_utils.files import artifacts, disk
 from spin_utils.files.runtime import progress
-from spin_utils.settings.mt_bench import MtBenchSettings, judge_identity
+from spin_utils.settings.machine import MtBenchSettings, judge_identity
 
 log = logging.getLogger(__name__)
 

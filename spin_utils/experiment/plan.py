@@ -19,7 +19,7 @@ from spin_utils.evaluation.mt_bench import FILES
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.model import base
 from spin_utils.settings.inputs import DemonstrationSettings, require
-from spin_utils.settings.mt_bench import answers_identity, judge_identity
+from spin_utils.settings.machine import answers_identity, judge_identity
 from spin_utils.settings.profiles import as_dict
 from spin_utils.settings.run import (
     DpoSettings,

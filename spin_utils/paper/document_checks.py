@@ -23,7 +23,7 @@ from spin_utils.paper.documents import (
     ResultsError,
     label,
 )
-from spin_utils.settings.mt_bench import CATEGORIES
+from spin_utils.settings.machine import CATEGORIES
 
 _LARGEST = 2**53  # larger whole numbers are not exact in most readers of JSON
 _TOLERANCE = 1e-6  # between a stored mean and the mean of the stored items

@@ -11,7 +11,7 @@ import yaml
 from spin_utils.paper.published import BENCHMARK_LABELS
 from spin_utils.paper.results import ResultsError, label
 from spin_utils.paper.statistics import Claim
-from spin_utils.settings.mt_bench import CATEGORIES
+from spin_utils.settings.machine import CATEGORIES
 
 Measure = Literal["score", "tokens", "generated_tokens", "similarity", "identical", "jsd_bound", "grade"]
 """What a contrast is of: the first two of evaluations, `jsd_bound` of held-out pairs, `grade` of MT-Bench, the others

@@ -1,5 +1,6 @@
 """What can be chosen: frozen dataclasses with a sentence per field, read from YAML profiles.
 
 Doors: `profiles.load` (a profile by name or file), `run` (training, self-play, evaluation), `inputs` (model,
-demonstrations, template), `machine` and `mt_bench`. Unknown names and impossible values are refused here.
+demonstrations, template), `machine` (vLLM, the scheduler, MT-Bench's judge) and `names.ModelName`. Unknown names and
+impossible values are refused here.
 """

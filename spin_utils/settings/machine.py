@@ -1,70 +1,63 @@
-"""Settings of the machine: where vLLM is, and what each kind of step asks of a scheduler.
+"""Settings of what lies outside the kit: vLLM, the scheduler, and MT-Bench with its judge.
 
-None of them changes what is measured but `generation.backend`, so none of the others is part of an artifact's key.
+Values of FastChat are those of `fastchat/llm_judge` (common.py, gen_model_answer.py, gen_judgment.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from spin_utils.settings.inputs import require
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from spin_utils.settings.inputs import STRICT, Count, Positive, PositiveNumber, Temperature, require
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class VllmSettings:
     """vLLM as the sampler of generated answers: processes in an environment of their own."""
 
     python: str = ""
     """Absolute path of the Python in whose environment vLLM is installed, such as /opt/vllm/bin/python."""
-    processes: int = 0
-    """Copies of the model, each with its own GPUs and every so-manieth shard; 0: as many as the GPUs allow."""
-    tensor_parallel_size: int = 1
+    processes: Count = 0
+    """Copies of the model, each with its own GPUs and every n-th shard; 0: as many as the GPUs allow."""
+    tensor_parallel_size: Positive = 1
     """GPUs that share one copy of the model."""
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of a GPU's memory for weights, activations and KV cache."""
-    max_model_len: int = 0
+    max_model_len: Count = 0
     """Longest prompt and answer together, in tokens; 0: the longest prompt plus `generation.max_new_tokens`."""
     enforce_eager: bool = False
     """Without CUDA graphs: starts faster, decodes slower."""
-    checked_rows: int = 64
+    checked_rows: Positive = 64
     """Answers whose log-probability the kit computes too, as a health figure."""
-    largest_difference: float = 0.1
+    largest_difference: PositiveNumber = 0.1
     """A difference above it, in nats per token of an answer, is a warning. Both sides compute in bfloat16, whose
     rounding gives hundredths; a wrong start token or other weights give tenths and more."""
 
     def __post_init__(self) -> None:
         python = Path(self.python).expanduser()
-        require(not self.python or python.is_absolute(), f"vllm.python: {self.python!r}; write an absolute path")
-        for name in ("tensor_parallel_size", "checked_rows", "largest_difference"):
-            require(getattr(self, name) > 0, f"vllm.{name}: {getattr(self, name)} must be above 0")
-        for name in ("processes", "max_model_len"):
-            require(getattr(self, name) >= 0, f"vllm.{name}: {getattr(self, name)} is negative")
-        share = self.gpu_memory_utilization
-        require(0 < share <= 1, f"vllm.gpu_memory_utilization: {share} must be above 0 and at most 1")
+        require(not self.python or python.is_absolute(), f"python: {self.python!r}; write an absolute path")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class StepResources:
     """What one step asks of the scheduler."""
 
-    gpus: int = 0
+    gpus: Count = 0
     """GPUs; 0: whatever is there, unreserved."""
-    cpus: int = 0
+    cpus: Count = 0
     """Processor cores; 0: an equal share of the machine's, and one on a cluster."""
-    memory_gb: int = 12
+    memory_gb: Positive = 12
     """Main memory."""
-    hours: float = 12.0
-    """After so long a cluster ends the step; submitted again, it goes on from its last saved state."""
-
-    def __post_init__(self) -> None:
-        for name in ("gpus", "cpus"):
-            require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} is negative")
-        for name in ("memory_gb", "hours"):
-            require(getattr(self, name) > 0, f"{name}: {getattr(self, name)} must be above 0")
+    hours: PositiveNumber = 12.0
+    """A cluster ends the step after this time; submitted again, it resumes from its last saved state."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ResourceSettings:
     """What the steps of a profile ask of the scheduler, by kind."""
 
@@ -76,3 +69,81 @@ class ResourceSettings:
     """Scores of a checkpoint."""
     other: StepResources = field(default_factory=StepResources)
     """Data, base model, tables and figures."""
+
+
+CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+"""The categories of MT-Bench, ten questions each, in the order of its questions."""
+
+
+def fastchat_temperatures() -> dict[str, float]:
+    """FastChat's `temperature_config`."""
+    warm, cool, none = 0.7, 0.1, 0.0
+    values = (warm, warm, none, none, none, none, cool, cool)
+    return dict(zip(CATEGORIES, values, strict=True))
+
+
+@dataclass(frozen=True, config=STRICT)
+class MtBenchSettings:
+    """MT-Bench (Table 6, Figure 6): two-turn questions, answered by the model and graded by a judge."""
+
+    judge: str
+    """Name of the judge at its endpoint. FastChat's default is gpt-4, a name whose model has changed over time; the
+    paper does not say which version it used."""
+    base_url: str = "https://api.openai.com/v1"
+    """Any endpoint with OpenAI's chat completions. The key comes from the environment, OPENAI_API_KEY; for an endpoint
+    that asks for none, such as one of your own, any value does."""
+    judge_temperature: Temperature | None = 0.0
+    """FastChat: 0. Null: not sent, for judges that take none."""
+    judge_max_tokens: Positive = 2048
+    """Longest judgment in tokens (FastChat: 2048)."""
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the endpoint calls that limit; OpenAI's newer models take the second name only."""
+    workers: Positive = 4
+    """Requests under way at the same time."""
+    retries: Count = 8
+    """Further tries after a rate limit, an error of the server, a timeout or a dropped connection. The last failure
+    stops the step; grades that arrived are kept, and the same command resumes from there."""
+    timeout_s: PositiveNumber = 120.0
+    """Seconds after which a request counts as lost."""
+    temperatures: dict[str, Temperature] = field(default_factory=fastchat_temperatures)
+    """Sampling temperature of the answers in each category; 0 is greedy (FastChat's values)."""
+    top_k: Count = 50
+    """Truncation of the answers' sampling: FastChat leaves it to `generate`, whose default is 50. 0: none."""
+    max_new_tokens: Positive = 1024
+    """Longest answer of a turn in tokens (FastChat: 1024)."""
+    add_start_token: bool = True
+    """Begin the conversation with the tokenizer's start token, if it has one, as FastChat does. SPIN's own template
+    has none (released code: add_special_tokens=False)."""
+    batch_size: Positive = 32
+    """Conversations answered together."""
+    limit: Count = 0
+    """Questions of each category, the first ones; 0: all ten."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.judge.strip()), "judge: empty; name a model of the endpoint, such as gpt-4")
+        url = urlsplit(self.base_url)
+        require(
+            url.scheme in ("http", "https") and bool(url.hostname),
+            f"base_url: {self.base_url!r} is not an address; write it as https://host/v1",
+        )
+        require(
+            not (url.username or url.password or url.query or url.fragment),
+            "base_url: holds a user, a password or a query, and settings are kept with the results; put the key in "
+            "the environment, OPENAI_API_KEY",
+        )
+        require(
+            set(self.temperatures) == set(CATEGORIES),
+            f"temperatures: given for {', '.join(self.temperatures)}; give one for each of {', '.join(CATEGORIES)}",
+        )
+
+
+def answers_identity(settings: MtBenchSettings) -> dict[str, Any]:
+    """What a model's answers depend on, as JSON data."""
+    names = ("temperatures", "top_k", "max_new_tokens", "add_start_token", "batch_size", "limit")
+    return {name: value for name, value in asdict(settings).items() if name in names}
+
+
+def judge_identity(settings: MtBenchSettings) -> dict[str, Any]:
+    """What a grade depends on apart from the answer, as JSON data."""
+    names = ("judge", "base_url", "judge_temperature", "judge_max_tokens")
+    return {name: value for name, value in asdict(settings).items() if name in names}

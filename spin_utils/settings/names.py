@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from spin_utils.files.paths import KitError
+
 _FORM = re.compile(
     r"base|sft(?:-more-(?P<sft_epochs>[1-9]\d{0,3}))?"
     r"|dpo"
@@ -45,11 +47,11 @@ class ModelName:
         """The parts of a name.
 
         Raises:
-            ValueError: it is not the name of a model.
+            KitError: it is not the name of a model.
         """
         found = _FORM.fullmatch(name)
         if found is None:
-            raise ValueError(
+            raise KitError(
                 f"{name[:80]!r}: names look like sft, spin-0, spin-0-epoch-1, spin-0-rows-14, sft-more-1, dpo"
             )
         numbers = {key: int(text) for key, text in found.groupdict().items() if text and text.isdigit()}
@@ -74,7 +76,7 @@ class ModelName:
     @property
     def opponent(self) -> ModelName:
         """The model that an iteration starts from and plays against: the iterate before it, or SFT."""
-        assert self.iteration is not None, f"{self} is no SPIN model"
+        assert self.iteration is not None, f"{self} is not a SPIN model"
         return ModelName(iteration=self.iteration - 1) if self.iteration else ModelName()
 
     @property

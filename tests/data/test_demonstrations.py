@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spin_utils.data.demonstrations import DemonstrationError, load
+from spin_utils.data.demonstrations import load
 from spin_utils.data.rows import RowError, as_row, read_rows, write_rows
 from spin_utils.settings.inputs import DemonstrationSettings, FamilySettings
 
@@ -31,6 +31,10 @@ def pairs(count: int, name: str = "p") -> list[dict[str, str]]:
     return [{"prompt": f"{name} question {i}", "response": f"answer {i}"} for i in range(count)]
 
 
+def messages_of(prompt: str, response: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
 BROKEN = {
     "empty_response.jsonl": r"empty_response\.jsonl, row 3: empty response; remove the row or set drop_empty: true",
     "blank_prompt.jsonl": r"row 2: empty prompt; remove the row or set drop_empty: true",
@@ -38,8 +42,6 @@ BROKEN = {
     "wrong_type.jsonl": r"row 2: response is a number; it must be text",
     "null_response.jsonl": r"row 2: response is null; it must be text",
     "not_an_object.jsonl": r"row 2: text where an object with prompt and response is needed",
-    "surrogate.jsonl": r"row 2: prompt holds U\+D83D at character 6, which is not text; remove it",
-    "control.jsonl": r"row 2: response holds U\+0000 at character 5",
     "bad_json.jsonl": r"bad_json\.jsonl, line 3: bad JSON",
     "same_row_twice.jsonl": r"row 4: same prompt and response as row 1; remove one of them",
     "same_id_twice.jsonl": r"row 2: same id 'a' as row 1",
@@ -51,7 +53,7 @@ BROKEN = {
     "object.json": r"object\.json: the top level is an object; write a list of objects",
     "bad.json": r"bad\.json, line 3: bad JSON",
     "nothing.jsonl": r"nothing\.jsonl: the file is empty",
-    "utf16.jsonl": r"utf16\.jsonl: UTF-16 or UTF-32 text; save it as UTF-8",
+    "utf16.jsonl": r"utf16\.jsonl, line 1: not UTF-8 \(byte 0xff\); save it as UTF-8",
     "latin1.jsonl": r"latin1\.jsonl, line 2: not UTF-8 \(byte 0xe9\)",
     "rows.csv": r"rows\.csv: unknown extension '\.csv'; use \.json, \.jsonl or \.parquet",
     "not_parquet.parquet": r"not_parquet\.parquet: damaged or not Parquet",
@@ -95,12 +97,63 @@ def test_three_layouts_give_the_same_pair() -> None:
     for record in (
         {"prompt": "x", "response": "y"},
         {"messages": [user, assistant]},
-        {"messages": [{"role": "system", "content": "be brief"}, user, assistant, *later]},
+        {"messages": [user, assistant, *later]},
         {"prompt": "x", "prompt_id": "1", "messages": [user, assistant, *later]},
         {"real": [user, assistant], "generated": [user, {"role": "assistant", "content": "z"}]},
     ):
         row = as_row(record, where="here", default_id="here-1")
         assert (row["prompt"], row["response"], row["id"]) == ("x", "y", "here-1")
+
+
+SYSTEM = {"role": "system", "content": "be brief"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [SYSTEM, *messages_of("x", "y")]},
+        {"prompt": "x", "response": "y", "system": "be brief"},
+        {"prompt": "x", "response": "y", "messages": [SYSTEM, *messages_of("x", "y")]},
+        {"real": [SYSTEM, *messages_of("x", "y")], "system": "be brief"},
+    ],
+)
+def test_a_system_message_stays_with_its_row(record: dict[str, Any]) -> None:
+    row = as_row(record, where="here", default_id="1")
+    assert (row["system"], row["prompt"], row["response"]) == ("be brief", "x", "y")
+
+
+@pytest.mark.parametrize("name", ["input", "context"])
+def test_an_input_follows_the_prompt(name: str) -> None:
+    record = {"prompt": "Translate.", name: "Wort", "response": "word"}
+    assert as_row(record, where="here", default_id="1")["prompt"] == "Translate.\n\nWort"
+    assert as_row(record | {name: ""}, where="here", default_id="1")["prompt"] == "Translate."
+
+
+def test_rows_with_equal_prompts_and_other_system_messages_are_different_rows(tmp_path: Path) -> None:
+    rows = [{"system": f"Reply in style {i}", "prompt": "Who are you?", "response": "I"} for i in range(12)]
+    made = load(file_settings(write_rows(tmp_path / "d.jsonl", rows), test_rows=3))
+    assert (len(made.sft), len(made.test)) == (9, 3)
+    with pytest.raises(RowError, match="same prompt and response as row 1"):
+        load(file_settings(write_rows(tmp_path / "d.jsonl", [*rows, rows[0]])))
+
+
+def test_a_column_that_nothing_reads_is_named_with_its_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [row | ({"topic": "t"} if i % 2 else {"score": 1}) for i, row in enumerate(pairs(5))]
+    load(file_settings(write_rows(tmp_path / "d.jsonl", rows)))
+    assert caplog.messages == ["d.jsonl: columns that are not used: score (3 rows), topic (2 rows)"]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"system": 3}, "here: the system message of system is a number; it must be text"),
+        ({"input": ["a"]}, "here: input is a list; it must be text"),
+        ({"system": "a", "messages": [SYSTEM, *messages_of("x", "y")]}, "hold different system messages; keep one"),
+    ],
+)
+def test_an_unclear_system_message_or_input_is_refused(record: dict[str, Any], message: str) -> None:
+    with pytest.raises(RowError, match=message):
+        as_row({"prompt": "x", "response": "y", **record}, where="here", default_id="1")
 
 
 def test_parquet_with_messages_is_read_and_a_cut_file_refused(tmp_path: Path) -> None:
@@ -145,7 +198,7 @@ def test_no_prompt_is_in_two_splits(
     write_rows(path, [{"prompt": f"q{p}", "response": f"a{i}"} for i, p in enumerate(prompts)])
     asked = file_settings(path, validation_rows=validation, test_rows=test, seed=seed)
     if sum(prompts.count(p) == 1 for p in prompts) < validation + test:
-        with pytest.raises(DemonstrationError, match="with a prompt of their own"):
+        with pytest.raises(RowError, match="with a prompt of their own"):
             load(asked)
         return
     made = load(asked)
@@ -160,7 +213,7 @@ def test_the_same_prompt_in_train_and_test_is_an_error_naming_both(tmp_path: Pat
     train = write_rows(tmp_path / "train.jsonl", pairs(5))
     test = write_rows(tmp_path / "held.jsonl", [*pairs(3, "other"), {"prompt": "p question 2", "response": "new"}])
     message = r"train\.jsonl, row train-3: the prompt is also row held-4 of test; remove one of them"
-    with pytest.raises(DemonstrationError, match=message):
+    with pytest.raises(RowError, match=message):
         load(file_settings(train, test=str(test)))
 
 
@@ -169,7 +222,7 @@ def test_a_prompt_in_validation_and_test_is_named_in_its_file_and_left_out_of_th
 ) -> None:
     files = {name: str(write_rows(tmp_path / f"{name}.jsonl", pairs(3, name))) for name in ("train", "held", "test")}
     write_rows(tmp_path / "test.jsonl", [*pairs(3, "test"), {"prompt": "held question 1", "response": "new"}])
-    with pytest.raises(DemonstrationError, match=r"held\.jsonl, row held-2: the prompt is also row test-4 of test"):
+    with pytest.raises(RowError, match=r"held\.jsonl, row held-2: the prompt is also row test-4 of test"):
         load(file_settings(files["train"], validation=files["held"], test=files["test"]))
     monkeypatch.setattr(datasets, "load_dataset", lambda name, revision, split: ultrachat(split, 3))
     splits = {"train": "train", "validation": "held", "test": "test"}

@@ -13,9 +13,9 @@ from random import Random
 import pytest
 import reasoning_gym
 
-from spin_utils.data.families import FamilyError, final_answer, generate, grade
-from spin_utils.data.worked_solutions import WRITERS, write
-from spin_utils.data.worked_words import _follows
+from spin_utils.data.families import final_answer, generate, grade
+from spin_utils.data.rows import RowError
+from spin_utils.data.worked_solutions import WRITERS, follows, write
 from spin_utils.settings.inputs import FamilySettings
 
 SMALL = {"needle_haystack": {"min_num_statements": 3, "max_num_statements": 6}}
@@ -129,15 +129,15 @@ def test_wrongly_labelled_items_are_left_out() -> None:
 
 
 def test_syllogisms_follow_exactly_when_the_answer_is_yes() -> None:
-    assert _follows(["All dogs are cats", "All cats are birds"], "All dogs are birds")
-    assert _follows(["All dogs are cats", "All cats are birds"], "Some birds are dogs")
-    assert not _follows(["Some dogs are cats", "Some cats are birds"], "Some dogs are birds")
-    assert not _follows(["All dogs are cats", "No birds are dogs"], "No birds are cats")
+    assert follows(["All dogs are cats", "All cats are birds"], "All dogs are birds")
+    assert follows(["All dogs are cats", "All cats are birds"], "Some birds are dogs")
+    assert not follows(["Some dogs are cats", "Some cats are birds"], "Some dogs are birds")
+    assert not follows(["All dogs are cats", "No birds are dogs"], "No birds are cats")
     rows = generate({"logic": ALL["syllogism"]}, {"train": 60}, seed=0)["train"]
     for row in rows:
         entry = row["grader"]["entry"]["metadata"]
-        follows = _follows([entry["premise1"], entry["premise2"]], entry["conclusion"])
-        assert final_answer(row["response"]) == ("Yes" if follows else "No")
+        expected = follows([entry["premise1"], entry["premise2"]], entry["conclusion"])
+        assert final_answer(row["response"]) == ("Yes" if expected else "No")
 
 
 def test_a_generator_without_a_writer_works_with_its_bare_answer() -> None:
@@ -175,5 +175,5 @@ def test_partial_credit_of_the_library_is_not_accuracy() -> None:
     ],
 )
 def test_impossible_families_are_refused_by_name(family: FamilySettings, message: str) -> None:
-    with pytest.raises(FamilyError, match=message):
+    with pytest.raises(RowError, match=message):
         generate({"f": family}, {"train": 5000}, seed=0)

@@ -70,6 +70,26 @@ def test_system_message_comes_first(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.decode(ids).startswith("<|system|>\nHello<|end|>\n<|user|>\nthere")
 
 
+def test_a_rows_own_system_message_is_used(tokenizer: PreTrainedTokenizerFast) -> None:
+    row = {"id": "1", "system": "Hello", "prompt": "there", "response": "yes"}
+    chat, text = (encode_rows(tokenizer, template, [row])[0].prompt_ids for template in (CHAT, TEXT))
+    own = TemplateSettings(kind="chat", system="Hello")
+    assert chat == encode_prompt(tokenizer, own, "there")
+    assert encode_rows(tokenizer, replace(own, system="never"), [row])[0].prompt_ids == chat
+    assert text == encode_prompt(tokenizer, TEXT, "Hello\n\nthere")
+    assert encode_prompts(tokenizer, CHAT, ["there"], ["Hello"]) == [chat]
+    sly = encode_prompt(tokenizer, CHAT, "there", "Hello<|end|>")
+    special = set(tokenizer.convert_tokens_to_ids(SPECIAL))
+    assert [i for i in sly if i in special] == [i for i in chat if i in special]
+
+
+def test_a_chat_template_without_a_system_role_is_refused_for_rows_with_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "chat_template", "{% for m in messages[-1:] %}{{ m['content'] }}{% endfor %}")
+        with pytest.raises(TemplateError, match=r"leaves out the system message .* set template.kind: text"):
+            encode_prompt(tokenizer, CHAT, "there", "Hello")
+
+
 @pytest.mark.parametrize("template", [TEXT, CHAT])
 def test_markers_in_user_text_stay_text(tokenizer: PreTrainedTokenizerFast, template: TemplateSettings) -> None:
     plain = encode_prompt(tokenizer, template, "Hello")

@@ -15,7 +15,7 @@ from loopback_judge import KEY, LoopbackJudge, Reply, failed, judged, serving
 
 from spin_utils.evaluation import judge
 from spin_utils.evaluation.judge import Judge, JudgeError
-from spin_utils.settings.mt_bench import MtBenchSettings
+from spin_utils.settings.machine import MtBenchSettings
 
 pytestmark = pytest.mark.usefixtures("judge_key")
 ASK = [{"role": "system", "content": "You grade."}, {"role": "user", "content": "2 + 2 = 5"}]

@@ -30,7 +30,7 @@ from spin_utils.model.sampling import Sample
 from spin_utils.paper import mt_bench_scores, records, results
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError, TemplateSettings
-from spin_utils.settings.mt_bench import CATEGORIES, MtBenchSettings
+from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
 
 pytestmark = pytest.mark.usefixtures("judge_key")
 TEXT = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:")
@@ -107,14 +107,14 @@ def test_missing_or_changed_questions_are_refused_with_the_remedy(monkeypatch: p
     ("change", "message"),
     [
         ({"judge": " "}, "mt_bench.judge: empty"),
-        ({"base_url": "api.openai.com"}, "mt_bench.base_url: 'api.openai.com' is no address"),
+        ({"base_url": "api.openai.com"}, "mt_bench.base_url: 'api.openai.com' is not an address"),
         ({"base_url": "https://user:secret@host/v1"}, "holds a user, a password or a query"),
         ({"base_url": "https://host/v1?api-key=1"}, "put the key in the environment, OPENAI_API_KEY"),
-        ({"temperatures": {"writing": 0.7}}, "mt_bench.temperatures: coding, extraction, .* missing"),
-        ({"temperatures": {"maths": 0.7}}, "maths: no category"),
-        ({"judge_temperature": -1}, "temperatures: -1.0; use 0"),
-        ({"workers": 0}, "mt_bench.workers: 0 must be above 0"),
-        ({"retries": -1}, "mt_bench.retries: -1 is negative"),
+        ({"temperatures": {"writing": 0.7}}, "mt_bench.temperatures: given for writing; give one for each of"),
+        ({"temperatures": {"maths": 0.7}}, "temperatures: given for maths; give one for each"),
+        ({"judge_temperature": -1}, "judge_temperature: should be greater than or equal to 0, found -1"),
+        ({"workers": 0}, "mt_bench.workers: should be greater than 0, found 0"),
+        ({"retries": -1}, "mt_bench.retries: should be .* 0, found -1"),
         ({"token_limit": "max_token"}, "did you mean 'max_tokens'"),
         ({"jugde": "gpt-4"}, "did you mean 'judge'"),
     ],
@@ -272,7 +272,7 @@ def test_a_killed_process_goes_on_with_what_is_missing(server: LoopbackJudge, tm
     script = (
         "import json, sys; from pathlib import Path\n"
         "from spin_utils.experiment import mt_bench\n"
-        "from spin_utils.settings.mt_bench import MtBenchSettings\n"
+        "from spin_utils.settings.machine import MtBenchSettings\n"
         "requests = json.loads(Path(sys.argv[3]).read_text())\n"
         "settings = MtBenchSettings('gpt-4', base_url=sys.argv[1], workers=1)\n"
         "mt_bench.grade_all(requests, settings, Path(sys.argv[2]), lambda n: print('done', flush=True))\n"

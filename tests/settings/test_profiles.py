@@ -37,46 +37,33 @@ def test_the_default_set_of_profiles_is_shipped() -> None:
     [
         ({"spin.training.bta": 1.0}, "spin.training.bta: unknown setting; did you mean 'beta'?"),
         ({"spinn": {}}, "spinn: unknown setting; did you mean 'spin'?"),
-        ({"spin.training.beta": "big"}, "spin.training.beta: expected a number, found 'big'"),
-        ({"spin.training.beta": -1}, "spin.training.beta: -1.0 must be above 0"),
-        ({"spin.training.beta": True}, "spin.training.beta: expected a number, found true/false True"),
-        ({"spin.training.beta": float("nan")}, "spin.training.beta: nan is not a finite number"),
-        ({"spin.training.epochs": 1.5}, "spin.training.epochs: expected a whole number"),
+        ({"demonstrations.families.chain_sum.opts": {}}, "chain_sum.opts: unknown setting; did you mean 'options'?"),
+        ({"sft.beta": "2"}, "sft.beta: should be a valid number, found '2'"),
+        ({"sft.beta": -1}, "sft.beta: should be greater than 0, found -1"),
+        ({"sft.beta": True}, "sft.beta: should be a valid number, found True"),
+        ({"sft.beta": float("nan")}, "sft.beta: should be a finite number, found nan"),
+        ({"spin.training.epochs": 1.5}, "spin.training.epochs: should be a valid integer, found 1.5"),
         ({"spin.training.loss": "logistics"}, "'logistics' is not a choice; did you mean 'logistic'?"),
-        ({"spin.betas": 0.1}, "spin.betas: expected a list, found a number"),
-        ({"spin.betas": [0.1, 0]}, "spin.betas: every value must be above 0"),
-        ({"spin.training.warmup_ratio": 1}, "warmup_ratio: 1.0 must be at least 0 and below 1"),
-        ({"spin.training.schedule_epochs": 1}, "schedule_epochs: 1 is less than epochs (2)"),
-        ({"generation.top_p": 0}, "generation.top_p: 0.0 must be above 0"),
-        ({"demonstrations.spin_rows": 1000}, "spin_rows: 1000 is more than sft_rows"),
+        ({"spin.betas": [0.1, 0]}, "spin.betas.1: should be greater than 0, found 0"),
+        ({"spin.training.schedule_epochs": 1}, "spin.training.schedule_epochs: 1 is less than epochs (2)"),
+        ({"spin.epochs_shown": 7}, "spin.epochs_shown: 7 is more than the learning rate's 3 epochs"),
+        ({"spin.subsets": [14, 14]}, "spin.subsets: (14, 14); write each size once"),
+        ({"demonstrations.transfer_rows": 0}, "give transfer families and their rows together"),
+        ({"demonstrations.transfer": {"chain_sum": {"dataset": "gcd"}}}, "transfer: chain_sum is also trained on"),
+        ({"demonstrations.spin_rows": 1000}, "demonstrations.spin_rows: 1000 is more than sft_rows"),
         ({"template.prompt": "no place"}, "template.prompt: must hold {prompt} exactly once"),
         ({"name": "../up"}, "name: '../up' names folders"),
         ({"model": {"source": "hub", "name": "a/b", "revision": "main"}}, "'main' is not a commit"),
-        ({"model": {"source": "hub", "name": "ab", "revision": "0" * 40}}, "'ab' is not a hub id"),
+        ({"model": {"source": "hub", "name": "ab"}}, "model.name: 'ab' is not a hub id"),
         ({"model": {"source": "tiny", "name": "gpt9"}}, "'gpt9' is not a tiny model"),
         ({"model": {"source": "directory"}}, "model.path: empty"),
-        ({"model": "llama"}, "model: expected settings by name, found text"),
+        ({"model": "llama"}, "model: should be settings by name, found 'llama'"),
         ({"demonstrations": {"source": "file"}}, "demonstrations.train: empty"),
-        (
-            {"demonstrations": {"source": "hub", "name": "ab", "train": "t"}},
-            "demonstrations.name: 'ab' is not a hub id",
-        ),
         ({"dpo": DPO | {"preferences": {"source": "sample"}}}, "did you mean 'samples'?"),
-        ({"dpo": DPO | {"preferences": {"source": "file"}}}, "dpo.preferences.train: empty; name a .json"),
-        ({"dpo": DPO | {"preferences": HUB | {"name": "ab"}}}, "dpo.preferences.name: 'ab' is not a hub id"),
-        (
-            {"dpo": DPO | {"preferences": HUB | {"revision": "main"}}},
-            "dpo.preferences.revision: 'main' is not a commit",
-        ),
         ({"dpo": DPO | {"preferences": HUB | {"train": ""}}}, "dpo.preferences.train: empty; name the split"),
-        ({"dpo": DPO | {"preferences": HUB | {"rows": -1}}}, "dpo.preferences.rows: -1 is negative"),
-        ({"dpo": DPO | {"answers_per_prompt": 1}}, "dpo.answers_per_prompt: 1 gives no pair; sample at least 2"),
+        ({"dpo": DPO | {"answers_per_prompt": 1}}, "dpo.answers_per_prompt: should be greater than or equal to 2"),
         ({"dpo": {"training": {"learning_rate": 1e-6}}}, "dpo.preferences: missing"),
-        (
-            {"sft.trackers": ["tensorbord"]},
-            "sft.trackers[0]: 'tensorbord' is not a choice; did you mean 'tensorboard'?",
-        ),
-        ({"sft.learning_rate": None}, "sft.learning_rate: expected a number, found nothing"),
+        ({"sft.trackers": ["tensorbord"]}, "did you mean 'tensorboard'?"),
     ],
 )
 def test_an_impossible_value_is_refused_with_its_place(change: dict, message: str) -> None:
@@ -86,14 +73,24 @@ def test_an_impossible_value_is_refused_with_its_place(change: dict, message: st
     assert str(error.value).startswith("smoke.yaml: ")
 
 
+def test_every_fault_is_named_in_a_line_of_its_own() -> None:
+    with pytest.raises(SettingsError) as error:
+        profiles.load("smoke", {"sft.epochs": 0, "spin.training.bta": 1.0})
+    assert [line.partition(": should")[0].partition(": unk")[0] for line in str(error.value).splitlines()] == [
+        "smoke.yaml: sft.epochs",
+        "smoke.yaml: spin.training.bta",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: [", "not readable as YAML"),
-        ("- a\n- b\n", "expected settings by name, found a list"),
+        ("name: [", "mine.yaml: not readable as YAML"),
+        ("- a\n- b\n", "mine.yaml: should be settings by name, found ['a', 'b']"),
         ("extends: cpuu\n", "profile 'cpuu': unknown; did you mean 'cpu'?"),
-        ("extends: 3\n", "extends: expected a profile's name"),
-        ("extends: smoke\nspin: {training: {beta: 1, beta: 2}}\n", "'beta' is written twice"),
+        ("extends: 3\n", "extends: should be a profile's name"),
+        ("extends: smoke\nspin: {training: {beta: 1, beta: 2}}\n", "line 2: 'beta' is written twice"),
+        ("extends: smoke\ndemonstrations: {families: {no: {dataset: gcd}}}\n", "put quotes around the name"),
         ("extends: mine.yaml\n", "extends itself"),
         ("name: a\n", "missing; this setting has no default"),
     ],
@@ -130,7 +127,7 @@ def test_a_template_of_another_kind_keeps_no_markers_of_the_old_one(tmp_path: Pa
 
 @pytest.mark.parametrize(("name", "by_iteration"), [("beta", "betas"), ("learning_rate", "learning_rates")])
 def test_a_value_hidden_by_a_list_is_refused(name: str, by_iteration: str, tmp_path: Path) -> None:
-    message = f"spin.training.{name}: changes nothing, because spin.{by_iteration} goes before it"
+    message = f"spin.training.{name}: changes nothing, because spin.{by_iteration} overrides it"
     with pytest.raises(SettingsError, match=re.escape(message)):
         profiles.load("cpu", {f"spin.training.{name}": 0.5})
     path = tmp_path / "mine.yaml"
@@ -141,27 +138,20 @@ def test_a_value_hidden_by_a_list_is_refused(name: str, by_iteration: str, tmp_p
     assert getattr(training_of(profiles.load(str(path)), "spin-3"), name) == 0.5
 
 
-def test_preference_pairs_lie_beside_the_profile_that_names_them(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(
-        "extends: smoke\n"
-        "dpo: {training: {learning_rate: 5e-7}, preferences: {source: file, train: p.jsonl}, answers_per_prompt: 8}\n"
-    )
-    dpo = profiles.load(str(path)).dpo
-    assert dpo is not None
-    assert dpo.preferences.train == str(tmp_path / "p.jsonl")
-    assert dpo.answers_per_prompt == 8
-
-
-def test_rows_of_the_sft_control_lie_beside_the_profile_that_names_them(tmp_path: Path) -> None:
+def test_files_lie_beside_the_profile_that_names_them(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(
-        "extends: smoke\nsft: null\nsft_control:\n  demonstrations: {source: file, train: more.jsonl}\n"
+        "extends: smoke\nsft: null\n"
+        "dpo: {training: {learning_rate: 5e-7}, preferences: {source: file, train: p.jsonl}, answers_per_prompt: 8}\n"
+        "sft_control:\n  demonstrations: {source: file, train: more.jsonl}\n"
         "  training: {learning_rate: 1.0e-3, epochs: 1}\n"
     )
-    control = profiles.load(str(tmp_path / "mine.yaml")).sft_control
-    assert control is not None
-    assert control.demonstrations is not None
-    assert control.demonstrations.train == str(tmp_path / "more.jsonl")
+    profile = profiles.load(str(tmp_path / "mine.yaml"))
+    assert profile.dpo is not None
+    assert profile.dpo.preferences.train == str(tmp_path / "p.jsonl")
+    assert (profile.dpo.answers_per_prompt, profile.dpo.training.learning_rate) == (8, 5e-7)
+    assert profile.sft_control is not None
+    assert profile.sft_control.demonstrations is not None
+    assert profile.sft_control.demonstrations.train == str(tmp_path / "more.jsonl")
 
 
 def test_a_tracker_does_not_make_another_model() -> None:
@@ -194,23 +184,6 @@ def test_a_subset_is_iteration_0_stopped_after_one_epoch_of_its_schedule() -> No
     assert (subset.learning_rate, subset.beta) == (whole.learning_rate, whole.beta)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"spin.epochs_shown": 7}, "spin.epochs_shown: 7 is more than the learning rate's 3 epochs"),
-        ({"spin.subsets": [50]}, "write fiftieths, 1 to 49"),
-        ({"demonstrations.transfer_rows": 0}, "give transfer families and their rows together"),
-        (
-            {"demonstrations.transfer": {"chain_sum": {"dataset": "chain_sum"}}},
-            "demonstrations.transfer: chain_sum is also trained on",
-        ),
-    ],
-)
-def test_an_experiment_that_cannot_be_is_refused(changes: dict, message: str) -> None:
-    with pytest.raises(SettingsError, match=re.escape(message)):
-        profiles.load("smoke", changes)
-
-
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -222,6 +195,6 @@ _JSON = st.recursive(
 def test_whatever_a_file_holds_ends_in_a_profile_or_a_settings_error(data: dict) -> None:
     base = yaml.safe_load((profiles.PROFILES / "smoke.yaml").read_text())
     try:
-        assert isinstance(profiles.build(Profile, {**base, **data}, ""), Profile)
+        assert isinstance(profiles.build(Profile, {**base, **data}), Profile)
     except SettingsError as error:
         assert str(error)

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -108,25 +107,6 @@ def test_the_command_itself_says_it_in_a_line_and_ends_with_status_2(
     assert "Traceback" not in result.stdout + result.stderr
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert used < 10, f"{used:.1f} s of processor time before a person hears of it"
-
-
-@pytest.mark.parametrize("work", ["{% for i in range(99999) %}" * 3 + "x" + "{% endfor %}" * 3, "{{ 10 ** (10**9) }}"])
-def test_a_chat_template_that_takes_for_ever_is_refused(
-    work: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from spin_utils.data import templates
-    from spin_utils.model import base
-    from spin_utils.model.base import ModelError
-    from spin_utils.settings import profiles
-
-    model = recipes.broken_model(sound, {"write": {"chat_template.jinja": work}}, tmp_path / "model")
-    template = profiles.load("smoke", {"template": {"kind": "chat"}}).template
-    monkeypatch.setattr(templates, "_SECONDS", 0.2)
-    before = signal.getsignal(signal.SIGPROF), resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(ModelError, match=r"the chat template is not rendered after 0\.2 s; .*template.kind: text"):
-        base.check_folder(model, template)
-    assert (signal.getsignal(signal.SIGPROF), resource.getrlimit(resource.RLIMIT_AS)) == before
-    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
 
 
 def test_the_corpus_and_its_index_agree() -> None:

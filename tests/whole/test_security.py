@@ -73,7 +73,7 @@ def faults(place: str, tree: ast.AST) -> Iterator[str]:
         if name == "yaml.load" and not ast.unparse(given.get("Loader", ast.Constant(""))).endswith(
             ("SafeLoader", "_StrictLoader")
         ):
-            yield f"{where} makes any object; use strict_yaml.parse"
+            yield f"{where} makes any object; use profiles.parse_yaml"
         if given.get("shell") is not None:
             yield f"{where} runs a shell"
         method = name.rpartition(".")[2]

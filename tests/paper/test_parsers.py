@@ -1,4 +1,4 @@
-"""Whatever a file or a command line holds, each parser ends in a valid value or in its own error."""
+"""Whatever a file holds, each parser ends in a valid value or in its own error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ import synthetic_results as synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin_utils.data import preferences, rows
-from spin_utils.files import disk, strict_yaml
+from spin_utils.files import disk
 from spin_utils.paper import published, records, results
-from spin_utils.settings import profiles
-from spin_utils.settings.inputs import SettingsError
 
 TEXT = st.text(max_size=60) | st.text(alphabet="[]{}:,-&*!<>?|'\"#%@ \n\t0123456789.eE+_~ynaNtrufls", max_size=60)
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -28,55 +25,12 @@ VALUE = st.recursive(
 )
 
 
-def is_plain(value: Any) -> bool:
-    """Data as JSON has it, and finite where it was given so."""
-    if isinstance(value, dict):
-        return all(is_plain(part) for part in value.values())
-    return all(map(is_plain, value)) if isinstance(value, list) else not isinstance(value, set)
-
-
 @given(TEXT)
-def test_an_override_is_a_name_and_plain_data_or_a_settings_error(text: str) -> None:
+def test_strict_json_ends_in_plain_data_or_its_own_error(text: str) -> None:
     try:
-        name, value = profiles.parse_override(text)
-    except SettingsError as error:
-        assert str(error)
-    else:
-        assert name
-        assert is_plain(value)
-
-
-@given(st.sampled_from(["sft.epochs", "spin.betas", "demonstrations.families", "name", "template", "dpo"]), VALUE)
-def test_an_override_of_any_value_ends_in_a_profile_or_a_settings_error(name: str, value: Any) -> None:
-    try:
-        profile = profiles.load("smoke", {name: value})
-    except SettingsError as error:
-        assert str(error).startswith("smoke.yaml: ")
-    else:
-        disk.canonical(profiles.as_dict(profile))  # it can become part of a key
-
-
-@given(TEXT | st.binary(max_size=60))
-def test_a_profile_file_of_any_content_is_refused_or_read(
-    tmp_path_factory: pytest.TempPathFactory, content: Any
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.yaml"
-    path.write_bytes(
-        b"extends: smoke\n" + (content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
-    )
-    try:
-        assert profiles.load(str(path)).spin.iterations
-    except SettingsError as error:
-        assert "any.yaml" in str(error) or "profile" in str(error)
-
-
-@given(TEXT)
-def test_strict_yaml_and_json_end_in_plain_data_or_their_own_error(text: str) -> None:
-    for parse, error in ((strict_yaml.parse, strict_yaml.YAMLError), (disk.parse_json, disk.JSONError)):
-        try:
-            parse(text)
-        except error as fault:
-            assert str(fault)
+        disk.parse_json(text)
+    except disk.JSONError as fault:
+        assert str(fault)
 
 
 @given(VALUE)
@@ -86,38 +40,6 @@ def test_strict_json_reads_what_json_writes(value: Any) -> None:
         assert disk.parse_json(text) == value
     except disk.JSONError:
         assert "NaN" in text or "Infinity" in text
-
-
-RECORD = st.dictionaries(
-    st.sampled_from(["id", "prompt", "response", "messages", "real", "family", "grader", "chosen", "rejected"]),
-    VALUE
-    | st.lists(
-        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]) | SCALAR, "content": VALUE})
-    ),
-)
-
-
-@given(RECORD | VALUE)
-def test_a_record_ends_in_a_checked_row_or_a_row_error_that_names_it(record: Any) -> None:
-    for make, names in ((rows.as_row, ("prompt", "response")), (preferences.as_preference, ("chosen", "rejected"))):
-        try:
-            row = make(record, where="x.jsonl, row 7", default_id="x-7")
-        except rows.RowError as error:
-            assert str(error).startswith("x.jsonl, row 7: ")
-        else:
-            assert all(isinstance(row[name], str) and row[name].strip() for name in ("id", *names))
-
-
-@given(st.sampled_from(["a.json", "a.jsonl", "a.parquet"]), TEXT.map(str.encode) | st.binary(max_size=80))
-def test_a_file_of_rows_of_any_content_ends_in_records_or_a_row_error(
-    tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes
-) -> None:
-    path = tmp_path_factory.getbasetemp() / name
-    path.write_bytes(content)
-    try:
-        assert all(number >= 1 for number, _ in rows.read_records(path))
-    except rows.RowError as error:
-        assert str(error).startswith(name)
 
 
 GOOD = {

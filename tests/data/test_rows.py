@@ -1,0 +1,49 @@
+"""Whatever a file of rows holds, it ends in checked rows or in an error that names the row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spin_utils.data import preferences, rows
+
+TEXT = st.text(alphabet="[]{}:,\"'#\\n 0123456789.eE+_~ynaNtrufls", max_size=60)
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+VALUE = st.recursive(
+    SCALAR,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+RECORD = st.dictionaries(
+    st.sampled_from(["id", "prompt", "response", "messages", "real", "family", "grader", "chosen", "rejected"]),
+    VALUE
+    | st.lists(
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]) | SCALAR, "content": VALUE})
+    ),
+)
+
+
+@given(RECORD | VALUE)
+def test_a_record_ends_in_a_checked_row_or_a_row_error_that_names_it(record: Any) -> None:
+    for make, names in ((rows.as_row, ("prompt", "response")), (preferences.as_preference, ("chosen", "rejected"))):
+        try:
+            row = make(record, where="x.jsonl, row 7", default_id="x-7")
+        except rows.RowError as error:
+            assert str(error).startswith("x.jsonl, row 7: ")
+        else:
+            assert all(isinstance(row[name], str) and row[name].strip() for name in ("id", *names))
+
+
+@given(st.sampled_from(["a.json", "a.jsonl", "a.parquet"]), TEXT.map(str.encode) | st.binary(max_size=80))
+def test_a_file_of_rows_of_any_content_ends_in_records_or_a_row_error(
+    tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(content)
+    try:
+        assert all(number >= 1 for number, _ in rows.read_records(path))
+    except rows.RowError as error:
+        assert str(error).startswith(name)
