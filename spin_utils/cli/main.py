@@ -117,7 +117,7 @@ def _one_line_errors() -> Iterator[None]:
 def _failures() -> tuple[type[Exception], ...]:
     """Errors of work that had begun on good input."""
     from spin_utils.cli.notebooks import StageError
-    from spin_utils.experiment.launching import LaunchError
+    from spin_utils.experiment.launch import LaunchError
     from spin_utils.files.disk import StorageError
 
     return StageError, StorageError, LaunchError, processes.LostProcessError

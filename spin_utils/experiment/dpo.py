@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils.data import preferences
-from spin_utils.experiment import launching
+from spin_utils.experiment import launch
 from spin_utils.experiment.pair_training import train_on_pairs
 from spin_utils.files import artifacts, disk, paths, processes
 from spin_utils.model import base
@@ -68,7 +68,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     """
     if not out.name or len(out.name.encode()) > _LONGEST_NAME:
         raise DpoError(f"{out}: is no folder of its own, or has a name of over {_LONGEST_NAME} bytes; name another")
-    launching.check(settings.processes)
+    launch.check(settings.processes)
     trackers.check(settings.training.trackers)
     start = base.resolve(model)
     base.check_folder(start, settings.template)
@@ -78,10 +78,10 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     inputs = {"model": identity, "pairs": disk.file_hash(pairs)}
     key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
     unnamed = out.with_name(f"{out.name}-{key}")
-    if launching.wanted(settings.processes) and not _is_made(out, key):
+    if launch.wanted(settings.processes) and not _is_made(out, key):
         # Rows are checked by every worker again; here they are checked before one starts.
         preferences.encode_preferences(base.load_tokenizer(start), settings.template, rows)
-        launching.launch(_command(model, pairs, out, settings), settings.processes)
+        launch.launch(_command(model, pairs, out, settings), settings.processes)
         return out
     with artifacts.lock(unnamed):
         if processes.from_first(lambda: _is_made(out, key)):

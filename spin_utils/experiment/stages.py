@@ -15,7 +15,7 @@ from typing import Any
 
 from spin_utils.data.demonstrations import load as load_demonstrations
 from spin_utils.data.rows import count_by_family, read_rows, write_rows
-from spin_utils.experiment import launching, step_resources
+from spin_utils.experiment import launch, step_resources
 from spin_utils.experiment.plan import (
     Plan,
     Step,
@@ -42,14 +42,14 @@ def check_inputs(profile: Profile) -> None:
 
     Raises:
         ModelError, RowError, TemplateError, EvaluationError, KitError, MtBenchError, JudgeError,
-            ProcessesError: with the file, the row and the remedy.
+            with the file, the row and the remedy.
     """
     from spin_utils.experiment import input_checks, mt_bench
     from spin_utils.model import base, vllm
     from spin_utils.training import trackers
 
     trackers.check({name for training in trainings(profile).values() for name in training.trackers})
-    launching.check(profile.processes)
+    launch.check(profile.processes)
     for settings in (profile.model, *profile.released.values()):
         base.identity(settings)
     if needs_data(profile):
@@ -86,7 +86,7 @@ def run(plan: Plan, name: str) -> Path:
     for needed in step.inputs:
         run(plan, needed)
     shared = step_resources.processes(plan.profile, step) if _is_shared(plan, step) else ProcessSettings(1)
-    if launching.wanted(shared):
+    if launch.wanted(shared):
         _launch(plan, step, shared)
         return step.directory
     with artifacts.lock(step.directory):
@@ -116,7 +116,7 @@ def _launch(plan: Plan, step: Step, shared: ProcessSettings) -> None:
     with tempfile.TemporaryDirectory(prefix="spin-") as folder:
         profile = profiles.dump(plan.profile, Path(folder) / "profile.yaml")
         arguments = ["step", step.name, "--profile", str(profile), "--seed", str(plan.seed)]
-        launching.launch(arguments, shared)
+        launch.launch(arguments, shared)
 
 
 def rows(plan: Plan, split: str, data: str = "data") -> list[dict[str, Any]]:

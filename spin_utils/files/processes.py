@@ -1,8 +1,8 @@
-"""The processes that share the work of a stage: this one's place among them, and what they tell each other.
+"""The processes that share the work of a stage: the rank of this one, and what they tell each other.
 
 One process is the trivial case: nothing is communicated, and every function returns at once. Several are started by
-`launching`, or by `torchrun` or `accelerate launch`; all of them run the same code in the same order. The first one
-(rank 0) writes for all.
+`experiment.launch`, or by `torchrun` or `accelerate launch`; all of them run the same code in the same order. The first
+one (rank 0) writes for all.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
+
+from spin_utils.files.paths import KitError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,17 +34,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 RENDEZVOUS = "SPIN_RENDEZVOUS"
-"""File over which processes of `launching` find each other; others do by MASTER_ADDR and MASTER_PORT."""
+"""Names the file through which processes of `experiment.launch` find each other; others use MASTER_ADDR and
+MASTER_PORT."""
+LOST = "another process is gone"
 PATIENCE = timedelta(hours=6)
 """Longest wait for another process: the first one may be writing, or making data for all."""
+_LOOK_S = 1.0
 
 
-class ProcessesError(RuntimeError):
-    """The processes cannot work together. The message says why and what to do."""
-
-
-class LostProcessError(ProcessesError):
-    """Another process ended in the middle of the work, which can go on from its last saved state."""
+class LostProcessError(KitError):
+    """Another process ended in the middle of the work, which can resume from its last saved state."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +80,21 @@ def launched() -> bool:
     """Whether a launcher started this process as one of several.
 
     Raises:
-        ProcessesError: the environment says so in words that no launcher uses.
+        KitError: the environment has numbers that no launcher sets.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return False
     rank, count, local = map(_said, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if not (rank < count and local < count):
-        raise ProcessesError(f"RANK: {rank} of WORLD_SIZE {count}; start with torchrun or accelerate, or unset both")
+        raise KitError(f"RANK: {rank} of WORLD_SIZE {count}; start with torchrun or accelerate, or unset both")
     return count > 1
 
 
 def _said(name: str) -> int:
-    """A number that a launcher puts into the environment; 0 where it puts none."""
+    """A number that a launcher puts into the environment; 0 if it is not there."""
     text = os.environ.get(name, "0")
     if re.fullmatch("[0-9]{1,9}", text) is None:
-        raise ProcessesError(f"{name}: {text!r} is no number; start with torchrun or accelerate, or unset it")
+        raise KitError(f"{name}: {text!r} is not a number; start with torchrun or accelerate, or unset it")
     return int(text)
 
 
@@ -106,7 +108,7 @@ def group(sharding: Sharding) -> Iterator[None]:
 
     Raises:
         LostProcessError: another process is gone.
-        ProcessesError: the launcher asks for what the kit does not do.
+        KitError: the launcher asks for something that the kit does not do.
     """
     global _place
     if not launched():
@@ -122,7 +124,7 @@ def group(sharding: Sharding) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     own = os.environ.get(RENDEZVOUS)
     if not own and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise ProcessesError("MASTER_ADDR and MASTER_PORT: not set; start with torchrun or accelerate")
+        raise KitError("MASTER_ADDR and MASTER_PORT: not set; start with torchrun or accelerate")
     distributed.init_process_group(
         backend,
         init_method=f"file://{own}" if own else "env://",
@@ -131,16 +133,16 @@ def group(sharding: Sharding) -> Iterator[None]:
         timeout=PATIENCE,
     )
     if own:
-        threading.Thread(target=_stop_with_launcher, daemon=True).start()
+        threading.Thread(target=_stop_with_launcher, args=(os.getppid(),), daemon=True).start()
     if place.rank:
-        logging.getLogger("spin_utils").setLevel(logging.WARNING)  # the first one tells what happens
+        logging.getLogger("spin_utils").setLevel(logging.WARNING)  # the first one reports
     log.info("%d processes, %s", place.count, place.sharding)
     _place = place
     try:
         yield
     except RuntimeError as error:
         if "gloo/transport" in str(error) or isinstance(error, distributed.DistError):
-            raise LostProcessError("another process is gone, and this one cannot go on without it") from error
+            raise LostProcessError(f"{LOST}, and this one cannot continue without it") from error
         raise
     finally:
         _place = _Place()
@@ -149,7 +151,7 @@ def group(sharding: Sharding) -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside the block this process counts as the only one; the others wait for it elsewhere."""
+    """Inside the block this process counts as the only one; the others wait for it at the next barrier."""
     global _place
     before, _place = _place, _Place()
     try:
@@ -159,7 +161,7 @@ def alone() -> Iterator[None]:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process; one of a launch at once, for now and then threads of its group abort what is taken down."""
+    """End this process; a worker ends at once, because threads of its group sometimes abort a regular exit."""
     if "RANK" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -168,14 +170,14 @@ def leave(status: int) -> NoReturn:
 
 
 def check_available(sharding: Sharding) -> None:
-    """Refuse, before any work, a way of sharding whose package is missing.
+    """Refuse, before any work, a kind of sharding whose package is missing.
 
     Raises:
-        ProcessesError: DeepSpeed is asked for and not installed.
+        KitError: DeepSpeed is needed and not installed.
     """
     if sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
-        raise ProcessesError(
-            "zero3 needs DeepSpeed, which is not installed: pip install -e '.[deepspeed]', or take fsdp2, which shards "
+        raise KitError(
+            "zero3 needs DeepSpeed, which is not installed: pip install -e '.[deepspeed]', or use fsdp2, which shards "
             "the same"
         )
 
@@ -186,7 +188,7 @@ def barrier() -> None:
 
 
 def gather(value: T) -> list[T]:
-    """What every process passes, by rank; anything that can be pickled."""
+    """The values of all processes, by rank; anything that can be pickled."""
     if _place.count == 1:
         return [value]
     from torch import distributed
@@ -197,7 +199,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives in the first process, in all of them: whatever could differ, such as clocks and files."""
+    """What `make` returns in the first process, in all of them: for clocks, files and all that could differ."""
     return gather(make() if _place.rank == 0 else None)[0]  # type: ignore[return-value]
 
 
@@ -217,7 +219,7 @@ def add_up(*tensors: Tensor) -> None:
 
 
 def take_turns(items: Sequence[T], work: Callable[[T], R]) -> Iterator[list[tuple[T, R]]]:
-    """Round by round each process does one item, and all get what the round gave, in the order of the items.
+    """In each round every process does one item, and all get the results of the round, in the order of the items.
 
     Args:
         items: the same in every process.
@@ -230,14 +232,14 @@ def take_turns(items: Sequence[T], work: Callable[[T], R]) -> Iterator[list[tupl
 
 
 def deal(items: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
-    """Deal items to the processes, about equal sizes to each.
+    """Deal items to the processes so that each gets about the same total size.
 
     Args:
         items: anything; the same in every process.
         sizes: of the items.
 
     Returns:
-        The items of each process. Those of one process alone are as they were given.
+        The items of each process. A single process gets them in the given order.
     """
     if _place.count == 1:
         return [list(items)]
@@ -245,37 +247,36 @@ def deal(items: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
     hands: list[list[int]] = [[] for _ in range(_place.count)]
     for turn, start in enumerate(range(0, len(order), _place.count)):
         cards = order[start : start + _place.count]
-        # There and back again, or the first process would have the largest item of every round.
+        # Back and forth, or the first process would have the largest item of every round.
         for hand, card in zip(hands if turn % 2 == 0 else reversed(hands), cards, strict=False):
             hand.append(items[card])
     return hands
 
 
 def shown(progress: Callable[[int], object] | None) -> Callable[[int], object] | None:
-    """A progress callback for one process's share of a work: the others are about as far."""
+    """A progress callback for one process's share of the work: the others are about as far."""
     if progress is None or _place.count == 1:
         return progress
     return lambda units: progress(units * _place.count)
 
 
 def _chosen(sharding: Sharding) -> Sharding:
-    """What `accelerate launch` says, if it says something."""
+    """What `accelerate launch` asks for, else the setting."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
         if stage != "3":
-            raise ProcessesError(
-                f"accelerate asks for DeepSpeed's ZeRO stage {stage}; the kit has stage 3 (zero_stage: 3)"
-            )
+            raise KitError(f"accelerate asks for DeepSpeed's ZeRO stage {stage}; the kit has stage 3 (zero_stage: 3)")
         return "zero3"
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
         return sharding
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise ProcessesError("accelerate asks for FSDP of version 1; set fsdp_version: 2 in its configuration file")
+        raise KitError("accelerate asks for FSDP of version 1; set fsdp_version: 2 in its configuration file")
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers would leave out the weights on most ranks
     return "fsdp2"
 
 
-def _stop_with_launcher() -> None:
-    """Stop, as after SIGTERM, when the launcher closes this process's standard input or is gone."""
-    os.read(sys.stdin.fileno(), 1)  # unbuffered: a lock held here would spoil the end of the process
+def _stop_with_launcher(launcher: int) -> None:
+    """Stop, as after SIGTERM, when the launcher has been killed."""
+    while os.getppid() == launcher:
+        time.sleep(_LOOK_S)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,18 +1,19 @@
-"""Promises of several processes: the result of one, shards that are shards, and runs that go on in any number."""
+"""Several processes give the result of one, shards are shards, and runs resume in any number of processes."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import re
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from process_runs import (
@@ -30,14 +31,15 @@ from process_runs import (
 )
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.elastic import multiprocessing
 from typer.main import get_command
 
 from spin_utils.cli import main as cli
-from spin_utils.experiment import launching, plan, stages, step_resources
+from spin_utils.experiment import launch, plan, stages, step_resources
 from spin_utils.experiment.dpo import _command, read_settings
-from spin_utils.experiment.launching import LaunchError
+from spin_utils.experiment.launch import LaunchError
 from spin_utils.files import artifacts, paths, processes
-from spin_utils.files.processes import ProcessesError
+from spin_utils.files.paths import KitError
 from spin_utils.model import base, sharding
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError
@@ -105,22 +107,23 @@ def test_prompts_answered_in_turns_get_the_answers_of_one_process(two: Path, hom
     assert sorted(p.name for p in spin.iterdir()) == sorted(p.name for p in made.directory("spin-0").iterdir())
 
 
-def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[plan.Plan, list[subprocess.Popen[str]]]:
-    """A long iteration to be made in two processes that shard, everything before it made, and its workers."""
+def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[plan.Plan, list[int]]:
+    """A long iteration to be made in two processes that shard, everything before it made, and pids of its workers."""
     monkeypatch.setenv("SPIN_HOME", str(home))
     longer = {"spin.training.epochs": 8, "spin.training.schedule_epochs": 8}
     made = small_plan(**longer, **{"processes.count": 2, "processes.sharding": "fsdp2"})
     alone = small_plan(**longer)
-    assert made.directory("spin-0") == alone.directory("spin-0"), "the number of processes makes no other artifact"
+    assert made.directory("spin-0") == alone.directory("spin-0"), "the key does not depend on the number of processes"
     stages.run(alone, "pairs-0")
-    workers: list[subprocess.Popen[str]] = []
-    start = launching._start
+    workers: list[int] = []
+    start = multiprocessing.start_processes
 
-    def noting(*given: Any) -> subprocess.Popen[str]:
-        workers.append(start(*given))
-        return workers[-1]
+    def noting(*given: Any, **named: Any) -> Any:
+        context = start(*given, **named)
+        workers[:] = context.pids().values()
+        return context
 
-    monkeypatch.setattr(launching, "_start", noting)
+    monkeypatch.setattr(multiprocessing, "start_processes", noting)
     return made, workers
 
 
@@ -139,33 +142,35 @@ def after(lines: int, file: Path, act: Callable[[], object]) -> threading.Thread
 
 
 def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    caplog.set_level("INFO", "spin_utils")
     made, workers = started(tmp_path, monkeypatch)
     partial = made.directory("spin-0").with_name(made.directory("spin-0").name + ".partial")
     metrics = partial / "scratch" / "metrics.jsonl"
 
     watcher = after(3, metrics, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Interrupted, match=r"SPIN iteration 0: stopped after step \d+ of 24.*continues from there"):
+    with pytest.raises(Interrupted, match=r"SPIN iteration 0: stopped after step \d+ of 24"):
         stages.run(made, "spin-0")
     watcher.join()
-    assert [worker.returncode for worker in workers] == [launching.STOPPED] * 2
     (state,) = (partial / "scratch").glob("state-*")
     stopped = int(state.name.removeprefix("state-"))
 
-    watcher = after(stopped + 3, metrics, lambda: workers[3].kill())
-    with pytest.raises(LaunchError, match=r"process 1 of 2 was killed \(SIGKILL\).*run the same again to go on"):
+    watcher = after(stopped + 3, metrics, lambda: os.kill(workers[1], signal.SIGKILL))
+    with pytest.raises(LaunchError, match=r"process 1 of 2 was killed \(SIGKILL\).*run the same command again"):
         stages.run(made, "spin-0")
     watcher.join()
-    assert all(worker.poll() is not None for worker in workers), "no worker is left behind"
-    assert "Traceback" not in caplog.text
+    assert not any(psutil.pid_exists(worker) for worker in workers), "no worker is left behind"
 
     stages.run(made, "spin-0")
-    goes_on = [int(line.split()[4]) for line in caplog.messages if line.startswith("continuing after step")]
-    assert goes_on[0] == stopped
-    assert goes_on[1] > stopped, "from a state of the second launch"
-    assert "SPIN iteration 0: 24 of 24 steps" in caplog.text, "the first worker's progress is shown here"
+    said = capsys.readouterr().out
+    assert "Traceback" not in said + caplog.text
+    resumed = [int(number) for number in re.findall(r"after step (\d+)\b(?! of)", said)]
+    assert resumed[0] == stopped
+    assert resumed[1] > stopped, "from a state of the second launch"
+    assert "SPIN iteration 0: 24 of 24 steps" in said, "the first worker's progress is shown here"
     folder = made.directory("spin-0")
     rows = json.loads((folder / "training.json").read_text())["rows"]
     assert [row["step"] for row in rows] == list(range(1, 25))
@@ -175,8 +180,8 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     found, wanted = load_file(folder / "model.safetensors"), load_file(alone / "model.safetensors")
     assert found.keys() == wanted.keys()
     start = load_file(made.directory("base") / "model.safetensors")
-    gone = max(float((wanted[name] - start[name]).abs().max()) for name in wanted)
-    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 0.02 * gone
+    moved = max(float((wanted[name] - start[name]).abs().max()) for name in wanted)
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 0.02 * moved
     assert base.load(folder).config.architectures == base.load(alone).config.architectures
 
 
@@ -200,12 +205,12 @@ def test_the_files_for_accelerate_launch_say_how_processes_start_and_what_the_ki
             assert processes._chosen("ddp") == kind.removeprefix("deepspeed-")
             patch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
             patch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-            with pytest.raises(ProcessesError, match="zero_stage: 3"):
+            with pytest.raises(KitError, match="zero_stage: 3"):
                 processes._chosen("ddp")
             patch.delenv("ACCELERATE_USE_DEEPSPEED")
             patch.setenv("ACCELERATE_USE_FSDP", "true")
             patch.setenv("FSDP_VERSION", "1")
-            with pytest.raises(ProcessesError, match="fsdp_version: 2"):
+            with pytest.raises(KitError, match="fsdp_version: 2"):
                 processes._chosen("ddp")
 
 
@@ -222,14 +227,12 @@ def test_a_step_that_one_process_makes_asks_nothing_of_the_others(home: Path, mo
 
 def test_deepspeed_that_is_not_installed_is_asked_for_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    launching.check(ProcessSettings(2, "ddp"))
-    launching.check(ProcessSettings(2, "fsdp2"))
-    launching.check(ProcessSettings(1, "zero3"))
+    launch.check(ProcessSettings(2, "ddp"))
+    launch.check(ProcessSettings(2, "fsdp2"))
+    launch.check(ProcessSettings(1, "zero3"))
     for count in (0, 2):
-        with pytest.raises(
-            ProcessesError, match=r"DeepSpeed, which is not installed: pip install -e '\.\[deepspeed\]'"
-        ):
-            launching.check(ProcessSettings(count, "zero3"))
+        with pytest.raises(KitError, match=r"DeepSpeed, which is not installed: pip install -e '\.\[deepspeed\]'"):
+            launch.check(ProcessSettings(count, "zero3"))
 
 
 @pytest.mark.parametrize("numbers", [1, 2, 3, 7])
@@ -254,26 +257,8 @@ def test_a_number_of_processes_that_cannot_be_is_refused(monkeypatch: pytest.Mon
         profiles.load("smoke", {"processes.sharding": "fsdp"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ProcessesError, match="2 processes for 1 GPUs"):
+    with pytest.raises(KitError, match="2 processes for 1 GPUs"):
         stages.check_inputs(profiles.load("smoke", {"processes.count": 2}))
-
-
-def test_more_processes_than_any_core_would_hold_are_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ProcessesError, match="processes.count: 100000 processes for"):
-        launching.check(profiles.load("smoke", {"processes": {"count": 100_000}}).processes)
-
-
-def test_a_number_of_threads_that_is_none_is_passed_over_as_openmp_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: list[str] = []
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: given.append(env["OMP_NUM_THREADS"]))
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    for threads in ("nonsense", "-3", "0", "4,2", "4"):
-        monkeypatch.setenv("OMP_NUM_THREADS", threads)
-        launching._start(["plan"], 0, 2, tmp_path / "rendezvous", tmp_path / "log")
-    assert given == ["3", "3", "3", "3", "2"]
 
 
 def test_a_step_takes_a_process_for_each_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,21 +305,11 @@ def test_workers_of_dpo_get_the_settings_of_the_run() -> None:
     assert read_settings(profiles.parse_overrides(given["changes"])) == chosen
 
 
-def test_the_number_of_processes_makes_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPIN_HOME", str(tmp_path))
-
-    def resolved(*changes: str) -> str:
-        return cli._resolve("smoke", "", "", changes, "")[1].name
-
-    assert resolved("processes.count=2") == resolved("resources.training.hours=2") == "smoke"
-    assert resolved("processes.count=2", "spin.betas=[1]") == resolved("spin.betas=[1]") != "smoke"
-
-
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' is no number"),
-        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK: 'first' is no number"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' is not a number"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK: 'first' is not a number"),
         ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK: 5 of WORLD_SIZE 2; start with torchrun"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT: not set"),
     ],

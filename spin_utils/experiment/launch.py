@@ -1,0 +1,155 @@
+"""Several processes on this machine for one command of the kit: their progress, their stop and their errors.
+
+The workers run the command line that one would give to `torchrun` or `accelerate launch`, so a stage started by a
+notebook and one started on a cluster take the same way. They are started by the part of torchrun that starts workers;
+unlike torchrun itself, this waits as long as the workers need to save when they are asked to stop, and opens no port:
+they find each other through a file and talk over the loopback interface.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spin_utils.files import processes, runtime
+from spin_utils.files.paths import KitError
+from spin_utils.settings.run import ProcessSettings
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.api import PContext, RunProcsResult
+
+    from spin_utils.training.state import StopRequest
+
+STOPPED = 130
+"""Exit status of a command that was asked to stop and has saved its state."""
+_POLL_S = 0.1
+_ALWAYS_ALLOWED = 8
+"""As many processes are allowed on a machine of fewer cores, to try out what a larger one will do."""
+
+
+class LaunchError(KitError):
+    """A worker failed or was killed. The message says which, why, and what to do."""
+
+
+def wanted(settings: ProcessSettings) -> bool:
+    """Whether workers have to be started: several are asked for, and this process is not one of them."""
+    return settings.count > 1 and not processes.launched()
+
+
+def check(settings: ProcessSettings) -> None:
+    """Refuse, before any work, more processes than the machine can hold.
+
+    Raises:
+        KitError: there are fewer GPUs than processes, many more processes than cores, or no DeepSpeed for zero3.
+    """
+    if settings.count != 1:
+        processes.check_available(settings.sharding)
+    if not wanted(settings):
+        return
+    import torch
+
+    cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
+    if torch.cuda.is_available() and devices < settings.count:
+        raise KitError(f"processes.count: {settings.count} processes for {devices} GPUs; each needs its own")
+    if not torch.cuda.is_available() and settings.count > max(cores, _ALWAYS_ALLOWED):
+        raise KitError(f"processes.count: {settings.count} processes for {cores} cores; use at most one for each")
+
+
+def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
+    """Run a command of the kit in several processes, and wait for it.
+
+    What the first one writes appears here. Ctrl-C and SIGTERM let the workers finish their step and save; they do the
+    same when this process is killed.
+
+    Args:
+        arguments: of `spin-repro`.
+        settings: how many processes.
+
+    Raises:
+        KitError: the machine cannot hold them.
+        LaunchError: a worker failed or was killed.
+        Interrupted: the workers were asked to stop and have saved their state.
+        KeyboardInterrupt: they were asked to stop when there was nothing to save.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
+
+    from spin_utils.training.loop import Interrupted
+    from spin_utils.training.state import StopRequest
+
+    check(settings)
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # said in one line
+    with tempfile.TemporaryDirectory(prefix="spin-") as folder, StopRequest() as stop:
+        shared = _environment(settings.count, Path(folder) / "rendezvous")
+        ranks = range(settings.count)
+        workers = start_processes(
+            "spin",
+            sys.executable,
+            args=dict.fromkeys(ranks, ("-m", "spin_utils", *arguments)),
+            envs={rank: shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks},
+            logs_specs=DefaultLogsSpecs(folder, redirects=Std.ALL, tee=Std.ALL, local_ranks_filter={0}),
+            log_line_prefixes={0: ""},
+        )
+        with stop:  # again, for `start_processes` has put its own handlers in place
+            ended = _wait(workers, stop)
+        failures = {rank: (failure.exitcode, _last_line(ended, rank)) for rank, failure in ended.failures.items()}
+    if any(status == STOPPED for status, _ in failures.values()):
+        raise Interrupted(next(said for status, said in failures.values() if status == STOPPED))
+    if failures and stop.asked:
+        raise KeyboardInterrupt
+    if failures:
+        raise LaunchError(_explanation(failures, settings.count))
+
+
+def _environment(count: int, rendezvous: Path) -> dict[str, str]:
+    import torch
+
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    own = {
+        "WORLD_SIZE": str(count),
+        processes.RENDEZVOUS: str(rendezvous),
+        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count)),
+        "TQDM_DISABLE": "1",  # no progress bars of libraries among the lines
+    }
+    if loopback:
+        own |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    return runtime.child_environment(headless=True) | own
+
+
+def _wait(workers: PContext, stop: StopRequest) -> RunProcsResult:
+    """Wait until all have ended; torch ends the others when one fails."""
+    try:
+        while (ended := workers.wait(_POLL_S, period=_POLL_S)) is None:
+            for worker in workers.pids().values() if stop.asked else ():
+                with suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGTERM)
+        return ended
+    finally:
+        workers.close(signal.SIGKILL)
+
+
+def _explanation(failures: dict[int, tuple[int, str]], count: int) -> str:
+    """What went wrong first: torch lists failures in their order, and some workers only notice that another is gone."""
+    causes = [rank for rank, (_, said) in failures.items() if processes.LOST not in said]
+    rank = causes[0] if causes else next(iter(failures))
+    status, said = failures[rank]
+    if status < 0:
+        return (
+            f"process {rank} of {count} was killed ({signal.Signals(-status).name}), and the others with it. What was "
+            "saved is kept: run the same command again to resume (out of memory? lower micro_batch_tokens, or set "
+            "processes.sharding: fsdp2)"
+        )
+    return f"process {rank} of {count} ended with status {status}: {said}"
+
+
+def _last_line(ended: RunProcsResult, rank: int) -> str:
+    texts = [Path(files[rank]).read_text(errors="replace") for files in (ended.stderrs, ended.stdouts)]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it wrote nothing"
