@@ -57,7 +57,7 @@ def record(profile: str, seed: int, model: str, kind: str = "evaluations") -> di
 
     Raises:
         ResultsError: no such results file, or not a valid one.
-        PathError: a profile's name that could lead elsewhere.
+        KitError: a profile's name that could lead elsewhere.
         ProvenanceError: an input is not the artifact that the chain names.
     """
     label = results.label(model)

@@ -1,9 +1,13 @@
 """Artifact directories: complete with a manifest, or absent.
 
-A stage works in `NAME.partial`, where finished shards and checkpoints survive a kill. When everything is
-written, the files are hashed, the manifest is written last, and the directory is renamed. The name ends
-in a key: a hash of the settings, the seed and the keys of all inputs, so that a changed setting makes a
-new artifact and nothing is reused by name alone.
+A stage works in `NAME.partial`, where finished shards and checkpoints survive a kill. When everything is written, the
+files are hashed, the manifest is written last, and the directory is renamed. The name ends in a key, a hash of the
+settings, the seed and the keys of all inputs: a changed setting makes a new artifact, and nothing is reused by name
+alone.
+
+Finished pieces of unfinished work, such as the shards of a sampling run, are kept in the work directory with notes of
+their hashes. A piece without a note was not finished, and one that differs from its note is damaged: both are made
+again.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from typing import Any
 from spin_utils import __version__
 from spin_utils.files import processes
 from spin_utils.files.disk import canonical, explained, file_hash, is_whole, parse_json, sealed, sync, write_text
-from spin_utils.files.paths import REPOSITORY, relative
+from spin_utils.files.paths import REPOSITORY, KitError, relative
 
 log = logging.getLogger(__name__)
 
@@ -38,24 +42,16 @@ SCRATCH = "scratch"
 """Folder for resume state inside the work directory of an artifact; removed when the artifact is complete."""
 _NOTES = "pieces"
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "reasoning-gym", "tokenizers", "numpy")
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("stage", "key", "started", "commit", "device"), str),
-    **dict.fromkeys(("settings", "inputs", "versions"), dict),
-    "seed": int,
-    "seconds": (int, float),
-    "dirty": bool,
-}
-"""What a manifest says beside its files."""
 _PLANNED = re.compile("/(?:shared|seed-[0-9]+)/[^/]+-([0-9a-f]{12})$")
-"""Where a plan puts artifacts; elsewhere, as at the end of `dpo`, a folder's name is anybody's choice."""
+"""Where a plan puts artifacts; elsewhere, as with `dpo`, people choose the name of the folder."""
 
 
-class ArtifactError(RuntimeError):
+class ArtifactError(KitError):
     """An artifact is missing or damaged. The message names it and the remedy."""
 
 
 def key(stage: str, settings: Any, **inputs: Any) -> str:
-    """Twelve hexadecimal digits that stand for a stage, its settings and its inputs.
+    """Twelve hexadecimal digits that identify a stage with its settings and inputs.
 
     Args:
         stage: name of the stage.
@@ -84,7 +80,7 @@ def is_complete(directory: Path) -> bool:
 
 
 def is_made(directory: Path) -> bool:
-    """`is_complete`, after the last step of a run that was killed just before it. To be asked under its `lock`."""
+    """`is_complete`, after finishing a run that was killed just before its last rename. Call it under the `lock`."""
     if is_complete(directory):
         return True
     work = _partial(directory)
@@ -117,11 +113,6 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ArtifactError(f"{relative(path)}: not a manifest of schema {SCHEMA}; {remedy}")
     if not is_whole(manifest):
         raise ArtifactError(f"{relative(path)}: not what was written (hash); {remedy}")
-    for field, kind in _FIELDS.items():
-        value: Any = manifest.get(field)
-        right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-        if not right or (field == "seconds" and value < 0):
-            raise ArtifactError(f"{relative(path)}: {field} is {value!r}, which no stage writes; {remedy}")
     planned = _PLANNED.search(str(directory))
     if planned and planned[1] != manifest["key"]:
         raise ArtifactError(
@@ -134,12 +125,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 def verify(directory: Path, *names: str) -> dict[str, Any]:
     """Hash the files of an artifact against its manifest, which is returned.
 
-    `is_complete` is a look at sizes and costs nothing; this reads every byte, about a second a gigabyte, and is done
-    once whenever a step takes the artifact as its input.
+    `is_complete` compares sizes and costs nothing; this reads every byte, about a second per gigabyte, and is done once
+    whenever a step uses the artifact as an input.
 
     Args:
         directory: the artifact.
-        names: of the files to look at; none: all of them.
+        names: files to check; all of them if none is given.
 
     Raises:
         ArtifactError: a file is missing or differs; the message names it.
@@ -157,7 +148,7 @@ def verify(directory: Path, *names: str) -> dict[str, Any]:
 
 
 def checked(directory: Path, name: str) -> Path:
-    """A file of an artifact, to be read: proved to hold what was written.
+    """Path of a file in an artifact, after checking that it holds what was written.
 
     Raises:
         ArtifactError: it is missing or differs.
@@ -170,8 +161,8 @@ def checked(directory: Path, name: str) -> Path:
 def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str, Any], seed: int) -> Iterator[Path]:
     """Make an artifact: yields the work directory, and completes the artifact when the block ends well.
 
-    What a stage leaves in the work directory survives an exception, so the next call goes on from there.
-    A `scratch` folder in it holds resume state and is not part of the artifact.
+    What a stage leaves in the work directory survives an exception, so that the next call resumes from it. Its
+    `scratch` folder holds resume state and is not part of the artifact.
 
     Args:
         directory: where the artifact will be; its name ends in the key.
@@ -198,7 +189,7 @@ def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str
         yield work
     finally:
         seconds = spent + time.monotonic() - clock
-        with contextlib.suppress(OSError):  # a full disk has its own error, and it is on its way
+        with contextlib.suppress(OSError):  # a full disk raises its own error
             write_text(scratch(work) / "seconds", f"{seconds:.3f}")
     pieces = kept(work)
     for leftover in work.rglob(".*.tmp"):  # of a writer that was killed
@@ -248,7 +239,7 @@ def scratch(work: Path) -> Path:
 
 
 def keep(work: Path, path: Path) -> None:
-    """Note that a file in a work directory is finished; it is on disk when this returns. The first process does so."""
+    """Note that a file in a work directory is finished; it is on disk when this returns."""
     if processes.rank():
         return
     sync(path)
@@ -256,7 +247,7 @@ def keep(work: Path, path: Path) -> None:
 
 
 def is_kept(work: Path, path: Path) -> bool:
-    """Whether a piece is there as it was written. A damaged one is removed, with a warning."""
+    """Whether a piece is there as it was written. A damaged one is removed with a warning."""
     note = _note(work, path)
     if not path.is_file() or not note.is_file():
         return False
@@ -269,7 +260,7 @@ def is_kept(work: Path, path: Path) -> bool:
 
 
 def kept(work: Path) -> dict[str, str]:
-    """Noted hash of every piece, by its name relative to the work directory."""
+    """Noted hash of each piece, by its name relative to the work directory."""
     folder = scratch(work) / _NOTES
     notes = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(note.relative_to(folder)): note.read_bytes().decode("ascii", "replace") for note in notes}
@@ -280,9 +271,9 @@ def _note(work: Path, path: Path) -> Path:
 
 
 def adopt(directory: Path) -> bool:
-    """Take an artifact over from another profile of this home, if one has it: its key says that it is the same.
+    """Reuse an artifact of another profile in this home, if one has it: equal keys mean equal content.
 
-    Files are linked, not copied, where the file system can.
+    Files are linked rather than copied where the file system allows it.
 
     Args:
         directory: where the artifact will be: artifacts/PROFILE/SHARED OR SEED/NAME-KEY.
@@ -309,7 +300,7 @@ def adopt(directory: Path) -> bool:
 
 
 def link(source: Path | str, target: Path | str) -> None:
-    """Put a finished file in a second place: as a link where the file system can, else as a copy."""
+    """Put a finished file in a second place: as a link where the file system allows it, else as a copy."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links
@@ -318,29 +309,30 @@ def link(source: Path | str, target: Path | str) -> None:
 
 @contextlib.contextmanager
 def lock(directory: Path, note: str = "another process is making it; waiting") -> Iterator[int]:
-    """Hold the right to make an artifact; a second process waits, and says so. Yields the lock's file descriptor.
+    """Hold the lock on an artifact; a second process logs that it waits. Yields the lock's file descriptor.
 
-    Of several processes that share the work the first holds it for all.
+    The system drops the lock with the process, however it ends. Of several processes that share the work, the first
+    holds it for all.
     """
     if processes.rank():
         yield -1
         return
     # The lock file stays: removing it would let two processes hold locks on two files of one name.
     locks = directory.parent / ".locks"
-    with explained(locks):
-        locks.mkdir(parents=True, exist_ok=True)
-        file = open(locks / directory.name, "w")  # noqa: SIM115 - closed below
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: %s", relative(directory), note)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        with explained(locks):
+            locks.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(locks / directory.name, "w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("%s: %s", relative(directory), note)
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON whole or not at all, with the same bytes for the same data; of several processes the first writes."""
+    """Write JSON atomically, with the same bytes for the same data. Of several processes, the first writes."""
     if processes.rank():
         return
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"

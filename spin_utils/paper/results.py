@@ -110,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any]:
             names give the kind, the seed and the profile, the file name gives the model.
     """
     try:
-        document = parse_json(path.read_text(encoding="utf-8"), allow_nan=True)
+        document = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ResultsError(f"{path}: no such results file; run the stage that writes it") from error
     except OSError as error:

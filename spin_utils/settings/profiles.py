@@ -65,7 +65,7 @@ def folder(name_or_path: str) -> str:
     """Name of a profile's folders: of a YAML file the name inside it; any other name as it is, once checked.
 
     Raises:
-        SettingsError, PathError: no such file, or a name that no folder can have.
+        KitError: no such file, or a name that no folder can have.
     """
     if paths.is_yaml(name_or_path):
         return load(name_or_path).name

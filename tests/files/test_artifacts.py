@@ -57,13 +57,6 @@ def test_time_spent_before_an_interruption_counts(home: Path) -> None:
     assert artifacts.read_manifest(directory)["seconds"] >= 0.05
 
 
-def test_an_empty_folder_left_by_the_scheduler_is_replaced(home: Path) -> None:
-    directory = home / "artifacts" / "thing-abc"
-    directory.mkdir(parents=True)
-    make(directory)
-    assert artifacts.is_complete(directory)
-
-
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "manifest", "not json"])
 def test_damage_is_found_and_named(home: Path, damage: str) -> None:
     directory = home / "artifacts" / "thing-abc"
@@ -136,11 +129,3 @@ def test_the_same_artifact_of_another_profile_is_taken_over_and_no_other_one(hom
     artifacts.verify(mine / "seed-0" / theirs.name)
     shutil.rmtree(theirs)
     assert artifacts.adopt(mine / "seed-0" / theirs.name), "it stays when the other one is deleted"
-
-
-def test_a_damaged_artifact_is_not_taken_over(home: Path) -> None:
-    theirs = home / "artifacts" / "cpu" / "shared" / "data-0123456789ab"
-    with artifacts.building(theirs, stage="data", settings={}, inputs={}, seed=0) as work:
-        (work / "rows").write_text("rows")
-    (theirs / "rows").unlink()
-    assert not artifacts.adopt(home / "artifacts" / "mine" / "shared" / theirs.name)

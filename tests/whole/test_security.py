@@ -168,7 +168,7 @@ def test_no_notebook_or_module_renders_text_as_html() -> None:
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc", "a/b", "", ".", "..", "a\0b", "x" * 65, "a\n"])
 def test_no_name_leads_out_of_the_folders_of_products(name: str) -> None:
     for folder in (paths.artifacts, paths.results, paths.figures, paths.executed_notebooks):
-        with pytest.raises(paths.PathError, match="names folders"):
+        with pytest.raises(paths.KitError, match="names folders"):
             folder(name)
     with pytest.raises(results.ResultsError):
         results.label(f"../{name}")
