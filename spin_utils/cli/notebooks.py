@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,7 +123,7 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     from traitlets.config import Config
 
     # Sockets in a folder of their own: kernels that run side by side must not share names, and no one else may read.
-    with tempfile.TemporaryDirectory(prefix="spin-") as sockets, runtime.sigterm_as_ctrl_c():
+    with runtime.socket_folder() as sockets, runtime.sigterm_as_ctrl_c():
         kernel = {"transport": "ipc", "ip": f"{sockets}/kernel", "shutdown_wait_time": _PATIENCE_S}
         busy = threading.Event()
         try:
@@ -157,10 +156,13 @@ def _manager(busy: threading.Event) -> type[KernelManager]:
 
     A kernel is interrupted before it is asked to end. At rest, the interrupt can make it lose the request.
     """
+    from ipykernel.kernelspec import make_ipkernel_cmd
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
         def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+            assert self.kernel_spec is not None
+            self.kernel_spec.argv = make_ipkernel_cmd()  # JUPYTER_PATH may hold another kernel named python3
             return warm_start.command(super().format_kernel_cmd(extra_arguments))
 
         async def shutdown_kernel(  # type: ignore[override]  # asynchronous, as in its parent

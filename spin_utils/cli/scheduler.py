@@ -97,6 +97,7 @@ def run(command: Sequence[str], folder: Path, *, warm: bool = False, dry_run: bo
         KeyboardInterrupt: SIGINT or SIGTERM arrived; the running step has saved its state.
     """
     environment = runtime.child_environment(headless=True)
+    environment.pop("SNAKEMAKE_PROFILE", None)  # the folder in the command is the whole profile
     if dry_run:
         return subprocess.call(command, env=environment)
     waiting = "another one is running; waiting for its end"

@@ -17,12 +17,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
+from tqdm import auto, std
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENVIRONMENT = {
-    # glibc otherwise hands every large tensor back to the kernel: 1.3 times slower training on a CPU.
+    # glibc otherwise returns every large tensor to the kernel: training on a CPU is 1.3 times slower.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "1000000000",
@@ -40,14 +40,16 @@ ENVIRONMENT = {
 }
 """Set for every kernel and subprocess that the kit starts, where the user has not set them."""
 HEADLESS = "SPIN_HEADLESS"
-"""Set to 1 where nobody watches: bars become log lines, and controls still pictures."""
+"""Set to 1 where nobody watches: bars become log lines, and controls become still pictures."""
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 _PATIENCE_S = 1.0
+_LONGEST_FOLDER = 60
 WORTH = 1.5
-"""How many times faster bfloat16 must be to be taken. Below that float32 is exact for little; and a near tie would be
-decided by chance, another way in every process."""
+"""How many times faster bfloat16 must be to be chosen. Below that, float32 costs little and is exact, and a near tie
+would be decided by chance in every process."""
+_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} elapsed, {remaining} left{postfix}"
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters but tab and line end, and halves of characters."""
+"""Control characters other than tab and line end, and lone surrogates."""
 
 
 def child_environment(*, headless: bool) -> dict[str, str]:
@@ -59,17 +61,25 @@ def child_environment(*, headless: bool) -> dict[str, str]:
 
 
 def ensure_environment() -> None:
-    """Start this command again, in its place, if `ENVIRONMENT` is not set: it counts from a process's start only."""
+    """Start this command again, in its place, if `ENVIRONMENT` is not set, which has no effect later."""
     if any(name not in os.environ for name in ENVIRONMENT):
         arguments = [sys.executable, "-m", "spin_utils", *sys.argv[1:]]
         os.execve(sys.executable, arguments, child_environment(headless=is_headless()))
 
 
-def trim_memory() -> None:
-    """Give the kernel back what the allocator keeps and nobody uses.
+@contextlib.contextmanager
+def socket_folder() -> Iterator[Path]:
+    """A temporary folder for sockets, whose paths may have about 100 characters: in /tmp where TMPDIR is long."""
+    long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER
+    with tempfile.TemporaryDirectory(prefix="spin-", dir="/tmp" if long else None) as folder:
+        yield Path(folder)
 
-    Under `ENVIRONMENT` it gives nothing back by itself, and as rows have ever other lengths its heap breaks into holes
-    and grows. Nothing happens where the C library is not glibc.
+
+def trim_memory() -> None:
+    """Return unused memory to the kernel.
+
+    Under `ENVIRONMENT` the allocator returns nothing by itself, and rows of ever different lengths fragment its heap,
+    which grows. Does nothing where the C library is not glibc.
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -81,12 +91,12 @@ def is_headless() -> bool:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived: a scheduler or another program wants what a person wants with Ctrl-C."""
+    """SIGTERM arrived: a scheduler or another program asks for what a person asks for with Ctrl-C."""
 
 
 @contextlib.contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Inside the block the first SIGTERM raises `Terminated`; further ones ask for the same and change nothing."""
+    """Inside the block the first SIGTERM raises `Terminated`; further ones are ignored."""
 
     def stop(number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -104,7 +114,7 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook that someone looks at."""
+    """Whether this process is the kernel of a notebook that someone has open."""
     return "ipykernel" in sys.modules and not is_headless()
 
 
@@ -120,7 +130,7 @@ def configure_logging() -> None:
 
 
 def _without_controls(record: logging.LogRecord) -> bool:
-    """Lines quote file names, keys and answers, which must not move a terminal's cursor or be what it cannot write."""
+    """Lines quote file names, keys and answers, which must not move a terminal's cursor."""
     record.msg = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), record.getMessage())
     record.args = ()
     return True
@@ -138,80 +148,59 @@ def configure() -> None:
         datasets.disable_progress_bars()
 
 
-def progress(total: int, what: str, unit: str = "it", done: int = 0, interval: float = 30.0) -> Progress:
-    """Start to report progress; use it as a context manager and call `advance`.
+@contextlib.contextmanager
+def progress(total: int, what: str, unit: str = "it", done: int = 0, interval: float = 30.0) -> Iterator[Progress]:
+    """Report the progress of a block: a bar for people, one log line per interval when nobody watches.
 
     Args:
         total: units of work; 0 if unknown.
         what: a few words for the work.
-        unit: name of the unit.
-        done: units finished before, as after a resumption.
-        interval: seconds between log lines when no one watches.
+        unit: name of the unit, in the plural.
+        done: units finished earlier, before a resumption.
+        interval: seconds between log lines when nobody watches.
 
     Example:
         >>> with progress(2, "scoring", "pairs") as bar:
         ...     bar.advance(2)
     """
-    return Progress(total, what, unit, done, interval)
+    how: dict[str, Any] = {"total": total or None, "desc": what, "unit": unit, "initial": done}
+    if not is_headless() and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        with auto.tqdm(**how) as bar:
+            yield Progress(bar)
+        return
+    how |= {"bar_format": _LINE, "file": _LogLines(), "mininterval": interval, "miniters": 1, "smoothing": 0}
+    how["disable"] = False  # whatever TQDM_DISABLE says of the bars of libraries
+    with std.tqdm(**how, leave=False, delay=1e-3) as bar:  # the delay: no line before anything is done
+        yield Progress(bar)
+        if bar.n > done:
+            bar.display()
 
 
+@dataclass(frozen=True)
 class Progress:
-    """A running report. State: units done and the time of the last line."""
+    """What a block reports its progress to."""
 
-    def __init__(self, total: int, what: str, unit: str, done: int, interval: float) -> None:
-        self.total, self.what, self.unit, self.done, self.interval = total, what, unit, done, interval
-        self.before = done
-        self.started = self.told = time.monotonic()
-        self.bar = tqdm(total=total or None, initial=done, desc=what, unit=unit) if _watched() else None
+    bar: std.tqdm
+
+    @property
+    def done(self) -> int:
+        """Units finished so far."""
+        return int(self.bar.n)
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Report finished units, with a short note such as the loss. Estimates may go over the total."""
-        self.done = min(self.done + units, self.total) if self.total else self.done + units
-        if self.bar is not None:
-            if note:
-                self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(units)
-        elif time.monotonic() - self.told >= self.interval:
-            self._tell(note)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        elif kind is None and self.done > self.before:
-            self._tell("")
-
-    def _tell(self, note: str) -> None:
-        self.told = time.monotonic()
-        seconds = self.told - self.started
-        if not self.total:
-            log.info("%s: %d %s, %s gone", self.what, self.done, self.unit, _clock(seconds))
-            return
-        left = seconds / max(1, self.done - self.before) * (self.total - self.done)
-        log.info(
-            "%s: %d of %d %s, %s gone, %s left%s",
-            self.what,
-            self.done,
-            self.total,
-            self.unit,
-            _clock(seconds),
-            _clock(left),
-            f", {note}" if note else "",
-        )
+        """Report finished units, with a short note such as the loss. Estimates may exceed the total."""
+        if note:
+            self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(min(units, self.bar.total - self.bar.n) if self.bar.total else units)
 
 
-def _watched() -> bool:
-    return not is_headless() and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+class _LogLines(io.StringIO):
+    """Where a bar is written when nobody watches: each of its states is a log line."""
 
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            log.info("%s", line)
+        return len(text)
 
 
 def visible_gpus() -> list[str]:
@@ -226,10 +215,10 @@ def visible_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def claim_gpus(count: int) -> Iterator[None]:
-    """Use `count` GPUs that no other step uses, until the block ends: sets CUDA_VISIBLE_DEVICES.
+    """Reserve `count` GPUs that no other step uses, until the block ends: sets CUDA_VISIBLE_DEVICES.
 
-    Nothing is claimed where there is no choice: `count` is 0, or no more GPUs are visible, as in a cluster's job.
-    The claims are locks on files that the system drops with the process, however it ends.
+    Does nothing where there is no choice: `count` is 0, or no more GPUs are visible, as in a cluster's job. The
+    reservations are file locks, which the system drops with the process, however it ends.
     """
     devices = visible_gpus()
     if not 0 < count < len(devices):
@@ -273,10 +262,10 @@ def _take(count: int, devices: list[str], folder: Path, claims: contextlib.ExitS
 
 
 def choose_precision(setting: str = "auto", device: torch.device | str = "cpu") -> torch.dtype:
-    """Compute precision for a setting; `auto` takes bfloat16 where its matrix products are much faster.
+    """Compute precision for a setting; `auto` chooses bfloat16 where its matrix products are much faster.
 
-    Processors without bfloat16 units emulate it, up to a hundred times slower than float32, so a CPU is measured, once
-    in a process.
+    Processors without bfloat16 units emulate it, up to a hundred times slower than float32, so a CPU is measured
+    once per process.
 
     Args:
         setting: bfloat16, float32 or auto. Training has it in its settings; sampling and scoring are always `auto`.
@@ -303,8 +292,7 @@ def _fast_on_this_cpu() -> torch.dtype:
 
 
 def _seconds_of_a_product(dtype: torch.dtype, budget: float = 0.1) -> float:
-    """The fastest of many tries, in processor time of one thread: other work on the machine would stretch the clock's,
-    and leave no try of several threads undisturbed."""
+    """The fastest of many repetitions, in processor time of one thread, which other work disturbs least."""
     import torch
 
     inputs, weight = (torch.ones(384, 384, dtype=dtype) for _ in range(2))

@@ -1,12 +1,13 @@
-"""Processes that need not import PyTorch and its friends: forks of one process that has.
+"""Processes that do not need to import PyTorch and the other large packages: forks of one process that has.
 
-Most of a short step is imports, its own and its notebook's. While a reproduction runs on this machine, one process
-imports them once and then only waits; asked for `python -m MODULE`, it forks. The module finds what it would find in a
-new process, for the server never computes, and never asks for a GPU, whose driver would not survive a fork. Where there
-is none, or it does not answer, a process starts as any other.
+A short step spends most of its time on imports, its own and its notebook's: about 17 s of processor time on two slow
+cores, thirty times in a smoke run. While a reproduction runs on this machine, one process imports everything once and
+then waits; asked for `python -m MODULE`, it forks. The module runs as in a new process, because the server never
+computes and never touches a GPU, whose driver would not survive a fork. Without a server, or if it does not answer, a
+process starts as usual.
 
-The command becomes this file with the server's address. It asks for the fork, hands on signals and ends when the fork
-ends, so whoever started it need not know. It is quick because it imports none of these packages.
+The command becomes this file with the server's address. It asks for the fork, passes on signals and ends when the fork
+ends, so that whoever started it sees an ordinary process. It is quick because it imports none of these packages.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 ADDRESS = "SPIN_WARM_START"
@@ -47,7 +46,7 @@ MODULES = (
     "spin_utils.drawing.views.tokens",
     "spin_utils.drawing.training_figures",
 )
-"""What the server imports: with these, nearly all that steps and notebooks do."""
+"""What the server imports: nearly everything that steps and notebooks need."""
 _LARGEST = 1_000_000  # bytes of a request, most of which is an environment
 _FORKED = b"forked"  # the answer to a request; what comes next is the exit status
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl
@@ -63,16 +62,18 @@ def server(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
     Yields:
         The environment for processes whose commands ask the server.
     """
-    # One that is there already serves this block too. Linux alone has pidfd_open; elsewhere libraries may not be fit to
-    # be forked.
+    # A server that is already there serves this block too. Only Linux has pidfd_open; elsewhere libraries may not
+    # survive a fork.
     if ADDRESS in environment or not hasattr(os, "pidfd_open"):
         yield dict(environment)
         return
-    with tempfile.TemporaryDirectory(prefix="spin-") as folder:
-        address = str(Path(folder) / "server")
+    from spin_utils.files.runtime import socket_folder  # not by the client, which has no packages
+
+    with socket_folder() as folder:
+        address = str(folder / "server")
         # OpenBLAS starts its threads at the import, and a fork would lack them. MPLBACKEND is as a kernel sets it.
         own = {**environment, "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-        # Python 3.12 warns of forks beside threads; the one thread there is belongs to jemalloc, which renews it.
+        # Python 3.12 warns of forks in a process with threads; the only one belongs to jemalloc, which restarts it.
         started = [
             sys.executable,
             "-P",
@@ -82,7 +83,7 @@ def server(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
             "spin_utils.files.warm_start",
             "serve",
         ]
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:  # who asks now waits for the imports
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:  # who asks during the imports waits
             listener.bind(address)
             listener.listen()
             place = listener.fileno()
@@ -163,7 +164,7 @@ def serve(place: int) -> None:
 
 
 def _become(output: Sequence[int], python: list[str], folder: str, environment: dict[str, str]) -> NoReturn:
-    """In a fork: take on a client's output, folder and environment, and run the module that it wants."""
+    """In a fork: take over a client's output, folder and environment, and run its module."""
     import atexit
     import runpy
     import traceback
@@ -196,11 +197,11 @@ def _become(output: Sequence[int], python: list[str], folder: str, environment: 
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # to take down what was never imported here takes longer than to import it
+    os._exit(status)  # a regular exit would tear down all packages, which takes longer than their import
 
 
 def _stream(descriptor: int, server: TextIO) -> TextIO:
-    """Standard output or error of a fork, which may be a pipe where that of the server is a file."""
+    """Standard output or error of a fork, which may be a pipe where the server has a file."""
     raw = io.FileIO(descriptor, "w", closefd=False)
     unbuffered = isinstance(server.buffer, io.RawIOBase)  # PYTHONUNBUFFERED
     return io.TextIOWrapper(
@@ -213,7 +214,7 @@ def _stream(descriptor: int, server: TextIO) -> TextIO:
 
 
 def ask(address: str, python: list[str]) -> int:
-    """Have the server make a process and stay until it ends; returns its exit status."""
+    """Have the server make a process, and wait until it ends; returns its exit status."""
     request = json.dumps({"python": python, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
     client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)
@@ -240,7 +241,7 @@ def ask(address: str, python: list[str]) -> int:
         if said != _FORKED:
             return (said or b"\1")[0]
         forked = True
-    return 1  # whoever waited is gone, and the server sees this process go
+    return 1  # the parent is gone, and the server notices that this process ends
 
 
 if __name__ == "__main__":

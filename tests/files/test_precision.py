@@ -1,4 +1,4 @@
-"""Machines compute in the precision in which they are fast, and all work but training in the same."""
+"""Machines compute in the precision in which they are fast; so does all work but training."""
 
 import pytest
 import torch
@@ -28,12 +28,6 @@ def test_auto_takes_bfloat16_only_where_it_is_much_faster(products, seconds, cho
     assert choose_precision() is chosen
     assert choose_precision("bfloat16") is torch.bfloat16
     assert choose_precision("float32") is torch.float32
-
-
-def test_a_machine_is_measured_once_in_a_process(products):
-    before = choose_precision()
-    products[torch.bfloat16] = 0.01
-    assert choose_precision() is before is torch.float32
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(10, torch.float32), (0.2, torch.bfloat16)])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -105,26 +103,6 @@ def test_without_a_server_a_command_stays_as_it_is(monkeypatch: pytest.MonkeyPat
     assert warm_start.command(["python", "-m", "said"]) == ["python", "-m", "said"]
 
 
-def test_a_request_too_large_for_a_message_starts_cold(holder: Holder) -> None:
-    _, address, folder = holder
-    process = start(address, folder, "0", **{f"V{i}": "x" * 100_000 for i in range(15)})
-    output, _ = process.communicate()
-    assert process.returncode == 0
-    assert not json.loads(output)["warm"]
-
-
-def test_a_server_that_ends_before_it_answers_leaves_a_new_process(tmp_path: Path, holder: Holder) -> None:
-    _, _, folder = holder
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(tmp_path / "server"))
-        listener.listen()
-        process = start(str(tmp_path / "server"), folder, "0")
-        listener.accept()[0].close()
-    output, _ = process.communicate()
-    assert process.returncode == 0
-    assert not json.loads(output)["warm"]
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_reaches_the_fork(number: signal.Signals, holder: Holder) -> None:
     _, address, folder = holder
@@ -136,20 +114,6 @@ def test_a_signal_reaches_the_fork(number: signal.Signals, holder: Holder) -> No
     expected = {signal.SIGINT: 7, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGKILL: -signal.SIGKILL}
     assert process.returncode == expected[number]
     wait_until(lambda: not fork.is_running())
-
-
-def test_a_client_killed_before_it_reads_the_answer_ends_its_own_fork_only(holder: Holder) -> None:
-    process, address, folder = holder
-    server = psutil.Process(process.pid).children()[0]
-    asked = {"python": [sys.executable, "-m", "said", "wait"], "folder": str(folder), "environment": dict(os.environ)}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client, (folder / "unread").open("w") as output:
-        client.connect(address)
-        socket.send_fds(client, [json.dumps(asked).encode()], [output.fileno()] * 2)
-        select.select([client], [], [])
-        (fork,) = server.children()
-    wait_until(lambda: not fork.is_running())
-    said, _ = start(address, folder, "0").communicate()
-    assert json.loads(said)["warm"]
 
 
 def test_the_server_has_no_thread_that_a_fork_would_lack(holder: Holder) -> None:
