@@ -60,7 +60,18 @@ if arguments[0] == "reproduce" and "--jobs" not in arguments:
 command = warm_start.command([sys.executable, "-m", "spin_utils", *arguments])
 os.execv(command[0], command)
 """
-_WITH_PROFILE = ("reproduce", "plan", "step", "report", "verdicts", "compare", "provenance", "figures", "bench")
+_WITH_PROFILE = (
+    "reproduce",
+    "power",
+    "plan",
+    "step",
+    "report",
+    "verdicts",
+    "compare",
+    "provenance",
+    "figures",
+    "bench",
+)
 
 
 def commands(page: str) -> list[str]:

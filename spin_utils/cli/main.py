@@ -431,6 +431,28 @@ def compare(
     log.info(table.to_json(orient="records", indent=1) if as_json else table.round(3).to_string(index=False))
 
 
+@_command("power --items 2400 --seeds 8", "power --profile smoke --items 100 --seeds 1 --json")
+def power(
+    *,
+    profile: ProfileName = "cpu",
+    items: Annotated[int, typer.Option(min=2, help="planned items, over all tasks")],
+    seeds: Annotated[int, typer.Option(min=1, help="planned training seeds")],
+    as_json: Json = False,
+) -> None:
+    """Say which differences a run with so many items and seeds would show, from the spread of a finished one."""
+    import pandas as pd
+
+    from spin_utils.paper import power, results
+    from spin_utils.settings import profiles
+
+    table = pd.DataFrame(power.plan(results.load_evaluations(paths.results(profiles.folder(profile))), items, seeds))
+    if as_json:
+        log.info(table.to_json(orient="records", indent=1))
+        return
+    table.columns = pd.Index(["contrast", "measured", "± today", f"± with {items} x {seeds}", "found in 4 of 5 runs"])
+    log.info("%s", table.round(2).to_string(index=False))
+
+
 @_command("provenance spin-3", "provenance spin-1 --profile smoke --kind training --json")
 def provenance(
     model: Annotated[str, typer.Argument(help="row of a table, such as sft or spin-3")],

@@ -45,6 +45,26 @@ class StatisticsError(KitError):
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Where the variance of an estimate comes from; the three parts add up to it."""
+
+    items: float = 0.0
+    """Items, as if every seed gave the same answers."""
+    interaction: float = 0.0
+    """Answers that differ from seed to seed and not in the same way for all items."""
+    seeds: float = 0.0
+    """Training seeds, as far as they shift all items."""
+
+    def at(self, items: float = 1.0, seeds: float = 1.0) -> float:
+        """The variance with so many times the items and the seeds.
+
+        >>> Spread(items=4, interaction=2, seeds=1).at(items=2, seeds=1)
+        4.0
+        """
+        return self.items / items + self.interaction / (items * seeds) + self.seeds / seeds
+
+
+@dataclass(frozen=True)
 class Estimate:
     """A score, a difference or another contrast of models, with its interval."""
 
@@ -62,11 +82,14 @@ class Estimate:
     """Training seeds on which all models of the contrast were run."""
     method: str
     """How the interval was computed, in words."""
+    spread: Spread = Spread()
+    """Parts of its variance, for planning."""
 
     def times(self, factor: float) -> Estimate:
         """The same estimate in other units, such as points for shares (100)."""
         low, high = sorted((self.low * factor, self.high * factor))
-        return replace(self, difference=self.difference * factor, low=low, high=high)
+        parts = Spread(*(factor**2 * part for part in (self.spread.items, self.spread.interaction, self.spread.seeds)))
+        return replace(self, difference=self.difference * factor, low=low, high=high, spread=parts)
 
 
 def paired(
@@ -123,6 +146,7 @@ def paired(
         method=f"paired; items within {len(names)} task{'s' * (len(names) > 1)}"
         + (f" crossed with {len(seeds)} training seeds" if len(seeds) > 1 else ", one training seed (not covered)")
         + f"; {level:.0%} interval from variance components, {min(found.freedom, 9999):.0f} degrees of freedom",
+        spread=found.spread,
     )
 
 
@@ -134,10 +158,14 @@ class Crossed:
     centre: float
     """As `mean`, but for pseudo-items."""
     half: float
-    error: float
-    """Standard error."""
+    spread: Spread
     freedom: float
     """Degrees of freedom by Satterthwaite's approximation."""
+
+    @property
+    def error(self) -> float:
+        """Standard error."""
+        return float(self.spread.at() ** 0.5)
 
     @property
     def p_value(self) -> float:
@@ -167,22 +195,22 @@ def crossed(
     parts = [_components(*task, (least, most, pseudo / len(tasks))) for task in tasks]
     by_seed = np.mean([part.by_seed for part in parts], axis=0)
     items = np.array([part.items for part in parts]) / len(parts) ** 2
+    rest = sum(part.rest for part in parts) / len(parts) ** 2
     seeds, seed_part, seed_degrees, added = len(by_seed), 0.0, 1, 0.0
     if seeds > 1:
         seed_part, seed_degrees = float(by_seed.var(ddof=1)) / seeds, seeds - 1
         if pooled is not None:
             mean = (seed_degrees * seed_part + POOLED_DF * pooled / seeds) / (seed_degrees + POOLED_DF)
             seed_part, seed_degrees = max(seed_part, mean), seed_degrees + POOLED_DF
-        added = max(0.0, seed_part - sum(part.rest for part in parts) / len(parts) ** 2)
+        added = max(0.0, seed_part - rest)
     variance = float(items.sum()) + added
-    spread = float((items**2 / [part.degrees for part in parts]).sum()) + seed_part * added / seed_degrees
-    freedom = max(1.0, variance**2 / spread) if spread else np.inf
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
+    doubt = float((items**2 / [part.degrees for part in parts]).sum()) + seed_part * added / seed_degrees
+    freedom = max(1.0, variance**2 / doubt) if doubt else np.inf
     return Crossed(
         mean=float(by_seed.mean()),
         centre=float(np.mean([part.centre for part in parts])),
-        half=half,
-        error=variance**0.5,
+        half=float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5,
+        spread=Spread(items=float(items.sum()) - rest, interaction=rest, seeds=added),
         freedom=freedom,
     )
 

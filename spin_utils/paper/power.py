@@ -1,0 +1,122 @@
+"""Power: which difference a planned number of items and training seeds would show, and how many would decide a claim.
+
+Both follow from the parts of the variance that a finished run shows (`statistics.Spread`): more items shrink what
+belongs to items, more seeds what belongs to seeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from spin_utils.paper.statistics import POOLED_DF, Claim, Estimate, StatisticsError, paired
+from spin_utils.settings.names import ModelName, iterates
+
+MOST = 100
+"""So many times the items or seeds are tried before a claim counts as out of reach."""
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a planned run would show of one contrast, in points."""
+
+    contrast: str
+    """Such as `spin-1 over spin-0`."""
+    difference: float
+    """As measured."""
+    half: float
+    """Half width of its interval today."""
+    planned: float
+    """Half width with the planned items and seeds."""
+    detectable: float
+    """The smallest true difference whose interval leaves out 0 in 80 % of such runs."""
+
+
+def plan(scores: pd.DataFrame, items: int, seeds: int, *, power: float = 0.8) -> list[Power]:
+    """What a run with other numbers of items and seeds would show of the main contrasts.
+
+    Args:
+        scores: per-item scores of a finished run, as `results` gives them.
+        items: planned items, over all tasks of `scores`.
+        seeds: planned training seeds.
+        power: wanted probability of finding a true difference.
+
+    Raises:
+        StatisticsError: the run has no two models to compare, or one seed and more are planned.
+    """
+    models = set(scores["model"])
+    chain = iterates(models)
+    pairs = [(name, str(ModelName.parse(name).opponent)) for name in chain]
+    if chain:
+        others = ("sft", *sorted(name for name in models if ModelName.parse(name).sft_epochs))
+        pairs += [(chain[-1], other) for other in others if (chain[-1], other) not in pairs]
+    found = [_power(scores, new, old, items, seeds, power) for new, old in pairs if old in models]
+    if not found:
+        raise StatisticsError("no evaluation of SFT and a SPIN iteration to plan from; run one seed first")
+    return found
+
+
+def _power(scores: pd.DataFrame, new: str, old: str, items: int, seeds: int, power: float) -> Power:
+    estimate = paired(scores, {new: 1.0, old: -1.0}).times(100)
+    if estimate.n_seeds == 1 < seeds:
+        raise StatisticsError(
+            f"{new} over {old}: one training seed does not show how much seeds differ; plan with --seeds 1, or run two"
+        )
+    error = estimate.spread.at(items / estimate.n_items, seeds / estimate.n_seeds) ** 0.5
+    freedom = _freedom(estimate, items, seeds)
+    quantile, found = stats.t.ppf(0.975, freedom), stats.t.ppf(power, freedom)
+    return Power(
+        contrast=f"{new} over {old}",
+        difference=estimate.difference,
+        half=(estimate.high - estimate.low) / 2,
+        planned=float(quantile * error),
+        detectable=float((quantile + found) * error),
+    )
+
+
+def _freedom(estimate: Estimate, items: int, seeds: int) -> float:
+    """Satterthwaite's degrees of freedom as they will be."""
+    more = seeds / estimate.n_seeds
+    seed_part = estimate.spread.seeds / more
+    total = estimate.spread.at(items / estimate.n_items, more)
+    doubt = (total - seed_part) ** 2 / max(1, items - 1)
+    doubt += seed_part**2 / (seeds - 1 + POOLED_DF) if seeds > 1 else 0.0
+    return max(1.0, total**2 / doubt) if doubt else np.inf
+
+
+def to_decide(
+    estimate: Estimate, margin: float, *, claim: Claim = "greater", value: float = 0.0
+) -> tuple[int, int] | None:
+    """Items (with as many seeds) and seeds (with as many items) that would decide a claim if the estimate stays.
+
+    Each is 0 if that alone, up to `MOST` times as many, does not decide it.
+
+    Args:
+        estimate: an inconclusive one.
+        margin: as in `statistics.verdict`, whose rule says what is decided.
+        claim: the rule.
+        value: the threshold of the rule.
+
+    Returns:
+        None if neither decides it, as when the estimate lies on the line between two verdicts.
+    """
+    x = estimate.difference
+    distance = {
+        "greater": max(x, margin - x),
+        "less": max(-x, margin + x),
+        "not_less": abs(x + margin),
+        "at_least": abs(x - value),
+        "at_most": abs(x - value),
+        "same_size": abs(abs(x - value) - margin),
+    }[claim]
+    allowed = (distance / 1.96) ** 2
+    multiples = np.geomspace(1, MOST, 200)
+    items = next((m for m in multiples if estimate.spread.at(items=m) < allowed), 0.0)
+    seeds = next((m for m in multiples if estimate.spread.at(seeds=m) < allowed), 0.0)
+    if not items and not seeds:
+        return None
+    return ceil(items * estimate.n_items), ceil(seeds * estimate.n_seeds)
