@@ -116,13 +116,14 @@ def encode_conversation(
     if system and template.kind == "text":
         texts, system = [f"{system}\n\n{texts[0]}", *texts[1:]], ""
     said = [system, *texts] if system else list(texts)
+    pieces = [before, after]
+    if template.kind == "chat" and len(said) > 1:
+        pieces = _pieces(tokenizer, template, len(texts), _MARK if system else "")
+    elif len(texts) > 1:
+        pieces = [before, *[after, (template.end or str(tokenizer.eos_token)) + before] * (len(texts) // 2), after]
     plain = not any(token in text for text in said for token in _special_tokens(tokenizer))
     if plain and template.kind == "chat":
         return _encode(tokenizer, _render(tokenizer, template, texts, system))
-    if template.kind == "chat":
-        pieces = _pieces(tokenizer, template, len(texts), _MARK if system else "")
-    else:
-        pieces = [before, *[after, (template.end or str(tokenizer.eos_token)) + before] * (len(texts) // 2), after]
     if plain:
         return _encode(tokenizer, pieces[0] + "".join(a + b for a, b in zip(said, pieces[1:], strict=True)))
     # Only the template's own markers may act as markers, so what people and models said is encoded apart.
@@ -247,6 +248,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, text
     pieces = _render(tokenizer, template, [_MARK] * texts, system).split(_MARK)
     if len(pieces) != expected + 1:
         message = "the user's message" if expected == 1 else f"the {expected} messages of a conversation"
+        message += " with its system message" if system else ""
         raise TemplateError(
             f"the chat template writes {message} {len(pieces) - 1} times where {expected} "
             f"{'is' if expected == 1 else 'are'} needed; {_OTHERWISE}"
@@ -262,14 +264,11 @@ def _render(
     if system or template.system:
         messages.insert(0, {"role": "system", "content": system or template.system})
     try:  # transformers renders in jinja2's sandbox, which refuses a template that reaches for Python itself
-        text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise TemplateError(
             f"the chat template cannot be rendered ({type(error).__name__}: {error}); correct it, or {_OTHERWISE}"
         ) from None
-    if system.strip() not in text:
-        raise TemplateError(f"the chat template leaves out the system message of a row; correct it, or {_OTHERWISE}")
-    return text
 
 
 @lru_cache(maxsize=16)

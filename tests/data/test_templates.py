@@ -86,7 +86,7 @@ def test_a_rows_own_system_message_is_used(tokenizer: PreTrainedTokenizerFast) -
 def test_a_chat_template_without_a_system_role_is_refused_for_rows_with_one(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer, "chat_template", "{% for m in messages[-1:] %}{{ m['content'] }}{% endfor %}")
-        with pytest.raises(TemplateError, match=r"leaves out the system message .* set template.kind: text"):
+        with pytest.raises(TemplateError, match=r"with its system message 1 times .* template.kind: text"):
             encode_prompt(tokenizer, CHAT, "there", "Hello")
 
 
