@@ -1,7 +1,7 @@
-"""Answers of a model to evaluation requests, kept on disk so that a killed evaluation goes on where it stopped.
+"""Answers to evaluation requests, kept on disk so that a killed evaluation resumes where it stopped.
 
-One JSON object per line, appended in groups and synced; a torn last line is what a kill leaves behind and is cut
-off when the file is opened again. Keys hold a fingerprint of the weights, so no other model's answers are found.
+One JSON object per line, appended in groups and synced; a torn last line is what a kill leaves behind, and it is cut
+off when the file is opened again. Keys hold a fingerprint of the weights, so answers of another model are not found.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ import torch
 from torch import nn
 
 from spin_utils.files import processes
+from spin_utils.files.paths import KitError
 
 FILE = "answers.jsonl"
 _ELEMENTS = 4096
 
 
-class AnswersError(ValueError):
-    """The file of answers is damaged. The message names the line and the remedy."""
+class EvaluationError(KitError):
+    """An evaluation cannot be made, or is incomplete. The message names the task, or the file, and the remedy."""
 
 
 class Answers:
     """Finished answers by request key, in memory and, if a folder is given, in `answers.jsonl` in it.
 
     Args:
-        folder: Where the file lies; None keeps answers in memory only.
-        identity: Whatever decides an answer besides the request (model, template); part of every key.
+        folder: Folder of the file; None keeps answers in memory only.
+        identity: What an answer depends on besides the request (model, template); part of every key.
 
     Raises:
-        AnswersError: A line other than the last is not valid.
+        EvaluationError: A line other than the last is not valid.
     """
 
     def __init__(self, folder: Path | None, identity: str) -> None:
@@ -57,7 +58,7 @@ class Answers:
         return self._found[key]
 
     def add(self, answers: Mapping[str, Any]) -> None:
-        """Keep answers (JSON values by key); on disk when this returns. Of several processes the first writes."""
+        """Keep answers (JSON values by key); they are on disk when this returns. Only the first process writes."""
         self._found.update(answers)
         if self._path is None or processes.rank():
             return
@@ -83,19 +84,19 @@ class Answers:
             except (ValueError, KeyError, TypeError):
                 whole = False
             if not whole:
-                raise AnswersError(
-                    f"{path}, line {number}: not an answer as it was written; delete the line, and it is asked again"
+                raise EvaluationError(
+                    f"{path}, line {number}: damaged since it was written; delete the line, and it is asked again"
                 )
             self._found[key] = answer
 
 
 def _check(key: str, answer: Any) -> str:
-    """Part of every line: a changed character in an answer is still JSON."""
+    """Part of every line, because an answer with a changed character is still JSON."""
     return hashlib.sha256(json.dumps([key, answer], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hash of a sample of every parameter's bytes: changes when training changes the model, in milliseconds."""
+    """Hash of a sample of every parameter: computed in milliseconds, and changed by training."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten()

@@ -1,7 +1,8 @@
 """Scores of a checkpoint, item by item, through lm-eval.
 
-The offline suite makes one lm-eval task per family of held-out rows; any other task, lm-eval's own or a user's YAML
-file, runs beside it or instead of it. A task's value is the mean of its items, so that results can be paired.
+The local suite makes one lm-eval task of each family of held-out rows, the paper's suites are in `suites`, and further
+tasks (lm-eval's own by name, or a user's YAML file) add columns. A column's value is the mean of its items, so that
+two models can be compared item by item.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
@@ -27,7 +28,8 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_utils.evaluation import suites
-from spin_utils.evaluation.lm import PackedLM, RequestError, known_options
+from spin_utils.evaluation.answers import EvaluationError
+from spin_utils.evaluation.lm import PackedLM, known_options
 from spin_utils.files import paths, processes
 from spin_utils.paper.results import SCHEMA
 from spin_utils.settings.inputs import TemplateSettings
@@ -41,19 +43,18 @@ _SCORED = ("generate_until", "multiple_choice", "loglikelihood")
 FEWSHOT_SEED = 1234
 """lm-eval's default for choosing examples."""
 
-
-class EvaluationError(ValueError):
-    """An evaluation cannot be made or is not whole. The message names the task and the remedy."""
+# lm-eval explains an option of its own command line, as a warning, for every task that brings its data.
+logging.getLogger("lm_eval.api.task").addFilter(lambda record: "Custom kwargs can be passed" not in record.getMessage())
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the results: a task or group of lm-eval and what is read from it."""
+    """One column of the results: a task or group of lm-eval, and what is read from it."""
 
     name: str
     """Name in the results."""
     spec: str
-    """Name or path that lm-eval loads."""
+    """Name or path of a YAML file that lm-eval loads."""
     metric: str = ""
     """Metric per item; empty: the first one of the task."""
     filter: str = ""
@@ -80,9 +81,9 @@ def evaluate(
         model: The checkpoint, on its device and in its compute dtype.
         tokenizer: Its tokenizer.
         rows: Held-out rows, or their JSONL file, for the suite `local`; the paper's suites do not read them.
-        template: How prompts of generation tasks become tokens; None: plain text, as lm-eval does.
+        template: How prompts of generation tasks become tokens; None: plain text, as in lm-eval.
         settings: Suite, further tasks, items per task, batch size, longest answer.
-        work: Folder where finished answers are kept, so that a killed evaluation goes on; None: not kept.
+        work: Folder that keeps finished answers, so that a killed evaluation resumes; None: not kept.
         progress: Called with the number of newly finished requests.
 
     Returns:
@@ -90,34 +91,39 @@ def evaluate(
         value (0..1) and stderr, their unweighted `average`, and `items` with score, response and its tokens.
 
     Raises:
-        EvaluationError: No rows, an unknown task, a metric that is no share per item, or missing items.
+        EvaluationError: No rows, an unknown task, a metric that is not a share per item, or missing items.
     """
-    lm = PackedLM(
-        model,
-        tokenizer,
-        template=template,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-        work=work,
-        progress=progress,
-    )
     with _folder(work) as folder:
         columns = _row_columns(rows, folder) if settings.suite == "local" else _paper_columns(settings.suite)
         columns += _further_columns(settings.tasks)
         loaded = _load(columns)
-        everything = {name: task for leaves in loaded.values() for name, task in leaves.items()}
-        chosen = {name: range(n) for leaves in loaded.values() for name, n in _counts(leaves, settings.limit).items()}
-        with _compiled_once(), _without_bars():
+        tasks = {key: task for leaves in loaded.values() for key, task in leaves.items()}
+        counts = {key: n for leaves in loaded.values() for key, n in _counts(leaves, settings.limit).items()}
+        lm = PackedLM(
+            model,
+            tokenizer,
+            template=template,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            prefixes={key: task.doc_to_prefix for key, task in tasks.items() if task.get_config("gen_prefix")},
+            work=work,
+            progress=progress,
+        )
+        with _quick_and_quiet():
             output = run_tasks(
-                lm, {"tasks": everything, "groups": {}}, samples=chosen, bootstrap_iters=0, log_samples=True
+                lm,
+                {"tasks": tasks, "groups": {}},
+                samples={key: range(count) for key, count in counts.items()},
+                bootstrap_iters=0,
+                log_samples=True,
             )
     summaries: dict[str, dict[str, Any]] = {}
     items: list[dict[str, Any]] = []
     for column in columns:
         found = [
             item
-            for name, task in loaded[column.name].items()
-            for item in _items(column, name, task, output["samples"][name], len(chosen[name]), lm)
+            for key, task in loaded[column.name].items()
+            for item in _items(column, key, task, output["samples"][key], counts[key], lm)
         ]
         scores = [item["score"] for item in found]
         metric = column.metric or _first_metric(next(iter(loaded[column.name].values())))
@@ -178,23 +184,29 @@ def _further_columns(tasks: Sequence[str]) -> list[Column]:
 
 
 def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
-    """Load further tasks as `evaluate` will, before anything is trained.
+    """Load further tasks as `evaluate` will and score one item of each, before anything is trained.
 
     Args:
-        settings: names or paths of YAML files, and the suite beside which they run.
-        families: names of the demonstrations' families, which are the columns of the suite `local`.
+        settings: The tasks, and the suite they are added to.
+        families: Names of the demonstrations' families, which are the columns of the suite `local`.
 
     Raises:
-        EvaluationError: a task that cannot be loaded or scored, or with the name of a column of the suite.
+        EvaluationError: A task that cannot be loaded, whose metric is not a share per item, or that is named like
+            another column.
     """
     columns = _further_columns(settings.tasks)
     local = settings.suite == "local"
     taken = {name.lower() for name in (families if local else suites.SUITES[settings.suite])}
     what = "a family of the demonstrations" if local else f"a benchmark of the suite {settings.suite}"
     for further in columns:
-        if further.name.lower() in taken:
-            raise EvaluationError(f"tasks: {further.spec} has the name of {what}; rename it or leave it out")
-    _load(columns)
+        if further.name.lower() in taken | {"average"}:
+            same = "the mean of all columns" if further.name.lower() == "average" else what
+            raise EvaluationError(f"tasks: {further.spec} has the name of {same}; rename it or leave it out")
+    with _quick_and_quiet():
+        loaded = _load(columns)
+        for column in columns:
+            for task in loaded[column.name].values():
+                _try_metric(column.spec, task)
 
 
 @cache
@@ -204,37 +216,51 @@ def _all_tasks() -> TaskManager:
 
 
 def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
-    """lm-eval's task objects by column; a group has several."""
-    names = [column.name for column in columns]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise EvaluationError(f"tasks: {', '.join(repeated)} given twice; rename the task or leave one out")
+    """lm-eval's tasks by column, then by a key that no other task of the run has: COLUMN/TASK.
+
+    A group has several tasks. Two files may call their task alike, or like one of the suite's.
+    """
+    specs: dict[str, str] = {}
+    for column in columns:
+        other = specs.setdefault(column.name.lower(), column.spec)
+        if other is not column.spec:
+            raise EvaluationError(
+                f"tasks: {other} and {column.spec} are both called {column.name}; rename one or leave it out"
+            )
     shipped = [LM_EVAL_TASKS / b.folder for suite in suites.SUITES.values() for b in suite.values()]
     manager = TaskManager(include_path=list(dict.fromkeys(shipped)), include_defaults=False)
-    wanted = [column.spec for column in columns]
-    if any(not paths.is_yaml(spec) and spec not in manager.all_tasks for spec in wanted):
+    if any(not paths.is_yaml(spec) and spec not in manager.all_tasks for spec in specs.values()):
         manager = _all_tasks()
     loaded: dict[str, dict[str, Any]] = {}
     for column in columns:
-        try:
-            with _without_hint():
-                leaves = manager.load([column.spec])["tasks"]
-        except KeyError as error:
-            remedy = "check the path" if "/" in column.spec else "check the name, or give the path of its YAML file"
-            raise EvaluationError(f"tasks: lm-eval knows no task {column.spec!r}; {remedy}") from error
-        except Exception as error:  # a task file, its functions and its data reach any line of lm-eval and datasets
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise EvaluationError(f"tasks: {column.spec} cannot be loaded ({reason}); correct its file") from error
-        for task in leaves.values():
+        loaded[column.name] = {}
+        for name, task in _leaves(manager, column.spec).items():
             if column.shots is not None:
                 task.set_config(key="num_fewshot", value=column.shots)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        for name, task in leaves.items():
             _check_scored(name, task)
-        loaded[column.name] = dict(leaves)
+            key = f"{column.name}/{name}"
+            task.set_config(key="task", value=key)
+            loaded[column.name][key] = task
     return loaded
+
+
+def _leaves(manager: TaskManager, spec: str) -> Mapping[str, Any]:
+    """The tasks of a name or file, by lm-eval's names. Paths in a task file are relative to it, wherever it is read."""
+    file = Path(spec).resolve() if paths.is_yaml(spec) else None
+    if file and not file.is_file():
+        raise EvaluationError(f"tasks: {spec}: no such file; check the path")
+    if not file and spec not in manager.all_tasks:
+        raise EvaluationError(
+            f"tasks: lm-eval knows no task {spec!r}; check the name, or give the path of its YAML file"
+        )
+    try:
+        with chdir(file.parent) if file else nullcontext():
+            return dict(manager.load([str(file or spec)])["tasks"])
+    except Exception as error:  # a task file, its functions and its data reach any line of lm-eval and datasets
+        raise EvaluationError(f"tasks: {spec} cannot be loaded ({_one_line(error)}); correct its file") from error
 
 
 def _check_scored(name: str, task: Any) -> None:
@@ -246,15 +272,52 @@ def _check_scored(name: str, task: Any) -> None:
     if task.OUTPUT_TYPE == "generate_until":
         try:
             known_options(task.config.generation_kwargs)
-        except RequestError as error:
+        except EvaluationError as error:
             raise EvaluationError(f"tasks: {name}: {error}") from None
 
 
+def _try_metric(spec: str, task: Any) -> None:
+    """Score the first item as if a model had answered nothing, and as if it had answered right."""
+    metric = _first_metric(task)
+    try:
+        task.build_all_requests(limit=1)
+        document = task.instances[0].doc
+        for answers in _possible_answers(task, document):
+            for instance, answer in zip(task.instances, answers, strict=True):
+                instance.resps, instance.filtered_resps = [answer] * instance.repeats, {}
+            task.apply_filters()
+            chosen = next(iter(task.instances[0].filtered_resps))
+            scores = task.process_results(document, [each.filtered_resps[chosen] for each in task.instances])
+            _share(scores.get(metric), metric, f"tasks: {spec}", "the first item")
+    except EvaluationError:
+        raise
+    except Exception as error:  # a task's functions, which may be a user's
+        raise EvaluationError(
+            f"tasks: {spec}: metric {metric!r} fails on the first item ({_one_line(error)}); correct the task's file"
+        ) from error
+
+
+def _possible_answers(task: Any, document: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Responses to all requests of an item: empty texts and the right one; every choice in turn as the likeliest."""
+    count = len(task.instances)
+    if task.OUTPUT_TYPE == "generate_until":
+        yield [""] * count
+        target = task.doc_to_target(document)
+        if task.config.doc_to_choice is not None:
+            target = task.doc_to_choice(document)[target]
+        yield [str(target[0] if isinstance(target, list) and target else target)] * count
+    else:
+        for likeliest in range(count):
+            yield [(-1.0, True) if i == likeliest else (-9.0, False) for i in range(count)]
+        yield [(-9.0, False)] * count
+
+
 def _items(
-    column: Column, name: str, task: Any, samples: Sequence[Mapping[str, Any]], count: int, lm: PackedLM
+    column: Column, key: str, task: Any, samples: Sequence[Mapping[str, Any]], count: int, lm: PackedLM
 ) -> Iterator[dict[str, Any]]:
     """Items of one lm-eval task in its order, after checking that none is missing."""
     documents = list(task.eval_docs)[:count]
+    name = key.removeprefix(f"{column.name}/")
     prefix = "" if name == column.name else f"{name}/"
     expected = [document["id"] if column.identified else f"{prefix}{i}" for i, document in enumerate(documents)]
     metric = column.metric or _first_metric(task)
@@ -265,13 +328,18 @@ def _items(
         shown = ", ".join(missing[:5])
         raise EvaluationError(f"{name}: lm-eval returned {len(found)} of {len(expected)} items; missing: {shown}")
     for i, item in enumerate(expected):
-        score = found[i].get(metric)
-        if not isinstance(score, Real) or not 0 <= float(score) <= 1:
-            raise EvaluationError(
-                f"{name}: metric {metric!r} of item {item} is {score!r}, not a share from 0 to 1; choose a task "
-                "whose first metric scores each item, such as acc or exact_match"
-            )
-        yield {"task": column.name, "id": item, "score": float(score), **_response(task, found[i], lm)}
+        score = _share(found[i].get(metric), metric, name, f"item {item}")
+        yield {"task": column.name, "id": item, "score": score, **_response(task, found[i], lm)}
+
+
+def _share(score: Any, metric: str, task: str, item: str) -> float:
+    """An item's score, which the results hold as a share."""
+    if not isinstance(score, Real) or not 0 <= float(score) <= 1:
+        raise EvaluationError(
+            f"{task}: metric {metric!r} of {item} is {score!r}, not a share from 0 to 1; choose a task whose first "
+            "metric scores each item from 0 to 1, such as acc or exact_match"
+        )
+    return float(score)
 
 
 def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM) -> dict[str, Any]:
@@ -297,47 +365,30 @@ def _mean(scores: Sequence[float]) -> dict[str, float]:
     return {"value": mean, "stderr": math.sqrt(variance / len(scores))}
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 @contextmanager
-def _compiled_once() -> Iterator[None]:
-    """lm-eval compiles a template again for every item and example: minutes for MMLU."""
+def _quick_and_quiet() -> Iterator[None]:
+    """Compile each template of a task once, where lm-eval does for every item and example: minutes for MMLU.
+
+    And draw no bar per task on standard error, which a notebook shows in red: the kit draws its own.
+    """
     environment: Any = lm_eval.utils.env
-    environment.from_string = cache(environment.from_string)
+    module: Any = lm_eval.api.task
+    drawn = module.tqdm
+    environment.from_string, module.tqdm = cache(environment.from_string), lambda items, **_: items
     try:
         yield
     finally:
         del environment.from_string
-
-
-@contextmanager
-def _without_hint() -> Iterator[None]:
-    """lm-eval explains the --metadata option of its command for every task with its own data, as a warning."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "Custom kwargs can be passed" not in record.getMessage()
-
-    logger = logging.getLogger("lm_eval.api.task")
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """lm-eval draws a bar on standard error, red in a notebook, while it reads a task's items; the kit has its own."""
-    module: Any = lm_eval.api.task
-    drawn = module.tqdm
-    module.tqdm = lambda items, **_: items
-    try:
-        yield
-    finally:
         module.tqdm = drawn
 
 
 @contextmanager
 def _folder(work: Path | None) -> Iterator[Path]:
-    """Where task files are written: beside the kept answers, or, also in further processes, a temporary folder."""
+    """Where task files are written: next to the kept answers, else (and in further processes) a temporary folder."""
     if work is not None and processes.rank() == 0:
         folder = work / "tasks"
         folder.mkdir(parents=True, exist_ok=True)

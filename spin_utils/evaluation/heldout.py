@@ -1,7 +1,7 @@
-"""What an iteration's main player is worth on prompts that no training saw.
+"""An iteration's main player on prompts that no training saw.
 
-The held-out SPIN loss bounds how far the opponent was from the data: by Lemma C.2 the least loss of any player is
-log 2 - JSD(p+ || p-), so log 2 minus a measured loss is at most that divergence.
+The held-out SPIN loss bounds how far the opponent is from the data: by Lemma C.2 the least loss of any player is
+log 2 - JSD(p+ || p-), so log 2 minus a measured loss is a lower bound of that divergence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spin_utils.settings.run import GenerationSettings
 
 MICRO_BATCH_TOKENS = 4096
 FIRST_STREAM = 1 << 40
-"""Random streams of held-out prompts, apart from those of the training prompts of the same iteration."""
+"""Random streams of held-out prompts, disjoint from those of the iteration's training prompts."""
 
 
 def drifts(
@@ -35,15 +35,15 @@ def drifts(
     generation: GenerationSettings,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Log-ratios of policy and opponent on held-out prompts, for the real and a fresh answer of the opponent.
+    """Log-ratios of policy and opponent on held-out prompts: of the real answer, and of a fresh one by the opponent.
 
     Args:
-        opponent: checkpoint theta_t, which also answers.
+        opponent: checkpoint theta_t, which also answers the prompts.
         policy: checkpoint theta_t+1.
         rows: held-out demonstrations.
         template: of prompts and responses.
         generation: how the opponent answers.
-        seed: of its answers.
+        seed: of the opponent's answers.
 
     Returns:
         For each row `id`, `real_drift` and `generated_drift`: log p_policy - log p_opponent in nats.
@@ -61,7 +61,7 @@ def drifts(
         streams=range(FIRST_STREAM, FIRST_STREAM + len(encoded)),
     )
     with progress(len(encoded), "held-out answers", "prompts") as bar:
-        # Few prompts, answered by the first process alone: in other batches they would be rounded otherwise.
+        # Few prompts, answered by the first process alone: other batches would round differently.
         samples = processes.from_first(partial(draw, progress=bar.advance))
     groups = [Group(r.prompt_ids, (r.response_ids, s.token_ids)) for r, s in zip(encoded, samples, strict=True)]
     before = score(model, groups, micro_batch_tokens=MICRO_BATCH_TOKENS)

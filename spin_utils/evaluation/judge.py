@@ -1,14 +1,14 @@
-"""A judge behind an OpenAI-compatible endpoint: one request, one grade, and what becomes of everything else.
+"""MT-Bench's judge behind an OpenAI-compatible endpoint: one request, one grade, and every way it can go wrong.
 
 | the endpoint | what happens |
 |---|---|
 | a judgment with a rating from 1 to 10 | `graded` |
 | a judgment without one | `unparsable` |
 | a refusal, or a content filter | `refused` |
-| rate limit, server error, timeout, dropped connection, a body that is no chat completion | tried again, then stops |
-| wrong key, unknown model, used-up quota, any other refused request | stops at once, with the server's words |
+| rate limit, server error, timeout, dropped connection, a body that is no chat completion | retried, then an error |
+| wrong key, unknown model, used-up quota, any other rejected request | an error at once, in the server's words |
 
-The key is read from the environment and nowhere written: one of 8 characters or more is cut out of whatever the server
+The key is read from the environment and never written: a key of 8 characters or more is cut out of whatever the server
 says.
 """
 
@@ -21,21 +21,24 @@ import os
 import random
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
 
-from spin_utils.evaluation.mt_bench import Message
-from spin_utils.settings.machine import MtBenchSettings
+from spin_utils.evaluation.mt_bench import Message, MtBenchError
+from spin_utils.files import disk
+from spin_utils.settings.machine import MtBenchSettings, judge_identity
 
 log = logging.getLogger(__name__)
 
 KEY = "OPENAI_API_KEY"
 """The environment variable that holds the key."""
 _SECRET = 8
-"""Characters of the shortest key that is cut out. A shorter one stands for none at all, such as `x` for an endpoint of
-one's own, and is part of ordinary words."""
+"""Characters of the shortest key that is cut out. A shorter one, such as `x` for a server of one's own, is no secret
+and occurs in ordinary words."""
 LONGEST_WAIT_S = 120.0
-"""Longest pause before the next try, whatever the server asks for."""
+"""Longest pause before a retry, whatever the server asks for."""
 _FILTERED = ("content_filter", "content_policy_violation")
 _RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))  # FastChat: one_score_pattern, _backup
 
@@ -44,12 +47,8 @@ Grade = dict[str, Any]
 `judge_model` (the model that the endpoint says it used, empty if it says none)."""
 
 
-class JudgeError(RuntimeError):
-    """The judge cannot be asked. The message names the endpoint and the remedy."""
-
-
 class _Later(Exception):  # noqa: N818 (a request to try again, not an error)
-    """A failure that may pass. Holds the seconds that the server asks to wait, if it does."""
+    """A failure that may pass, with the seconds that the server asks to wait, if it does."""
 
     def __init__(self, reason: str, seconds: float | None = None) -> None:
         super().__init__(reason)
@@ -62,9 +61,9 @@ def has_key() -> bool:
 
 
 def rating(judgment: str) -> float | None:
-    """The rating in a judgment by FastChat's two patterns, the first match counting; None if there is none.
+    """The rating in a judgment: the first match of FastChat's two patterns, None without one.
 
-    FastChat takes any number; one outside the scale of 1 to 10 is none here.
+    FastChat takes any number; one outside the scale of 1 to 10 counts as no rating here.
 
     >>> rating("A good answer. Rating: [[8]]"), rating("Rating: [7.5]"), rating("Rating: 7"), rating("[[11]]")
     (8.0, 7.5, None, None)
@@ -81,10 +80,10 @@ class Judge:
     """A connection to the judge. Safe to use from several threads.
 
     Args:
-        settings: endpoint, model and patience.
+        settings: endpoint, model, timeout and retries.
 
     Raises:
-        JudgeError: no key in the environment, or the `openai` client is not installed.
+        MtBenchError: no key in the environment, or the `openai` client is not installed.
     """
 
     def __init__(self, settings: MtBenchSettings) -> None:
@@ -92,10 +91,10 @@ class Judge:
         self._key = os.environ.get(KEY, "").strip()
         self._stopped = threading.Event()
         if not self._key:
-            raise JudgeError(f"{KEY}: not set; put the key of {settings.base_url} in the environment")
+            raise MtBenchError(f"{KEY}: not set; put the key of {settings.base_url} in the environment")
         for name in (KEY, "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):  # the client sends all three as headers
             if not re.fullmatch(r"[!-~]*", os.environ.get(name, "").strip()):
-                raise JudgeError(f"{name}: holds a space or a character that no key has; copy it again")
+                raise MtBenchError(f"{name}: contains a space or a character that no key has; copy it again")
         self._openai = client_library()
         try:
             self._client = self._openai.OpenAI(
@@ -107,25 +106,25 @@ class Judge:
             ) from None
 
     def grade(self, messages: Sequence[Message]) -> Grade:
-        """Ask for one grade, trying again where a failure may pass.
+        """Ask for one grade, and again after a failure that may pass.
 
         Raises:
-            JudgeError: the endpoint refuses the request, or fails more often than `retries` allows.
+            MtBenchError: the endpoint rejects the request, or fails more often than `retries` allows.
         """
         for tries in range(1, self.settings.retries + 2):
             try:
                 return self._ask(messages)
             except _Later as failure:
                 if tries > self.settings.retries:
-                    raise self._error(f"{failure} ({tries} tries)", "run the same command later: it goes on") from None
+                    raise self._error(f"{failure} ({tries} tries)", "run the same command later to resume") from None
                 seconds = pause(tries, failure.seconds)
                 log.info("judge: %s; next try in %.0f s", failure, seconds)
                 if self._stopped.wait(seconds):
-                    raise self._error("stopped", "run the same command: it goes on from there") from None
+                    raise self._error("stopped", "run the same command to resume") from None
         raise AssertionError("unreachable")
 
     def stop(self) -> None:
-        """Let no request that is waiting be tried again."""
+        """Retry nothing that is waiting now."""
         self._stopped.set()
 
     def _ask(self, messages: Sequence[Message]) -> Grade:
@@ -156,8 +155,8 @@ class Judge:
             content, refusal = message.get("content"), message.get("refusal")
             if not isinstance(content, (str, type(None))):
                 raise TypeError
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            raise _Later(f"an answer that is no chat completion: {self._clean(text)[:80]!r}") from None
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            raise _Later(f"a reply that is not a chat completion: {self._clean(text)[:80]!r}") from None
         words = refusal or content or ""
         judgment, model = self._clean(words), self._clean(body.get("model") or "")
         if refusal or choice.get("finish_reason") == "content_filter":
@@ -166,7 +165,7 @@ class Judge:
         return _grade("unparsable" if score is None else "graded", score, judgment, model)
 
     def _refused_request(self, error: Any) -> Grade:
-        """What a status of 400 and above means: a refusal to judge, a failure that may pass, or the end."""
+        """What a status of 400 and above means: a refusal to judge, a failure that may pass, or an error."""
         status, code, words = error.status_code, error.code, self._clean(error.message)[:300]
         if status == 400 and code in _FILTERED:
             return _grade("refused", None, words, "")
@@ -177,35 +176,79 @@ class Judge:
         remedy = remedies.get(status, "check the account" if passing else "see mt_bench in the profile")
         raise self._error(f"status {status}: {words}", remedy) from None
 
-    def _error(self, reason: str, remedy: str) -> JudgeError:
-        return JudgeError(f"judge {self.settings.judge} at {self.settings.base_url}: {reason}; {remedy}")
+    def _error(self, reason: str, remedy: str) -> MtBenchError:
+        return MtBenchError(f"judge {self.settings.judge} at {self.settings.base_url}: {reason}; {remedy}")
 
     def _clean(self, text: object) -> str:
-        """Words of others without the key, and without halves of characters, which no file takes."""
+        """A server's words without the key, and without lone surrogates, which cannot be written as UTF-8."""
         words = str(text)
         if len(self._key) >= _SECRET:
             words = words.replace(self._key, "[key]")
         return words.encode(errors="replace").decode()
 
 
+def grade_all(
+    requests: Mapping[str, Sequence[Message]],
+    settings: MtBenchSettings,
+    folder: Path,
+    advance: Callable[[int], object] = lambda units: None,
+) -> dict[str, Grade]:
+    """A grade for every request, several at a time; each is on disk as soon as it arrives.
+
+    Args:
+        requests: messages to the judge, by name.
+        settings: the judge.
+        folder: keeps the grades; those found there are not asked for again.
+        advance: called with the number of new grades.
+
+    Raises:
+        MtBenchError: the judge cannot be asked. Requests in flight still finish, and their grades are kept.
+    """
+    from spin_utils.evaluation.answers import Answers  # needs torch
+
+    kept, lock = Answers(folder, disk.canonical(judge_identity(settings))), threading.Lock()
+    keys = {name: kept.key("grade", list(messages)) for name, messages in requests.items()}
+    missing = {key: requests[name] for name, key in keys.items() if key not in kept}
+    advance(sum(key not in missing for key in keys.values()))
+    if missing:
+        asked = Judge(settings)
+
+        def grade(key: str) -> None:
+            answer = asked.grade(missing[key])
+            with lock:
+                kept.add({key: answer})
+
+        with ThreadPoolExecutor(settings.workers) as pool:
+            futures = [pool.submit(grade, key) for key in missing]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    advance(1)
+            except BaseException:
+                asked.stop()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    return {name: kept[key] for name, key in keys.items()}
+
+
 def client_library() -> Any:
     """The `openai` client.
 
     Raises:
-        JudgeError: it is not installed.
+        MtBenchError: it is not installed.
     """
     try:
         return importlib.import_module("openai")
     except ImportError:
-        raise JudgeError("openai: not installed; mt_bench asks its judge through it; run `make setup`") from None
+        raise MtBenchError("openai: not installed; mt_bench asks its judge through it; run `make setup`") from None
 
 
 def pause(tries: int, asked: float | None) -> float:
-    """Seconds before the next try: what the server asks for, or twice as long each time, with chance in it.
+    """Seconds before the next try: what the server asks for, or exponential backoff with jitter.
 
     Args:
         tries: how many failed so far.
-        asked: seconds of the server's Retry-After, None if it named none.
+        asked: seconds of the server's Retry-After, None without one.
     """
     if asked is not None:
         return min(asked, LONGEST_WAIT_S)
@@ -213,7 +256,7 @@ def pause(tries: int, asked: float | None) -> float:
 
 
 def _seconds(header: str | None) -> float | None:
-    """Retry-After in seconds; a date, which no judge known to us sends, counts as none."""
+    """Retry-After in seconds; a date is ignored."""
     return float(header) if header is not None and re.fullmatch(r"\d+(\.\d+)?", header.strip()) else None
 
 

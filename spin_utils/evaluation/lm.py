@@ -1,14 +1,14 @@
 """A loaded model as lm-eval sees it, on the kit's own fast paths.
 
-`generate_until` goes through the sampler; log-likelihoods go through packed groups, so that the choices of a
-question share one pass over its context. Numbers equal those of lm-eval's own `HFLM` up to rounding. Several processes
-take shards of requests in turns and each get all answers; a shard is the same in any number of processes.
+`generate_until` uses the sampler; log-likelihoods use packed groups, so that the choices of a question share one pass
+over its context. Numbers equal those of lm-eval's own `HFLM` up to rounding. Several processes take turns at shards of
+requests and all get every answer; the shards do not depend on the number of processes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_utils.data import templates
-from spin_utils.evaluation.answers import Answers, fingerprint
+from spin_utils.evaluation.answers import Answers, EvaluationError, fingerprint
 from spin_utils.files import processes
 from spin_utils.model.attention import check_model, packed_attention
 from spin_utils.model.packing import Group, micro_batches, pack, rows_at_once
@@ -30,14 +30,10 @@ from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.run import GenerationSettings
 
 HEAD_ELEMENTS = 8 * 2**20
-"""Logits held at once in float32 on a CPU when continuations are scored."""
+"""Logits held at once, in float32 on a CPU, while continuations are scored."""
 SHARD_BATCHES = 4
-"""Batches of requests that are finished, and saved, together."""
+"""Batches of requests that are answered and saved together."""
 _KNOWN_OPTIONS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
-
-
-class RequestError(ValueError):
-    """A task asks for something that this model class does not do. The message names it and the remedy."""
 
 
 class PackedLM(TemplateLM):
@@ -53,8 +49,10 @@ class PackedLM(TemplateLM):
         micro_batch_tokens: Token budget of one scoring pass.
         add_bos_token: Whether plain text begins with the start token. The paper's harness adds none; lm-eval since
             0.4.9.2 asks the tokenizer, which is what None means.
+        prefixes: What the model's answer begins with (lm-eval's `gen_prefix`) as a function of the item, by task.
+            lm-eval ends the context with it; under a template it follows the generation prompt.
         work: Folder for finished answers, for resuming; None: not kept.
-        seed: Of the random numbers of tasks that sample.
+        seed: Of the random numbers where a task samples.
         progress: Called with the number of newly finished requests.
     """
 
@@ -68,6 +66,7 @@ class PackedLM(TemplateLM):
         max_new_tokens: int = 256,
         micro_batch_tokens: int = 4096,
         add_bos_token: bool | None = False,
+        prefixes: Mapping[str, Callable[[Any], str | None]] | None = None,
         work: Path | None = None,
         seed: int = 0,
         progress: Callable[[int], object] | None = None,
@@ -76,7 +75,7 @@ class PackedLM(TemplateLM):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.micro_batch_tokens, self.add_bos_token = micro_batch_tokens, add_bos_token
-        self.seed, self.progress = seed, progress
+        self.prefixes, self.seed, self.progress = prefixes or {}, seed, progress
         self.max_length = int(model.config.max_position_embeddings)
         identity = [fingerprint(model), repr(template), max_new_tokens, add_bos_token, seed]
         self.answers = Answers(work, json.dumps(identity))
@@ -87,7 +86,7 @@ class PackedLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """Stands before a text without context."""
+        """What precedes a text without context."""
         start = self.tokenizer.bos_token_id
         return self.eot_token_id if start is None else int(start)
 
@@ -123,7 +122,7 @@ class PackedLM(TemplateLM):
         for text, context, continuation in requests:
             whole = (context + continuation)[-(self.max_length + 1) :]
             if not continuation or len(continuation) >= len(whole):
-                raise RequestError(
+                raise EvaluationError(
                     f"a continuation of {len(continuation)} tokens cannot be scored by a model of "
                     f"{self.max_length} positions: {str(text)[:80]!r}"
                 )
@@ -153,11 +152,10 @@ class PackedLM(TemplateLM):
         return [found[pair] for pair in pairs]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        contexts = [request.args[0] for request in requests]
         if self.template is None:
-            encoded = [self.tok_encode(context) for context in contexts]
+            encoded = [self.tok_encode(request.args[0]) for request in requests]
         else:
-            encoded = templates.encode_prompts(self.tokenizer, self.template, contexts)
+            encoded = self._encode(requests, self.template)
         plans = [self._plan(ids, request.args[1]) for ids, request in zip(encoded, requests, strict=True)]
         keys = [
             # Two samples for one request differ; two greedy answers do not.
@@ -176,6 +174,17 @@ class PackedLM(TemplateLM):
             for answered in processes.take_turns(left, partial(self._answer, plans, settings)):
                 self.answers.add({keys[i]: v for shard, values in answered for i, v in zip(shard, values, strict=True)})
         return [self.answers[key]["text"] for key in keys]
+
+    def _encode(self, requests: Sequence[Instance], template: TemplateSettings) -> list[list[int]]:
+        """Prompts inside the template; what an answer begins with comes after the generation prompt."""
+        asked, begun = [], []
+        for request in requests:
+            prefix = self.prefixes.get(str(request.task_name), lambda _: None)(request.doc) or ""
+            context = str(request.args[0])
+            begun.append(templates.encode_response(self.tokenizer, template, prefix)[:-1] if prefix else [])
+            asked.append(context.removesuffix(prefix).removesuffix(" ") if prefix else context)
+        encoded = templates.encode_prompts(self.tokenizer, template, asked)
+        return [ids + more for ids, more in zip(encoded, begun, strict=True)]
 
     def length(self, context: str, options: dict[str, Any]) -> int:
         """Tokens of the greedy answer to a request that `generate_until` has answered, its end token included."""
@@ -201,7 +210,7 @@ class PackedLM(TemplateLM):
         if self.template is None:
             room = self.max_length - known["max_gen_toks"]
             if room < 1:
-                raise RequestError(
+                raise EvaluationError(
                     f"an answer of {known['max_gen_toks']} tokens leaves no room for its prompt in the model's "
                     f"{self.max_length} positions; lower evaluation.max_new_tokens, or the task's max_gen_toks"
                 )
@@ -231,19 +240,19 @@ class PackedLM(TemplateLM):
 
 
 def known_options(options: dict[str, Any], max_new_tokens: int = 256) -> dict[str, Any]:
-    """What a task asks of an answer (`generation_kwargs`), under lm-eval's plain names.
+    """A task's `generation_kwargs` with lm-eval's aliases and defaults resolved.
 
     Args:
-        options: As the task says them.
-        max_new_tokens: Longest answer where it does not say.
+        options: As in the task's file.
+        max_new_tokens: Longest answer where the task does not say.
 
     Raises:
-        RequestError: An option that this model class would have to ignore.
+        EvaluationError: An option that this model class would ignore.
     """
     known = dict(normalize_gen_kwargs(options, max_new_tokens))
     unknown = sorted(set(known) - _KNOWN_OPTIONS)
     if unknown:
-        raise RequestError(
+        raise EvaluationError(
             f"generation_kwargs: {', '.join(unknown)} is not supported; use {', '.join(sorted(_KNOWN_OPTIONS))}"
         )
     return known
@@ -263,10 +272,10 @@ def score_continuations(
     micro_batch_tokens: int,
     progress: Callable[[int], object] | None = None,
 ) -> list[list[tuple[float, bool]]]:
-    """Like `logprobs.score`, and whether greedy decoding would give the response.
+    """Like `logprobs.score`, and also whether greedy decoding would give the response.
 
     Args:
-        model: A causal language model that works on packed groups.
+        model: A causal language model that runs on packed groups.
         groups: Contexts with their continuations.
         micro_batch_tokens: Token budget of one forward pass.
         progress: Called with the number of responses of each forward pass.
@@ -275,7 +284,7 @@ def score_continuations(
         For each group, for each response: summed log-probability and whether every token is the likeliest one.
 
     Raises:
-        ModelError: The model cannot work on packed groups, or a row has more tokens than positions.
+        ModelError: The model cannot run on packed groups, or a row has more tokens than positions.
     """
     # The last token of a row predicts nothing, so it needs no position of its own.
     check_model(model, max(group.longest_row for group in groups) - 1)
@@ -306,7 +315,7 @@ def score_continuations(
 
 
 def _shards(groups: Sequence[Group], budget: int) -> Iterator[list[int]]:
-    """Groups of like length, about `budget` tokens at a time, longest first."""
+    """Groups of similar length, about `budget` tokens at a time, longest first."""
     shard: list[int] = []
     tokens = 0
     for i in sorted(range(len(groups)), key=lambda i: -groups[i].tokens):

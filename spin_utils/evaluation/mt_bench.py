@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin_utils.files import artifacts
+from spin_utils.files.paths import KitError
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
 from spin_utils.settings.run import GenerationSettings
@@ -43,8 +44,8 @@ Message = dict[str, str]
 """`role` and `content`, as chat templates and chat completions have it."""
 
 
-class MtBenchError(ValueError):
-    """MT-Bench cannot be run. The message names the package or file and the remedy."""
+class MtBenchError(KitError):
+    """MT-Bench cannot be run. The message names the package, the file or the judge's address, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ def converse(
     Args:
         model: Llama, Mistral or Qwen2 for causal language modelling.
         tokenizer: of the model.
-        template: of the conversation; its limits on lengths are those of training and do not hold here.
+        template: of the conversation; its length limits are for training and do not apply here.
         asked: the questions.
-        settings: temperatures, truncation and longest answer.
+        settings: temperatures, top-k and longest answer.
         seed: of the answers; a question has the same random numbers whichever others are asked.
-        scratch: folder where a finished turn is kept, so that a killed run goes on after it.
+        scratch: folder that keeps a finished turn, so that a killed run resumes after it.
         progress: called with the number of newly finished answers.
 
     Returns:
@@ -133,7 +134,7 @@ def judge_prompts() -> dict[str, dict[str, str]]:
 def judge_messages(
     prompts: dict[str, dict[str, str]], question: Question, answers: tuple[str, str], turn: int
 ) -> list[Message]:
-    """What the judge reads to grade one turn alone (single-answer grading; FastChat: create_conv_single).
+    """What the judge reads to grade one turn (single-answer grading; FastChat: create_conv_single).
 
     The judge of turn 2 sees the whole conversation.
 

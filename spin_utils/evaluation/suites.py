@@ -1,7 +1,7 @@
-"""The paper's benchmarks as lm-eval has them: Table 1, and what Table 6 adds without a judge.
+"""The paper's benchmarks in lm-eval: those of Table 1, and those that Table 6 adds without a judge.
 
-Shots and test sets are in the published table, `data/published/benchmark_settings.csv`. Names and metrics of lm-eval
-have changed since the paper's version (46c7966, December 2023); those below are today's for the same items and scores.
+Shots and test sets are in the published table, `data/published/benchmark_settings.csv`. lm-eval's names and metrics
+have changed since the paper's version (46c7966, December 2023); these are today's for the same items and scores.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from spin_utils.paper import published
 
 
 class Benchmark(NamedTuple):
-    """Where lm-eval has a benchmark, and which of its numbers the paper prints."""
+    """A benchmark in lm-eval, and which of its numbers the paper prints."""
 
     task: str
     """lm-eval's name of the task or group."""
     folder: str
     """Folder of its files below `lm_eval/tasks`."""
     dataset: str
-    """Its data set on the hub."""
+    """Its dataset on the hub."""
     metric: str
     """Metric per item."""
     filter: str = ""
@@ -46,14 +46,14 @@ OTHERS = {
     "bb_sports": Benchmark("bbh_cot_fewshot_sports_understanding", *_BBH),
     "openbookqa": Benchmark("openbookqa", "openbookqa", "allenai/openbookqa", "acc_norm"),
 }
-"""Benchmarks of Table 6 but MT-Bench, which needs a judge."""
+"""Benchmarks of Table 6, except for MT-Bench, which needs a judge."""
 
 SUITES = {"paper": LEADERBOARD, "paper_others": OTHERS}
-"""Benchmarks of each suite of `evaluation.suite` that comes from the hub."""
+"""Benchmarks of the suites that come from the hub (`evaluation.suite`)."""
 
 
 def shots(name: str) -> int:
-    """Examples before each item, as the paper prints them.
+    """Few-shot examples, as the paper prints them.
 
     >>> shots("arc"), shots("bb_causal")
     (25, 3)

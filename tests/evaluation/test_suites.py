@@ -177,6 +177,6 @@ def test_scores_are_those_of_the_papers_metric(records: dict[str, dict[str, Any]
 def test_a_limit_is_shared_among_the_tasks_of_a_group() -> None:
     columns = [column for column in harness._paper_columns("paper") if column.name in ("mmlu", "arc")]
     counts = {name: harness._counts(leaves, 114) for name, leaves in harness._load(columns).items()}
-    assert counts["arc"] == {"arc_challenge": ITEMS}
+    assert counts["arc"] == {"arc/arc_challenge": ITEMS}
     assert set(counts["mmlu"].values()) == {2}
     assert len(counts["mmlu"]) == 57
