@@ -6,7 +6,7 @@
 # `--dry-run` shows what would be done; `--dag` draws it; `--workflow-profile cluster/slurm` runs it on a cluster.
 from spin_utils.cli import main as cli
 from spin_utils.cli import scheduler
-from spin_utils.experiment import plan, step_resources
+from spin_utils.experiment import plan, run
 from spin_utils.settings import profiles
 
 PROFILE = str(config.get("profile", "cpu"))
@@ -40,7 +40,7 @@ def asked(resources):
 
 
 for directory, (p, step) in STEPS.items():
-    asks = step_resources.resources(LOADED, step)
+    asks = run.resources(LOADED, step)
 
     rule:
         name:
@@ -52,7 +52,7 @@ for directory, (p, step) in STEPS.items():
         threads: asks.cpus or THREADS
         resources:
             **asked(asks),
-        localrule: step_resources.stays_here(LOADED, step)
+        localrule: run.stays_here(LOADED, step)
         priority: len(STEPS) - list(STEPS).index(directory)  # the main chain first, in the plan's order
         params:
             command=scheduler.step_command(PROFILE, p.seed, step.name),

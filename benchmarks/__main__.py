@@ -42,12 +42,12 @@ def main() -> None:
     if options.runs < 1:
         parser.error(f"--runs {options.runs}: give at least 1")
     from benchmarks.interleaved import RESULTS, machine, read, write  # seconds of imports, after what can be refused
-    from spin_utils.experiment import plan, stages
+    from spin_utils.experiment import plan, run
     from spin_utils.files import runtime
     from spin_utils.settings import profiles
 
     runtime.configure()
-    model = stages.run(plan.make(profiles.load(options.profile), 0), "base")
+    model = run.make(plan.make(profiles.load(options.profile), 0), "base")
     ratios: dict[str, dict[str, float]] = {}
     for name, (module, *arguments) in BENCHMARKS.items():
         if name in options.only:

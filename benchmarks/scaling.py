@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_utils.experiment import memory_model
-from spin_utils.experiment.architectures import KNOWN
-from spin_utils.paper import cost_model
-from spin_utils.paper.cost_model import Architecture, Run
+from spin_utils.experiment import forecast, memory
+from spin_utils.experiment.sizes import KNOWN, Architecture, Workload
+from spin_utils.model import logprobs
 from spin_utils.settings import profiles
 from spin_utils.settings.run import Profile
 
@@ -56,12 +55,12 @@ def chain_hours(architecture: Architecture, prompts: int, gpus: int, profile: Pr
 
     A batch is shared out by pairs, so no more GPUs than pairs of a batch take part in training.
     """
-    run = dataclasses.replace(Run(), prompts=prompts, gpus=gpus, epochs=profile.spin.training.epochs)
+    run = dataclasses.replace(Workload(), prompts=prompts, gpus=gpus, epochs=profile.spin.training.epochs)
     iterations = profile.spin.iterations
     training = dataclasses.replace(run, gpus=min(gpus, profile.spin.training.batch_size))
     return (
-        iterations * cost_model.generation_hours(run, architecture),
-        sum(cost_model.training_hours(training, architecture, t) for t in range(iterations)),
+        iterations * forecast.generation_hours(run, architecture),
+        sum(forecast.training_hours(training, architecture, t) for t in range(iterations)),
     )
 
 
@@ -70,14 +69,14 @@ def training_bytes(architecture: Architecture, profile: Profile, gpus: int = 1) 
     template, longest = profile.template, profile.generation.max_new_tokens
     row = template.max_prompt_tokens + template.max_response_tokens + longest
     settings = profile.spin.training
-    need = memory_model.training(architecture, settings, width=2, longest=row, fused=gpus == 1, gpu=True, stage="spin")
+    need = memory.training(architecture, settings, width=2, longest=row, fused=gpus == 1, gpu=True, stage="spin")
     return need.total(gpus)
 
 
 def sampling_bytes(architecture: Architecture, profile: Profile) -> float:
     """Bytes of the kit's own sampler on one GPU."""
     prompt, answer = profile.template.max_prompt_tokens, profile.generation.max_new_tokens
-    return memory_model.sampling(
+    return memory.sampling(
         architecture, profile.generation, prompt=prompt, answer=answer, width=2, gpu=True, stage="generation"
     ).total()
 
@@ -91,7 +90,7 @@ def _head() -> str:
 
 
 def _assumptions(profile: Profile) -> str:
-    run = Run()
+    run = Workload()
     training = profile.spin.training
     return "\n".join(
         [
@@ -172,12 +171,12 @@ def _disk(profile: Profile) -> str:
         "|---|---:|---:|---:|",
     ]
     for name, architecture in MODELS.items():
-        state = memory_model.optimizer_state(architecture, profile.spin.training)
-        checkpoint = memory_model.checkpoint(architecture)
+        state = memory.optimizer_state(architecture, profile.spin.training)
+        checkpoint = memory.checkpoint(architecture)
         lines.append(
             f"| {name} | {_number(checkpoint / 1e9)} | {_number(state / 1e9)} | {_number(state / DISK_RATE)} |"
         )
-    run = Run()
+    run = Workload()
     tokens = run.prompt_tokens + run.real_tokens + run.generated_tokens
     pairs = ", ".join(f"{prompts:,}: {_number(4 * tokens * prompts / 1e9)} GB" for prompts in PROMPTS)
     return "\n".join(
@@ -190,7 +189,7 @@ def _limits(profile: Profile) -> str:
 
 
 def _limit_lines(profile: Profile) -> Iterator[str]:
-    run, training = Run(), profile.spin.training
+    run, training = Workload(), profile.spin.training
     fits = [name for name, a in MODELS.items() if training_bytes(a, profile) <= GPU_MEMORY]
     yield (
         f"**Exact float32 masters, one process.** 14 bytes a parameter with RMSProp. Of the models above, "
@@ -212,7 +211,7 @@ def _limit_lines(profile: Profile) -> Iterator[str]:
     slow = [
         name
         for name, a in MODELS.items()
-        if memory_model.optimizer_state(a, training) / DISK_RATE > 60 * training.save_minutes / 10
+        if memory.optimizer_state(a, training) / DISK_RATE > 60 * training.save_minutes / 10
     ]
     yield (
         f"**A state for resuming every {training.save_minutes:g} minutes.** Written by one process at "
@@ -236,13 +235,11 @@ def _limit_lines(profile: Profile) -> Iterator[str]:
         "`log_every`."
     )
     seventy = MODELS["Llama-3-70B"]
-    share = cost_model.forward_flops(seventy, run.prompt_tokens, run.real_tokens, run.generated_tokens)
-    apart = sum(
-        cost_model.forward_flops(seventy, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens)
-    )
+    share = forecast.forward_flops(seventy, run.prompt_tokens, run.real_tokens, run.generated_tokens)
+    apart = sum(forecast.forward_flops(seventy, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens))
     small = MODELS["SmolLM2-135M"]
-    shared = cost_model.forward_flops(small, run.prompt_tokens, run.real_tokens, run.generated_tokens)
-    twice = sum(cost_model.forward_flops(small, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens))
+    shared = forecast.forward_flops(small, run.prompt_tokens, run.real_tokens, run.generated_tokens)
+    twice = sum(forecast.forward_flops(small, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens))
     yield (
         f"**The shared prompt** saves {1 - shared / twice:.0%} of the operations of a pair with SmolLM2-135M and "
         f"{1 - share / apart:.0%} with Llama-3-70B at the lengths above; it saves nothing where prompts are short "
@@ -250,7 +247,7 @@ def _limit_lines(profile: Profile) -> Iterator[str]:
     )
     head = Architecture()
     yield (
-        f"**The LM head in chunks** keeps {_number(2 * memory_model.KEPT_LOGITS / 1e9)} GB of logits at most, whatever "
+        f"**The LM head in chunks** keeps {_number(2 * logprobs.KEPT_LOGITS / 1e9)} GB of logits at most, whatever "
         f"the vocabulary; all logits of a micro-batch of {training.micro_batch_tokens:,} tokens would take "
         f"{_number(2 * training.micro_batch_tokens * seventy.vocabulary / 1e9)} GB with Llama-3's vocabulary and "
         f"{_number(2 * training.micro_batch_tokens * head.vocabulary / 1e9)} GB with Mistral's."

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from spin_utils.evaluation.harness import evaluate
-from spin_utils.experiment import plan, stages
+from spin_utils.experiment import plan, run
 from spin_utils.files import artifacts, paths, runtime
 from spin_utils.files.disk import write_text
 from spin_utils.model import base
@@ -101,8 +101,8 @@ def _gain(found: list[dict[str, Any]], sft: list[dict[str, Any]]) -> str:
 
 def _score(steps: plan.Plan, model: str) -> dict[str, Any]:
     """Score a model on the validation rows, in points."""
-    stages.run(steps, steps.steps[f"eval-{model}"].inputs[0])
-    data, folder = stages.run(steps, "data"), steps.checkpoint(model)
+    run.make(steps, steps.steps[f"eval-{model}"].inputs[0])
+    data, folder = run.make(steps, "data"), steps.checkpoint(model)
     result = evaluate(
         base.load_for_inference(folder),
         base.load_tokenizer(folder),

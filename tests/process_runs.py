@@ -19,7 +19,7 @@ from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.evaluation.lm import PackedLM
-from spin_utils.experiment import plan, stages
+from spin_utils.experiment import plan, run
 from spin_utils.files import runtime
 from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group
@@ -77,7 +77,7 @@ def chain(home: Path) -> plan.Plan:
     os.environ["SPIN_HOME"] = str(home)
     made = small_plan()
     for step in made:
-        stages.run(made, step.name)
+        run.make(made, step.name)
     return made
 
 

@@ -19,9 +19,8 @@ from spin_utils.files import artifacts
 CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(
     [
-        "spin_utils.experiment.stages",
-        "spin_utils.experiment.answering",
-        "spin_utils.experiment.self_play",
+        "spin_utils.experiment.run",
+        "spin_utils.experiment.play",
         "lm_eval.tasks",
     ]
 )
@@ -32,14 +31,14 @@ TIMES = {"seconds", "tokens_per_second", "groups_per_second"}
 def make(home: Path, *names: str) -> None:
     """Make the chain, or some steps of it, below a home, in this process."""
     os.environ["SPIN_HOME"] = str(home)
-    from spin_utils.experiment import plan, stages
+    from spin_utils.experiment import plan, run
     from spin_utils.files import runtime
     from spin_utils.settings import profiles
 
     runtime.configure()
     steps = plan.make(profiles.load("smoke"), 0)
     for name in names or steps.steps:
-        stages.run(steps, name)
+        run.make(steps, name)
 
 
 def start(home: Path, *names: str) -> Any:

@@ -187,11 +187,11 @@ def reproduce(
     profile, loaded = _resolve(profile, model, data, changes, name)
     numbers = parse_seeds(seeds)
     from spin_utils.cli import scheduler
-    from spin_utils.experiment import clock, mt_bench, plan, stages
+    from spin_utils.experiment import clock, mt_bench, plan, preflight
     from spin_utils.files import artifacts, disk
 
     command = scheduler.command(profile, loaded, numbers, cluster=cluster, jobs=jobs, dry_run=dry_run)
-    stages.check_inputs(loaded)
+    preflight.check_inputs(loaded)
     products = [folder(loaded.name) for folder in (paths.artifacts, paths.results, paths.figures)]
     for folder in (paths.home() / ".snakemake", *products):
         disk.check_writable(folder)
@@ -229,11 +229,11 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say before a run whether it fits here, and how long it will take."""
-    from spin_utils.experiment import check, machine
+    from spin_utils.experiment import preflight, sizes
 
     package = logging.getLogger("spin_utils")
     package.setLevel(logging.ERROR if as_json else logging.INFO)
-    report = check.check(_resolve(profile, model, data, changes, name)[1], machine.chosen(gpus, gpu_memory))
+    report = preflight.check(_resolve(profile, model, data, changes, name)[1], sizes.machine(gpus, gpu_memory))
     package.setLevel(logging.INFO)
     log.info("%s", json.dumps(report.document(), indent=1) if as_json else "\n".join(report.lines()))
     raise typer.Exit(int(not report.ready()))
@@ -372,11 +372,11 @@ def step(
             executed = paths.executed_notebooks(loaded.name) / f"{made.notebook}-{name}-seed{seed}.ipynb"
             notebooks.run(made.notebook, {"profile": profile, "seed": seed, **made.parameters}, executed)
             return
-        from spin_utils.experiment import stages
+        from spin_utils.experiment import run
 
         runtime.configure()
         with processes.group(loaded.processes.sharding):
-            _train(lambda: stages.run(steps, name))
+            _train(lambda: run.make(steps, name))
 
 
 @_command("report --profile smoke")
@@ -463,11 +463,11 @@ def provenance(
     as_json: Json = False,
 ) -> None:
     """Print what a number was made from, back to model and data."""
-    from spin_utils.experiment.provenance import describe, record
+    from spin_utils.experiment import publish
     from spin_utils.settings import profiles
 
     of = (profiles.folder(profile), seed, model, kind)
-    log.info("%s", json.dumps(record(*of), indent=1) if as_json else describe(*of))
+    log.info("%s", json.dumps(publish.provenance(*of), indent=1) if as_json else publish.describe_provenance(*of))
 
 
 @_command("figures", "figures --profile smoke")
@@ -607,11 +607,11 @@ def _draw(name: str, profile: str, seeds: str) -> None:
         notebooks.run("05_tables_and_figures", {"profile": profile, "seeds": seeds}, executed)
         return
     from spin_utils.drawing import draw
-    from spin_utils.experiment import plan, publishing, stages
+    from spin_utils.experiment import plan, publish, run
 
     plans = plan.make_all(loaded, numbers)
-    written = publishing.publish(plans) + draw.everything(loaded)
-    stages.record_drawing(plan.first_tables(plans), plans[:1], written)
+    written = publish.publish(plans) + draw.everything(loaded)
+    run.record_drawing(plan.first_tables(plans), plans[:1], written)
     log.info("tables and figures of the main chain: %s", paths.relative(paths.results(loaded.name)))
 
 

@@ -10,11 +10,11 @@ import pandas as pd
 from spin_utils.drawing import draw
 from spin_utils.drawing.tables import minus
 from spin_utils.experiment import clock
-from spin_utils.experiment.plan import main_chain
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
 from spin_utils.paper import footnotes, published, records, registry, results, verdict_page
 from spin_utils.paper.statistics import StatisticsError, paired
+from spin_utils.settings.names import main_chain
 from spin_utils.settings.run import Profile
 
 BEGIN = "<!-- results: written by `spin-repro figures --readme`, do not edit -->"
@@ -32,7 +32,7 @@ def section(profile: Profile) -> str:
     measured = set(scores["model"])
     if "sft" not in measured:
         raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, which gains are over; evaluate it")
-    chain = [name for name in main_chain(profile) if name in measured]
+    chain = [name for name in main_chain(profile.spin.iterations) if name in measured]
     control = [name for epoch in range(1, profile.sft_more + 1) if (name := f"sft-more-{epoch}") in measured]
     rows, last = chain + control, chain[-1]
     seeds = [str(seed) for seed in sorted(scores[scores["model"].isin(rows)]["seed"].unique())]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from spin_utils.drawing import draw
 from spin_utils.drawing.tables import Table
-from spin_utils.experiment import provenance
-from spin_utils.experiment.plan import main_chain
+from spin_utils.experiment import preflight, publish
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
 from spin_utils.paper import results, verdict_page
 from spin_utils.paper.verdicts import Finding
+from spin_utils.settings.names import main_chain
 from spin_utils.settings.run import Profile
 
 FIGURES = {
@@ -78,7 +78,7 @@ def write(profile: Profile) -> Path:
     seeds = sorted(int(seed) for seed in scores["seed"].unique())
     items = scores.groupby("task")["id"].nunique().sum()
     measured = list(dict.fromkeys(scores["model"]))
-    last = next((step for step in reversed(main_chain(profile)) if step in measured), measured[-1])
+    last = next((step for step in reversed(main_chain(profile.spin.iterations)) if step in measured), measured[-1])
     traced = sorted(int(seed) for seed in scores["seed"][scores["model"] == last].unique())
     parts = [
         f"<h1>SPIN, reproduced at the profile {escape(profile.name)}</h1>",
@@ -89,6 +89,7 @@ def write(profile: Profile) -> Path:
         '<a href="#claims">Every claim</a><a href="#provenance">Where the numbers come from</a></nav>',
         '<h2 id="verdicts">Verdicts</h2>',
         _summary(drawn.findings),
+        *(f"<p>Entry test: {escape(said)}.</p>" for said in _entry(folder)),
         _findings([finding for finding in drawn.findings if _is_whole(finding)], numbers=False),
         '<h2 id="figures" class="page">Figures</h2><div class="figures">',
         *(_figure(paths.figures(profile.name) / f"{name}.png", title) for name, title in FIGURES.items()),
@@ -99,7 +100,7 @@ def write(profile: Profile) -> Path:
         '<h2 id="provenance" class="page">Where the numbers come from</h2>',
         f"<p>Every artifact behind {escape(results.label(last))}, by training seed. <code>spin-repro provenance MODEL"
         "</code> prints the same for any model.</p>",
-        *(f"<pre>{escape(provenance.describe(profile.name, seed, last))}</pre>" for seed in traced),
+        *(f"<pre>{escape(publish.describe_provenance(profile.name, seed, last))}</pre>" for seed in traced),
     ]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -114,6 +115,12 @@ def write(profile: Profile) -> Path:
 def _summary(findings: Sequence[Finding]) -> str:
     counts = verdict_page.tally(finding.verdict for finding in findings)
     return f"<p><b>{counts}</b> of {len(findings)}. {escape(_plain(verdict_page.rule(findings)))}</p>"
+
+
+def _entry(folder: Path) -> list[str]:
+    """What `spin-repro check` says of the first iteration's held-out pairs, if there are any."""
+    heldout = results.load_heldout(folder)
+    return [preflight.entry_test(heldout)[1]] if "spin-0" in set(heldout["model"]) else []
 
 
 def _plain(markdown: str) -> str:

@@ -23,7 +23,7 @@ def expected_seconds(profile: str) -> dict[str, float]:
             for name, link in results.read_json(path)["provenance"]["chain"].items():
                 expected.setdefault(name, link["seconds"])
     except results.ResultsError:
-        return {}  # a damaged file costs the estimate only: publishing writes it anew
+        return {}  # a damaged file costs the estimate only: publish writes it anew
     return expected
 
 

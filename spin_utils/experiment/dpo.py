@@ -11,7 +11,7 @@ from typing import Any
 
 from spin_utils.data import preferences
 from spin_utils.experiment import launch
-from spin_utils.experiment.pair_training import train_on_pairs
+from spin_utils.experiment.play import train_on_pairs
 from spin_utils.files import artifacts, disk, paths, processes
 from spin_utils.model import base
 from spin_utils.model.packing import Pairs, write_pairs
@@ -23,13 +23,6 @@ from spin_utils.training import trackers
 log = logging.getLogger(__name__)
 
 _DEFAULTS = {"training.learning_rate": 5e-7, "template": {}}
-
-_LONGEST_NAME = 200
-"""Bytes; a key and `.partial` are added while a run is under way, and file systems take 255."""
-
-
-class DpoError(ValueError):
-    """The result cannot go where it should. The message names the place and the remedy."""
 
 
 def read_settings(changes: Mapping[str, Any]) -> DpoRunSettings:
@@ -50,7 +43,7 @@ def read_settings(changes: Mapping[str, Any]) -> DpoRunSettings:
 def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     """Train a model on chosen and rejected answers, with itself as it is as the reference.
 
-    A run that was stopped goes on from the folder `OUT-KEY.partial`, whose key stands for model, pairs and settings.
+    A run that was stopped resumes from the folder `OUT-KEY.partial`, whose key stands for model, pairs and settings.
 
     Args:
         model: folder of safetensors with its tokenizer.
@@ -62,12 +55,10 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
         The folder.
 
     Raises:
-        ModelError, RowError, TemplateError, DpoError, KitError: found before any long work, with the remedy.
+        KitError, RowError, TemplateError: found before any long work, with the remedy.
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
         LaunchError: a process of several failed.
     """
-    if not out.name or len(out.name.encode()) > _LONGEST_NAME:
-        raise DpoError(f"{out}: is no folder of its own, or has a name of over {_LONGEST_NAME} bytes; name another")
     launch.check(settings.processes)
     trackers.check(settings.training.trackers)
     start = base.resolve(model)
@@ -79,7 +70,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
     unnamed = out.with_name(f"{out.name}-{key}")
     if launch.wanted(settings.processes) and not _is_made(out, key):
-        # Rows are checked by every worker again; here they are checked before one starts.
+        # Every worker checks the rows again; here they are checked before one starts.
         preferences.encode_preferences(base.load_tokenizer(start), settings.template, rows)
         launch.launch(_command(model, pairs, out, settings), settings.processes)
         return out
@@ -111,13 +102,11 @@ def _command(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> l
 
 def _is_made(out: Path, key: str) -> bool:
     """Whether the result is there; anything else in its place is refused, because nothing is ever overwritten."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        if out.is_symlink() or out.is_mount():
-            raise DpoError(f"{out}: a link or a mount point, which no folder can replace; name another folder")
+    if not out.is_symlink() and (not out.exists() or (out.is_dir() and not any(out.iterdir()))):
         return False
     if out.is_dir() and artifacts.is_complete(out) and artifacts.read_manifest(out)["key"] == key:
         return True
-    raise DpoError(
-        f"{out}: already there, and not made from this model, these pairs and these settings; "
-        "name another folder or remove it"
+    raise paths.KitError(
+        f"{out}: already there, and not made from this model, these pairs and these settings; name another folder, or "
+        "remove it"
     )

@@ -1,17 +1,17 @@
-"""The experiment plan as data: every step with its inputs, settings and artifact directory.
+"""Algorithm 1, and the plan of a run as data: every step with its inputs, settings and artifact directory.
 
-The Snakefile turns the steps into rules; `stages` makes one step. Both read the same plan, so what the
-scheduler waits for is what the stage writes.
+The Snakefile turns the steps into rules, and `run` makes one step. Both read the same plan, so the scheduler waits for
+what the stage writes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from spin_utils.data.rows import check_file
 from spin_utils.evaluation import judge
@@ -20,6 +20,7 @@ from spin_utils.files import artifacts, disk, paths
 from spin_utils.model import base
 from spin_utils.settings.inputs import DemonstrationSettings, require
 from spin_utils.settings.machine import answers_identity, judge_identity
+from spin_utils.settings.names import ModelName, main_chain
 from spin_utils.settings.profiles import as_dict
 from spin_utils.settings.run import (
     DpoSettings,
@@ -30,6 +31,41 @@ from spin_utils.settings.run import (
     training_identity,
 )
 
+Model = TypeVar("Model")
+Pairs = TypeVar("Pairs")
+
+
+def algorithm_1(
+    theta: Model,
+    iterations: int,
+    generate: Callable[[int, Model], Pairs],
+    update: Callable[[int, Model, list[Pairs]], Model],
+    *,
+    mix_previous: bool = False,
+) -> Iterator[Model]:
+    """Self-play fine-tuning: Algorithm 1 of the paper, whose lines the comments count.
+
+    It does not say what a model is. With functions that sample and train, it is the algorithm itself, on checkpoints;
+    `make` calls it with the names of steps, so that each iteration becomes two artifacts: `pairs-t`, made by
+    `play.make_pairs`, and `spin-t`, made by `play.make_model`. A test holds the two to the same weights.
+
+    Args:
+        theta: p_theta_0, the SFT model.
+        iterations: T.
+        generate: from t and p_theta_t, pairs of the real y and a generated y' for every prompt x.
+        update: from t, p_theta_t, which is start and opponent, and the pairs to train on, p_theta_t+1.
+        mix_previous: train on the pairs of iteration t-1 too (sec. 6.1).
+
+    Yields:
+        p_theta_1 to p_theta_T.
+    """
+    pairs: list[Pairs] = []
+    for t in range(iterations):  # line 1: for t = 0, ..., T-1 do
+        generated = generate(t, theta)  # lines 2-4: for i = 1, ..., N: generate y'_i ~ p_theta_t(.|x_i)
+        pairs = [generated, *pairs[:mix_previous]]
+        theta = update(t, theta, pairs)  # line 5: theta_t+1 = argmin_theta sum_i loss(lambda * (log-ratio_i))
+        yield theta  # line 7, the output, is the last one
+
 
 @dataclass(frozen=True)
 class Step:
@@ -38,14 +74,13 @@ class Step:
     name: str
     """Such as `pairs-0`."""
     stage: str
-    """Which function of `stages` makes it: base, data, sft, pairs, spin, epochs, subset, preferences, dpo,
-    evaluation, heldout, transfer, mt_answers, mt_bench."""
+    """What kind of work makes it; `run` has a function for each."""
     notebook: str
-    """Notebook that makes it; empty for a step that is made without one."""
+    """Notebook that makes it; empty if none does."""
     parameters: dict[str, Any]
-    """The notebook's parameters beside profile and seed."""
+    """The notebook's parameters, besides profile and seed."""
     directory: Path
-    """Where the artifact lies; the name ends in its key."""
+    """Folder of the artifact; its name ends in the key."""
     inputs: tuple[str, ...]
     """Names of the steps it is made from."""
     settings: dict[str, Any]
@@ -72,9 +107,9 @@ class Plan:
 
         The epochs of iteration 0 are one run; those before its last one lie in its artifact.
         """
-        epoch = model.partition("-epoch-")[2]
+        epoch, spin = ModelName.parse(model).epoch, self.profile.spin
         checkpoint = self.directory(self.steps[f"eval-{model}"].inputs[0])
-        last = not epoch or int(epoch) == self.profile.spin.epochs_shown > self.profile.spin.training.epochs
+        last = epoch is None or epoch == spin.epochs_shown > spin.training.epochs
         return checkpoint if last else checkpoint / f"epoch-{epoch}"
 
     def models(self) -> list[str]:
@@ -154,15 +189,16 @@ def make(profile: Profile, seed: int) -> Plan:
             grade(model)
         return Plan(profile, seed, steps)
 
-    current = start
-    for t in range(spin.iterations):
-        add(f"pairs-{t}", "pairs", "02_synthetic_generation", (current, "data"), answered, iteration=t)
-        previous = (f"pairs-{t - 1}",) if t and spin.mix_previous else ()
-        shown = {"epochs_shown": spin.epochs_shown} if t == 0 else {}
-        current = train(f"spin-{t}", "spin", (current, f"pairs-{t}", *previous), **shown)
-        evaluate(current)
+    def generate(t: int, opponent: str) -> str:
+        return add(f"pairs-{t}", "pairs", "02_synthetic_generation", (opponent, "data"), answered, iteration=t)
 
-    chain = main_chain(profile)
+    def update(t: int, opponent: str, pairs: list[str]) -> str:
+        shown = {} if t else {"epochs_shown": spin.epochs_shown}
+        return train(f"spin-{t}", "spin", (opponent, *pairs), **shown)
+
+    for iterate in algorithm_1(start, spin.iterations, generate, update, mix_previous=spin.mix_previous):
+        evaluate(iterate)
+    chain = main_chain(spin.iterations)
     for model in chain:
         evaluate_transfer(model)
     for model in chain[1:] if profile.demonstrations.validation_rows != 0 else ():
@@ -186,15 +222,10 @@ def make(profile: Profile, seed: int) -> Plan:
         settings = {"preferences": _preferences_identity(profile.dpo), **answered}
         add("preferences", "preferences", "", (start, "data"), settings)
         evaluate(train("dpo", "dpo", (start, "preferences")))
-        evaluate(train(f"{current}-dpo", "dpo", (current, "preferences")))
+        evaluate(train(f"{chain[-1]}-dpo", "dpo", (chain[-1], "preferences")))
     for model in chain:
         grade(model)
     return Plan(profile, seed, steps)
-
-
-def main_chain(profile: Profile) -> list[str]:
-    """SFT and every iteration of SPIN, in order."""
-    return ["sft", *(f"spin-{t}" for t in range(profile.spin.iterations))]
 
 
 def make_all(profile: Profile, seeds: Iterable[int]) -> list[Plan]:
@@ -210,7 +241,8 @@ def tables(plans: list[Plan]) -> Step:
 
 def first_tables(plans: list[Plan]) -> Step:
     """Tables and figures of the first seed's main chain, so that Table 4 and Figure 2 need not wait for the rest."""
-    chain = [model for model in plans[0].models() if re.fullmatch(r"sft|spin-\d+", model)]
+    evaluated = plans[0].models()
+    chain = [model for model in evaluated if model == "sft" or ModelName.parse(model).is_iterate]
     return _drawing("first-tables", "", plans[:1], [[f"eval-{model}" for model in chain]])
 
 
@@ -230,8 +262,8 @@ def left_out(profile: Profile) -> str:
     reasons = [_dpo_left_out(profile)]
     if profile.mt_bench is not None and not judge.has_key():
         reasons.append(
-            f"MT-Bench is left out where it is not yet graded: its judge needs a key, and {judge.KEY} is not set; with "
-            "it the same command adds the grades"
+            f"MT-Bench is left out where it is not graded yet: its judge needs a key, and {judge.KEY} is not set; once "
+            "it is, the same command adds the grades"
         )
     return "\n".join(filter(None, reasons))
 
@@ -248,24 +280,25 @@ def _dpo_left_out(profile: Profile) -> str:
 def training_of(profile: Profile, model: str) -> TrainingSettings:
     """Settings of the run that makes a model from pairs.
 
-    An iteration has its own learning rate and beta (sec. B.1); a subset of Figure 5 is iteration 0 stopped after one
-    epoch; Figure 4 lets iteration 0 go on for more.
+    Each iteration has its own learning rate and beta (App. B.1). A subset of Figure 5 is iteration 0 stopped after one
+    epoch, and Figure 4 trains iteration 0 for more.
 
     Args:
         profile: the validated profile.
         model: `spin-2`, `spin-0-more`, `spin-0-rows-14`, `dpo` or `spin-3-dpo`.
     """
-    if model.endswith("dpo"):
+    spin, name = profile.spin, ModelName.parse(model)
+    if name.dpo:
         assert profile.dpo is not None
         return profile.dpo.training
-    spin, (iteration, *part) = profile.spin, model.split("-")[1:]
+    assert name.iteration is not None, f"{model} is not trained on pairs"
     change: dict[str, Any] = {}
     if spin.learning_rates:
-        change["learning_rate"] = spin.learning_rates[min(int(iteration), len(spin.learning_rates) - 1)]
+        change["learning_rate"] = spin.learning_rates[min(name.iteration, len(spin.learning_rates) - 1)]
     if spin.betas:
-        change["beta"] = spin.betas[min(int(iteration), len(spin.betas) - 1)]
-    if part:
-        epochs = spin.epochs_shown if part == ["more"] else 1
+        change["beta"] = spin.betas[min(name.iteration, len(spin.betas) - 1)]
+    if name.further or name.fiftieths:
+        epochs = spin.epochs_shown if name.further else 1
         change |= {"epochs": epochs, "schedule_epochs": spin.training.schedule_epochs or spin.training.epochs}
     return dataclasses.replace(spin.training, **change)
 
@@ -290,13 +323,13 @@ def control_training(profile: Profile) -> TrainingSettings:
 
 
 def control_demonstrations(profile: Profile) -> DemonstrationSettings | None:
-    """Rows of the further SFT epochs where they are not those of the profile and are needed."""
+    """Rows of the further SFT epochs if they are needed and are not the profile's own."""
     needed = profile.sft_more and not profile.released
     return profile.sft_control.demonstrations if profile.sft_control and needed else None
 
 
 def stream(seed: int, number: int) -> int:
-    """Seed of an iteration or a further epoch: every one draws its own random numbers, and no two seeds share them."""
+    """Seed of an iteration or a further epoch: each draws its own random numbers, and no two seeds share any."""
     return 1000 * seed + number
 
 
@@ -308,7 +341,7 @@ def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
 
 
 def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
-    # An edited task, or grader, is another measurement. Which rows the task reads is not known here.
+    # An edited task or grader is another measurement. Which rows the task reads is not known here.
     found: dict[str, str] = {}
     for task in filter(paths.is_yaml, settings.tasks):
         file = Path(task)
@@ -319,7 +352,7 @@ def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
 
 
 _USES = re.compile(r"""!function\s+([\w.]+)\.\w+|^include:\s*["']?([^"'#\n]+)""", re.MULTILINE)
-"""How a task of lm-eval names a function of a Python file beside it, and a task that it goes on from."""
+"""How a task of lm-eval names a function of a Python file next to it, and a task that it includes."""
 
 
 def _used_by(task: Path, seen: set[Path]) -> Iterator[Path]:

@@ -16,7 +16,7 @@ import pytest
 
 from spin_utils.cli import main as cli
 from spin_utils.cli import scheduler
-from spin_utils.experiment import plan, step_resources
+from spin_utils.experiment import plan, run
 from spin_utils.files import artifacts, runtime
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError
@@ -37,7 +37,7 @@ def clustered(home: Path) -> tuple[str, Profile]:
     return str(profiles.dump(profile, home / "clustered.yaml")), profile
 
 
-def run(profile: tuple[str, Profile], cluster: str, *arguments: str, dry_run: bool) -> str:
+def snakemake(profile: tuple[str, Profile], cluster: str, *arguments: str, dry_run: bool) -> str:
     command = scheduler.command(*profile, [0], cluster=cluster, dry_run=dry_run)
     at = command.index("snakemake") + 1
     command[at:at] = [*arguments, "--quiet", "host", "--printshellcmds"]
@@ -60,7 +60,7 @@ def asked(output: str) -> dict[str, tuple[int, dict[str, int], list[str]]]:
 
 def test_every_step_asks_for_what_its_kind_does(clustered: tuple[str, Profile]) -> None:
     _, profile = clustered
-    kinds = {step.name: step_resources.resources(profile, step) for step in plan.make(profile, 0)}
+    kinds = {step.name: run.resources(profile, step) for step in plan.make(profile, 0)}
     training = {"sft", "spin-0", "spin-0-more", "spin-1", "spin-0-rows-26", "sft-more-1", "dpo", "spin-1-dpo"}
     assert {name for name, asks in kinds.items() if asks == profile.resources.training} == training
     assert {name for name, asks in kinds.items() if asks == profile.resources.generation} == {"pairs-0", "pairs-1"}
@@ -69,14 +69,14 @@ def test_every_step_asks_for_what_its_kind_does(clustered: tuple[str, Profile]) 
     assert {"data", "base", "preferences"} == set(kinds) - training - evaluated - {"pairs-0", "pairs-1"}
     cpu = profiles.load("cpu", {"resources": RESOURCES})
     sampled = plan.make(cpu, 0).steps["preferences"]
-    assert step_resources.resources(cpu, sampled) == cpu.resources.generation, "a model answers there"
-    assert not step_resources.stays_here(cpu, sampled)
-    here = [step.name for step in plan.make(profile, 0) if step_resources.stays_here(profile, step)]
+    assert run.resources(cpu, sampled) == cpu.resources.generation, "a model answers there"
+    assert not run.stays_here(cpu, sampled)
+    here = [step.name for step in plan.make(profile, 0) if run.stays_here(profile, step)]
     assert here == ["data", "base", "preferences"], "what downloads runs where the network is"
 
 
 def test_a_dry_run_on_slurm_asks_for_each_kinds_resources(clustered: tuple[str, Profile]) -> None:
-    rules = asked(run(clustered, "slurm", dry_run=True))
+    rules = asked(snakemake(clustered, "slurm", dry_run=True))
     assert rules["spin-0-seed-0"][1] == {"gpu": 8, "mem_mb": 40_000, "runtime": 90}
     assert rules["pairs-0-seed-0"][1] == {"gpu": 4, "mem_mb": 30_000, "runtime": 120}
     assert rules["eval-dpo-seed-0"][1] == {"gpu": 1, "mem_mb": 20_000, "runtime": 180}
@@ -88,7 +88,7 @@ def test_a_dry_run_on_one_node_never_asks_for_more_gpus_than_it_has(
     clustered: tuple[str, Profile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    rules = asked(run(clustered, "node", dry_run=True))
+    rules = asked(snakemake(clustered, "node", dry_run=True))
     wanted = {"spin-0-seed-0": 2, "pairs-0-seed-0": 2, "eval-sft-seed-0": 1, "base-seed-0": 0}
     assert {name: rules[name][1]["gpu"] for name in wanted} == wanted
     commands = {name: rules[name][2] for name in wanted}
@@ -206,7 +206,7 @@ def test_a_step_goes_through_the_slurm_plugin_to_its_artifact(
     monkeypatch.setenv("PATH", f"{STAND_INS}:{os.environ['PATH']}")
     target = plan.make(clustered[1], 0).directory("sft")
     first_look = ["--slurm-init-seconds-before-status-checks", "1"]
-    output = run(clustered, "slurm", str(target / artifacts.MANIFEST), *first_look, dry_run=False)
+    output = snakemake(clustered, "slurm", str(target / artifacts.MANIFEST), *first_look, dry_run=False)
     artifacts.verify(target)
     assert output.count("has been submitted with SLURM jobid") == 1, "data and base ran here"
     call = (calls / "1.call").read_text().splitlines()

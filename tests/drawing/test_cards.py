@@ -14,7 +14,7 @@ from loopback_hub import LoopbackHub
 from spin_utils.cli.main import main
 from spin_utils.drawing import card
 from spin_utils.drawing.card import CardError
-from spin_utils.experiment import plan, publishing, stages
+from spin_utils.experiment import plan, publish, run
 from spin_utils.files import paths
 from spin_utils.files.artifacts import ArtifactError
 from spin_utils.paper import results
@@ -32,8 +32,8 @@ def profile(module_home: Path) -> Profile:
     profile = profiles.load("smoke", QUICK)
     made = plan.make(profile, 0)
     for name in ("eval-sft", "eval-spin-0"):
-        stages.run(made, name)
-    publishing.publish([made])
+        run.make(made, name)
+    publish.publish([made])
     return profile
 
 

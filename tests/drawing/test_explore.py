@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from spin_utils.drawing.views import explore, items, live_curve, show
-from spin_utils.experiment import plan, stages
+from spin_utils.experiment import plan, run
 from spin_utils.files import artifacts
 from spin_utils.settings import profiles
 from spin_utils.settings import run as settings
@@ -24,7 +24,7 @@ from spin_utils.training import trackers
 def evaluated(steps: plan.Plan, model: str, scores: list[float]) -> None:
     """An evaluation of the first test rows, as if the model had been run."""
     step = steps.steps[f"eval-{model}"]
-    rows = stages.rows(steps, "test")
+    rows = run.rows(steps, "test")
     items = [
         {"task": row["family"], "id": row["id"], "score": score, "response": f"{model} says {i}", "tokens": 3}
         for i, (row, score) in enumerate(zip(rows, scores, strict=False))
@@ -88,7 +88,7 @@ def test_without_any_iterate_there_is_nothing_to_ask(home: Path) -> None:
 
 def test_every_iterate_that_is_made_answers_the_prompt(home: Path) -> None:
     steps = plan.make(profiles.load("smoke"), 0)
-    stages.run(steps, "sft")
+    run.make(steps, "sft")
     said = explore.ask(steps, explore.prompts(steps)[0])
     assert said["model"].tolist() == ["sft"]
     assert said["answer"].equals(explore.ask(steps, explore.prompts(steps)[0])["answer"]), "the most likely answer"

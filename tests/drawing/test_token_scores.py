@@ -14,7 +14,7 @@ from oracle import obvious_logps
 
 from spin_utils.drawing import style
 from spin_utils.drawing.views import tokens
-from spin_utils.experiment import plan, stages, token_scores
+from spin_utils.experiment import measure, plan, run
 from spin_utils.model import base
 from spin_utils.settings import profiles
 
@@ -25,14 +25,14 @@ HOSTILE = ["<b>bold</b>", "$x^2$", " \\frac{1}{0}", "\n", "\t", "", "😀", "漢
 def steps(module_home: Path) -> plan.Plan:
     """A smoke run up to its first iteration; to be read only."""
     made = plan.make(profiles.load("smoke"), 0)
-    stages.run(made, "spin-0")
+    run.make(made, "spin-0")
     return made
 
 
 def test_token_scores_add_up_to_the_log_probabilities_one_sequence_at_a_time(steps: plan.Plan) -> None:
-    points, examples = token_scores.moments(steps, "spin-0"), token_scores.pairs(steps, "spin-0")
-    frame = token_scores.score(examples, points)
-    sums = token_scores.sums(frame)
+    points, examples = measure.moments(steps, "spin-0"), measure.pair_examples(steps, "spin-0")
+    frame = measure.token_scores(examples, points)
+    sums = measure.answer_sums(frame)
     for name, folder in points.items():
         with torch.no_grad():
             expected = obvious_logps(base.load(folder), [example.group for example in examples])
@@ -47,16 +47,16 @@ def test_the_model_of_a_run_is_found_among_its_epochs(steps: plan.Plan) -> None:
     folder = steps.directory("spin-0")
     start = steps.directory("sft")
     expected = {"sft": start, "epoch 1": folder / "epoch-1", "epoch 2": folder}
-    assert token_scores.moments(steps, "spin-0") == expected
-    assert list(token_scores.moments(steps, "sft")) == ["base", "sft"]
-    assert list(token_scores.moments(steps, "base")) == ["base"]
+    assert measure.moments(steps, "spin-0") == expected
+    assert list(measure.moments(steps, "sft")) == ["base", "sft"]
+    assert list(measure.moments(steps, "base")) == ["base"]
 
 
 def test_shared_tokens_are_pushed_alike_and_cancel(steps: plan.Plan) -> None:
     real = [5, 6, 7, 8]
-    example = token_scores.Example("x", token_scores.Group([3, 4], (real, [5, 6, 9])))
-    points = token_scores.moments(steps, "spin-0")
-    frame = token_scores.score([example], points)
+    example = measure.Example("x", measure.Group([3, 4], (real, [5, 6, 9])))
+    points = measure.moments(steps, "spin-0")
+    frame = measure.token_scores([example], points)
     assert frame.groupby("answer")["shared"].sum().to_dict() == {"real": 2 * len(points), "generated": 2 * len(points)}
     shared = frame[frame["shared"]]
     one, other = (shared[shared["answer"] == answer]["change"].to_numpy() for answer in ("real", "generated"))
@@ -64,19 +64,19 @@ def test_shared_tokens_are_pushed_alike_and_cancel(steps: plan.Plan) -> None:
 
 
 def test_examples_differ_and_come_one_from_each_family(steps: plan.Plan) -> None:
-    examples = token_scores.pairs(steps, "spin-0")
+    examples = measure.pair_examples(steps, "spin-0")
     assert [example.name.split("-")[0] for example in examples] == ["chain_sum", "spell_backward"]
     for example in examples:
         real, generated = example.group.response_ids
         assert list(real) != list(generated)
-    assert len(token_scores.demonstrations(steps, stages.rows(steps, "validation"))) == 2
+    assert len(measure.demonstration_examples(steps, run.rows(steps, "validation"))) == 2
 
 
 def test_the_first_demonstration_of_a_family_is_one_that_fits_the_template(steps: plan.Plan) -> None:
-    rows = stages.rows(steps, "validation")
+    rows = run.rows(steps, "validation")
     long = [{**row, "id": f"long-{row['id']}", "prompt": 999 * row["prompt"]} for row in rows]
     dropping = plan.make(profiles.load("smoke", {"template.too_long": "drop"}), 0)
-    assert token_scores.demonstrations(dropping, long + rows) == token_scores.demonstrations(steps, rows)
+    assert measure.demonstration_examples(dropping, long + rows) == measure.demonstration_examples(steps, rows)
 
 
 def scores(tokens: list[str], values: list[float]) -> pd.DataFrame:

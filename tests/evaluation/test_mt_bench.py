@@ -23,7 +23,7 @@ from spin_utils.drawing import draw, generation_figures, style
 from spin_utils.evaluation import mt_bench as benchmark
 from spin_utils.evaluation.judge import grade_all
 from spin_utils.evaluation.mt_bench import MtBenchError, converse, judge_messages, judge_prompts, questions
-from spin_utils.experiment import mt_bench, plan, provenance, publishing, stages
+from spin_utils.experiment import mt_bench, plan, preflight, publish, run
 from spin_utils.files import artifacts, paths
 from spin_utils.model import sampling
 from spin_utils.model.sampling import Sample
@@ -310,11 +310,11 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     profile = profiles.load(
         "smoke", {"mt_bench": options, "spin.epochs_shown": 0, "spin.subsets": [], "sft_more": 0, "dpo": None}
     )
-    stages.check_inputs(profile)
+    preflight.check_inputs(profile)
     made = plan.make(profile, 0)
     for step in made:
-        stages.run(made, step.name)
-    publishing.publish([made])
+        run.make(made, step.name)
+    publish.publish([made])
     drawn = draw.compose(profile)
     folder = paths.results("smoke")
     for model in ("sft", "spin-0", "spin-1"):
@@ -328,7 +328,7 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
         chain = list(document["provenance"]["chain"])
         assert chain[-2:] == [f"mt-answers-{model}", f"mt-bench-{model}"]
         assert model in chain
-        assert "the same on this machine" in provenance.describe("smoke", 0, model, "mt_bench")
+        assert "the same on this machine" in publish.describe_provenance("smoke", 0, model, "mt_bench")
     style.save(drawn.figures["figure6"], paths.figures("smoke"), "figure6")
     grades = results.load_mt_bench(folder)
     radar = drawn.figures["figure6"].axes[0]
@@ -346,7 +346,7 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     assert len(files) > 50
     assert not [path for path in files if KEY.encode() in path.read_bytes()], "the key is nowhere written"
     asked = len(server.requests)
-    stages.run(plan.make(profile, 0), "mt-bench-spin-1")
+    run.make(plan.make(profile, 0), "mt-bench-spin-1")
     assert len(server.requests) == asked, "a finished step is not graded again"
 
 

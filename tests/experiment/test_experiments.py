@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -13,10 +12,12 @@ from safetensors.torch import load_file
 
 from spin_utils.data import families
 from spin_utils.data.rows import RowError, read_rows
+from spin_utils.data.templates import encode_rows
 from spin_utils.evaluation import heldout
-from spin_utils.experiment import clock, pair_training, plan, provenance, publishing, self_play, stages
+from spin_utils.experiment import clock, plan, play, publish, run
 from spin_utils.files import artifacts, disk, paths
-from spin_utils.model.packing import Pairs, PairsError
+from spin_utils.model import base
+from spin_utils.model.packing import Pairs, PairsError, write_pairs
 from spin_utils.paper import results
 from spin_utils.settings import profiles
 
@@ -39,9 +40,9 @@ def equal(a: Path, b: Path) -> bool:
 
 def test_one_run_of_iteration_0_gives_its_model_and_every_epoch_of_figure_4() -> None:
     shown = make()
-    folder = stages.run(shown, "spin-0")
-    alone = stages.run(make(spin__epochs_shown=0), "spin-0")
-    longer = stages.run(make(spin__epochs_shown=0, spin__training__epochs=3), "spin-0")
+    folder = run.make(shown, "spin-0")
+    alone = run.make(make(spin__epochs_shown=0), "spin-0")
+    longer = run.make(make(spin__epochs_shown=0, spin__training__epochs=3), "spin-0")
     assert equal(folder, alone), "the model is that of the epochs of the profile"
     assert shown.checkpoint("spin-0-epoch-3") == shown.directory("spin-0-more")
     assert not equal(folder, longer)
@@ -49,7 +50,7 @@ def test_one_run_of_iteration_0_gives_its_model_and_every_epoch_of_figure_4() ->
     assert shown.checkpoint("spin-0-epoch-1") == folder / "epoch-1"
     assert not (folder / "epoch-2").exists(), "the model's own epoch is not kept twice"
     more = shown.directory("spin-0-more")
-    stages.run(shown, "spin-0-more")
+    run.make(shown, "spin-0-more")
     assert equal(more, longer), "what goes on ends with the same bytes as a run that was not interrupted"
     rows = [json.loads((made / "training.json").read_text())["rows"] for made in (more, longer)]
     numbers = [[{k: v for k, v in row.items() if "second" not in k} for row in run] for run in rows]
@@ -57,37 +58,49 @@ def test_one_run_of_iteration_0_gives_its_model_and_every_epoch_of_figure_4() ->
     artifacts.verify(folder)
 
 
-def test_a_run_goes_on_from_copies_where_files_cannot_be_linked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*given: object) -> None:
-        raise OSError("no links here")
+def test_algorithm_1_on_checkpoints_gives_the_weights_of_the_plans_steps(tmp_path: Path) -> None:
+    made = make(spin__training__end_truncated=False)
+    profile, start = made.profile, run.make(made, "sft")
+    tokenizer = base.load_tokenizer(start)
+    encoded = encode_rows(tokenizer, profile.template, run.rows(made, "spin"))
 
-    monkeypatch.setattr(os, "link", refused)
-    (tmp_path / "earlier" / "state-00000003").mkdir(parents=True)
-    (tmp_path / "earlier" / "state-00000003" / "state.json").write_text("whole")
-    pair_training._link_state(tmp_path / "earlier", tmp_path / "later")
-    assert (tmp_path / "later" / "state-00000003" / "state.json").read_text() == "whole"
+    def generate(t: int, opponent: Path) -> Path:
+        work, seed = tmp_path / f"pairs-{t}", plan.stream(made.seed, t)
+        work.mkdir()
+        answers = play.generate(opponent, tokenizer, encoded, profile, seed=seed, work=work, what="answers")
+        rows = [play._pair(row, t, row.response_ids, answer) for row, answer in zip(encoded, answers, strict=True)]
+        write_pairs(work / "pairs.arrow", rows)
+        return work / "pairs.arrow"
+
+    def update(t: int, opponent: Path, pairs: list[Path]) -> Path:
+        work, settings = tmp_path / f"spin-{t}", plan.training_of(profile, f"spin-{t}")
+        work.mkdir()
+        play.train_on_pairs(opponent, Pairs(pairs), settings, seed=plan.stream(made.seed, t), work=work, what="SPIN")
+        return work
+
+    thetas = plan.algorithm_1(start, 2, generate, update, mix_previous=profile.spin.mix_previous)
+    for t, theta in enumerate(thetas):
+        assert equal(theta, run.make(made, f"spin-{t}"))
 
 
 def test_subsets_of_figure_5_are_nested_and_of_the_papers_proportions() -> None:
     made = make(spin__subsets=[14, 26])
-    stages.run(made, "pairs-0")
+    run.make(made, "pairs-0")
     whole, small, large = (
-        self_play.training_pairs(made, name).table["id"].to_pylist()
+        play.training_pairs(made, name).table["id"].to_pylist()
         for name in ("spin-0", "spin-0-rows-14", "spin-0-rows-26")
     )
     assert (len(whole), len(small), len(large)) == (24, 24 * 14 // 50, 24 * 26 // 50)
     assert small == large[: len(small)]
     assert large == whole[: len(large)]
     with pytest.raises(PairsError, match="24 pairs have no such part"):
-        self_play.training_pairs(make(spin__subsets=[1]), "spin-0-rows-1")
+        play.training_pairs(make(spin__subsets=[1]), "spin-0-rows-1")
 
 
 def test_preference_pairs_from_samples_hold_a_right_and_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "grade", lambda row, text: float(len(text) % 2))
     made = make(dpo__preferences={"source": "samples", "rows": 12})
-    pairs = Pairs([stages.run(made, "preferences") / "pairs.arrow"])
+    pairs = Pairs([run.make(made, "preferences") / "pairs.arrow"])
     used = {row["id"] for row in read_rows(made.directory("data") / "spin.jsonl")}
     assert 0 < len(pairs) <= 12
     assert not used & set(pairs.table["id"].to_pylist()), "DPO gets prompts that SPIN does not use"
@@ -98,7 +111,7 @@ def test_preference_pairs_from_samples_hold_a_right_and_a_wrong_answer(monkeypat
 def test_samples_that_are_all_wrong_are_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "grade", lambda row, text: 0.0)
     with pytest.raises(RowError, match=r"none of 8 prompts got both .* raise dpo.answers_per_prompt"):
-        stages.run(make(dpo__preferences={"source": "samples", "rows": 8}), "preferences")
+        run.make(make(dpo__preferences={"source": "samples", "rows": 8}), "preferences")
 
 
 def test_dpo_on_samples_is_left_out_where_nothing_grades_them() -> None:
@@ -112,20 +125,14 @@ def test_dpo_on_samples_is_left_out_where_nothing_grades_them() -> None:
     assert plan.left_out(profiles.load("cpu")) == ""
 
 
-def test_the_progress_of_an_evaluation_counts_its_limit_for_each_family(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "spin_utils"):
-        stages.run(make(evaluation__limit=3), "eval-sft")
-    assert "eval-sft: 6 of 6 answers" in caplog.text
-
-
 def test_a_player_equal_to_its_opponent_drifts_nowhere_on_held_out_prompts() -> None:
     made = make()
-    folder, rows = stages.run(made, "spin-0"), stages.rows(made, "validation")
+    folder, rows = run.make(made, "spin-0"), run.rows(made, "validation")
     profile = made.profile
     same = heldout.drifts(folder, folder, rows, template=profile.template, generation=profile.generation, seed=1)
     assert [item["id"] for item in same] == [row["id"] for row in rows]
     assert all(item["real_drift"] == item["generated_drift"] == 0 for item in same)
-    document = json.loads((stages.run(made, "heldout-spin-0") / "heldout.json").read_text())
+    document = json.loads((run.make(made, "heldout-spin-0") / "heldout.json").read_text())
     assert document["beta"] == plan.training_of(profile, "spin-0").beta
     assert any(item["real_drift"] for item in document["items"])
 
@@ -134,14 +141,14 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     made = make()
     assert "no earlier times" in clock.outlook([made])
     for name in ("eval-sft", "eval-spin-0", "transfer-sft", "heldout-spin-0", "spin-0-more"):
-        stages.run(made, name)
+        run.make(made, name)
     folder = paths.results("smoke")
     stale = folder / "seed-7" / "training" / "sft.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
-    assert publishing.publish([plan.make(made.profile, 5)]) == []
+    assert publish.publish([plan.make(made.profile, 5)]) == []
     assert stale.exists(), "a run without an evaluation takes nothing away, such as the results of a fresh clone"
-    publishing.publish([made])
+    publish.publish([made])
     assert not stale.exists(), "results of another run are not drawn with those of this one"
     training = results.load_training(folder)
     assert training[training["model"] == "spin-0"]["epoch"].max() == 2
@@ -149,9 +156,9 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     assert (folder / "seed-0" / "transfer" / "sft.json").is_file()
     assert set(results.load_heldout(folder)["model"]) == {"spin-0"}
     assert clock.expected_seconds("smoke")["spin-0"] > 0
-    stages.record_drawing(plan.tables([made]), [made], [])
+    run.record_drawing(plan.tables([made]), [made], [])
     assert not plan.tables([made]).directory.exists(), "drawing early must not look like the end of the run"
-    told = provenance.describe("smoke", 0, "spin-0")
+    told = publish.describe_provenance("smoke", 0, "spin-0")
     weights = disk.file_hash(made.directory("spin-0") / "model.safetensors")
     assert f"model.safetensors sha256 {weights}" in told, "from a cell of a table to the file of its model"
     assert told.index("eval-spin-0-") < told.index("spin-0-") < told.index("base-")
@@ -179,7 +186,7 @@ def test_every_trained_model_has_a_name_that_its_notebook_can_draw() -> None:
 
 def test_held_out_prompts_share_no_random_numbers_with_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     made, streams = make(), []
-    folder, rows = stages.run(made, "sft"), stages.rows(made, "validation")[:3]
+    folder, rows = run.make(made, "sft"), run.rows(made, "validation")[:3]
     honest = heldout.sample
     monkeypatch.setattr(
         heldout, "sample", lambda *given, **named: streams.extend(named["streams"]) or honest(*given, **named)
@@ -194,8 +201,8 @@ def test_held_out_prompts_share_no_random_numbers_with_those_of_training(monkeyp
 def test_a_cut_answer_gets_its_end_in_training_as_the_profile_says(ended: bool) -> None:
     changes = {"sft": None, "sft_more": 0, "dpo": None, "generation__max_new_tokens": 2}
     made = make(**changes, spin__training__end_truncated=ended)
-    stages.run(made, "pairs-0")
-    pairs = self_play.training_pairs(made, "spin-0")
+    run.make(made, "pairs-0")
+    pairs = play.training_pairs(made, "spin-0")
     cut = [place for place, reason in enumerate(pairs.table["finish_reason"].to_pylist()) if reason == "length"]
     assert cut
     assert {len(pairs[place].response_ids[1]) for place in cut} == {2 + ended}

@@ -11,7 +11,7 @@ from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.data.rows import RowError, write_rows
 from spin_utils.data.templates import TooLongError, encode_prompt
-from spin_utils.experiment import answering, input_checks, plan, stages
+from spin_utils.experiment import plan, play, preflight
 from spin_utils.model import base
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
@@ -36,7 +36,7 @@ def run_with_pairs(tmp_path: Path) -> Any:
         files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
         changes |= {"demonstrations": {"source": "file", **files}}
         changes["dpo.preferences"] = {"source": "file", "train": file_of(tmp_path, *pairs)}
-        stages.check_inputs(profiles.load("smoke", changes))
+        preflight.check_inputs(profiles.load("smoke", changes))
 
     return look
 
@@ -53,35 +53,35 @@ def test_what_would_end_a_run_after_its_main_chain_is_refused_before_any_work(tm
     write_rows(tmp_path / "rows.jsonl", [{"prompt": f"Say {i}", "response": f"{i}"} for i in range(30)])
     data = {"source": "file", "train": str(tmp_path / "rows.jsonl"), "spin_rows": 20}
     with pytest.raises(RowError, match=r"spin\.subsets: 1 fiftieths of 20 prompts are not one; raise"):
-        stages.check_inputs(profiles.load("smoke", {"demonstrations": data, "spin.subsets": [1]}))
+        preflight.check_inputs(profiles.load("smoke", {"demonstrations": data, "spin.subsets": [1]}))
     write_rows(
         tmp_path / "rows.jsonl", [{"prompt": f"Say {i}", "response": "x", "family": "Average"} for i in range(30)]
     )
     with pytest.raises(RowError, match="family 'Average' is what tables call the mean of all; rename it"):
-        stages.check_inputs(profiles.load("smoke", {"demonstrations": data, "spin.subsets": [25]}))
+        preflight.check_inputs(profiles.load("smoke", {"demonstrations": data, "spin.subsets": [25]}))
 
 
 def test_prompts_and_answers_that_need_more_positions_than_the_model_has_are_refused(tmp_path: Path) -> None:
     base.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), tmp_path, ["some words"], seed=0)
     rows = {"spin": [{"id": "1", "prompt": "some words", "response": "yes"}]}
     profile = profiles.load("smoke")
-    input_checks.check_fit(tmp_path, profile, rows)
+    preflight.check_fit(tmp_path, profile, rows)
     with pytest.raises(base.ModelError, match=r"has 2048 positions, .* generation\.max_new_tokens \(2048\) needs"):
-        input_checks.check_fit(tmp_path, profiles.load("smoke", {"generation.max_new_tokens": 2048}), rows)
+        preflight.check_fit(tmp_path, profiles.load("smoke", {"generation.max_new_tokens": 2048}), rows)
     prompt = len(encode_prompt(base.load_tokenizer(tmp_path), profile.template, "some words"))
     full = {"generation.max_new_tokens": 2048 - prompt, "evaluation.max_new_tokens": 2048 - prompt}
-    input_checks.check_fit(tmp_path, profiles.load("smoke", {**full, "spin.training.end_truncated": False}), rows)
+    preflight.check_fit(tmp_path, profiles.load("smoke", {**full, "spin.training.end_truncated": False}), rows)
     with pytest.raises(base.ModelError, match="needs 2049 with its end token"):
-        input_checks.check_fit(tmp_path, profiles.load("smoke", full), rows)
+        preflight.check_fit(tmp_path, profiles.load("smoke", full), rows)
     rows = {"transfer": [{"id": "1", "prompt": "some more words", "response": "yes"}]}
     with pytest.raises(base.ModelError, match=r"the longest transfer prompt .* evaluation\.max_new_tokens"):
-        input_checks.check_fit(tmp_path, profiles.load("smoke", full), rows)
+        preflight.check_fit(tmp_path, profiles.load("smoke", full), rows)
 
 
 def test_rows_that_are_asked_are_measured_as_they_are_asked_and_others_as_they_are_trained_on() -> None:
     template = TemplateSettings("text", TEXT.prompt, max_prompt_tokens=20, too_long="drop")
     rows = [GOOD | {"id": "a", "response": "yes"}, {"id": "b", "prompt": 99 * "who sat? ", "response": "yes"}]
-    longest, whole = input_checks.check_lengths(
+    longest, whole = preflight.check_lengths(
         byte_tokenizer(), template, dict.fromkeys(("spin", "test", "transfer"), rows)
     )
     assert longest["spin"] < longest["test"] == longest["transfer"] == 20
@@ -92,15 +92,15 @@ def test_rows_of_every_use_are_measured_before_training(home: Path, monkeypatch:
     def refuse(model: Path, profile: Any, splits: dict[str, Any]) -> None:
         raise TooLongError(" ".join(splits))
 
-    monkeypatch.setattr(input_checks, "read_rows", lambda file: [])
+    monkeypatch.setattr(preflight, "read_rows", lambda file: [])
     monkeypatch.setattr(base, "load_tokenizer", lambda folder: None)
-    monkeypatch.setattr(input_checks, "check_fit", refuse)
+    monkeypatch.setattr(preflight, "check_fit", refuse)
     made = plan.make(profiles.load("smoke"), 0)
     with pytest.raises(TooLongError, match="spin validation test transfer"):
-        stages._make_sft(made, made.steps["sft"], home)
+        play.make_sft(made, made.steps["sft"], home)
     tuned = plan.make(profiles.load("smoke", {"sft": None, "sft_more": 0}), 0)
     with pytest.raises(TooLongError, match="spin validation test transfer"):
-        answering.make_pairs(tuned, tuned.steps["pairs-0"], home)
+        play.make_pairs(tuned, tuned.steps["pairs-0"], home)
 
 
 def test_rows_and_pairs_longer_than_the_model_are_refused_before_training(tmp_path: Path) -> None:
@@ -111,11 +111,11 @@ def test_rows_and_pairs_longer_than_the_model_are_refused_before_training(tmp_pa
     few = {"generation.max_new_tokens": 8, "evaluation.max_new_tokens": 8}
     for split in ("sft", "spin"):
         with pytest.raises(base.ModelError, match=f"has 96 positions, and the longest {split} row has"):
-            input_checks.check_fit(tmp_path, profiles.load("smoke", few), {split: rows})
+            preflight.check_fit(tmp_path, profiles.load("smoke", few), {split: rows})
     file = file_of(tmp_path, GOOD | {"rejected": "cat " * 100})
     profile = profiles.load("smoke", {"dpo.preferences": {"source": "file", "train": file}})
     with pytest.raises(base.ModelError, match=r"the longest row of dpo\.preferences has"):
-        input_checks.check_pair_lengths(tmp_path, profile)
+        preflight.check_pair_lengths(tmp_path, profile)
 
 
 def test_pairs_that_are_too_long_are_refused_before_the_main_chain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,4 +123,4 @@ def test_pairs_that_are_too_long_are_refused_before_the_main_chain(monkeypatch: 
     profile = profiles.load("smoke", {"template": template})
     monkeypatch.setattr(base, "load_tokenizer", lambda folder: byte_tokenizer())
     with pytest.raises(TooLongError, match=r"dpo\.preferences, chosen: row 1 \(smoke_preferences-1\): response of"):
-        input_checks.check_pair_lengths(Path(), profile)
+        preflight.check_pair_lengths(Path(), profile)

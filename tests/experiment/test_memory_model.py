@@ -16,11 +16,11 @@ import torch
 from safetensors import safe_open
 from tiny_models import tiny_model
 
-from spin_utils.experiment import memory_model
+from spin_utils.experiment import memory
+from spin_utils.experiment.sizes import Architecture
 from spin_utils.model import logprobs
 from spin_utils.model.logprobs import sequence_logps
 from spin_utils.model.packing import Group, pack
-from spin_utils.paper.cost_model import Architecture
 from spin_utils.settings.run import GenerationSettings, TrainingSettings
 from spin_utils.training.optimizer import MasterOptimizer
 from spin_utils.training.state import SavedState, save_state
@@ -59,10 +59,8 @@ def test_the_estimate_of_a_training_run_is_near_its_measured_peak() -> None:
     for size, peak in zip(measure_memory.SIZES, measured("training"), strict=True):
         architecture = architecture_of(measure_memory.model_of(size).config)
         settings, longest = measure_memory.training_settings(size), sum(measure_memory.PAIR)
-        need = memory_model.training(
-            architecture, settings, width=4, longest=longest, fused=True, gpu=False, stage="spin"
-        )
-        assert 1 / FACTOR < (need.total() - memory_model.LIBRARIES) / peak < FACTOR, (size, peak, need)
+        need = memory.training(architecture, settings, width=4, longest=longest, fused=True, gpu=False, stage="spin")
+        assert 1 / FACTOR < (need.total() - memory.LIBRARIES) / peak < FACTOR, (size, peak, need)
 
 
 @pytest.mark.slow
@@ -72,10 +70,10 @@ def test_the_estimate_of_sampling_is_near_its_measured_peak(width: int) -> None:
     for size, peak in zip(measure_memory.SIZES, measured(f"sampling, {8 * width} bits"), strict=True):
         architecture = architecture_of(measure_memory.model_of(size).config)
         prompt, answer = measure_memory.PROMPT, measure_memory.ANSWER
-        need = memory_model.sampling(
+        need = memory.sampling(
             architecture, settings, prompt=prompt, answer=answer, width=width, gpu=False, stage="pairs"
         )
-        assert 1 / FACTOR < (need.total() - memory_model.LIBRARIES) / peak < FACTOR, (size, peak, need)
+        assert 1 / FACTOR < (need.total() - memory.LIBRARIES) / peak < FACTOR, (size, peak, need)
 
 
 def kept_bytes(layers: int, *, fused: bool, dtype: torch.dtype, checkpointing: bool, monkeypatch: Any) -> int:
@@ -107,7 +105,7 @@ def test_a_layer_keeps_what_the_estimate_counts(fused: bool, dtype: torch.dtype,
     one, three = (kept_bytes(n, fused=fused, dtype=dtype, checkpointing=False, monkeypatch=monkeypatch) for n in (1, 3))
     width = torch.finfo(dtype).bits // 8
     architecture = architecture_of(tiny_model("mistral").config)
-    counted = width * memory_model._kept_per_token(architecture, width, fused)
+    counted = width * memory.kept_per_token(architecture, width, fused)
     assert (three - one) / 2 == pytest.approx(counted, rel=0.06), "root mean squares come on top"
 
 
@@ -125,28 +123,16 @@ def test_bytes_of_checkpoints_and_saved_states_are_exact(family: str, tmp_path: 
     architecture = architecture_of(model.config)
     assert architecture.parameters == sum(parameter.numel() for parameter in model.parameters())
     model.save_pretrained(tmp_path)
-    assert tensor_bytes(tmp_path / "model.safetensors") == memory_model.checkpoint(architecture)
+    assert tensor_bytes(tmp_path / "model.safetensors") == memory.checkpoint(architecture)
     for name in ("rmsprop", "adamw"):
         settings = TrainingSettings(learning_rate=1e-6, optimizer=name)
         optimizer = MasterOptimizer(model, settings, torch.float32)
         save_state(tmp_path / name, {}, SavedState(1, "float32", optimizer.tensors(), []))
         (file,) = (tmp_path / name).glob("state-*/state.safetensors")
-        assert tensor_bytes(file) == memory_model.optimizer_state(architecture, settings)
+        assert tensor_bytes(file) == memory.optimizer_state(architecture, settings)
         optimizer.close()
 
 
 def tensor_bytes(file: Path) -> int:
     with safe_open(file, framework="pt") as tensors:
         return sum(tensors.get_tensor(name).nbytes for name in tensors.keys())  # noqa: SIM118
-
-
-def test_constants_that_other_rooms_define_are_theirs() -> None:
-    from spin_utils.evaluation import lm
-    from spin_utils.model import attention, packing, sampling
-
-    assert (memory_model.KEPT_LOGITS, memory_model.CHUNK_LOGITS) == (logprobs.KEPT_LOGITS, logprobs.CHUNK_LOGITS)
-    assert memory_model.ATTENTION_BLOCK == 2 * attention.BLOCK
-    assert memory_model.SCORED_LOGITS == lm.HEAD_ELEMENTS
-    assert memory_model.PREFILL_TOKENS == sampling.PREFILL_TOKENS
-    assert memory_model.GPU_PREFILL_TOKENS == sampling.GPU_PREFILL_TOKENS
-    assert memory_model.GPU_ELEMENTS == packing.GPU_ELEMENTS

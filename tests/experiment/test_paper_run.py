@@ -15,7 +15,7 @@ from spin_utils.cli.main import main
 from spin_utils.data.rows import RowError, read_rows
 from spin_utils.drawing import draw
 from spin_utils.evaluation import suites
-from spin_utils.experiment import plan, publishing, stages
+from spin_utils.experiment import plan, preflight, publish, run
 from spin_utils.files import artifacts, paths
 from spin_utils.model import base
 from spin_utils.model.base import ModelError
@@ -45,11 +45,11 @@ def hub() -> Iterator[None]:
 
 
 def run_whole(profile: Any) -> plan.Plan:
-    stages.check_inputs(profile)
+    preflight.check_inputs(profile)
     made = plan.make(profile, 0)
     for step in made:
-        stages.run(made, step.name)
-    publishing.publish([made])
+        run.make(made, step.name)
+    publish.publish([made])
     drawn = draw.compose(profile)
     # Of the figures one is looked at, and to write all takes long.
     draw.write(replace(drawn, figures={"figure2": drawn.figures["figure2"]}), profile)
@@ -104,13 +104,13 @@ def test_rows_of_the_control_are_looked_at_before_anything_starts() -> None:
     with pytest.raises(
         RowError, match=r"sft_control: HuggingFaceH4.ultrachat_200k: no revision; pin its .*; or .* sft_more=0"
     ):
-        stages.check_inputs(unpinned)
-    stages.check_inputs(profiles.load("paper", SMALL | {"sft_control.demonstrations.revision": "", "sft_more": 0}))
+        preflight.check_inputs(unpinned)
+    preflight.check_inputs(profiles.load("paper", SMALL | {"sft_control.demonstrations.revision": "", "sft_more": 0}))
     held_out = {"sft_control.demonstrations.train": "train", "sft_control.demonstrations.name": "UCLA-AGI/SPIN_iter0"}
     given = {"evaluation": {"suite": "local"}, "demonstrations.test": "train", "demonstrations.expected_rows": 0}
     given |= {"demonstrations.train": "test"}
     with pytest.raises(RowError, match=r"sft_control\.demonstrations, row train-1: the prompt is held out"):
-        stages.check_inputs(profiles.load("paper", SMALL | held_out | given))
+        preflight.check_inputs(profiles.load("paper", SMALL | held_out | given))
 
 
 @pytest.mark.slow
@@ -133,13 +133,13 @@ def test_another_number_of_rows_than_the_papers_is_refused_before_anything_start
     changes = {name: value for name, value in SMALL.items() if name != "demonstrations.expected_rows"}
     profile = profiles.load("paper", changes)
     with pytest.raises(RowError, match=r"SPIN_iter0 \[train\]: 4 distinct usable rows where .* says 49792; check"):
-        stages.check_inputs(profile)
+        preflight.check_inputs(profile)
 
 
 @pytest.mark.slow
 def test_released_checkpoints_are_evaluated_without_training_and_fill_table_4_and_figure_2() -> None:
     quick = plan.make(profiles.load("paper", SMALL | QUICK | {"name": "paper-quick"}), 0)
-    spin, start = stages.run(quick, "spin-0"), base.resolve(stages.run(quick, "base"))
+    spin, start = run.make(quick, "spin-0"), base.resolve(run.make(quick, "base"))
     released = {"spin-3": {"source": "directory", "path": str(spin)}}
     changes = {
         "model": {"source": "directory", "path": str(start)},
@@ -165,6 +165,6 @@ def test_released_checkpoints_are_refused_until_their_revisions_are_given(capsys
         plan.make(profile, 0)
     assert main(["plan", "--profile", "paper-released"]) == 2
     pinned = profiles.load("paper-released", {f"released.spin-{t}.revision": str(t) * 40 for t in range(4)})
-    stages.check_inputs(pinned)
+    preflight.check_inputs(pinned)
     steps = plan.make(pinned, 0)
     assert [steps.steps[f"spin-{t}"].settings["revision"] for t in range(4)] == [str(t) * 40 for t in range(4)]

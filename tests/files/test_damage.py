@@ -12,7 +12,7 @@ import pytest
 import smoke_chain
 import synthetic_results as synthetic
 
-from spin_utils.experiment import answering, pair_training, plan, publishing, stages
+from spin_utils.experiment import plan, play, publish, run
 from spin_utils.files import artifacts
 from spin_utils.paper import results
 from spin_utils.settings import profiles
@@ -68,7 +68,7 @@ def test_a_bit_flipped_in_an_input_stops_the_step_that_reads_it(
     with pytest.raises(
         artifacts.ArtifactError, match=f"{re.escape(file)}: not what was written.*; delete .* run again"
     ):
-        stages.run(steps, step)
+        run.make(steps, step)
     assert not steps.directory(step).exists()
 
 
@@ -77,7 +77,7 @@ def test_an_input_with_a_file_missing_or_cut_is_made_again(steps: plan.Plan) -> 
     shutil.rmtree(steps.directory("pairs-0"))
     cut(steps.directory("sft") / "model.safetensors")
     (steps.directory("data") / "spin.jsonl").unlink()
-    stages.run(steps, "pairs-0")
+    run.make(steps, "pairs-0")
     assert smoke_chain.contents(steps.directory("sft").parents[3]) == before
 
 
@@ -88,7 +88,7 @@ def test_an_input_with_a_file_missing_or_cut_is_made_again(steps: plan.Plan) -> 
 def test_a_damaged_measurement_is_not_published(damage: Damage, step: str, file: str, steps: plan.Plan) -> None:
     damage(steps.directory(step) / file)
     with pytest.raises(artifacts.ArtifactError, match=re.escape(file)):
-        publishing.publish([steps])
+        publish.publish([steps])
 
 
 def stop_after(count: int, function: Callable) -> Callable:
@@ -109,8 +109,8 @@ SHARD, LOGPS, PRECISION = "scratch/00000000.json", "opponent_logps.npy", "scratc
 @pytest.mark.parametrize(
     ("step", "room", "name", "count", "piece", "damage"),
     [
-        *(("pairs-0", answering, "sample", 1, SHARD, damage) for damage in (None, *DAMAGES)),
-        *(("spin-0", pair_training, "train", 0, piece, damage) for piece, damage in ((LOGPS, flip), (PRECISION, cut))),
+        *(("pairs-0", play, "sample", 1, SHARD, damage) for damage in (None, *DAMAGES)),
+        *(("spin-0", play, "train", 0, piece, damage) for piece, damage in ((LOGPS, flip), (PRECISION, cut))),
     ],
 )
 def test_a_damaged_piece_of_a_stopped_step_is_made_again(
@@ -130,13 +130,13 @@ def test_a_damaged_piece_of_a_stopped_step_is_made_again(
     honest = getattr(room, name)
     monkeypatch.setattr(room, name, stop_after(count, honest))
     with pytest.raises(KeyboardInterrupt):
-        stages.run(steps, step)
+        run.make(steps, step)
     path = steps.directory(step).with_name(steps.directory(step).name + ".partial") / piece
     if damage is not None:
         damage(path)
     monkeypatch.setattr(room, name, honest)
     with caplog.at_level(logging.WARNING):
-        stages.run(steps, step)
+        run.make(steps, step)
     assert (f"{path.name}: not what was written (hash); it is made again" in caplog.text) is (damage in (flip, cut))
     assert smoke_chain.contents(home) == before
 

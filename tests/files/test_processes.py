@@ -35,7 +35,7 @@ from torch.distributed.elastic import multiprocessing
 from typer.main import get_command
 
 from spin_utils.cli import main as cli
-from spin_utils.experiment import launch, plan, stages, step_resources
+from spin_utils.experiment import launch, plan, preflight, run
 from spin_utils.experiment.dpo import _command, read_settings
 from spin_utils.experiment.launch import LaunchError
 from spin_utils.files import artifacts, paths, processes
@@ -114,7 +114,7 @@ def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[plan.Plan, lis
     made = small_plan(**longer, **{"processes.count": 2, "processes.sharding": "fsdp2"})
     alone = small_plan(**longer)
     assert made.directory("spin-0") == alone.directory("spin-0"), "the key does not depend on the number of processes"
-    stages.run(alone, "pairs-0")
+    run.make(alone, "pairs-0")
     workers: list[int] = []
     start = multiprocessing.start_processes
 
@@ -153,18 +153,18 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
 
     watcher = after(3, metrics, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match=r"SPIN iteration 0: stopped after step \d+ of 24"):
-        stages.run(made, "spin-0")
+        run.make(made, "spin-0")
     watcher.join()
     (state,) = (partial / "scratch").glob("state-*")
     stopped = int(state.name.removeprefix("state-"))
 
     watcher = after(stopped + 3, metrics, lambda: os.kill(workers[1], signal.SIGKILL))
     with pytest.raises(LaunchError, match=r"process 1 of 2 was killed \(SIGKILL\).*run the same command again"):
-        stages.run(made, "spin-0")
+        run.make(made, "spin-0")
     watcher.join()
     assert not any(psutil.pid_exists(worker) for worker in workers), "no worker is left behind"
 
-    stages.run(made, "spin-0")
+    run.make(made, "spin-0")
     said = capsys.readouterr().out
     assert "Traceback" not in said + caplog.text
     resumed = [int(number) for number in re.findall(r"after step (\d+)\b(?! of)", said)]
@@ -176,7 +176,7 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     assert [row["step"] for row in rows] == list(range(1, 25))
 
     monkeypatch.setenv("SPIN_HOME", str(tmp_path / "one"))
-    alone = stages.run(small_plan(**{"spin.training.epochs": 8, "spin.training.schedule_epochs": 8}), "spin-0")
+    alone = run.make(small_plan(**{"spin.training.epochs": 8, "spin.training.schedule_epochs": 8}), "spin-0")
     found, wanted = load_file(folder / "model.safetensors"), load_file(alone / "model.safetensors")
     assert found.keys() == wanted.keys()
     start = load_file(made.directory("base") / "model.safetensors")
@@ -219,8 +219,8 @@ def test_a_step_that_one_process_makes_asks_nothing_of_the_others(home: Path, mo
     counts: dict[str, int] = {}
     monkeypatch.setattr(processes, "_place", processes._Place(0, 2))
     monkeypatch.setattr(torch.distributed, "all_gather_object", lambda values, value: None)  # all say the same
-    monkeypatch.setattr(stages, "_make", lambda plan, step, work: counts.update({step.name: processes.count()}))
-    stages.run(made, "spin-0")
+    monkeypatch.setattr(run, "_make", lambda plan, step, work: counts.update({step.name: processes.count()}))
+    run.make(made, "spin-0")
     assert counts == {"data": 1, "base": 1, "pairs-0": 1, "spin-0": 2}
     assert processes.count() == 2
 
@@ -258,7 +258,7 @@ def test_a_number_of_processes_that_cannot_be_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(KitError, match="2 processes for 1 GPUs"):
-        stages.check_inputs(profiles.load("smoke", {"processes.count": 2}))
+        preflight.check_inputs(profiles.load("smoke", {"processes.count": 2}))
 
 
 def test_a_step_takes_a_process_for_each_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ def test_a_step_takes_a_process_for_each_of_its_gpus(monkeypatch: pytest.MonkeyP
     def counts(profile: Any, devices: str) -> list[int]:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
         names = ("spin-0", "pairs-0", "eval-sft")
-        return [step_resources.processes(profile, steps[name]).count for name in names]
+        return [run.processes_of(profile, steps[name]).count for name in names]
 
     assert counts(profile, "0,1,2,3,4,5,6,7") == [8, 1, 1]
     assert counts(profile, "4,6") == [2, 1, 1], "no more than there are"

@@ -21,7 +21,7 @@ from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.cli import main as cli
-from spin_utils.experiment import plan, stages
+from spin_utils.experiment import plan, run
 from spin_utils.files import paths
 from spin_utils.files.paths import KitError
 from spin_utils.model import base, vllm
@@ -235,7 +235,7 @@ def test_pairs_of_a_profile_are_drawn_by_vllm_with_a_health_figure_beside_them(
     }
     made = plan.make(profiles.load("smoke", changes), 0)
     with caplog.at_level(logging.INFO, "spin_utils"):
-        folder = stages.run(made, "pairs-0")
+        folder = run.make(made, "pairs-0")
     pairs = Pairs([folder / "pairs.arrow"])
     assert len(pairs) == made.profile.demonstrations.spin_rows
     health = json.loads((folder / "vllm.json").read_text())

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from spin_utils.experiment import sizes
 from spin_utils.experiment.plan import training_of
 from spin_utils.files import paths
-from spin_utils.paper import cost_model
 from spin_utils.settings import profiles
 
 FACTS = yaml.safe_load((Path(__file__).parents[1] / "paper_facts.yaml").read_text(encoding="utf-8"))
@@ -59,4 +59,4 @@ def test_each_iteration_trains_as_appendix_b_says() -> None:
 def test_the_rows_are_whole_batches_and_those_behind_the_hours_of_table_2() -> None:
     rows = PAPER["demonstrations"]["expected_rows"]
     assert rows == 778 * PAPER["spin"]["training"]["batch_size"], "step 778 ends epoch 1"
-    assert rows == cost_model.Run().prompts, "test_published.py has the hours that follow from them"
+    assert rows == sizes.Workload().prompts, "test_published.py has the hours that follow from them"

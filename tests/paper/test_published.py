@@ -5,8 +5,8 @@ import math
 import pandas as pd
 import pytest
 
+from spin_utils.experiment.sizes import Workload
 from spin_utils.paper import published
-from spin_utils.paper.cost_model import Run
 
 
 def test_table_4_has_the_printed_averages_of_the_paper():
@@ -24,7 +24,7 @@ def test_only_the_last_row_of_table_3_prints_an_average_that_its_cells_do_not_gi
 
 def test_table_2_hours_follow_from_the_batch_times_of_appendix_b():
     table = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
-    batches = Run().prompts / 64
+    batches = Workload().prompts / 64
     assert table["generation", 0] == pytest.approx(batches * 6.69 / 3600, abs=0.005)
     assert table["training", 0] == pytest.approx(2 * batches * 10 / 3600, abs=0.005)
     for iteration in (1, 2, 3):

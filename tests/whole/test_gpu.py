@@ -28,7 +28,7 @@ from tiny_tokenizer import byte_tokenizer
 from transformers import PreTrainedModel
 
 from spin_utils.evaluation.lm import PackedLM
-from spin_utils.experiment import memory_model
+from spin_utils.experiment import memory
 from spin_utils.files import warm_start
 from spin_utils.model.logprobs import score, sequence_logps
 from spin_utils.model.packing import Group, pack
@@ -180,7 +180,7 @@ def test_the_estimate_of_a_training_run_is_near_its_measured_peak(tmp_path: Path
     torch.cuda.reset_peak_memory_stats()
     train(model, groups, settings, opponent_logps=[(-50.0, -50.0)] * len(groups), seed=0, work=tmp_path)
     architecture = architecture_of(model.config)
-    need = memory_model.training(architecture, settings, width=2, longest=1024, fused=True, gpu=True, stage="spin")
+    need = memory.training(architecture, settings, width=2, longest=1024, fused=True, gpu=True, stage="spin")
     measured = torch.cuda.max_memory_reserved()
     assert measured < need.total() < 2 * measured
 

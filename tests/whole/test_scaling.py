@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import scaling
-from spin_utils.paper import cost_model, published
-from spin_utils.paper.cost_model import Architecture, Run
+from spin_utils.experiment import forecast
+from spin_utils.experiment.sizes import Architecture, Workload
+from spin_utils.paper import published
 from spin_utils.settings import profiles
 
 PAPER = profiles.load("paper")
@@ -17,9 +18,9 @@ def test_the_committed_page_is_what_the_generator_gives() -> None:
 
 
 def test_the_papers_cell_is_the_prediction_of_table_2() -> None:
-    generation, training = scaling.chain_hours(Architecture(), Run().prompts, 8, PAPER)
-    assert generation == pytest.approx(4 * cost_model.generation_hours(Run(), Architecture()))
-    assert training == pytest.approx(sum(cost_model.training_hours(Run(), Architecture(), t) for t in range(4)))
+    generation, training = scaling.chain_hours(Architecture(), Workload().prompts, 8, PAPER)
+    assert generation == pytest.approx(4 * forecast.generation_hours(Workload(), Architecture()))
+    assert training == pytest.approx(sum(forecast.training_hours(Workload(), Architecture(), t) for t in range(4)))
     hours = published.wall_clock_hours().groupby("stage")["hours"].sum()
     assert training < hours["training"], "a prediction without communication is below what was needed"
 

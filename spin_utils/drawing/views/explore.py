@@ -12,24 +12,25 @@ import numpy as np
 import pandas as pd
 
 from spin_utils.data.templates import decode_response, encode_prompts, encode_rows, end_ids
-from spin_utils.experiment import stages
-from spin_utils.experiment.plan import Plan, main_chain
-from spin_utils.experiment.publishing import pairs
+from spin_utils.experiment import run
+from spin_utils.experiment.plan import Plan
+from spin_utils.experiment.publish import pairs
 from spin_utils.files import artifacts
 from spin_utils.model import base
 from spin_utils.model.sampling import sample
+from spin_utils.settings.names import main_chain
 
 
 def demonstrations(plan: Plan, split: str = "sft") -> pd.DataFrame:
     """One demonstration of each family: `family`, `prompt`, `response`."""
-    rows = pd.DataFrame(stages.rows(plan, split), columns=["family", "prompt", "response"])
+    rows = pd.DataFrame(run.rows(plan, split), columns=["family", "prompt", "response"])
     return rows.fillna("").drop_duplicates("family").sort_values("family").reset_index(drop=True)
 
 
 def lengths(plan: Plan, split: str = "sft") -> pd.DataFrame:
     """Rows and mean tokens of each family: `rows`, `prompt_tokens`, `response_tokens`."""
-    tokenizer = base.load_tokenizer(stages.run(plan, "base"))
-    encoded = encode_rows(tokenizer, plan.profile.template, stages.rows(plan, split))
+    tokenizer = base.load_tokenizer(run.make(plan, "base"))
+    encoded = encode_rows(tokenizer, plan.profile.template, run.rows(plan, split))
     frame = pd.DataFrame(
         {
             "family": [row.row.get("family", "") for row in encoded],
@@ -75,7 +76,7 @@ def answers(plan: Plan, checkpoints: Mapping[str, Path], rows: Sequence[Mapping[
 
 def iterates(plan: Plan) -> dict[str, Path]:
     """The model that self-play starts from and every iteration after it, as far as they are made: folders by name."""
-    chain = [stages.opponent(plan, 0), *main_chain(plan.profile)[1:]]
+    chain = [run.opponent(plan, 0), *main_chain(plan.profile.spin.iterations)[1:]]
     return {name: plan.directory(name) for name in chain if artifacts.is_complete(plan.directory(name))}
 
 
@@ -83,7 +84,7 @@ def prompts(plan: Plan, count: int = 20) -> list[str]:
     """Some prompts to ask: held-out ones if there are any; none where no iterate is made."""
     if not iterates(plan):
         return []
-    return [row["prompt"] for row in (stages.rows(plan, "validation") or stages.rows(plan, "spin"))[:count]]
+    return [row["prompt"] for row in (run.rows(plan, "validation") or run.rows(plan, "spin"))[:count]]
 
 
 def ask(plan: Plan, prompt: str) -> pd.DataFrame:
@@ -95,15 +96,15 @@ def ask(plan: Plan, prompt: str) -> pd.DataFrame:
 
 def training(plan: Plan, step: str) -> pd.DataFrame:
     """Metrics of a training run, one row per logged optimizer step."""
-    return pd.DataFrame(json.loads(artifacts.checked(stages.run(plan, step), "training.json").read_text())["rows"])
+    return pd.DataFrame(json.loads(artifacts.checked(run.make(plan, step), "training.json").read_text())["rows"])
 
 
 def evaluation(plan: Plan, model: str) -> pd.DataFrame:
     """Scores of a checkpoint item by item: `task`, `id`, `score`, `response`, `tokens`, `prompt`, `real`."""
-    path = artifacts.checked(stages.run(plan, f"eval-{model}"), "evaluation.json")
+    path = artifacts.checked(run.make(plan, f"eval-{model}"), "evaluation.json")
     items = pd.DataFrame(json.loads(path.read_text())["items"])
     local = plan.profile.evaluation.suite == "local"
-    rows = {row["id"]: row for row in stages.rows(plan, "test")} if local else {}
+    rows = {row["id"]: row for row in run.rows(plan, "test")} if local else {}
     return items.assign(
         prompt=[rows.get(i, {}).get("prompt", "") for i in items["id"]],
         real=[rows.get(i, {}).get("response", "") for i in items["id"]],
@@ -131,5 +132,9 @@ def turned(plan: Plan, model: str) -> tuple[str, pd.DataFrame]:
 
 def scores(plan: Plan) -> pd.DataFrame:
     """Scores of SFT and every iteration that is evaluated: a row per `task` and `id`, a column per model in order."""
-    made = [model for model in main_chain(plan.profile) if artifacts.is_complete(plan.directory(f"eval-{model}"))]
+    made = [
+        model
+        for model in main_chain(plan.profile.spin.iterations)
+        if artifacts.is_complete(plan.directory(f"eval-{model}"))
+    ]
     return pd.DataFrame({model: evaluation(plan, model).set_index(["task", "id"])["score"] for model in made})

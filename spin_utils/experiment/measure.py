@@ -1,27 +1,71 @@
-"""Answers token by token: how likely checkpoints find each token of a few demonstrations or pairs.
+"""What models are worth: evaluations, held-out pairs, and answers token by token.
 
-The numbers are the terms of the sums that training works with: log p(y|x) = sum_j log p(y_j | x, y_<j).
+Token scores are the terms of the sums that training works with: log p(y|x) = sum_j log p(y_j | x, y_<j).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+from spin_utils.data.rows import count_by_family, read_rows
 from spin_utils.data.templates import EncodedRow, encode_rows
-from spin_utils.experiment import stages
-from spin_utils.experiment.plan import Plan, training_of
-from spin_utils.experiment.self_play import training_pairs
+from spin_utils.evaluation import heldout
+from spin_utils.experiment import play, run
+from spin_utils.experiment.plan import Plan, Step, stream, training_of
+from spin_utils.files import artifacts
+from spin_utils.files.runtime import progress
 from spin_utils.model import base
 from spin_utils.model.logprobs import check_supported, token_logps
 from spin_utils.model.packing import Group, pack
+from spin_utils.settings.names import ModelName
 
 REAL, GENERATED = "real", "generated"
+
+
+def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
+    """Scores of a model on the tasks of the profile, or for `transfer` on other tasks: evaluation.json."""
+    from spin_utils.evaluation.harness import evaluate  # lm-eval takes seconds
+
+    profile, settings = plan.profile, plan.profile.evaluation
+    folder = plan.checkpoint(step.parameters["model"])
+    model, tokenizer = base.load_for_inference(folder), base.load_tokenizer(folder)
+    split = "test"
+    if step.stage == "transfer":  # other tasks, graded in the same way
+        split, suite = "transfer", settings.suite
+        settings = replace(settings, suite="paper_others" if suite == "paper" else "local", tasks=())
+    local = settings.suite == "local"
+    rows = read_rows(artifacts.checked(plan.directory("data"), f"{split}.jsonl")) if local else []
+    answers = count_by_family(rows, settings.limit)
+    with progress(answers, step.name, "answers") as bar:
+        result = evaluate(
+            model,
+            tokenizer,
+            plan.directory("data") / f"{split}.jsonl" if local else None,
+            # The paper's harness shows its benchmarks as plain text, without a chat template.
+            template=profile.template if local else None,
+            settings=settings,
+            work=artifacts.scratch(work),
+            progress=bar.advance,
+        )
+    artifacts.write_json(work / "evaluation.json", result)
+
+
+def make_heldout(plan: Plan, step: Step, work: Path) -> None:
+    """Log-ratios on pairs that no training saw, before and after an iteration; none where nothing is held out."""
+    profile, model = plan.profile, step.parameters["model"]
+    opponent, policy = (plan.directory(name) for name in step.inputs[:2])
+    rows = read_rows(plan.directory("data") / "validation.jsonl")
+    seed = stream(plan.seed, ModelName.parse(model).iteration or 0)
+    drifts = partial(heldout.drifts, template=profile.template, generation=profile.generation, seed=seed)
+    items = drifts(opponent, policy, rows) if rows else []
+    artifacts.write_json(work / "heldout.json", {"beta": training_of(profile, model).beta, "items": items})
 
 
 @dataclass(frozen=True)
@@ -34,33 +78,33 @@ class Example:
     """The prompt with the real response, and with the generated one if it is a pair."""
 
 
-def demonstrations(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+def demonstration_examples(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
     """The first demonstration of each family among some rows.
 
     Args:
         plan: for its template and tokenizer.
-        rows: such as `stages.rows(plan, "validation")`, not empty.
+        rows: such as `run.rows(plan, "validation")`, not empty.
     """
-    tokenizer = base.load_tokenizer(stages.run(plan, "base"))
+    tokenizer = base.load_tokenizer(run.make(plan, "base"))
     first: dict[str, EncodedRow] = {}
-    for encoded in encode_rows(tokenizer, plan.profile.template, rows):  # which may leave out rows that are too long
+    for encoded in encode_rows(tokenizer, plan.profile.template, rows):  # may leave out rows that are too long
         first.setdefault(encoded.row.get("family", ""), encoded)
     chosen = [first[family] for family in sorted(first)]
     return [Example(str(row.row["id"]), Group(row.prompt_ids, (row.response_ids,))) for row in chosen]
 
 
-def pairs(plan: Plan, model: str) -> list[Example]:
-    """The first pair of each family whose two answers differ, of those that a model is trained on.
+def pair_examples(plan: Plan, model: str) -> list[Example]:
+    """The first pair of each family with two different answers, of those that a model is trained on.
 
-    If no two differ, the first pair.
+    If all are alike, the first pair.
 
     Args:
-        plan: whose pairs for `model` are made already.
+        plan: in which the pairs for `model` are made.
         model: step such as `spin-0`.
     """
     found: dict[str, Example] = {}
-    trained_on = training_pairs(plan, model)
-    families = {row["id"]: row.get("family", "") for row in stages.rows(plan, "spin")}
+    trained_on = play.training_pairs(plan, model)
+    families = {row["id"]: row.get("family", "") for row in run.rows(plan, "spin")}
     ids = trained_on.table["id"].to_pylist()
     for place, name in enumerate(ids):
         family = families.get(name, "")
@@ -81,7 +125,7 @@ def moments(plan: Plan, model: str) -> dict[str, Path]:
     Returns:
         Folders by name: the name of the start, then `epoch 1`, ... or the model's own name. Of a base model itself.
     """
-    folder = stages.run(plan, model)
+    folder = run.make(plan, model)
     if model == "base":
         return {model: folder}
     start = plan.steps[model].inputs[0]
@@ -89,11 +133,11 @@ def moments(plan: Plan, model: str) -> dict[str, Path]:
     if kept:
         kept[training_of(plan.profile, model).epochs] = folder
     after = {f"epoch {epoch}": kept[epoch] for epoch in sorted(kept)} or {model: folder}
-    return {start: stages.run(plan, start), **after}
+    return {start: run.make(plan, start), **after}
 
 
 @torch.no_grad()
-def score(examples: Sequence[Example], checkpoints: Mapping[str, Path]) -> pd.DataFrame:
+def token_scores(examples: Sequence[Example], checkpoints: Mapping[str, Path]) -> pd.DataFrame:
     """Log-probability of every token under every checkpoint, computed in float32.
 
     Args:
@@ -119,7 +163,7 @@ def score(examples: Sequence[Example], checkpoints: Mapping[str, Path]) -> pd.Da
     return frame.assign(change=frame["logp"] - first)
 
 
-def sums(frame: pd.DataFrame) -> pd.DataFrame:
+def answer_sums(frame: pd.DataFrame) -> pd.DataFrame:
     """Sums over the tokens of each answer: `example`, `checkpoint`, `answer`, `logp`, `change`, in the given order."""
     by = ["example", "checkpoint", "answer"]
     return frame.groupby(by, sort=False)[["logp", "change"]].sum().reset_index()

@@ -1,0 +1,401 @@
+"""The players: where a model answers prompts, and where it is trained.
+
+`plan.algorithm_1` has the loop of Algorithm 1. Here are its two steps: `make_pairs`, in which the opponent answers
+every prompt (line 3), and `make_model`, which trains against it (line 5), as well as SFT and DPO, which are trained in
+the same way: SFT on demonstrations alone, DPO on preference pairs instead of SPIN's (sec. 4.2).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spin_utils.data import families, preferences
+from spin_utils.data.rows import Row, RowError, read_rows
+from spin_utils.data.templates import EncodedRow, decode_response, encode_response, encode_rows, end_ids
+from spin_utils.experiment import preflight
+from spin_utils.experiment.plan import Plan, Step, control_training, stream, training_of
+from spin_utils.files import artifacts, processes
+from spin_utils.files.disk import replacing
+from spin_utils.files.runtime import choose_precision, progress
+from spin_utils.model import base, sharding, vllm
+from spin_utils.model.logprobs import score
+from spin_utils.model.packing import Group, Pairs, PairsError, write_pairs
+from spin_utils.model.sampling import sample
+from spin_utils.model.vllm import Answer
+from spin_utils.settings.names import ModelName
+from spin_utils.settings.run import Precision, Profile, TrainingSettings
+from spin_utils.training.loop import TrainingResult, train
+from spin_utils.training.trackers import TENSORBOARD
+
+PREFERENCES = 500
+"""Number of the random streams of preference pairs, after those of any iteration."""
+LOGPS = "opponent_logps.npy"
+_STATE = "state"
+_PRECISION = "precision.json"
+_STATE_FILES = ("state-*/*", _PRECISION)
+
+
+def make_pairs(plan: Plan, step: Step, work: Path) -> None:
+    """The opponent answers every prompt (Algorithm 1, lines 2-4): pairs.arrow."""
+    iteration, folder = step.parameters["iteration"], plan.directory(step.inputs[0])
+    if not iteration and plan.profile.sft is None:
+        preflight.check_start(plan, folder)
+    tokenizer = base.load_tokenizer(folder)
+    encoded = encode_rows(tokenizer, plan.profile.template, read_rows(plan.directory("data") / "spin.jsonl"))
+    seed, what = stream(plan.seed, iteration), f"answers of iteration {iteration}"
+    answers = generate(folder, tokenizer, encoded, plan.profile, seed=seed, work=work, what=what)
+    write_pairs(
+        work / "pairs.arrow",
+        [_pair(row, iteration, row.response_ids, answer) for row, answer in zip(encoded, answers, strict=True)],
+    )
+
+
+def make_model(plan: Plan, step: Step, work: Path) -> None:
+    """Train on pairs: an iteration of SPIN (Algorithm 1, line 5), its further epochs, a subset of its pairs, or DPO.
+
+    Figure 4 shows every epoch of iteration 0; those after its last one continue from the state it left. Figure 5
+    trains on subsets, and Table 3 has DPO.
+    """
+    name, settings = ModelName.parse(step.name), training_of(plan.profile, step.name)
+    shown = step.settings.get("epochs_shown", 0)
+    kept = range(plan.profile.spin.training.epochs + 1 if name.further else 1, settings.epochs)
+    train_on_pairs(
+        plan.directory(step.inputs[0]),
+        training_pairs(plan, step.name),
+        settings,
+        seed=stream(plan.seed, (name.iteration or 0) if name.is_iterate else 0),
+        work=work,
+        what=name.label,
+        keep_epochs=kept if name.further or shown else (),
+        keep_state=shown > settings.epochs,
+        earlier=plan.directory("spin-0") if name.further else None,
+    )
+
+
+def make_sft(plan: Plan, step: Step, work: Path) -> None:
+    """Fine-tune on demonstrations: the SFT model, or one further epoch of it (Table 5, Figure 5)."""
+    start, more = plan.directory(step.inputs[0]), step.parameters["more"]
+    tokenizer = base.load_tokenizer(start)
+    if not more:
+        preflight.check_start(plan, start)
+    encoded = encode_rows(
+        tokenizer, plan.profile.template, read_rows(artifacts.checked(plan.directory(step.inputs[1]), "sft.jsonl"))
+    )
+    groups = [Group(row.prompt_ids, (row.response_ids,)) for row in encoded]
+    settings = control_training(plan.profile) if more else plan.profile.sft
+    assert settings is not None
+    model = base.load(start)
+    seed = stream(plan.seed, more)
+    result = train(
+        model,
+        groups,
+        settings,
+        seed=seed,
+        work=artifacts.scratch(work),
+        what=step.name,
+        describe=lambda index: f"row {encoded[index].row['id']}",
+    )
+    keep_checkpoint(model, start, work)
+    keep_metrics(result, work)
+
+
+def make_preferences(plan: Plan, step: Step, work: Path) -> None:
+    """Preference pairs for DPO, from where the profile says: pairs.arrow."""
+    assert plan.profile.dpo is not None
+    folder, settings = plan.directory(step.inputs[0]), plan.profile.dpo.preferences
+    tokenizer = base.load_tokenizer(folder)
+    if settings.source == "samples":
+        rows = _graded_samples(plan, folder, tokenizer, work)
+    else:
+        rows = preferences.encode_preferences(tokenizer, plan.profile.template, preferences.load(settings))
+    write_pairs(work / "pairs.arrow", rows)
+
+
+def generate(
+    folder: Path, tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile, *, seed: int, work: Path, what: str
+) -> list[Answer]:
+    """One answer of a model to every prompt: y' ~ p_theta_t(.|x) of Algorithm 1, line 3.
+
+    Several processes take shards in turns. A shard is decoded by one of them, with the same neighbours in the batch as
+    in a single process, so the answers are the same.
+
+    Args:
+        folder: the model's checkpoint.
+        tokenizer: of the model.
+        encoded: rows with their prompts as token ids.
+        profile: says how to sample, and whether vLLM does it.
+        seed: of the answers; each row has a random stream of its own.
+        work: folder of the artifact being made, where finished shards are kept.
+        what: a few words for progress lines.
+
+    Returns:
+        Token ids, finish reason and log-probability of one answer for each row.
+    """
+    if profile.generation.backend == "vllm":
+        return _vllm_answers(folder, tokenizer, encoded, profile, seed, work, what)
+    model = base.load_for_inference(folder)
+    stop = end_ids(tokenizer, profile.template)
+    size = profile.generation.shard_rows
+    shards = {start: artifacts.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
+    left = processes.from_first(lambda: [start for start, path in shards.items() if not artifacts.is_kept(work, path)])
+    done = len(encoded) - sum(min(size, len(encoded) - start) for start in left)
+    with progress(len(encoded), what, "prompts", done=done) as bar:
+
+        def answer(start: int) -> list[Answer]:
+            part = encoded[start : start + size]
+            samples = sample(
+                model,
+                [row.prompt_ids for row in part],
+                eos_ids=stop,
+                settings=profile.generation,
+                seed=seed,
+                streams=range(start, start + len(part)),
+                progress=processes.shown(bar.advance),
+            )
+            return [(s.token_ids, s.finish_reason, s.logp) for s in samples]
+
+        for answered in processes.take_turns(left, answer):
+            for start, answers in answered:
+                artifacts.write_json(shards[start], answers)
+                artifacts.keep(work, shards[start])
+    processes.barrier()
+    return [answer for path in shards.values() for answer in json.loads(path.read_text())]
+
+
+def _vllm_answers(
+    folder: Path, tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile, seed: int, work: Path, what: str
+) -> list[Answer]:
+    """The same by vLLM, with a health figure beside the pairs: vllm.json."""
+    prompts, settings = [row.prompt_ids for row in encoded], profile.generation
+    answers, versions = vllm.answer(
+        base.resolve(folder),
+        prompts,
+        eos_ids=end_ids(tokenizer, profile.template),
+        settings=settings,
+        seed=seed,
+        work=artifacts.scratch(work) / "vllm",
+        what=what,
+    )
+    health = vllm.health(folder, prompts, answers, settings.vllm)
+    artifacts.write_json(work / "vllm.json", {"versions": versions, **health})
+    return answers
+
+
+def training_pairs(plan: Plan, name: str) -> Pairs:
+    """Pairs that a model is trained on.
+
+    SPIN's iteration t takes those of t and, if the profile mixes them, of t-1 (sec. 6.1); a subset of Figure 5 the
+    first n fiftieths of iteration 0; DPO the preference pairs.
+
+    Args:
+        plan: whose steps before this one are made.
+        name: step such as `spin-0`, `spin-0-rows-14` or `dpo`.
+
+    Raises:
+        PairsError: a subset of no pairs.
+    """
+    step = plan.steps[name]
+    files = [plan.directory(i) / "pairs.arrow" for i in step.inputs if plan.steps[i].stage in ("pairs", "preferences")]
+    end = None
+    if training_of(plan.profile, name).end_truncated:
+        tokenizer = base.load_tokenizer(plan.directory(step.inputs[0]))
+        end = encode_response(tokenizer, plan.profile.template, "")[-1]
+    pairs = Pairs(files, end_truncated=end)
+    if step.stage != "subset":
+        return pairs
+    count = len(pairs) * step.settings["fiftieths"] // 50
+    if not count:
+        raise PairsError(f"{name}: {len(pairs)} pairs have no such part; raise demonstrations.spin_rows or drop it")
+    return Pairs(files, end_truncated=end, rows=count)
+
+
+def train_on_pairs(
+    start: Path,
+    groups: Pairs,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    work: Path,
+    what: str,
+    keep_epochs: Collection[int] = (),
+    keep_state: bool = False,
+    earlier: Path | None = None,
+) -> None:
+    """Train from a checkpoint that is also the opponent, or DPO's reference.
+
+    Leaves the model and its tokenizer in `work`, its metrics in `training.json` and the opponent's log-probabilities in
+    `opponent_logps.npy`. A run that was stopped resumes.
+
+    Args:
+        start: checkpoint to start from and play against.
+        groups: pairs (real, generated) or (chosen, rejected).
+        settings: of the run.
+        seed: of the order of the pairs.
+        work: folder of the artifact being made.
+        what: a few words for progress lines.
+        keep_epochs: epochs whose checkpoints are kept in `epoch-N`, besides the last one, which is the model.
+        keep_state: keep in `state` what another call needs to continue with more epochs.
+        earlier: artifact of such a run of fewer epochs, which this one continues.
+    """
+    if earlier is not None:
+        processes.from_first(lambda: _go_on_from(earlier, work))
+    settings = replace(settings, precision=_precision(settings, work))
+    opponent_logps = _opponent_logps(start, groups, settings, work)
+    model = base.load(start)
+
+    def keep_epoch(epoch: int, model: Any) -> None:
+        if epoch in keep_epochs:
+            keep_checkpoint(model, start, work / f"epoch-{epoch}")
+            for file in sorted((work / f"epoch-{epoch}").glob("*")):
+                artifacts.keep(work, file)  # the rest of the run may take hours, and more than one start
+
+    result = train(
+        model,
+        groups,
+        settings,
+        opponent_logps=opponent_logps,
+        seed=seed,
+        work=artifacts.scratch(work),
+        on_epoch_end=keep_epoch if keep_epochs else None,
+        keep_state=keep_state,
+        what=what,
+        describe=groups.name,
+    )
+    keep_checkpoint(model, start, work)
+    keep_metrics(result, work)
+    if keep_state:
+        processes.from_first(lambda: _link_state(artifacts.scratch(work), work / _STATE))
+
+
+def keep_checkpoint(model: Any, start: Path, folder: Path) -> None:
+    """Write a model and the tokenizer of the checkpoint it started from; all processes call it, the first writes."""
+    weights = sharding.whole_weights(model)
+    if processes.rank():
+        return
+    model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
+    base.copy_tokenizer(base.resolve(start), folder)
+
+
+def keep_metrics(result: TrainingResult, work: Path) -> None:
+    """Write `training.json`, with the precision used and the metric rows, and keep what TensorBoard shows."""
+    artifacts.write_json(work / "training.json", {"precision": result.precision, "rows": result.rows})
+    shown = artifacts.scratch(work) / TENSORBOARD
+    if shown.is_dir() and processes.rank() == 0:
+        shutil.copytree(shown, work / TENSORBOARD, dirs_exist_ok=True)
+
+
+def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> list[dict[str, Any]]:
+    """A right and a wrong answer of the start model for each prompt that has both.
+
+    The grader that comes with a demonstration says which is which: more supervision than SPIN gets, as DPO has in the
+    paper. The prompts are those that SPIN does not use, if there are any.
+    """
+    assert plan.profile.dpo is not None
+    dpo = plan.profile.dpo
+    encoded = encode_rows(tokenizer, plan.profile.template, _graded_rows(plan))
+    encoded = encoded[: dpo.preferences.rows or None]
+    tries = dpo.answers_per_prompt
+    repeated = [row for row in encoded for _ in range(tries)]
+    seed = stream(plan.seed, PREFERENCES)
+    answers = generate(folder, tokenizer, repeated, plan.profile, seed=seed, work=work, what="answers for preferences")
+    found = []
+    for place, row in enumerate(encoded):
+        own = answers[place * tries : (place + 1) * tries]
+        texts = [decode_response(tokenizer, plan.profile.template, ids) for ids, _, _ in own]
+        right = [families.grade(row.row, text) == 1.0 and a[1] == "stop" for text, a in zip(texts, own, strict=True)]
+        if any(right) and not all(right):
+            found.append(_pair(row, 0, own[right.index(True)][0], own[right.index(False)]))
+    if not found:
+        raise RowError(
+            f"dpo.preferences: none of {len(encoded)} prompts got both a right and a wrong answer in {tries}; "
+            "raise dpo.answers_per_prompt or dpo.preferences.rows"
+        )
+    return found
+
+
+def _graded_rows(plan: Plan) -> list[Row]:
+    folder = plan.directory("data")
+    used = {row["id"] for row in read_rows(folder / "spin.jsonl")}
+    rows = read_rows(folder / "sft.jsonl")
+    return [row for row in rows if row["id"] not in used] or rows
+
+
+def _pair(row: EncodedRow, iteration: int, real_ids: Sequence[int], generated: Answer) -> dict[str, Any]:
+    """A row of `packing.PAIRS_SCHEMA`."""
+    ids, reason, logp = generated
+    return {
+        "id": row.row["id"],
+        "iteration": iteration,
+        "prompt_ids": row.prompt_ids,
+        "real_ids": real_ids,
+        "generated_ids": ids,
+        "finish_reason": reason,
+        "generated_logp": logp,
+    }
+
+
+def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSettings, work: Path) -> list[list[float]]:
+    """Both log-probabilities of every pair under the opponent, computed once and kept with the artifact.
+
+    theta_t also scores the pairs of t-1: an iteration has one opponent, whichever model generated the pairs. It
+    computes in the precision of the policy, so that the two start equal.
+    """
+    path = work / LOGPS
+    if processes.from_first(lambda: artifacts.is_kept(work, path)):
+        return np.load(path, allow_pickle=False).tolist()
+    dtype = choose_precision(settings.precision)
+    model = base.load(start, dtype)
+    if processes.sharded():
+        sharding.shard(model, dtype)
+    with progress(len(groups), "opponent log-probabilities", "pairs") as bar:
+        shown = processes.shown(bar.advance)
+        values = score(model, groups, micro_batch_tokens=settings.micro_batch_tokens, progress=shown)
+    logps = np.asarray(values, dtype=np.float32)
+    if processes.rank() == 0:
+        whole = io.BytesIO()  # writing straight to a file, NumPy hides why it failed
+        np.save(whole, logps, allow_pickle=False)
+        with replacing(path) as partial:
+            partial.write_bytes(whole.getvalue())
+        artifacts.keep(work, path)
+    return logps.tolist()
+
+
+def _precision(settings: TrainingSettings, work: Path) -> Precision:
+    # Chosen once per run, resumed or not: opponent and policy compute alike.
+    def choose() -> Precision:
+        path = artifacts.scratch(work) / _PRECISION
+        if not artifacts.is_kept(work, path):
+            chosen = choose_precision(settings.precision, base.device())
+            artifacts.write_json(path, str(chosen).removeprefix("torch."))
+            artifacts.keep(work, path)
+        return json.loads(path.read_text())
+
+    return processes.from_first(choose)
+
+
+def _go_on_from(earlier: Path, work: Path) -> None:
+    """Take over the state, precision and opponent's log-probabilities of a run of fewer epochs, once."""
+    path, precision = work / LOGPS, artifacts.scratch(work) / _PRECISION
+    if not (artifacts.is_kept(work, path) and artifacts.is_kept(work, precision)):
+        _link_state(earlier / _STATE, artifacts.scratch(work))
+        with replacing(path) as partial:
+            shutil.copyfile(earlier / LOGPS, partial)
+        artifacts.keep(work, precision)
+        artifacts.keep(work, path)
+
+
+def _link_state(source: Path, target: Path) -> None:
+    """Link the state of a run to another place: its files are replaced, never changed, and as large as two models."""
+    for path in (p for pattern in _STATE_FILES for p in source.glob(pattern)):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.unlink(missing_ok=True)
+        artifacts.link(path, copy)

@@ -1,0 +1,247 @@
+"""From artifacts to results: what finished steps measured, copied to `results/PROFILE` with its provenance."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from spin_utils.data.templates import decode_response
+from spin_utils.experiment import run
+from spin_utils.experiment.measure import common
+from spin_utils.experiment.plan import Plan, Step
+from spin_utils.files import artifacts, disk, paths
+from spin_utils.model import base
+from spin_utils.model.packing import Pairs
+from spin_utils.paper import results
+
+log = logging.getLogger(__name__)
+
+Document = tuple[str, str, dict[str, Any]]
+"""Kind of the results file (its folder), name of the model, and what the file holds."""
+
+
+def publish(plans: list[Plan]) -> list[Path]:
+    """Write the results of every finished step, and remove those of other runs, such as the ones in the repository.
+
+    Tables are drawn from everything under results/PROFILE, so the results of two runs must not mix. Removed results
+    come back when their seeds are asked for again, while their artifacts exist. Until this run has an evaluation there
+    is nothing to draw, and the other run's results stay.
+
+    Args:
+        plans: one per training seed, of one profile.
+
+    Returns:
+        The files under results/PROFILE.
+
+    Raises:
+        ArtifactError: what a finished step measured is damaged.
+    """
+    if not any(step.stage == "evaluation" and _is_finished(step) for plan in plans for step in plan):
+        return []
+    written = []
+    for plan in plans:
+        for step in plan:
+            if not _is_finished(step):
+                continue
+            for folder, model, document in _documents(plan, step):
+                path = results.path_of(paths.results(plan.profile.name), plan.seed, folder, model)
+                identity = {"profile": plan.profile.name, "seed": plan.seed, "model": model}
+                document = {"schema": results.SCHEMA, **document, **identity}
+                results.write_json(path, {**document, "provenance": chain(plan, step.name)})
+                written.append(path)
+    others = set(results.files(paths.results(plans[0].profile.name))).difference(written)
+    for path in others:
+        path.unlink(missing_ok=True)
+    if others:
+        log.info("%d results of other runs removed from %s", len(others), paths.relative(path.parents[2]))
+    return written
+
+
+def _is_finished(step: Step) -> bool:
+    # Not `is_complete`: a lost file of a finished step is an error, and its numbers must not go missing quietly.
+    return (step.directory / artifacts.MANIFEST).exists()
+
+
+def _documents(plan: Plan, step: Step) -> Iterator[Document]:
+    """The results files that a finished step gives."""
+    files = artifacts.read_manifest(step.directory)["files"]
+    if step.stage in ("evaluation", "transfer"):
+        kind = "evaluations" if step.stage == "evaluation" else "transfer"
+        yield kind, step.parameters["model"], _read(step, "evaluation.json")
+    if step.stage == "mt_bench":
+        yield step.stage, step.parameters["model"], {"kind": step.stage, **_read(step, "mt_bench.json")}
+    if "training.json" in files:
+        more = f"spin-0-epoch-{plan.profile.spin.epochs_shown}"
+        model = more if step.stage == "epochs" else step.name
+        yield "training", model, {"kind": "training", "rows": _read(step, "training.json")["rows"]}
+    if step.stage == "heldout" and (played := _read(step, "heldout.json"))["items"]:
+        yield "heldout", step.parameters["model"], {"kind": "heldout", **played}
+    if step.stage == "pairs":
+        artifacts.verify(step.directory)
+        yield "generations", _generator(step), {"kind": "generations", "items": _generations(plan, step)}
+
+
+def _generator(step: Step) -> str:
+    # The base model plays the SFT model's part in a profile that has no SFT of its own.
+    return "sft" if step.parameters["iteration"] == 0 else step.inputs[0]
+
+
+def _generations(plan: Plan, step: Step) -> list[dict[str, Any]]:
+    table = pairs(plan, step.parameters["iteration"]).drop(columns=["identical", "shared_tokens"])
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def _read(step: Step, name: str) -> dict[str, Any]:
+    return json.loads(artifacts.checked(step.directory, name).read_text(encoding="utf-8"))
+
+
+def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
+    """Every pair of an iteration as text and numbers.
+
+    Returns:
+        Columns `id`, `family`, `prompt`, `real`, `generated`, `identical`, `shared_tokens` (how many the two answers
+        have in common before they part), `real_tokens`, `generated_tokens`, `finish_reason`.
+    """
+    step = plan.steps[f"pairs-{iteration}"]
+    table = Pairs([artifacts.checked(run.make(plan, step.name), "pairs.arrow")]).table.to_pandas()
+    tokenizer = base.load_tokenizer(run.make(plan, step.inputs[0]))
+    rows = {row["id"]: row for row in run.rows(plan, "spin")}
+
+    both = list(zip(table["real_ids"], table["generated_ids"], strict=True))
+
+    def text(ids: list[int]) -> str:
+        return decode_response(tokenizer, plan.profile.template, ids)
+
+    return pd.DataFrame(
+        {
+            "id": table["id"],
+            "family": [rows[i].get("family", "") for i in table["id"]],
+            "prompt": [rows[i]["prompt"] for i in table["id"]],
+            "real": [text(ids) for ids in table["real_ids"]],
+            "generated": [text(ids) for ids in table["generated_ids"]],
+            "identical": [list(a) == list(b) for a, b in both],
+            "shared_tokens": [common(a, b) for a, b in both],
+            "real_tokens": table["real_ids"].str.len(),
+            "generated_tokens": table["generated_ids"].str.len(),
+            "finish_reason": table["finish_reason"],
+        }
+    )
+
+
+_KEPT = ("stage", "key", "seed", "seconds", "started", "commit", "dirty", "device", "versions", "inputs")
+"""Fields of a manifest that the results repeat."""
+
+
+def chain(plan: Plan, name: str) -> dict[str, Any]:
+    """Every artifact behind a step, for the results file: manifest hash, seed, commit, versions, time and weights.
+
+    Base model and data also bring their settings, which hold revisions and hashes of what is outside the kit.
+    """
+    links: dict[str, dict[str, Any]] = {}
+
+    def walk(step: str) -> None:
+        for needed in plan.steps[step].inputs:
+            walk(needed)
+        directory = plan.directory(step)
+        manifest = artifacts.read_manifest(directory)
+        link: dict[str, Any] = {"manifest_sha256": disk.file_hash(directory / artifacts.MANIFEST)}
+        link |= {field: manifest[field] for field in _KEPT}
+        weights = {name: file["sha256"] for name, file in manifest["files"].items() if name.endswith(".safetensors")}
+        link |= {"weights_sha256": weights} if weights else {}
+        link |= {} if manifest["inputs"] else {"settings": manifest["settings"]}
+        links[step] = link
+
+    walk(name)
+    return {"step": name, "chain": links}
+
+
+def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -> dict[str, Any]:
+    """The chain behind a results file, for programs.
+
+    Args:
+        profile: name of the profile.
+        seed: training seed.
+        model: such as `spin-3`, as in the tables.
+        kind: folder of the results: evaluations, transfer, training, generations, heldout or mt_bench.
+
+    Returns:
+        `label`, the row of the tables; `seed`, and `seeds`, all of which that row averages; `points`, the numbers in
+        the file by task, if it has some; `file`, its `sha256`, and `chain`: every artifact behind it by step, in the
+        order they were made, with `presence`, which says whether it is on this machine with the same manifest.
+
+    Raises:
+        ResultsError: no such results file, or not a valid one.
+        KitError: a profile's name that could lead elsewhere.
+        KitError: an input is not the artifact that the chain names.
+    """
+    label = results.label(model)
+    path = results.path_of(paths.results(profile), seed, kind, model)
+    document = results.read_json(path)
+    links = document["provenance"]["chain"]
+    for name in reversed(links):
+        _check_inputs(name, links)
+    named = {name: {**link, "presence": _presence(profile, name, link)} for name, link in links.items()}
+    tasks = {task: summary["value"] for task, summary in document.get("tasks", {}).items()}
+    if tasks:
+        tasks["average"] = document["average"]
+    return {
+        "label": label,
+        "seed": seed,
+        "seeds": [
+            number
+            for number in results.training_seeds(path.parents[2])
+            if results.path_of(path.parents[2], number, kind, model).is_file()
+        ],
+        "points": {task: round(100 * value, 6) for task, value in tasks.items()},
+        "file": paths.relative(path),
+        "sha256": disk.file_hash(path),
+        "chain": named,
+    }
+
+
+def describe_provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -> str:
+    """What `provenance` says, as text: one paragraph a step, the result first."""
+    found = provenance(profile, seed, model, kind)
+    head = [f"{found['label']}, seed {seed}; the tables average seeds {', '.join(map(str, found['seeds']))}"]
+    if found["points"]:
+        head.append("  " + ", ".join(f"{task} {points:.1f}" for task, points in found["points"].items()))
+    head += [found["file"], f"  sha256 {found['sha256']}"]
+    return "\n".join([*head, *(_paragraph(name, link) for name, link in reversed(found["chain"].items()))])
+
+
+def _check_inputs(name: str, links: Mapping[str, Any]) -> None:
+    for other, reference in links[name]["inputs"].items():
+        if links[other]["manifest_sha256"] != reference["manifest"]:
+            raise paths.KitError(
+                f"{name}: was made from {reference['artifact']} with manifest {reference['manifest']}, but the chain "
+                f"holds another one, {links[other]['manifest_sha256']}; run the step again"
+            )
+
+
+def _paragraph(name: str, link: Mapping[str, Any]) -> str:
+    changes = " with uncommitted changes" if link["dirty"] else ""
+    lines = [
+        f"{name}-{link['key']}: {link['stage']}, seed {link['seed']}, {link['started']}, {link['seconds']:.0f} s",
+        f"  commit {link['commit']}{changes}; {link['device']}; torch {link['versions']['torch']}",
+        f"  manifest sha256 {link['manifest_sha256']} ({link['presence']})",
+        *(f"  {file} sha256 {digest}" for file, digest in link.get("weights_sha256", {}).items()),
+    ]
+    if link["inputs"]:
+        lines.append(f"  from {', '.join(reference['artifact'] for reference in link['inputs'].values())}")
+    if "settings" in link:
+        lines.append(f"  from {disk.canonical(link['settings'])}")
+    return "\n".join(lines)
+
+
+def _presence(profile: str, name: str, link: Mapping[str, Any]) -> str:
+    folder = "shared" if link["stage"] in ("data", "base") else f"seed-{link['seed']}"
+    manifest: Path = paths.artifacts(profile) / folder / f"{name}-{link['key']}" / artifacts.MANIFEST
+    if not manifest.is_file():
+        return "not on this machine"
+    same = disk.file_hash(manifest) == link["manifest_sha256"]
+    return "the same on this machine" if same else "another one on this machine"

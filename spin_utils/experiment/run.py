@@ -1,0 +1,265 @@
+"""A run: `make` makes one step of its plan, after whatever that step still needs, so any notebook works on its own.
+
+A finished step is never made again; an unfinished one continues where it stopped. `open_run` gives notebooks a run as
+one object.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from spin_utils.data.demonstrations import load as load_demonstrations
+from spin_utils.data.rows import read_rows, write_rows
+from spin_utils.experiment import launch
+from spin_utils.experiment.plan import Plan, Step, control_demonstrations
+from spin_utils.experiment.plan import make as make_plan
+from spin_utils.files import artifacts, disk, paths, processes, runtime
+from spin_utils.settings import profiles
+from spin_utils.settings.machine import StepResources
+from spin_utils.settings.names import main_chain
+from spin_utils.settings.run import ProcessSettings, Profile
+
+log = logging.getLogger(__name__)
+
+ALONE = ("data", "base", "mt_answers", "mt_bench")
+"""Stages that one process makes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One profile and one seed: what a notebook opens once and then asks for steps, rows and pairs."""
+
+    plan: Plan
+
+    @property
+    def profile(self) -> Profile:
+        """The validated profile."""
+        return self.plan.profile
+
+    @property
+    def seed(self) -> int:
+        """Training and sampling seed."""
+        return self.plan.seed
+
+    def make(self, step: str) -> Path:
+        """Make a step, such as `spin-0`, with everything it still needs; its folder."""
+        return make(self.plan, step)
+
+    def rows(self, split: str) -> list[dict[str, Any]]:
+        """Demonstrations of a split: sft, spin, validation, test or transfer."""
+        return rows(self.plan, split)
+
+    def pairs(self, iteration: int) -> pd.DataFrame:
+        """Every pair of an iteration: real and generated answers as text, with their lengths; see `publish.pairs`."""
+        from spin_utils.experiment import publish
+
+        return publish.pairs(self.plan, iteration)
+
+    def training(self, model: str) -> pd.DataFrame:
+        """Metrics of a training run, one row per logged optimizer step."""
+        return pd.DataFrame(_read(self.make(model), "training.json")["rows"])
+
+    def evaluation(self, model: str) -> pd.DataFrame:
+        """Scores of a checkpoint, one row per item: `task`, `id`, `score`, `response`, `tokens`."""
+        return pd.DataFrame(_read(self.make(f"eval-{model}"), "evaluation.json")["items"])
+
+    def scores(self) -> pd.DataFrame:
+        """Scores of the main chain as far as it is evaluated: a row per `task` and `id`, a column per model."""
+        chain = [model for model in main_chain(self.profile.spin.iterations) if self.is_made(f"eval-{model}")]
+        return pd.DataFrame({model: self.evaluation(model).set_index(["task", "id"])["score"] for model in chain})
+
+    def checkpoint(self, model: str) -> Path:
+        """Folder of an evaluated model's weights."""
+        return self.plan.checkpoint(model)
+
+    def opponent(self, iteration: int) -> str:
+        """Name of the model that generates at an iteration and is the opponent in it (Alg. 1)."""
+        return opponent(self.plan, iteration)
+
+    def is_made(self, step: str) -> bool:
+        """Whether a step is finished."""
+        return artifacts.is_complete(self.plan.directory(step))
+
+
+def open_run(profile: str = "cpu", seed: int = 0) -> Run:
+    """Open a run; nothing is made yet.
+
+    Args:
+        profile: name of a profile in `profiles/`, or a YAML file.
+        seed: training and sampling seed.
+
+    Raises:
+        SettingsError: no such profile, or it is invalid.
+    """
+    return Run(make_plan(profiles.load(profile), seed))
+
+
+def make(plan: Plan, name: str) -> Path:
+    """Make one step of a plan, after the steps it is made from.
+
+    Args:
+        plan: from `plan.make`.
+        name: step such as `spin-0`.
+
+    Returns:
+        The artifact's directory.
+
+    Raises:
+        LaunchError: a process of several failed.
+        Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
+    """
+    step = plan.steps[name]
+    if processes.from_first(lambda: artifacts.adopt(step.directory)):
+        return step.directory
+    for needed in step.inputs:
+        make(plan, needed)
+    shared = processes_of(plan.profile, step) if _is_shared(plan, step) else ProcessSettings(1)
+    if launch.wanted(shared):
+        _launch(plan, step, shared)
+        return step.directory
+    with artifacts.lock(step.directory):
+        if processes.from_first(lambda: artifacts.is_made(step.directory)):  # by another run while this one waited
+            return step.directory
+        inputs = processes.from_first(lambda: {n: _reference(plan.directory(n)) for n in step.inputs})
+        log.info("%s, seed %d: %s", name, plan.seed, paths.relative(step.directory))
+        with artifacts.building(
+            step.directory, stage=step.stage, settings=step.settings, inputs=inputs, seed=plan.seed
+        ) as work:
+            if _is_shared(plan, step):
+                _make(plan, step, work)
+            elif processes.rank() == 0:
+                with processes.alone():
+                    _make(plan, step, work)
+    return step.directory
+
+
+def _is_shared(plan: Plan, step: Step) -> bool:
+    """Whether several processes share the work; otherwise the first does it alone."""
+    vllm = plan.profile.generation.backend == "vllm"  # which starts processes of its own
+    return step.stage not in ALONE and not (vllm and step.stage in ("pairs", "preferences"))
+
+
+def _launch(plan: Plan, step: Step, shared: ProcessSettings) -> None:
+    """Make a step in several processes, by the command that does so in one."""
+    with tempfile.TemporaryDirectory(prefix="spin-") as folder:
+        profile = profiles.dump(plan.profile, Path(folder) / "profile.yaml")
+        arguments = ["step", step.name, "--profile", str(profile), "--seed", str(plan.seed)]
+        launch.launch(arguments, shared)
+
+
+def rows(plan: Plan, split: str, data: str = "data") -> list[dict[str, Any]]:
+    """Demonstrations of a split (sft, spin, validation, test or transfer), made by a step, `data`, if need be."""
+    return read_rows(artifacts.checked(make(plan, data), f"{split}.jsonl"))
+
+
+def opponent(plan: Plan, iteration: int) -> str:
+    """Name of the checkpoint that generates at an iteration and is the opponent in it (Alg. 1)."""
+    return plan.steps[f"pairs-{iteration}"].inputs[0]
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads(artifacts.checked(folder, name).read_text(encoding="utf-8"))
+
+
+def _make(plan: Plan, step: Step, work: Path) -> None:
+    # These need torch, and errors in the inputs should not wait for it.
+    from spin_utils.experiment import measure, mt_bench, play
+
+    makers: dict[str, Callable[[Plan, Step, Path], None]] = {
+        "data": _make_data,
+        "base": _make_base,
+        "sft": play.make_sft,
+        "pairs": play.make_pairs,
+        "spin": play.make_model,
+        "epochs": play.make_model,
+        "subset": play.make_model,
+        "preferences": play.make_preferences,
+        "dpo": play.make_model,
+        "evaluation": measure.make_evaluation,
+        "heldout": measure.make_heldout,
+        "transfer": measure.make_evaluation,
+        "mt_answers": mt_bench.make_answers,
+        "mt_bench": mt_bench.make_grades,
+    }
+    makers[step.stage](plan, step, work)
+
+
+def _make_data(plan: Plan, step: Step, work: Path) -> None:
+    own = control_demonstrations(plan.profile) if step.name == "control-data" else None
+    demonstrations = load_demonstrations(own or plan.profile.demonstrations)
+    for split, found in vars(demonstrations).items():
+        write_rows(work / f"{split}.jsonl", found)
+
+
+def _make_base(plan: Plan, step: Step, work: Path) -> None:
+    from spin_utils.model import base
+
+    settings = plan.profile.released.get(step.name, plan.profile.model)
+    texts: list[str] = []
+    if settings.source == "tiny":
+        found = read_rows(artifacts.checked(plan.directory("data"), "sft.jsonl"))
+        texts = [text for row in found for text in (row["prompt"], row["response"])]
+    base.materialise(settings, work, texts, seed=0)
+
+
+def _reference(directory: Path) -> dict[str, str]:
+    """What a manifest says of an input, which is read in full before anything is made from it."""
+    artifacts.verify(directory)
+    return {"artifact": directory.name, "manifest": disk.file_hash(directory / artifacts.MANIFEST)}
+
+
+def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
+    """Make the artifact of a drawing step: which results, tables and figures were written, with their hashes.
+
+    Only if all its evaluations are made: the scheduler takes the artifact as a sign that nothing is left to do.
+
+    Args:
+        step: from `plan.tables` or `plan.first_tables`.
+        plans: whose evaluations it draws.
+        written: the files.
+    """
+    if not all(artifacts.is_complete(plan.directory(name)) for plan in plans for name in step.inputs):
+        return
+    with (
+        artifacts.lock(step.directory),
+        artifacts.building(step.directory, stage="tables", settings={}, inputs={}, seed=0) as work,
+    ):
+        files = {paths.relative(path): disk.file_hash(path) for path in written}
+        artifacts.write_json(work / "written.json", files)
+
+
+def resources(profile: Profile, step: Step) -> StepResources:
+    """What a step asks of the scheduler."""
+    if step.stage in ("sft", "spin", "epochs", "subset", "dpo"):
+        return profile.resources.training
+    if step.stage in ("pairs", "mt_answers") or _is_sampled(profile, step):
+        return profile.resources.generation
+    measured = step.stage in ("evaluation", "heldout", "transfer")
+    return profile.resources.evaluation if measured else profile.resources.other
+
+
+def processes_of(profile: Profile, step: Step) -> ProcessSettings:
+    """Processes that share the work of a step: `processes.count`, or one for each GPU that it asks for and can see."""
+    settings, asked = profile.processes, resources(profile, step).gpus
+    if settings.count or not asked:
+        return replace(settings, count=settings.count or 1)
+    return replace(settings, count=max(1, min(asked, len(runtime.visible_gpus()))))
+
+
+def stays_here(profile: Profile, step: Step) -> bool:
+    """Whether a step runs where Snakemake does: it needs the network, and a cluster's nodes often have none."""
+    return step.stage in ("data", "base", "mt_bench") or (
+        step.stage == "preferences" and not _is_sampled(profile, step)
+    )
+
+
+def _is_sampled(profile: Profile, step: Step) -> bool:
+    return step.stage == "preferences" and profile.dpo is not None and profile.dpo.preferences.source == "samples"
