@@ -22,6 +22,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from spin_utils.files import paths, processes, runtime
 
@@ -128,31 +129,25 @@ def _whole_path(profile: str) -> str:
     return str(paths.given(profile)) if paths.is_yaml(profile) else profile
 
 
+def _assignments(*names: str, help: str) -> Any:
+    """An option that takes NAME=VALUE and may be given several times."""
+    return Option(*names, metavar="NAME=VALUE", default_factory=list, show_default=False, help=help)
+
+
 ProfileName = Annotated[
     str,
-    typer.Option(
-        "--profile",
-        callback=_whole_path,
-        help="smoke, laptop, cpu, gpu, paper, paper-released or a .yaml file",
-    ),
+    Option("--profile", callback=_whole_path, help="smoke, laptop, cpu, gpu, paper, paper-released or a .yaml file"),
 ]
-ModelFolder = Annotated[str, typer.Option("--model", metavar="DIR", help="your model: a folder of safetensors")]
-DataFile = Annotated[str, typer.Option("--data", metavar="FILE", help="your demonstrations: .json, .jsonl or .parquet")]
+ModelFolder = Annotated[str, Option("--model", metavar="DIR", help="your model: a folder of safetensors")]
+DataFile = Annotated[str, Option("--data", metavar="FILE", help="your demonstrations: .json, .jsonl or .parquet")]
 Changes = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        default_factory=list,
-        show_default=False,
-        help="change one setting, such as spin.iterations=2; may be given several times",
-    ),
+    list[str], _assignments("--set", help="change one setting, such as spin.iterations=2; may be given several times")
 ]
-ResultsName = Annotated[str, typer.Option("--name", help="name of the results folder for a changed profile")]
-Seeds = Annotated[str, typer.Option(help="training seeds, such as 0,1,2")]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="training seed")]
-TableRow = Annotated[str, typer.Option("--model", help="row of a table, such as spin-3")]
-Json = Annotated[bool, typer.Option("--json", help="for programs")]
+ResultsName = Annotated[str, Option("--name", help="name of the results folder for a changed profile")]
+Seeds = Annotated[str, Option(help="training seeds, such as 0,1,2")]
+Seed = Annotated[int, Option(min=0, metavar="N", help="training seed")]
+TableRow = Annotated[str, Option("--model", help="row of a table, such as spin-3")]
+Json = Annotated[bool, Option("--json", help="for programs")]
 Kind = Literal["evaluations", "transfer", "training", "generations", "heldout", "mt_bench"]
 Shell = Literal["bash", "zsh", "fish", "powershell"]
 
@@ -177,11 +172,9 @@ def reproduce(
     changes: Changes,
     name: ResultsName = "",
     seeds: Seeds = "0",
-    jobs: Annotated[
-        int, typer.Option(min=0, metavar="N", help="steps at the same time (0: one for each GPU, or 1)")
-    ] = 0,
-    cluster: Annotated[str, typer.Option(help="slurm, or a folder with a Snakemake profile")] = "node",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done")] = False,
+    jobs: Annotated[int, Option(min=0, metavar="N", help="steps at the same time (0: one for each GPU, or 1)")] = 0,
+    cluster: Annotated[str, Option(help="slurm, or a folder with a Snakemake profile")] = "node",
+    dry_run: Annotated[bool, Option("--dry-run", help="say what would be done")] = False,
 ) -> None:
     """Run every step that is missing, then draw tables and figures."""
     profile, loaded = _resolve(profile, model, data, changes, name)
@@ -224,8 +217,8 @@ def check(
     data: DataFile = "",
     changes: Changes,
     name: ResultsName = "",
-    gpus: Annotated[int, typer.Option(help="check for another machine: its number of GPUs")] = 0,
-    gpu_memory: Annotated[float, typer.Option(metavar="GB", help="free memory of each of them")] = 0,
+    gpus: Annotated[int, Option(help="check for another machine: its number of GPUs")] = 0,
+    gpu_memory: Annotated[float, Option(metavar="GB", help="free memory of each of them")] = 0,
     as_json: Json = False,
 ) -> None:
     """Say before a run whether it fits here, and how long it will take."""
@@ -276,19 +269,13 @@ def plan(
 
 
 @_command(
-    "run 01_sft_baseline -p profile=smoke",
-    "run 03_spin_training -p profile=smoke -p model=spin-1 -o executed.ipynb",
+    "run 01_sft_baseline -p profile=smoke", "run 03_spin_training -p profile=smoke -p model=spin-1 -o executed.ipynb"
 )
 def run(
-    name: Annotated[str, typer.Argument(help="such as 03_spin_training")],
+    name: Annotated[str, Argument(help="such as 03_spin_training")],
     *,
-    parameters: Annotated[
-        list[str],
-        typer.Option(
-            "-p", "--parameter", metavar="NAME=VALUE", default_factory=list, show_default=False, help="a parameter"
-        ),
-    ],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="where the executed copy goes")] = "",
+    parameters: Annotated[list[str], _assignments("-p", "--parameter", help="a parameter")],
+    output: Annotated[str, Option("-o", "--output", metavar="FILE", help="where the executed copy goes")] = "",
 ) -> None:
     """Run one notebook through papermill, with checked parameters."""
     from spin_utils.cli import notebooks
@@ -311,20 +298,12 @@ def run(
 @_command("dpo --model path/to/model --pairs pairs.jsonl --out path/to/result --set training.beta=0.1")
 def dpo(
     *,
-    model: Annotated[str, typer.Option(metavar="DIR", help="folder of safetensors: start and reference")],
-    pairs: Annotated[
-        str, typer.Option(metavar="FILE", help=".json, .jsonl or .parquet with prompt, chosen and rejected")
-    ],
-    out: Annotated[str, typer.Option(metavar="DIR", help="folder for the result; nothing is overwritten")],
+    model: Annotated[str, Option(metavar="DIR", help="folder of safetensors: start and reference")],
+    pairs: Annotated[str, Option(metavar="FILE", help=".json, .jsonl or .parquet with prompt, chosen and rejected")],
+    out: Annotated[str, Option(metavar="DIR", help="folder for the result; nothing is overwritten")],
     changes: Annotated[
         list[str],
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            default_factory=list,
-            show_default=False,
-            help="change one setting: training.beta=0.5, template.kind=text, template.too_long=truncate, seed=1, ...",
-        ),
+        _assignments("--set", help="training.beta=0.5, template.kind=text, template.too_long=truncate, seed=1, ..."),
     ],
 ) -> None:
     """DPO on a file of pairs; a stopped run resumes when called again."""
@@ -343,12 +322,12 @@ def dpo(
 
 @_command("step spin-0 --profile smoke --seed 1")
 def step(
-    name: Annotated[str, typer.Argument(help="such as spin-0; `spin-repro plan` lists them")],
+    name: Annotated[str, Argument(help="such as spin-0; `spin-repro plan` lists them")],
     *,
     profile: ProfileName = "cpu",
     seed: Seed = 0,
-    seeds: Annotated[str, typer.Option(help="seeds of the tables")] = "0",
-    gpus: Annotated[int, typer.Option(min=0, metavar="N", help="GPUs to take for it alone (0: whatever is there)")] = 0,
+    seeds: Annotated[str, Option(help="seeds of the tables")] = "0",
+    gpus: Annotated[int, Option(min=0, metavar="N", help="GPUs to take for it alone (0: whatever is there)")] = 0,
 ) -> None:
     """Make one step of the plan, as the Snakefile does."""
     from spin_utils.experiment import plan
@@ -399,7 +378,7 @@ def crate(*, profile: ProfileName = "cpu") -> None:
 def verdicts(
     *,
     profile: ProfileName = "cpu",
-    verdict: Annotated[str, typer.Option(help="only these, such as 'not reproduced'")] = "",
+    verdict: Annotated[str, Option(help="only these, such as 'not reproduced'")] = "",
     as_json: Json = False,
 ) -> None:
     """Print how every table, figure and claim of the paper came out."""
@@ -417,8 +396,8 @@ def verdicts(
 
 @_command("compare spin-3 sft", "compare spin-1 sft --profile smoke --json", "compare hinge/spin-3 cpu/spin-3")
 def compare(
-    model: Annotated[str, typer.Argument(help="such as spin-3, or PROFILE/spin-3 of another run")],
-    other: Annotated[str, typer.Argument(help="such as sft")],
+    model: Annotated[str, Argument(help="such as spin-3, or PROFILE/spin-3 of another run")],
+    other: Annotated[str, Argument(help="such as sft")],
     *,
     profile: ProfileName = "cpu",
     as_json: Json = False,
@@ -455,11 +434,11 @@ def power(
 
 @_command("provenance spin-3", "provenance spin-1 --profile smoke --kind training --json")
 def provenance(
-    model: Annotated[str, typer.Argument(help="row of a table, such as sft or spin-3")],
+    model: Annotated[str, Argument(help="row of a table, such as sft or spin-3")],
     *,
     profile: ProfileName = "cpu",
     seed: Seed = 0,
-    kind: Annotated[Kind, typer.Option(help="which measurement")] = "evaluations",
+    kind: Annotated[Kind, Option(help="which measurement")] = "evaluations",
     as_json: Json = False,
 ) -> None:
     """Print what a number was made from, back to model and data."""
@@ -474,7 +453,7 @@ def provenance(
 def figures(
     *,
     profile: ProfileName = "cpu",
-    readme: Annotated[bool, typer.Option("--readme", help="also write the README's results table")] = False,
+    readme: Annotated[bool, Option("--readme", help="also write the README's results table")] = False,
 ) -> None:
     """Redraw tables and figures from the results, without a model."""
     from spin_utils.drawing import draw
@@ -499,12 +478,10 @@ def card(*, model: TableRow, profile: ProfileName = "cpu", seed: Seed = 0) -> No
 def push(
     *,
     model: TableRow,
-    repo: Annotated[str, typer.Option(metavar="OWNER/NAME", help="where on the hub; made if it is not there")],
+    repo: Annotated[str, Option(metavar="OWNER/NAME", help="where on the hub; made if it is not there")],
     profile: ProfileName = "cpu",
     seed: Seed = 0,
-    public: Annotated[
-        bool, typer.Option("--public", help="make a new repository public; otherwise it is private")
-    ] = False,
+    public: Annotated[bool, Option("--public", help="make a new repository public; otherwise it is private")] = False,
 ) -> None:
     """Upload a checkpoint and its card to the hub, with the token in HF_TOKEN."""
     from spin_utils.drawing import card
@@ -529,10 +506,9 @@ def bench(context: typer.Context) -> None:
 
 
 @_command(
-    "completion bash > ~/.local/share/bash-completion/completions/spin-repro",
-    "completion zsh > ~/.zfunc/_spin-repro",
+    "completion bash > ~/.local/share/bash-completion/completions/spin-repro", "completion zsh > ~/.zfunc/_spin-repro"
 )
-def completion(shell: Annotated[Shell, typer.Argument()]) -> None:
+def completion(shell: Annotated[Shell, Argument()]) -> None:
     """Print the shell's completion of these commands."""
     from typer.completion import get_completion_script
 
