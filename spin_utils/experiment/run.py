@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,17 +89,20 @@ class Run:
         return artifacts.is_complete(self.plan.directory(step))
 
 
-def open_run(profile: str = "cpu", seed: int = 0) -> Run:
-    """Open a run; nothing is made yet.
+def open_run(profile: str = "cpu", seed: int = 0, changes: Mapping[str, Any] | None = None) -> Run:
+    """Open a run in a notebook, and set up its log lines; nothing is made yet.
 
     Args:
         profile: name of a profile in `profiles/`, or a YAML file.
         seed: training and sampling seed.
+        changes: settings that differ from the profile's, such as {"generation.temperature": 0.0}. Steps that do not
+            depend on them are those of the unchanged run.
 
     Raises:
         SettingsError: no such profile, or it is invalid.
     """
-    return Run(make_plan(profiles.load(profile), seed))
+    runtime.configure()
+    return Run(make_plan(profiles.load(profile, changes or {}), seed))
 
 
 def make(plan: Plan, name: str) -> Path:

@@ -361,8 +361,6 @@ def test_make_takes_a_profile_whose_path_has_a_space() -> None:
     assert "my profiles/mine.yaml" in shlex.split(command)
 
 
-
-
 def test_a_terminal_that_is_not_utf_8_gets_every_line(home: Path) -> None:
     command = [sys.executable, "-m", "spin_utils", "plan", "--profile", "−"]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
