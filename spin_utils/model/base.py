@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -222,9 +221,7 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
 
     check_directory(folder)
     stored = _stored(folder)
-    config = _config(folder)
-    _check_layers(folder, config, stored)
-    model = _skeleton(folder, config)
+    model = _skeleton(folder)
     _check_weights(folder, model, stored)
     try:
         tokenizer = load_tokenizer(folder)
@@ -246,76 +243,28 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
         raise ModelError(f"{folder}: {error}") from None
 
 
-def _config(folder: Path) -> Any:
-    """What transformers makes of config.json."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 1.0)
-    except Exception as error:  # as above: the file's values reach any line of the library
-        raise _no_model(folder, error) from None
-    if isinstance(theta, (int, float)) and theta <= 0:  # transformers would accept it and compute NaN
-        raise ModelError(f"{folder / 'config.json'}: rope_theta is {theta}, it must be above 0; copy the model again")
-    return config
-
-
-def _check_layers(folder: Path, config: Any, stored: Tensors) -> None:
-    """As many layers as config.json says; looked at first, because a skeleton of many takes long to build."""
-    layers = getattr(config, "num_hidden_layers", None)
-    if layers is None:
-        return
-    says = f"{folder / 'config.json'} says {layers} layers"
-    if not isinstance(layers, int) or layers < 1:
-        raise ModelError(f"{says}; copy the model again")
-    numbers = [int(found[1]) for name in stored if (found := re.match(r"model\.layers\.(\d{1,6})\.", name))]
-    if not numbers:
-        return
-    there = max(numbers) + 1
-    if layers > there:
-        raise ModelError(
-            f"{folder}: no tensor model.layers.{there}.* in its safetensors, and {says}; copy the model again, all "
-            "files of it"
-        )
-    if layers < there:
-        raise ModelError(f"{folder}: its safetensors hold model.layers.{there - 1}.*, but {says}; copy both again")
-
-
-def _skeleton(folder: Path, config: Any) -> Any:
+def _skeleton(folder: Path) -> Any:
     """The model without weights."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from spin_utils.model.attention import check_model
     from spin_utils.model.decoding import check_supported
 
     try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:
-        raise _no_model(folder, error) from None
-    try:
         check_supported(model, longest=1)
         check_model(model, longest_row=1)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
-    except (TypeError, AttributeError) as error:  # a length that is text, a list where names are needed
-        raise _no_model(folder, error) from None
-    _check_generation(folder)
+    except Exception as error:  # as above: the file's values reach any line of the library
+        raise ModelError(
+            f"{folder / 'config.json'}: no causal language model can be made of it ({_reason(error)}); "
+            "correct it or write the model again"
+        ) from None
     return model
-
-
-def _check_generation(folder: Path) -> None:
-    """transformers reads it with the weights, and writes it again after training."""
-    from transformers import GenerationConfig
-
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return
-    try:
-        GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # as above
-        raise ModelError(f"{path}: cannot be used ({_reason(error)}); correct it, or remove it") from None
 
 
 def _stored(folder: Path) -> Tensors:
@@ -369,13 +318,6 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def _no_model(folder: Path, error: Exception) -> ModelError:
-    return ModelError(
-        f"{folder / 'config.json'}: no causal language model can be made of it ({_reason(error)}); "
-        "correct it or write the model again"
-    )
-
-
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -384,8 +326,6 @@ def _check_plain(path: Path) -> None:
     """The file, if it is there, is a JSON object that asks for no code of its own and no quantised weights."""
     if not path.exists():
         return
-    if not path.is_file():
-        raise ModelError(f"{path}: not a file; write the model again")
     try:
         config = disk.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -404,8 +344,6 @@ def _check_plain(path: Path) -> None:
 def _check_safetensors(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():  # opening a pipe would wait for its other end
-        raise ModelError(f"{path}: not a file; copy or download it again")
     try:
         with safe_open(path, framework="np") as file:
             file.keys()
@@ -430,7 +368,7 @@ def gguf_path(settings: ModelSettings) -> Path:
     # find_spec does not import the package: its inference engine is not installed and not needed.
     try:
         spec = importlib.util.find_spec(settings.name)
-    except (ImportError, ValueError):  # a dotted name whose first part is not there, or no name of a module
+    except (ImportError, ValueError):  # a dotted name whose first part is missing
         spec = None
     if spec is None or spec.origin is None:
         raise ModelError(f"package {settings.name}: not installed; run `make setup` (it is in requirements-data.lock)")
