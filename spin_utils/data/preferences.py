@@ -27,7 +27,7 @@ from spin_utils.data.rows import (
     kind,
     system_message,
 )
-from spin_utils.data.templates import TooLongError, encode_rows
+from spin_utils.data.templates import TooLongError, decode_response, encode_rows
 from spin_utils.settings.inputs import PreferenceSettings, TemplateSettings
 
 _USED = frozenset({"id", "prompt", "chosen", "rejected", "messages", "system", "input", "context"})
@@ -133,6 +133,10 @@ def encode_preferences(
         {
             "id": rows[place]["id"],
             "iteration": 0,
+            "family": rows[place].get("family", ""),
+            "prompt": rows[place]["prompt"],
+            "real": decode_response(tokenizer, template, encoded["chosen"][place].response_ids),
+            "generated": decode_response(tokenizer, template, encoded["rejected"][place].response_ids),
             "prompt_ids": encoded["chosen"][place].prompt_ids,
             "real_ids": encoded["chosen"][place].response_ids,
             "generated_ids": encoded["rejected"][place].response_ids,

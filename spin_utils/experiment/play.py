@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,10 @@ def make_pairs(plan: Plan, step: Step, work: Path) -> None:
     encoded = encode_rows(tokenizer, plan.profile.template, read_rows(plan.directory("data") / "spin.jsonl"))
     seed, what = stream(plan.seed, iteration), f"answers of iteration {iteration}"
     answers = generate(folder, tokenizer, encoded, plan.profile, seed=seed, work=work, what=what)
+    text = partial(decode_response, tokenizer, plan.profile.template)
     write_pairs(
         work / "pairs.arrow",
-        [_pair(row, iteration, row.response_ids, answer) for row, answer in zip(encoded, answers, strict=True)],
+        [_pair(text, row, iteration, row.response_ids, answer) for row, answer in zip(encoded, answers, strict=True)],
     )
 
 
@@ -120,9 +122,17 @@ def make_preferences(plan: Plan, step: Step, work: Path) -> None:
 
 
 def generate(
-    folder: Path, tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile, *, seed: int, work: Path, what: str
+    folder: Path,
+    tokenizer: Any,
+    encoded: Sequence[EncodedRow],
+    profile: Profile,
+    *,
+    seed: int,
+    work: Path,
+    what: str,
+    tries: int = 1,
 ) -> list[Answer]:
-    """One answer of a model to every prompt: y' ~ p_theta_t(.|x) of Algorithm 1, line 3.
+    """Answers of a model to every prompt: y' ~ p_theta_t(.|x) of Algorithm 1, line 3.
 
     Several processes take shards in turns. A shard is decoded by one of them, with the same neighbours in the batch as
     in a single process, so the answers are the same.
@@ -132,22 +142,24 @@ def generate(
         tokenizer: of the model.
         encoded: rows with their prompts as token ids.
         profile: says how to sample, and whether vLLM does it.
-        seed: of the answers; each row has a random stream of its own.
+        seed: of the answers; each has a random stream of its own.
         work: folder of the artifact being made, where finished shards are kept.
         what: a few words for progress lines.
+        tries: answers for each prompt.
 
     Returns:
-        Token ids, finish reason and log-probability of one answer for each row.
+        Token ids, finish reason and log-probability of every answer, those of one row next to each other.
     """
     if profile.generation.backend == "vllm":
-        return _vllm_answers(folder, tokenizer, encoded, profile, seed, work, what)
+        repeated = [row for row in encoded for _ in range(tries)]
+        return _vllm_answers(folder, tokenizer, repeated, profile, seed, work, what)
     model = base.load_for_inference(folder)
     stop = end_ids(tokenizer, profile.template)
-    size = profile.generation.shard_rows
+    size = max(1, profile.generation.shard_rows // tries)
     shards = {start: artifacts.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
     left = processes.from_first(lambda: [start for start, path in shards.items() if not artifacts.is_kept(work, path)])
     done = len(encoded) - sum(min(size, len(encoded) - start) for start in left)
-    with progress(len(encoded), what, "prompts", done=done) as bar:
+    with progress(len(encoded) * tries, what, "answers", done=done * tries) as bar:
 
         def answer(start: int) -> list[Answer]:
             part = encoded[start : start + size]
@@ -157,7 +169,8 @@ def generate(
                 eos_ids=stop,
                 settings=profile.generation,
                 seed=seed,
-                streams=range(start, start + len(part)),
+                streams=range(start * tries, (start + len(part)) * tries),
+                samples_per_prompt=tries,
                 progress=processes.shown(bar.advance),
             )
             return [(s.token_ids, s.finish_reason, s.logp) for s in samples]
@@ -303,16 +316,15 @@ def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> lis
     encoded = encode_rows(tokenizer, plan.profile.template, _graded_rows(plan))
     encoded = encoded[: dpo.preferences.rows or None]
     tries = dpo.answers_per_prompt
-    repeated = [row for row in encoded for _ in range(tries)]
-    seed = stream(plan.seed, PREFERENCES)
-    answers = generate(folder, tokenizer, repeated, plan.profile, seed=seed, work=work, what="answers for preferences")
+    seed, what = stream(plan.seed, PREFERENCES), "answers for preferences"
+    answers = generate(folder, tokenizer, encoded, plan.profile, seed=seed, work=work, what=what, tries=tries)
+    text = partial(decode_response, tokenizer, plan.profile.template)
     found = []
     for place, row in enumerate(encoded):
         own = answers[place * tries : (place + 1) * tries]
-        texts = [decode_response(tokenizer, plan.profile.template, ids) for ids, _, _ in own]
-        right = [families.grade(row.row, text) == 1.0 and a[1] == "stop" for text, a in zip(texts, own, strict=True)]
+        right = [families.grade(row.row, text(ids)) == 1.0 and reason == "stop" for ids, reason, _ in own]
         if any(right) and not all(right):
-            found.append(_pair(row, 0, own[right.index(True)][0], own[right.index(False)]))
+            found.append(_pair(text, row, 0, own[right.index(True)][0], own[right.index(False)]))
     if not found:
         raise RowError(
             f"dpo.preferences: none of {len(encoded)} prompts got both a right and a wrong answer in {tries}; "
@@ -328,12 +340,18 @@ def _graded_rows(plan: Plan) -> list[Row]:
     return [row for row in rows if row["id"] not in used] or rows
 
 
-def _pair(row: EncodedRow, iteration: int, real_ids: Sequence[int], generated: Answer) -> dict[str, Any]:
-    """A row of `packing.PAIRS_SCHEMA`."""
+def _pair(
+    text: Callable[[Sequence[int]], str], row: EncodedRow, iteration: int, real_ids: Sequence[int], generated: Answer
+) -> dict[str, Any]:
+    """A row of `packing.PAIRS_SCHEMA`; `text` decodes an answer."""
     ids, reason, logp = generated
     return {
         "id": row.row["id"],
         "iteration": iteration,
+        "family": row.row.get("family", ""),
+        "prompt": row.row["prompt"],
+        "real": text(real_ids),
+        "generated": text(ids),
         "prompt_ids": row.prompt_ids,
         "real_ids": real_ids,
         "generated_ids": ids,

@@ -10,12 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from spin_utils.data.templates import decode_response
 from spin_utils.experiment import run
 from spin_utils.experiment.measure import common
 from spin_utils.experiment.plan import Plan, Step
 from spin_utils.files import artifacts, disk, paths
-from spin_utils.model import base
 from spin_utils.model.packing import Pairs
 from spin_utils.paper import results
 
@@ -83,7 +81,7 @@ def _documents(plan: Plan, step: Step) -> Iterator[Document]:
         yield "heldout", step.parameters["model"], {"kind": "heldout", **played}
     if step.stage == "pairs":
         artifacts.verify(step.directory)
-        yield "generations", _generator(step), {"kind": "generations", "items": _generations(plan, step)}
+        yield "generations", _generator(step), {"kind": "generations", "items": _generations(step)}
 
 
 def _generator(step: Step) -> str:
@@ -91,8 +89,8 @@ def _generator(step: Step) -> str:
     return "sft" if step.parameters["iteration"] == 0 else step.inputs[0]
 
 
-def _generations(plan: Plan, step: Step) -> list[dict[str, Any]]:
-    table = pairs(plan, step.parameters["iteration"]).drop(columns=["identical", "shared_tokens"])
+def _generations(step: Step) -> list[dict[str, Any]]:
+    table = pair_table(step.directory).drop(columns=["identical", "shared_tokens"])
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
@@ -101,35 +99,25 @@ def _read(step: Step, name: str) -> dict[str, Any]:
 
 
 def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
-    """Every pair of an iteration as text and numbers.
+    """Every pair of an iteration as text and numbers, made first if need be. See `pair_table`."""
+    return pair_table(run.make(plan, f"pairs-{iteration}"))
+
+
+def pair_table(folder: Path) -> pd.DataFrame:
+    """The pairs stored in the artifact of a `pairs` step, as text and numbers.
 
     Returns:
         Columns `id`, `family`, `prompt`, `real`, `generated`, `identical`, `shared_tokens` (how many the two answers
         have in common before they part), `real_tokens`, `generated_tokens`, `finish_reason`.
     """
-    step = plan.steps[f"pairs-{iteration}"]
-    table = Pairs([artifacts.checked(run.make(plan, step.name), "pairs.arrow")]).table.to_pandas()
-    tokenizer = base.load_tokenizer(run.make(plan, step.inputs[0]))
-    rows = {row["id"]: row for row in run.rows(plan, "spin")}
-
+    table = Pairs([artifacts.checked(folder, "pairs.arrow")]).table.to_pandas()
     both = list(zip(table["real_ids"], table["generated_ids"], strict=True))
-
-    def text(ids: list[int]) -> str:
-        return decode_response(tokenizer, plan.profile.template, ids)
-
-    return pd.DataFrame(
-        {
-            "id": table["id"],
-            "family": [rows[i].get("family", "") for i in table["id"]],
-            "prompt": [rows[i]["prompt"] for i in table["id"]],
-            "real": [text(ids) for ids in table["real_ids"]],
-            "generated": [text(ids) for ids in table["generated_ids"]],
-            "identical": [list(a) == list(b) for a, b in both],
-            "shared_tokens": [common(a, b) for a, b in both],
-            "real_tokens": table["real_ids"].str.len(),
-            "generated_tokens": table["generated_ids"].str.len(),
-            "finish_reason": table["finish_reason"],
-        }
+    return table[["id", "family", "prompt", "real", "generated"]].assign(
+        identical=[list(a) == list(b) for a, b in both],
+        shared_tokens=[common(a, b) for a, b in both],
+        real_tokens=table["real_ids"].str.len(),
+        generated_tokens=table["generated_ids"].str.len(),
+        finish_reason=table["finish_reason"],
     )
 
 

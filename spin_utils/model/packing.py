@@ -33,6 +33,10 @@ PAIRS_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("iteration", pa.int32()),
+        ("family", pa.string()),
+        ("prompt", pa.string()),
+        ("real", pa.string()),
+        ("generated", pa.string()),
         ("prompt_ids", pa.list_(pa.int32())),
         ("real_ids", pa.list_(pa.int32())),
         ("generated_ids", pa.list_(pa.int32())),
@@ -40,7 +44,7 @@ PAIRS_SCHEMA = pa.schema(
         ("generated_logp", pa.float32()),
     ]
 )
-"""Columns of a file of pairs (x, y, y')."""
+"""Columns of a file of pairs (x, y, y'): ids as they were sampled, and what they say as text."""
 
 
 class PairsError(KitError):
@@ -373,5 +377,7 @@ def _open(path: Path) -> pa.Table:
             f"{path}: not a readable file of pairs ({error}); delete its folder and generate again"
         ) from None
     if table.schema.names != PAIRS_SCHEMA.names:
-        raise PairsError(f"{path}: columns {table.schema.names}, expected {PAIRS_SCHEMA.names}")
+        raise PairsError(
+            f"{path}: columns {table.schema.names}, expected {PAIRS_SCHEMA.names}; delete its folder and generate again"
+        )
     return table

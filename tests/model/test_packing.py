@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from spin_utils.model.packing import Group, Pairs, PairsError, micro_batches, pack, write_pairs
 
-ROW = {"id": "a", "iteration": 0, "prompt_ids": [1, 2], "real_ids": [3, 9], "finish_reason": "stop"}
+TEXT = {"family": "sums", "prompt": "1 + 1?", "real": "2", "generated": "3"}
+ROW = {**TEXT, "id": "a", "iteration": 0, "prompt_ids": [1, 2], "real_ids": [3, 9], "finish_reason": "stop"}
 ROWS = [
     {**ROW, "generated_ids": [4, 5, 9], "generated_logp": -1.5},
     {**ROW, "id": "b", "generated_ids": [4, 5], "finish_reason": "length", "generated_logp": -2.0},
@@ -83,6 +84,7 @@ def test_a_length_cut_answer_gets_its_end_only_if_asked(tmp_path: Path) -> None:
 
 def test_pandas_reads_the_file(tmp_path: Path) -> None:
     frame = pd.read_feather(write_pairs(tmp_path / "a.arrow", ROWS))
+    assert frame[list(TEXT)].to_dict("records") == [TEXT] * 3
     assert frame["generated_ids"].map(list).tolist() == [row["generated_ids"] for row in ROWS]
 
 
