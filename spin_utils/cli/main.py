@@ -68,14 +68,7 @@ app = typer.Typer(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; bad input ends in one clear line and exit status 2.
-
-    Args:
-        arguments: the words after `spin-repro`; those of this process by default.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command that `arguments` (by default those of this process) spell out; returns the exit status."""
     runtime.configure_logging()
     try:
         return app(arguments, prog_name=NAME, standalone_mode=False) or 0

@@ -27,11 +27,11 @@ _REST_S = 10.0  # a kernel with nothing to save ends at once, but it can miss th
 _START_S = 300  # for a kernel to start on a busy machine
 
 
-class NotebookError(ValueError):
-    """A notebook or its parameters are not as they must be."""
+class NotebookError(paths.KitError):
+    """A notebook or its parameters cannot be used."""
 
 
-class StageError(RuntimeError):
+class StageError(paths.KitError):
     """A cell failed. The message is the error's own, with the executed notebook to look into."""
 
 
@@ -146,7 +146,7 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
         except DeadKernelError:
             raise StageError(
                 "the notebook's kernel died: killed, perhaps because memory ran out; finished work is kept, and the "
-                f"same command goes on from there\n  in {paths.relative(output)}"
+                f"same command resumes there\n  in {paths.relative(output)}"
             ) from None
     return output
 

@@ -100,7 +100,8 @@ def test_a_changed_profile_has_a_file_of_its_own_which_later_commands_leave_alon
 ) -> None:
     for iterations in (1, 2, 1):
         changes = ["--set", f"spin.iterations={iterations}", "--name", "mine"]
-        assert outcome(capsys, "plan", "--profile", "smoke", *changes)[1].count("eval-spin-1-dpo") == iterations - 1
+        said = outcome(capsys, "plan", "--profile", "smoke", *changes)[1]
+        assert ("eval-spin-1-dpo" in said) == (iterations == 2)
     written = [profiles.load(str(file)) for file in (home / "artifacts" / "mine").glob("*.yaml")]
     assert sorted((profile.name, profile.spin.iterations) for profile in written) == [("mine", 1), ("mine", 2)]
 

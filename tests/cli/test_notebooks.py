@@ -33,7 +33,7 @@ def test_every_notebook_keeps_the_contract(path: Path) -> None:
             assert not cell.outputs
             assert cell.execution_count is None
             assert not re.search(r"^(def|class) ", cell.source, re.M)
-            assert "interact(" not in cell.source, "controls.show has a still picture for headless runs too"
+            assert "interact(" not in cell.source, "show.controls has a still picture for headless runs too"
             assert cell.source.count("\n") < 16
 
 
