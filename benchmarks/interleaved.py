@@ -23,8 +23,7 @@ from spin_utils.files.artifacts import environment
 from spin_utils.files.disk import write_text
 from spin_utils.files.runtime import choose_precision
 from spin_utils.model.base import device
-from spin_utils.paper.documents import SCHEMA
-from spin_utils.paper.records import check_benchmark
+from spin_utils.paper.results import SCHEMA, check_benchmark
 
 RESULTS = paths.home() / "benchmarks" / "results"
 

@@ -375,7 +375,7 @@ def verdicts(
     as_json: Json = False,
 ) -> None:
     """Print how every table, figure and claim of the paper came out."""
-    from spin_utils.paper.verdict_page import read, tally
+    from spin_utils.paper.claims import read, tally
     from spin_utils.settings import profiles
 
     table = read(paths.results(profiles.folder(profile)), verdict)

@@ -23,6 +23,7 @@ from spin_utils.files.disk import write_text
 from spin_utils.paper import published, results
 from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
+from spin_utils.settings.names import ModelName, label
 from spin_utils.settings.run import Profile, TrainingSettings
 
 PUSHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
@@ -64,7 +65,7 @@ def text(profile: Profile, model: str, seed: int = 0) -> str:
     """The card: the hub's metadata, then Markdown. Errors as in `write`."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    label = results.label(model)  # refuses what is no model's name
+    label = ModelName.parse(model).label  # refuses what is no model's name
     settings = _training(profile, model)
     record = results.read_json(results.path_of(paths.results(profile.name), seed, "evaluations", model))
     name = f"{label} ({profile.name})"
@@ -127,7 +128,7 @@ def push(profile: Profile, model: str, repository: str, seed: int = 0, *, public
     api = HfApi(token=token)
     try:
         api.create_repo(repository, visibility="public" if public else "private", exist_ok=True)
-        done = api.create_commit(repository, operations, commit_message=f"{results.label(model)}, seed {seed}")
+        done = api.create_commit(repository, operations, commit_message=f"{label(model)}, seed {seed}")
     except Exception as error:  # the hub client raises a dozen kinds; each means the same to the reader
         reason = (str(error).splitlines() or [type(error).__name__])[0].replace(token, "***")
         raise CardError(f"{repository}: not pushed ({reason}); check name, network and the token's rights") from None

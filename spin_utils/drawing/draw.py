@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -16,8 +17,8 @@ from spin_utils.drawing import figures, generation_figures, style, tables, train
 from spin_utils.drawing.tables import Table
 from spin_utils.evaluation import suites
 from spin_utils.files import paths
-from spin_utils.paper import generations, published, results, verdict_page, verdicts
-from spin_utils.paper.verdicts import Finding
+from spin_utils.paper import claims, generations, published, results
+from spin_utils.paper.claims import Finding
 from spin_utils.settings.run import Profile
 
 
@@ -47,7 +48,7 @@ def write(drawing: Drawing, profile: Profile) -> list[Path]:
     """Write what `compose` made to results/PROFILE and figures/PROFILE, and close the figures."""
     folder = paths.results(profile.name)
     written = [path for table in drawing.tables for path in tables.write(table, folder / "tables")]
-    written += verdict_page.write(drawing.findings, folder)
+    written += claims.write(drawing.findings, folder)
     for name, figure in drawing.figures.items():
         written += style.save(figure, paths.figures(profile.name), name)
         figure.clear()
@@ -56,23 +57,23 @@ def write(drawing: Drawing, profile: Profile) -> list[Path]:
 
 def compose(profile: Profile) -> Drawing:
     """Make tables, figures and verdicts from the results, without writing any. Errors as in `everything`."""
-    folder = paths.results(profile.name)
-    scores = results.load_evaluations(folder)
+    folder, read = paths.results(profile.name), cache(results.read_json)
+    scores = results.load_evaluations(folder, read=read)
     if scores.empty:
         raise results.ResultsError(
             f"{paths.relative(folder)}: no evaluations; run `spin-repro reproduce --profile {profile.name}` first"
         )
     scores = with_last_epoch(scores, profile.spin.training.epochs)
-    results.check_one_run(folder)
-    transfer = results.load_evaluations(folder, kind_folder="transfer")
+    results.check_one_run(folder, read=read)
+    transfer = results.load_evaluations(folder, kind_folder="transfer", read=read)
     tasks, transfer_tasks = stand_ins(profile, scores), stand_ins(profile, transfer)
-    training = results.load_training(folder)
-    times, machine, alone = tables.wall_clock(folder, training)
-    texts = results.load_generations(folder)
+    training = results.load_training(folder, read=read)
+    times, machine, alone = tables.wall_clock(folder, training, read=read)
+    texts = results.load_generations(folder, read=read)
     measured = generations.measures(texts)
-    bounds = generations.jsd_bounds(results.load_heldout(folder))
-    grades = results.load_mt_bench(folder)
-    findings = verdicts.judge(
+    bounds = generations.jsd_bounds(results.load_heldout(folder, read=read))
+    grades = results.load_mt_bench(folder, read=read)
+    findings = claims.judge(
         scores,
         tasks,
         times=times,
@@ -95,7 +96,7 @@ def compose(profile: Profile) -> Drawing:
         scored = [replace(table, notes=table.notes + other) for table in scored]
     return Drawing(
         tables=[
-            tables.table1(results.load_summaries(folder), tasks, shots=shots(profile)),
+            tables.table1(results.load_summaries(folder, read=read), tasks, shots=shots(profile)),
             tables.table2(times, machine=machine, alone=alone),
             *scored,
             *(make(texts, measured) for make in (tables.table7, tables.table8)),

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from spin_utils.drawing import footnotes
 from spin_utils.drawing.style import (
     COLOURS,
     FAINT,
@@ -30,10 +31,9 @@ from spin_utils.drawing.style import (
     say_why_empty,
     style,
 )
-from spin_utils.paper import footnotes, published
-from spin_utils.paper.documents import iterates
-from spin_utils.paper.results import label
+from spin_utils.paper import published
 from spin_utils.paper.statistics import Estimate, StatisticsError, paired
+from spin_utils.settings.names import iterates, label
 
 CHAIN = ("sft", "spin-0", "spin-1", "spin-2", "spin-3")
 _CHAIN_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2", "iter. 3")

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from spin_utils.drawing import footnotes
 from spin_utils.drawing.style import (
     COLOURS,
     FAINT,
@@ -26,11 +27,11 @@ from spin_utils.drawing.style import (
     say_why_empty,
     style,
 )
-from spin_utils.paper import footnotes, mt_bench_scores, published
-from spin_utils.paper.generations import MODELS, RULE, example
-from spin_utils.paper.results import label
+from spin_utils.paper import published
+from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
 from spin_utils.paper.statistics import Estimate, StatisticsError, paired
 from spin_utils.settings.machine import CATEGORIES
+from spin_utils.settings.names import label
 
 _TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2")
 
@@ -282,7 +283,7 @@ def _radar_seeds(scores: pd.DataFrame, transfer: pd.DataFrame) -> str:
 
 def _grade(grades: pd.DataFrame, model: str, category: str, seed: int) -> Estimate | None:
     try:
-        return mt_bench_scores.estimate(grades, {model: 1.0}, category=category, seed=seed)
+        return mean_grade(grades, {model: 1.0}, category=category)
     except StatisticsError:
         return None  # named in the footnote
 
@@ -294,7 +295,7 @@ def _grades_note(grades: pd.DataFrame, found: dict[tuple[str, str], Estimate | N
         for (model, category), estimate in found.items()
         if estimate is None and label(model) not in missing
     ]
-    note = f"{mt_bench_scores.note(grades)} The paper's radar shows the same categories and prints no numbers."
+    note = f"{footnotes.grading(grades)} The paper's radar shows the same categories and prints no numbers."
     return note + (f" Not run: {'; '.join(missing)}." if missing else "")
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from spin_utils.drawing import draw
+from spin_utils.drawing import draw, footnotes
 from spin_utils.drawing.tables import minus
 from spin_utils.experiment import clock
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
-from spin_utils.paper import footnotes, published, records, registry, results, verdict_page
+from spin_utils.paper import claims, published, results
 from spin_utils.paper.statistics import StatisticsError, paired
-from spin_utils.settings.names import main_chain
+from spin_utils.settings.names import label, main_chain
 from spin_utils.settings.run import Profile
 
 BEGIN = "<!-- results: written by `spin-repro figures --readme`, do not edit -->"
@@ -38,7 +38,7 @@ def section(profile: Profile) -> str:
     seeds = [str(seed) for seed in sorted(scores[scores["model"].isin(rows)]["seed"].unique())]
     items = scores.groupby("task")["id"].nunique().sum()
     against = [
-        f"{results.label(last)} over {results.label(name)}: {gain} points."
+        f"{label(last)} over {label(name)}: {gain} points."
         for name in control
         if (gain := _gain(scores, last, name, tasks))
     ]
@@ -74,7 +74,7 @@ def _table(scores: pd.DataFrame, models: Sequence[str], tasks: Sequence[str]) ->
         gain = "" if model == "sft" else _gain(scores, model, "sft", tasks) or "—"
         printed = published.score(model, "average")
         theirs = "— | —" if printed is None else f"{printed:.2f} | {'' if model == 'sft' else f'{printed - base:+.2f}'}"
-        yield f"| {results.label(model)} | {_points(scores, {model: 1}, tasks)} | {gain} | {minus(theirs)} |"
+        yield f"| {label(model)} | {_points(scores, {model: 1}, tasks)} | {gain} | {minus(theirs)} |"
 
 
 def _gain(scores: pd.DataFrame, model: str, other: str, tasks: Sequence[str]) -> str:
@@ -96,15 +96,15 @@ def _time(profile: Profile, seeds: Sequence[str]) -> str:
 
 def _verdicts(profile: Profile) -> tuple[str, str]:
     """The verdict on the paper's main claim, and how all others came out, those on its mathematics apart."""
-    judged = records.read_verdicts(paths.results(profile.name) / "verdicts.csv").set_index("id")["verdict"]
-    exact = judged.index.isin([row.id for row in registry.load() if row.compute == "theory"])
+    judged = claims.read(paths.results(profile.name)).set_index("id")["verdict"]
+    exact = judged.index.isin([row.id for row in claims.registry() if row.compute == "theory"])
     theory, measured = judged[exact], judged[~exact]
     gain = (published.score("spin-3", "average") or 0.0) - (published.score("sft", "average") or 0.0)
     return (
         f"**In short:** in the paper SPIN gains {gain:.2f} points over SFT in four iterations. A gain of that size is "
         f"{judged['average-final-size']} here; a gain of any size is {judged['average-final']}.",
-        f"Of the {len(measured)} measured claims, tables and figures: {verdict_page.tally(measured)}. Of {len(theory)} "
-        f"checks of the paper's mathematics: {verdict_page.tally(theory)}. One by one, with the reasons: "
+        f"Of the {len(measured)} measured claims, tables and figures: {claims.tally(measured)}. Of {len(theory)} "
+        f"checks of the paper's mathematics: {claims.tally(theory)}. One by one, with the reasons: "
         f"[verdicts](results/{profile.name}/verdicts.md), [tables](results/{profile.name}/tables), "
         f"[figures](figures/{profile.name}).",
     )

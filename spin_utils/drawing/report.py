@@ -16,9 +16,9 @@ from spin_utils.drawing.tables import Table
 from spin_utils.experiment import preflight, publish
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
-from spin_utils.paper import results, verdict_page
-from spin_utils.paper.verdicts import Finding
-from spin_utils.settings.names import main_chain
+from spin_utils.paper import claims, results
+from spin_utils.paper.claims import Finding
+from spin_utils.settings.names import label, main_chain
 from spin_utils.settings.run import Profile
 
 FIGURES = {
@@ -98,7 +98,7 @@ def write(profile: Profile) -> Path:
         '<h2 id="claims" class="page">Every claim, one by one</h2>',
         _findings([finding for finding in drawn.findings if not _is_whole(finding)]),
         '<h2 id="provenance" class="page">Where the numbers come from</h2>',
-        f"<p>Every artifact behind {escape(results.label(last))}, by training seed. <code>spin-repro provenance MODEL"
+        f"<p>Every artifact behind {escape(label(last))}, by training seed. <code>spin-repro provenance MODEL"
         "</code> prints the same for any model.</p>",
         *(f"<pre>{escape(publish.describe_provenance(profile.name, seed, last))}</pre>" for seed in traced),
     ]
@@ -113,8 +113,8 @@ def write(profile: Profile) -> Path:
 
 
 def _summary(findings: Sequence[Finding]) -> str:
-    counts = verdict_page.tally(finding.verdict for finding in findings)
-    return f"<p><b>{counts}</b> of {len(findings)}. {escape(_plain(verdict_page.rule(findings)))}</p>"
+    counts = claims.tally(finding.verdict for finding in findings)
+    return f"<p><b>{counts}</b> of {len(findings)}. {escape(_plain(claims.rule(findings)))}</p>"
 
 
 def _entry(folder: Path) -> list[str]:
@@ -138,8 +138,8 @@ def _findings(findings: Sequence[Finding], *, numbers: bool = True) -> str:
     rows = []
     for finding in findings:
         named = {
-            "paper": verdict_page.shown(finding.paper),
-            "ours": _unbroken(verdict_page.with_interval(finding)),
+            "paper": claims.shown(finding.paper),
+            "ours": _unbroken(claims.with_interval(finding)),
             "where": finding.where,
         }
         rows.append(

@@ -19,12 +19,11 @@ from typing import Any
 
 import pandas as pd
 
+from spin_utils.drawing import footnotes
 from spin_utils.experiment import forecast, sizes
 from spin_utils.files.disk import write_forms
-from spin_utils.paper import footnotes, mt_bench_scores, published, results
-from spin_utils.paper.documents import iterates
-from spin_utils.paper.generations import MODELS, RULE, Example, example, similarity
-from spin_utils.paper.results import label
+from spin_utils.paper import published, results
+from spin_utils.paper.generations import MODELS, RULE, Example, example, mean_grade, similarity
 from spin_utils.paper.statistics import (
     DIRECTION_MARGIN,
     SIZE_MARGIN,
@@ -34,6 +33,7 @@ from spin_utils.paper.statistics import (
     size_margin,
     verdict,
 )
+from spin_utils.settings.names import iterates, label
 
 DASH = "—"
 
@@ -260,7 +260,7 @@ def table6(
         "Gains are over SFT, on the same items (paired). The paper has no row after iteration 2.",
         *_stand_ins_notes(columns),
         *([_TRANSFER] if published.other_tasks(stand_ins) else []),
-        *([mt_bench_scores.note(grades)] if grades is not None and judged else []),
+        *([footnotes.grading(grades)] if grades is not None and judged else []),
         _noise_of_the_paper(),
     ]
     header = ["Model", "", *_headings(columns)]
@@ -285,7 +285,9 @@ def table8(generations: pd.DataFrame, measured: pd.DataFrame, *, seed: int = 0) 
     return _generations_table(8, "Generations by iteration for another prompt", shown, measured, seed)
 
 
-def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str, bool]:
+def wall_clock(
+    folder: Path, training: pd.DataFrame, *, read: results.Reader = results.read_json
+) -> tuple[pd.DataFrame, str, bool]:
     """Measured seconds of generation and training.
 
     Generation is the whole stage, from the provenance of the evaluations. Training is the sum of its steps, so that
@@ -296,13 +298,14 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str,
     Args:
         folder: results/PROFILE.
         training: from `results.load_training`.
+        read: how files are read.
 
     Returns:
         Columns `seed`, `stage`, `iteration`, `seconds`; the device, in words; and whether no other step ran beside
         these.
     """
     steps_of: dict[int, dict[str, dict[str, Any]]] = {}
-    for seed, chain in results.chains(folder):
+    for seed, chain in results.chains(folder, read=read):
         steps_of.setdefault(seed, {}).update({n: step for n, step in chain.items() if step["stage"] not in _SHARED})
     links = {
         (seed, name): link
@@ -458,7 +461,7 @@ def _graded(cell: Mapping[str, Any], contrast: Mapping[str, float], grades: pd.D
     """A cell of MT-Bench from the judge's grades, 1 to 10, or the reason for none."""
     cell = {name: value for name, value in cell.items() if name != "reason"}
     try:
-        estimate = mt_bench_scores.estimate(grades, contrast, seed=seed)
+        estimate = mean_grade(grades, contrast)
     except StatisticsError as error:
         return cell | {"reason": f"MT-Bench: {error}"}
     cell |= numbers(estimate)

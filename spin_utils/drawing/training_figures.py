@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from spin_utils.drawing import footnotes
 from spin_utils.drawing.style import (
     FAINT,
     GENERATED,
@@ -19,9 +20,7 @@ from spin_utils.drawing.style import (
     say_why_empty,
     style,
 )
-from spin_utils.paper import footnotes
-from spin_utils.paper.documents import iterates
-from spin_utils.paper.results import label
+from spin_utils.settings.names import iterates, label
 from spin_utils.settings.run import Loss
 from spin_utils.training.loss import link
 

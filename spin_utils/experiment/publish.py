@@ -16,6 +16,7 @@ from spin_utils.experiment.plan import Plan, Step
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.model.packing import Pairs
 from spin_utils.paper import results
+from spin_utils.settings.names import ModelName
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -
         KitError: a profile's name that could lead elsewhere.
         KitError: an input is not the artifact that the chain names.
     """
-    label = results.label(model)
+    label = ModelName.parse(model).label
     path = results.path_of(paths.results(profile), seed, kind, model)
     document = results.read_json(path)
     links = document["provenance"]["chain"]

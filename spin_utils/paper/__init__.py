@@ -1,5 +1,6 @@
-"""What the paper says and whether our numbers agree: published values, claims, statistics, verdicts.
+"""What the paper says, what we measured, and whether the two agree.
 
-Doors: `published` (the paper's numbers), `registry` (its claims), `results` (our measurements as data frames),
-`statistics` (intervals and paired comparisons) and `verdicts`.
+Doors: `published` (the paper's numbers), `results` (our measurements, read, checked and written), `statistics`
+(intervals and paired comparisons), `generations` (what the opponents' answers tell), `claims` (the paper's claims and
+the verdicts on them) and `compare` (two models on the same items).
 """

@@ -16,7 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-MODELS = ("sft", "spin-0", "spin-1", "spin-2")
+from spin_utils.paper.statistics import Estimate, StatisticsError, paired
+from spin_utils.settings.names import ModelName, label, main_chain
+
+MODELS = tuple(main_chain(3))
 """The opponents of iterations 0 to 3, in order."""
 
 HELDOUT = "validation prompts"
@@ -103,7 +106,8 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
         half = np.arange(len(margins)) % 2
         scales = np.array([best_scale(margins[half == 1]), best_scale(margins[half == 0])])[half]
         bound = math.log(2) - np.logaddexp(0, -scales * margins)
-        parts.append(pairs.assign(model=opponent(str(model)), task=HELDOUT, jsd_bound=bound))
+        against = str(ModelName.parse(str(model)).opponent)
+        parts.append(pairs.assign(model=against, task=HELDOUT, jsd_bound=bound))
     columns = ["seed", "model", "task", "id", "jsd_bound"]
     return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
 
@@ -129,14 +133,25 @@ def best_scale(margins: npt.NDArray[np.float64]) -> float:
     return (low + high) / 2
 
 
-def opponent(model: str) -> str:
-    """The model that an iteration plays against.
+def mean_grade(grades: pd.DataFrame, contrast: Mapping[str, float], *, category: str = "") -> Estimate:
+    """A weighted sum of models' mean grades, over the answers that are graded for all of them.
 
-    >>> opponent("spin-0"), opponent("spin-3")
-    ('sft', 'spin-2')
+    Args:
+        grades: From `results.load_mt_bench`.
+        contrast: Weight of each model, as in `statistics.paired`.
+        category: One category; empty: all questions together.
+
+    Raises:
+        StatisticsError: A model was not graded, or no answer is graded for all of them.
     """
-    iteration = int(model.removeprefix("spin-"))
-    return f"spin-{iteration - 1}" if iteration else "sft"
+    chosen = grades[grades["model"].isin(list(contrast)) & ((grades["task"] == category) | (not category))]
+    absent = [label(model) for model in contrast if model not in set(chosen["model"])]
+    if absent:
+        raise StatisticsError(f"no grades of {', '.join(absent)}")
+    graded = chosen[~chosen["id"].isin(chosen["id"][chosen["grade"].isna()])]
+    if graded.empty:
+        raise StatisticsError(f"no answer is graded for all of {', '.join(map(label, contrast))}")
+    return paired(graded.assign(task="MT-Bench"), contrast, column="grade")
 
 
 def example(

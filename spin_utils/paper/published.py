@@ -1,4 +1,4 @@
-"""The paper's own numbers, read from the CSV files in `data/published`.
+"""The paper's own numbers, read from the CSV files in `numbers`.
 
 Nothing here was measured by the kit. Scores are in points (0..100, as printed), models carry the kit's
 names (`sft`, `spin-0`, ...) so that our rows and the paper's join on one key; `label` keeps the paper's
@@ -18,11 +18,6 @@ from importlib.resources import files
 import pandas as pd
 
 from spin_utils.settings.inputs import BENCHMARKS, OTHER_BENCHMARKS
-
-
-class PublishedError(ValueError):
-    """A file of the paper's numbers is damaged. The message names it."""
-
 
 LEADERBOARD = BENCHMARKS
 """The six benchmarks of Tables 1, 3, 4 and 5, in the paper's order."""
@@ -61,8 +56,6 @@ MODELS = {
 }
 """The paper's name of a model, and the kit's."""
 
-_WORDS = {"model", "benchmark", "shots", "metric", "stage", "panel", "method"}
-"""Columns of words in the CSV files."""
 _NOT_BINARY = ("truthfulqa", "mt_bench")  # mc2 is a probability mass, the judge gives 1 to 10
 
 
@@ -304,24 +297,5 @@ def _by_model(name: str) -> pd.DataFrame:
 
 
 def _read(name: str, dtype: Mapping[str, type] | None = None) -> pd.DataFrame:
-    return parse((files("spin_utils.paper") / "numbers" / name).read_text(encoding="utf-8"), name, dtype)
-
-
-def parse(text: str, name: str, dtype: Mapping[str, type] | None = None) -> pd.DataFrame:
-    """Read one of the CSV files: numbers everywhere but in the columns of words.
-
-    Raises:
-        PublishedError: not CSV, no rows, a column twice, or a cell that is no finite number where one must be.
-    """
-    try:
-        table = pd.read_csv(io.StringIO(text), comment="#", dtype=dict(dtype or {}))
-    except (ValueError, pd.errors.ParserError) as error:
-        raise PublishedError(f"{name}: not readable as CSV ({error}); restore it from git") from None
-    if table.empty or not _WORDS & set(table.columns):
-        raise PublishedError(
-            f"{name}: no rows, or none of the columns {', '.join(sorted(_WORDS))}; restore it from git"
-        )
-    for column in table.columns.difference(list(_WORDS)):
-        if not pd.api.types.is_numeric_dtype(table[column]) or table[column].abs().eq(math.inf).any():
-            raise PublishedError(f"{name}: column {column!r} holds what is no number; restore it from git")
-    return table
+    text = (files("spin_utils.paper") / "numbers" / name).read_text(encoding="utf-8")
+    return pd.read_csv(io.StringIO(text), comment="#", dtype=dict(dtype or {}))

@@ -7,56 +7,333 @@
     results/PROFILE/seed-S/heldout/MODEL.json        what an iteration did to pairs that no training saw
     results/PROFILE/seed-S/mt_bench/MODEL.json       a judge's grades of the model's answers to MT-Bench
 
-A file is checked when it is written and again when it is read; a file that is not whole, consistent and
-finite is refused with its path and the field. Scores are shares (0..1) here and points in tables.
+One pydantic model per kind says what such a file holds. A file is checked by it when it is written and again when it
+is read, and refused with its path and the field. Scores are shares (0..1) here and points in tables.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
-
-from spin_utils.files.disk import SEAL, is_whole, parse_json, sealed, write_text
-from spin_utils.paper.document_checks import validate
-from spin_utils.paper.documents import (
-    DRIFT_FIELDS,
-    FIELDS,
-    GENERATION_FIELDS,
-    GRADE_FIELDS,
-    ITEM_FIELDS,
-    SCHEMA,
-    ResultsError,
-    label,
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
 )
+from pydantic_core import from_json
 
-__all__ = [
-    "SCHEMA",
-    "chains",
-    "check_one_run",
-    "files",
-    "ResultsError",
-    "label",
-    "load_evaluations",
-    "load_generations",
-    "load_heldout",
-    "load_mt_bench",
-    "load_summaries",
-    "load_training",
-    "path_of",
-    "read_json",
-    "training_seeds",
-    "validate",
-    "write_json",
-]
+from spin_utils.files.disk import SEAL, is_whole, sealed, write_text
+from spin_utils.files.paths import KitError
+from spin_utils.settings.machine import CATEGORIES
+from spin_utils.settings.names import ModelName
+
+SCHEMA = 1
+"""Version of all kinds of file; a reader refuses any other."""
 
 Scored = Literal["evaluations", "transfer"]
 """Folders of evaluations: of the tasks of the training mix, and of tasks that nothing was trained on."""
 
+_TOLERANCE = 1e-6  # between a stored mean and the mean of the stored items
+_AGAIN = "run the stage that writes the file again"
+
+
+class ResultsError(KitError):
+    """A results file cannot be trusted. The message names the file, the field and the remedy."""
+
+
+class Part(BaseModel):
+    """What all models below share: no unknown fields, no conversions, finite numbers only."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class Input(Part):
+    """What a step took."""
+
+    artifact: str
+    """Step and key, such as `sft-0123456789ab`."""
+    manifest: str
+    """sha256 of its manifest."""
+
+
+class Link(Part):
+    """One artifact in the provenance of a result."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    manifest_sha256: str
+    stage: str
+    key: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
+    seed: int
+    seconds: NonNegativeFloat
+    started: Annotated[datetime, Strict(False)]
+    commit: str
+    dirty: bool
+    """Whether the tree had uncommitted changes."""
+    device: str
+    versions: dict[str, str]
+    inputs: dict[str, Input]
+    settings: dict[str, Any] = {}
+    """Of base model and data: revisions and hashes of what is outside the kit."""
+    weights_sha256: dict[str, str] = {}
+    """Of checkpoints."""
+
+
+class Provenance(Part):
+    """Every artifact behind a result."""
+
+    step: str
+    """The link that measured it."""
+    chain: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9-]*$")], Link]
+
+    @model_validator(mode="after")
+    def _is_unbroken(self) -> Provenance:
+        if self.step not in self.chain:
+            raise ValueError(f"step {self.step!r} is not in its chain")
+        for name, link in self.chain.items():
+            for other in link.inputs:
+                if other not in self.chain:
+                    raise ValueError(f"chain.{name}.inputs.{other} is not in the chain")
+            if "torch" not in link.versions:
+                raise ValueError(f"chain.{name}.versions does not name torch")
+        return self
+
+
+def _named(name: str) -> str:
+    return str(ModelName.parse(name))
+
+
+class Document(Part):
+    """The head of every file."""
+
+    version: Literal[1] = Field(alias="schema")
+    profile: str
+    seed: int
+    """Training seed."""
+    model: Annotated[str, AfterValidator(_named)]
+    provenance: Provenance
+
+
+class Task(Part):
+    """Summary of a task."""
+
+    metric: str
+    n: PositiveInt
+    value: float
+    stderr: NonNegativeFloat
+
+
+class Item(Part):
+    """One answer to an item of a task."""
+
+    task: str
+    id: str | int
+    score: Annotated[float, Field(ge=0, le=1)]
+    response: str
+    tokens: NonNegativeInt
+
+
+class Evaluation(Document):
+    """Scores of one checkpoint."""
+
+    kind: Literal["evaluation"]
+    tasks: Annotated[dict[str, Task], Field(min_length=1)]
+    average: float
+    """Unweighted mean over tasks."""
+    items: list[Item]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Evaluation:
+        scores: dict[str, list[float]] = {task: [] for task in self.tasks}
+        _distinct([f"{item.id!s} of task {item.task}" for item in self.items])
+        for number, item in enumerate(self.items):
+            if item.task not in scores:
+                raise ValueError(f"items[{number}].task is {item.task!r}, which is not among tasks")
+            scores[item.task].append(item.score)
+        for name, task in self.tasks.items():
+            if task.n != len(scores[name]):
+                raise ValueError(f"tasks.{name}.n is {task.n}, but there are {len(scores[name])} items")
+            _mean(f"tasks.{name}.value", task.value, scores[name])
+        _mean("average", self.average, [task.value for task in self.tasks.values()])
+        return self
+
+
+class Step(Part):
+    """Metrics of one logged step; further ones are numbers too."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+    step: int
+    epoch: float
+    loss: float
+    seconds: NonNegativeFloat
+    margin: float = math.nan
+    """This and the next two: on pairs, that is in any training but SFT."""
+    rewards_real: float = math.nan
+    rewards_generated: float = math.nan
+
+
+class Training(Document):
+    """Metrics of one training run."""
+
+    kind: Literal["training"]
+    rows: list[Step]
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> Training:
+        for number, row in enumerate(self.rows):
+            if number and row.step <= self.rows[number - 1].step:
+                raise ValueError(f"rows[{number}].step is {row.step}, after {self.rows[number - 1].step}")
+            if not self.model.startswith("sft"):
+                for name in ("margin", "rewards_real", "rewards_generated"):
+                    if math.isnan(getattr(row, name)):
+                        raise ValueError(f"rows[{number}]: no field {name!r}, which training on pairs has")
+        return self
+
+
+class Generation(Part):
+    """A real and a generated response to one prompt of SPIN."""
+
+    id: str
+    family: str
+    prompt: str
+    real: str
+    generated: str
+    real_tokens: NonNegativeInt
+    generated_tokens: NonNegativeInt
+    finish_reason: Literal["stop", "length"]
+
+
+class Generations(Document):
+    """Responses y' to the prompts of SPIN; `model` generated them."""
+
+    kind: Literal["generations"]
+    items: Annotated[list[Generation], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Generations:
+        _distinct([item.id for item in self.items])
+        return self
+
+
+class Drift(Part):
+    """log p_{theta_t+1} - log p_{theta_t} of the real and of a freshly generated response, in nats."""
+
+    id: str
+    real_drift: float
+    generated_drift: float
+
+
+class Heldout(Document):
+    """What an iteration did to pairs that no training saw; `model` is its policy, `beta` its lambda."""
+
+    kind: Literal["heldout"]
+    beta: PositiveFloat
+    items: Annotated[list[Drift], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Heldout:
+        if not ModelName.parse(self.model).is_iterate:
+            raise ValueError(f"model is {self.model!r}; only an iteration of SPIN has an opponent")
+        _distinct([item.id for item in self.items])
+        return self
+
+
+class Judge(Part):
+    """Who graded."""
+
+    name: str
+    base_url: str = ""
+    models: list[str]
+    """As the endpoint names what answered."""
+
+
+class Counts(Part):
+    """How many answers were graded, refused by the judge, or have a judgment without a rating."""
+
+    graded: int
+    refused: int
+    unparsable: int
+
+
+class Grade(Part):
+    """The judgment of one answer."""
+
+    id: str
+    """Question/turn."""
+    category: Annotated[str, Field(pattern=f"^({'|'.join(CATEGORIES)})$")]
+    status: Literal["graded", "refused", "unparsable"]
+    score: Annotated[float, Field(ge=1, le=10)] | None
+    judgment: str
+    response: str
+    tokens: int
+    finish_reason: str
+    cut_tokens: int
+
+
+class MtBench(Document):
+    """A judge's grades of a model's answers to MT-Bench."""
+
+    kind: Literal["mt_bench"]
+    judge: Judge
+    grades: Counts
+    average: float | None
+    """Mean of the graded answers; null without any."""
+    items: Annotated[list[Grade], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> MtBench:
+        _distinct([item.id for item in self.items])
+        scores = []
+        for number, item in enumerate(self.items):
+            if (item.status == "graded") != (item.score is not None):
+                raise ValueError(f"items[{number}].score is {item.score}, but its status is {item.status}")
+            scores += [] if item.score is None else [item.score]
+        for status, count in self.grades:
+            found = sum(item.status == status for item in self.items)
+            if count != found:
+                raise ValueError(f"grades.{status} is {count}, but there are {found} such items")
+        if scores or self.average is not None:
+            _mean("average", self.average, scores)
+        return self
+
+
+def _distinct(names: Sequence[str]) -> None:
+    """Refuse an item that appears twice."""
+    seen: set[str] = set()
+    for number, name in enumerate(names):
+        if name in seen:
+            raise ValueError(f"items[{number}]: item {name} appears twice")
+        seen.add(name)
+
+
+def _mean(field: str, stored: float | None, values: Sequence[float]) -> None:
+    """Refuse a stored mean that is not the mean of its parts: the file was altered or cut."""
+    mean = math.fsum(values) / len(values) if values else math.nan
+    if stored is None or not abs(stored - mean) <= _TOLERANCE:
+        raise ValueError(f"{field} is {stored}, but the mean of its parts is {mean}")
+
+
+_DOCUMENT: TypeAdapter[Any] = TypeAdapter(
+    Annotated[Evaluation | Training | Generations | Heldout | MtBench, Field(discriminator="kind")]
+)
 _KINDS = {
     "evaluations": "evaluation",
     "transfer": "evaluation",
@@ -66,6 +343,91 @@ _KINDS = {
     "mt_bench": "mt_bench",
 }
 """Kind of the files in a folder."""
+_TAGS = {*_KINDS.values(), "str", "int"}
+"""What pydantic puts between the names of fields: the alternatives that it tried."""
+
+
+class Ratio(Part):
+    """Ours over another's, over several runs."""
+
+    median: PositiveFloat
+    low: PositiveFloat
+    high: PositiveFloat
+    runs: PositiveInt
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Ratio:
+        if not self.low <= self.median <= self.high:
+            raise ValueError(f"median {self.median} is not between low {self.low} and high {self.high}")
+        return self
+
+
+class Machine(Part):
+    """Where a benchmark ran."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    versions: dict[str, Any]
+    commit: str
+    dirty: bool
+    device: str
+
+
+class Benchmark(Part):
+    """A record of `benchmarks/results`, its summary included."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    version: Literal[1] = Field(alias="schema")
+    machine: Machine
+    ratios: dict[str, Ratio]
+
+
+def checked(model: TypeAdapter[Any] | type[BaseModel], data: Any, where: str, remedy: str) -> Any:
+    """What pydantic makes of data.
+
+    Args:
+        model: What the data must be.
+        data: As parsed from JSON, YAML or CSV.
+        where: Named in errors, usually the path.
+        remedy: The end of the message.
+
+    Raises:
+        ResultsError: One line that names the first field that is wrong, such as `items[3].score`.
+    """
+    adapter = model if isinstance(model, TypeAdapter) else TypeAdapter(model)
+    try:
+        return adapter.validate_python(data)
+    except ValidationError as error:
+        raise ResultsError(f"{where}: {_in_words(error)}; {remedy}") from None
+
+
+def _in_words(error: ValidationError) -> str:
+    errors = error.errors(include_url=False)
+    first = min(errors, key=lambda one: "provenance" in one["loc"])  # what was measured comes first
+    path = [part for part in first["loc"] if part not in _TAGS]
+    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
+    names = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    if kind in ("missing", "extra_forbidden"):
+        place, _, name = names.rpartition(".")
+        return f"{place}{place and ': '}{'no' if kind == 'missing' else 'unknown'} field {name!r}"
+    if kind.startswith("union_tag"):
+        kinds = ", ".join(dict.fromkeys(_KINDS.values()))
+        return f"kind is {first['input'].get('kind')!r:.80}: it should be one of {kinds}"
+    if kind == "value_error":
+        return f"{names}{names and ': '}{message}"
+    value = repr(first["input"])[:80]
+    return f"{names}{names and ' '}is {value}: {re.sub('^(Input|String|List|Dictionary) ', 'it ', message)}"
+
+
+def validate(document: Mapping[str, Any], where: str) -> None:
+    """Check a results file of any kind. Errors as in `checked`."""
+    checked(_DOCUMENT, document, where, _AGAIN)
+
+
+def check_benchmark(document: Any, where: str) -> None:
+    """Check a record of a benchmark. Errors as in `checked`."""
+    checked(Benchmark, document, where, "run the benchmark again")
 
 
 def path_of(results: Path, seed: int, folder: str, model: str) -> Path:
@@ -85,55 +447,53 @@ def files(results: Path) -> list[Path]:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a results file: whole or not at all, and the same bytes for the same content.
+    """Check a results file and write it: whole or not at all, and the same bytes for the same content.
 
-    Keys keep their order; a list of objects has one object a line, so that files diff well. Documents with a
-    `kind` are checked first; the hash of everything else is written last.
+    Keys keep their order; a list of objects has one object a line, so that files diff well. The hash of everything
+    else is written last.
 
     Raises:
-        ResultsError: A number is not finite, or the document is not valid for its kind.
+        ResultsError: The document is not valid for its kind.
     """
-    if document.get("kind") in FIELDS:
-        validate(document, str(path))
-    try:
-        text = _render(sealed(document))
-    except ValueError as error:
-        raise ResultsError(f"{path}: a number is NaN or infinite; JSON has no such number ({error})") from error
-    write_text(path, text)
+    validate(document, str(path))
+    write_text(path, _render(sealed(document)))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read and check one results file.
 
     Raises:
-        ResultsError: The file is missing, is not JSON, or is not valid for its kind and its place: the folder
-            names give the kind, the seed and the profile, the file name gives the model.
+        ResultsError: The file is missing, is not JSON, was altered, or is not valid for its kind and its place: the
+            folder names give the kind, the seed and the profile, the file name gives the model.
     """
     try:
-        document = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ResultsError(f"{path}: no such results file; run the stage that writes it") from error
+        document = from_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ResultsError(f"{path}: no such results file; run the stage that writes it") from None
     except OSError as error:
-        raise ResultsError(f"{path}: cannot be read ({error.strerror}); put a file there or run its stage") from error
+        raise ResultsError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from None
     except ValueError as error:
-        raise ResultsError(f"{path}: not valid JSON ({error}); delete the file and run its stage again") from error
+        raise ResultsError(f"{path}: not valid JSON ({error}); delete it and {_AGAIN}") from None
     if not isinstance(document, dict):
-        raise ResultsError(f"{path}: holds a {type(document).__name__}, not an object; delete it and run its stage")
+        raise ResultsError(f"{path}: holds a {type(document).__name__}, not an object; delete it and {_AGAIN}")
     if not is_whole(document):
         raise ResultsError(f"{path}: not what was written (hash); restore it, or run `spin-repro reproduce` again")
     document.pop(SEAL, None)
     validate(document, str(path))
-    *_, profile, seed, _, _ = path.resolve().parts
-    place = {"model": path.stem, "seed": seed.removeprefix("seed-"), "profile": profile}
-    place["kind"] = _KINDS.get(path.parent.name, str(document["kind"]))
+    *_, profile, seed, folder, _ = path.resolve().parts
+    place = {"model": path.stem, "seed": seed.removeprefix("seed-"), "profile": profile, "kind": _KINDS.get(folder)}
     for field, expected in place.items():
         if str(document[field]) != expected:
             raise ResultsError(f"{path}: {field} is {document[field]!r}, but the file lies at {expected!r}; move it")
     return document
 
 
+Reader = Callable[[Path], dict[str, Any]]
+"""`read_json`, or `functools.cache(read_json)` where several of the functions below look at the same files."""
+
+
 def load_evaluations(
-    results: Path, seeds: Sequence[int] | None = None, *, kind_folder: Scored = "evaluations"
+    results: Path, seeds: Sequence[int] | None = None, *, kind_folder: Scored = "evaluations", read: Reader = read_json
 ) -> pd.DataFrame:
     """All per-item scores under results/PROFILE, one row per seed, model and item.
 
@@ -141,6 +501,7 @@ def load_evaluations(
         results: The folder results/PROFILE.
         seeds: Training seeds to read; None: all that are there.
         kind_folder: `transfer` for tasks that nothing was trained on; the two are never mixed.
+        read: How files are read.
 
     Returns:
         Columns `seed`, `model`, `task`, `id`, `score` (0..1), `tokens`, `response`; empty if nothing was run.
@@ -149,14 +510,15 @@ def load_evaluations(
         ResultsError: A file is not valid, or two models were not scored on the same items: comparisons are
             paired, so an item may not be missing on one side.
     """
-    frames = []
-    for document, items in _items(results, kind_folder, seeds, list(ITEM_FIELDS), key=["task", "id"]):
-        frames.append(items.assign(seed=document["seed"], model=document["model"]))
-    columns = ["seed", "model", "task", "id", "score", "tokens", "response"]
-    return _together(frames, columns).astype({"score": float})
+    columns = ["task", "id", "score", "tokens", "response"]
+    frames = [
+        items.assign(seed=document["seed"], model=document["model"])
+        for document, items in _items(results, kind_folder, seeds, read, columns, key=["task", "id"])
+    ]
+    return _together(frames, ["seed", "model", *columns]).astype({"score": float})
 
 
-def load_generations(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+def load_generations(results: Path, seeds: Sequence[int] | None = None, *, read: Reader = read_json) -> pd.DataFrame:
     """What every model answered to the prompts of SPIN, one row per seed, model and prompt.
 
     Returns:
@@ -166,23 +528,23 @@ def load_generations(results: Path, seeds: Sequence[int] | None = None) -> pd.Da
     Raises:
         ResultsError: A file is not valid, or two models did not answer the same prompts with the same real responses.
     """
-    names = list(GENERATION_FIELDS)
+    columns = list(Generation.model_fields)
     frames = [
         items.assign(seed=document["seed"], model=document["model"])
-        for document, items in _items(results, "generations", seeds, names, key=["family", "id"])
+        for document, items in _items(results, "generations", seeds, read, columns, key=["family", "id"])
     ]
-    table = _together(frames, ["seed", "model", *names])
+    table = _together(frames, ["seed", "model", *columns])
     texts = table[["id", "prompt", "real"]].drop_duplicates()
-    if texts["id"].duplicated().any():
-        item = texts["id"][texts["id"].duplicated()].iloc[0]
+    differing = texts["id"][texts["id"].duplicated()]
+    if not differing.empty:
         raise ResultsError(
-            f"{results}: the prompt or the real response of item {item!r} differs between generations/ of two models "
-            "or seeds; run them again from the same demonstrations"
+            f"{results}: the prompt or the real response of item {differing.iloc[0]!r} differs between generations/ of "
+            "two models or seeds; run them again from the same demonstrations"
         )
     return table
 
 
-def load_heldout(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+def load_heldout(results: Path, seeds: Sequence[int] | None = None, *, read: Reader = read_json) -> pd.DataFrame:
     """What every iteration did to pairs that no training saw, one row per seed, model and prompt.
 
     Returns:
@@ -192,14 +554,15 @@ def load_heldout(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFr
     Raises:
         ResultsError: A file is not valid, or two iterations were not measured on the same prompts.
     """
+    columns = list(Drift.model_fields)
     frames = [
         items.assign(seed=document["seed"], model=document["model"], beta=float(document["beta"]))
-        for document, items in _items(results, "heldout", seeds, list(DRIFT_FIELDS), key=["id"])
+        for document, items in _items(results, "heldout", seeds, read, columns, key=["id"])
     ]
-    return _together(frames, ["seed", "model", "beta", *DRIFT_FIELDS])
+    return _together(frames, ["seed", "model", "beta", *columns])
 
 
-def load_mt_bench(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+def load_mt_bench(results: Path, seeds: Sequence[int] | None = None, *, read: Reader = read_json) -> pd.DataFrame:
     """All grades of MT-Bench, one row per seed, model and turn.
 
     Returns:
@@ -211,7 +574,8 @@ def load_mt_bench(results: Path, seeds: Sequence[int] | None = None) -> pd.DataF
     """
     frames = []
     judges: dict[str, Path] = {}
-    for document, items in _items(results, "mt_bench", seeds, list(GRADE_FIELDS), key=["category", "id"]):
+    columns = ["category", "id", "status", "score"]
+    for document, items in _items(results, "mt_bench", seeds, read, columns, key=["category", "id"]):
         judge = {"judge": document["judge"]["name"], "judge_models": ", ".join(document["judge"]["models"])}
         judges.setdefault(judge["judge"], path_of(results, document["seed"], "mt_bench", document["model"]))
         if len(judges) > 1:
@@ -222,35 +586,46 @@ def load_mt_bench(results: Path, seeds: Sequence[int] | None = None) -> pd.DataF
     return _together(frames, ["seed", "model", "judge", "judge_models", "task", "id", "status", "grade"])
 
 
-def load_summaries(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+def load_summaries(results: Path, seeds: Sequence[int] | None = None, *, read: Reader = read_json) -> pd.DataFrame:
     """The summaries of all evaluations: `seed`, `model`, `task`, `metric`, `n`, `value`, `stderr` (0..1)."""
     rows = [
         {"seed": document["seed"], "model": document["model"], "task": task, **summary}
-        for document in map(read_json, _files(results, "evaluations", seeds))
+        for document in map(read, _files(results, "evaluations", seeds))
         for task, summary in document["tasks"].items()
     ]
-    return pd.DataFrame(rows, columns=["seed", "model", "task", "metric", "n", "value", "stderr"])
+    return pd.DataFrame(rows, columns=["seed", "model", "task", *Task.model_fields])
 
 
-def chains(results: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def load_training(results: Path, seeds: Sequence[int] | None = None, *, read: Reader = read_json) -> pd.DataFrame:
+    """All training records, one row per seed, model and logged step: `seed`, `model`, `step`, `epoch`, `loss`, ..."""
+    columns = ["seed", "model", "step", "epoch", "loss"]
+    frames = [
+        pd.DataFrame(document["rows"]).assign(seed=document["seed"], model=document["model"])
+        for document in map(read, _files(results, "training", seeds))
+        if document["rows"]
+    ]
+    more = {name: None for frame in frames for name in frame.columns if name not in columns}
+    return _together(frames, [*columns, *more])
+
+
+def chains(results: Path, *, read: Reader = read_json) -> Iterator[tuple[int, dict[str, Any]]]:
     """Training seed and provenance chain of every evaluation, by seed."""
-    for path in _files(results, "evaluations", None):
-        document = read_json(path)
+    for document in map(read, _files(results, "evaluations", None)):
         yield document["seed"], document["provenance"]["chain"]
 
 
-def check_one_run(results: Path) -> None:
-    """Refuse results of two runs side by side: a difference between them would be one of settings or data.
+def check_one_run(results: Path, *, read: Reader = read_json) -> None:
+    """Refuse results of two runs next to each other: a difference between them would be one of settings or data.
 
-    The key of a step stands for its settings and inputs, so of each seed it is the same in every file that names the
+    The key of a step stands for its settings and inputs, so it is the same in every file of a seed that names the
     step; that of data and base model is the same for all seeds.
 
     Raises:
-        ResultsError: two files name different artifacts of one step, or a file is not valid.
+        ResultsError: Two files name different artifacts of one step, or a file is not valid.
     """
     found: dict[tuple[int | None, str], tuple[str, Path]] = {}
     for path in files(results):
-        document = read_json(path)
+        document = read(path)
         for name, link in document["provenance"]["chain"].items():
             seed = None if link["stage"] in ("data", "base") else document["seed"]
             key, other = found.setdefault((seed, name), (link["key"], path))
@@ -261,50 +636,29 @@ def check_one_run(results: Path) -> None:
                 )
 
 
-def load_training(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
-    """All training records, one row per seed, model and logged step: `seed`, `model`, `step`, `epoch`, `loss`, ..."""
-    frames = [
-        pd.DataFrame(document["rows"]).assign(seed=document["seed"], model=document["model"])
-        for document in map(read_json, _files(results, "training", seeds))
-        if document["rows"]
-    ]
-    if not frames:
-        return pd.DataFrame(columns=["seed", "model", "step", "epoch", "loss"])
-    table = pd.concat(frames, ignore_index=True)
-    return table[["seed", "model", *(name for name in table.columns if name not in ("seed", "model"))]]
-
-
 def _items(
-    results: Path, folder: str, seeds: Sequence[int] | None, columns: list[str], key: list[str]
+    results: Path, folder: str, seeds: Sequence[int] | None, read: Reader, columns: list[str], key: list[str]
 ) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Documents of one folder with their items as a table; all must have the same keys."""
     first: tuple[Path, set[tuple[str, ...]]] | None = None
     for path in _files(results, folder, seeds):
-        document = read_json(path)
+        document = read(path)
         items = pd.DataFrame(document["items"], columns=columns)
         items["id"] = items["id"].astype(str)
         keys = set(items[key].itertuples(index=False, name=None))
         first = first or (path, keys)
-        _check_same_items(path, keys, *first)
+        if differing := keys ^ first[1]:
+            *group, item = min(differing)
+            there, missing = (first[0], path) if (*group, item) in first[1] else (path, first[0])
+            raise ResultsError(
+                f"{missing}: item {item!r}{f' of task {group[0]!r}' if group else ''} is missing, though {there} has "
+                f"it ({len(differing)} items differ); measure every model on the same items"
+            )
         yield document, items
 
 
 def _together(frames: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
-
-
-def _check_same_items(
-    path: Path, keys: set[tuple[str, ...]], reference: Path, reference_keys: set[tuple[str, ...]]
-) -> None:
-    if keys == reference_keys:
-        return
-    key = min(keys ^ reference_keys)
-    *group, item = key
-    there, missing = (reference, path) if key in reference_keys else (path, reference)
-    raise ResultsError(
-        f"{missing}: item {item!r}{f' of task {group[0]!r}' if group else ''} is missing, though {there} has it "
-        f"({len(keys ^ reference_keys)} items differ); measure every model on the same items"
-    )
 
 
 def _files(results: Path, folder: str, seeds: Sequence[int] | None) -> Iterator[Path]:

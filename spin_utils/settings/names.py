@@ -52,7 +52,8 @@ class ModelName:
         found = _FORM.fullmatch(name)
         if found is None:
             raise KitError(
-                f"{name[:80]!r}: names look like sft, spin-0, spin-0-epoch-1, spin-0-rows-14, sft-more-1, dpo"
+                f"{name[:80]!r} is not the name of a model; "
+                f"names look like sft, spin-0, spin-0-epoch-1, spin-0-rows-14, sft-more-1, dpo"
             )
         numbers = {key: int(text) for key, text in found.groupdict().items() if text and text.isdigit()}
         return cls(
@@ -94,6 +95,18 @@ class ModelName:
             return f"{text}, {self.fiftieths}/50 of the prompts"
         further = ", the epochs after its model" if self.further else ""
         return text + further + " + DPO" * self.dpo
+
+
+def label(name: str) -> str:
+    """What tables and figures call a model.
+
+    >>> label("spin-3-dpo"), label("sft-more-1")
+    ('SPIN iteration 3 + DPO', 'SFT, 1 more epoch')
+
+    Raises:
+        KitError: it is not the name of a model.
+    """
+    return ModelName.parse(name).label
 
 
 def main_chain(iterations: int) -> list[str]:

@@ -22,7 +22,7 @@ from spin_utils.cli import main as cli
 from spin_utils.cli import notebooks
 from spin_utils.experiment import plan
 from spin_utils.files import paths, processes
-from spin_utils.paper import results, verdict_page, verdicts
+from spin_utils.paper import claims, results
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import BENCHMARKS
 
@@ -264,8 +264,8 @@ def test_a_script_reads_the_provenance_as_json(home: Path, capsys: pytest.Captur
 
 
 def test_the_verdicts_of_one_kind_are_listed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = [verdicts.Finding("a", "A holds", "Table 1", "reproduced"), verdicts.Finding("b", "B", "", "not run")]
-    verdict_page.write(found, home / "results" / "cpu")
+    found = [claims.Finding("a", "A holds", "Table 1", "reproduced"), claims.Finding("b", "B", "", "not run")]
+    claims.write(found, home / "results" / "cpu")
     status, out = outcome(capsys, "verdicts", "--verdict", "not run", "--json")
     assert status == 0
     assert [(row["id"], row["verdict"]) for row in json.loads(out)] == [("b", "not run")]

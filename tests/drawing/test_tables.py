@@ -10,6 +10,7 @@ from spin_utils.drawing import tables
 from spin_utils.experiment import forecast, sizes
 from spin_utils.paper import published, results
 from spin_utils.paper.statistics import paired
+from spin_utils.settings.names import label
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +35,13 @@ def test_every_score_of_table_4_is_the_mean_of_the_items_in_the_files(root, tabl
                 if item["task"] == task
             ]
             mean = 100 * sum(items) / len(items)
-            assert cell(table4, results.label(model), benchmark)["value"] == pytest.approx(mean)
+            assert cell(table4, label(model), benchmark)["value"] == pytest.approx(mean)
 
 
 def test_every_paper_cell_of_table_4_is_as_printed(table4):
     for model in synthetic.ABILITIES:
         for column in (*published.LEADERBOARD, "average"):
-            assert cell(table4, results.label(model), column)["paper"] == published.score(model, column)
+            assert cell(table4, label(model), column)["paper"] == published.score(model, column)
     spin = next(i for i, line in enumerate(table4.lines) if line[0] == "SPIN iteration 0")
     printed = table4.lines[spin + 1][2:10]
     assert printed == ("63.40", "49.18", "72.69", "35.10", "84.38", "60.03", "60.80", "+2.66")
@@ -190,7 +191,7 @@ def test_table_6_has_the_papers_benchmarks_with_our_transfer_tasks_named_as_stan
     assert any("nothing was trained on" in note for note in table.notes)
     for model in ("sft", "spin-0", "spin-1", "spin-2"):
         for benchmark in published.OTHERS:
-            assert cell(table, results.label(model), benchmark)["paper"] == published.score(model, benchmark)
+            assert cell(table, label(model), benchmark)["paper"] == published.score(model, benchmark)
     mean = transfer[(transfer["model"] == "spin-3") & (transfer["task"] == "long_sums")]["score"].mean()
     assert cell(table, "SPIN iteration 3", "bb_causal")["value"] == pytest.approx(100 * mean)
     assert pd.isna(cell(table, "SPIN iteration 3", "bb_causal")["paper"])
@@ -209,8 +210,8 @@ def test_table_6_shows_the_judges_grades_as_the_paper_prints_its_own(transfer, t
     shown = {line[0]: line[2] for line in table.lines if line[1] == "ours"}
     for model in ("sft", "spin-0", "spin-3"):
         average = results.read_json(results.path_of(tmp_path / "cpu", 0, "mt_bench", model))["average"]
-        assert shown[results.label(model)].startswith(f"{average:.2f} [")
-        assert cell(table, results.label(model), "mt_bench")["value"] == pytest.approx(average)
+        assert shown[label(model)].startswith(f"{average:.2f} [")
+        assert cell(table, label(model), "mt_bench")["value"] == pytest.approx(average)
     gain = cell(table, "SPIN iteration 0", "mt_bench", "gain over SFT")
     assert gain["difference"] == pytest.approx(gain["value"] - 0.52)
     assert any("graded 1 to 10 by made-up-judge" in note and "Not graded and left out" in note for note in table.notes)

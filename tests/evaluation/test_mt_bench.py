@@ -19,7 +19,7 @@ from loopback_judge import KEY, LoopbackJudge, failed, judged, serving
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 
-from spin_utils.drawing import draw, generation_figures, style
+from spin_utils.drawing import draw, footnotes, generation_figures, style
 from spin_utils.evaluation import mt_bench as benchmark
 from spin_utils.evaluation.judge import grade_all
 from spin_utils.evaluation.mt_bench import MtBenchError, converse, judge_messages, judge_prompts, questions
@@ -27,7 +27,8 @@ from spin_utils.experiment import mt_bench, plan, preflight, publish, run
 from spin_utils.files import artifacts, paths
 from spin_utils.model import sampling
 from spin_utils.model.sampling import Sample
-from spin_utils.paper import mt_bench_scores, records, results
+from spin_utils.paper import claims, results
+from spin_utils.paper.generations import mean_grade
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError, TemplateSettings
 from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
@@ -339,7 +340,7 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     average = results.read_json(results.path_of(folder, 0, "mt_bench", "sft"))["average"]
     assert table6.lines[0][2].startswith(f"{average:.2f} [")
     outcomes = {finding.id: finding for finding in drawn.findings}
-    assert outcomes["mt-bench-iteration-1"].verdict in records.OUTCOMES[:3]
+    assert outcomes["mt-bench-iteration-1"].verdict in claims.OUTCOMES[:3]
     assert outcomes["mt-bench-iteration-1"].paper == pytest.approx(0.19)
     assert outcomes["mt-bench"].reason.endswith("not run: mt-bench-iteration-2"), "smoke has two iterations"
     files = [path for path in home.rglob("*") if path.is_file()]
@@ -368,21 +369,21 @@ def table(**models: list[float | None]) -> pd.DataFrame:
 
 def test_a_score_is_fastchats_mean_of_all_grades_that_exist() -> None:
     grades = table(sft=[1, 2, 3, None, 9, 9])
-    assert mt_bench_scores.estimate(grades, {"sft": 1.0}).difference == pytest.approx((1 + 2 + 3 + 9 + 9) / 5)
+    assert mean_grade(grades, {"sft": 1.0}).difference == pytest.approx((1 + 2 + 3 + 9 + 9) / 5)
 
 
 def test_a_gain_is_over_answers_graded_for_both() -> None:
     grades = table(sft=[1, 2, 3, None], spin_0=[2, None, 5, 9])
-    assert mt_bench_scores.estimate(grades, {"spin-0": 1.0, "sft": -1.0}).difference == pytest.approx(1.5)
-    note = mt_bench_scores.note(grades)
-    assert "by j;" in mt_bench_scores.note(grades.assign(judge_models=""))
+    assert mean_grade(grades, {"spin-0": 1.0, "sft": -1.0}).difference == pytest.approx(1.5)
+    note = footnotes.grading(grades)
+    assert "by j;" in footnotes.grading(grades.assign(judge_models=""))
     assert "SFT: 0 refused by the judge, 1 without a rating" in note
     assert "by j (answering as j-1)" in note
 
 
 def test_both_turns_of_a_question_are_drawn_together() -> None:
     # Turns that cancel within each question leave nothing to vary between questions, only those that were not asked.
-    estimate = mt_bench_scores.estimate(table(sft=[1, 9] * 30), {"sft": 1.0})
+    estimate = mean_grade(table(sft=[1, 9] * 30), {"sft": 1.0})
     assert 4.5 < estimate.low < estimate.high < 5.6
 
 

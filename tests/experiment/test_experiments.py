@@ -20,6 +20,7 @@ from spin_utils.model import base
 from spin_utils.model.packing import Pairs, PairsError, write_pairs
 from spin_utils.paper import results
 from spin_utils.settings import profiles
+from spin_utils.settings.names import label
 
 pytestmark = pytest.mark.usefixtures("module_home")
 
@@ -181,7 +182,7 @@ def test_every_trained_model_has_a_name_that_its_notebook_can_draw() -> None:
     steps = plan.make(profiles.load("smoke"), 0)
     trained = [step.parameters["model"] for step in steps if step.notebook == "03_spin_training"]
     assert "spin-0-more" in trained
-    assert len({results.label(model) for model in trained}) == len(trained)
+    assert len({label(model) for model in trained}) == len(trained)
 
 
 def test_held_out_prompts_share_no_random_numbers_with_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spin_utils.files import disk
-from spin_utils.paper import published, records, results
+from spin_utils.paper import claims, results
 
 TEXT = st.text(max_size=60) | st.text(alphabet="[]{}:,-&*!<>?|'\"#%@ \n\t0123456789.eE+_~ynaNtrufls", max_size=60)
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -86,21 +85,10 @@ def test_a_results_file_of_any_text_is_refused_by_name(tmp_path_factory: pytest.
 CELLS = st.lists(st.lists(st.text(alphabet="ab1.,-#\"'\n iIn", max_size=6), min_size=1, max_size=4), max_size=4)
 
 
-@given(TEXT | CELLS.map(lambda lines: "model,arc\n" + "\n".join(map(",".join, lines))))
-def test_published_numbers_of_any_text_end_in_a_table_or_their_own_error(text: str) -> None:
-    try:
-        table = published.parse(text, "leaderboard.csv")
-    except published.PublishedError as error:
-        assert str(error).startswith("leaderboard.csv: ")
-    else:
-        assert not table.empty
-        assert all(not math.isinf(value) for value in table.select_dtypes("number").to_numpy().ravel())
-
-
-@given(TEXT | CELLS.map(lambda lines: ",".join(records.VERDICT_COLUMNS) + "\n" + "\n".join(map(",".join, lines))))
+@given(TEXT | CELLS.map(lambda lines: ",".join(claims.VERDICT_COLUMNS) + "\n" + "\n".join(map(",".join, lines))))
 def test_verdicts_of_any_text_end_in_a_table_or_a_results_error(text: str) -> None:
     try:
-        assert isinstance(records.parse_verdicts(text, "verdicts.csv"), pd.DataFrame)
+        assert isinstance(claims.parse(text, "verdicts.csv"), pd.DataFrame)
     except results.ResultsError as error:
         assert str(error).startswith("verdicts.csv")
 
@@ -121,7 +109,7 @@ MACHINE = {"versions": {}, "commit": "a", "dirty": False, "device": "cpu"}
 )
 def test_a_benchmark_record_of_any_value_is_valid_or_refused(document: Any) -> None:
     try:
-        records.check_benchmark(document, "x.json")
+        results.check_benchmark(document, "x.json")
     except results.ResultsError as error:
         assert str(error).startswith("x.json: ")
     else:
@@ -137,8 +125,8 @@ def test_every_committed_result_keeps_its_schema() -> None:
     for path in files:
         results.read_json(path)
     for path in (REPOSITORY / "results").glob("*/verdicts.csv"):
-        records.read_verdicts(path)
+        claims.read(path.parent)
     measured = sorted((REPOSITORY / "benchmarks" / "results").glob("*.json"))
     assert measured
     for path in measured:
-        records.check_benchmark(json.loads(path.read_text(encoding="utf-8")), str(path))
+        results.check_benchmark(json.loads(path.read_text(encoding="utf-8")), str(path))

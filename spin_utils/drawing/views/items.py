@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from spin_utils.drawing.style import FAINT, GENERATED, REAL, drawable, new_figure, say_why_empty, style
-from spin_utils.paper.results import label
+from spin_utils.settings.names import label
 
 _WIDTH = 6.6
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from spin_utils.paper.results import label
 from spin_utils.paper.statistics import sources
+from spin_utils.settings.names import label
 
 
 def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items", group: str = "task") -> str:
@@ -56,3 +56,28 @@ def fewer_seeds(table: pd.DataFrame, models: Iterable[str]) -> str:
         f"Not on all of the seeds {', '.join(map(str, every))}: {', '.join(lacking)}. A level is over the seeds that "
         "its model has, a gain over those that both models have, so levels over different seeds do not compare."
     )
+
+
+def grading(grades: pd.DataFrame) -> str:
+    """Who graded, what was graded, and how many answers were not, in words."""
+    versions = "; ".join(sorted(set(grades["judge_models"]) - {""}))
+    questions = grades["id"].str.partition("/")[0].nunique()
+    text = (
+        f"MT-Bench: {questions} questions of two turns, each answer graded 1 to 10 by {grades['judge'].iloc[0]}"
+        f"{f' (answering as {versions})' if versions else ''}; mean of all grades, differences on the answers graded "
+        f"for both models. {_intervals_of_grades(grades)} The paper does not say which version of its judge it used."
+    )
+    missing = []
+    for model, statuses in grades.groupby("model", sort=False)["status"]:
+        refused, unparsable = (int((statuses == status).sum()) for status in ("refused", "unparsable"))
+        if refused or unparsable:
+            missing.append(f"{label(str(model))}: {refused} refused by the judge, {unparsable} without a rating")
+    return text + (f" Not graded and left out: {'; '.join(missing)}." if missing else "")
+
+
+def _intervals_of_grades(grades: pd.DataFrame) -> str:
+    """Over what intervals of grades are, and whose training seeds are fewer, in words."""
+    models = list(dict.fromkeys(grades["model"]))
+    drawn = grades.assign(task="MT-Bench", id=grades["id"].str.partition("/")[0])  # both turns of a question together
+    sentences = [f"{intervals(drawn, models, unit='questions')}.", fewer_seeds(grades, models)]
+    return " ".join(filter(None, sentences))

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils.drawing import draw, figures, generation_figures, readme, report, tables, training_figures
-from spin_utils.paper import footnotes, generations, mt_bench_scores, published, results
+from spin_utils.drawing import draw, figures, footnotes, generation_figures, readme, report, tables, training_figures
+from spin_utils.paper import generations, published, results
 from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
 
@@ -98,8 +98,8 @@ def test_generations_bounds_grades_and_training_name_fewer_seeds_too(root, score
     assert lacking in curves
     synthetic.write_mt_bench(tmp_path / "cpu", seeds=(0, 1))
     grades = without(results.load_mt_bench(tmp_path / "cpu"), "spin-1", 0)
-    assert "over 80 questions and 2 training seeds" in mt_bench_scores.note(grades)
-    assert lacking in mt_bench_scores.note(grades)
+    assert "over 80 questions and 2 training seeds" in footnotes.grading(grades)
+    assert lacking in footnotes.grading(grades)
 
 
 @pytest.mark.usefixtures("png_only")

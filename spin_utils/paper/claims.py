@@ -1,0 +1,514 @@
+"""The claims of the paper, a verdict on each from results alone, and the page that shows them.
+
+`registry.yaml` lists everything the paper says that can be checked. Verdicts are `reproduced`, `not reproduced` and
+`inconclusive` by the rule of `statistics.verdict`, `not run` where a measurement is missing, and `not judged` where
+there is nothing to measure. A table or figure is not run if one of the rows that belong to it is not, else not
+reproduced if one of them is not, and reproduced if all are. Each verdict comes with what the paper's own numbers say:
+whether the claim holds for them, and whether the difference is beyond the noise of its test sets.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import yaml
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, TypeAdapter, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+
+from spin_utils.files.disk import write_forms
+from spin_utils.paper import published
+from spin_utils.paper.generations import mean_grade
+from spin_utils.paper.published import BENCHMARK_LABELS
+from spin_utils.paper.results import Part, ResultsError, checked
+from spin_utils.paper.statistics import Claim, Estimate, StatisticsError, paired, size_margin, verdict
+from spin_utils.settings.machine import CATEGORIES
+from spin_utils.settings.names import ModelName, iterates
+from spin_utils.settings.profiles import nearest
+from spin_utils.settings.run import Loss
+from spin_utils.training import theory
+
+Measure = Literal["score", "tokens", "generated_tokens", "similarity", "identical", "jsd_bound", "grade"]
+"""What a contrast is of: the first two of evaluations, `jsd_bound` of held-out pairs, `grade` of MT-Bench, the others
+of generations."""
+
+Compute = Literal["contrast", "times", "training", "theory", "parts", "shown"]
+
+TheoryCheck = Literal[
+    "fixed_point_error",
+    "necessity_margin",
+    "update_law_error",
+    "contraction_error",
+    "minimum_error",
+]
+"""Functions of `training.theory` that a row may name."""
+
+Outcome = Literal["reproduced", "not reproduced", "inconclusive", "not run", "not judged"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+VERDICT_COLUMNS = ("id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict")
+"""Columns of verdicts.csv; they are its version."""
+
+_NEEDS = {
+    "contrast": ("contrast", "benchmark", "claim"),
+    "times": ("ratio", "claim"),
+    "training": ("tolerance",),
+    "theory": ("check", "tolerance"),
+    "parts": (),
+    "shown": ("reason",),
+}
+
+
+class Entry(Part):
+    """One table, figure or claim. The head of `registry.yaml` explains the fields."""
+
+    id: str
+    statement: str
+    where: str
+    compute: Compute
+    margin: PositiveFloat
+    size_margin: PositiveFloat
+    contrast: dict[str, float] = Field(default_factory=dict)
+    benchmark: str = ""
+    column: Measure = "score"
+    category: str = ""
+    claim: Claim | None = None
+    value: float | None = None
+    source: Literal["tables", "figure4", "figure5", "figure5_sft"] = "tables"
+    size: bool = False
+    ratio: list[list[Any]] = Field(default_factory=list)
+    check: TheoryCheck | None = None
+    tolerance: float | None = None
+    part_of: list[str] = Field(default_factory=list)
+    reason: str = ""
+
+    @field_validator("contrast")
+    @classmethod
+    def _models_exist(cls, contrast: dict[str, float]) -> dict[str, float]:
+        for model in contrast:
+            ModelName.parse(model)
+        return contrast
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Entry:
+        for name in _NEEDS[self.compute]:
+            if getattr(self, name) in (None, "", {}, []):
+                raise ValueError(f"compute {self.compute} needs {name}")
+        if self.claim in ("at_least", "at_most") and self.value is None:
+            raise ValueError(f"claim {self.claim} needs value")
+        if self.benchmark and self.benchmark not in BENCHMARK_LABELS:
+            raise ValueError(f"benchmark is {self.benchmark!r}; use one of {', '.join(BENCHMARK_LABELS)}")
+        if self.category and (self.column != "grade" or self.category not in CATEGORIES):
+            raise ValueError(f"category is {self.category!r}; use column grade and one of {', '.join(CATEGORIES)}")
+        return self
+
+
+def registry(text: str | None = None) -> list[Entry]:
+    """Read and check the registry.
+
+    Args:
+        text: YAML; None: the file of the package.
+
+    Raises:
+        ResultsError: An unknown or missing field, an id given twice, or a name that does not exist.
+    """
+    if text is None:
+        text = (files("spin_utils.paper") / "registry.yaml").read_text(encoding="utf-8")
+    document = yaml.safe_load(text)
+    rows: list[Entry] = []
+    for number, row in enumerate(document["rows"]):
+        place = f"registry, {row.get('id', f'row {number}')}"
+        rows.append(checked(Entry, {**document["defaults"], **row}, place, "mend registry.yaml"))
+    ids = Counter(row.id for row in rows)
+    wholes = {row.id for row in rows if row.compute == "parts"}
+    named = {whole: row.id for row in rows for whole in row.part_of}
+    faults = [f"{name}: the id is given twice" for name, count in ids.items() if count > 1]
+    faults += [
+        f"{row}: part_of names {name!r}, which no parts make up" for name, row in named.items() if name not in wholes
+    ]
+    faults += [f"{name}: no row is a part of it" for name in sorted(wholes - set(named))]
+    if faults:
+        raise ResultsError(f"registry, {faults[0]}; mend registry.yaml")
+    return rows
+
+
+@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
+class Finding:
+    """One judged row. Scores are in points, lengths in tokens, similarities in 0..1, divergences in nats, times as
+    ratios, theory as the largest error."""
+
+    id: str
+    statement: str
+    where: str
+    verdict: Outcome
+    paper: float | None = None
+    """The paper's value of the same quantity."""
+    ours: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: NonNegativeInt | None = None
+    """Items behind `ours`."""
+    seeds: NonNegativeInt | None = None
+    """Training seeds behind `ours`."""
+    reason: str = ""
+    """Why there is no measurement, or why it decides nothing."""
+    paper_holds: bool | None = None
+    """Whether the claim holds for the paper's own printed numbers."""
+    paper_noise: str = ""
+    """Status of the paper's difference, from `published.noise`; empty where items or cells are unknown."""
+
+    @model_validator(mode="after")
+    def _interval_is_ordered(self) -> Finding:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low is {self.low}, above high, {self.high}")
+        return self
+
+
+def judge(
+    scores: pd.DataFrame,
+    stand_ins: Mapping[str, str],
+    *,
+    times: pd.DataFrame | None = None,
+    training: pd.DataFrame | None = None,
+    transfer: pd.DataFrame | None = None,
+    transfer_stand_ins: Mapping[str, str] | None = None,
+    generations: pd.DataFrame | None = None,
+    heldout: pd.DataFrame | None = None,
+    grades: pd.DataFrame | None = None,
+    loss: Loss = "logistic",
+    rows: Sequence[Entry] | None = None,
+) -> list[Finding]:
+    """Judge every row of the registry, in its order.
+
+    Args:
+        scores: From `results.load_evaluations`.
+        stand_ins: Every task and the benchmark it stands in for, "" for none.
+        times: Columns `seed`, `stage`, `iteration`, `seconds`.
+        training: From `results.load_training`.
+        transfer: As `scores`, of tasks that nothing was trained on, which stand in for the benchmarks of Table 6.
+        transfer_stand_ins: As `stand_ins`, of these tasks.
+        generations: From `generations.measures`.
+        heldout: From `generations.jsd_bounds`.
+        grades: From `results.load_mt_bench`.
+        loss: The function l of the training records.
+        rows: Registry rows; None: the registry of the package.
+    """
+    rows = registry() if rows is None else rows
+    sources = {
+        "evaluation of": (scores, stand_ins),
+        "evaluation on transfer tasks of": (transfer, transfer_stand_ins or {}),
+        "generations of": (generations, None),
+        "held-out pairs against": (heldout, None),
+        "MT-Bench grades of": (grades, None),
+    }
+    findings: dict[str, Finding] = {}
+    for row in rows:
+        blank = Finding(row.id, row.statement, row.where, "not judged", reason=row.reason)
+        if row.compute == "contrast":
+            name = _source(row)
+            findings |= {finding.id: finding for finding in _contrast(row, blank, name, *sources[name])}
+        elif row.compute == "times":
+            findings[row.id] = _times(row, blank, times)
+        elif row.compute == "training":
+            findings[row.id] = _training(row, blank, training, loss)
+        elif row.compute == "theory":
+            error = float(getattr(theory, str(row.check))())
+            status: Outcome = "reproduced" if error < (row.tolerance or 0) else "not reproduced"
+            findings[row.id] = replace(blank, verdict=status, ours=error)
+        else:
+            findings[row.id] = blank
+    for whole in (row for row in rows if row.compute == "parts"):
+        parts = [findings[row.id] for row in rows if whole.id in row.part_of]
+        findings[whole.id] = _whole(findings[whole.id], parts)
+    return list(findings.values())
+
+
+def _source(row: Entry) -> str:
+    """Which results a contrast is computed from, in words that a model's name completes."""
+    if row.column == "grade":
+        return "MT-Bench grades of"
+    if row.column == "jsd_bound":
+        return "held-out pairs against"
+    if row.column in ("generated_tokens", "similarity", "identical"):
+        return "generations of"
+    return "evaluation on transfer tasks of" if row.benchmark in published.OTHERS else "evaluation of"
+
+
+def _contrast(
+    row: Entry,
+    blank: Finding,
+    source: str,
+    table: pd.DataFrame | None,
+    stand_ins: Mapping[str, str] | None,
+) -> list[Finding]:
+    """A finding on the claim, and with `size` a second one on the size of the difference.
+
+    Without `stand_ins` the contrast is over all tasks of the table.
+    """
+    assert row.claim is not None
+    paper = _paper_contrast(row)
+    value = row.value if row.value is not None else paper or 0.0
+    finding = replace(blank, verdict="not run", paper=paper)
+    if paper is not None:
+        point = Estimate(paper, paper, paper, 1.0, 0, 0, "printed")
+        finding = replace(finding, paper_holds=verdict(point, row.margin, claim=row.claim, value=value) == "reproduced")
+    noise = published.noise(row.contrast, row.benchmark) if row.source == "tables" and row.column == "score" else None
+    finding = replace(finding, paper_noise=noise.status if noise else "")
+    size = replace(finding, id=f"{row.id}-size", statement=f"{row.statement}: by as much", paper_holds=None)
+    try:
+        estimate = _estimate(row, source, table, stand_ins)
+    except StatisticsError as error:
+        return [replace(finding, reason=str(error)), replace(size, reason=str(error))][: 1 + row.size]
+    judged = [_judged(finding, estimate, row.claim, row.margin, value)]
+    if row.column == "jsd_bound" and table is not None:
+        (before,) = (model for model, weight in row.contrast.items() if weight < 0)
+        if paired(table, {before: 1}, column=row.column).low <= 0:
+            reason = f"the bound of {before} is not above 0, so there is nothing that could fall"
+            judged = [replace(judged[0], verdict="inconclusive", reason=reason)]
+    if row.size and paper:
+        margin = size_margin(paper, row.size_margin)
+        judged.append(_judged(size, estimate, "same_size", margin, paper))
+    return judged
+
+
+def _estimate(row: Entry, source: str, table: pd.DataFrame | None, stand_ins: Mapping[str, str] | None) -> Estimate:
+    """Our value of a contrast, shares in points.
+
+    Raises:
+        StatisticsError: there is none; the message is the reason that a finding gives.
+    """
+    if row.column == "grade" and (table is None or table.empty):
+        raise StatisticsError("needs a judge model and none was run")
+    absent = [model for model in row.contrast if table is None or model not in table["model"].unique()]
+    if table is None or absent:
+        raise StatisticsError(f"no {source} {', '.join(absent)}")
+    if row.column == "grade":
+        return mean_grade(table, row.contrast, category=row.category)
+    tasks = None
+    if stand_ins is not None:
+        tasks = [task for task, other in stand_ins.items() if row.benchmark in (other, "average")]
+        if not tasks:
+            name = published.BENCHMARK_LABELS[row.benchmark]
+            raise StatisticsError(f"no task of this profile stands in for {name}")
+    estimate = paired(table, row.contrast, tasks=tasks, column=row.column)
+    return estimate.times(100) if row.column in ("score", "identical") else estimate
+
+
+def _times(row: Entry, blank: Finding, times: pd.DataFrame | None) -> Finding:
+    """The ratio of two times; its interval is the range over training seeds, so one seed alone decides nothing."""
+    assert row.claim is not None
+    hours = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
+    above, below = (tuple(part) for part in row.ratio)
+    paper = float(hours[above]) / float(hours[below])
+    finding = replace(blank, verdict="not run", paper=paper, paper_holds=True)
+    columns = [_seconds(times, *part) for part in (above, below)]
+    for part, column in zip((above, below), columns, strict=True):
+        if column.empty:
+            return replace(finding, reason=f"{part[0]} of iteration {part[1]} was not run")
+    ratios = (columns[0] / columns[1]).dropna().tolist()  # by seed
+    if not ratios:
+        return replace(finding, reason="no training seed has both times")
+    if len(ratios) == 1:
+        reason = "one training seed has both times, and one ratio has no range"
+        return replace(finding, verdict="inconclusive", ours=ratios[0], seeds=1, reason=reason)
+    estimate = Estimate(sum(ratios) / len(ratios), min(ratios), max(ratios), 1.0, 0, len(ratios), "range over seeds")
+    return _judged(finding, estimate, row.claim, row.margin, paper if row.value is None else row.value)
+
+
+def _seconds(times: pd.DataFrame | None, stage: str, iteration: int) -> pd.Series[float]:
+    """Seconds by training seed."""
+    if times is None:
+        return pd.Series(dtype=float)
+    return times[(times["stage"] == stage) & (times["iteration"] == iteration)].set_index("seed")["seconds"]
+
+
+def _training(row: Entry, blank: Finding, training: pd.DataFrame | None, loss: Loss) -> Finding:
+    """Distance of the first logged loss of every SPIN run from log 2; only runs logged from step 1 count."""
+    if loss != "logistic":
+        return replace(blank, reason=f"the loss of this run is {loss}, which starts elsewhere")
+    if training is None or training.empty:
+        return replace(blank, verdict="not run", reason="no training records")
+    first = training[training["model"].isin(iterates(training["model"])) & (training["step"] == 1)]
+    if first.empty:
+        return replace(blank, verdict="not run", reason="no SPIN run has its first step logged")
+    error = float((first["loss"] - math.log(2)).abs().max())
+    status: Outcome = "reproduced" if error <= (row.tolerance or 0) else "not reproduced"
+    return replace(blank, verdict=status, ours=error, seeds=int(first["seed"].nunique()))
+
+
+def _judged(finding: Finding, estimate: Estimate, claim: Claim, margin: float, value: float) -> Finding:
+    return replace(
+        finding,
+        verdict=verdict(estimate, margin, claim=claim, value=value),
+        ours=estimate.difference,
+        low=estimate.low,
+        high=estimate.high,
+        n=estimate.n_items or None,
+        seeds=estimate.n_seeds,
+    )
+
+
+def _whole(finding: Finding, parts: Sequence[Finding]) -> Finding:
+    """The verdict on a table or figure from its claims."""
+    verdicts = [part.verdict for part in parts]
+    missing = [part.id for part in parts if part.verdict == "not run"]
+    agreeing = f"{verdicts.count('reproduced')} of {len(parts)} claims reproduced"
+    if missing:
+        return replace(finding, verdict="not run", reason=f"{agreeing}; not run: {', '.join(missing)}")
+    status: Outcome = "inconclusive"
+    if set(verdicts) == {"reproduced"}:
+        status = "reproduced"
+    elif "not reproduced" in verdicts:
+        status = "not reproduced"
+    return replace(finding, verdict=status, reason=agreeing)
+
+
+def _paper_contrast(row: Entry) -> float | None:
+    """The paper's value of a contrast, from its printed scores (printed averages, as the paper's gains are)."""
+    if row.column not in ("score", "grade") or row.category:
+        return None
+    total = 0.0
+    for model, weight in row.contrast.items():
+        if row.source == "tables":
+            score = published.score(model, row.benchmark)
+        else:
+            score = published.figure_score(row.source, model, row.benchmark)
+        if score is None:
+            return None
+        total += weight * score
+    return round(total, 2)
+
+
+_FINDINGS = TypeAdapter(list[Finding])
+
+_RULE = (
+    "A claim is *reproduced* if the whole 95 % interval of our measurement agrees with it, *not reproduced* if the "
+    "whole interval contradicts it, and *inconclusive* otherwise; the exact rule for each kind of claim is in "
+    "`statistics.verdict`, the margins are in `registry.yaml`. A line that ends in -size asks whether a difference is "
+    "as large as the paper's, which is another question than whether it has the same sign. A table or figure is *not "
+    "run* if a claim that belongs to it is, else *not reproduced* if one is, *reproduced* if all are, and "
+    "*inconclusive* otherwise; lines in -size do not count there. Scores are in points; which of our tasks stand in "
+    "for the paper's benchmarks is in the headings of Table 4. Of {intervals} intervals at 95 %, about {chance} miss "
+    "their true value by chance; with one training seed they cover the choice of items only, and with two or three "
+    "they are too narrow where seeds differ more than items do. For times the range over training seeds stands in the "
+    "interval's place; one seed alone has none and leaves them inconclusive. Intervals of JSD bounds hold the fitted "
+    "scale fixed."
+)
+_PAPER = (
+    "*In the paper* tells whether a claim holds for the paper's own printed numbers. *Noise* compares the paper's "
+    "difference with the size of its test sets. Answers item by item are not published, so there are two bounds at two "
+    "standard errors. *Beyond noise* holds even if the answers of the two models were independent, which understates "
+    "the significance of a paired comparison. *Within noise* holds for any pairing. In between it *depends on the "
+    "pairing*. Averages are recomputed from the cells for this; it matters for DPO after SPIN, where the cells give a "
+    "gain of {recomputed:.2f} and the paper prints {printed:.2f}."
+)
+
+
+def write(findings: Sequence[Finding], results: Path) -> list[Path]:
+    """Write verdicts.csv and the readable page verdicts.md under results/PROFILE."""
+    table = pd.DataFrame([vars(finding) for finding in findings])[list(VERDICT_COLUMNS)]
+    return write_forms(
+        results / "verdicts", {"csv": table.to_csv(index=False, float_format="%.6g"), "md": page(findings)}
+    )
+
+
+def read(results: Path, outcome: str = "") -> pd.DataFrame:
+    """The written verdicts of results/PROFILE, or those of one outcome.
+
+    Raises:
+        ResultsError: Nothing was judged yet, the file is damaged, or no verdict is called so.
+    """
+    path = results / "verdicts.csv"
+    if outcome not in ("", *OUTCOMES):
+        raise ResultsError(f"verdict {outcome!r}: unknown{nearest(outcome, OUTCOMES)}")
+    try:
+        table = parse(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise ResultsError(
+            f"{path}: no verdicts; run `spin-repro figures --profile {results.name}` to write them"
+        ) from None
+    return table[table["verdict"] == outcome] if outcome else table
+
+
+def parse(text: str, where: str) -> pd.DataFrame:
+    """Read and check the text of a verdicts.csv.
+
+    Args:
+        text: The file's content.
+        where: Named in errors, usually the path.
+
+    Raises:
+        ResultsError: Not CSV, other columns, an id twice, an unknown verdict, or an interval upside down.
+    """
+    remedy = "draw it again with `spin-repro figures`"
+    try:
+        table = pd.read_csv(io.StringIO(text))
+    except ValueError as error:  # also what pandas raises for text that is no table
+        raise ResultsError(f"{where}: not readable as CSV ({error}); {remedy}") from None
+    if tuple(table.columns) != VERDICT_COLUMNS:
+        raise ResultsError(f"{where}: columns are {', '.join(map(str, table.columns))}; {remedy}")
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    checked(_FINDINGS, [{"where": "", **row} for row in rows], where, remedy)
+    if table["id"].duplicated().any():
+        raise ResultsError(f"{where}: id {table['id'][table['id'].duplicated()].iloc[0]!r} is given twice; {remedy}")
+    return table
+
+
+def page(findings: Sequence[Finding]) -> str:
+    """The verdict page: a count, the rule, and a table of all findings."""
+    averages = published.leaderboard()[["average_printed", "average_recomputed"]]
+    gain = averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
+    lines = [
+        "# Verdicts",
+        "",
+        tally(finding.verdict for finding in findings) + ".",
+        "",
+        rule(findings),
+        "",
+        _PAPER.format(recomputed=gain["average_recomputed"], printed=gain["average_printed"]),
+        "",
+        "| id | statement | where | in the paper | noise | paper | ours | items × seeds | verdict |",
+        "| --- | --- | --- | --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for finding in findings:
+        holds = {True: "holds", False: "does not hold", None: ""}[finding.paper_holds]
+        size = f"{finding.n or ''} × {finding.seeds}" if finding.n and finding.seeds else ""
+        status = finding.verdict + (f": {finding.reason}" if finding.reason else "")
+        cells = [finding.id, finding.statement, finding.where, holds, finding.paper_noise]
+        cells += [shown(finding.paper), with_interval(finding), size, status]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def tally(outcomes: Iterable[str]) -> str:
+    """How often each verdict was given, in words."""
+    counts = Counter(outcomes)
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+
+
+def rule(findings: Sequence[Finding]) -> str:
+    """How verdicts are given, in words, with how many intervals miss by chance."""
+    measured = [finding for finding in findings if finding.n is not None]  # times are of no items
+    intervals = sum(not finding.id.endswith("-size") for finding in measured)  # those are the same intervals again
+    return _RULE.format(intervals=intervals, chance=round(intervals / 20))
+
+
+def shown(value: float | None) -> str:
+    """A value as the page of verdicts prints it."""
+    if value is None:
+        return ""
+    return (f"{value:.1e}" if 0 < abs(value) < 0.005 else f"{value:.2f}").replace("-", "−")
+
+
+def with_interval(finding: Finding) -> str:
+    """Our value with its interval, empty if there is none."""
+    if finding.low is None or finding.high is None:
+        return shown(finding.ours)
+    return f"{shown(finding.ours)} [{shown(finding.low)}, {shown(finding.high)}]"
