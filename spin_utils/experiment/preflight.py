@@ -24,6 +24,7 @@ from spin_utils.experiment import clock, forecast, launch, plan, sizes
 from spin_utils.experiment.plan import Plan, control_demonstrations, needs_data, trainings
 from spin_utils.experiment.sizes import Lengths, Machine, Workload
 from spin_utils.files import artifacts, paths
+from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.model.base import ModelError
 from spin_utils.paper import generations, results
@@ -35,7 +36,7 @@ def check_inputs(profile: Profile) -> None:
     """Refuse a run whose inputs are wrong or do not fit together, before any long work.
 
     Raises:
-        KitError, RowError, TemplateError, EvaluationError, MtBenchError, JudgeError: with the file,
+        KitError, RowError, TemplateError, EvaluationError, MtBenchError: with the file,
             the row and the remedy.
     """
     from spin_utils.experiment import mt_bench
@@ -52,6 +53,10 @@ def check_inputs(profile: Profile) -> None:
         _check_control(profile, demonstrations)
         if not profile.released:
             _check_preferences(profile, demonstrations)
+    elif profile.evaluation.tasks:
+        from spin_utils.evaluation import harness  # takes seconds
+
+        harness.check_tasks(profile.evaluation, ())
     if profile.released:
         return
     if profile.generation.backend == "vllm":
@@ -277,7 +282,7 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
     findings += _hub(asked)
     rows, said = _rows("demonstrations", profile.demonstrations if needs_data(profile) else None)
     control, also_said = _rows("sft_control", control_demonstrations(profile))
-    findings += [*said, *also_said]
+    findings += [*said, *also_said, *_tasks(profile, rows)]
     reachable = any(repository.kind == "model" and access.state == "ok" for repository, access in asked.items())
     try:
         found = sizes.architecture(profile.model, reachable=reachable)
@@ -438,6 +443,19 @@ def _rows(what: str, settings: DemonstrationSettings | None) -> tuple[dict[str, 
     splits = vars(made)
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items() if rows)
     return splits, [Finding(what, "ok", sizes + (f"; {expected:,} as expected" if expected else ""))]
+
+
+def _tasks(profile: Profile, rows: Mapping[str, Any] | None) -> list[Finding]:
+    """Further tasks of lm-eval, loaded and scored on one item as at the start of a run."""
+    if not profile.evaluation.tasks:
+        return []
+    from spin_utils.evaluation import harness  # takes seconds
+
+    try:
+        harness.check_tasks(profile.evaluation, {row["family"] for split in (rows or {}).values() for row in split})
+    except KitError as error:
+        return [Finding("tasks", "refused", str(error))]
+    return [Finding("tasks", "ok", ", ".join(profile.evaluation.tasks))]
 
 
 def _versions() -> Finding:

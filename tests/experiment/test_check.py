@@ -437,3 +437,13 @@ def test_versions_are_held_to_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path
     finding = preflight._versions()
     assert finding.state == "note"
     assert "instead of 0.0.1, no-such-package missing instead of 1.0" in finding.text
+
+
+def test_a_further_task_that_cannot_be_scored_is_refused_with_its_file(tmp_path: Path) -> None:
+    task = tmp_path / "mine.yaml"
+    more = {"evaluation.tasks": [str(task)]}
+    task.write_text("task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: missing.jsonl}}\n")
+    report = preflight.check(profiles.load("smoke", more), LAPTOP)
+    assert states(report, "tasks") == ["refused"]
+    assert "mine.yaml cannot be loaded" in text(report)
+    assert not report.ready()
