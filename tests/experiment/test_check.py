@@ -278,8 +278,8 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
         "datasets/cais/mmlu": "3" * 40,
     }
     hub.gated = {"datasets/cais/mmlu"}
-    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "num_hidden_layers": 2}
-    hub.configs["Qwen/Qwen2.5-0.5B"] = {"model_type": "qwen2", **sizes, "intermediate_size": 96, "vocab_size": 300}
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "num_hidden_layers": 2}
+    hub.configs["Qwen/Qwen2.5-0.5B"] = {"model_type": "qwen2", **config, "intermediate_size": 96, "vocab_size": 300}
     found = {wanted.name: preflight.look(wanted) for wanted in preflight.wanted(profile)}
     assert found["Qwen/Qwen2.5-0.5B"] == ("ok", f"reachable at {profile.model.revision[:8]}")
     assert found["HuggingFaceH4/ultrachat_200k"].text.endswith("--set demonstrations.revision=COMMIT")

@@ -144,8 +144,8 @@ def test_changed_pairs_do_not_go_on_from_the_old_ones(
         ({"row": {"prompt": "a" * 600, "chosen": "b", "rejected": "c"}}, "chosen: row 3 (pairs-3): prompt of"),
         ({"set": "training.bta=1"}, "training.bta: unknown setting; did you mean 'beta'?"),
         ({"set": "beta=1"}, "beta: unknown setting; known: training, template, seed"),
-        ({"set": "training.beta=-1"}, "training.beta: -1.0 must be above 0"),
-        ({"set": "training.trackers=[wand]"}, "training.trackers[0]: 'wand' is not a choice; did you mean 'wandb'?"),
+        ({"set": "training.beta=-1"}, "training.beta: should be greater than 0"),
+        ({"set": "training.trackers=[wand]"}, "'wand' is not a choice; did you mean 'wandb'?"),
         ({"set": "training.trackers=[trackio]"}, "tracker 'trackio' is not installed; run: pip install trackio"),
     ],
 )
