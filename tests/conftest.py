@@ -10,16 +10,10 @@ import hypothesis
 import loopback_judge
 import pandas as pd
 import pytest
-import skip_list
 import smoke_home
 import synthetic_results as synthetic
 from filelock import FileLock
 from loopback_hub import LoopbackHub, serve
-from skip_list import (  # noqa: F401 - hooks of pytest
-    pytest_collection_modifyitems,
-    pytest_make_collect_report,
-    pytest_runtest_makereport,
-)
 
 from spin_utils.drawing import style
 from spin_utils.paper import results
@@ -34,7 +28,6 @@ os.environ.update({"SPIN_HEADLESS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFF
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    skip_list.pytest_configure(config)
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the other tests are about a CPU, on every machine
 

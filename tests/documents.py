@@ -23,6 +23,8 @@ NOT_RUN = {
     ".venv/bin/python -m pytest -m gpu": "for a machine with a GPU",
     "SPIN_SCREENSHOTS=shots .venv/bin/python -m pytest tests/whole/test_browser.py": "part of these tests",
     ".venv/bin/python -m benchmarks.search": "half an hour on a real model",
+    ".venv/bin/python -m benchmarks.coverage": "minutes; test_statistics.py runs its functions",
+    ".venv/bin/python docs/make_map.py": "writes into the repository; test_rooms.py calls its functions",
 }
 """Commands that no test types, and why."""
 SLOW = (

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from spin_utils.files import paths
 
 PACKAGE = paths.REPOSITORY / "spin_utils"
-ROOMS = (
-    "files",
-    "settings",
-    "data",
-    "model",
-    "training",
-    "paper",
-    "evaluation",
-    "experiment",
-    "drawing",
-    "cli",
-)
 
 
-def imported(path: Path) -> Iterator[tuple[str, str]]:
+def _make_map() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_map", paths.REPOSITORY / "docs" / "make_map.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MAP = _make_map()
+ROOMS: tuple[str, ...] = MAP.ROOMS
+
+
+def imports(path: Path) -> Iterator[tuple[str, str]]:
     """Every import of the package in a file, lazy ones included: the module and the name taken from it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spin_utils"):
@@ -49,7 +52,7 @@ def test_the_package_is_its_rooms_and_nothing_lies_beside_them() -> None:
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_earlier_rooms_and_no_private_name_of_another(room: str) -> None:
     for path in (PACKAGE / room).rglob("*.py"):
-        for module, name in imported(path):
+        for module, name in imports(path):
             assert not climbs(room, module, name), f"{path}: imports {module}.{name}, a later room"
             private = name.startswith("_") and not name.startswith("__")
             assert not private or module.split(".")[1] == room, f"{path}: imports the private {module}.{name}"
@@ -66,6 +69,6 @@ def test_an_import_of_a_later_room_would_be_seen(tmp_path: Path) -> None:
     file.write_text(
         "import os\ndef later():\n    from spin_utils.drawing import report\n    import spin_utils.files.paths\n"
     )
-    seen = list(imported(file))
+    seen = list(imports(file))
     assert seen == [("spin_utils.drawing", "report"), ("spin_utils.files.paths", "")]
     assert [climbs("model", *pair) for pair in seen] == [True, False]
