@@ -102,7 +102,7 @@ def _one_line_errors() -> Iterator[None]:
         if isinstance(error, _failures()):
             log.error("Failed: %s", error)
             raise typer.Exit(1) from None
-        if not isinstance(error, paths.KitError) and not type(error).__module__.startswith("spin_utils"):
+        if not isinstance(error, paths.KitError):
             raise
         log.error("Error: %s", error)
         raise typer.Exit(2) from None

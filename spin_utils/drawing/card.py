@@ -31,7 +31,7 @@ TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template.jinja")
 """Files of a checkpoint that make up the model; what else lies there belongs to the run."""
 
 
-class CardError(ValueError):
+class CardError(paths.KitError):
     """A card cannot be written or pushed. The message names the model and the remedy."""
 
 
