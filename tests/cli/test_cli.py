@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -60,17 +59,6 @@ def test_bad_input_is_one_line_and_exit_status_2(
     assert message in out
     assert "Traceback" not in out
     assert len(out.strip().splitlines()) == 1
-
-
-def test_a_broken_row_is_named_before_any_work(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"prompt": f"question {i}", "response": f"answer {i}"} for i in range(60)]
-    rows[16]["response"] = " "
-    path = home / "mine.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    status, out = outcome(capsys, "reproduce", "--profile", "smoke", "--data", str(path))
-    assert status == 2
-    assert "mine.jsonl, row 17" in out
-    assert not list(home.glob("artifacts/*/seed-*"))
 
 
 def test_the_plan_lists_every_step_in_order(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,52 +203,12 @@ def test_every_command_shows_examples_that_it_understands(capsys: pytest.Capture
             command.make_context(name, words[2:])  # refuses what it does not know
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["plan", "--sets", "a=1"], "--sets"),
-        (["report", "spin-1"], "spin-1"),
-        (["check", "--profile", "smoke", "--seeds", "0,1"], "--seeds"),
-        (["step", "spin-0", "--gpus", "-1"], "--gpus"),
-        (["reproduce", "--jobs", "many"], "--jobs"),
-        (["provenance", "spin-1", "--kind", "weights"], "'training'"),
-        (["plann"], "Did you mean 'plan'?"),
-    ],
-)
-def test_what_no_command_understands_is_one_line_and_exit_status_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, out = outcome(capsys, *arguments)
-    assert status == 2
-    assert message in out
-    assert len(out.splitlines()) == 1
-
-
-def test_no_runs_are_no_benchmark(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "--runs", "0"]) == 2
-    assert "--runs 0: give at least 1" in capfd.readouterr().err
-
-
 def test_a_script_reads_the_plan_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out = outcome(capsys, "plan", "--profile", "smoke", "--json")
     assert status == 0
     steps = {row["step"]: row for row in json.loads(out)}
     assert steps["spin-1"]["inputs"] == ["spin-0", "pairs-1", "pairs-0"]
     assert not any(row["done"] for row in steps.values())
-
-
-def test_a_script_reads_the_provenance_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    committed = paths.REPOSITORY / "results" / "cpu" / "seed-0" / "evaluations" / "spin-3.json"
-    copy = home / committed.relative_to(paths.REPOSITORY)
-    copy.parent.mkdir(parents=True)
-    shutil.copyfile(committed, copy)
-    status, out = outcome(capsys, "provenance", "spin-3", "--json")
-    assert status == 0
-    found = json.loads(out)
-    assert found["file"] == "results/cpu/seed-0/evaluations/spin-3.json"
-    last = found["chain"]["spin-3"]
-    assert found["chain"]["eval-spin-3"]["inputs"]["spin-3"]["manifest"] == last["manifest_sha256"]
-    assert last["presence"] == "not on this machine"
 
 
 def test_the_verdicts_of_one_kind_are_listed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,26 +254,6 @@ def test_a_relative_home_is_one_folder_for_all_processes_of_a_command(
         paths.home()  # in a kernel, which works in another folder
     assert outcome(capsys, "plan", "--profile", "smoke")[0] == 0
     assert os.environ["SPIN_HOME"] == str(tmp_path / "out")
-
-
-@pytest.mark.parametrize("stem", ["my.v2 file", "a" * 70])
-def test_a_changed_profile_is_named_by_what_its_file_says(
-    stem: str, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / f"{stem}.yaml"
-    file.write_text("extends: smoke\nname: mine\n")
-    for beta in (0.5, 0.7):
-        assert outcome(capsys, "plan", "--profile", str(file), "--set", f"spin.betas=[{beta}]")[0] == 0
-    made = [path.name for path in (home / "artifacts").iterdir()]
-    assert len(made) == 2
-    assert all(name.startswith("mine-") for name in made)
-
-
-def test_one_seed_of_the_tables_may_be_given_as_a_number(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[dict[str, Any]] = []
-    monkeypatch.setattr("spin_utils.cli.notebooks.run", lambda name, values, output: given.append(values) or output)
-    assert cli.main(["run", "05_tables_and_figures", "-p", "profile=smoke", "-p", "seeds=1"]) == 0
-    assert given[0]["seeds"] == "1"
 
 
 @pytest.mark.parametrize(

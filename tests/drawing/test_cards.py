@@ -70,13 +70,6 @@ def test_settings_that_changed_since_the_run_are_not_put_on_its_card(profile: Pr
         card.write(changed, "spin-0")
 
 
-def test_the_card_of_an_epoch_says_how_many_were_trained() -> None:
-    smoke = profiles.load("smoke")
-    for epoch in (1, 3):
-        settings = card._training(smoke, f"spin-0-epoch-{epoch}")
-        assert (settings.epochs, settings.schedule_epochs) == (epoch, smoke.spin.training.schedule_epochs)
-
-
 def test_the_hubs_names_of_base_model_and_data_are_metadata(profile: Profile) -> None:
     import dataclasses
 

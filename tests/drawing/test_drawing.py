@@ -38,20 +38,6 @@ def test_every_table_and_figure_comes_out_and_no_figure_stays_open(home, generat
     assert ("no held-out pairs against" in page) != generated
 
 
-def test_transfer_tasks_fill_the_columns_that_the_profile_gives_them(home):
-    root = paths.results("cpu")
-    profile = profiles.load("cpu")
-    families = {**profile.demonstrations.families, **profile.demonstrations.transfer}
-    names = [*families, "unheard_of"]
-    document = synthetic.evaluation("sft", 0, ability=0.0, items=3, names=names)
-    results.write_json(results.path_of(root, 0, "transfer", "sft"), document)
-    transfer = results.load_evaluations(root, kind_folder="transfer")
-    assert draw.stand_ins(profile, transfer) == {
-        **{name: family.benchmark for name, family in families.items()},
-        "unheard_of": "",
-    }
-
-
 @pytest.mark.usefixtures("png_only")
 def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
     root = synthetic.write(home, seeds=(0,), items=8)
@@ -70,15 +56,6 @@ def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
     sections = re.findall(r'<h2 id="(\w+)"', page)
     assert sections == re.findall(r'href="#(\w+)"', page) == ["verdicts", "figures", "tables", "claims", "provenance"]
     assert page.index("<small>table-4<") < page.index('id="figures"') < page.index("<small>average-final<")
-
-
-@pytest.mark.parametrize("model", ["spin-2", "spin-3"])  # the second is in no table either
-def test_generations_of_a_model_that_is_not_shown_draw_nothing(home, model):
-    synthetic.write(home, seeds=(0,), items=4)
-    document = synthetic.generations(model, 0, ability=0.2, items=9)
-    results.write_json(results.path_of(paths.results("cpu"), 0, "generations", model), document)
-    drawn = draw.compose(profiles.load("cpu")).figures
-    assert any(text.get_text().startswith("not run") for text in drawn["figure1"].findobj(Text))
 
 
 @pytest.mark.filterwarnings("error")
@@ -135,17 +112,6 @@ def test_times_of_training_seeds_that_ran_side_by_side_give_way_to_those_of_one_
         results.write_json(path, document)
     times, _, undisturbed = tables.wall_clock(root, results.load_training(root))
     assert (set(times["seed"]), undisturbed) == (seeds, alone)
-
-
-def test_results_of_two_runs_are_not_drawn_together(home):
-    root = synthetic.write(home, seeds=(0, 1), items=4)
-    for seed, key in ((0, "0" * 12), (1, "1" * 12)):
-        path = results.path_of(root, seed, "evaluations", "sft")
-        document = results.read_json(path)
-        document["provenance"]["chain"]["data"] = synthetic.link("data") | {"key": key}
-        results.write_json(path, document)
-    with pytest.raises(results.ResultsError, match="they are of two runs"):
-        draw.compose(profiles.load("cpu"))
 
 
 @pytest.mark.usefixtures("png_only")

@@ -65,20 +65,6 @@ def test_every_evaluated_iterate_and_no_other_is_in_the_picture_of_turns(home: P
     figure.savefig(home / "turns.png")
 
 
-def test_pairs_part_where_their_tokens_do_and_identical_ones_are_counted() -> None:
-    pairs = pd.DataFrame(
-        {
-            "family": ["a", "a", "b"],
-            "identical": [False, True, False],
-            "shared_tokens": [2, 5, 0],
-            "real_tokens": [4, 5, 7],
-        }
-    )
-    axes = items.parting(pairs).axes[0]
-    assert [line.get_xdata().tolist() for line in axes.lines] == [[0.5], [0.0]]
-    assert [text.get_text() for text in axes.texts] == ["1 of 2 identical", "0 of 1 identical"]
-
-
 def test_without_any_iterate_there_is_nothing_to_ask(home: Path) -> None:
     steps = plan.make(profiles.load("smoke"), 0)
     assert explore.prompts(steps) == []
@@ -103,18 +89,6 @@ def test_a_table_shows_what_a_model_wrote_as_it_is() -> None:
     assert "<i>" not in shown
     cells = [html.unescape(cell) for cell in re.findall(r"<pre[^>]*>(.*?)</pre>", shown, re.S)]
     assert cells == [hostile, "3"]
-
-
-def test_a_table_says_where_there_is_nothing() -> None:
-    assert "empty" in show.texts(pd.DataFrame({"answer": ["  "]})).data
-    assert "nothing to show" in show.texts(pd.DataFrame({"answer": []})).data
-
-
-def test_settings_are_shown_by_name_and_a_missing_stage_as_none() -> None:
-    profile = profiles.load("smoke")
-    shown = show.settings(generation=profile.generation, sft=None).data
-    assert f"temperature&nbsp;<b>{profile.generation.temperature}</b>" in shown
-    assert "<i>sft</i>: none" in shown
 
 
 def test_settings_without_an_effect_are_not_shown() -> None:

@@ -8,7 +8,7 @@ import pytest
 import synthetic_results as synthetic
 
 from spin_utils.drawing import draw, figures, footnotes, generation_figures, readme, report, tables, training_figures
-from spin_utils.paper import generations, published, results
+from spin_utils.paper import generations, results
 from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
 
@@ -65,20 +65,6 @@ def test_a_level_of_fewer_seeds_is_named_below_table_3_and_figure_3_and_a_gain_i
         assert "240 items (40 a task) and 2 training seeds" in whole
 
 
-def test_the_count_of_seeds_is_that_of_the_models_drawn_and_not_of_all_results(scores):
-    some = scores[(scores["seed"] == 1) | (scores["model"] == "spin-3-dpo")]
-    assert "one training seed, whose choice is not covered" in words(figures.figure2(some, synthetic.STAND_INS))
-    assert "one training seed, whose choice is not covered" in tables.table5(some, synthetic.STAND_INS).notes[0]
-
-
-def test_figures_of_points_say_that_their_axes_need_not_start_at_0_and_that_the_paper_has_no_intervals(scores):
-    for name in ("figure2", "figure4", "figure5"):
-        shown = words(getattr(figures, name)(scores, synthetic.STAND_INS))
-        assert "Axes need not start at 0" in shown
-        assert "the paper prints none" in shown
-    assert figures.figure3(scores, synthetic.STAND_INS).axes[0].get_xlim()[0] == 0, "bars do"
-
-
 def test_generations_bounds_grades_and_training_name_fewer_seeds_too(root, scores, tmp_path):
     texts = without(results.load_generations(root), "spin-1", 0)
     measured = generations.measures(texts)
@@ -130,15 +116,6 @@ def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_th
 )
 def test_what_is_not_the_papers_is_said(name, stand_ins, said):
     assert draw.not_the_papers(profiles.load(name), stand_ins) == said
-
-
-def test_with_the_papers_benchmarks_the_tables_name_what_else_differs(home):
-    for model in ("sft", "spin-0"):
-        document = synthetic.evaluation(model, 0, ability=0.1, items=4, names=published.LEADERBOARD)
-        results.write_json(results.path_of(home / "results" / "cpu", 0, "evaluations", model), document)
-    drawn = draw.compose(replace(profiles.load("cpu"), evaluation=profiles.load("gpu").evaluation))
-    table4 = next(table for table in drawn.tables if table.number == 4)
-    assert table4.notes[-1] == "Another model than the paper's: compare directions, not levels."
 
 
 def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):

@@ -3,13 +3,12 @@
 import math
 import re
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils.drawing import generation_figures, style, tables
+from spin_utils.drawing import generation_figures, tables
 from spin_utils.paper import generations, results
 from spin_utils.paper.statistics import paired
 
@@ -43,12 +42,6 @@ def test_similarity_counts_words_in_order_and_is_1_only_for_the_same_words():
     assert generations.similarity("a b", "b a") < 1
     assert generations.similarity("a b", "c d") == 0
     assert generations.similarity("", "") == 1
-
-
-def test_every_generation_is_measured(texts, measured):
-    assert len(measured) == len(texts)
-    assert measured["identical"].mean() == (texts["real"] == texts["generated"]).mean()
-    assert (measured["similarity"][measured["identical"] == 1] == 1).all()
 
 
 def heldout_pairs(real_drift, generated_drift, model="spin-0"):
@@ -95,13 +88,6 @@ def test_the_example_is_of_the_lowest_seed_that_has_most_of_the_models(texts):
     assert (chosen.seed, list(chosen.by_model)) == (1, list(generations.MODELS)), "no model is missing that was run"
 
 
-def test_another_example_is_of_another_family_if_there_is_one():
-    both = pd.concat([rows("x", family="b"), rows("x", family="a").assign(id="9")])
-    assert generations.example(both).family == "a"
-    assert generations.example(both, other_than=["a"]).family == "b"
-    assert generations.example(both, other_than=["a", "b"]).family == "a"
-
-
 def test_tables_7_and_8_show_two_families_and_the_generations_as_they_are(texts, measured):
     seven, eight = tables.table7(texts, measured), tables.table8(texts, measured)
     families = [re.search(r"family (\w+)", table.notes[0]).group(1) for table in (seven, eight)]
@@ -140,15 +126,6 @@ def test_a_model_without_generations_is_a_dash_with_its_reason(texts, measured):
     assert "— no generations of SPIN iteration 2." in table.notes
 
 
-def test_without_generations_tables_and_figures_come_out_with_the_reason(texts, measured, bounds):
-    for make in (tables.table7, tables.table8):
-        assert "— no generations at all." in make(texts[:0], measured[:0]).notes
-    assert "no generations" in words(generation_figures.figure1(texts[:0]))
-    shown = words(generation_figures.convergence(measured[:0], bounds[:0]))
-    assert shown.count("no generations") == 3
-    assert shown.count("no held-out pairs") == 1
-
-
 def words(figure):
     found = [text.get_text() for ax in figure.axes for text in ax.texts]
     return " ".join([*found, figure.get_supxlabel()]).replace("\n", " ")
@@ -160,14 +137,6 @@ def test_figure_1_shows_prompt_truth_and_both_generations_of_one_prompt(texts):
     for text in (chosen.real, *(row["generated"] for row in chosen.by_model.values())):
         assert text[:50] in shown
     assert chosen.id in shown
-
-
-def test_dollar_signs_in_an_answer_are_letters_and_long_answers_say_that_they_are_cut(tmp_path):
-    odd = pd.concat([rows("costs $3 or $x^", model="sft"), rows("word " * 400, model="spin-0")])
-    figure = generation_figures.figure1(odd)
-    style.save(figure, tmp_path, "figure1")
-    assert "costs $3 or $x^" in words(figure)
-    assert "cut here" in words(figure)
 
 
 def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_none(root):
@@ -192,16 +161,6 @@ def test_figure_6_names_what_was_not_run(root):
     assert "Tasks of Table 6: not run." in shown
 
 
-def test_figure_6_of_the_papers_benchmarks_has_no_stand_ins(root):
-    scores, transfer = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
-    own = [{task: task for task in frame["task"].unique()} for frame in (scores, transfer)]
-    shown = words(generation_figures.figure6(scores, own[0], transfer, own[1]))
-    assert "harder" not in shown
-    assert "*" not in shown
-    assert "stand-ins" not in shown
-    assert "other benchmarks of the paper" in shown
-
-
 def test_convergence_draws_each_measure_with_intervals_and_breaks_at_a_missing_model(measured, bounds):
     figure = generation_figures.convergence(measured, bounds[bounds["model"] != "spin-0"])
     jsd, same, length, _ = figure.axes
@@ -215,12 +174,3 @@ def test_convergence_draws_each_measure_with_intervals_and_breaks_at_a_missing_m
     assert len(jsd.collections) == 2
     assert "No held-out pairs against SPIN iteration 0." in words(figure)
     assert length.lines[-1].get_ydata()[0] == pytest.approx(measured["real_tokens"].mean())
-
-
-def test_drawing_is_repeatable_and_leaves_no_figure_open(tmp_path, texts, measured, bounds):
-    for number in (1, 2):
-        style.save(generation_figures.convergence(measured, bounds), tmp_path / str(number), "convergence")
-        style.save(generation_figures.figure1(texts), tmp_path / str(number), "figure1")
-    for name in ("convergence.png", "convergence.pdf", "figure1.png", "figure1.pdf"):
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-    assert plt.get_fignums() == []

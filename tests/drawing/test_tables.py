@@ -92,16 +92,6 @@ def test_a_task_that_stands_in_for_none_has_its_own_column_and_no_paper_score(sc
     assert pd.isna(cell(table, "SFT", "syllogism")["paper"])
 
 
-def test_a_task_that_is_called_like_a_benchmark_does_not_take_its_column(scores):
-    named = scores.assign(task=scores["task"].replace("syllogism", "gsm8k"))
-    stand_ins = {name: benchmark for name, benchmark in synthetic.STAND_INS.items() if name != "syllogism"}
-    stands_in = next(name for name, benchmark in stand_ins.items() if benchmark == "gsm8k")
-    table = tables.table4(named, stand_ins | {"gsm8k": ""})
-    assert f"GSM8k: {stands_in}" in table.header
-    assert cell(table, "SFT", "gsm8k (added)")["value"] > 0
-    assert pd.isna(cell(table, "SFT", "gsm8k (added)")["paper"])
-
-
 def test_iterations_after_the_papers_last_have_their_rows(scores):
     further = scores[scores["model"] == "spin-3"]
     more = pd.concat([scores, further.assign(model="spin-4"), further.assign(model="spin-10")])
@@ -109,11 +99,6 @@ def test_iterations_after_the_papers_last_have_their_rows(scores):
     assert [line[0] for line in table.lines if line[1] == "ours"][-2:] == ["SPIN iteration 4", "SPIN iteration 10"]
     gain = next(line for line in table.lines if line[0] == "SPIN iteration 4")[9]
     assert gain.startswith("+0.0 [")
-
-
-def test_an_unknown_benchmark_is_refused(scores):
-    with pytest.raises(ValueError, match="'arc_challenge' is not one of arc"):
-        tables.table4(scores, {"syllogism": "arc_challenge"})
 
 
 def test_no_results_at_all_still_give_the_papers_table():
@@ -197,12 +182,6 @@ def test_table_6_has_the_papers_benchmarks_with_our_transfer_tasks_named_as_stan
     assert pd.isna(cell(table, "SPIN iteration 3", "bb_causal")["paper"])
 
 
-def test_table_6_leaves_mt_bench_empty_because_no_judge_was_run(transfer):
-    table = tables.table6(transfer, synthetic.TRANSFER)
-    assert {line[2] for line in table.lines if "ours" in line[1]} == {"—"}
-    assert any("needs a judge model" in note for note in table.notes)
-
-
 def test_table_6_shows_the_judges_grades_as_the_paper_prints_its_own(transfer, tmp_path):
     synthetic.write_mt_bench(tmp_path / "cpu")
     grades = results.load_mt_bench(tmp_path / "cpu")
@@ -216,14 +195,6 @@ def test_table_6_shows_the_judges_grades_as_the_paper_prints_its_own(transfer, t
     assert gain["difference"] == pytest.approx(gain["value"] - 0.52)
     assert any("graded 1 to 10 by made-up-judge" in note and "Not graded and left out" in note for note in table.notes)
     assert not any("needs a judge" in note for note in table.notes)
-
-
-def test_table_6_judges_the_papers_own_gains_by_their_item_counts(transfer):
-    noise = published.noise({"spin-2": 1, "sft": -1}, "bb_sports")
-    errors = abs(noise.difference) / noise.error_unpaired
-    note = tables.table6(transfer, synthetic.TRANSFER).notes[4]
-    assert f"BB-sports −1.60 ({errors:.1f} standard errors, {noise.status})" in note
-    assert "MT-Bench" not in note
 
 
 def test_table_6_without_any_transfer_evaluation_gives_the_papers_numbers_and_the_reason(transfer):
@@ -245,15 +216,6 @@ def test_the_three_forms_hold_the_same_numbers_and_are_written_identically_twice
         shown = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
         assert shown in texts[".md"]
         assert shown in texts[".tex"]
-
-
-def test_every_line_of_a_table_is_as_wide_as_its_header(root, table4):
-    for table in (
-        table4,
-        tables.table1(results.load_summaries(root), synthetic.STAND_INS),
-        tables.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"])),
-    ):
-        assert {len(line) for line in table.lines} == {len(table.header)}
 
 
 def test_latex_escapes_what_latex_would_read(table4):

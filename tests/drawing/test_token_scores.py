@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,13 +71,6 @@ def test_examples_differ_and_come_one_from_each_family(steps: plan.Plan) -> None
     assert len(measure.demonstration_examples(steps, run.rows(steps, "validation"))) == 2
 
 
-def test_the_first_demonstration_of_a_family_is_one_that_fits_the_template(steps: plan.Plan) -> None:
-    rows = run.rows(steps, "validation")
-    long = [{**row, "id": f"long-{row['id']}", "prompt": 999 * row["prompt"]} for row in rows]
-    dropping = plan.make(profiles.load("smoke", {"template.too_long": "drop"}), 0)
-    assert measure.demonstration_examples(dropping, long + rows) == measure.demonstration_examples(steps, rows)
-
-
 def scores(tokens: list[str], values: list[float]) -> pd.DataFrame:
     rows = [
         {"checkpoint": point, "example": "x", "answer": answer, "place": i, "token": token, "shared": i < 1}
@@ -100,24 +92,3 @@ def test_hostile_tokens_are_drawn_character_for_character_and_without_warnings(t
             drawn = {text.get_text(): text for text in figure.axes[0].texts}
             assert {"<b>bold</b>", "$x^2$", " \\frac{1}{0}", "⏎", "⇥", "▯", "%s", "&lt;"} <= set(drawn)
             assert not drawn["$x^2$"].get_parse_math()
-
-
-def test_no_line_is_wider_than_the_page_and_long_answers_say_that_they_are_cut() -> None:
-    frame = scores([" token"] * 400, [0.1] * 400)
-    figure = tokens.pushes(frame, "x")
-    boxes = [patch for patch in figure.axes[0].patches if patch.get_height() > 0.9]
-    assert max(box.get_x() + box.get_width() for box in boxes) <= tokens.COLUMNS
-    assert [text.get_text() for text in figure.axes[0].texts].count("…") == 2
-    width = tokens._SIZE * 0.602 / 72 * tokens.COLUMNS
-    assert width == pytest.approx(tokens.WIDTH - 0.16), "the font fills its columns"
-
-
-def test_a_token_pushed_up_is_blue_with_a_bar_up_and_one_pushed_down_orange_with_a_bar_down() -> None:
-    figure = tokens.pushes(scores(["up", "down", "still"], [1.0, -1.0, 0.0]), "x", ["end"])
-    boxes = [patch for patch in figure.axes[0].patches if patch.get_height() > 0.9][:3]
-    bars = [patch for patch in figure.axes[0].patches if patch.get_height() <= 0.9][:3]
-    up, down, still = (matplotlib.colors.to_rgb(box.get_facecolor()) for box in boxes)
-    assert up[2] > up[0]
-    assert down[0] > down[2]
-    assert still == pytest.approx((1, 1, 1), abs=0.02)
-    assert [np.sign(-bar.get_height()) for bar in bars] == [1, -1, 0], "the axis points down"

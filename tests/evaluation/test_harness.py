@@ -67,13 +67,6 @@ def as_result(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"profile": "smoke", "seed": 0, "model": "sft", "provenance": provenance}
 
 
-def test_an_evaluation_writes_nothing_to_standard_error(
-    model: PreTrainedModel, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
-    assert capsys.readouterr().err == ""
-
-
 def test_rows_are_graded_by_their_grader_or_by_exact_match(
     model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -143,22 +136,6 @@ def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
         assert item["score"] == samples[i]["acc"]
         options = samples[i]["doc"]["choices"]
         assert item["response"] == options[int(np.argmax([response[0][0] for response in samples[i]["resps"]]))]
-
-
-def test_a_second_evaluation_reuses_finished_answers(
-    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    first = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS, work=tmp_path)
-    again = evaluate(
-        model,
-        TOKENIZER,
-        rows,
-        template=TEMPLATE,
-        settings=SETTINGS,
-        work=tmp_path,
-        progress=lambda _: pytest.fail("nothing is left to do"),
-    )
-    assert first == again
 
 
 def test_rows_without_families_form_one_task(model: PreTrainedModel) -> None:

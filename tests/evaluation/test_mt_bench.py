@@ -19,7 +19,7 @@ from loopback_judge import KEY, LoopbackJudge, failed, judged, serving
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 
-from spin_utils.drawing import draw, footnotes, generation_figures, style
+from spin_utils.drawing import draw, footnotes, style
 from spin_utils.evaluation import mt_bench as benchmark
 from spin_utils.evaluation.judge import grade_all
 from spin_utils.evaluation.mt_bench import MtBenchError, converse, judge_messages, judge_prompts, questions
@@ -385,11 +385,6 @@ def test_both_turns_of_a_question_are_drawn_together() -> None:
     # Turns that cancel within each question leave nothing to vary between questions, only those that were not asked.
     estimate = mean_grade(table(sft=[1, 9] * 30), {"sft": 1.0})
     assert 4.5 < estimate.low < estimate.high < 5.6
-
-
-def test_figure_6_says_that_none_of_its_models_was_graded() -> None:
-    figure = generation_figures.figure6_mt_bench(table(**{"spin-3": [8, 7]}))
-    assert any("no grades of SFT and iterations 0 to 2" in text.get_text() for text in figure.axes[0].texts)
 
 
 def test_grades_of_two_judges_are_not_compared(root: Path, tmp_path: Path) -> None:

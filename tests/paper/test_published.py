@@ -50,19 +50,6 @@ def test_figures_4_and_5_agree_with_table_4_where_they_show_the_same_model():
     assert spin[50_000] == epochs.loc[("average", 1), "score"]
 
 
-def test_every_reader_gives_numbers_without_holes():
-    for reader in (published.other_benchmarks, published.epochs):
-        numbers = reader().select_dtypes("number")
-        assert numbers.size > 0
-        assert not numbers.isna().any().any()
-
-
-def test_changing_a_returned_table_does_not_change_the_next_one():
-    table = published.leaderboard()
-    table.loc["sft", "arc"] = 0.0
-    assert published.leaderboard().loc["sft", "arc"] == 60.41
-
-
 def test_the_standard_error_is_the_binomial_one_in_points():
     assert published.standard_error("openbookqa", 45.4) == pytest.approx(100 * math.sqrt(0.454 * 0.546 / 500))
     with pytest.raises(ValueError, match="average"):
@@ -107,13 +94,3 @@ def test_noise_status_of_known_differences(after, before, benchmark, status):
     noise = published.noise({after: 1, before: -1}, benchmark)
     assert noise is not None
     assert noise.status == status
-
-
-def test_noise_is_unknown_without_items_or_scores():
-    assert published.noise({"spin-2": 1, "sft": -1}, "mt_bench") is None
-    assert published.noise({"spin-3": 1, "sft": -1}, "openbookqa") is None
-
-
-def test_an_unknown_benchmark_is_refused_by_name():
-    with pytest.raises(ValueError, match="arc_challenge"):
-        published.score("sft", "arc_challenge")

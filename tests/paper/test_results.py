@@ -1,6 +1,5 @@
 """A results file is whole, consistent and finite, or it is refused by name."""
 
-import copy
 import json
 import math
 import shutil
@@ -30,13 +29,6 @@ def test_what_is_written_is_read_back_and_has_one_item_a_line(tmp_path, document
     assert sum('"response": ' in line for line in path.read_text().splitlines()) == 24
 
 
-def test_the_same_document_gives_the_same_bytes(tmp_path, document):
-    first, second = (results.path_of(tmp_path / name / "cpu", 0, "evaluations", "spin-0") for name in ("a", "b"))
-    results.write_json(first, document)
-    results.write_json(second, copy.deepcopy(document))
-    assert first.read_bytes() == second.read_bytes()
-
-
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, document):
     path = results.path_of(tmp_path / "cpu", 0, "evaluations", "spin-0")
     results.write_json(path, document)
@@ -53,14 +45,6 @@ def test_an_altered_score_is_seen_by_the_hash(tmp_path, document):
     results.write_json(path, document)
     path.write_text(path.read_text().replace('"tokens": ', '"tokens": 1', 1))
     with pytest.raises(results.ResultsError, match=r"spin-0.json: not what was written \(hash\)"):
-        results.read_json(path)
-
-
-@pytest.mark.parametrize("text", ["", "[1, 2]", '{"schema": 1', '{"schema": NaN}'])
-def test_a_file_that_is_not_a_json_object_is_refused(tmp_path, text):
-    path = tmp_path / "x.json"
-    path.write_text(text)
-    with pytest.raises(results.ResultsError, match=r"x\.json: .*again"):
         results.read_json(path)
 
 
