@@ -1,8 +1,8 @@
-"""How far the kit goes on paper: hours, memory and disk from the cost model, and where each decision stops holding.
+"""Predicted hours, memory and disk at larger scales, from the cost model, and where each design decision breaks down.
 
     python -m benchmarks.scaling      writes benchmarks/scaling.md
 
-Nothing here was run at these sizes. Ratios in the text were measured: benchmarks/results and the folders beside it.
+Nothing here was run at these sizes. The ratios on the page were measured: benchmarks/results and its sibling folders.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def sampling_bytes(architecture: Architecture, profile: Profile) -> float:
 
 def _head() -> str:
     return (
-        "# Scale on paper\n\n"
+        "# Predicted cost at scale\n\n"
         "Written by `python -m benchmarks.scaling` from the cost model, the memory model and the measured ratios in\n"
-        "[results](results). Predictions, not measurements: nothing was run at these sizes."
+        "[results](results). These are predictions: nothing was run at these sizes."
     )
 
 
@@ -96,22 +96,22 @@ def _assumptions(profile: Profile) -> str:
         [
             "## Assumptions",
             "",
-            f"- GPUs give {run.peak_flops / 1e12:.0f} TFLOP/s in bf16 and read {run.bandwidth / 1e12:.2f} TB/s (an "
-            f"A100 with 80 GB, its data sheet); {run.utilisation:.0%} of either is reached.",
+            f"- A GPU has {run.peak_flops / 1e12:.0f} TFLOP/s in bf16 and {run.bandwidth / 1e12:.2f} TB/s of memory bandwidth "
+            f"(data sheet of the A100 with 80 GB), and reaches {run.utilisation:.0%} of either.",
             f"- {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, real and "
-            "generated response; the paper prints none.",
+            "generated response; the paper does not give lengths.",
             f"- {profile.spin.iterations} iterations of {training.epochs} epochs, batch {training.batch_size}, pairs "
-            "of t-1 mixed in, as in the profile `paper`. SFT, evaluation and the experiments around the chain are left "
-            "out.",
-            "- Work is shared out evenly and communication costs nothing: with more GPUs the true hours are longer.",
-            f"- {run.decoded_together} rows are decoded together. Operations that gradient checkpointing repeats are "
-            "counted in memory, not in hours.",
+            "of t-1 mixed in, as in the profile `paper`. SFT, evaluation and the experiments around the chain are not "
+            "included.",
+            "- Work is split evenly and communication is free, so with several GPUs the true hours are longer.",
+            f"- {run.decoded_together} rows are decoded together. Gradient checkpointing is counted in memory; the "
+            "operations it repeats are not counted in hours.",
         ]
     )
 
 
 def _measured() -> str:
-    lines = ["## What was measured", "", "With SmolLM2-135M, on each machine at the commit that its files name."]
+    lines = ["## What was measured", "", "With SmolLM2-135M, on each machine at the commit recorded in its files."]
     for folder, summary in summaries().items():
         machine = summary["machine"]
         lines += ["", f"[`{folder}`]({folder}): {machine['cpu']}, {machine['device']}.", ""]
@@ -119,7 +119,7 @@ def _measured() -> str:
         for name, ratio in sorted(summary["ratios"].items()):
             numbers = f"{ratio['median']:.2f} | {ratio['low']:.2f} | {ratio['high']:.2f} | {ratio['runs']}"
             lines.append(f"| {name} | {numbers} |")
-    return "\n".join([*lines, "", "The hours below do not use these numbers, and their utilisation is assumed."])
+    return "\n".join([*lines, "", "The hours below do not use these numbers; their utilisation is an assumption."])
 
 
 def summaries() -> dict[str, Mapping[str, Any]]:
@@ -139,19 +139,19 @@ def _hours(profile: Profile) -> str:
                 cells.append(f"{_number(generation)} + {_number(training)}")
             lines.append(f"| {name} | {prompts:,} | {' | '.join(cells)} |")
     batch = profile.spin.training.batch_size
-    return "\n".join([*lines, "", f"Training stands still above {batch} GPUs: a batch has {batch} pairs."])
+    return "\n".join([*lines, "", f"Training gets no faster above {batch} GPUs, because a batch has {batch} pairs."])
 
 
 def _memory(profile: Profile) -> str:
     tokens = profile.spin.training.micro_batch_tokens
     columns = " | ".join(f"training, {n} GPU{'s' if n > 1 else ''}" for n in GPUS)
     lines = [
-        "## Memory of a GPU, GB",
+        "## Memory per GPU, GB",
         "",
-        f"Training with RMSProp, exact float32 masters, micro-batches of {tokens:,} tokens and gradient checkpointing; "
-        "sampling with whole weights on each GPU.",
+        f"Training with RMSprop, float32 master weights, micro-batches of {tokens:,} tokens and gradient checkpointing; "
+        "sampling with the full weights on each GPU.",
         "",
-        f"| model | parameters | {columns} | least GPUs with 80 GB | sampling |",
+        f"| model | parameters | {columns} | fewest 80 GB GPUs | sampling |",
         f"|---|---:|{'---:|' * (len(GPUS) + 2)}",
     ]
     for name, architecture in MODELS.items():
@@ -167,7 +167,7 @@ def _disk(profile: Profile) -> str:
     lines = [
         "## Disk, GB",
         "",
-        "| model | one checkpoint | state for resuming | seconds to write it |",
+        "| model | one checkpoint | resume state | seconds to write it |",
         "|---|---:|---:|---:|",
     ]
     for name, architecture in MODELS.items():
@@ -180,33 +180,35 @@ def _disk(profile: Profile) -> str:
     tokens = run.prompt_tokens + run.real_tokens + run.generated_tokens
     pairs = ", ".join(f"{prompts:,}: {_number(4 * tokens * prompts / 1e9)} GB" for prompts in PROMPTS)
     return "\n".join(
-        [*lines, "", f"Writing at {DISK_RATE / 1e9:.0f} GB/s. Pairs of an iteration, by prompts: {pairs}."]
+        [*lines, "", f"Writing at {DISK_RATE / 1e9:.0f} GB/s. Pairs per iteration, by number of prompts: {pairs}."]
     )
 
 
 def _limits(profile: Profile) -> str:
-    return "\n".join(["## Where each decision stops holding", "", *(f"- {line}" for line in _limit_lines(profile))])
+    return "\n".join(
+        ["## Where each design decision breaks down", "", *(f"- {line}" for line in _limit_lines(profile))]
+    )
 
 
 def _limit_lines(profile: Profile) -> Iterator[str]:
     run, training = Workload(), profile.spin.training
     fits = [name for name, a in MODELS.items() if training_bytes(a, profile) <= GPU_MEMORY]
     yield (
-        f"**Exact float32 masters, one process.** 14 bytes a parameter with RMSProp. Of the models above, "
-        f"{_list(fits)} train on one GPU with 80 GB; larger ones must be sharded (FSDP2, ZeRO-3)."
+        f"**Float32 master weights in one process.** 14 bytes per parameter with RMSprop. Of the models above, "
+        f"{_list(fits)} train on one 80 GB GPU; larger ones have to be sharded (FSDP2, ZeRO-3)."
     )
     samples = [name for name, a in MODELS.items() if sampling_bytes(a, profile) <= GPU_MEMORY]
     whole = [name for name, a in MODELS.items() if 2 * a.parameters > GPU_MEMORY]
     others = [name for name in MODELS if name not in (*samples, *whole)]
     yield (
-        f"**The kit's own sampler holds whole weights on one device.** With {profile.generation.batch_size} rows of "
-        f"{profile.template.max_prompt_tokens + profile.generation.max_new_tokens} tokens {_list(samples)} fit 80 GB. "
-        f"{_list(others)}: fewer rows together. {_list(whole)}: the weights alone do not fit; vLLM with its tensor "
+        f"**The kit's sampler keeps the full weights on one device.** With {profile.generation.batch_size} rows of "
+        f"{profile.template.max_prompt_tokens + profile.generation.max_new_tokens} tokens, {_list(samples)} fit in 80 GB. "
+        f"{_list(others)}: use fewer rows. {_list(whole)}: the weights alone do not fit, so use vLLM with tensor "
         "parallelism."
     )
     yield (
-        f"**Batch {training.batch_size}, as in the paper.** Pairs are shared out, so {training.batch_size} GPUs are "
-        "the most that training can use. More need a larger batch, which is another experiment."
+        f"**Batch {training.batch_size}, as in the paper.** Pairs are divided among GPUs, so training can use at most "
+        f"{training.batch_size}. More need a larger batch, which is another experiment."
     )
     slow = [
         name
@@ -214,23 +216,23 @@ def _limit_lines(profile: Profile) -> Iterator[str]:
         if memory.optimizer_state(a, training) / DISK_RATE > 60 * training.save_minutes / 10
     ]
     yield (
-        f"**A state for resuming every {training.save_minutes:g} minutes.** Written by one process at "
+        f"**A resume state every {training.save_minutes:g} minutes.** Written by one process at "
         f"{DISK_RATE / 1e9:.0f} GB/s it takes more than a tenth of that time for {_list(slow)}: raise `save_minutes`."
     )
     row = CHARACTERS * (run.prompt_tokens + run.real_tokens)
     yield (
-        f"**Demonstrations are read into memory**, to check every row and to shuffle them: their text alone is "
-        f"{', '.join(f'{_number(row * n / 1e9)} GB at {n:,} prompts' for n in PROMPTS)}. Pairs are read from disk."
+        f"**Demonstrations are read into memory** to check and shuffle them: their text alone is "
+        f"{', '.join(f'{_number(row * n / 1e9)} GB at {n:,} prompts' for n in PROMPTS)}. Pairs stay on disk."
     )
     answers = CHARACTERS * (run.prompt_tokens + run.real_tokens + run.generated_tokens)
     yield (
-        "**Results hold every generated answer as text**, so that tables can be drawn without a model: "
-        f"{', '.join(f'{_number(answers * n / 1e9)} GB an iteration at {n:,}' for n in PROMPTS)}. Beyond the paper's "
-        "size they no longer belong in git."
+        "**Results contain every generated response as text**, so that tables can be drawn without a model: "
+        f"{', '.join(f'{_number(answers * n / 1e9)} GB per iteration at {n:,}' for n in PROMPTS)}. Beyond the "
+        "paper's size they no longer belong in git."
     )
     steps = [2 * n * training.epochs // training.batch_size for n in PROMPTS]
     yield (
-        "**A row of metrics for every step.** A later iteration has "
+        "**One row of metrics per step.** A later iteration has "
         f"{', '.join(f'{step:,} steps at {n:,} prompts' for step, n in zip(steps, PROMPTS, strict=True))}: raise "
         "`log_every`."
     )
@@ -242,12 +244,12 @@ def _limit_lines(profile: Profile) -> Iterator[str]:
     twice = sum(forecast.forward_flops(small, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens))
     yield (
         f"**The shared prompt** saves {1 - shared / twice:.0%} of the operations of a pair with SmolLM2-135M and "
-        f"{1 - share / apart:.0%} with Llama-3-70B at the lengths above; it saves nothing where prompts are short "
-        "beside responses."
+        f"{1 - share / apart:.0%} with Llama-3-70B at the lengths above; it saves little if prompts are short "
+        "compared with responses."
     )
     head = Architecture()
     yield (
-        f"**The LM head in chunks** keeps {_number(2 * logprobs.KEPT_LOGITS / 1e9)} GB of logits at most, whatever "
+        f"**The LM head in chunks** keeps at most {_number(2 * logprobs.KEPT_LOGITS / 1e9)} GB of logits, whatever "
         f"the vocabulary; all logits of a micro-batch of {training.micro_batch_tokens:,} tokens would take "
         f"{_number(2 * training.micro_batch_tokens * seventy.vocabulary / 1e9)} GB with Llama-3's vocabulary and "
         f"{_number(2 * training.micro_batch_tokens * head.vocabulary / 1e9)} GB with Mistral's."
