@@ -96,8 +96,8 @@ def _assumptions(profile: Profile) -> str:
         [
             "## Assumptions",
             "",
-            f"- A GPU has {run.peak_flops / 1e12:.0f} TFLOP/s in bf16 and {run.bandwidth / 1e12:.2f} TB/s of memory bandwidth "
-            f"(data sheet of the A100 with 80 GB), and reaches {run.utilisation:.0%} of either.",
+            f"- A GPU has {run.peak_flops / 1e12:.0f} TFLOP/s in bf16 and {run.bandwidth / 1e12:.2f} TB/s of memory "
+            f"bandwidth (data sheet of the A100 with 80 GB), and reaches {run.utilisation:.0%} of either.",
             f"- {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, real and "
             "generated response; the paper does not give lengths.",
             f"- {profile.spin.iterations} iterations of {training.epochs} epochs, batch {training.batch_size}, pairs "
@@ -148,8 +148,8 @@ def _memory(profile: Profile) -> str:
     lines = [
         "## Memory per GPU, GB",
         "",
-        f"Training with RMSprop, float32 master weights, micro-batches of {tokens:,} tokens and gradient checkpointing; "
-        "sampling with the full weights on each GPU.",
+        f"Training with RMSprop, float32 master weights, micro-batches of {tokens:,} tokens and gradient "
+        "checkpointing; sampling with the full weights on each GPU.",
         "",
         f"| model | parameters | {columns} | fewest 80 GB GPUs | sampling |",
         f"|---|---:|{'---:|' * (len(GPUS) + 2)}",
@@ -202,9 +202,9 @@ def _limit_lines(profile: Profile) -> Iterator[str]:
     others = [name for name in MODELS if name not in (*samples, *whole)]
     yield (
         f"**The kit's sampler keeps the full weights on one device.** With {profile.generation.batch_size} rows of "
-        f"{profile.template.max_prompt_tokens + profile.generation.max_new_tokens} tokens, {_list(samples)} fit in 80 GB. "
-        f"{_list(others)}: use fewer rows. {_list(whole)}: the weights alone do not fit, so use vLLM with tensor "
-        "parallelism."
+        f"{profile.template.max_prompt_tokens + profile.generation.max_new_tokens} tokens, {_list(samples)} fit in "
+        f"80 GB. {_list(others)}: use fewer rows. {_list(whole)}: the weights alone do not fit, so use vLLM with "
+        "tensor parallelism."
     )
     yield (
         f"**Batch {training.batch_size}, as in the paper.** Pairs are divided among GPUs, so training can use at most "
