@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, TypeAdapt
 from pydantic.dataclasses import dataclass
 
 from spin_utils.files.disk import write_forms
-from spin_utils.paper import published
+from spin_utils.paper import power, published
 from spin_utils.paper.generations import mean_grade
 from spin_utils.paper.published import BENCHMARK_LABELS
 from spin_utils.paper.results import Part, ResultsError, checked
@@ -344,9 +344,12 @@ def _training(row: Entry, blank: Finding, training: pd.DataFrame | None, loss: L
 
 
 def _judged(finding: Finding, estimate: Estimate, claim: Claim, margin: float, value: float) -> Finding:
+    outcome = verdict(estimate, margin, claim=claim, value=value)
+    undecided = outcome == "inconclusive" and estimate.n_items
     return replace(
         finding,
-        verdict=verdict(estimate, margin, claim=claim, value=value),
+        verdict=outcome,
+        reason=power.needed(estimate, margin, claim=claim, value=value) if undecided else finding.reason,
         ours=estimate.difference,
         low=estimate.low,
         high=estimate.high,
@@ -396,10 +399,9 @@ _RULE = (
     "run* if a claim that belongs to it is, else *not reproduced* if one is, *reproduced* if all are, and "
     "*inconclusive* otherwise; lines in -size do not count there. Scores are in points; which of our tasks stand in "
     "for the paper's benchmarks is in the headings of Table 4. Of {intervals} intervals at 95 %, about {chance} miss "
-    "their true value by chance; with one training seed they cover the choice of items only, and with two or three "
-    "they are too narrow where seeds differ more than items do. For times the range over training seeds stands in the "
-    "interval's place; one seed alone has none and leaves them inconclusive. Intervals of JSD bounds hold the fitted "
-    "scale fixed."
+    "the true value by chance; with one training seed they cover the choice of items only. Times have their range over "
+    "training seeds in place of an interval, and one seed leaves them inconclusive. Intervals of JSD bounds hold the "
+    "fitted scale fixed."
 )
 _PAPER = (
     "*In the paper* tells whether a claim holds for the paper's own printed numbers. *Noise* compares the paper's "

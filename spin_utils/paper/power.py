@@ -120,3 +120,13 @@ def to_decide(
     if not items and not seeds:
         return None
     return ceil(items * estimate.n_items), ceil(seeds * estimate.n_seeds)
+
+
+def needed(estimate: Estimate, margin: float, *, claim: Claim = "greater", value: float = 0.0) -> str:
+    """How large a run would decide a claim, in words. Arguments as in `to_decide`."""
+    found = to_decide(estimate, margin, claim=claim, value=value)
+    if found is None:
+        return "no run of a feasible size would decide it if the difference stays as measured"
+    items, seeds = found
+    ways = [f"{items:,} items"] * (items > 0) + [f"{seeds} training seeds"] * (seeds > 0)
+    return f"about {' or '.join(ways)} would decide it if the difference stays as measured"

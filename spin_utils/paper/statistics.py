@@ -210,7 +210,9 @@ def crossed(
         mean=float(by_seed.mean()),
         centre=float(np.mean([part.centre for part in parts])),
         half=float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5,
-        spread=Spread(items=float(items.sum()) - rest, interaction=rest, seeds=added),
+        spread=Spread(
+            items=max(0.0, float(items.sum()) - rest), interaction=min(rest, float(items.sum())), seeds=added
+        ),
         freedom=freedom,
     )
 

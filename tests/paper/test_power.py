@@ -56,6 +56,13 @@ def test_what_is_said_to_decide_a_claim_does() -> None:
         assert 1.96 * estimate.spread.at(seeds=seeds / estimate.n_seeds) ** 0.5 <= distance
 
 
+def test_a_claim_on_the_line_between_two_verdicts_is_out_of_reach() -> None:
+    estimate = paired(run(200, 4), GAIN).times(100)
+    assert power.to_decide(estimate, 0.5, claim="at_least", value=estimate.difference) is None
+    assert "no run of a feasible size" in power.needed(estimate, 0.5, claim="at_least", value=estimate.difference)
+    assert "would decide it" in power.needed(estimate, 0.5)
+
+
 def test_parts_of_the_variance_add_up_and_scale_with_the_units() -> None:
     estimate = paired(run(200, 4), GAIN)
     points = estimate.times(100)
