@@ -62,16 +62,20 @@ def evaluation(model: str, seed: int, *, ability: float, items: int = 100, profi
         mean = float(passed.mean())
         error = float(passed.std(ddof=1) / np.sqrt(items)) if items > 1 else 0.0
         tasks[task] = {"metric": "exact_match", "n": items, "value": mean, "stderr": error}
+    average = float(np.mean([task["value"] for task in tasks.values()]))
+    document = head("evaluation", profile, seed, model, provenance(f"eval-{model}", "evaluation"))
+    return document | {"tasks": tasks, "average": average, "items": rows}
+
+
+def head(kind: str, profile: str, seed: int, model: str, provenance: dict) -> dict:
+    """What every kind of results file begins with, and where its numbers come from."""
     return {
         "schema": 1,
-        "kind": "evaluation",
+        "kind": kind,
         "profile": profile,
         "seed": seed,
         "model": model,
-        "tasks": tasks,
-        "average": float(np.mean([task["value"] for task in tasks.values()])),
-        "items": rows,
-        "provenance": provenance(f"eval-{model}", "evaluation"),
+        "provenance": provenance,
     }
 
 
@@ -118,15 +122,7 @@ def training(model: str, seed: int, *, steps: int = 60, profile: str = "cpu") ->
                 "seconds": 1.0,
             }
         )
-    return {
-        "schema": 1,
-        "kind": "training",
-        "profile": profile,
-        "seed": seed,
-        "model": model,
-        "rows": rows,
-        "provenance": provenance(model, "spin"),
-    }
+    return head("training", profile, seed, model, provenance(model, "spin")) | {"rows": rows}
 
 
 def generations(model: str, seed: int, *, ability: float, items: int = 30, profile: str = "cpu") -> dict:
@@ -152,8 +148,7 @@ def generations(model: str, seed: int, *, ability: float, items: int = 30, profi
                 "finish_reason": "length" if rambling == 3 else "stop",
             }
         )
-    head = {"schema": 1, "kind": "generations", "profile": profile, "seed": seed, "model": model}
-    return {**head, "items": rows, "provenance": provenance("pairs-0", "pairs")}
+    return head("generations", profile, seed, model, provenance("pairs-0", "pairs")) | {"items": rows}
 
 
 def heldout(model: str, seed: int, *, gap: float, beta: float = 1.0, items: int = 60, profile: str = "cpu") -> dict:
@@ -164,8 +159,7 @@ def heldout(model: str, seed: int, *, gap: float, beta: float = 1.0, items: int 
         {"id": f"validation-{number}", "real_drift": float(real), "generated_drift": float(generated)}
         for number, (real, generated) in enumerate(drifts)
     ]
-    head = {"schema": 1, "kind": "heldout", "profile": profile, "seed": seed, "model": model, "beta": beta}
-    return {**head, "items": rows, "provenance": provenance(model, "spin")}
+    return head("heldout", profile, seed, model, provenance(model, "spin")) | {"beta": beta, "items": rows}
 
 
 def mt_bench(model: str, seed: int, *, ability: float, questions: int = 10, profile: str = "cpu") -> dict:
@@ -194,9 +188,8 @@ def mt_bench(model: str, seed: int, *, ability: float, questions: int = 10, prof
     scores = [row["score"] for row in rows if row["score"] is not None]
     judge = {"name": "made-up-judge", "base_url": "http://localhost/v1", "models": ["made-up-judge-1"]}
     counts = {name: sum(row["status"] == name for row in rows) for name in ("graded", "refused", "unparsable")}
-    head = {"schema": 1, "kind": "mt_bench", "profile": profile, "seed": seed, "model": model, "judge": judge}
-    judged = provenance(f"mt-bench-{model}", "mt_bench")
-    return {**head, "grades": counts, "average": float(np.mean(scores)), "items": rows, "provenance": judged}
+    document = head("mt_bench", profile, seed, model, provenance(f"mt-bench-{model}", "mt_bench"))
+    return document | {"judge": judge, "grades": counts, "average": float(np.mean(scores)), "items": rows}
 
 
 def write_mt_bench(root: Path, *, seeds=(0,), questions: int = 10) -> None:

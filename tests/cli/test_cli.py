@@ -34,19 +34,15 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan", "--profile", "smoek"], "profile 'smoek': unknown; did you mean 'smoke'?"),
-        (["plan", "--profile", "smoke", "--set", "spin.training.bta=1"], "did you mean 'beta'?"),
-        (["plan", "--profile", "smoke", "--set", "spin.training.beta"], "write an override as name=value"),
+        (["plann"], "Did you mean 'plan'?"),
+        (["plan", "--sets", "a=1"], "--sets"),
+        (["check", "--profile", "smoke", "--seeds", "0,1"], "--seeds"),
+        (["provenance", "spin-1", "--kind", "weights"], "'training'"),
         (["plan", "--profile", "smoke", "--seeds", "0,x"], "seeds: '0,x'; write whole numbers"),
         (["plan", "--profile", "smoke", "--seeds", "1,1"], "write each seed once"),
         (["reproduce", "--profile", "smoke", "--model", "/no/such/model"], "/no/such/model: no such model folder"),
         (["reproduce", "--profile", "smoke", "--data", "/no/such/rows.jsonl"], "rows.jsonl"),
         (["step", "spin-9", "--profile", "smoke"], "step 'spin-9': unknown; did you mean 'spin-1'?"),
-        (
-            ["run", "02_synthetic_generation", "-p", "iterations=1"],
-            "no parameter 'iterations'; did you mean 'iteration'?",
-        ),
-        (["run", "03_spin_trainig"], "did you mean '03_spin_training'?"),
         (["verdicts", "--profile", "smoke"], "no verdicts; run `spin-repro figures --profile smoke`"),
         (["figures", "--profile", "smoke"], "no evaluations; run `spin-repro reproduce --profile smoke` first"),
     ],
@@ -112,10 +108,7 @@ def test_two_models_are_compared_on_the_same_items(home: Path, capsys: pytest.Ca
     assert rows["average"]["difference"] == pytest.approx(means["spin-3"] - means["sft"])
     assert rows["average"]["low"] < rows["average"]["difference"] < rows["average"]["high"]
     assert rows["average"]["seeds"] == 2
-    for models in (("spin-9", "sft"), ("spin-9", "spin-8")):
-        status, out = outcome(capsys, "compare", *models)
-        assert status == 2
-        assert "results/cpu: no evaluation of spin-9; did you mean 'spin-3'?" in out
+    assert "no evaluation of spin-9; did you mean 'spin-3'?" in outcome(capsys, "compare", "spin-9", "sft")[1]
 
 
 def test_the_scores_of_a_comparison_are_of_the_seeds_that_both_models_have(
@@ -126,8 +119,6 @@ def test_the_scores_of_a_comparison_are_of_the_seeds_that_both_models_have(
     average = json.loads(outcome(capsys, "compare", "spin-3", "sft", "--json")[1])[-1]
     assert average["seeds"] == 1
     assert average["spin-3"] - average["sft"] == pytest.approx(average["difference"])
-    results.path_of(root, 0, "evaluations", "spin-3").unlink()
-    assert "spin-3 and sft: no training seed has both" in outcome(capsys, "compare", "spin-3", "sft")[1]
 
 
 def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
@@ -136,36 +127,27 @@ def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
     committed = paths.REPOSITORY / "results" / "cpu" / "seed-0" / "evaluations" / "sft.json"
     link = results.read_json(committed)["provenance"]["chain"]["data"]
     for profile, ability, families in (("cpu", 0.2, 1), ("hinge", 0.4, 1), ("other", 0.4, 2)):
-        for seed in (0, 1):
-            document = synthetic.evaluation("spin-1", seed, ability=ability, items=40, profile=profile)
-            settings = {"families": families, "sft_rows": ability, "spin_rows": ability, "validation_rows": ability}
-            document["provenance"]["chain"]["data"] = {**link, "settings": settings}
-            results.write_json(results.path_of(home / "results" / profile, seed, "evaluations", "spin-1"), document)
-    status, out = outcome(capsys, "compare", "hinge/spin-1", "spin-1", "--json")
-    assert status == 0
-    average = json.loads(out)[-1]
+        document = synthetic.evaluation("spin-1", 0, ability=ability, items=40, profile=profile)
+        settings = {"families": families, "sft_rows": ability, "spin_rows": ability, "validation_rows": ability}
+        document["provenance"]["chain"]["data"] = {**link, "settings": settings}
+        results.write_json(results.path_of(home / "results" / profile, 0, "evaluations", "spin-1"), document)
+    average = json.loads(outcome(capsys, "compare", "hinge/spin-1", "spin-1", "--json")[1])[-1]
     assert average["difference"] == pytest.approx(average["hinge/spin-1"] - average["spin-1"])
-    assert average["low"] > 0
     assert "their test rows differ" in outcome(capsys, "compare", "other/spin-1", "spin-1")[1]
-    for other in ("spin-1", "cpu/spin-1"):
-        assert "is compared with itself" in outcome(capsys, "compare", "spin-1", other)[1]
+    assert "is compared with itself" in outcome(capsys, "compare", "spin-1", "cpu/spin-1")[1]
 
 
-@pytest.mark.parametrize("metric", ["acc", "score"])
 def test_the_items_of_a_published_benchmark_are_the_same_in_runs_on_other_data(
-    metric: str, home: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for profile, names in (("paper", BENCHMARKS), ("paper-released", BENCHMARKS[:4])):
         document = synthetic.evaluation("spin-3", 0, ability=0.2, items=20, profile=profile, names=names)
         for summary in document["tasks"].values():
-            summary["metric"] = metric
+            summary["metric"] = "acc"
         if profile == "paper":
             document["provenance"]["chain"]["data"] = synthetic.link("data", settings={"name": "someone/rows"})
         results.write_json(results.path_of(home / "results" / profile, 0, "evaluations", "spin-3"), document)
     status, out = outcome(capsys, "compare", "paper/spin-3", "paper-released/spin-3", "--json")
-    if metric == "score":  # rows of the user's that are called like a benchmark
-        assert "their test rows differ" in out
-        return
     assert status == 0, out
     assert [row["task"] for row in json.loads(out)] == [*sorted(BENCHMARKS[:4]), "average"]
 
@@ -187,8 +169,6 @@ def test_a_cell_of_a_table_is_followed_to_the_hashes_of_its_model_file(capsys: p
         assert one["chain"]["data"]["settings"]["families"]
     status, out = outcome(capsys, "provenance", "spin-2")
     assert status == 0
-    assert out.startswith(f"{name}, seed 0; the tables average seeds {', '.join(map(str, seeds))}\n  ")
-    assert f"chain_sum {found[0]['points']['chain_sum']:.1f}" in out
     assert found[0]["chain"]["spin-2"]["weights_sha256"]["model.safetensors"] in out
 
 
@@ -219,16 +199,15 @@ def test_the_verdicts_of_one_kind_are_listed(home: Path, capsys: pytest.CaptureF
     assert [(row["id"], row["verdict"]) for row in json.loads(out)] == [("b", "not run")]
     assert outcome(capsys, "verdicts")[1].endswith("1 reproduced, 1 not run\n")
     assert "did you mean 'reproduced'?" in outcome(capsys, "verdicts", "--verdict", "reproducd")[1]
-    for damage in (b"", b"id,verdict\n1,reproduced\n", b"\xff", b'"'):
-        (home / "results" / "cpu" / "verdicts.csv").write_bytes(damage)
-        status, out = outcome(capsys, "verdicts")
-        assert (status, "verdicts.csv" in out, "spin-repro figures" in out) == (2, True, True)
+    (home / "results" / "cpu" / "verdicts.csv").write_bytes(b"id,verdict\n1,reproduced\n")
+    status, out = outcome(capsys, "verdicts")
+    assert (status, "verdicts.csv" in out, "spin-repro figures" in out) == (2, True, True)
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 @pytest.mark.parametrize(
     ("words", "word"),
-    [(["repr"], "reproduce"), (["plan", "--js"], "--json"), (["provenance", "--kind", "tr"], "training")],
+    [(["repr"], "reproduce"), (["provenance", "--kind", "tr"], "training")],
 )
 def test_bash_completes_commands_options_and_values(
     words: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -276,18 +255,6 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "make_all", mock.Mock(side_effect=KeyError("a bug")))
     with pytest.raises(KeyError):
         cli.main(["plan", "--profile", "smoke"])
-
-
-def test_make_takes_a_profile_whose_path_has_a_space() -> None:
-    shown = subprocess.run(
-        ["make", "-n", "reproduce", "PROFILE=my profiles/mine.yaml"],
-        cwd=paths.REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    command = next(line for line in shown.splitlines() if "reproduce" in line)
-    assert "my profiles/mine.yaml" in shlex.split(command)
 
 
 def test_a_terminal_that_is_not_utf_8_gets_every_line(home: Path) -> None:

@@ -67,10 +67,6 @@ def test_every_step_asks_for_what_its_kind_does(clustered: tuple[str, Profile]) 
     evaluated = {name for name, asks in kinds.items() if asks == profile.resources.evaluation}
     assert evaluated == {name for name in kinds if name.startswith(("eval-", "transfer-", "heldout-"))}
     assert {"data", "base", "preferences"} == set(kinds) - training - evaluated - {"pairs-0", "pairs-1"}
-    cpu = profiles.load("cpu", {"resources": RESOURCES})
-    sampled = plan.make(cpu, 0).steps["preferences"]
-    assert run.resources(cpu, sampled) == cpu.resources.generation, "a model answers there"
-    assert not run.stays_here(cpu, sampled)
     here = [step.name for step in plan.make(profile, 0) if run.stays_here(profile, step)]
     assert here == ["data", "base", "preferences"], "what downloads runs where the network is"
 
@@ -109,12 +105,8 @@ def test_steps_run_side_by_side_only_where_they_ask_for_gpus(
 
 def test_a_path_that_snakemake_reads_as_something_else_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     profile = profiles.load("smoke")
-    for odd in ("a: b", "a #b", "it's"):
-        with pytest.raises(SettingsError, match="profile: .*Snakemake reads it as YAML, where quotes"):
-            scheduler.command(str(home / odd / "mine.yaml"), profile, [0], dry_run=True)
-    scheduler.command(str(home / "a:b#c d=e,f" / "mine.yaml"), profile, [0], dry_run=True)
-    with pytest.raises(SettingsError, match="profile: .*mine.yaml: Snakemake takes braces for wildcards"):
-        scheduler.command(str(home / "{a}" / "mine.yaml"), profile, [0], dry_run=True)
+    with pytest.raises(SettingsError, match="profile: .*Snakemake reads it as YAML, where quotes"):
+        scheduler.command(str(home / "it's" / "mine.yaml"), profile, [0], dry_run=True)
     monkeypatch.setenv("SPIN_HOME", str(home / "{a}"))
     with pytest.raises(SettingsError, match="SPIN_HOME: .*: Snakemake takes braces for wildcards"):
         scheduler.command("smoke", profile, [0], dry_run=True)

@@ -94,15 +94,13 @@ def test_checkpoint_and_card_go_to_the_hub_in_one_commit(profile: Profile, hub: 
     assert wanted | {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} == set(files)
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert files["README.md"].decode() == card.text(profile, "spin-0")
-    assert all(headers.get("authorization") == f"Bearer {TOKEN}" for _, _, headers, _ in lower(hub.requests))
-
-
-def lower(requests: list[tuple[str, str, dict[str, str], bytes]]) -> list[tuple[str, str, dict[str, str], bytes]]:
-    return [(m, p, {name.lower(): value for name, value in h.items()}, b) for m, p, h, b in requests if m == "POST"]
+    for method, _, headers, _ in hub.requests:
+        sent = {name.lower(): value for name, value in headers.items()}
+        assert method != "POST" or sent["authorization"] == f"Bearer {TOKEN}"
 
 
 def test_nothing_is_pushed_without_a_token_results_or_a_sound_checkpoint(
-    profile: Profile, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    profile: Profile, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(CardError, match="'tiny' is not a hub id; write it as owner/name"):
         card.push(profile, "spin-0", "tiny")
@@ -114,17 +112,8 @@ def test_nothing_is_pushed_without_a_token_results_or_a_sound_checkpoint(
     with pytest.raises(ArtifactError, match="not what was written"):
         card.push(profile, "spin-0", "a/b")
     weights.write_bytes(kept)
-    manifest = weights.with_name("manifest.json")
-    written = manifest.read_text()
-    manifest.write_text(written + "\n")  # as sound as before, but not the one that the results name
-    with pytest.raises(CardError, match="is of another checkpoint"):
-        card.push(profile, "spin-0", "a/b")
-    manifest.write_text(written)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(CardError, match="HF_TOKEN: not set"):
-        card.push(profile, "spin-0", "a/b")
-    monkeypatch.setenv("HF_TOKEN", "hf_one hf_two")
-    with pytest.raises(CardError, match="HF_TOKEN: not set, or no token"):
         card.push(profile, "spin-0", "a/b")
     assert hub.requests == [], "all of it was refused before the hub was asked"
 

@@ -58,14 +58,11 @@ def of_type(entities: Entities, kind: str) -> list[dict[str, Any]]:
     return [entity for entity in entities.values() if kind in (entity["@type"], *entity["@type"])]
 
 
-def test_the_metadata_file_describes_the_root(entities: Entities) -> None:
+def test_the_metadata_file_describes_the_root_which_names_the_profile_and_itself(entities: Entities) -> None:
     descriptor = entities["ro-crate-metadata.json"]
     assert descriptor["@type"] == "CreativeWork"
     assert descriptor["about"] == {"@id": "./"}
     assert descriptor["conformsTo"] == {"@id": "https://w3id.org/ro/crate/1.1"}
-
-
-def test_the_root_names_the_profile_and_itself(entities: Entities) -> None:
     root = entities["./"]
     assert root["@type"] == "Dataset"
     profile = entities[references(root["conformsTo"])[0]]

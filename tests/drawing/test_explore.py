@@ -1,4 +1,4 @@
-"""What the notebooks look at, and how it is shown."""
+"""What the notebooks look at and how it is shown; the scores of single tokens are the terms of the sums of training."""
 
 from __future__ import annotations
 
@@ -6,19 +6,33 @@ import html
 import itertools
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
+from oracle import obvious_logps
 
-from spin_utils.drawing.views import explore, items, live_curve, show
-from spin_utils.experiment import plan, run
+from spin_utils.drawing import style
+from spin_utils.drawing.views import explore, items, live_curve, show, tokens
+from spin_utils.experiment import measure, plan, run
 from spin_utils.files import artifacts
+from spin_utils.model import base
 from spin_utils.settings import profiles
 from spin_utils.settings import run as settings
 from spin_utils.training import trackers
+
+
+@pytest.fixture(scope="module")
+def made(module_home: Path) -> plan.Plan:
+    """A smoke run up to its first iteration; to be read only."""
+    made = plan.make(profiles.load("smoke"), 0)
+    run.make(made, "spin-0")
+    return made
 
 
 def evaluated(steps: plan.Plan, model: str, scores: list[float]) -> None:
@@ -52,8 +66,6 @@ def test_an_item_turns_against_the_model_before_it(home: Path) -> None:
 def test_every_evaluated_iterate_and_no_other_is_in_the_picture_of_turns(home: Path) -> None:
     steps = plan.make(profiles.load("smoke"), 0)
     evaluated(steps, "sft", [0.0, 1.0, 1.0, 0.0, 0.0])
-    one = items.turns(explore.scores(steps))
-    assert any("only one model" in text.get_text() for text in one.axes[1].texts)
     evaluated(steps, "spin-0", [1.0, 1.0, 0.0, 0.0, 1.0])
     scores = explore.scores(steps)
     assert list(scores.columns) == ["sft", "spin-0"]
@@ -61,24 +73,17 @@ def test_every_evaluated_iterate_and_no_other_is_in_the_picture_of_turns(home: P
     assert [text.get_text() for text in figure.axes[1].texts] == ["2 turned right", "1 turned wrong"]
     (image,) = figure.axes[0].images
     assert image.get_array().shape == (2, 5)
-    assert float(image.get_array().sum()) == float(scores.to_numpy().sum())
-    figure.savefig(home / "turns.png")
 
 
-def test_without_any_iterate_there_is_nothing_to_ask(home: Path) -> None:
+def test_every_iterate_that_is_made_answers_the_prompt(made: plan.Plan, home: Path) -> None:
     steps = plan.make(profiles.load("smoke"), 0)
     assert explore.prompts(steps) == []
     assert explore.ask(steps, "Who?").empty
     assert not list(home.rglob("manifest.json")), "asking makes nothing"
-
-
-def test_every_iterate_that_is_made_answers_the_prompt(home: Path) -> None:
-    steps = plan.make(profiles.load("smoke"), 0)
-    run.make(steps, "sft")
-    said = explore.ask(steps, explore.prompts(steps)[0])
-    assert said["model"].tolist() == ["sft"]
-    assert said["answer"].equals(explore.ask(steps, explore.prompts(steps)[0])["answer"]), "the most likely answer"
-    assert len(explore.ask(steps, "longer than the template allows " * 99)) == 1
+    said = explore.ask(made, explore.prompts(made)[0])
+    assert said["model"].tolist() == ["sft", "spin-0"]
+    assert said["answer"].equals(explore.ask(made, explore.prompts(made)[0])["answer"]), "the most likely answer"
+    assert len(explore.ask(made, "longer than the template allows " * 99)) == 2
 
 
 def test_a_table_shows_what_a_model_wrote_as_it_is() -> None:
@@ -95,9 +100,10 @@ def test_settings_without_an_effect_are_not_shown() -> None:
     smoke, cpu = profiles.load("smoke"), profiles.load("cpu")
     assert "layers" in show.settings(model=smoke.model).data
     assert "layers" not in show.settings(model=cpu.model).data
-    shown = show.settings(sft=cpu.sft, without=settings.OF_PAIRS).data
-    assert "epochs" in shown
+    shown = show.settings(sft=cpu.sft, dpo=None, without=settings.OF_PAIRS).data
+    assert f"epochs&nbsp;<b>{cpu.sft.epochs}</b>" in shown
     assert "beta" not in shown
+    assert "<i>dpo</i>: none" in shown
 
 
 class Screen:
@@ -157,3 +163,74 @@ def test_only_a_notebook_that_someone_watches_gets_a_live_curve(
     live_curve.watch()
     live_curve.watch()
     assert len(trackers.open_trackers([], "run", tmp_path)[0]) == 1
+
+
+# Single tokens ------------------------------------------------------------
+
+HOSTILE = ["<b>bold</b>", "$x^2$", " \\frac{1}{0}", "\n", "\t", "", "😀", "漢", "_" * 300, "%s", "&lt;"]
+
+
+def test_token_scores_add_up_to_the_log_probabilities_one_sequence_at_a_time(made: plan.Plan) -> None:
+    points, examples = measure.moments(made, "spin-0"), measure.pair_examples(made, "spin-0")
+    frame = measure.token_scores(examples, points)
+    sums = measure.answer_sums(frame)
+    for name, folder in points.items():
+        with torch.no_grad():
+            expected = obvious_logps(base.load(folder), [example.group for example in examples])
+        assert sums[sums["checkpoint"] == name]["logp"].to_numpy() == pytest.approx(expected.numpy(), abs=1e-3)
+    start = frame[frame["checkpoint"] == "sft"]
+    assert (start["change"] == 0).all()
+    end = frame[frame["checkpoint"] == "epoch 2"]
+    assert end["change"].to_numpy() == pytest.approx(end["logp"].to_numpy() - start["logp"].to_numpy())
+
+
+def test_the_model_of_a_run_is_found_among_its_epochs(made: plan.Plan) -> None:
+    folder = made.directory("spin-0")
+    start = made.directory("sft")
+    expected = {"sft": start, "epoch 1": folder / "epoch-1", "epoch 2": folder}
+    assert measure.moments(made, "spin-0") == expected
+    assert list(measure.moments(made, "sft")) == ["base", "sft"]
+    assert list(measure.moments(made, "base")) == ["base"]
+
+
+def test_shared_tokens_are_pushed_alike_and_cancel(made: plan.Plan) -> None:
+    real = [5, 6, 7, 8]
+    example = measure.Example("x", measure.Group([3, 4], (real, [5, 6, 9])))
+    points = measure.moments(made, "spin-0")
+    frame = measure.token_scores([example], points)
+    assert frame.groupby("answer")["shared"].sum().to_dict() == {"real": 2 * len(points), "generated": 2 * len(points)}
+    shared = frame[frame["shared"]]
+    one, other = (shared[shared["answer"] == answer]["change"].to_numpy() for answer in ("real", "generated"))
+    assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_examples_differ_and_come_one_from_each_family(made: plan.Plan) -> None:
+    examples = measure.pair_examples(made, "spin-0")
+    assert [example.name.split("-")[0] for example in examples] == ["chain_sum", "spell_backward"]
+    for example in examples:
+        real, generated = example.group.response_ids
+        assert list(real) != list(generated)
+    assert len(measure.demonstration_examples(made, run.rows(made, "validation"))) == 2
+
+
+def scores(tokens: list[str], values: list[float]) -> pd.DataFrame:
+    rows = [
+        {"checkpoint": point, "example": "x", "answer": answer, "place": i, "token": token, "shared": i < 1}
+        | {"logp": -abs(value), "change": 0.0 if point == "start" else value}
+        for point in ("start", "end")
+        for answer in ("real", "generated")
+        for i, (token, value) in enumerate(zip(tokens, values, strict=True))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_hostile_tokens_are_drawn_character_for_character_and_without_warnings(tmp_path: Path) -> None:
+    frame = scores(HOSTILE, list(np.linspace(-2, 2, len(HOSTILE))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for draw in (tokens.surprise, tokens.pushes):
+            figure = draw(frame, "x")
+            style.save(figure, tmp_path, draw.__name__)
+            drawn = {text.get_text(): text for text in figure.axes[0].texts}
+            assert {"<b>bold</b>", "$x^2$", " \\frac{1}{0}", "⏎", "⇥", "▯", "%s", "&lt;"} <= set(drawn)
+            assert not drawn["$x^2$"].get_parse_math()

@@ -76,9 +76,9 @@ def test_a_direction_that_says_nothing_gives_no_bound():
 def test_the_example_is_the_first_prompt_with_the_most_different_texts():
     sft = rows("a b c d", "x", "y", model="sft")
     spin = rows("z", "z", "z", model="spin-0")
-    chosen = generations.example(pd.concat([spin, sft]), ["sft", "spin-0"])
-    assert (chosen.id, list(chosen.by_model)) == ("1", ["sft", "spin-0"])
-    assert generations.example(pd.concat([spin, sft]).iloc[::-1], ["sft", "spin-0"]).id == "1"
+    for order in (1, -1):
+        chosen = generations.example(pd.concat([spin, sft]).iloc[::order], ["sft", "spin-0"])
+        assert (chosen.id, list(chosen.by_model)) == ("1", ["sft", "spin-0"])
 
 
 def test_the_example_is_of_the_lowest_seed_that_has_most_of_the_models(texts):
@@ -112,10 +112,7 @@ def test_the_claims_of_tables_7_and_8_are_measured_on_all_prompts_with_paired_in
 
 def test_texts_survive_markdown_and_latex(texts, measured):
     table = tables.table7(texts, measured)
-    text = tables.markdown(table)
-    widths = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}
-    assert widths == {len(table.header) + 1}
-    assert "<br>Give the steps \\| and" in text
+    assert "<br>Give the steps \\| and" in tables.markdown(table)
     assert "\\newline Give the steps \\textbar{} and" in tables.latex(table)
 
 
@@ -142,19 +139,12 @@ def test_figure_1_shows_prompt_truth_and_both_generations_of_one_prompt(texts):
 def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_none(root):
     scores, transfer = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
     figure = generation_figures.figure6(scores, synthetic.STAND_INS, transfer, synthetic.TRANSFER)
-    assert "* harder tasks" in words(figure)
     axes = figure.axes[0]
     line = axes.lines[generations.MODELS.index("spin-1")]
     means = pd.concat([scores, transfer]).query("model == 'spin-1'").groupby("task")["score"].mean() * 100
     tasks = [*synthetic.STAND_INS, *synthetic.TRANSFER]
     assert line.get_ydata() == pytest.approx([*(means[task] for task in tasks), means[tasks[0]]])
     assert "prints no numbers" in words(figure)
-    assert sum("*" in text.get_text() for text in axes.get_xticklabels()) == len(synthetic.TRANSFER)
-    assert len({line.get_marker() for line in axes.lines}) == 4
-
-
-def test_figure_6_names_what_was_not_run(root):
-    scores = results.load_evaluations(root)
     some = scores[scores["model"] != "spin-1"]
     shown = words(generation_figures.figure6(some, synthetic.STAND_INS, scores[:0], {}))
     assert "Not run: SPIN iteration 1." in shown
@@ -171,6 +161,5 @@ def test_convergence_draws_each_measure_with_intervals_and_breaks_at_a_missing_m
         ]
     )
     assert [list(line.get_xdata()) for line in jsd.lines if line.get_marker() == "o"] == [[0], [2, 3]]
-    assert len(jsd.collections) == 2
     assert "No held-out pairs against SPIN iteration 0." in words(figure)
     assert length.lines[-1].get_ydata()[0] == pytest.approx(measured["real_tokens"].mean())

@@ -58,13 +58,9 @@ def test_gains_are_paired_differences_with_a_verdict_on_the_papers_direction(sco
     assert falling["paper"] == -1.5
 
 
-def test_headings_name_the_benchmark_and_its_stand_in(table4):
+def test_headings_name_the_benchmark_and_its_stand_in_if_it_has_another_name(scores, table4):
     assert table4.header[2] == "Arc: letter_counting"
-    assert table4.header[-4:] == ("Average", "Gain", "Direction", "Size")
     assert any("not comparable" in note for note in table4.notes)
-
-
-def test_a_benchmark_under_its_own_name_is_no_stand_in(scores):
     renamed = scores.assign(task=scores["task"].map(synthetic.STAND_INS))
     table = tables.table4(renamed, {name: name for name in published.LEADERBOARD})
     assert table.header[2] == "Arc"
@@ -75,7 +71,6 @@ def test_a_missing_model_is_an_em_dash_with_its_reason_below(scores):
     table = tables.table4(scores[scores["model"] != "spin-3"], synthetic.STAND_INS)
     line = next(line for line in table.lines if line[0] == "SPIN iteration 3")
     assert set(line[2:]) == {"—"}
-    assert "— no evaluation of spin-3." in table.notes
     assert "no evaluation of spin-3" in tables.markdown(table)
 
 
@@ -97,8 +92,6 @@ def test_iterations_after_the_papers_last_have_their_rows(scores):
     more = pd.concat([scores, further.assign(model="spin-4"), further.assign(model="spin-10")])
     table = tables.table4(more, synthetic.STAND_INS)
     assert [line[0] for line in table.lines if line[1] == "ours"][-2:] == ["SPIN iteration 4", "SPIN iteration 10"]
-    gain = next(line for line in table.lines if line[0] == "SPIN iteration 4")[9]
-    assert gain.startswith("+0.0 [")
 
 
 def test_no_results_at_all_still_give_the_papers_table():
@@ -126,14 +119,8 @@ def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
     assert table.lines[2][2:] == ("1.45",) * 4
     assert table.lines[3][2] == "1.5 [1.0, 2.0]"
     assert "— training of iteration 3 was not run." in table.notes
-    assert any("two cores: mean over the 1 to 2 training seeds" in note for note in table.notes)
-    alone = tables.table2(times.drop(index=1), machine="two cores")
-    assert alone.lines[3][2] == "1.0"
-    assert "one training seed" in alone.notes[0]
-    assert "no spread" in alone.notes[0]
-    beside = tables.table2(times, alone=False)
-    assert "seeds, with several steps at once" in beside.notes[0]
-    assert "alone" not in beside.notes[0]
+    assert tables.table2(times.drop(index=1)).lines[3][2] == "1.0", "one seed has no spread"
+    assert "seeds, with several steps at once" in tables.table2(times, alone=False).notes[0]
 
 
 def test_table_2_puts_the_cost_models_hours_beside_the_papers_and_states_its_assumptions():
@@ -142,9 +129,7 @@ def test_table_2_puts_the_cost_models_hours_beside_the_papers_and_states_its_ass
     hours = [forecast.training_hours(run, architecture, iteration) for iteration in range(4)]
     assert table.lines[4][1:] == ("cost model, hours", *(f"{value:.2f}" for value in hours))
     assert cell(table, "training", "iteration 3", "hours (cost model), hours (paper)")["paper"] == 8.64
-    note = next(note for note in table.notes if note.startswith("Cost model"))
-    assert "a prediction and not a measurement" in note
-    assert f"{run.utilisation:.0%}" in note
+    assert f"{run.utilisation:.0%}" in next(note for note in table.notes if note.startswith("Cost model"))
 
 
 def test_table_3_states_the_papers_wrong_average(scores):
@@ -194,7 +179,6 @@ def test_table_6_shows_the_judges_grades_as_the_paper_prints_its_own(transfer, t
     gain = cell(table, "SPIN iteration 0", "mt_bench", "gain over SFT")
     assert gain["difference"] == pytest.approx(gain["value"] - 0.52)
     assert any("graded 1 to 10 by made-up-judge" in note and "Not graded and left out" in note for note in table.notes)
-    assert not any("needs a judge" in note for note in table.notes)
 
 
 def test_table_6_without_any_transfer_evaluation_gives_the_papers_numbers_and_the_reason(transfer):
@@ -202,6 +186,7 @@ def test_table_6_without_any_transfer_evaluation_gives_the_papers_numbers_and_th
     assert table.lines[1][2:] == ("5.94", "56.15", "49.60", "96.00", "45.40")
     assert set(table.lines[0][2:]) == {"—"}
     assert "— no task of this profile stands in for BB-causal." in table.notes
+    assert any("needs a judge model" in note for note in table.notes)
 
 
 def test_the_three_forms_hold_the_same_numbers_and_are_written_identically_twice(tmp_path, table4):
@@ -216,11 +201,6 @@ def test_the_three_forms_hold_the_same_numbers_and_are_written_identically_twice
         shown = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
         assert shown in texts[".md"]
         assert shown in texts[".tex"]
-
-
-def test_latex_escapes_what_latex_would_read(table4):
-    text = tables.latex(table4)
-    assert "letter\\_counting" in text
-    assert "95 \\%" in text
-    assert "\\midrule" in text
-    assert not any(mark in text for mark in "—−–")
+    assert "letter\\_counting" in texts[".tex"]
+    assert "95 \\%" in texts[".tex"]
+    assert not any(mark in texts[".tex"] for mark in "—−–")

@@ -143,6 +143,8 @@ def test_rows_without_families_form_one_task(model: PreTrainedModel) -> None:
     record = evaluate(model, TOKENIZER, plain, template=TEMPLATE, settings=replace(SETTINGS, limit=2))
     assert list(record["tasks"]) == ["heldout"]
     assert [item["id"] for item in record["items"]] == ["0", "1"], "the first two"
+    with pytest.raises(EvaluationError, match="name all or none"):
+        evaluate(model, TOKENIZER, [plain[0] | {"family": "x"}, plain[1]], template=TEMPLATE, settings=SETTINGS)
 
 
 def test_missing_items_are_an_error(
@@ -164,8 +166,6 @@ def test_impossible_evaluations_are_refused(model: PreTrainedModel, rows: list[d
     def run(given: Any, *tasks: str) -> None:
         evaluate(model, TOKENIZER, given, template=TEMPLATE, settings=replace(SETTINGS, tasks=tasks))
 
-    with pytest.raises(EvaluationError, match="needs held-out rows"):
-        run(None)
     with pytest.raises(EvaluationError, match="no held-out rows"):
         run([])
     with pytest.raises(EvaluationError, match="no task 'no_such_task'; check the name, or give the path of its YAML"):
@@ -173,8 +173,6 @@ def test_impossible_evaluations_are_refused(model: PreTrainedModel, rows: list[d
     with pytest.raises(EvaluationError, match=r"sums\.yaml and .*sums\.yaml are both called sums; rename"):
         (tmp_path / "sums.yaml").write_text("task: sums\n")
         run(rows, str(tmp_path / "sums.yaml"))
-    with pytest.raises(EvaluationError, match="name all or none"):
-        run([rows[0] | {"family": "heldout"}, rows[1] | {"family": ""}])
 
 
 # Tasks of a user ---------------------------------------------------------------------------------------------------
@@ -243,10 +241,7 @@ def test_tasks_that_no_evaluation_could_score_are_refused_before_training(
     [
         ("bleu", GENERATING, r"mine.yaml: metric 'bleu' of the first item is \[.*not a share from 0 to 1"),
         ("points", GENERATING + "process_results: !function graders.points\n", "'points' of the first item is 100"),
-        ("other", GENERATING + "process_results: !function graders.points\n", "'other' of the first item is None"),
         ("points", GENERATING + "process_results: !function graders.first\n", "'points' fails .*IndexError"),
-        ("perplexity", "output_type: loglikelihood\n", "'perplexity' of the first item is -"),
-        ("brier_score", CHOOSING, "'brier_score' of the first item is"),
     ],
 )
 def test_a_metric_that_gives_an_item_no_share_is_named_before_training(
@@ -261,12 +256,8 @@ def test_a_metric_that_gives_an_item_no_share_is_named_before_training(
 
 
 def test_a_task_is_not_named_as_a_column_of_its_suite() -> None:
-    with pytest.raises(EvaluationError, match=r"sums\.yaml has the name of a family of the demonstrations"):
-        check("sums.yaml")
     with pytest.raises(EvaluationError, match="mmlu has the name of a benchmark of the suite paper"):
         check("mmlu", suite="paper")
-    with pytest.raises(EvaluationError, match=r"Average\.yaml has the name of the mean of all columns"):
-        check("Average.yaml")
 
 
 def test_what_an_answer_begins_with_follows_the_generation_prompt_as_in_lm_eval(

@@ -14,12 +14,13 @@ from typing import Any
 import fastchat_source
 import pandas as pd
 import pytest
+import synthetic_results as synthetic
 import torch
 from loopback_judge import KEY, LoopbackJudge, failed, judged, serving
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 
-from spin_utils.drawing import draw, footnotes, style
+from spin_utils.drawing import draw, footnotes
 from spin_utils.evaluation import mt_bench as benchmark
 from spin_utils.evaluation.judge import grade_all
 from spin_utils.evaluation.mt_bench import MtBenchError, converse, judge_messages, judge_prompts, questions
@@ -106,11 +107,8 @@ def test_missing_or_changed_questions_are_refused_with_the_remedy(monkeypatch: p
     [
         ({"base_url": "api.openai.com"}, "mt_bench.base_url: 'api.openai.com' is not an address"),
         ({"base_url": "https://user:secret@host/v1"}, "holds a user, a password or a query"),
-        ({"temperatures": {"writing": 0.7}}, "mt_bench.temperatures: given for writing; give one for each of"),
         ({"temperatures": {"maths": 0.7}}, "temperatures: given for maths; give one for each"),
-        ({"workers": 0}, "mt_bench.workers: should be greater than 0, found 0"),
         ({"token_limit": "max_token"}, "did you mean 'max_tokens'"),
-        ({"jugde": "gpt-4"}, "did you mean 'judge'"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, Any], message: str) -> None:
@@ -240,28 +238,6 @@ def test_what_the_context_has_no_room_for_is_cut_at_the_start_and_counted(tmp_pa
 REQUESTS = {f"{n}/1": [{"role": "user", "content": f"Grade {n}: {'word ' * n}"}] for n in range(12)}
 
 
-def test_grades_are_kept_as_they_arrive_and_asked_for_once(server: LoopbackJudge, tmp_path: Path) -> None:
-    settings = MtBenchSettings("gpt-4", base_url=server.url, workers=3, retries=0)
-    server.script = lambda body, number: failed(503) if number == 7 else rate(body)
-    with pytest.raises(MtBenchError, match="status 503"):
-        grade_all(REQUESTS, settings, tmp_path)
-    kept = (tmp_path / "answers.jsonl").read_bytes()
-    assert kept.count(b"\n") == len(server.requests) - 1 >= 7
-    (tmp_path / "answers.jsonl").write_bytes(kept + b'{"key": "torn')  # as a kill in the middle of a line leaves it
-    done: list[int] = []
-    grades = grade_all(REQUESTS, settings, tmp_path, done.append)
-    assert len(server.requests) == len(REQUESTS) + 1
-    assert sum(done) == len(REQUESTS)
-    for name, messages in REQUESTS.items():
-        said = json.loads(rate({"messages": messages}).body)["choices"][0]["message"]["content"]
-        assert grades[name]["judgment"] == said, name
-    with serving(lambda body, number: failed(401)) as broken:
-        assert broken.url != server.url
-        grade_all(REQUESTS, settings, tmp_path)
-        assert not broken.requests
-    assert KEY not in (tmp_path / "answers.jsonl").read_text()
-
-
 def test_a_killed_process_goes_on_with_what_is_missing(server: LoopbackJudge, tmp_path: Path) -> None:
     script = (
         "import json, sys; from pathlib import Path\n"
@@ -283,8 +259,12 @@ def test_a_killed_process_goes_on_with_what_is_missing(server: LoopbackJudge, tm
     before = len(server.requests)
     kept = (tmp_path / "answers.jsonl").read_bytes().count(b"\n")
     assert kept >= 4
-    grade_all(REQUESTS, MtBenchSettings("gpt-4", base_url=server.url, workers=1), tmp_path)
+    grades = grade_all(REQUESTS, MtBenchSettings("gpt-4", base_url=server.url, workers=3), tmp_path)
     assert len(server.requests) - before == len(REQUESTS) - kept
+    for name, messages in REQUESTS.items():
+        said = json.loads(rate({"messages": messages}).body)["choices"][0]["message"]["content"]
+        assert grades[name]["judgment"] == said, name
+    assert KEY not in (tmp_path / "answers.jsonl").read_text()
 
 
 def test_the_judge_is_tried_before_any_work(
@@ -324,13 +304,7 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
         assert document["judge"] == {"name": "gpt-4", "base_url": server.url, "models": ["judge-1", "judge-2023"]}
         assert min(document["grades"].values()) >= 3
         assert document["grades"]["graded"] > 20
-        scores = [item["score"] for item in document["items"] if item["score"] is not None]
-        assert document["average"] == pytest.approx(sum(scores) / len(scores))
-        chain = list(document["provenance"]["chain"])
-        assert chain[-2:] == [f"mt-answers-{model}", f"mt-bench-{model}"]
-        assert model in chain
-        assert "the same on this machine" in publish.describe_provenance("smoke", 0, model, "mt_bench")
-    style.save(drawn.figures["figure6"], paths.figures("smoke"), "figure6")
+        assert {model, f"mt-answers-{model}", f"mt-bench-{model}"} <= document["provenance"]["chain"].keys()
     grades = results.load_mt_bench(folder)
     radar = drawn.figures["figure6"].axes[0]
     means = grades[grades["model"] == "spin-1"].groupby("task")["grade"].mean()
@@ -341,8 +315,6 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     assert table6.lines[0][2].startswith(f"{average:.2f} [")
     outcomes = {finding.id: finding for finding in drawn.findings}
     assert outcomes["mt-bench-iteration-1"].verdict in claims.OUTCOMES[:3]
-    assert outcomes["mt-bench-iteration-1"].paper == pytest.approx(0.19)
-    assert outcomes["mt-bench"].reason.endswith("not run: mt-bench-iteration-2"), "smoke has two iterations"
     files = [path for path in home.rglob("*") if path.is_file()]
     assert len(files) > 50
     assert not [path for path in files if KEY.encode() in path.read_bytes()], "the key is nowhere written"
@@ -367,18 +339,13 @@ def table(**models: list[float | None]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def test_a_score_is_fastchats_mean_of_all_grades_that_exist() -> None:
-    grades = table(sft=[1, 2, 3, None, 9, 9])
-    assert mean_grade(grades, {"sft": 1.0}).difference == pytest.approx((1 + 2 + 3 + 9 + 9) / 5)
-
-
-def test_a_gain_is_over_answers_graded_for_both() -> None:
+def test_a_score_is_the_mean_of_all_grades_that_exist_and_a_gain_is_over_answers_graded_for_both() -> None:
+    scores = table(sft=[1, 2, 3, None, 9, 9])
+    assert mean_grade(scores, {"sft": 1.0}).difference == pytest.approx((1 + 2 + 3 + 9 + 9) / 5)
     grades = table(sft=[1, 2, 3, None], spin_0=[2, None, 5, 9])
     assert mean_grade(grades, {"spin-0": 1.0, "sft": -1.0}).difference == pytest.approx(1.5)
     note = footnotes.grading(grades)
-    assert "by j;" in footnotes.grading(grades.assign(judge_models=""))
     assert "SFT: 0 refused by the judge, 1 without a rating" in note
-    assert "by j (answering as j-1)" in note
 
 
 def test_both_turns_of_a_question_are_drawn_together() -> None:
@@ -387,9 +354,7 @@ def test_both_turns_of_a_question_are_drawn_together() -> None:
     assert 4.5 < estimate.low < estimate.high < 5.6
 
 
-def test_grades_of_two_judges_are_not_compared(root: Path, tmp_path: Path) -> None:
-    import synthetic_results as synthetic
-
+def test_grades_of_two_judges_are_not_compared(tmp_path: Path) -> None:
     for model, judge in (("sft", "one"), ("spin-0", "two")):
         document = synthetic.mt_bench(model, 0, ability=0.1)
         document["judge"]["name"] = judge

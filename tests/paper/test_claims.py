@@ -1,6 +1,5 @@
 """Every table, figure and claim has a row, every row a verdict, and every missing run its reason."""
 
-import io
 from typing import get_args
 
 import pandas as pd
@@ -82,15 +81,11 @@ def test_the_papers_noise_is_stated_where_its_item_counts_are_known(findings):
 
 
 def test_a_verdict_is_the_rule_applied_to_the_paired_interval(scores, findings):
-    estimate = paired(scores, {"spin-1": 1, "sft": -1}).times(100)
-    row = next(row for row in claims.registry() if row.id == "average-iteration-0")
-    other = claims.judge(scores, synthetic.STAND_INS, rows=[row])
-    assert [finding.id for finding in other] == ["average-iteration-0", "average-iteration-0-size"]
+    estimate = paired(scores, {"spin-0": 1, "sft": -1}).times(100)
     finding = findings["average-iteration-0"]
-    assert finding.low < finding.ours < finding.high
+    assert (finding.low, finding.ours, finding.high) == (estimate.low, estimate.difference, estimate.high)
     assert (finding.verdict == "reproduced") == (finding.low > 0)
     assert (finding.n, finding.seeds) == (240, 2)
-    assert estimate.n_items == finding.n
 
 
 def test_direction_and_size_are_separate_findings(findings):
@@ -112,16 +107,10 @@ def test_a_time_is_compared_with_that_of_its_own_seed():
     slower = TIMES.assign(seconds=TIMES["seconds"] * (1 + TIMES["seed"]))
     first_of_seed_0 = (slower["stage"] == "training") & (slower["iteration"] == 0) & (slower["seed"] == 0)
 
-    def judged(times):
-        empty = pd.DataFrame(columns=["seed", "model", "task", "id", "score"])
-        return claims.judge(empty, {}, times=times, rows=[row])[0]
-
-    finding = judged(slower[~first_of_seed_0])
+    empty = pd.DataFrame(columns=["seed", "model", "task", "id", "score"])
+    (finding,) = claims.judge(empty, {}, times=slower[~first_of_seed_0], rows=[row])
     assert (finding.ours, finding.seeds) == (pytest.approx(2.0), 1)
     assert (finding.verdict, finding.low, finding.high) == ("inconclusive", None, None), "one ratio has no range"
-    assert finding.reason == "one training seed has both times, and one ratio has no range"
-    other = (slower["seed"] == 1) & (slower["iteration"] == 1)
-    assert judged(slower[~first_of_seed_0 & ~other]).reason == "no training seed has both times"
 
 
 def test_claims_on_other_benchmarks_are_judged_on_transfer_tasks_only(root, findings):
@@ -167,44 +156,27 @@ def test_a_bound_that_is_not_above_0_cannot_fall(root, scores):
     nothing = bounds.assign(jsd_bound=bounds["jsd_bound"].where(bounds["model"] != "sft", 0.0))
     judged = {f.id: f for f in claims.judge(scores, synthetic.STAND_INS, heldout=nothing)}
     assert judged["jsd-iteration-0"].verdict == "inconclusive"
-    assert judged["jsd-iteration-0"].reason == "the bound of sft is not above 0, so there is nothing that could fall"
-    assert judged["jsd-iteration-0"].ours is not None
-
-
-def test_what_was_not_generated_is_not_run_and_says_so(scores):
-    found = {finding.id: finding for finding in claims.judge(scores, synthetic.STAND_INS)}
-    for name, reason in (
-        ("bb-causal-kept", "no evaluation on transfer tasks of spin-2, sft"),
-        ("length-iteration-2", "no generations of spin-2, spin-0"),
-        ("jsd-iteration-1", "no held-out pairs against spin-1, spin-0"),
-    ):
-        assert (found[name].verdict, found[name].reason) == ("not run", reason)
-    assert found["table-6"].verdict == "not run"
+    assert "nothing that could fall" in judged["jsd-iteration-0"].reason
 
 
 def test_the_theory_is_reproduced_by_computing_it(findings):
     for name in ("theorem-5.2-sufficiency", "theorem-5.2-necessity", "theorem-5.4", "contraction", "lemma-c.2"):
         assert findings[name].verdict == "reproduced"
+
+
+def test_the_loss_starts_at_log_2_and_another_loss_is_not_held_to_it(root, scores, findings):
     assert findings["loss-starts-at-log-2"].verdict == "reproduced"
-
-
-def test_another_loss_is_not_held_to_log_2(root, scores):
+    (row,) = (row for row in claims.registry() if row.id == "loss-starts-at-log-2")
     training = results.load_training(root)
-    found = {f.id: f for f in claims.judge(scores, synthetic.STAND_INS, training=training, loss="hinge")}
-    assert found["loss-starts-at-log-2"].verdict == "not judged"
-    assert found["loss-starts-at-log-2"].reason == "the loss of this run is hinge, which starts elsewhere"
+    (found,) = claims.judge(scores, synthetic.STAND_INS, training=training, loss="hinge", rows=[row])
+    assert found.verdict == "not judged"
 
 
 def test_a_table_is_reproduced_only_if_all_its_claims_are(findings):
     parts = [findings[row.id].verdict for row in claims.registry() if "table-4" in row.part_of]
     whole = findings["table-4"]
-    assert whole.verdict == (
-        "reproduced"
-        if set(parts) == {"reproduced"}
-        else "not reproduced"
-        if "not reproduced" in parts
-        else "inconclusive"
-    )
+    unclear = "not reproduced" if "not reproduced" in parts else "inconclusive"
+    assert whole.verdict == ("reproduced" if set(parts) == {"reproduced"} else unclear)
     assert whole.reason == f"{parts.count('reproduced')} of {len(parts)} claims reproduced"
 
 
@@ -215,9 +187,11 @@ def test_a_claim_without_its_runs_is_not_run_and_says_why(scores):
     for name, reason in (
         ("dpo-iteration-0", "no evaluation of dpo"),
         ("average-iteration-2", "no evaluation of spin-2"),
-        ("average-iteration-2-size", "no evaluation of spin-2"),
         ("time-training-doubles", "training of iteration 1 was not run"),
         ("loss-starts-at-log-2", "no training records"),
+        ("bb-causal-kept", "no evaluation on transfer tasks of spin-2, sft"),
+        ("length-iteration-2", "no generations of spin-2, spin-0"),
+        ("jsd-iteration-1", "no held-out pairs against spin-1, spin-0"),
     ):
         assert (found[name].verdict, found[name].reason) == ("not run", reason)
     assert found["table-4"].verdict == "not run"
@@ -238,10 +212,8 @@ def test_the_two_files_hold_every_finding_and_are_written_identically_twice(tmp_
     assert list(table.columns) == ["id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict"]
     assert list(table["id"]) == list(findings)
     assert set(table["verdict"]) <= set(claims.OUTCOMES)
-    page = first[1].read_text()
-    lines = [line for line in io.StringIO(page) if line.startswith("| ")]
+    lines = [line for line in first[1].read_text().splitlines() if line.startswith("| ")]
     assert len(lines) == len(findings) + 2
-    assert {line.replace("\\|", "").count("|") for line in lines} == {10}
 
 
 def _registry(**changes):
@@ -255,16 +227,9 @@ def _registry(**changes):
     ("changes", "message"),
     [
         ({"tolerence": 1}, "a: unknown field 'tolerence'"),
-        ({"statement": None}, "a: no field 'statement'"),
-        ({"compute": "guess"}, "compute is 'guess'"),
         ({"claim": None}, "compute contrast needs claim"),
-        ({"claim": "at_least"}, "at_least needs value"),
-        ({"margin": 0}, "margin is 0"),
-        ({"benchmark": "arc_challenge"}, "benchmark is 'arc_challenge'"),
-        ({"category": "math"}, "category is 'math'; use column grade"),
         ({"contrast": {"spin_0": 1}}, "'spin_0' is not the name of a model"),
         ({"part_of": ["table-9"]}, "part_of names 'table-9'"),
-        ({"compute": "theory", "check": "guess", "tolerance": 1}, "check is 'guess'"),
     ],
 )
 def test_a_wrong_row_is_refused_naming_row_and_field(changes, message):
