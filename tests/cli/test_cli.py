@@ -66,6 +66,8 @@ def test_the_plan_lists_every_step_in_order(home: Path, capsys: pytest.CaptureFi
     epochs = "spin-0-more eval-spin-0-epoch-1 eval-spin-0-epoch-3 spin-0-rows-26 eval-spin-0-rows-26"
     more = "sft-more-1 eval-sft-more-1 preferences dpo eval-dpo spin-1-dpo eval-spin-1-dpo"
     assert " ".join(names) == f"{main} {beside} {epochs} {more}"
+    steps = {row["step"]: row for row in json.loads(outcome(capsys, "plan", "--profile", "smoke", "--json")[1])}
+    assert steps["spin-1"]["inputs"] == ["spin-0", "pairs-1", "pairs-0"]
 
 
 def test_a_profile_in_the_current_folder_is_found_from_any_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,14 +183,6 @@ def test_every_command_shows_examples_that_it_understands(capsys: pytest.Capture
             words = shlex.split(example.partition(" > ")[0])
             assert words[:2] == ["spin-repro", name]
             command.make_context(name, words[2:])  # refuses what it does not know
-
-
-def test_a_script_reads_the_plan_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out = outcome(capsys, "plan", "--profile", "smoke", "--json")
-    assert status == 0
-    steps = {row["step"]: row for row in json.loads(out)}
-    assert steps["spin-1"]["inputs"] == ["spin-0", "pairs-1", "pairs-0"]
-    assert not any(row["done"] for row in steps.values())
 
 
 def test_the_verdicts_of_one_kind_are_listed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

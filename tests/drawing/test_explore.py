@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import itertools
 import re
 import sys
 import warnings
@@ -14,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
 from oracle import obvious_logps
 
 from spin_utils.drawing import style
@@ -134,24 +132,6 @@ def test_the_live_curve_is_redrawn_seconds_apart_and_once_at_the_end(monkeypatch
     assert screen.pictures[-1].data.startswith(b"\x89PNG")
 
 
-def test_a_slow_screen_does_not_slow_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen, now = Screen(), [0.0]
-
-    def slow(figure: Figure) -> str:
-        now[0] += 2.0
-        return "picture"
-
-    monkeypatch.setattr(live_curve, "display", screen.display)
-    monkeypatch.setattr(live_curve, "_picture", slow)
-    add, _ = live_curve.open_curve("SPIN", clock=lambda: now[0])
-    for step in itertools.count(1):
-        if now[0] >= 1000:
-            break
-        add({"step": step, "loss": 0.7})
-        now[0] += 1.0
-    assert 2.0 * len(screen.pictures) <= 1000 * live_curve.SHARE + 2.0
-
-
 def test_only_a_notebook_that_someone_watches_gets_a_live_curve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,15 +182,6 @@ def test_shared_tokens_are_pushed_alike_and_cancel(made: plan.Plan) -> None:
     shared = frame[frame["shared"]]
     one, other = (shared[shared["answer"] == answer]["change"].to_numpy() for answer in ("real", "generated"))
     assert one == pytest.approx(other, abs=1e-6)
-
-
-def test_examples_differ_and_come_one_from_each_family(made: plan.Plan) -> None:
-    examples = measure.pair_examples(made, "spin-0")
-    assert [example.name.split("-")[0] for example in examples] == ["chain_sum", "spell_backward"]
-    for example in examples:
-        real, generated = example.group.response_ids
-        assert list(real) != list(generated)
-    assert len(measure.demonstration_examples(made, run.rows(made, "validation"))) == 2
 
 
 def scores(tokens: list[str], values: list[float]) -> pd.DataFrame:

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils.drawing import draw, figures, footnotes, generation_figures, readme, report, tables
-from spin_utils.paper import generations, results
+from spin_utils.drawing import draw, figures, footnotes, readme, report, tables
+from spin_utils.paper import results
 from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
 
@@ -55,21 +55,6 @@ def test_a_level_of_fewer_seeds_is_named_below_table_3_and_figure_3_and_a_gain_i
     assert LACKING in table.notes[0]
     assert LACKING in words(figures.figure3(ragged, synthetic.STAND_INS))
     assert "Not on all" not in tables.table4(ragged, synthetic.STAND_INS).notes[0]
-
-
-def test_generations_bounds_and_grades_name_fewer_seeds_too(root, tmp_path):
-    texts = without(results.load_generations(root), "spin-1", 0)
-    measured = generations.measures(texts)
-    bounds = generations.jsd_bounds(without(results.load_heldout(root), "spin-1", 1))
-    lacking = "Not on all of the seeds 0, 1: SPIN iteration 1 (1)."
-    table = tables.table7(texts, measured)
-    assert any(lacking in note and "prompts (10 a family) and 2 training seeds" in note for note in table.notes)
-    shown = words(generation_figures.convergence(measured, bounds))
-    assert lacking in shown
-    assert "Not on all of the seeds 0, 1: SPIN iteration 0 (0)." in shown
-    synthetic.write_mt_bench(tmp_path / "cpu", seeds=(0, 1))
-    grades = without(results.load_mt_bench(tmp_path / "cpu"), "spin-1", 0)
-    assert lacking in footnotes.grading(grades)
 
 
 @pytest.mark.usefixtures("png_only")

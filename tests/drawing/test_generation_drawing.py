@@ -81,13 +81,6 @@ def test_the_example_is_the_first_prompt_with_the_most_different_texts():
         assert (chosen.id, list(chosen.by_model)) == ("1", ["sft", "spin-0"])
 
 
-def test_the_example_is_of_the_lowest_seed_that_has_most_of_the_models(texts):
-    assert generations.example(texts).seed == 0
-    lacking = texts[~((texts["seed"] == 0) & (texts["model"] == "spin-1"))]
-    chosen = generations.example(lacking)
-    assert (chosen.seed, list(chosen.by_model)) == (1, list(generations.MODELS)), "no model is missing that was run"
-
-
 def test_tables_7_and_8_show_two_families_and_the_generations_as_they_are(texts, measured):
     seven, eight = tables.table7(texts, measured), tables.table8(texts, measured)
     families = [re.search(r"family (\w+)", table.notes[0]).group(1) for table in (seven, eight)]

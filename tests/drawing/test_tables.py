@@ -81,12 +81,6 @@ def test_a_benchmark_without_a_stand_in_is_an_em_dash_with_its_reason_below(scor
     assert "— no task of this profile stands in for MMLU." in table.notes
 
 
-def test_a_task_that_stands_in_for_none_has_its_own_column_and_no_paper_score(scores):
-    table = tables.table4(scores, synthetic.STAND_INS | {"syllogism": ""})
-    assert cell(table, "SFT", "syllogism")["value"] > 0
-    assert pd.isna(cell(table, "SFT", "syllogism")["paper"])
-
-
 def test_iterations_after_the_papers_last_have_their_rows(scores):
     further = scores[scores["model"] == "spin-3"]
     more = pd.concat([scores, further.assign(model="spin-4"), further.assign(model="spin-10")])

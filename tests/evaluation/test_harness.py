@@ -143,8 +143,6 @@ def test_rows_without_families_form_one_task(model: PreTrainedModel) -> None:
     record = evaluate(model, TOKENIZER, plain, template=TEMPLATE, settings=replace(SETTINGS, limit=2))
     assert list(record["tasks"]) == ["heldout"]
     assert [item["id"] for item in record["items"]] == ["0", "1"], "the first two"
-    with pytest.raises(EvaluationError, match="name all or none"):
-        evaluate(model, TOKENIZER, [plain[0] | {"family": "x"}, plain[1]], template=TEMPLATE, settings=SETTINGS)
 
 
 def test_missing_items_are_an_error(

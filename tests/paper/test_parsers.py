@@ -12,7 +12,6 @@ import synthetic_results as synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin_utils.files import disk
 from spin_utils.paper import claims, results
 
 TEXT = st.text(max_size=60) | st.text(alphabet="[]{}:,-&*!<>?|'\"#%@ \n\t0123456789.eE+_~ynaNtrufls", max_size=60)
@@ -22,23 +21,6 @@ VALUE = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
 )
-
-
-@given(TEXT)
-def test_strict_json_ends_in_plain_data_or_its_own_error(text: str) -> None:
-    try:
-        disk.parse_json(text)
-    except disk.JSONError as fault:
-        assert str(fault)
-
-
-@given(VALUE)
-def test_strict_json_reads_what_json_writes(value: Any) -> None:
-    text = json.dumps(value)
-    try:
-        assert disk.parse_json(text) == value
-    except disk.JSONError:
-        assert "NaN" in text or "Infinity" in text
 
 
 GOOD = {

@@ -56,12 +56,6 @@ def test_the_standard_error_is_the_binomial_one_in_points():
         published.standard_error("average", 60.0)
 
 
-def test_noise_uses_the_recomputed_average():
-    noise = published.noise({"spin-3-dpo": 1, "spin-3": -1}, "average")
-    assert noise is not None
-    assert noise.difference == pytest.approx(64.738 - 63.165, abs=0.002)
-
-
 def test_the_best_pairing_never_has_a_greater_error_than_independence():
     models = list(published.leaderboard().index)
     pairs = [(a, b) for a in models for b in models if a != b]

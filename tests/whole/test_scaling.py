@@ -25,12 +25,6 @@ def test_the_papers_cell_is_the_prediction_of_table_2() -> None:
     assert training < hours["training"], "a prediction without communication is below what was needed"
 
 
-def test_no_more_gpus_train_than_a_batch_has_pairs() -> None:
-    sixty_four, more = (scaling.chain_hours(Architecture(), 50_000, gpus, PAPER) for gpus in (64, 512))
-    assert more[1] == sixty_four[1]
-    assert more[0] < sixty_four[0]
-
-
 def test_every_model_has_its_public_number_of_parameters() -> None:
     billions = {name: round(a.parameters / 1e9, 3) for name, a in scaling.MODELS.items()}
     assert billions == {
@@ -41,9 +35,3 @@ def test_every_model_has_its_public_number_of_parameters() -> None:
         "Llama-2-13B": 13.016,
         "Llama-3-70B": 70.554,
     }
-
-
-def test_a_model_that_is_said_to_need_sharding_needs_it() -> None:
-    for architecture in scaling.MODELS.values():
-        least = next(n for n in range(1, 99) if scaling.training_bytes(architecture, PAPER, n) <= scaling.GPU_MEMORY)
-        assert least == 1 or scaling.training_bytes(architecture, PAPER, least - 1) > scaling.GPU_MEMORY
