@@ -88,7 +88,9 @@ def evaluate(
 
     Returns:
         The evaluation record of `results.py` without profile, seed, model and provenance: `tasks` with metric, n,
-        value (0..1) and stderr, their unweighted `average`, and `items` with score, response and its tokens.
+        value (0..1) and stderr, their unweighted `average`, and `items` with score, response and its tokens. With
+        `settings.samples`, items of the suite `local` also hold `sampled`, the mean score of that many answers drawn
+        at temperature 1.
 
     Raises:
         EvaluationError: No rows, an unknown task, a metric that is not a share per item, or missing items.
@@ -117,6 +119,8 @@ def evaluate(
                 bootstrap_iters=0,
                 log_samples=True,
             )
+        rows_asked = [task for column in columns if column.identified for task in loaded[column.name].values()]
+        sampled = _sampled(lm, rows_asked, settings.samples) if settings.samples and rows_asked else {}
     summaries: dict[str, dict[str, Any]] = {}
     items: list[dict[str, Any]] = []
     for column in columns:
@@ -128,7 +132,7 @@ def evaluate(
         scores = [item["score"] for item in found]
         metric = column.metric or _first_metric(next(iter(loaded[column.name].values())))
         summaries[column.name] = {"metric": metric, "n": len(scores), **_mean(scores)}
-        items += found
+        items += [item | {"sampled": sampled[item["id"]]} if column.identified and sampled else item for item in found]
     average = math.fsum(summary["value"] for summary in summaries.values()) / len(summaries)
     return {"schema": SCHEMA, "kind": "evaluation", "tasks": summaries, "average": average, "items": items}
 
@@ -340,6 +344,17 @@ def _share(score: Any, metric: str, task: str, item: str) -> float:
             "metric scores each item from 0 to 1, such as acc or exact_match"
         )
     return float(score)
+
+
+def _sampled(lm: PackedLM, tasks: Sequence[Any], samples: int) -> dict[str, float]:
+    """Mean score of answers drawn at temperature 1 to held-out rows, by the row's id."""
+    asked = [(task, request) for task in tasks for request in task.instances]
+    drawn = lm.draw([request for _, request in asked], samples)
+    return {
+        request.doc["id"]: math.fsum(task.process_results(request.doc, [text])[_first_metric(task)] for text in texts)
+        / samples
+        for (task, request), texts in zip(asked, drawn, strict=True)
+    }
 
 
 def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM) -> dict[str, Any]:

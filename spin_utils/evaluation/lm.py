@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,11 +153,9 @@ class PackedLM(TemplateLM):
         return [found[pair] for pair in pairs]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        if self.template is None:
-            encoded = [self.tok_encode(request.args[0]) for request in requests]
-        else:
-            encoded = self._encode(requests, self.template)
-        plans = [self._plan(ids, request.args[1]) for ids, request in zip(encoded, requests, strict=True)]
+        plans = [
+            self._plan(ids, request.args[1]) for ids, request in zip(self._encode(requests), requests, strict=True)
+        ]
         keys = [
             # Two samples for one request differ; two greedy answers do not.
             self.answers.key("generate", [*request.args, position if plan.settings.temperature else 0])
@@ -171,12 +170,37 @@ class PackedLM(TemplateLM):
             shards = [members[start : start + size] for start in range(0, len(members), size)]
             # A shard is decoded whole or not at all: the same neighbours give the same rounding when resumed.
             left = [shard for shard in shards if not all(keys[i] in self.answers for i in shard)]
-            for answered in processes.take_turns(left, partial(self._answer, plans, settings)):
-                self.answers.add({keys[i]: v for shard, values in answered for i, v in zip(shard, values, strict=True)})
+            for answered in processes.take_turns(left, partial(self._answer, plans, settings, 1)):
+                self.answers.add(
+                    {keys[i]: own for shard, values in answered for i, (own,) in zip(shard, values, strict=True)}
+                )
         return [self.answers[key]["text"] for key in keys]
 
-    def _encode(self, requests: Sequence[Instance], template: TemplateSettings) -> list[list[int]]:
-        """Prompts inside the template; what an answer begins with comes after the generation prompt."""
+    def draw(self, requests: Sequence[Instance], count: int) -> list[list[str]]:
+        """Draw `count` answers to each request of a generation task at temperature 1, untruncated.
+
+        Args:
+            requests: From tasks with the same `generation_kwargs`.
+            count: Answers to each.
+        """
+        plans = [
+            self._plan(ids, {**request.args[1], "do_sample": True, "temperature": 1.0})
+            for ids, request in zip(self._encode(requests), requests, strict=True)
+        ]
+        keys = [self.answers.key("draw", [*request.args, position, count]) for position, request in enumerate(requests)]
+        size = max(1, self.batch_size * SHARD_BATCHES // count)
+        shards = [list(range(start, min(start + size, len(plans)))) for start in range(0, len(plans), size)]
+        left = [shard for shard in shards if not all(keys[i] in self.answers for i in shard)]
+        settings = replace(plans[0].settings, temperature=1.0, top_k=0, top_p=1.0)
+        for answered in processes.take_turns(left, partial(self._answer, plans, settings, count)):
+            self.answers.add({keys[i]: own for shard, values in answered for i, own in zip(shard, values, strict=True)})
+        return [[answer["text"] for answer in self.answers[key]] for key in keys]
+
+    def _encode(self, requests: Sequence[Instance]) -> list[list[int]]:
+        """Prompts, inside the template if there is one; what an answer begins with follows the generation prompt."""
+        template = self.template
+        if template is None:
+            return [self.tok_encode(request.args[0]) for request in requests]
         asked, begun = [], []
         for request in requests:
             prefix = self.prefixes.get(str(request.task_name), lambda _: None)(request.doc) or ""
@@ -190,19 +214,26 @@ class PackedLM(TemplateLM):
         """Tokens of the greedy answer to a request that `generate_until` has answered, its end token included."""
         return int(self.answers[self.answers.key("generate", [context, options, 0])]["tokens"])
 
-    def _answer(self, plans: list[_Plan], settings: GenerationSettings, shard: list[int]) -> list[dict[str, Any]]:
+    def _answer(
+        self, plans: list[_Plan], settings: GenerationSettings, count: int, shard: list[int]
+    ) -> list[list[dict[str, Any]]]:
+        """`count` answers to each request of a shard."""
         samples = sample(
             self.model,
             [plans[i].prompt_ids for i in shard],
             eos_ids=self._end_ids(),
             settings=settings,
             seed=self.seed,
-            streams=shard,
+            streams=[count * i + k for i in shard for k in range(count)],
+            samples_per_prompt=count,
             progress=processes.shown(self.progress),
         )
         return [
-            {"text": self._text(answer, plans[i].until), "tokens": len(answer.token_ids)}
-            for i, answer in zip(shard, samples, strict=True)
+            [
+                {"text": self._text(answer, plans[i].until), "tokens": len(answer.token_ids)}
+                for answer in samples[count * place : count * (place + 1)]
+            ]
+            for place, i in enumerate(shard)
         ]
 
     def _plan(self, prompt_ids: list[int], options: dict[str, Any]) -> _Plan:

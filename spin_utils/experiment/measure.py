@@ -42,7 +42,7 @@ def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
         settings = replace(settings, suite="paper_others" if suite == "paper" else "local", tasks=())
     local = settings.suite == "local"
     rows = read_rows(artifacts.checked(plan.directory("data"), f"{split}.jsonl")) if local else []
-    answers = count_by_family(rows, settings.limit)
+    answers = count_by_family(rows, settings.limit) * (1 + settings.samples)
     with progress(answers, step.name, "answers") as bar:
         result = evaluate(
             model,

@@ -27,6 +27,7 @@ from spin_utils.settings.run import (
     EvaluationSettings,
     Profile,
     TrainingSettings,
+    evaluation_identity,
     generation_identity,
     training_identity,
 )
@@ -171,7 +172,7 @@ def make(profile: Profile, seed: int) -> Plan:
     task_files = _task_identity(profile.evaluation)
     spin, template = profile.spin, as_dict(profile.template)
     answered = {"generation": generation_identity(profile.generation), "template": template}
-    evaluation = {"evaluation": as_dict(profile.evaluation), "template": template}
+    evaluation = {"evaluation": evaluation_identity(profile.evaluation), "template": template}
     if needs_data(profile):
         add("data", "data", "", (), _data_identity(profile.demonstrations))
     texts = ("data",) if profile.model.source == "tiny" else ()

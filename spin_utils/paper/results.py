@@ -147,6 +147,8 @@ class Item(Part):
     score: Annotated[float, Field(ge=0, le=1)]
     response: str
     tokens: NonNegativeInt
+    sampled: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Mean score of answers drawn at temperature 1, where they were."""
 
 
 class Evaluation(Document):
@@ -504,7 +506,8 @@ def load_evaluations(
         read: How files are read.
 
     Returns:
-        Columns `seed`, `model`, `task`, `id`, `score` (0..1), `tokens`, `response`; empty if nothing was run.
+        Columns `seed`, `model`, `task`, `id`, `score` (0..1), `tokens`, `response`, and `sampled` (0..1, the mean score
+        of answers drawn at temperature 1) where it was measured; empty if nothing was run.
 
     Raises:
         ResultsError: A file is not valid, or two models were not scored on the same items: comparisons are
@@ -512,9 +515,10 @@ def load_evaluations(
     """
     columns = ["task", "id", "score", "tokens", "response"]
     frames = [
-        items.assign(seed=document["seed"], model=document["model"])
-        for document, items in _items(results, kind_folder, seeds, read, columns, key=["task", "id"])
+        items.assign(seed=document["seed"], model=document["model"]).dropna(axis=1, how="all")
+        for document, items in _items(results, kind_folder, seeds, read, [*columns, "sampled"], key=["task", "id"])
     ]
+    columns += ["sampled"] if any("sampled" in frame for frame in frames) else []
     return _together(frames, ["seed", "model", *columns]).astype({"score": float})
 
 

@@ -240,6 +240,14 @@ class EvaluationSettings:
     """Rows decoded or scored together."""
     max_new_tokens: Positive = 128
     """Longest answer in generation tasks."""
+    samples: Count = 0
+    """Answers drawn at temperature 1 to each held-out row of the suite `local`, scored as well as the greedy one."""
+
+
+def evaluation_identity(settings: EvaluationSettings) -> dict[str, Any]:
+    """What the scores depend on, as JSON data."""
+    identity = asdict(settings)
+    return identity if settings.samples else {name: value for name, value in identity.items() if name != "samples"}
 
 
 @dataclass(frozen=True, config=STRICT)

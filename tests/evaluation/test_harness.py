@@ -12,6 +12,8 @@ import lm_eval
 import numpy as np
 import pytest
 import synthetic_results as synthetic
+import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tiny_models import tiny_model
@@ -136,6 +138,34 @@ def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
         assert item["score"] == samples[i]["acc"]
         options = samples[i]["doc"]["choices"]
         assert item["response"] == options[int(np.argmax([response[0][0] for response in samples[i]["resps"]]))]
+
+
+def test_sampled_answers_are_scored_as_well_as_the_greedy_one(
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(**options: Any) -> dict[str, Any]:
+        settings = replace(SETTINGS, samples=4)
+        return evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings, **options)
+
+    record = run(work=tmp_path)
+    results.validate(as_result(record), "record")
+    assert run(work=tmp_path, progress=lambda _: pytest.fail("nothing is left to do")) == record
+    monkeypatch.setattr(lm.PackedLM, "draw", lambda self, requests, count: [["no", "yes", "no", "no"]] * len(requests))
+    drawn = run()["items"]
+    assert [item.pop("sampled") for item in drawn] == [0.75 * (row["response"] == "no") for row in rows]
+    assert drawn == evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)["items"]
+
+
+def test_sampled_answers_are_drawn_from_the_model(model: PreTrainedModel) -> None:
+    """Shares of first tokens are those of the softmax."""
+    prompt = templates.encode_prompt(TOKENIZER, TEMPLATE, "The cat")
+    with torch.no_grad():
+        expected = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    request = Instance("generate_until", {}, ("The cat", {"until": [], "max_gen_toks": 1}), 0)
+    (texts,) = lm.PackedLM(model, TOKENIZER, template=TEMPLATE).draw([request], 400)
+    likely = TOKENIZER.decode([int(expected.argmax())])
+    assert texts.count(likely) / 400 == pytest.approx(float(expected.max()), abs=0.08)
+    assert len(set(texts)) > 10
 
 
 def test_rows_without_families_form_one_task(model: PreTrainedModel) -> None:
@@ -298,6 +328,8 @@ def test_an_edited_task_file_is_another_measurement_and_a_missing_one_is_named(h
     task.write_text("task: mine\nnum_fewshot: 3")
     after = plan.make(profiles.load("smoke", change), 0)
     assert before.directory("eval-sft") != after.directory("eval-sft")
+    drawn = plan.make(profiles.load("smoke", change | {"evaluation.samples": 4}), 0)
+    assert drawn.directory("eval-sft") != after.directory("eval-sft")
     assert before.directory("sft") == after.directory("sft")
     task.unlink()
     with pytest.raises(SettingsError, match=r"mine\.yaml: no such file"):
