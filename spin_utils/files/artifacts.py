@@ -112,7 +112,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not _is_table(manifest.get("files")):
         raise ArtifactError(f"{relative(path)}: not a manifest of schema {SCHEMA}; {remedy}")
     if not is_whole(manifest):
-        raise ArtifactError(f"{relative(path)}: not what was written (hash); {remedy}")
+        raise ArtifactError(f"{relative(path)}: changed since it was written (hash); {remedy}")
     planned = _PLANNED.search(str(directory))
     if planned and planned[1] != manifest["key"]:
         raise ArtifactError(
@@ -143,7 +143,7 @@ def verify(directory: Path, *names: str) -> dict[str, Any]:
         if not path.is_file():
             raise ArtifactError(f"{relative(path)}: missing; {remedy}")
         if path.stat().st_size != expected["bytes"] or file_hash(path) != expected["sha256"]:
-            raise ArtifactError(f"{relative(path)}: not what was written (hash); {remedy}")
+            raise ArtifactError(f"{relative(path)}: changed since it was written (hash); {remedy}")
     return manifest
 
 
@@ -202,7 +202,7 @@ def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str
     for name in files.keys() & pieces.keys():
         if files[name]["sha256"] != pieces[name]:
             raise ArtifactError(
-                f"{relative(work / name)}: not what was written (hash); delete {relative(work)} and run again"
+                f"{relative(work / name)}: changed since it was written (hash); delete {relative(work)} and run again"
             )
     manifest = {
         "schema": SCHEMA,
@@ -253,7 +253,7 @@ def is_kept(work: Path, path: Path) -> bool:
         return False
     if note.read_bytes() == file_hash(path).encode():
         return True
-    log.warning("%s: not what was written (hash); it is made again", relative(path))
+    log.warning("%s: changed since it was written (hash); it is made again", relative(path))
     note.unlink()
     path.unlink()
     return False

@@ -1,10 +1,10 @@
-"""The claims of the paper, a verdict on each from results alone, and the page that shows them.
+"""The paper's claims, a verdict on each from our results alone, and the page that shows them.
 
 `registry.yaml` lists everything the paper says that can be checked. Verdicts are `reproduced`, `not reproduced` and
-`inconclusive` by the rule of `statistics.verdict`, `not run` where a measurement is missing, and `not judged` where
-there is nothing to measure. A table or figure is not run if one of the rows that belong to it is not, else not
-reproduced if one of them is not, and reproduced if all are. Each verdict comes with what the paper's own numbers say:
-whether the claim holds for them, and whether the difference is beyond the noise of its test sets.
+`inconclusive` by the rule of `statistics.verdict`, `not run` if a measurement is missing, and `not judged` if there is
+nothing to measure. A table or figure is not run if one of its claims was not run, otherwise not reproduced if one was
+not reproduced, and reproduced if all were. Each verdict also states what the paper's own numbers say: whether the claim
+holds for them, and whether the difference is beyond the noise of its test sets.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from spin_utils.settings.run import Loss
 from spin_utils.training import theory
 
 Measure = Literal["score", "tokens", "generated_tokens", "similarity", "identical", "jsd_bound", "grade"]
-"""What a contrast is of: the first two of evaluations, `jsd_bound` of held-out pairs, `grade` of MT-Bench, the others
-of generations."""
+"""The quantity in a contrast: the first two come from evaluations, `jsd_bound` from held-out pairs, `grade` from
+MT-Bench, the others from generations."""
 
 Compute = Literal["contrast", "times", "training", "theory", "parts", "shown"]
 
@@ -48,13 +48,13 @@ TheoryCheck = Literal[
     "contraction_error",
     "minimum_error",
 ]
-"""Functions of `training.theory` that a row may name."""
+"""Functions in `training.theory` that a row may name."""
 
 Outcome = Literal["reproduced", "not reproduced", "inconclusive", "not run", "not judged"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 VERDICT_COLUMNS = ("id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict")
-"""Columns of verdicts.csv; they are its version."""
+"""Columns of verdicts.csv, which also serve as its version."""
 
 _NEEDS = {
     "contrast": ("contrast", "benchmark", "claim"),
@@ -67,7 +67,7 @@ _NEEDS = {
 
 
 class Entry(Part):
-    """One table, figure or claim. The head of `registry.yaml` explains the fields."""
+    """One table, figure or claim. The comment at the top of `registry.yaml` explains the fields."""
 
     id: str
     statement: str
@@ -114,7 +114,7 @@ def registry(text: str | None = None) -> list[Entry]:
     """Read and check the registry.
 
     Args:
-        text: YAML; None: the file of the package.
+        text: YAML; None: the package's own file.
 
     Raises:
         ResultsError: An unknown or missing field, an id given twice, or a name that does not exist.
@@ -131,9 +131,9 @@ def registry(text: str | None = None) -> list[Entry]:
     named = {whole: row.id for row in rows for whole in row.part_of}
     faults = [f"{name}: the id is given twice" for name, count in ids.items() if count > 1]
     faults += [
-        f"{row}: part_of names {name!r}, which no parts make up" for name, row in named.items() if name not in wholes
+        f"{row}: part_of names {name!r}, which has no parts" for name, row in named.items() if name not in wholes
     ]
-    faults += [f"{name}: no row is a part of it" for name in sorted(wholes - set(named))]
+    faults += [f"{name}: no row names it in part_of" for name in sorted(wholes - set(named))]
     if faults:
         raise ResultsError(f"registry, {faults[0]}; mend registry.yaml")
     return rows
@@ -141,8 +141,8 @@ def registry(text: str | None = None) -> list[Entry]:
 
 @dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class Finding:
-    """One judged row. Scores are in points, lengths in tokens, similarities in 0..1, divergences in nats, times as
-    ratios, theory as the largest error."""
+    """One judged row. Scores are in points, lengths in tokens, similarities in 0..1, divergences in nats, times are
+    ratios, and theory checks give the largest error."""
 
     id: str
     statement: str
@@ -158,11 +158,11 @@ class Finding:
     seeds: NonNegativeInt | None = None
     """Training seeds behind `ours`."""
     reason: str = ""
-    """Why there is no measurement, or why it decides nothing."""
+    """Why there is no measurement, or why it settles nothing."""
     paper_holds: bool | None = None
     """Whether the claim holds for the paper's own printed numbers."""
     paper_noise: str = ""
-    """Status of the paper's difference, from `published.noise`; empty where items or cells are unknown."""
+    """Status of the paper's difference, from `published.noise`; empty if items or cells are unknown."""
 
     @model_validator(mode="after")
     def _interval_is_ordered(self) -> Finding:
@@ -185,20 +185,20 @@ def judge(
     loss: Loss = "logistic",
     rows: Sequence[Entry] | None = None,
 ) -> list[Finding]:
-    """Judge every row of the registry, in its order.
+    """Judge every row of the registry, in order.
 
     Args:
         scores: From `results.load_evaluations`.
         stand_ins: Every task and the benchmark it stands in for, "" for none.
         times: Columns `seed`, `stage`, `iteration`, `seconds`.
         training: From `results.load_training`.
-        transfer: As `scores`, of tasks that nothing was trained on, which stand in for the benchmarks of Table 6.
-        transfer_stand_ins: As `stand_ins`, of these tasks.
+        transfer: Like `scores`, for tasks not used in training, which stand in for the benchmarks of Table 6.
+        transfer_stand_ins: Like `stand_ins`, for these tasks.
         generations: From `generations.measures`.
         heldout: From `generations.jsd_bounds`.
         grades: From `results.load_mt_bench`.
-        loss: The function l of the training records.
-        rows: Registry rows; None: the registry of the package.
+        loss: The loss function l used in training.
+        rows: Registry rows; None: the package's registry.
     """
     rows = registry() if rows is None else rows
     sources = {
@@ -231,7 +231,7 @@ def judge(
 
 
 def _source(row: Entry) -> str:
-    """Which results a contrast is computed from, in words that a model's name completes."""
+    """The results a contrast is computed from, as words that end before a model's name."""
     if row.column == "grade":
         return "MT-Bench grades of"
     if row.column == "jsd_bound":
@@ -248,9 +248,9 @@ def _contrast(
     table: pd.DataFrame | None,
     stand_ins: Mapping[str, str] | None,
 ) -> list[Finding]:
-    """A finding on the claim, and with `size` a second one on the size of the difference.
+    """A finding on the claim, and if `size` is set a second one on the size of the difference.
 
-    Without `stand_ins` the contrast is over all tasks of the table.
+    Without `stand_ins` the contrast is over all tasks in the table.
     """
     assert row.claim is not None
     paper = _paper_contrast(row)
@@ -270,7 +270,7 @@ def _contrast(
     if row.column == "jsd_bound" and table is not None:
         (before,) = (model for model, weight in row.contrast.items() if weight < 0)
         if paired(table, {before: 1}, column=row.column).low <= 0:
-            reason = f"the bound of {before} is not above 0, so there is nothing that could fall"
+            reason = f"the bound for {before} is not above 0, so it cannot fall"
             judged = [replace(judged[0], verdict="inconclusive", reason=reason)]
     if row.size and paper:
         margin = size_margin(paper, row.size_margin)
@@ -279,10 +279,10 @@ def _contrast(
 
 
 def _estimate(row: Entry, source: str, table: pd.DataFrame | None, stand_ins: Mapping[str, str] | None) -> Estimate:
-    """Our value of a contrast, shares in points.
+    """Our value of a contrast, with shares in points.
 
     Raises:
-        StatisticsError: there is none; the message is the reason that a finding gives.
+        StatisticsError: there is none; the message is the finding's reason.
     """
     if row.column == "grade" and (table is None or table.empty):
         raise StatisticsError("needs a judge model and none was run")
@@ -302,7 +302,7 @@ def _estimate(row: Entry, source: str, table: pd.DataFrame | None, stand_ins: Ma
 
 
 def _times(row: Entry, blank: Finding, times: pd.DataFrame | None) -> Finding:
-    """The ratio of two times; its interval is the range over training seeds, so one seed alone decides nothing."""
+    """The ratio of two times; its interval is the range over training seeds, so a single seed settles nothing."""
     assert row.claim is not None
     hours = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
     above, below = (tuple(part) for part in row.ratio)
@@ -316,7 +316,7 @@ def _times(row: Entry, blank: Finding, times: pd.DataFrame | None) -> Finding:
     if not ratios:
         return replace(finding, reason="no training seed has both times")
     if len(ratios) == 1:
-        reason = "one training seed has both times, and one ratio has no range"
+        reason = "only one training seed has both times, and a single ratio has no range"
         return replace(finding, verdict="inconclusive", ours=ratios[0], seeds=1, reason=reason)
     estimate = Estimate(sum(ratios) / len(ratios), min(ratios), max(ratios), 1.0, 0, len(ratios), "range over seeds")
     return _judged(finding, estimate, row.claim, row.margin, paper if row.value is None else row.value)
@@ -330,14 +330,14 @@ def _seconds(times: pd.DataFrame | None, stage: str, iteration: int) -> pd.Serie
 
 
 def _training(row: Entry, blank: Finding, training: pd.DataFrame | None, loss: Loss) -> Finding:
-    """Distance of the first logged loss of every SPIN run from log 2; only runs logged from step 1 count."""
+    """Distance of every SPIN run's first logged loss from log 2; only runs logged from step 1 count."""
     if loss != "logistic":
-        return replace(blank, reason=f"the loss of this run is {loss}, which starts elsewhere")
+        return replace(blank, reason=f"this run's loss is {loss}, which does not start at log 2")
     if training is None or training.empty:
         return replace(blank, verdict="not run", reason="no training records")
     first = training[training["model"].isin(iterates(training["model"])) & (training["step"] == 1)]
     if first.empty:
-        return replace(blank, verdict="not run", reason="no SPIN run has its first step logged")
+        return replace(blank, verdict="not run", reason="no SPIN run logged its first step")
     error = float((first["loss"] - math.log(2)).abs().max())
     status: Outcome = "reproduced" if error <= (row.tolerance or 0) else "not reproduced"
     return replace(blank, verdict=status, ours=error, seeds=int(first["seed"].nunique()))
@@ -393,23 +393,23 @@ _FINDINGS = TypeAdapter(list[Finding])
 
 _RULE = (
     "A claim is *reproduced* if the whole 95 % interval of our measurement agrees with it, *not reproduced* if the "
-    "whole interval contradicts it, and *inconclusive* otherwise; the exact rule for each kind of claim is in "
-    "`statistics.verdict`, the margins are in `registry.yaml`. A line that ends in -size asks whether a difference is "
-    "as large as the paper's, which is another question than whether it has the same sign. A table or figure is *not "
-    "run* if a claim that belongs to it is, else *not reproduced* if one is, *reproduced* if all are, and "
-    "*inconclusive* otherwise; lines in -size do not count there. Scores are in points; which of our tasks stand in "
-    "for the paper's benchmarks is in the headings of Table 4. Of {intervals} intervals at 95 %, about {chance} miss "
-    "the true value by chance; with one training seed they cover the choice of items only. Times have their range over "
-    "training seeds in place of an interval, and one seed leaves them inconclusive. Intervals of JSD bounds hold the "
-    "fitted scale fixed."
+    "whole interval contradicts it, and *inconclusive* otherwise. The exact rule for each kind of claim is in "
+    "`statistics.verdict`, and the margins are in `registry.yaml`. Rows that end in -size ask whether a difference is "
+    "as large as the paper's, a separate question from whether it has the same sign. A table or figure is *not run* if "
+    "any of its claims was not run, otherwise *not reproduced* if any was not reproduced, *reproduced* if all were, "
+    "and *inconclusive* in all other cases; rows in -size do not count here. Scores are in points. The headings of "
+    "Table 4 show which of our tasks stand in for which of the paper's benchmarks. Of {intervals} intervals at 95 %, "
+    "about {chance} miss the true value by chance. With one training seed they only cover the choice of items. For "
+    "times the interval is the range over training seeds, so a single seed leaves them inconclusive. Intervals of JSD "
+    "bounds treat the fitted scale as fixed."
 )
 _PAPER = (
-    "*In the paper* tells whether a claim holds for the paper's own printed numbers. *Noise* compares the paper's "
-    "difference with the size of its test sets. Answers item by item are not published, so there are two bounds at two "
-    "standard errors. *Beyond noise* holds even if the answers of the two models were independent, which understates "
-    "the significance of a paired comparison. *Within noise* holds for any pairing. In between it *depends on the "
-    "pairing*. Averages are recomputed from the cells for this; it matters for DPO after SPIN, where the cells give a "
-    "gain of {recomputed:.2f} and the paper prints {printed:.2f}."
+    "*In the paper* says whether a claim holds for the paper's own printed numbers. *Noise* compares the paper's "
+    "difference with the sampling noise of its test sets. Answers to individual items were not published, so it uses "
+    "two bounds, at two standard errors. *Beyond noise* means so even if the two models' answers were independent, "
+    "which understates the significance of a paired comparison. *Within noise* means so for any pairing. Anything in "
+    "between *depends on the pairing*. For this, averages are recomputed from the cells. That matters for DPO after "
+    "SPIN, where the cells give a gain of {recomputed:.2f} and the paper prints {printed:.2f}."
 )
 
 
@@ -422,10 +422,10 @@ def write(findings: Sequence[Finding], results: Path) -> list[Path]:
 
 
 def read(results: Path, outcome: str = "") -> pd.DataFrame:
-    """The written verdicts of results/PROFILE, or those of one outcome.
+    """The verdicts written under results/PROFILE, all or those with one outcome.
 
     Raises:
-        ResultsError: Nothing was judged yet, the file is damaged, or no verdict is called so.
+        ResultsError: Nothing was judged yet, the file is damaged, or there is no such verdict.
     """
     path = results / "verdicts.csv"
     if outcome not in ("", *OUTCOMES):
@@ -447,12 +447,12 @@ def parse(text: str, where: str) -> pd.DataFrame:
         where: Named in errors, usually the path.
 
     Raises:
-        ResultsError: Not CSV, other columns, an id twice, an unknown verdict, or an interval upside down.
+        ResultsError: Not CSV, wrong columns, a repeated id, an unknown verdict, or an interval whose ends are swapped.
     """
     remedy = "draw it again with `spin-repro figures`"
     try:
         table = pd.read_csv(io.StringIO(text))
-    except ValueError as error:  # also what pandas raises for text that is no table
+    except ValueError as error:  # pandas raises this for anything that is not a table
         raise ResultsError(f"{where}: not readable as CSV ({error}); {remedy}") from None
     if tuple(table.columns) != VERDICT_COLUMNS:
         raise ResultsError(f"{where}: columns are {', '.join(map(str, table.columns))}; {remedy}")
@@ -464,7 +464,7 @@ def parse(text: str, where: str) -> pd.DataFrame:
 
 
 def page(findings: Sequence[Finding]) -> str:
-    """The verdict page: a count, the rule, and a table of all findings."""
+    """The verdict page: counts, the rule, and a table of all findings."""
     averages = published.leaderboard()[["average_printed", "average_recomputed"]]
     gain = averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
     lines = [
@@ -496,21 +496,21 @@ def tally(outcomes: Iterable[str]) -> str:
 
 
 def rule(findings: Sequence[Finding]) -> str:
-    """How verdicts are given, in words, with how many intervals miss by chance."""
-    measured = [finding for finding in findings if finding.n is not None]  # times are of no items
-    intervals = sum(not finding.id.endswith("-size") for finding in measured)  # those are the same intervals again
+    """How verdicts are reached, in words, with how many intervals miss by chance."""
+    measured = [finding for finding in findings if finding.n is not None]  # times have no items
+    intervals = sum(not finding.id.endswith("-size") for finding in measured)  # these repeat another row's interval
     return _RULE.format(intervals=intervals, chance=round(intervals / 20))
 
 
 def shown(value: float | None) -> str:
-    """A value as the page of verdicts prints it."""
+    """A value as printed on the verdict page."""
     if value is None:
         return ""
     return (f"{value:.1e}" if 0 < abs(value) < 0.005 else f"{value:.2f}").replace("-", "−")
 
 
 def with_interval(finding: Finding) -> str:
-    """Our value with its interval, empty if there is none."""
+    """Our value with its interval; empty if there is no value."""
     if finding.low is None or finding.high is None:
         return shown(finding.ours)
     return f"{shown(finding.ours)} [{shown(finding.low)}, {shown(finding.high)}]"

@@ -1,4 +1,4 @@
-"""Two models, of one run or of two, task by task, on the same items."""
+"""Compare two models, from one run or two, task by task on the same items."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
 
     Args:
         profile: name of the profile whose results are read.
-        model: such as `spin-3`; `NAME/spin-3` is that of another profile.
-        other: what it is compared with, such as `sft`.
+        model: for example `spin-3`; `NAME/spin-3` is the one from profile NAME.
+        other: the model to compare it with, for example `sft`.
 
     Returns:
-        A row per task that both were given and one for their unweighted mean: `task`, the two scores, `difference`,
-        its 95 % interval `low` and `high`, `p_value`, `items` and `seeds`; all over the training seeds that both have.
+        One row per task they share and one for the unweighted mean: `task`, the two scores, `difference`, its 95 %
+        interval `low` and `high`, `p_value`, `items` and `seeds`; all over the training seeds they share.
 
     Raises:
-        ResultsError: no or invalid results, a model that was not evaluated, no training seed or task that has both,
-            two runs on different data, or results of two runs in one profile.
+        ResultsError: results are missing or invalid, a model was not evaluated, the two share no training seed or
+            task, they were tested on different data, or one profile has results of two runs.
     """
     places = {
         name: (paths.results(name.rpartition("/")[0] or profile), name.rpartition("/")[2]) for name in (model, other)
     }
     if len(set(places.values())) == 1:
-        raise results.ResultsError(f"{model}: is compared with itself; name another model")
+        raise results.ResultsError(f"{model}: compared with itself; name another model")
     sides, tested_on = [], []
     for name, (folder, plain) in places.items():
         results.check_one_run(folder)
@@ -49,7 +49,7 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
     seeds, names = (set.intersection(*(set(side[column]) for side in sides)) for column in ("seed", "task"))
     for what, found in (("training seed", seeds), ("task", names)):
         if not found:
-            raise results.ResultsError(f"{model} and {other}: no {what} has both; evaluate the missing ones")
+            raise results.ResultsError(f"{model} and {other}: no {what} in common; evaluate the missing ones")
     if tested_on[0] != tested_on[1] and not all(names <= _published(*place) for place in places.values()):
         raise results.ResultsError(f"{model} and {other}: their test rows differ, so their items do not pair up")
     both = pd.concat(side[side["seed"].isin(seeds)] for side in sides)
@@ -74,22 +74,22 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
 
 
 def _published(folder: Path, model: str) -> set[str]:
-    """Tasks of a model whose items are the same in every run: benchmarks of the paper, and no rows of the user's that
-    are called like one, whose metric is that of all rows."""
+    """Tasks of a model whose items are the same in every run: the paper's benchmarks. A family of the user's rows may
+    have the same name, but is scored with the metric of rows."""
     summaries = results.load_summaries(folder)
     own = (summaries["model"] == model) & (summaries["metric"] != "score")
     return {*summaries[own]["task"]} & {*BENCHMARKS}
 
 
 def _test_rows(folder: Path) -> dict[str, Any] | None:
-    """What the test rows of a run depend on: settings and file hashes of its data, without those of other rows."""
+    """What a run's test rows depend on: the settings and file hashes of its data, without those of other splits."""
     _, chain = next(results.chains(folder))
     if "data" not in chain:
         return None
     data = chain["data"]["settings"]
     others = {"sft_rows", "spin_rows", "transfer", "transfer_rows"}
-    if data.get("test"):  # a file or split of their own
+    if data.get("test"):  # from a separate file or split
         others |= {"train", "validation", "validation_rows", "seed"}
-    elif not data.get("validation"):  # held out of the training rows, before those for validation
+    elif not data.get("validation"):  # held out from the training rows, before the validation rows are
         others.add("validation_rows")
     return {name: value for name, value in data.items() if name not in others}

@@ -1,7 +1,7 @@
-"""What the generations y' of SPIN's opponents tell: how long, how near to the real response, how far from the data.
+"""Measures of the opponents' generations y': length, similarity to the real response, distance from the data.
 
-Each function gives a long table with `seed`, `model`, `task`, `id` and a column per measure, which
-`statistics.paired` takes as it takes scores; `task` is the family of the prompt.
+Each function returns a long table with `seed`, `model`, `task`, `id` and one column per measure, which
+`statistics.paired` accepts just like scores; `task` is the prompt's family.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MODELS = tuple(main_chain(3))
 """The opponents of iterations 0 to 3, in order."""
 
 HELDOUT = "validation prompts"
-"""Name of the one task of `jsd_bounds`."""
+"""The only task in the table from `jsd_bounds`."""
 
 _LARGEST_SCALE = 1024.0
-"""Where margins are all positive no scale is best; this one tells them apart as well as any."""
+"""If all margins are positive no scale is best; this one separates them as well as any."""
 
 RULE = (
     "Chosen by a rule and not by hand: of the lowest training seed with most of the models, the prompt with the most "
@@ -37,7 +37,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt of SPIN, its real response and what the models answered."""
+    """A training prompt, its real response and the models' responses."""
 
     id: str
     family: str
@@ -47,11 +47,11 @@ class Example:
     real: str
     real_tokens: int
     by_model: Mapping[str, Mapping[Any, Any]]
-    """Row of `results.load_generations` of each model, in order."""
+    """Each model's row from `results.load_generations`, in order."""
 
 
 def measures(generations: pd.DataFrame) -> pd.DataFrame:
-    """Length, similarity to the real response and identity with it, for each generated response.
+    """Length of each generated response, its similarity to the real one, and whether the two are identical.
 
     Args:
         generations: From `results.load_generations`.
@@ -70,7 +70,7 @@ def measures(generations: pd.DataFrame) -> pd.DataFrame:
 
 
 def similarity(real: str, generated: str) -> float:
-    """Share of words in common and in order: 2 M / (words of both), from `difflib.SequenceMatcher`.
+    """Share of words that two texts have in common, in order: 2 M / (words in both), from `difflib.SequenceMatcher`.
 
     M counts the words in matching blocks, found longest first. 1 for the same words, 0 for none in common.
 
@@ -83,15 +83,14 @@ def similarity(real: str, generated: str) -> float:
 
 
 def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
-    """What each held-out pair adds to a lower bound of the JSD between data and opponent, in nats.
+    """Contribution of each held-out pair to a lower bound on the JSD between data and opponent, in nats.
 
     Lemma C.2: the minimum of the loss over all f is log 2 - JSD(p+ || p-), where p+ is the distribution of
-    (real, generated) and p- of (generated, real). Any f gives a bound, log 2 - its loss on fresh pairs. Here
-    f = c log(p_theta_t+1 / p_theta_t): the direction is what the iteration learnt, and the scale c >= 0 takes out how
-    far it went. Each pair is judged with the scale that is best for the other half of the pairs, so fitting it does
-    not flatter the bound. An interval of what is returned takes the scales as they are, so its interval
-    leaves out what another fit would change. The opponent of iteration t is the model before it, so `model` is that
-    model.
+    (real, generated) and p- of (generated, real). Any f gives a bound: log 2 minus its loss on fresh pairs. Here
+    f = c log(p_theta_t+1 / p_theta_t). The direction is what the iteration learnt; the scale c >= 0 corrects for how
+    far it went. The scale for each pair is fitted on the other half of the pairs, so the fit does not inflate the
+    bound. Intervals of the returned values treat the scales as fixed and leave out the uncertainty of the fit. The
+    opponent of iteration t is the model before it, and `model` names that one.
 
     Args:
         heldout: From `results.load_heldout`.
@@ -113,13 +112,13 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_scale(margins: npt.NDArray[np.float64]) -> float:
-    """The c >= 0 of the least mean logistic loss of c times the margins; 0 if any step raises it.
+    """The c >= 0 that minimises the mean logistic loss of c times the margins; 0 if every c > 0 is worse.
 
     >>> round(best_scale(np.array([1.0, 1.0, 1.0, -1.0])), 3)  # three of four right: c = log 3
     1.099
     """
 
-    def slope(c: float) -> float:  # of a convex function, so bisection finds where it is 0
+    def slope(c: float) -> float:  # of a convex function, so bisection finds its zero
         return -float(np.mean(margins * np.exp(-np.logaddexp(0, c * margins))))
 
     if not len(margins) or slope(0.0) >= 0:
@@ -134,7 +133,7 @@ def best_scale(margins: npt.NDArray[np.float64]) -> float:
 
 
 def mean_grade(grades: pd.DataFrame, contrast: Mapping[str, float], *, category: str = "") -> Estimate:
-    """A weighted sum of models' mean grades, over the answers that are graded for all of them.
+    """A weighted sum of models' mean grades, over the answers that were graded for all of them.
 
     Args:
         grades: From `results.load_mt_bench`.
@@ -161,14 +160,14 @@ def example(
 
     Args:
         generations: From `results.load_generations`.
-        models: Whose generations are compared; those without a file are left out.
-        other_than: Families to avoid, unless there is no other.
+        models: The models to compare; those without a file are left out.
+        other_than: Families to avoid if there are others.
     """
     rows = generations[generations["model"].isin(list(models))]
     if rows.empty:
         return None
     counts = rows.groupby("seed")["model"].nunique()
-    seed = counts.index[int(counts.to_numpy().argmax())]  # the first of the largest
+    seed = counts.index[int(counts.to_numpy().argmax())]  # the first maximum
     rows = rows[rows["seed"] == seed]
     elsewhere = rows[~rows["family"].isin(list(other_than))]
     rows = rows if elsewhere.empty else elsewhere
@@ -176,7 +175,7 @@ def example(
         (str(family), str(item)): len({*prompt["generated"], *prompt["real"]})
         for (family, item), prompt in rows.groupby(["family", "id"], sort=True)
     }
-    family, item = max(different, key=lambda key: different[key])  # the first of the largest
+    family, item = max(different, key=lambda key: different[key])  # the first maximum
     chosen = rows[(rows["family"] == family) & (rows["id"] == item)]
     records = {row["model"]: row for row in chosen.to_dict("records")}
     by_model = {model: records[model] for model in models if model in records}

@@ -1,7 +1,7 @@
-"""Power: which difference a planned number of items and training seeds would show, and how many would decide a claim.
+"""Power: which difference a planned number of items and seeds could detect, and how many would settle a claim.
 
-Both follow from the parts of the variance that a finished run shows (`statistics.Spread`): more items shrink what
-belongs to items, more seeds what belongs to seeds.
+Both follow from the variance components of a finished run (`statistics.Spread`): more items shrink the item part, more
+seeds the seed part.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from spin_utils.paper.statistics import POOLED_DF, Claim, Estimate, StatisticsEr
 from spin_utils.settings.names import ModelName, iterates
 
 MOST = 100
-"""So many times the items or seeds are tried before a claim counts as out of reach."""
+"""Largest multiple of the items or seeds that is tried before a claim counts as out of reach."""
 
 
 @dataclass(frozen=True)
 class Power:
-    """What a planned run would show of one contrast, in points."""
+    """What a planned run could say about one contrast, in points."""
 
     contrast: str
-    """Such as `spin-1 over spin-0`."""
+    """For example `spin-1 over spin-0`."""
     difference: float
     """As measured."""
     half: float
-    """Half width of its interval today."""
+    """Half width of its interval now."""
     planned: float
     """Half width with the planned items and seeds."""
     detectable: float
-    """The smallest true difference whose interval leaves out 0 in 80 % of such runs."""
+    """The smallest true difference whose interval would exclude 0 in 80 % of such runs."""
 
 
 def plan(scores: pd.DataFrame, items: int, seeds: int, *, power: float = 0.8) -> list[Power]:
-    """What a run with other numbers of items and seeds would show of the main contrasts.
+    """Power of a run with other numbers of items and seeds, for the main contrasts.
 
     Args:
-        scores: per-item scores of a finished run, as `results` gives them.
-        items: planned items, over all tasks of `scores`.
-        seeds: planned training seeds.
-        power: wanted probability of finding a true difference.
+        scores: per-item scores of a finished run, from `results`.
+        items: planned number of items, over all tasks in `scores`.
+        seeds: planned number of training seeds.
+        power: desired probability of detecting a true difference.
 
     Raises:
-        StatisticsError: the run has no two models to compare, or one seed and more are planned.
+        StatisticsError: the run has no two models to compare, or it has one seed and more are planned.
     """
     models = set(scores["model"])
     chain = iterates(models)
@@ -56,7 +56,7 @@ def plan(scores: pd.DataFrame, items: int, seeds: int, *, power: float = 0.8) ->
         pairs += [(chain[-1], other) for other in others if (chain[-1], other) not in pairs]
     found = [_power(scores, new, old, items, seeds, power) for new, old in pairs if old in models]
     if not found:
-        raise StatisticsError("no evaluation of SFT and a SPIN iteration to plan from; run one seed first")
+        raise StatisticsError("no evaluations of SFT and a SPIN iteration to plan from; run one seed first")
     return found
 
 
@@ -79,7 +79,7 @@ def _power(scores: pd.DataFrame, new: str, old: str, items: int, seeds: int, pow
 
 
 def _freedom(estimate: Estimate, items: int, seeds: int) -> float:
-    """Satterthwaite's degrees of freedom as they will be."""
+    """Satterthwaite's degrees of freedom for the planned run."""
     more = seeds / estimate.n_seeds
     seed_part = estimate.spread.seeds / more
     total = estimate.spread.at(items / estimate.n_items, more)
@@ -91,18 +91,18 @@ def _freedom(estimate: Estimate, items: int, seeds: int) -> float:
 def to_decide(
     estimate: Estimate, margin: float, *, claim: Claim = "greater", value: float = 0.0
 ) -> tuple[int, int] | None:
-    """Items (with as many seeds) and seeds (with as many items) that would decide a claim if the estimate stays.
+    """How many items (same seeds) or seeds (same items) would settle a claim if the estimate stays the same.
 
-    Each is 0 if that alone, up to `MOST` times as many, does not decide it.
+    Either number is 0 if up to `MOST` times as many would not be enough on their own.
 
     Args:
         estimate: an inconclusive one.
-        margin: as in `statistics.verdict`, whose rule says what is decided.
-        claim: the rule.
+        margin: as in `statistics.verdict`.
+        claim: the rule of `statistics.verdict`.
         value: the threshold of the rule.
 
     Returns:
-        None if neither decides it, as when the estimate lies on the line between two verdicts.
+        Items and seeds; None if neither settles it, for example when the estimate lies on the border of two verdicts.
     """
     x = estimate.difference
     distance = {

@@ -1,9 +1,9 @@
 """The paper's own numbers, read from the CSV files in `numbers`.
 
-Nothing here was measured by the kit. Scores are in points (0..100, as printed), models carry the kit's
-names (`sft`, `spin-0`, ...) so that our rows and the paper's join on one key; `label` keeps the paper's
-name. Table numbers are those of the camera-ready version (arXiv 2401.01335v3); the second version calls
-Tables 4, 5 and 6 Tables 2, 3 and 4, and swaps Figures 4 and 5.
+Nothing here was measured by the kit. Scores are in points (0..100, as printed). Models have the kit's names (`sft`,
+`spin-0`, ...), so that our rows and the paper's join on the same key; `label` keeps the paper's name. Table numbers are
+those of the camera-ready version (arXiv 2401.01335v3). In the second version Tables 4, 5 and 6 are Tables 2, 3 and 4,
+and Figures 4 and 5 are swapped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OTHERS = OTHER_BENCHMARKS
 """The benchmarks of Table 6, in the paper's order."""
 
 MODEL = "alignment-handbook/zephyr-7b-sft-full"
-"""The model that self-play starts from, as the hub names it (sec. 6.1)."""
+"""The hub name of the model that self-play starts from (sec. 6.1)."""
 
 BENCHMARK_LABELS = {
     "arc": "Arc",
@@ -54,18 +54,18 @@ MODELS = {
     "SPIN iteration 3 + DPO": "spin-3-dpo",
     "SFT epoch 1": "sft-more-1",
 }
-"""The paper's name of a model, and the kit's."""
+"""The paper's model names and the kit's."""
 
-_NOT_BINARY = ("truthfulqa", "mt_bench")  # mc2 is a probability mass, the judge gives 1 to 10
+_NOT_BINARY = ("truthfulqa", "mt_bench")  # mc2 is a probability mass; the judge rates from 1 to 10
 
 
 def leaderboard() -> pd.DataFrame:
     """Tables 3 and 4 (App. B.3, B.4): the Open LLM Leaderboard, seven models.
 
     Returns:
-        One row per model, indexed by the kit's name: `label`, six scores in points, `average_printed` as in
-        the paper and `average_recomputed` from the six cells. The two differ in one row, SPIN iteration 3
-        + DPO, where 64.05 is printed and the cells average 64.74: either the average or a cell is wrong.
+        One row per model, indexed by the kit's name: `label`, six scores in points, `average_printed` as in the paper
+        and `average_recomputed` from the six cells. The two differ in one row, SPIN iteration 3 + DPO: the paper prints
+        64.05, but the cells average 64.74, so either the average or a cell is wrong.
 
     >>> leaderboard().loc["spin-3-dpo", ["average_printed", "average_recomputed"]].round(2).tolist()
     [64.05, 64.74]
@@ -79,17 +79,17 @@ def sft_one_more_epoch() -> pd.DataFrame:
 
 
 def benchmark_settings() -> pd.DataFrame:
-    """Table 1 (App. B.1) with the size of each test set, which the paper does not print.
+    """Table 1 (App. B.1) with the size of each test set, which the paper does not give.
 
     Returns:
-        Indexed by benchmark: `shots` (text, as some are chain-of-thought), `metric`, `items`. All printed
-        scores of ARC, Winogrande, GSM8k, HellaSwag, Big-Bench-Hard and OpenBookQA are multiples of 1/items.
+        Indexed by benchmark: `shots` (text, because some are chain-of-thought), `metric`, `items`. All printed scores
+        on ARC, Winogrande, GSM8k, HellaSwag, Big-Bench-Hard and OpenBookQA are multiples of 1/items.
     """
     return _read("benchmark_settings.csv", dtype={"shots": str}).set_index("benchmark")
 
 
 def items(benchmark: str) -> int:
-    """Items of a benchmark's test set.
+    """Number of items in a benchmark's test set.
 
     >>> items("gsm8k")
     1319
@@ -100,8 +100,8 @@ def items(benchmark: str) -> int:
 def wall_clock_hours() -> pd.DataFrame:
     """Table 2 (App. B.2): hours on 8 A100-80GB, long form: `stage`, `iteration`, `hours`.
 
-    The hours equal 6.69 s (generation) and 10 s (training) per 64 examples at 49,792 prompts and two
-    epochs to the last digit, so they are an estimate from batch times.
+    To the last digit, the hours equal 6.69 s (generation) and 10 s (training) per 64 examples at 49,792 prompts and two
+    epochs, so they were extrapolated from batch times.
     """
     wide = _read("wall_clock_hours.csv")
     long = wide.melt(id_vars="stage", var_name="iteration", value_name="hours")
@@ -118,8 +118,8 @@ def epochs() -> pd.DataFrame:
     """Figure 4: scores over the epochs of iteration 0, digitised from the project page (error up to 0.03).
 
     Returns:
-        Long form: `benchmark` (arc, truthfulqa, average), `epoch` 0..5, `score`, and `reference`, the dashed
-        line of the figure (iteration 1 after two epochs).
+        Long form: `benchmark` (arc, truthfulqa, average), `epoch` 0..5, `score`, and `reference`, the figure's dashed
+        line (iteration 1 after two epochs).
     """
     wide = _read("figure4_epochs.csv").rename(columns={"panel": "benchmark"})
     long = wide.melt(id_vars=["benchmark", "reference"], var_name="epoch", value_name="score")
@@ -154,8 +154,8 @@ def figure_score(source: str, model: str, benchmark: str) -> float | None:
     """A score that only a figure shows, in points, or None.
 
     Args:
-        source: `figure4` (epochs of iteration 0, and iteration 1), `figure5` (sizes of iteration 0 from the
-            downloaded SFT model, and the paper's own longer SFT) or `figure5_sft` (that SFT from its first epoch).
+        source: `figure4` (epochs of iteration 0, and iteration 1), `figure5` (training sizes of iteration 0 from the
+            downloaded SFT model, and the paper's own longer SFT) or `figure5_sft` (that SFT from its first epoch on).
         model: The kit's name.
         benchmark: arc, truthfulqa or average for `figure4`; average for the others.
 
@@ -168,7 +168,7 @@ def figure_score(source: str, model: str, benchmark: str) -> float | None:
 
 
 def other_tasks(stand_ins: Mapping[str, str]) -> bool:
-    """Whether any task is another one than the benchmark whose column it fills.
+    """Whether any task differs from the benchmark whose column it fills.
 
     >>> other_tasks({"arc": "arc"}), other_tasks({"syllogism": "arc"}), other_tasks({"mine": ""})
     (False, True, True)
@@ -179,8 +179,8 @@ def other_tasks(stand_ins: Mapping[str, str]) -> bool:
 def standard_error(benchmark: str, points: float) -> float:
     """Standard error in points of one of the paper's scores, from the number of items alone.
 
-    A share of right answers over n items has the binomial error. For TruthfulQA (mc2, a value in 0..1 per
-    item) and for the average of six this is an upper bound, because a value in 0..1 varies at most as a 0/1 one.
+    The share of correct answers over n items has the binomial error. For TruthfulQA (mc2, a value in 0..1 per item)
+    this is an upper bound, because no variable in 0..1 varies more than a 0/1 variable with the same mean.
 
     Args:
         benchmark: A benchmark with a known test set, not `average` and not MT-Bench.
@@ -190,39 +190,39 @@ def standard_error(benchmark: str, points: float) -> float:
     1.43
     """
     if benchmark in ("mt_bench", "average"):
-        raise ValueError(f"{benchmark}: no share of items; give one benchmark scored in points")
+        raise ValueError(f"{benchmark}: not a share of items; give a single benchmark scored in points")
     share = points / 100
     return 100 * math.sqrt(share * (1 - share) / items(benchmark))
 
 
 @dataclass(frozen=True)
 class Noise:
-    """How a difference between the paper's scores compares with the noise of its test sets."""
+    """A difference between the paper's scores compared with the sampling noise of its test sets."""
 
     difference: float
-    """In points, from the unrounded cells (the recomputed average, not the printed one)."""
+    """In points, from the cells (the recomputed average, not the printed one)."""
     error_unpaired: float
-    """Standard error if the two models' answers were independent: an upper bound when they agree more often
-    than chance, so the significance it gives is a lower bound."""
+    """Standard error if the two models' answers were independent. It is an upper bound if they agree more often than
+    chance, so it understates the significance."""
     error_best: float
-    """The smallest standard error that any pairing of the answers allows: a difference d of 0/1 scores over n
-    items needs a share |d| of changed answers, hence at least sqrt((|d| - d^2) / n)."""
+    """The smallest standard error under any pairing of the answers: a difference d of 0/1 scores over n items needs at
+    least a share |d| of changed answers, hence at least sqrt((|d| - d^2) / n)."""
     status: str
-    """`beyond noise` (even unpaired), `within noise` (under any pairing) or `depends on the pairing`, which
-    the paper's per-item answers would settle; they are not published. All at two standard errors, two-sided 95 %."""
+    """`beyond noise` (even if unpaired), `within noise` (under any pairing) or `depends on the pairing`, which only the
+    paper's unpublished per-item answers could settle. All at two standard errors, two-sided 95 %."""
 
 
 def noise(contrast: Mapping[str, float], benchmark: str) -> Noise | None:
-    """Judge a contrast of the paper's scores, such as {"spin-0": 1, "sft": -1}, by its item counts.
+    """Compare a contrast of the paper's scores, for example {"spin-0": 1, "sft": -1}, with its sampling noise.
 
-    The best-pairing bound is for plain differences; for other contrasts it is taken as 0.
+    The best-pairing bound holds for plain differences; for other contrasts it is set to 0.
 
     Args:
         contrast: Weight of each model, by the kit's names.
         benchmark: One benchmark or `average`.
 
     Returns:
-        None where a score is missing or the benchmark has no item count (MT-Bench).
+        None if a score is missing or the benchmark is not a share of items (MT-Bench).
 
     >>> noise({"spin-3": 1, "spin-2": -1}, "average").status
     'depends on the pairing'
@@ -258,7 +258,7 @@ def _item_counts() -> dict[str, int]:
 
 @cache
 def _scores() -> dict[tuple[str, str], float]:
-    """Every printed score by model and benchmark; Table 5 repeats the SFT row of Table 4 unchanged."""
+    """Every printed score by model and benchmark; Table 5 repeats Table 4's SFT row."""
     scores: dict[tuple[str, str], float] = {}
     for table in (sft_one_more_epoch(), leaderboard(), other_benchmarks()):
         printed = table.rename(columns={"average_printed": "average"})

@@ -1,14 +1,14 @@
-"""Results: small JSON files that tables and figures are drawn from.
+"""Results: the small JSON files behind the tables and figures.
 
     results/PROFILE/seed-S/evaluations/MODEL.json    scores of one checkpoint, item by item
-    results/PROFILE/seed-S/transfer/MODEL.json       the same on tasks that nothing was trained on
+    results/PROFILE/seed-S/transfer/MODEL.json       the same on tasks not used in training
     results/PROFILE/seed-S/training/MODEL.json       metrics of one training run, step by step
-    results/PROFILE/seed-S/generations/MODEL.json    what the model answered to the prompts of SPIN
-    results/PROFILE/seed-S/heldout/MODEL.json        what an iteration did to pairs that no training saw
+    results/PROFILE/seed-S/generations/MODEL.json    the model's responses to SPIN's training prompts
+    results/PROFILE/seed-S/heldout/MODEL.json        how an iteration changed log-probabilities on held-out pairs
     results/PROFILE/seed-S/mt_bench/MODEL.json       a judge's grades of the model's answers to MT-Bench
 
-One pydantic model per kind says what such a file holds. A file is checked by it when it is written and again when it
-is read, and refused with its path and the field. Scores are shares (0..1) here and points in tables.
+Each kind of file has a pydantic model, which checks it when it is written and again when it is read. A bad file is
+refused with its path and the field. Scores are shares (0..1) here and points in tables.
 """
 
 from __future__ import annotations
@@ -44,30 +44,30 @@ from spin_utils.settings.machine import CATEGORIES
 from spin_utils.settings.names import ModelName
 
 SCHEMA = 1
-"""Version of all kinds of file; a reader refuses any other."""
+"""Version of the file format; other versions are refused."""
 
 Scored = Literal["evaluations", "transfer"]
-"""Folders of evaluations: of the tasks of the training mix, and of tasks that nothing was trained on."""
+"""Folders of evaluations: on the tasks of the training mix, and on tasks not used in training."""
 
 _TOLERANCE = 1e-6  # between a stored mean and the mean of the stored items
 _AGAIN = "run the stage that writes the file again"
 
 
 class ResultsError(KitError):
-    """A results file cannot be trusted. The message names the file, the field and the remedy."""
+    """A results file is missing or invalid. The message names the file, the field and the remedy."""
 
 
 class Part(BaseModel):
-    """What all models below share: no unknown fields, no conversions, finite numbers only."""
+    """Base of the models below: no unknown fields, no type conversion, finite numbers only."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
 class Input(Part):
-    """What a step took."""
+    """An input of a step."""
 
     artifact: str
-    """Step and key, such as `sft-0123456789ab`."""
+    """Step and key, for example `sft-0123456789ab`."""
     manifest: str
     """sha256 of its manifest."""
 
@@ -85,21 +85,21 @@ class Link(Part):
     started: Annotated[datetime, Strict(False)]
     commit: str
     dirty: bool
-    """Whether the tree had uncommitted changes."""
+    """Whether the working tree had uncommitted changes."""
     device: str
     versions: dict[str, str]
     inputs: dict[str, Input]
     settings: dict[str, Any] = {}
-    """Of base model and data: revisions and hashes of what is outside the kit."""
+    """For base model and data: revisions and hashes of whatever comes from outside the kit."""
     weights_sha256: dict[str, str] = {}
-    """Of checkpoints."""
+    """For checkpoints."""
 
 
 class Provenance(Part):
     """Every artifact behind a result."""
 
     step: str
-    """The link that measured it."""
+    """The step that measured it."""
     chain: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9-]*$")], Link]
 
     @model_validator(mode="after")
@@ -120,7 +120,7 @@ def _named(name: str) -> str:
 
 
 class Document(Part):
-    """The head of every file."""
+    """Fields that every file has."""
 
     version: Literal[1] = Field(alias="schema")
     profile: str
@@ -131,7 +131,7 @@ class Document(Part):
 
 
 class Task(Part):
-    """Summary of a task."""
+    """Summary of one task."""
 
     metric: str
     n: PositiveInt
@@ -140,7 +140,7 @@ class Task(Part):
 
 
 class Item(Part):
-    """One answer to an item of a task."""
+    """One scored item of a task."""
 
     task: str
     id: str | int
@@ -177,7 +177,7 @@ class Evaluation(Document):
 
 
 class Step(Part):
-    """Metrics of one logged step; further ones are numbers too."""
+    """Metrics of one logged step; any further fields are numbers too."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float]
@@ -187,7 +187,7 @@ class Step(Part):
     loss: float
     seconds: NonNegativeFloat
     margin: float = math.nan
-    """This and the next two: on pairs, that is in any training but SFT."""
+    """This and the next two only for training on pairs, that is for everything but SFT."""
     rewards_real: float = math.nan
     rewards_generated: float = math.nan
 
@@ -199,7 +199,7 @@ class Training(Document):
     rows: list[Step]
 
     @model_validator(mode="after")
-    def _goes_on(self) -> Training:
+    def _is_in_order(self) -> Training:
         for number, row in enumerate(self.rows):
             if number and row.step <= self.rows[number - 1].step:
                 raise ValueError(f"rows[{number}].step is {row.step}, after {self.rows[number - 1].step}")
@@ -211,7 +211,7 @@ class Training(Document):
 
 
 class Generation(Part):
-    """A real and a generated response to one prompt of SPIN."""
+    """A real and a generated response to one training prompt."""
 
     id: str
     family: str
@@ -224,7 +224,7 @@ class Generation(Part):
 
 
 class Generations(Document):
-    """Responses y' to the prompts of SPIN; `model` generated them."""
+    """Responses y' to SPIN's training prompts; `model` generated them."""
 
     kind: Literal["generations"]
     items: Annotated[list[Generation], Field(min_length=1)]
@@ -236,7 +236,7 @@ class Generations(Document):
 
 
 class Drift(Part):
-    """log p_{theta_t+1} - log p_{theta_t} of the real and of a freshly generated response, in nats."""
+    """log p_{theta_t+1} - log p_{theta_t} for the real and for a freshly generated response, in nats."""
 
     id: str
     real_drift: float
@@ -244,7 +244,7 @@ class Drift(Part):
 
 
 class Heldout(Document):
-    """What an iteration did to pairs that no training saw; `model` is its policy, `beta` its lambda."""
+    """How an iteration changed log-probabilities on held-out pairs; `model` is its policy, `beta` its lambda."""
 
     kind: Literal["heldout"]
     beta: PositiveFloat
@@ -253,7 +253,7 @@ class Heldout(Document):
     @model_validator(mode="after")
     def _agrees(self) -> Heldout:
         if not ModelName.parse(self.model).is_iterate:
-            raise ValueError(f"model is {self.model!r}; only an iteration of SPIN has an opponent")
+            raise ValueError(f"model is {self.model!r}; only SPIN iterations have an opponent")
         _distinct([item.id for item in self.items])
         return self
 
@@ -264,11 +264,11 @@ class Judge(Part):
     name: str
     base_url: str = ""
     models: list[str]
-    """As the endpoint names what answered."""
+    """Model names that the endpoint reported."""
 
 
 class Counts(Part):
-    """How many answers were graded, refused by the judge, or have a judgment without a rating."""
+    """How many answers were graded, refused by the judge, or got a judgment without a rating."""
 
     graded: int
     refused: int
@@ -318,7 +318,7 @@ class MtBench(Document):
 
 
 def _distinct(names: Sequence[str]) -> None:
-    """Refuse an item that appears twice."""
+    """Raise if an item appears twice."""
     seen: set[str] = set()
     for number, name in enumerate(names):
         if name in seen:
@@ -327,7 +327,7 @@ def _distinct(names: Sequence[str]) -> None:
 
 
 def _mean(field: str, stored: float | None, values: Sequence[float]) -> None:
-    """Refuse a stored mean that is not the mean of its parts: the file was altered or cut."""
+    """Raise if a stored mean is not the mean of its parts: the file was altered or truncated."""
     mean = math.fsum(values) / len(values) if values else math.nan
     if stored is None or not abs(stored - mean) <= _TOLERANCE:
         raise ValueError(f"{field} is {stored}, but the mean of its parts is {mean}")
@@ -344,7 +344,7 @@ _KINDS = {
     "heldout": "heldout",
     "mt_bench": "mt_bench",
 }
-"""Kind of the files in a folder."""
+"""Kind of the files in each folder."""
 _TAGS = {*_KINDS.values(), "str", "int"}
 """What pydantic puts between the names of fields: the alternatives that it tried."""
 
@@ -386,16 +386,16 @@ class Benchmark(Part):
 
 
 def checked(model: TypeAdapter[Any] | type[BaseModel], data: Any, where: str, remedy: str) -> Any:
-    """What pydantic makes of data.
+    """Validate data with a pydantic model.
 
     Args:
-        model: What the data must be.
+        model: The model.
         data: As parsed from JSON, YAML or CSV.
         where: Named in errors, usually the path.
-        remedy: The end of the message.
+        remedy: The end of the error message.
 
     Raises:
-        ResultsError: One line that names the first field that is wrong, such as `items[3].score`.
+        ResultsError: One line that names the first wrong field, for example `items[3].score`.
     """
     adapter = model if isinstance(model, TypeAdapter) else TypeAdapter(model)
     try:
@@ -433,26 +433,26 @@ def check_benchmark(document: Any, where: str) -> None:
 
 
 def path_of(results: Path, seed: int, folder: str, model: str) -> Path:
-    """Where a file lies; `results` is results/PROFILE, `folder` one of those at the head of this module."""
+    """Path of a file; `results` is results/PROFILE, `folder` one of those listed at the top of this module."""
     return results / f"seed-{seed}" / folder / f"{model}.json"
 
 
 def training_seeds(results: Path) -> list[int]:
-    """Training seeds that have a folder under results/PROFILE, in order."""
+    """Training seeds with a folder under results/PROFILE, in order."""
     names = [path.name.removeprefix("seed-") for path in results.glob("seed-*")]
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def files(results: Path) -> list[Path]:
-    """All results files under results/PROFILE; what else lies there, such as a copy of a folder, is the user's."""
+    """All results files under results/PROFILE. Anything else there, for example a copied folder, is ignored."""
     return [path for folder in _KINDS for path in _files(results, folder, None)]
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Check a results file and write it: whole or not at all, and the same bytes for the same content.
+    """Check a results file and write it atomically; the same content gives the same bytes.
 
-    Keys keep their order; a list of objects has one object a line, so that files diff well. The hash of everything
-    else is written last.
+    Keys keep their order, and lists of objects have one object per line, so that files diff well. The last field is a
+    hash of all the others.
 
     Raises:
         ResultsError: The document is not valid for its kind.
@@ -477,21 +477,23 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ResultsError(f"{path}: not valid JSON ({error}); delete it and {_AGAIN}") from None
     if not isinstance(document, dict):
-        raise ResultsError(f"{path}: holds a {type(document).__name__}, not an object; delete it and {_AGAIN}")
+        raise ResultsError(f"{path}: contains a {type(document).__name__}, not an object; delete it and {_AGAIN}")
     if not is_whole(document):
-        raise ResultsError(f"{path}: not what was written (hash); restore it, or run `spin-repro reproduce` again")
+        raise ResultsError(
+            f"{path}: changed since it was written (hash); restore it, or run `spin-repro reproduce` again"
+        )
     document.pop(SEAL, None)
     validate(document, str(path))
     *_, profile, seed, folder, _ = path.resolve().parts
     place = {"model": path.stem, "seed": seed.removeprefix("seed-"), "profile": profile, "kind": _KINDS.get(folder)}
     for field, expected in place.items():
         if str(document[field]) != expected:
-            raise ResultsError(f"{path}: {field} is {document[field]!r}, but the file lies at {expected!r}; move it")
+            raise ResultsError(f"{path}: {field} is {document[field]!r}, but its path says {expected!r}; move it")
     return document
 
 
 Reader = Callable[[Path], dict[str, Any]]
-"""`read_json`, or `functools.cache(read_json)` where several of the functions below look at the same files."""
+"""`read_json`, or `functools.cache(read_json)` if several of the functions below read the same files."""
 
 
 def load_evaluations(
@@ -501,8 +503,8 @@ def load_evaluations(
 
     Args:
         results: The folder results/PROFILE.
-        seeds: Training seeds to read; None: all that are there.
-        kind_folder: `transfer` for tasks that nothing was trained on; the two are never mixed.
+        seeds: Training seeds to read; None: all of them.
+        kind_folder: `transfer` for tasks not used in training; the two are never mixed.
         read: How files are read.
 
     Returns:
@@ -510,8 +512,8 @@ def load_evaluations(
         of answers drawn at temperature 1) where it was measured; empty if nothing was run.
 
     Raises:
-        ResultsError: A file is not valid, or two models were not scored on the same items: comparisons are
-            paired, so an item may not be missing on one side.
+        ResultsError: A file is not valid, or two models were not scored on the same items: comparisons are paired, so
+            no item may be missing on either side.
     """
     columns = ["task", "id", "score", "tokens", "response"]
     frames = [
@@ -523,14 +525,14 @@ def load_evaluations(
 
 
 def load_generations(results: Path, seeds: Sequence[int] | None = None, *, read: Reader = read_json) -> pd.DataFrame:
-    """What every model answered to the prompts of SPIN, one row per seed, model and prompt.
+    """Every model's responses to SPIN's training prompts, one row per seed, model and prompt.
 
     Returns:
-        Columns `seed`, `model` (which generated), `id`, `family`, `prompt`, `real`, `generated`, `real_tokens`,
-        `generated_tokens`, `finish_reason` (stop, or length if it was cut); empty if nothing was run.
+        Columns `seed`, `model` (the generator), `id`, `family`, `prompt`, `real`, `generated`, `real_tokens`,
+        `generated_tokens`, `finish_reason` (stop, or length if it was cut off); empty if nothing was run.
 
     Raises:
-        ResultsError: A file is not valid, or two models did not answer the same prompts with the same real responses.
+        ResultsError: A file is not valid, or two models have different prompts or different real responses.
     """
     columns = list(Generation.model_fields)
     frames = [
@@ -549,7 +551,7 @@ def load_generations(results: Path, seeds: Sequence[int] | None = None, *, read:
 
 
 def load_heldout(results: Path, seeds: Sequence[int] | None = None, *, read: Reader = read_json) -> pd.DataFrame:
-    """What every iteration did to pairs that no training saw, one row per seed, model and prompt.
+    """How every iteration changed log-probabilities on held-out pairs, one row per seed, model and prompt.
 
     Returns:
         Columns `seed`, `model` (spin-t, the policy theta_t+1 of iteration t), `beta`, `id`, `real_drift` and
@@ -570,11 +572,11 @@ def load_mt_bench(results: Path, seeds: Sequence[int] | None = None, *, read: Re
     """All grades of MT-Bench, one row per seed, model and turn.
 
     Returns:
-        Columns `seed`, `model`, `judge` and `judge_models` (as the endpoint names them), `task` (the category), `id`
-        (question/turn), `status` and `grade` (1 to 10, NaN where there is none); empty if nothing was run.
+        Columns `seed`, `model`, `judge` and `judge_models` (as reported by the endpoint), `task` (the category), `id`
+        (question/turn), `status` and `grade` (1 to 10, NaN if there is none); empty if nothing was run.
 
     Raises:
-        ResultsError: A file is not valid, or two models were not asked the same questions or not graded by one judge.
+        ResultsError: A file is not valid, or models were asked different questions or graded by different judges.
     """
     frames = []
     judges: dict[str, Path] = {}
@@ -619,10 +621,10 @@ def chains(results: Path, *, read: Reader = read_json) -> Iterator[tuple[int, di
 
 
 def check_one_run(results: Path, *, read: Reader = read_json) -> None:
-    """Refuse results of two runs next to each other: a difference between them would be one of settings or data.
+    """Raise if results of two runs are mixed: a difference between them could come from settings or data.
 
-    The key of a step stands for its settings and inputs, so it is the same in every file of a seed that names the
-    step; that of data and base model is the same for all seeds.
+    A step's key stands for its settings and inputs, so all files of a seed that name the step must have the same key.
+    The keys of data and base model must be the same for all seeds.
 
     Raises:
         ResultsError: Two files name different artifacts of one step, or a file is not valid.
@@ -635,15 +637,15 @@ def check_one_run(results: Path, *, read: Reader = read_json) -> None:
             key, other = found.setdefault((seed, name), (link["key"], path))
             if key != link["key"]:
                 raise ResultsError(
-                    f"{path}: was made from {name}-{link['key']}, but {other} from {name}-{key}: they are of two runs; "
-                    "remove one of them, or run `spin-repro reproduce` again"
+                    f"{path}: made from {name}-{link['key']}, but {other} from {name}-{key}: they belong to two "
+                    "different runs; remove one of them, or run `spin-repro reproduce` again"
                 )
 
 
 def _items(
     results: Path, folder: str, seeds: Sequence[int] | None, read: Reader, columns: list[str], key: list[str]
 ) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Documents of one folder with their items as a table; all must have the same keys."""
+    """Documents of one folder with their items as a table; all must have the same items."""
     first: tuple[Path, set[tuple[str, ...]]] | None = None
     for path in _files(results, folder, seeds):
         document = read(path)

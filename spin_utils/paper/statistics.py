@@ -1,10 +1,10 @@
-"""How sure a number is: intervals of paired comparisons over items and training seeds, and verdicts by a stated rule.
+"""Intervals for paired comparisons over items and training seeds, and the rule that turns them into verdicts.
 
-All models are scored on the same items, so a comparison works with per-item differences: most of what makes an item
-hard is common to both models and cancels. Items and training seeds are crossed (every seed answers every item), so the
-variance of a mean has three parts: items, seeds, and their interaction. They are estimated by an analysis of variance
-within tasks and put together by Satterthwaite's approximation (Searle, Casella and McCulloch, Variance Components,
-1992, chapters 4 and 5). A simulation of the coverage is in docs/statistics.md, made by benchmarks/coverage.py.
+All models are scored on the same items, so comparisons use per-item differences: most of what makes an item hard is
+common to both models and cancels. Items and training seeds are crossed (every seed answers every item), so the variance
+of a mean has three components: items, seeds, and their interaction. They are estimated by an analysis of variance
+within tasks and combined with Satterthwaite's approximation (Searle, Casella and McCulloch, Variance Components, 1992,
+chapters 4 and 5). docs/statistics.md has the simulated coverage, from benchmarks/coverage.py.
 """
 
 from __future__ import annotations
@@ -24,39 +24,40 @@ Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 Claim = Literal["greater", "less", "not_less", "at_least", "at_most", "same_size"]
 
 DIRECTION_MARGIN = 0.5
-"""Points: a smaller gain counts as none. Half of what Table 4 gains on average over an iteration."""
+"""In points: a smaller gain counts as none. About half of Table 4's mean gain per iteration."""
 SIZE_MARGIN = 2.0
-"""Points: gains this close to the paper's count as being of the same size, see `size_margin`."""
+"""In points: gains this close to the paper's count as the same size, see `size_margin`."""
 
 LEAST_SOURCES = 10
-"""Sources (such as the subjects of MMLU) that a task must have for its items to be treated as clusters. With fewer, the
-spread between sources cannot be estimated: of 600 simulations of 120 independent items, 95 % intervals by source held
-the truth in 69 % with two sources, 86 % with five and 93 % with ten."""
+"""Sources (for example MMLU's subjects) a task needs before its items are treated as clusters. With fewer, the
+variance between sources cannot be estimated: in 600 simulations of 120 independent items, 95 % intervals by source
+covered the truth in 69 % with two sources, 86 % with five and 93 % with ten."""
 SHARES = ("score", "sampled", "identical", "similarity")
-"""Columns whose items lie between 0 and 1."""
+"""Columns whose values lie between 0 and 1."""
 POOLED_DF = 4
-"""Degrees of freedom of the pooled spread between seeds. More would trust that all models differ alike."""
+"""Degrees of freedom given to the pooled variance between seeds. A higher number would rely more on all models varying
+alike."""
 
 Array = npt.NDArray[np.float64]
 
 
 class StatisticsError(KitError):
-    """The scores do not allow the comparison. The message names what is missing."""
+    """The scores do not allow this comparison. The message names what is missing."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Where the variance of an estimate comes from; the three parts add up to it."""
+    """Variance components of an estimate; the three add up to its variance."""
 
     items: float = 0.0
-    """Items, as if every seed gave the same answers."""
+    """From items, if every seed gave the same answers."""
     interaction: float = 0.0
-    """Answers that differ from seed to seed and not in the same way for all items."""
+    """From answers that vary between seeds, differently for each item."""
     seeds: float = 0.0
-    """Training seeds, as far as they shift all items."""
+    """From training seeds that shift all items alike."""
 
     def at(self, items: float = 1.0, seeds: float = 1.0) -> float:
-        """The variance with so many times the items and the seeds.
+        """The variance with the numbers of items and seeds multiplied by these factors.
 
         >>> Spread(items=4, interaction=2, seeds=1).at(items=2, seeds=1)
         4.0
@@ -69,24 +70,24 @@ class Estimate:
     """A score, a difference or another contrast of models, with its interval."""
 
     difference: float
-    """The estimate, in the units of the column it was made from (for one model: its mean)."""
+    """The estimate, in the units of its column (for a single model: the mean)."""
     low: float
     """Lower end of the interval."""
     high: float
     """Upper end of the interval."""
     p_value: float
-    """Two-sided, for a true value of 0: one minus the largest level whose interval leaves 0 out."""
+    """Two-sided, for a true value of 0: one minus the largest level whose interval excludes 0."""
     n_items: int
-    """Items over all tasks, each counted once however many seeds answered it."""
+    """Items over all tasks, each counted once, regardless of seeds."""
     n_seeds: int
     """Training seeds on which all models of the contrast were run."""
     method: str
     """How the interval was computed, in words."""
     spread: Spread = Spread()
-    """Parts of its variance, for planning."""
+    """Variance components, for planning."""
 
     def times(self, factor: float) -> Estimate:
-        """The same estimate in other units, such as points for shares (100)."""
+        """The same estimate in other units, for example shares in points (100)."""
         low, high = sorted((self.low * factor, self.high * factor))
         parts = Spread(*(factor**2 * part for part in (self.spread.items, self.spread.interaction, self.spread.seeds)))
         return replace(self, difference=self.difference * factor, low=low, high=high, spread=parts)
@@ -107,30 +108,31 @@ def paired(
 
         V = V_items + max(0, V_seeds - V_rest)
 
-    where, for S seeds and T tasks of n items, V_items = sum over tasks of var_i(mean_s d) / (n T^2) holds the items
-    and the interaction, V_seeds = var_s(mean over tasks and items) / S the seeds and the interaction, and
-    V_rest = sum of MS_interaction / (S n T^2) the interaction, which the first two both count. The interval is
+    where, for S seeds and T tasks of n items, V_items = sum over tasks of var_i(mean_s d) / (n T^2) contains items and
+    interaction, V_seeds = var_s(mean over tasks and items) / S contains seeds and interaction, and
+    V_rest = sum of MS_interaction / (S n T^2) is the interaction, which the first two both include. The interval is
     Student's t with Satterthwaite's degrees of freedom. With one seed V is V_items, and `method` says that seeds are
     not covered.
 
-    Few seeds hardly show their own spread. So V_seeds is the larger of itself and a mean of itself and the spread of
-    all models of the table around their seeds' means, the latter counted as `POOLED_DF` degrees of freedom (moderated
-    variances: Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3, with a fixed prior).
+    A few seeds estimate their own variance poorly. So V_seeds is the larger of itself and a weighted mean of itself and
+    the variance of all models in the table around their seeds' means, the latter with `POOLED_DF` degrees of freedom
+    (moderated variances: Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3, with a fixed prior).
 
-    Items named SOURCE/NUMBER share a source and are one cluster, where a task has at least `LEAST_SOURCES` of them.
-    Shares near 0 and 1 vary too little in a sample: as in the intervals of Agresti and Coull (1998) and of Bonett and
-    Price (2012), pseudo-items stand at each end of what is possible, one for a difference and two for a mean, divided
-    among the tasks and weighing less where several seeds answered. They move the interval and not the estimate.
+    Items named SOURCE/NUMBER share a source and form one cluster if their task has at least `LEAST_SOURCES` of them.
+    Samples of shares near 0 and 1 understate their variance. As in the intervals of Agresti and Coull (1998) and of
+    Bonett and Price (2012), pseudo-items are added at both ends of the possible range, one for a difference and two for
+    a mean, divided among the tasks and with less weight if several seeds answered. They move the interval, not the
+    estimate.
 
     Args:
         scores: long table with `seed`, `model`, `task`, `id` and `column`.
         contrast: weight of each model: {"spin-0": 1, "sft": -1} for a difference, {"sft": 1} for a mean.
-        tasks: tasks of the unweighted mean; None: all of the table.
-        column: what is averaged: `score`, or `tokens` for lengths.
+        tasks: tasks in the unweighted mean; None: all in the table.
+        column: the column to average: `score`, or `tokens` for lengths.
         level: coverage of the interval.
 
     Raises:
-        StatisticsError: a model or task is absent, no seed has all models, or items do not pair up.
+        StatisticsError: a model or task is missing, no seed has all models, or items do not pair up.
     """
     names = sorted(scores["task"].unique() if tasks is None else tasks)
     by_task, seeds = _contrasts_by_source(scores, contrast, names, column)
@@ -156,7 +158,7 @@ class Crossed:
 
     mean: float
     centre: float
-    """As `mean`, but for pseudo-items."""
+    """Like `mean`, with the pseudo-items."""
     half: float
     spread: Spread
     freedom: float
@@ -182,13 +184,13 @@ def crossed(
     pooled: float | None = None,
     level: float = 0.95,
 ) -> Crossed:
-    """The computation of `paired` on arrays.
+    """Does the computation of `paired` on arrays.
 
     Args:
-        tasks: for each task the contrast summed over the items of each cluster, shape (seeds, clusters), and the sizes
-            of the clusters, shape (clusters,); all tasks have the same seeds.
-        ends: least and greatest value of an item and the number of pseudo-items at each, over all tasks.
-        pooled: variance of the contrast between seeds as other models show it, counted as `POOLED_DF` degrees.
+        tasks: for each task the contrast summed over the items of each cluster, shape (seeds, clusters), and the
+            cluster sizes, shape (clusters,); all tasks have the same seeds.
+        ends: smallest and largest value of an item and the number of pseudo-items at each end, over all tasks.
+        pooled: the contrast's variance between seeds estimated from other models, with `POOLED_DF` degrees of freedom.
         level: coverage of the interval.
     """
     least, most, pseudo = ends
@@ -218,7 +220,7 @@ def crossed(
 
 
 def sources(ids: Sequence[str]) -> list[str]:
-    """The cluster of each of a task's items: its source, which is its name up to the last slash, or the item itself.
+    """The cluster of each item of a task: its source, which is its id up to the last slash, or the item itself.
 
     >>> sources(["a/1", "a/2", "b/1"])  # too few sources
     ['a/1', 'a/2', 'b/1']
@@ -228,9 +230,9 @@ def sources(ids: Sequence[str]) -> list[str]:
 
 
 def size_margin(paper: float, most: float = SIZE_MARGIN) -> float:
-    """How near to a gain of the paper is as large as it: `most` points, but at most half of the gain.
+    """How close to the paper's gain counts as the same size: `most` points, but at most half the gain.
 
-    Without that half no gain at all would pass for one of the paper's small ones.
+    Without the half, no gain at all would count as the same size as one of the paper's small gains.
 
     >>> size_margin(5.02), round(size_margin(0.19), 3)
     (2.0, 0.095)
@@ -245,23 +247,23 @@ def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", valu
     |---|---|---|
     | `greater`: the contrast is above 0 | low > 0 | high < margin |
     | `less`: it is below 0 | high < 0 | low > -margin |
-    | `not_less`: no loss worth mentioning | low > -margin | high < -margin |
+    | `not_less`: no loss beyond the margin | low > -margin | high < -margin |
     | `at_least`: it reaches `value` | low >= value | high < value |
-    | `at_most`: it stays below `value` | high <= value | low > value |
+    | `at_most`: it does not exceed `value` | high <= value | low > value |
     | `same_size`: it is as large as `value` | the interval lies within value ± margin | it lies outside |
 
-    Everything else is inconclusive: the data allow both. "In the same direction as the paper" (`greater` or
-    `less`) and "of the same size" (`same_size`) are separate statements with separate verdicts. With `greater`,
-    a gain that is surely smaller than the margin counts as not reproduced unless it is surely above 0.
+    Everything else is inconclusive: the data allow both. "The same direction as the paper" (`greater` or `less`) and
+    "the same size" (`same_size`) are separate claims with separate verdicts. With `greater`, a gain whose whole
+    interval is below the margin counts as not reproduced unless it is also wholly above 0.
 
     Args:
         estimate: The contrast with its interval.
-        margin: The smallest difference that counts, in the estimate's units, above 0.
+        margin: The smallest difference that matters, in the estimate's units, above 0.
         claim: The rule.
         value: The threshold of `at_least` and `at_most`, or the size of `same_size`, usually the paper's.
     """
     if margin <= 0:
-        raise StatisticsError(f"margin is {margin}; give the smallest difference that counts, above 0")
+        raise StatisticsError(f"margin is {margin}; give the smallest difference that matters, above 0")
     low, high = estimate.low, estimate.high
     holds, fails = {
         "greater": (low > 0, high < margin),
@@ -282,8 +284,8 @@ def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", valu
 def _contrasts_by_source(
     scores: pd.DataFrame, contrast: Mapping[str, float], tasks: Sequence[str], column: str
 ) -> tuple[dict[str, tuple[Array, Array]], list[int]]:
-    """By task, the contrast summed over the items of each source, of shape (seeds, sources), and the sources' sizes;
-    and the seeds. An item without a source is its own."""
+    """Per task, the contrast summed over the items of each source, shape (seeds, sources), and the sources' sizes;
+    and the seeds. An item without a source is a source of its own."""
     chosen = scores.loc[scores["model"].isin(list(contrast)), ["model", "seed", "task", "id", column]]
     runs = chosen[["model", "seed"]].drop_duplicates()
     seeds_of = {model: set(runs["seed"][runs["model"] == model]) for model in contrast}
@@ -295,7 +297,7 @@ def _contrasts_by_source(
         raise StatisticsError(f"no training seed has all of {', '.join(contrast)}; run the missing ones")
     chosen = chosen[chosen["seed"].isin(seeds) & chosen["task"].isin(list(tasks))]
     table = chosen.pivot(index=["model", "seed"], columns=["task", "id"], values=column).sort_index(axis=1)
-    # Plain arrays from here on: a look into the table takes pandas longer than all that follows.
+    # Plain arrays from here on: one pandas lookup takes longer than everything below.
     models, values = table.index.get_level_values("model").to_numpy(), table.to_numpy(dtype=float)
     found, ids = (table.columns.get_level_values(level).to_numpy() for level in ("task", "id"))
     by_task = {}
@@ -316,14 +318,14 @@ def _contrasts_by_source(
 
 @dataclass(frozen=True)
 class _Task:
-    """What one task says of a contrast."""
+    """One task's part of a contrast."""
 
     by_seed: Array
-    """Mean over items, by seed."""
+    """Mean over items for each seed."""
     centre: float
     """Mean over items and seeds, with the pseudo-items."""
     items: float
-    """Variance of the mean due to items, the interaction with seeds included."""
+    """Variance of the mean due to items, including their interaction with seeds."""
     rest: float
     """Variance of the mean due to the interaction alone."""
     degrees: int
@@ -331,8 +333,8 @@ class _Task:
 
 
 def _components(sums: Array, sizes: Array, ends: tuple[float, float, float]) -> _Task:
-    """Variance components of one task. `sums` has shape (seeds, clusters), `sizes` (clusters,); a mean over items is a
-    ratio of sums over clusters, and a cluster's residual is its sum less its share of the mean."""
+    """Variance components of one task. `sums` has shape (seeds, clusters), `sizes` (clusters,). A mean over items is a
+    ratio of sums over clusters, and a cluster's residual is its sum minus its size times the mean."""
     (seeds, clusters), n = sums.shape, float(sizes.sum())
     by_seed = sums.sum(axis=1) / n
     correction = clusters / max(1, clusters - 1)
@@ -342,7 +344,8 @@ def _components(sums: Array, sizes: Array, ends: tuple[float, float, float]) -> 
         rest = correction * float(((around - around.mean(axis=0)) ** 2).sum()) / (seeds - 1) / seeds / n**2
     own = correction * float((around.mean(axis=0) ** 2).sum()) / n**2
     least, most, pseudo = ends
-    pseudo *= own / (own + (seeds - 1) * rest) if own else 1.0  # of the variance of one answer, what S of them keep
+    # Averaging over seeds leaves this share of one answer's variance, so pseudo-items weigh as much less.
+    pseudo *= own / (own + (seeds - 1) * rest) if own else 1.0
     centre = (float(sums.mean(axis=0).sum()) + pseudo * (least + most)) / (n + 2 * pseudo)
     squares = float(((sums.mean(axis=0) - centre * sizes) ** 2).sum())
     squares += pseudo * ((least - centre) ** 2 + (most - centre) ** 2)
@@ -351,7 +354,7 @@ def _components(sums: Array, sizes: Array, ends: tuple[float, float, float]) -> 
 
 
 def _ends(contrast: Mapping[str, float], column: str) -> tuple[float, float, float]:
-    """The least and greatest value of a contrast of shares, and the number of pseudo-items at each end."""
+    """Smallest and largest value of a contrast of shares, and the number of pseudo-items at each end."""
     if column not in SHARES:
         return 0.0, 0.0, 0.0
     weights = list(contrast.values())
@@ -362,9 +365,9 @@ def _ends(contrast: Mapping[str, float], column: str) -> tuple[float, float, flo
 def _pooled_seed_variance(
     scores: pd.DataFrame, contrast: Mapping[str, float], seeds: Sequence[int], tasks: Sequence[str], column: str
 ) -> float | None:
-    """Variance of a contrast between seeds if all models of the table differ alike from seed to seed: the mean square
-    of the interaction of seeds and models, times the sum of squared weights. None for a mean, which also moves with
-    what all models of a seed have in common, and for tables of fewer than three models on all these seeds."""
+    """Variance of a contrast between seeds if all models in the table vary alike from seed to seed: the mean square of
+    the interaction of seeds and models times the sum of squared weights. None for a mean, which also includes what all
+    models of a seed share, and for tables with fewer than three models on all these seeds."""
     if abs(sum(contrast.values())) > 1e-9:
         return None
     chosen = scores[scores["seed"].isin(seeds) & scores["task"].isin(tasks)]

@@ -86,7 +86,7 @@ def load_state(work: Path, run: dict[str, Any]) -> SavedState | None:
         description = _described(folder)
         if description is not None:
             return _load(folder, description, run)
-        logger.warning("%s: not what was written (hash); training continues without it", folder)
+        logger.warning("%s: changed since it was written (hash); training continues without it", folder)
         shutil.rmtree(folder, ignore_errors=True)
     return None
 

@@ -262,8 +262,8 @@ def test_an_unknown_model_leaves_the_verdict_open_and_says_why() -> None:
     model = {"source": "hub", "name": "someone/else", "revision": "1" * 40}
     report = preflight.check(profiles.load("gpu", {"model": model}), sizes.other_machine(1, 24))
     assert report.verdict == "unknown"
-    assert "not known until its config.json can be read" in text(report)
-    assert "not looked up: HF_HUB_OFFLINE is set" in text(report), "offline says so"
+    assert "sizes are unknown until its config.json can be read" in text(report)
+    assert "not checked: HF_HUB_OFFLINE is set" in text(report), "offline says so"
 
 
 def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
@@ -331,7 +331,7 @@ def test_half_a_machine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     from spin_utils.cli.main import main
 
     assert main(["check", "--profile", "smoke", "--gpus", "1"]) == 2
-    assert "--gpus and --gpu-memory describe another machine together" in capsys.readouterr().out
+    assert "--gpus and --gpu-memory go together" in capsys.readouterr().out
 
 
 def test_this_machine_is_measured() -> None:

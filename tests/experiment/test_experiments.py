@@ -94,7 +94,7 @@ def test_subsets_of_figure_5_are_nested_and_of_the_papers_proportions() -> None:
     assert (len(whole), len(small), len(large)) == (24, 24 * 14 // 50, 24 * 26 // 50)
     assert small == large[: len(small)]
     assert large == whole[: len(large)]
-    with pytest.raises(PairsError, match="24 pairs have no such part"):
+    with pytest.raises(PairsError, match="24 pairs are too few for this subset"):
         play.training_pairs(make(spin__subsets=[1]), "spin-0-rows-1")
 
 

@@ -44,7 +44,7 @@ def run_with_pairs(tmp_path: Path) -> Any:
 def test_pairs_with_a_held_out_prompt_are_refused_before_any_work(run_with_pairs: Any) -> None:
     run_with_pairs(GOOD)
     with pytest.raises(
-        RowError, match=r"dpo\.preferences, row pairs-2: the prompt is held out to evaluate on \(row t\)"
+        RowError, match=r"dpo\.preferences, row pairs-2: the prompt is held out for evaluation \(row t\)"
     ):
         run_with_pairs(GOOD, GOOD | {"prompt": "Say it"})
 
@@ -52,12 +52,12 @@ def test_pairs_with_a_held_out_prompt_are_refused_before_any_work(run_with_pairs
 def test_what_would_end_a_run_after_its_main_chain_is_refused_before_any_work(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [{"prompt": f"Say {i}", "response": f"{i}"} for i in range(30)])
     data = {"source": "file", "train": str(tmp_path / "rows.jsonl"), "spin_rows": 20}
-    with pytest.raises(RowError, match=r"spin\.subsets: 1 fiftieths of 20 prompts are not one; raise"):
+    with pytest.raises(RowError, match=r"spin\.subsets: 1 fiftieths of 20 prompts is less than one; raise"):
         preflight.check_inputs(profiles.load("smoke", {"demonstrations": data, "spin.subsets": [1]}))
     write_rows(
         tmp_path / "rows.jsonl", [{"prompt": f"Say {i}", "response": "x", "family": "Average"} for i in range(30)]
     )
-    with pytest.raises(RowError, match="family 'Average' is what tables call the mean of all; rename it"):
+    with pytest.raises(RowError, match="family 'Average' has the name that tables use for the mean; rename it"):
         preflight.check_inputs(profiles.load("smoke", {"demonstrations": data, "spin.subsets": [25]}))
 
 

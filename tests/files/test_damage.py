@@ -66,7 +66,7 @@ def test_a_bit_flipped_in_an_input_stops_the_step_that_reads_it(
     shutil.rmtree(steps.directory(step), ignore_errors=True)
     flip(steps.directory(input_step) / file)
     with pytest.raises(
-        artifacts.ArtifactError, match=f"{re.escape(file)}: not what was written.*; delete .* run again"
+        artifacts.ArtifactError, match=f"{re.escape(file)}: changed since it was written.*; delete .* run again"
     ):
         run.make(steps, step)
     assert not steps.directory(step).exists()
@@ -137,7 +137,9 @@ def test_a_damaged_piece_of_a_stopped_step_is_made_again(
     monkeypatch.setattr(room, name, honest)
     with caplog.at_level(logging.WARNING):
         run.make(steps, step)
-    assert (f"{path.name}: not what was written (hash); it is made again" in caplog.text) is (damage in (flip, cut))
+    assert (f"{path.name}: changed since it was written (hash); it is made again" in caplog.text) is (
+        damage in (flip, cut)
+    )
     assert smoke_chain.contents(home) == before
 
 
@@ -152,7 +154,7 @@ def test_a_piece_that_changes_after_it_was_finished_keeps_the_artifact_from_comp
             if change:
                 flip(work / "epoch-1" / "model")
 
-    with pytest.raises(artifacts.ArtifactError, match="epoch-1/model: not what was written"):
+    with pytest.raises(artifacts.ArtifactError, match="epoch-1/model: changed since it was written"):
         build(True)
     assert not directory.exists()
     build(False)

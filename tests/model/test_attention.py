@@ -121,5 +121,5 @@ def test_what_packed_attention_cannot_do_is_refused_by_name():
     with pytest.raises(ModelError, match="attention_dropout to 0"):
         check_model(tiny_model("mistral", attention_dropout=0.1), 10)
     heads = torch.zeros(1, 2, 3, 4)
-    with pytest.raises(ModelError, match="packed_layout did not arrive"):
+    with pytest.raises(ModelError, match="got no packed_layout"):
         attend(torch.nn.Linear(1, 1), heads, heads, heads, None)

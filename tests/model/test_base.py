@@ -99,5 +99,5 @@ def test_weights_that_are_no_numbers_are_refused_where_they_are_loaded(
     weights = load_file(copy / "model.safetensors")
     weights["model.norm.weight"][3] = value
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(base.ModelError, match=r"copy: model\.norm\.weight holds NaN or infinity; copy the model"):
+    with pytest.raises(base.ModelError, match=r"copy: model\.norm\.weight contains NaN or infinity; copy the model"):
         base.load(copy)

@@ -254,7 +254,7 @@ def test_bad_prompts_are_named() -> None:
     model, settings = tiny_model("llama"), GenerationSettings(max_new_tokens=2)
     with pytest.raises(ValueError, match="prompt 1: empty"):
         sample(model, [[2], []], eos_ids=set(), settings=settings, seed=0)
-    with pytest.raises(ValueError, match="prompt 0: holds a token outside"):
+    with pytest.raises(ValueError, match="prompt 0: has a token outside"):
         sample(model, [[61]], eos_ids=set(), settings=settings, seed=0)
     with pytest.raises(ValueError, match="streams: 1 numbers for 2 prompts"):
         sample(model, [[2], [3]], eos_ids=set(), settings=settings, seed=0, streams=[0])

@@ -95,7 +95,7 @@ def test_an_answer_depends_on_seed_and_prompt_and_not_on_processes_or_shards(
     assert ["stand-in on GPUs 3,5\n" in logs[0], "stand-in on GPUs 6,GPU-7\n" in logs[1]] == [True, True]
     assert not (work / "worker-2.log").exists(), "as many processes as there are pairs of GPUs"
     assert draw(checkpoints[0], settings, tmp_path / "other", seed=1) != alone
-    with pytest.raises(KitError, match=r"3 x 2 GPUs are asked for and 4 are visible; lower generation.vllm.processes"):
+    with pytest.raises(KitError, match=r"3 x 2 GPUs are requested but 4 are visible; lower generation.vllm.processes"):
         vllm.worker_devices(replace(two, processes=3), shards=9)
 
 
@@ -137,7 +137,7 @@ def test_damaged_shards_are_named_and_drawn_again(
     with caplog.at_level(logging.WARNING, "spin_utils"):
         assert draw(checkpoints[0], settings, tmp_path) == whole
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert all(line.endswith("; drawn again") for line in told)
+    assert all(line.endswith("; sampling it again") for line in told)
     assert "00000000.answers.parquet: not readable as Parquet" in told[0]
     assert "00000004.answers.parquet: its 3 rows do not answer the 4 prompts" in told[1]
     assert "00000008.answers.parquet: columns ['stream', 'generated_ids', 'finish_reason']" in told[2]
@@ -182,7 +182,7 @@ def test_an_environment_without_vllm_is_refused_before_any_work(
 ) -> None:
     bare = environment(tmp_path_factory.mktemp("bare"))
     for python, message in (
-        (bare, f"generation.vllm.python: {bare}: not installed there: vllm; run `{bare} -m pip install vllm`"),
+        (bare, f"generation.vllm.python: {bare}: lacks vllm; run `{bare} -m pip install vllm`"),
         ("/no/such/python", "generation.vllm.python: /no/such/python: cannot be started (No such file or directory)"),
         ("/bin/false", "generation.vllm.python: /bin/false: not a working Python"),
     ):
@@ -201,7 +201,7 @@ def test_settings_that_vllm_cannot_have_are_refused(settings: GenerationSettings
     with pytest.raises(ValueError, match=r"temperature: 3.0; vLLM takes 0 or 0.01 to 2"):
         replace(settings, temperature=3.0)
     short = replace(settings, vllm=replace(settings.vllm, max_model_len=100))
-    with pytest.raises(KitError, match=r"max_model_len: 100; .* take 93 \+ 8 tokens; write 101 or more, or 0"):
+    with pytest.raises(KitError, match=r"max_model_len: 100; .* take 93 \+ 8 tokens; set it to at least 101, or to 0"):
         vllm.engine_arguments(Path("model"), short, 93)
     assert vllm.engine_arguments(Path("model"), settings, 93)["max_model_len"] == 101
 

@@ -44,7 +44,7 @@ def test_an_altered_score_is_seen_by_the_hash(tmp_path, document):
     path = results.path_of(tmp_path / "cpu", 0, "evaluations", "spin-0")
     results.write_json(path, document)
     path.write_text(path.read_text().replace('"tokens": ', '"tokens": 1', 1))
-    with pytest.raises(results.ResultsError, match=r"spin-0.json: not what was written \(hash\)"):
+    with pytest.raises(results.ResultsError, match=r"spin-0.json: changed since it was written \(hash\)"):
         results.read_json(path)
 
 
@@ -61,7 +61,7 @@ def test_a_file_in_another_files_place_is_refused(tmp_path, document, seed, fold
     path = results.path_of(tmp_path / "cpu", seed, folder, model)
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(document))
-    with pytest.raises(results.ResultsError, match=f"{field} is .*, but the file lies at"):
+    with pytest.raises(results.ResultsError, match=f"{field} is .*, but its path says"):
         results.read_json(path)
 
 
@@ -90,7 +90,7 @@ BROKEN = [
     ("training", lambda d: d["rows"][1].update(margin=math.inf), r"rows\[1\].margin is inf"),
     ("generations", _item(finish_reason="eos"), r"items\[1\].finish_reason is 'eos'"),
     ("generations", lambda d: d.update(items=[]), r"items is \[\]"),
-    ("heldout", lambda d: d.update(model="sft"), "only an iteration of SPIN"),
+    ("heldout", lambda d: d.update(model="sft"), "only SPIN iterations"),
     ("mt_bench", _item(score=None), "score is None, but its status is graded"),
     ("mt_bench", lambda d: d["items"].pop(), "grades.graded is 32, but there are 31 such items"),
 ]

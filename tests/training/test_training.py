@@ -222,7 +222,7 @@ def test_a_damaged_state_is_left_out_and_the_run_starts_anew(stopped, name, dama
     changed = {"flip": _flipped(data, len(data) // 2), "cut": data[:-9]}
     path.unlink() if damage == "lose" else path.write_bytes(changed[damage])
     model, again = _run(work, save_minutes=0)
-    assert "state-00000004: not what was written (hash); training continues without it" in caplog.text
+    assert "state-00000004: changed since it was written (hash); training continues without it" in caplog.text
     assert _same(model, whole)
     assert [row["loss"] for row in again.rows] == [row["loss"] for row in result.rows]
 
