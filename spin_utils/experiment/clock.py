@@ -1,4 +1,4 @@
-"""How long a reproduction takes: expected minutes before it starts, and where the time went when it ends."""
+"""How long a reproduction takes: the expected minutes before it starts, and where the time went afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spin_utils.paper import results
 
 
 def expected_seconds(profile: str) -> dict[str, float]:
-    """Seconds of every step as an earlier run measured them: that of the lowest seed in results/PROFILE.
+    """Seconds per step in an earlier run: the lowest seed in results/PROFILE.
 
     They hold for the machine that wrote the results; `{}` if there are none.
     """
@@ -23,12 +23,12 @@ def expected_seconds(profile: str) -> dict[str, float]:
             for name, link in results.read_json(path)["provenance"]["chain"].items():
                 expected.setdefault(name, link["seconds"])
     except results.ResultsError:
-        return {}  # a damaged file costs the estimate only: publish writes it anew
+        return {}  # a damaged file only costs the estimate: publish will rewrite it
     return expected
 
 
 def measured_on(profile: str) -> str:
-    """The device that the results' times are of, in words; empty if there are none."""
+    """The device on which the results' times were measured, in words; empty if there are none."""
     try:
         _, links = next(results.chains(paths.results(profile)))
     except (StopIteration, results.ResultsError):
@@ -37,19 +37,19 @@ def measured_on(profile: str) -> str:
 
 
 def remember(profile: str) -> None:
-    """Keep the expected seconds beside the artifacts: the first tables of a run replace the results that hold them."""
+    """Save the expected seconds with the artifacts: the first tables of a run replace the results they come from."""
     expected = _remembered(profile) | expected_seconds(profile)
     if expected:
         write_text(_memory(profile), json.dumps(expected))
 
 
 def missing(plans: Sequence[Plan]) -> list[tuple[Plan, Step]]:
-    """The steps that are still to be made, in order."""
+    """The unfinished steps, in order."""
     return [(plan, step) for plan, step in _steps(plans) if not artifacts.is_complete(step.directory)]
 
 
 def outlook(plans: Sequence[Plan]) -> str:
-    """What is to be done, with the minutes that it took before, one line a step."""
+    """The steps to do, one per line, with the minutes each took before."""
     to_do = missing(plans)
     if not to_do:
         return "Every step is done."
@@ -67,7 +67,7 @@ def outlook(plans: Sequence[Plan]) -> str:
 
 
 def account(plans: Sequence[Plan]) -> str:
-    """Where the time went: seconds of the finished steps by stage, the longest first."""
+    """Where the time went: minutes of the finished steps by stage, longest first."""
     spent: dict[str, list[float]] = {}
     for _, step in _steps(plans):
         if artifacts.is_complete(step.directory):
@@ -87,7 +87,7 @@ def _remembered(profile: str) -> dict[str, float]:
         known = disk.parse_json(_memory(profile).read_text())
         return {name: float(seconds) for name, seconds in known.items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # none yet, or damaged, which costs the estimate only
+        return {}  # none yet, or damaged, which only costs the estimate
 
 
 def _steps(plans: Sequence[Plan]) -> Iterator[tuple[Plan, Step]]:

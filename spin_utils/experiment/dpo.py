@@ -1,4 +1,4 @@
-"""DPO on a file of pairs: checked, encoded, and trained by the trainer of SPIN, whose loss is DPO's (sec. 4.2)."""
+"""DPO on a file of pairs: check them, encode them, and train with SPIN's trainer, whose loss is DPO's (sec. 4.2)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _DEFAULTS = {"training.learning_rate": 5e-7, "template": {}}
 
 
 def read_settings(changes: Mapping[str, Any]) -> DpoRunSettings:
-    """Settings of a run: the defaults, which are the paper's, and what differs.
+    """Settings of a run: the defaults, which are the paper's, with changes.
 
     Args:
-        changes: dotted names to values.
+        changes: values by dotted name.
 
     Raises:
         SettingsError: unknown name, wrong type or impossible value.
@@ -41,9 +41,9 @@ def read_settings(changes: Mapping[str, Any]) -> DpoRunSettings:
 
 
 def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
-    """Train a model on chosen and rejected answers, with itself as it is as the reference.
+    """Train a model on chosen and rejected responses, with the initial model as the reference.
 
-    A run that was stopped resumes from the folder `OUT-KEY.partial`, whose key stands for model, pairs and settings.
+    A stopped run resumes from the folder `OUT-KEY.partial`, where KEY stands for model, pairs and settings.
 
     Args:
         model: folder of safetensors with its tokenizer.
@@ -55,9 +55,9 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
         The folder.
 
     Raises:
-        KitError, RowError, TemplateError: found before any long work, with the remedy.
+        KitError, RowError, TemplateError: bad input, found before any long work.
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
-        LaunchError: a process of several failed.
+        LaunchError: one of several processes failed.
     """
     launch.check(settings.processes)
     trackers.check(settings.training.trackers)
@@ -70,7 +70,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
     unnamed = out.with_name(f"{out.name}-{key}")
     if launch.wanted(settings.processes) and not _is_made(out, key):
-        # Every worker checks the rows again; here they are checked before one starts.
+        # Every worker checks the rows again; this finds errors before any of them starts.
         preferences.encode_preferences(base.load_tokenizer(start), settings.template, rows)
         launch.launch(_command(model, pairs, out, settings), settings.processes)
         return out
@@ -91,7 +91,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
 
 
 def _command(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> list[str]:
-    """The command line of a run, as a worker gets it."""
+    """The command line of a run, as passed to a worker."""
     command = ["dpo", "--model", str(model), "--pairs", str(pairs), "--out", str(out)]
     for section, value in profiles.as_dict(settings).items():
         named = {f"{section}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {section: value}
@@ -101,7 +101,7 @@ def _command(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> l
 
 
 def _is_made(out: Path, key: str) -> bool:
-    """Whether the result is there; anything else in its place is refused, because nothing is ever overwritten."""
+    """Whether the result exists. Raises if anything else is in its place: nothing is ever overwritten."""
     if not out.is_symlink() and (not out.exists() or (out.is_dir() and not any(out.iterdir()))):
         return False
     if out.is_dir() and artifacts.is_complete(out) and artifacts.read_manifest(out)["key"] == key:

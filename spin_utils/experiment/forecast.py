@@ -1,9 +1,8 @@
-"""How long a run takes: the operations that its steps need, over the speed of a machine.
+"""Cost model: the hours of a run, from the FLOPs of its steps and the speed of a machine.
 
-No padding is counted, the prompt of a pair once, the LM head on response tokens only, and the opponent's
-log-probabilities once per iteration. A multiplication with its addition is two operations.
-`Workload.utilisation` is the share of a machine's speed that is assumed to be reached. Loading, saving and the time
-between two steps are left out, so a very small model takes longer.
+It counts no padding, each prompt once per pair, the LM head on response tokens only, and the opponent's
+log-probabilities once per iteration. A multiply-add is two FLOPs. `Workload.utilisation` is the fraction of peak that
+is assumed. Loading, saving and the time between steps are not counted, so very small models take longer.
 """
 
 from __future__ import annotations
@@ -32,19 +31,19 @@ CONTEXT = {
     "bb_sports": 350,
     "openbookqa": 45,
 }
-"""Assumed mean tokens of a prompt of the paper's suites, its examples included."""
+"""Assumed mean prompt length in tokens on the paper's suites, few-shot examples included."""
 ULTRAFEEDBACK = 62_000
-"""Pairs of App. B.3, where a hub data set is not counted."""
+"""Number of pairs in App. B.3, used for a hub data set that has not been counted."""
 MT_BENCH_QUESTIONS = (75, 26)
-"""Mean tokens of the questions of turns 1 and 2, at `sizes.CHARACTERS` each."""
+"""Mean tokens of the questions in turns 1 and 2, at `sizes.CHARACTERS` per token."""
 JUDGE_SECONDS = 10.0
-"""Assumed seconds until a judge has answered a request; `mt_bench.workers` are under way at a time."""
+"""Assumed seconds per request to the judge; `mt_bench.workers` requests run at the same time."""
 CHOICES, CHOICE_TOKENS = 4, 15
-"""Assumed choices of an item and their tokens."""
+"""Assumed number of choices per item and tokens per choice."""
 
 
 def hours(plan: Plan, machine: Machine, architecture: Architecture, found: Lengths) -> dict[str, float]:
-    """Hours of every unfinished step, by its name; on several devices as if the work were shared out evenly."""
+    """Hours of each unfinished step, by name; on several devices the work is assumed to split evenly."""
     run = replace(
         Workload(),
         gpus=machine.devices,
@@ -96,7 +95,7 @@ def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, found: L
     if step.stage in ("spin", "epochs", "subset", "dpo"):
         passes = _passes(profile, step, training_of(profile, step.name))
         return _computing(_pairs(plan, step, found) * pair * passes, run)
-    return 0.0  # data and base model: downloads, which no cost model knows
+    return 0.0  # data and base model: downloads, which the cost model cannot predict
 
 
 def _pairs(plan: Plan, step: Step, found: Lengths) -> float:
@@ -111,31 +110,31 @@ def _pairs(plan: Plan, step: Step, found: Lengths) -> float:
 
 
 def _passes(profile: Profile, step: Step, settings: TrainingSettings) -> float:
-    """Forward passes that a pair costs: those of its epochs, and one by the opponent."""
+    """Cost of a pair in forward passes: all epochs, and one pass by the opponent."""
     if step.stage == "epochs":
         return _each(settings) * (settings.epochs - profile.spin.training.epochs)
     return _each(settings) * settings.epochs + 1
 
 
 def _each(settings: TrainingSettings) -> int:
-    """Forward passes of one epoch: a backward pass counts as two, checkpointing adds one."""
+    """Cost of one epoch in forward passes: a backward pass counts as two, and checkpointing adds one."""
     return 4 if settings.gradient_checkpointing else 3
 
 
 def _sampling_devices(settings: GenerationSettings, devices: int) -> int:
-    """Devices that answer prompts: vLLM may be told to use fewer than there are."""
+    """Devices used for sampling: vLLM may be set to use fewer than there are."""
     if settings.backend == "kit" or not settings.vllm.processes:
         return devices
     return min(devices, settings.vllm.processes * settings.vllm.tensor_parallel_size)
 
 
 def judge_requests(settings: MtBenchSettings) -> int:
-    """Requests to the judge for one model: two turns of each question."""
+    """Requests to the judge per model: two turns for each question."""
     return 2 * len(CATEGORIES) * (settings.limit or 10)
 
 
 def _mt_answers_hours(profile: Profile, run: Workload, a: Architecture, found: Lengths) -> float:
-    """Both turns, answered by one process; an answer is taken to be as long as a demonstration's."""
+    """Hours for both turns, answered by one process; answers are assumed to be as long as demonstrations."""
     assert profile.mt_bench is not None
     settings, alone = profile.mt_bench, replace(run, gpus=1)
     items, answer = judge_requests(settings) // 2, min(found.real, settings.max_new_tokens)
@@ -153,7 +152,7 @@ def _suite_hours(
     total = 0.0
     for name, benchmark in suites.SUITES[suite].items():
         items = min(published.items(name), settings.limit or published.items(name))
-        if benchmark.filter:  # a model that is no chat model runs on to the limit
+        if benchmark.filter:  # without a chat template the model generates up to the limit
             total += _answering(items, CONTEXT[name], settings.max_new_tokens, settings, run, a)
         else:
             total += _computing(items * forward_flops(a, CONTEXT[name], *[CHOICE_TOKENS] * CHOICES), run)
@@ -172,7 +171,7 @@ def _computing(flops: float, run: Workload) -> float:
 
 
 def forward_flops(architecture: Architecture, prompt: int, *responses: int) -> float:
-    """Operations of one forward pass over responses to one prompt that is computed once.
+    """FLOPs of one forward pass over the responses to a prompt that is computed once.
 
     Args:
         architecture: sizes of the model.
@@ -187,7 +186,7 @@ def forward_flops(architecture: Architecture, prompt: int, *responses: int) -> f
 
 
 def generation_hours(run: Workload, architecture: Architecture) -> float:
-    """Hours to generate one response to every prompt: the slower of computing and of reading memory."""
+    """Hours to generate one response per prompt, limited by compute or by memory bandwidth, whichever is slower."""
     computing = run.prompts * forward_flops(architecture, run.prompt_tokens, run.generated_tokens) / run.peak_flops
     context = run.prompt_tokens + run.generated_tokens / 2
     cache = 2 * 2 * architecture.layers * architecture.key_value * context  # keys and values in two bytes each
@@ -197,20 +196,20 @@ def generation_hours(run: Workload, architecture: Architecture) -> float:
 
 
 def training_hours(run: Workload, architecture: Architecture, iteration: int) -> float:
-    """Hours to train one iteration: forward and backward in every epoch, and the opponent's forward once.
+    """Hours to train one iteration: forward and backward in every epoch, and one forward pass by the opponent.
 
-    Iterations after the first have twice the pairs, because those of the iteration before are mixed in (sec. 6.1).
+    Iterations after the first have twice the pairs, because the previous iteration's are mixed in (sec. 6.1).
     """
     return training_flops(run, architecture, iteration) / (run.gpus * run.peak_flops * run.utilisation) / 3600
 
 
 def training_flops(run: Workload, architecture: Architecture, iteration: int) -> float:
-    """Operations of training one iteration; the backward pass costs two forward passes."""
+    """FLOPs to train one iteration; a backward pass costs two forward passes."""
     pairs = run.prompts * (2 if iteration else 1)
     pair = forward_flops(architecture, run.prompt_tokens, run.real_tokens, run.generated_tokens)
     return pairs * pair * (3 * run.epochs + 1)
 
 
 def utilisation(run: Workload, architecture: Architecture, iteration: int, hours: float) -> float:
-    """Share of the peak that a measured time of training means: needed operations over possible ones."""
+    """Model FLOPs utilisation that follows from a measured training time: FLOPs needed over FLOPs at peak."""
     return training_flops(run, architecture, iteration) / (hours * 3600 * run.gpus * run.peak_flops)

@@ -1,9 +1,9 @@
-"""Several processes on this machine for one command of the kit: their progress, their stop and their errors.
+"""Run one command of the kit in several processes on this machine, with their progress, shutdown and errors.
 
-The workers run the command line that one would give to `torchrun` or `accelerate launch`, so a stage started by a
-notebook and one started on a cluster take the same way. They are started by the part of torchrun that starts workers;
-unlike torchrun itself, this waits as long as the workers need to save when they are asked to stop, and opens no port:
-they find each other through a file and talk over the loopback interface.
+The workers run the command line that you would give to `torchrun` or `accelerate launch`, so a stage started from a
+notebook runs the same code as one on a cluster. They are started with torchrun's own worker API. Unlike torchrun, this
+waits until the workers have saved when asked to stop, and opens no port: they find each other through a file and talk
+over the loopback interface.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from spin_utils.training.state import StopRequest
 
 STOPPED = 130
-"""Exit status of a command that was asked to stop and has saved its state."""
+"""Exit status of a command that was asked to stop and saved its state."""
 _POLL_S = 0.1
 _ALWAYS_ALLOWED = 8
-"""As many processes are allowed on a machine of fewer cores, to try out what a larger one will do."""
+"""Up to this many processes are allowed even with fewer cores, to try out a larger setup."""
 
 
 class LaunchError(KitError):
@@ -40,12 +40,12 @@ class LaunchError(KitError):
 
 
 def wanted(settings: ProcessSettings) -> bool:
-    """Whether workers have to be started: several are asked for, and this process is not one of them."""
+    """Whether workers need to be started: several are requested, and this process is not one of them."""
     return settings.count > 1 and not processes.launched()
 
 
 def check(settings: ProcessSettings) -> None:
-    """Refuse, before any work, more processes than the machine can hold.
+    """Raise if the machine cannot run this many processes.
 
     Raises:
         KitError: there are fewer GPUs than processes, many more processes than cores, or no DeepSpeed for zero3.
@@ -60,24 +60,24 @@ def check(settings: ProcessSettings) -> None:
     if torch.cuda.is_available() and devices < settings.count:
         raise KitError(f"processes.count: {settings.count} processes for {devices} GPUs; each needs its own")
     if not torch.cuda.is_available() and settings.count > max(cores, _ALWAYS_ALLOWED):
-        raise KitError(f"processes.count: {settings.count} processes for {cores} cores; use at most one for each")
+        raise KitError(f"processes.count: {settings.count} processes for {cores} cores; use at most one per core")
 
 
 def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
-    """Run a command of the kit in several processes, and wait for it.
+    """Run a command of the kit in several processes and wait for it.
 
-    What the first one writes appears here. Ctrl-C and SIGTERM let the workers finish their step and save; they do the
-    same when this process is killed.
+    The output of the first one appears here. After Ctrl-C or SIGTERM the workers finish their step and save; they do
+    the same when this process is killed.
 
     Args:
         arguments: of `spin-repro`.
         settings: how many processes.
 
     Raises:
-        KitError: the machine cannot hold them.
+        KitError: the machine cannot run that many.
         LaunchError: a worker failed or was killed.
-        Interrupted: the workers were asked to stop and have saved their state.
-        KeyboardInterrupt: they were asked to stop when there was nothing to save.
+        Interrupted: the workers were asked to stop and saved their state.
+        KeyboardInterrupt: they were asked to stop and had nothing to save.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
 
@@ -85,7 +85,9 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
     from spin_utils.training.state import StopRequest
 
     check(settings)
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # said in one line
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(
+        logging.CRITICAL
+    )  # we report it in one line
     with tempfile.TemporaryDirectory(prefix="spin-") as folder, StopRequest() as stop:
         shared = _environment(settings.count, Path(folder) / "rendezvous")
         ranks = range(settings.count)
@@ -97,7 +99,7 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
             logs_specs=DefaultLogsSpecs(folder, redirects=Std.ALL, tee=Std.ALL, local_ranks_filter={0}),
             log_line_prefixes={0: ""},
         )
-        with stop:  # again, for `start_processes` has put its own handlers in place
+        with stop:  # again, because `start_processes` installs its own handlers
             ended = _wait(workers, stop)
         failures = {rank: (failure.exitcode, _last_line(ended, rank)) for rank, failure in ended.failures.items()}
     if any(status == STOPPED for status, _ in failures.values()):
@@ -116,7 +118,7 @@ def _environment(count: int, rendezvous: Path) -> dict[str, str]:
         "WORLD_SIZE": str(count),
         processes.RENDEZVOUS: str(rendezvous),
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count)),
-        "TQDM_DISABLE": "1",  # no progress bars of libraries among the lines
+        "TQDM_DISABLE": "1",  # keep the libraries' progress bars out of the output
     }
     if loopback:
         own |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
@@ -136,14 +138,14 @@ def _wait(workers: PContext, stop: StopRequest) -> RunProcsResult:
 
 
 def _explanation(failures: dict[int, tuple[int, str]], count: int) -> str:
-    """What went wrong first: torch lists failures in their order, and some workers only notice that another is gone."""
+    """The root cause: torch lists failures in order, and some workers only fail because another one is gone."""
     causes = [rank for rank, (_, said) in failures.items() if processes.LOST not in said]
     rank = causes[0] if causes else next(iter(failures))
     status, said = failures[rank]
     if status < 0:
         return (
-            f"process {rank} of {count} was killed ({signal.Signals(-status).name}), and the others with it. What was "
-            "saved is kept: run the same command again to resume (out of memory? lower micro_batch_tokens, or set "
+            f"process {rank} of {count} was killed ({signal.Signals(-status).name}), and the others with it. The saved "
+            "state is kept: run the same command again to resume (out of memory? lower micro_batch_tokens, or set "
             "processes.sharding: fsdp2)"
         )
     return f"process {rank} of {count} ended with status {status}: {said}"

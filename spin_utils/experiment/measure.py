@@ -1,6 +1,6 @@
-"""What models are worth: evaluations, held-out pairs, and answers token by token.
+"""Measurements of trained models: evaluations, held-out pairs, and log-probabilities token by token.
 
-Token scores are the terms of the sums that training works with: log p(y|x) = sum_j log p(y_j | x, y_<j).
+Token scores are the terms of the sums used in training: log p(y|x) = sum_j log p(y_j | x, y_<j).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REAL, GENERATED = "real", "generated"
 
 
 def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
-    """Scores of a model on the tasks of the profile, or for `transfer` on other tasks: evaluation.json."""
+    """Score a model on the profile's tasks, or for `transfer` on other tasks: evaluation.json."""
     from spin_utils.evaluation.harness import evaluate  # lm-eval takes seconds
 
     profile, settings = plan.profile, plan.profile.evaluation
@@ -48,7 +48,7 @@ def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
             model,
             tokenizer,
             plan.directory("data") / f"{split}.jsonl" if local else None,
-            # The paper's harness shows its benchmarks as plain text, without a chat template.
+            # The paper's harness gives its benchmarks as plain text, without a chat template.
             template=profile.template if local else None,
             settings=settings,
             work=artifacts.scratch(work),
@@ -58,7 +58,7 @@ def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
 
 
 def make_heldout(plan: Plan, step: Step, work: Path) -> None:
-    """Log-ratios on pairs that no training saw, before and after an iteration; none where nothing is held out."""
+    """Log-ratios of policy and opponent on held-out pairs; empty if nothing is held out."""
     profile, model = plan.profile, step.parameters["model"]
     opponent, policy = (plan.directory(name) for name in step.inputs[:2])
     rows = read_rows(plan.directory("data") / "validation.jsonl")
@@ -75,32 +75,32 @@ class Example:
     name: str
     """Id of its row."""
     group: Group
-    """The prompt with the real response, and with the generated one if it is a pair."""
+    """The prompt with its real response, and for a pair also the generated one."""
 
 
 def demonstration_examples(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-    """The first demonstration of each family among some rows.
+    """The first demonstration of each family.
 
     Args:
         plan: for its template and tokenizer.
-        rows: such as `run.rows(plan, "validation")`, not empty.
+        rows: for example `run.rows(plan, "validation")`; not empty.
     """
     tokenizer = base.load_tokenizer(run.make(plan, "base"))
     first: dict[str, EncodedRow] = {}
-    for encoded in encode_rows(tokenizer, plan.profile.template, rows):  # may leave out rows that are too long
+    for encoded in encode_rows(tokenizer, plan.profile.template, rows):  # may drop rows that are too long
         first.setdefault(encoded.row.get("family", ""), encoded)
     chosen = [first[family] for family in sorted(first)]
     return [Example(str(row.row["id"]), Group(row.prompt_ids, (row.response_ids,))) for row in chosen]
 
 
 def pair_examples(plan: Plan, model: str) -> list[Example]:
-    """The first pair of each family with two different answers, of those that a model is trained on.
+    """The first pair of each family whose two responses differ, among a model's training pairs.
 
-    If all are alike, the first pair.
+    If none differ, the first pair.
 
     Args:
         plan: in which the pairs for `model` are made.
-        model: step such as `spin-0`.
+        model: a step, for example `spin-0`.
     """
     found: dict[str, Example] = {}
     trained_on = play.training_pairs(plan, model)
@@ -114,16 +114,16 @@ def pair_examples(plan: Plan, model: str) -> list[Example]:
 
 
 def moments(plan: Plan, model: str) -> dict[str, Path]:
-    """Checkpoints of a training run in order: its start, the epochs that were kept, its end.
+    """Checkpoints of a training run in order: the start, any kept epochs, the end.
 
-    Iteration 0 keeps its epochs; of other runs there are the start and the end.
+    Iteration 0 keeps its epochs; other runs only have a start and an end.
 
     Args:
         plan: the run.
-        model: step such as `sft` or `spin-0`, made if need be.
+        model: a step, for example `sft` or `spin-0`; made if needed.
 
     Returns:
-        Folders by name: the name of the start, then `epoch 1`, ... or the model's own name. Of a base model itself.
+        Folders by name: the start's name, then `epoch 1`, ... or the model's name. For a base model, only itself.
     """
     folder = run.make(plan, model)
     if model == "base":
@@ -141,13 +141,13 @@ def token_scores(examples: Sequence[Example], checkpoints: Mapping[str, Path]) -
     """Log-probability of every token under every checkpoint, computed in float32.
 
     Args:
-        examples: few: they are scored in one pass each.
-        checkpoints: folders by name, such as `moments` gives; the first one is what the others are compared with.
+        examples: only a few, since each is scored in its own pass.
+        checkpoints: folders by name, as from `moments`; the others are compared with the first.
 
     Returns:
-        A row per checkpoint, example and token: `checkpoint`, `example`, `answer` (real or generated), `place` (from
-        0), `token` (its text), `shared` (whether the two answers agree up to and with this token), `logp` and
-        `change`, the logp less that under the first checkpoint; in nats.
+        One row per checkpoint, example and token: `checkpoint`, `example`, `answer` (real or generated), `place` (from
+        0), `token` (its text), `shared` (whether the two responses agree up to and including this token), `logp` and
+        `change`, the logp minus the one under the first checkpoint; in nats.
     """
     rows: list[dict[str, Any]] = []
     for checkpoint, folder in checkpoints.items():
@@ -164,13 +164,13 @@ def token_scores(examples: Sequence[Example], checkpoints: Mapping[str, Path]) -
 
 
 def answer_sums(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sums over the tokens of each answer: `example`, `checkpoint`, `answer`, `logp`, `change`, in the given order."""
+    """Sums over the tokens of each response: `example`, `checkpoint`, `answer`, `logp`, `change`, in that order."""
     by = ["example", "checkpoint", "answer"]
     return frame.groupby(by, sort=False)[["logp", "change"]].sum().reset_index()
 
 
 def common(real: Sequence[int], generated: Sequence[int]) -> int:
-    """Number of tokens at the start of two answers that are the same.
+    """Length of the common prefix of two responses, in tokens.
 
     >>> common([1, 2, 3], [1, 2, 4, 3]), common([1, 2], [1, 2])
     (2, 2)
@@ -191,7 +191,7 @@ def _tokens(tokenizer: Any, example: Example) -> Iterator[dict[str, Any]]:
 
 def _text(tokenizer: Any, token: int) -> str:
     text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
-    # SentencePiece drops the space before the first word of what it decodes.
+    # SentencePiece drops the space before the first word when decoding.
     piece = tokenizer.convert_ids_to_tokens(token) or ""
     return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
 

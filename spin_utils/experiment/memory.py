@@ -1,8 +1,8 @@
-"""How much memory and disk a stage needs, counted from the sizes of the model and the settings of the profile.
+"""How much memory and disk a stage needs, computed from the model's sizes and the profile's settings.
 
-Everything that grows with the model, the micro-batch or the rows decoded together is counted. The libraries,
-fragmentation and the caches of an allocator are not: `MARGIN` and `LIBRARIES` stand for them. Tests hold the count to
-the peaks of real runs on a CPU and, where there is one, on a GPU.
+Everything that grows with the model, the micro-batch or the rows decoded together is counted. `MARGIN` and `LIBRARIES`
+allow for the libraries, fragmentation and allocator caches. Tests compare the estimate with the peaks of real runs on a
+CPU and, if there is one, on a GPU.
 """
 
 from __future__ import annotations
@@ -23,49 +23,49 @@ from spin_utils.settings.run import EvaluationSettings, GenerationSettings, Prof
 MARGIN = 1.1
 """Factor on the sum, for fragmentation and allocator caches."""
 LIBRARIES = 600 * 2**20
-"""Memory of a process before there is a model: 0.4 GB with PyTorch and transformers, more with lm-eval or CUDA."""
+"""Memory of a process before it loads a model: 0.4 GB with PyTorch and transformers, more with lm-eval or CUDA."""
 SCORED_TOKENS = 4096
-"""Tokens of one scoring pass of an evaluation, as in `lm`."""
+"""Tokens per scoring pass of an evaluation, as in `lm`."""
 VLLM_PREFILL_TOKENS = 16_384
-"""Prompt tokens that vLLM reads in one pass by default: this many on an H100, half of it on smaller GPUs."""
+"""Prompt tokens that vLLM reads in one pass by default on an H100; half as many on smaller GPUs."""
 MT_BENCH_TOKENS = 500
-"""Longest pair of questions of MT-Bench with the template's markers."""
+"""Longest pair of MT-Bench questions, with the template's markers."""
 BENCHMARK_TOKENS, BENCHMARK_ANSWER = 1400, 1024
-"""Assumed longest prompt of a generation task of the paper's suite, three worked examples of Big-Bench-Hard, and the
-longest answer that lm-eval asks for there."""
+"""Assumed longest prompt of a generation task in the paper's suite (three worked examples of Big-Bench-Hard), and the
+longest answer that lm-eval allows there."""
 CHOICES_TOKENS = 2048
-"""Assumed longest multiple-choice item of the paper's suite."""
+"""Assumed longest multiple-choice item in the paper's suite."""
 VLLM = "generation by vLLM"
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that one stage needs at its peak."""
+    """Peak memory of one stage, in bytes."""
 
     stage: str
     sharded: Mapping[str, float]
-    """What several processes can share (FSDP2, ZeRO-3): weights, masters, gradients, moments."""
+    """Parts that can be sharded over processes (FSDP2, ZeRO-3): weights, masters, gradients, moments."""
     own: Mapping[str, float]
-    """What every process has for itself."""
+    """Parts that every process has in full."""
     lower: str = ""
-    """Settings that lower it."""
+    """Settings that would lower it."""
     share: float = 1.0
-    """Part of a device's memory that the stage may take."""
+    """Fraction of a device's memory that the stage may use."""
 
     def total(self, devices: int = 1) -> float:
-        """Bytes that one device must have free, margin included."""
+        """Bytes that have to be free on each device, margin included."""
         return (MARGIN * (sum(self.sharded.values()) / devices + sum(self.own.values())) + LIBRARIES) / self.share
 
 
 def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: str, width: int) -> Iterator[Need]:
-    """What each kind of stage needs.
+    """Memory needs of each kind of stage.
 
     Args:
         profile: its settings.
         architecture: sizes of the model.
         lengths: of the rows.
         kind: `cpu` or `cuda`.
-        width: bytes of a number where the precision is `auto`, as it always is outside training.
+        width: bytes per number if the precision is `auto`, as it always is outside training.
     """
     gpu, prompt = kind == "cuda", lengths.longest_prompt
     sample = partial(sampling, architecture, width=width, gpu=gpu)
@@ -84,7 +84,7 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
     answer, by_vllm = profile.generation.max_new_tokens, profile.generation.backend == "vllm"
     if not profile.released and by_vllm:
         yield vllm(architecture, profile.generation, prompt=prompt, answer=answer)
-    held_out = profile.demonstrations.validation_rows != 0  # the kit itself answers these
+    held_out = profile.demonstrations.validation_rows != 0  # sampled by the kit itself
     if not profile.released and (held_out or not by_vllm):
         yield sample(profile.generation, prompt=prompt, answer=answer, stage="generation")
     if profile.evaluation.suite == "local":
@@ -99,7 +99,7 @@ def needs(profile: Profile, architecture: Architecture, lengths: Lengths, kind: 
 
 
 def shared_by(profile: Profile, machine: Machine) -> int:
-    """Devices over which training spreads weights, gradients and optimizer state."""
+    """Number of devices over which training shards weights, gradients and optimizer state."""
     if profile.processes.sharding == "ddp":
         return 1
     return profile.processes.count or max(1, min(profile.resources.training.gpus, machine.devices))
@@ -116,28 +116,28 @@ def training(
     stage: str,
     lower: str = "",
 ) -> Need:
-    """Forward, backward and optimizer step of one micro-batch.
+    """Memory for forward, backward and optimizer step of one micro-batch.
 
     Args:
         architecture: sizes of the model.
         settings: of the run.
-        width: bytes of a number in the compute precision, 2 or 4.
-        longest: tokens of the longest row with all its responses; it gets a micro-batch even above the budget.
-        fused: whether layers take the path of `layers`, as all do whose weights are not sharded.
-        gpu: where it runs.
+        width: bytes per number in the compute precision, 2 or 4.
+        longest: tokens of the longest row with all its responses; it forms a micro-batch even above the budget.
+        fused: whether layers use the path in `layers`, as they do unless their weights are sharded.
+        gpu: whether it runs on a GPU.
         stage: its name.
-        lower: settings that lower the need.
+        lower: settings that would lower it.
     """
     a, tokens = architecture, max(settings.micro_batch_tokens, longest)
     sharded = {
-        "weights": width * a.parameters if width == 2 else 0,  # in float32 the masters are the weights
+        "weights": width * a.parameters if width == 2 else 0,  # in float32 the master weights are the weights
         "masters": 4 * a.parameters,
         "gradients": 4 * a.parameters,
         "moments": 4 * (1 if settings.optimizer == "rmsprop" else 2) * a.parameters,
     }
     layer = tokens * width * kept_per_token(a, width, fused)
     kept = tokens * width * a.hidden * a.layers + layer if settings.gradient_checkpointing else layer * a.layers
-    logits = tokens * a.vocabulary  # at most: prompts have none
+    logits = tokens * a.vocabulary  # an upper bound: prompts have none
     own = {
         "activations": kept,
         "backward of a layer": tokens * (width * (6 * a.feed_forward + 6 * a.hidden) + 4 * 4 * a.hidden),
@@ -160,23 +160,26 @@ def sampling(
     gpu: bool,
     stage: str,
 ) -> Need:
-    """Decoding `batch_size` rows at once.
+    """Memory for decoding `batch_size` rows at once.
 
     Args:
         architecture: sizes of the model.
         settings: rows decoded together.
         prompt: tokens of the longest prompt.
-        answer: tokens of the longest answer.
-        width: bytes of a number in the compute precision, 2 or 4.
-        gpu: where it runs; on a CPU the weights are copied once more.
-        stage: its name, which is the section of the settings too.
+        answer: tokens of the longest response.
+        width: bytes per number in the compute precision, 2 or 4.
+        gpu: whether it runs on a GPU; on a CPU there is a second copy of the weights.
+        stage: its name, which is also the section of the settings.
     """
     a, rows = architecture, settings.batch_size
     position = 2 * width * a.key_value  # a key and a value
     prefill = sampler.GPU_PREFILL_TOKENS if gpu else sampler.PREFILL_TOKENS
     own = {
         "weights": width * (1 if gpu else 2) * a.parameters,
-        "key-value cache": rows * (prompt + answer) * position * (a.layers + 1),  # one layer twice while it grows
+        "key-value cache": rows
+        * (prompt + answer)
+        * position
+        * (a.layers + 1),  # one layer is held twice while it grows
         "prompts": prefill * width * (2 * a.feed_forward + 8 * a.hidden),
         "logits": width * rows * a.vocabulary
         + 3 * 4 * (min(rows * a.vocabulary, packing.GPU_ELEMENTS) if gpu else 2**20),
@@ -185,15 +188,15 @@ def sampling(
 
 
 def vllm(architecture: Architecture, settings: GenerationSettings, *, prompt: int, answer: int) -> Need:
-    """The least that vLLM starts with: a cache for one longest answer. Not measured.
+    """The least memory vLLM starts with: a cache for one response of the maximum length. Not measured.
 
-    What is left of its share of a device goes to the cache too and decides how many answers it decodes at once.
+    The rest of its share of a device also goes to the cache and determines how many responses it decodes at once.
 
     Args:
         architecture: sizes of the model.
-        settings: with the share, and the GPUs that divide a copy of the model.
+        settings: for the share, and the number of GPUs per copy of the model.
         prompt: tokens of the longest prompt.
-        answer: tokens of the longest answer.
+        answer: tokens of the longest response.
     """
     a, gpus = architecture, settings.vllm.tensor_parallel_size
     own = {
@@ -207,7 +210,7 @@ def vllm(architecture: Architecture, settings: GenerationSettings, *, prompt: in
 
 
 def scoring(architecture: Architecture, *, longest: int, width: int, gpu: bool) -> Need:
-    """Log-likelihoods of choices: one pass of `lm` without gradients."""
+    """Memory for log-likelihoods of choices: one pass of `lm` without gradients."""
     a, tokens = architecture, max(SCORED_TOKENS, longest)
     own = {
         "weights": width * a.parameters,
@@ -219,10 +222,10 @@ def scoring(architecture: Architecture, *, longest: int, width: int, gpu: bool) 
 
 
 def kept_per_token(a: Architecture, width: int, fused: bool) -> int:
-    """Numbers that one layer keeps of a token for the backward pass.
+    """Numbers per token that one layer stores for the backward pass.
 
-    `layers` keeps ten tensors. transformers' own layers also keep the inputs of the products behind norms and
-    gates, and in half precision the norms' inputs in float32.
+    `layers` stores ten tensors. The layers in transformers also store the inputs of the products after norms and gates,
+    and in half precision the norms' inputs in float32.
     """
     if fused:
         return 2 * a.hidden + 2 * a.query + 2 * a.key_value + 2 * a.feed_forward
@@ -231,13 +234,13 @@ def kept_per_token(a: Architecture, width: int, fused: bool) -> int:
 
 
 def disk(plan: Plan, architecture: Architecture, lengths: Lengths) -> float:
-    """Bytes on disk of one seed's unfinished artifacts, and of the state that a running step keeps for resuming."""
+    """Bytes on disk for one seed's unfinished artifacts, including the state that a running step saves for resuming."""
     profile, spin, one, total = plan.profile, plan.profile.spin, checkpoint(architecture), 0.0
     unfinished = [step for step in plan if not artifacts.is_complete(step.directory)]
     for step in unfinished:
         if step.stage == "base":
             source = profile.released.get(step.name, profile.model).source
-            # A folder stays where it is, and the hub's weights are bfloat16.
+            # A folder is used in place, and the hub's weights are bfloat16.
             total += {"directory": 0.0, "hub": one / 2}.get(source, one)
         if step.stage in ("sft", "spin", "subset", "dpo"):
             total += one
@@ -250,22 +253,22 @@ def disk(plan: Plan, architecture: Architecture, lengths: Lengths) -> float:
             total += lengths.spin_rows * 4 * (lengths.prompt + lengths.real + lengths.generated)
     if any("training" in step.settings for step in unfinished):
         states = (optimizer_state(architecture, settings) for settings in trainings(profile).values())
-        total += 2 * max(states)  # a new state is whole before the old one goes
+        total += 2 * max(states)  # a new state is complete before the old one is deleted
     return total
 
 
 def checkpoint(architecture: Architecture) -> int:
-    """Bytes of the weights of a trained model, in float32. The file adds a header of a few kilobytes."""
+    """Bytes of a trained model's weights, in float32. The file's header adds a few kilobytes."""
     return 4 * architecture.parameters
 
 
 def optimizer_state(architecture: Architecture, settings: TrainingSettings) -> int:
-    """Bytes of a saved state of a run: masters and moments."""
+    """Bytes of a run's saved state: master weights and moments."""
     return 4 * (2 if settings.optimizer == "rmsprop" else 3) * architecture.parameters
 
 
 def _longest_row(profile: Profile, section: str, lengths: Lengths) -> int:
-    """Tokens of the longest row of a training run with all its responses, at most."""
+    """Upper bound on the tokens of a training run's longest row, with all its responses."""
     if section == "sft":
         return lengths.longest_prompt + lengths.longest_real
     if section == "sft_control.training":
@@ -278,10 +281,10 @@ def _longest_row(profile: Profile, section: str, lengths: Lengths) -> int:
 
 
 def _attention_per_token(a: Architecture, width: int, longest: int, gpu: bool) -> int:
-    """Bytes for one token's attention weights, their derivative and one copy, and for the mask.
+    """Bytes per token for attention weights, their gradient and one copy, and for the mask.
 
-    A GPU's kernels keep no weights; there it is queries, keys, values, output and their gradients, twice, because a
-    prompt stands before every response.
+    GPU kernels do not store the weights. There it is queries, keys, values, output and their gradients, twice, because
+    each response has its own copy of the prompt.
     """
     if gpu:
         keys = a.key_value if width == 2 else a.query

@@ -1,6 +1,6 @@
-"""The two steps of MT-Bench for one model: its answers, then a judge's grades of them.
+"""The two steps of MT-Bench for one model: its answers, then a judge's grades.
 
-Apart, because answers need no network, grades no accelerator, and another judge no new answers.
+They are separate because answers need no network, grades need no accelerator, and a new judge needs no new answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spin_utils.settings.machine import MtBenchSettings
 log = logging.getLogger(__name__)
 
 STREAM = 600
-"""Number of the random streams of the answers, after those of preference pairs."""
+"""Number of the answers' random stream, after those of preference pairs."""
 
 
 def make_answers(plan: Plan, step: Step, work: Path) -> None:
@@ -47,12 +47,12 @@ def make_answers(plan: Plan, step: Step, work: Path) -> None:
         )
     cut = sum(turn["cut_tokens"] > 0 for answer in answers for turn in answer["turns"])
     if cut:
-        log.warning("%s: %d conversations were cut at their start, longer than the model's context", step.name, cut)
+        log.warning("%s: %d conversations longer than the model's context lost their beginning", step.name, cut)
     artifacts.write_json(work / "answers.json", answers)
 
 
 def make_grades(plan: Plan, step: Step, work: Path) -> None:
-    """The judge grades every answer on its own: mt_bench.json, as `documents` describes the kind mt_bench."""
+    """The judge grades each answer separately: mt_bench.json, in the format of `results.MtBench`."""
     settings = _settings(plan)
     answers = json.loads((plan.directory(step.inputs[0]) / "answers.json").read_text(encoding="utf-8"))
     prompts, asked = judge_prompts(), {question.id: question for question in questions()}
@@ -88,7 +88,7 @@ def make_grades(plan: Plan, step: Step, work: Path) -> None:
 
 
 def check(settings: MtBenchSettings) -> None:
-    """What MT-Bench needs on this machine: its questions, and with a key in the environment the client.
+    """Check what MT-Bench needs on this machine: the questions and, if the judge's key is set, the client.
 
     Raises:
         MtBenchError: the questions are missing or damaged, or the client is not installed.
@@ -100,10 +100,10 @@ def check(settings: MtBenchSettings) -> None:
 
 
 def check_judge(plans: Sequence[Plan]) -> None:
-    """Ask the judge one short question, if grades are missing, and say how many requests are to come.
+    """If grades are missing, ask the judge one short question and log how many requests will follow.
 
     Raises:
-        MtBenchError: wrong key, address, name or options, before any work was done.
+        MtBenchError: wrong key, address, name or options.
     """
     steps = [step for plan in plans for step in plan if step.stage == "mt_bench"]
     missing = [step for step in steps if not artifacts.is_complete(step.directory)]

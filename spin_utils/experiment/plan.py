@@ -1,7 +1,7 @@
 """Algorithm 1, and the plan of a run as data: every step with its inputs, settings and artifact directory.
 
-The Snakefile turns the steps into rules, and `run` makes one step. Both read the same plan, so the scheduler waits for
-what the stage writes.
+The Snakefile turns the steps into rules, and `run` makes a single step. Both read the same plan, so the scheduler waits
+for exactly what a stage writes.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def algorithm_1(
     *,
     mix_previous: bool = False,
 ) -> Iterator[Model]:
-    """Self-play fine-tuning: Algorithm 1 of the paper, whose lines the comments count.
+    """Self-play fine-tuning: Algorithm 1 of the paper, with its line numbers in the comments.
 
-    It does not say what a model is. With functions that sample and train, it is the algorithm itself, on checkpoints;
-    `make` calls it with the names of steps, so that each iteration becomes two artifacts: `pairs-t`, made by
-    `play.make_pairs`, and `spin-t`, made by `play.make_model`. A test holds the two to the same weights.
+    It is generic in what a model is. With functions that sample and train it runs the algorithm itself, on checkpoints.
+    `make` calls it with names of steps, so that each iteration becomes two artifacts: `pairs-t`, made by
+    `play.make_pairs`, and `spin-t`, made by `play.make_model`. A test checks that both give the same weights.
 
     Args:
         theta: p_theta_0, the SFT model.
         iterations: T.
-        generate: from t and p_theta_t, pairs of the real y and a generated y' for every prompt x.
-        update: from t, p_theta_t, which is start and opponent, and the pairs to train on, p_theta_t+1.
-        mix_previous: train on the pairs of iteration t-1 too (sec. 6.1).
+        generate: given t and p_theta_t, returns pairs of the real y and a generated y' for every prompt x.
+        update: given t, p_theta_t (both the start and the opponent) and the training pairs, returns p_theta_t+1.
+        mix_previous: also train on the pairs of iteration t-1 (sec. 6.1).
 
     Yields:
         p_theta_1 to p_theta_T.
@@ -65,7 +65,7 @@ def algorithm_1(
         generated = generate(t, theta)  # lines 2-4: for i = 1, ..., N: generate y'_i ~ p_theta_t(.|x_i)
         pairs = [generated, *pairs[:mix_previous]]
         theta = update(t, theta, pairs)  # line 5: theta_t+1 = argmin_theta sum_i loss(lambda * (log-ratio_i))
-        yield theta  # line 7, the output, is the last one
+        yield theta  # line 7: the last one is the output
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ class Step:
     """One artifact to make."""
 
     name: str
-    """Such as `pairs-0`."""
+    """For example `pairs-0`."""
     stage: str
-    """What kind of work makes it; `run` has a function for each."""
+    """The kind of work; `run` has a function for each."""
     notebook: str
     """Notebook that makes it; empty if none does."""
     parameters: dict[str, Any]
     """The notebook's parameters, besides profile and seed."""
     directory: Path
-    """Folder of the artifact; its name ends in the key."""
+    """The artifact's folder, whose name ends in its key."""
     inputs: tuple[str, ...]
     """Names of the steps it is made from."""
     settings: dict[str, Any]
@@ -90,7 +90,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of one profile and one seed, in an order that respects their inputs."""
+    """All steps of one profile and one seed, each after its inputs."""
 
     profile: Profile
     seed: int
@@ -106,7 +106,7 @@ class Plan:
     def checkpoint(self, model: str) -> Path:
         """Folder of an evaluated model's weights.
 
-        The epochs of iteration 0 are one run; those before its last one lie in its artifact.
+        The epochs of iteration 0 are one run, and the earlier ones are stored in its artifact.
         """
         epoch, spin = ModelName.parse(model).epoch, self.profile.spin
         checkpoint = self.directory(self.steps[f"eval-{model}"].inputs[0])
@@ -119,13 +119,13 @@ class Plan:
 
 
 MEASURED = ("evaluation", "heldout", "transfer", "mt_bench")
-"""Stages whose results are drawn from."""
+"""Stages whose results go into tables and figures."""
 
 
 def make(profile: Profile, seed: int) -> Plan:
     """Lay out the paper's experiments for a profile.
 
-    The main chain comes first, so that the main table stands early.
+    The main chain comes first, so that the main table is ready early.
 
     Args:
         profile: the validated profile.
@@ -167,7 +167,7 @@ def make(profile: Profile, seed: int) -> Plan:
         asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
         grades = add(f"mt-bench-{model}", "mt_bench", "", (answers,), asked, model=model)
         if not judge.has_key() and not artifacts.is_complete(steps[grades].directory):
-            del steps[grades], steps[answers]  # `left_out` says so
+            del steps[grades], steps[answers]  # `left_out` gives the reason
 
     task_files = _task_identity(profile.evaluation)
     spin, template = profile.spin, as_dict(profile.template)
@@ -230,7 +230,7 @@ def make(profile: Profile, seed: int) -> Plan:
 
 
 def make_all(profile: Profile, seeds: Iterable[int]) -> list[Plan]:
-    """One plan for each seed; data and base model are the same artifacts in all of them."""
+    """One plan per seed; all share the same data and base model artifacts."""
     return [make(profile, seed) for seed in seeds]
 
 
@@ -241,7 +241,7 @@ def tables(plans: list[Plan]) -> Step:
 
 
 def first_tables(plans: list[Plan]) -> Step:
-    """Tables and figures of the first seed's main chain, so that Table 4 and Figure 2 need not wait for the rest."""
+    """Tables and figures of the first seed's main chain, so that Table 4 and Figure 2 do not wait for the rest."""
     evaluated = plans[0].models()
     chain = [model for model in evaluated if model == "sft" or ModelName.parse(model).is_iterate]
     return _drawing("first-tables", "", plans[:1], [[f"eval-{model}" for model in chain]])
@@ -254,16 +254,16 @@ def _drawing(name: str, notebook: str, plans: list[Plan], steps: list[list[str]]
 
 
 def needs_data(profile: Profile) -> bool:
-    """Whether anything is made from the demonstrations; the hub's benchmarks and released models are not."""
+    """Whether anything needs the demonstrations; released models on the hub's benchmarks do not."""
     return not profile.released or profile.evaluation.suite == "local" or profile.model.source == "tiny"
 
 
 def left_out(profile: Profile) -> str:
-    """Why experiments that the profile names cannot be run, one line each; empty if all can."""
+    """Reasons why experiments in the profile cannot be run, one per line; empty if all can."""
     reasons = [_dpo_left_out(profile)]
     if profile.mt_bench is not None and not judge.has_key():
         reasons.append(
-            f"MT-Bench is left out where it is not graded yet: its judge needs a key, and {judge.KEY} is not set; once "
+            f"MT-Bench is left out for models not graded yet: its judge needs a key, and {judge.KEY} is not set; once "
             "it is, the same command adds the grades"
         )
     return "\n".join(filter(None, reasons))
@@ -272,17 +272,17 @@ def left_out(profile: Profile) -> str:
 def _dpo_left_out(profile: Profile) -> str:
     if profile.dpo and profile.dpo.preferences.source == "samples" and profile.demonstrations.source != "reasoning_gym":
         return (
-            "DPO is left out: its preference pairs are answers labelled by the grader of generated families, and these "
-            "demonstrations are not generated; name a file of pairs in dpo.preferences to run it"
+            "DPO is left out: its preference pairs are responses labelled by the grader of generated families, and "
+            "these demonstrations are not generated; to run it, name a file of pairs in dpo.preferences"
         )
     return ""
 
 
 def training_of(profile: Profile, model: str) -> TrainingSettings:
-    """Settings of the run that makes a model from pairs.
+    """Settings of the run that trains a model on pairs.
 
     Each iteration has its own learning rate and beta (App. B.1). A subset of Figure 5 is iteration 0 stopped after one
-    epoch, and Figure 4 trains iteration 0 for more.
+    epoch, and Figure 4 trains iteration 0 for more epochs.
 
     Args:
         profile: the validated profile.
@@ -305,7 +305,7 @@ def training_of(profile: Profile, model: str) -> TrainingSettings:
 
 
 def trainings(profile: Profile) -> dict[str, TrainingSettings]:
-    """Settings of each kind of training run of a profile, by the dotted name under which it holds them."""
+    """Settings of each kind of training run in a profile, by their dotted name."""
     control = profile.sft_control if profile.sft_more else None
     found: dict[str, TrainingSettings | None] = {
         "sft": profile.sft,
@@ -319,18 +319,18 @@ def trainings(profile: Profile) -> dict[str, TrainingSettings]:
 def control_training(profile: Profile) -> TrainingSettings:
     """Settings of one further SFT epoch, for Table 5 and Figure 5."""
     settings = profile.sft_control.training if profile.sft_control is not None else profile.sft
-    assert settings is not None, "a profile with sft_more has either"
+    assert settings is not None, "a profile with sft_more has one of the two"
     return dataclasses.replace(settings, epochs=1)
 
 
 def control_demonstrations(profile: Profile) -> DemonstrationSettings | None:
-    """Rows of the further SFT epochs if they are needed and are not the profile's own."""
+    """Demonstrations for the further SFT epochs, if they are needed and differ from the profile's own."""
     needed = profile.sft_more and not profile.released
     return profile.sft_control.demonstrations if profile.sft_control and needed else None
 
 
 def stream(seed: int, number: int) -> int:
-    """Seed of an iteration or a further epoch: each draws its own random numbers, and no two seeds share any."""
+    """Seed of an iteration or a further epoch: each has its own random numbers, and no two seeds share any."""
     return 1000 * seed + number
 
 
@@ -342,7 +342,7 @@ def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
 
 
 def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
-    # An edited task or grader is another measurement. Which rows the task reads is not known here.
+    # An edited task or grader is a different measurement. Which rows the task reads is not known here.
     found: dict[str, str] = {}
     for task in filter(paths.is_yaml, settings.tasks):
         file = Path(task)
@@ -353,11 +353,11 @@ def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
 
 
 _USES = re.compile(r"""!function\s+([\w.]+)\.\w+|^include:\s*["']?([^"'#\n]+)""", re.MULTILINE)
-"""How a task of lm-eval names a function of a Python file next to it, and a task that it includes."""
+"""How an lm-eval task names a function in a Python file next to it, and a task that it includes."""
 
 
 def _used_by(task: Path, seen: set[Path]) -> Iterator[Path]:
-    """The Python files and tasks that a task file names, and those that these name."""
+    """The Python files and tasks that a task file uses, directly or through others."""
     for module, include in _USES.findall(task.read_text(encoding="utf-8", errors="replace")):
         file = task.parent / (f"{module.replace('.', '/')}.py" if module else include.strip())
         if file.is_file() and file.resolve() not in seen:
@@ -368,9 +368,9 @@ def _used_by(task: Path, seen: set[Path]) -> Iterator[Path]:
 
 
 def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
-    # Files count by content: a moved file is the same data, an edited one is not.
+    # Files are identified by content: a moved file is the same data, an edited one is not.
     data = as_dict(settings)
-    del data["expected_rows"]  # a check, which changes no row
+    del data["expected_rows"]  # only a check: it does not change the rows
     if settings.source == "file":
         for name in ("train", "validation", "test"):
             if data[name]:

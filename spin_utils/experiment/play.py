@@ -1,8 +1,8 @@
-"""The players: where a model answers prompts, and where it is trained.
+"""The two steps of Algorithm 1: the opponent generates responses, and the main player trains against it.
 
-`plan.algorithm_1` has the loop of Algorithm 1. Here are its two steps: `make_pairs`, in which the opponent answers
-every prompt (line 3), and `make_model`, which trains against it (line 5), as well as SFT and DPO, which are trained in
-the same way: SFT on demonstrations alone, DPO on preference pairs instead of SPIN's (sec. 4.2).
+`plan.algorithm_1` has the loop. In `make_pairs` the opponent answers every prompt (line 3), and `make_model` trains
+against it (line 5). SFT and DPO are trained here too, with the same trainer: SFT on demonstrations alone, DPO on
+preference pairs instead of SPIN's (sec. 4.2).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from spin_utils.training.loop import TrainingResult, train
 from spin_utils.training.trackers import TENSORBOARD
 
 PREFERENCES = 500
-"""Number of the random streams of preference pairs, after those of any iteration."""
+"""Number of the preference pairs' random stream, after those of any iteration."""
 LOGPS = "opponent_logps.npy"
 _STATE = "state"
 _PRECISION = "precision.json"
@@ -63,8 +63,8 @@ def make_pairs(plan: Plan, step: Step, work: Path) -> None:
 def make_model(plan: Plan, step: Step, work: Path) -> None:
     """Train on pairs: an iteration of SPIN (Algorithm 1, line 5), its further epochs, a subset of its pairs, or DPO.
 
-    Figure 4 shows every epoch of iteration 0; those after its last one continue from the state it left. Figure 5
-    trains on subsets, and Table 3 has DPO.
+    Figure 4 shows every epoch of iteration 0; the further ones continue from the saved state. Figure 5 trains on
+    subsets, and Table 3 has DPO.
     """
     name, settings = ModelName.parse(step.name), training_of(plan.profile, step.name)
     shown = step.settings.get("epochs_shown", 0)
@@ -110,7 +110,7 @@ def make_sft(plan: Plan, step: Step, work: Path) -> None:
 
 
 def make_preferences(plan: Plan, step: Step, work: Path) -> None:
-    """Preference pairs for DPO, from where the profile says: pairs.arrow."""
+    """Make the preference pairs for DPO, from the source in the profile: pairs.arrow."""
     assert plan.profile.dpo is not None
     folder, settings = plan.directory(step.inputs[0]), plan.profile.dpo.preferences
     tokenizer = base.load_tokenizer(folder)
@@ -132,23 +132,23 @@ def generate(
     what: str,
     tries: int = 1,
 ) -> list[Answer]:
-    """Answers of a model to every prompt: y' ~ p_theta_t(.|x) of Algorithm 1, line 3.
+    """Sample a model's responses to every prompt: y' ~ p_theta_t(.|x), Algorithm 1, line 3.
 
-    Several processes take shards in turns. A shard is decoded by one of them, with the same neighbours in the batch as
-    in a single process, so the answers are the same.
+    Several processes take turns at shards. Each shard is decoded by one process, with the same neighbours in the batch
+    as in a single-process run, so the responses are the same.
 
     Args:
         folder: the model's checkpoint.
         tokenizer: of the model.
         encoded: rows with their prompts as token ids.
-        profile: says how to sample, and whether vLLM does it.
-        seed: of the answers; each has a random stream of its own.
+        profile: for the sampling settings, and whether to use vLLM.
+        seed: of the responses, each of which has its own random stream.
         work: folder of the artifact being made, where finished shards are kept.
         what: a few words for progress lines.
-        tries: answers for each prompt.
+        tries: responses per prompt.
 
     Returns:
-        Token ids, finish reason and log-probability of every answer, those of one row next to each other.
+        Token ids, finish reason and log-probability of every response, with those to one prompt next to each other.
     """
     if profile.generation.backend == "vllm":
         repeated = [row for row in encoded for _ in range(tries)]
@@ -186,7 +186,7 @@ def generate(
 def _vllm_answers(
     folder: Path, tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile, seed: int, work: Path, what: str
 ) -> list[Answer]:
-    """The same by vLLM, with a health figure beside the pairs: vllm.json."""
+    """The same with vLLM, and a health check stored with the pairs: vllm.json."""
     prompts, settings = [row.prompt_ids for row in encoded], profile.generation
     answers, versions = vllm.answer(
         base.resolve(folder),
@@ -203,17 +203,17 @@ def _vllm_answers(
 
 
 def training_pairs(plan: Plan, name: str) -> Pairs:
-    """Pairs that a model is trained on.
+    """The pairs that a model is trained on.
 
-    SPIN's iteration t takes those of t and, if the profile mixes them, of t-1 (sec. 6.1); a subset of Figure 5 the
-    first n fiftieths of iteration 0; DPO the preference pairs.
+    Iteration t of SPIN uses those of t and, if the profile mixes them in, of t-1 (sec. 6.1). A subset of Figure 5 uses
+    the first n fiftieths of iteration 0, and DPO the preference pairs.
 
     Args:
-        plan: whose steps before this one are made.
-        name: step such as `spin-0`, `spin-0-rows-14` or `dpo`.
+        plan: in which the earlier steps have been made.
+        name: a step, for example `spin-0`, `spin-0-rows-14` or `dpo`.
 
     Raises:
-        PairsError: a subset of no pairs.
+        PairsError: the subset is empty.
     """
     step = plan.steps[name]
     files = [plan.directory(i) / "pairs.arrow" for i in step.inputs if plan.steps[i].stage in ("pairs", "preferences")]
@@ -226,7 +226,9 @@ def training_pairs(plan: Plan, name: str) -> Pairs:
         return pairs
     count = len(pairs) * step.settings["fiftieths"] // 50
     if not count:
-        raise PairsError(f"{name}: {len(pairs)} pairs have no such part; raise demonstrations.spin_rows or drop it")
+        raise PairsError(
+            f"{name}: {len(pairs)} pairs are too few for this subset; raise demonstrations.spin_rows or drop it"
+        )
     return Pairs(files, end_truncated=end, rows=count)
 
 
@@ -244,8 +246,8 @@ def train_on_pairs(
 ) -> None:
     """Train from a checkpoint that is also the opponent, or DPO's reference.
 
-    Leaves the model and its tokenizer in `work`, its metrics in `training.json` and the opponent's log-probabilities in
-    `opponent_logps.npy`. A run that was stopped resumes.
+    Writes the model and its tokenizer to `work`, the metrics to `training.json` and the opponent's log-probabilities to
+    `opponent_logps.npy`. A stopped run resumes.
 
     Args:
         start: checkpoint to start from and play against.
@@ -254,9 +256,9 @@ def train_on_pairs(
         seed: of the order of the pairs.
         work: folder of the artifact being made.
         what: a few words for progress lines.
-        keep_epochs: epochs whose checkpoints are kept in `epoch-N`, besides the last one, which is the model.
-        keep_state: keep in `state` what another call needs to continue with more epochs.
-        earlier: artifact of such a run of fewer epochs, which this one continues.
+        keep_epochs: epochs whose checkpoints are kept in `epoch-N`; the last epoch is the model itself.
+        keep_state: save in `state` what a later call needs to continue with more epochs.
+        earlier: artifact of a run with fewer epochs, which this one continues.
     """
     if earlier is not None:
         processes.from_first(lambda: _go_on_from(earlier, work))
@@ -268,7 +270,7 @@ def train_on_pairs(
         if epoch in keep_epochs:
             keep_checkpoint(model, start, work / f"epoch-{epoch}")
             for file in sorted((work / f"epoch-{epoch}").glob("*")):
-                artifacts.keep(work, file)  # the rest of the run may take hours, and more than one start
+                artifacts.keep(work, file)  # the rest of the run may take hours and several restarts
 
     result = train(
         model,
@@ -289,7 +291,7 @@ def train_on_pairs(
 
 
 def keep_checkpoint(model: Any, start: Path, folder: Path) -> None:
-    """Write a model and the tokenizer of the checkpoint it started from; all processes call it, the first writes."""
+    """Write a model and the tokenizer of its start checkpoint. All processes call this; the first one writes."""
     weights = sharding.whole_weights(model)
     if processes.rank():
         return
@@ -298,7 +300,7 @@ def keep_checkpoint(model: Any, start: Path, folder: Path) -> None:
 
 
 def keep_metrics(result: TrainingResult, work: Path) -> None:
-    """Write `training.json`, with the precision used and the metric rows, and keep what TensorBoard shows."""
+    """Write `training.json`, with the precision used and the metric rows, and keep the TensorBoard files."""
     artifacts.write_json(work / "training.json", {"precision": result.precision, "rows": result.rows})
     shown = artifacts.scratch(work) / TENSORBOARD
     if shown.is_dir() and processes.rank() == 0:
@@ -306,10 +308,10 @@ def keep_metrics(result: TrainingResult, work: Path) -> None:
 
 
 def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> list[dict[str, Any]]:
-    """A right and a wrong answer of the start model for each prompt that has both.
+    """One right and one wrong response of the start model to each prompt that got both.
 
-    The grader that comes with a demonstration says which is which: more supervision than SPIN gets, as DPO has in the
-    paper. The prompts are those that SPIN does not use, if there are any.
+    The demonstration's grader says which is which. That is more supervision than SPIN gets, as for DPO in the paper.
+    The prompts are those that SPIN does not use, if there are any.
     """
     assert plan.profile.dpo is not None
     dpo = plan.profile.dpo
@@ -327,7 +329,7 @@ def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> lis
             found.append(_pair(text, row, 0, own[right.index(True)][0], own[right.index(False)]))
     if not found:
         raise RowError(
-            f"dpo.preferences: none of {len(encoded)} prompts got both a right and a wrong answer in {tries}; "
+            f"dpo.preferences: none of {len(encoded)} prompts got both a right and a wrong answer in {tries} tries; "
             "raise dpo.answers_per_prompt or dpo.preferences.rows"
         )
     return found
@@ -343,7 +345,7 @@ def _graded_rows(plan: Plan) -> list[Row]:
 def _pair(
     text: Callable[[Sequence[int]], str], row: EncodedRow, iteration: int, real_ids: Sequence[int], generated: Answer
 ) -> dict[str, Any]:
-    """A row of `packing.PAIRS_SCHEMA`; `text` decodes an answer."""
+    """A row of `packing.PAIRS_SCHEMA`; `text` decodes a response."""
     ids, reason, logp = generated
     return {
         "id": row.row["id"],
@@ -363,8 +365,8 @@ def _pair(
 def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSettings, work: Path) -> list[list[float]]:
     """Both log-probabilities of every pair under the opponent, computed once and kept with the artifact.
 
-    theta_t also scores the pairs of t-1: an iteration has one opponent, whichever model generated the pairs. It
-    computes in the precision of the policy, so that the two start equal.
+    theta_t also scores the pairs of t-1: an iteration has one opponent, whichever model generated the pairs. It uses
+    the policy's precision, so that the two start equal.
     """
     path = work / LOGPS
     if processes.from_first(lambda: artifacts.is_kept(work, path)):
@@ -378,7 +380,7 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
         values = score(model, groups, micro_batch_tokens=settings.micro_batch_tokens, progress=shown)
     logps = np.asarray(values, dtype=np.float32)
     if processes.rank() == 0:
-        whole = io.BytesIO()  # writing straight to a file, NumPy hides why it failed
+        whole = io.BytesIO()  # when writing directly to a file, NumPy hides the reason for a failure
         np.save(whole, logps, allow_pickle=False)
         with replacing(path) as partial:
             partial.write_bytes(whole.getvalue())
@@ -387,7 +389,7 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
 
 
 def _precision(settings: TrainingSettings, work: Path) -> Precision:
-    # Chosen once per run, resumed or not: opponent and policy compute alike.
+    # Chosen once per run, even if it is resumed, so that opponent and policy compute alike.
     def choose() -> Precision:
         path = artifacts.scratch(work) / _PRECISION
         if not artifacts.is_kept(work, path):
@@ -400,7 +402,7 @@ def _precision(settings: TrainingSettings, work: Path) -> Precision:
 
 
 def _go_on_from(earlier: Path, work: Path) -> None:
-    """Take over the state, precision and opponent's log-probabilities of a run of fewer epochs, once."""
+    """Take over the state, precision and opponent's log-probabilities of a run with fewer epochs, once."""
     path, precision = work / LOGPS, artifacts.scratch(work) / _PRECISION
     if not (artifacts.is_kept(work, path) and artifacts.is_kept(work, precision)):
         _link_state(earlier / _STATE, artifacts.scratch(work))
@@ -411,7 +413,7 @@ def _go_on_from(earlier: Path, work: Path) -> None:
 
 
 def _link_state(source: Path, target: Path) -> None:
-    """Link the state of a run to another place: its files are replaced, never changed, and as large as two models."""
+    """Link a run's state to another place. Its files are as large as two models, and are replaced but never changed."""
     for path in (p for pattern in _STATE_FILES for p in source.glob(pattern)):
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""What is looked at before anything long: a run's inputs, and for `spin-repro check` whether it can run here at all.
+"""Checks before any long work: a run's inputs, and for `spin-repro check` whether it can run here at all.
 
-`check_inputs` refuses; `check` reports. Nothing is trained, and of models only a config.json is fetched.
+`check_inputs` raises; `check` reports. Nothing is trained, and only a model's config.json is fetched.
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ from spin_utils.settings.run import Profile
 
 
 def check_inputs(profile: Profile) -> None:
-    """Refuse a run whose inputs are wrong or do not fit together, before any long work.
+    """Raise if a run's inputs are wrong or do not fit together, before any long work.
 
     Raises:
-        KitError, RowError, TemplateError, EvaluationError, MtBenchError: with the file,
-            the row and the remedy.
+        KitError, RowError, TemplateError, EvaluationError, MtBenchError: naming the file, the row and the remedy.
     """
     from spin_utils.experiment import mt_bench
     from spin_utils.model import vllm
@@ -66,24 +65,24 @@ def check_inputs(profile: Profile) -> None:
 
 
 def _check_together(profile: Profile, demonstrations: Demonstrations) -> None:
-    """Refuse a model folder, demonstrations and tasks that do not fit together."""
+    """Raise if model folder, demonstrations and tasks do not fit together."""
     if profile.model.source == "directory":
         base.check_folder(Path(profile.model.path), profile.template)
     if profile.evaluation.suite == "local" and not demonstrations.test:
         raise RowError(
-            f"{profile.demonstrations.train or profile.demonstrations.source}: no rows are held out to evaluate on; "
+            f"{profile.demonstrations.train or profile.demonstrations.source}: no rows are held out for evaluation; "
             "give at least 10 rows (a tenth is held out), or set demonstrations.test or demonstrations.test_rows"
         )
     for part in () if profile.released else profile.spin.subsets:
         if len(demonstrations.spin) * part < 50:
             raise RowError(
-                f"spin.subsets: {part} fiftieths of {len(demonstrations.spin)} prompts are not one; raise "
-                "demonstrations.spin_rows or leave them out: spin.subsets=[]"
+                f"spin.subsets: {part} fiftieths of {len(demonstrations.spin)} prompts is less than one; raise "
+                "demonstrations.spin_rows or leave the subsets out: spin.subsets=[]"
             )
     names = {row["family"] for rows in vars(demonstrations).values() for row in rows}
     for name in names:
         if name.lower() == "average":
-            raise RowError(f"demonstrations: family {name!r} is what tables call the mean of all; rename it")
+            raise RowError(f"demonstrations: family {name!r} has the name that tables use for the mean; rename it")
     if profile.demonstrations.source == "file":
         _check_graders(demonstrations)
         if profile.model.source == "directory":  # the first stage makes or unpacks other tokenizers
@@ -95,7 +94,7 @@ def _check_together(profile: Profile, demonstrations: Demonstrations) -> None:
 
 
 def _check_control(profile: Profile, demonstrations: Demonstrations) -> None:
-    """Refuse rows of the SFT control that cannot be trained on or whose prompts are held out."""
+    """Raise if rows of the SFT control cannot be trained on or their prompts are held out."""
     settings = control_demonstrations(profile)
     if settings is None:
         return
@@ -111,7 +110,7 @@ def _check_control(profile: Profile, demonstrations: Demonstrations) -> None:
 
 
 def _check_preferences(profile: Profile, demonstrations: Demonstrations) -> None:
-    """Refuse pairs for DPO that cannot be trained on or whose prompts are held out."""
+    """Raise if pairs for DPO cannot be trained on or their prompts are held out."""
     if profile.dpo is None or profile.dpo.preferences.source == "samples":
         return
     pairs = preferences.load(profile.dpo.preferences)
@@ -121,10 +120,10 @@ def _check_preferences(profile: Profile, demonstrations: Demonstrations) -> None
 
 
 def check_pair_lengths(model: Path, profile: Profile) -> None:
-    """Encode every pair of a DPO file once: they are trained on only after the main chain.
+    """Encode every pair of a DPO file once, because it is only used after the main chain.
 
     Raises:
-        TooLongError: names the answer and the row.
+        TooLongError: a pair is too long; names the response and the row.
         ModelError: a pair needs more positions than the model has.
     """
     if profile.dpo is None or profile.dpo.preferences.source != "file":
@@ -143,7 +142,7 @@ def _check_not_held_out(name: str, rows: Sequence[Row], profile: Profile, demons
         return
     held_out = {question(row): row["id"] for row in demonstrations.test}
     faults = [
-        f"{name}, row {row['id']}: the prompt is held out to evaluate on (row {held_out[question(row)]}); "
+        f"{name}, row {row['id']}: the prompt is held out for evaluation (row {held_out[question(row)]}); "
         "remove one of them"
         for row in rows
         if question(row) in held_out
@@ -153,7 +152,7 @@ def _check_not_held_out(name: str, rows: Sequence[Row], profile: Profile, demons
 
 
 def _check_graders(demonstrations: Demonstrations) -> None:
-    """A grader that does not give full marks to its own row's response cannot judge answers."""
+    """Raise if a grader does not give its own row's response full marks: it cannot grade other answers."""
     faults = [
         f"row {row['id']}: the grader does not give the row's own response full marks; correct it or leave grader out"
         for row in (*demonstrations.sft, *demonstrations.validation, *demonstrations.test)
@@ -164,7 +163,7 @@ def _check_graders(demonstrations: Demonstrations) -> None:
 
 
 def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]) -> None:
-    """Refuse rows by split that are too long for a model to be trained on or to answer.
+    """Raise if rows in any split are too long for the model to train on or to answer.
 
     Raises:
         TooLongError: a row is too long for the template; names the split and the row.
@@ -178,7 +177,7 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
     asked = {"spin": "generation", "validation": "generation", "test": "evaluation", "transfer": "evaluation"}
     for split, section in asked.items():
         prompt, answer = longest.get(split, 0), answers[section]
-        end = split == "spin" and profile.spin.training.end_truncated  # training appends it to a cut answer
+        end = split == "spin" and profile.spin.training.end_truncated  # training appends it to a truncated answer
         needed = prompt + answer + end
         if prompt and needed > positions:
             raise base.ModelError(
@@ -189,7 +188,7 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
 
 
 def check_start(plan: Plan, model: Path) -> None:
-    """Check the lengths of all rows and pairs of a run, as soon as the tokenizer of its base model is there."""
+    """Check the lengths of all rows and pairs of a run, as soon as its base model's tokenizer is available."""
     data = plan.directory("data")
     asked = {split: read_rows(data / f"{split}.jsonl") for split in ("spin", "validation", "test", "transfer")}
     check_fit(model, plan.profile, asked)
@@ -207,17 +206,17 @@ def _check_positions(model: Path, positions: int, what: str, tokens: int) -> Non
 def check_lengths(
     tokenizer: Any, template: TemplateSettings, splits: Mapping[str, Sequence[Row]]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Encode every row once.
+    """Length of the longest prompt and of the longest row in each split, from encoding every row once.
 
     Returns:
-        Tokens of the longest prompt of each split, and of the longest row, prompt and response.
+        Tokens of each split's longest prompt, and of its longest row (prompt and response).
 
     Raises:
-        TooLongError: names the split and the row.
+        TooLongError: a row is too long; names the split and the row.
     """
     prompts, whole = {}, {}
     for split, rows in splits.items():
-        cut = template.too_long == "drop" and split in ("test", "transfer")  # asked, not trained on
+        cut = template.too_long == "drop" and split in ("test", "transfer")  # only for evaluation
         try:
             encoded = encode_rows(tokenizer, replace(template, too_long="truncate") if cut else template, rows)
         except TooLongError as error:
@@ -237,13 +236,13 @@ class Finding:
 
     what: str
     state: State
-    """`note`: worth knowing; `unknown`: cannot be told now; `refused`: the run would not start or not finish."""
+    """`note`: worth knowing; `unknown`: cannot be determined now; `refused`: the run would not start or finish."""
     text: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the check found."""
+    """All findings of the check."""
 
     profile: str
     machine: str
@@ -256,11 +255,11 @@ class Report:
         return self.verdict != "does not fit" and all(finding.state != "refused" for finding in self.findings)
 
     def document(self) -> dict[str, Any]:
-        """The report as JSON data."""
+        """The report as data for JSON."""
         return {**dataclasses.asdict(self), "ready": self.ready()}
 
     def lines(self) -> list[str]:
-        """The report as text."""
+        """The report as lines of text."""
         marks = {"ok": "ok", "note": "note", "unknown": "?", "refused": "NO"}
         head = f"profile {self.profile} on {self.machine}: {self.verdict}"
         width = max(len(finding.what) for finding in self.findings)
@@ -268,12 +267,12 @@ class Report:
 
 
 def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
-    """Whether a profile can run on a machine: versions, hub, rows, memory, disk and hours.
+    """Report whether a profile can run on a machine: versions, hub, rows, memory, disk and hours.
 
     Args:
         profile: the validated profile.
-        machine: where it is to run.
-        seed: whose finished steps count as done.
+        machine: where it would run.
+        seed: the seed whose finished steps count as done.
     """
     from spin_utils.experiment import memory  # needs torch
 
@@ -290,7 +289,7 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
         found = None
         findings.append(Finding("model", "refused", str(error)))
     if found is None:
-        text = "the model's sizes are not known until its config.json can be read"
+        text = "the model's sizes are unknown until its config.json can be read"
         return Report(profile.name, machine.name, "unknown", [*findings, Finding("memory", "unknown", text)])
     architecture, source = found
     findings.append(Finding("model", "ok", f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"))
@@ -315,29 +314,30 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
 
 
 def entry_test(heldout: pd.DataFrame) -> tuple[bool, str]:
-    """Whether the first iteration learnt to tell real answers from generated ones, on pairs that no training saw.
+    """Whether the first iteration learnt to tell real responses from generated ones, on held-out pairs.
 
-    If it cannot, the opponent already answers like the data, where self-play stands still (Theorem 5.2). The loss that
-    it reaches bounds their divergence from below (Lemma C.2).
+    If it did not, the opponent may already match the data, and there self-play stops (Theorem 5.2). The loss it reaches
+    gives a lower bound on their divergence (Lemma C.2).
 
     Args:
         heldout: from `results.load_heldout`, with `spin-0`.
 
     Returns:
-        Whether the 95 % interval of the accuracy, on pairs that differ and by prompt, lies above 1/2; and what it says.
+        Whether the 95 % interval of the accuracy, clustered by prompt and over pairs that differ, lies above 1/2; and
+        a sentence that says so.
     """
     first = heldout[heldout["model"] == "spin-0"]
-    margin = first["real_drift"] - first["generated_drift"]  # exactly 0 where the two answers are the same
+    margin = first["real_drift"] - first["generated_drift"]  # exactly 0 if the two responses are the same
     prompts = pd.DataFrame({"id": first["id"], "right": margin > 0, "differ": margin != 0}).groupby("id").sum()
     differ = prompts["differ"].sum()
     if not differ:
-        return False, "all held-out answers are the real ones: nothing to learn (Theorem 5.2)"
+        return False, "all held-out responses equal the real ones: nothing to learn (Theorem 5.2)"
     accuracy = prompts["right"].sum() / differ
     spread = 1.96 * float(((prompts["right"] - accuracy * prompts["differ"]) ** 2).sum()) ** 0.5 / differ
     bound = max(0.0, generations.jsd_bounds(first)["jsd_bound"].mean())
     text = (
-        f"real and generated answers are told apart on {accuracy:.1%} of {differ} held-out pairs that differ "
-        f"[{accuracy - spread:.1%}, {accuracy + spread:.1%}]; the divergence of data and opponent (JSD) is at "
+        f"real and generated responses are told apart in {accuracy:.1%} of the {differ} held-out pairs that differ "
+        f"[{accuracy - spread:.1%}, {accuracy + spread:.1%}]; the divergence between data and opponent (JSD) is at "
         f"least {bound:.4f} nats"
     )
     learnable = bool(accuracy - spread > 0.5)
@@ -348,7 +348,7 @@ def _entry(profile: Profile) -> list[Finding]:
     try:
         heldout = results.load_heldout(paths.results(profile.name))
     except results.ResultsError:
-        return []  # drawing names the damaged file
+        return []  # drawing will report the damaged file
     if heldout.empty or "spin-0" not in set(heldout["model"]):
         return []
     learnable, text = entry_test(heldout)
@@ -398,18 +398,18 @@ def _hours(made: Plan, predicted: Mapping[str, float], machine: Machine, lengths
     counted = f"{lengths.prompt} + {lengths.real} + {lengths.generated} tokens of prompt and responses {source}"
     text = (
         f"about {_time(sum(predicted.values()))} for {len(predicted)} unfinished steps ({parts}); cost model at "
-        f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bandwidth / 1e9:.3g} GB/s a device, of which "
-        f"{Workload().utilisation:.0%} are reached; {counted}"
+        f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bandwidth / 1e9:.3g} GB/s per device at "
+        f"{Workload().utilisation:.0%} utilisation; {counted}"
     )
     measured = clock.expected_seconds(made.profile.name)
     if measured:
         known = sum(measured.get(name, 0) for name in predicted) / 3600
-        text += f"; these steps took {_time(known)} on {clock.measured_on(made.profile.name)}, which gave the results"
+        text += f"; for the existing results these steps took {_time(known)} on {clock.measured_on(made.profile.name)}"
     return Finding("time", "ok", text)
 
 
 def _hub(asked: Mapping[Wanted, Access]) -> list[Finding]:
-    """What the hub says, one finding for all repositories with the same answer."""
+    """The hub's answers, one finding for all repositories with the same answer."""
     alike: dict[Access, list[str]] = {}
     for repository, access in asked.items():
         alike.setdefault(access, []).append(repository.name)
@@ -417,7 +417,7 @@ def _hub(asked: Mapping[Wanted, Access]) -> list[Finding]:
 
 
 def _judge(made: Plan) -> list[Finding]:
-    """Requests to the judge of MT-Bench, and on whose account."""
+    """The number of requests to MT-Bench's judge, and whose account pays for them."""
     settings = made.profile.mt_bench
     missing = [step for step in made if step.stage == "mt_bench" and not artifacts.is_complete(step.directory)]
     if settings is None or not missing:
@@ -431,7 +431,7 @@ def _judge(made: Plan) -> list[Finding]:
 
 
 def _rows(what: str, settings: DemonstrationSettings | None) -> tuple[dict[str, Any] | None, list[Finding]]:
-    """Demonstrations by split, None if they cannot be read now, and what to say about them."""
+    """Demonstrations by split, None if they cannot be read now, and findings about them."""
     if settings is None:
         return None, []
     expected = settings.expected_rows
@@ -446,7 +446,7 @@ def _rows(what: str, settings: DemonstrationSettings | None) -> tuple[dict[str, 
 
 
 def _tasks(profile: Profile, rows: Mapping[str, Any] | None) -> list[Finding]:
-    """Further tasks of lm-eval, loaded and scored on one item as at the start of a run."""
+    """Further lm-eval tasks, loaded and scored on one item as at the start of a run."""
     if not profile.evaluation.tasks:
         return []
     from spin_utils.evaluation import harness  # takes seconds
@@ -459,7 +459,7 @@ def _tasks(profile: Profile, rows: Mapping[str, Any] | None) -> list[Finding]:
 
 
 def _versions() -> Finding:
-    """Installed versions against the lock; a build such as 2.13.0+cpu counts as 2.13.0."""
+    """Installed versions compared with the lock; builds like 2.13.0+cpu count as 2.13.0."""
     lock = paths.REPOSITORY / "requirements.lock"
     if not lock.is_file():
         return Finding("versions", "unknown", "no requirements.lock next to the package; run from a checkout")
@@ -490,29 +490,29 @@ def _time(hours: float) -> str:
 
 Kind = Literal["model", "dataset"]
 TIMEOUT = 10.0
-"""Seconds to wait for an answer."""
+"""Seconds to wait for the hub's answer."""
 
 
 class Wanted(NamedTuple):
-    """A repository of the hub that a profile reads."""
+    """A hub repository that a profile reads."""
 
     kind: Kind
     name: str
     revision: str | None
-    """Commit; None where lm-eval takes the newest."""
+    """Commit; None if lm-eval uses the latest."""
     setting: str
     """Setting that names the commit."""
 
 
 class Access(NamedTuple):
-    """What was found about a repository."""
+    """Whether a repository can be read."""
 
     state: Literal["ok", "refused", "unknown"]
     text: str
 
 
 def wanted(profile: Profile) -> list[Wanted]:
-    """Every repository that a run of the profile reads."""
+    """Every hub repository that a run of the profile reads."""
     found = [
         Wanted("model", model.name, model.revision, f"{where}.revision")
         for where, model in {
@@ -538,14 +538,14 @@ def wanted(profile: Profile) -> list[Wanted]:
 
 
 def look(repository: Wanted) -> Access:
-    """Ask the hub for a repository, with the user's token if there is one. Nothing is downloaded."""
+    """Ask the hub whether a repository can be read, with the user's token if there is one. Nothing is downloaded."""
     from huggingface_hub import HfApi, constants, errors
 
     kind, name, revision, setting = repository
     if revision == "":
         return Access("refused", f"no revision; pin the commit with --set {setting}=COMMIT")
     if constants.HF_HUB_OFFLINE:
-        return Access("unknown", "not looked up: HF_HUB_OFFLINE is set; only what is already downloaded can be used")
+        return Access("unknown", "not checked: HF_HUB_OFFLINE is set; only what is already downloaded can be used")
     api = HfApi()
     try:
         api.repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT)
@@ -557,7 +557,7 @@ def look(repository: Wanted) -> Access:
         return Access("refused", f"has no revision {revision}; correct {setting}")
     except errors.RepositoryNotFoundError:
         return Access("refused", "no such repository, or a private one; check the name, or log in: hf auth login")
-    except Exception as error:  # a dozen kinds of network trouble mean the same here
+    except Exception as error:  # a dozen kinds of network error, all meaning the same here
         reason = (str(error).splitlines() or [""])[0]
         return Access("unknown", f"the hub does not answer ({type(error).__name__}: {reason[:120]})")
     return Access("ok", "reachable" if revision is None else f"reachable at {revision[:8]}")

@@ -1,4 +1,4 @@
-"""From artifacts to results: what finished steps measured, copied to `results/PROFILE` with its provenance."""
+"""Publishing: copy what finished steps measured from artifacts to `results/PROFILE`, with its provenance."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from spin_utils.settings.names import ModelName
 log = logging.getLogger(__name__)
 
 Document = tuple[str, str, dict[str, Any]]
-"""Kind of the results file (its folder), name of the model, and what the file holds."""
+"""Kind of the results file (its folder), name of the model, and the file's content."""
 
 
 def publish(plans: list[Plan]) -> list[Path]:
-    """Write the results of every finished step, and remove those of other runs, such as the ones in the repository.
+    """Write the results of every finished step, and remove those of other runs, including the ones in the repository.
 
-    Tables are drawn from everything under results/PROFILE, so the results of two runs must not mix. Removed results
-    come back when their seeds are asked for again, while their artifacts exist. Until this run has an evaluation there
-    is nothing to draw, and the other run's results stay.
+    Tables are drawn from everything under results/PROFILE, so the results of two runs must not mix. Removed results are
+    restored when their seeds are run again, as long as their artifacts exist. Until this run has an evaluation there is
+    nothing to draw, and the other run's results stay.
 
     Args:
         plans: one per training seed, of one profile.
@@ -38,7 +38,7 @@ def publish(plans: list[Plan]) -> list[Path]:
         The files under results/PROFILE.
 
     Raises:
-        ArtifactError: what a finished step measured is damaged.
+        ArtifactError: a finished step's output is damaged.
     """
     if not any(step.stage == "evaluation" and _is_finished(step) for plan in plans for step in plan):
         return []
@@ -62,12 +62,12 @@ def publish(plans: list[Plan]) -> list[Path]:
 
 
 def _is_finished(step: Step) -> bool:
-    # Not `is_complete`: a lost file of a finished step is an error, and its numbers must not go missing quietly.
+    # Not `is_complete`: a missing file in a finished step is an error; its numbers must not silently disappear.
     return (step.directory / artifacts.MANIFEST).exists()
 
 
 def _documents(plan: Plan, step: Step) -> Iterator[Document]:
-    """The results files that a finished step gives."""
+    """The results files of a finished step."""
     files = artifacts.read_manifest(step.directory)["files"]
     if step.stage in ("evaluation", "transfer"):
         kind = "evaluations" if step.stage == "evaluation" else "transfer"
@@ -86,7 +86,7 @@ def _documents(plan: Plan, step: Step) -> Iterator[Document]:
 
 
 def _generator(step: Step) -> str:
-    # The base model plays the SFT model's part in a profile that has no SFT of its own.
+    # In a profile without its own SFT the base model takes the SFT model's place.
     return "sft" if step.parameters["iteration"] == 0 else step.inputs[0]
 
 
@@ -100,7 +100,7 @@ def _read(step: Step, name: str) -> dict[str, Any]:
 
 
 def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
-    """Every pair of an iteration as text and numbers, made first if need be. See `pair_table`."""
+    """Every pair of an iteration as text and numbers, made first if needed. See `pair_table`."""
     return pair_table(run.make(plan, f"pairs-{iteration}"))
 
 
@@ -108,8 +108,8 @@ def pair_table(folder: Path) -> pd.DataFrame:
     """The pairs stored in the artifact of a `pairs` step, as text and numbers.
 
     Returns:
-        Columns `id`, `family`, `prompt`, `real`, `generated`, `identical`, `shared_tokens` (how many the two answers
-        have in common before they part), `real_tokens`, `generated_tokens`, `finish_reason`.
+        Columns `id`, `family`, `prompt`, `real`, `generated`, `identical`, `shared_tokens` (length of the two
+        responses' common prefix), `real_tokens`, `generated_tokens`, `finish_reason`.
     """
     table = Pairs([artifacts.checked(folder, "pairs.arrow")]).table.to_pandas()
     both = list(zip(table["real_ids"], table["generated_ids"], strict=True))
@@ -123,13 +123,13 @@ def pair_table(folder: Path) -> pd.DataFrame:
 
 
 _KEPT = ("stage", "key", "seed", "seconds", "started", "commit", "dirty", "device", "versions", "inputs")
-"""Fields of a manifest that the results repeat."""
+"""Fields of a manifest that are copied into the results."""
 
 
 def chain(plan: Plan, name: str) -> dict[str, Any]:
     """Every artifact behind a step, for the results file: manifest hash, seed, commit, versions, time and weights.
 
-    Base model and data also bring their settings, which hold revisions and hashes of what is outside the kit.
+    Base model and data also include their settings, with revisions and hashes of whatever comes from outside the kit.
     """
     links: dict[str, dict[str, Any]] = {}
 
@@ -150,23 +150,22 @@ def chain(plan: Plan, name: str) -> dict[str, Any]:
 
 
 def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -> dict[str, Any]:
-    """The chain behind a results file, for programs.
+    """The chain behind a results file, as data.
 
     Args:
         profile: name of the profile.
         seed: training seed.
-        model: such as `spin-3`, as in the tables.
+        model: for example `spin-3`.
         kind: folder of the results: evaluations, transfer, training, generations, heldout or mt_bench.
 
     Returns:
-        `label`, the row of the tables; `seed`, and `seeds`, all of which that row averages; `points`, the numbers in
-        the file by task, if it has some; `file`, its `sha256`, and `chain`: every artifact behind it by step, in the
-        order they were made, with `presence`, which says whether it is on this machine with the same manifest.
+        `label`, the model's row in the tables; `seed`; `seeds`, all those averaged in that row; `points`, the file's
+        numbers by task, if it has any; `file` and its `sha256`; and `chain`, every artifact behind it by step, in the
+        order they were made, each with `presence`: whether it is on this machine with the same manifest.
 
     Raises:
-        ResultsError: no such results file, or not a valid one.
-        KitError: a profile's name that could lead elsewhere.
-        KitError: an input is not the artifact that the chain names.
+        ResultsError: the results file is missing or invalid.
+        KitError: the profile's name is a path, or an input is not the artifact that the chain names.
     """
     label = ModelName.parse(model).label
     path = results.path_of(paths.results(profile), seed, kind, model)
@@ -194,7 +193,7 @@ def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -
 
 
 def describe_provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -> str:
-    """What `provenance` says, as text: one paragraph a step, the result first."""
+    """The result of `provenance` as text: one paragraph per step, the result first."""
     found = provenance(profile, seed, model, kind)
     head = [f"{found['label']}, seed {seed}; the tables average seeds {', '.join(map(str, found['seeds']))}"]
     if found["points"]:
@@ -207,8 +206,8 @@ def _check_inputs(name: str, links: Mapping[str, Any]) -> None:
     for other, reference in links[name]["inputs"].items():
         if links[other]["manifest_sha256"] != reference["manifest"]:
             raise paths.KitError(
-                f"{name}: was made from {reference['artifact']} with manifest {reference['manifest']}, but the chain "
-                f"holds another one, {links[other]['manifest_sha256']}; run the step again"
+                f"{name}: made from {reference['artifact']} with manifest {reference['manifest']}, but the chain has a "
+                f"different one, {links[other]['manifest_sha256']}; run the step again"
             )
 
 
@@ -233,4 +232,4 @@ def _presence(profile: str, name: str, link: Mapping[str, Any]) -> str:
     if not manifest.is_file():
         return "not on this machine"
     same = disk.file_hash(manifest) == link["manifest_sha256"]
-    return "the same on this machine" if same else "another one on this machine"
+    return "the same on this machine" if same else "a different one on this machine"

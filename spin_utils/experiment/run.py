@@ -1,4 +1,4 @@
-"""A run: `make` makes one step of its plan, after whatever that step still needs, so any notebook works on its own.
+"""A run: `make` makes one step of its plan and everything that step still needs, so any notebook works on its own.
 
 A finished step is never made again; an unfinished one continues where it stopped. `open_run` gives notebooks a run as
 one object.
@@ -30,7 +30,7 @@ from spin_utils.settings.run import ProcessSettings, Profile
 log = logging.getLogger(__name__)
 
 ALONE = ("data", "base", "mt_answers", "mt_bench")
-"""Stages that one process makes."""
+"""Stages that run in a single process."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Run:
         return self.plan.seed
 
     def make(self, step: str) -> Path:
-        """Make a step, such as `spin-0`, with everything it still needs; its folder."""
+        """Make a step, for example `spin-0`, with everything it still needs, and return its folder."""
         return make(self.plan, step)
 
     def rows(self, split: str) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ class Run:
         return rows(self.plan, split)
 
     def pairs(self, iteration: int) -> pd.DataFrame:
-        """Every pair of an iteration: real and generated answers as text, with their lengths; see `publish.pairs`."""
+        """Every pair of an iteration: real and generated responses as text, with their lengths; see `publish.pairs`."""
         from spin_utils.experiment import publish
 
         return publish.pairs(self.plan, iteration)
@@ -72,7 +72,7 @@ class Run:
         return pd.DataFrame(_read(self.make(f"eval-{model}"), "evaluation.json")["items"])
 
     def scores(self) -> pd.DataFrame:
-        """Scores of the main chain as far as it is evaluated: a row per `task` and `id`, a column per model."""
+        """Scores of the main chain as far as it has been evaluated: a row per `task` and `id`, a column per model."""
         chain = [model for model in main_chain(self.profile.spin.iterations) if self.is_made(f"eval-{model}")]
         return pd.DataFrame({model: self.evaluation(model).set_index(["task", "id"])["score"] for model in chain})
 
@@ -81,7 +81,7 @@ class Run:
         return self.plan.checkpoint(model)
 
     def opponent(self, iteration: int) -> str:
-        """Name of the model that generates at an iteration and is the opponent in it (Alg. 1)."""
+        """Name of the model that generates in an iteration and is its opponent (Alg. 1)."""
         return opponent(self.plan, iteration)
 
     def is_made(self, step: str) -> bool:
@@ -90,13 +90,13 @@ class Run:
 
 
 def open_run(profile: str = "cpu", seed: int = 0, changes: Mapping[str, Any] | None = None) -> Run:
-    """Open a run in a notebook, and set up its log lines; nothing is made yet.
+    """Open a run in a notebook and set up logging; nothing is made yet.
 
     Args:
         profile: name of a profile in `profiles/`, or a YAML file.
         seed: training and sampling seed.
-        changes: settings that differ from the profile's, such as {"generation.temperature": 0.0}. Steps that do not
-            depend on them are those of the unchanged run.
+        changes: settings that differ from the profile's, for example {"generation.temperature": 0.0}. Steps that do not
+            depend on them are shared with the unchanged run.
 
     Raises:
         SettingsError: no such profile, or it is invalid.
@@ -106,17 +106,17 @@ def open_run(profile: str = "cpu", seed: int = 0, changes: Mapping[str, Any] | N
 
 
 def make(plan: Plan, name: str) -> Path:
-    """Make one step of a plan, after the steps it is made from.
+    """Make one step of a plan, after the steps it depends on.
 
     Args:
         plan: from `plan.make`.
-        name: step such as `spin-0`.
+        name: a step, for example `spin-0`.
 
     Returns:
         The artifact's directory.
 
     Raises:
-        LaunchError: a process of several failed.
+        LaunchError: one of several processes failed.
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
     """
     step = plan.steps[name]
@@ -145,13 +145,13 @@ def make(plan: Plan, name: str) -> Path:
 
 
 def _is_shared(plan: Plan, step: Step) -> bool:
-    """Whether several processes share the work; otherwise the first does it alone."""
-    vllm = plan.profile.generation.backend == "vllm"  # which starts processes of its own
+    """Whether several processes share the work; otherwise the first one does it alone."""
+    vllm = plan.profile.generation.backend == "vllm"  # which starts its own processes
     return step.stage not in ALONE and not (vllm and step.stage in ("pairs", "preferences"))
 
 
 def _launch(plan: Plan, step: Step, shared: ProcessSettings) -> None:
-    """Make a step in several processes, by the command that does so in one."""
+    """Make a step in several processes, with the command that makes it in one."""
     with tempfile.TemporaryDirectory(prefix="spin-") as folder:
         profile = profiles.dump(plan.profile, Path(folder) / "profile.yaml")
         arguments = ["step", step.name, "--profile", str(profile), "--seed", str(plan.seed)]
@@ -159,12 +159,12 @@ def _launch(plan: Plan, step: Step, shared: ProcessSettings) -> None:
 
 
 def rows(plan: Plan, split: str, data: str = "data") -> list[dict[str, Any]]:
-    """Demonstrations of a split (sft, spin, validation, test or transfer), made by a step, `data`, if need be."""
+    """Demonstrations of a split (sft, spin, validation, test or transfer); makes the step `data` if needed."""
     return read_rows(artifacts.checked(make(plan, data), f"{split}.jsonl"))
 
 
 def opponent(plan: Plan, iteration: int) -> str:
-    """Name of the checkpoint that generates at an iteration and is the opponent in it (Alg. 1)."""
+    """Name of the checkpoint that generates in an iteration and is its opponent (Alg. 1)."""
     return plan.steps[f"pairs-{iteration}"].inputs[0]
 
 
@@ -173,7 +173,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _make(plan: Plan, step: Step, work: Path) -> None:
-    # These need torch, and errors in the inputs should not wait for it.
+    # These import torch, and errors in the inputs should not wait for that.
     from spin_utils.experiment import measure, mt_bench, play
 
     makers: dict[str, Callable[[Plan, Step, Path], None]] = {
@@ -214,19 +214,19 @@ def _make_base(plan: Plan, step: Step, work: Path) -> None:
 
 
 def _reference(directory: Path) -> dict[str, str]:
-    """What a manifest says of an input, which is read in full before anything is made from it."""
+    """Name and manifest hash of an input, after checking all its files."""
     artifacts.verify(directory)
     return {"artifact": directory.name, "manifest": disk.file_hash(directory / artifacts.MANIFEST)}
 
 
 def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
-    """Make the artifact of a drawing step: which results, tables and figures were written, with their hashes.
+    """Make the artifact of a drawing step: the results, tables and figures written, with their hashes.
 
-    Only if all its evaluations are made: the scheduler takes the artifact as a sign that nothing is left to do.
+    Does nothing until all its evaluations exist, because the scheduler reads the artifact as a sign of completion.
 
     Args:
         step: from `plan.tables` or `plan.first_tables`.
-        plans: whose evaluations it draws.
+        plans: the plans whose evaluations it draws.
         written: the files.
     """
     if not all(artifacts.is_complete(plan.directory(name)) for plan in plans for name in step.inputs):
@@ -240,7 +240,7 @@ def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
 
 
 def resources(profile: Profile, step: Step) -> StepResources:
-    """What a step asks of the scheduler."""
+    """The resources that a step requests from the scheduler."""
     if step.stage in ("sft", "spin", "epochs", "subset", "dpo"):
         return profile.resources.training
     if step.stage in ("pairs", "mt_answers") or _is_sampled(profile, step):
@@ -250,7 +250,7 @@ def resources(profile: Profile, step: Step) -> StepResources:
 
 
 def processes_of(profile: Profile, step: Step) -> ProcessSettings:
-    """Processes that share the work of a step: `processes.count`, or one for each GPU that it asks for and can see."""
+    """Processes that share a step's work: `processes.count`, or one per GPU that is requested and visible."""
     settings, asked = profile.processes, resources(profile, step).gpus
     if settings.count or not asked:
         return replace(settings, count=settings.count or 1)
@@ -258,7 +258,7 @@ def processes_of(profile: Profile, step: Step) -> ProcessSettings:
 
 
 def stays_here(profile: Profile, step: Step) -> bool:
-    """Whether a step runs where Snakemake does: it needs the network, and a cluster's nodes often have none."""
+    """Whether a step runs on Snakemake's own machine because it needs the network, which cluster nodes often lack."""
     return step.stage in ("data", "base", "mt_bench") or (
         step.stage == "preferences" and not _is_sampled(profile, step)
     )

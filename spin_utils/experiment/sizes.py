@@ -1,4 +1,4 @@
-"""What memory and hours are predicted from: the sizes of the model, of the rows and of the machine."""
+"""Inputs of the memory and cost models: the sizes of the model, the rows and the machine."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from spin_utils.settings.inputs import DemonstrationSettings, ModelSettings, Set
 from spin_utils.settings.run import Profile
 
 CHARACTERS = 4
-"""Assumed characters of a token."""
+"""Assumed characters per token."""
 HUB_ROWS = {"HuggingFaceH4/ultrachat_200k": 207_865}
-"""Rows of a hub data set's training split, where it is not counted."""
+"""Rows in a hub data set's training split, used if it has not been counted."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Architecture:
     layers: int = 32
     hidden: int = 4096
     query: int = 4096
-    """Heads times their dimension."""
+    """Query heads times head dimension."""
     key_value: int = 1024
-    """Key heads times their dimension (grouped-query attention)."""
+    """Key-value heads times head dimension (grouped-query attention)."""
     feed_forward: int = 14_336
     vocabulary: int = 32_000
     heads: int = 32
@@ -44,13 +44,13 @@ class Architecture:
 
     @property
     def body(self) -> int:
-        """Parameters of all layers without embeddings and norms."""
+        """Parameters of all layers, without embeddings and norms."""
         attention = self.hidden * (self.query + 2 * self.key_value) + self.query * self.hidden
         return self.layers * (attention + 3 * self.hidden * self.feed_forward)
 
     @property
     def parameters(self) -> int:
-        """All of them: also embeddings, LM head, norms and biases."""
+        """All parameters, including embeddings, LM head, norms and biases."""
         embeddings = (1 if self.tied else 2) * self.hidden * self.vocabulary
         norms = (2 * self.layers + 1) * self.hidden
         biases = self.layers * (self.query + 2 * self.key_value) if self.biased else 0
@@ -61,14 +61,14 @@ FAMILIES = ("llama", "mistral", "qwen2")
 
 
 def architecture(settings: ModelSettings, *, reachable: bool = False) -> tuple[Architecture, str] | None:
-    """Sizes of a model and where they were read, without loading it; None if its config.json is out of reach.
+    """Sizes of a model and where they come from, without loading it; None if its config.json cannot be read.
 
     Args:
         settings: the model's source.
-        reachable: whether the hub may be asked for a config.json that has not been downloaded yet.
+        reachable: whether to ask the hub for a config.json that has not been downloaded yet.
 
     Raises:
-        ModelError: a local model is not where the settings say, or is of another family.
+        ModelError: a local model does not exist, or is of another family.
     """
     if settings.source == "tiny":
         heads = settings.hidden_size // 16
@@ -121,7 +121,7 @@ def of_config(config: Mapping[str, Any], name: str) -> Architecture:
             biased=family == "qwen2" or bool(config.get("attention_bias", False)),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise base.ModelError(f"{name}: config.json has no usable {error}; write the model again") from None
+        raise base.ModelError(f"{name}: config.json has no usable {error}; save the model again") from None
 
 
 def _gguf_config(path: Path) -> dict[str, Any]:
@@ -162,43 +162,43 @@ KNOWN = {
     "alignment-handbook/zephyr-7b-sft-full": Architecture(),
     "Qwen/Qwen2.5-0.5B": Architecture(24, 896, 896, 128, 4864, 151_936, heads=14, tied=True, biased=True),
 }
-"""Models of the shipped profiles, for when the hub is out of reach. Source: the config.json of Mistral-7B-v0.1, from
-which zephyr-7b-sft-full was trained, and that of Qwen2.5-0.5B, as published on the hub."""
+"""Models of the shipped profiles, used if the hub cannot be reached. Source: the config.json of Mistral-7B-v0.1, the
+base of zephyr-7b-sft-full, and that of Qwen2.5-0.5B, as published on the hub."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is computed, on what. The defaults are the paper's run; lengths and utilisation are assumptions."""
+    """A run and its hardware. The defaults are the paper's; lengths and utilisation are assumptions."""
 
     prompts: int = 49_792
-    """Rows of the released data of an iteration."""
+    """Rows in one iteration of the released data."""
     epochs: int = 2
     """App. B.1."""
     prompt_tokens: int = 128
-    """Assumed mean: the paper prints none."""
+    """Assumed mean: the paper does not give one."""
     real_tokens: int = 300
     """Assumed mean."""
     generated_tokens: int = 230
     """Assumed mean; the released code stops at 256."""
     gpus: int = 8
     peak_flops: float = 312e12
-    """Dense bf16 operations a second of an A100 (its data sheet)."""
+    """Dense bf16 FLOP/s of an A100 (data sheet)."""
     bandwidth: float = 2.04e12
-    """Bytes a second of an A100-80GB (its data sheet)."""
+    """Bytes per second of an A100-80GB (data sheet)."""
     utilisation: float = 0.45
-    """Assumed share of either peak that is reached. Public 7B training runs report 0.43 to 0.64 (llm-foundry)."""
+    """Assumed fraction of either peak. Public 7B training runs report 0.43 to 0.64 (llm-foundry)."""
     decoded_together: int = 128
-    """Sequences that a GPU decodes at once: each step reads the weights once for all of them."""
+    """Sequences that a GPU decodes at once; each step reads the weights once for all of them."""
 
 
 class Lengths(NamedTuple):
-    """Rows and tokens that the steps work on."""
+    """Numbers of rows and tokens that the steps process."""
 
     sft_rows: int
     spin_rows: int
     validation_rows: int
     test_rows: int
-    """Of these and the next as many as `evaluation.limit` leaves."""
+    """This and the next are after `evaluation.limit`."""
     transfer_rows: int
     prompt: int
     """Mean tokens."""
@@ -208,11 +208,11 @@ class Lengths(NamedTuple):
     """An upper bound."""
     longest_real: int
     known: bool
-    """Whether they were counted from the rows; otherwise they are the assumptions of the cost model."""
+    """Whether they were counted from the rows; otherwise they are the cost model's assumptions."""
     control: Lengths | None = None
-    """Those of the SFT control, where it has rows of its own."""
+    """Lengths of the SFT control, if it has its own rows."""
     preferences: Lengths | None = None
-    """Those of DPO's pairs, where they are a file: `real` is the chosen answer, `generated` the rejected one."""
+    """Lengths of DPO's pairs, if they come from a file: `real` is the chosen response, `generated` the rejected one."""
 
 
 Rows = Mapping[str, Sequence[dict[str, Any]]]
@@ -223,9 +223,9 @@ def lengths(profile: Profile, rows: Rows | None, control: Rows | None = None) ->
     """Rows and tokens of a profile.
 
     Args:
-        profile: whose template bounds them.
-        rows: its demonstrations; None where they could not be read, so that the cost model's assumptions hold.
-        control: those of the SFT control, likewise.
+        profile: its template limits them.
+        rows: its demonstrations; None if they could not be read, in which case the cost model's assumptions are used.
+        control: the same for the SFT control.
     """
     found, own = _lengths(profile, profile.demonstrations, rows), control_demonstrations(profile)
     found = found._replace(preferences=_of_pairs(profile, found))
@@ -237,7 +237,7 @@ def _of_pairs(profile: Profile, found: Lengths) -> Lengths | None:
         return None
     try:
         pairs = load_preferences(profile.dpo.preferences)
-    except RowError:  # laying out the plan says so
+    except RowError:  # making the plan will report it
         return None
     prompts, chosen, rejected = ([pair[name] for pair in pairs] for name in ("prompt", "chosen", "rejected"))
     template = profile.template
@@ -290,13 +290,13 @@ def _mean_tokens(texts: Sequence[str]) -> int:
 
 
 def _most_tokens(texts: Sequence[str]) -> int:
-    """A bound on the tokens of the longest text: its bytes and some markers."""
+    """Upper bound on the tokens of the longest text: its bytes plus some markers."""
     return max(len(text.encode()) for text in texts) + 32
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a profile is to run."""
+    """The machine a profile would run on."""
 
     kind: Literal["cpu", "cuda"]
     name: str
@@ -305,28 +305,28 @@ class Machine:
     memory: float
     """Free bytes of one device (of the host for a CPU)."""
     disk: float
-    """Free bytes where the artifacts go; infinite if not known."""
+    """Free bytes where artifacts are written; infinite if unknown."""
     flops: float
-    """Operations a second of one device in the compute precision, of matrix products."""
+    """FLOP/s of one device for matrix products in the compute precision."""
     bandwidth: float
-    """Bytes read a second by one device."""
+    """Bytes per second that one device reads."""
     width: int
-    """Bytes of a number where a profile says `precision: auto`."""
+    """Bytes per number under `precision: auto`."""
 
 
 def machine(gpus: int, gigabytes: float) -> Machine:
-    """The machine that is described, or this one if none is.
+    """The machine described by the arguments, or this one if both are 0.
 
     Raises:
-        SettingsError: only half of a machine is described.
+        SettingsError: only one of the two is given, or a value is impossible.
     """
     if bool(gpus) != bool(gigabytes) or gpus < 0 or not 0 <= gigabytes < math.inf:
-        raise SettingsError("check: --gpus and --gpu-memory describe another machine together, such as 8 and 80")
+        raise SettingsError("check: --gpus and --gpu-memory go together, for example 8 and 80")
     return other_machine(gpus, gigabytes) if gpus else this_machine()
 
 
 def this_machine() -> Machine:
-    """This machine, measured."""
+    """This machine, with measured speeds."""
     import torch
 
     from spin_utils.files.runtime import choose_precision
@@ -351,14 +351,14 @@ def this_machine() -> Machine:
 
 
 def other_machine(gpus: int, gigabytes: float) -> Machine:
-    """Another machine: GPUs with that much memory, as fast as an A100's data sheet says, and a disk of any size."""
+    """Another machine: GPUs with that much memory, as fast as an A100's data sheet, and unlimited disk."""
     sheet = Workload()
     name = f"{gpus} x GPU with {gigabytes:g} GB, as fast as an A100"
     return Machine("cuda", name, gpus, gigabytes * 1e9, float("inf"), sheet.peak_flops, sheet.bandwidth, 2)
 
 
 def free_memory() -> float:
-    """Bytes that a new process may take: what the system has, or what a container or a batch job leaves of it."""
+    """Bytes that a new process can use: the system's free memory, within any limit of a container or batch job."""
     import psutil
 
     free = float(psutil.virtual_memory().available)
@@ -381,14 +381,14 @@ def free_disk() -> float:
 
 
 def _speed(device: Any, dtype: Any) -> tuple[float, float]:
-    """Operations a second of matrix products as large as a training step's, and bytes read a second from memory."""
+    """FLOP/s of matrix products as large as in a training step, and bytes read from memory per second."""
     import torch
     from torch.utils.benchmark import Timer
 
     rows, inner, columns = (8192, 4096, 4096) if device.type == "cuda" else (1024, 576, 1536)
     a = torch.ones(rows, inner, dtype=dtype, device=device)
     b = torch.ones(inner, columns, dtype=dtype, device=device)
-    values = torch.ones(2**26, device=device)  # much more than a cache holds
+    values = torch.ones(2**26, device=device)  # much larger than any cache
     product, reading = (
         Timer(work, globals={"a": a, "b": b, "values": values}, num_threads=torch.get_num_threads())
         for work in ("(a @ b)[0, 0].item()", "values.sum().item()")
