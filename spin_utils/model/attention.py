@@ -1,8 +1,8 @@
-"""Attention over packed groups, for unchanged transformers models.
+"""Attention over packed groups, for unmodified transformers models.
 
-`packed_attention(model)` lets every attention layer of a model call `attend`, which reads the packed
-queries, keys and values and the batch's `Layout`; the layout travels as the forward argument
-`packed_layout`. Everything else in the model (projections, norms, MLPs) sees packed tokens only.
+`packed_attention(model)` makes every attention layer of a model call `attend`, which takes the packed queries, keys and
+values and the batch's `Layout`; the layout is passed as the forward argument `packed_layout`. Everything else in the
+model (projections, norms, MLPs) only sees packed tokens.
 
 Shape suffixes: T packed tokens, H query heads, K key heads, N heads of either kind, D head size, B groups of a
 tile, S padded group length, Z groups times key heads, Q places times query heads per key head.
@@ -24,17 +24,17 @@ from spin_utils.model.base import ModelError
 from spin_utils.model.packing import Layout, Tile
 
 BLOCK = 64
-"""Queries whose scores are computed together, in places of a row."""
+"""Number of query positions whose scores are computed together."""
 NAME = "spin_packed"
-"""Under this name transformers finds `attend`."""
+"""Name under which `attend` is registered in transformers."""
 
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     """Inside the block the model's attention layers work on packed groups.
 
-    Keep the block open until the backward pass is done when gradients are checkpointed, because the
-    recomputation looks the attention up again.
+    With gradient checkpointing, keep the block open until the backward pass is done, because the recomputation looks
+    the attention function up again.
     """
     config = model.config
     before = config._attn_implementation
@@ -50,10 +50,10 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def check_model(model: PreTrainedModel, longest_row: int) -> None:
-    """Refuse, before any work, a model that cannot work on packed groups.
+    """Raise if a model cannot work on packed groups.
 
     Args:
-        model: a causal language model of transformers.
+        model: a causal language model from transformers.
         longest_row: tokens of the longest prompt with one response.
 
     Raises:
@@ -62,7 +62,7 @@ def check_model(model: PreTrainedModel, longest_row: int) -> None:
     name = type(model).__name__
     if not getattr(model, "_supports_attention_backend", False):
         raise ModelError(
-            f"{name}: does not let transformers exchange its attention function, which packed groups need; "
+            f"{name}: does not let transformers replace its attention function, which packed groups need; "
             "use a model of the Llama, Mistral or Qwen family"
         )
     if getattr(model.config, "attention_dropout", 0.0):
@@ -88,28 +88,28 @@ def attend(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function in the form that transformers calls.
+    """Attention function with the signature that transformers calls.
 
     Args:
         module: the attention layer, for error messages.
         query: shape (1, H, T, D).
         key: shape (1, K, T, D).
         value: shape (1, K, T, D).
-        attention_mask: ignored; the layout says which token sees which.
-        scaling: factor on the scores; the inverse root of D if missing.
+        attention_mask: ignored; the layout says which tokens see which.
+        scaling: factor on the scores; 1 / sqrt(D) if None.
         dropout: must be 0.
         packed_layout: where the groups are.
-        sliding_window: refused if shorter than a row.
+        sliding_window: an error if shorter than a row.
 
     Returns:
         Output of shape (1, T, H, D), and None in place of attention weights.
 
     Raises:
-        ModelError: no layout arrived, or dropout, or a sliding window shorter than a row.
+        ModelError: no layout was passed, dropout is not 0, or the sliding window is shorter than a row.
     """
     name = type(module).__name__
     if packed_layout is None:
-        raise ModelError(f"{name}: packed_layout did not arrive; the model does not pass forward arguments on")
+        raise ModelError(f"{name}: got no packed_layout; the model does not pass its forward arguments on")
     if dropout:
         raise ModelError(f"{name}: packed attention has no dropout; set attention_dropout to 0")
     _check_window(sliding_window, packed_layout.longest_row, name)
@@ -119,7 +119,7 @@ def attend(
 
 
 class _Attention(torch.autograd.Function):
-    """Softmax attention within groups; only queries, keys and values are kept for the backward pass."""
+    """Softmax attention within groups; only queries, keys and values are stored for the backward pass."""
 
     @staticmethod
     def forward(
@@ -140,9 +140,9 @@ class _Attention(torch.autograd.Function):
 def attention_forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float) -> Tensor:
     """Attention output, shape (T, H, D), from packed queries (T, H, D), keys and values (T, K, D).
 
-    On a CPU plain matrix products, with the query heads of one key head folded into rows, are several times faster at
-    short lengths than scaled_dot_product_attention. Blocks of queries leave out most keys that no query of the block
-    may see. On a GPU `gpu_attention.py` takes over.
+    On a CPU, plain matrix products with the query heads of one key head folded into rows are several times faster at
+    short lengths than scaled_dot_product_attention. Each block of queries skips most keys that none of them may see. On
+    a GPU `gpu_attention.py` takes over.
     """
     if query_THD.device.type != "cpu":
         return gpu_attention.forward(query_THD, key_TKD, value_TKD, layout, scale)
@@ -165,7 +165,7 @@ def attention_forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, lay
 def attention_backward(
     grad_THD: Tensor, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values; the attention weights are computed again."""
+    """Gradients of queries, keys and values; the attention weights are recomputed."""
     if query_THD.device.type != "cpu":
         return gpu_attention.backward(grad_THD, query_THD, key_TKD, value_TKD, layout, scale)
     grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query_THD, key_TKD, value_TKD))
@@ -178,7 +178,7 @@ def attention_backward(
         key_grad = value_grad = torch.empty(0)
         bias = tile.bias(query_ZQD.dtype)
         blocks = _blocks(tile)
-        for start, stop in reversed(blocks):  # the first one covers all keys
+        for start, stop in reversed(blocks):  # the first in this order covers all keys
             rows = slice(start * per_key, stop * per_key)
             query, grad, key, value = query_ZQD[:, rows], grad_ZQD[:, rows], key_ZSD[:, :stop], value_ZSD[:, :stop]
             weights = _weights(query, key, bias[:, start:stop, :stop], scale)
@@ -216,7 +216,7 @@ def _gather(x_ZQD: Tensor, tile: Tile, out_TND: Tensor, key_heads: int) -> None:
 
 
 def _blocks(tile: Tile) -> list[tuple[int, int]]:
-    """First and last place of blocks of queries; the keys of a block are all places up to its last one."""
+    """Start and stop of each block of queries; a block's keys are all positions before its stop."""
     length = tile.segments.shape[1]
     stops = [*range(BLOCK, length, BLOCK), length] if length > 2 * BLOCK else [length]
     return list(zip([0, *stops[:-1]], stops, strict=True))
@@ -239,7 +239,7 @@ def _check_window(window: int | None, longest_row: int, name: str) -> None:
     if window is not None and longest_row > window:
         raise ModelError(
             f"{name}: its sliding window of {window} tokens is shorter than a row of {longest_row}, and packed "
-            "attention sees whole rows only. Lower template.max_prompt_tokens and template.max_response_tokens"
+            "attention has no window; lower template.max_prompt_tokens and template.max_response_tokens"
         )
 
 

@@ -1,8 +1,8 @@
-"""The base model: found, checked and turned into a plain folder of safetensors.
+"""The base model: find it, check it and turn it into a plain folder of safetensors.
 
-Four sources: a hub id at a pinned revision, a local folder, a GGUF file inside an installed package, and a
-tiny random model with a tokenizer trained on the spot. Only safetensors are read or written; remote code
-is never run.
+There are four sources: a hub id at a pinned revision, a local folder, a GGUF file inside an installed package, and a
+tiny random model with a tokenizer trained on the spot. Only safetensors are read or written, and remote code is never
+run.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _TINY_TEMPLATE = (
 INDEX = "model.safetensors.index.json"
 
 Tensors = dict[str, tuple[Path, list[int], str]]
-"""What is stored, by name: its file, shape and type."""
+"""Stored tensors by name: file, shape and dtype."""
 
 
 class ModelError(KitError):
-    """The model cannot be found, or not be trained or sampled from. The message names the place and the remedy."""
+    """The model cannot be found, trained or sampled from. The message names the place and the remedy."""
 
 
 def identity(settings: ModelSettings) -> dict[str, Any]:
-    """What the model is, by content: goes into the key of everything made from it.
+    """The model's identity by content, part of the key of everything made from it.
 
-    Also the check before any work: a missing folder, package or file is an error here.
+    It is also the first check: a missing folder, package or file is an error here.
 
     Raises:
         ModelError: the model is not where the settings say.
@@ -78,8 +78,8 @@ def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed:
 
     Args:
         settings: the model's source.
-        work: folder to fill. Models of the hub and of a folder are not copied: a `model.json` names them.
-        texts: the demonstrations, on which the tokenizer of a tiny model is trained.
+        work: folder to fill. Models from the hub or a folder are not copied; `model.json` points to them.
+        texts: the demonstrations, used to train a tiny model's tokenizer.
         seed: seed of a tiny model's weights.
 
     Returns:
@@ -105,7 +105,7 @@ def resolve(folder: Path) -> Path:
     except (OSError, ValueError, TypeError, LookupError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{pointer}: does not name a model's folder ({error}); delete it and run again") from None
+        raise ModelError(f"{pointer}: does not name a model folder ({error}); delete it and run again") from None
 
 
 def load(folder: Path, dtype: Any = None) -> Any:
@@ -132,12 +132,12 @@ def load(folder: Path, dtype: Any = None) -> Any:
     model = model.to(device())
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
-            raise ModelError(f"{place}: {name} holds NaN or infinity; copy the model again or take another one")
+            raise ModelError(f"{place}: {name} contains NaN or infinity; copy the model again or use another one")
     return model
 
 
 def load_for_inference(folder: Path) -> Any:
-    """Load a model that answers or is scored, in the precision in which this machine is fast. See `load`."""
+    """Load a model for sampling or scoring, in this machine's faster precision. See `load`."""
     from spin_utils.files.runtime import choose_precision
 
     return load(folder, choose_precision("auto", device()))
@@ -158,7 +158,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def positions(folder: Path) -> int:
-    """Tokens of the longest row a model accepts: its positions, or its attention window if that is shorter."""
+    """Longest row that a model accepts, in tokens: its positions, or its attention window if that is shorter."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(resolve(folder), trust_remote_code=False, local_files_only=True)
@@ -174,10 +174,10 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def check_directory(folder: Path) -> Path:
-    """Refuse a folder that cannot be loaded, before anything long starts.
+    """Raise if a model folder cannot be loaded; return it otherwise.
 
     Raises:
-        ModelError: missing folder, config, tokenizer or safetensors, or pickled weights only.
+        ModelError: missing folder, config, tokenizer or safetensors, or only pickled weights.
     """
     if not folder.is_dir():
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
@@ -187,8 +187,8 @@ def check_directory(folder: Path) -> Path:
         raise ModelError(f"{folder}: no config.json; give a folder written by save_pretrained")
     if (folder / "adapter_config.json").exists():
         raise ModelError(
-            f"{folder}: adapter_config.json makes it an adapter of another model; merge the two (merge_and_unload) and "
-            "save the whole model"
+            f"{folder}: adapter_config.json says it is an adapter for another model; merge the two (merge_and_unload) "
+            "and save the whole model"
         )
     for name in ("config.json", "tokenizer_config.json"):
         _check_plain(folder / name)
@@ -199,20 +199,20 @@ def check_directory(folder: Path) -> Path:
         raise ModelError(f"{folder}: no *.safetensors{found}; save the model with safe_serialization=True")
     for path in weights:
         _check_safetensors(path)
-    if not (folder / "tokenizer.json").is_file():  # the one file of a vocabulary that checkpoints take along
+    if not (folder / "tokenizer.json").is_file():  # the only vocabulary file that is copied to checkpoints
         raise ModelError(f"{folder}: no tokenizer.json; load the tokenizer and save it there with save_pretrained")
     return folder
 
 
 def check_folder(folder: Path, template: TemplateSettings) -> None:
-    """Refuse a folder that cannot be trained and sampled from: whole, of a known family, with a tokenizer that fits.
+    """Raise unless a folder can be trained and sampled from: complete, of a known family, with a matching tokenizer.
 
     Only headers, the config and the tokenizer are loaded, so a folder of 15 GB takes seconds. transformers would only
-    warn about missing tensors, and fill them with random numbers.
+    warn about missing tensors and fill them with random numbers.
 
     Args:
-        folder: of safetensors with config and tokenizer.
-        template: the run's; the tokenizer must be able to fill it.
+        folder: safetensors with config and tokenizer.
+        template: the run's template, which the tokenizer must support.
 
     Raises:
         ModelError: with the file and the remedy.
@@ -225,7 +225,7 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
     _check_weights(folder, model, stored)
     try:
         tokenizer = load_tokenizer(folder)
-    except Exception as error:  # the library raises a dozen kinds for a broken file; each means the same to the reader
+    except Exception as error:  # the library raises a dozen kinds for a broken file, all meaning the same here
         raise ModelError(
             f"{folder}: the tokenizer cannot be loaded ({_reason(error)}); save it again with save_pretrained"
         ) from None
@@ -234,7 +234,7 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
     largest, places = max(tokenizer.get_vocab().values(), default=-1), model.config.vocab_size
     if largest >= places:
         raise ModelError(
-            f"{folder}: the tokenizer's vocabulary goes up to id {largest}, the model's ends at {places - 1}; "
+            f"{folder}: the tokenizer's vocabulary goes up to id {largest}, but the model's ends at {places - 1}; "
             "use the tokenizer that the model was trained with, or resize its embeddings"
         )
     try:
@@ -259,10 +259,10 @@ def _skeleton(folder: Path) -> Any:
         check_model(model, longest_row=1)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
-    except Exception as error:  # as above: the file's values reach any line of the library
+    except Exception as error:  # as above: bad values can fail anywhere in the library
         raise ModelError(
-            f"{folder / 'config.json'}: no causal language model can be made of it ({_reason(error)}); "
-            "correct it or write the model again"
+            f"{folder / 'config.json'}: does not describe a causal language model ({_reason(error)}); "
+            "correct it or save the model again"
         ) from None
     return model
 
@@ -280,17 +280,17 @@ def _stored(folder: Path) -> Tensors:
 
 
 def _check_weights(folder: Path, model: Any, stored: Tensors) -> None:
-    """Every tensor of the model must be there, with its shape and as plain numbers."""
+    """Raise unless every tensor of the model is there, with the right shape and unquantised."""
     tied = "lm_head.weight" if model.config.tie_word_embeddings else ""
     for name, tensor in model.state_dict().items():
         if name not in stored:
             if name == tied:
                 continue
-            raise ModelError(f"{folder}: no tensor {name} in its safetensors; copy the model again, all files of it")
+            raise ModelError(f"{folder}: no tensor {name} in its safetensors; copy all files of the model again")
         path, shape, kind = stored[name]
         if shape != list(tensor.shape):
             raise ModelError(
-                f"{path}: {name} has shape {shape}, config.json says {list(tensor.shape)}; copy both again"
+                f"{path}: {name} has shape {shape}, but config.json says {list(tensor.shape)}; copy both again"
             )
         if kind not in ("F32", "F16", "BF16", "F64"):
             raise ModelError(
@@ -299,22 +299,22 @@ def _check_weights(folder: Path, model: Any, stored: Tensors) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that transformers reads: model.safetensors, or the ones that the index names."""
+    """The files that transformers reads: model.safetensors, or those named in the index."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     try:
         index = disk.parse_json((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{folder}: neither model.safetensors nor a readable {INDEX} ({error}); write both again"
+            f"{folder}: neither model.safetensors nor a readable {INDEX} ({error}); save the model again"
         ) from None
     places = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(places, Mapping) or not places:
-        raise ModelError(f"{folder / INDEX}: no weight_map; write the model again with save_pretrained")
+        raise ModelError(f"{folder / INDEX}: no weight_map; save the model again with save_pretrained")
     files = sorted({str(name) for name in places.values()})
     for name in files:
         if Path(name).name != name or not (folder / name).is_file():
-            raise ModelError(f"{folder / INDEX}: names {name!r}, which is no file in this folder; copy all shards")
+            raise ModelError(f"{folder / INDEX}: names {name!r}, which is not a file in this folder; copy all shards")
     return [folder / name for name in files]
 
 
@@ -323,19 +323,19 @@ def _reason(error: Exception) -> str:
 
 
 def _check_plain(path: Path) -> None:
-    """The file, if it is there, is a JSON object that asks for no code of its own and no quantised weights."""
+    """Raise if the file exists and is not a JSON object, or asks for remote code or quantised weights."""
     if not path.exists():
         return
     try:
         config = disk.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error}); write the model again") from None
+        raise ModelError(f"{path}: not readable as JSON ({error}); save the model again") from None
     if not isinstance(config, dict):
-        raise ModelError(f"{path}: holds {kind(config)}, not settings by name; write the model again")
+        raise ModelError(f"{path}: contains {kind(config)}, not a JSON object; save the model again")
     if "auto_map" in config:
         raise ModelError(
-            f"{path}: auto_map asks to run the model's own code, which the kit never does; use a model of the Llama, "
-            "Mistral or Qwen2 family, saved without auto_map"
+            f"{path}: auto_map asks to run code from the model's folder, which the kit never does; use a model of the "
+            "Llama, Mistral or Qwen2 family, saved without auto_map"
         )
     if config.get("quantization_config"):
         raise ModelError(f"{path}: quantised weights cannot be trained on; save the model unquantised")

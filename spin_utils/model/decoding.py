@@ -73,10 +73,10 @@ def check_supported(model: nn.Module, longest: int) -> None:
 class Decoder:
     """A model's weights and the cache of the rows being decoded.
 
-    Rows 0 to n-1 are live. `prefill` adds rows, `step` advances all live rows by one token, `move` overwrites
-    finished rows, `head` gives logits. With `fuse` (default: on CPUs) the query, key and value weights, and the gate
-    and up weights, are copied into one matrix each and all weights are laid out for the matrix kernels, which costs
-    the model's memory once more while the decoder lives.
+    Rows 0 to n-1 are live. `prefill` adds rows, `step` advances all live rows by one token, `move` overwrites finished
+    rows, and `head` gives logits. With `fuse` (default: on CPUs) the query, key and value weights, and the gate and up
+    weights, are copied into one matrix each, and all weights are laid out for the matrix kernels. That takes a second
+    copy of the model's memory for the decoder's lifetime.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, longest: int, *, fuse: bool | None = None) -> None:
@@ -105,9 +105,9 @@ class Decoder:
         self.values: list[Tensor] = [torch.empty(0)] * len(self.layers)
 
     def fit(self, live: int, needed: int) -> None:
-        """Give the cache room for `needed` positions per row, keeping the first `live` rows.
+        """Resize the cache to `needed` positions per row, keeping the first `live` rows.
 
-        The matmuls read the whole extent, so a cache much longer than its longest row is cut as well.
+        The matmuls read the whole extent, so a cache much longer than its longest row is also cut down.
         """
         extent = min(-(-needed // EXTENT_STEP) * EXTENT_STEP, self.longest)
         if self.extent >= extent and self.extent - extent <= max(EXTENT_STEP, extent // 2):
@@ -126,14 +126,14 @@ class Decoder:
         self.extent = extent
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
-        """Overwrite the cache of rows `targets` by that of rows `sources` (index tensors of one length)."""
+        """Copy the cache of rows `sources` over that of rows `targets` (index tensors of equal length)."""
         for buffer in (*self.keys, *self.values):
             buffer[targets] = buffer[sources]
 
     def prefill(self, prompts: Sequence[Sequence[int]], row: int) -> Tensor:
         """Read prompts into the rows from `row` on.
 
-        Linear layers run on the packed tokens, without padding; only attention sees rows. `fit` must have made room.
+        Linear layers run on the packed tokens, without padding; only attention sees rows. Call `fit` first.
 
         Returns:
             Normalised hidden states of the last token of each prompt, shape (len(prompts), W).
@@ -145,7 +145,7 @@ class Decoder:
         starts = ends - sizes
         columns = torch.arange(length)
         inside = columns < sizes[:, None]
-        # Padded places repeat the row's first token: causality hides them, and nothing reads their output.
+        # Padding repeats the row's first token: causality hides it, and nothing reads its output.
         to_rows = (starts[:, None] + columns * inside).to(device)
         to_packed = inside.flatten().nonzero()[:, 0].to(device)
         position_T = (columns * inside)[inside].to(device)
@@ -166,7 +166,7 @@ class Decoder:
                 mixed = causal_attention(query, key, value, self.scale)
             mixed_TW = mixed.transpose(1, 2).reshape(n * length, -1)[to_packed]
             if layer is self.layers[-1]:
-                # Nothing after the last attention looks at other positions.
+                # After the last attention only the last position is needed.
                 hidden_TW, mixed_TW = hidden_TW[last], mixed_TW[last]
             hidden_TW = self._finish(layer, hidden_TW, mixed_TW)
         return _norm(self.inner.norm, hidden_TW)
@@ -174,8 +174,8 @@ class Decoder:
     def step(self, token_B: Tensor, position_B: Tensor) -> Tensor:
         """Feed one token to each of the first B rows and return their normalised hidden states, shape (B, W).
 
-        On a GPU the launches of a step are recorded once for every extent of the cache and replayed: one by one they
-        take several times as long as what they launch. The result is then valid until the next step.
+        On a GPU a step is recorded as a CUDA graph, once per cache extent, and replayed: launching its kernels one by
+        one takes several times as long as running them. The result is then only valid until the next step.
         """
         if self.device.type != "cuda":
             return self._step(token_B, position_B)
@@ -215,16 +215,17 @@ class Decoder:
 
     def _finish(self, layer: _Layer, hidden: Tensor, mixed: Tensor) -> Tensor:
         """The rest of a layer after attention: output projection, MLP, both residuals."""
-        # In place where a fresh tensor allows it: on a CPU these operations wait for memory, not for arithmetic.
+        # In place where the tensor is fresh: on a CPU these operations are limited by memory, not arithmetic.
         hidden = layer.output(mixed).add_(hidden)
         gate, up = layer.gate_up(_norm(layer.mlp_norm, hidden)).chunk(2, -1)
         return layer.down(layer.activation(gate).mul_(up)).add_(hidden)
 
 
 class _Graph:
-    """A step of a fixed number of rows as one recorded launch.
+    """A step for a fixed number of rows, as a CUDA graph.
 
-    What rows compute that are not live is never read: each writes to its own place 0, which its next prompt overwrites.
+    The output of rows that are not live is never read: each writes to its own position 0, which its next prompt
+    overwrites.
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor], rows: int, beside: torch.cuda.Stream) -> None:
@@ -247,7 +248,7 @@ class _Graph:
     def _record(self) -> None:
         self.beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.beside):
-            self.step(self.token, self.position)  # libraries set themselves up; it writes what the replay writes
+            self.step(self.token, self.position)  # lets libraries initialise; writes the same values as the replay
             self.graph = torch.cuda.CUDAGraph()
             self.graph.capture_begin()
             self.hidden = self.step(self.token, self.position)
@@ -256,7 +257,7 @@ class _Graph:
 
 
 def _norm(norm: Any, hidden: Tensor) -> Tensor:
-    """The model's own RMSNorm; on a GPU in one kernel instead of seven, and rounded once."""
+    """The model's RMSNorm; on a GPU as one kernel instead of seven, rounded once."""
     if hidden.device.type == "cpu":
         return norm(hidden)
     return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
@@ -269,7 +270,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
         query: (n, H * G, L, D). key, value: (n, H, L, D). scale: factor of the scores.
 
     Returns:
-        (n, H * G, L, D); values at padded places are meaningless.
+        (n, H * G, L, D); values at padded positions are meaningless.
     """
     n, heads, length, size = query.shape
     kv_heads = key.shape[1]
@@ -285,14 +286,14 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
 
 
 class _Projection(NamedTuple):
-    """Linear layers that share an input, run as one where their weights were copied together."""
+    """Linear layers that share an input, run as one if their weights were fused."""
 
     parts: tuple[tuple[Tensor, Tensor | None], ...]
     packed: bool
 
     @classmethod
     def of(cls, linears: Sequence[nn.Linear], rows: int, fuse: bool) -> _Projection:
-        """Weights as they are, or, with `fuse`, as one matrix laid out for `rows` inputs at a time."""
+        """The weights unchanged, or with `fuse` as one matrix laid out for `rows` inputs at a time."""
         if not fuse:
             return cls(tuple((linear.weight, linear.bias) for linear in linears), packed=False)
         weight = torch.cat([linear.weight.detach() for linear in linears])
@@ -313,7 +314,7 @@ class _Projection(NamedTuple):
 def _can_pack(weight: Tensor) -> bool:
     """Whether oneDNN can keep the weight in the layout of its bf16 kernels: 1.1 times faster at 128 rows, 1.7 at 8.
 
-    F.linear converts the layout in every call. The operators are those that torch's own compiler uses.
+    F.linear converts the layout on every call. The operators are the ones torch.compile uses.
     """
     return (
         weight.dtype == torch.bfloat16

@@ -1,8 +1,8 @@
 """Attention over packed groups on a GPU, where one large kernel is faster than many small products.
 
-Every response becomes a row with a copy of its prompt before it, padded on the right, so that plain causal attention
-is exact: no row holds another response, and padding comes after every token that could see it. PyTorch's fused kernels
-need no mask for it. Only attention computes a prompt once for each response; all other layers have it once.
+Each response becomes a row with a copy of its prompt in front, padded on the right, so that plain causal attention is
+exact: no row contains another response, and padding comes after every real token. PyTorch's fused kernels need no mask
+for this. Only attention computes a prompt once per response; all other layers compute it once.
 
 Shape suffixes: T packed tokens, H query heads, K key heads, N heads of either kind, D head size, R rows, L row length.
 """
@@ -29,15 +29,15 @@ class Rows:
     """Where the packed tokens are in the rectangle of rows."""
 
     there: Tensor
-    """Shape (R, L): packed token at each place; padding takes the first of the row."""
+    """Shape (R, L): packed token at each position; padding repeats the row's first token."""
     back: Tensor
-    """Shape (T,): a place of each packed token in the flattened rectangle, of a prompt's in its first row."""
+    """Shape (T,): position of each packed token in the flattened rectangle; for prompt tokens, in their first row."""
     repeats: tuple[tuple[Tensor, Tensor], ...]
-    """Tokens of prompts and their places in a further row, one pair for every further response."""
+    """Prompt tokens and their positions in a further row, one pair per further response."""
 
 
 def fused_kernels() -> AbstractContextManager[None]:
-    """Inside the block attention takes no cuDNN, which plans for a millisecond for every new shape."""
+    """Inside the block attention does not use cuDNN, which spends a millisecond planning for each new shape."""
     return sdpa_kernel(_KERNELS)
 
 
@@ -55,7 +55,7 @@ def backward(
     rows = _rows_of(layout, query_THD.device)
     leaves = [x[rows.there].transpose(1, 2).detach().requires_grad_() for x in (query_THD, key_TKD, value_TKD)]
     with torch.enable_grad():
-        output_RHLD = _causal(scale, *leaves)  # again: computing costs less than keeping it
+        output_RHLD = _causal(scale, *leaves)  # recomputing is cheaper than storing it
     grad_RLHD = grad_THD.new_zeros(*rows.there.shape, *grad_THD.shape[1:])
     grad_RLHD.flatten(0, 1)[rows.back] = grad_THD
     with _equal_bytes():
@@ -65,7 +65,7 @@ def backward(
 
 @contextmanager
 def _equal_bytes() -> Iterator[None]:
-    """Inside the block every kernel adds in a fixed order."""
+    """Inside the block every kernel sums in a fixed order."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     options: Any = torch.utils.deterministic
     filled = options.fill_uninitialized_memory

@@ -1,8 +1,8 @@
 """Summed log-probabilities of responses given their prompts, for training and for scoring.
 
-log p(y|x) = sum_j log p(y_j | x, y_<j): the sum over response tokens, the end token included, with no
-normalisation by length (paper, sec. 3). The hidden states come from one packed forward pass, the head is
-applied to response rows only, and the sums are float32.
+log p(y|x) = sum_j log p(y_j | x, y_<j): the sum over response tokens, including the end token, without length
+normalisation (paper, sec. 3). The hidden states come from one packed forward pass, the head is applied to response rows
+only, and sums are in float32.
 
 Shape suffixes: R response tokens, D hidden size, V vocabulary, N responses.
 """
@@ -28,20 +28,20 @@ from spin_utils.model.layers import fast_layers
 from spin_utils.model.packing import Group, PackedBatch, check_groups, micro_batches, pack, rows_at_once
 
 KEPT_LOGITS = 2**27
-"""Most logits of a batch whose derivative is kept for the backward pass: 256 MiB in bfloat16."""
+"""Largest number of logits whose derivative is kept for the backward pass: 256 MiB in bfloat16."""
 CHUNK_LOGITS = 2**25
 """Logits held at once otherwise."""
 IDLE = Group([0], ([0],))
-"""What a process computes, to no effect, while others have one more micro-batch: sharded weights need all of them."""
+"""Dummy work for a process while others have one more micro-batch: sharded weights need all processes."""
 CACHED_LOGITS = 2**21
-"""Logits taken to float32 at once on a CPU: few enough to stay in its cache."""
+"""Logits converted to float32 at once on a CPU, few enough to stay in its cache."""
 
 _PROBED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
-"""Models that `check_supported` has tried."""
+"""Models that `check_supported` has already checked."""
 
 
 def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """Summed log-probability of every response of a batch.
+    """Summed log-probability of every response in a batch.
 
     Args:
         model: a causal language model that `check_supported` accepts.
@@ -66,7 +66,7 @@ def _token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
         use_cache=False,
         packed_layout=batch.layout,
     ).last_hidden_state
-    # The gradient of index_select is faster on a CPU; on a GPU it would add in an order left to chance.
+    # The gradient of index_select is faster on a CPU; on a GPU its order of summation would be random.
     on_cpu = hidden.device.type == "cpu"
     hidden_RD = hidden[0].index_select(0, batch.sources) if on_cpu else hidden[0][batch.sources]
     return _TargetLogps.apply(hidden_RD, model.get_output_embeddings().weight, batch.targets)
@@ -74,7 +74,7 @@ def _token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 @contextmanager
 def _as_forward(model: PreTrainedModel, function: Callable[..., Tensor]) -> Iterator[None]:
-    """Inside the block calling the model calls `function`: sharded weights, the head's too, are there in calls only."""
+    """Inside the block, calling the model calls `function`: sharded weights are only gathered during a call."""
     before = vars(model).get("forward")
     model.forward = partial(function, model)
     try:
@@ -96,11 +96,11 @@ def score(
 ) -> list[list[float]]:
     """Summed log-probability of every response of every group, without gradients.
 
-    Groups are computed as training computes them: each by itself, so that even in bfloat16 a policy starts equal to
-    its opponent. Several processes share the micro-batches, and each returns all values.
+    Groups are computed exactly as in training, so that even in bfloat16 a policy starts equal to its opponent. Several
+    processes share the micro-batches, and each returns all values.
 
     Args:
-        model: a causal language model of transformers; its training mode does not matter.
+        model: a causal language model from transformers; its training mode does not matter.
         groups: any number, with any number of responses each.
         micro_batch_tokens: token budget of one forward pass.
         progress: called with the number of groups done after each forward pass.
@@ -119,7 +119,7 @@ def score(
     device = model.get_output_embeddings().weight.device
     results: list[list[float]] = [[] for _ in groups]
     batches = micro_batches([group.tokens for group in groups], micro_batch_tokens)
-    batches += [[]] * (-len(batches) % processes.count())  # those that shard need each other in every round
+    batches += [[]] * (-len(batches) % processes.count())  # with sharded weights every round needs all processes
     found: list[tuple[list[int], list[float]]] = []
     for indices in batches[processes.rank() :: processes.count()]:
         batch = pack([groups[i] for i in indices] or [IDLE])
@@ -134,10 +134,10 @@ def score(
 
 
 def check_supported(model: PreTrainedModel, longest_row: int) -> None:
-    """Refuse, before any work, a model whose log-probabilities would come out wrong.
+    """Raise if a model's log-probabilities would come out wrong.
 
-    Besides the checks of `check_model`, a few tokens are scored packed and in the model's own way, once per
-    model: attention with extra terms, a head with scaled logits, or layers that mix tokens otherwise show here.
+    In addition to `check_model`, scores a few tokens both packed and with the model's own forward pass, once per model.
+    This reveals attention with extra terms, scaled logits, and layers that mix tokens in other ways.
 
     Raises:
         ModelError: names the model and the reason.
@@ -168,9 +168,8 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
 class _TargetLogps(torch.autograd.Function):
     """log softmax(hidden W^T) at the targets, in chunks of rows: memory does not grow with the vocabulary.
 
-    Chunks go over rows, not over the vocabulary, so that each product sums over the whole vocabulary at
-    once in float32 inside the matrix product. The derivative by the logits, onehot - softmax, is kept when it
-    is small, and computed again in the backward pass when it is not.
+    Chunks are taken over rows, not over the vocabulary, so that each softmax sees the whole vocabulary. The derivative
+    with respect to the logits, onehot - softmax, is kept if it is small and recomputed in the backward pass if not.
     """
 
     @staticmethod

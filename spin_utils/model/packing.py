@@ -1,8 +1,8 @@
 """Groups of one prompt and several responses, laid end to end without padding.
 
-A group is packed as `[prompt | response 1 | ... | response k]`: the prompt is stored and computed once,
-and the linear layers see no padding at all. Only attention needs to know where the groups are; what it
-needs travels as a `Layout` (see `attention.py`).
+A group is packed as `[prompt | response 1 | ... | response k]`: the prompt is stored and computed once, and the linear
+layers see no padding at all. Only attention needs to know where the groups are, which it gets as a `Layout` (see
+`attention.py`).
 
 Shape suffixes: T packed tokens, R response tokens, B groups of one tile, S padded group length.
 """
@@ -28,7 +28,7 @@ LANES = 32
 """Lengths inside attention are multiples of this: softmax on a CPU is slow at the ragged end of a row."""
 
 GPU_ELEMENTS = 2**25
-"""On a GPU every further call costs more than the memory of 128 MB in float32."""
+"""Elements per chunk on a GPU (128 MB in float32), where more calls would cost more than the memory."""
 PAIRS_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -44,11 +44,11 @@ PAIRS_SCHEMA = pa.schema(
         ("generated_logp", pa.float32()),
     ]
 )
-"""Columns of a file of pairs (x, y, y'): ids as they were sampled, and what they say as text."""
+"""Columns of a file of pairs (x, y, y'): token ids as sampled, and the same as text."""
 
 
 class PairsError(KitError):
-    """Pairs that cannot be packed, or a file of them that cannot be read."""
+    """Pairs cannot be packed, or their file cannot be read."""
 
 
 class Group(NamedTuple):
@@ -64,7 +64,7 @@ class Group(NamedTuple):
 
     @property
     def longest_row(self) -> int:
-        """Length of the prompt with its longest response: the highest position is one less."""
+        """Length of the prompt with its longest response, which is the highest position plus one."""
         return len(self.prompt_ids) + max(map(len, self.response_ids), default=0)
 
 
@@ -84,14 +84,14 @@ class Tile:
     _rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def rows(self, heads: int) -> tuple[Tensor, Tensor]:
-        """Where to find (token, head) rows in (group, head, place) order, and the way back.
+        """Indices from (token, head) rows to (group, head, position) order, and back.
 
         Args:
             heads: heads per token, stored side by side.
 
         Returns:
-            Index into all packed rows, shape (B heads S), where padding takes any row, which the bias hides; and
-            index into the former, shape (T heads). Built once per batch and shared by all layers.
+            Index into all packed rows, shape (B heads S), arbitrary at padding, which the bias hides; and index into
+            that order, shape (T heads). Built once per batch and shared by all layers.
         """
         if heads not in self._rows:
             batch, length = self.segments.shape
@@ -106,10 +106,10 @@ class Tile:
         return self._rows[heads]
 
     def bias(self, dtype: torch.dtype) -> Tensor:
-        """Shape (B, S, S): zero where a query (second last index) may see a key (last index), else -infinity.
+        """Attention bias, shape (B, S, S): 0 where a query (second-last index) may see a key (last index), else -inf.
 
-        A token sees the prompt and its own response, up to itself. Padding sees padding, so that no row
-        is empty. Built once per batch and shared by all layers.
+        A token sees the prompt and its own response, up to itself. Padding sees padding, so that no row is empty.
+        Built once per batch and shared by all layers.
         """
         if dtype not in self._bias:
             query, key = self.segments[:, :, None], self.segments[:, None, :]
@@ -126,15 +126,15 @@ class Tile:
 
 @dataclass
 class Layout:
-    """Where the groups of a packed batch are: all that attention needs in addition to queries, keys and values."""
+    """Where the groups of a packed batch are: everything attention needs besides queries, keys and values."""
 
     tiles: tuple[Tile, ...]
     lengths: tuple[tuple[int, tuple[int, ...]], ...]
-    """Of every group, tokens of the prompt and of each response."""
+    """For each group, the tokens of its prompt and of each response."""
     longest_row: int
     """Tokens of the longest prompt with one response."""
     memory: dict[str, Any] = field(default_factory=dict, repr=False)
-    """What all layers derive from the batch, kept for the next layer."""
+    """Values that every layer derives from the batch, computed once."""
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
@@ -143,15 +143,15 @@ class Layout:
 
 @dataclass
 class PackedBatch:
-    """Groups packed into one sequence, with the places that predict response tokens."""
+    """Groups packed into one sequence, with the positions that predict response tokens."""
 
     input_ids: Tensor
     """Shape (1, T)."""
     position_ids: Tensor
-    """Shape (1, T): every response continues right after the prompt."""
+    """Shape (1, T): every response starts right after the prompt."""
     sources: Tensor
-    """Shape (R,): packed place whose hidden state predicts each response token; the first token of every response of a
-    group is predicted from the same place, the end of the prompt."""
+    """Shape (R,): packed position whose hidden state predicts each response token. The first tokens of all responses in
+    a group are predicted from the same position, the end of the prompt."""
     targets: Tensor
     """Shape (R,): the response tokens."""
     sizes: Tensor
@@ -169,7 +169,7 @@ class PackedBatch:
         return len(self.sizes)
 
     def sums(self, values_R: Tensor) -> Tensor:
-        """Sum over the tokens of each response, shape (responses,). Equal calls give equal bytes, on a GPU too."""
+        """Sum over the tokens of each response, shape (responses,). Deterministic to the byte, on a GPU too."""
         return torch.segment_reduce(values_R, "sum", lengths=self.sizes, unsafe=True)
 
     def to(self, device: torch.device | str) -> PackedBatch:
@@ -234,7 +234,7 @@ def pack(groups: Sequence[Group]) -> PackedBatch:
 
 
 def check_groups(groups: Sequence[Group]) -> None:
-    """Refuse groups that cannot be packed.
+    """Raise if groups cannot be packed.
 
     Raises:
         PairsError: names the first group with an empty prompt or response.
@@ -243,7 +243,7 @@ def check_groups(groups: Sequence[Group]) -> None:
         raise PairsError("nothing to pack: no groups were given")
     for number, group in enumerate(groups):
         if not len(group.prompt_ids):
-            raise PairsError(f"group {number}: empty prompt; give it at least one token, such as the start token")
+            raise PairsError(f"group {number}: empty prompt; give it at least one token, for example the start token")
         if not group.response_ids or not all(map(len, group.response_ids)):
             raise PairsError(f"group {number}: empty response; leave it out, or end it with the end token")
 
@@ -253,7 +253,7 @@ def micro_batches(tokens: Sequence[int], budget: int) -> list[list[int]]:
 
     Args:
         tokens: packed length of each group.
-        budget: most tokens in one micro-batch; a longer group gets one for itself.
+        budget: most tokens in one micro-batch; a longer group gets its own.
 
     Returns:
         Indices into `tokens`; every index occurs exactly once.
@@ -279,7 +279,7 @@ def micro_batches(tokens: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def _tiles(groups: Sequence[Group]) -> tuple[Tile, ...]:
-    """Cut the groups into runs of similar length: `TILE_SLACK` bounds the padding inside attention."""
+    """Split the groups into runs of similar length: `TILE_SLACK` limits the padding inside attention."""
     tiles: list[Tile] = []
     first = token = 0
     while first < len(groups):
@@ -310,20 +310,20 @@ def _tile(groups: Sequence[Group], length: int, start: int) -> Tile:
 
 
 def rows_at_once(elements: int, columns: int, device: torch.device) -> int:
-    """Rows of a chunk, at least one.
+    """Number of rows per chunk, at least one.
 
     Args:
-        elements: of a chunk on a CPU.
-        columns: of the matrix.
-        device: where it is.
+        elements: elements per chunk on a CPU.
+        columns: columns of the matrix.
+        device: the matrix's device.
     """
     return max(1, (elements if device.type == "cpu" else GPU_ELEMENTS) // columns)
 
 
 def write_pairs(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write rows of `PAIRS_SCHEMA` as one Arrow IPC file, uncompressed so that it can be mapped.
+    """Write rows of `PAIRS_SCHEMA` as one Arrow IPC file, uncompressed so that it can be memory-mapped.
 
-    Of several processes the first one writes.
+    With several processes, only the first one writes.
     """
     if processes.rank():
         return path
@@ -334,11 +334,11 @@ def write_pairs(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 class Pairs(Sequence[Group]):
-    """A read-only sequence of groups over one or several files, of all rows or the first ones.
+    """A read-only sequence of groups from one or several files, all rows or the first ones.
 
     Attributes:
         table: the rows, memory-mapped.
-        end_truncated: the id appended to length-cut generated answers, or None to leave them without an end.
+        end_truncated: the id appended to generated responses cut at the length limit; None: nothing is appended.
     """
 
     def __init__(self, paths: Sequence[Path], *, end_truncated: int | None = None, rows: int | None = None) -> None:
@@ -349,7 +349,7 @@ class Pairs(Sequence[Group]):
         return self.table.num_rows
 
     def name(self, index: int) -> str:
-        """How messages name a pair: the id of its row and the iteration that generated it."""
+        """A pair's name in messages: the id of its row and the iteration that generated it."""
         row = self.table.select(["id", "iteration"]).slice(index, 1).to_pylist()[0]
         return f"pair {row['id']} of iteration {row['iteration']}"
 

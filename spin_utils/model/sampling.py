@@ -1,8 +1,8 @@
-"""Responses sampled from a policy: y' ~ p_theta(.|x), many prompts at once.
+"""Sampling from a policy: y' ~ p_theta(.|x), many prompts at once.
 
-At temperature 1 without truncation this is the draw of Algorithm 1; temperature 0 is greedy. Prompts are sorted by
-length, a finished row makes room for a waiting one, and several responses to one prompt share its pass. Every response
-has its own stream of random numbers, so what is drawn does not depend on what is decoded with it.
+At temperature 1 without truncation this samples as in Algorithm 1; temperature 0 is greedy. Prompts are sorted by
+length, a waiting prompt replaces a finished row, and several responses to one prompt share its prefill. Every response
+has its own stream of random numbers, so it does not depend on what it is decoded with.
 
 Shape suffixes: B live rows, V vocabulary.
 """
@@ -23,9 +23,9 @@ from spin_utils.model.packing import rows_at_once
 from spin_utils.settings.run import GenerationSettings
 
 PREFILL_TOKENS, GPU_PREFILL_TOKENS = 2048, 8192
-"""Prompt tokens read in one pass; more on a GPU, where a pass of 2,048 ends before the next one is launched."""
+"""Prompt tokens read in one pass; more on a GPU, where a pass of 2,048 would end before the next one is launched."""
 CHUNK_ELEMENTS = 1 << 20
-"""Logits handled at once in float32 on a CPU: 4 MB, so that they stay in cache."""
+"""Logits processed at once in float32 on a CPU: 4 MB, to stay in cache."""
 BLOCK = 256
 """Tokens per block of the two-level search in the cumulative distribution."""
 
@@ -39,8 +39,8 @@ class Sample:
     finish_reason: Literal["stop", "length"]
     """`stop`: ended by an end token. `length`: cut at max_new_tokens."""
     logp: float
-    """Sum of log p_theta(token | prompt, tokens before) over `token_ids`. Always under the model itself, at
-    temperature 1 and without truncation, whatever the tokens were drawn from."""
+    """Sum of log p_theta(token | prompt, tokens before) over `token_ids`, always at temperature 1 without truncation,
+    regardless of how the tokens were sampled."""
 
 
 def sample(
@@ -54,7 +54,7 @@ def sample(
     samples_per_prompt: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> list[Sample]:
-    """Draw one response per prompt, or several.
+    """Sample one or more responses per prompt.
 
     Args:
         model: Llama, Mistral or Qwen2 for causal language modelling. Runs in its own dtype on its own device.
@@ -62,17 +62,17 @@ def sample(
         eos_ids: Tokens that end a response; may be empty.
         settings: Temperature, truncation, longest response, rows decoded together.
         seed: Seed of all random numbers.
-        streams: Number of the random stream of each response, by default its index. A response stays the same
-            (up to rounding in the matmuls) in any batch, order or shard as long as it keeps its stream.
-        samples_per_prompt: Responses drawn for each prompt, which is read once for all that start together.
+        streams: Number of each response's random stream, by default its index. With the same stream a response is the
+            same (up to rounding in the matmuls) in any batch, order or shard.
+        samples_per_prompt: Responses per prompt, which is read once for all that start together.
         progress: Called with the number of newly finished responses.
 
     Returns:
-        Samples in the order of the prompts, those of one prompt next to each other.
+        Samples in the order of the prompts, with those for one prompt next to each other.
 
     Raises:
-        ValueError: A prompt is empty or holds an unknown token, or there is not one stream for each response.
-        ModelError: The model's forward pass is not known here.
+        ValueError: A prompt is empty or has an unknown token, or the number of streams is wrong.
+        ModelError: The sampler does not support the model's forward pass.
     """
     streams = range(len(prompts) * samples_per_prompt) if streams is None else streams
     _check(model, prompts, streams, samples_per_prompt)
@@ -90,8 +90,8 @@ def sample(
 def uniforms(seed: int, stream: int, count: int) -> np.ndarray:
     """The first `count` numbers of a stream, float64 in [0, 1), one per sampled token.
 
-    Philox4x64-10 keyed by (seed, stream): a counter-based generator whose streams are independent for all
-    practical purposes (Salmon et al. 2011, it passes BigCrush). Number t does not depend on `count`.
+    Philox4x64-10 keyed by (seed, stream): a counter-based generator that passes BigCrush and whose streams are
+    independent for all practical purposes (Salmon et al. 2011). Number t does not depend on `count`.
 
     >>> bool((uniforms(7, 3, 5)[:2] == uniforms(7, 3, 2)).all())
     True
@@ -101,12 +101,12 @@ def uniforms(seed: int, stream: int, count: int) -> np.ndarray:
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor, settings: GenerationSettings) -> tuple[Tensor, Tensor]:
-    """Choose one token per row by inverting its cumulative distribution.
+    """Sample one token per row by inverting its cumulative distribution.
 
     Args:
         logits_BV: Logits in any floating dtype.
         uniform_B: Uniform numbers in [0, 1), float64.
-        settings: Temperature, top_k and top_p, applied in this order as transformers does.
+        settings: Temperature, top_k and top_p, applied in this order as in transformers.
 
     Returns:
         Tokens (B,) int64 and their log-probabilities (B,) float32 at temperature 1 without truncation.
@@ -130,8 +130,8 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, settings: GenerationSettings) -> 
 def _invert(probability_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """Smallest token whose cumulative probability exceeds uniform * total; never a token of probability 0.
 
-    A cumulative sum over the whole vocabulary would cost more than the softmax. Sums over blocks find the block,
-    a short cumulative sum finds the token in it; both run in float64, so a token of probability 1e-9 keeps it.
+    A cumulative sum over the whole vocabulary would cost more than the softmax. Block sums find the block, and a short
+    cumulative sum finds the token in it. Both are in float64, so even a probability of 1e-9 is kept.
     """
     size = probability_BV.shape[1]
     whole = size // BLOCK * BLOCK
@@ -149,7 +149,7 @@ def _invert(probability_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
-    """Index (B, 1) of the first entry above target, or of the last increase where rounding left none above it."""
+    """Index (B, 1) of the first entry above target, or of the last increase if rounding left none above it."""
     above = (cumulative <= target).sum(-1, keepdim=True)
     last = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
     return torch.minimum(above, last)
@@ -186,7 +186,7 @@ class _Run:
     ) -> None:
         self.prompts, self.settings, self.seed, self.streams = prompts, settings, seed, streams
         self.samples_per_prompt = samples_per_prompt
-        # Longest first: neighbours have similar lengths, and memory peaks at the start, not after an hour.
+        # Longest first: neighbours have similar lengths, and memory peaks at the start rather than after an hour.
         self.waiting = sorted(range(len(streams)), key=lambda i: len(self._prompt(i)))
         rows = min(settings.batch_size, len(streams))
         longest = len(self._prompt(self.waiting[-1])) + settings.max_new_tokens
@@ -215,7 +215,7 @@ class _Run:
             self.decoder.fit(self.live, self.reach)
             hidden.append(self.decoder.step(self.token[: self.live], position))
         free = self.rows - self.live
-        # Reading a few prompts together keeps the matmuls tall; an idle row for a few steps costs less.
+        # Reading several prompts together keeps the matmuls large, which outweighs a few idle rows for a few steps.
         if self.waiting and (free >= max(1, self.rows // 8) or not self.live):
             hidden.extend(self._admit(free))
         logits = self.decoder.head(torch.cat(hidden))
@@ -298,12 +298,12 @@ def _check(
 ) -> None:
     if len(streams) != len(prompts) * samples_per_prompt:
         raise ValueError(
-            f"streams: {len(streams)} numbers for {len(prompts)} prompts of {samples_per_prompt} responses each; "
+            f"streams: {len(streams)} numbers for {len(prompts)} prompts with {samples_per_prompt} responses each; "
             "give one per response"
         )
     vocabulary = model.config.vocab_size
     for i, prompt in enumerate(prompts):
         if not len(prompt):
-            raise ValueError(f"prompt {i}: empty; the model needs at least one token (such as its start token)")
+            raise ValueError(f"prompt {i}: empty; the model needs at least one token, for example its start token")
         if min(prompt) < 0 or max(prompt) >= vocabulary:
-            raise ValueError(f"prompt {i}: holds a token outside the model's vocabulary of {vocabulary}")
+            raise ValueError(f"prompt {i}: has a token outside the model's vocabulary of {vocabulary}")

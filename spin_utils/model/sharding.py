@@ -1,13 +1,13 @@
-"""Weights spread over processes, so that each holds its part of weights, gradients and optimizer state.
+"""Sharding: each process holds its part of weights, gradients and optimizer state, with FSDP2 or DeepSpeed ZeRO-3.
 
-By FSDP2 or by DeepSpeed ZeRO-3; the rest of the package knows only the functions below. With FSDP2 PyTorch's
-`fully_shard` gathers the weights of one layer at a time, in compute precision, and sums the gradients in float32 into
-each process's part; the parts are the float32 masters themselves. (accelerate, asked for FSDP2 on a CPU, silently
-trains without sharding; PyTorch's own function works there too, so the tests run what GPUs run.)
+The rest of the package only uses the functions below. With FSDP2, PyTorch's `fully_shard` gathers the weights of one
+layer at a time in compute precision, and sums the gradients in float32 into each process's shard; the shards are the
+float32 master weights. (On a CPU, accelerate's FSDP2 silently trains without sharding. PyTorch's own function does
+shard there, so the tests run the same code as GPUs.)
 
-With ZeRO-3 DeepSpeed cuts every weight into equal flat parts, one per process, gathers the weights of a layer when it
-computes and releases them again. Everything else is the kit's: gradients are summed in float32 into each process's
-part, and its optimizer updates the parts, so that batches, clipping and the saved state are those of one process.
+With ZeRO-3, DeepSpeed splits every weight into equal flat shards, one per process, gathers a layer's weights for its
+computation and releases them afterwards. The kit does everything else: it sums gradients in float32 into each process's
+shard and updates the shards with its own optimizer, so batches, clipping and the saved state are those of one process.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from transformers import PreTrainedModel
 from spin_utils.files import processes
 
 Parameter = Any
-"""A parameter of a model. Cut by DeepSpeed, its `ds_tensor` is this process's part, flat and padded with zeros;
+"""A parameter of a model. If DeepSpeed shards it, `ds_tensor` is this process's shard, flat and padded with zeros, and
 `ds_numel` and `ds_shape` are those of the whole."""
 
 
 def shard(model: PreTrainedModel, dtype: torch.dtype) -> torch.dtype:
-    """Spread a model over the processes, layer by layer. Afterwards call it only as a whole, in all of them at once.
+    """Shard a model over the processes, layer by layer. Afterwards it must be called as a whole, in all at once.
 
     Args:
         model: whole, the same in every process.
         dtype: of the computation.
 
     Returns:
-        Precision that the parts must have in training: float32 where the weights are rounded as they are gathered.
+        Precision that the shards must have in training: float32 if weights are rounded when they are gathered.
     """
     if processes.sharding() == "zero3":
         _shard_by_deepspeed(model)
@@ -53,15 +53,15 @@ def shard(model: PreTrainedModel, dtype: torch.dtype) -> torch.dtype:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` spread this model."""
+    """Whether `shard` was applied to this model."""
     return isinstance(model, FSDPModule) or any(map(_is_cut, model.parameters()))
 
 
 def local(parameter: Parameter) -> Tensor:
-    """This process's part of a parameter, sharing its memory; one that is not spread is its own part."""
+    """This process's shard of a parameter, sharing its memory; the parameter itself if it is not sharded."""
     if _is_cut(parameter):
         return parameter.ds_tensor
-    # `detach` first: the way from a whole tensor to its part would be differentiable.
+    # `detach` first: getting the shard would otherwise be part of the graph.
     own = parameter.detach() if isinstance(parameter, DTensor) else parameter
     return own.to_local() if isinstance(own, DTensor) else own
 
@@ -72,7 +72,7 @@ def shape(parameter: Parameter) -> torch.Size:
 
 
 def gradient(parameter: Parameter) -> Tensor:
-    """Gradient of a parameter after a backward pass: this process's part of the sum over all, or its own if whole."""
+    """Gradient after a backward pass: this process's shard of the sum over processes, or its own if not sharded."""
     assert parameter.grad is not None
     if not _is_cut(parameter):
         return local(parameter.grad)
@@ -82,11 +82,11 @@ def gradient(parameter: Parameter) -> Tensor:
 
 
 def whole(part: Tensor, like: Parameter) -> Tensor:
-    """The parts of all processes put together: on the CPU of the first, empty elsewhere.
+    """The full tensor from all processes' shards: on the first process's CPU, empty elsewhere.
 
     Args:
-        part: this process's part.
-        like: a parameter that is spread in the same way; `part` itself is returned if it is not spread.
+        part: this process's shard.
+        like: a parameter sharded in the same way; if it is not sharded, `part` is returned.
     """
     if _is_cut(like):
         flat = part.new_empty(part.numel() * processes.count())
@@ -103,7 +103,7 @@ def whole(part: Tensor, like: Parameter) -> Tensor:
 
 
 def part(full: Tensor, like: Parameter) -> Tensor:
-    """This process's part of a tensor that all have whole; the inverse of `whole`."""
+    """This process's shard of a tensor that all processes have in full; the inverse of `whole`."""
     if _is_cut(like):
         return _padded(full.to(like.device), like).chunk(processes.count())[processes.rank()]
     if not isinstance(like, DTensor):
@@ -112,7 +112,7 @@ def part(full: Tensor, like: Parameter) -> Tensor:
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
-    """Weights to write, whole in the first process; None if the model has them itself. Tied weights come once."""
+    """Full weights to save, in the first process; None if the model is not sharded. Tied weights appear once."""
     if not is_sharded(model):
         return None
     state = model.state_dict(keep_vars=True)
@@ -124,16 +124,18 @@ def _shard_by_deepspeed(model: PreTrainedModel) -> None:
     import deepspeed  # an extra; `processes.check_available` has looked for it
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it compiles what the kit has no use for
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+        False  # otherwise it compiles an extension that the kit does not need
+    )
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     config = {
         "train_micro_batch_size_per_gpu": 1,  # required, but only DeepSpeed's own optimizers use it
         "bf16": {"enabled": model.dtype == torch.bfloat16},
-        # No weight stays whole after its layer; by DeepSpeed's defaults those of a model below 1e9 weights all do.
+        # Release every weight after its layer; by default DeepSpeed keeps all weights of a model below 1e9.
         "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0},
     }
     engine, *_ = deepspeed.initialize(model=model, config=config)
-    # The head's weight is used outside the head, and the last micro-batch leaves some old weights gathered.
+    # The head's weight is used outside the head's module, and the last micro-batch leaves old weights gathered.
     deepspeed.zero.register_external_parameter(model, model.get_output_embeddings().weight)
     model.register_forward_pre_hook(lambda *_: engine.optimizer.empty_partition_cache(), prepend=True)
     parameter: Parameter
@@ -143,10 +145,10 @@ def _shard_by_deepspeed(model: PreTrainedModel) -> None:
 
 
 def _is_cut(parameter: Parameter) -> bool:
-    """Whether DeepSpeed spread the model of this parameter."""
+    """Whether DeepSpeed shards this parameter."""
     return hasattr(parameter, "ds_tensor")
 
 
 def _padded(full: Tensor, parameter: Parameter) -> Tensor:
-    """Flat and as long as all parts together."""
+    """The tensor flattened and padded to the length of all shards together."""
     return pad(full.flatten(), (0, parameter.ds_tensor.numel() * processes.count() - full.numel()))

@@ -1,8 +1,8 @@
-"""Answers drawn by vLLM, in processes of an environment of its own, because it needs another torch than the kit.
+"""Sampling with vLLM, in processes of a separate environment because it needs a different torch.
 
-Token ids go out and come back as Parquet files, a shard at a time; `vllm_worker.py` runs over there. Every call
-starts new processes on the checkpoint it is given, so each iteration answers with its own weights. Finished shards are
-kept, and a run that was killed continues with the others.
+Token ids are exchanged as Parquet files, one shard at a time; `vllm_worker.py` runs in vLLM's environment. Every call
+starts new processes on the given checkpoint, so each iteration uses its own weights. Finished shards are kept, and a
+killed run continues with the rest.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ log = logging.getLogger(__name__)
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 _POLL_S = 0.1
-_PATIENCE_S = 20.0  # to end well before being killed
-_TAIL = 15  # lines of a failed process's output that an error shows
-_CHECKED_TOKENS = 4096  # in one pass of the health figure
+_PATIENCE_S = 20.0  # to exit cleanly before being killed
+_TAIL = 15  # lines of a failed process's output to show
+_CHECKED_TOKENS = 4096  # per pass of the health check
 Answer = tuple[list[int], str, float]
 """Token ids, finish reason and summed log-probability."""
 
@@ -48,17 +48,17 @@ _REMEDY = "delete it and run the same command again"
 
 @dataclass(frozen=True)
 class Shard:
-    """Some consecutive prompts and their answers."""
+    """Consecutive prompts and their responses."""
 
     prompts: Path
     answers: Path
-    """There when the shard is finished."""
+    """Exists when the shard is finished."""
     streams: range
-    """Places of the prompts among all."""
+    """Indices of the prompts among all."""
 
 
 def check_environment(settings: VllmSettings) -> None:
-    """Refuse an environment without vLLM, before anything long starts.
+    """Raise if the environment lacks vLLM or pyarrow.
 
     Raises:
         KitError: no such Python, or a package is missing there.
@@ -69,11 +69,11 @@ def check_environment(settings: VllmSettings) -> None:
     try:
         found = subprocess.run([python, "-I", "-c", find], capture_output=True, text=True, check=True)
     except OSError as error:
-        raise KitError(f"{place}: cannot be started ({error.strerror}); write the path of a Python") from None
+        raise KitError(f"{place}: cannot be started ({error.strerror}); give the path of a Python") from None
     except subprocess.CalledProcessError as error:
         raise KitError(f"{place}: not a working Python ({' '.join(error.stderr.split())})") from None
     if missing := " ".join(found.stdout.split()):
-        raise KitError(f"{place}: not installed there: {missing}; run `{python} -m pip install {missing}`")
+        raise KitError(f"{place}: lacks {missing}; run `{python} -m pip install {missing}`")
 
 
 def answer(
@@ -86,25 +86,25 @@ def answer(
     work: Path,
     what: str,
 ) -> tuple[list[Answer], list[str]]:
-    """One answer for each prompt.
+    """Sample one response per prompt.
 
-    A prompt's random numbers depend on the seed and on its place, not on the processes or on what is decoded with
-    it. Rounding does, so another number of GPUs may draw other answers of the same distribution.
+    A prompt's random numbers depend on the seed and its index, not on the processes or on what is decoded with it.
+    Rounding does, so with a different number of GPUs the same distribution may give different samples.
 
     Args:
         model: folder of the weights.
         prompts: token ids, none empty.
-        eos_ids: tokens that end an answer.
+        eos_ids: tokens that end a response.
         settings: with `backend` vllm.
         seed: of all random numbers.
         work: folder that keeps finished shards.
         what: a few words for the progress line.
 
     Returns:
-        The answers in the order of the prompts, and the versions of vLLM that drew them.
+        The responses in the order of the prompts, and the vLLM versions that produced them.
 
     Raises:
-        KitError: a process failed, or what it wrote is damaged. Finished shards are kept.
+        KitError: a process failed, or its output is damaged. Finished shards are kept.
     """
     shards = write_prompts(prompts, settings.shard_rows, seed, work)
     missing = unfinished(shards, eos_ids, settings)
@@ -143,15 +143,15 @@ def engine_arguments(model: Path, settings: GenerationSettings, longest_prompt: 
     if length < needed:
         raise KitError(
             f"generation.vllm.max_model_len: {length}; the longest prompt and its answer take {longest_prompt} + "
-            f"{settings.max_new_tokens} tokens; write {needed} or more, or 0"
+            f"{settings.max_new_tokens} tokens; set it to at least {needed}, or to 0"
         )
     return {
         "model": str(model),
         "skip_tokenizer_init": True,
         "trust_remote_code": False,
         "load_format": "safetensors",
-        "generation_config": "vllm",  # not the model's, which may hold a top_k and further end tokens
-        "dtype": "bfloat16",  # as the kit's sampler
+        "generation_config": "vllm",  # not the model's, which may set top_k and more end tokens
+        "dtype": "bfloat16",  # like the kit's sampler
         "seed": 0,  # unused: every prompt has its own
         "logprobs_mode": "raw_logprobs",
         "max_model_len": length,
@@ -163,41 +163,41 @@ def engine_arguments(model: Path, settings: GenerationSettings, longest_prompt: 
 
 
 def sampling_arguments(settings: GenerationSettings, eos_ids: Collection[int]) -> dict[str, Any]:
-    """Arguments of `vllm.SamplingParams`, the same for every prompt but for its seed."""
+    """Arguments of `vllm.SamplingParams`, the same for every prompt except its seed."""
     return {
         "temperature": settings.temperature,
         "top_k": settings.top_k,
         "top_p": settings.top_p,
         "max_tokens": settings.max_new_tokens,
         "stop_token_ids": sorted(eos_ids),
-        "ignore_eos": True,  # the ids above are all that end an answer
-        "logprobs": 0,  # the sampled token's only
+        "ignore_eos": True,  # only the ids above end a response
+        "logprobs": 0,  # only the sampled token's
         "detokenize": False,
     }
 
 
 def worker_devices(settings: VllmSettings, shards: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each process: as many as the settings or the GPUs say, but none without a shard.
+    """CUDA_VISIBLE_DEVICES of each process. Their number follows from settings and GPUs, at most one per shard.
 
     Raises:
-        KitError: more GPUs are asked for than are visible.
+        KitError: more GPUs are requested than are visible.
     """
     devices, each = runtime.visible_gpus(), settings.tensor_parallel_size
     count = min(shards, settings.processes or max(1, len(devices) // each))
-    if not devices:  # vLLM says best itself what it cannot do without
+    if not devices:  # let vLLM report what it needs
         devices = [str(i) for i in range(count * each)]
     if count * each > len(devices):
         raise KitError(
-            f"generation.vllm: {count} x {each} GPUs are asked for and {len(devices)} are visible; lower "
+            f"generation.vllm: {count} x {each} GPUs are requested but {len(devices)} are visible; lower "
             "generation.vllm.processes or generation.vllm.tensor_parallel_size"
         )
     return [",".join(devices[k * each : (k + 1) * each]) for k in range(count)]
 
 
 def _running(settings: VllmSettings, devices: Sequence[str], work: Path) -> Generator[None]:
-    """Start a process on each set of devices, yield at intervals until all have finished, and leave none running."""
+    """Start a process on each set of devices, yield regularly until all have finished, and leave none running."""
     environment = runtime.child_environment(headless=True)
-    environment.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process less, and a repeatable schedule
+    environment.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process fewer, and a repeatable schedule
     environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     workers: list[subprocess.Popen[bytes]] = []
     try:
@@ -205,7 +205,7 @@ def _running(settings: VllmSettings, devices: Sequence[str], work: Path) -> Gene
             with open(work / f"worker-{k}.log", "wb") as output:
                 workers.append(
                     subprocess.Popen(
-                        # -I: neither the kit's folder nor PYTHONPATH may come before the other environment's packages.
+                        # -I: neither the kit's folder nor PYTHONPATH may shadow the other environment's packages.
                         [_python(settings), "-I", str(WORKER), str(work / "job.json"), str(k), str(len(devices))],
                         env=environment | {runtime.VISIBLE_GPUS: own},
                         stdin=subprocess.PIPE,
@@ -258,19 +258,19 @@ def _python(settings: VllmSettings) -> str:
 def health(
     model: Path, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], settings: VllmSettings
 ) -> dict[str, Any]:
-    """Is vLLM the policy that the kit trains? Its log-probabilities less the kit's, in nats per token of an answer.
+    """Differences between vLLM's log-probabilities and the kit's, in nats per response token: is it the same policy?
 
-    A health figure only: the opponent's log-probabilities are always computed by the kit, since a difference between
-    two engines would look like a drift of the policy.
+    This is only a check. The opponent's log-probabilities always come from the kit, since a difference between two
+    engines would look like a drift of the policy.
 
     Args:
-        model: folder of the weights that answered.
+        model: folder of the weights that were sampled from.
         prompts: token ids.
-        answers: one for each prompt.
-        settings: how many rows, evenly spread over all, and the limit above which a warning is due.
+        answers: one per prompt.
+        settings: how many rows to check, evenly spaced, and the limit above which to warn.
 
     Returns:
-        JSON data: `rows` compared, `mean_difference`, `largest_difference` (absolute), the `limit`.
+        JSON data: `rows` compared, `mean_difference`, `largest_difference` (absolute), and the `limit`.
     """
     from spin_utils.model.logprobs import score  # needs torch
     from spin_utils.model.packing import Group
@@ -285,23 +285,23 @@ def health(
         "largest_difference": float(np.abs(differences).max()),
         "limit": settings.largest_difference,
     }
-    text = "log-probabilities of vLLM less the kit's, nats per token of %(rows)d answers: mean %(mean_difference).4f, "
+    text = "log-probabilities, vLLM minus kit, nats per token of %(rows)d responses: mean %(mean_difference).4f, "
     log.info(text + "largest %(largest_difference).4f", health)
     if health["largest_difference"] > settings.largest_difference:
         log.warning(
-            "the largest difference is above generation.vllm.largest_difference (%s): the answers may be of another "
-            "model, template or precision than what is trained; look into it before you trust this run",
+            "the largest difference is above generation.vllm.largest_difference (%s): the responses may come from "
+            "another model, template or precision than the one being trained; find out why before you trust this run",
             settings.largest_difference,
         )
     return health
 
 
 def write_prompts(prompts: Sequence[Sequence[int]], rows: int, seed: int, work: Path) -> list[Shard]:
-    """Write the prompts' token ids and seeds.
+    """Write the prompts' token ids and seeds in shards.
 
     Args:
         prompts: token ids.
-        rows: prompts in a shard.
+        rows: prompts per shard.
         seed: of all random numbers.
         work: folder of the files.
     """
@@ -317,7 +317,7 @@ def write_prompts(prompts: Sequence[Sequence[int]], rows: int, seed: int, work: 
 
 
 def prompt_seed(seed: int, stream: int) -> int:
-    """Seed of a prompt's random numbers: 63 bits of a hash, so that neighbours have nothing in common.
+    """Seed of a prompt's random numbers: 63 bits of a hash, so that neighbouring seeds are unrelated.
 
     >>> prompt_seed(0, 1) != prompt_seed(1, 0)
     True
@@ -326,39 +326,39 @@ def prompt_seed(seed: int, stream: int) -> int:
 
 
 def unfinished(shards: Sequence[Shard], eos_ids: Collection[int], settings: GenerationSettings) -> list[Shard]:
-    """The shards without answers. Damaged answers are removed, with a warning."""
+    """The shards without responses. Damaged ones are deleted with a warning."""
     for shard in shards:
         if shard.answers.is_file():
             try:
                 read_answers(shard, eos_ids, settings)
             except KitError as error:
-                log.warning("%s; drawn again", str(error).removesuffix(f"; {_REMEDY}"))
+                log.warning("%s; sampling it again", str(error).removesuffix(f"; {_REMEDY}"))
                 shard.answers.unlink()
     return [shard for shard in shards if not shard.answers.is_file()]
 
 
 def finished_rows(shards: Sequence[Shard]) -> int:
-    """How many prompts have answers."""
+    """Number of prompts that have responses."""
     return sum(len(shard.streams) for shard in shards if shard.answers.is_file())
 
 
 def versions(shards: Sequence[Shard]) -> list[str]:
-    """The versions of vLLM that drew the answers."""
+    """The vLLM versions that produced the responses."""
     found = [(pq.read_schema(shard.answers).metadata or {}).get(b"vllm", b"unknown") for shard in shards]
     return sorted({version.decode() for version in found})
 
 
 def read_answers(shard: Shard, eos_ids: Collection[int], settings: GenerationSettings) -> list[Answer]:
-    """A finished shard's answers, each checked to be one that the kit's sampler could have given.
+    """A finished shard's responses, each checked to be one that the kit's sampler could have produced.
 
     Raises:
-        KitError: a missing or damaged file, rows of other prompts, or an answer that the sampler could not have given.
+        KitError: the file is missing or damaged, its rows belong to other prompts, or a response is impossible.
     """
     place = relative(shard.answers)
     try:
         table = pq.read_table(shard.answers)
     except FileNotFoundError:
-        raise KitError(f"{place}: vLLM ended well and did not write it; run the same command again") from None
+        raise KitError(f"{place}: vLLM exited normally without writing it; run the same command again") from None
     except (pa.ArrowException, OSError) as error:
         raise KitError(f"{place}: not readable as Parquet ({' '.join(str(error).split())}); {_REMEDY}") from None
     if table.schema.names != SCHEMA.names:
@@ -371,7 +371,7 @@ def read_answers(shard: Shard, eos_ids: Collection[int], settings: GenerationSet
             tokens = len(row["generated_ids"] or ())
             raise KitError(
                 f"{place}, prompt {row['stream']}: {tokens} tokens with finish reason {row['finish_reason']!r} and "
-                f"log-probability {row['logp']} are no answer; {_REMEDY}"
+                f"log-probability {row['logp']} are not a valid response; {_REMEDY}"
             )
     return [(row["generated_ids"], row["finish_reason"], row["logp"]) for row in rows]
 

@@ -1,12 +1,12 @@
-"""Runs in vLLM's environment, not in the kit's: answers shards of prompts, token ids in and token ids out.
+"""Worker in vLLM's environment: samples responses to shards of prompts, token ids in and token ids out.
 
     python -I vllm_worker.py JOB.json WORKER WORKERS
 
-Needs vllm and pyarrow and imports nothing of the kit, whose `vllm.py` starts it and reads what it wrote. Written
-against vLLM 0.33.0 (vllm/entrypoints/llm.py, vllm/sampling_params.py, vllm/outputs.py of that release).
+Needs vllm and pyarrow and imports nothing from the kit, whose `vllm.py` starts it and reads its output. Written against
+vLLM 0.33.0 (vllm/entrypoints/llm.py, vllm/sampling_params.py, vllm/outputs.py of that release).
 
-A shard's prompts are a Parquet file with the columns `stream`, `seed` and `prompt_ids`; its answers are one with
-`stream`, `generated_ids`, `finish_reason` and `logp`, there whole or not at all.
+A shard's prompts are a Parquet file with the columns `stream`, `seed` and `prompt_ids`. Its responses are another, with
+`stream`, `generated_ids`, `finish_reason` and `logp`, written atomically.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 
 
 def main(job_path: str, worker: int, workers: int) -> None:
-    """Answer every `workers`-th shard of a job that has no answers yet, beginning with shard `worker`."""
+    """Answer every `workers`-th shard of a job, starting with shard `worker`."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import vllm
 
@@ -45,10 +45,10 @@ def main(job_path: str, worker: int, workers: int) -> None:
 
 
 def answer(vllm: Any, model: Any, prompts: pa.Table, sampling: dict[str, Any]) -> pa.Table:
-    """Answers to the prompts of a shard, in their order.
+    """Responses to the prompts of a shard, in order.
 
-    `cumulative_logprob` sums the sampled tokens' log-probabilities, which are there because `logprobs` is 0 and not
-    None; with logprobs_mode `raw_logprobs` they are those of the model itself, before temperature and truncation.
+    `cumulative_logprob` sums the sampled tokens' log-probabilities, which vLLM returns because `logprobs` is 0 and not
+    None. With logprobs_mode `raw_logprobs` they are the model's own, before temperature and truncation.
     """
     rows = prompts.to_pylist()
     outputs = model.generate(
@@ -59,7 +59,7 @@ def answer(vllm: Any, model: Any, prompts: pa.Table, sampling: dict[str, Any]) -
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for row, output in zip(rows, outputs, strict=True):
         if list(output.prompt_token_ids) != row["prompt_ids"]:
-            raise RuntimeError(f"stream {row['stream']}: vLLM answered another prompt than it was given")
+            raise RuntimeError(f"stream {row['stream']}: vLLM answered a different prompt from the one it was given")
         (completion,) = output.outputs
         columns["stream"].append(row["stream"])
         columns["generated_ids"].append(list(completion.token_ids))
@@ -77,7 +77,7 @@ def _write(path: Path, table: pa.Table, made_by: dict[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    # The kit holds the other end of this pipe: when it is gone, killed too, nothing must keep the GPUs.
+    # The kit holds the other end of this pipe. When it is gone, even if killed, nothing may keep the GPUs.
     while os.read(0, 1):
         pass
     os.killpg(os.getpgrp(), signal.SIGKILL)
