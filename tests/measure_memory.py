@@ -1,8 +1,7 @@
-"""Peak memory of real training runs and samplings, in a process of its own: prints one JSON object.
+"""Peak memory of real training runs, in a process of its own.
 
-    python tests/measure_memory.py            sizes are those of `SIZES`, the smallest first
-
-The peak of a process never falls, so sizes grow and each peak is its own.
+Prints by how many bytes the process grew at each of `SIZES`. The peak of a process never falls, so sizes grow and each
+peak is its own.
 """
 
 from __future__ import annotations
@@ -11,17 +10,16 @@ import gc
 import json
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from tiny_models import tiny_model
+from transformers import PreTrainedModel
 
 from spin_utils.model.packing import Group
-from spin_utils.model.sampling import sample
-from spin_utils.settings.run import GenerationSettings, TrainingSettings
+from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.loop import train
 
 SIZES: tuple[dict[str, Any], ...] = (
@@ -30,25 +28,13 @@ SIZES: tuple[dict[str, Any], ...] = (
 )
 PAIR = (64, 96, 96)
 """Tokens of prompt, real and generated response."""
-ROWS, PROMPT, ANSWER = 192, 120, 8
 
 
-def model_of(size: dict[str, Any]) -> MistralForCausalLM:
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=size["vocabulary"],
-        hidden_size=size["hidden"],
-        intermediate_size=size["feed_forward"],
-        num_hidden_layers=size["layers"],
-        num_attention_heads=size["hidden"] // 32,
-        num_key_value_heads=size["hidden"] // 64,
-        head_dim=32,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    return MistralForCausalLM(config)
+def model_of(size: dict[str, Any]) -> PreTrainedModel:
+    shape = {"num_hidden_layers": size["layers"], "intermediate_size": size["feed_forward"], "head_dim": 32}
+    heads = {"num_attention_heads": size["hidden"] // 32, "num_key_value_heads": size["hidden"] // 64}
+    more = {"hidden_size": size["hidden"], "max_position_embeddings": 512, "tie_word_embeddings": False}
+    return tiny_model("mistral", vocabulary=size["vocabulary"], **shape, **heads, **more)
 
 
 def training_settings(size: dict[str, Any]) -> TrainingSettings:
@@ -71,31 +57,15 @@ def step(size: dict[str, Any]) -> None:
         train(model_of(size), pairs, settings, opponent_logps=logps, seed=0, work=Path(work))
 
 
-def draw(size: dict[str, Any], dtype: torch.dtype) -> None:
-    settings = GenerationSettings(max_new_tokens=ANSWER, batch_size=ROWS)
-    model = model_of(size).to(dtype)
-    sample(model, [[2] * PROMPT] * ROWS, eos_ids=(), settings=settings, seed=0)
-
-
-def peak() -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-
-
 def main() -> None:
     torch.set_num_threads(1)
-    work = {
-        "training": step,
-        "sampling, 16 bits": partial(draw, dtype=torch.bfloat16),
-        "sampling, 32 bits": partial(draw, dtype=torch.float32),
-    }[sys.argv[1]]
     before = psutil.Process().memory_info().rss
-    peaks = []
+    growth = []
     for size in SIZES:
-        work(size)
+        step(size)
         gc.collect()
-        peaks.append(peak())
-    sys.stdout.write(json.dumps({"before": before, "peaks": peaks}) + "\n")
+        growth.append(1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) - before)
+    sys.stdout.write(json.dumps(growth) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.evaluation.lm import PackedLM
 from spin_utils.experiment import plan, run
-from spin_utils.files import runtime
+from spin_utils.files import processes, runtime
 from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group
 from spin_utils.settings import profiles
@@ -100,7 +101,9 @@ def in_two(folder: Path, kinds: Sequence[str], logps: list[list[float]]) -> None
     """Do them in two processes, started by torchrun, once for each kind of sharing, by `two_processes.py`."""
     for kind in kinds:
         (folder / kind).mkdir()
-        _stopped_in_one(folder / f"one-stopped-{kind}", logps)
+        work = folder / f"one-stopped-{kind}"
+        with stopping(rank=0, after=3), pytest.raises(Interrupted):
+            train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     script = Path(__file__).with_name("two_processes.py")
     environment = runtime.child_environment(headless=True) | {"OMP_NUM_THREADS": "1"}
@@ -114,49 +117,39 @@ def in_two(folder: Path, kinds: Sequence[str], logps: list[list[float]]) -> None
     assert run.returncode == 0, run.stdout
 
 
-def assert_trained_alike(one: dict[str, Any], folder: Path) -> None:
-    """Metric rows and weights of two processes are those of one, up to the rounding of sums in float32."""
+def assert_like_one(one: dict[str, Any], folder: Path, *, share: float, apart: float) -> None:
+    """What two processes made, and hold, and leave behind when they are stopped, is what one process does.
+
+    Args:
+        one: from `in_one`.
+        folder: of one kind of sharing, filled by `in_two`.
+        share: of the weights, and all that belongs to them, that each of two processes may hold; padding aside.
+        apart: how far log-probabilities of the opponent may be from those of one process.
+    """
     found = json.loads((folder / "found.json").read_text())
-    for name, family in (("spin", "llama"), ("sft", "mistral")):
+    for name, family in (("spin", "llama"), ("sft", "mistral")):  # alike up to the rounding of sums in float32
         assert len(found[name]) == len(one[name]) == 6
         for row, wanted in zip(found[name], one[name], strict=True):
             assert row.keys() == wanted.keys()
             for key in wanted.keys() - TIMES:
                 assert row[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-5), (name, key)
         assert _distance(load_file(folder / f"{name}.safetensors"), one[f"{name} weights"], family) < 0.01
+    assert float(np.abs(np.array(found["logps"]) - np.array(one["logps"])).max()) <= apart
 
-
-def assert_small_steps_add_up(one: dict[str, Any], folder: Path) -> None:
-    """Computing in bfloat16, two processes keep float32 weights that go where those of one process go."""
     start = {name: weight.detach() for name, weight in tiny_model("llama").named_parameters()}
-    found, wanted = load_file(folder / "rounded.safetensors"), one["rounded weights"]
-    ways = [torch.cat([(weights[name] - start[name]).flatten() for name in start]) for weights in (found, wanted)]
-    assert (ways[0] != 0).float().mean() > 0.9
+    rounded = load_file(folder / "rounded.safetensors"), one["rounded weights"]
+    ways = [torch.cat([(weights[name] - start[name]).flatten() for name in start]) for weights in rounded]
+    assert (ways[0] != 0).float().mean() > 0.9, "steps too small for bfloat16 are not lost"
     assert torch.cosine_similarity(*ways, dim=0) > 0.95
 
-
-def assert_held(folder: Path, share: float) -> None:
-    """Each of two processes holds this share of the weights and of all that belongs to them, padding aside."""
-    parts = json.loads((folder / "found.json").read_text())["parts"]
-    assert len(parts) == 2
-    total = parts[0].pop("all")
-    assert parts[1].pop("all") == total == sum(p.numel() for p in tiny_model("llama").parameters())
+    total = sum(weight.numel() for weight in start.values())
+    assert [part["all"] for part in found["parts"]] == [total] * 2
     for name in ("weights", "masters", "gradients", "square_avg"):
-        held = [part[name] for part in parts]
+        held = [part[name] for part in found["parts"]]
         assert sum(held) == 2 * share * total
         assert max(held) < share * total * 1.02 or share == 1
 
-
-def apart(one: dict[str, Any], folder: Path) -> float:
-    """Largest difference between the opponent's log-probabilities of two processes and of one."""
-    found = np.array(json.loads((folder / "found.json").read_text())["logps"])
-    return float(np.abs(found - np.array(one["logps"])).max())
-
-
-def assert_goes_on(one: dict[str, Any], folder: Path) -> None:
-    """A run that was stopped in two processes goes on in one, and one that was stopped in one in two."""
-    said = json.loads((folder / "found.json").read_text())["stopped"]
-    assert "stopped after step 3 of 6" in said, "a signal to one process stops both at the same step"
+    assert "stopped after step 3 of 6" in found["stopped"], "a signal to one process stops both at the same step"
     model = tiny_model("llama")
     result = train(model, pairs(), settings(SPIN), opponent_logps=one["logps"], seed=1, work=folder / "stopped")
     assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
@@ -164,19 +157,20 @@ def assert_goes_on(one: dict[str, Any], folder: Path) -> None:
     assert _distance(load_file(folder / "resumed.safetensors"), one["spin weights"], "llama") < 0.01
 
 
-def _stopped_in_one(work: Path, logps: list[list[float]]) -> None:
-    """Leave the state of a run that was stopped after step 3."""
+@contextmanager
+def stopping(rank: int, after: int) -> Iterator[None]:
+    """SIGTERM reaches one process after a number of steps."""
     step = StepRunner.__call__
 
-    def stopping(runner: Any, *arguments: Any) -> Any:
+    def stopped(runner: Any, *arguments: Any) -> Any:
         row = step(runner, *arguments)
-        if runner.optimizer.steps == 3:
+        if runner.optimizer.steps == after and processes.rank() == rank:
             os.kill(os.getpid(), signal.SIGTERM)
         return row
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(StepRunner, "__call__", stopping)
-        train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepRunner, "__call__", stopped)
+        yield
 
 
 def _distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], family: str) -> float:

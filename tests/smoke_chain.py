@@ -17,13 +17,7 @@ from spin_utils.files import artifacts
 # Imported once by a server that never computes; a child starts from there in milliseconds, so that a kill falls into
 # the work and not into an import.
 CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload(
-    [
-        "spin_utils.experiment.run",
-        "spin_utils.experiment.play",
-        "lm_eval.tasks",
-    ]
-)
+CHILDREN.set_forkserver_preload(["spin_utils.experiment.run", "spin_utils.experiment.play", "lm_eval.tasks"])
 
 TIMES = {"seconds", "tokens_per_second", "groups_per_second"}
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from process_runs import ROUNDED, SFT, SPIN, ask, chain, pairs, settings, singles
+from process_runs import ROUNDED, SFT, SPIN, ask, chain, pairs, settings, singles, stopping
 from safetensors.torch import save_file
 from tiny_models import tiny_model
 
@@ -59,7 +59,7 @@ def train_all(folder: Path, one_stopped: Path) -> None:
     keep(model, folder / "rounded.safetensors")
 
     try:
-        with stopping_in_rank_1(after=3):
+        with stopping(rank=1, after=3):
             train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=folder / "stopped")
         found["stopped"] = "no"
     except Interrupted as request:
@@ -78,43 +78,21 @@ def keep(model: Any, path: Path) -> None:
         save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, path)
 
 
-class watched:  # noqa: N801 - a context manager
+@contextmanager
+def watched(shapes: list[dict[str, int]]) -> Iterator[None]:
     """Notes how many numbers this process holds of the weights and what belongs to them, and of all there are."""
+    before = StepRunner.__init__
 
-    def __init__(self, shapes: list[dict[str, int]]) -> None:
-        self.shapes, self.before = shapes, StepRunner.__init__
+    def noting(runner: Any, model: Any, groups: Any, settings: Any, logps: Any, optimizer: Any, *more: Any) -> None:
+        before(runner, model, groups, settings, logps, optimizer, *more)
+        own = {"weights": [sharding.local(p) for p in model.parameters()], "masters": optimizer.masters}
+        own |= {"gradients": optimizer.gradients, **optimizer.moments}
+        counts = {name: sum(tensor.numel() for tensor in tensors) for name, tensors in own.items()}
+        shapes.append({"all": sum(sharding.shape(p).numel() for p in model.parameters()), **counts})
 
-    def __enter__(self) -> None:
-        def noting(runner: Any, model: Any, groups: Any, settings: Any, logps: Any, optimizer: Any, *more: Any) -> None:
-            self.before(runner, model, groups, settings, logps, optimizer, *more)
-            own = {"weights": [sharding.local(p) for p in model.parameters()], "masters": optimizer.masters}
-            own |= {"gradients": optimizer.gradients, **optimizer.moments}
-            counts = {name: sum(tensor.numel() for tensor in tensors) for name, tensors in own.items()}
-            self.shapes.append({"all": sum(sharding.shape(p).numel() for p in model.parameters()), **counts})
-
-        StepRunner.__init__ = noting  # type: ignore[method-assign]
-
-    def __exit__(self, *error: object) -> None:
-        StepRunner.__init__ = self.before  # type: ignore[method-assign]
-
-
-class stopping_in_rank_1:  # noqa: N801 - a context manager
-    """SIGTERM reaches the second process only, after a number of steps."""
-
-    def __init__(self, after: int) -> None:
-        self.after, self.before = after, StepRunner.__call__
-
-    def __enter__(self) -> None:
-        def stopping(runner: Any, *arguments: Any) -> Any:
-            row = self.before(runner, *arguments)
-            if runner.optimizer.steps == self.after and processes.rank() == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return row
-
-        StepRunner.__call__ = stopping  # type: ignore[method-assign]
-
-    def __exit__(self, *error: object) -> None:
-        StepRunner.__call__ = self.before  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepRunner, "__init__", noting)
+        yield
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from random import Random
 
 import pytest
-import reasoning_gym
 
 from spin_utils.data.families import final_answer, generate, grade
 from spin_utils.data.rows import RowError
-from spin_utils.data.worked_solutions import WRITERS, follows, write
+from spin_utils.data.worked_solutions import WRITERS, follows
 from spin_utils.settings.inputs import FamilySettings
 
 SMALL = {"needle_haystack": {"min_num_statements": 3, "max_num_statements": 6}}
@@ -33,16 +31,12 @@ def test_real_responses_get_full_marks_and_wrong_ones_none() -> None:
     assert {row["family"] for row in rows} == set(WRITERS)
     for row in rows:
         assert grade(row, row["response"]) == 1.0, row
-        for junk in ("", "Answer:", "Answer: none of these", "Answer: 1/0", "Answer: ['1', x", "Answer: " + "9" * 5000):
+        for junk in ("", "Answer: none of these", "Answer: 1/0", "Answer: ['1', x", "Answer: " + "9" * 5000):
             assert grade(row, junk) == 0.0, (row, junk)
         assert row["response"].endswith(f"Answer: {row['grader']['entry']['answer']}")
-
-
-def test_rows_survive_json_and_are_still_graded() -> None:
-    rows = generate(ALL, {"train": 2 * len(ALL)}, seed=1)["train"]
-    again = json.loads(json.dumps(rows))
-    assert again == rows
-    assert all(grade(row, row["response"]) == 1.0 for row in again)
+        assert grade(json.loads(json.dumps(row)), row["response"]) == 1.0, "also once it was written and read"
+    counted = next(row for row in rows if row["family"] == "letter_counting")
+    assert grade(counted, f"{counted['response']} or so") == 0.0, "the library's partial credit is not accuracy"
 
 
 def test_no_prompt_occurs_twice_even_where_items_are_few() -> None:
@@ -88,25 +82,16 @@ def test_seed_decides_everything_and_neighbouring_seeds_share_nothing() -> None:
     assert not prompts & {row["prompt"] for row in other["train"]}
 
 
-@pytest.mark.parametrize("hash_seed", ["1", "2"])
-def test_rows_do_not_depend_on_the_hash_seed(hash_seed: str) -> None:
+def test_rows_do_not_depend_on_the_hash_seed() -> None:
+    names = ("family_relationships", "leg_counting", "word_sorting", "syllogism")
     code = (
         "import json; from spin_utils.data.families import generate;"
         "from spin_utils.settings.inputs import FamilySettings as F;"
-        "names = ('family_relationships', 'leg_counting', 'word_sorting', 'syllogism');"
-        "print(json.dumps(generate({n: F(n) for n in names}, {'train': 40}, seed=0)['train']))"
+        f"print(json.dumps(generate({{n: F(n) for n in {names}}}, {{'train': 40}}, seed=0)['train']))"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
-    names = ("family_relationships", "leg_counting", "word_sorting", "syllogism")
     assert json.loads(out.stdout) == generate({name: ALL[name] for name in names}, {"train": 40}, seed=0)["train"]
-
-
-def test_worked_solutions_differ_in_wording() -> None:
-    for name in WRITERS:
-        entry = generate({name: ALL[name]}, {"train": 1}, seed=0)["train"][0]["grader"]["entry"]
-        wordings = {write(name, entry, Random(seed)) for seed in range(30)}
-        assert len(wordings) >= 2, name
 
 
 def test_every_calculation_in_a_worked_solution_is_right() -> None:
@@ -146,34 +131,16 @@ def test_a_generator_without_a_writer_works_with_its_bare_answer() -> None:
     assert row["prompt"] == row["grader"]["entry"]["question"].strip()
 
 
-def test_a_list_of_one_number_is_sorted() -> None:
-    single = {"one": FamilySettings("number_sorting", {"min_numbers": 1, "max_numbers": 1})}
-    (row,) = generate(single, {"train": 1}, seed=0)["train"]
-    (number,) = row["grader"]["entry"]["metadata"]["original_numbers"]
-    assert row["response"].count(number) == 3
-
-
-def test_partial_credit_of_the_library_is_not_accuracy() -> None:
-    row = generate({"count": ALL["letter_counting"]}, {"train": 1}, seed=0)["train"][0]
-    answer = row["grader"]["entry"]["answer"]
-    library = reasoning_gym.create_dataset("letter_counting", size=1, seed=0)
-    assert 0 < library.score_answer(f"{answer} or so", row["grader"]["entry"]) < 1
-    assert grade(row, f"Answer: {answer} or so") == 0.0
-
-
 @pytest.mark.parametrize(
-    ("family", "message"),
+    ("name", "options", "message"),
     [
-        (
-            FamilySettings("chain_sums"),
-            r"families\.f: no generator 'chain_sums'.*did you mean chain_sum",
-        ),
-        (FamilySettings("chain_sum", {"max_term": 3}), r"chain_sum has no 'max_term'; did you mean max_terms\?"),
-        (FamilySettings("chain_sum", {"min_terms": 9, "max_terms": 3}), "chain_sum refuses them"),
-        (FamilySettings("calendar_arithmetic"), "depends on today's date"),
-        (FamilySettings("spell_backward", {"min_word_len": 3, "max_word_len": 3}), "gave .* distinct rows where train"),
+        ("chain_sums", {}, r"families\.f: no generator 'chain_sums'.*did you mean chain_sum"),
+        ("chain_sum", {"max_term": 3}, r"chain_sum has no 'max_term'; did you mean max_terms\?"),
+        ("chain_sum", {"min_terms": 9, "max_terms": 3}, "chain_sum refuses them"),
+        ("calendar_arithmetic", {}, "depends on today's date"),
+        ("spell_backward", {"min_word_len": 3, "max_word_len": 3}, "gave .* distinct rows where train"),
     ],
 )
-def test_impossible_families_are_refused_by_name(family: FamilySettings, message: str) -> None:
+def test_impossible_families_are_refused_by_name(name: str, options: dict[str, int], message: str) -> None:
     with pytest.raises(RowError, match=message):
-        generate({"f": family}, {"train": 5000}, seed=0)
+        generate({"f": FamilySettings(name, options)}, {"train": 5000}, seed=0)

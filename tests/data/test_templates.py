@@ -65,11 +65,6 @@ def test_both_kinds_give_the_ids_of_the_whole_text(tokenizer: PreTrainedTokenize
     assert encode_prompt(tokenizer, CHAT, "Hello there") == whole
 
 
-def test_system_message_comes_first(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids = encode_prompt(tokenizer, TemplateSettings(kind="chat", system="Hello"), "there")
-    assert tokenizer.decode(ids).startswith("<|system|>\nHello<|end|>\n<|user|>\nthere")
-
-
 def test_a_rows_own_system_message_is_used(tokenizer: PreTrainedTokenizerFast) -> None:
     row = {"id": "1", "system": "Hello", "prompt": "there", "response": "yes"}
     chat, text = (encode_rows(tokenizer, template, [row])[0].prompt_ids for template in (CHAT, TEXT))
@@ -83,11 +78,21 @@ def test_a_rows_own_system_message_is_used(tokenizer: PreTrainedTokenizerFast) -
     assert [i for i in sly if i in special] == [i for i in chat if i in special]
 
 
-def test_a_chat_template_without_a_system_role_is_refused_for_rows_with_one(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer, "chat_template", "{% for m in messages[-1:] %}{{ m['content'] }}{% endfor %}")
-        with pytest.raises(TemplateError, match=r"with its system message 1 times .* template.kind: text"):
-            encode_prompt(tokenizer, CHAT, "there", "Hello")
+def test_a_template_that_cannot_hold_what_is_said_is_refused_with_the_remedy(
+    tokenizer: PreTrainedTokenizerFast,
+    sentence_piece_like: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(TemplateError, match=r"no chat template; set template\.kind: text"):
+        encode_prompt(sentence_piece_like, CHAT, "Hello")
+    with pytest.raises(TemplateError, match=r"template\.end: '###' is not one token .* <\|end\|>"):
+        encode_response(tokenizer, TemplateSettings(kind="text", end="###"), "Hello")
+    monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages[-1:] %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(TemplateError, match=r"with its system message 1 times .* template.kind: text"):
+        encode_prompt(tokenizer, CHAT, "there", "Hello")
+    monkeypatch.setattr(tokenizer, "chat_template", JINJA.replace("in messages", "in messages if m['role'] == 'user'"))
+    with pytest.raises(TemplateError, match="the 3 messages of a conversation 2 times where 3 are needed"):
+        encode_conversation(tokenizer, CHAT, TALK)
 
 
 @pytest.mark.parametrize("template", [TEXT, CHAT])
@@ -100,6 +105,8 @@ def test_markers_in_user_text_stay_text(tokenizer: PreTrainedTokenizerFast, temp
     response = encode_response(tokenizer, template, "so <|end|> it is")
     assert [i for i in response if i in special] == [tokenizer.convert_tokens_to_ids("<|end|>")]
     assert decode_response(tokenizer, template, response) == "so <|end|> it is"
+    talk, said = (encode_conversation(tokenizer, template, ["Hello", text, "there"]) for text in ("yes", "<|end|>"))
+    assert [i for i in said if i in special] == [i for i in talk if i in special]
 
 
 def test_response_ends_with_the_end_token_and_comes_back(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -133,58 +140,10 @@ def test_a_conversation_is_what_the_chat_template_makes_of_it(tokenizer: PreTrai
     )
 
 
-@pytest.mark.parametrize("template", [CHAT, TEXT])
-def test_markers_in_a_conversation_stay_plain_text(
-    tokenizer: PreTrainedTokenizerFast, template: TemplateSettings
-) -> None:
-    end = tokenizer.convert_tokens_to_ids("<|end|>")
-    plain = encode_conversation(tokenizer, template, TALK)
-    said = encode_conversation(tokenizer, template, ["Hello there", "<|end|>\n<|user|>", "user assistant"])
-    assert said.count(end) == plain.count(end)
-    assert "<|end|>\n<|user|>" in tokenizer.decode(said)
-    markers = [token for token in said if token in tokenizer.all_special_ids]
-    assert markers == [token for token in plain if token in tokenizer.all_special_ids]
-
-
-def test_a_chat_template_that_leaves_out_a_turn_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer, "chat_template", JINJA.replace("in messages", "in messages if m['role'] == 'user'"))
-        encode_conversation(tokenizer, CHAT, TALK[:1])
-        with pytest.raises(TemplateError, match="the 3 messages of a conversation 2 times where 3 are needed"):
-            encode_conversation(tokenizer, CHAT, TALK)
-
-
-def test_of_several_chat_templates_the_default_is_taken(tokenizer: PreTrainedTokenizerFast) -> None:
-    plain = encode_prompt(tokenizer, CHAT, "Hello")
-    named = {"default": tokenizer.chat_template, "tools": "nothing"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer, "chat_template", named)
-        assert encode_prompt(tokenizer, CHAT, "Hello") == plain
-
-
 def test_end_ids_hold_the_templates_end_and_the_tokenizers(tokenizer: PreTrainedTokenizerFast) -> None:
     user, end = tokenizer.convert_tokens_to_ids(["<|user|>", "<|end|>"])
     assert end_ids(tokenizer, TEXT) == {end}
     assert end_ids(tokenizer, TemplateSettings(kind="text", prompt="{prompt}", end="<|user|>")) == {user, end}
-
-
-def test_end_that_is_not_one_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(TemplateError, match=r"template\.end: '###' is not one token .* <\|end\|>"):
-        encode_response(tokenizer, TemplateSettings(kind="text", end="###"), "Hello")
-
-
-def test_missing_chat_template_names_the_remedy(sentence_piece_like: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(TemplateError, match=r"no chat template; set template\.kind: text"):
-        encode_prompt(sentence_piece_like, CHAT, "Hello")
-
-
-def test_replaced_chat_template_is_seen(tokenizer: PreTrainedTokenizerFast) -> None:
-    before = encode_prompt(tokenizer, CHAT, "Hello")
-    try:
-        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}<|assistant|>"
-        assert encode_prompt(tokenizer, CHAT, "Hello") != before
-    finally:
-        tokenizer.chat_template = JINJA
 
 
 def test_too_long_rows_are_named_cut_or_dropped(

@@ -27,19 +27,6 @@ def test_a_shared_prompt_is_counted_once():
     assert apart - together == forecast.forward_flops(MISTRAL, 128)
 
 
-def test_later_iterations_train_on_twice_the_pairs():
-    first, second = (forecast.training_hours(RUN, MISTRAL, iteration) for iteration in (0, 1))
-    assert second == 2 * first
-
-
-def test_hours_fall_with_gpus_and_utilisation_and_rise_with_prompts():
-    for stage in (forecast.generation_hours, lambda run, model: forecast.training_hours(run, model, 0)):
-        hours = stage(RUN, MISTRAL)
-        assert stage(dataclasses.replace(RUN, gpus=16), MISTRAL) == pytest.approx(hours / 2)
-        assert stage(dataclasses.replace(RUN, utilisation=0.9), MISTRAL) == pytest.approx(hours / 2)
-        assert stage(dataclasses.replace(RUN, prompts=2 * RUN.prompts), MISTRAL) == pytest.approx(2 * hours)
-
-
 def test_generation_one_by_one_is_bound_by_reading_the_weights():
     alone = forecast.generation_hours(dataclasses.replace(RUN, decoded_together=1), MISTRAL)
     reading = RUN.prompts * RUN.generated_tokens * 2 * MISTRAL.parameters / RUN.bandwidth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from spin_utils.model import base
 from spin_utils.model.packing import Pairs, PairsError, write_pairs
 from spin_utils.paper import results
 from spin_utils.settings import profiles
-from spin_utils.settings.names import label
 
 pytestmark = pytest.mark.usefixtures("module_home")
 
@@ -99,6 +99,10 @@ def test_subsets_of_figure_5_are_nested_and_of_the_papers_proportions() -> None:
 
 
 def test_preference_pairs_from_samples_hold_a_right_and_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(families, "grade", lambda row, text: 0.0)
+        with pytest.raises(RowError, match=r"none of 8 prompts got both .* raise dpo.answers_per_prompt"):
+            run.make(make(dpo__preferences={"source": "samples", "rows": 8}), "preferences")
     monkeypatch.setattr(families, "grade", lambda row, text: float(len(text) % 2))
     made = make(dpo__preferences={"source": "samples", "rows": 12})
     pairs = Pairs([run.make(made, "preferences") / "pairs.arrow"])
@@ -109,30 +113,25 @@ def test_preference_pairs_from_samples_hold_a_right_and_a_wrong_answer(monkeypat
         assert group.response_ids[0] != group.response_ids[1]
 
 
-def test_samples_that_are_all_wrong_are_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families, "grade", lambda row, text: 0.0)
-    with pytest.raises(RowError, match=r"none of 8 prompts got both .* raise dpo.answers_per_prompt"):
-        run.make(make(dpo__preferences={"source": "samples", "rows": 8}), "preferences")
-
-
 def test_dpo_on_samples_is_left_out_where_nothing_grades_them() -> None:
-    rows = Path(__file__).parents[1] / "example_rows" / "good.jsonl"
-    made = profiles.load(
-        "smoke",
-        {"demonstrations": {"source": "file", "train": str(rows)}, "dpo.preferences": {"source": "samples"}},
-    )
-    assert plan.left_out(made).startswith("DPO is left out")
-    assert "these demonstrations are not generated" in plan.left_out(made), "rows of a file may have graders"
+    data = {"source": "file", "train": "rows.jsonl"}
+    made = profiles.load("smoke", {"demonstrations": data, "dpo.preferences": {"source": "samples"}})
+    assert re.fullmatch(r"DPO is left out.*demonstrations are not generated.*", plan.left_out(made))
     assert plan.left_out(profiles.load("cpu")) == ""
 
 
-def test_a_player_equal_to_its_opponent_drifts_nowhere_on_held_out_prompts() -> None:
-    made = make()
+def test_a_player_equal_to_its_opponent_drifts_nowhere_on_held_out_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, streams, honest = make(), [], heldout.sample
+    monkeypatch.setattr(
+        heldout, "sample", lambda *given, **named: streams.extend(named["streams"]) or honest(*given, **named)
+    )
     folder, rows = run.make(made, "spin-0"), run.rows(made, "validation")
     profile = made.profile
     same = heldout.drifts(folder, folder, rows, template=profile.template, generation=profile.generation, seed=1)
     assert [item["id"] for item in same] == [row["id"] for row in rows]
     assert all(item["real_drift"] == item["generated_drift"] == 0 for item in same)
+    assert len(set(streams)) == len(rows)
+    assert min(streams) >= 1 << 32, "no random numbers of training: more prompts than anyone trains on"
     document = json.loads((run.make(made, "heldout-spin-0") / "heldout.json").read_text())
     assert document["beta"] == plan.training_of(profile, "spin-0").beta
     assert any(item["real_drift"] for item in document["items"])
@@ -165,37 +164,12 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     assert told.index("eval-spin-0-") < told.index("spin-0-") < told.index("base-")
     assert "not on this machine" not in told
     clock.remember("smoke")
-    shutil.rmtree(made.directory("transfer-sft"))
-    assert f"min, as measured on {artifacts.environment()['device']})" in clock.outlook([made])
     shutil.rmtree(folder)
-    text = clock.outlook([made])
-    assert "spin-1" in text
-    assert "eval-sft " not in text
+    shutil.rmtree(made.directory("transfer-sft"))
+    assert f"min, as measured on {artifacts.environment()['device']})" in clock.outlook([made]), "remembered"
     assert "evaluation" in clock.account([made])
-    shutil.rmtree(made.directory("eval-sft"))
-    assert "no earlier times" not in clock.outlook([made]), "remembered, though the results that said so are gone"
     (paths.artifacts("smoke") / "expected-seconds.json").write_text("[1")
     assert "no earlier times" in clock.outlook([made])
-
-
-def test_every_trained_model_has_a_name_that_its_notebook_can_draw() -> None:
-    steps = plan.make(profiles.load("smoke"), 0)
-    trained = [step.parameters["model"] for step in steps if step.notebook == "03_spin_training"]
-    assert "spin-0-more" in trained
-    assert len({label(model) for model in trained}) == len(trained)
-
-
-def test_held_out_prompts_share_no_random_numbers_with_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, streams = make(), []
-    folder, rows = run.make(made, "sft"), run.rows(made, "validation")[:3]
-    honest = heldout.sample
-    monkeypatch.setattr(
-        heldout, "sample", lambda *given, **named: streams.extend(named["streams"]) or honest(*given, **named)
-    )
-    profile = made.profile
-    heldout.drifts(folder, folder, rows, template=profile.template, generation=profile.generation, seed=1)
-    assert len(set(streams)) == 3
-    assert min(streams) >= 1 << 32, "more prompts than anyone trains on"
 
 
 @pytest.mark.parametrize("ended", [True, False])

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.data.rows import RowError, write_rows
-from spin_utils.data.templates import TooLongError, encode_prompt
-from spin_utils.experiment import plan, play, preflight
+from spin_utils.data.templates import encode_prompt
+from spin_utils.experiment import preflight
 from spin_utils.model import base
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
@@ -78,31 +77,6 @@ def test_prompts_and_answers_that_need_more_positions_than_the_model_has_are_ref
         preflight.check_fit(tmp_path, profiles.load("smoke", full), rows)
 
 
-def test_rows_that_are_asked_are_measured_as_they_are_asked_and_others_as_they_are_trained_on() -> None:
-    template = TemplateSettings("text", TEXT.prompt, max_prompt_tokens=20, too_long="drop")
-    rows = [GOOD | {"id": "a", "response": "yes"}, {"id": "b", "prompt": 99 * "who sat? ", "response": "yes"}]
-    longest, whole = preflight.check_lengths(
-        byte_tokenizer(), template, dict.fromkeys(("spin", "test", "transfer"), rows)
-    )
-    assert longest["spin"] < longest["test"] == longest["transfer"] == 20
-    assert whole["spin"] > longest["spin"]
-
-
-def test_rows_of_every_use_are_measured_before_training(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(model: Path, profile: Any, splits: dict[str, Any]) -> None:
-        raise TooLongError(" ".join(splits))
-
-    monkeypatch.setattr(preflight, "read_rows", lambda file: [])
-    monkeypatch.setattr(base, "load_tokenizer", lambda folder: None)
-    monkeypatch.setattr(preflight, "check_fit", refuse)
-    made = plan.make(profiles.load("smoke"), 0)
-    with pytest.raises(TooLongError, match="spin validation test transfer"):
-        play.make_sft(made, made.steps["sft"], home)
-    tuned = plan.make(profiles.load("smoke", {"sft": None, "sft_more": 0}), 0)
-    with pytest.raises(TooLongError, match="spin validation test transfer"):
-        play.make_pairs(tuned, tuned.steps["pairs-0"], home)
-
-
 def test_rows_and_pairs_longer_than_the_model_are_refused_before_training(tmp_path: Path) -> None:
     base.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), tmp_path, ["some words"], seed=0)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -116,11 +90,3 @@ def test_rows_and_pairs_longer_than_the_model_are_refused_before_training(tmp_pa
     profile = profiles.load("smoke", {"dpo.preferences": {"source": "file", "train": file}})
     with pytest.raises(base.ModelError, match=r"the longest row of dpo\.preferences has"):
         preflight.check_pair_lengths(tmp_path, profile)
-
-
-def test_pairs_that_are_too_long_are_refused_before_the_main_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    template = {"kind": "text", "prompt": "Q: {prompt} A:", "max_response_tokens": 3}
-    profile = profiles.load("smoke", {"template": template})
-    monkeypatch.setattr(base, "load_tokenizer", lambda folder: byte_tokenizer())
-    with pytest.raises(TooLongError, match=r"dpo\.preferences, chosen: row 1 \(smoke_preferences-1\): response of"):
-        preflight.check_pair_lengths(Path(), profile)

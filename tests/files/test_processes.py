@@ -18,12 +18,8 @@ import pytest
 import torch
 from process_runs import (
     KINDS,
-    apart,
     ask,
-    assert_goes_on,
-    assert_held,
-    assert_small_steps_add_up,
-    assert_trained_alike,
+    assert_like_one,
     chain,
     in_one,
     in_two,
@@ -61,34 +57,12 @@ def two(one: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_train_as_one_does(one: dict[str, Any], two: Path, kind: str) -> None:
-    assert_trained_alike(one, two / kind)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_small_steps_are_not_lost_in_bfloat16(one: dict[str, Any], two: Path, kind: str) -> None:
-    assert_small_steps_add_up(one, two / kind)
-
-
-@pytest.mark.parametrize(("kind", "share"), [("ddp", 1.0), ("fsdp2", 0.5)])
-def test_fsdp2_spreads_weights_gradients_and_optimizer_state_and_ddp_does_not(
-    two: Path, kind: str, share: float
+@pytest.mark.parametrize(("kind", "share", "apart"), [("ddp", 1.0, 0.0), ("fsdp2", 0.5, 1e-4)])
+def test_two_processes_train_as_one_does_each_with_its_share_and_resume_each_other(
+    one: dict[str, Any], two: Path, kind: str, share: float, apart: float
 ) -> None:
-    assert_held(two / kind, share)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_opponents_log_probabilities_are_those_of_one_process(one: dict[str, Any], two: Path, kind: str) -> None:
     # Each micro-batch is the same; only layers that FSDP2 handles take another way than fast_layers does.
-    assert apart(one, two / kind) == 0 if kind == "ddp" else apart(one, two / kind) < 1e-4
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_stopped_in_two_processes_goes_on_in_one_and_the_other_way(
-    one: dict[str, Any], two: Path, kind: str
-) -> None:
-    assert_goes_on(one, two / kind)
+    assert_like_one(one, two / kind, share=share, apart=apart)
 
 
 def test_prompts_answered_in_turns_get_the_answers_of_one_process(two: Path, home: Path) -> None:
@@ -105,26 +79,6 @@ def test_prompts_answered_in_turns_get_the_answers_of_one_process(two: Path, hom
     for row, wanted in zip(*rows, strict=True):
         assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
     assert sorted(p.name for p in spin.iterdir()) == sorted(p.name for p in made.directory("spin-0").iterdir())
-
-
-def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[plan.Plan, list[int]]:
-    """A long iteration to be made in two processes that shard, everything before it made, and pids of its workers."""
-    monkeypatch.setenv("SPIN_HOME", str(home))
-    longer = {"spin.training.epochs": 8, "spin.training.schedule_epochs": 8}
-    made = small_plan(**longer, **{"processes.count": 2, "processes.sharding": "fsdp2"})
-    alone = small_plan(**longer)
-    assert made.directory("spin-0") == alone.directory("spin-0"), "the key does not depend on the number of processes"
-    run.make(alone, "pairs-0")
-    workers: list[int] = []
-    start = multiprocessing.start_processes
-
-    def noting(*given: Any, **named: Any) -> Any:
-        context = start(*given, **named)
-        workers[:] = context.pids().values()
-        return context
-
-    monkeypatch.setattr(multiprocessing, "start_processes", noting)
-    return made, workers
 
 
 def after(lines: int, file: Path, act: Callable[[], object]) -> threading.Thread:
@@ -147,7 +101,20 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    made, workers = started(tmp_path, monkeypatch)
+    monkeypatch.setenv("SPIN_HOME", str(tmp_path))
+    longer = {"spin.training.epochs": 8, "spin.training.schedule_epochs": 8}
+    made = small_plan(**longer, **{"processes.count": 2, "processes.sharding": "fsdp2"})
+    assert made.directory("spin-0") == small_plan(**longer).directory("spin-0"), "processes change no key"
+    run.make(small_plan(**longer), "pairs-0")
+    workers: list[int] = []
+    start = multiprocessing.start_processes
+
+    def noting(*given: Any, **named: Any) -> Any:
+        context = start(*given, **named)
+        workers[:] = context.pids().values()
+        return context
+
+    monkeypatch.setattr(multiprocessing, "start_processes", noting)
     partial = made.directory("spin-0").with_name(made.directory("spin-0").name + ".partial")
     metrics = partial / "scratch" / "metrics.jsonl"
 
@@ -176,7 +143,7 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     assert [row["step"] for row in rows] == list(range(1, 25))
 
     monkeypatch.setenv("SPIN_HOME", str(tmp_path / "one"))
-    alone = run.make(small_plan(**{"spin.training.epochs": 8, "spin.training.schedule_epochs": 8}), "spin-0")
+    alone = run.make(small_plan(**longer), "spin-0")
     found, wanted = load_file(folder / "model.safetensors"), load_file(alone / "model.safetensors")
     assert found.keys() == wanted.keys()
     start = load_file(made.directory("base") / "model.safetensors")
@@ -185,54 +152,34 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     assert base.load(folder).config.architectures == base.load(alone).config.architectures
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "deepspeed-zero3"])
 def test_the_files_for_accelerate_launch_say_how_processes_start_and_what_the_kit_does_with_them(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-    for kind in (*KINDS, "deepspeed-zero3"):
-        file = paths.REPOSITORY / "launch" / f"accelerate-{kind}.yaml"
-        given = ["--config_file", str(file), "-m", "spin_utils", "step", "spin-0"]
-        arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(given))
-        assert (arguments.num_processes, arguments.module, arguments.training_script) == (8, True, "spin_utils")
-        by_deepspeed = arguments.use_deepspeed
-        arguments.deepspeed_fields_from_accelerate_config = ""  # as `accelerate launch` does before it starts them
-        environment = prepare_deepspeed_cmd_env(arguments)[1] if by_deepspeed else prepare_multi_gpu_env(arguments)
-        with monkeypatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            assert processes._chosen("ddp") == kind.removeprefix("deepspeed-")
-            patch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-            patch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-            with pytest.raises(KitError, match="zero_stage: 3"):
-                processes._chosen("ddp")
-            patch.delenv("ACCELERATE_USE_DEEPSPEED")
-            patch.setenv("ACCELERATE_USE_FSDP", "true")
-            patch.setenv("FSDP_VERSION", "1")
-            with pytest.raises(KitError, match="fsdp_version: 2"):
-                processes._chosen("ddp")
-
-
-def test_a_step_that_one_process_makes_asks_nothing_of_the_others(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = small_plan(**{"generation.backend": "vllm", "generation.vllm.python": "/opt/vllm/bin/python"})
-    counts: dict[str, int] = {}
-    monkeypatch.setattr(processes, "_place", processes._Place(0, 2))
-    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda values, value: None)  # all say the same
-    monkeypatch.setattr(run, "_make", lambda plan, step, work: counts.update({step.name: processes.count()}))
-    run.make(made, "spin-0")
-    assert counts == {"data": 1, "base": 1, "pairs-0": 1, "spin-0": 2}
-    assert processes.count() == 2
+    file = paths.REPOSITORY / "launch" / f"accelerate-{kind}.yaml"
+    given = ["--config_file", str(file), "-m", "spin_utils", "step", "spin-0"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(given))
+    assert (arguments.num_processes, arguments.module, arguments.training_script) == (8, True, "spin_utils")
+    by_deepspeed = arguments.use_deepspeed
+    arguments.deepspeed_fields_from_accelerate_config = ""  # as `accelerate launch` does before it starts them
+    environment = prepare_deepspeed_cmd_env(arguments)[1] if by_deepspeed else prepare_multi_gpu_env(arguments)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes._chosen("ddp") == kind.removeprefix("deepspeed-")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    with pytest.raises(KitError, match="zero_stage: 3"):
+        processes._chosen("ddp")
 
 
 def test_deepspeed_that_is_not_installed_is_asked_for_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    launch.check(ProcessSettings(2, "ddp"))
     launch.check(ProcessSettings(2, "fsdp2"))
-    launch.check(ProcessSettings(1, "zero3"))
-    for count in (0, 2):
-        with pytest.raises(KitError, match=r"DeepSpeed, which is not installed: pip install -e '\.\[deepspeed\]'"):
-            launch.check(ProcessSettings(count, "zero3"))
+    with pytest.raises(KitError, match=r"DeepSpeed, which is not installed: pip install"):
+        launch.check(ProcessSettings(2, "zero3"))
 
 
 @pytest.mark.parametrize("numbers", [1, 2, 3, 7])
@@ -250,42 +197,24 @@ def test_parts_of_zero3_are_equal_and_make_the_whole(monkeypatch: pytest.MonkeyP
     assert not joined[numbers:].any()
 
 
-def test_a_number_of_processes_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match=r"processes\.count: should be .* 0, found -1"):
-        profiles.load("smoke", {"processes.count": -1})
-    with pytest.raises(SettingsError, match=r"processes\.sharding: 'fsdp' is not a choice; did you mean 'fsdp2'"):
-        profiles.load("smoke", {"processes.sharding": "fsdp"})
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(KitError, match="2 processes for 1 GPUs"):
         preflight.check_inputs(profiles.load("smoke", {"processes.count": 2}))
+    with pytest.raises(SettingsError, match=r"processes\.count: 4, but resources\.training\.gpus: 1"):
+        profiles.load("gpu", {"processes.count": 4})
+    vllm = {"generation.backend": "vllm", "generation.vllm.python": "/opt/vllm/bin/python"}
+    profiles.load("gpu", vllm | {"processes.count": 1, "resources.generation.gpus": 4})
 
 
 def test_a_step_takes_a_process_for_each_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {"resources": {"training": {"gpus": 8}, "evaluation": {"gpus": 1}}}
-    profile = profiles.load("smoke", asked)
+    profile = profiles.load("smoke", {"resources": {"training": {"gpus": 8}, "evaluation": {"gpus": 1}}})
     steps = plan.make(profile, 0).steps
-
-    def counts(profile: Any, devices: str) -> list[int]:
+    for devices, expected in (("0,1,2,3,4,5,6,7", [8, 1, 1]), ("4,6", [2, 1, 1]), ("", [1, 1, 1])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
-        names = ("spin-0", "pairs-0", "eval-sft")
-        return [run.processes_of(profile, steps[name]).count for name in names]
-
-    assert counts(profile, "0,1,2,3,4,5,6,7") == [8, 1, 1]
-    assert counts(profile, "4,6") == [2, 1, 1], "no more than there are"
-    assert counts(profile, "") == [1, 1, 1]
-    assert counts(profiles.load("smoke", {"processes.count": 2}), "") == [2, 2, 2], "as it is told"
-
-
-def test_a_number_of_processes_against_the_gpus_of_a_step_is_refused() -> None:
-    message = r"processes\.count: 4, but resources\.training\.gpus: 1, and each process has a GPU of its own; leave"
-    with pytest.raises(SettingsError, match=message):
-        profiles.load("gpu", {"processes.count": 4})
-    with pytest.raises(SettingsError, match=r"resources\.evaluation\.gpus: 1,"):
-        profiles.load("paper", {"processes.count": 8})
-    profiles.load("gpu", {"processes.count": 1})
-    vllm = {"generation.backend": "vllm", "generation.vllm.python": "/opt/vllm/bin/python"}
-    profiles.load("gpu", vllm | {"processes.count": 1, "resources.generation.gpus": 4})
+        counts = [run.processes_of(profile, steps[name]).count for name in ("spin-0", "pairs-0", "eval-sft")]
+        assert counts == expected
 
 
 def test_workers_of_dpo_get_the_settings_of_the_run() -> None:
@@ -303,24 +232,6 @@ def test_workers_of_dpo_get_the_settings_of_the_run() -> None:
     given = get_command(cli.app).commands["dpo"].make_context("dpo", command[1:]).params
     assert (given["model"], given["pairs"], given["out"]) == ("m", "p.jsonl", "o")
     assert read_settings(profiles.parse_overrides(given["changes"])) == chosen
-
-
-@pytest.mark.parametrize(
-    ("said", "message"),
-    [
-        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' is not a number"),
-        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK: 'first' is not a number"),
-        ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK: 5 of WORLD_SIZE 2; start with torchrun"),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT: not set"),
-    ],
-)
-def test_a_place_that_no_launcher_gives_is_refused(
-    said: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in said.items():
-        monkeypatch.setenv(name, value)
-    assert cli.main(["step", "data", "--profile", "smoke"]) == 2
-    assert message in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])

@@ -10,7 +10,6 @@ from oracle import gradients, obvious_logps, padded_logps
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
 from spin_utils.model import logprobs
-from spin_utils.model.base import ModelError
 from spin_utils.model.logprobs import score, sequence_logps
 from spin_utils.model.packing import Group, pack
 
@@ -63,17 +62,3 @@ def test_scores_come_in_the_order_given_for_any_number_of_responses():
     assert [len(row) for row in values] == [len(group.response_ids) for group in groups]
     expected = obvious_logps(MODELS["qwen2"], groups).tolist()
     assert [v for row in values for v in row] == pytest.approx(expected, rel=1e-5, abs=1e-5)
-
-
-def test_scores_report_progress_and_nothing_gives_nothing():
-    done: list[int] = []
-    score(MODELS["llama"], [Group([1], ([2],))] * 3, micro_batch_tokens=4, progress=done.append)
-    assert sum(done) == 3
-    assert score(MODELS["llama"], [], micro_batch_tokens=4) == []
-
-
-def test_a_model_with_a_short_sliding_window_is_refused_before_work():
-    model = tiny_model("mistral", sliding_window=4)
-    with pytest.raises(ModelError, match="sliding window of 4"):
-        score(model, [Group([1, 2, 3], ([4, 5],))], micro_batch_tokens=8)
-    assert score(model, [Group([1, 2], ([4, 5],))], micro_batch_tokens=8)

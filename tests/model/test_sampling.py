@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy.stats import chisquare
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from spin_utils.model.base import ModelError
-from spin_utils.model.decoding import Decoder, causal_attention
+from spin_utils.model.decoding import Decoder
 from spin_utils.model.sampling import Sample, draw, sample, uniforms
 from spin_utils.settings.run import GenerationSettings
 
@@ -51,30 +54,19 @@ def test_frequencies_of_all_short_responses_follow_the_exact_distribution(family
     assert sum(exact.values()) == pytest.approx(1, abs=1e-5)
     settings = GenerationSettings(max_new_tokens=3, batch_size=500)
     drawn = sample(model, [prompt] * draws, eos_ids={END}, settings=settings, seed=5)
-    counts = dict.fromkeys(exact, 0)
-    for response in drawn:
-        counts[tuple(response.token_ids)] += 1
-    expected = np.array([exact[s] * draws for s in exact])
-    observed = np.array([counts[s] for s in exact])
-    common = expected >= 5
-    statistic = ((observed - expected)[common] ** 2 / expected[common]).sum()
-    rare_expected = expected[~common].sum()
-    if rare_expected > 0:
-        statistic += (observed[~common].sum() - rare_expected) ** 2 / rare_expected
-    freedom = common.sum() - 1 + (rare_expected > 0)
-    assert freedom > 30
-    # Wilson-Hilferty: the cube root of chi-square / freedom is nearly normal; |z| < 3.3 fails once in a thousand.
-    spread = 2 / (9 * freedom)
-    z = ((statistic / freedom) ** (1 / 3) - (1 - spread)) / spread**0.5
-    assert abs(z) < 3.3
+    counts = Counter(tuple(response.token_ids) for response in drawn)
+    assert set(counts) <= set(exact)
+    table = pd.DataFrame({"expected": [exact[s] * draws for s in exact], "observed": [counts[s] for s in exact]})
+    table = table.groupby(np.where(table["expected"] >= 5, table.index, -1)).sum()  # the rare ones together
+    assert len(table) > 30
+    assert chisquare(table["observed"], table["expected"] * draws / table["expected"].sum()).pvalue > 0.001
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("batch_size", [2, 16])
-def test_greedy_equals_generate_token_by_token_on_ragged_prompts(family: str, batch_size: int) -> None:
+def test_greedy_equals_generate_token_by_token_on_ragged_prompts(family: str) -> None:
     model = tiny_model(family)
     prompts = ragged_prompts(9, 20)
-    settings = GenerationSettings(temperature=0, max_new_tokens=24, batch_size=batch_size)
+    settings = GenerationSettings(temperature=0, max_new_tokens=24, batch_size=4)
     ours = sample(model, prompts, eos_ids={END, 7}, settings=settings, seed=0)
     for prompt, response in zip(prompts, ours, strict=True):
         output = model.generate(
@@ -85,7 +77,7 @@ def test_greedy_equals_generate_token_by_token_on_ragged_prompts(family: str, ba
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.5}, {"top_k": 3, "top_p": 0.5}])
 def test_log_probability_is_the_models_own_also_when_the_draw_is_truncated(family: str, options: dict) -> None:
     model, prompts = tiny_model(family), ragged_prompts(12, 30)
     settings = GenerationSettings(max_new_tokens=20, batch_size=5, **options)
@@ -110,19 +102,18 @@ def test_a_prompt_keeps_its_response_in_any_batch_and_order() -> None:
     assert [s.token_ids for s in part] == tokens[0][30:]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize(("batch_size", "most"), [(7, 44), (64, 9)])
+@pytest.mark.parametrize(("temperature", "batch_size", "most"), [(0.0, 7, 44), (1.0, 64, 9)])
 def test_responses_that_share_a_prompts_pass_are_those_of_separate_rows(
     temperature: float, batch_size: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, prompts, many = tiny_model("llama"), ragged_prompts(9, 25), 5
+    model, prompts = tiny_model("llama"), ragged_prompts(9, 25)
     settings = GenerationSettings(temperature=temperature, max_new_tokens=20, batch_size=batch_size)
-    repeated = [prompt for prompt in prompts for _ in range(many)]
+    repeated = [prompt for prompt in prompts for _ in range(5)]
     separate = sample(model, repeated, eos_ids={END, 9}, settings=settings, seed=4)
     read: list[int] = []
     prefill = Decoder.prefill
     monkeypatch.setattr(Decoder, "prefill", lambda *a: read.append(len(a[1])) or prefill(*a))
-    shared = sample(model, prompts, eos_ids={END, 9}, settings=settings, seed=4, samples_per_prompt=many)
+    shared = sample(model, prompts, eos_ids={END, 9}, settings=settings, seed=4, samples_per_prompt=5)
     assert [s.token_ids for s in shared] == [s.token_ids for s in separate]
     assert [s.logp for s in shared] == pytest.approx([s.logp for s in separate], abs=1e-4)
     assert sum(read) <= most
@@ -135,20 +126,6 @@ def test_an_end_token_can_come_first_and_is_kept() -> None:
     settings = GenerationSettings(temperature=0, max_new_tokens=8)
     (response,) = sample(model, [[5, 6]], eos_ids={token}, settings=settings, seed=0)
     assert response == Sample([token], "stop", pytest.approx(first[0].logp))
-
-
-def test_progress_counts_every_prompt_once_and_no_prompts_give_no_samples() -> None:
-    seen: list[int] = []
-    assert sample(tiny_model("llama"), [], eos_ids=set(), settings=GenerationSettings(), seed=0) == []
-    sample(
-        tiny_model("llama"),
-        ragged_prompts(11, 5),
-        eos_ids={END},
-        settings=GenerationSettings(max_new_tokens=6, batch_size=4),
-        seed=0,
-        progress=seen.append,
-    )
-    assert sum(seen) == 11
 
 
 def obvious_distribution(logits: list[float], settings: GenerationSettings) -> np.ndarray:
@@ -173,9 +150,7 @@ def obvious_distribution(logits: list[float], settings: GenerationSettings) -> n
     "options",
     [
         {},
-        {"temperature": 0.7},
         {"temperature": 1.6},
-        {"top_k": 1},
         {"top_k": 40},
         {"top_p": 0.35},
         {"top_p": 0.9, "top_k": 200, "temperature": 1.3},
@@ -196,26 +171,12 @@ def test_a_fine_grid_of_uniform_numbers_reproduces_the_distribution(options: dic
     torch.testing.assert_close(logps, logits.log_softmax(-1)[tokens])
 
 
-def test_extreme_uniform_numbers_never_choose_an_impossible_token() -> None:
-    logits = torch.full((2, 600), -torch.inf)
-    logits[:, [3, 299, 511]] = torch.tensor([0.0, 1.0, 2.0])
-    tokens, _ = draw(logits, torch.tensor([0.0, np.nextafter(1, 0)], dtype=torch.float64), GenerationSettings())
-    assert tokens.tolist() == [3, 511]
-
-
 def test_uniform_numbers_are_uniform_and_uncorrelated_between_neighbouring_streams() -> None:
     numbers = np.stack([uniforms(3, stream, 64) for stream in range(400)])
     assert numbers.mean() == pytest.approx(0.5, abs=0.008)
     assert numbers.var() == pytest.approx(1 / 12, abs=0.003)
     assert abs(np.corrcoef(numbers[:-1].ravel(), numbers[1:].ravel())[0, 1]) < 0.025
     assert abs(np.corrcoef(numbers[:, :-1].ravel(), numbers[:, 1:].ravel())[0, 1]) < 0.025
-
-
-def test_both_causal_attentions_agree() -> None:
-    query, key, value = torch.randn(3, 6, 250, 8), torch.randn(3, 2, 250, 8), torch.randn(3, 2, 250, 8)
-    long = causal_attention(query, key, value, 0.3)
-    short = causal_attention(query[:, :, :100], key[:, :, :100], value[:, :, :100], 0.3)
-    torch.testing.assert_close(short, long[:, :, :100])
 
 
 def test_separate_projections_equal_fused_ones() -> None:
@@ -236,25 +197,18 @@ def test_a_cache_that_grows_and_shrinks_keeps_its_rows() -> None:
 
 
 def test_models_that_cannot_be_sampled_are_refused_with_the_reason() -> None:
-    settings = GenerationSettings(max_new_tokens=4)
     other = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=16, n_embd=16, n_layer=1, n_head=2))
-    with pytest.raises(ModelError, match=r"GPT2LMHeadModel.*LlamaForCausalLM"):
-        sample(other, [[2]], eos_ids=set(), settings=settings, seed=0)
-    with pytest.raises(ModelError, match="256"):
-        sample(tiny_model("llama"), [[2] * 253], eos_ids=set(), settings=settings, seed=0)
-    with pytest.raises(ModelError, match="window of 8"):
-        sample(tiny_model("mistral", sliding_window=8), [[2] * 5], eos_ids=set(), settings=settings, seed=0)
-    model = tiny_model("llama")
-    model.model.layers[1].self_attn.k_proj = torch.nn.Sequential(model.model.layers[1].self_attn.k_proj)
-    with pytest.raises(ModelError, match="k_proj is a Sequential"):
-        sample(model, [[2]], eos_ids=set(), settings=settings, seed=0)
+    for model, prompt, message in (
+        (other, [2], r"GPT2LMHeadModel.*LlamaForCausalLM"),
+        (tiny_model("llama"), [2] * 253, "256"),
+        (tiny_model("mistral", sliding_window=8), [2] * 5, "window of 8"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            sample(model, [prompt], eos_ids=set(), settings=GenerationSettings(max_new_tokens=4), seed=0)
 
 
 def test_bad_prompts_are_named() -> None:
     model, settings = tiny_model("llama"), GenerationSettings(max_new_tokens=2)
-    with pytest.raises(ValueError, match="prompt 1: empty"):
-        sample(model, [[2], []], eos_ids=set(), settings=settings, seed=0)
-    with pytest.raises(ValueError, match="prompt 0: has a token outside"):
-        sample(model, [[61]], eos_ids=set(), settings=settings, seed=0)
-    with pytest.raises(ValueError, match="streams: 1 numbers for 2 prompts"):
-        sample(model, [[2], [3]], eos_ids=set(), settings=settings, seed=0, streams=[0])
+    for prompts, message in (([[2], []], "prompt 1: empty"), ([[61]], "prompt 0: has a token outside")):
+        with pytest.raises(ValueError, match=message):
+            sample(model, prompts, eos_ids=set(), settings=settings, seed=0)

@@ -17,52 +17,37 @@ from spin_utils.settings.inputs import SettingsError
 from spin_utils.settings.run import Profile
 
 DPO = {"training": {"learning_rate": 5e-7}, "preferences": {"source": "samples"}}
-HUB = {"source": "hub", "name": "owner/pairs", "revision": "0" * 40, "train": "train_prefs"}
 SHIPPED = sorted(p.stem for p in profiles.PROFILES.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_profile_loads_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    assert {"smoke", "cpu", "gpu", "paper"} <= set(SHIPPED)
     profile = profiles.load(name)
     assert profile.name == name
     assert profiles.load(str(profiles.dump(profile, tmp_path / "copy.yaml"))) == profile
-
-
-def test_the_default_set_of_profiles_is_shipped() -> None:
-    assert {"smoke", "cpu", "gpu", "paper"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"spin.training.bta": 1.0}, "spin.training.bta: unknown setting; did you mean 'beta'?"),
-        ({"spinn": {}}, "spinn: unknown setting; did you mean 'spin'?"),
         ({"demonstrations.families.chain_sum.opts": {}}, "chain_sum.opts: unknown setting; did you mean 'options'?"),
-        ({"sft.beta": "2"}, "sft.beta: should be a valid number, found '2'"),
         ({"sft.beta": -1}, "sft.beta: should be greater than 0, found -1"),
-        ({"sft.beta": True}, "sft.beta: should be a valid number, found True"),
         ({"sft.beta": float("nan")}, "sft.beta: should be a finite number, found nan"),
-        ({"spin.training.epochs": 1.5}, "spin.training.epochs: should be a valid integer, found 1.5"),
         ({"spin.training.loss": "logistics"}, "'logistics' is not a choice; did you mean 'logistic'?"),
         ({"spin.betas": [0.1, 0]}, "spin.betas.1: should be greater than 0, found 0"),
         ({"spin.training.schedule_epochs": 1}, "spin.training.schedule_epochs: 1 is less than epochs (2)"),
         ({"spin.epochs_shown": 7}, "spin.epochs_shown: 7 is more than the learning rate's 3 epochs"),
-        ({"spin.subsets": [14, 14]}, "spin.subsets: (14, 14); write each size once"),
-        ({"demonstrations.transfer_rows": 0}, "give transfer families and their rows together"),
         ({"demonstrations.transfer": {"chain_sum": {"dataset": "gcd"}}}, "transfer: chain_sum is also trained on"),
         ({"demonstrations.spin_rows": 1000}, "demonstrations.spin_rows: 1000 is more than sft_rows"),
         ({"template.prompt": "no place"}, "template.prompt: must hold {prompt} exactly once"),
-        ({"name": "../up"}, "name: '../up' names folders"),
         ({"model": {"source": "hub", "name": "a/b", "revision": "main"}}, "'main' is not a commit"),
-        ({"model": {"source": "hub", "name": "ab"}}, "model.name: 'ab' is not a hub id"),
         ({"model": {"source": "tiny", "name": "gpt9"}}, "'gpt9' is not a tiny model"),
-        ({"model": {"source": "directory"}}, "model.path: empty"),
         ({"model": "llama"}, "model: should be settings by name, found 'llama'"),
         ({"demonstrations": {"source": "file"}}, "demonstrations.train: empty"),
         ({"dpo": DPO | {"preferences": {"source": "sample"}}}, "did you mean 'samples'?"),
-        ({"dpo": DPO | {"preferences": HUB | {"train": ""}}}, "dpo.preferences.train: empty; name the split"),
         ({"dpo": DPO | {"answers_per_prompt": 1}}, "dpo.answers_per_prompt: should be greater than or equal to 2"),
-        ({"dpo": {"training": {"learning_rate": 1e-6}}}, "dpo.preferences: missing"),
         ({"sft.trackers": ["tensorbord"]}, "did you mean 'tensorboard'?"),
     ],
 )
@@ -86,12 +71,7 @@ def test_every_fault_is_named_in_a_line_of_its_own() -> None:
     ("text", "message"),
     [
         ("name: [", "mine.yaml: not readable as YAML"),
-        ("- a\n- b\n", "mine.yaml: should be settings by name, found ['a', 'b']"),
         ("extends: cpuu\n", "profile 'cpuu': unknown; did you mean 'cpu'?"),
-        ("extends: 3\n", "extends: should be a profile's name"),
-        ("extends: smoke\nspin: {training: {beta: 1, beta: 2}}\n", "line 2: 'beta' is written twice"),
-        ("extends: smoke\ndemonstrations: {families: {no: {dataset: gcd}}}\n", "put quotes around the name"),
-        ("extends: mine.yaml\n", "extends itself"),
         ("name: a\n", "missing; this setting has no default"),
     ],
 )
@@ -159,15 +139,6 @@ def test_a_tracker_does_not_make_another_model() -> None:
     plain, tracked = (plan.make(profiles.load("smoke", changes), 0) for changes in ({}, trackers))
     assert [step.directory for step in tracked] == [step.directory for step in plain]
     assert tracked.profile.spin.training.trackers == ("tensorboard",)
-
-
-def test_an_unknown_profile_and_a_missing_file_are_named() -> None:
-    with pytest.raises(SettingsError, match="did you mean 'cpu'"):
-        profiles.load("cp")
-    with pytest.raises(SettingsError, match=r"nowhere\.yaml: no such file"):
-        profiles.load("nowhere.yaml")
-    with pytest.raises(SettingsError, match="write an override as name=value"):
-        profiles.parse_override("beta")
 
 
 def test_iterations_take_their_own_rate_and_beta_and_repeat_the_last() -> None:

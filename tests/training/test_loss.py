@@ -67,16 +67,3 @@ def test_margin_and_rewards_follow_equation_4_7():
 def test_large_margins_neither_overflow_nor_vanish():
     assert _loss(-2000.0, 0.0, 0.0, -2000.0, beta=5.0).losses.item() == 20000.0
     assert _loss(0.0, -2000.0, -2000.0, 0.0, beta=5.0).losses.item() == 0.0
-
-
-def test_unequal_shapes_and_unknown_losses_are_refused():
-    with pytest.raises(ValueError, match="one shape"):
-        spin_loss(
-            policy_real_logps=torch.zeros(2),
-            policy_generated_logps=torch.zeros(2),
-            opponent_real_logps=torch.zeros(2),
-            opponent_generated_logps=torch.zeros(1),
-            beta=0.1,
-        )
-    with pytest.raises(ValueError, match="logistic, hinge"):
-        link(torch.zeros(1), "sigmoid")

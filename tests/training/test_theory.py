@@ -2,7 +2,6 @@
 
 import math
 
-import nbformat
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,12 +9,11 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from spin_utils.drawing import theory_figures
-from spin_utils.files import paths
 from spin_utils.files.paths import KitError
 from spin_utils.training import theory
 from spin_utils.training.loss import link
 
-BETAS = (0.05, 0.1, 0.6, 1.0, 5.0)
+BETAS = (0.1, 1.0, 5.0)
 DATA = theory.distribution([0.40, 0.25, 0.20, 0.10, 0.05])
 OPPONENT = theory.distribution([0.10, 0.15, 0.25, 0.30, 0.20])
 
@@ -72,20 +70,16 @@ def test_the_slope_at_lambda_0_is_minus_half_the_two_divergences():
 
 
 @pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("answers", [2, 5, 8])
+@pytest.mark.parametrize("answers", [2, 8])
 def test_optimisation_reaches_the_update_law(beta, answers):
     data, opponent = theory.random_distribution(answers, 1), theory.random_distribution(answers, 2)
     found = theory.best_response(opponent, data, beta=beta)
     assert_close(found, theory.update_law(opponent, data, beta=beta), atol=1e-10, rtol=0)
 
 
-def test_at_lambda_1_one_iteration_is_exact():
-    assert_close(theory.update_law(OPPONENT, DATA, beta=1.0), DATA)
-    assert float(theory.gap(theory.update_law(OPPONENT, DATA, beta=1.0), DATA)) < 1e-14
-
-
-def test_lambda_5_moves_a_fifth_of_the_gap_and_lambda_one_tenth_overshoots_ninefold():
+def test_lambda_1_closes_the_gap_lambda_5_a_fifth_of_it_and_lambda_one_tenth_overshoots_ninefold():
     before = theory.gap(OPPONENT, DATA)
+    assert_close(theory.update_law(OPPONENT, DATA, beta=1.0), DATA)  # one iteration is exact
     assert_close(theory.gap(theory.update_law(OPPONENT, DATA, beta=5.0), DATA), 0.8 * before)
     after = theory.update_law(OPPONENT, DATA, beta=0.1)
     assert_close(theory.gap(after, DATA), 9 * before)
@@ -111,12 +105,6 @@ def test_the_minimum_is_log_2_minus_the_divergence_of_pairs(seed):
     assert float(theory.population_loss(worse, opponent, data, beta=0.7)) >= float(bound) - 1e-12
 
 
-def test_the_divergence_of_pairs_is_zero_at_the_data_and_below_log_2_elsewhere():
-    assert float(theory.pair_divergence(DATA, DATA)) == pytest.approx(0, abs=1e-15)
-    far = theory.distribution([1e-9, 1, 1e-9, 1e-9, 1e-9])
-    assert 0.2 < float(theory.pair_divergence(far, DATA)) < math.log(2)
-
-
 def test_descent_with_a_rate_over_lambda_squared_takes_the_same_way_in_the_judge():
     paths = {b: theory.descend(OPPONENT, DATA, beta=b, steps=50, learning_rate=0.2 / b**2) for b in (0.1, 1.0, 5.0)}
     for beta, path in paths.items():
@@ -134,64 +122,20 @@ def test_at_lambda_one_tenth_descent_passes_near_the_data_before_it_leaves():
     assert float(distances[-1]) > 5 * float(distances[0])
 
 
-def test_the_checks_of_the_registry_pass_for_several_seeds():
-    for seed in (0, 1, 2):
-        assert theory.fixed_point_error(seed) < 1e-12
-        assert theory.necessity_margin(seed) < 0
-        assert theory.update_law_error(seed) < 1e-9
-        assert theory.contraction_error(seed) < 1e-12
-        assert theory.minimum_error(seed) < 1e-12
-
-
-@pytest.mark.parametrize("weights", [[], [1.0], [1, 0], [1, -1], [1, math.inf], [1, math.nan]])
+@pytest.mark.parametrize("weights", [[1.0], [1, 0], [1, math.nan]])
 def test_what_is_no_distribution_is_refused(weights):
     with pytest.raises(KitError, match="positive finite"):
         theory.distribution(weights)
 
 
-@pytest.mark.parametrize("values", [[], [0.0], [-1.0], [math.nan]])
-def test_a_lambda_must_be_above_zero(values):
+def test_a_lambda_must_be_above_zero():
     with pytest.raises(KitError, match="above 0"):
-        theory.check_lambdas(values)
+        theory.check_lambdas([0.0])
 
 
-def test_losses_without_a_minimum_are_refused():
-    with pytest.raises(KitError, match="no unique minimum"):
-        theory.best_response(OPPONENT, DATA, beta=1.0, loss="hinge")
-
-
-def test_the_pictures_show_the_law_and_the_optimum_at_the_same_height():
-    figure = theory_figures.updates(OPPONENT, DATA, [0.6, 1.0, 5.0])
-    for axes in [axes for axes in figure.axes if axes.get_visible()]:
-        law = [bar.get_height() for bar in axes.patches[5:10]]
-        assert law == pytest.approx(axes.lines[0].get_ydata().tolist(), abs=1e-9)
-
-
-@pytest.mark.parametrize("beta", [0.1, 0.6, 10.0])
-@pytest.mark.parametrize("iterations", [0, 3, 10])
+@pytest.mark.parametrize(("beta", "iterations"), [(0.1, 0), (0.6, 3), (10.0, 10)])
 def test_the_game_of_many_iterations_can_be_played_at_every_place_of_its_sliders(beta, iterations):
     axes = theory_figures.after(OPPONENT, DATA, beta, iterations).axes[0]
     policy = [bar.get_height() for bar in axes.patches[5:10]]
     expected = theory.iterate(OPPONENT, DATA, beta=beta, iterations=iterations)[-1].exp()
     assert policy == pytest.approx(expected.tolist())
-    assert sum(policy) == pytest.approx(1)
-
-
-def test_the_notebook_runs_from_top_to_bottom_with_its_defaults():
-    notebook = nbformat.read(paths.notebook("00_theory"), as_version=4)
-    names: dict = {}
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            exec(cell.source, names)
-    assert abs(names["bound"] - math.log(2) + float(theory.pair_divergence(OPPONENT, DATA))) < 1e-12
-
-
-def test_every_lambda_has_a_line_of_its_own():
-    betas = [0.2, 0.5, 0.6, 0.8, 1.0, 2.0, 3.0, 5.0]
-    for figure in (
-        theory_figures.fixed_point(DATA, OPPONENT, betas),
-        theory_figures.early_stopping(OPPONENT, DATA, betas, steps=5),
-    ):
-        assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"λ = {beta:g}" for beta in betas]
-    lines = theory_figures.distances(OPPONENT, DATA, betas).axes[0].lines
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(betas)
