@@ -69,7 +69,8 @@ def test_algorithm_1_on_checkpoints_gives_the_weights_of_the_plans_steps(tmp_pat
         work, seed = tmp_path / f"pairs-{t}", plan.stream(made.seed, t)
         work.mkdir()
         answers = play.generate(opponent, tokenizer, encoded, profile, seed=seed, work=work, what="answers")
-        rows = [play._pair(row, t, row.response_ids, answer) for row, answer in zip(encoded, answers, strict=True)]
+        zipped = zip(encoded, answers, strict=True)
+        rows = [play._pair(tokenizer.decode, row, t, row.response_ids, answer) for row, answer in zipped]
         write_pairs(work / "pairs.arrow", rows)
         return work / "pairs.arrow"
 
