@@ -22,23 +22,6 @@ def obvious_logps(model: PreTrainedModel, groups: Sequence[Group]) -> torch.Tens
     return torch.stack(sums)
 
 
-def padded_logps(model: PreTrainedModel, groups: Sequence[Group]) -> torch.Tensor:
-    """The same from one right-padded batch with an attention mask, as other trainers do."""
-    rows = [(list(g.prompt_ids), list(r)) for g in groups for r in g.response_ids]
-    length = max(len(p) + len(r) for p, r in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    seen = torch.zeros(len(rows), length, dtype=torch.long)
-    counted = torch.zeros(len(rows), length - 1)
-    for i, (prompt, response) in enumerate(rows):
-        stop = len(prompt) + len(response)
-        ids[i, :stop] = torch.tensor(prompt + response)
-        seen[i, :stop] = 1
-        counted[i, len(prompt) - 1 : stop - 1] = 1
-    logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits.float()
-    logps = torch.log_softmax(logits[:, :-1], -1).gather(2, ids[:, 1:, None])[..., 0]
-    return (logps * counted).sum(1)
-
-
 def gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     """Gradient of every parameter by name."""
     model.zero_grad()

@@ -174,17 +174,6 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     assert "no earlier times" in clock.outlook([made])
 
 
-@pytest.mark.parametrize("ended", [True, False])
-def test_a_cut_answer_gets_its_end_in_training_as_the_profile_says(ended: bool) -> None:
-    changes = {"sft": None, "sft_more": 0, "dpo": None, "generation__max_new_tokens": 2}
-    made = make(**changes, spin__training__end_truncated=ended)
-    run.make(made, "pairs-0")
-    pairs = play.training_pairs(made, "spin-0")
-    cut = [place for place, reason in enumerate(pairs.table["finish_reason"].to_pylist()) if reason == "length"]
-    assert cut
-    assert {len(pairs[place].response_ids[1]) for place in cut} == {2 + ended}
-
-
 def test_an_edited_grader_or_included_task_is_another_measurement(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("include: common.yaml\ntask: mine\nprocess_results: !function grade.marks\n")
     (tmp_path / "common.yaml").write_text("doc_to_text: !function words.prompt\n")
