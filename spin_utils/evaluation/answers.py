@@ -1,7 +1,7 @@
 """Answers to evaluation requests, kept on disk so that a killed evaluation resumes where it stopped.
 
-One JSON object per line, appended in groups and synced; a torn last line is what a kill leaves behind, and it is cut
-off when the file is opened again. Keys hold a fingerprint of the weights, so answers of another model are not found.
+One JSON object per line, appended in groups and synced. A kill can leave a torn last line, which is removed when the
+file is opened again. Keys contain a fingerprint of the weights, so another model's answers are never reused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ELEMENTS = 4096
 
 
 class EvaluationError(KitError):
-    """An evaluation cannot be made, or is incomplete. The message names the task, or the file, and the remedy."""
+    """An evaluation cannot run or is incomplete. The message names the task or file, and the remedy."""
 
 
 class Answers:
@@ -32,7 +32,7 @@ class Answers:
 
     Args:
         folder: Folder of the file; None keeps answers in memory only.
-        identity: What an answer depends on besides the request (model, template); part of every key.
+        identity: What an answer depends on apart from the request (model, template); part of every key.
 
     Raises:
         EvaluationError: A line other than the last is not valid.
@@ -85,18 +85,18 @@ class Answers:
                 whole = False
             if not whole:
                 raise EvaluationError(
-                    f"{path}, line {number}: damaged since it was written; delete the line, and it is asked again"
+                    f"{path}, line {number}: damaged since it was written; delete the line to ask again"
                 )
             self._found[key] = answer
 
 
 def _check(key: str, answer: Any) -> str:
-    """Part of every line, because an answer with a changed character is still JSON."""
+    """Checksum of a line, because an answer with a changed character would still be JSON."""
     return hashlib.sha256(json.dumps([key, answer], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hash of a sample of every parameter: computed in milliseconds, and changed by training."""
+    """Hash of a sample of every parameter: takes milliseconds, and training changes it."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten()

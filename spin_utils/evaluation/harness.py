@@ -1,8 +1,8 @@
-"""Scores of a checkpoint, item by item, through lm-eval.
+"""Scores of a checkpoint, item by item, with lm-eval.
 
-The local suite makes one lm-eval task of each family of held-out rows, the paper's suites are in `suites`, and further
-tasks (lm-eval's own by name, or a user's YAML file) add columns. A column's value is the mean of its items, so that
-two models can be compared item by item.
+The local suite turns each family of held-out rows into one lm-eval task, the paper's suites are in `suites`, and
+further tasks (lm-eval's own by name, or a user's YAML file) add columns. A column's value is the mean of its items, so
+that two models can be compared item by item.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ TASKS = Path(__file__).parent / "tasks"
 """The kit's own task files."""
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
 _SCORED = ("generate_until", "multiple_choice", "loglikelihood")
-"""Kinds of task that give every item an answer and a score."""
+"""Task types that give every item a response and a score."""
 FEWSHOT_SEED = 1234
-"""lm-eval's default for choosing examples."""
+"""lm-eval's default seed for choosing few-shot examples."""
 
-# lm-eval explains an option of its own command line, as a warning, for every task that brings its data.
+# For every task with its own data lm-eval warns about an option of its own command line.
 logging.getLogger("lm_eval.api.task").addFilter(lambda record: "Custom kwargs can be passed" not in record.getMessage())
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the results: a task or group of lm-eval, and what is read from it."""
+    """One column of the results: an lm-eval task or group, and what is read from it."""
 
     name: str
     """Name in the results."""
     spec: str
-    """Name or path of a YAML file that lm-eval loads."""
+    """Task name, or path of a YAML file, that lm-eval loads."""
     metric: str = ""
-    """Metric per item; empty: the first one of the task."""
+    """Metric per item; empty: the task's first."""
     filter: str = ""
-    """Filter of a generation task; empty: the first one of the task."""
+    """Filter of a generation task; empty: the task's first."""
     shots: int | None = None
-    """Examples before each item; None: what the task says."""
+    """Few-shot examples; None: as in the task."""
     identified: bool = False
-    """Items carry their own `id`; otherwise an item's number in its task is its id."""
+    """Whether items have their own `id`; otherwise their number in the task is used."""
 
 
 def evaluate(
@@ -80,15 +80,15 @@ def evaluate(
     Args:
         model: The checkpoint, on its device and in its compute dtype.
         tokenizer: Its tokenizer.
-        rows: Held-out rows, or their JSONL file, for the suite `local`; the paper's suites do not read them.
+        rows: Held-out rows, or their JSONL file, for the suite `local`; unused by the paper's suites.
         template: How prompts of generation tasks become tokens; None: plain text, as in lm-eval.
-        settings: Suite, further tasks, items per task, batch size, longest answer.
+        settings: Suite, further tasks, items per task, batch size, longest response.
         work: Folder that keeps finished answers, so that a killed evaluation resumes; None: not kept.
         progress: Called with the number of newly finished requests.
 
     Returns:
-        The evaluation record of `results.py` without profile, seed, model and provenance: `tasks` with metric, n,
-        value (0..1) and stderr, their unweighted `average`, and `items` with score, response and its tokens. With
+        A `results.Evaluation` without profile, seed, model and provenance: `tasks` with metric, n, value (0..1) and
+        stderr, their unweighted `average`, and `items` with score, response and its tokens. With
         `settings.samples`, items of the suite `local` also hold `sampled`, the mean score of that many answers drawn
         at temperature 1.
 
@@ -154,7 +154,9 @@ def _row_columns(rows: Sequence[Mapping[str, Any]] | Path | str | None, folder: 
     for family in dict.fromkeys(row.get("family") or "" for row in rows):
         name = family or "heldout"
         if any(column.name == name for column in columns):
-            raise EvaluationError(f"{path}: rows without a family and rows of family {name!r}; name all or none")
+            raise EvaluationError(
+                f"{path}: has rows without a family and rows of family {name!r}; name the family of all rows or of none"
+            )
         task = folder / f"{name}.yaml"
         task.write_text(
             yaml.safe_dump(
@@ -178,7 +180,7 @@ def _paper_columns(suite: str) -> list[Column]:
 
 
 def _counts(leaves: Mapping[str, Any], limit: int) -> dict[str, int]:
-    """Items of every task of a column, the first ones; a limit is shared among the tasks of a group, one at least."""
+    """Number of items to use from each task of a column. A limit is split among a group's tasks, at least one each."""
     sizes = {name: len(task.eval_docs) for name, task in leaves.items()}
     return {name: min(size, -(-limit // len(leaves)) or size) for name, size in sizes.items()}
 
@@ -188,15 +190,15 @@ def _further_columns(tasks: Sequence[str]) -> list[Column]:
 
 
 def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
-    """Load further tasks as `evaluate` will and score one item of each, before anything is trained.
+    """Load further tasks as `evaluate` will, and score one item of each, before anything is trained.
 
     Args:
         settings: The tasks, and the suite they are added to.
         families: Names of the demonstrations' families, which are the columns of the suite `local`.
 
     Raises:
-        EvaluationError: A task that cannot be loaded, whose metric is not a share per item, or that is named like
-            another column.
+        EvaluationError: A task cannot be loaded, its metric is not a share per item, or it has the name of another
+            column.
     """
     columns = _further_columns(settings.tasks)
     local = settings.suite == "local"
@@ -215,14 +217,14 @@ def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
 
 @cache
 def _all_tasks() -> TaskManager:
-    """Index of lm-eval's own thousands of files, which takes seconds: made only where a name needs it, and once."""
+    """Index of lm-eval's thousands of task files. It takes seconds, so it is built once and only if needed."""
     return TaskManager(include_defaults=True)
 
 
 def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
-    """lm-eval's tasks by column, then by a key that no other task of the run has: COLUMN/TASK.
+    """lm-eval's tasks by column, then by a key that is unique in the run: COLUMN/TASK.
 
-    A group has several tasks. Two files may call their task alike, or like one of the suite's.
+    A group has several tasks. Two files may give their task the same name, or that of a task in the suite.
     """
     specs: dict[str, str] = {}
     for column in columns:
@@ -252,7 +254,7 @@ def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
 
 
 def _leaves(manager: TaskManager, spec: str) -> Mapping[str, Any]:
-    """The tasks of a name or file, by lm-eval's names. Paths in a task file are relative to it, wherever it is read."""
+    """The tasks behind a name or file, by lm-eval's names. Paths in a task file are relative to that file."""
     file = Path(spec).resolve() if paths.is_yaml(spec) else None
     if file and not file.is_file():
         raise EvaluationError(f"tasks: {spec}: no such file; check the path")
@@ -263,12 +265,12 @@ def _leaves(manager: TaskManager, spec: str) -> Mapping[str, Any]:
     try:
         with chdir(file.parent) if file else nullcontext():
             return dict(manager.load([str(file or spec)])["tasks"])
-    except Exception as error:  # a task file, its functions and its data reach any line of lm-eval and datasets
+    except Exception as error:  # a task file, its functions and its data can fail anywhere in lm-eval and datasets
         raise EvaluationError(f"tasks: {spec} cannot be loaded ({_one_line(error)}); correct its file") from error
 
 
 def _check_scored(name: str, task: Any) -> None:
-    """Refuse a task that would not give every item an answer and a score."""
+    """Raise if a task would not give every item a response and a score."""
     if task.OUTPUT_TYPE not in _SCORED:
         raise EvaluationError(f"tasks: {name} is of type {task.OUTPUT_TYPE}; use {', '.join(_SCORED)}")
     if not task.config.metric_list or not len(task.eval_docs):
@@ -281,7 +283,7 @@ def _check_scored(name: str, task: Any) -> None:
 
 
 def _try_metric(spec: str, task: Any) -> None:
-    """Score the first item as if a model had answered nothing, and as if it had answered right."""
+    """Score the first item as if the model had given an empty response, and as if it had given the right one."""
     metric = _first_metric(task)
     try:
         task.build_all_requests(limit=1)
@@ -295,14 +297,14 @@ def _try_metric(spec: str, task: Any) -> None:
             _share(scores.get(metric), metric, f"tasks: {spec}", "the first item")
     except EvaluationError:
         raise
-    except Exception as error:  # a task's functions, which may be a user's
+    except Exception as error:  # a task's functions may be the user's own
         raise EvaluationError(
             f"tasks: {spec}: metric {metric!r} fails on the first item ({_one_line(error)}); correct the task's file"
         ) from error
 
 
 def _possible_answers(task: Any, document: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """Responses to all requests of an item: empty texts and the right one; every choice in turn as the likeliest."""
+    """Responses to an item's requests: empty and right texts, or each choice in turn as the most likely."""
     count = len(task.instances)
     if task.OUTPUT_TYPE == "generate_until":
         yield [""] * count
@@ -319,7 +321,7 @@ def _possible_answers(task: Any, document: Mapping[str, Any]) -> Iterator[list[A
 def _items(
     column: Column, key: str, task: Any, samples: Sequence[Mapping[str, Any]], count: int, lm: PackedLM
 ) -> Iterator[dict[str, Any]]:
-    """Items of one lm-eval task in its order, after checking that none is missing."""
+    """Items of one lm-eval task in order, after checking that none is missing."""
     documents = list(task.eval_docs)[:count]
     name = key.removeprefix(f"{column.name}/")
     prefix = "" if name == column.name else f"{name}/"
@@ -337,11 +339,11 @@ def _items(
 
 
 def _share(score: Any, metric: str, task: str, item: str) -> float:
-    """An item's score, which the results hold as a share."""
+    """An item's score, checked to be a share."""
     if not isinstance(score, Real) or not 0 <= float(score) <= 1:
         raise EvaluationError(
             f"{task}: metric {metric!r} of {item} is {score!r}, not a share from 0 to 1; choose a task whose first "
-            "metric scores each item from 0 to 1, such as acc or exact_match"
+            "metric scores each item from 0 to 1, like acc or exact_match"
         )
     return float(score)
 
@@ -358,7 +360,7 @@ def _sampled(lm: PackedLM, tasks: Sequence[Any], samples: int) -> dict[str, floa
 
 
 def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM) -> dict[str, Any]:
-    """What the model answered: its text, or the likeliest choice, which has no tokens of its own."""
+    """The model's response: its text, or the most likely choice, for which no tokens were generated."""
     if task.OUTPUT_TYPE == "generate_until":
         context, options = sample["arguments"][0]
         greedy = not options.get("do_sample") and not options.get("temperature")
@@ -372,7 +374,7 @@ def _first_metric(task: Any) -> str:
 
 
 def _mean(scores: Sequence[float]) -> dict[str, float]:
-    """Mean and its standard error (sample standard deviation over the root of n), as lm-eval computes them."""
+    """Mean and standard error (sample standard deviation over sqrt(n)), computed as in lm-eval."""
     mean = math.fsum(scores) / len(scores)
     if len(scores) == 1:
         return {"value": mean, "stderr": 0.0}
@@ -386,9 +388,9 @@ def _one_line(error: Exception) -> str:
 
 @contextmanager
 def _quick_and_quiet() -> Iterator[None]:
-    """Compile each template of a task once, where lm-eval does for every item and example: minutes for MMLU.
+    """Compile each template of a task once, where lm-eval recompiles it for every item and example: minutes for MMLU.
 
-    And draw no bar per task on standard error, which a notebook shows in red: the kit draws its own.
+    Also hide lm-eval's progress bars on standard error, which notebooks show in red; the kit has its own.
     """
     environment: Any = lm_eval.utils.env
     module: Any = lm_eval.api.task
@@ -403,7 +405,7 @@ def _quick_and_quiet() -> Iterator[None]:
 
 @contextmanager
 def _folder(work: Path | None) -> Iterator[Path]:
-    """Where task files are written: next to the kept answers, else (and in further processes) a temporary folder."""
+    """Folder for task files: next to the kept answers, or else (and in further processes) a temporary folder."""
     if work is not None and processes.rank() == 0:
         folder = work / "tasks"
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""An iteration's main player on prompts that no training saw.
+"""An iteration's main player on held-out prompts.
 
-The held-out SPIN loss bounds how far the opponent is from the data: by Lemma C.2 the least loss of any player is
-log 2 - JSD(p+ || p-), so log 2 minus a measured loss is a lower bound of that divergence.
+The held-out SPIN loss bounds how far the opponent is from the data: by Lemma C.2 no player's loss is below
+log 2 - JSD(p+ || p-), so log 2 minus a measured loss is a lower bound on that divergence.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def drifts(
     generation: GenerationSettings,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Log-ratios of policy and opponent on held-out prompts: of the real answer, and of a fresh one by the opponent.
+    """Log-ratios of policy and opponent on held-out prompts, for the real response and a fresh one by the opponent.
 
     Args:
-        opponent: checkpoint theta_t, which also answers the prompts.
+        opponent: checkpoint theta_t, which also generates the responses.
         policy: checkpoint theta_t+1.
         rows: held-out demonstrations.
         template: of prompts and responses.
-        generation: how the opponent answers.
-        seed: of the opponent's answers.
+        generation: how the opponent samples.
+        seed: of the opponent's responses.
 
     Returns:
         For each row `id`, `real_drift` and `generated_drift`: log p_policy - log p_opponent in nats.
@@ -61,7 +61,7 @@ def drifts(
         streams=range(FIRST_STREAM, FIRST_STREAM + len(encoded)),
     )
     with progress(len(encoded), "held-out answers", "prompts") as bar:
-        # Few prompts, answered by the first process alone: other batches would round differently.
+        # There are few prompts, and different batches would round differently, so only the first process samples.
         samples = processes.from_first(partial(draw, progress=bar.advance))
     groups = [Group(r.prompt_ids, (r.response_ids, s.token_ids)) for r, s in zip(encoded, samples, strict=True)]
     before = score(model, groups, micro_batch_tokens=MICRO_BATCH_TOKENS)

