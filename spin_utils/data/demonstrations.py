@@ -1,8 +1,8 @@
-"""The SFT data: prompts x and human responses y, from files, from the hub or generated, and their splits.
+"""The SFT data: prompts x and human responses y, from files, the hub or a generator, and their splits.
 
-Every row is checked before any work, and no prompt is in two splits. Training rows are shuffled once by the data
-seed, so that the SPIN rows, the first ones, are a random subset of the SFT rows (sec. 6.1: 50k prompts chosen at
-random) and any shorter prefix is a random subset of them.
+Every row is checked before any work, and no prompt is in two splits. Training rows are shuffled once with the data
+seed. The SPIN rows are the first ones, so they are a random subset of the SFT rows (sec. 6.1: 50k prompts chosen at
+random), and so is any shorter prefix.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Checked rows by use; `spin` holds the first rows of `sft`."""
+    """Checked rows by use; `spin` is a prefix of `sft`."""
 
     sft: list[Row]
     spin: list[Row]
     validation: list[Row]
     test: list[Row]
     transfer: list[Row] = field(default_factory=list)
-    """Rows of families that nothing is trained on."""
+    """Rows of families not used in training."""
 
 
 def load(settings: DemonstrationSettings) -> Demonstrations:
     """Read or generate the demonstrations, check every row and split them.
 
     Args:
-        settings: source, sizes and data seed. Without a file or split for validation or test, rows whose prompt
-            occurs once are held out of the training rows, chosen by `settings.seed`.
+        settings: source, sizes and data seed. Without a file or split for validation or test, rows with a unique prompt
+            are held out from the training rows, chosen by `settings.seed`.
 
     Returns:
-        The rows of each use.
+        The rows for each use.
 
     Raises:
-        RowError: a file or rows that cannot be used, with file, row and remedy; duplicates within or across splits;
-            too few rows for the requested sizes; or a task family that cannot be generated.
+        RowError: a file or row cannot be used, there are duplicates within or across splits or too few rows for the
+            requested sizes, or a task family cannot be generated. Names the file, the row and the remedy.
     """
     if settings.source == "reasoning_gym":
         sizes = {"train": settings.sft_rows}
@@ -69,7 +69,7 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
             if question(row) in trained_on:
                 raise RowError(
                     f"demonstrations.transfer.{row['family']}: {row['id']} is also a training prompt; "
-                    "give the family options that its trained relative does not cover"
+                    "give the family options that the training family does not cover"
                 )
         return replace(made, transfer=transfer)
     if settings.source == "file":  # all paths first: a misspelt test file should not wait for a large training file
@@ -78,9 +78,9 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
     train = _read(settings, settings.train)
     if settings.expected_rows and len(train) != settings.expected_rows:
         raise RowError(
-            f"{settings.name or settings.train} [train]: {len(train)} distinct usable rows where "
-            f"demonstrations.expected_rows says {settings.expected_rows}; check name and revision, or set it to "
-            "0 to take them as they are"
+            f"{settings.name or settings.train} [train]: {len(train)} distinct usable rows, but "
+            f"demonstrations.expected_rows is {settings.expected_rows}; check name and revision, or set it to 0 to "
+            "accept any number"
         )
     held_out: dict[str, list[Row]] = {}
     for split, wanted in (("test", settings.test_rows), ("validation", settings.validation_rows)):
@@ -104,20 +104,20 @@ def _demonstrations(
     sft = first_rows(train, settings.sft_rows, "demonstrations.sft_rows", settings.train or settings.source)
     if not sft:
         raise RowError(f"{settings.train}: no rows are left for training; hold out fewer or add rows")
-    spin = first_rows(sft, settings.spin_rows, "demonstrations.spin_rows", "the SFT rows")
+    spin = first_rows(sft, settings.spin_rows, "demonstrations.spin_rows", "the SFT split")
     return Demonstrations(sft=sft, spin=spin, validation=validation, test=test)
 
 
 def _read(settings: DemonstrationSettings, given: str) -> list[Row]:
-    # The same prompt with another response is a second demonstration and welcome.
+    # The same prompt with a different response is a valid second demonstration.
     return checked_rows(settings, given, as_row, ("prompt", "response"), USED, drop_empty=settings.drop_empty)
 
 
 def _disjoint(
     settings: DemonstrationSettings, rows: list[Row], source: str, held_out: list[Row], split: str
 ) -> list[Row]:
-    """The rows whose prompts are not held out; others are an error in a file, and left out with a warning if they come
-    from the hub."""
+    """The rows whose prompts are not held out. Any others are an error in a file, and dropped with a warning if they
+    come from the hub."""
     taken = {question(row): row["id"] for row in held_out}
     shared = [row for row in rows if question(row) in taken]
     if not shared:
@@ -136,12 +136,12 @@ def _disjoint(
 def _hold_out(
     train: list[Row], wanted: int, split: str, settings: DemonstrationSettings
 ) -> tuple[list[Row], list[Row]]:
-    """Take `wanted` rows whose prompt occurs once out of the training rows, by the data seed."""
+    """Hold out `wanted` rows with a unique prompt from the training rows, chosen by the data seed."""
     times = Counter(question(row) for row in train)
     single = [place for place, row in enumerate(train) if times[question(row)] == 1]
     if len(single) < wanted or (wanted and len(train) == wanted):
         raise RowError(
-            f"{settings.train}: {len(train)} rows are left ({len(single)} with a prompt of their own) where "
+            f"{settings.train}: {len(train)} rows are left ({len(single)} with a unique prompt), but "
             f"demonstrations.{split}_rows asks to hold out {wanted} and training needs some too; "
             f"add rows or set {split}_rows to a tenth of the rows"
         )

@@ -1,6 +1,6 @@
 """Task families from reasoning-gym: generated demonstrations whose answers a program can grade.
 
-The offline stand-in for the paper's data and benchmarks. Train, validation and test come from seeds far apart, and
+They stand in offline for the paper's data and benchmarks. Train, validation and test use seeds that are far apart, and
 no prompt occurs twice. Nothing here depends on the date, the network or Python's hash seed.
 """
 
@@ -19,14 +19,14 @@ from spin_utils.settings.inputs import FamilySettings
 
 SPLITS = ("train", "validation", "test")
 _SPLIT_STRIDE = 100_000_000
-"""Distance between the seeds of two splits: the library seeds item i with seed + i, so near seeds share items."""
+"""Distance between the seeds of two splits: the library seeds item i with seed + i, so nearby seeds share items."""
 _SEED_STRIDE = len(SPLITS) * _SPLIT_STRIDE
 _DATE_BOUND = frozenset({"time_intervals", "calendar_arithmetic"})
 """Generators whose items depend on today's date."""
 _ANSWER = "Answer:"
 _UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError, AssertionError)
-"""What the library's scorers raise on an answer that they cannot read, for example words instead of numbers, and its
-generators when made without the options that they need."""
+"""What the library's scorers raise on answers they cannot parse, for example words instead of numbers, and its
+generators if a required option is missing."""
 
 
 def generate(
@@ -36,21 +36,21 @@ def generate(
 
     Args:
         families: generator and options by family name.
-        sizes: rows by split (`train`, `validation`, `test`); each family gets an equal share, the first ones one
-            more where it does not divide.
+        sizes: rows by split (`train`, `validation`, `test`), divided equally among families; any remainder goes to the
+            first ones.
         seed: of the items, their wording and their order.
         wordings: `varied` or `fixed`, see `DemonstrationSettings`.
 
     Returns:
-        Rows with `id`, `prompt`, `response`, `family` and `grader`, shuffled within each split. The first n training
-        rows of a larger request are not those of a smaller one.
+        Rows with `id`, `prompt`, `response`, `family` and `grader`, shuffled within each split. A smaller training
+        split is not a prefix of a larger one.
 
     Raises:
-        RowError: an unknown generator or option, or too few distinct items for the request.
+        RowError: a generator or option is unknown, or there are too few distinct items.
     """
     seen: set[str] = set()
     splits: dict[str, list[dict[str, Any]]] = {}
-    # The small held-out splits choose first, so that their rows do not change with the size of the training split.
+    # The small held-out splits come first, so that their rows do not depend on the size of the training split.
     for split in sorted(SPLITS, key=("test", "validation", "train").index):
         rows = []
         for place, (name, family) in enumerate(families.items()):
@@ -65,8 +65,8 @@ def grade(row: Mapping[str, Any], response: str) -> float:
     """1.0 if the response's final answer gets full marks from the library's own scorer, else 0.0.
 
     Args:
-        row: a generated row; its `grader` holds the generator's name and the item.
-        response: text; the answer is what follows the last `Answer:`, or all of it.
+        row: a generated row, whose `grader` has the generator's name and the item.
+        response: text; the answer is whatever follows the last `Answer:`, or all of it.
     """
     grader = row["grader"]
     try:
@@ -77,7 +77,7 @@ def grade(row: Mapping[str, Any], response: str) -> float:
 
 
 def final_answer(response: str) -> str:
-    """What follows the last `Answer:` of a response; all of it if there is none.
+    """The text after the last `Answer:` in a response; all of it if there is none.
 
     >>> final_answer("4 - 1 = 3, 3 - 7 = -4. Answer: -4")
     '-4'
@@ -96,7 +96,7 @@ def _rows(
     rng = Random(f"wording/{name}/{split}/{seed}")
     rows: list[dict[str, Any]] = []
     for index in range(limit):
-        # Through JSON once, so that a row read from a file equals the row in memory.
+        # A round trip through JSON, so that the row equals one read from a file.
         entry = json.loads(json.dumps(dataset[index], default=str))
         choice = rng if wordings == "varied" else Random(f"wording/{name}/{seed}")
         written = write(family.dataset, entry, choice) if isinstance(entry["answer"], str) else None
@@ -116,13 +116,13 @@ def _rows(
         if len(rows) == count:
             return rows
     raise RowError(
-        f"demonstrations.families.{name}: {family.dataset} gave {len(rows)} distinct rows where {split} needs {count} "
+        f"demonstrations.families.{name}: {family.dataset} gave {len(rows)} distinct rows, but {split} needs {count} "
         f"({limit} items tried); ask for fewer rows or widen its options"
     )
 
 
 def _dataset(name: str, family: FamilySettings, *, size: int, seed: int) -> Any:
-    import reasoning_gym  # takes two seconds, which file and hub sources need not wait for
+    import reasoning_gym  # takes two seconds, which file and hub sources can skip
     from reasoning_gym.factory import DATASETS
 
     if family.dataset not in DATASETS:
@@ -144,7 +144,7 @@ def _dataset(name: str, family: FamilySettings, *, size: int, seed: int) -> Any:
         default, value = config.__dataclass_fields__[option].default, family.options[option]
         if type(default) in (bool, int) and type(value) is not type(default):  # 2.5 terms, or true of them
             wanted = "true or false" if type(default) is bool else "a whole number"
-            raise RowError(f"demonstrations.families.{name}.options.{option}: {value!r}; write {wanted}")
+            raise RowError(f"demonstrations.families.{name}.options.{option}: is {value!r}; write {wanted}")
     try:
         return reasoning_gym.create_dataset(family.dataset, size=size, seed=seed, **family.options)
     except (AssertionError, TypeError, ValueError) as error:
@@ -153,7 +153,7 @@ def _dataset(name: str, family: FamilySettings, *, size: int, seed: int) -> Any:
 
 @cache
 def _scorer(dataset: str) -> Any:
-    """A generator used for its `score_answer` only, which looks at the item and not at the options."""
+    """A generator, used only for its `score_answer`, which depends on the item and not on the options."""
     import reasoning_gym
 
     return reasoning_gym.create_dataset(dataset, size=1, seed=0)

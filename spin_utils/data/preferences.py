@@ -1,9 +1,9 @@
-"""Preference pairs for DPO: a chosen and a rejected answer to one prompt, from a file or the hub.
+"""Preference pairs for DPO: a chosen and a rejected response to one prompt, from a file or the hub.
 
-A row is `{"prompt", "chosen", "rejected"}`. Each of the three is text or a list of chat messages. An answer that is a
-list ends with the assistant's message and may repeat the prompt before it, as in UltraFeedback Binarized (App. B.3);
-then the row needs no `prompt`. Longer conversations are refused: the trainer's prompts are single user messages, and
-an answer to a whole conversation does not answer its first message. Every row is checked before any work.
+A row is `{"prompt", "chosen", "rejected"}`, each either text or a list of chat messages. A response given as a list
+ends with the assistant's message and may repeat the prompt before it, as in UltraFeedback Binarized (App. B.3); then
+the row needs no `prompt`. Longer conversations are refused: prompts here are single user messages, and a response to a
+whole conversation does not answer its first message. Every row is checked before any work.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _logger = logging.getLogger(__name__)
 def load(settings: PreferenceSettings) -> list[Row]:
     """Read preference pairs and check every row.
 
-    Faulty rows of a file are errors, because the user can correct it; those of a pinned hub dataset are left out
-    with a warning.
+    Faulty rows in a file are errors, because the user can correct them; those in a pinned hub dataset are dropped with
+    a warning.
 
     Args:
         settings: source `file` or `hub`, and the number of rows.
 
     Returns:
-        Dicts with `id`, `prompt`, `chosen` and `rejected`, all text, in the order of the source.
+        Dicts with `id`, `prompt`, `chosen` and `rejected`, all text, in the source's order.
 
     Raises:
-        RowError: a file or rows that cannot be used, with file, row and remedy; or too few rows.
+        RowError: a file or row cannot be used, or there are too few rows; names the file, the row and the remedy.
     """
-    assert settings.source != "samples", "samples are drawn by a stage"
+    assert settings.source != "samples", "samples are made by a stage"
     fields = ("prompt", "chosen", "rejected")
     rows = checked_rows(settings, settings.train, as_preference, fields, _USED, drop_repeated=False)
     return first_rows(rows, settings.rows, "preferences.rows", Path(settings.train).name)
@@ -59,12 +59,12 @@ def as_preference(record: Any, *, where: str, default_id: str) -> Row:
     """Turn one record into a checked pair.
 
     Args:
-        record: an object with chosen and rejected, and with prompt unless they are lists that hold it.
-        where: file and row for the error message, such as `pairs.jsonl, row 17`.
-        default_id: the row's id where the record has no `id`.
+        record: an object with chosen and rejected, and with prompt unless they are lists that contain it.
+        where: file and row for error messages, for example `pairs.jsonl, row 17`.
+        default_id: the row's id if the record has no `id`.
 
     Raises:
-        RowError: something is missing, empty or not text, the answers are equal, or the prompts differ.
+        RowError: something is missing, empty or not text, the responses are equal, or the prompts differ.
     """
     if not isinstance(record, Mapping):
         raise RowError(f"{where}: {kind(record)} where an object with prompt, chosen and rejected is needed")
@@ -84,7 +84,7 @@ def as_preference(record: Any, *, where: str, default_id: str) -> Row:
     }
     row |= system_message(record, {name: part.get("system", "") for name, part in parts.items()}, where)
     if any(prompt != prompts[0] for prompt in prompts):
-        raise RowError(f"{where}: prompt, chosen and rejected hold different prompts; correct or remove the row")
+        raise RowError(f"{where}: prompt, chosen and rejected have different prompts; correct or remove the row")
     if row["chosen"] == row["rejected"]:
         raise RowError(f"{where}: chosen and rejected are equal; remove the row")
     return row
@@ -93,7 +93,7 @@ def as_preference(record: Any, *, where: str, default_id: str) -> Row:
 def encode_preferences(
     tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, rows: Sequence[Row]
 ) -> list[dict[str, Any]]:
-    """Rows of `packing.PAIRS_SCHEMA`: the chosen answer stands as real, the rejected one as generated.
+    """Rows of `packing.PAIRS_SCHEMA`, with the chosen response as real and the rejected one as generated.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -101,11 +101,11 @@ def encode_preferences(
         rows: from `load`.
 
     Returns:
-        One row per pair in order, without those that are too long (`template.too_long: drop`) or whose answers are
+        One row per pair in order, without those that are too long (`template.too_long: drop`) or whose responses are
         equal once cut to the template's length.
 
     Raises:
-        TooLongError: names the answer and the row; or no pair is left.
+        TooLongError: a response is too long (names it and the row), or no pair is left.
     """
     encoded = {}
     for name in ("chosen", "rejected"):
@@ -118,16 +118,16 @@ def encode_preferences(
     if not whole:
         raise TooLongError(f"all {len(rows)} pairs are too long for the template; raise template.max_response_tokens")
     if len(whole) < len(rows):
-        _logger.warning("%d of %d pairs are too long for the template and left out", len(rows) - len(whole), len(rows))
-    # Equal answers give the loss log 2 and no gradient, whatever the policy: nothing could be learned from them.
+        _logger.warning("%d of %d pairs left out: too long for the template", len(rows) - len(whole), len(rows))
+    # Equal responses give a loss of log 2 and no gradient for any policy: there is nothing to learn from them.
     kept = [i for i in whole if encoded["chosen"][i].response_ids != encoded["rejected"][i].response_ids]
     if not kept:
         raise TooLongError(
-            f"all {len(whole)} pairs have equal answers once cut to the template's length; raise "
+            f"all {len(whole)} pairs have equal responses once cut to the template's length; raise "
             "template.max_response_tokens"
         )
     if len(kept) < len(whole):
-        told = "%d of %d pairs are left out: their answers are equal once cut to the template's length"
+        told = "%d of %d pairs left out: their responses are equal once cut to the template's length"
         _logger.warning(told, len(whole) - len(kept), len(whole))
     return [
         {
@@ -140,16 +140,16 @@ def encode_preferences(
             "prompt_ids": encoded["chosen"][place].prompt_ids,
             "real_ids": encoded["chosen"][place].response_ids,
             "generated_ids": encoded["rejected"][place].response_ids,
-            "finish_reason": "stop",  # no end token is added to what the template truncated
-            "generated_logp": float("nan"),  # nobody sampled it
+            "finish_reason": "stop",  # adds no end token to truncated responses
+            "generated_logp": float("nan"),  # not sampled
         }
         for place in kept
     ]
 
 
 def _turns(record: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """Contents by role: the user's of a prompt, the assistant's of an answer, and what the system and the user said
-    before it if that stands there too."""
+    """Contents by role: the user's for a prompt, the assistant's for a response, plus any system and user messages
+    before it."""
     writer = "user" if name == "prompt" else "assistant"
     if not isinstance(record[name], list):
         return {writer: record[name]}
@@ -158,7 +158,7 @@ def _turns(record: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     if roles != [writer] and (name == "prompt" or roles != ["user", "assistant"]):
         needed = "one user message" if name == "prompt" else "one user message and one assistant message"
         found = ", ".join(map(str, roles)) or "nothing"
-        raise RowError(f"{where}: {name} holds messages of {found} where {needed} is needed; shorten or remove the row")
+        raise RowError(f"{where}: {name} has messages from {found}, but needs {needed}; shorten or remove the row")
     return {"system": system, **dict(turns)}
 
 

@@ -1,10 +1,10 @@
-"""Rows: read from JSON, JSONL and Parquet files and from the hub, checked one by one, written back.
+"""Rows: read from JSON, JSONL and Parquet files and the hub, check one by one, and write.
 
-A row of demonstrations is a dict with `id`, `prompt`, `response`, `family` and, where given, `system` and `grader`.
-Three layouts are read: `{"prompt", "response"}`; `{"messages": [{"role", "content"}, ...]}`, of which the first user
-turn and the assistant's answer to it are taken; and the released SPIN layout `{"real": [user, assistant], "generated":
-...}`, of which `real` is taken. A leading system message, or a column `system`, is the row's system message. The text
-of a column `input` (Alpaca) or `context` (Dolly) follows the prompt after a blank line.
+A demonstration is a dict with `id`, `prompt`, `response`, `family` and, if given, `system` and `grader`. There are
+three layouts: `{"prompt", "response"}`; `{"messages": [{"role", "content"}, ...]}`, from which the first user turn and
+the assistant's reply are used; and the released SPIN layout `{"real": [user, assistant], "generated": ...}`, from which
+`real` is used. A leading system message, or a column `system`, is the row's system message. The text of a column
+`input` (Alpaca) or `context` (Dolly) is appended to the prompt after a blank line.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SUFFIXES = (".json", ".jsonl", ".parquet")
 USED = frozenset(
     {"id", "prompt", "response", "messages", "real", "generated", "family", "grader", "system", "input", "context"}
 )
-"""Columns of demonstrations that are read, or that are known to repeat the others."""
+"""Columns of demonstrations that are read, or known to repeat the others."""
 SHOWN = 5
-"""Faulty rows named in one error message."""
+"""Number of faulty rows named in one error message."""
 
 
 class RowError(KitError):
@@ -39,7 +39,7 @@ class RowError(KitError):
 
 
 class EmptyRowError(RowError):
-    """A row without prompt or response, which `drop_empty` may leave out."""
+    """A row has no prompt or response; `drop_empty` leaves such rows out."""
 
 
 def checked_rows(
@@ -52,23 +52,23 @@ def checked_rows(
     drop_empty: bool = False,
     drop_repeated: bool = True,
 ) -> list[Row]:
-    """The rows of a file or of a split of a hub dataset, checked.
+    """The checked rows of a file, or of a split of a hub dataset.
 
-    Faulty and repeated rows of a file are errors, because the user can correct it. Those of the hub are left out with a
-    warning: nobody can edit a pinned revision, and published sets hold both (the released SPIN data hold every row
-    twice). Columns that nothing reads are named in the log.
+    Faulty and repeated rows in a file are errors, because the user can correct them. Those from the hub are dropped
+    with a warning: a pinned revision cannot be edited, and published sets have both (the released SPIN data contain
+    every row twice). Columns that are not used are named in the log.
 
     Args:
         settings: source `file` or `hub`, with name and revision of the latter.
         given: the file or the split.
-        make: turns a record into a checked row, such as `as_row`.
-        fields: keys of a row; rows that are equal in them and in the system message are one row.
+        make: turns a record into a checked row, for example `as_row`.
+        fields: keys of a row; rows with equal values in them and the same system message are duplicates.
         used: columns that are read.
-        drop_empty: leave out rows with an empty text instead of refusing the file.
-        drop_repeated: leave out repeated rows of the hub.
+        drop_empty: drop rows with an empty text instead of refusing the file.
+        drop_repeated: drop repeated rows from the hub.
 
     Raises:
-        RowError: a file or rows that cannot be used, with file, row and remedy; or no row is left.
+        RowError: a file or row cannot be used, or no row is left; names the file, the row and the remedy.
     """
     if settings.source == "file":
         name, stem, records = Path(given).name, Path(given).stem, iter(read_records(Path(given)))
@@ -106,7 +106,7 @@ def checked_rows(
         raise RowError(f"{name}: no usable row; {f'the first fault: {faults[0]}' if faults else 'add rows'}")
     if unused:
         columns = ", ".join(f"{column} ({count} rows)" for column, count in unused.items())
-        _logger.warning("%s: columns that are not used: %s", name, columns)
+        _logger.warning("%s: unused columns: %s", name, columns)
     if empty:
         _logger.warning("%s: %d rows with an empty prompt or response left out (drop_empty)", name, empty)
     for what, messages in (("faulty", faults), ("repeated", repeated if drop_repeated else [])):
@@ -125,7 +125,8 @@ def read_records(path: Path) -> list[tuple[int, Any]]:
         Pairs of row number, from 1 (the line number in JSONL), and record.
 
     Raises:
-        RowError: missing file, folder, unknown extension, not UTF-8, bad JSON (with its line), damaged Parquet.
+        RowError: the file is missing, a folder, not UTF-8, bad JSON (with its line) or damaged Parquet, or its
+            extension is unknown.
     """
     check_file(path)
     if path.suffix == ".parquet":
@@ -141,15 +142,15 @@ def read_records(path: Path) -> list[tuple[int, Any]]:
         hint = "; one object per line? then name the file .jsonl" if error.msg == "Extra data" else ""
         raise RowError(f"{path.name}, line {error.lineno}: bad JSON ({error.msg}){hint}") from None
     if not isinstance(records, list):
-        raise RowError(f"{path.name}: the top level is {kind(records)}; write a list of objects, or use .jsonl")
+        raise RowError(f"{path.name}: the top level is {kind(records)}; make it a list of objects, or use .jsonl")
     return list(enumerate(records, start=1))
 
 
 def check_file(path: Path) -> None:
-    """Refuse anything but a file with a known extension, naming the nearest file that is there."""
+    """Raise unless the path is a file with a known extension; the message names the closest match."""
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
-        hint = f"name a file in it, such as {inside[0]}" if inside else "name a .json, .jsonl or .parquet file"
+        hint = f"name a file in it, for example {inside[0]}" if inside else "name a .json, .jsonl or .parquet file"
         raise RowError(f"{path}: a folder, not a file; {hint}")
     if not path.is_file():
         others = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
@@ -166,14 +167,14 @@ def hub_records(name: str, revision: str, split: str) -> Iterator[tuple[int, Any
     Args:
         name: hub id.
         revision: its commit, 40 hexadecimal digits.
-        split: such as `train_sft`.
+        split: for example `train_sft`.
 
     Raises:
         RowError: no revision, or the dataset cannot be loaded.
     """
     if not revision:
         raise RowError(f"{name}: no revision; pin its commit, 40 hexadecimal digits (a branch moves)")
-    import datasets  # takes a second, which files need not wait for
+    import datasets  # takes a second, which files can skip
 
     try:
         return enumerate(datasets.load_dataset(name, revision=revision, split=split), start=1)
@@ -185,22 +186,22 @@ def hub_records(name: str, revision: str, split: str) -> Iterator[tuple[int, Any
 
 
 def first_rows(rows: list[Row], wanted: int, setting: str, source: str) -> list[Row]:
-    """The first rows, all if `wanted` is 0; asking for more than there are is an error."""
+    """The first `wanted` rows, or all if it is 0; asking for more than there are is an error."""
     if wanted > len(rows):
         raise RowError(
-            f"{setting}: asks for {wanted} rows where {source} has {len(rows)}; "
+            f"{setting}: asks for {wanted} rows, but {source} has {len(rows)}; "
             f"add rows or set it to {len(rows)} or less (0 means all)"
         )
     return rows[: wanted or None]
 
 
 def count_by_family(rows: Iterable[Row], limit: int) -> int:
-    """How many rows there are if only the first `limit` of each family count, as in an evaluation; 0: all do."""
+    """Number of rows if only the first `limit` of each family count, as in an evaluation; 0: all count."""
     return sum(min(size, limit or size) for size in Counter(row["family"] for row in rows).values())
 
 
 def listed(messages: list[str]) -> str:
-    """The first messages, one a line, and how many more there are."""
+    """The first messages, one per line, and how many more there are."""
     more = f"\nand {len(messages) - SHOWN} more rows" if len(messages) > SHOWN else ""
     return "\n".join(messages[:SHOWN]) + more
 
@@ -210,15 +211,15 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
 
     Args:
         record: an object in one of the three layouts.
-        where: file and row for the error message, such as `demonstrations.jsonl, row 17`.
-        default_id: the row's id where the record has no `id`.
+        where: file and row for error messages, for example `demonstrations.jsonl, row 17`.
+        default_id: the row's id if the record has no `id`.
 
     Raises:
-        EmptyRowError: prompt or response is empty or white space.
-        RowError: anything else that makes the row unusable.
+        EmptyRowError: prompt or response is empty or whitespace.
+        RowError: the row is unusable for another reason.
     """
     if not isinstance(record, Mapping):
-        raise RowError(f"{where}: {kind(record)} where an object with prompt and response is needed")
+        raise RowError(f"{where}: {kind(record)} instead of an object with prompt and response")
     systems: dict[str, str] = {}
     if "response" not in record and "messages" in record:
         systems["messages"], prompt, response = _first_turn(record["messages"], "messages", where)
@@ -237,7 +238,9 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
             if record.get(name) is not None:
                 systems[name], *turn = _first_turn(record[name], name, where)
                 if turn != [prompt, response]:
-                    raise RowError(f"{where}: prompt and response are not what {name} begins with; keep one of the two")
+                    raise RowError(
+                        f"{where}: prompt and response differ from the first turn of {name}; keep one of them"
+                    )
     family = record.get("family")
     row: Row = {
         "id": checked_id(record, default_id, where),
@@ -257,7 +260,7 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
 
 
 def checked_id(record: Mapping[str, Any], default: str, where: str) -> str:
-    """The row's own id as text, or the default where it has none.
+    """The row's own id as text, or the default if it has none.
 
     Raises:
         RowError: it is neither text nor a whole number.
@@ -271,17 +274,17 @@ def checked_id(record: Mapping[str, Any], default: str, where: str) -> str:
 
 
 def question(row: Row) -> tuple[str, str]:
-    """What a row asks, by which rows are told apart: its system message, if any, and its prompt."""
+    """A row's identity across splits: its system message, if any, and its prompt."""
     return row.get("system", ""), row["prompt"]
 
 
 def system_message(record: Mapping[str, Any], leading: Mapping[str, str], where: str) -> dict[str, str]:
-    """The row's system message as `{"system": text}`; nothing where it has none.
+    """The row's system message as `{"system": text}`; empty if it has none.
 
     Args:
         record: the row, which may have a column `system`.
         leading: the leading system messages of its conversations, by column.
-        where: file and row for the error message.
+        where: file and row for error messages.
 
     Raises:
         RowError: the message is not text, or there are several.
@@ -294,12 +297,12 @@ def system_message(record: Mapping[str, Any], leading: Mapping[str, str], where:
             raise RowError(f"{where}: the system message of {name} is {kind(text)}; it must be text")
     texts = {text for text in found.values() if text.strip()}
     if len(texts) > 1:
-        raise RowError(f"{where}: {' and '.join(found)} hold different system messages; keep one")
+        raise RowError(f"{where}: {' and '.join(found)} have different system messages; keep one")
     return {"system": texts.pop()} if texts else {}
 
 
 def further_text(record: Mapping[str, Any], where: str) -> str:
-    """What follows the prompt: a blank line and the column `input` or `context`; empty where there is none.
+    """Text to append to the prompt: a blank line and the column `input` or `context`; empty if there is none.
 
     Raises:
         RowError: it is not text.
@@ -312,7 +315,7 @@ def further_text(record: Mapping[str, Any], where: str) -> str:
 
 
 def conversation(messages: Any, key: str, where: str) -> tuple[Any, list[tuple[Any, Any]]]:
-    """The leading system message, empty if there is none, and role and content of every message after it.
+    """The leading system message (empty if there is none), and role and content of every later message.
 
     Raises:
         RowError: not a list, or a message without role and content.
@@ -329,10 +332,10 @@ def conversation(messages: Any, key: str, where: str) -> tuple[Any, list[tuple[A
 
 
 def checked_text(text: Any, name: str, where: str, remedy: str = "remove the row or set drop_empty: true") -> str:
-    """The text itself.
+    """The text, checked.
 
     Raises:
-        EmptyRowError: it is empty or white space; the message ends in `remedy`.
+        EmptyRowError: it is empty or whitespace; the message ends in `remedy`.
         RowError: it is not text.
     """
     if not isinstance(text, str):
@@ -343,7 +346,7 @@ def checked_text(text: Any, name: str, where: str, remedy: str = "remove the row
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, in words."""
     if value is None:
         return "null"
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
@@ -351,7 +354,7 @@ def kind(value: Any) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write rows as JSONL: the same rows give the same bytes, and the file is there whole or not at all."""
+    """Write rows as JSONL, atomically; the same rows give the same bytes."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
@@ -359,7 +362,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a file that `write_rows` wrote; an empty file has none, for example where nothing is held out."""
+    """Rows of a file written by `write_rows`; it may be empty, for example if nothing is held out."""
     if path.is_file() and not path.stat().st_size:
         return []
     return [dict(record) for _, record in read_records(path)]
@@ -387,7 +390,7 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             place = f"{path.name}, line {number}"
             raise RowError(f"{place}: bad JSON ({error.msg}, column {error.colno}){hint}") from None
         if isinstance(record, list) and number == 1:
-            raise RowError(f"{path.name}, line 1: a list where one object per line is needed; name the file .json")
+            raise RowError(f"{path.name}, line 1: a list instead of one object per line; name the file .json")
         yield number, record
 
 
@@ -398,7 +401,7 @@ def _parquet(path: Path) -> list[Any]:
     try:
         return list(pyarrow.parquet.read_table(path).to_pylist())
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise RowError(f"{path.name}: damaged or not Parquet ({_reason(error)}); write or download it again") from None
+        raise RowError(f"{path.name}: damaged or not Parquet ({_reason(error)}); save or download it again") from None
 
 
 def _reason(error: Exception) -> str:
@@ -406,7 +409,7 @@ def _reason(error: Exception) -> str:
 
 
 def _first_turn(messages: Any, key: str, where: str) -> tuple[Any, Any, Any]:
-    """The leading system message, and contents of the first user message and of the assistant message after it."""
+    """The leading system message, and the contents of the first user message and the assistant's reply."""
     system, turns = conversation(messages, key, where)
     roles = [role for role, _ in turns[:2]]
     if roles != ["user", "assistant"]:

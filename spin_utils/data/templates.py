@@ -1,8 +1,8 @@
 """Text to token ids and back: one template for SFT, generation, SPIN and evaluation.
 
-Prompt ids and response ids are made separately and concatenated, and nothing downstream makes them again:
-what is trained on is what was sampled. No special token is added but by the template and the end token.
-Strings that look like special tokens inside a user's text stay plain text.
+Prompt and response are encoded separately and concatenated, and nothing downstream encodes them again: training sees
+exactly the sampled ids. The only special tokens come from the template and the end token. Strings that look like
+special tokens inside a user's text stay plain text.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from spin_utils.settings.inputs import TemplateSettings
 log = logging.getLogger(__name__)
 
 _MARK = "\ue000user\ue000"
-"""Stands for the user's text while the frame of a chat template is looked for."""
+"""Placeholder for the user's text while the frame of a chat template is determined."""
 _OTHERWISE = "set template.kind: text and write template.prompt"
 
 
 class TemplateError(KitError):
-    """A text cannot become tokens under the template. The message names the remedy."""
+    """A text cannot be encoded with the template. The message names the remedy."""
 
 
 class TooLongError(TemplateError):
@@ -44,7 +44,7 @@ class EncodedRow(NamedTuple):
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, prompt: str, system: str = ""
 ) -> list[int]:
-    """Token ids of the prompt inside its template, up to where the response begins.
+    """Token ids of a prompt in its template, up to where the response begins.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -73,10 +73,10 @@ def encode_prompts(
     prompts: Sequence[str],
     systems: Sequence[str] | None = None,
 ) -> list[list[int]]:
-    """Token ids of prompts that are only asked: none is left out, because all models answer the same ones.
+    """Token ids of evaluation prompts; none is dropped, because all models answer the same ones.
 
-    `systems` are the prompts' own system messages, if any. A prompt of more than `template.max_prompt_tokens` keeps its
-    end, whatever `too_long` is, and a warning says so.
+    `systems` are the prompts' own system messages, if any. Whatever `too_long` is, a prompt with more than
+    `template.max_prompt_tokens` tokens is truncated on the left, with a warning.
 
     Raises:
         TemplateError: the tokenizer has no chat template, or one that leaves out or repeats a text.
@@ -87,7 +87,7 @@ def encode_prompts(
     longer = sum(len(ids) > most for ids in encoded)
     if longer:
         log.warning(
-            "%d of %d prompts lose their beginning: template.max_prompt_tokens is %d; raise it to ask them whole",
+            "%d of %d prompts are truncated on the left: template.max_prompt_tokens is %d; raise it to keep them whole",
             longer,
             len(prompts),
             most,
@@ -98,16 +98,16 @@ def encode_prompts(
 def encode_conversation(
     tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: Sequence[str], system: str = ""
 ) -> list[int]:
-    """Token ids of a conversation, up to where its next answer begins; of any length.
+    """Token ids of a conversation of any length, up to where the next response begins.
 
-    A text template has one turn: in a longer conversation its turns follow each other, each answer with its end token.
+    A text template has a single turn; in a longer conversation it is repeated, and each response gets its end token.
 
     Args:
         tokenizer: a fast tokenizer.
         template: chat or text template.
-        texts: what was said in turn, by the user first and last.
-        system: a system message of this conversation, in place of `template.system`. A text template has no place for
-            one, so it stands before the first turn, with a blank line between them.
+        texts: the turns, starting and ending with the user's.
+        system: this conversation's system message, instead of `template.system`. A text template has no slot for one,
+            so it is put before the first turn, followed by a blank line.
 
     Raises:
         TemplateError: the tokenizer has no chat template, or one that leaves out or repeats a text.
@@ -126,7 +126,7 @@ def encode_conversation(
         return _encode(tokenizer, _render(tokenizer, template, texts, system))
     if plain:
         return _encode(tokenizer, pieces[0] + "".join(a + b for a, b in zip(said, pieces[1:], strict=True)))
-    # Only the template's own markers may act as markers, so what people and models said is encoded apart.
+    # Only the template's own markers may act as markers, so the texts are encoded separately.
     ids = _encode(tokenizer, pieces[0])
     for text, piece in zip(said, pieces[1:], strict=True):
         ids += _encode(tokenizer, text, plain=True) + _encode(tokenizer, piece)
@@ -136,17 +136,17 @@ def encode_conversation(
 def encode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, response: str) -> list[int]:
     """Token ids of the response and its end token.
 
-    The response is encoded as it follows the template, which matters for tokenizers that mark the start of a
-    text (SentencePiece): a response encoded on its own would begin with a token that the model never samples.
+    The response is encoded in its place after the template. This matters for tokenizers that mark the start of a text
+    (SentencePiece): encoded on its own, a response would begin with a token that the model never samples.
 
     Returns:
-        The ids; the last one is the end token, except for a truncated response, which has none: it would teach
-        the policy to stop in mid-sentence.
+        The ids. The last one is the end token, except for a truncated response: there an end token would teach the
+        policy to stop mid-sentence.
 
     Raises:
-        TooLongError: more than `template.max_response_tokens`, the end token included, and `too_long` is not
-            `truncate` (which keeps the start).
-        TemplateError: the end token is not one token of the vocabulary.
+        TooLongError: more than `template.max_response_tokens` including the end token, and `too_long` is not `truncate`
+            (which keeps the start).
+        TemplateError: the end token is not a single token of the vocabulary.
     """
     _, after, end_id = _frame(tokenizer, template, str(tokenizer.chat_template or ""))
     anchor = _encode(tokenizer, after)
@@ -165,7 +165,7 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettin
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, ids: Iterable[int]) -> str:
-    """Text of a sampled response: up to its first end token, without special tokens."""
+    """Text of a sampled response, up to its first end token and without special tokens."""
     stop = end_ids(tokenizer, template)
     kept = []
     for token in ids:
@@ -176,7 +176,7 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettin
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings) -> set[int]:
-    """Ids at which a response ends: the template's end token and the tokenizer's end of sequence."""
+    """Ids that end a response: the template's end token and the tokenizer's end-of-sequence token."""
     ids = {_frame(tokenizer, template, str(tokenizer.chat_template or ""))[2]}
     if tokenizer.eos_token_id is not None:
         ids.add(int(tokenizer.eos_token_id))
@@ -186,16 +186,16 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings) -> s
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, rows: Sequence[Mapping[str, Any]]
 ) -> list[EncodedRow]:
-    """Encode demonstrations; a row that is too long is an error with its id, truncated or left out.
+    """Encode demonstrations. Depending on `template.too_long`, rows that are too long raise, are truncated or dropped.
 
     Args:
-        rows: dicts with `id`, `prompt`, `response` and, where they have one, `system`.
+        rows: dicts with `id`, `prompt`, `response` and optionally `system`.
 
     Returns:
-        One entry per row in order; fewer, with a warning, when `template.too_long` is `drop`.
+        One entry per row in order; with `template.too_long: drop` possibly fewer, with a warning.
 
     Raises:
-        TooLongError: the message names the row.
+        TooLongError: a row is too long; the message names it.
     """
     encoded = []
     for number, row in enumerate(rows, start=1):
@@ -210,7 +210,7 @@ def encode_rows(
     if rows and not encoded:
         raise TooLongError(f"all {len(rows)} rows are too long for the template; raise template.max_prompt_tokens")
     if len(encoded) < len(rows):
-        log.warning("%d of %d rows are too long for the template and left out", len(rows) - len(encoded), len(rows))
+        log.warning("%d of %d rows left out: too long for the template", len(rows) - len(encoded), len(rows))
     return encoded
 
 
@@ -218,8 +218,8 @@ def encode_rows(
 def _frame(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, chat_template: str) -> tuple[str, str, int]:
     """Text before and after the user's prompt, and the id of the end token.
 
-    `chat_template` is an argument only so that a tokenizer whose template was replaced is not served stale text. A
-    tokenizer may have several by name, of which transformers renders the one called default.
+    `chat_template` is only part of the cache key, in case a tokenizer's template is replaced. A tokenizer may have
+    several by name, of which transformers renders the one called default.
     """
     end = template.end or tokenizer.eos_token
     if not end:
@@ -243,15 +243,14 @@ def _frame(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, chat_
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: int, system: str = "") -> list[str]:
-    """What a chat template writes before, between and after the texts of a conversation, a system message included."""
+    """The text that a chat template puts before, between and after a conversation's texts and its system message."""
     expected = texts + bool(system)
     pieces = _render(tokenizer, template, [_MARK] * texts, system).split(_MARK)
     if len(pieces) != expected + 1:
         message = "the user's message" if expected == 1 else f"the {expected} messages of a conversation"
         message += " with its system message" if system else ""
         raise TemplateError(
-            f"the chat template writes {message} {len(pieces) - 1} times where {expected} "
-            f"{'is' if expected == 1 else 'are'} needed; {_OTHERWISE}"
+            f"the chat template writes {message} {len(pieces) - 1} times instead of {expected}; {_OTHERWISE}"
         )
     return pieces
 
@@ -284,6 +283,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) 
 
 def _too_long_message(what: str, tokens: int, allowed: int) -> str:
     return (
-        f"{what} of {tokens} tokens where template.max_{what}_tokens allows {allowed}; "
+        f"{what} of {tokens} tokens, but template.max_{what}_tokens is {allowed}; "
         "raise it, or set template.too_long to truncate or drop"
     )

@@ -1,11 +1,11 @@
 """Short questions and worked solutions for reasoning-gym items, written from each item's metadata.
 
-The library gives a question with long formatting instructions and, mostly, a bare final answer. A demonstration
-should be short to ask and say how the answer comes about, in more than one wording, as people do: otherwise p_data
-is a single string and a generated response differs from the real one in one way only.
+The library gives a question with long formatting instructions and usually just a final answer. A demonstration should
+have a short question and show the working, worded in more than one way, as people do. Otherwise p_data would be a
+single string, and a generated response could differ from the real one in one way only.
 
-A writer takes an item and a random generator and returns the prompt and the working that precedes the answer, or None
-where the item should be left out because its label does not follow from its text.
+A writer takes an item and a random generator, and returns the prompt and the working before the answer, or None if the
+item should be left out because its label does not follow from its text.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def write(dataset: str, entry: Mapping[str, Any], rng: Random) -> tuple[str, str
     Args:
         dataset: the generator's name in reasoning-gym.
         entry: the item: question, answer and metadata.
-        rng: chooses among the wordings.
+        rng: chooses the wording.
 
     Returns:
-        Prompt and response, or None if the item is to be left out. The response ends in `Answer: ` and the library's
-        answer; for a generator without a writer here, the question and the bare answer.
+        Prompt and response, or None if the item should be left out. The response ends in `Answer: ` and the library's
+        answer. For a generator without a writer here, the library's question and answer.
     """
     if dataset not in WRITERS:
         return entry["question"].strip(), str(entry["answer"]).strip()

@@ -1,8 +1,8 @@
 """The training loop: SFT on single responses, SPIN and DPO on pairs.
 
-The seed gives the order of the groups; `step.StepRunner` takes the steps. A run that is stopped continues from its
-saved state and ends with the same bytes. Several processes (see `processes`) share every batch; their result is that
-of one process up to the rounding of sums, and a run may continue with a different number of them.
+The seed determines the order of the groups; `step.StepRunner` takes the steps. A stopped run continues from its saved
+state and ends with the same bytes. Several processes (see `processes`) share every batch; their result equals that of
+one process up to rounding, and a run may continue with a different number of processes.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ __all__ = ["Interrupted", "Row", "Schedule", "TrainingError", "TrainingResult", 
 logger = logging.getLogger(__name__)
 
 TRIMMED_EVERY = 5
-"""Steps between two calls of `runtime.trim_memory`, each of which costs a small part of a step."""
+"""Steps between two calls of `runtime.trim_memory`, each of which costs a small fraction of a step."""
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - it is a request, not an error
-    """Training was asked to stop and has saved its state. The message says how to continue."""
+    """Training was asked to stop and saved its state. The message says how to continue."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished run leaves in addition to the trained model."""
+    """What a finished run returns besides the trained model."""
 
     rows: list[Row]
-    """One metric row per logged step, those before an interruption included."""
+    """One metric row per logged step, including those before an interruption."""
     precision: str
     """Compute precision used: bfloat16 or float32."""
     steps: int
@@ -73,31 +73,31 @@ def train(
 ) -> TrainingResult:
     """Train a model in place.
 
-    Without `opponent_logps` every group has one response, and the loss is the mean negative log-likelihood of
-    the response tokens of the global batch (eq. 3.1). With them every group is a pair (real, generated), and
-    the loss is the mean of eq. 4.7 over the pairs of the global batch; pairs whose responses are equal give
-    exactly l(0) and no gradient, and are left out of the computation but not of the mean.
+    Without `opponent_logps` every group has one response, and the loss is the mean negative log-likelihood of the
+    response tokens in the global batch (eq. 3.1). With them every group is a pair (real, generated), and the loss is
+    the mean of eq. 4.7 over the pairs in the global batch. Pairs with equal responses give exactly l(0) and no
+    gradient; they are skipped in the computation but count in the mean.
 
     Args:
-        model: on its device, the same in every process. Afterwards its weights are the exact float32 masters; processes
-            that shard have a part of them each (`sharding.whole_weights` puts them together).
+        model: on its device, the same in every process. Afterwards its weights are the float32 master weights; with
+            sharding each process has its shard (`sharding.whole_weights` puts them together).
         groups: one response each (SFT) or two (pairs); may read from disk.
         settings: of this run.
         opponent_logps: (real, generated) summed log-probabilities of every pair under the opponent.
         seed: of the order of the groups.
-        work: folder for metrics.jsonl and the saved state; a run that was stopped continues from it.
-        on_epoch_end: called with the number of epochs done and the model with its exact float32 weights; called
-            again for the same epoch if the run is stopped right after it.
-        keep_state: save the state after the last step too, so that a run of more epochs can continue from it.
+        work: folder for metrics.jsonl and the saved state; a stopped run continues from it.
+        on_epoch_end: called with the number of epochs done and the model with its float32 weights; called again for the
+            same epoch if the run is stopped right after it.
+        keep_state: also save the state after the last step, so that a run with more epochs can continue from it.
         what: a few words for progress lines and trackers.
-        describe: names a group by its index in messages, such as the id of its row.
+        describe: a group's name in messages by its index, for example the id of its row.
 
     Raises:
         PairsError: a group is empty or has the wrong number of responses.
         ModelError: the model cannot work on packed groups.
-        KitError: the state in `work` is of another run, or a tracker is not installed.
-        TrainingError: a loss, a gradient or a weight is not finite (the last saved state is kept), or a group alone
-            does not fit into memory.
+        KitError: the state in `work` belongs to another run, or a tracker is not installed.
+        TrainingError: a loss, gradient or weight is not finite (the last saved state is kept), or a single group does
+            not fit into memory.
         Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
     longest_row = _check_data(groups, opponent_logps)
@@ -135,11 +135,11 @@ def train(
 
 
 class Schedule:
-    """Which groups belong to which step, in a fresh seeded order every epoch, and the learning rate of each step.
+    """The groups of each step, in a new seeded order every epoch, and the learning rate of each step.
 
     Attributes:
-        steps_per_epoch: optimizer steps of one epoch; the last batch of an epoch may be smaller.
-        steps: of the whole run.
+        steps_per_epoch: optimizer steps in one epoch, whose last batch may be smaller.
+        steps: optimizer steps in the whole run.
         scheduled_steps: steps over which the learning rate decays.
     """
 
@@ -168,10 +168,10 @@ class Schedule:
         return (step + 1) % self.settings.log_every == 0 or step + 1 == self.steps
 
     def warn_if_idle(self, what: str) -> None:
-        """Warn of a run so short that all its steps fall on the learning rate of 0 with which warm-up starts."""
+        """Warn if the run is so short that every step has the learning rate of 0 with which warm-up starts."""
         if not any(map(self.learning_rate, range(self.steps))):
             logger.warning(
-                "%s: nothing will be learnt: warm-up starts at a learning rate of 0, and this run has no later step; "
+                "%s: nothing will be learnt: warm-up starts at a learning rate of 0, and this run has no other step; "
                 "lower batch_size (%d), or set warmup_ratio to 0",
                 what,
                 self.settings.batch_size,
@@ -180,7 +180,7 @@ class Schedule:
 
 @dataclass
 class _Run:
-    """The loop over the steps, with its metrics, saved states and ends of epochs."""
+    """The loop over the steps, with metrics, saved states and end-of-epoch calls."""
 
     step: StepRunner
     schedule: Schedule
@@ -192,9 +192,9 @@ class _Run:
     on_epoch_end: Callable[[int, PreTrainedModel], None] | None
 
     def take_steps(self, stop: StopRequest) -> None:
-        """Take all steps that are left."""
+        """Take all remaining steps."""
         optimizer, saved_at = self.step.optimizer, time.monotonic()
-        self._end_epoch()  # the run may have been stopped before the last call was done
+        self._end_epoch()  # the run may have been stopped before the last call finished
         with progress(self.schedule.steps, self.what, "steps", done=optimizer.steps) as bar:
             while optimizer.steps < self.schedule.steps:
                 row = self._take_step(optimizer.steps)
@@ -215,7 +215,7 @@ class _Run:
         self.step.check_weights()
 
     def save(self) -> None:
-        """Save the state between two steps; all processes together, the first writes."""
+        """Save the state between two steps. All processes call this; the first one writes."""
         self.step.check_finite()
         self.step.check_weights()
         optimizer = self.step.optimizer
@@ -240,7 +240,7 @@ class _Run:
 
 
 class _MetricLog:
-    """The metric rows, those of the saved state first; the first process also shows them in metrics.jsonl."""
+    """The metric rows, starting with those in the saved state; the first process also writes metrics.jsonl."""
 
     def __init__(self, path: Path, rows: list[Row], trackers: Sequence[Tracker]) -> None:
         self.path, self.rows, self.trackers = path, list(rows), trackers
@@ -257,18 +257,18 @@ class _MetricLog:
 
 
 def _identity(settings: TrainingSettings, **run: Any) -> dict[str, Any]:
-    """What a state between two steps depends on: all settings but the number of epochs, which only end the run."""
+    """What a saved state depends on: all settings except the number of epochs, which only ends the run."""
     scheduled = settings.schedule_epochs or settings.epochs
     return {"settings": {**training_identity(settings), "epochs": None, "schedule_epochs": scheduled}, **run}
 
 
 def _precision(model: PreTrainedModel, wanted: Any) -> torch.dtype:
-    """The same precision in every process, also where their machines differ."""
+    """The same precision in every process, even if their machines differ."""
     return processes.from_first(lambda: choose_precision(wanted, model.device))
 
 
 def _check_data(groups: Sequence[Group], opponent_logps: Sequence[Sequence[float]] | None) -> int:
-    """Refuse impossible data before any work; returns the longest row in tokens."""
+    """Raise if the data are impossible; return the longest row in tokens."""
     check_groups(groups)
     expected = 1 if opponent_logps is None else 2
     longest_row = 0
@@ -286,7 +286,7 @@ def _check_data(groups: Sequence[Group], opponent_logps: Sequence[Sequence[float
 
 @contextmanager
 def _training_mode(model: PreTrainedModel, settings: TrainingSettings) -> Iterator[None]:
-    """Training mode without dropout (the opponent's log-probabilities are without), checkpointing if asked."""
+    """Training mode without dropout (the opponent is scored without it), with gradient checkpointing if set."""
     was_training = model.training
     model.train()
     dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]

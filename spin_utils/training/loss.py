@@ -27,7 +27,7 @@ class SpinLoss(NamedTuple):
     real_rewards: Tensor
     """beta (log p_theta(y|x) - log p_theta_t(y|x))."""
     generated_rewards: Tensor
-    """The same of the generated response."""
+    """The same for the generated response."""
 
 
 def spin_loss(

@@ -1,9 +1,9 @@
-"""Optimizers with exact float32 master weights, and the learning-rate schedule.
+"""Optimizers with float32 master weights, and the learning-rate schedule.
 
-At a learning rate of 5e-7 an update is about 1e-5 of a weight, far below half a unit in the last place of
-bfloat16 (2e-3): bfloat16 weights alone would never move. The optimizer keeps float32 masters and gradients
-summed in float32 over micro-batches; the model computes with rounded copies. In float32 the masters are the
-model's own parameters. Where weights are spread, every process has its part of the masters and of the moments.
+At a learning rate of 5e-7 an update is about 1e-5 of a weight, far below half a unit in the last place of bfloat16
+(2e-3), so weights in bfloat16 alone would never move. The optimizer keeps float32 master weights and sums the gradients
+of micro-batches in float32; the model computes with rounded copies. In float32 the masters are the model's own
+parameters. With sharding, every process has its shard of masters and moments.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from spin_utils.model import sharding
 from spin_utils.settings.run import TrainingSettings
 
 ALPHA, BETA_1, BETA_2, EPSILON = 0.99, 0.9, 0.999, 1e-8
-"""RMSprop's alpha, AdamW's two betas, and epsilon, as PyTorch has them."""
+"""RMSprop's alpha, AdamW's two betas, and epsilon: PyTorch's defaults."""
 CHUNK, GPU_CHUNK = 2**17, 2**26
-"""Weights updated together: on a CPU few enough that all passes but the first find them in the cache; on a GPU those of
-many tensors, for few calls."""
+"""Weights updated together: on a CPU few enough to stay in the cache after the first pass, on a GPU those of many
+tensors, to save calls."""
 
 
 _Parts = list[tuple[int, slice]]
@@ -33,10 +33,10 @@ class MasterOptimizer:
     """RMSprop or AdamW over the trainable parameters of a model, equal to torch.optim in float32.
 
     Args:
-        model: its trainable parameters, or this process's parts of them, are turned into `dtype`; masters start from
-            their values before.
-        settings: names the optimizer, weight decay and clipping.
-        dtype: compute precision, bfloat16 or float32; of a spread model what `sharding.shard` returned.
+        model: its trainable parameters, or this process's shards of them, are converted to `dtype`; masters start from
+            their values before that.
+        settings: for the optimizer, weight decay and clipping.
+        dtype: compute precision, bfloat16 or float32; for a sharded model the one returned by `sharding.shard`.
     """
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, dtype: torch.dtype) -> None:
@@ -66,7 +66,7 @@ class MasterOptimizer:
         ]
 
     def add_up(self) -> None:
-        """Sum the gradients of all processes; where weights are spread, each already has the sum of its part."""
+        """Sum the gradients over processes; with sharding each already has the sum for its shard."""
         if not self.sharded:
             processes.add_up(*self.gradients)
 
@@ -81,11 +81,11 @@ class MasterOptimizer:
 
     @torch.no_grad()
     def step(self, learning_rate: float, norm: Tensor | None = None) -> None:
-        """Update the masters, renew the model's copies and clear the gradients.
+        """Update the master weights, refresh the model's copies and clear the gradients.
 
         Args:
             learning_rate: of this step.
-            norm: the gradient norm if known; needed only for clipping.
+            norm: the gradient norm, if known; only needed for clipping.
         """
         self.steps += 1
         scale = None
@@ -110,21 +110,21 @@ class MasterOptimizer:
                 torch._foreach_copy_(together(self.own), masters)
 
     def clear(self) -> None:
-        """Forget the summed gradients."""
+        """Discard the summed gradients."""
         torch._foreach_zero_(self.gradients)
         for parameter in self.parameters:
             parameter.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that must survive a resumption, by name, except the number of steps.
+        """The optimizer's state by name, except the number of steps.
 
-        The same for any number of processes: whole in the first one, empty in the others where weights are spread.
+        The same for any number of processes: with sharding, whole in the first one and empty in the others.
         """
         return {name: sharding.whole(tensor, parameter) for name, tensor, parameter in self._kept()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Take up the state that `tensors` gave.
+        """Restore the state returned by `tensors`.
 
         Raises:
             ValueError: names or shapes differ from this model's.
@@ -141,7 +141,7 @@ class MasterOptimizer:
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """Inside the block the model has its exact float32 weights, as it has after `close`."""
+        """Inside the block the model has its float32 weights, as after `close`."""
         copies = [own.data for own in self.own]
         for own, master in zip(self.own, self.masters, strict=True):
             own.data = master
@@ -152,10 +152,9 @@ class MasterOptimizer:
                 own.data = copy
 
     def close(self) -> None:
-        """Leave the model as an ordinary one with the exact float32 weights: no hooks, no gradients.
+        """Turn the model back into an ordinary one with its float32 weights: no hooks, no gradients.
 
-        Weights rounded to bfloat16 would start the next run in the middle of their rounding cells, where steps
-        smaller than half a cell change nothing, and would lose what the last ones did.
+        Rounding them to bfloat16 would lose the small updates of the last steps.
         """
         for hook in self._hooks:
             hook.remove()
@@ -164,7 +163,7 @@ class MasterOptimizer:
             own.data = master
 
     def _kept(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Name, tensor and its parameter of everything that is kept."""
+        """Name, tensor and parameter of everything in the saved state."""
         for kind, tensors in {"master": self.masters, **self.moments}.items():
             for name, tensor, parameter in zip(self.names, tensors, self.parameters, strict=True):
                 yield f"{kind}.{name}", tensor, parameter
@@ -178,7 +177,7 @@ class MasterOptimizer:
         return collect
 
     def _parts(self) -> Iterator[_Parts]:
-        """All weights, by index of their tensor and slice of it, in lots of those that are updated together."""
+        """All weights, as tensor index and slice, in lots that are updated together."""
         on_cpu = self.masters[0].device.type == "cpu"
         lot: _Parts = []
         filled = 0
@@ -217,15 +216,15 @@ class MasterOptimizer:
 
 
 def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float:
-    """Learning rate of an optimizer step: linear warm-up, then linear or cosine decay or a constant.
+    """Learning rate of an optimizer step: linear warm-up, then linear decay, cosine decay or a constant.
 
     Equal to transformers' `get_linear_schedule_with_warmup`, `get_cosine_schedule_with_warmup` and
-    `get_constant_schedule_with_warmup`, where the first step (number 0) has a rate of zero if there is any warm-up.
+    `get_constant_schedule_with_warmup`, where the first step (number 0) has rate 0 if there is any warm-up.
 
     Args:
-        step: steps done before this one.
+        step: steps taken before this one.
         total: steps over which the rate decays.
-        settings: peak rate, warm-up share and schedule.
+        settings: peak rate, warm-up ratio and schedule.
     """
     warmup = math.ceil(total * settings.warmup_ratio)
     if step < warmup:

@@ -1,7 +1,7 @@
-"""What lets a stopped training run continue: its saved state, and the stop signals.
+"""Stopping and resuming a training run: the saved state, and the stop signals.
 
-The state is a folder `state-STEP` with safetensors and JSON, nothing pickled. It is written under another name and
-renamed when complete, so a folder of that name is always whole; hashes say whether it still is.
+The state is a folder `state-STEP` with safetensors and JSON; nothing is pickled. It is written under another name and
+renamed when complete, so a folder with this name is always whole; hashes show whether it has changed since.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class SavedState:
 
 
 def save_state(work: Path, run: dict[str, Any], state: SavedState) -> None:
-    """Write a state to `work`, then remove older ones.
+    """Write a state to `work`, then delete older ones.
 
     Args:
         work: the run's folder.
-        run: what identifies the run; must be JSON.
-        state: to save.
+        run: identifies the run; must be JSON data.
+        state: the state to save.
     """
     final = work / f"state-{state.step:08d}"
     if final.exists():
@@ -75,7 +75,7 @@ def save_state(work: Path, run: dict[str, Any], state: SavedState) -> None:
 
 
 def load_state(work: Path, run: dict[str, Any]) -> SavedState | None:
-    """The latest whole state in `work`, or None. A damaged one is removed, with a warning.
+    """The latest intact state in `work`, or None. Damaged ones are deleted with a warning.
 
     Raises:
         KitError: it was saved by another run.
@@ -92,7 +92,7 @@ def load_state(work: Path, run: dict[str, Any]) -> SavedState | None:
 
 
 def _described(folder: Path) -> dict[str, Any] | None:
-    """What `save_state` wrote of a state, or None if a byte of it is missing or changed."""
+    """The description that `save_state` wrote, or None if any byte of the state is missing or changed."""
     try:
         description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
         whole = is_whole(description) and description["tensors"] == file_hash(folder / _TENSORS)
@@ -118,8 +118,8 @@ def _load(folder: Path, description: dict[str, Any], run: dict[str, Any]) -> Sav
 class StopRequest:
     """Inside the block SIGINT and SIGTERM only set `asked`; a second Ctrl-C stops at once.
 
-    SIGTERM may come any number of times: a scheduler sends it to every process of a job, and the wrapper around a
-    notebook passes its own on as SIGINT.
+    SIGTERM may arrive any number of times: a scheduler sends it to every process of a job, and the wrapper around a
+    notebook forwards it as SIGINT.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,9 @@ class StopRequest:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
         if not self.asked:
-            logger.warning("%s: finishing the step and saving; Ctrl-C twice stops at once", signal.Signals(number).name)
+            logger.warning(
+                "%s: finishing the step and saving; press Ctrl-C again to stop at once", signal.Signals(number).name
+            )
         self.asked = True
         self._interrupted = self._interrupted or number == signal.SIGINT
 

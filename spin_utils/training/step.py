@@ -1,6 +1,6 @@
 """One optimizer step: forward and backward over the micro-batches of a global batch, update, metrics.
 
-A step takes exactly `batch_size` groups. They are sorted by length and cut into micro-batches by a token budget,
+A step takes exactly `batch_size` groups. They are sorted by length and split into micro-batches by a token budget,
 which changes neither the loss nor (up to rounding) the gradient. Several processes share the groups of a batch.
 """
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _NAMED = 20  # groups in one message
 _REMEDY = (
     "the last saved state is kept. Look at these rows, lower learning_rate, or use precision: float32, "
-    "then run the same command"
+    "then run the same command again"
 )
 
 Row = dict[str, float]
@@ -37,7 +37,7 @@ Row = dict[str, float]
 
 
 class TrainingError(KitError):
-    """Training cannot continue: a number is not finite, or memory is too short. The message names the groups."""
+    """Training cannot continue: a number is not finite, or memory ran out. The message names the groups."""
 
 
 class StepRunner:
@@ -60,10 +60,11 @@ class StepRunner:
         self.last = _Sums()
 
     def __call__(self, indices: list[int], learning_rate: float, logged: bool) -> Row | None:
-        """Take a step; returns the metric row if `logged`.
+        """Take a step; return the metric row if `logged`.
 
         Raises:
-            TrainingError: looked for when logged, and at every step on a CPU; no update is made then.
+            TrainingError: the loss or gradient is not finite, in which case no update is made. Checked when logging,
+                and at every step on a CPU.
         """
         batch = {index: self.groups[index] for index in indices}
         self.last = sums = self._accumulate(batch)
@@ -79,7 +80,7 @@ class StepRunner:
         return None if row is None else {**row, "learning_rate": learning_rate, **self.since_row.rates()}
 
     def check_finite(self) -> None:
-        """Refuse to continue after a loss, or another part of a metric row, that is not finite.
+        """Raise if a loss, or another value in the metric row, is not finite.
 
         Raises:
             TrainingError: names the groups.
@@ -89,7 +90,7 @@ class StepRunner:
             raise TrainingError(f"the loss of {self._names(found)} is not finite; {_REMEDY}")
 
     def check_weights(self) -> None:
-        """Refuse to keep weights that are not finite: a gradient can overflow where the loss does not.
+        """Raise if weights are not finite: a gradient can overflow even if the loss does not.
 
         Raises:
             TrainingError: names a weight and the groups of the last step.
@@ -111,7 +112,7 @@ class StepRunner:
         return [self.last.order[i] for i in bad.nonzero()[:, 0].tolist()]
 
     def _accumulate(self, batch: dict[int, Group]) -> _Sums:
-        """Sum the gradients of a global batch; when memory is short, start again with half the budget."""
+        """Sum the gradients of a global batch; if memory runs out, start again with half the budget."""
         shares = self._shares(batch)
         own = shares[processes.rank()]
         while True:
@@ -127,14 +128,14 @@ class StepRunner:
                         "gradient_checkpointing: true, shorten the rows (template.max_prompt_tokens, "
                         "template.max_response_tokens), or use a machine with more memory"
                     ) from None
-                if processes.sharded():  # the others are in the middle of theirs and cannot start again
+                if processes.sharded():  # the others are in the middle of their pass and cannot restart
                     raise TrainingError(
-                        f"out of memory with micro-batches of {self.budget} tokens, which processes that shard cannot "
-                        "halve by themselves; lower training.micro_batch_tokens, or set gradient_checkpointing: true"
+                        f"out of memory with micro-batches of {self.budget} tokens, which cannot be halved during a "
+                        "sharded step; lower training.micro_batch_tokens, or set gradient_checkpointing: true"
                     ) from None
                 self.budget //= 2
                 logger.warning("out of memory: continuing with micro-batches of %d tokens", self.budget)
-            self.optimizer.clear()  # some parameters may have their gradient already
+            self.optimizer.clear()  # some parameters may already have a gradient
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -183,10 +184,10 @@ class StepRunner:
         return result.losses, torch.stack(parts)
 
     def _row(self, batch: dict[int, Group], norm: Tensor) -> Row:
-        """Metrics of the last global batch, with one transfer from the device.
+        """Metrics of the last global batch, with a single transfer from the device.
 
-        Loss, accuracy and margin are means over all pairs, skipped ones included; rewards and drifts (policy
-        minus opponent log-probability) are means over the pairs that were computed, by all processes.
+        Loss, accuracy and margin are means over all pairs, including skipped ones; rewards and drifts (policy minus
+        opponent log-probability) are means over the pairs that were computed, by all processes.
         """
         parts = 1 if self.opponent_logps is None else 6
         values = torch.cat(self.last.values, 1) if self.last.values else torch.zeros(parts, 0, device=norm.device)
@@ -212,7 +213,7 @@ class StepRunner:
 
 @dataclass
 class _Sums:
-    """What one global batch adds up to; tensors stay on the device until a row is asked for."""
+    """Values from one global batch; tensors stay on the device until a row is requested."""
 
     values: list[Tensor] = field(default_factory=list)
     """Per micro-batch, shape (parts, groups): the loss, and for pairs also the margin, real and generated reward,
@@ -223,7 +224,7 @@ class _Sums:
 
 
 class _Interval:
-    """Work done and time gone since the last metric row."""
+    """Work done and time elapsed since the last metric row."""
 
     def __init__(self) -> None:
         self.groups, self.tokens, self.started = 0, 0, time.perf_counter()

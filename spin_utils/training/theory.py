@@ -1,7 +1,7 @@
-"""The theory of the paper's section 5 on a model where everything is exact.
+"""The theory in section 5 of the paper, on a model small enough to compute exactly.
 
-One prompt has K possible answers. A policy is a vector of K log-probabilities, the loss of eq. 4.7 is a finite
-sum over all pairs of a real and a generated answer, and its minimum is found to machine precision. Nothing is
+There is one prompt with K possible answers. A policy is a vector of K log-probabilities, the loss of eq. 4.7 is a
+finite sum over all pairs of a real and a generated answer, and its minimum is found to machine precision. Nothing is
 sampled, so the theorems can be checked as equalities.
 
 Log-probabilities are float64 tensors of shape (K,).
@@ -46,7 +46,7 @@ def check_lambdas(values: Sequence[float]) -> list[float]:
     """Values of lambda as floats, all above 0.
 
     Raises:
-        KitError: The list is empty or holds something else.
+        KitError: The list is empty, or a value is not above 0.
     """
     numbers = [float(value) for value in values]
     if not numbers or not all(0 < value < math.inf for value in numbers):
@@ -92,11 +92,11 @@ def gradient(policy: Tensor, opponent: Tensor, data: Tensor, *, beta: float, los
 def best_response(opponent: Tensor, data: Tensor, *, beta: float, loss: Loss = "logistic") -> Tensor:
     """The policy that minimises the population loss, by Newton's method from the opponent (step 1 of sec. 4.1).
 
-    In the logits the loss is convex, so a vanishing gradient is the global minimum. Adding a constant to all
-    logits changes nothing; the Hessian is completed in that direction.
+    The loss is convex in the logits, so a zero gradient means the global minimum. Adding a constant to all logits
+    changes nothing, so the Hessian gets a ones term in that direction.
 
     Raises:
-        KitError: The loss has no unique minimum (hinge, correlation), or none was reached.
+        KitError: The loss has no unique minimum (hinge, correlation), or the method did not converge.
     """
     if loss not in ("logistic", "exponential"):
         raise KitError(f"loss {loss!r} has no unique minimum; use logistic or exponential")
@@ -111,7 +111,7 @@ def best_response(opponent: Tensor, data: Tensor, *, beta: float, loss: Loss = "
         curvature = torch.autograd.functional.hessian(objective, logits) + torch.ones_like(slope)
         step = torch.linalg.solve(curvature, -slope)
         size, before, decrease = 1.0, objective(logits), float(slope @ step)
-        if -decrease < 1e-12 * before:  # too little for the loss to show; full steps are exact here
+        if -decrease < 1e-12 * before:  # below the loss's rounding; full Newton steps are safe here
             exact += 1
         else:
             while objective(logits + size * step) > before + 1e-4 * size * decrease:
@@ -129,7 +129,7 @@ def update_law(opponent: Tensor, data: Tensor, *, beta: float) -> Tensor:
 
 
 def iterate(start: Tensor, data: Tensor, *, beta: float, iterations: int) -> Tensor:
-    """Policies of exact self-play by the update law; shape (iterations + 1, K), the first is `start`."""
+    """Policies of exact self-play under the update law, shape (iterations + 1, K), starting with `start`."""
     policies = [start]
     for _ in range(iterations):
         policies.append(update_law(policies[-1], data, beta=beta))
@@ -137,9 +137,9 @@ def iterate(start: Tensor, data: Tensor, *, beta: float, iterations: int) -> Ten
 
 
 def gap(policy: Tensor, data: Tensor) -> Tensor:
-    """Largest minus smallest log p/p_data over answers: 0 only at the data, and free of the normalisation.
+    """Largest minus smallest log p/p_data over answers: 0 only at the data, and independent of the normalisation.
 
-    The update law multiplies it by |1 - 1/lambda| exactly.
+    The update law multiplies it by exactly |1 - 1/lambda|.
     """
     ratio = policy - data
     return ratio.amax(-1) - ratio.amin(-1)
@@ -153,8 +153,8 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 def pair_divergence(opponent: Tensor, data: Tensor) -> Tensor:
     """JSD of Lemma C.2 in nats, between (real, generated) pairs and the same pairs swapped.
 
-    The unconstrained minimum of the logistic loss is log 2 minus this: how well the best judge can tell which
-    answer of a pair is the real one.
+    The unconstrained minimum of the logistic loss is log 2 minus this. It measures how well the best discriminator can
+    tell which answer of a pair is real.
     """
     forward = data[:, None] + opponent[None, :]
     swapped = opponent[:, None] + data[None, :]
@@ -166,7 +166,7 @@ def pair_divergence(opponent: Tensor, data: Tensor) -> Tensor:
 def descend(
     opponent: Tensor, data: Tensor, *, beta: float, steps: int, learning_rate: float, loss: Loss = "logistic"
 ) -> Tensor:
-    """Policies on the way of plain gradient descent from the opponent; shape (steps + 1, K)."""
+    """Policies along plain gradient descent from the opponent, shape (steps + 1, K)."""
     policies = [opponent]
     for _ in range(steps):
         slope = gradient(policies[-1], opponent, data, beta=beta, loss=loss)
@@ -175,10 +175,10 @@ def descend(
 
 
 def fixed_point_error(seed: int = 0) -> float:
-    """Theorem 5.2, sufficiency: with p_t = p_data the policy stays, for every loss and lambda.
+    """Theorem 5.2, sufficiency: if p_t = p_data the policy does not move, for every loss and lambda.
 
     Returns:
-        The largest deviation over random data distributions: of the loss from l(0), and of the gradient from 0.
+        The largest deviation over random data distributions, of the loss from l(0) and of the gradient from 0.
     """
     worst = 0.0
     for answers in (2, 3, 6):
@@ -193,10 +193,10 @@ def fixed_point_error(seed: int = 0) -> float:
 
 
 def necessity_margin(seed: int = 0) -> float:
-    """Theorem 5.2, necessity: with p_t != p_data some lambda makes the data distribution better than staying.
+    """Theorem 5.2, necessity: if p_t != p_data, for some lambda the data distribution has a lower loss than p_t.
 
     Returns:
-        The largest over losses and random cases of min over lambda of loss(p_data) - l(0): below 0 if it holds.
+        The maximum over losses and random cases of min over lambda of loss(p_data) - l(0); negative if it holds.
     """
     worst = -math.inf
     for data, opponent in _cases((2, 3, 6), seed):
@@ -242,6 +242,6 @@ def minimum_error(seed: int = 0) -> float:
 
 
 def _cases(sizes: Sequence[int], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A random data distribution and a random opponent for every number of answers."""
+    """A random data distribution and a random opponent for each number of answers."""
     for answers in sizes:
         yield random_distribution(answers, seed + answers), random_distribution(answers, seed + 100 + answers)

@@ -1,6 +1,6 @@
-"""Metric rows to TensorBoard, Weights & Biases or trackio, by name, and to the live curve of a notebook.
+"""Send metric rows to TensorBoard, Weights & Biases or trackio, and to a notebook's live curve.
 
-JSON lines are always written too.
+They are always written as JSON lines too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio"
 TENSORBOARD = "tensorboard"
 """Name of the folder that TensorBoard reads."""
 WATCHERS: list[Callable[[str], tuple[Tracker, Callable[[], None]]]] = []
-"""Who else gets the rows of a run: takes its name, returns a tracker and what closes it. See `live_curve.watch`."""
+"""Further receivers of a run's rows: each takes the run's name and returns a tracker and a function that closes it."""
 
 
 def open_trackers(
@@ -31,14 +31,14 @@ def open_trackers(
     Args:
         names: any of tensorboard, wandb, trackio.
         run: name of the run.
-        folder: where TensorBoard's files go, in a folder `tensorboard`; the others have places of their own.
-        done: steps after which the run continues; TensorBoard drops what a killed run wrote of later ones.
+        folder: TensorBoard's files go in its subfolder `tensorboard`; the others choose their own place.
+        done: steps already taken; TensorBoard discards later ones that a killed run wrote.
 
     Returns:
-        The trackers, those of `WATCHERS` included, and a function that closes them.
+        The trackers, including those of `WATCHERS`, and a function that closes them.
 
     Raises:
-        KitError: an unknown name, or a package that is not installed.
+        KitError: a name is unknown, or a package is not installed.
     """
     modules = {name: _import(name) for name in names}
     opened = [_open(name, module, run, folder, done) for name, module in modules.items()]
@@ -52,7 +52,7 @@ def open_trackers(
 
 
 def check(names: Iterable[str]) -> None:
-    """Refuse, before any work, a tracker that is unknown or not installed.
+    """Raise if a tracker is unknown or not installed.
 
     Raises:
         KitError: names the tracker and the remedy.

@@ -38,10 +38,10 @@ ROW = '{"id": "a", "prompt": "x", "response": "y"}\n'
 FAULTS = {
     "null": ('{"prompt": "x", "response": null}', r"row 1: response is null; it must be text"),
     "blank prompt": ('{"prompt": " ", "response": "y"}', r"row 1: empty prompt; remove the row or set drop_empty"),
-    "text": (f'{ROW}"text"', r"row 2: text where an object with prompt and response is needed"),
+    "text": (f'{ROW}"text"', r"row 2: text instead of an object with prompt and response"),
     "id twice": (ROW + ROW.replace("y", "z"), r"row 2: same id 'a' as row 1"),
     "no role": ('{"messages": [{"content": "x"}]}', r"row 1: message 1 of messages needs the keys role and content"),
-    "list": (f"[{ROW.strip()}]\n", r"line 1: a list where one object per line is needed; name the file \.json"),
+    "list": (f"[{ROW.strip()}]\n", r"line 1: a list instead of one object per line; name the file \.json"),
     "UTF-16": (ROW.encode("utf-16"), r"rows\.jsonl, line 1: not UTF-8 .*save it as UTF-8"),
 }
 """Content of a file and what is said about it; tests/malformed has the faults that go through the command line."""
@@ -119,7 +119,7 @@ def test_rows_with_equal_prompts_and_other_system_messages_are_different_rows(tm
 def test_a_column_that_nothing_reads_is_named_with_its_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [row | ({"topic": "t"} if i % 2 else {"score": 1}) for i, row in enumerate(pairs(5))]
     load(file_settings(write_rows(tmp_path / "d.jsonl", rows)))
-    assert caplog.messages == ["d.jsonl: columns that are not used: score (3 rows), topic (2 rows)"]
+    assert caplog.messages == ["d.jsonl: unused columns: score (3 rows), topic (2 rows)"]
 
 
 def test_drop_empty_leaves_out_empty_rows_and_says_how_many(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -153,7 +153,7 @@ def test_no_prompt_is_in_two_splits(
     write_rows(path, [{"prompt": f"q{p}", "response": f"a{i}"} for i, p in enumerate(prompts)])
     asked = file_settings(path, validation_rows=validation, test_rows=test, seed=seed)
     if sum(prompts.count(p) == 1 for p in prompts) < validation + test:
-        with pytest.raises(RowError, match="with a prompt of their own"):
+        with pytest.raises(RowError, match="with a unique prompt"):
             load(asked)
         return
     made = load(asked)
@@ -184,8 +184,8 @@ def test_a_prompt_in_two_splits_is_named_in_its_file_and_left_out_of_the_hub(
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"sft_rows": 13}, r"sft_rows: asks for 13 rows where .*good\.jsonl has 12; add rows or set it to 12 or less"),
-        ({"spin_rows": 13}, "spin_rows: asks for 13 rows where the SFT rows has 12"),
+        ({"sft_rows": 13}, r"sft_rows: asks for 13 rows, but .*good\.jsonl has 12; add rows or set it to 12 or less"),
+        ({"spin_rows": 13}, "spin_rows: asks for 13 rows, but the SFT split has 12"),
         ({"test_rows": 12}, r"test_rows asks to hold out 12 and training needs some too"),
     ],
 )

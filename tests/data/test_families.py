@@ -138,7 +138,7 @@ def test_a_generator_without_a_writer_works_with_its_bare_answer() -> None:
         ("chain_sum", {"max_term": 3}, r"chain_sum has no 'max_term'; did you mean max_terms\?"),
         ("chain_sum", {"min_terms": 9, "max_terms": 3}, "chain_sum refuses them"),
         ("calendar_arithmetic", {}, "depends on today's date"),
-        ("spell_backward", {"min_word_len": 3, "max_word_len": 3}, "gave .* distinct rows where train"),
+        ("spell_backward", {"min_word_len": 3, "max_word_len": 3}, "gave .* distinct rows, but train"),
     ],
 )
 def test_impossible_families_are_refused_by_name(name: str, options: dict[str, int], message: str) -> None:

@@ -67,8 +67,8 @@ def test_pairs_that_are_equal_once_cut_are_left_out_and_counted(caplog: pytest.L
     equal = GOOD | {"id": "a", "chosen": f"{start} sat", "rejected": f"{start} ran"}
     encoded = encode_preferences(tokenizer, template, [equal, GOOD | {"id": "b"}])
     assert [row["id"] for row in encoded] == ["b"]
-    assert "1 of 2 pairs are left out: their answers are equal once cut" in caplog.text
-    with pytest.raises(TooLongError, match=r"all 1 pairs have equal answers .* raise template\.max_response_tokens"):
+    assert "1 of 2 pairs left out: their responses are equal once cut" in caplog.text
+    with pytest.raises(TooLongError, match=r"all 1 pairs have equal responses .* raise template\.max_response_tokens"):
         encode_preferences(tokenizer, template, [equal])
 
 
@@ -78,9 +78,9 @@ FAULTS = [
     (GOOD | {"rejected": None}, "rejected is null; it must be text"),
     (
         {"chosen": messages("who sat?", "the cat"), "rejected": messages("who ran?", "the dog")},
-        "hold different prompts; correct or remove the row",
+        "have different prompts; correct or remove the row",
     ),
-    (GOOD | {"chosen": messages("a", "b", first="assistant")}, "chosen holds messages of assistant, user where"),
+    (GOOD | {"chosen": messages("a", "b", first="assistant")}, "chosen has messages from assistant, user, but needs"),
     (GOOD | {"chosen": ["the cat"]}, "message 1 of chosen needs the keys role and content"),
 ]
 """A row and what is said about it; tests/malformed has the faults that go through the command line."""
@@ -97,7 +97,7 @@ def test_a_faulty_row_of_a_file_is_refused_with_its_place_and_remedy(record: Any
 def test_the_first_rows_are_taken_and_more_than_there_are_refused(tmp_path: Path) -> None:
     path = file_of(tmp_path, *[GOOD | {"prompt": f"q{i}"} for i in range(4)]).train
     assert [row["prompt"] for row in load(PreferenceSettings("file", train=path, rows=2))] == ["q0", "q1"]
-    with pytest.raises(RowError, match=r"preferences\.rows: asks for 5 rows where pairs\.jsonl has 4"):
+    with pytest.raises(RowError, match=r"preferences\.rows: asks for 5 rows, but pairs\.jsonl has 4"):
         load(PreferenceSettings("file", train=path, rows=5))
 
 
@@ -133,11 +133,11 @@ def test_a_pair_is_dropped_truncated_or_refused_whole(caplog: pytest.LogCaptureF
             tokenizer, TemplateSettings("text", TEXT.prompt, max_response_tokens=20, too_long=too_long), rows
         )
 
-    with pytest.raises(TooLongError, match=r"chosen: row 3 \(c\): response of \d+ tokens where .* allows 20"):
+    with pytest.raises(TooLongError, match=r"chosen: row 3 \(c\): response of \d+ tokens, but .* is 20"):
         encode("error")
     with caplog.at_level(logging.WARNING):
         assert [row["id"] for row in encode("drop")] == ["b"]
-    assert "2 of 3 pairs are too long" in caplog.text
+    assert "2 of 3 pairs left out: too long" in caplog.text
     truncated = encode("truncate")
     assert [len(row["generated_ids"]) == 20 for row in truncated] == [True, False, False]
     assert truncated[0]["generated_ids"][-1] != tokenizer.eos_token_id

@@ -91,7 +91,7 @@ def test_a_template_that_cannot_hold_what_is_said_is_refused_with_the_remedy(
     with pytest.raises(TemplateError, match=r"with its system message 1 times .* template.kind: text"):
         encode_prompt(tokenizer, CHAT, "there", "Hello")
     monkeypatch.setattr(tokenizer, "chat_template", JINJA.replace("in messages", "in messages if m['role'] == 'user'"))
-    with pytest.raises(TemplateError, match="the 3 messages of a conversation 2 times where 3 are needed"):
+    with pytest.raises(TemplateError, match="the 3 messages of a conversation 2 times instead of 3"):
         encode_conversation(tokenizer, CHAT, TALK)
 
 
@@ -164,7 +164,7 @@ def test_too_long_rows_are_named_cut_or_dropped(
     assert cut[1].response_ids == whole[1].response_ids[:20]
     with pytest.raises(TooLongError, match="all 1 rows are too long"):
         encode_rows(tokenizer, TemplateSettings(**limits, too_long="drop"), rows[1:])
-    assert "1 of 2 rows are too long for the template and left out" in caplog.text
+    assert "1 of 2 rows left out: too long for the template" in caplog.text
 
 
 @pytest.mark.parametrize("too_long", ["error", "truncate", "drop"])
@@ -177,4 +177,4 @@ def test_a_prompt_that_is_only_asked_is_never_left_out(
         whole[-30:],
         encode_prompt(tokenizer, TEXT, "Hello"),
     ]
-    assert "1 of 2 prompts lose their beginning: template.max_prompt_tokens is 30" in caplog.text
+    assert "1 of 2 prompts are truncated on the left: template.max_prompt_tokens is 30" in caplog.text

@@ -113,7 +113,7 @@ def test_every_stage_and_every_table_of_the_paper_profile_with_four_prompts() ->
 def test_another_number_of_rows_than_the_papers_is_refused_before_anything_starts() -> None:
     changes = {name: value for name, value in SMALL.items() if name != "demonstrations.expected_rows"}
     profile = profiles.load("paper", changes)
-    with pytest.raises(RowError, match=r"SPIN_iter0 \[train\]: 4 distinct usable rows where .* says 49792; check"):
+    with pytest.raises(RowError, match=r"SPIN_iter0 \[train\]: 4 distinct usable rows, but .* is 49792; check"):
         preflight.check_inputs(profile)
 
 

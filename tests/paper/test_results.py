@@ -158,7 +158,9 @@ def test_results_of_two_runs_next_to_each_other_are_refused(whole):
     put(1, "transfer", "spin-1", "data", "1")
     results.check_one_run(whole)
     put(0, "heldout", "spin-2", "data", "0")
-    with pytest.raises(results.ResultsError, match=r"data-0{12}, but .* from data-1{12}: they are of two runs") as one:
+    with pytest.raises(
+        results.ResultsError, match=r"data-0{12}, but .* from data-1{12}: they belong to two different runs"
+    ) as one:
         results.check_one_run(whole)
     assert "heldout/spin-2.json" in str(one.value)
     assert "transfer/spin-1.json" in str(one.value)
