@@ -99,4 +99,4 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def scores(root: Path) -> pd.DataFrame:
     """All per-item scores below `root`."""
-    return results.load_evaluations(root)
+    return synthetic.benchmarked(results.load_evaluations(root))

@@ -6,9 +6,11 @@ as they do in practice; a model passes an item when its ability and a draw of it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from spin_utils.paper import results
 from spin_utils.settings.machine import CATEGORIES
@@ -30,6 +32,12 @@ TRANSFER = {
     "long_families": "openbookqa",
 }
 """The same for tasks that nothing was trained on, and Table 6."""
+
+
+def benchmarked(table: pd.DataFrame, stand_ins: Mapping[str, str] = STAND_INS | TRANSFER) -> pd.DataFrame:
+    """A table by `task` with the benchmark that each stands in for; without the tasks that are not named."""
+    return table[table["task"].isin(list(stand_ins))].assign(benchmark=lambda kept: kept["task"].map(stand_ins))
+
 
 ABILITIES = {"sft": 0.00, "spin-0": 0.16, "spin-1": 0.24, "spin-2": 0.29, "spin-3": 0.30}
 OTHER_ABILITIES = {

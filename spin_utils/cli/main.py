@@ -450,7 +450,7 @@ def figures(
 ) -> None:
     """Redraw tables and figures from the results, without a model."""
     from spin_utils.drawing import draw
-    from spin_utils.drawing.readme import update
+    from spin_utils.drawing.page import update
 
     loaded = _load(profile)
     for path in draw.everything(loaded):

@@ -15,11 +15,12 @@ from typing import Any
 
 import yaml
 
-from spin_utils.drawing import draw
+from spin_utils.drawing import draw, tables
 from spin_utils.experiment import plan
 from spin_utils.experiment.plan import Plan, control_training, training_of
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.files.disk import write_text
+from spin_utils.files.paths import KitError
 from spin_utils.paper import published, results
 from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
@@ -31,7 +32,7 @@ TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template.jinja")
 """Files of a checkpoint that make up the model; what else lies there belongs to the run."""
 
 
-class CardError(paths.KitError):
+class CardError(KitError):
     """A card cannot be written or pushed. The message names the model and the remedy."""
 
 
@@ -89,8 +90,21 @@ def text(profile: Profile, model: str, seed: int = 0) -> str:
         tags=["self-play", "spin", "arxiv:2401.01335"],
         eval_results=scores,
     )
-    body = "\n\n".join(_body(profile, model, seed, settings, record, name))
-    return str(ModelCard(f"---\n{card.to_yaml()}\n---\n\n{body}\n"))
+    shown = {"training": settings, "generation": profile.generation, "template": profile.template}
+    shown |= {"model": base, "demonstrations": data}
+    plain = {key: _public(profiles.as_dict(value)) for key, value in shown.items()}
+    chain = record["provenance"]["chain"]
+    filled = ModelCard.from_template(
+        card,
+        template_path=str(Path(__file__).parent / "templates" / "card.md.j2"),
+        name=name,
+        scores=list(_scores(profile, model, seed, record)),
+        seed=seed,
+        steps=[step for step in chain if not step.startswith("eval-")],
+        settings=yaml.safe_dump(plain, sort_keys=False, allow_unicode=True),
+        chain=chain,
+    )
+    return f"{filled}\n"
 
 
 def push(profile: Profile, model: str, repository: str, seed: int = 0, *, public: bool = False) -> str:
@@ -139,17 +153,17 @@ def _training(profile: Profile, model: str) -> TrainingSettings:
     """Settings of the run that made a model."""
     if profile.released:
         raise CardError(f"{model}: profile {profile.name} trains nothing; the cards of released models are their own")
-    if model.startswith("sft-more"):
+    name = ModelName.parse(model)
+    if name.sft_epochs:
         return control_training(profile)
     if model == "sft":
         if profile.sft is None:
             raise CardError(f"{model}: is the base model of profile {profile.name}, which has a card of its own")
         return profile.sft
-    iteration, _, epoch = model.partition("-epoch-")
-    settings = training_of(profile, iteration)
-    if not epoch:
+    settings = training_of(profile, str(replace(name, epoch=None)))
+    if name.epoch is None:
         return settings
-    return replace(settings, epochs=int(epoch), schedule_epochs=settings.schedule_epochs or settings.epochs)
+    return replace(settings, epochs=name.epoch, schedule_epochs=settings.schedule_epochs or settings.epochs)
 
 
 def _checked(made: Plan, model: str, seed: int) -> Path:
@@ -172,39 +186,12 @@ def _link(made: Plan, model: str, seed: int) -> tuple[str, dict[str, Any]]:
     return step, results.read_json(path)["provenance"]["chain"].get(step, {})
 
 
-def _body(
-    profile: Profile, model: str, seed: int, settings: TrainingSettings, record: dict[str, Any], name: str
-) -> Iterator[str]:
-    yield f"# {name}"
-    yield (
-        "A model of the SPIN reproducibility kit, which re-measures Self-Play Fine-Tuning "
-        "([arXiv 2401.01335](https://arxiv.org/abs/2401.01335)). It is made to check a method, not to be used as an "
-        "assistant; nothing was done about harmful answers."
-    )
-    yield "## Scores"
-    yield "\n".join(_scores(profile, model, seed, record))
-    yield (
-        f"Points, with 95 % intervals over items; training seed {seed} alone. Gains are over the model "
-        "that self-play started from, on the same items. The paper's numbers are those of its own model and "
-        "benchmarks; where the tasks here stand in for them, levels cannot be compared."
-    )
-    yield "## How it was made"
-    chain = record["provenance"]["chain"]
-    yield "Steps: " + ", ".join(step for step in chain if not step.startswith("eval-")) + "."
-    shown = {"training": settings, "generation": profile.generation, "template": profile.template}
-    shown |= {"model": profile.model, "demonstrations": profile.demonstrations}
-    plain = {key: _plain(profiles.as_dict(value)) for key, value in shown.items()}
-    yield f"```yaml\n{yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}```"
-    yield "## Where it comes from"
-    yield "\n".join(_origin(chain))
-
-
-def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> Iterator[str]:
+def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> Iterator[list[str]]:
+    """Rows of the table: each task and their average."""
     results.check_one_run(paths.results(profile.name))
-    scores = results.load_evaluations(paths.results(profile.name), [seed])
-    benchmark = draw.stand_ins(profile, scores)
-    yield "| task | n | this model | gain over SFT | paper's benchmark | paper |"
-    yield "|---|---:|---:|---:|---|---:|"
+    scores = draw.scores(profile)
+    scores = scores[scores["seed"] == seed]
+    benchmark = tables.stand_ins(scores)
     tasks = {task: [task] for task in record["tasks"]} | {"average": list(record["tasks"])}
     for row, names in tasks.items():
         level = paired(scores, {model: 1.0}, tasks=names).times(100)
@@ -215,22 +202,13 @@ def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> 
         column = "average" if row == "average" else benchmark[row]
         theirs = published.score(model, column) if column else None
         cells = [row, str(level.n_items), f"{level.difference:.1f} [{level.low:.1f}, {level.high:.1f}]", gain]
-        cells += [published.BENCHMARK_LABELS.get(column, ""), "" if theirs is None else f"{theirs:.2f}"]
-        yield f"| {' | '.join(cells)} |"
+        yield [*cells, published.BENCHMARK_LABELS.get(column, ""), "" if theirs is None else f"{theirs:.2f}"]
 
 
-def _origin(chain: dict[str, Any]) -> Iterator[str]:
-    for step, link in chain.items():
-        changes = " with uncommitted changes" if link["dirty"] else ""
-        yield f"- {step}: commit {link['commit']}{changes}, {link['device']}, torch {link['versions']['torch']}"
-        for file, digest in link.get("weights_sha256", {}).items():
-            yield f"  - {file}: sha256 {digest}"
-
-
-def _plain(value: Any) -> Any:
+def _public(value: Any) -> Any:
+    """Settings without the folders of this machine: of a path only its last part is told, since a card is public."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: _public(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    # A card is public: of a path on this machine only its last part is told.
+        return [_public(inner) for inner in value]
     return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value

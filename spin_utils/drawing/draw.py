@@ -30,6 +30,8 @@ class Drawing:
     findings: list[Finding]
     figures: dict[str, Figure]
     """By file name."""
+    scores: pd.DataFrame
+    """From `scores`."""
 
 
 def everything(profile: Profile) -> list[Path]:
@@ -58,63 +60,79 @@ def write(drawing: Drawing, profile: Profile) -> list[Path]:
 def compose(profile: Profile) -> Drawing:
     """Make tables, figures and verdicts from the results, without writing any. Errors as in `everything`."""
     folder, read = paths.results(profile.name), cache(results.read_json)
-    scores = results.load_evaluations(folder, read=read)
-    if scores.empty:
-        raise results.ResultsError(
-            f"{paths.relative(folder)}: no evaluations; run `spin-repro reproduce --profile {profile.name}` first"
-        )
-    scores = with_last_epoch(scores, profile.spin.training.epochs)
+    measured, transfer = scores(profile, read=read), scores(profile, "transfer", read=read)
     results.check_one_run(folder, read=read)
-    transfer = results.load_evaluations(folder, kind_folder="transfer", read=read)
-    tasks, transfer_tasks = stand_ins(profile, scores), stand_ins(profile, transfer)
+    tasks = tables.stand_ins(measured)
     training = results.load_training(folder, read=read)
     times, machine, alone = tables.wall_clock(folder, training, read=read)
     texts = results.load_generations(folder, read=read)
-    measured = generations.measures(texts)
+    answers = generations.measures(texts)
     bounds = generations.jsd_bounds(results.load_heldout(folder, read=read))
     grades = results.load_mt_bench(folder, read=read)
     findings = claims.judge(
-        scores,
+        measured,
         tasks,
         times=times,
         training=training,
         transfer=transfer,
-        transfer_stand_ins=transfer_tasks,
-        generations=measured,
+        transfer_stand_ins=tables.stand_ins(transfer),
+        generations=answers,
         heldout=bounds,
         grades=grades,
         loss=profile.spin.training.loss,
     )
     name = profile.name
     scored = [
-        tables.table3(scores, tasks, preferences=profile.dpo.preferences.source if profile.dpo else ""),
-        *(make(scores, tasks) for make in (tables.table4, tables.table5)),
-        tables.table6(transfer, transfer_tasks, grades),
+        tables.table3(measured, preferences=profile.dpo.preferences.source if profile.dpo else ""),
+        *(make(measured) for make in (tables.table4, tables.table5)),
+        tables.table6(transfer, grades),
     ]
     if not published.other_tasks(tasks):  # otherwise their notes on stand-ins say it
         other = tuple(filter(None, [not_the_papers(profile, tasks)]))
         scored = [replace(table, notes=table.notes + other) for table in scored]
     return Drawing(
         tables=[
-            tables.table1(results.load_summaries(folder, read=read), tasks, shots=shots(profile)),
+            tables.table1(summaries(profile, read=read), shots=shots(profile)),
             tables.table2(times, machine=machine, alone=alone),
             *scored,
-            *(make(texts, measured) for make in (tables.table7, tables.table8)),
+            *(make(texts, answers) for make in (tables.table7, tables.table8)),
         ],
         findings=findings,
         figures={
             "figure1": generation_figures.figure1(texts),
-            "figure2": figures.figure2(scores, tasks, profile=name),
-            "figure3": figures.figure3(scores, tasks, profile=name),
-            "figure4": figures.figure4(scores, tasks, profile=name),
-            "figure5": figures.figure5(scores, tasks, profile=name),
-            "figure6": generation_figures.figure6(scores, tasks, transfer, transfer_tasks, profile=name)
-            if grades.empty
-            else generation_figures.figure6_mt_bench(grades, profile=name),
+            "figure2": figures.figure2(measured, profile=name),
+            "figure3": figures.figure3(measured, profile=name),
+            "figure4": figures.figure4(measured, profile=name),
+            "figure5": figures.figure5(measured, profile=name),
+            "figure6": generation_figures.figure6(measured, transfer, grades, profile=name),
             "training": training_figures.training_curves(training, loss=profile.spin.training.loss),
-            "convergence": generation_figures.convergence(measured, bounds),
+            "convergence": generation_figures.convergence(answers, bounds),
         },
+        scores=measured,
     )
+
+
+def scores(
+    profile: Profile, kind: results.Scored = "evaluations", *, read: results.Reader = results.read_json
+) -> pd.DataFrame:
+    """The scores of a profile as tables and figures take them: `results.load_evaluations` and a column `benchmark`.
+
+    Raises:
+        ResultsError: No model was evaluated at all, or a results file is not valid.
+    """
+    folder = paths.results(profile.name)
+    found = results.load_evaluations(folder, kind_folder=kind, read=read)
+    if kind == "evaluations" and found.empty:
+        raise results.ResultsError(
+            f"{paths.relative(folder)}: no evaluations; run `spin-repro reproduce --profile {profile.name}` first"
+        )
+    found = _with_benchmarks(found, profile)
+    return found if kind == "transfer" else with_last_epoch(found, profile.spin.training.epochs)
+
+
+def summaries(profile: Profile, *, read: results.Reader = results.read_json) -> pd.DataFrame:
+    """Metric and size of every task, for Table 1: `results.load_summaries` and a column `benchmark`."""
+    return _with_benchmarks(results.load_summaries(paths.results(profile.name), read=read), profile)
 
 
 def with_last_epoch(scores: pd.DataFrame, epochs: int) -> pd.DataFrame:
@@ -125,13 +143,13 @@ def with_last_epoch(scores: pd.DataFrame, epochs: int) -> pd.DataFrame:
     return pd.concat([scores, scores[scores["model"] == "spin-0"].assign(model=last)], ignore_index=True)
 
 
-def stand_ins(profile: Profile, scores: pd.DataFrame) -> Mapping[str, str]:
-    """Every task of the results and the paper's benchmark whose column it fills, empty for none."""
+def _with_benchmarks(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """A table by `task` with the paper's benchmark that each task stands in for, "" for none."""
     families = {**profile.demonstrations.families, **profile.demonstrations.transfer}
-    measured = sorted(scores["task"].unique())
-    if profile.evaluation.suite != "local":
-        return {task: task if task in published.BENCHMARK_LABELS else "" for task in measured}
-    return {task: families[task].benchmark if task in families else "" for task in measured}
+    benchmarks = {name: name for name in published.BENCHMARK_LABELS}
+    if profile.evaluation.suite == "local":
+        benchmarks = {name: str(family.benchmark) for name, family in families.items()}
+    return table.assign(benchmark=table["task"].map(benchmarks).fillna(""))
 
 
 def not_the_papers(profile: Profile, stand_ins: Mapping[str, str]) -> str:

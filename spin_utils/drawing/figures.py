@@ -8,7 +8,7 @@ Pictures of training and of pairs, which the paper does not have, come from `tra
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,12 @@ from spin_utils.drawing.style import (
     drawable,
     footnote,
     new_figure,
+    ours_of,
     same_span,
     say_why_empty,
     style,
 )
+from spin_utils.drawing.tables import stand_ins
 from spin_utils.paper import published
 from spin_utils.paper.statistics import Estimate, StatisticsError, paired
 from spin_utils.settings.names import iterates, label
@@ -44,16 +46,15 @@ _SIZES = "Sizes are not to scale. The paper's SFT line is another run than the o
 _HOLLOW: dict[str, Any] = {"linestyle": "--", "marker": "o", "markerfacecolor": "white", "markeredgewidth": 0.9}
 
 
-def figure2(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", seed: int = 0) -> Figure:
+def figure2(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure:
     """Figure 2: average score by iteration.
 
     Args:
-        scores: From `results.load_evaluations`.
-        stand_ins: Every task and the benchmark it stands in for, "" for none.
-        profile: Named in the panel's title.
+        scores: From `draw.scores`, or from `results.load_evaluations` with a column `benchmark` as in `tables.table4`.
+        profile: Named in the title of our panel.
         seed: Seed of the bootstrap.
     """
-    tasks = list(stand_ins)
+    tasks = list(stand_ins(scores))
     estimates = _estimates(scores, CHAIN, tasks, seed)
     gains = _gains(scores, CHAIN, tasks, seed)
     printed = [published.score(model, "average") or 0.0 for model in CHAIN]
@@ -70,7 +71,7 @@ def figure2(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
         gain.plot(np.arange(5) + 0.05, [value - printed[0] for value in printed], color=INK, zorder=4, **_HOLLOW)
         gain.axhline(0, color=FAINT, lw=0.6, zorder=1)
         _name_ends(gain, gains["spin-3"].difference if "spin-3" in gains else None, printed[4] - printed[0])
-        ours.set_title(f"Ours ({profile}): {len(stand_ins)} tasks")
+        ours.set_title(f"{ours_of(profile)}: {len(tasks)} tasks")
         theirs.set_title("Paper: six benchmarks")
         gain.set_title("Gain over SFT (ours: paired, on the same items)")
         for ax in (ours, theirs):
@@ -89,13 +90,14 @@ def figure2(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
     return figure
 
 
-def figure3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", seed: int = 0) -> Figure:
+def figure3(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure:
     """Figure 3: SFT, DPO and SPIN by benchmark, and on average. Arguments as in `figure2`."""
+    measured = stand_ins(scores)
     columns = [
-        (benchmark, [task for task, other in stand_ins.items() if other == benchmark])
+        (benchmark, [task for task, other in measured.items() if other == benchmark])
         for benchmark in published.LEADERBOARD
     ]
-    columns.append(("average", list(stand_ins)))
+    columns.append(("average", list(measured)))
     height = 0.8 / len(_BARS)
     found: set[str] = set()
     with style():
@@ -122,14 +124,16 @@ def figure3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
                 score = published.score(model, column)
                 theirs.barh(y, score or 0, height * 0.8, fc="white", ec=colour(model), hatch=HATCHES.get(model), lw=0.9)
             if not estimates:
-                ours.text(2, row, "no stand-in" if not tasks else "not run", va="center", color=FAINT, fontsize=6)
+                ours.text(
+                    2, row, "not run" if tasks or scores.empty else "no stand-in", va="center", color=FAINT, fontsize=6
+                )
         names = [
             published.BENCHMARK_LABELS[column] + (f"\n({_wrapped(tasks)})" if column != "average" and tasks else "")
             for column, tasks in columns
         ]
         ours.set_yticks(range(len(columns)), names)
         ours.set_ylim(len(columns) - 0.5, -0.5)
-        ours.set_title(f"Ours ({profile})")
+        ours.set_title(ours_of(profile))
         theirs.set_title("Paper")
         for ax in (ours, theirs):
             ax.set_xlabel("points")
@@ -140,7 +144,7 @@ def figure3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
     return figure
 
 
-def figure4(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", seed: int = 0) -> Figure:
+def figure4(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure:
     """Figure 4: more epochs of iteration 0 against iteration 1, on two benchmarks and on average.
 
     Arguments as in `figure2`; epoch e of iteration 0 is the model `spin-0-epoch-e`.
@@ -151,7 +155,7 @@ def figure4(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
     with style():
         figure = new_figure(4.9)
         for row, benchmark in enumerate(("arc", "truthfulqa", "average")):
-            tasks = [task for task, other in stand_ins.items() if benchmark in (other, "average")]
+            tasks = [task for task, other in stand_ins(scores).items() if benchmark in (other, "average")]
             ours, theirs = (figure.add_subplot(3, 2, 2 * row + column) for column in (1, 2))
             estimates = _estimates(scores, [*models, "spin-1"], tasks, seed) if tasks else {}
             _points(ours, range(6), [estimates.get(model) for model in models], COLOURS["spin-0"])
@@ -166,13 +170,13 @@ def figure4(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
             for ax in (ours, theirs):
                 ax.set_xticks(range(6))
                 ax.set_xlabel("epoch of iteration 0" if row == 2 else "")
-            _frame_panels(ours, theirs, bool(estimates), "no stand-in" if not tasks else "no evaluations")
+            _frame_panels(ours, theirs, bool(estimates), "no evaluations" if tasks or scores.empty else "no stand-in")
             note = _note(scores, estimates, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
         footnote(figure, note)
     return figure
 
 
-def figure5(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str = "cpu", seed: int = 0) -> Figure:
+def figure5(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure:
     """Figure 5: prompts used by one epoch of SPIN against more epochs of SFT. Arguments as in `figure4`.
 
     The x axis has the paper's sizes as categories: 14, 26 and 50 (thousand there; fiftieths of the profile's
@@ -181,7 +185,8 @@ def figure5(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
     spin = ("sft", "spin-0-rows-14", "spin-0-rows-26", "spin-0-epoch-1")
     more = ("sft", "sft-more-1", "sft-more-2")
     places = {"SPIN": (0, 1, 2, 3), "SFT": (0, 4, 5)}
-    estimates = _estimates(scores, (*spin, *more[1:]), list(stand_ins), seed)
+    tasks = list(stand_ins(scores))
+    estimates = _estimates(scores, (*spin, *more[1:]), tasks, seed)
     sizes = published.training_sizes()
     with style():
         figure = new_figure(3.9)
@@ -200,7 +205,7 @@ def figure5(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, profile: str 
             if last:
                 end = (places[method][-1], last.difference)
                 ours.annotate(method, end, (5, 2), textcoords="offset points", color=tint)
-        ours.set_title(f"Ours ({profile}): mean of {len(stand_ins)} tasks")
+        ours.set_title(f"{ours_of(profile)}: mean of {len(tasks)} tasks")
         theirs.set_title("Paper: mean of the six leaderboard benchmarks")
         ours.set_xticks(range(6), ["0", "14/50", "26/50", "all", "+1 ep.", "+2 ep."])
         theirs.set_xticks(range(6), ["0", "14k", "26k", "50k", "200k", "400k"])

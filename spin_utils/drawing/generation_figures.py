@@ -23,10 +23,12 @@ from spin_utils.drawing.style import (
     drawable,
     footnote,
     new_figure,
+    ours_of,
     radar_axes,
     say_why_empty,
     style,
 )
+from spin_utils.drawing.tables import stand_ins
 from spin_utils.paper import published
 from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
 from spin_utils.paper.statistics import Estimate, StatisticsError, paired
@@ -85,24 +87,21 @@ def figure1(generations: pd.DataFrame) -> Figure:
 
 
 def figure6(
-    scores: pd.DataFrame,
-    stand_ins: Mapping[str, str],
-    transfer: pd.DataFrame,
-    transfer_stand_ins: Mapping[str, str],
-    *,
-    profile: str = "cpu",
+    scores: pd.DataFrame, transfer: pd.DataFrame, grades: pd.DataFrame | None = None, *, profile: str = ""
 ) -> Figure:
-    """Figure 6: a radar of our tasks, in place of the eight categories of MT-Bench.
+    """Figure 6: a radar of the eight categories of MT-Bench, or of our tasks where no judge graded anything.
 
     Args:
-        scores: From `results.load_evaluations`.
-        stand_ins: Every task of these and the benchmark it stands in for.
+        scores: From `draw.scores`.
         transfer: The same of tasks that nothing was trained on.
-        transfer_stand_ins: Every task of these.
+        grades: From `results.load_mt_bench`.
         profile: Named in the title.
     """
+    if grades is not None and not grades.empty:
+        return figure6_mt_bench(grades, profile=profile)
+    own, harder = stand_ins(scores), stand_ins(transfer)
     together = pd.concat([frame for frame in (scores, transfer) if not frame.empty] or [scores])
-    tasks = [*stand_ins, *transfer_stand_ins]
+    tasks = [*own, *harder]
     means = together.groupby(["model", "task"])["score"].mean() * 100
     absent = []
     with style():
@@ -110,8 +109,7 @@ def figure6(
         if len(tasks) < 3 or not set(MODELS) & set(together["model"]):
             say_why_empty(figure.subplots(), "a radar needs the evaluations of three tasks")
             return figure
-        harder = {task for task, benchmark in transfer_stand_ins.items() if task != benchmark}
-        names = [_name(task) + ("*" if task in harder else "") for task in tasks]
+        names = [_name(task) + ("*" if harder.get(task, task) != task else "") for task in tasks]
         axes, angles = radar_axes(figure, 111, names, (25, 50, 75, 100))
         for model in MODELS:
             values = np.array([means.get((model, task), np.nan) for task in tasks], dtype=float)
@@ -122,12 +120,12 @@ def figure6(
             tint, dashes = colour(model), ":" if model == "sft" else "-"
             line = np.append(values, values[0])
             axes.plot(angles, line, MARKERS[model] + dashes, color=tint, ms=3, label=label(model))
-        figure.legend(loc="outside upper center", ncols=2, title=f"Ours ({profile}), points", title_fontsize=7)
-        footnote(figure, f"{_radar_note(stand_ins, transfer_stand_ins, absent)} {_radar_seeds(scores, transfer)}")
+        figure.legend(loc="outside upper center", ncols=2, title=f"{ours_of(profile)}, points", title_fontsize=7)
+        footnote(figure, f"{_radar_note(own, harder, absent)} {_radar_seeds(scores, transfer)}")
     return figure
 
 
-def figure6_mt_bench(grades: pd.DataFrame, *, profile: str = "paper", seed: int = 0) -> Figure:
+def figure6_mt_bench(grades: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure:
     """Figure 6: mean grade of each category, SFT and iterations 0 to 2.
 
     Args:
@@ -166,7 +164,7 @@ def figure6_mt_bench(grades: pd.DataFrame, *, profile: str = "paper", seed: int 
         rows.set_xlabel("grade, with 95 % interval")
         rows.tick_params(axis="y", length=0)
         rows.hlines(np.arange(0.5, len(CATEGORIES) - 1), 0.8, 10.2, color="#e5e5e5", lw=0.5, zorder=0)
-        figure.legend(loc="outside upper center", ncols=2, title=f"Ours ({profile}): MT-Bench", title_fontsize=7)
+        figure.legend(loc="outside upper center", ncols=2, title=f"{ours_of(profile)}: MT-Bench", title_fontsize=7)
         footnote(figure, _grades_note(grades, found))
     return figure
 
@@ -256,8 +254,8 @@ def _convergence_note(measured: pd.DataFrame, bounds: pd.DataFrame) -> str:
     return " ".join(filter(None, dict.fromkeys(sentences)))
 
 
-def _radar_note(stand_ins: Mapping[str, str], transfer: Mapping[str, str], absent: list[str]) -> str:
-    own = published.other_tasks(stand_ins)
+def _radar_note(measured: Mapping[str, str], transfer: Mapping[str, str], absent: list[str]) -> str:
+    own = published.other_tasks(measured)
     note = (
         "The paper's radar shows the eight categories of MT-Bench and prints no numbers, so there are none to compare "
         f"with. Ours shows {'stand-ins: the tasks of this profile' if own else 'other benchmarks of the paper'}. "

@@ -196,6 +196,11 @@ def say_why_empty(axes: Axes, reason: str) -> None:
     axes.text(0.5, 0.5, f"not run\n{reason}", ha="center", va="center", color=FAINT, transform=axes.transAxes)
 
 
+def ours_of(profile: str) -> str:
+    """What the panels with our numbers are called."""
+    return f"Ours ({profile})" if profile else "Ours"
+
+
 def footnote(figure: Figure, text: str) -> None:
     """A few words below the panels, in small grey letters."""
     if text:

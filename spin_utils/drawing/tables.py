@@ -72,6 +72,9 @@ class Table:
     text: int | None = None
     """Number of a column of running text, left-aligned and broken into lines; None: there is none."""
 
+    def _repr_markdown_(self) -> str:
+        return markdown(self)
+
 
 _TRANSFER = "Our tasks here are harder variants that nothing was trained on: they show whether a gain carries over."
 
@@ -107,15 +110,14 @@ _MEASURES_NOTES = (
 )
 
 
-def table1(summaries: pd.DataFrame, stand_ins: Mapping[str, str], *, shots: Mapping[str, str] | None = None) -> Table:
+def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str] | None = None) -> Table:
     """Table 1: shots and metric of each benchmark, and those of the tasks that stand in for them.
 
     Args:
-        summaries: From `results.load_summaries`.
-        stand_ins: Task and the benchmark whose column it fills, "" for none.
-        shots: Examples in the prompts of a task; none where it is not named.
+        summaries: From `results.load_summaries`, with the column `benchmark` as in `table4`.
+        shots: Number of examples in the prompts of a task; 0 where it is not named.
     """
-    settings, columns = published.benchmark_settings(), _columns(stand_ins, published.LEADERBOARD)
+    settings, columns = published.benchmark_settings(), _columns(summaries, published.LEADERBOARD)
     tasks = summaries.drop_duplicates("task").set_index("task")
     cells: list[dict[str, Any]] = []
     lines = []
@@ -194,7 +196,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
     return finish(2, "Time of generation and training", header, lines, cells, notes)
 
 
-def table3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0, preferences: str = "samples") -> Table:
+def table3(scores: pd.DataFrame, *, seed: int = 0, preferences: str = "samples") -> Table:
     """Table 3: SPIN against DPO, and DPO after SPIN. Arguments as in `table4`; `preferences` is the source of DPO's."""
     rows = {"dpo": "sft", "sft": "", **_ITERATIONS, "spin-3-dpo": "spin-3"}
     averages = published.leaderboard()[["average_printed", "average_recomputed"]]
@@ -209,38 +211,34 @@ def table3(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0,
         f"but its six cells average {last['average_recomputed']:.2f} ({gain['average_recomputed']:+.2f}): one of these "
         "numbers is wrong."
     )
-    return _leaderboard(3, "SPIN, DPO, and DPO after SPIN", rows, scores, stand_ins, seed, note)
+    return _leaderboard(3, "SPIN, DPO, and DPO after SPIN", rows, scores, seed, note)
 
 
-def table4(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0) -> Table:
+def table4(scores: pd.DataFrame, *, seed: int = 0) -> Table:
     """Table 4: the SFT model and SPIN by iteration on the six benchmarks.
 
     Args:
-        scores: From `results.load_evaluations`.
-        stand_ins: Every task and the benchmark whose column it fills, "" for none; a task that has its
-            benchmark's own name is the benchmark itself.
+        scores: From `draw.scores`, or from `results.load_evaluations` with a column `benchmark`: the one whose column
+            a task fills, "" for none; a task that has its benchmark's own name is the benchmark itself.
         seed: Seed of the bootstrap.
     """
-    return _leaderboard(4, "SPIN by iteration", {"sft": "", **_all_iterations(scores)}, scores, stand_ins, seed)
+    return _leaderboard(4, "SPIN by iteration", {"sft": "", **_all_iterations(scores)}, scores, seed)
 
 
-def table5(scores: pd.DataFrame, stand_ins: Mapping[str, str], *, seed: int = 0) -> Table:
+def table5(scores: pd.DataFrame, *, seed: int = 0) -> Table:
     """Table 5: one more epoch of SFT instead of SPIN. Arguments as in `table4`."""
-    return _leaderboard(5, "One more epoch of SFT", {"sft": "", "sft-more-1": "sft"}, scores, stand_ins, seed)
+    return _leaderboard(5, "One more epoch of SFT", {"sft": "", "sft-more-1": "sft"}, scores, seed)
 
 
-def table6(
-    scores: pd.DataFrame, stand_ins: Mapping[str, str], grades: pd.DataFrame | None = None, *, seed: int = 0
-) -> Table:
+def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None, *, seed: int = 0) -> Table:
     """Table 6: benchmarks beside the leaderboard; here tasks that nothing was trained on, and MT-Bench if it was run.
 
     Args:
-        scores: From `results.load_evaluations(..., kind_folder="transfer")`.
-        stand_ins: Every transfer task and the benchmark of Table 6 that it stands in for, "" for none.
+        scores: The same of tasks that nothing was trained on, from `draw.scores(profile, "transfer")`.
         grades: From `results.load_mt_bench`.
         seed: Seed of the bootstrap.
     """
-    columns = _columns(stand_ins, published.OTHERS)
+    columns = _columns(scores, published.OTHERS)
     baselines = {"sft": "", **dict.fromkeys(_all_iterations(scores), "sft")}
     cells: list[dict[str, Any]] = []
     lines = []
@@ -259,7 +257,7 @@ def table6(
         _scores_note(scores, baselines),
         "Gains are over SFT, on the same items (paired). The paper has no row after iteration 2.",
         *_stand_ins_notes(columns),
-        *([_TRANSFER] if published.other_tasks(stand_ins) else []),
+        *([_TRANSFER] if published.other_tasks(stand_ins(scores)) else []),
         *([footnotes.grading(grades)] if grades is not None and judged else []),
         _noise_of_the_paper(),
     ]
@@ -330,6 +328,14 @@ def wall_clock(
     return pd.DataFrame(rows, columns=["seed", "stage", "iteration", "seconds"]), device, bool(undisturbed)
 
 
+def stand_ins(scores: pd.DataFrame) -> dict[str, str]:
+    """Every task and the benchmark it stands in for, "" for none: from the column `benchmark`, else by its name."""
+    if "benchmark" not in scores:
+        return {task: task if task in published.BENCHMARK_LABELS else "" for task in sorted(scores["task"].unique())}
+    tasks = scores.drop_duplicates("task").sort_values("task")
+    return dict(zip(tasks["task"], tasks["benchmark"], strict=True))
+
+
 def write(table: Table, folder: Path) -> list[Path]:
     """Write table<N>.md, .csv and .tex; the same table gives the same bytes."""
     texts = {"md": markdown(table), "csv": table.frame.to_csv(index=False, float_format="%.6g"), "tex": latex(table)}
@@ -338,44 +344,34 @@ def write(table: Table, folder: Path) -> list[Path]:
 
 def markdown(table: Table) -> str:
     """The table with its notes as GitHub Markdown."""
-    rule = ["---" if column in (0, 1, table.text) else "---:" for column in range(len(table.header))]
-    lines = [
-        [_md(cell) if column == table.text else cell for column, cell in enumerate(cells)] for cells in table.lines
-    ]
-    rows = ["| " + " | ".join(cells) + " |" for cells in (table.header, rule, *lines)]
+    lines = [[_md(cell) if column == table.text else cell for column, cell in enumerate(line)] for line in table.lines]
+    shown = pd.DataFrame(lines, columns=list(table.header))
+    sides = ["right" if _is_number(table, column) else "left" for column in range(len(table.header))]
+    rows = shown.to_markdown(index=False, tablefmt="pipe", colalign=sides, disable_numparse=True)
     notes = [f"- {note}" for note in table.notes]
-    return "\n".join([f"**Table {table.number}.** {table.title}", "", *rows, "", *notes, ""])
+    return "\n".join([f"**Table {table.number}.** {table.title}", "", rows, "", *notes, ""])
 
 
 def latex(table: Table) -> str:
     """The table as a booktabs `tabular` with a caption; the notes follow below."""
-    columns = "".join(
-        "p{9cm}" if column == table.text else "l" if column < 2 else "r" for column in range(len(table.header))
-    )
-    lines = [
-        "% needs \\usepackage{booktabs} and \\usepackage{graphicx}",
-        "\\begin{table*}",
-        "\\centering",
-        f"\\caption{{{_tex(table.title)} (Table {table.number} of the paper).}}",
-        "\\resizebox{\\textwidth}{!}{%",
-        f"\\begin{{tabular}}{{{columns}}}",
-        "\\toprule",
-        " & ".join(map(_tex, table.header)) + " \\\\",
-        "\\midrule",
-    ]
-    for number, cells in enumerate(table.lines):
-        if cells[0] and number:
-            lines.append("\\addlinespace")
-        lines.append(" & ".join(map(_tex, cells)) + " \\\\")
-    notes = " ".join(_tex(note) for note in table.notes)
-    lines += [
-        "\\bottomrule",
-        "\\end{tabular}}",
-        f"\\par\\smallskip{{\\footnotesize {notes}\\par}}",
-        "\\end{table*}",
-        "",
-    ]
-    return "\n".join(lines)
+    columns = ["r" if _is_number(table, column) else "l" for column in range(len(table.header))]
+    if table.text is not None:
+        columns[table.text] = "p{9cm}"
+    lines = [[_tex(cell) for cell in line] for line in table.lines]
+    for line in lines[1:]:
+        line[0] = line[0] and f"\\addlinespace\n{line[0]}"
+    shown = pd.DataFrame(lines, columns=[_tex(name) for name in table.header])
+    rows = shown.to_latex(index=False, escape=False, column_format="".join(columns))
+    title, *notes = (_tex(text) for text in (table.title, *table.notes))
+    return f"""% needs \\usepackage{{booktabs}} and \\usepackage{{graphicx}}
+\\begin{{table*}}
+\\centering
+\\caption{{{title} (Table {table.number} of the paper).}}
+\\resizebox{{\\textwidth}}{{!}}{{%
+{rows.rstrip()}}}
+\\par\\smallskip{{\\footnotesize {" ".join(notes)}\\par}}
+\\end{{table*}}
+"""
 
 
 def _leaderboard(
@@ -383,12 +379,11 @@ def _leaderboard(
     title: str,
     baselines: Mapping[str, str],
     scores: pd.DataFrame,
-    stand_ins: Mapping[str, str],
     seed: int,
     note: str = "",
 ) -> Table:
     """Models by benchmarks, two lines a model: ours with intervals, the paper's as printed."""
-    columns = _columns(stand_ins, published.LEADERBOARD) | {"average": list(stand_ins)}
+    columns = _columns(scores, published.LEADERBOARD) | {"average": list(stand_ins(scores))}
     cells: list[dict[str, Any]] = []
     lines = []
     for model, levels, gains in _levels_and_gains(scores, baselines, columns, seed):
@@ -472,13 +467,14 @@ def _paper_score(model: str, column: str) -> float | None:
     return published.score(model, column) if column in published.BENCHMARK_LABELS else None
 
 
-def _columns(stand_ins: Mapping[str, str], benchmarks: Sequence[str]) -> dict[str, list[str]]:
+def _columns(scores: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, list[str]]:
     """Each column and its tasks: the paper's benchmarks in its order, then tasks that stand in for none of them."""
-    unknown = sorted(set(stand_ins.values()) - {"", *published.BENCHMARK_LABELS})
+    tasks = stand_ins(scores)
+    unknown = sorted(set(tasks.values()) - {"", *published.BENCHMARK_LABELS})
     if unknown:
         raise ValueError(f"benchmark {unknown[0]!r} is not one of {', '.join(published.BENCHMARK_LABELS)}")
-    columns = {name: [task for task, other in stand_ins.items() if other == name] for name in benchmarks}
-    for task, benchmark in stand_ins.items():
+    columns = {name: [task for task, other in tasks.items() if other == name] for name in benchmarks}
+    for task, benchmark in tasks.items():
         if benchmark not in columns:
             # A task of the user's that is only called like a benchmark is not measured against it.
             called_like_one = task in published.BENCHMARK_LABELS and task != benchmark
@@ -711,29 +707,36 @@ def _printed(cell: Mapping[str, Any], *, sign: bool = False) -> str:
     return DASH if paper is None else minus(f"{paper:{'+' if sign else ''}.2f}")
 
 
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "_": r"\_",
-    "#": r"\#",
-    "$": r"\$",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "—": "---",
-    "–": "--",
-    "−": "$-$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "\n": r"\newline ",
-}
+_TEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "_": r"\_",
+        "#": r"\#",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "—": "---",
+        "–": "--",
+        "−": "$-$",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "\n": r"\newline ",
+    }
+)
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
+    return text.translate(_TEX)
+
+
+def _is_number(table: Table, column: int) -> bool:
+    """Whether a column holds numbers, which are right-aligned: all but the first two and running text."""
+    return column not in (0, 1, table.text)
 
 
 def _md(text: str) -> str:

@@ -12,8 +12,8 @@ from spin_utils.paper import published, results
 FIGURES = ("figure2", "figure3", "figure4", "figure5")
 
 
-def drawn(name, scores, stand_ins=synthetic.STAND_INS) -> Figure:
-    return getattr(figures, name)(scores, stand_ins)
+def drawn(name, scores) -> Figure:
+    return getattr(figures, name)(scores)
 
 
 def texts(figure):
@@ -90,8 +90,8 @@ def test_without_any_results_the_paper_is_drawn_and_our_panel_gives_its_reason(s
 
 def test_a_benchmark_without_a_stand_in_says_so(scores):
     some = {task: benchmark for task, benchmark in synthetic.STAND_INS.items() if benchmark not in ("arc", "mmlu")}
-    assert "no stand-in" in texts(drawn("figure3", scores, some))
-    assert "no stand-in" in texts(drawn("figure4", scores, some))
+    assert "no stand-in" in texts(drawn("figure3", synthetic.benchmarked(scores, some)))
+    assert "no stand-in" in texts(drawn("figure4", synthetic.benchmarked(scores, some)))
 
 
 def test_drawing_leaves_matplotlib_as_it_was_and_ignores_the_users_settings(tmp_path, scores):

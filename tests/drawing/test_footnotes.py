@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils.drawing import draw, figures, footnotes, readme, report, tables
+from spin_utils.drawing import draw, figures, footnotes, page, report, tables
 from spin_utils.paper import results
 from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
@@ -47,14 +47,14 @@ def test_only_models_that_lack_a_seed_of_another_one_shown_are_named(scores, rag
 
 
 def test_a_level_of_fewer_seeds_is_named_below_table_3_and_figure_3_and_a_gain_is_of_common_seeds(scores, ragged):
-    table = tables.table3(ragged, synthetic.STAND_INS)
+    table = tables.table3(ragged)
     cells = table.frame[(table.frame["row"] == "DPO") & (table.frame["column"] == "average")].set_index("quantity")
     gain = paired(scores[scores["seed"] == 1], {"dpo": 1, "sft": -1}).times(100)
     assert cells.loc["gain over SFT", "value"] == gain.difference
     assert list(cells["seeds"]) == [1, 1]
     assert LACKING in table.notes[0]
-    assert LACKING in words(figures.figure3(ragged, synthetic.STAND_INS))
-    assert "Not on all" not in tables.table4(ragged, synthetic.STAND_INS).notes[0]
+    assert LACKING in words(figures.figure3(ragged))
+    assert "Not on all" not in tables.table4(ragged).notes[0]
 
 
 @pytest.mark.usefixtures("png_only")
@@ -63,11 +63,11 @@ def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_th
     some = {model: synthetic.ABILITIES[model] for model in ("sft", "spin-0")}
     synthetic.write(home, seeds=(1,), items=8, models=some)
     profile = profiles.load("cpu")
-    page = report.write(profile).read_text()
-    assert "Not on all of the seeds 0, 1" in page
-    assert page.count("<pre>") == 1, "the last iteration of the seed that has it"
-    assert page.count("the tables average seeds 0\n") == 1
-    section = readme.section(profile)
+    shown = report.write(profile).read_text()
+    assert "Not on all of the seeds 0, 1" in shown
+    assert shown.count("<pre>") == 1, "the last iteration of the seed that has it"
+    assert shown.count("the tables average seeds 0\n") == 1
+    section = page.section(profile)
     assert "training seeds: 2" in section
     assert "Not on all of the seeds 0, 1: SPIN iteration 1 (0), SPIN iteration 2 (0), SPIN iteration 3 (0)." in section
 
@@ -89,14 +89,14 @@ def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):
     synthetic.write(home, seeds=(1,), items=4, models={"spin-1": 0.1, "sft-more-1": 0.0})
     profile = profiles.load("cpu")
     draw.write(replace(draw.compose(profile), figures={}), profile)
-    section = readme.section(profile)
+    section = page.section(profile)
     assert re.search(r"\| SPIN iteration 1 \| [^|]+ \| — \| 62\.12 \|", section)
     assert "SFT, 1 more epoch (1)" in section
 
 
 def test_a_readme_without_its_markers_is_left_as_it_is(tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(text := f"{readme.END} {readme.BEGIN}")
+    path.write_text(text := f"{page.END} {page.BEGIN}")
     with pytest.raises(results.ResultsError, match="README.md: no place for the table; put back the lines"):
-        readme.update(profiles.load("cpu"), path)
+        page.update(profiles.load("cpu"), path)
     assert path.read_text() == text

@@ -130,16 +130,17 @@ def test_figure_1_shows_prompt_truth_and_both_generations_of_one_prompt(texts):
 
 
 def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_none(root):
-    scores, transfer = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
-    figure = generation_figures.figure6(scores, synthetic.STAND_INS, transfer, synthetic.TRANSFER)
+    both = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
+    scores, transfer = map(synthetic.benchmarked, both)
+    figure = generation_figures.figure6(scores, transfer)
     axes = figure.axes[0]
     line = axes.lines[generations.MODELS.index("spin-1")]
     means = pd.concat([scores, transfer]).query("model == 'spin-1'").groupby("task")["score"].mean() * 100
-    tasks = [*synthetic.STAND_INS, *synthetic.TRANSFER]
+    tasks = [*sorted(synthetic.STAND_INS), *sorted(synthetic.TRANSFER)]
     assert line.get_ydata() == pytest.approx([*(means[task] for task in tasks), means[tasks[0]]])
     assert "prints no numbers" in words(figure)
     some = scores[scores["model"] != "spin-1"]
-    shown = words(generation_figures.figure6(some, synthetic.STAND_INS, scores[:0], {}))
+    shown = words(generation_figures.figure6(some, scores[:0]))
     assert "Not run: SPIN iteration 1." in shown
     assert "Tasks of Table 6: not run." in shown
 

@@ -15,7 +15,7 @@ from spin_utils.settings.names import label
 
 @pytest.fixture(scope="module")
 def table4(scores):
-    return tables.table4(scores, synthetic.STAND_INS)
+    return tables.table4(scores)
 
 
 def cell(table, row, column, quantity="score"):
@@ -61,14 +61,13 @@ def test_gains_are_paired_differences_with_a_verdict_on_the_papers_direction(sco
 def test_headings_name_the_benchmark_and_its_stand_in_if_it_has_another_name(scores, table4):
     assert table4.header[2] == "Arc: letter_counting"
     assert any("not comparable" in note for note in table4.notes)
-    renamed = scores.assign(task=scores["task"].map(synthetic.STAND_INS))
-    table = tables.table4(renamed, {name: name for name in published.LEADERBOARD})
+    table = tables.table4(scores.assign(task=scores["benchmark"]))
     assert table.header[2] == "Arc"
     assert not any("stand" in note.lower() for note in table.notes)
 
 
 def test_a_missing_model_is_an_em_dash_with_its_reason_below(scores):
-    table = tables.table4(scores[scores["model"] != "spin-3"], synthetic.STAND_INS)
+    table = tables.table4(scores[scores["model"] != "spin-3"])
     line = next(line for line in table.lines if line[0] == "SPIN iteration 3")
     assert set(line[2:]) == {"—"}
     assert "no evaluation of spin-3" in tables.markdown(table)
@@ -76,7 +75,7 @@ def test_a_missing_model_is_an_em_dash_with_its_reason_below(scores):
 
 def test_a_benchmark_without_a_stand_in_is_an_em_dash_with_its_reason_below(scores):
     some = {task: benchmark for task, benchmark in synthetic.STAND_INS.items() if benchmark != "mmlu"}
-    table = tables.table4(scores, some)
+    table = tables.table4(synthetic.benchmarked(scores, some))
     assert table.lines[0][table.header.index("MMLU")] == "—"
     assert "— no task of this profile stands in for MMLU." in table.notes
 
@@ -84,19 +83,19 @@ def test_a_benchmark_without_a_stand_in_is_an_em_dash_with_its_reason_below(scor
 def test_iterations_after_the_papers_last_have_their_rows(scores):
     further = scores[scores["model"] == "spin-3"]
     more = pd.concat([scores, further.assign(model="spin-4"), further.assign(model="spin-10")])
-    table = tables.table4(more, synthetic.STAND_INS)
+    table = tables.table4(more)
     assert [line[0] for line in table.lines if line[1] == "ours"][-2:] == ["SPIN iteration 4", "SPIN iteration 10"]
 
 
 def test_no_results_at_all_still_give_the_papers_table():
     empty = pd.DataFrame(columns=["seed", "model", "task", "id", "score"])
-    table = tables.table4(empty, synthetic.STAND_INS)
+    table = tables.table4(empty)
     assert table.lines[1][2] == "60.41"
     assert set(table.lines[0][2:9]) == {"—"}
 
 
 def test_table_1_has_the_papers_settings_and_our_items(root):
-    table = tables.table1(results.load_summaries(root), synthetic.STAND_INS)
+    table = tables.table1(synthetic.benchmarked(results.load_summaries(root)))
     shots, metric, items = ({line[1]: line[2:] for line in table.lines[i : i + 2]} for i in (0, 2, 4))
     assert shots["paper"] == ("25", "0", "5", "5", "10", "5")
     assert metric["paper"][:2] == ("acc_norm", "mc2")
@@ -127,24 +126,24 @@ def test_table_2_puts_the_cost_models_hours_beside_the_papers_and_states_its_ass
 
 
 def test_table_3_states_the_papers_wrong_average(scores):
-    table = tables.table3(scores, synthetic.STAND_INS)
+    table = tables.table3(scores)
     assert any("64.74" in note for note in table.notes)
     assert cell(table, "SPIN iteration 3 + DPO", "average", "gain over SPIN iteration 3")["paper"] == 0.89
 
 
 def test_table_5_compares_with_one_more_epoch(scores):
-    table = tables.table5(scores, synthetic.STAND_INS)
+    table = tables.table5(scores)
     assert [line[0] for line in table.lines[::2]] == ["SFT", "SFT, 1 more epoch"]
     assert cell(table, "SFT, 1 more epoch", "average")["paper"] == 57.23
 
 
 @pytest.fixture(scope="module")
 def transfer(root):
-    return results.load_evaluations(root, kind_folder="transfer")
+    return synthetic.benchmarked(results.load_evaluations(root, kind_folder="transfer"))
 
 
 def test_table_6_has_the_papers_benchmarks_with_our_transfer_tasks_named_as_stand_ins(transfer):
-    table = tables.table6(transfer, synthetic.TRANSFER)
+    table = tables.table6(transfer)
     assert table.header[2:] == (
         "MT-Bench",
         "BB-causal: long_sums",
@@ -164,7 +163,7 @@ def test_table_6_has_the_papers_benchmarks_with_our_transfer_tasks_named_as_stan
 def test_table_6_shows_the_judges_grades_as_the_paper_prints_its_own(transfer, tmp_path):
     synthetic.write_mt_bench(tmp_path / "cpu")
     grades = results.load_mt_bench(tmp_path / "cpu")
-    table = tables.table6(transfer, synthetic.TRANSFER, grades)
+    table = tables.table6(transfer, grades)
     shown = {line[0]: line[2] for line in table.lines if line[1] == "ours"}
     for model in ("sft", "spin-0", "spin-3"):
         average = results.read_json(results.path_of(tmp_path / "cpu", 0, "mt_bench", model))["average"]
@@ -176,7 +175,7 @@ def test_table_6_shows_the_judges_grades_as_the_paper_prints_its_own(transfer, t
 
 
 def test_table_6_without_any_transfer_evaluation_gives_the_papers_numbers_and_the_reason(transfer):
-    table = tables.table6(transfer[:0], {})
+    table = tables.table6(transfer[:0])
     assert table.lines[1][2:] == ("5.94", "56.15", "49.60", "96.00", "45.40")
     assert set(table.lines[0][2:]) == {"—"}
     assert "— no task of this profile stands in for BB-causal." in table.notes

@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from spin_utils.drawing import draw, readme
+from spin_utils.drawing import draw, page
 from spin_utils.files import paths
 from spin_utils.settings import profiles
 
@@ -77,7 +77,7 @@ def test_committed_tables_and_figures_are_what_the_committed_results_give(name: 
 
 def test_the_table_of_the_readme_is_what_the_committed_results_give() -> None:
     text = (ROOT / "README.md").read_text()
-    assert f"{readme.BEGIN}\n{readme.section(profiles.load('cpu'))}\n{readme.END}" in text
+    assert f"{page.BEGIN}\n{page.section(profiles.load('cpu'))}\n{page.END}" in text
 
 
 def test_committed_results_come_from_a_clean_tree() -> None:
