@@ -149,7 +149,7 @@ def _with_benchmarks(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     benchmarks = {name: name for name in published.BENCHMARK_LABELS}
     if profile.evaluation.suite == "local":
         benchmarks = {name: str(family.benchmark) for name, family in families.items()}
-    return table.assign(benchmark=table["task"].map(benchmarks).fillna(""))
+    return table.assign(benchmark=[benchmarks.get(task, "") for task in table["task"]])
 
 
 def not_the_papers(profile: Profile, stand_ins: Mapping[str, str]) -> str:
