@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,8 @@ def test_settings_that_changed_since_the_run_are_not_put_on_its_card(profile: Pr
 
 
 def test_the_hubs_names_of_base_model_and_data_are_metadata(profile: Profile) -> None:
-    import dataclasses
-
     paper = profiles.load("paper")
-    mixed = dataclasses.replace(profile, model=paper.model, demonstrations=paper.demonstrations)
+    mixed = replace(profile, model=paper.model, demonstrations=paper.demonstrations)
     data = ModelCard(card.text(mixed, "spin-0")).data
     assert data.base_model == "alignment-handbook/zephyr-7b-sft-full"
     assert data.datasets == ["UCLA-AGI/SPIN_iter0"]

@@ -78,19 +78,6 @@ def test_texts_that_the_font_lacks_or_that_look_like_mathematics_are_drawn_witho
     draw.write(replace(drawn, figures=hostile), profile)
 
 
-def test_a_training_without_its_record_has_no_time(home):
-    root = synthetic.write(home, seeds=(0,), items=4)
-    for path in root.glob("seed-0/evaluations/*.json"):
-        document = results.read_json(path)
-        document["provenance"]["chain"] |= {"spin-0": synthetic.link("spin"), "spin-1": synthetic.link("spin")}
-        results.write_json(path, document)
-    times, *_ = tables.wall_clock(root, results.load_training(root))
-    assert dict(zip(times["iteration"], times["seconds"], strict=True)) == {0: 60.0, 1: 60.0}
-    results.path_of(root, 0, "training", "spin-0").unlink()
-    times, *_ = tables.wall_clock(root, results.load_training(root))
-    assert set(times["iteration"]) == {1}
-
-
 @pytest.mark.parametrize(
     ("started", "seeds", "alone"),
     [

@@ -88,12 +88,6 @@ def test_without_any_results_the_paper_is_drawn_and_our_panel_gives_its_reason(s
     assert figure.axes[1].lines or figure.axes[1].patches
 
 
-def test_a_benchmark_without_a_stand_in_says_so(scores):
-    some = {task: benchmark for task, benchmark in synthetic.STAND_INS.items() if benchmark not in ("arc", "mmlu")}
-    assert "no stand-in" in texts(drawn("figure3", synthetic.benchmarked(scores, some)))
-    assert "no stand-in" in texts(drawn("figure4", synthetic.benchmarked(scores, some)))
-
-
 def test_drawing_leaves_matplotlib_as_it_was_and_ignores_the_users_settings(tmp_path, scores):
     plain = style.save(drawn("figure2", scores), tmp_path / "plain", "f")
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):

@@ -109,13 +109,6 @@ def test_texts_survive_markdown_and_latex(texts, measured):
     assert "\\newline Give the steps \\textbar{} and" in tables.latex(table)
 
 
-def test_a_model_without_generations_is_a_dash_with_its_reason(texts, measured):
-    table = tables.table7(texts[texts["model"] != "spin-2"], measured[measured["model"] != "spin-2"])
-    line = next(line for line in table.lines if line[0] == "SPIN iteration 2")
-    assert line[2:] == ("—",) * 4
-    assert "— no generations of SPIN iteration 2." in table.notes
-
-
 def words(figure):
     found = [text.get_text() for ax in figure.axes for text in ax.texts]
     return " ".join([*found, figure.get_supxlabel()]).replace("\n", " ")

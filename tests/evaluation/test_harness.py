@@ -222,8 +222,8 @@ def task_file(path: Path, text: str, *, name: str = "", answers: tuple[str, ...]
     return path
 
 
-def check(*tasks: Path | str, suite: Any = "local") -> None:
-    harness.check_tasks(replace(SETTINGS, suite=suite, tasks=tuple(map(str, tasks))), ["sums"])
+def check(*tasks: Path | str) -> None:
+    harness.check_tasks(replace(SETTINGS, tasks=tuple(map(str, tasks))), ["sums"])
 
 
 def test_tasks_of_one_name_are_scored_each_on_its_own_items(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -281,11 +281,6 @@ def test_a_metric_that_gives_an_item_no_share_is_named_before_training(
     )
     with pytest.raises(EvaluationError, match=message):
         check(task_file(tmp_path / "mine.yaml", more, metric=metric))
-
-
-def test_a_task_is_not_named_as_a_column_of_its_suite() -> None:
-    with pytest.raises(EvaluationError, match="mmlu has the name of a benchmark of the suite paper"):
-        check("mmlu", suite="paper")
 
 
 def test_what_an_answer_begins_with_follows_the_generation_prompt_as_in_lm_eval(
