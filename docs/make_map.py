@@ -16,17 +16,17 @@ PACKAGE = HERE.parent / "spin_utils"
 ROOMS = ("files", "settings", "data", "model", "training", "paper", "evaluation", "experiment", "drawing", "cli")
 """In their order: a room imports only rooms before it."""
 PATH = (
-    ("drawing", "tables", "table4", "formats the mean over items and seeds, with its interval"),
-    ("paper", "statistics", "paired", "computes both from the scores of single items"),
-    ("paper", "results", "load_evaluations", "reads those from `results/PROFILE/seed-N/evaluations/MODEL.json`"),
-    ("experiment", "publish", "publish", "copied them from the artifact of the evaluation, with its provenance"),
+    ("drawing", "tables", "table4", "puts it into the table"),
+    ("experiment", "publish", "publish", "copied the scores of items to `results/PROFILE/seed-N/evaluations`"),
+    ("experiment", "measure", "make_evaluation", "had measured them, on the checkpoint of an iteration"),
+    ("experiment", "play", "make_model", "which made that checkpoint: one iteration of Algorithm 1"),
     ("evaluation", "harness", "evaluate", "asked the checkpoint every item and graded the answers"),
-    ("experiment", "play", "make_spin", "made the checkpoint: one iteration of Algorithm 1"),
-    ("training", "loop", "train", "took the optimizer steps"),
+    ("paper", "statistics", "paired", "turns the scores of items and seeds into a difference with its interval"),
+    ("training", "loop", "train", "took the optimizer steps of the iteration"),
     ("training", "loss", "spin_loss", "with the loss of eq. 4.7"),
     ("model", "logprobs", "score", "on log-probabilities of real and generated answers"),
-    ("model", "sampling", "sample", "which the opponent had sampled"),
-    ("data", "demonstrations", "load", "to the prompts of the demonstrations"),
+    ("model", "sampling", "sample", "the generated ones sampled from the opponent"),
+    ("data", "demonstrations", "load", "for the prompts of the demonstrations"),
 )
 """From a cell of Table 4 down to a row of demonstrations: room, module, function, and what it does."""
 

@@ -72,3 +72,15 @@ def test_an_import_of_a_later_room_would_be_seen(tmp_path: Path) -> None:
     seen = list(imports(file))
     assert seen == [("spin_utils.drawing", "report"), ("spin_utils.files.paths", "")]
     assert [climbs("model", *pair) for pair in seen] == [True, False]
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_code() -> None:
+    text = (paths.REPOSITORY / "docs" / "rooms.md").read_text(encoding="utf-8")
+    assert text == MAP.page(), "docs/rooms.md is old; run `python docs/make_map.py`"
+
+
+def test_the_way_of_a_number_leads_downhill_through_functions_that_exist() -> None:
+    rooms = [ROOMS.index(room) for room, *_ in MAP.PATH]
+    assert rooms == sorted(rooms, reverse=True)
+    for room, module, function, _ in MAP.PATH:
+        assert callable(getattr(importlib.import_module(f"spin_utils.{room}.{module}"), function))
