@@ -5,8 +5,8 @@ files are hashed, the manifest is written last, and the directory is renamed. Th
 settings, the seed and the keys of all inputs: a changed setting makes a new artifact, and nothing is reused by name
 alone.
 
-Finished pieces of unfinished work, such as the shards of a sampling run, are kept in the work directory with notes of
-their hashes. A piece without a note was not finished, and one that differs from its note is damaged: both are made
+Finished pieces of unfinished work, for example shards of a sampling run, are kept in the work directory together with
+their hashes. A piece without a recorded hash was not finished, and one that differs from it is damaged; both are made
 again.
 """
 
@@ -43,7 +43,7 @@ SCRATCH = "scratch"
 _NOTES = "pieces"
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "reasoning-gym", "tokenizers", "numpy")
 _PLANNED = re.compile("/(?:shared|seed-[0-9]+)/[^/]+-([0-9a-f]{12})$")
-"""Where a plan puts artifacts; elsewhere, as with `dpo`, people choose the name of the folder."""
+"""Where a plan puts artifacts; elsewhere, as with `dpo`, the user chooses the folder's name."""
 
 
 class ArtifactError(KitError):
@@ -68,7 +68,7 @@ def key(stage: str, settings: Any, **inputs: Any) -> str:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether the artifact exists: a directory with a readable manifest whose files have their sizes."""
+    """Whether the artifact exists: a directory with a readable manifest, and all files with the right size."""
     try:
         manifest = read_manifest(directory)
     except ArtifactError:
@@ -80,7 +80,7 @@ def is_complete(directory: Path) -> bool:
 
 
 def is_made(directory: Path) -> bool:
-    """`is_complete`, after finishing a run that was killed just before its last rename. Call it under the `lock`."""
+    """Like `is_complete`, but first finish a run that was killed just before its last rename. Call it under `lock`."""
     if is_complete(directory):
         return True
     work = _partial(directory)
@@ -97,7 +97,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of an artifact.
 
     Raises:
-        ArtifactError: no manifest, a damaged one, one of another folder, or not one of this kit's.
+        ArtifactError: the manifest is missing, damaged, from another folder, or not one of this kit's.
     """
     path = Path(directory) / MANIFEST
     remedy = f"delete {relative(directory)} and run again"
@@ -123,14 +123,14 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def verify(directory: Path, *names: str) -> dict[str, Any]:
-    """Hash the files of an artifact against its manifest, which is returned.
+    """Check the files of an artifact against the hashes in its manifest, and return the manifest.
 
-    `is_complete` compares sizes and costs nothing; this reads every byte, about a second per gigabyte, and is done once
-    whenever a step uses the artifact as an input.
+    `is_complete` only compares sizes, which is fast. This reads every byte, about a second per gigabyte, once whenever
+    a step uses the artifact as an input.
 
     Args:
         directory: the artifact.
-        names: files to check; all of them if none is given.
+        names: files to check; if none are given, all of them.
 
     Raises:
         ArtifactError: a file is missing or differs; the message names it.
@@ -148,7 +148,7 @@ def verify(directory: Path, *names: str) -> dict[str, Any]:
 
 
 def checked(directory: Path, name: str) -> Path:
-    """Path of a file in an artifact, after checking that it holds what was written.
+    """Path of a file in an artifact, after checking its hash.
 
     Raises:
         ArtifactError: it is missing or differs.
@@ -159,10 +159,10 @@ def checked(directory: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str, Any], seed: int) -> Iterator[Path]:
-    """Make an artifact: yields the work directory, and completes the artifact when the block ends well.
+    """Make an artifact: yield the work directory, and complete the artifact if the block succeeds.
 
-    What a stage leaves in the work directory survives an exception, so that the next call resumes from it. Its
-    `scratch` folder holds resume state and is not part of the artifact.
+    Files in the work directory survive an exception, so that the next call resumes from them. Its `scratch` folder is
+    for resume state and not part of the artifact.
 
     Args:
         directory: where the artifact will be; its name ends in the key.
@@ -192,7 +192,7 @@ def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str
         with contextlib.suppress(OSError):  # a full disk raises its own error
             write_text(scratch(work) / "seconds", f"{seconds:.3f}")
     pieces = kept(work)
-    for leftover in work.rglob(".*.tmp"):  # of a writer that was killed
+    for leftover in work.rglob(".*.tmp"):  # from a killed writer
         leftover.unlink()
     files = {
         str(p.relative_to(work)): {"sha256": file_hash(p), "bytes": p.stat().st_size}
@@ -239,7 +239,7 @@ def scratch(work: Path) -> Path:
 
 
 def keep(work: Path, path: Path) -> None:
-    """Note that a file in a work directory is finished; it is on disk when this returns."""
+    """Record that a file in a work directory is finished; it is on disk when this returns."""
     if processes.rank():
         return
     sync(path)
@@ -247,7 +247,7 @@ def keep(work: Path, path: Path) -> None:
 
 
 def is_kept(work: Path, path: Path) -> bool:
-    """Whether a piece is there as it was written. A damaged one is removed with a warning."""
+    """Whether a piece is there and unchanged. A damaged one is deleted with a warning."""
     note = _note(work, path)
     if not path.is_file() or not note.is_file():
         return False
@@ -260,7 +260,7 @@ def is_kept(work: Path, path: Path) -> bool:
 
 
 def kept(work: Path) -> dict[str, str]:
-    """Noted hash of each piece, by its name relative to the work directory."""
+    """Recorded hash of each piece, by its name relative to the work directory."""
     folder = scratch(work) / _NOTES
     notes = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(note.relative_to(folder)): note.read_bytes().decode("ascii", "replace") for note in notes}
@@ -271,15 +271,15 @@ def _note(work: Path, path: Path) -> Path:
 
 
 def adopt(directory: Path) -> bool:
-    """Reuse an artifact of another profile in this home, if one has it: equal keys mean equal content.
+    """Reuse the artifact from another profile in this home, if there is one: equal keys mean equal content.
 
-    Files are linked rather than copied where the file system allows it.
+    Files are linked instead of copied if the file system allows it.
 
     Args:
         directory: where the artifact will be: artifacts/PROFILE/SHARED OR SEED/NAME-KEY.
 
     Returns:
-        Whether it is there now.
+        Whether the artifact exists now.
     """
     if is_complete(directory):
         return True
@@ -300,7 +300,7 @@ def adopt(directory: Path) -> bool:
 
 
 def link(source: Path | str, target: Path | str) -> None:
-    """Put a finished file in a second place: as a link where the file system allows it, else as a copy."""
+    """Put a finished file in a second place, as a link if the file system allows it, otherwise as a copy."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links
@@ -309,9 +309,9 @@ def link(source: Path | str, target: Path | str) -> None:
 
 @contextlib.contextmanager
 def lock(directory: Path, note: str = "another process is making it; waiting") -> Iterator[int]:
-    """Hold the lock on an artifact; a second process logs that it waits. Yields the lock's file descriptor.
+    """Hold the lock on an artifact, and yield its file descriptor; a second process logs that it is waiting.
 
-    The system drops the lock with the process, however it ends. Of several processes that share the work, the first
+    The system releases the lock when the process ends, however it ends. If several processes share the work, the first
     holds it for all.
     """
     if processes.rank():
@@ -332,7 +332,7 @@ def lock(directory: Path, note: str = "another process is making it; waiting") -
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically, with the same bytes for the same data. Of several processes, the first writes."""
+    """Write JSON atomically; the same data give the same bytes. With several processes, only the first one writes."""
     if processes.rank():
         return
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
@@ -340,7 +340,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """`versions`, `commit`, `dirty` and `device`, as manifests and the records of benchmarks hold them."""
+    """`versions`, `commit`, `dirty` and `device`, as stored in manifests and benchmark records."""
     commit, dirty = _commit()
     return {
         "versions": {"spin_utils": __version__, "python": platform.python_version(), **_versions()},
@@ -355,7 +355,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> tuple[str, bool]:
-    # Results are products of the tree, not part of what makes them: they do not make it dirty.
+    # Results are products of the code, so changed results do not make the tree dirty.
     try:
         git = ["git", "-C", str(REPOSITORY)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -380,7 +380,7 @@ def _spent(work: Path) -> float:
     try:
         seconds = float((work / SCRATCH / "seconds").read_text())
     except (FileNotFoundError, ValueError):
-        return 0.0  # never stopped, or damaged: it only says how long the step took
+        return 0.0  # never stopped, or damaged, which only affects the recorded time
     return seconds if 0 <= seconds < math.inf else 0.0
 
 

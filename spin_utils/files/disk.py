@@ -1,4 +1,4 @@
-"""What is on disk is complete or absent: atomic writes, hashes, JSON, and storage errors with remedies."""
+"""Atomic writes, so that a file is complete or absent; hashes, JSON, and storage errors with remedies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from spin_utils.files.paths import KitError
 
 SEAL = "sha256"
-"""Field of a JSON document that holds the hash of all its other fields."""
+"""Field of a JSON document with the hash of all its other fields."""
 _SPACE = "free some space there, or move the folder to a larger disk and set SPIN_HOME to it"
 _RIGHTS = "make it writable, or set SPIN_HOME to a folder that is"
 _IN_THE_WAY = "a file stands where a folder is needed; move it away, or set SPIN_HOME to another folder"
@@ -51,15 +51,15 @@ class JSONError(KitError):
 
 
 class StorageError(KitError):
-    """Something could not be written in the middle of a run. The message names the place, the reason and the remedy."""
+    """A file could not be written during a run. The message names the place, the reason and the remedy."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; when the block ends well, the file is on disk and takes the place of `path`.
+    """Yield a temporary path to write to; if the block succeeds, the file is synced and replaces `path`.
 
     Args:
-        path: of the file; missing folders are made, an earlier file stays until the new one is complete.
+        path: of the file; missing folders are created, and an earlier file stays until the new one is complete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -87,7 +87,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_forms(path: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Write one thing in several formats: a file `path`.SUFFIX for each text, by its suffix; returns the files."""
+    """Write the same content in several formats, one file `path`.SUFFIX per text; return the files."""
     files = [path.with_name(f"{path.name}.{suffix}") for suffix in texts]
     for file, text in zip(files, texts.values(), strict=True):
         write_text(file, text)
@@ -95,10 +95,10 @@ def write_forms(path: Path, texts: Mapping[str, str]) -> list[Path]:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON; a key that is written twice is an error, where Python would keep the last one.
+    """Parse JSON; a repeated key is an error (Python would keep the last one).
 
     Raises:
-        JSONError: with the reason, and the place where the parser names one.
+        JSONError: with the reason, and the place if the parser gives one.
 
     >>> parse_json('{"a": 1, "a": 2}')
     Traceback (most recent call last):
@@ -122,7 +122,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def canonical(data: Any) -> str:
-    """JSON with sorted keys and no spaces: equal data, equal text."""
+    """JSON with sorted keys and no spaces, so that equal data give equal text."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -133,7 +133,7 @@ def file_hash(path: Path) -> str:
 
 
 def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with the hash of all its other fields, last.
+    """The document with a hash of all its other fields added at the end.
 
     >>> is_whole(sealed({"loss": 0.69})), is_whole({**sealed({"loss": 0.69}), "loss": 0.61})
     (True, False)
@@ -143,24 +143,24 @@ def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_whole(document: Mapping[str, Any]) -> bool:
-    """Whether a document is what was sealed. One without a hash, as earlier versions wrote it, is accepted.
+    """Whether a sealed document is unchanged. One without a hash, as in earlier versions, is accepted.
 
     A hash under another name means that the name is damaged.
     """
     if SEAL in document:
         try:
             return document[SEAL] == sealed(document)[SEAL]
-        except ValueError:  # NaN or infinity, which no sealed document holds
+        except ValueError:  # NaN or infinity, which a sealed document never has
             return False
     return not any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in document.values())
 
 
 @contextlib.contextmanager
 def explained(place: Path) -> Iterator[None]:
-    """Turn the errors of a full or unwritable disk inside the block into a `StorageError`.
+    """Turn errors from a full or unwritable disk inside the block into a `StorageError`.
 
     Args:
-        place: what is being written, named where the error itself names no file.
+        place: what is being written, for errors that name no file.
     """
     try:
         yield
@@ -176,7 +176,7 @@ def explained(place: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse, before any work, a folder that cannot be made or written to.
+    """Raise if a folder cannot be created or written to.
 
     Raises:
         KitError: names the folder and the remedy.
@@ -194,7 +194,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _error_number(error: BaseException) -> int:
-    """The system's number of an error; libraries in Rust only give it in words."""
+    """The system's error number; libraries written in Rust only give it as text."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
     found = re.search(r"os error (\d+)", str(error))

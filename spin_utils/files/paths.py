@@ -14,14 +14,14 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class KitError(ValueError):
-    """What a person can mend: the message names the thing, the place and the remedy."""
+    """An error that the user can fix: the message names the thing, the place and the remedy."""
 
 
 def checked(name: str) -> str:
     """The name of a profile, which also names its folders.
 
     Raises:
-        KitError: it could lead outside them.
+        KitError: it could lead outside those folders.
     """
     if NAME.fullmatch(name) is None:
         raise KitError(f"profile {name[:80]!r}: names folders; use letters, digits, - and _ only")
@@ -29,10 +29,10 @@ def checked(name: str) -> str:
 
 
 def given(text: str, folder: Path | None = None) -> Path:
-    """A path as people write it, made absolute: `~` is their home directory, and a relative path starts at `folder`.
+    """Make a path given by the user absolute: `~` is their home directory, and relative paths start at `folder`.
 
     Raises:
-        KitError: no such user, a name that is too long or not UTF-8, or a circle of links.
+        KitError: there is no such user, the name is too long or not UTF-8, or its links form a loop.
     """
     try:
         path = ((folder or Path.cwd()) / Path(text).expanduser()).resolve()
@@ -44,12 +44,12 @@ def given(text: str, folder: Path | None = None) -> Path:
 
 
 def is_yaml(text: str) -> bool:
-    """Whether a profile or a task is named by its file."""
+    """Whether a profile or task is given as a YAML file."""
     return text.endswith((".yaml", ".yml"))
 
 
 def home() -> Path:
-    """Directory that holds artifacts/, results/ and figures/: `SPIN_HOME`, or the checkout."""
+    """Directory of artifacts/, results/ and figures/: `SPIN_HOME`, or the checkout."""
     chosen = os.environ.get("SPIN_HOME")
     path = _given_home(chosen) if chosen else REPOSITORY.resolve()
     if chosen and not Path(chosen).expanduser().is_absolute():  # kernels work in the notebooks' folder
@@ -85,12 +85,12 @@ def results(profile: str) -> Path:
 
 
 def figures(profile: str) -> Path:
-    """Figures of a profile, drawn from its results only."""
+    """Figures of a profile, drawn only from its results."""
     return home() / "figures" / checked(profile)
 
 
 def notebook(name: str) -> Path:
-    """A notebook of the kit, by its stem, such as `01_sft_baseline`."""
+    """Path of a notebook by its stem, for example `01_sft_baseline`."""
     return REPOSITORY / "notebooks" / f"{name}.ipynb"
 
 
@@ -100,6 +100,6 @@ def executed_notebooks(profile: str) -> Path:
 
 
 def relative(path: Path) -> str:
-    """A path for messages: relative to `home()` if it lies below it."""
+    """A path for messages, relative to `home()` if it is inside it."""
     path = Path(path).resolve()
     return str(path.relative_to(home())) if path.is_relative_to(home()) else str(path)

@@ -1,8 +1,8 @@
-"""The processes that share the work of a stage: the rank of this one, and what they tell each other.
+"""The processes that share the work of a stage: this one's rank, and communication between them.
 
-One process is the trivial case: nothing is communicated, and every function returns at once. Several are started by
-`experiment.launch`, or by `torchrun` or `accelerate launch`; all of them run the same code in the same order. The first
-one (rank 0) writes for all.
+With one process nothing is communicated, and every function returns at once. Several are started by
+`experiment.launch`, `torchrun` or `accelerate launch`; all run the same code in the same order. The first one (rank 0)
+writes for all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RENDEZVOUS = "SPIN_RENDEZVOUS"
 MASTER_PORT."""
 LOST = "another process is gone"
 PATIENCE = timedelta(hours=6)
-"""Longest wait for another process: the first one may be writing, or making data for all."""
+"""Longest wait for another process: the first one may be writing or making data for all."""
 _LOOK_S = 1.0
 
 
@@ -67,12 +67,12 @@ def count() -> int:
 
 
 def sharded() -> bool:
-    """Whether training spreads weights, gradients and optimizer state over the processes."""
+    """Whether training shards weights, gradients and optimizer state over the processes."""
     return _place.count > 1 and _place.sharding != "ddp"
 
 
 def sharding() -> Sharding:
-    """How it does so."""
+    """The kind of sharding."""
     return _place.sharding
 
 
@@ -91,7 +91,7 @@ def launched() -> bool:
 
 
 def _said(name: str) -> int:
-    """A number that a launcher puts into the environment; 0 if it is not there."""
+    """A number that a launcher sets in the environment; 0 if it is not set."""
     text = os.environ.get(name, "0")
     if re.fullmatch("[0-9]{1,9}", text) is None:
         raise KitError(f"{name}: {text!r} is not a number; start with torchrun or accelerate, or unset it")
@@ -100,15 +100,15 @@ def _said(name: str) -> int:
 
 @contextmanager
 def group(sharding: Sharding) -> Iterator[None]:
-    """Inside the block the processes of a launch work together; nothing happens in a process of its own.
+    """Inside the block the processes of a launch work together; a single process is unaffected.
 
     Args:
-        sharding: whether training spreads the weights, if the configuration file of `accelerate launch` does not say.
-            How many processes there are is the launcher's decision.
+        sharding: the kind of sharding, unless the configuration file of `accelerate launch` sets it. The launcher
+            decides how many processes there are.
 
     Raises:
         LostProcessError: another process is gone.
-        KitError: the launcher asks for something that the kit does not do.
+        KitError: the launcher asks for something that the kit does not support.
     """
     global _place
     if not launched():
@@ -161,7 +161,7 @@ def alone() -> Iterator[None]:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process; a worker ends at once, because threads of its group sometimes abort a regular exit."""
+    """Exit this process; a worker exits at once, because its group's threads sometimes abort a regular exit."""
     if "RANK" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -170,7 +170,7 @@ def leave(status: int) -> NoReturn:
 
 
 def check_available(sharding: Sharding) -> None:
-    """Refuse, before any work, a kind of sharding whose package is missing.
+    """Raise if the package for a kind of sharding is missing.
 
     Raises:
         KitError: DeepSpeed is needed and not installed.
@@ -188,7 +188,7 @@ def barrier() -> None:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, by rank; anything that can be pickled."""
+    """The values from all processes, by rank; anything that can be pickled."""
     if _place.count == 1:
         return [value]
     from torch import distributed
@@ -199,7 +199,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, in all of them: for clocks, files and all that could differ."""
+    """The result of `make` in the first process, returned in all: for clocks, files and anything that could differ."""
     return gather(make() if _place.rank == 0 else None)[0]  # type: ignore[return-value]
 
 
@@ -209,7 +209,7 @@ def any_of(*flags: bool) -> list[bool]:
 
 
 def add_up(*tensors: Tensor) -> None:
-    """Sum tensors over the processes, in place: the same result in each."""
+    """Sum tensors over the processes in place, with the same result in each."""
     if _place.count == 1:
         return
     from torch import distributed
@@ -219,11 +219,11 @@ def add_up(*tensors: Tensor) -> None:
 
 
 def take_turns(items: Sequence[T], work: Callable[[T], R]) -> Iterator[list[tuple[T, R]]]:
-    """In each round every process does one item, and all get the results of the round, in the order of the items.
+    """In each round every process does one item, and all get the round's results, in the order of the items.
 
     Args:
         items: the same in every process.
-        work: makes the result of an item; must not communicate.
+        work: computes the result of an item; must not communicate.
     """
     for start in range(0, len(items), _place.count):
         share = items[start : start + _place.count]
@@ -247,21 +247,21 @@ def deal(items: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
     hands: list[list[int]] = [[] for _ in range(_place.count)]
     for turn, start in enumerate(range(0, len(order), _place.count)):
         cards = order[start : start + _place.count]
-        # Back and forth, or the first process would have the largest item of every round.
+        # Alternate the direction, or the first process would get the largest item of every round.
         for hand, card in zip(hands if turn % 2 == 0 else reversed(hands), cards, strict=False):
             hand.append(items[card])
     return hands
 
 
 def shown(progress: Callable[[int], object] | None) -> Callable[[int], object] | None:
-    """A progress callback for one process's share of the work: the others are about as far."""
+    """A progress callback for one process's share of the work, assuming that the others are about as far."""
     if progress is None or _place.count == 1:
         return progress
     return lambda units: progress(units * _place.count)
 
 
 def _chosen(sharding: Sharding) -> Sharding:
-    """What `accelerate launch` asks for, else the setting."""
+    """The sharding that `accelerate launch` asks for, or else the setting."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
         if stage != "3":
@@ -271,7 +271,7 @@ def _chosen(sharding: Sharding) -> Sharding:
         return sharding
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise KitError("accelerate asks for FSDP of version 1; set fsdp_version: 2 in its configuration file")
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers would leave out the weights on most ranks
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # otherwise transformers loads no weights on most ranks
     return "fsdp2"
 
 

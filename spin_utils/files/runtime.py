@@ -1,4 +1,4 @@
-"""This process: its allocator, log lines and signals, its progress reports, its GPUs and its precision."""
+"""This process: its allocator, logging and signals, its progress reports, its GPUs and its precision."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONHASHSEED": "0",
 }
-"""Set for every kernel and subprocess that the kit starts, where the user has not set them."""
+"""Set for every kernel and subprocess that the kit starts, unless the user has set them."""
 HEADLESS = "SPIN_HEADLESS"
-"""Set to 1 where nobody watches: bars become log lines, and controls become still pictures."""
+"""Set to 1 if nobody is watching: progress bars become log lines, and controls become static pictures."""
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 _PATIENCE_S = 1.0
 _LONGEST_FOLDER = 60
 WORTH = 1.5
-"""How many times faster bfloat16 must be to be chosen. Below that, float32 costs little and is exact, and a near tie
-would be decided by chance in every process."""
+"""How many times faster bfloat16 has to be to be chosen. Below that, float32 costs little and is more precise, and a
+near tie would be decided by chance in each process."""
 _LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} elapsed, {remaining} left{postfix}"
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters other than tab and line end, and lone surrogates."""
+"""Control characters other than tab and newline, and lone surrogates."""
 
 
 def child_environment(*, headless: bool) -> dict[str, str]:
-    """Environment for a kernel or subprocess: the caller's, completed by `ENVIRONMENT`."""
+    """Environment for a kernel or subprocess: the caller's plus `ENVIRONMENT`."""
     environment = {**ENVIRONMENT, **os.environ}
     if headless:
         environment[HEADLESS] = "1"
@@ -61,7 +61,7 @@ def child_environment(*, headless: bool) -> dict[str, str]:
 
 
 def ensure_environment() -> None:
-    """Start this command again, in its place, if `ENVIRONMENT` is not set, which has no effect later."""
+    """Restart this command in place if `ENVIRONMENT` is not set, because setting it later has no effect."""
     if any(name not in os.environ for name in ENVIRONMENT):
         arguments = [sys.executable, "-m", "spin_utils", *sys.argv[1:]]
         os.execve(sys.executable, arguments, child_environment(headless=is_headless()))
@@ -69,7 +69,7 @@ def ensure_environment() -> None:
 
 @contextlib.contextmanager
 def socket_folder() -> Iterator[Path]:
-    """A temporary folder for sockets, whose paths may have about 100 characters: in /tmp where TMPDIR is long."""
+    """A temporary folder for sockets, whose paths are limited to about 100 characters: in /tmp if TMPDIR is long."""
     long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER
     with tempfile.TemporaryDirectory(prefix="spin-", dir="/tmp" if long else None) as folder:
         yield Path(folder)
@@ -78,20 +78,20 @@ def socket_folder() -> Iterator[Path]:
 def trim_memory() -> None:
     """Return unused memory to the kernel.
 
-    Under `ENVIRONMENT` the allocator returns nothing by itself, and rows of ever different lengths fragment its heap,
-    which grows. Does nothing where the C library is not glibc.
+    Under `ENVIRONMENT` the allocator returns nothing by itself, and rows of varying lengths fragment its heap, which
+    grows. Does nothing if the C library is not glibc.
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_headless() -> bool:
-    """Whether nobody watches: run by papermill or without a terminal or notebook front end."""
+    """Whether nobody is watching: run by papermill, or without a terminal or notebook front end."""
     return os.environ.get(HEADLESS) == "1"
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived: a scheduler or another program asks for what a person asks for with Ctrl-C."""
+    """SIGTERM arrived: a scheduler or another program wants what a person wants with Ctrl-C."""
 
 
 @contextlib.contextmanager
@@ -119,7 +119,7 @@ def in_notebook() -> bool:
 
 
 def configure_logging() -> None:
-    """The kit's own log lines, plain, on standard output; of the libraries only warnings."""
+    """Log the kit's own lines plainly to standard output, and only warnings from libraries."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8 has no minus sign and no dash
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)
@@ -130,7 +130,7 @@ def configure_logging() -> None:
 
 
 def _without_controls(record: logging.LogRecord) -> bool:
-    """Lines quote file names, keys and answers, which must not move a terminal's cursor."""
+    """Escape control characters: lines quote file names, keys and responses, which must not move the cursor."""
     record.msg = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), record.getMessage())
     record.args = ()
     return True
@@ -204,7 +204,7 @@ class _LogLines(io.StringIO):
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists."""
+    """Names of the GPUs that this process may use: those in CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists."""
     if VISIBLE_GPUS in os.environ:
         return [name.strip() for name in os.environ[VISIBLE_GPUS].split(",") if name.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
@@ -215,10 +215,10 @@ def visible_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def claim_gpus(count: int) -> Iterator[None]:
-    """Reserve `count` GPUs that no other step uses, until the block ends: sets CUDA_VISIBLE_DEVICES.
+    """Reserve `count` GPUs that no other step uses until the block ends, by setting CUDA_VISIBLE_DEVICES.
 
-    Does nothing where there is no choice: `count` is 0, or no more GPUs are visible, as in a cluster's job. The
-    reservations are file locks, which the system drops with the process, however it ends.
+    Does nothing if there is no choice: `count` is 0, or no more GPUs are visible, as in a cluster job. The reservations
+    are file locks, which the system releases when the process ends, however it ends.
     """
     devices = visible_gpus()
     if not 0 < count < len(devices):
@@ -243,7 +243,7 @@ def claim_gpus(count: int) -> Iterator[None]:
 def _take(count: int, devices: list[str], folder: Path, claims: contextlib.ExitStack) -> list[str]:
     told = False
     while True:
-        # One process chooses at a time: two that each hold half of what they need would wait for each other.
+        # One process chooses at a time, or two that each hold half of what they need would wait for each other.
         with open(folder / "choosing", "w") as choosing, contextlib.ExitStack() as held:
             fcntl.flock(choosing, fcntl.LOCK_EX)
             taken: list[str] = []
@@ -262,14 +262,14 @@ def _take(count: int, devices: list[str], folder: Path, claims: contextlib.ExitS
 
 
 def choose_precision(setting: str = "auto", device: torch.device | str = "cpu") -> torch.dtype:
-    """Compute precision for a setting; `auto` chooses bfloat16 where its matrix products are much faster.
+    """Compute precision for a setting; `auto` chooses bfloat16 if its matrix products are much faster.
 
-    Processors without bfloat16 units emulate it, up to a hundred times slower than float32, so a CPU is measured
-    once per process.
+    Processors without bfloat16 units emulate it, up to a hundred times slower than float32, so a CPU is measured once
+    per process.
 
     Args:
-        setting: bfloat16, float32 or auto. Training has it in its settings; sampling and scoring are always `auto`.
-        device: where the model is.
+        setting: bfloat16, float32 or auto. For training it is in the settings; sampling and scoring always use `auto`.
+        device: the model's device.
     """
     import torch
 
@@ -292,7 +292,7 @@ def _fast_on_this_cpu() -> torch.dtype:
 
 
 def _seconds_of_a_product(dtype: torch.dtype, budget: float = 0.1) -> float:
-    """The fastest of many repetitions, in processor time of one thread, which other work disturbs least."""
+    """The fastest of many repetitions, in processor time of one thread, which other load affects least."""
     import torch
 
     inputs, weight = (torch.ones(384, 384, dtype=dtype) for _ in range(2))

@@ -1,13 +1,13 @@
-"""Processes that do not need to import PyTorch and the other large packages: forks of one process that has.
+"""Start processes without importing PyTorch and other large packages, by forking one process that has.
 
 A short step spends most of its time on imports, its own and its notebook's: about 17 s of processor time on two slow
 cores, thirty times in a smoke run. While a reproduction runs on this machine, one process imports everything once and
-then waits; asked for `python -m MODULE`, it forks. The module runs as in a new process, because the server never
+then waits; when asked for `python -m MODULE`, it forks. The module runs as in a new process, because the server never
 computes and never touches a GPU, whose driver would not survive a fork. Without a server, or if it does not answer, a
 process starts as usual.
 
-The command becomes this file with the server's address. It asks for the fork, passes on signals and ends when the fork
-ends, so that whoever started it sees an ordinary process. It is quick because it imports none of these packages.
+The command becomes this file with the server's address. It requests the fork, forwards signals and ends when the fork
+ends, so that it looks like an ordinary process from outside. It is fast because it imports none of these packages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TextIO, cast
 
 ADDRESS = "SPIN_WARM_START"
-"""In the environment of the scheduler and its steps: the socket of the server."""
+"""Environment variable with the server's socket, for the scheduler and its steps."""
 MODULES = (
     "ipykernel.kernelapp",
     "ipywidgets",
@@ -98,7 +98,7 @@ def server(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 def command(python: Sequence[str]) -> list[str]:
-    """The command that asks the server for a process; without a server the process's own.
+    """The command that asks the server for a process, or without a server the process's own command.
 
     Args:
         python: the process's own command, `PYTHON -m MODULE` with arguments.
@@ -200,7 +200,7 @@ def _become(output: Sequence[int], python: list[str], folder: str, environment: 
 
 
 def _stream(descriptor: int, server: TextIO) -> TextIO:
-    """Standard output or error of a fork, which may be a pipe where the server has a file."""
+    """Standard output or error of a fork, which may be a pipe even if the server's is a file."""
     raw = io.FileIO(descriptor, "w", closefd=False)
     unbuffered = isinstance(server.buffer, io.RawIOBase)  # PYTHONUNBUFFERED
     return io.TextIOWrapper(
@@ -213,7 +213,7 @@ def _stream(descriptor: int, server: TextIO) -> TextIO:
 
 
 def ask(address: str, python: list[str]) -> int:
-    """Have the server make a process, and wait until it ends; returns its exit status."""
+    """Ask the server for a process, wait until it ends, and return its exit status."""
     request = json.dumps({"python": python, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
     client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)

@@ -1,6 +1,6 @@
-"""Settings of what goes in: the base model, the demonstrations, preference pairs, and the template of a row.
+"""Settings of the inputs: the base model, the demonstrations, preference pairs, and the template of a row.
 
-`run` holds what is done with them. Types and ranges stand in the annotations; what pydantic cannot say is checked in
+What is done with them is in `run`. Types and ranges are in the annotations; what pydantic cannot express is checked in
 `__post_init__`, whose messages begin with the field.
 """
 
@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from spin_utils.files.paths import KitError
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-"""For every class of settings: unknown names are refused, and "2" is not 2, nor is true 1."""
+"""For every class of settings: unknown names are refused, and "2" does not count as 2, nor true as 1."""
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 """A whole number; 0 usually means all, or none."""
@@ -24,22 +24,22 @@ PositiveNumber = Annotated[float, Field(gt=0)]
 Temperature = Annotated[float, Field(ge=0)]
 """0 is greedy decoding."""
 LARGEST_SEED = 2**31
-"""Seeds are below it: a stream of random numbers is 1000 times the seed and more, in 64 bits."""
+"""Seeds are smaller than this, because random streams are numbered from 1000 times the seed, in 64 bits."""
 Seed = Annotated[int, Field(ge=0, lt=LARGEST_SEED)]
 Commit = Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")]
-"""40 hexadecimal digits, because a branch name moves. Empty: must be given on the command line, and nothing is loaded
-until it is."""
+"""40 hexadecimal digits, because a branch name moves. Empty: has to be given on the command line before anything is
+loaded."""
 FAMILY_NAME = re.compile(r"\w([\w .,:+-]{0,62}[\w.,:+-])?")
-"""A family names a task and its file, so it has no slash, does not begin with a dot and does not end in a space."""
+"""A family names a task and its file, so it has no slash, no leading dot and no trailing space."""
 FAMILY_RULE = (
     "names a task and its file; use at most 64 letters, digits, spaces and . , : + - _, and begin with a letter or "
     "digit"
 )
-"""The same for people."""
+"""The same rule in words."""
 Benchmark = Literal["arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu"]
 OtherBenchmark = Literal["mt_bench", "bb_causal", "bb_formal", "bb_sports", "openbookqa"]
 BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
-"""The columns of Tables 1 and 3 to 5, for which families can stand in."""
+"""The columns of Tables 1 and 3 to 5, which families can stand in for."""
 OTHER_BENCHMARKS: tuple[str, ...] = get_args(OtherBenchmark)
 """The columns of Table 6."""
 
@@ -63,8 +63,8 @@ class ModelSettings:
 
     source: Literal["hub", "directory", "gguf_package", "tiny"]
     """`hub`: a hub id at a pinned revision. `directory`: a local folder of safetensors.
-    `gguf_package`: a GGUF file inside an installed Python package. `tiny`: random weights built from a
-    config, with a tokenizer trained on the demonstrations."""
+    `gguf_package`: a GGUF file inside an installed Python package. `tiny`: random weights from a config, with a
+    tokenizer trained on the demonstrations."""
     name: str = ""
     """Hub id (`hub`), import name of the package (`gguf_package`) or model type (`tiny`: llama, mistral, qwen2)."""
     revision: Commit = ""
@@ -99,9 +99,9 @@ class FamilySettings:
     dataset: str
     """Name of the generator in reasoning-gym."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Its keyword options (difficulty)."""
+    """Its keyword options, which set the difficulty."""
     benchmark: Literal["", Benchmark, OtherBenchmark] = ""
-    """The paper's benchmark whose column this family stands in for, empty if none."""
+    """The paper's benchmark that this family stands in for; empty if none."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -113,39 +113,39 @@ class DemonstrationSettings:
     families: dict[str, FamilySettings] = field(default_factory=dict)
     """Task families by name (`reasoning_gym`)."""
     wordings: Literal["varied", "fixed"] = "varied"
-    """`varied`: every row of a family chooses among its ways to write a solution, so that two right answers can differ.
-    `fixed`: all rows of a family are written in the same way (`reasoning_gym`)."""
+    """`varied`: each row uses one of its family's ways to word a solution, so that two right answers can differ.
+    `fixed`: all rows of a family are worded the same way (`reasoning_gym`)."""
     train: str = ""
     """File with training rows (`file`) or split name (`hub`)."""
     validation: str = ""
-    """File or split for validation; empty: rows are held out of the training rows."""
+    """File or split for validation; empty: held out from the training rows."""
     test: str = ""
-    """File or split for the test; empty: rows are held out of the training rows."""
+    """File or split for the test; empty: held out from the training rows."""
     name: str = ""
     """Hub id of the dataset (`hub`)."""
     revision: Commit = ""
     """The dataset's commit (`hub`), 40 hexadecimal digits; see `Commit`."""
     sft_rows: Count = 0
-    """Rows seen by SFT; 0: all of them."""
+    """Rows used for SFT; 0: all of them."""
     spin_rows: Count = 0
-    """Rows used by SPIN, the first ones of the SFT rows (sec. 6.1: 50k of Ultrachat200k); 0: all of them."""
+    """Rows used for SPIN, the first of the SFT rows (sec. 6.1: 50k of Ultrachat200k); 0: all of them."""
     validation_rows: Count | None = None
-    """Rows held out to choose settings on. Null: all of its own file or split, else a tenth, at most 300;
-    of generated rows: none."""
+    """Rows held out for choosing settings. Null: the whole file or split if there is one, else a tenth, at most 300;
+    none of generated rows."""
     test_rows: Count | None = None
-    """Rows held out for the reported numbers. Null: all of its own file or split, else a tenth, at most 600;
-    of generated rows: none."""
+    """Rows held out for the reported numbers. Null: the whole file or split if there is one, else a tenth, at most 600;
+    none of generated rows."""
     expected_rows: Count = 0
-    """Distinct rows that the training file or split must have, so that another upload of the same name is noticed;
-    0: any number."""
+    """Distinct rows that the training file or split must have, so that a different upload under the same name is
+    noticed; 0: any number."""
     drop_empty: bool = False
-    """Leave out rows with an empty prompt or response instead of refusing the file."""
+    """Drop rows with an empty prompt or response instead of refusing the file."""
     transfer: dict[str, FamilySettings] = field(default_factory=dict)
-    """Task families that nothing is trained on (`reasoning_gym`), for Table 6: does the gain carry over?"""
+    """Task families not used in training (`reasoning_gym`), for Table 6: does the gain carry over?"""
     transfer_rows: Count = 0
-    """Rows of these families."""
+    """Number of rows from these families."""
     seed: Seed = 0
-    """Seed of the generators and of the held-out choice; it is not the training seed."""
+    """Seed for generating rows and choosing held-out ones; separate from the training seed."""
 
     def __post_init__(self) -> None:
         require(
@@ -178,10 +178,10 @@ class DemonstrationSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class PreferenceSettings:
-    """Pairs (x, y_w, y_l) of a chosen and a rejected answer to the same prompt (sec. 4.2), for DPO."""
+    """Pairs (x, y_w, y_l) of a chosen and a rejected response to the same prompt (sec. 4.2), for DPO."""
 
     source: Literal["samples", "file", "hub"]
-    """`samples`: the start model's own answers, labelled by the grader of the demonstration. `file`: JSON, JSONL or
+    """`samples`: the start model's own responses, labelled by the demonstrations' graders. `file`: JSON, JSONL or
     Parquet. `hub`: a pinned hub dataset (App. B.3: UltraFeedback Binarized)."""
     train: str = ""
     """File with the pairs (`file`) or split name (`hub`; UltraFeedback Binarized: train_prefs)."""
@@ -202,10 +202,10 @@ class PreferenceSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class TemplateSettings:
-    """How a prompt and a response become tokens. One template for generation and training.
+    """How a prompt and a response become tokens, with one template for generation and training.
 
-    The released code generates under `### Instruction:` and trains under the Zephyr chat format
-    (spin/generate.py, spin/run_spin.py); here what was sampled is what is trained on.
+    The released code generates with `### Instruction:` and trains with the Zephyr chat format (spin/generate.py,
+    spin/run_spin.py); here training uses exactly what was sampled.
     """
 
     kind: Literal["chat", "text"] = "chat"
@@ -215,16 +215,16 @@ class TemplateSettings:
     end: str = ""
     """Token that ends a response; empty: the tokenizer's end-of-sequence token."""
     system: str = ""
-    """System message of the `chat` kind, for rows without one of their own; empty: the kit adds none."""
+    """System message (`chat`) for rows without their own; empty: none is added."""
     max_prompt_tokens: Positive = 512
     """Longest prompt in tokens (released configs: 512; the paper does not say)."""
     max_response_tokens: Positive = 512
     """Longest response in tokens (released configs: 1024 - 512; sec. B.1 says 2048 for the whole)."""
     too_long: Literal["error", "truncate", "drop"] = "error"
-    """What to do with a longer row. `error`: refuse it before training. `truncate` keeps the end of prompts and the
-    start of responses, as the released collator does. `drop` leaves it out of training and of the held-out pairs, and
-    says how many. An evaluation leaves out no prompt, so that all models are scored on the same ones: a longer one,
-    say of a further task with its examples, keeps its end, and a warning says how many do."""
+    """What to do with a longer row. `error`: refuse it before training. `truncate`: keep the end of prompts and the
+    start of responses, as in the released collator. `drop`: leave it out of training and of the held-out pairs, and
+    report how many. Evaluation never drops a prompt, so that all models are scored on the same ones; a longer one, for
+    example with few-shot examples, keeps its end, and a warning says how many there are."""
 
     def __post_init__(self) -> None:
         if self.kind == "text":

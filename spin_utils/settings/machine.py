@@ -1,6 +1,6 @@
 """Settings of what lies outside the kit: vLLM, the scheduler, and MT-Bench with its judge.
 
-Values of FastChat are those of `fastchat/llm_judge` (common.py, gen_model_answer.py, gen_judgment.py).
+FastChat's values are from `fastchat/llm_judge` (common.py, gen_model_answer.py, gen_judgment.py).
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from spin_utils.settings.inputs import STRICT, Count, Positive, PositiveNumber, 
 
 @dataclass(frozen=True, config=STRICT)
 class VllmSettings:
-    """vLLM as the sampler of generated answers: processes in an environment of their own."""
+    """vLLM as the sampler, in processes of a separate environment."""
 
     python: str = ""
-    """Absolute path of the Python in whose environment vLLM is installed, such as /opt/vllm/bin/python."""
+    """Absolute path of the Python whose environment has vLLM, for example /opt/vllm/bin/python."""
     processes: Count = 0
     """Copies of the model, each with its own GPUs and every n-th shard; 0: as many as the GPUs allow."""
     tensor_parallel_size: Positive = 1
-    """GPUs that share one copy of the model."""
+    """GPUs per copy of the model."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of a GPU's memory for weights, activations and KV cache."""
+    """Fraction of a GPU's memory for weights, activations and KV cache."""
     max_model_len: Count = 0
-    """Longest prompt and answer together, in tokens; 0: the longest prompt plus `generation.max_new_tokens`."""
+    """Longest prompt and response together, in tokens; 0: the longest prompt plus `generation.max_new_tokens`."""
     enforce_eager: bool = False
-    """Without CUDA graphs: starts faster, decodes slower."""
+    """Disable CUDA graphs: starts faster, decodes more slowly."""
     checked_rows: Positive = 64
-    """Answers whose log-probability the kit computes too, as a health figure."""
+    """Responses whose log-probability the kit also computes, as a check."""
     largest_difference: PositiveNumber = 0.1
-    """A difference above it, in nats per token of an answer, is a warning. Both sides compute in bfloat16, whose
-    rounding gives hundredths; a wrong start token or other weights give tenths and more."""
+    """Warn about differences above this, in nats per response token. Both sides compute in bfloat16, whose rounding
+    gives hundredths; a wrong start token or wrong weights give tenths or more."""
 
     def __post_init__(self) -> None:
         python = Path(self.python).expanduser()
@@ -45,26 +45,26 @@ class VllmSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class StepResources:
-    """What one step asks of the scheduler."""
+    """What one step requests from the scheduler."""
 
     gpus: Count = 0
-    """GPUs; 0: whatever is there, unreserved."""
+    """GPUs; 0: use what is there, without reserving it."""
     cpus: Count = 0
-    """Processor cores; 0: an equal share of the machine's, and one on a cluster."""
+    """Processor cores; 0: an equal share of the machine's, or one on a cluster."""
     memory_gb: Positive = 12
     """Main memory."""
     hours: PositiveNumber = 12.0
-    """A cluster ends the step after this time; submitted again, it resumes from its last saved state."""
+    """Time limit on a cluster; when submitted again, the step resumes from its last saved state."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class ResourceSettings:
-    """What the steps of a profile ask of the scheduler, by kind."""
+    """What a profile's steps request from the scheduler, by kind of step."""
 
     training: StepResources = field(default_factory=StepResources)
     """SFT, SPIN's iterations and subsets, DPO."""
     generation: StepResources = field(default_factory=StepResources)
-    """Generated answers and preference pairs."""
+    """Generated responses and preference pairs."""
     evaluation: StepResources = field(default_factory=StepResources)
     """Scores of a checkpoint."""
     other: StepResources = field(default_factory=StepResources)
@@ -90,34 +90,34 @@ class MtBenchSettings:
     """Name of the judge at its endpoint. FastChat's default is gpt-4, a name whose model has changed over time; the
     paper does not say which version it used."""
     base_url: str = "https://api.openai.com/v1"
-    """Any endpoint with OpenAI's chat completions. The key comes from the environment, OPENAI_API_KEY; for an endpoint
-    that asks for none, such as one of your own, any value does."""
+    """Any endpoint with OpenAI's chat completions. The key comes from the environment variable OPENAI_API_KEY; if the
+    endpoint needs none, for example a local server, any value works."""
     judge_temperature: Temperature | None = 0.0
-    """FastChat: 0. Null: not sent, for judges that take none."""
+    """FastChat: 0. Null: not sent, for judges that do not accept one."""
     judge_max_tokens: Positive = 2048
     """Longest judgment in tokens (FastChat: 2048)."""
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the endpoint calls that limit; OpenAI's newer models take the second name only."""
+    """The endpoint's name for that limit; OpenAI's newer models only accept the second."""
     workers: Positive = 4
-    """Requests under way at the same time."""
+    """Number of concurrent requests."""
     retries: Count = 8
-    """Further tries after a rate limit, an error of the server, a timeout or a dropped connection. The last failure
-    stops the step; grades that arrived are kept, and the same command resumes from there."""
+    """Retries after a rate limit, a server error, a timeout or a dropped connection. If the last one fails the step
+    stops; grades received so far are kept, and the same command resumes from there."""
     timeout_s: PositiveNumber = 120.0
-    """Seconds after which a request counts as lost."""
+    """Seconds after which a request is considered lost."""
     temperatures: dict[str, Temperature] = field(default_factory=fastchat_temperatures)
-    """Sampling temperature of the answers in each category; 0 is greedy (FastChat's values)."""
+    """Sampling temperature for each category; 0 is greedy (FastChat's values)."""
     top_k: Count = 50
-    """Truncation of the answers' sampling: FastChat leaves it to `generate`, whose default is 50. 0: none."""
+    """Top-k truncation when sampling answers; FastChat leaves it to `generate`, whose default is 50. 0: none."""
     max_new_tokens: Positive = 1024
-    """Longest answer of a turn in tokens (FastChat: 1024)."""
+    """Longest answer per turn in tokens (FastChat: 1024)."""
     add_start_token: bool = True
-    """Begin the conversation with the tokenizer's start token, if it has one, as FastChat does. SPIN's own template
-    has none (released code: add_special_tokens=False)."""
+    """Begin the conversation with the tokenizer's start token, if it has one, as in FastChat. SPIN's own template has
+    none (released code: add_special_tokens=False)."""
     batch_size: Positive = 32
     """Conversations answered together."""
     limit: Count = 0
-    """Questions of each category, the first ones; 0: all ten."""
+    """Number of questions per category, the first ones; 0: all ten."""
 
     def __post_init__(self) -> None:
         require(bool(self.judge.strip()), "judge: empty; name a model of the endpoint, such as gpt-4")

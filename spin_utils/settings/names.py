@@ -18,7 +18,7 @@ _FORM = re.compile(
 
 @dataclass(frozen=True)
 class ModelName:
-    """What the name of a model says. `str()` gives the name back; two equal names are one model.
+    """The parts of a model's name. `str()` gives the name back; equal names mean the same model.
 
     >>> name = ModelName.parse("spin-3-dpo")
     >>> name.iteration, name.dpo, name.label
@@ -44,7 +44,7 @@ class ModelName:
 
     @classmethod
     def parse(cls, name: str) -> ModelName:
-        """The parts of a name.
+        """Split a name into its parts.
 
         Raises:
             KitError: it is not the name of a model.
@@ -82,7 +82,7 @@ class ModelName:
 
     @property
     def label(self) -> str:
-        """What tables and figures call it."""
+        """Its name in tables and figures."""
         if self.base:
             return "Base model"
         if self.iteration is None:
@@ -98,7 +98,7 @@ class ModelName:
 
 
 def label(name: str) -> str:
-    """What tables and figures call a model.
+    """A model's name in tables and figures.
 
     >>> label("spin-3-dpo"), label("sft-more-1")
     ('SPIN iteration 3 + DPO', 'SFT, 1 more epoch')

@@ -1,6 +1,6 @@
-"""Profiles: YAML files read strictly into the classes of `run`.
+"""Profiles: YAML files, read strictly into the classes in `run`.
 
-A profile may start with `extends: NAME` and then say only what differs. An unknown key, a wrong type or an impossible
+A profile may start with `extends: NAME` and then only list what differs. An unknown key, a wrong type or an impossible
 value is refused with the file, the dotted name of the field and the remedy, one line per fault.
 """
 
@@ -34,8 +34,8 @@ def load(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Profi
     """Read a profile.
 
     Args:
-        name_or_path: a name such as `cpu` (a file of `profiles/`) or the path of a YAML file.
-        overrides: dotted names to values, such as `{"spin.betas": [1.0]}`.
+        name_or_path: a name like `cpu` (a file in `profiles/`) or the path of a YAML file.
+        overrides: values by dotted name, for example `{"spin.betas": [1.0]}`.
 
     Returns:
         The validated profile.
@@ -62,10 +62,10 @@ def load(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Profi
 
 
 def folder(name_or_path: str) -> str:
-    """Name of a profile's folders: of a YAML file the name inside it; any other name as it is, once checked.
+    """Name of a profile's folders: for a YAML file the name inside it, otherwise the name itself, checked.
 
     Raises:
-        KitError: no such file, or a name that no folder can have.
+        KitError: no such file, or the name is not valid for a folder.
     """
     if paths.is_yaml(name_or_path):
         return load(name_or_path).name
@@ -88,7 +88,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
-    """Several overrides by name; one that is given twice is refused.
+    """Several overrides by name; giving one twice is an error.
 
     >>> parse_overrides(["spin.betas=[1.0]", "sft.epochs=3"])
     {'spin.betas': [1.0], 'sft.epochs': 3}
@@ -101,12 +101,12 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def build(cls: type[Settings], data: Any) -> Settings:
-    """Plain data, as YAML gives it, as a frozen dataclass of settings.
+    """Turn plain data, as read from YAML, into a frozen dataclass of settings.
 
     Raises:
         SettingsError: one line per fault, with the dotted name and the remedy.
     """
-    text = json.dumps(data, default=str)  # as JSON a list can become a tuple, and still "2" is not 2
+    text = json.dumps(data, default=str)  # from JSON a list may become a tuple, but "2" still does not become 2
     try:
         return TypeAdapter(cls).validate_json(text)
     except ValidationError as error:
@@ -114,7 +114,7 @@ def build(cls: type[Settings], data: Any) -> Settings:
 
 
 def build_from_dotted(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Like `build`, from dotted names and values such as `{"training.beta": 1.0}`."""
+    """Like `build`, from values by dotted name, for example `{"training.beta": 1.0}`."""
     data: dict[str, Any] = {}
     for dotted, value in values.items():
         _set(data, dotted, value)
@@ -127,14 +127,14 @@ def as_dict(settings: Any) -> dict[str, Any]:
 
 
 def dump(profile: Profile, path: Path) -> Path:
-    """Write a resolved profile as YAML, so that a command line becomes a file that can be kept."""
+    """Write a resolved profile as YAML, so that a command line can be kept as a file."""
     plain = json.loads(json.dumps(as_dict(profile)))
     write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     return path
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a message: the closest valid name, or all of them.
+    """The end of an error message: the closest valid name, or all of them.
 
     >>> nearest("bta", ["beta", "loss"])
     "; did you mean 'beta'?"
@@ -145,7 +145,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def parse_yaml(text: str) -> Any:
-    """One YAML document of plain data, in which no name occurs twice in a section.
+    """Parse one YAML document of plain data; a name that occurs twice in a section is an error.
 
     Raises:
         yaml.YAMLError: with the reason and the line.
@@ -200,7 +200,7 @@ def _fault(cls: type, fault: Any) -> str:
 
 
 def _fields_at(cls: type, place: Iterable[Any]) -> list[str]:
-    """Names of the settings of a section, by its place in a class."""
+    """Names of the settings in a section, by its place in a class."""
     hint: Any = cls
     for part in place:
         # The values of a dict or tuple of sections are its last argument.
@@ -224,7 +224,7 @@ def _find(name_or_path: str) -> Path:
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The data of a profile file on top of what it extends."""
+    """The data of a profile file, merged into what it extends."""
     if path.resolve() in seen:
         raise SettingsError(f"{path.name}: extends itself; break the circle")
     try:
@@ -252,7 +252,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _refuse_hidden(change: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
-    """Refuse a value for all iterations where a list by iteration overrides it: it would change nothing."""
+    """Raise if a value for all iterations is overridden by a list per iteration and would have no effect."""
     given, spin = change.get("spin"), merged.get("spin")
     training = given.get("training") if isinstance(given, dict) else None
     if not isinstance(given, dict) or not isinstance(training, dict) or not isinstance(spin, dict):
@@ -270,11 +270,11 @@ _FILES = {
     "demonstrations": ("file", ["train", "validation", "test"]),
     "preferences": ("file", ["train"]),
 }
-"""Sections that name files: the source for which they do, and the settings."""
+"""Sections that name files: the source for which they do, and the settings with the paths."""
 
 
 def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    # A relative path in a profile means relative to the folder of the file that says it, wherever the kernel runs.
+    # A relative path in a profile is relative to the folder of its file, wherever the kernel runs.
     released = data.get("released")
     sections = [data, data.get("sft_control"), data.get("dpo")]
     sections += [{"model": model} for model in released.values()] if isinstance(released, dict) else []
@@ -294,8 +294,8 @@ def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    # A section that names another source starts afresh: settings of the old source must not leak into the new one.
-    # A template of another kind loses the old one's markers, which the new model may not know.
+    # A section with a different source starts from scratch, so that settings of the old source do not leak into it.
+    # A template of a different kind drops the old markers, which the new model may not know.
     merged = dict(base)
     if "kind" in change and change["kind"] != base.get("kind"):
         merged = {name: value for name, value in base.items() if name not in ("prompt", "end")}

@@ -1,8 +1,8 @@
-"""Settings of what is done: training, self-play, generation, DPO, evaluation, and the profile that holds them all.
+"""Settings of the work: training, self-play, generation, DPO, evaluation, and the profile that contains them all.
 
-Those of models and data are in `inputs`, those of MT-Bench and the machine in `machine`. A field that comes from the
-paper names its section; one where the paper and the released code disagree says so. Profiles are YAML files read into
-these classes by `profiles`; nothing else configures a run.
+Those of models and data are in `inputs`, those of MT-Bench and the machine in `machine`. A field taken from the paper
+names its section; if the paper and the released code disagree, it says so. Profiles are YAML files read into these
+classes by `profiles`; nothing else configures a run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from spin_utils.settings.names import ModelName
 Loss = Literal["logistic", "hinge", "correlation", "exponential"]
 Precision = Literal["bfloat16", "float32", "auto"]
 Some = Annotated[int, Field(ge=0, le=1000)]
-"""Iterations, epochs shown or further epochs: each is a step of the plan with a checkpoint of its own."""
+"""Iterations, epochs shown or further epochs: each is a step of the plan with its own checkpoint."""
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -47,41 +47,40 @@ class TrainingSettings:
     epochs: Positive = 2
     """Passes over the pairs (sec. B.1: 2)."""
     schedule_epochs: Count = 0
-    """Epochs over which the learning rate decays; 0: the same as `epochs`. The released scripts say 6 and
-    stop when it suits; the model cards say 2."""
+    """Epochs over which the learning rate decays; 0: the same as `epochs`. The released scripts say 6 and are stopped
+    by hand; the model cards say 2."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Decay after the warm-up (released configs: linear; the base model's SFT recipe: cosine)."""
     batch_size: Positive = 64
-    """Pairs in one optimizer step, exactly (sec. B.1: 64). The last batch of an epoch may be smaller."""
+    """Exact number of pairs per optimizer step (sec. B.1: 64). The last batch of an epoch may be smaller."""
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
     """RMSprop as in sec. B.1 (alpha 0.99, eps 1e-8), or AdamW (0.9, 0.999, eps 1e-8)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay (sec. B.1: none)."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the scheduled steps spent warming up (sec. B.1: 10 %)."""
+    """Fraction of the scheduled steps used for warm-up (sec. B.1: 10 %)."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
     """Gradient clipping by global norm; 0: none (the released ZeRO-3 file does not clip)."""
     precision: Precision = "auto"
-    """Compute precision; master weights are always exact float32. `auto` takes bfloat16 where
-    it is fast."""
+    """Compute precision; master weights are always float32. `auto` uses bfloat16 if it is fast on this machine."""
     micro_batch_tokens: Positive = 2560
     """Token budget of one forward and backward pass."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third slower."""
     beta: PositiveNumber = 0.1
     """The paper's lambda (sec. B.1: 0.1, at iteration 3: 5.0)."""
     loss: Loss = "logistic"
     """The loss l of eq. 4.7 (sec. 4.1: logistic)."""
     skip_identical: bool = True
-    """Leave out pairs whose generated tokens equal the real ones: they give exactly l(0) and no gradient."""
+    """Skip pairs whose generated tokens equal the real ones: they give exactly l(0) and no gradient."""
     end_truncated: bool = True
-    """Give a length-cut generated response its end token in training, as the released code does."""
+    """In training, append the end token to generated responses cut at the length limit, as the released code does."""
     log_every: Positive = 1
     """Optimizer steps between metric rows."""
     save_minutes: Annotated[float, Field(ge=0)] = 3.0
     """Minutes between checkpoints for resuming."""
     trackers: tuple[TrackerName, ...] = ()
-    """Further places for the metrics, which always go to JSON: tensorboard, wandb, trackio."""
+    """Additional destinations for the metrics, which are always written to JSON: tensorboard, wandb, trackio."""
 
     def __post_init__(self) -> None:
         require(
@@ -91,20 +90,20 @@ class TrainingSettings:
 
 
 OF_PAIRS = ("beta", "loss", "skip_identical", "end_truncated")
-"""Training settings that mean nothing in SFT, which has no pairs."""
+"""Training settings without effect in SFT, which has no pairs."""
 
 
 def training_identity(settings: TrainingSettings) -> dict[str, Any]:
-    """What a trained model depends on, as JSON data: not where metrics are shown nor how often a state is saved."""
+    """What a trained model depends on, as JSON data: everything except trackers and how often the state is saved."""
     return {name: value for name, value in asdict(settings).items() if name not in ("trackers", "save_minutes")}
 
 
 @dataclass(frozen=True, config=STRICT)
 class GenerationSettings:
-    """How the opponent answers: y' ~ p_theta_t(.|x)."""
+    """How the opponent generates: y' ~ p_theta_t(.|x)."""
 
     temperature: Temperature = 1.0
-    """1 samples from the model as Algorithm 1 says; 0 is greedy, as the released code decodes in effect."""
+    """1 samples from the model as in Algorithm 1; 0 is greedy, as the released code in effect decodes."""
     top_k: Count = 0
     """0: no truncation (transformers still defaults to 50)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -114,10 +113,10 @@ class GenerationSettings:
     batch_size: Positive = 128
     """Rows decoded together."""
     shard_rows: Positive = 512
-    """Prompts in one finished-or-absent shard."""
+    """Prompts per shard; a shard is either finished or absent."""
     backend: Literal["kit", "vllm"] = "kit"
-    """Who draws the answers that are trained on: the kit's own sampler, or vLLM in processes of its own. The same
-    distribution, other draws. Held-out answers always come from the kit's."""
+    """What generates the responses used in training: the kit's sampler, or vLLM in its own processes. Both sample from
+    the same distribution, but the samples differ. Held-out responses always come from the kit's sampler."""
     vllm: VllmSettings = field(default_factory=VllmSettings)
     """Where and how vLLM runs."""
 
@@ -134,14 +133,14 @@ class GenerationSettings:
 
 
 def generation_identity(settings: GenerationSettings) -> dict[str, Any]:
-    """What generated answers depend on, as JSON data: who draws them, but not where vLLM is and on how many GPUs."""
+    """What generated responses depend on, as JSON data: the backend, but not where vLLM is or on how many GPUs."""
     identity = {name: value for name, value in asdict(settings).items() if name not in ("backend", "vllm")}
     return identity if settings.backend == "kit" else {**identity, "backend": settings.backend}
 
 
 @dataclass(frozen=True, config=STRICT)
 class SpinSettings:
-    """Self-play: which settings hold at which iteration."""
+    """Self-play: the settings of each iteration."""
 
     training: TrainingSettings
     """Settings shared by all iterations."""
@@ -154,8 +153,8 @@ class SpinSettings:
     mix_previous: bool = True
     """From iteration 1 on, train on the pairs of t-1 and t together (sec. 6.1)."""
     epochs_shown: Some = 0
-    """Epochs of iteration 0 that Figure 4 shows, all of one run; its model is still that of `training.epochs`.
-    0: no more than these."""
+    """Epochs of iteration 0 shown in Figure 4, all from one run; the iteration's model is still the one after
+    `training.epochs`. 0: no further epochs."""
     subsets: tuple[Annotated[int, Field(gt=0, lt=50)], ...] = ()
     """Sizes of the nested subsets of Figure 5, in fiftieths of the prompts (the paper's 14k and 26k of 50k)."""
 
@@ -171,13 +170,13 @@ class SpinSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class SftControlSettings:
-    """The control of Table 5 and Figure 5 where the SFT model is given (`sft: null`), so that neither its settings nor
-    its rows are those of this profile."""
+    """The control of Table 5 and Figure 5 if the SFT model is given (`sft: null`), so that this profile has neither its
+    settings nor its rows."""
 
     training: TrainingSettings
-    """One further epoch. Of the paper's, neither the learning rate nor its decay is known."""
+    """One further epoch. The paper gives neither the learning rate nor its decay."""
     demonstrations: DemonstrationSettings | None = None
-    """Rows to train on (App. B.4: Ultrachat200k), held-out ones left out; null: the SFT rows of the profile's own."""
+    """Rows to train on (App. B.4: Ultrachat200k), without held-out ones; null: the profile's own SFT rows."""
 
     def __post_init__(self) -> None:
         epochs = self.training.epochs
@@ -189,27 +188,25 @@ class DpoSettings:
     """DPO, the baseline of Figure 3 and the last stage of Table 3: the same trainer on preference pairs."""
 
     training: TrainingSettings
-    """One run (App. B.3: two epochs; its learning rate and beta are not in the paper. The DPO model of Figure 3 is
-    the alignment handbook's: 5e-7, beta 0.1)."""
+    """One run (App. B.3: two epochs; the paper does not give learning rate and beta. The DPO model in Figure 3 is the
+    alignment handbook's: 5e-7, beta 0.1)."""
     preferences: PreferenceSettings
     """The pairs."""
     answers_per_prompt: Annotated[int, Field(ge=2)] = 4
-    """Answers sampled for each prompt (`samples`), of which a right and a wrong one make a pair."""
+    """Responses sampled per prompt (`samples`); a right and a wrong one make a pair."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class ProcessSettings:
-    """How many processes share the work of a stage. No artifact's name depends on it: it changes a result by rounding
-    in the training's sums only."""
+    """How many processes share the work of a stage. Artifacts do not depend on it: it only changes the rounding of sums
+    in training."""
 
     count: Count = 0
-    """Processes on this machine; with GPUs, each has its own. 0: one for each GPU that a step asks for in `resources`,
-    as far as they are there; one where it asks for none. Processes of another launcher (torchrun, accelerate) count
-    for themselves."""
+    """Processes on this machine; with GPUs, each has its own. 0: one per GPU that a step requests in `resources` and
+    the machine has, or one if it requests none. Ignored under another launcher (torchrun, accelerate)."""
     sharding: Sharding = "ddp"
-    """`ddp`: every process trains a whole copy, and gradients are summed. `fsdp2`: weights, gradients and optimizer
-    state are spread over the processes in training and in the opponent's scoring. `zero3`: the same by DeepSpeed, which
-    has to be installed."""
+    """`ddp`: every process has a full copy, and gradients are summed. `fsdp2`: weights, gradients and optimizer state
+    are sharded in training and in scoring the opponent. `zero3`: the same with DeepSpeed, which has to be installed."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -221,7 +218,7 @@ class DpoRunSettings:
     seed: Seed = 0
     """Seed of the order of the pairs."""
     processes: ProcessSettings = field(default_factory=ProcessSettings)
-    """Processes that share the work; no part of the result."""
+    """Processes that share the work; does not affect the result."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -229,19 +226,20 @@ class EvaluationSettings:
     """How checkpoints are scored, always through lm-eval."""
 
     suite: Literal["local", "paper", "paper_others"] = "local"
-    """`local`: the held-out demonstrations, one task per family, graded by the row's grader if it has one and
-    else by exact match. `paper`: the benchmarks of Table 1, from the hub, and for the main chain those of Table 6
-    as transfer. `paper_others`: those of Table 6 alone."""
+    """`local`: the held-out demonstrations, one task per family, scored by the row's grader if it has one, otherwise by
+    exact match. `paper`: the benchmarks of Table 1, from the hub, and for the main chain those of Table 6 as transfer.
+    `paper_others`: only those of Table 6."""
     tasks: tuple[str, ...] = ()
-    """lm-eval tasks in addition to the suite, by name or path of a YAML file; each is a column of its own."""
+    """Further lm-eval tasks, by name or path of a YAML file; each becomes a column."""
     limit: Count = 0
-    """Items per benchmark, the first ones (of a group such as MMLU an equal number from each task); 0: all."""
+    """Items per benchmark, the first ones (for a group like MMLU an equal number from each task); 0: all."""
     batch_size: Positive = 128
     """Rows decoded or scored together."""
     max_new_tokens: Positive = 128
-    """Longest answer in generation tasks."""
+    """Longest response in generation tasks."""
     samples: Count = 0
-    """Answers drawn at temperature 1 to each held-out row of the suite `local`, scored as well as the greedy one."""
+    """Responses sampled at temperature 1 for each held-out row of the suite `local`, scored in addition to the greedy
+    one."""
 
 
 def evaluation_identity(settings: EvaluationSettings) -> dict[str, Any]:
@@ -255,28 +253,28 @@ class Profile:
     """Everything one reproduction needs to know."""
 
     name: str
-    """Names the folders under results/, figures/ and artifacts/."""
+    """Name of the folders under results/, figures/ and artifacts/."""
     model: ModelSettings
     demonstrations: DemonstrationSettings
     sft: TrainingSettings | None
     """SFT before self-play; null: the base model is the SFT model, as in the paper."""
     spin: SpinSettings
     sft_more: Some = 0
-    """Further SFT epochs as the control of Table 5 and Figure 5: would more of the same data do as well?"""
+    """Further SFT epochs, the control of Table 5 and Figure 5: would more of the same data do as well?"""
     sft_control: SftControlSettings | None = None
-    """How they are trained, and on what, where `sft` is null; otherwise as `sft` and on the same rows."""
+    """Their settings and rows if `sft` is null; otherwise they use those of `sft`."""
     dpo: DpoSettings | None = None
     """DPO, the baseline of Figure 3 and, after SPIN, the last row of Table 3 (App. B.3); null: not run."""
     released: dict[str, ModelSettings] = field(default_factory=dict)
-    """Published checkpoints by the name of the model that they are (spin-0, spin-1, ...): they are evaluated
-    together with `model`, which is then `sft`, and nothing is trained."""
+    """Published checkpoints by model name (spin-0, spin-1, ...). They are evaluated with `model`, which is then
+    `sft`, and nothing is trained."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     template: TemplateSettings = field(default_factory=TemplateSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     processes: ProcessSettings = field(default_factory=ProcessSettings)
-    """Processes that share the work of a step; no part of any result."""
+    """Processes that share a step's work; does not affect results."""
     resources: ResourceSettings = field(default_factory=ResourceSettings)
-    """What each kind of step asks of the scheduler; no part of any result."""
+    """What each kind of step requests from the scheduler; does not affect results."""
     mt_bench: MtBenchSettings | None = None
     """MT-Bench for the models of the main chain (Table 6, Figure 6), with a judge that costs money; null: not run."""
 
@@ -312,7 +310,7 @@ class Profile:
 
 
 def _is_row(name: str) -> bool:
-    """Whether a name is that of a model of the tables that training makes."""
+    """Whether a name is that of a trained model with a row in the tables."""
     try:
         model = ModelName.parse(name)
     except KitError:
