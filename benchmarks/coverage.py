@@ -1,4 +1,4 @@
-"""How often the intervals of `spin_utils.paper.statistics` hold the truth, by simulation: writes docs/statistics.md.
+"""How often the intervals of `spin_utils.paper.statistics` cover the truth, by simulation: writes docs/statistics.md.
 
     python -m benchmarks.coverage
 
@@ -75,7 +75,7 @@ def covers(world: World, generator: np.random.Generator) -> tuple[bool, float]:
 
 
 def coverage(world: World, repetitions: int, seed: int = 0) -> tuple[float, float]:
-    """Share of repetitions whose interval holds the truth, and the median half width in points."""
+    """Share of repetitions whose interval covers the truth, and the median half width in points."""
     generator = np.random.default_rng(seed)
     found = [covers(world, generator) for _ in range(repetitions)]
     return float(np.mean([held for held, _ in found])), float(np.median([half for _, half in found]))
@@ -97,21 +97,21 @@ def worlds() -> list[World]:
 
 TEXT = """# How sure is a number?
 
-Every interval of the kit comes from [`paired`](../spin_utils/paper/statistics.py). All models answer the same items and
-all training seeds answer all items, so a comparison takes the difference item by item and asks how much of its spread
-belongs to items, to seeds, and to the two together (an analysis of variance with crossed random effects).
-A bootstrap that draws items and seeds counts the last part three times: on 900 items and 3 seeds it covered 99.5 %
-where 95 % was asked for, with intervals 1.4 times as wide.
+Every interval in the kit comes from [`paired`](../spin_utils/paper/statistics.py). All models and all training seeds
+answer the same items, so a comparison takes differences item by item and estimates how much of their variance comes
+from items, from seeds, and from the interaction of the two (an analysis of variance with crossed random effects).
+A bootstrap over items and seeds counts the interaction three times: with 900 items and 3 seeds its 95 % intervals
+covered 99.5 % and were 1.4 times as wide.
 
-What the interval covers is simulated below: {repetitions:,} repetitions each, so a figure is known to about
-±{error:.1f} points. What is asked for is 95 %.
+The table shows the simulated coverage of 95 % intervals, from {repetitions:,} repetitions each, so each figure is known to about
+±{error:.1f} points.
 
-- **One seed** covers the choice of items only. How much another training seed would change is left out, and every
-  table that rests on one seed says so.
-- **Two or three seeds** hardly show their own spread, so they borrow strength from the other models of the table. That
-  assumes that all models differ alike between seeds; where they do not, coverage falls (in a simulation in which the
-  difference grows from iteration to iteration, to 85 to 93 % for the last iteration with two seeds).
-- **Shares near 0 and 1** have intervals that are a little too wide rather than too narrow.
+- **With one seed** the interval only covers the choice of items, not how much another training seed would change.
+  Every table based on one seed says so.
+- **With two or three seeds** the variance between seeds is poorly estimated, so it is pooled with that of the other
+  models in the table. This assumes that all models vary alike between seeds. If they do not, coverage falls: in a
+  simulation where the variation grows from iteration to iteration, to 85 to 93 % for the last iteration with two seeds.
+- **Shares near 0 and 1** have intervals that are slightly too wide rather than too narrow.
 
 <!-- written by `python -m benchmarks.coverage`, do not edit -->
 | seeds | simulated | coverage, % | half width, points |
