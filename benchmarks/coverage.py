@@ -103,8 +103,8 @@ from items, from seeds, and from the interaction of the two (an analysis of vari
 A bootstrap over items and seeds counts the interaction three times: with 900 items and 3 seeds its 95 % intervals
 covered 99.5 % and were 1.4 times as wide.
 
-The table shows the simulated coverage of 95 % intervals, from {repetitions:,} repetitions each, so each figure is known to about
-±{error:.1f} points.
+The table shows the simulated coverage of 95 % intervals, from {repetitions:,} repetitions each.
+Each figure is known to about ±{error:.1f} points.
 
 - **With one seed** the interval only covers the choice of items, not how much another training seed would change.
   Every table based on one seed says so.
