@@ -154,7 +154,7 @@ def test_too_long_rows_are_named_cut_or_dropped(
         {"id": "long", "prompt": "Hello " * 50, "response": "there " * 50},
     ]
     limits = {"kind": "text", "prompt": TEXT.prompt, "end": TEXT.end, "max_prompt_tokens": 30}
-    with pytest.raises(TooLongError, match=r"row 2 \(long\): prompt of \d+ tokens .* truncate or drop"):
+    with pytest.raises(TooLongError, match=r"row 2 \(long\): prompt of \d+ tokens.* truncate or drop"):
         encode_rows(tokenizer, TemplateSettings(**limits), rows)
     kept = encode_rows(tokenizer, TemplateSettings(**limits, too_long="drop"), rows)
     assert [encoded.row["id"] for encoded in kept] == ["short"]
