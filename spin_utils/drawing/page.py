@@ -11,7 +11,7 @@ import pandas as pd
 
 from spin_utils.drawing import draw, footnotes, tables
 from spin_utils.drawing.tables import DASH, minus
-from spin_utils.experiment import clock
+from spin_utils.experiment import clock, preflight
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
 from spin_utils.paper import claims, published, results
@@ -21,9 +21,6 @@ from spin_utils.settings.run import Profile
 
 BEGIN = "<!-- results: written by `spin-repro figures --readme`, do not edit -->"
 END = "<!-- end of results -->"
-_MANY_SEEDS = 6
-"""From this many training seeds on, an interval of what lies between seeds alone covers 95 % (1 - 2^(1 - S))."""
-
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("spin_utils.drawing"),
     autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -52,7 +49,9 @@ def section(profile: Profile) -> str:
         raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, which gains are over; evaluate it")
     chain = [name for name in main_chain(profile.spin.iterations) if name in measured]
     control = [name for epoch in range(1, profile.sft_more + 1) if (name := f"sft-more-{epoch}") in measured]
-    rows = chain + control
+    rows, last = chain + control, chain[-1]
+    compared = [name for name in control if _gain(scores, last, name)][-1:]
+    heldout = results.load_heldout(folder)
     seeds = sorted(int(seed) for seed in scores[scores["model"].isin(rows)]["seed"].unique())
     judged = claims.read(folder).set_index("id")["verdict"]
     exact = judged.index.isin([row.id for row in claims.registry() if row.compute == "theory"])
@@ -61,14 +60,16 @@ def section(profile: Profile) -> str:
         profile=profile.name,
         rows=[_row(scores, model) for model in rows],
         paper_gain=(published.score("spin-3", "average") or 0.0) - (published.score("sft", "average") or 0.0),
-        verdicts=judged,
+        gain=_gain(scores, last, "sft"),
         items=scores.groupby("task")["id"].nunique().sum(),
         tasks=len(stand_ins),
         seeds=seeds,
-        many_seeds=_MANY_SEEDS,
         notes=[footnotes.fewer_seeds(scores, rows), draw.not_the_papers(profile, stand_ins)],
-        last=label(chain[-1]),
-        controls={label(name): gain for name in control if (gain := _gain(scores, chain[-1], name))},
+        last=label(last),
+        control=label(compared[0]) if compared else "",
+        margin=_gain(scores, last, compared[0]) if compared else "",
+        more_sft=_more_sft(scores, last, compared[0]) if compared else "",
+        entry=preflight.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
         minutes=sum(clock.expected_seconds(profile.name).values()) / 60,
         machine=clock.measured_on(profile.name),
         measured=judged[~exact],
@@ -93,6 +94,14 @@ def _row(scores: pd.DataFrame, model: str) -> Sequence[str]:
     printed, base = published.score(model, "average"), published.score("sft", "average") or 0.0
     theirs = (DASH, DASH) if printed is None else (f"{printed:.2f}", "" if model == "sft" else f"{printed - base:+.2f}")
     return label(model), _points(scores, {model: 1}), gain, *map(minus, theirs)
+
+
+def _more_sft(scores: pd.DataFrame, model: str, control: str) -> str:
+    """How the control compares, in words."""
+    difference = paired(scores, {model: 1, control: -1})
+    if difference.low > 0:
+        return "does worse"
+    return "does better" if difference.high < 0 else "does about as well"
 
 
 def _gain(scores: pd.DataFrame, model: str, other: str) -> str:
