@@ -122,7 +122,7 @@ def paired(
     Samples of shares near 0 and 1 understate their variance. As in the intervals of Agresti and Coull (1998) and of
     Bonett and Price (2012), pseudo-items are added at both ends of the possible range, one for a difference and two for
     a mean, divided among the tasks and with less weight if several seeds answered. They move the interval, not the
-    estimate.
+    estimate, and no end goes beyond the possible range.
 
     Args:
         scores: long table with `seed`, `model`, `task`, `id` and `column`.
@@ -137,11 +137,13 @@ def paired(
     names = sorted(scores["task"].unique() if tasks is None else tasks)
     by_task, seeds = _contrasts_by_source(scores, contrast, names, column)
     pooled = _pooled_seed_variance(scores, contrast, seeds, names, column) if len(seeds) > 1 else None
-    found = crossed(list(by_task.values()), _ends(contrast, column), pooled=pooled, level=level)
+    ends = _ends(contrast, column)
+    found = crossed(list(by_task.values()), ends, pooled=pooled, level=level)
+    least, most = ends[:2] if column in SHARES else (-np.inf, np.inf)
     return Estimate(
         difference=round(found.mean, 9),
-        low=round(found.centre - found.half, 9),
-        high=round(found.centre + found.half, 9),
+        low=round(max(least, found.centre - found.half), 9),
+        high=round(min(most, found.centre + found.half), 9),
         p_value=found.p_value,
         n_items=sum(int(sizes.sum()) for _, sizes in by_task.values()),
         n_seeds=len(seeds),

@@ -33,7 +33,7 @@ def test_gains_are_over_sft_of_the_same_data_and_seed():
         row(spin, "spin-0", 0, "0111"),
         row({}, "sft", 0, "0000"),
     ]
-    assert "| spin-0 | 0 | 4 | 75.0 | +25.0 [+0.0, +75.0] |" in summary(rows)
+    assert "| spin-0 | 0 | 4 | 75.0 | +25.0 [−86.4, +100.0] |" in summary(rows), "four items show nothing"
     del rows[0]["items"]
     assert "| spin-0 | 0 | 4 | 75.0 | +25.0 |" in summary(rows)
 
