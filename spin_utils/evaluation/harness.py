@@ -23,6 +23,7 @@ import lm_eval.api.task
 import lm_eval.tasks
 import lm_eval.utils
 import yaml
+from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -364,7 +365,8 @@ def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM) -> dict[str, A
     if task.OUTPUT_TYPE == "generate_until":
         context, options = sample["arguments"][0]
         greedy = not options.get("do_sample") and not options.get("temperature")
-        return {"response": sample["resps"][0][0], "tokens": lm.length(context, options) if greedy else 0}
+        request = Instance("generate_until", sample["doc"], (context, options), 0)
+        return {"response": sample["resps"][0][0], "tokens": lm.length(request) if greedy else 0}
     values = [response[0][0] for response in sample["resps"]]
     return {"response": sample["arguments"][values.index(max(values))][1].strip(), "tokens": 0}
 

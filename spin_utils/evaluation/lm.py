@@ -158,7 +158,7 @@ class PackedLM(TemplateLM):
         ]
         keys = [
             # Two samples for one request differ; two greedy answers do not.
-            self.answers.key("generate", [*request.args, position if plan.settings.temperature else 0])
+            self.answers.key("generate", [*_asked(request), position if plan.settings.temperature else 0])
             for position, (request, plan) in enumerate(zip(requests, plans, strict=True))
         ]
         alike: dict[GenerationSettings, list[int]] = {}
@@ -187,7 +187,9 @@ class PackedLM(TemplateLM):
             self._plan(ids, {**request.args[1], "do_sample": True, "temperature": 1.0})
             for ids, request in zip(self._encode(requests), requests, strict=True)
         ]
-        keys = [self.answers.key("draw", [*request.args, position, count]) for position, request in enumerate(requests)]
+        keys = [
+            self.answers.key("draw", [*_asked(request), position, count]) for position, request in enumerate(requests)
+        ]
         size = max(1, self.batch_size * SHARD_BATCHES // count)
         shards = [list(range(start, min(start + size, len(plans)))) for start in range(0, len(plans), size)]
         left = [shard for shard in shards if not all(keys[i] in self.answers for i in shard)]
@@ -207,12 +209,13 @@ class PackedLM(TemplateLM):
             context = str(request.args[0])
             begun.append(templates.encode_response(self.tokenizer, template, prefix)[:-1] if prefix else [])
             asked.append(context.removesuffix(prefix).removesuffix(" ") if prefix else context)
-        encoded = templates.encode_prompts(self.tokenizer, template, asked)
+        systems = [_system(request) for request in requests]
+        encoded = templates.encode_prompts(self.tokenizer, template, asked, systems)
         return [ids + more for ids, more in zip(encoded, begun, strict=True)]
 
-    def length(self, context: str, options: dict[str, Any]) -> int:
+    def length(self, request: Instance) -> int:
         """Tokens, including the end token, of the greedy answer that `generate_until` gave to a request."""
-        return int(self.answers[self.answers.key("generate", [context, options, 0])]["tokens"])
+        return int(self.answers[self.answers.key("generate", [*_asked(request), 0])]["tokens"])
 
     def _answer(
         self, plans: list[_Plan], settings: GenerationSettings, count: int, shard: list[int]
@@ -357,3 +360,14 @@ def _shards(groups: Sequence[Group], budget: int) -> Iterator[list[int]]:
             shard, tokens = [], 0
     if shard:
         yield shard
+
+
+def _system(request: Instance) -> str:
+    """The system message of a held-out row, which `tasks/rows.py` hands on; empty for all other tasks."""
+    return str((request.doc or {}).get("spin_system", ""))
+
+
+def _asked(request: Instance) -> list[Any]:
+    """What tells one request from another."""
+    system = _system(request)
+    return [*request.args, system] if system else [*request.args]

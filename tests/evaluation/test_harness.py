@@ -329,3 +329,17 @@ def test_an_edited_task_file_is_another_measurement_and_a_missing_one_is_named(h
     task.unlink()
     with pytest.raises(SettingsError, match=r"mine\.yaml: no such file"):
         plan.make(profiles.load("smoke", change), 0)
+
+
+def test_a_rows_own_system_message_is_part_of_its_prompt(model: PreTrainedModel) -> None:
+    rows = [
+        {"id": "plain", "prompt": "The cat", "response": "sat"},
+        {"id": "brief", "prompt": "The cat", "response": "sat", "system": "Be brief."},
+    ]
+    items = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)["items"]
+    greedy = GenerationSettings(temperature=0.0, max_new_tokens=SETTINGS.max_new_tokens)
+    for row, item in zip(rows, items, strict=True):
+        ids = templates.encode_conversation(TOKENIZER, TEMPLATE, [row["prompt"]], row.get("system", ""))
+        (answer,) = sample(model, [ids], eos_ids=templates.end_ids(TOKENIZER, TEMPLATE), settings=greedy, seed=0)
+        assert item["response"] == templates.decode_response(TOKENIZER, TEMPLATE, answer.token_ids)
+        assert item["tokens"] == len(answer.token_ids)

@@ -99,7 +99,7 @@ def test_a_template_wraps_the_raw_prompt_and_its_end_token_ends_the_answer(monke
     lm = PackedLM(model_for(), TOKENIZER, template=TEMPLATE, max_new_tokens=5)
     lm.generate_until(requests("generate_until", [("who sat?", {"until": []})]))
     assert seen == [([TOKENIZER.encode("Q: who sat?\nA:", add_special_tokens=False)], {1})]
-    assert 1 <= lm.length("who sat?", {"until": []}) <= 5
+    assert 1 <= lm.length(Instance("generate_until", {}, ("who sat?", {"until": []}), 0)) <= 5
 
 
 @pytest.mark.parametrize("too_long", ["error", "drop"])

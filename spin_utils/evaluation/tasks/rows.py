@@ -25,7 +25,13 @@ def responses(rows: str, family: str = "", **_: Any) -> dict[str, datasets.Datas
     """
     kept = [row for row in _read(rows) if not family or row.get("family") == family]
     columns = [
-        {"id": str(row["id"]), "prompt": row["prompt"], "response": row["response"], "row": json.dumps(row)}
+        {
+            "id": str(row["id"]),
+            "prompt": row["prompt"],
+            "response": row["response"],
+            "spin_system": row.get("system", ""),
+            "row": json.dumps(row),
+        }
         for row in kept
     ]
     return {"test": datasets.Dataset.from_list(columns)}
