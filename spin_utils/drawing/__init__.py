@@ -1,6 +1,6 @@
 """From results to what people look at: tables, figures, pages, model cards, and the views of the notebooks.
 
 Doors: `draw` (all tables and figures of a profile), `tables` and `figures` (one function per table and figure),
-`report`, `card`, `crate`, and `views` for the notebooks. All of it reads results and finished artifacts, except that
-`views.explore` makes an evaluation that a notebook asks for and that is missing.
+`report`, `card`, `crate`, and `views` for the notebooks. All of it reads results and finished artifacts and never
+starts training.
 """

@@ -19,6 +19,7 @@ from spin_utils.drawing import style
 from spin_utils.drawing.views import explore, items, live_curve, show, tokens
 from spin_utils.experiment import measure, plan, run
 from spin_utils.files import artifacts
+from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.settings import profiles
 from spin_utils.settings import run as settings
@@ -47,18 +48,19 @@ def evaluated(steps: plan.Plan, model: str, scores: list[float]) -> None:
 
 def test_an_item_turns_against_the_model_before_it(home: Path) -> None:
     steps = plan.make(profiles.load("smoke"), 0)
-    evaluated(steps, "sft", [0.0, 1.0, 1.0, 0.25])
     evaluated(steps, "spin-0", [1.0, 1.0, 0.0, 0.5])
     evaluated(steps, "spin-1", [1.0, 0.0, 0.0, 0.5])
-    before, both = explore.turned(steps, "spin-0")
-    assert before == "sft"
+    assert [explore.before(steps, model) for model in ("sft", "spin-0", "spin-1")] == ["sft", "sft", "spin-0"]
+    with pytest.raises(KitError, match="eval-sft: not made yet"):
+        explore.turned(steps, "spin-0")
+    evaluated(steps, "sft", [0.0, 1.0, 1.0, 0.25])
+    both = explore.turned(steps, "spin-0")
     assert both["turn"].tolist() == ["right", "same", "wrong", "right"]
     assert both["response_before"].tolist() == [f"sft says {i}" for i in range(4)]
     assert both["prompt"].str.len().gt(0).all()
-    before, both = explore.turned(steps, "spin-1")
-    assert before == "spin-0"
+    both = explore.turned(steps, "spin-1")
     assert both["turn"].tolist() == ["same", "wrong", "same", "same"]
-    assert (explore.turned(steps, "sft")[1]["turn"] == "same").all()
+    assert (explore.turned(steps, "sft")["turn"] == "same").all()
 
 
 def test_every_evaluated_iterate_and_no_other_is_in_the_picture_of_turns(home: Path) -> None:

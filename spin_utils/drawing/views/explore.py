@@ -16,6 +16,7 @@ from spin_utils.experiment import run
 from spin_utils.experiment.plan import Plan
 from spin_utils.experiment.publish import pairs
 from spin_utils.files import artifacts
+from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.model.sampling import sample
 from spin_utils.settings.names import main_chain
@@ -99,14 +100,17 @@ def ask(plan: Plan, prompt: str) -> pd.DataFrame:
     return pd.DataFrame({"model": list(found), "answer": [said[name][0] for name in found]})
 
 
-def training(plan: Plan, step: str) -> pd.DataFrame:
-    """Metrics of a training run, one row per logged optimizer step."""
-    return pd.DataFrame(json.loads(artifacts.checked(run.make(plan, step), "training.json").read_text())["rows"])
-
-
 def evaluation(plan: Plan, model: str) -> pd.DataFrame:
-    """Scores of a checkpoint item by item: `task`, `id`, `score`, `response`, `tokens`, `prompt`, `real`."""
-    path = artifacts.checked(run.make(plan, f"eval-{model}"), "evaluation.json")
+    """Scores of a checkpoint item by item: `task`, `id`, `score`, `response`, `tokens`, `prompt`, `real`.
+
+    Raises:
+        KitError: it was not evaluated yet.
+    """
+    step = f"eval-{model}"
+    if not artifacts.is_complete(plan.directory(step)):
+        command = f"spin-repro step {step} --profile {plan.profile.name} --seed {plan.seed}"
+        raise KitError(f"{step}: not made yet; make it with `{command}`, or in a notebook with run.make({step!r})")
+    path = artifacts.checked(plan.directory(step), "evaluation.json")
     items = pd.DataFrame(json.loads(path.read_text())["items"])
     local = plan.profile.evaluation.suite == "local"
     rows = {row["id"]: row for row in run.rows(plan, "test")} if local else {}
@@ -116,23 +120,22 @@ def evaluation(plan: Plan, model: str) -> pd.DataFrame:
     )
 
 
-def turned(plan: Plan, model: str) -> tuple[str, pd.DataFrame]:
-    """An evaluation item by item beside that of the model before it.
+def before(plan: Plan, model: str) -> str:
+    """The model that an evaluated one was trained from, or SFT if that is not evaluated."""
+    trained = plan.steps[f"eval-{model}"].inputs[0]
+    return next((name for name in plan.steps[trained].inputs if f"eval-{name}" in plan.steps), "sft")
 
-    Args:
-        plan: the run.
-        model: evaluated model such as `spin-0`.
+
+def turned(plan: Plan, model: str) -> pd.DataFrame:
+    """An evaluation item by item, together with that of the model `before` it; both must be made.
 
     Returns:
-        Name of the model that this one was trained from, or of SFT if that was not evaluated; and the columns of
-        `evaluation`, `response_before`, `score_before` and `turn`: right, wrong or same.
+        The columns of `evaluation`, `response_before`, `score_before` and `turn`: right, wrong or same.
     """
-    trained = plan.steps[f"eval-{model}"].inputs[0]
-    before = next((name for name in plan.steps[trained].inputs if f"eval-{name}" in plan.steps), "sft")
-    now, then = evaluation(plan, model), evaluation(plan, before)
+    now, then = evaluation(plan, model), evaluation(plan, before(plan, model))
     both = now.merge(then[["task", "id", "score", "response"]], on=["task", "id"], suffixes=("", "_before"))
     change = both["score"] - both["score_before"]
-    return before, both.assign(turn=np.select([change > 0, change < 0], ["right", "wrong"], "same"))
+    return both.assign(turn=np.select([change > 0, change < 0], ["right", "wrong"], "same"))
 
 
 def scores(plan: Plan) -> pd.DataFrame:
