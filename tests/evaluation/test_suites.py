@@ -132,7 +132,7 @@ class Answering(PackedLM):
                 texts.append("Let us see. So the answer is yes.")
         return texts
 
-    def length(self, context: str, options: dict[str, Any]) -> int:
+    def length(self, request: Instance) -> int:
         return 1
 
 
