@@ -7,7 +7,7 @@ classes by `profiles`; nothing else configures a run.
 
 from __future__ import annotations
 
-from dataclasses import asdict, field
+from dataclasses import asdict, field, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -71,6 +71,18 @@ class TrainingSettings:
     """The paper's lambda (sec. B.1: 0.1, at iteration 3: 5.0)."""
     loss: Loss = "logistic"
     """The loss l of eq. 4.7 (sec. 4.1: logistic)."""
+    nll: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the real responses' negative log-likelihood per token, added to the loss (TRL: `sft` among the loss
+    types; iterative RPO, arXiv 2404.19733). 0: none, as in the paper."""
+    positive: Annotated[float, Field(ge=0)] = 0.0
+    """DPO-positive's penalty on real responses that became less likely than under the opponent (arXiv 2402.13228, eq.
+    3; 50 there). 0: none."""
+    reference_free: bool = False
+    """Reward a response with beta times its log-probability, without the opponent's, as T-SPIN does (arXiv
+    2601.08198, eq. 7, where beta is called alpha and is 1)."""
+    historical: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of T-SPIN's historical advantage (eq. 7; 0.1 there): from iteration 1 on, the opponent's response should
+    also beat the SFT model's. 0: none."""
     skip_identical: bool = True
     """Skip pairs whose generated tokens equal the real ones: they give exactly l(0) and no gradient."""
     end_truncated: bool = True
@@ -89,13 +101,21 @@ class TrainingSettings:
         )
 
 
-OF_PAIRS = ("beta", "loss", "skip_identical", "end_truncated")
+_LATER = ("nll", "positive", "reference_free", "historical")
+OF_PAIRS = ("beta", "loss", "skip_identical", "end_truncated", *_LATER)
 """Training settings without effect in SFT, which has no pairs."""
 
 
 def training_identity(settings: TrainingSettings) -> dict[str, Any]:
     """What a trained model depends on, as JSON data: everything except trackers and how often the state is saved."""
-    return {name: value for name, value in asdict(settings).items() if name not in ("trackers", "save_minutes")}
+    return _identity(settings, ("trackers", "save_minutes"), later=_LATER)
+
+
+def _identity(settings: Any, effectless: tuple[str, ...] = (), *, later: tuple[str, ...]) -> dict[str, Any]:
+    """Settings as JSON data. Those that came later count only when set, so that older artifacts keep their keys."""
+    unset = {field.name: field.default for field in fields(settings) if field.name in later}
+    plain = asdict(settings).items()
+    return {k: v for k, v in plain if k not in effectless and not (k in unset and v == unset[k])}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -244,8 +264,7 @@ class EvaluationSettings:
 
 def evaluation_identity(settings: EvaluationSettings) -> dict[str, Any]:
     """What the scores depend on, as JSON data."""
-    identity = asdict(settings)
-    return identity if settings.samples else {name: value for name, value in identity.items() if name != "samples"}
+    return _identity(settings, later=("samples",))
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -74,16 +74,17 @@ def train(
     """Train a model in place.
 
     Without `opponent_logps` every group has one response, and the loss is the mean negative log-likelihood of the
-    response tokens in the global batch (eq. 3.1). With them every group is a pair (real, generated), and the loss is
-    the mean of eq. 4.7 over the pairs in the global batch. Pairs with equal responses give exactly l(0) and no
-    gradient; they are skipped in the computation but count in the mean.
+    response tokens in the global batch (eq. 3.1). With them every group is a pair (real, generated), or a real response
+    with several generated ones, and the loss is the mean of eq. 4.7 over the pairs in the global batch. Pairs with
+    equal responses give exactly l(0) and no gradient; they are skipped in the computation but count in the mean.
+    `settings.historical` takes triplets: real, generated, and the SFT model's.
 
     Args:
         model: on its device, the same in every process. Afterwards its weights are the float32 master weights; with
             sharding each process has its shard (`sharding.whole_weights` puts them together).
-        groups: one response each (SFT) or two (pairs); may read from disk.
+        groups: one response each (SFT) or two and more (pairs); may read from disk.
         settings: of this run.
-        opponent_logps: (real, generated) summed log-probabilities of every pair under the opponent.
+        opponent_logps: summed log-probabilities of every group's responses under the opponent.
         seed: of the order of the groups.
         work: folder for metrics.jsonl and the saved state; a stopped run continues from it.
         on_epoch_end: called with the number of epochs done and the model with its float32 weights; called again for the
@@ -100,7 +101,7 @@ def train(
             not fit into memory.
         Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
-    longest_row = _check_data(groups, opponent_logps)
+    longest_row = _check_data(groups, opponent_logps, settings)
     check_supported(model, longest_row)
     work.mkdir(parents=True, exist_ok=True)
     schedule = Schedule(len(groups), settings, seed)
@@ -267,16 +268,22 @@ def _precision(model: PreTrainedModel, wanted: Any) -> torch.dtype:
     return processes.from_first(lambda: choose_precision(wanted, model.device))
 
 
-def _check_data(groups: Sequence[Group], opponent_logps: Sequence[Sequence[float]] | None) -> int:
+def _check_data(
+    groups: Sequence[Group], opponent_logps: Sequence[Sequence[float]] | None, settings: TrainingSettings
+) -> int:
     """Raise if the data are impossible; return the longest row in tokens."""
     check_groups(groups)
-    expected = 1 if opponent_logps is None else 2
+    expected = 1 if opponent_logps is None else len(opponent_logps[0]) if len(opponent_logps) else 2
+    if settings.historical and expected not in (1, 3):
+        raise PairsError(
+            f"historical: it compares three responses, and these groups have {expected}; set it to 0 for them"
+        )
     longest_row = 0
     for number, group in enumerate(groups):
         if len(group.response_ids) != expected:
             raise PairsError(
                 f"group {number}: {len(group.response_ids)} responses; "
-                + ("SFT takes one (opponent_logps are missing for pairs)" if expected == 1 else "a pair has two")
+                + ("SFT takes one (opponent_logps are missing for pairs)" if expected == 1 else f"expected {expected}")
             )
         longest_row = max(longest_row, group.longest_row)
     if opponent_logps is not None and len(opponent_logps) != len(groups):

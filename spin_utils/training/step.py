@@ -21,7 +21,7 @@ from spin_utils.files.paths import KitError
 from spin_utils.model.logprobs import IDLE, sequence_logps
 from spin_utils.model.packing import Group, micro_batches, pack
 from spin_utils.settings.run import TrainingSettings
-from spin_utils.training.loss import link, spin_loss
+from spin_utils.training.loss import SpinLoss, link, spin_loss
 from spin_utils.training.optimizer import MasterOptimizer
 
 logger = logging.getLogger(__name__)
@@ -141,21 +141,27 @@ class StepRunner:
 
     def _shares(self, batch: dict[int, Group]) -> list[list[int]]:
         """The groups that each process computes, by index."""
-        skip = self.opponent_logps is not None and self.settings.skip_identical
-        kept = [i for i, g in batch.items() if not (skip and list(g.response_ids[0]) == list(g.response_ids[1]))]
+        settings = self.settings
+        moves = settings.nll or settings.positive or settings.historical  # even if real and generated are equal
+        skip = self.opponent_logps is not None and settings.skip_identical and not moves
+        kept = [i for i, g in batch.items() if not (skip and len({tuple(ids) for ids in g.response_ids}) == 1)]
         return processes.deal(kept, [batch[i].tokens for i in kept])
 
     def _accumulate_once(self, batch: dict[int, Group], shares: list[list[int]]) -> _Sums:
         sums = _Sums()
         pairs = self.opponent_logps is not None
-        denominator = len(batch) if pairs else sum(len(g.response_ids[0]) for g in batch.values())
+        tokens = sum(len(g.response_ids[0]) for g in batch.values())
+        denominator = len(batch) if pairs else tokens
         sums.tokens = sum(batch[i].tokens for share in shares for i in share)
         planned = [self._micro_batches(batch, share) for share in shares]
         own = planned[processes.rank()]
         for chosen in own:
             packed = pack([batch[i] for i in chosen]).to(self.model.device)
             logps = sequence_logps(self.model, packed)
-            losses, values = self._pair_losses(logps, chosen) if pairs else (-logps, -logps.detach()[None])
+            if pairs:
+                losses, values = self._pair_losses(logps, chosen, len(batch) / tokens)
+            else:
+                losses, values = -logps, -logps.detach()[None]
             (losses.sum() / denominator).backward()
             sums.values.append(values)
             sums.order += chosen
@@ -167,21 +173,36 @@ class StepRunner:
         """The groups of one process, by index, in micro-batches."""
         return [[share[i] for i in chosen] for chosen in micro_batches([batch[i].tokens for i in share], self.budget)]
 
-    def _pair_losses(self, logps: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor]:
+    def _pair_losses(self, logps: Tensor, chosen: list[int], groups_per_token: float) -> tuple[Tensor, Tensor]:
+        """The loss of each group and its parts, shape (parts, groups); several pairs of one prompt are averaged."""
         assert self.opponent_logps is not None
+        settings = self.settings
         opponent = torch.tensor([self.opponent_logps[i] for i in chosen], dtype=torch.float32, device=logps.device)
-        policy = logps.view(-1, 2)
-        result = spin_loss(
-            policy_real_logps=policy[:, 0],
-            policy_generated_logps=policy[:, 1],
-            opponent_real_logps=opponent[:, 0],
-            opponent_generated_logps=opponent[:, 1],
-            beta=self.settings.beta,
-            loss=self.settings.loss,
-        )
-        drifts = (policy.detach() - opponent).T
-        parts = (result.losses.detach(), result.margins, result.real_rewards, result.generated_rewards, *drifts)
-        return result.losses, torch.stack(parts)
+        policy = logps.view(len(chosen), -1)
+
+        def compare(better: slice, worse: slice, positive: float = 0.0) -> SpinLoss:
+            others = policy[:, worse].shape
+            return spin_loss(
+                policy_real_logps=policy[:, better].expand(others),
+                policy_generated_logps=policy[:, worse],
+                opponent_real_logps=opponent[:, better].expand(others),
+                opponent_generated_logps=opponent[:, worse],
+                beta=settings.beta,
+                loss=settings.loss,
+                positive=positive,
+                reference_free=settings.reference_free,
+            )
+
+        real, generated, first = slice(1), slice(1, 2 if settings.historical else None), slice(2, None)
+        result = compare(real, generated, settings.positive)
+        losses = result.losses.mean(1)
+        if settings.nll:  # TRL's mean over the real tokens of the batch, not over responses
+            losses = losses - settings.nll * groups_per_token * policy[:, 0]
+        if settings.historical:  # T-SPIN: y' in the place of y, and y_0 in that of y'
+            losses = losses + settings.historical * compare(generated, first).losses.mean(1)
+        drifts = policy.detach() - opponent
+        means = (result.margins > 0, *result[1:], drifts[:, real], drifts[:, generated])
+        return losses, torch.stack([losses.detach(), *(part.float().mean(1) for part in means)])
 
     def _row(self, batch: dict[int, Group], norm: Tensor) -> Row:
         """Metrics of the last global batch, with a single transfer from the device.
@@ -189,16 +210,17 @@ class StepRunner:
         Loss, accuracy and margin are means over all pairs, including skipped ones; rewards and drifts (policy minus
         opponent log-probability) are means over the pairs that were computed, by all processes.
         """
-        parts = 1 if self.opponent_logps is None else 6
+        parts = 1 if self.opponent_logps is None else 7
         values = torch.cat(self.last.values, 1) if self.last.values else torch.zeros(parts, 0, device=norm.device)
-        counts = torch.stack([(values[1:2] > 0).sum(), torch.tensor(values.shape[1], device=norm.device)])
-        sums = torch.cat([counts, values.double().sum(1)])
+        count = torch.tensor([values.shape[1]], device=norm.device)
+        sums = torch.cat([count, values.double().sum(1)])
         processes.add_up(sums)
-        grad_norm, won, computed, loss, *others = torch.cat([norm[None], sums]).tolist()
+        grad_norm, computed, loss, *others = torch.cat([norm[None], sums]).tolist()
         if self.opponent_logps is None:
             return {"loss": loss / sum(len(g.response_ids[0]) for g in batch.values()), "grad_norm": grad_norm}
         skipped = len(batch) - int(computed)
         at_zero = float(link(torch.zeros(()), self.settings.loss))
+        won, *others = others
         margin, *means = (value / max(1, computed) for value in others)
         names = ("rewards_real", "rewards_generated", "drift_real", "drift_generated")
         return {
@@ -216,8 +238,8 @@ class _Sums:
     """Values from one global batch; tensors stay on the device until a row is requested."""
 
     values: list[Tensor] = field(default_factory=list)
-    """Per micro-batch, shape (parts, groups): the loss, and for pairs also the margin, real and generated reward,
-    real and generated drift."""
+    """Per micro-batch, shape (parts, groups): the loss, and for pairs also the share won, the margin, real and
+    generated reward, real and generated drift."""
     order: list[int] = field(default_factory=list)
     """The groups' indices in the same order."""
     tokens: int = 0

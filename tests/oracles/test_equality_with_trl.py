@@ -42,6 +42,12 @@ def test_twenty_steps_equal_trl(family: str, tmp_path: Path) -> None:
     )
 
 
+def test_twenty_steps_with_the_likelihood_of_the_real_answer_equal_trl(tmp_path: Path) -> None:
+    _assert_equal_training(
+        lambda: tiny_model("llama", initializer_range=0.2), _pairs(STEPS * BATCH), EOS, 1e-4, tmp_path, nll=0.3
+    )
+
+
 @pytest.mark.slow
 def test_twenty_steps_on_smollm2_equal_trl(tmp_path: Path) -> None:
     profile = profiles.load("cpu")
@@ -63,7 +69,12 @@ def test_twenty_steps_on_smollm2_equal_trl(tmp_path: Path) -> None:
 
 
 def _assert_equal_training(
-    load: Callable[[], PreTrainedModel], pairs: list[Group], eos_id: int, learning_rate: float, work: Path
+    load: Callable[[], PreTrainedModel],
+    pairs: list[Group],
+    eos_id: int,
+    learning_rate: float,
+    work: Path,
+    nll: float = 0.0,
 ) -> None:
     """Train once with TRL and once with the kit and compare every step's loss and gradient norm."""
     from benchmarks import trl_peer
@@ -75,6 +86,7 @@ def _assert_equal_training(
         max_grad_norm=1.0,
         precision="float32",
         micro_batch_tokens=80,
+        nll=nll,
     )
     plan = loop.Schedule(len(pairs), settings, seed=3)
     in_order = [pairs[i] for step in range(STEPS) for i in plan.indices(step)]
@@ -92,6 +104,7 @@ def _assert_equal_training(
         warmup_steps=2,
         max_grad_norm=1.0,
         beta=settings.beta,
+        **({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll]} if nll else {}),
         bf16=False,
         logging_steps=1,
         disable_tqdm=True,

@@ -112,6 +112,73 @@ def test_one_step_is_rmsprop_on_the_obvious_gradient(tmp_path):
         assert (got - wanted).abs().max() < 2e-4  # RMSprop's first step has size 1e-2 everywhere
 
 
+def _formula(policy, opponent, lengths, settings):
+    """Mean loss of a batch, one group and one term at a time; rows hold the log-probabilities of a group's answers."""
+
+    def reward(group, place):
+        reference = 0.0 if settings.reference_free else opponent[group][place]
+        return settings.beta * (policy[group][place] - reference)
+
+    def logistic(margin):
+        return torch.log(1 + torch.exp(-margin))
+
+    total = torch.zeros(())
+    for group in range(len(policy)):
+        places = [1] if settings.historical else range(1, len(policy[group]))
+        shortfall = (opponent[group][0] - policy[group][0]).clamp(min=0)
+        for place in places:
+            margin = reward(group, 0) - reward(group, place) - settings.beta * settings.positive * shortfall
+            total = total + logistic(margin) / len(places)
+        if settings.historical:
+            total = total + settings.historical * logistic(reward(group, 1) - reward(group, 2))
+    nll = -sum(row[0] for row in policy) / sum(lengths)
+    return total / len(policy) + settings.nll * nll
+
+
+@pytest.mark.parametrize(
+    ("answers", "changes"),
+    [
+        (1, {"nll": 0.5}),
+        (1, {"positive": 5.0}),
+        (1, {"reference_free": True}),
+        (2, {"reference_free": True, "historical": 0.3}),
+        (3, {}),
+        (3, {"nll": 0.2, "positive": 2.0}),
+    ],
+)
+def test_every_term_that_follow_up_work_adds_is_its_plain_formula(tmp_path, answers, changes):
+    draws = [_pairs(8, seed=seed, identical=(1,)) for seed in range(answers)]
+    groups = [
+        Group(first.prompt_ids, (first.response_ids[0], *(pairs[place].response_ids[1] for pairs in draws)))
+        for place, first in enumerate(draws[0])
+    ]
+    opponent = torch.tensor(score(tiny_model("llama"), groups, micro_batch_tokens=100))
+    opponent += torch.randn(opponent.shape, generator=torch.Generator().manual_seed(0))  # or nothing would fall short
+    settings = {"batch_size": 8, "epochs": 1, "beta": 0.3, **changes}
+    _, result = _run(tmp_path, groups, opponent_logps=opponent.tolist(), **settings)
+    oracle = tiny_model("llama")
+    policy = obvious_logps(oracle, groups).view(8, -1)
+    lengths = [len(group.response_ids[0]) for group in groups]
+    loss = _formula(policy, opponent, lengths, _settings(**settings))
+    norm = torch.stack([g.square().sum() for g in gradients(oracle, loss).values()]).sum().sqrt()
+    assert result.rows[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert result.rows[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_a_term_on_the_real_response_also_learns_from_pairs_of_equal_responses(tmp_path):
+    pairs = _pairs(4, identical=range(4))
+    still, _ = _run(tmp_path / "a", pairs)
+    moved, result = _run(tmp_path / "b", pairs, nll=1.0, epochs=4)
+    assert _same(still, tiny_model("llama"))
+    assert not _same(moved, still)
+    assert result.rows[-1]["drift_real"] > 0
+
+
+def test_the_historical_advantage_needs_triplets(tmp_path):
+    with pytest.raises(PairsError, match="historical: it compares three responses, and these groups have 2"):
+        _run(tmp_path, historical=0.1)
+
+
 def test_sft_minimises_the_mean_over_response_tokens(tmp_path):
     groups = _single(8)
     model = tiny_model("qwen2")
@@ -318,5 +385,5 @@ def test_every_epoch_has_every_pair_once_in_another_order():
 def test_wrong_groups_are_refused_before_any_work(tmp_path):
     with pytest.raises(PairsError, match="group 0: 2 responses; SFT takes one"):
         train(tiny_model("llama"), _pairs(2), _settings(), seed=0, work=tmp_path)
-    with pytest.raises(PairsError, match="group 0: 1 responses; a pair has two"):
+    with pytest.raises(PairsError, match="group 0: 1 responses; expected 2"):
         _run(tmp_path, _single(2), opponent_logps=[[0.0, 0.0]] * 2)
