@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pytest
 from hub_rows import Hub
+from lm_eval.api.instance import Instance
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 from tokenizers.processors import TemplateProcessing
