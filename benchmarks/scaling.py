@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_utils.experiment import forecast, memory
-from spin_utils.experiment.sizes import KNOWN, Architecture, Workload
+from spin_utils.experiment import estimate
+from spin_utils.experiment.estimate import CHARACTERS, KNOWN, Architecture, Workload
 from spin_utils.model import logprobs
 from spin_utils.settings import profiles
 from spin_utils.settings.run import Profile
@@ -34,8 +34,6 @@ PROMPTS = (50_000, 500_000, 10_000_000)
 GPU_MEMORY = 80e9
 DISK_RATE = 2e9
 """Assumed bytes a second to a local disk."""
-CHARACTERS = 4
-"""Assumed characters of a token."""
 
 
 def main() -> None:
@@ -59,8 +57,8 @@ def chain_hours(architecture: Architecture, prompts: int, gpus: int, profile: Pr
     iterations = profile.spin.iterations
     training = dataclasses.replace(run, gpus=min(gpus, profile.spin.training.batch_size))
     return (
-        iterations * forecast.generation_hours(run, architecture),
-        sum(forecast.training_hours(training, architecture, t) for t in range(iterations)),
+        iterations * estimate.generation_hours(run, architecture),
+        sum(estimate.training_hours(training, architecture, t) for t in range(iterations)),
     )
 
 
@@ -69,14 +67,16 @@ def training_bytes(architecture: Architecture, profile: Profile, gpus: int = 1) 
     template, longest = profile.template, profile.generation.max_new_tokens
     row = template.max_prompt_tokens + template.max_response_tokens + longest
     settings = profile.spin.training
-    need = memory.training(architecture, settings, width=2, longest=row, fused=gpus == 1, gpu=True, stage="spin")
+    need = estimate.training_memory(
+        architecture, settings, width=2, longest=row, fused=gpus == 1, gpu=True, stage="spin"
+    )
     return need.total(gpus)
 
 
 def sampling_bytes(architecture: Architecture, profile: Profile) -> float:
     """Bytes of the kit's own sampler on one GPU."""
     prompt, answer = profile.template.max_prompt_tokens, profile.generation.max_new_tokens
-    return memory.sampling(
+    return estimate.sampling_memory(
         architecture, profile.generation, prompt=prompt, answer=answer, width=2, gpu=True, stage="generation"
     ).total()
 
@@ -171,8 +171,8 @@ def _disk(profile: Profile) -> str:
         "|---|---:|---:|---:|",
     ]
     for name, architecture in MODELS.items():
-        state = memory.optimizer_state(architecture, profile.spin.training)
-        checkpoint = memory.checkpoint(architecture)
+        state = estimate.optimizer_state(architecture, profile.spin.training)
+        checkpoint = estimate.checkpoint(architecture)
         lines.append(
             f"| {name} | {_number(checkpoint / 1e9)} | {_number(state / 1e9)} | {_number(state / DISK_RATE)} |"
         )
@@ -213,7 +213,7 @@ def _limit_lines(profile: Profile) -> Iterator[str]:
     slow = [
         name
         for name, a in MODELS.items()
-        if memory.optimizer_state(a, training) / DISK_RATE > 60 * training.save_minutes / 10
+        if estimate.optimizer_state(a, training) / DISK_RATE > 60 * training.save_minutes / 10
     ]
     yield (
         f"**A resume state every {training.save_minutes:g} minutes.** Written by one process at "
@@ -237,11 +237,11 @@ def _limit_lines(profile: Profile) -> Iterator[str]:
         "`log_every`."
     )
     seventy = MODELS["Llama-3-70B"]
-    share = forecast.forward_flops(seventy, run.prompt_tokens, run.real_tokens, run.generated_tokens)
-    apart = sum(forecast.forward_flops(seventy, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens))
+    share = estimate.forward_flops(seventy, run.prompt_tokens, run.real_tokens, run.generated_tokens)
+    apart = sum(estimate.forward_flops(seventy, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens))
     small = MODELS["SmolLM2-135M"]
-    shared = forecast.forward_flops(small, run.prompt_tokens, run.real_tokens, run.generated_tokens)
-    twice = sum(forecast.forward_flops(small, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens))
+    shared = estimate.forward_flops(small, run.prompt_tokens, run.real_tokens, run.generated_tokens)
+    twice = sum(estimate.forward_flops(small, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens))
     yield (
         f"**The shared prompt** saves {1 - shared / twice:.0%} of the operations of a pair with SmolLM2-135M and "
         f"{1 - share / apart:.0%} with Llama-3-70B at the lengths above; it saves little if prompts are short "

@@ -215,11 +215,11 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say before a run whether it fits here, and how long it will take."""
-    from spin_utils.experiment import preflight, sizes
+    from spin_utils.experiment import estimate, preflight
 
     package = logging.getLogger("spin_utils")
     package.setLevel(logging.ERROR if as_json else logging.INFO)
-    report = preflight.check(_resolve(profile, model, data, changes, name)[1], sizes.machine(gpus, gpu_memory))
+    report = preflight.check(_resolve(profile, model, data, changes, name)[1], estimate.machine(gpus, gpu_memory))
     package.setLevel(logging.INFO)
     log.info("%s", json.dumps(report.document(), indent=1) if as_json else "\n".join(report.lines()))
     raise typer.Exit(int(not report.ready()))

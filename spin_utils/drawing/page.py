@@ -11,10 +11,10 @@ import pandas as pd
 
 from spin_utils.drawing import draw, footnotes, tables
 from spin_utils.drawing.tables import DASH, minus
-from spin_utils.experiment import clock, preflight
+from spin_utils.experiment import clock
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
-from spin_utils.paper import claims, published, results
+from spin_utils.paper import claims, generations, published, results
 from spin_utils.paper.statistics import StatisticsError, paired
 from spin_utils.settings.names import label, main_chain
 from spin_utils.settings.run import Profile
@@ -69,7 +69,7 @@ def section(profile: Profile) -> str:
         control=label(compared[0]) if compared else "",
         margin=_gain(scores, last, compared[0]) if compared else "",
         more_sft=_more_sft(scores, last, compared[0]) if compared else "",
-        entry=preflight.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
+        entry=generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
         minutes=sum(clock.expected_seconds(profile.name).values()) / 60,
         machine=clock.measured_on(profile.name),
         measured=judged[~exact],

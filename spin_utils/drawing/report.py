@@ -11,10 +11,10 @@ from pathlib import Path
 
 from spin_utils.drawing import draw
 from spin_utils.drawing.page import render
-from spin_utils.experiment import preflight, publish
+from spin_utils.experiment import publish
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
-from spin_utils.paper import claims, results
+from spin_utils.paper import claims, generations, results
 from spin_utils.settings.names import label, main_chain
 from spin_utils.settings.run import Profile
 
@@ -53,7 +53,7 @@ def write(profile: Profile) -> Path:
         seeds=sorted(int(seed) for seed in scores["seed"].unique()),
         tally=claims.tally(finding.verdict for finding in drawn.findings),
         rule=claims.rule(drawn.findings).replace("*", "").replace("`", ""),
-        entry=preflight.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
+        entry=generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
         wholes=wholes,
         claims=[finding for finding in drawn.findings if finding not in wholes],
         shown=claims.shown,

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from spin_utils.drawing import footnotes
-from spin_utils.experiment import forecast, sizes
+from spin_utils.experiment import estimate
 from spin_utils.files.disk import write_forms
 from spin_utils.paper import published, results
 from spin_utils.paper.generations import MODELS, RULE, Example, example, mean_grade, similarity
@@ -156,9 +156,9 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
         alone: Whether no other step ran beside them.
     """
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
-    run, architecture = sizes.Workload(), sizes.Architecture()
-    predicted = {"generation": [forecast.generation_hours(run, architecture)] * 4}
-    predicted["training"] = [forecast.training_hours(run, architecture, iteration) for iteration in range(4)]
+    run, architecture = estimate.Workload(), estimate.Architecture()
+    predicted = {"generation": [estimate.generation_hours(run, architecture)] * 4}
+    predicted["training"] = [estimate.training_hours(run, architecture, iteration) for iteration in range(4)]
     cells: list[dict[str, Any]] = []
     lines = []
     for stage in ("generation", "training"):
@@ -181,7 +181,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
         lines.append((stage.capitalize(), "ours, minutes", *ours))
         lines.append(("", "cost model, hours", *(f"{hours:.2f}" for hours in predicted[stage])))
         lines.append(("", "paper, hours", *(f"{paper[stage, iteration]:.2f}" for iteration in range(4))))
-    reached = forecast.utilisation(run, architecture, 0, paper["training", 0])
+    reached = estimate.utilisation(run, architecture, 0, paper["training", 0])
     notes = (
         _times_note(cells, machine, alone),
         f"Cost model: the paper's 7B model and {run.prompts:,} prompts on {run.gpus} A100-80GB, a prediction and not a "

@@ -10,9 +10,7 @@ import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from spin_utils.data import families, preferences
 from spin_utils.data.demonstrations import Demonstrations
@@ -20,16 +18,18 @@ from spin_utils.data.demonstrations import load as load_demonstrations
 from spin_utils.data.rows import Row, RowError, listed, question, read_rows
 from spin_utils.data.templates import TooLongError, encode_rows
 from spin_utils.evaluation import judge, suites
-from spin_utils.experiment import clock, forecast, launch, plan, sizes
+from spin_utils.experiment import clock, launch, plan
 from spin_utils.experiment.plan import Plan, control_demonstrations, needs_data, trainings
-from spin_utils.experiment.sizes import Lengths, Machine, Workload
 from spin_utils.files import artifacts, paths
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.model.base import ModelError
 from spin_utils.paper import generations, results
-from spin_utils.settings.inputs import DemonstrationSettings, SettingsError, TemplateSettings
+from spin_utils.settings.inputs import DemonstrationSettings, SettingsError
 from spin_utils.settings.run import Profile
+
+if TYPE_CHECKING:
+    from spin_utils.experiment.estimate import Machine, Need
 
 
 def check_inputs(profile: Profile) -> None:
@@ -46,28 +46,27 @@ def check_inputs(profile: Profile) -> None:
     launch.check(profile.processes)
     for settings in (profile.model, *profile.released.values()):
         base.identity(settings)
+    if profile.model.source == "directory":
+        base.check_folder(Path(profile.model.path), profile.template)
+    names: set[str] = set()
     if needs_data(profile):
         demonstrations = load_demonstrations(profile.demonstrations)
-        _check_together(profile, demonstrations)
-        _check_control(profile, demonstrations)
+        names = {row["family"] for rows in vars(demonstrations).values() for row in rows}
+        _check_demonstrations(profile, demonstrations, names)
         if not profile.released:
+            _check_control(profile, demonstrations)
             _check_preferences(profile, demonstrations)
-    elif profile.evaluation.tasks:
+    if profile.evaluation.tasks:
         from spin_utils.evaluation import harness  # takes seconds
 
-        harness.check_tasks(profile.evaluation, ())
-    if profile.released:
-        return
-    if profile.generation.backend == "vllm":
+        harness.check_tasks(profile.evaluation, names)
+    if profile.generation.backend == "vllm" and not profile.released:
         vllm.check_environment(profile.generation.vllm)
-    if profile.mt_bench is not None:
+    if profile.mt_bench is not None and not profile.released:
         mt_bench.check(profile.mt_bench)
 
 
-def _check_together(profile: Profile, demonstrations: Demonstrations) -> None:
-    """Raise if model folder, demonstrations and tasks do not fit together."""
-    if profile.model.source == "directory":
-        base.check_folder(Path(profile.model.path), profile.template)
+def _check_demonstrations(profile: Profile, demonstrations: Demonstrations, names: set[str]) -> None:
     if profile.evaluation.suite == "local" and not demonstrations.test:
         raise RowError(
             f"{profile.demonstrations.train or profile.demonstrations.source}: no rows are held out for evaluation; "
@@ -79,7 +78,6 @@ def _check_together(profile: Profile, demonstrations: Demonstrations) -> None:
                 f"spin.subsets: {part} fiftieths of {len(demonstrations.spin)} prompts is less than one; raise "
                 "demonstrations.spin_rows or leave the subsets out: spin.subsets=[]"
             )
-    names = {row["family"] for rows in vars(demonstrations).values() for row in rows}
     for name in names:
         if name.lower() == "average":
             raise RowError(f"demonstrations: family {name!r} has the name that tables use for the mean; rename it")
@@ -87,10 +85,17 @@ def _check_together(profile: Profile, demonstrations: Demonstrations) -> None:
         _check_graders(demonstrations)
         if profile.model.source == "directory":  # the first stage makes or unpacks other tokenizers
             check_fit(Path(profile.model.path), profile, vars(demonstrations))
-    if profile.evaluation.tasks:
-        from spin_utils.evaluation import harness  # takes seconds
 
-        harness.check_tasks(profile.evaluation, names)
+
+def _check_graders(demonstrations: Demonstrations) -> None:
+    """Raise if a grader does not give its own row's response full marks: it cannot grade other answers."""
+    faults = [
+        f"row {row['id']}: the grader does not give the row's own response full marks; correct it or leave grader out"
+        for row in (*demonstrations.sft, *demonstrations.validation, *demonstrations.test)
+        if "grader" in row and families.grade(row, row["response"]) != 1.0
+    ]
+    if faults:
+        raise RowError(listed(faults))
 
 
 def _check_control(profile: Profile, demonstrations: Demonstrations) -> None:
@@ -104,9 +109,7 @@ def _check_control(profile: Profile, demonstrations: Demonstrations) -> None:
         raise RowError(f"sft_control: {error}; or leave the control out: sft_more=0") from None
     _check_not_held_out("sft_control.demonstrations", rows, profile, demonstrations)
     if settings.source == "file" and profile.model.source == "directory":
-        folder = Path(profile.model.path)
-        _, whole = check_lengths(base.load_tokenizer(folder), profile.template, {"control": rows})
-        _check_positions(folder, base.positions(folder), "row of sft_control", whole["control"])
+        check_fit(Path(profile.model.path), profile, {"sft_control": rows})
 
 
 def _check_preferences(profile: Profile, demonstrations: Demonstrations) -> None:
@@ -115,8 +118,67 @@ def _check_preferences(profile: Profile, demonstrations: Demonstrations) -> None
         return
     pairs = preferences.load(profile.dpo.preferences)
     _check_not_held_out("dpo.preferences", pairs, profile, demonstrations)
-    if profile.model.source == "directory":  # as above
+    if profile.model.source == "directory":
         check_pair_lengths(Path(profile.model.path), profile)
+
+
+def _check_not_held_out(name: str, rows: Sequence[Row], profile: Profile, demonstrations: Demonstrations) -> None:
+    if profile.evaluation.suite != "local":
+        return
+    held_out = {question(row): row["id"] for row in demonstrations.test}
+    faults = [
+        f"{name}, row {row['id']}: the prompt is held out for evaluation (row {held_out[question(row)]}); "
+        "remove one of them"
+        for row in rows
+        if question(row) in held_out
+    ]
+    if faults:
+        raise RowError(listed(faults))
+
+
+def check_start(plan: Plan, model: Path) -> None:
+    """Check the lengths of all rows and pairs of a run, as soon as its base model's tokenizer is available."""
+    data = plan.directory("data")
+    asked = {split: read_rows(data / f"{split}.jsonl") for split in ("spin", "validation", "test", "transfer")}
+    check_fit(model, plan.profile, asked)
+    check_pair_lengths(model, plan.profile)
+
+
+_ANSWERED = {"spin": "generation", "validation": "generation", "test": "evaluation", "transfer": "evaluation"}
+"""Splits whose prompts the model answers, and the settings of the answers."""
+
+
+def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]) -> None:
+    """Raise if rows in any split are too long for the model to train on or to answer. Every row is encoded once.
+
+    Raises:
+        TooLongError: a row is too long for the template; names the split and the row.
+        ModelError: a row, or a prompt and its longest answer, needs more positions than the model has.
+    """
+    tokenizer, positions = base.load_tokenizer(model), base.positions(model)
+    for split, rows in splits.items():
+        template = profile.template
+        if template.too_long == "drop" and split in ("test", "transfer"):  # evaluation drops no prompt
+            template = replace(template, too_long="truncate")
+        try:
+            encoded = encode_rows(tokenizer, template, rows)
+        except TooLongError as error:
+            raise TooLongError(f"demonstrations, {split} {error}") from None
+        prompt = max((len(row.prompt_ids) for row in encoded), default=0)
+        if split in ("sft", "spin", "sft_control"):
+            whole = max((len(row.prompt_ids) + len(row.response_ids) for row in encoded), default=0)
+            _check_positions(model, positions, f"{split} row", whole)
+        if split in _ANSWERED and prompt:
+            section = _ANSWERED[split]
+            answer = getattr(profile, section).max_new_tokens
+            end = split == "spin" and profile.spin.training.end_truncated  # training appends it to a truncated answer
+            needed = prompt + answer + end
+            if needed > positions:
+                raise base.ModelError(
+                    f"{model}: has {positions} positions, and the longest {split} prompt ({prompt} tokens) with "
+                    f"{section}.max_new_tokens ({answer}) needs {needed}{' with its end token' if end else ''}; lower "
+                    "it, or shorten the prompts"
+                )
 
 
 def check_pair_lengths(model: Path, profile: Profile) -> None:
@@ -137,64 +199,6 @@ def check_pair_lengths(model: Path, profile: Profile) -> None:
     _check_positions(model, base.positions(model), "row of dpo.preferences", max(rows, default=0))
 
 
-def _check_not_held_out(name: str, rows: Sequence[Row], profile: Profile, demonstrations: Demonstrations) -> None:
-    if profile.evaluation.suite != "local":
-        return
-    held_out = {question(row): row["id"] for row in demonstrations.test}
-    faults = [
-        f"{name}, row {row['id']}: the prompt is held out for evaluation (row {held_out[question(row)]}); "
-        "remove one of them"
-        for row in rows
-        if question(row) in held_out
-    ]
-    if faults:
-        raise RowError(listed(faults))
-
-
-def _check_graders(demonstrations: Demonstrations) -> None:
-    """Raise if a grader does not give its own row's response full marks: it cannot grade other answers."""
-    faults = [
-        f"row {row['id']}: the grader does not give the row's own response full marks; correct it or leave grader out"
-        for row in (*demonstrations.sft, *demonstrations.validation, *demonstrations.test)
-        if "grader" in row and families.grade(row, row["response"]) != 1.0
-    ]
-    if faults:
-        raise RowError(listed(faults))
-
-
-def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]) -> None:
-    """Raise if rows in any split are too long for the model to train on or to answer.
-
-    Raises:
-        TooLongError: a row is too long for the template; names the split and the row.
-        ModelError: a prompt and its longest answer need more positions than the model has.
-    """
-    longest, rows = check_lengths(base.load_tokenizer(model), profile.template, splits)
-    positions = base.positions(model)
-    for split in ("sft", "spin"):
-        _check_positions(model, positions, f"{split} row", rows.get(split, 0))
-    answers = {"generation": profile.generation.max_new_tokens, "evaluation": profile.evaluation.max_new_tokens}
-    asked = {"spin": "generation", "validation": "generation", "test": "evaluation", "transfer": "evaluation"}
-    for split, section in asked.items():
-        prompt, answer = longest.get(split, 0), answers[section]
-        end = split == "spin" and profile.spin.training.end_truncated  # training appends it to a truncated answer
-        needed = prompt + answer + end
-        if prompt and needed > positions:
-            raise base.ModelError(
-                f"{model}: has {positions} positions, and the longest {split} prompt ({prompt} tokens) with "
-                f"{section}.max_new_tokens ({answer}) needs {needed}{' with its end token' if end else ''}; lower it, "
-                "or shorten the prompts"
-            )
-
-
-def check_start(plan: Plan, model: Path) -> None:
-    """Check the lengths of all rows and pairs of a run, as soon as its base model's tokenizer is available."""
-    data = plan.directory("data")
-    asked = {split: read_rows(data / f"{split}.jsonl") for split in ("spin", "validation", "test", "transfer")}
-    check_fit(model, plan.profile, asked)
-    check_pair_lengths(model, plan.profile)
-
-
 def _check_positions(model: Path, positions: int, what: str, tokens: int) -> None:
     if tokens > positions:
         raise base.ModelError(
@@ -203,31 +207,7 @@ def _check_positions(model: Path, positions: int, what: str, tokens: int) -> Non
         )
 
 
-def check_lengths(
-    tokenizer: Any, template: TemplateSettings, splits: Mapping[str, Sequence[Row]]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Length of the longest prompt and of the longest row in each split, from encoding every row once.
-
-    Returns:
-        Tokens of each split's longest prompt, and of its longest row (prompt and response).
-
-    Raises:
-        TooLongError: a row is too long; names the split and the row.
-    """
-    prompts, whole = {}, {}
-    for split, rows in splits.items():
-        cut = template.too_long == "drop" and split in ("test", "transfer")  # only for evaluation
-        try:
-            encoded = encode_rows(tokenizer, replace(template, too_long="truncate") if cut else template, rows)
-        except TooLongError as error:
-            raise TooLongError(f"demonstrations, {split} {error}") from None
-        prompts[split] = max((len(row.prompt_ids) for row in encoded), default=0)
-        whole[split] = max((len(row.prompt_ids) + len(row.response_ids) for row in encoded), default=0)
-    return prompts, whole
-
-
 State = Literal["ok", "note", "unknown", "refused"]
-Verdict = Literal["fits", "does not fit", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -246,13 +226,13 @@ class Report:
 
     profile: str
     machine: str
-    verdict: Verdict
+    verdict: Literal["fits", "does not fit", "unknown"]
     """About memory and disk."""
     findings: list[Finding]
 
     def ready(self) -> bool:
         """Whether the run can start."""
-        return self.verdict != "does not fit" and all(finding.state != "refused" for finding in self.findings)
+        return all(finding.state != "refused" for finding in self.findings)
 
     def document(self) -> dict[str, Any]:
         """The report as data for JSON."""
@@ -261,9 +241,9 @@ class Report:
     def lines(self) -> list[str]:
         """The report as lines of text."""
         marks = {"ok": "ok", "note": "note", "unknown": "?", "refused": "NO"}
-        head = f"profile {self.profile} on {self.machine}: {self.verdict}"
         width = max(len(finding.what) for finding in self.findings)
-        return [head, *(f"  {marks[f.state]:<5}{f.what:<{width}}  {f.text}" for f in self.findings)]
+        lines = [f"  {marks[f.state]:<5}{f.what:<{width}}  {f.text}" for f in self.findings]
+        return [f"profile {self.profile} on {self.machine}: {self.verdict}", *lines]
 
 
 def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
@@ -274,100 +254,90 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
         machine: where it would run.
         seed: the seed whose finished steps count as done.
     """
-    from spin_utils.experiment import memory  # needs torch
+    from spin_utils.experiment import estimate  # needs torch
 
     findings = [_versions(), Finding("device", "ok", f"{machine.name}, {_gb(machine.memory)} free on each")]
     asked = {repository: look(repository) for repository in wanted(profile)}
-    findings += _hub(asked)
-    rows, said = _rows("demonstrations", profile.demonstrations if needs_data(profile) else None)
-    control, also_said = _rows("sft_control", control_demonstrations(profile))
-    findings += [*said, *also_said, *_tasks(profile, rows)]
+    for access in dict.fromkeys(asked.values()):
+        names = ", ".join(repository.name for repository in asked if asked[repository] == access)
+        findings.append(Finding("hub", access.state, f"{names}: {access.text}"))
+    rows = _rows("demonstrations", profile.demonstrations if needs_data(profile) else None, findings)
+    control = _rows("sft_control", control_demonstrations(profile), findings)
+    findings += _tasks(profile, rows)
     reachable = any(repository.kind == "model" and access.state == "ok" for repository, access in asked.items())
+
+    def report(verdict: Literal["fits", "unknown"]) -> Report:
+        full = any(f.state == "refused" and f.what.startswith(("memory", "vLLM", "disk")) for f in findings)
+        return Report(profile.name, machine.name, "does not fit" if full else verdict, findings)
+
     try:
-        found = sizes.architecture(profile.model, reachable=reachable)
+        found = estimate.architecture(profile.model, reachable=reachable)
     except ModelError as error:
         found = None
         findings.append(Finding("model", "refused", str(error)))
     if found is None:
         text = "the model's sizes are unknown until its config.json can be read"
-        return Report(profile.name, machine.name, "unknown", [*findings, Finding("memory", "unknown", text)])
+        findings.append(Finding("memory", "unknown", text))
+        return report("unknown")
     architecture, source = found
     findings.append(Finding("model", "ok", f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"))
-    lengths = sizes.lengths(profile, rows, control)
-    needs = memory.needs(profile, architecture, lengths, machine.kind, machine.width)
-    room = [_memory(need, memory.shared_by(profile, machine), machine) for need in needs]
-    room += _vllm_gpus(profile, machine)
-    findings += room
+    lengths = estimate.lengths(profile, rows, control)
+    shared = estimate.shared_by(profile, machine)
+    findings += [_memory(need, shared, machine) for need in estimate.memory(profile, architecture, lengths, machine)]
+    findings += _vllm_gpus(profile, machine)
     try:
         made = plan.make(profile, seed)
-        predicted = forecast.hours(made, machine, architecture, lengths)
+        hours = estimate.hours(made, machine, architecture, lengths)
     except (ModelError, RowError, SettingsError) as error:
         findings.append(Finding("plan", "refused", str(error)))
-        full = any(finding.state == "refused" for finding in room)
-        return Report(profile.name, machine.name, "does not fit" if full else "unknown", findings)
+        return report("unknown")
     findings += [Finding("left out", "note", reason) for reason in plan.left_out(profile).splitlines()]
-    findings += _judge(made) + _entry(profile)
-    room.append(_disk(memory.disk(made, architecture, lengths), machine))
-    findings += [room[-1], _hours(made, predicted, machine, lengths)]
-    full = any(finding.state == "refused" for finding in room)
-    return Report(profile.name, machine.name, "does not fit" if full else "fits", findings)
+    findings += [*_judge(made), *_entry(profile), _disk(estimate.disk(made, architecture, lengths), machine)]
+    source = "counted from the rows" if lengths.known else "assumed"
+    counted = f"{lengths.prompt} + {lengths.real} + {lengths.generated} tokens of prompt and responses {source}"
+    findings.append(Finding("time", "ok", f"{_hours(made, hours, machine)}; {counted}"))
+    return report("fits")
 
 
-def entry_test(heldout: pd.DataFrame) -> tuple[bool, str]:
-    """Whether the first iteration learnt to tell real responses from generated ones, on held-out pairs.
-
-    If it did not, the opponent may already match the data, and there self-play stops (Theorem 5.2). The loss it reaches
-    gives a lower bound on their divergence (Lemma C.2).
-
-    Args:
-        heldout: from `results.load_heldout`, with `spin-0`.
-
-    Returns:
-        Whether the 95 % interval of the accuracy, clustered by prompt and over pairs that differ, lies above 1/2; and
-        a sentence that says so.
-    """
-    first = heldout[heldout["model"] == "spin-0"]
-    margin = first["real_drift"] - first["generated_drift"]  # exactly 0 if the two responses are the same
-    prompts = pd.DataFrame({"id": first["id"], "right": margin > 0, "differ": margin != 0}).groupby("id").sum()
-    differ = prompts["differ"].sum()
-    if not differ:
-        return False, "all held-out responses equal the real ones: nothing to learn (Theorem 5.2)"
-    accuracy = prompts["right"].sum() / differ
-    spread = 1.96 * float(((prompts["right"] - accuracy * prompts["differ"]) ** 2).sum()) ** 0.5 / differ
-    bound = max(0.0, generations.jsd_bounds(first)["jsd_bound"].mean())
-    text = (
-        f"real and generated responses are told apart in {accuracy:.1%} of the {differ} held-out pairs that differ "
-        f"[{accuracy - spread:.1%}, {accuracy + spread:.1%}]; the divergence between data and opponent (JSD) is at "
-        f"least {bound:.4f} nats"
-    )
-    learnable = bool(accuracy - spread > 0.5)
-    return learnable, text if learnable else f"{text}: nothing to learn (Theorem 5.2)"
-
-
-def _entry(profile: Profile) -> list[Finding]:
+def _rows(what: str, settings: DemonstrationSettings | None, findings: list[Finding]) -> dict[str, list[Row]] | None:
+    """Demonstrations by split, None if they cannot be read now; adds what was found to the findings."""
+    if settings is None:
+        return None
     try:
-        heldout = results.load_heldout(paths.results(profile.name))
-    except results.ResultsError:
-        return []  # drawing will report the damaged file
-    if heldout.empty or "spin-0" not in set(heldout["model"]):
-        return []
-    learnable, text = entry_test(heldout)
-    return [Finding("entry test", "ok" if learnable else "note", text)]
+        splits = vars(load_demonstrations(settings))
+    except RowError as error:
+        away = settings.source == "hub" and bool(settings.revision) and "expected_rows" not in str(error)
+        findings.append(Finding(what, "unknown" if away else "refused", str(error)))
+        return None
+    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items() if rows)
+    findings.append(Finding(what, "ok", sizes))
+    return splits
 
 
-def _memory(need: Any, devices: int, machine: Machine) -> Finding:
-    """Whether a stage's `memory.Need` fits on a device, alone or sharded over several."""
-    alone, shared = need.total(), need.total(devices)
+def _tasks(profile: Profile, rows: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """Further lm-eval tasks, loaded and scored on one item as at the start of a run."""
+    if not profile.evaluation.tasks:
+        return
+    from spin_utils.evaluation import harness  # takes seconds
+
+    try:
+        harness.check_tasks(profile.evaluation, {row["family"] for split in (rows or {}).values() for row in split})
+    except KitError as error:
+        yield Finding("tasks", "refused", str(error))
+    else:
+        yield Finding("tasks", "ok", ", ".join(profile.evaluation.tasks))
+
+
+def _memory(need: Need, devices: int, machine: Machine) -> Finding:
+    """Whether a stage fits on a device, alone or sharded over several."""
     parts = sorted({**need.sharded, **need.own}.items(), key=lambda part: -part[1])[:3]
     largest = ", ".join(f"{name} {_gb(size)}" for name, size in parts)
-    text = f"{_gb(alone)} of {_gb(machine.memory)} ({largest})"
-    if alone <= machine.memory:
-        return Finding(f"memory: {need.stage}", "ok", text)
-    if shared <= machine.memory:
-        return Finding(
-            f"memory: {need.stage}", "note", f"{text}; {_gb(shared)} each when sharded over {devices} devices"
-        )
-    return Finding(f"memory: {need.stage}", "refused", f"{text}; {need.lower}")
+    what, text = f"memory: {need.stage}", f"{_gb(need.total())} of {_gb(machine.memory)} ({largest})"
+    if need.total() <= machine.memory:
+        return Finding(what, "ok", text)
+    if need.total(devices) <= machine.memory:
+        return Finding(what, "note", f"{text}; {_gb(need.total(devices))} each when sharded over {devices} devices")
+    return Finding(what, "refused", f"{text}; {need.lower}")
 
 
 def _vllm_gpus(profile: Profile, machine: Machine) -> Iterator[Finding]:
@@ -379,8 +349,6 @@ def _vllm_gpus(profile: Profile, machine: Machine) -> Iterator[Finding]:
 
 
 def _disk(need: float, machine: Machine) -> Finding:
-    if machine.disk == float("inf"):
-        return Finding("disk", "note", f"{_gb(need)} for one seed")
     text = f"{_gb(need)} of {_gb(machine.disk)} for one seed"
     if need <= machine.disk:
         return Finding("disk", "ok", text)
@@ -388,74 +356,47 @@ def _disk(need: float, machine: Machine) -> Finding:
     return Finding("disk", "refused", f"{text}; {more}")
 
 
-def _hours(made: Plan, predicted: Mapping[str, float], machine: Machine, lengths: Lengths) -> Finding:
+def _hours(made: Plan, hours: Mapping[str, float], machine: Machine) -> str:
     by_stage: dict[str, float] = {}
-    for name, value in predicted.items():
+    for name, value in hours.items():
         stage = made.steps[name].stage
         by_stage[stage] = by_stage.get(stage, 0) + value
     parts = ", ".join(f"{stage} {_time(value)}" for stage, value in by_stage.items() if value)
-    source = "counted from the rows" if lengths.known else "assumed"
-    counted = f"{lengths.prompt} + {lengths.real} + {lengths.generated} tokens of prompt and responses {source}"
     text = (
-        f"about {_time(sum(predicted.values()))} for {len(predicted)} unfinished steps ({parts}); cost model at "
-        f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bandwidth / 1e9:.3g} GB/s per device at "
-        f"{Workload().utilisation:.0%} utilisation; {counted}"
+        f"about {_time(sum(hours.values()))} for {len(hours)} unfinished steps ({parts}), by the cost model at "
+        f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bandwidth / 1e9:.3g} GB/s per device"
     )
     measured = clock.expected_seconds(made.profile.name)
-    if measured:
-        known = sum(measured.get(name, 0) for name in predicted) / 3600
-        text += f"; for the existing results these steps took {_time(known)} on {clock.measured_on(made.profile.name)}"
-    return Finding("time", "ok", text)
+    if not measured:
+        return text
+    known = sum(measured.get(name, 0) for name in hours) / 3600
+    return f"{text}; for the existing results these steps took {_time(known)} on {clock.measured_on(made.profile.name)}"
 
 
-def _hub(asked: Mapping[Wanted, Access]) -> list[Finding]:
-    """The hub's answers, one finding for all repositories with the same answer."""
-    alike: dict[Access, list[str]] = {}
-    for repository, access in asked.items():
-        alike.setdefault(access, []).append(repository.name)
-    return [Finding("hub", access.state, f"{', '.join(names)}: {access.text}") for access, names in alike.items()]
-
-
-def _judge(made: Plan) -> list[Finding]:
+def _judge(made: Plan) -> Iterator[Finding]:
     """The number of requests to MT-Bench's judge, and whose account pays for them."""
+    from spin_utils.experiment import estimate
+
     settings = made.profile.mt_bench
     missing = [step for step in made if step.stage == "mt_bench" and not artifacts.is_complete(step.directory)]
-    if settings is None or not missing:
-        return []
-    each = forecast.judge_requests(settings)
-    text = (
-        f"{len(missing) * each} requests to {settings.judge} at {settings.base_url}, {each} for each of {len(missing)} "
-        f"models, on the account of {judge.KEY}"
-    )
-    return [Finding("judge", "note", text)]
+    if settings is not None and missing:
+        each = estimate.judge_requests(settings)
+        text = (
+            f"{len(missing) * each} requests to {settings.judge} at {settings.base_url}, {each} for each of "
+            f"{len(missing)} models, on the account of {judge.KEY}"
+        )
+        yield Finding("judge", "note", text)
 
 
-def _rows(what: str, settings: DemonstrationSettings | None) -> tuple[dict[str, Any] | None, list[Finding]]:
-    """Demonstrations by split, None if they cannot be read now, and findings about them."""
-    if settings is None:
-        return None, []
-    expected = settings.expected_rows
+def _entry(profile: Profile) -> Iterator[Finding]:
+    """What existing results say about whether there is anything to learn."""
     try:
-        made = load_demonstrations(settings)
-    except RowError as error:
-        away = settings.source == "hub" and bool(settings.revision) and "expected_rows" not in str(error)
-        return None, [Finding(what, "unknown" if away else "refused", str(error))]
-    splits = vars(made)
-    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items() if rows)
-    return splits, [Finding(what, "ok", sizes + (f"; {expected:,} as expected" if expected else ""))]
-
-
-def _tasks(profile: Profile, rows: Mapping[str, Any] | None) -> list[Finding]:
-    """Further lm-eval tasks, loaded and scored on one item as at the start of a run."""
-    if not profile.evaluation.tasks:
-        return []
-    from spin_utils.evaluation import harness  # takes seconds
-
-    try:
-        harness.check_tasks(profile.evaluation, {row["family"] for split in (rows or {}).values() for row in split})
-    except KitError as error:
-        return [Finding("tasks", "refused", str(error))]
-    return [Finding("tasks", "ok", ", ".join(profile.evaluation.tasks))]
+        heldout = results.load_heldout(paths.results(profile.name))
+    except results.ResultsError:
+        return  # drawing will report the damaged file
+    if "spin-0" in set(heldout["model"]):
+        learnable, text = generations.entry_test(heldout)
+        yield Finding("entry test", "ok" if learnable else "note", text)
 
 
 def _versions() -> Finding:
@@ -479,6 +420,8 @@ def _versions() -> Finding:
 
 
 def _gb(size: float) -> str:
+    if size == float("inf"):
+        return "an unknown size"
     if size < 1e9:
         return f"{size / 1e6:.0f} MB"
     return f"{size / 1e9:.1f} GB" if size < 1e11 else f"{size / 1e9:.0f} GB"

@@ -398,13 +398,25 @@ def _dequantize(gguf: Path, folder: Path) -> None:
 
 def _build_tiny(settings: ModelSettings, folder: Path, texts: Iterable[str], seed: int) -> None:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     tokenizer = train_tokenizer(texts, settings.vocabulary_size)
+    end = tokenizer.eos_token_id
+    config = tiny_config(settings, len(tokenizer), bos_token_id=None, eos_token_id=end, pad_token_id=end)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    save(model, tokenizer, folder)
+
+
+def tiny_config(settings: ModelSettings, vocabulary_size: int, **tokens: int | None) -> Any:
+    """Configuration of a model of the `tiny` source, with the ids of its special tokens."""
+    from transformers import AutoConfig
+
     heads = settings.hidden_size // 16
-    config = AutoConfig.for_model(
+    return AutoConfig.for_model(
         settings.name,
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size,
         hidden_size=settings.hidden_size,
         intermediate_size=2 * settings.hidden_size,
         num_hidden_layers=settings.layers,
@@ -412,14 +424,8 @@ def _build_tiny(settings: ModelSettings, folder: Path, texts: Iterable[str], see
         num_key_value_heads=max(1, heads // 2),
         max_position_embeddings=2048,
         tie_word_embeddings=settings.name == "qwen2",
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
+        **tokens,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    save(model, tokenizer, folder)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Any:

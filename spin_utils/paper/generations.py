@@ -111,6 +111,37 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
 
 
+def entry_test(heldout: pd.DataFrame) -> tuple[bool, str]:
+    """Whether the first iteration learnt to tell real responses from generated ones, on held-out pairs.
+
+    If it did not, the opponent may already match the data, and there self-play stops (Theorem 5.2). The loss it reaches
+    gives a lower bound on their divergence (Lemma C.2).
+
+    Args:
+        heldout: from `results.load_heldout`, with `spin-0`.
+
+    Returns:
+        Whether the 95 % interval of the accuracy, clustered by prompt and over pairs that differ, lies above 1/2; and
+        a sentence that says so.
+    """
+    first = heldout[heldout["model"] == "spin-0"]
+    margin = first["real_drift"] - first["generated_drift"]  # exactly 0 if the two responses are the same
+    prompts = pd.DataFrame({"id": first["id"], "right": margin > 0, "differ": margin != 0}).groupby("id").sum()
+    differ = prompts["differ"].sum()
+    if not differ:
+        return False, "all held-out responses equal the real ones: nothing to learn (Theorem 5.2)"
+    accuracy = prompts["right"].sum() / differ
+    spread = 1.96 * float(((prompts["right"] - accuracy * prompts["differ"]) ** 2).sum()) ** 0.5 / differ
+    bound = max(0.0, jsd_bounds(first)["jsd_bound"].mean())
+    text = (
+        f"real and generated responses are told apart in {accuracy:.1%} of the {differ} held-out pairs that differ "
+        f"[{accuracy - spread:.1%}, {accuracy + spread:.1%}]; the divergence between data and opponent (JSD) is at "
+        f"least {bound:.4f} nats"
+    )
+    learnable = bool(accuracy - spread > 0.5)
+    return learnable, text if learnable else f"{text}: nothing to learn (Theorem 5.2)"
+
+
 def best_scale(margins: npt.NDArray[np.float64]) -> float:
     """The c >= 0 that minimises the mean logistic loss of c times the margins; 0 if every c > 0 is worse.
 

@@ -7,7 +7,7 @@ import pytest
 import synthetic_results as synthetic
 
 from spin_utils.drawing import tables
-from spin_utils.experiment import forecast, sizes
+from spin_utils.experiment import estimate
 from spin_utils.paper import published, results
 from spin_utils.paper.statistics import paired
 from spin_utils.settings.names import label
@@ -111,8 +111,8 @@ def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
 
 def test_table_2_puts_the_cost_models_hours_beside_the_papers_and_states_its_assumptions():
     table = tables.table2(pd.DataFrame(columns=["stage", "iteration", "seconds"]))
-    run, architecture = sizes.Workload(), sizes.Architecture()
-    hours = [forecast.training_hours(run, architecture, iteration) for iteration in range(4)]
+    run, architecture = estimate.Workload(), estimate.Architecture()
+    hours = [estimate.training_hours(run, architecture, iteration) for iteration in range(4)]
     assert table.lines[4][1:] == ("cost model, hours", *(f"{value:.2f}" for value in hours))
     assert cell(table, "training", "iteration 3", "hours (cost model), hours (paper)")["paper"] == 8.64
     assert f"{run.utilisation:.0%}" in next(note for note in table.notes if note.startswith("Cost model"))

@@ -10,19 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub, serve
 
-from spin_utils.experiment import forecast, memory, plan, preflight, sizes
-from spin_utils.experiment.sizes import Architecture, Machine
+from spin_utils.experiment import estimate, plan, preflight
+from spin_utils.experiment.estimate import Architecture, Machine
 from spin_utils.files import artifacts, paths
 from spin_utils.settings import profiles
 
 BROKEN = Path(__file__).parents[1] / "malformed" / "demonstrations" / "cut_off.jsonl"
 REVISION = {"demonstrations.revision": "0" * 40}
-EIGHT = sizes.other_machine(8, 80)
+EIGHT = estimate.machine(8, 80)
 SEVEN = Architecture()
 LAPTOP = Machine("cpu", "a laptop", 1, 10e9, 50e9, 600e9, 20e9, 2)
 
@@ -61,16 +60,16 @@ def test_the_smoke_profile_fits_here_and_everything_is_said() -> None:
 
 
 def test_the_gpu_profile_fits_the_24_gb_it_is_made_for_and_uses_them() -> None:
-    report = preflight.check(profiles.load("gpu"), sizes.other_machine(1, 24))
+    report = preflight.check(profiles.load("gpu"), estimate.machine(1, 24))
     assert report.verdict == "fits"
     assert states(report, "memory: ") == ["ok"] * 6
-    assert preflight.check(profiles.load("gpu"), sizes.other_machine(1, 12)).verdict == "does not fit"
+    assert preflight.check(profiles.load("gpu"), estimate.machine(1, 12)).verdict == "does not fit"
 
 
 def test_the_released_checkpoints_fit_the_24_gb_that_the_readme_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     pinned = {f"released.spin-{t}.revision": "a" * 40 for t in range(4)}
-    report = preflight.check(profiles.load("paper-released", pinned), sizes.other_machine(1, 24))
+    report = preflight.check(profiles.load("paper-released", pinned), estimate.machine(1, 24))
     assert report.verdict == "fits"
     assert states(report, "memory: ") == ["ok"] * 3
 
@@ -80,7 +79,7 @@ def test_the_paper_profile_fits_eight_gpus_only_when_it_is_sharded() -> None:
     assert eight.verdict == "fits"
     assert states(eight, "memory: spin") == ["note"]
     assert "each when sharded over 8 devices" in text(eight)
-    one = preflight.check(profiles.load("paper", REVISION), sizes.other_machine(1, 80))
+    one = preflight.check(profiles.load("paper", REVISION), estimate.machine(1, 80))
     assert one.verdict == "does not fit"
     assert not one.ready()
     assert "lower spin.training.micro_batch_tokens, set spin.training.gradient_checkpointing=true" in text(one)
@@ -95,10 +94,10 @@ VLLM = {"generation.backend": "vllm", "generation.vllm.python": "/opt/vllm/bin/p
 def test_vllm_needs_more_gpus_where_one_is_not_enough() -> None:
     profile = profiles.load("paper", REVISION | VLLM)
     report = preflight.check(profile, EIGHT)
-    assert states(report, f"memory: {memory.VLLM}") == ["ok"]
+    assert states(report, f"memory: {estimate.VLLM}") == ["ok"]
     assert "memory: generation" not in {f.what for f in report.findings}, "the kit samples nothing"
-    report = preflight.check(profile, sizes.other_machine(8, 16))
-    assert states(report, f"memory: {memory.VLLM}") == ["refused"]
+    report = preflight.check(profile, estimate.machine(8, 16))
+    assert states(report, f"memory: {estimate.VLLM}") == ["refused"]
     assert "raise generation.vllm.tensor_parallel_size" in text(report)
     more = preflight.check(profiles.load("paper", REVISION | VLLM | {"generation.vllm.processes": 9}), EIGHT)
     assert states(more, "vLLM") == ["refused"]
@@ -115,16 +114,15 @@ def test_mt_bench_is_counted_with_a_key_and_said_to_be_left_out_without_one(monk
     assert not states(report, "left out")
     assert states(report, "memory: mt_bench") == ["ok"]
     assert "800 requests to gpt-4 at https://api.openai.com/v1, 160 for each of 5 models" in text(report)
-    found = forecast.hours(plan.make(profile, 0), EIGHT, SEVEN, sizes.lengths(profile, None))
-    assert found["mt-bench-sft"] == pytest.approx(160 * forecast.JUDGE_SECONDS / 4 / 3600)
+    found = estimate.hours(plan.make(profile, 0), EIGHT, SEVEN, estimate.lengths(profile, None))
+    assert found["mt-bench-sft"] == pytest.approx(160 * estimate.JUDGE_SECONDS / 4 / 3600)
 
 
 def test_the_control_of_table_5_is_counted_with_its_own_rows() -> None:
     profile = profiles.load("paper", REVISION)
-    lengths = sizes.lengths(profile, None)
-    assert lengths.control is not None
-    assert (lengths.spin_rows, lengths.control.sft_rows) == (49_792, 207_865)
-    hours = forecast.hours(plan.make(profile, 0), EIGHT, SEVEN, lengths)
+    lengths = estimate.lengths(profile, None)
+    assert (lengths.rows["spin"], lengths.rows["control"]) == (49_792, 207_865)
+    hours = estimate.hours(plan.make(profile, 0), EIGHT, SEVEN, lengths)
     assert hours["sft-more-2"] == hours["sft-more-1"] > hours["spin-0"] / 2
     unpinned = profiles.load("paper", REVISION | {"sft_control.demonstrations.revision": ""})
     report = preflight.check(unpinned, EIGHT)
@@ -139,15 +137,16 @@ def test_a_disk_too_small_is_refused_and_counts_every_checkpoint(monkeypatch: py
     assert states(report, "disk") == ["refused"]
     assert "set SPIN_HOME to a larger disk" in text(report)
     made = plan.make(profile, 0)
-    found = sizes.architecture(profile.model)
+    found = estimate.architecture(profile.model)
     assert found is not None
     one = 4 * found[0].parameters
     # base, sft, sft-more, spin-0 and -1, epoch 1 and 3, one subset, dpo twice; states: kept one, two of AdamW's
     expected = one * (1 + 2 + 2 + 2 + 1 + 2) + 2 * one + 2 * 3 * one
-    lengths = sizes.lengths(profile, None)._replace(spin_rows=0)
-    assert memory.disk(made, found[0], lengths) == expected
+    lengths = estimate.lengths(profile, None)
+    lengths = dataclasses.replace(lengths, rows={**lengths.rows, "spin": 0})
+    assert estimate.disk(made, found[0], lengths) == expected
     monkeypatch.setattr(artifacts, "is_complete", lambda folder: folder == made.directory("sft"))
-    assert memory.disk(made, found[0], lengths) == expected - one, "what is finished takes no more"
+    assert estimate.disk(made, found[0], lengths) == expected - one, "what is finished takes no more"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +167,7 @@ def test_a_file_that_cannot_be_used_is_one_finding_among_the_others(changes: dic
 
 def test_an_unknown_model_and_a_hub_out_of_reach_leave_the_verdict_open(monkeypatch: pytest.MonkeyPatch) -> None:
     model = {"source": "hub", "name": "someone/else", "revision": "1" * 40}
-    report = preflight.check(profiles.load("gpu", {"model": model}), sizes.other_machine(1, 24))
+    report = preflight.check(profiles.load("gpu", {"model": model}), estimate.machine(1, 24))
     assert report.verdict == "unknown"
     assert "sizes are unknown until its config.json can be read" in text(report)
     assert "not checked: HF_HUB_OFFLINE is set" in text(report)
@@ -200,7 +199,7 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
     assert found["allenai/ai2_arc"] == ("ok", "reachable")
     assert f"must be accepted at {hub.url}/datasets/cais/mmlu;" in found["cais/mmlu"].text
     assert found["Rowan/hellaswag"].text.startswith("no such repository")
-    report = preflight.check(profile, sizes.other_machine(1, 24))
+    report = preflight.check(profile, estimate.machine(1, 24))
     assert report.verdict == "fits"
     assert not report.ready(), "it fits, but the hub refuses"
     assert "(its config.json on the hub)" in text(report)
@@ -224,9 +223,9 @@ def test_the_command_prints_json_asks_the_hub_of_the_environment_and_fails_when_
 def test_hours_follow_the_work_and_the_machine() -> None:
     def hours(machine: Machine, **changes: Any) -> dict[str, float]:
         profile = profiles.load("paper", REVISION | changes)
-        return forecast.hours(plan.make(profile, 0), machine, SEVEN, sizes.lengths(profile, None))
+        return estimate.hours(plan.make(profile, 0), machine, SEVEN, estimate.lengths(profile, None))
 
-    eight, one = hours(EIGHT), hours(sizes.other_machine(1, 80))
+    eight, one = hours(EIGHT), hours(estimate.machine(1, 80))
     assert eight["spin-1"] == pytest.approx(2 * eight["spin-0"]), "pairs of t-1 are mixed in"
     assert eight["spin-0-rows-26"] == pytest.approx(eight["spin-0-rows-14"] * 26 / 14)
     assert one["spin-0"] == pytest.approx(8 * eight["spin-0"])
@@ -234,15 +233,6 @@ def test_hours_follow_the_work_and_the_machine() -> None:
     assert hours(EIGHT, **{"evaluation.limit": 100})["eval-dpo"] < eight["eval-dpo"] / 5
     with_vllm = hours(EIGHT, **VLLM)["pairs-0"]
     assert hours(EIGHT, **VLLM, **{"generation.vllm.processes": 2})["pairs-0"] == pytest.approx(4 * with_vllm)
-
-
-def test_the_entry_test_says_whether_there_is_anything_to_learn() -> None:
-    ids, pairs = [str(i) for i in range(100)], {"seed": 0, "model": "spin-0", "beta": 0.1, "generated_drift": 0.0}
-    for right, learnable in ((80, True), (52, False), (0, False)):
-        drifts = [1.0] * right + [-1.0 if right else 0.0] * (100 - right)
-        found, said = preflight.entry_test(pd.DataFrame({"id": ids, "real_drift": drifts, **pairs}))
-        assert found == learnable
-        assert ("nothing to learn (Theorem 5.2)" in said) != learnable
 
 
 def test_versions_are_held_to_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,13 +22,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from oracle import gradients, obvious_logps
 from smoke_home import reproduce
-from test_memory_model import architecture_of
 from tiny_models import FAMILIES, tiny_model
 from tiny_tokenizer import byte_tokenizer
 from transformers import PreTrainedModel
 
 from spin_utils.evaluation.lm import PackedLM
-from spin_utils.experiment import memory
+from spin_utils.experiment import estimate
 from spin_utils.files import warm_start
 from spin_utils.model.logprobs import score, sequence_logps
 from spin_utils.model.packing import Group, pack
@@ -179,8 +178,8 @@ def test_the_estimate_of_a_training_run_is_near_its_measured_peak(tmp_path: Path
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     train(model, groups, settings, opponent_logps=[(-50.0, -50.0)] * len(groups), seed=0, work=tmp_path)
-    architecture = architecture_of(model.config)
-    need = memory.training(architecture, settings, width=2, longest=1024, fused=True, gpu=True, stage="spin")
+    architecture = estimate.of_config(model.config)
+    need = estimate.training_memory(architecture, settings, width=2, longest=1024, fused=True, gpu=True, stage="spin")
     measured = torch.cuda.max_memory_reserved()
     assert measured < need.total() < 2 * measured
 

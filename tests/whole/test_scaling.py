@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import scaling
-from spin_utils.experiment import forecast
-from spin_utils.experiment.sizes import Architecture, Workload
+from spin_utils.experiment import estimate
+from spin_utils.experiment.estimate import Architecture, Workload
 from spin_utils.paper import published
 from spin_utils.settings import profiles
 
@@ -19,8 +19,8 @@ def test_the_committed_page_is_what_the_generator_gives() -> None:
 
 def test_the_papers_cell_is_the_prediction_of_table_2() -> None:
     generation, training = scaling.chain_hours(Architecture(), Workload().prompts, 8, PAPER)
-    assert generation == pytest.approx(4 * forecast.generation_hours(Workload(), Architecture()))
-    assert training == pytest.approx(sum(forecast.training_hours(Workload(), Architecture(), t) for t in range(4)))
+    assert generation == pytest.approx(4 * estimate.generation_hours(Workload(), Architecture()))
+    assert training == pytest.approx(sum(estimate.training_hours(Workload(), Architecture(), t) for t in range(4)))
     hours = published.wall_clock_hours().groupby("stage")["hours"].sum()
     assert training < hours["training"], "a prediction without communication is below what was needed"
 

@@ -1,0 +1,692 @@
+"""What a run costs: memory and disk of its stages and hours of its steps, from the sizes of model, rows and machine.
+
+Memory counts everything that grows with the model, the micro-batch or the rows decoded together; `MARGIN` and
+`LIBRARIES` allow for the rest. Tests compare it with the peaks of real runs on a CPU and, if there is one, on a GPU.
+
+Hours count no padding, each prompt once per pair, the LM head on response tokens only, and the opponent's
+log-probabilities once per iteration. A multiply-add is two FLOPs. Loading, saving and the time between steps are not
+counted, so very small models take longer.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from spin_utils.data.rows import count_by_family, read_records
+from spin_utils.evaluation import judge, lm, suites
+from spin_utils.experiment.plan import Plan, Step, control_demonstrations, control_training, training_of, trainings
+from spin_utils.files import artifacts, paths
+from spin_utils.model import attention, base, decoding, logprobs, packing, sampling
+from spin_utils.paper import published
+from spin_utils.settings.inputs import ModelSettings, SettingsError
+from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
+from spin_utils.settings.run import EvaluationSettings, GenerationSettings, Profile, TrainingSettings
+
+MARGIN = 1.1
+"""Factor on the sum, for fragmentation and allocator caches."""
+LIBRARIES = 600 * 2**20
+"""Memory of a process before it loads a model: 0.4 GB with PyTorch and transformers, more with lm-eval or CUDA."""
+CHARACTERS = 4
+"""Assumed characters per token."""
+SCORED_TOKENS = 4096
+"""Tokens per scoring pass of an evaluation, which holds the longest multiple-choice item of the paper's suite."""
+BENCHMARK_TOKENS, BENCHMARK_ANSWER = 1400, 1024
+"""Assumed longest prompt of a generation task in the paper's suite (three worked examples of Big-Bench-Hard), and the
+longest answer that lm-eval allows there."""
+BENCHMARK_MEAN, CHOICES, CHOICE_TOKENS = 800, 4, 15
+"""Assumed mean prompt in the paper's suite, few-shot examples included, choices per item and tokens per choice."""
+VLLM, VLLM_PREFILL_TOKENS = "generation by vLLM", 16_384
+"""Prompt tokens that vLLM reads in one pass by default on an H100; half as many on smaller GPUs."""
+MT_BENCH_TOKENS, MT_BENCH_MEAN = 500, 88
+"""Longest pair of MT-Bench questions with the template's markers, and the mean question so far."""
+JUDGE_SECONDS = 10.0
+"""Assumed seconds per request to the judge; `mt_bench.workers` requests run at the same time."""
+HUB_ROWS = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 62_000}
+"""Rows in a hub data set's training split, used if they have not been counted."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a decoder; the defaults are those of Mistral-7B (Jiang et al. 2023, Table 1)."""
+
+    layers: int = 32
+    hidden: int = 4096
+    query: int = 4096
+    """Query heads times head dimension."""
+    key_value: int = 1024
+    """Key-value heads times head dimension (grouped-query attention)."""
+    feed_forward: int = 14_336
+    vocabulary: int = 32_000
+    heads: int = 32
+    tied: bool = False
+    """Whether embeddings and LM head are one matrix."""
+    biased: bool = False
+    """Whether queries, keys and values have a bias (Qwen2)."""
+
+    @property
+    def body(self) -> int:
+        """Parameters of all layers, without embeddings and norms."""
+        attention = self.hidden * (self.query + 2 * self.key_value) + self.query * self.hidden
+        return self.layers * (attention + 3 * self.hidden * self.feed_forward)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, including embeddings, LM head, norms and biases."""
+        embeddings = (1 if self.tied else 2) * self.hidden * self.vocabulary
+        norms = (2 * self.layers + 1) * self.hidden
+        biases = self.layers * (self.query + 2 * self.key_value) if self.biased else 0
+        return self.body + embeddings + norms + biases
+
+
+KNOWN = {
+    "alignment-handbook/zephyr-7b-sft-full": Architecture(),
+    "Qwen/Qwen2.5-0.5B": Architecture(24, 896, 896, 128, 4864, 151_936, heads=14, tied=True, biased=True),
+}
+"""Models of the shipped profiles, used if the hub cannot be reached. Source: the config.json of Mistral-7B-v0.1, the
+base of zephyr-7b-sft-full, and that of Qwen2.5-0.5B, as published on the hub."""
+
+
+def architecture(settings: ModelSettings, *, reachable: bool = False) -> tuple[Architecture, str] | None:
+    """Sizes of a model and where they come from, without loading it; None if its config.json cannot be read.
+
+    Args:
+        settings: the model's source.
+        reachable: whether to ask the hub for a config.json that has not been downloaded yet.
+
+    Raises:
+        ModelError: a local model does not exist, or the kit cannot train it.
+    """
+    from transformers import AutoConfig
+
+    read = partial(AutoConfig.from_pretrained, trust_remote_code=False)
+    if settings.source == "tiny":
+        return of_config(base.tiny_config(settings, settings.vocabulary_size)), "the profile"
+    if settings.source == "gguf_package":
+        file = base.gguf_path(settings)
+        return of_config(read(file.parent, gguf_file=file.name)), "the GGUF file"
+    if settings.source == "directory":
+        return of_config(read(base.check_directory(Path(settings.path)))), "its config.json"
+    try:
+        config = read(settings.name, revision=settings.revision or None, local_files_only=not reachable)
+    except OSError:
+        if settings.name not in KNOWN:
+            return None
+        return KNOWN[settings.name], "the kit's table, because its config.json could not be reached"
+    return of_config(config), "its config.json on the hub"
+
+
+def of_config(config: Any) -> Architecture:
+    """Sizes from a transformers configuration.
+
+    Raises:
+        ModelError: a model that the kit cannot train or sample from.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    decoding.check_supported(model, longest=1)
+    attention.check_model(model, longest_row=1)
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Architecture(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        query=heads * size,
+        key_value=config.num_key_value_heads * size,
+        feed_forward=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        heads=heads,
+        tied=config.tie_word_embeddings,
+        biased=model.model.layers[0].self_attn.q_proj.bias is not None,
+    )
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run and its hardware. The defaults are the paper's; lengths and utilisation are assumptions."""
+
+    prompts: int = 49_792
+    """Rows in one iteration of the released data."""
+    epochs: int = 2
+    """App. B.1."""
+    prompt_tokens: int = 128
+    """Assumed mean: the paper does not give one."""
+    real_tokens: int = 300
+    """Assumed mean."""
+    generated_tokens: int = 230
+    """Assumed mean; the released code stops at 256."""
+    gpus: int = 8
+    peak_flops: float = 312e12
+    """Dense bf16 FLOP/s of an A100 (data sheet)."""
+    bandwidth: float = 2.04e12
+    """Bytes per second of an A100-80GB (data sheet)."""
+    utilisation: float = 0.45
+    """Assumed fraction of either peak. Public 7B training runs report 0.43 to 0.64 (llm-foundry)."""
+    decoded_together: int = 128
+    """Sequences that a GPU decodes at once; each step reads the weights once for all of them."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Numbers of rows and tokens that the steps process."""
+
+    rows: Mapping[str, int]
+    """By split, with `control` for the SFT control; those of `test` and `transfer` after `evaluation.limit`."""
+    prompt: int
+    """Mean tokens."""
+    real: int
+    generated: int
+    longest_prompt: int
+    """An upper bound."""
+    longest_real: int
+    known: bool
+    """Whether they were counted from the rows; otherwise they are assumptions."""
+
+
+Splits = Mapping[str, Sequence[dict[str, Any]]]
+"""Demonstrations by split."""
+
+
+def lengths(profile: Profile, splits: Splits | None, control: Splits | None = None) -> Lengths:
+    """Rows and tokens of a profile.
+
+    Args:
+        profile: its template limits them.
+        splits: its demonstrations; None if they could not be read, in which case assumptions are used.
+        control: the same for the SFT control, if it has its own.
+    """
+    template, limit, run = profile.template, profile.evaluation.limit, Workload()
+    data, own = profile.demonstrations, control_demonstrations(profile)
+    longest_prompt, longest_real = template.max_prompt_tokens, template.max_response_tokens
+    if splits is None:
+        spin = data.spin_rows or data.expected_rows or HUB_ROWS.get(data.name, run.prompts)
+        test = data.test_rows or 0
+        rows = {"sft": data.sft_rows or spin, "spin": spin, "transfer": 0}
+        rows |= {"validation": data.validation_rows or 0, "test": min(test, limit or test)}
+        prompt, real = run.prompt_tokens, run.real_tokens
+    else:
+        rows = {name: len(found) for name, found in splits.items()}
+        rows |= {name: count_by_family(splits[name], limit) for name in ("test", "transfer")}
+        texts = [[row[name] for row in splits["sft"]] for name in ("prompt", "response")]
+        prompt, real = (sum(map(len, found)) // (CHARACTERS * len(found)) + 1 for found in texts)
+        # A text has at most as many tokens as bytes, and some markers.
+        most = [max(len(text.encode()) for text in found) + 32 for found in texts]
+        longest_prompt, longest_real = min(most[0], longest_prompt), min(most[1], longest_real)
+    if control is not None:
+        rows["control"] = len(control["sft"])
+    elif own is not None:
+        rows["control"] = own.sft_rows or HUB_ROWS.get(own.name, rows["sft"])
+    return Lengths(
+        rows=rows,
+        prompt=min(prompt, template.max_prompt_tokens),
+        real=min(real, template.max_response_tokens),
+        generated=min(run.generated_tokens if splits is None else real, profile.generation.max_new_tokens),
+        longest_prompt=longest_prompt,
+        longest_real=longest_real,
+        known=splits is not None,
+    )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine a profile would run on."""
+
+    kind: Literal["cpu", "cuda"]
+    name: str
+    """In words."""
+    devices: int
+    memory: float
+    """Free bytes of one device (of the host for a CPU)."""
+    disk: float
+    """Free bytes where artifacts are written; infinite if unknown."""
+    flops: float
+    """FLOP/s of one device for matrix products in the compute precision."""
+    bandwidth: float
+    """Bytes per second that one device reads."""
+    width: int
+    """Bytes per number under `precision: auto`."""
+
+
+def machine(gpus: int, gigabytes: float) -> Machine:
+    """The machine described by the arguments, as fast as an A100's data sheet, or this one if both are 0.
+
+    Raises:
+        SettingsError: only one of the two is given, or a value is impossible.
+    """
+    if not gpus and not gigabytes:
+        return this_machine()
+    if gpus < 1 or not 0 < gigabytes < math.inf:
+        raise SettingsError("check: --gpus and --gpu-memory go together, for example 8 and 80")
+    sheet, name = Workload(), f"{gpus} x GPU with {gigabytes:g} GB, as fast as an A100"
+    return Machine("cuda", name, gpus, gigabytes * 1e9, math.inf, sheet.peak_flops, sheet.bandwidth, 2)
+
+
+def this_machine() -> Machine:
+    """This machine, with measured speeds."""
+    import torch
+
+    from spin_utils.files.runtime import choose_precision
+
+    device = base.device()
+    cuda, dtype = device.type == "cuda", choose_precision("auto", device)
+    count = torch.cuda.device_count() if cuda else 1
+    words = f"CPU, {torch.get_num_threads()} threads, in {str(dtype).removeprefix('torch.')}"
+    flops, bandwidth = _speed(device, dtype)
+    home = next(folder for folder in (paths.home(), *paths.home().parents) if folder.exists())
+    return Machine(
+        kind="cuda" if cuda else "cpu",
+        name=f"{count} x {torch.cuda.get_device_name()}" if cuda else words,
+        devices=count,
+        memory=min(torch.cuda.mem_get_info(i)[0] for i in range(count)) if cuda else free_memory(),
+        disk=float(shutil.disk_usage(home).free),
+        flops=flops,
+        bandwidth=bandwidth,
+        width=dtype.itemsize,
+    )
+
+
+def free_memory() -> float:
+    """Bytes that a new process can use: the system's free memory, within any limit of a container or batch job."""
+    import psutil
+
+    free, group = float(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
+    try:
+        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no such file, or "max": no limit here
+        return free
+
+
+def _speed(device: Any, dtype: Any) -> tuple[float, float]:
+    """FLOP/s of matrix products as large as in a training step, and bytes read from memory per second."""
+    import torch
+    from torch.utils.benchmark import Timer
+
+    rows, inner, columns = (8192, 4096, 4096) if device.type == "cuda" else (1024, 576, 1536)
+    a = torch.ones(rows, inner, dtype=dtype, device=device)
+    b = torch.ones(inner, columns, dtype=dtype, device=device)
+    values = torch.ones(2**26, device=device)  # much larger than any cache
+    product, reading = (
+        Timer(work, globals={"a": a, "b": b, "values": values}, num_threads=torch.get_num_threads())
+        for work in ("(a @ b)[0, 0].item()", "values.sum().item()")
+    )
+    seconds = [timer.blocked_autorange(min_run_time=0.5).median for timer in (product, reading)]
+    return 2.0 * rows * inner * columns / seconds[0], values.nbytes / seconds[1]
+
+
+@dataclass(frozen=True)
+class Need:
+    """Peak memory of one stage, in bytes."""
+
+    stage: str
+    sharded: Mapping[str, float]
+    """Parts that can be sharded over processes (FSDP2, ZeRO-3): weights, masters, gradients, moments."""
+    own: Mapping[str, float]
+    """Parts that every process has in full."""
+    lower: str = ""
+    """Settings that would lower it."""
+
+    def total(self, devices: int = 1) -> float:
+        """Bytes that have to be free on each device, margin included."""
+        return MARGIN * (sum(self.sharded.values()) / devices + sum(self.own.values())) + LIBRARIES
+
+
+def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machine: Machine) -> Iterator[Need]:
+    """Peak memory of each kind of stage."""
+    gpu, prompt, width = machine.kind == "cuda", lengths.longest_prompt, machine.width
+    sample = partial(sampling_memory, architecture, width=width, gpu=gpu)
+    answer, by_vllm = profile.generation.max_new_tokens, profile.generation.backend == "vllm"
+    for section, settings in trainings(profile).items():
+        responses = lengths.longest_real
+        if not section.startswith("sft"):
+            responses += max(answer, lengths.longest_real)
+        yield training_memory(
+            architecture,
+            settings,
+            width={"bfloat16": 2, "float32": 4, "auto": width}[settings.precision],
+            longest=prompt + responses,
+            fused=profile.processes.sharding == "ddp",
+            gpu=gpu,
+            stage=section.partition(".")[0],
+            lower=f"lower {section}.micro_batch_tokens, set {section}.gradient_checkpointing=true, or shard it over "
+            "more devices (processes.sharding=fsdp2, resources.training.gpus)",
+        )
+    if not profile.released and by_vllm:
+        yield _vllm_memory(architecture, profile.generation, prompt + answer)
+    held_out = profile.demonstrations.validation_rows != 0  # sampled by the kit itself
+    if not profile.released and (held_out or not by_vllm):
+        yield sample(profile.generation, prompt=prompt, answer=answer, stage="generation")
+    if profile.evaluation.suite == "local":
+        yield sample(profile.evaluation, prompt=prompt, answer=profile.evaluation.max_new_tokens, stage="evaluation")
+    else:
+        yield _scoring_memory(architecture, width, gpu)
+        yield sample(profile.evaluation, prompt=BENCHMARK_TOKENS, answer=BENCHMARK_ANSWER, stage="evaluation")
+    if profile.mt_bench is not None and judge.has_key():
+        answer = profile.mt_bench.max_new_tokens  # the second turn's prompt includes the first answer
+        yield sample(profile.mt_bench, prompt=MT_BENCH_TOKENS + answer, answer=answer, stage="mt_bench")
+
+
+def shared_by(profile: Profile, machine: Machine) -> int:
+    """Number of devices over which training shards weights, gradients and optimizer state."""
+    if profile.processes.sharding == "ddp":
+        return 1
+    return profile.processes.count or max(1, min(profile.resources.training.gpus, machine.devices))
+
+
+def training_memory(
+    architecture: Architecture,
+    settings: TrainingSettings,
+    *,
+    width: int,
+    longest: int,
+    fused: bool,
+    gpu: bool,
+    stage: str,
+    lower: str = "",
+) -> Need:
+    """Memory for forward, backward and optimizer step of one micro-batch.
+
+    Args:
+        architecture: sizes of the model.
+        settings: of the run.
+        width: bytes per number in the compute precision, 2 or 4.
+        longest: tokens of the longest row with all its responses; it forms a micro-batch even above the budget.
+        fused: whether layers use the path in `layers`, as they do unless their weights are sharded.
+        gpu: whether it runs on a GPU.
+        stage: its name.
+        lower: settings that would lower it.
+    """
+    a, tokens = architecture, max(settings.micro_batch_tokens, longest)
+    sharded = {
+        "weights": width * a.parameters if width == 2 else 0,  # in float32 the master weights are the weights
+        "masters": 4 * a.parameters,
+        "gradients": 4 * a.parameters,
+        "moments": 4 * (1 if settings.optimizer == "rmsprop" else 2) * a.parameters,
+    }
+    # Numbers per token that a layer stores for the backward pass: ten tensors in `layers`; transformers' own also store
+    # the inputs of the products after norms and gates, and in half precision the norms' inputs in float32.
+    stored = 2 * a.query + 2 * a.key_value + (2 if fused else 4) * a.feed_forward
+    stored += (2 if fused else 8 if width == 2 else 6) * a.hidden
+    layer = tokens * width * stored
+    kept = tokens * width * a.hidden * a.layers + layer if settings.gradient_checkpointing else layer * a.layers
+    logits = tokens * a.vocabulary  # an upper bound: prompts have none
+    own = {
+        "activations": kept,
+        "backward of a layer": tokens * (width * (6 * a.feed_forward + 6 * a.hidden) + 4 * 4 * a.hidden),
+        "attention": tokens * _attention_per_token(a, width, longest, gpu),
+        "logits": width * (logits if logits <= logprobs.KEPT_LOGITS else 2 * logprobs.CHUNK_LOGITS)
+        + (4 * min(logits, packing.GPU_ELEMENTS) if gpu else 0)
+        + 4 * a.vocabulary * a.hidden,
+        "one gradient": width * max(a.vocabulary, a.feed_forward) * a.hidden,
+    }
+    return Need(stage, sharded, own, lower)
+
+
+def sampling_memory(
+    architecture: Architecture,
+    settings: GenerationSettings | EvaluationSettings | MtBenchSettings,
+    *,
+    prompt: int,
+    answer: int,
+    width: int,
+    gpu: bool,
+    stage: str,
+) -> Need:
+    """Memory for decoding `batch_size` rows at once.
+
+    Args:
+        architecture: sizes of the model.
+        settings: rows decoded together.
+        prompt: tokens of the longest prompt.
+        answer: tokens of the longest response.
+        width: bytes per number in the compute precision, 2 or 4.
+        gpu: whether it runs on a GPU; on a CPU there is a second copy of the weights.
+        stage: its name, which is also the section of the settings.
+    """
+    a, rows = architecture, settings.batch_size
+    logits = rows * a.vocabulary
+    own = {
+        "weights": width * (1 if gpu else 2) * a.parameters,
+        # Keys and values; one layer is held twice while it grows.
+        "key-value cache": rows * (prompt + answer) * 2 * width * a.key_value * (a.layers + 1),
+        "prompts": (sampling.GPU_PREFILL_TOKENS if gpu else sampling.PREFILL_TOKENS)
+        * width
+        * (2 * a.feed_forward + 8 * a.hidden),
+        "logits": width * logits + 3 * 4 * (min(logits, packing.GPU_ELEMENTS) if gpu else 2**20),
+    }
+    return Need(stage, {}, own, f"lower {stage}.batch_size")
+
+
+def _vllm_memory(a: Architecture, settings: GenerationSettings, longest: int) -> Need:
+    """The least memory vLLM starts with: a cache for one response of the maximum length. Not measured.
+
+    The rest of its share of a device also goes to the cache and determines how many responses it decodes at once.
+    """
+    gpus, share = settings.vllm.tensor_parallel_size, settings.vllm.gpu_memory_utilization
+    own = {
+        "weights": 2 * a.parameters / gpus,
+        "key-value cache": longest * 2 * 2 * a.key_value * a.layers / gpus,
+        "prompts": VLLM_PREFILL_TOKENS * 2 * (2 * a.feed_forward / gpus + 8 * a.hidden),
+        "logits": 2 * 4 * settings.batch_size * a.vocabulary,  # and their log-probabilities
+    }
+    own = {name: size / share for name, size in own.items()}
+    return Need(VLLM, {}, own, "raise generation.vllm.tensor_parallel_size")
+
+
+def _scoring_memory(a: Architecture, width: int, gpu: bool) -> Need:
+    """Memory for log-likelihoods of choices: one pass of `lm` without gradients."""
+    own = {
+        "weights": width * a.parameters,
+        "activations": SCORED_TOKENS * width * (4 * a.feed_forward + 10 * a.hidden),
+        "attention": SCORED_TOKENS * _attention_per_token(a, width, SCORED_TOKENS, gpu),
+        "logits": 3 * 4 * (packing.GPU_ELEMENTS if gpu else lm.HEAD_ELEMENTS),
+    }
+    return Need("evaluation, choices", {}, own, "take a smaller model or more memory")
+
+
+def _attention_per_token(a: Architecture, width: int, longest: int, gpu: bool) -> int:
+    """Bytes per token for attention weights, their gradient and one copy, and for the mask.
+
+    GPU kernels do not store the weights. There it is queries, keys, values, output and their gradients, twice, because
+    each response has its own copy of the prompt.
+    """
+    if gpu:
+        keys = a.key_value if width == 2 else a.query
+        return 2 * width * (4 * a.query + 4 * keys)
+    return 3 * width * a.heads * min(2 * attention.BLOCK, longest) + (width + 2) * longest
+
+
+def disk(plan: Plan, architecture: Architecture, lengths: Lengths) -> float:
+    """Bytes on disk for one seed's unfinished artifacts, including the state that a running step saves for resuming."""
+    profile, spin, one, total = plan.profile, plan.profile.spin, checkpoint(architecture), 0.0
+    unfinished = [step for step in plan if not artifacts.is_complete(step.directory)]
+    for step in unfinished:
+        if step.stage == "base":
+            source = profile.released.get(step.name, profile.model).source
+            # A folder is used in place, and the hub's weights are bfloat16.
+            total += {"directory": 0.0, "hub": one / 2}.get(source, one)
+        if step.stage in ("sft", "spin", "subset", "dpo"):
+            total += one
+        if step.name == "spin-0" and spin.epochs_shown:
+            total += one * (spin.training.epochs - 1)
+        if step.stage == "epochs":
+            more = spin.epochs_shown - spin.training.epochs
+            total += one * more + optimizer_state(architecture, spin.training)
+        if step.stage == "pairs":
+            total += lengths.rows["spin"] * 4 * (lengths.prompt + lengths.real + lengths.generated)
+    if any("training" in step.settings for step in unfinished):
+        states = (optimizer_state(architecture, settings) for settings in trainings(profile).values())
+        total += 2 * max(states)  # a new state is complete before the old one is deleted
+    return total
+
+
+def checkpoint(architecture: Architecture) -> int:
+    """Bytes of a trained model's weights, in float32. The file's header adds a few kilobytes."""
+    return 4 * architecture.parameters
+
+
+def optimizer_state(architecture: Architecture, settings: TrainingSettings) -> int:
+    """Bytes of a run's saved state: master weights and moments."""
+    return 4 * (2 if settings.optimizer == "rmsprop" else 3) * architecture.parameters
+
+
+def hours(plan: Plan, machine: Machine, architecture: Architecture, found: Lengths) -> dict[str, float]:
+    """Hours of each unfinished step, by name; on several devices the work is assumed to split evenly."""
+    run = replace(
+        Workload(),
+        gpus=machine.devices,
+        peak_flops=machine.flops,
+        bandwidth=machine.bandwidth,
+        prompt_tokens=found.prompt,
+        real_tokens=found.real,
+        generated_tokens=found.generated,
+        decoded_together=plan.profile.generation.batch_size,
+    )
+    return {
+        step.name: _step_hours(plan, step, run, architecture, found)
+        for step in plan
+        if not artifacts.is_complete(step.directory)
+    }
+
+
+def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, found: Lengths) -> float:
+    profile, rows = plan.profile, found.rows
+    pair = forward_flops(a, found.prompt, found.real, found.generated)
+    vllm = profile.generation.vllm
+    used = vllm.processes * vllm.tensor_parallel_size if profile.generation.backend == "vllm" else 0  # 0: all there are
+    sampled = replace(run, gpus=min(run.gpus, used or run.gpus))
+    if step.stage == "pairs":
+        return generation_hours(replace(sampled, prompts=rows["spin"]), a)
+    if step.stage == "evaluation":
+        return _suite_hours(profile.evaluation.suite, profile.evaluation, run, a, found, "test")
+    if step.stage == "transfer":
+        suite = "paper_others" if profile.evaluation.suite == "paper" else "local"
+        return _suite_hours(suite, profile.evaluation, run, a, found, "transfer")
+    if step.stage == "heldout":
+        answered = replace(run, gpus=1, prompts=rows["validation"])  # by the first process alone
+        return generation_hours(answered, a) + _computing(2 * rows["validation"] * pair, run)
+    if step.stage == "sft":
+        training = control_training(profile) if step.parameters["more"] else profile.sft
+        assert training is not None
+        trained = rows.get("control", rows["sft"]) if step.parameters["more"] else rows["sft"]
+        work = training.epochs * _each(training) * forward_flops(a, found.prompt, found.real)
+        return _computing(trained * work, run)
+    if step.stage == "preferences":
+        assert profile.dpo is not None
+        sampling = profile.dpo.preferences.source == "samples"
+        answers = _pairs(plan, step, found) * profile.dpo.answers_per_prompt if sampling else 0
+        return generation_hours(replace(sampled, prompts=int(answers)), a)
+    if step.stage == "mt_answers":  # by one process; answers are assumed to be as long as demonstrations
+        assert profile.mt_bench is not None
+        answer = min(found.real, profile.mt_bench.max_new_tokens)
+        asked = judge_requests(profile.mt_bench)
+        return _answering(asked, MT_BENCH_MEAN + answer // 2, answer, profile.mt_bench, replace(run, gpus=1), a)
+    if step.stage == "mt_bench":
+        assert profile.mt_bench is not None
+        return judge_requests(profile.mt_bench) * JUDGE_SECONDS / profile.mt_bench.workers / 3600
+    if step.stage in ("spin", "epochs", "subset", "dpo"):
+        training = training_of(profile, step.name)
+        seen = training.epochs - (profile.spin.training.epochs if step.stage == "epochs" else 0)
+        passes = _each(training) * seen + (step.stage != "epochs")  # one pass by the opponent
+        return _computing(_pairs(plan, step, found) * pair * passes, run)
+    return 0.0  # data and base model: downloads, which the cost model cannot predict
+
+
+def _pairs(plan: Plan, step: Step, found: Lengths) -> float:
+    if step.stage in ("dpo", "preferences"):
+        assert plan.profile.dpo is not None
+        settings = plan.profile.dpo.preferences
+        if settings.source == "file":
+            return settings.rows or len(read_records(Path(settings.train)))
+        return settings.rows or HUB_ROWS.get(settings.name, found.rows["sft"])
+    part = step.settings.get("fiftieths", 50) / 50
+    return found.rows["spin"] * part * sum(name.startswith("pairs-") for name in step.inputs)
+
+
+def _each(settings: TrainingSettings) -> int:
+    """Cost of one epoch in forward passes: a backward pass counts as two, and checkpointing adds one."""
+    return 4 if settings.gradient_checkpointing else 3
+
+
+def judge_requests(settings: MtBenchSettings) -> int:
+    """Requests to the judge per model: two turns for each question."""
+    return 2 * len(CATEGORIES) * (settings.limit or 10)
+
+
+def _suite_hours(
+    suite: str, settings: EvaluationSettings, run: Workload, a: Architecture, found: Lengths, split: str
+) -> float:
+    if suite == "local":
+        answer = min(found.real, settings.max_new_tokens)
+        return _answering(found.rows[split], found.prompt, answer, settings, run, a)
+    total = 0.0
+    for name, benchmark in suites.SUITES[suite].items():
+        items = min(published.items(name), settings.limit or published.items(name))
+        if benchmark.filter:  # without a chat template the model generates up to the limit
+            total += _answering(items, BENCHMARK_MEAN, settings.max_new_tokens, settings, run, a)
+        else:
+            total += _computing(items * forward_flops(a, BENCHMARK_MEAN, *[CHOICE_TOKENS] * CHOICES), run)
+    return total
+
+
+def _answering(
+    items: int, prompt: int, answer: int, settings: EvaluationSettings | MtBenchSettings, run: Workload, a: Architecture
+) -> float:
+    asked = replace(run, prompts=items, prompt_tokens=prompt, generated_tokens=answer)
+    return generation_hours(replace(asked, decoded_together=settings.batch_size), a)
+
+
+def _computing(flops: float, run: Workload) -> float:
+    return flops / (run.gpus * run.peak_flops * run.utilisation) / 3600
+
+
+def forward_flops(architecture: Architecture, prompt: int, *responses: int) -> float:
+    """FLOPs of one forward pass over the responses to a prompt that is computed once.
+
+    Args:
+        architecture: sizes of the model.
+        prompt: tokens of the prompt.
+        responses: tokens of each response: two for a pair, one for a generation.
+    """
+    linear = 2 * architecture.body * (prompt + sum(responses))
+    seen = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in responses)  # causal
+    attention = 4 * architecture.query * architecture.layers * seen
+    head = 2 * architecture.hidden * architecture.vocabulary * sum(responses)
+    return linear + attention + head
+
+
+def generation_hours(run: Workload, architecture: Architecture) -> float:
+    """Hours to generate one response per prompt, limited by compute or by memory bandwidth, whichever is slower."""
+    computing = run.prompts * forward_flops(architecture, run.prompt_tokens, run.generated_tokens) / run.peak_flops
+    context = run.prompt_tokens + run.generated_tokens / 2
+    cache = 2 * 2 * architecture.layers * architecture.key_value * context  # keys and values in two bytes each
+    step = 2 * architecture.parameters + run.decoded_together * cache
+    reading = run.prompts / run.decoded_together * run.generated_tokens * step / run.bandwidth
+    return max(computing, reading) / (run.gpus * run.utilisation) / 3600
+
+
+def training_hours(run: Workload, architecture: Architecture, iteration: int) -> float:
+    """Hours to train one iteration: forward and backward in every epoch, and one forward pass by the opponent.
+
+    Iterations after the first have twice the pairs, because the previous iteration's are mixed in (sec. 6.1).
+    """
+    return _computing(training_flops(run, architecture, iteration), run)
+
+
+def training_flops(run: Workload, architecture: Architecture, iteration: int) -> float:
+    """FLOPs to train one iteration; a backward pass costs two forward passes."""
+    pairs = run.prompts * (2 if iteration else 1)
+    pair = forward_flops(architecture, run.prompt_tokens, run.real_tokens, run.generated_tokens)
+    return pairs * pair * (3 * run.epochs + 1)
+
+
+def utilisation(run: Workload, architecture: Architecture, iteration: int, hours: float) -> float:
+    """Model FLOPs utilisation that follows from a measured training time: FLOPs needed over FLOPs at peak."""
+    return training_flops(run, architecture, iteration) / (hours * 3600 * run.gpus * run.peak_flops)

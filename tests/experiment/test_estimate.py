@@ -1,0 +1,92 @@
+"""The memory estimate is held to real runs, and the cost model counts what the method needs and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import measure_memory
+import pytest
+import torch
+from safetensors import safe_open
+from tiny_models import tiny_model
+
+from spin_utils.experiment import estimate
+from spin_utils.paper import published
+from spin_utils.settings.run import TrainingSettings
+from spin_utils.training.optimizer import MasterOptimizer
+from spin_utils.training.state import SavedState, save_state
+
+RUN, MISTRAL = estimate.Workload(), estimate.Architecture()
+FACTOR = 1.35
+"""The estimate lies within this factor of the measured growth of a process."""
+
+
+def test_the_estimate_of_a_training_run_is_near_its_measured_peak() -> None:
+    # glibc gives large tensors back to the kernel, so that the peak is what was held at once.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, str(Path(measure_memory.__file__))]
+    result = subprocess.run(command, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for size, growth in zip(measure_memory.SIZES, json.loads(result.stdout.splitlines()[-1]), strict=True):
+        architecture = estimate.of_config(measure_memory.model_of(size).config)
+        settings, longest = measure_memory.training_settings(size), sum(measure_memory.PAIR)
+        need = estimate.training_memory(
+            architecture, settings, width=4, longest=longest, fused=True, gpu=False, stage="spin"
+        )
+        assert 1 / FACTOR < (need.total() - estimate.LIBRARIES) / growth < FACTOR, (size, growth, need)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+def test_bytes_of_checkpoints_and_saved_states_are_exact(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    architecture = estimate.of_config(model.config)
+    assert architecture.parameters == sum(parameter.numel() for parameter in model.parameters())
+    model.save_pretrained(tmp_path)
+    assert tensor_bytes(tmp_path / "model.safetensors") == estimate.checkpoint(architecture)
+    for name in ("rmsprop", "adamw"):
+        settings = TrainingSettings(learning_rate=1e-6, optimizer=name)
+        optimizer = MasterOptimizer(model, settings, torch.float32)
+        save_state(tmp_path / name, {}, SavedState(1, "float32", optimizer.tensors(), []))
+        (file,) = (tmp_path / name).glob("state-*/state.safetensors")
+        assert tensor_bytes(file) == estimate.optimizer_state(architecture, settings)
+        optimizer.close()
+
+
+def tensor_bytes(file: Path) -> int:
+    with safe_open(file, framework="pt") as tensors:
+        return sum(tensors.get_tensor(name).nbytes for name in tensors.keys())  # noqa: SIM118
+
+
+def test_the_default_architecture_has_the_published_number_of_parameters() -> None:
+    assert MISTRAL.parameters == 7_241_732_096
+
+
+def test_a_small_forward_pass_equals_counting_by_hand() -> None:
+    tiny = estimate.Architecture(layers=1, hidden=2, query=2, key_value=1, feed_forward=3, vocabulary=5)
+    weights = 2 * (2 + 2 * 1) + 2 * 2 + 3 * 2 * 3
+    seen = 1 + 2 + 3  # each of three tokens attends to itself and those before it
+    assert estimate.forward_flops(tiny, 1, 2) == 2 * weights * 3 + 4 * 2 * seen + 2 * 2 * 5 * 2
+
+
+def test_a_shared_prompt_is_counted_once() -> None:
+    together = estimate.forward_flops(MISTRAL, 128, 300, 230)
+    apart = estimate.forward_flops(MISTRAL, 128, 300) + estimate.forward_flops(MISTRAL, 128, 230)
+    assert apart - together == estimate.forward_flops(MISTRAL, 128)
+
+
+def test_generation_one_by_one_is_bound_by_reading_the_weights() -> None:
+    alone = estimate.generation_hours(dataclasses.replace(RUN, decoded_together=1), MISTRAL)
+    reading = RUN.prompts * RUN.generated_tokens * 2 * MISTRAL.parameters / RUN.bandwidth
+    assert alone == pytest.approx(reading / (RUN.gpus * RUN.utilisation) / 3600, rel=0.01)
+
+
+def test_utilisation_undoes_the_prediction_and_is_low_for_the_papers_hours() -> None:
+    hours = estimate.training_hours(RUN, MISTRAL, 0)
+    assert estimate.utilisation(RUN, MISTRAL, 0, hours) == pytest.approx(RUN.utilisation)
+    paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]["training", 0]
+    assert 0.05 < estimate.utilisation(RUN, MISTRAL, 0, paper) < RUN.utilisation
