@@ -1,20 +1,25 @@
 """Text to token ids and back: one template for SFT, generation, SPIN and evaluation.
 
 Prompt and response are encoded separately and concatenated, and nothing downstream encodes them again: training sees
-exactly the sampled ids. The only special tokens come from the template and the end token. Strings that look like
-special tokens inside a user's text stay plain text.
+exactly the sampled ids. What stands around an answer is read off the tokenizer's own chat template, see `Frame`. The
+only special tokens come from the template and the end token. Strings that look like special tokens inside a user's text
+stay plain text.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from spin_utils.files import disk
 from spin_utils.files.paths import KitError
 from spin_utils.settings.inputs import TemplateSettings
 
@@ -22,7 +27,11 @@ log = logging.getLogger(__name__)
 
 _MARK = "\ue000user\ue000"
 """Placeholder for the user's text while the frame of a chat template is determined."""
+_ANSWER = "\ue000answer\ue000"
+"""The same for the assistant's."""
 _OTHERWISE = "set template.kind: text and write template.prompt"
+_TODAY = re.compile(r"""strftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
+"""How a chat template writes today's date."""
 
 
 class TemplateError(KitError):
@@ -31,6 +40,28 @@ class TemplateError(KitError):
 
 class TooLongError(TemplateError):
     """A prompt or a response has more tokens than the template allows."""
+
+
+class Frame(NamedTuple):
+    """What a template puts around a user's text and the answer.
+
+    The prompt of a row is `before`, the text and `after`; its response is `lead`, the answer, `trail` and `end`.
+    """
+
+    before: str
+    after: str
+    """From the user's text to the answer: the generation prompt, and what the chat template writes behind it, such as
+    an empty thought, which a model then does not have to sample."""
+    lead: str
+    """Spaces at the answer's start, as in `[/INST] 3`: they are part of its first token."""
+    trail: str
+    """What stands between answer and end token, mostly nothing."""
+    tail: str
+    """Everything that the chat template writes behind an answer."""
+    opening: str
+    """The end of `after` that the generation prompt does not have."""
+    end: str
+    end_id: int
 
 
 class EncodedRow(NamedTuple):
@@ -112,18 +143,19 @@ def encode_conversation(
     Raises:
         TemplateError: the tokenizer has no chat template, or one that leaves out or repeats a text.
     """
-    before, after, _ = _frame(tokenizer, template, str(tokenizer.chat_template or ""))
+    made = frame(tokenizer, template)
     if system and template.kind == "text":
         texts, system = [f"{system}\n\n{texts[0]}", *texts[1:]], ""
     said = [system, *texts] if system else list(texts)
-    pieces = [before, after]
-    if template.kind == "chat" and len(said) > 1:
-        pieces = _pieces(tokenizer, template, len(texts), _MARK if system else "")
-    elif len(texts) > 1:
-        pieces = [before, *[after, (template.end or str(tokenizer.eos_token)) + before] * (len(texts) // 2), after]
     plain = not any(token in text for text in said for token in _special_tokens(tokenizer))
-    if plain and template.kind == "chat":
-        return _encode(tokenizer, _render(tokenizer, template, texts, system))
+    if template.kind == "chat":
+        pieces = _pieces(tokenizer, template, texts, system) if len(said) > 1 or not plain else []
+        if plain:
+            return _encode(tokenizer, _render(tokenizer, template, texts, system) + made.opening)
+        pieces[-1] += made.opening
+        said = [text.strip() for text in said]
+    else:
+        pieces = [made.before, *[made.after, made.end + made.before] * (len(texts) // 2), made.after]
     if plain:
         return _encode(tokenizer, pieces[0] + "".join(a + b for a, b in zip(said, pieces[1:], strict=True)))
     # Only the template's own markers may act as markers, so the texts are encoded separately.
@@ -148,15 +180,9 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettin
             (which keeps the start).
         TemplateError: the end token is not a single token of the vocabulary.
     """
-    _, after, end_id = _frame(tokenizer, template, str(tokenizer.chat_template or ""))
-    anchor = _encode(tokenizer, after)
-    if any(token in response for token in _special_tokens(tokenizer)):
-        ids = _encode(tokenizer, response, plain=True)
-    else:
-        ids = _encode(tokenizer, after + response)
-        # If the first characters of the response merged with the template's last ones, encode it on its own.
-        ids = ids[len(anchor) :] if ids[: len(anchor)] == anchor else _encode(tokenizer, response)
-    ids.append(end_id)
+    made = frame(tokenizer, template)
+    text = made.lead + _written(tokenizer, template, made, response) + made.trail
+    ids = [*_after(tokenizer, made, text), made.end_id]
     if len(ids) > template.max_response_tokens:
         if template.too_long != "truncate":
             raise TooLongError(_too_long_message("response", len(ids), template.max_response_tokens))
@@ -164,23 +190,57 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettin
     return ids
 
 
+def encode_beginning(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, text: str) -> list[int]:
+    """Token ids of the first words of a response that is to be continued, in their place after the template."""
+    made = frame(tokenizer, template)
+    return _after(tokenizer, made, made.lead + text)
+
+
+def _after(tokenizer: PreTrainedTokenizerBase, made: Frame, text: str) -> list[int]:
+    """Ids of a text that follows the template, without the mark that a tokenizer may put at the start of a text."""
+    if any(token in text for token in _special_tokens(tokenizer)):
+        return _encode(tokenizer, text, plain=True)
+    # If its first characters merged with the template's last ones, it is encoded behind a token that does not merge.
+    for before in (made.after, made.end):
+        anchor, ids = _encode(tokenizer, before), _encode(tokenizer, before + text)
+        if ids[: len(anchor)] == anchor:
+            return ids[len(anchor) :]
+    return _encode(tokenizer, text)
+
+
 def decode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, ids: Iterable[int]) -> str:
-    """Text of a sampled response, up to its first end token and without special tokens."""
-    stop = end_ids(tokenizer, template)
-    kept = []
+    """Text of a sampled response, up to its first end token and without special tokens and the template's spaces."""
+    stop, made = end_ids(tokenizer, template), frame(tokenizer, template)
+    kept, trail = [], ""
     for token in ids:
         if int(token) in stop:
+            trail = made.trail
             break
         kept.append(int(token))
-    return str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    text = str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return text.removeprefix(made.lead).removesuffix(trail)
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings) -> set[int]:
-    """Ids that end a response: the template's end token and the tokenizer's end-of-sequence token."""
-    ids = {_frame(tokenizer, template, str(tokenizer.chat_template or ""))[2]}
+    """Ids that end a response: the template's end token, the tokenizer's end-of-sequence token, and those that the
+    generation_config.json next to the tokenizer declares."""
+    ids = {frame(tokenizer, template).end_id, *declared_ends(str(tokenizer.name_or_path))}
     if tokenizer.eos_token_id is not None:
         ids.add(int(tokenizer.eos_token_id))
     return ids
+
+
+@lru_cache(maxsize=16)
+def declared_ends(folder: str) -> frozenset[int]:
+    """The end tokens in a model folder's generation_config.json; none if it has no such file."""
+    path = Path(folder) / "generation_config.json"
+    if not folder or not path.is_file():
+        return frozenset()
+    try:
+        ends = disk.parse_json(path.read_text(encoding="utf-8")).get("eos_token_id")
+        return frozenset(int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise TemplateError(f"{path}: not readable ({error}); correct eos_token_id or save the model again") from None
 
 
 def encode_rows(
@@ -196,8 +256,10 @@ def encode_rows(
 
     Raises:
         TooLongError: a row is too long; the message names it.
+        TemplateError: the chat template rewrites a response, such as one that holds a thought of its own.
     """
     encoded = []
+    frame(tokenizer, template)
     for number, row in enumerate(rows, start=1):
         try:
             prompt_ids = encode_prompt(tokenizer, template, row["prompt"], row.get("system", ""))
@@ -206,6 +268,8 @@ def encode_rows(
             if template.too_long == "drop":
                 continue
             raise TooLongError(f"row {number} ({row.get('id', 'no id')}): {error}") from None
+        except TemplateError as error:
+            raise TemplateError(f"row {number} ({row.get('id', 'no id')}): {error}") from None
         encoded.append(EncodedRow(row, prompt_ids, response_ids))
     if rows and not encoded:
         raise TooLongError(f"all {len(rows)} rows are too long for the template; raise template.max_prompt_tokens")
@@ -214,38 +278,106 @@ def encode_rows(
     return encoded
 
 
-@lru_cache(maxsize=16)
-def _frame(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, chat_template: str) -> tuple[str, str, int]:
-    """Text before and after the user's prompt, and the id of the end token.
+def frame(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings) -> Frame:
+    """What stands around prompts and responses.
 
-    `chat_template` is only part of the cache key, in case a tokenizer's template is replaced. A tokenizer may have
-    several by name, of which transformers renders the one called default.
+    A chat template is rendered once with a user's and an assistant's marker, and once with the user's and a generation
+    prompt. The first must begin like the second; the end token is the first token of its own behind the answer.
+
+    Raises:
+        TemplateError: the tokenizer has no chat template, one that leaves out or repeats a text, one whose answers do
+            not follow its generation prompt, or no end token.
     """
-    end = template.end or tokenizer.eos_token
-    if not end:
-        raise TemplateError("the tokenizer has no end-of-sequence token; name one in template.end")
+    return _frame(tokenizer, template, str(tokenizer.chat_template or ""))
+
+
+@lru_cache(maxsize=16)
+def _frame(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, chat_template: str) -> Frame:
+    # `chat_template` is only part of the cache key, in case a tokenizer's template is replaced.
+    lead = opening = tail = ""
+    if template.kind == "text":
+        before, after = template.prompt.split("{prompt}")
+        _warn_of_start(tokenizer, before)
+    elif not chat_template:
+        raise TemplateError(
+            "the tokenizer has no chat template; set template.kind: text and write template.prompt, "
+            "or add a chat template to the tokenizer"
+        )
+    else:
+        before, after = _pieces(tokenizer, template, [_MARK])
+        whole = _render(tokenizer, template, [_MARK, _ANSWER], asked=False)
+        places = whole.split(_MARK), whole.split(_ANSWER)
+        if [len(parts) for parts in places] != [2, 2] or _ANSWER in places[0][0]:
+            counts = f"the user's message {len(places[0]) - 1} times and the answer {len(places[1]) - 1} times"
+            raise TemplateError(f"the chat template writes {counts}, not once each in this order; {_OTHERWISE}")
+        between, tail = places[0][1].split(_ANSWER)
+        if places[0][0] != before or not between.startswith(after):
+            raise TemplateError(
+                f"in the chat template an answer does not follow the generation prompt: it writes "
+                f"{_legible(whole)!r}, but asks with {_legible(before + _MARK + after)!r}; {_OTHERWISE}"
+            )
+        opening = between[len(after) :]
+        opening = opening.rstrip(" ") if opening.strip() else ""
+        after, lead = after + opening, between[len(after + opening) :]
+        if opening:
+            log.info("chat template: %r stands between generation prompt and answer, and is part of prompts", opening)
+    end, trail = _end(tokenizer, template, tail)
     end_id = tokenizer.get_vocab().get(end)
     if end_id is None:
         raise TemplateError(
             f"template.end: {end!r} is not one token of this tokenizer's vocabulary; use one of its special tokens: "
             + ", ".join(sorted(_special_tokens(tokenizer)))
         )
-    if template.kind == "text":
-        before, after = template.prompt.split("{prompt}")
-        return before, after, end_id
-    if not chat_template:
-        raise TemplateError(
-            "the tokenizer has no chat template; set template.kind: text and write template.prompt, "
-            "or add a chat template to the tokenizer"
+    return Frame(before, after, lead, trail, tail, opening, end, end_id)
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, tail: str) -> tuple[str, str]:
+    """The end token, and what stands between an answer and it."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()} | _special_tokens(tokenizer)
+    found = [(tail.index(token), -len(token), token) for token in added if token.strip() and token in tail]
+    end = template.end or (min(found)[2] if found else str(tokenizer.eos_token or ""))
+    if not end:
+        raise TemplateError("the tokenizer has no end-of-sequence token; name one in template.end")
+    if template.kind == "chat" and end not in tail:
+        told = "the chat template does not write %r behind an answer (it writes %r); responses end in it all the same"
+        log.warning(told, end, tail)
+    return end, tail.partition(end)[0] if end in tail else ""
+
+
+def _warn_of_start(tokenizer: PreTrainedTokenizerBase, before: str) -> None:
+    """Say so if a text template lacks a token that the tokenizer puts before every text."""
+    plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
+    start = tokenizer.decode(whole[: whole.index(plain[0])]) if plain and plain[0] in whole else ""
+    if start and not before.startswith(start):
+        log.warning(
+            "this tokenizer puts %r before a text, and template.prompt does not begin with it, so the model is trained "
+            "and sampled without it; if it was trained with it, write it there",
+            start,
         )
-    before, after = _pieces(tokenizer, template, 1)
-    return before, after, end_id
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: int, system: str = "") -> list[str]:
-    """The text that a chat template puts before, between and after a conversation's texts and its system message."""
-    expected = texts + bool(system)
-    pieces = _render(tokenizer, template, [_MARK] * texts, system).split(_MARK)
+def _written(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, made: Frame, response: str) -> str:
+    """A response as the chat template writes it, which may strip white space."""
+    if template.kind == "text":
+        return response
+    whole = _render(tokenizer, template, [_MARK, response], asked=False)
+    start = made.before + _MARK + made.after + made.lead
+    written = whole[len(start) : len(whole) - len(made.tail)]
+    if whole != start + written + made.tail or written.strip() != response.strip():
+        raise TemplateError(
+            f"the chat template rewrites the response to {whole.rpartition(_MARK)[2][-300:]!r}; take out what it "
+            f"rewrites, such as a thought, or {_OTHERWISE}"
+        )
+    return written
+
+
+def _pieces(
+    tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: Sequence[str], system: str = ""
+) -> list[str]:
+    """The text that a chat template puts before, between and after the stripped texts of a conversation."""
+    marked = [text.replace(text.strip(), _MARK, 1) for text in (system, *texts) if text]
+    expected = len(texts) + bool(system)
+    pieces = _render(tokenizer, template, marked[-len(texts) :], marked[0] if system else "").split(_MARK)
     if len(pieces) != expected + 1:
         message = "the user's message" if expected == 1 else f"the {expected} messages of a conversation"
         message += " with its system message" if system else ""
@@ -256,18 +388,42 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, text
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: Sequence[str], system: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    template: TemplateSettings,
+    texts: Sequence[str],
+    system: str = "",
+    *,
+    asked: bool = True,
 ) -> str:
+    """A conversation in the chat template, with a generation prompt if it is `asked` for an answer."""
     roles = ("user", "assistant")
     messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
     if system or template.system:
         messages.insert(0, {"role": "system", "content": system or template.system})
     try:  # transformers renders in jinja2's sandbox, which refuses a template that reaches for Python itself
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        frozen = _frozen(str(tokenizer.get_chat_template()), template.date)
+        options: dict[str, Any] = {"chat_template": frozen, "add_generation_prompt": asked, "tokenize": False}
+        return str(tokenizer.apply_chat_template(messages, **options))
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise TemplateError(
             f"the chat template cannot be rendered ({type(error).__name__}: {error}); correct it, or {_OTHERWISE}"
         ) from None
+
+
+@lru_cache(maxsize=16)
+def _frozen(chat_template: str, day: str) -> str:
+    """A chat template that writes a fixed day where it would write today's date."""
+    frozen = _TODAY.sub(lambda call: repr(date.fromisoformat(day).strftime(call[2])), chat_template)
+    if re.search(r"strftime_now\s*\(", frozen):
+        raise TemplateError(
+            "the chat template writes today's date in a format that it computes, so the same settings would give other "
+            f"prompts tomorrow; write the format as text in it, or {_OTHERWISE}"
+        )
+    return frozen
+
+
+def _legible(text: str) -> str:
+    return text.replace(_MARK, "{prompt}").replace(_ANSWER, "{answer}")
 
 
 @lru_cache(maxsize=16)

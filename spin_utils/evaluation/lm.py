@@ -207,7 +207,7 @@ class PackedLM(TemplateLM):
         for request in requests:
             prefix = self.prefixes.get(str(request.task_name), lambda _: None)(request.doc) or ""
             context = str(request.args[0])
-            begun.append(templates.encode_response(self.tokenizer, template, prefix)[:-1] if prefix else [])
+            begun.append(templates.encode_beginning(self.tokenizer, template, prefix) if prefix else [])
             asked.append(context.removesuffix(prefix).removesuffix(" ") if prefix else context)
         systems = [_system(request) for request in requests]
         encoded = templates.encode_prompts(self.tokenizer, template, asked, systems)

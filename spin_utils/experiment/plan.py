@@ -18,7 +18,7 @@ from spin_utils.evaluation import judge
 from spin_utils.evaluation.mt_bench import FILES
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.model import base
-from spin_utils.settings.inputs import DemonstrationSettings, require
+from spin_utils.settings.inputs import DemonstrationSettings, require, template_identity
 from spin_utils.settings.machine import answers_identity, judge_identity
 from spin_utils.settings.names import ModelName, main_chain
 from spin_utils.settings.profiles import as_dict
@@ -170,7 +170,7 @@ def make(profile: Profile, seed: int) -> Plan:
             del steps[grades], steps[answers]  # `left_out` gives the reason
 
     task_files = _task_identity(profile.evaluation)
-    spin, template = profile.spin, as_dict(profile.template)
+    spin, template = profile.spin, template_identity(profile.template)
     answered = {"generation": generation_identity(profile.generation), "template": template}
     evaluation = {"evaluation": evaluation_identity(profile.evaluation), "template": template}
     if needs_data(profile):

@@ -20,7 +20,7 @@ import numpy as np
 
 from spin_utils.data import families, preferences
 from spin_utils.data.rows import Row, RowError, read_rows
-from spin_utils.data.templates import EncodedRow, decode_response, encode_response, encode_rows, end_ids
+from spin_utils.data.templates import EncodedRow, decode_response, encode_rows, end_ids, frame
 from spin_utils.experiment import preflight
 from spin_utils.experiment.plan import Plan, Step, control_training, stream, training_of
 from spin_utils.files import artifacts, processes
@@ -220,7 +220,7 @@ def training_pairs(plan: Plan, name: str) -> Pairs:
     end = None
     if training_of(plan.profile, name).end_truncated:
         tokenizer = base.load_tokenizer(plan.directory(step.inputs[0]))
-        end = encode_response(tokenizer, plan.profile.template, "")[-1]
+        end = frame(tokenizer, plan.profile.template).end_id
     pairs = Pairs(files, end_truncated=end)
     if step.stage != "subset":
         return pairs

@@ -33,6 +33,8 @@ _TINY_TEMPLATE = (
 )
 
 INDEX = "model.safetensors.index.json"
+_MIXED = " Hello world,\n\n  it's 12345 and 6.7:\tdéjà vu, 漢字 🙂 def f(x): return x  \n"
+"""What tokenizers split in different ways."""
 
 Tensors = dict[str, tuple[Path, list[int], str]]
 """Stored tensors by name: file, shape and dtype."""
@@ -92,6 +94,11 @@ def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed:
     else:
         where = settings.path if settings.source == "directory" else _download(settings)
         (work / "model.json").write_text(json.dumps({"path": str(Path(where).resolve())}) + "\n")
+        if settings.source == "hub":  # a folder was refused
+            try:
+                _check_ids(Path(where), load_tokenizer(work))
+            except ModelError as error:
+                log.warning("%s", error)
     return resolve(work)
 
 
@@ -217,7 +224,7 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
     Raises:
         ModelError: with the file and the remedy.
     """
-    from spin_utils.data.templates import TemplateError, end_ids
+    from spin_utils.data.templates import TemplateError, declared_ends, end_ids, frame
 
     check_directory(folder)
     stored = _stored(folder)
@@ -231,6 +238,7 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
         ) from None
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: the tokenizer has no tokenizer.json; save a fast one with save_pretrained")
+    _check_ids(folder, tokenizer)
     largest, places = max(tokenizer.get_vocab().values(), default=-1), model.config.vocab_size
     if largest >= places:
         raise ModelError(
@@ -239,8 +247,32 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
         )
     try:
         end_ids(tokenizer, template)
+        made, declared = frame(tokenizer, template), declared_ends(str(folder))
     except TemplateError as error:
         raise ModelError(f"{folder}: {error}") from None
+    if declared and made.end_id not in declared:
+        names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(declared))))
+        log.warning(
+            "%s: responses end in %r, but generation_config.json ends them in %s; sampling stops at any of them",
+            folder,
+            made.end,
+            names,
+        )
+
+
+def _check_ids(folder: Path, tokenizer: Any) -> None:
+    """Raise if the class that tokenizer_config.json names makes other ids of a text than tokenizer.json does."""
+    from tokenizers import Tokenizer
+
+    stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    stored.no_truncation()
+    stored.no_padding()
+    expected, found = (each.encode(_MIXED, add_special_tokens=False) for each in (stored, tokenizer))
+    if list(found) != expected.ids:
+        raise ModelError(
+            f"{folder}: as {type(tokenizer).__name__}, which tokenizer_config.json names, the tokenizer makes other "
+            "ids of a text than tokenizer.json says; write tokenizer_class: PreTrainedTokenizerFast there"
+        )
 
 
 def _skeleton(folder: Path) -> Any:

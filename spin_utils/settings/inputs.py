@@ -7,7 +7,8 @@ What is done with them is in `run`. Types and ranges are in the annotations; wha
 from __future__ import annotations
 
 import re
-from dataclasses import field
+from dataclasses import asdict, field
+from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field
@@ -213,7 +214,11 @@ class TemplateSettings:
     prompt: str = "{prompt}"
     """Text around the prompt (`text`); must hold {prompt} once."""
     end: str = ""
-    """Token that ends a response; empty: the tokenizer's end-of-sequence token."""
+    """Token that ends a response; empty: the one that the chat template writes behind an answer, or with a text
+    template the tokenizer's end-of-sequence token."""
+    date: str = "2024-07-26"
+    """The date that chat templates write as today's, such as those of Llama 3: keys and prompts must not depend on the
+    day of the run."""
     system: str = ""
     """System message (`chat`) for rows without their own; empty: none is added."""
     max_prompt_tokens: Positive = 512
@@ -229,3 +234,15 @@ class TemplateSettings:
     def __post_init__(self) -> None:
         if self.kind == "text":
             require(self.prompt.count("{prompt}") == 1, "prompt: must hold {prompt} exactly once")
+        try:
+            date.fromisoformat(self.date)
+        except ValueError:
+            raise SettingsError(f"date: {self.date!r} is not a date; write one such as 2024-07-26") from None
+
+
+def template_identity(settings: TemplateSettings) -> dict[str, Any]:
+    """What token ids depend on, as JSON data; the date only if it is another one, so that older keys are the same."""
+    identity = asdict(settings)
+    if settings.date == TemplateSettings.date:
+        del identity["date"]
+    return identity

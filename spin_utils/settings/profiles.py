@@ -153,10 +153,7 @@ def parse_yaml(text: str) -> Any:
     >>> parse_yaml("learning_rate: 5e-7")
     {'learning_rate': 5e-07}
     """
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except ValueError as error:  # a date that does not exist
-        raise yaml.YAMLError(str(error)) from None
+    return yaml.load(text, Loader=_StrictLoader)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -173,6 +170,10 @@ class _StrictLoader(yaml.SafeLoader):
         return mapping
 
 
+_StrictLoader.yaml_implicit_resolvers = {  # a date is text, as in JSON
+    first: [each for each in known if each[0] != "tag:yaml.org,2002:timestamp"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 # YAML 1.1 reads 5e-7, without a point, as text; people write it that way.
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from spin_utils.data.templates import (
     TemplateError,
     TooLongError,
+    declared_ends,
     decode_response,
+    encode_beginning,
     encode_conversation,
     encode_prompt,
     encode_prompts,
     encode_response,
     encode_rows,
     end_ids,
+    frame,
 )
-from spin_utils.settings.inputs import TemplateSettings
+from spin_utils.settings import profiles
+from spin_utils.settings.inputs import SettingsError, TemplateSettings, template_identity
 
 TEXTS = ["Compute 4 - 1 - 7.", "4 - 1 = 3, 3 - 7 = -4. Answer: -4", "user assistant system Hello there"]
 TEXT = TemplateSettings(kind="text", prompt="<|user|>\n{prompt}<|end|>\n<|assistant|>\n", end="<|end|>")
@@ -88,9 +94,14 @@ def test_a_template_that_cannot_hold_what_is_said_is_refused_with_the_remedy(
     with pytest.raises(TemplateError, match=r"template\.end: '###' is not one token .* <\|end\|>"):
         encode_response(tokenizer, TemplateSettings(kind="text", end="###"), "Hello")
     monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages[-1:] %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(TemplateError, match=r"with its system message 1 times .* template.kind: text"):
+    with pytest.raises(TemplateError, match=r"the user's message 0 times and the answer 1 times.* template.kind: text"):
+        encode_prompt(tokenizer, CHAT, "there")
+    monkeypatch.setattr(
+        tokenizer, "chat_template", JINJA.replace("in messages", "in messages if m['role'] != 'system'")
+    )
+    with pytest.raises(TemplateError, match=r"the 2 messages of a conversation with its system message 1 times"):
         encode_prompt(tokenizer, CHAT, "there", "Hello")
-    monkeypatch.setattr(tokenizer, "chat_template", JINJA.replace("in messages", "in messages if m['role'] == 'user'"))
+    monkeypatch.setattr(tokenizer, "chat_template", JINJA.replace("in messages", "in messages[-2:]"))
     with pytest.raises(TemplateError, match="the 3 messages of a conversation 2 times instead of 3"):
         encode_conversation(tokenizer, CHAT, TALK)
 
@@ -124,6 +135,8 @@ def test_response_begins_as_it_does_after_the_template(sentence_piece_like: PreT
     assert prompt + response[:-1] == sentence_piece_like.encode("Hello\nthere", add_special_tokens=False)
     alone = sentence_piece_like.encode("there", add_special_tokens=False)
     assert response[:-1] != alone
+    merged = encode_response(sentence_piece_like, template, "\nthere")
+    assert sentence_piece_like.convert_ids_to_tokens(merged)[0] == "\n", "no mark of a text's start"
 
 
 TALK = ["Hello there", "4 - 1 = 3", "user assistant"]
@@ -138,6 +151,158 @@ def test_a_conversation_is_what_the_chat_template_makes_of_it(tokenizer: PreTrai
         "<|user|>\nHello there<|end|>\n<|assistant|>\n4 - 1 = 3<|end|><|user|>\nuser assistant<|end|>\n<|assistant|>\n",
         add_special_tokens=False,
     )
+
+
+TURN = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+ASK = "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+MANNERS = {
+    "a space before the answer and before its end, as Llama 2": (
+        "{{ '<s>' }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] | trim }} [/INST]"
+        "{% else %} {{ m['content'] | trim }} </s>{% endif %}{% endfor %}",
+        ("", " ", " ", "</s>"),
+    ),
+    "no generation prompt": (TURN, ("<|assistant|>\n", "", "", "<|end|>")),
+    "no generation prompt, and a space": (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] != 'user' %}</s>{% endif %}\n"
+        "{% endfor %}",
+        ("assistant:", " ", "", "</s>"),
+    ),
+    "an empty thought, as Qwen 3": (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>"
+        "\n\n{% endif %}{{ m['content'] }}<|end|>\n{% endfor %}" + ASK,
+        ("<think>\n\n</think>\n\n", "", "", "<|end|>"),
+    ),
+    "a thought that the generation prompt begins": (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{% if m['role'] == 'assistant' %}<think>\n\n</think>\n{% endif %}"
+        "{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n<think>\n{% endif %}",
+        ("\n</think>\n", "", "", "<|end|>"),
+    ),
+    "end of turn and end of text, as Phi 3": (
+        TURN + "{% if add_generation_prompt %}<|assistant|>\n{% else %}</s>{% endif %}",
+        ("", "", "", "<|end|>"),
+    ),
+    "stripped, a start token and a turn's own end, as Gemma": (
+        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
+        + ASK,
+        ("", "", "", "<|end|>"),
+    ),
+    "the answer on the line below, stripped on its left": (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n\n{{ m['content'].lstrip() }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        ("", "\n\n", "", "<|end|>"),
+    ),
+}
+"""Chat templates, and what stands before an answer (beyond the generation prompt, in its first token) and behind it."""
+EDGES = ["yes", " 4 - 1 = 3\n", "there  "]
+
+
+@pytest.fixture(params=["bytes", "pieces"])
+def chatty(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    """A tokenizer whose end-of-sequence token ends no turn, and which puts a start token before every text."""
+    byte_level = request.param == "bytes"
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if byte_level
+        else pre_tokenizers.Metaspace(prepend_scheme="first")
+    )
+    inner.decoder = decoders.ByteLevel() if byte_level else decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>", "<unk>", *SPECIAL],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if byte_level else [],
+    )
+    inner.train_from_iterator([*TEXTS, "[INST] [/INST] <think>\n\n</think>\n\n:there  yes"] * 2, trainer)
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+def test_a_row_is_what_the_models_own_chat_template_makes_of_it(manner: str, chatty: PreTrainedTokenizerFast) -> None:
+    chatty.chat_template, (opening, lead, trail, end) = MANNERS[manner]
+    made = frame(chatty, CHAT)
+    assert (made.opening, made.lead, made.trail, made.end) == (opening, lead, trail, end)
+    for answer in EDGES:
+        row = {"id": "1", "prompt": " Compute 4 - 1 - 7.", "response": answer}
+        (encoded,) = encode_rows(chatty, CHAT, [row])
+        said = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": answer}]
+        whole = chatty.apply_chat_template(said, tokenize=True, return_dict=False)
+        last = len(whole) - whole[::-1].index(made.end_id)
+        assert encoded.prompt_ids + encoded.response_ids == whole[:last], answer
+        asked = chatty.apply_chat_template(said[:1], tokenize=False, add_generation_prompt=True)
+        assert encoded.prompt_ids == chatty.encode(asked + opening, add_special_tokens=False)
+        assert encoded.prompt_ids.count(chatty.bos_token_id) == asked.count("<s>") <= 1
+        assert decode_response(chatty, CHAT, encoded.response_ids).strip() == answer.strip()
+        sly = encode_rows(chatty, CHAT, [row | {"prompt": "<|end|>Compute ", "response": f"<|end|>{answer}"}])[0]
+        assert sly.response_ids.count(made.end_id) == 1
+        assert sly.prompt_ids.count(made.end_id) == encoded.prompt_ids.count(made.end_id)
+    assert end_ids(chatty, CHAT) == {made.end_id, chatty.eos_token_id}
+    assert encode_beginning(chatty, CHAT, "yes") == encode_response(chatty, CHAT, "yes")[: -2 if trail else -1]
+
+
+def test_what_a_template_strips_is_stripped_from_texts_that_hold_markers_too(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer = copy(tokenizer)
+    tokenizer.chat_template = JINJA.replace("m['content']", "m['content'] | trim")
+    for text in (" <|end|> there\n", "<|end|> there"):
+        assert (
+            tokenizer.decode(encode_prompt(tokenizer, CHAT, text)) == "<|user|>\n<|end|> there<|end|>\n<|assistant|>\n"
+        )
+        assert tokenizer.decode(encode_response(tokenizer, CHAT, text)) == "<|end|> there<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            TURN + "{% if add_generation_prompt %}<|assistant|>\n<think>\n{% endif %}",
+            r"writes '.*\{answer\}<.*asks with",
+        ),
+        (TURN.replace("m['content']", "m['content'].split('</think>')[-1]") + ASK, r"row 1 \(1\): .* rewrites"),
+        (TURN + "{{ strftime_now('%d' ~ ' %Y') }}" + ASK, "in a format that it computes"),
+    ],
+)
+def test_a_template_that_cannot_be_followed_is_refused_with_what_it_writes(
+    template: str, message: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer = copy(tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(TemplateError, match=message):
+        encode_rows(tokenizer, CHAT, [{"id": "1", "prompt": "x", "response": "<think>a</think>b"}])
+
+
+def test_a_template_that_dates_itself_gives_the_same_ids_on_every_day(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy(tokenizer)
+    dated = '{% set today = strftime_now("%d %b %Y") %}<|system|>\nToday is {{ today }}.<|end|>\n'
+    tokenizer.chat_template = dated + JINJA
+    assert "Today is 26 Jul 2024." in tokenizer.decode(encode_prompt(tokenizer, CHAT, "there"))
+    own = TemplateSettings(date="2025-02-01")
+    assert "Today is 01 Feb 2025." in tokenizer.decode(encode_prompt(tokenizer, own, "there"))
+    assert "date" not in template_identity(CHAT), "older keys stay"
+    assert template_identity(own)["date"] == "2025-02-01"
+    assert profiles.parse_overrides(["template.date=2025-02-01"]) == {"template.date": "2025-02-01"}
+    with pytest.raises(SettingsError, match=r"template\.date: 'today' is not a date; write one such as"):
+        profiles.load("smoke", {"template.date": "today"})
+
+
+def test_a_start_token_that_a_text_template_lacks_is_named(
+    chatty: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    encode_prompt(chatty, TemplateSettings(kind="text", prompt="<s>{prompt}"), "Hello")
+    assert not caplog.messages
+    encode_prompt(chatty, TemplateSettings(kind="text", prompt="{prompt}"), "Hello")
+    assert "puts '<s>' before a text, and template.prompt does not begin with it" in caplog.text
+
+
+def test_end_ids_hold_what_the_generation_config_declares(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert end_ids(loaded, CHAT) == {0}
+    declared_ends.cache_clear()
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    assert end_ids(loaded, CHAT) == {0, 2}
 
 
 def test_end_ids_hold_the_templates_end_and_the_tokenizers(tokenizer: PreTrainedTokenizerFast) -> None:
