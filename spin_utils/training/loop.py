@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ def train(
     seed: int,
     work: Path,
     on_epoch_end: Callable[[int, PreTrainedModel], None] | None = None,
+    stops: Mapping[int, Callable[[PreTrainedModel], None]] = MappingProxyType({}),
     keep_state: bool = False,
     what: str = "training",
     describe: Callable[[int], str] = "group {}".format,
@@ -89,6 +91,7 @@ def train(
         work: folder for metrics.jsonl and the saved state; a stopped run continues from it.
         on_epoch_end: called with the number of epochs done and the model with its float32 weights; called again for the
             same epoch if the run is stopped right after it.
+        stops: what to do with the model, with its float32 weights, after some numbers of steps.
         keep_state: also save the state after the last step, so that a run with more epochs can continue from it.
         what: a few words for progress lines and trackers.
         describe: a group's name in messages by its index, for example the id of its row.
@@ -128,7 +131,7 @@ def train(
         schedule.warn_if_idle(what)
         step = StepRunner(model, groups, settings, opponent_logps, optimizer, describe)
         log = _MetricLog(work / "metrics.jsonl", rows, trackers)
-        run = _Run(step, schedule, log, identity, precision, work, what, on_epoch_end)
+        run = _Run(step, schedule, log, identity, precision, work, what, on_epoch_end, stops)
         run.take_steps(stop)
         if keep_state:
             run.save()
@@ -191,6 +194,7 @@ class _Run:
     work: Path
     what: str
     on_epoch_end: Callable[[int, PreTrainedModel], None] | None
+    stops: Mapping[int, Callable[[PreTrainedModel], None]]
 
     def take_steps(self, stop: StopRequest) -> None:
         """Take all remaining steps."""
@@ -238,6 +242,9 @@ class _Run:
         if self.on_epoch_end is not None and epochs and not rest:
             with self.step.optimizer.exact():
                 self.on_epoch_end(epochs, self.step.model)
+        if (stop := self.stops.get(self.step.optimizer.steps)) is not None:
+            with self.step.optimizer.exact():
+                stop(self.step.model)
 
 
 class _MetricLog:
