@@ -125,13 +125,9 @@ def entry_test(heldout: pd.DataFrame) -> tuple[bool, str]:
         a sentence that says so.
     """
     first = heldout[heldout["model"] == "spin-0"]
-    margin = first["real_drift"] - first["generated_drift"]  # exactly 0 if the two responses are the same
-    prompts = pd.DataFrame({"id": first["id"], "right": margin > 0, "differ": margin != 0}).groupby("id").sum()
-    differ = prompts["differ"].sum()
+    accuracy, spread, differ = told_apart(first)
     if not differ:
         return False, "all held-out responses equal the real ones: nothing to learn (Theorem 5.2)"
-    accuracy = prompts["right"].sum() / differ
-    spread = 1.96 * float(((prompts["right"] - accuracy * prompts["differ"]) ** 2).sum()) ** 0.5 / differ
     bound = max(0.0, jsd_bounds(first)["jsd_bound"].mean())
     text = (
         f"real and generated responses are told apart in {accuracy:.1%} of the {differ} held-out pairs that differ "
@@ -140,6 +136,26 @@ def entry_test(heldout: pd.DataFrame) -> tuple[bool, str]:
     )
     learnable = bool(accuracy - spread > 0.5)
     return learnable, text if learnable else f"{text}: nothing to learn (Theorem 5.2)"
+
+
+def told_apart(drifts: pd.DataFrame) -> tuple[float, float, int]:
+    """Share of pairs in which the real response gained more log-probability than the generated one.
+
+    Args:
+        drifts: `id` of the prompt, `real_drift` and `generated_drift`; several rows of a prompt (training seeds) form
+            one cluster.
+
+    Returns:
+        The share among the pairs that differ, half the width of its 95 % interval, and the number of those pairs.
+    """
+    margin = drifts["real_drift"] - drifts["generated_drift"]  # exactly 0 if the two responses are the same
+    prompts = pd.DataFrame({"id": drifts["id"], "right": margin > 0, "differ": margin != 0}).groupby("id").sum()
+    differ = int(prompts["differ"].sum())
+    if not differ:
+        return math.nan, math.nan, 0
+    accuracy = prompts["right"].sum() / differ
+    spread = 1.96 * float(((prompts["right"] - accuracy * prompts["differ"]) ** 2).sum()) ** 0.5 / differ
+    return float(accuracy), spread, differ
 
 
 def best_scale(margins: npt.NDArray[np.float64]) -> float:

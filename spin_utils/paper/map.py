@@ -1,0 +1,107 @@
+"""The map: what an iteration of SPIN does at each beta and length of training, from `benchmarks/map.py`'s cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from spin_utils.paper.generations import told_apart
+from spin_utils.paper.results import ResultsError
+from spin_utils.paper.statistics import paired
+
+KEY = ["kind", "rate", "beta", "steps"]
+"""What makes a cell: `spin` or `sft` (the start at 0 steps, more SFT after some), peak learning rate, beta, steps."""
+
+
+def load_map(path: Path) -> list[dict[str, Any]]:
+    """Cells of the map, one per seed.
+
+    Args:
+        path: cells.jsonl.
+
+    Raises:
+        ResultsError: the file is missing, or a line of it is damaged.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ResultsError(f"{path}: {error.strerror}; run python -m benchmarks.map") from error
+    cells = []
+    for number, line in enumerate(lines, 1):
+        try:
+            cells.append(json.loads(line))
+        except ValueError as error:
+            raise ResultsError(
+                f"{path}, line {number}: not JSON ({error}); delete the line and run it again"
+            ) from error
+    return cells
+
+
+def summary(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row per cell, over its seeds.
+
+    Args:
+        cells: from `load_map`.
+
+    Returns:
+        `kind`, `rate`, `beta`, `steps`, `seeds`; `accuracy` with `accuracy_low` and `accuracy_high` (share of held-out
+        pairs that differ whose real response gained more than the generated one); `drift_real` and `drift_generated`
+        (mean change in log-probability, nats); and in points, each with `_low` and `_high`, `greedy` and `sampled`
+        (scores of greedy and sampled answers minus those of SFT), and for SPIN `greedy_over_sft` and `sampled_over_sft`
+        (minus those of more SFT on as many tokens, at the better of its learning rates).
+    """
+    items = pd.DataFrame(
+        [
+            {"model": _name(cell), "seed": cell["seed"], "task": task, "id": name, "score": score, "sampled": sampled}
+            for cell in cells
+            for task, name, score, sampled in cell["items"]
+        ]
+    )
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault(_name(cell), []).append(cell)
+    start = next(name for name, found in groups.items() if found[0]["steps"] == 0)
+    controls = sorted(
+        (found[0] for found in groups.values() if found[0]["kind"] == "sft" and found[0]["steps"]),
+        key=lambda cell: cell["steps"],
+    )
+    lengths = sorted({cell["steps"] for cell in cells if cell["kind"] == "spin"})
+    by_length = dict(zip(lengths, sorted({cell["steps"] for cell in controls}), strict=False))
+    rows = []
+    for name, found in groups.items():
+        first = found[0]
+        drifts = pd.DataFrame(
+            [(i, *pair) for cell in found for i, pair in enumerate(cell["drifts"])],
+            columns=["id", "real_drift", "generated_drift"],
+        )
+        accuracy, spread, _ = told_apart(drifts)
+        row = {key: first[key] for key in KEY} | {
+            "seeds": len(found),
+            "accuracy": accuracy,
+            "accuracy_low": accuracy - spread,
+            "accuracy_high": accuracy + spread,
+            "drift_real": drifts["real_drift"].mean(),
+            "drift_generated": drifts["generated_drift"].mean(),
+        }
+        against = {"greedy": start, "sampled": start}
+        if first["kind"] == "spin" and first["steps"] in by_length:
+            rivals = [cell for cell in controls if cell["steps"] == by_length[first["steps"]]]
+            for measure in ("greedy", "sampled"):
+                column = {"greedy": "score", "sampled": "sampled"}[measure]
+                means = {_name(cell): items.loc[items["model"] == _name(cell), column].mean() for cell in rivals}
+                against[f"{measure}_over_sft"] = max(means, key=means.__getitem__)
+        for measure, other in against.items():
+            if other != name:
+                column = "score" if measure.startswith("greedy") else "sampled"
+                gain = paired(items, {name: 1, other: -1}, column=column).times(100)
+                row |= {measure: gain.difference, f"{measure}_low": gain.low, f"{measure}_high": gain.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _name(cell: dict[str, Any]) -> str:
+    return "/".join(f"{cell[key]}" for key in KEY)
