@@ -35,6 +35,8 @@ $(READY): requirements.lock requirements-data.lock pyproject.toml
 setup-here:
 	$(PIP) --no-deps --require-hashes -r requirements-data.lock
 	$(PIP) --no-deps --no-build-isolation -e .
+	@echo "Fetching the tasks of Big-Bench (358 MB, once)"
+	-$(BIN)/python -m spin_utils.data.big_bench
 	@touch $(READY)
 
 reproduce: $(READY)  ## run the paper at PROFILE, from the data to tables and figures

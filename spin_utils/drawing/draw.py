@@ -149,6 +149,7 @@ def _with_benchmarks(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     benchmarks = {name: name for name in published.BENCHMARK_LABELS}
     if profile.evaluation.suite == "local":
         benchmarks = {name: str(family.benchmark) for name, family in families.items()}
+    benchmarks |= {name: str(task.benchmark) for name, task in profile.evaluation.big_bench.items()}
     return table.assign(benchmark=[benchmarks.get(task, "") for task in table["task"]])
 
 
@@ -163,7 +164,8 @@ def shots(profile: Profile) -> dict[str, str]:
     """Examples in the prompts of the tasks that have any, for Table 1."""
     suite = suites.SUITES.get(profile.evaluation.suite, {})
     own = {Path(task).stem if paths.is_yaml(task) else task for task in profile.evaluation.tasks}
-    return {name: str(suites.shots(name)) for name in suite} | dict.fromkeys(own, "as in its file")
+    of_big_bench = {name: str(task.shots) for name, task in profile.evaluation.big_bench.items()}
+    return {name: str(suites.shots(name)) for name in suite} | dict.fromkeys(own, "as in its file") | of_big_bench
 
 
 def page(profile: Profile, name: str) -> str:

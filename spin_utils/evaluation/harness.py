@@ -1,20 +1,23 @@
 """Scores of a checkpoint, item by item, with lm-eval.
 
 The local suite turns each family of held-out rows into one lm-eval task, the paper's suites are in `suites`, and
-further tasks (lm-eval's own by name, or a user's YAML file) add columns. A column's value is the mean of its items, so
-that two models can be compared item by item.
+further tasks (lm-eval's own by name, a user's YAML file, or Big-Bench's by name) add columns. A column's value is the
+mean of its items, so that two models can be compared item by item.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -28,12 +31,13 @@ from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spin_utils.data import big_bench
 from spin_utils.evaluation import suites
 from spin_utils.evaluation.answers import EvaluationError
 from spin_utils.evaluation.lm import PackedLM, known_options
 from spin_utils.files import paths, processes
 from spin_utils.paper.results import SCHEMA
-from spin_utils.settings.inputs import TemplateSettings
+from spin_utils.settings.inputs import BigBenchSettings, TemplateSettings
 from spin_utils.settings.run import EvaluationSettings
 
 TASKS = Path(__file__).parent / "tasks"
@@ -56,6 +60,8 @@ class Column:
     """Name in the results."""
     spec: str
     """Task name, or path of a YAML file, that lm-eval loads."""
+    parts: tuple[str, ...] = ()
+    """Instead of `spec`, the files of several tasks whose items are one column."""
     metric: str = ""
     """Metric per item; empty: the task's first."""
     filter: str = ""
@@ -64,6 +70,8 @@ class Column:
     """Few-shot examples; None: as in the task."""
     identified: bool = False
     """Whether items have their own `id`; otherwise their number in the task is used."""
+    limit: int = 0
+    """Items to use; 0: as in the settings."""
 
 
 def evaluate(
@@ -81,27 +89,35 @@ def evaluate(
     Args:
         model: The checkpoint, on its device and in its compute dtype.
         tokenizer: Its tokenizer.
-        rows: Held-out rows, or their JSONL file, for the suite `local`; unused by the paper's suites.
+        rows: Held-out rows, or their JSONL file, for the suite `local`; None: only further tasks, or a suite of the
+            paper.
         template: How prompts of generation tasks become tokens; None: plain text, as in lm-eval.
         settings: Suite, further tasks, items per task, batch size, longest response.
         work: Folder that keeps finished answers, so that a killed evaluation resumes; None: not kept.
         progress: Called with the number of newly finished requests.
 
     Returns:
-        A `results.Evaluation` without profile, seed, model and provenance: `tasks` with metric, n, value (0..1) and
-        stderr, their unweighted `average`, and `items` with score, response and its tokens. With
-        `settings.samples`, items of the suite `local` also hold `sampled`, the mean score of that many answers drawn
-        at temperature 1.
+        A `results.Evaluation` without profile, seed, model and provenance: `tasks` with metric, n, value (0..1),
+        stderr and the hash of their rows, their unweighted `average`, and `items` with score, response and its tokens.
+        With `settings.samples`, items of the suite `local` also hold `sampled`, the mean score of that many answers
+        drawn at temperature 1; choices of Big-Bench always hold its expectation.
 
     Raises:
         EvaluationError: No rows, an unknown task, a metric that is not a share per item, or missing items.
     """
     with _folder(work) as folder:
-        columns = _row_columns(rows, folder) if settings.suite == "local" else _paper_columns(settings.suite)
-        columns += _further_columns(settings.tasks)
+        others = [*_further_columns(settings.tasks), *_big_bench_columns(settings.big_bench, folder)]
+        of_rows: list[Column] = []
+        if settings.suite != "local":
+            others = [*_paper_columns(settings.suite), *others]
+        elif rows is not None or not others:
+            of_rows = _row_columns(rows, folder)
+        columns = [*of_rows, *others]
         loaded = _load(columns)
         tasks = {key: task for leaves in loaded.values() for key, task in leaves.items()}
-        counts = {key: n for leaves in loaded.values() for key, n in _counts(leaves, settings.limit).items()}
+        counts: dict[str, int] = {}
+        for column in columns:
+            counts |= _counts(loaded[column.name], column.limit or settings.limit)
         lm = PackedLM(
             model,
             tokenizer,
@@ -120,7 +136,7 @@ def evaluate(
                 bootstrap_iters=0,
                 log_samples=True,
             )
-        rows_asked = [task for column in columns if column.identified for task in loaded[column.name].values()]
+        rows_asked = [task for column in of_rows for task in loaded[column.name].values()]
         sampled = _sampled(lm, rows_asked, settings.samples) if settings.samples and rows_asked else {}
     summaries: dict[str, dict[str, Any]] = {}
     items: list[dict[str, Any]] = []
@@ -132,8 +148,9 @@ def evaluate(
         ]
         scores = [item["score"] for item in found]
         metric = column.metric or _first_metric(next(iter(loaded[column.name].values())))
-        summaries[column.name] = {"metric": metric, "n": len(scores), **_mean(scores)}
-        items += [item | {"sampled": sampled[item["id"]]} if column.identified and sampled else item for item in found]
+        rows_of = _rows_of(column, loaded[column.name], counts)
+        summaries[column.name] = {"metric": metric, "n": len(scores), **_mean(scores), **rows_of}
+        items += [item | {"sampled": sampled[item["id"]]} if column in of_rows and sampled else item for item in found]
     average = math.fsum(summary["value"] for summary in summaries.values()) / len(summaries)
     return {"schema": SCHEMA, "kind": "evaluation", "tasks": summaries, "average": average, "items": items}
 
@@ -190,6 +207,29 @@ def _further_columns(tasks: Sequence[str]) -> list[Column]:
     return [Column(Path(task).stem if paths.is_yaml(task) else task, task) for task in tasks]
 
 
+def _big_bench_columns(tasks: Mapping[str, BigBenchSettings], folder: Path) -> list[Column]:
+    """Write a task file for each task of Big-Bench, or for each of its parts, and return their columns."""
+    columns = []
+    for name, settings in tasks.items():
+        files = []
+        for part, content in big_bench.load(name).items():
+            metric = big_bench.metric_of(content)
+            choices = metric == big_bench.CHOICE
+            change: dict[str, Any] = {
+                "include": str(TASKS / f"big_bench_{'choices' if choices else 'text'}.yaml"),
+                "task": part.removeprefix(f"{name}/"),
+                "dataset_kwargs": {"big_bench": part},
+                "fewshot_delimiter": content.get("few_shot_example_separator", "\n"),
+            }
+            if not choices:
+                change["metric_list"] = [{"metric": metric, "aggregation": "mean", "higher_is_better": True}]
+            files.append(folder / f"big_bench_{part.replace('/', '_')}.yaml")
+            files[-1].write_text(yaml.safe_dump(change), encoding="utf-8")
+        parts, spec = tuple(map(str, files)), f"big_bench {name}"
+        columns.append(Column(name, spec, parts, shots=settings.shots, identified=True, limit=settings.limit))
+    return columns
+
+
 def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
     """Load further tasks as `evaluate` will, and score one item of each, before anything is trained.
 
@@ -201,15 +241,15 @@ def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
         EvaluationError: A task cannot be loaded, its metric is not a share per item, or it has the name of another
             column.
     """
-    columns = _further_columns(settings.tasks)
     local = settings.suite == "local"
     taken = {name.lower() for name in (families if local else suites.SUITES[settings.suite])}
     what = "a family of the demonstrations" if local else f"a benchmark of the suite {settings.suite}"
-    for further in columns:
-        if further.name.lower() in taken | {"average"}:
-            same = "the mean of all columns" if further.name.lower() == "average" else what
-            raise EvaluationError(f"tasks: {further.spec} has the name of {same}; rename it or leave it out")
-    with _quick_and_quiet():
+    with _folder(None) as folder, _quick_and_quiet():
+        columns = [*_further_columns(settings.tasks), *_big_bench_columns(settings.big_bench, folder)]
+        for further in columns:
+            if further.name.lower() in taken | {"average"}:
+                same = "the mean of all columns" if further.name.lower() == "average" else what
+                raise EvaluationError(f"tasks: {further.spec} has the name of {same}; rename it or leave it out")
         loaded = _load(columns)
         for column in columns:
             for task in loaded[column.name].values():
@@ -236,12 +276,13 @@ def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
             )
     shipped = [LM_EVAL_TASKS / b.folder for suite in suites.SUITES.values() for b in suite.values()]
     manager = TaskManager(include_path=list(dict.fromkeys(shipped)), include_defaults=False)
-    if any(not paths.is_yaml(spec) and spec not in manager.all_tasks for spec in specs.values()):
+    wanted = {column.name: column.parts or (column.spec,) for column in columns}
+    if any(not paths.is_yaml(spec) and spec not in manager.all_tasks for parts in wanted.values() for spec in parts):
         manager = _all_tasks()
     loaded: dict[str, dict[str, Any]] = {}
     for column in columns:
         loaded[column.name] = {}
-        for name, task in _leaves(manager, column.spec).items():
+        for name, task in (leaf for spec in wanted[column.name] for leaf in _leaves(manager, spec).items()):
             if column.shots is not None:
                 task.set_config(key="num_fewshot", value=column.shots)
             elif task.get_config("num_fewshot") is None:
@@ -326,7 +367,7 @@ def _items(
     documents = list(task.eval_docs)[:count]
     name = key.removeprefix(f"{column.name}/")
     prefix = "" if name == column.name else f"{name}/"
-    expected = [document["id"] if column.identified else f"{prefix}{i}" for i, document in enumerate(documents)]
+    expected = [f"{prefix}{document['id'] if column.identified else i}" for i, document in enumerate(documents)]
     metric = column.metric or _first_metric(task)
     chosen = column.filter or samples[0]["filter"] if samples else column.filter
     found = {sample["doc_id"]: sample for sample in samples if sample["filter"] == chosen}
@@ -336,7 +377,19 @@ def _items(
         raise EvaluationError(f"{name}: lm-eval returned {len(found)} of {len(expected)} items; missing: {shown}")
     for i, item in enumerate(expected):
         score = _share(found[i].get(metric), metric, name, f"item {item}")
-        yield {"task": column.name, "id": item, "score": score, **_response(task, found[i], lm)}
+        drawn = {"sampled": found[i]["drawn"]} if column.parts and "drawn" in found[i] else {}
+        yield {"task": column.name, "id": item, "score": score, **_response(task, found[i], lm), **drawn}
+
+
+def _rows_of(column: Column, leaves: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, str]:
+    """Which rows a column was measured on: their hash, and where they are from."""
+    seen, sources = hashlib.sha256(), {big_bench.ARCHIVE} if column.parts else set()
+    for key, task in leaves.items():
+        for document in islice(task.eval_docs, counts[key]):
+            seen.update(json.dumps(document, sort_keys=True, default=str).encode())
+        for split in task.dataset.values() if isinstance(task.dataset, Mapping) else ():
+            sources.update(re.findall("@([0-9a-f]{40})/", " ".join(split.info.download_checksums or ())))
+    return {"rows_sha256": seen.hexdigest(), "source": ", ".join(sorted(sources))}
 
 
 def _share(score: Any, metric: str, task: str, item: str) -> float:

@@ -40,6 +40,9 @@ def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
     if step.stage == "transfer":  # other tasks, graded in the same way
         split, suite = "transfer", settings.suite
         settings = replace(settings, suite="paper_others" if suite == "paper" else "local", tasks=())
+    # Those that are a benchmark of Table 6 are measured with the other tasks.
+    chosen = {n: task for n, task in settings.big_bench.items() if bool(task.benchmark) == (step.stage == "transfer")}
+    settings = replace(settings, big_bench=chosen)
     local = settings.suite == "local"
     rows = read_rows(artifacts.checked(plan.directory("data"), f"{split}.jsonl")) if local else []
     answers = count_by_family(rows, settings.limit) * (1 + settings.samples)
@@ -47,7 +50,7 @@ def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
         result = evaluate(
             model,
             tokenizer,
-            plan.directory("data") / f"{split}.jsonl" if local else None,
+            plan.directory("data") / f"{split}.jsonl" if rows else None,
             # The paper's harness gives its benchmarks as plain text, without a chat template.
             template=profile.template if local else None,
             settings=settings,

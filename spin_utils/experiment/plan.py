@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from spin_utils.data import big_bench
 from spin_utils.data.rows import check_file
 from spin_utils.evaluation import judge
 from spin_utils.evaluation.mt_bench import FILES
@@ -151,7 +152,8 @@ def make(profile: Profile, seed: int) -> Plan:
         add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", inputs, settings, model=model)
 
     def evaluate_transfer(model: str) -> None:
-        if profile.demonstrations.transfer or profile.evaluation.suite == "paper":
+        others = any(task.benchmark for task in profile.evaluation.big_bench.values())
+        if profile.demonstrations.transfer or others or profile.evaluation.suite == "paper":
             add(f"transfer-{model}", "transfer", "", steps[f"eval-{model}"].inputs, evaluation, model=model)
 
     def train(model: str, stage: str, inputs: tuple[str, ...], **more: Any) -> str:
@@ -343,7 +345,7 @@ def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
 
 def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
     # An edited task or grader is a different measurement. Which rows the task reads is not known here.
-    found: dict[str, str] = {}
+    found = {big_bench.ARCHIVE: big_bench.SHA256} if settings.big_bench else {}
     for task in filter(paths.is_yaml, settings.tasks):
         file = Path(task)
         require(file.is_file(), f"evaluation.tasks: {file}: no such file; correct the path")

@@ -56,7 +56,7 @@ def check_inputs(profile: Profile) -> None:
         if not profile.released:
             _check_control(profile, demonstrations)
             _check_preferences(profile, demonstrations)
-    if profile.evaluation.tasks:
+    if profile.evaluation.tasks or profile.evaluation.big_bench:
         from spin_utils.evaluation import harness  # takes seconds
 
         harness.check_tasks(profile.evaluation, names)
@@ -316,7 +316,8 @@ def _rows(what: str, settings: DemonstrationSettings | None, findings: list[Find
 
 def _tasks(profile: Profile, rows: Mapping[str, Any] | None) -> Iterator[Finding]:
     """Further lm-eval tasks, loaded and scored on one item as at the start of a run."""
-    if not profile.evaluation.tasks:
+    further = [*profile.evaluation.tasks, *profile.evaluation.big_bench]
+    if not further:
         return
     from spin_utils.evaluation import harness  # takes seconds
 
@@ -325,7 +326,7 @@ def _tasks(profile: Profile, rows: Mapping[str, Any] | None) -> Iterator[Finding
     except KitError as error:
         yield Finding("tasks", "refused", str(error))
     else:
-        yield Finding("tasks", "ok", ", ".join(profile.evaluation.tasks))
+        yield Finding("tasks", "ok", ", ".join(further))
 
 
 def _memory(need: Need, devices: int, machine: Machine) -> Finding:

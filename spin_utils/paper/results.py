@@ -137,6 +137,10 @@ class Task(Part):
     n: PositiveInt
     value: float
     stderr: NonNegativeFloat
+    rows_sha256: str = ""
+    """Hash of the items asked, in order, as JSON."""
+    source: str = ""
+    """The dataset's commit on the hub, or Big-Bench's archive; empty: the held-out demonstrations, or a user's file."""
 
 
 class Item(Part):
@@ -148,7 +152,8 @@ class Item(Part):
     response: str
     tokens: NonNegativeInt
     sampled: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Mean score of answers drawn at temperature 1, where they were."""
+    """Mean score of answers drawn at temperature 1, where they were; for choices of Big-Bench its expectation, which
+    is the probability of the right choice."""
 
 
 class Evaluation(Document):
@@ -508,8 +513,8 @@ def load_evaluations(
         read: How files are read.
 
     Returns:
-        Columns `seed`, `model`, `task`, `id`, `score` (0..1), `tokens`, `response`, and `sampled` (0..1, the mean score
-        of answers drawn at temperature 1) where it was measured; empty if nothing was run.
+        Columns `seed`, `model`, `task`, `id`, `score` (0..1), `tokens`, `response`, and `sampled` (see `Item`) where
+        it was measured; empty if nothing was run.
 
     Raises:
         ResultsError: A file is not valid, or two models were not scored on the same items: comparisons are paired, so

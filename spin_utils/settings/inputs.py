@@ -106,6 +106,18 @@ class FamilySettings:
 
 
 @dataclass(frozen=True, config=STRICT)
+class BigBenchSettings:
+    """How one task of Big-Bench is measured."""
+
+    limit: Count = 0
+    """Items, a random sample that is the same for every model; 0: `evaluation.limit`."""
+    shots: Count = 0
+    """Examples in the prompt, drawn from the task's other items."""
+    benchmark: Literal["", OtherBenchmark] = ""
+    """The benchmark of Table 6 that it is: then it is measured with the transfer tasks; empty: with every model."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class DemonstrationSettings:
     """The SFT data: prompts x and human responses y."""
 

@@ -17,6 +17,7 @@ from spin_utils.files.paths import NAME, KitError
 from spin_utils.files.processes import Sharding
 from spin_utils.settings.inputs import (
     STRICT,
+    BigBenchSettings,
     Count,
     DemonstrationSettings,
     ModelSettings,
@@ -251,6 +252,8 @@ class EvaluationSettings:
     `paper_others`: only those of Table 6."""
     tasks: tuple[str, ...] = ()
     """Further lm-eval tasks, by name or path of a YAML file; each becomes a column."""
+    big_bench: dict[str, BigBenchSettings] = field(default_factory=dict)
+    """Tasks of Big-Bench by name, from the package `bigbench`; each becomes a column."""
     limit: Count = 0
     """Items per benchmark, the first ones (for a group like MMLU an equal number from each task); 0: all."""
     batch_size: Positive = 128
@@ -264,7 +267,7 @@ class EvaluationSettings:
 
 def evaluation_identity(settings: EvaluationSettings) -> dict[str, Any]:
     """What the scores depend on, as JSON data."""
-    return _identity(settings, later=("samples",))
+    return _identity(settings, later=("samples", "big_bench"))
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import big_bench_archive
 import lm_eval
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from spin_utils.experiment import plan
 from spin_utils.model.sampling import sample
 from spin_utils.paper import results
 from spin_utils.settings import profiles
-from spin_utils.settings.inputs import SettingsError, TemplateSettings
+from spin_utils.settings.inputs import BigBenchSettings, SettingsError, TemplateSettings
 from spin_utils.settings.run import EvaluationSettings, GenerationSettings
 
 TEMPLATE = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:", end="</s>")
@@ -85,7 +86,9 @@ def test_rows_are_graded_by_their_grader_or_by_exact_match(
     assert scores[:7] == [0, 1, 0, 1, 0, 1, 0]
     assert scores[7:] == [1, 1, 0, 0, 0]
     copied = record["tasks"]["copied"]
+    assert len(copied.pop("rows_sha256")) == 64
     assert copied == {
+        "source": "",
         "metric": "score",
         "n": 7,
         "value": pytest.approx(3 / 7),
@@ -138,6 +141,55 @@ def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
         assert item["score"] == samples[i]["acc"]
         options = samples[i]["doc"]["choices"]
         assert item["response"] == options[int(np.argmax([response[0][0] for response in samples[i]["resps"]]))]
+
+
+def test_tasks_of_big_bench_give_the_numbers_of_stock_lm_eval_and_the_probability_of_the_right_choice(
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big_bench_archive.install(tmp_path, monkeypatch)
+    asked = {"colours": BigBenchSettings(), "parts": BigBenchSettings(shots=1), "sorting": BigBenchSettings(limit=1)}
+    record = evaluate(model, TOKENIZER, None, template=None, settings=replace(SETTINGS, big_bench=asked))
+    results.validate(as_result(record), "record")
+    assert {name: task["n"] for name, task in record["tasks"].items()} == {"colours": 4, "parts": 6, "sorting": 1}
+    assert {task["source"] for task in record["tasks"].values()} == {"bigbench-1.0.0.tar.gz"}
+    assert len({task["rows_sha256"] for task in record["tasks"].values()}) == 3
+    scored = {(item["task"], item["id"]): item for item in record["items"]}
+    assert {id for task, id in scored if task == "parts"} == {f"one/{i}" for i in (0, 1, 3, 4)} | {"two/0", "two/1"}
+    stock = lm_eval.simple_evaluate(
+        HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=3),
+        tasks=["big_bench_choices"],
+        task_manager=TaskManager(include_path=TASKS, include_defaults=False, metadata={"big_bench": "colours"}),
+        bootstrap_iters=0,
+    )
+    assert record["tasks"]["colours"]["value"] == pytest.approx(
+        stock["results"]["big_bench_choices"]["multiple_choice_grade,none"]
+    )
+    for sample_ in stock["samples"]["big_bench_choices"]:
+        item, document = scored["colours", sample_["doc"]["id"]], sample_["doc"]
+        example = big_bench_archive.COLOURS["examples"][int(document["id"])]
+        assert sample_["arguments"][0][0].startswith(f"Name the colour.\n\nQ: {example['input']}\n  choice: ")
+        assert item["score"] == example["target_scores"][item["response"]]
+        logps = np.array([response[0][0] for response in sample_["resps"]])
+        drawn = np.exp(logps) / np.exp(logps).sum() @ np.array(document["scores"])
+        assert item["sampled"] == pytest.approx(drawn, rel=1e-4)
+    assert "sampled" not in scored["sorting", record["items"][-1]["id"]]
+
+
+def test_examples_come_before_the_question_in_big_benchs_own_words(
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big_bench_archive.install(tmp_path, monkeypatch)
+    seen: list[str] = []
+    answer = lm.PackedLM.generate_until
+
+    def spy(self: lm.PackedLM, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        seen.extend(request.args[0] for request in requests)
+        return answer(self, requests)
+
+    monkeypatch.setattr(lm.PackedLM, "generate_until", spy)
+    asked = {"sorting": BigBenchSettings(shots=1)}
+    evaluate(model, TOKENIZER, None, template=None, settings=replace(SETTINGS, big_bench=asked))
+    assert sorted(seen) == ["Sort: b a =>a b\nSort: d c =>", "Sort: d c =>c d\nSort: b a =>"]
 
 
 def test_sampled_answers_are_scored_as_well_as_the_greedy_one(
@@ -329,6 +381,16 @@ def test_an_edited_task_file_is_another_measurement_and_a_missing_one_is_named(h
     task.unlink()
     with pytest.raises(SettingsError, match=r"mine\.yaml: no such file"):
         plan.make(profiles.load("smoke", change), 0)
+
+
+def test_big_bench_tasks_are_part_of_the_measurement_and_those_of_table_6_of_transfer(home: Path) -> None:
+    change = {"demonstrations.transfer": {}, "demonstrations.transfer_rows": 0}
+    task = {"evaluation.big_bench.colours.benchmark": "bb_causal"}
+    before, after = (plan.make(profiles.load("smoke", change | more), 0) for more in ({}, task))
+    assert before.directory("eval-sft") != after.directory("eval-sft")
+    assert before.directory("sft") == after.directory("sft")
+    assert "transfer-sft" in after.steps
+    assert "transfer-sft" not in before.steps
 
 
 def test_a_rows_own_system_message_is_part_of_its_prompt(model: PreTrainedModel) -> None:

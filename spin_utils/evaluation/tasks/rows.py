@@ -7,12 +7,15 @@ lm-eval imports this file by its path. The file of rows is known only when a tas
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from spin_utils.data import big_bench as tasks
 from spin_utils.data.families import grade
 
 
@@ -48,6 +51,45 @@ def choices(rows: str, examples: str = "", **_: Any) -> dict[str, datasets.Datas
     if examples:
         splits["examples"] = datasets.Dataset.from_list(_read(examples))
     return splits
+
+
+def big_bench_questions(big_bench: str, **_: Any) -> dict[str, datasets.Dataset]:
+    """The questions of a Big-Bench task in one random order, so that the first ones are a fair sample.
+
+    Args:
+        big_bench: Name of the task, or of one part of a task with parts.
+    """
+    task = tasks.load(big_bench)[big_bench]
+    asked = tasks.questions(task)
+    random.Random(0).shuffle(asked)
+    rules = {name: task.get(name) or "" for name in ("task_prefix", "stop_string", "output_regex")}
+    shared = {"metric": tasks.metric_of(task), **rules}
+    documents: list[dict[str, Any]] = []
+    for question in asked:
+        document = {"id": str(question.number), "prompt": question.prompt, **shared}
+        if shared["metric"] == tasks.CHOICE:
+            scores = [float(score) for score in question.choices.values()]
+            document |= {"choices": list(question.choices), "scores": scores, "target": scores.index(max(scores))}
+        else:
+            document["target"] = [str(target) for target in question.targets]
+        documents.append(document)
+    return {"test": datasets.Dataset.from_list(documents)}
+
+
+def grade_choice(document: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """The score of the likeliest choice, and the expected score of one drawn by the choices' probabilities.
+
+    If one choice is right, the latter is its probability.
+    """
+    logps, scores = [logp for logp, _ in results], document["scores"]
+    weights = [math.exp(logp - max(logps)) for logp in logps]
+    drawn = math.fsum(weight * score for weight, score in zip(weights, scores, strict=True)) / math.fsum(weights)
+    return {tasks.CHOICE: scores[logps.index(max(logps))], "drawn": drawn}
+
+
+def grade_text(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """A free answer by the task's metric."""
+    return {document["metric"]: tasks.grade(document["metric"], document["target"], tasks.cut(results[0], document))}
 
 
 def grade_response(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:

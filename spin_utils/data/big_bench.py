@@ -1,0 +1,267 @@
+"""Tasks of Big-Bench (Srivastava et al. 2022), from the source archive of the package `bigbench`, and their metrics.
+
+The package is data only: its code is neither built nor imported. The `task.json` files of its 167 JSON tasks are taken
+from the archive once, as a zip file in the Python environment, by `make setup` or else on first use. Big-Bench is under
+the Apache licence 2.0. Its canary string, by which training corpora leave it out, stays in the zip file and goes
+nowhere else.
+
+    python -m spin_utils.data.big_bench [ARCHIVE]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urljoin
+
+import numpy as np
+
+from spin_utils.data.rows import RowError
+from spin_utils.files.disk import replacing
+
+ARCHIVE = "bigbench-1.0.0.tar.gz"
+SHA256 = "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2"
+TASKS = Path(sys.prefix) / "share" / "spin-repro" / "bigbench-1.0.0.zip"
+"""Every task.json of the archive, by the name of its task."""
+CHOICE = "multiple_choice_grade"
+_SENTENCE = r"[^\.\?\!\;\n]+"
+"""What is taken of a free answer unless the task says otherwise: its first sentence."""
+_SEED = 42
+"""Big-Bench's seed, which sets the order in which a prompt lists the choices."""
+
+
+class BigBenchError(RowError):
+    """The tasks are not there, or there is none of this name. The message names the remedy."""
+
+
+class Question(NamedTuple):
+    """One example of a task as Big-Bench puts it to a model without examples."""
+
+    number: int
+    """Its place in the task's file, from 0."""
+    prompt: str
+    """Everything before the answer except the task's own prefix."""
+    choices: dict[str, float]
+    """Every choice and its score; empty for a free answer."""
+    targets: list[str]
+    """Right answers; of choices those with the highest score."""
+
+
+def load(name: str) -> dict[str, dict[str, Any]]:
+    """A task's JSON by its name.
+
+    Args:
+        name: For example `social_iqa`, or `unit_conversion/different_systems`, one part of a task with parts.
+
+    Returns:
+        The content of its task.json under its name, or that of each part of a task that is made of parts.
+
+    Raises:
+        BigBenchError: There is no such task, or the tasks are not on this machine and cannot be fetched.
+    """
+    with zipfile.ZipFile(fetch()) as file:
+        known = [member.removesuffix("/task.json") for member in file.namelist()]
+        if name not in known:
+            near = get_close_matches(name, known, n=3)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else "its tasks are listed at github.com/google/BIG-bench"
+            )
+            raise BigBenchError(f"big_bench: {ARCHIVE} has no JSON task {name!r}; {hint}")
+        parts = [name, *sorted(part for part in known if part.startswith(f"{name}/"))]
+        tasks = {part: json.loads(file.read(f"{part}/task.json")) for part in parts}
+    return {part: task for part, task in tasks.items() if task.get("examples")}
+
+
+def questions(task: Mapping[str, Any]) -> list[Question]:
+    """Its distinct examples, worded by the task's own prefixes exactly as Big-Bench's `json_task.py` does it.
+
+    Args:
+        task: The content of a task.json that has examples.
+    """
+    before, after = task.get("example_input_prefix", "\nQ: "), task.get("example_output_prefix", "\nA: ")
+    mark, listed = task.get("choice_prefix", "\n  choice: "), task.get("append_choices_to_input", True)
+    distinct = {json.dumps(example): number for number, example in reversed(list(enumerate(task["examples"])))}
+    found = []
+    for number in sorted(distinct.values()):
+        example = task["examples"][number]
+        choices = example.get("target_scores", {})
+        shown = np.random.RandomState(_SEED).permutation(sorted(choices)) if choices and listed else []
+        prompt = before + example["input"] + "".join(mark + str(choice) for choice in shown) + after
+        best = max(choices.values(), default=0)
+        target = example.get("target", [choice for choice, score in choices.items() if score == best][:1])
+        found.append(Question(number, prompt, choices, target if isinstance(target, list) else [target]))
+    return found
+
+
+def metric_of(task: Mapping[str, Any]) -> str:
+    """The task's preferred metric if it scores item by item, else its first that does.
+
+    >>> metric_of({"preferred_score": "bleurt", "metrics": ["bleurt", "rouge"]})
+    'rougeLsum'
+    """
+    other = {"rouge": "rougeLsum", "macro_f1": CHOICE}  # F1 is of all items together, so each gets its grade
+    names = [other.get(name, name) for name in (task["preferred_score"], *task["metrics"])]
+    return next(name for name in names if name == CHOICE or name in _METRICS)
+
+
+def cut(text: str, task: Mapping[str, Any]) -> str:
+    """The part of a free answer that Big-Bench grades: by default its first sentence.
+
+    >>> cut("42. And more.", {}), cut("= 42. And", {"output_regex": "[0-9]+"})
+    ('42', '42')
+    """
+    stop, regex = task.get("stop_string"), task.get("output_regex")
+    if stop and (place := text.find(stop)) > 0:
+        text = text[: place + len(stop)]
+    if stop and not regex:
+        return text.strip()
+    match = re.search(regex or _SENTENCE, text)
+    return match.group().strip() if match else ""
+
+
+def grade(metric: str, targets: Sequence[str], text: str) -> float:
+    """The score of a free answer, from 0 to 1, by one of Big-Bench's metrics; of several right answers, the nearest.
+
+    >>> grade("numeric_match_with_0_1_relative_error", ["40"], "42"), grade("exact_str_match", ["a", "b"], "b")
+    (1.0, 1.0)
+    """
+    return max(_METRICS[metric](target.strip(), text) for target in targets)
+
+
+def _numeric(target: str, text: str) -> float:
+    try:
+        wanted, found = float(target), float(text)
+    except ValueError:
+        return 0.0
+    return float(abs(found - wanted) / (wanted or 1) <= 0.1)
+
+
+def _labels(target: str, text: str) -> float:
+    wanted, found = target.split(" "), text.split(" ")
+    found += ["O"] * (len(wanted) - len(found))
+    return sum(a == b for a, b in zip(wanted, found, strict=False)) / len(wanted)
+
+
+def _rouge(target: str, text: str) -> float:
+    from rouge_score.rouge_scorer import RougeScorer  # comes with lm-eval
+
+    lines = [each.replace(" . ", " .\n") for each in (target, text)]
+    return float(RougeScorer(["rougeLsum"]).score(*lines)["rougeLsum"].fmeasure)
+
+
+def _bleu(target: str, text: str) -> float:
+    from sacrebleu import sentence_bleu  # comes with lm-eval
+
+    return min(1.0, sentence_bleu(text, [target]).score / 100)
+
+
+_METRICS: dict[str, Callable[[str, str], float]] = {
+    "exact_str_match": lambda target, text: float(text == target),
+    "case_insensitive_str_match": lambda target, text: float(text.lower() == target.lower()),
+    "numeric_match_with_0_1_relative_error": _numeric,
+    "sequence_f1": _labels,
+    "rougeLsum": _rouge,
+    "bleu": _bleu,  # of sentences; Big-Bench's is of all items together
+}
+"""Metrics of free answers: right answer and response to a share."""
+
+
+def fetch(archive: str = "") -> Path:
+    """The zip file with all tasks, made from the archive if it is not there yet.
+
+    Args:
+        archive: The archive, if it was downloaded by other means; empty: from the package index that pip uses.
+
+    Raises:
+        BigBenchError: The archive cannot be read, or is not the pinned one.
+    """
+    if TASKS.is_file():
+        return TASKS
+    import requests  # these two are needed once
+    from urllib3.exceptions import HTTPError
+
+    try:
+        with replacing(TASKS) as partial:
+            if archive:
+                with Path(archive).open("rb") as file:
+                    _keep_tasks(file, partial)
+            else:
+                with requests.get(_address(), stream=True, timeout=60, verify=_verify()) as answer:
+                    answer.raise_for_status()
+                    _keep_tasks(answer.raw, partial)
+    except (OSError, tarfile.TarError, HTTPError) as error:
+        raise BigBenchError(
+            f"{TASKS}: Big-Bench's tasks are not there and cannot be fetched ({' '.join(str(error).split())[:200]}); "
+            f"run `make setup` with a network, or download {ARCHIVE} of bigbench 1.0.0 from PyPI elsewhere and run "
+            f"`python -m spin_utils.data.big_bench PATH/{ARCHIVE}`"
+        ) from error
+    return TASKS
+
+
+class _Source(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _Hashed:
+    """A file that is hashed while it is read."""
+
+    def __init__(self, source: _Source) -> None:
+        self.source, self.hash = source, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self.source.read(size)
+        self.hash.update(data)
+        return data
+
+
+def _keep_tasks(source: _Source, path: Path) -> None:
+    """Copy every task.json of the archive to a zip file; only one file at a time is held in memory."""
+    hashed = _Hashed(source)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as kept:
+        with tarfile.open(fileobj=hashed, mode="r|gz", bufsize=2**20) as members:  # type: ignore[call-overload]
+            for member in members:
+                name = member.name.partition("/benchmark_tasks/")[2]
+                if member.isfile() and name.endswith("/task.json"):
+                    content = members.extractfile(member)
+                    assert content is not None, "a regular file has content"
+                    kept.writestr(zipfile.ZipInfo(name), content.read(), zipfile.ZIP_DEFLATED)
+        while hashed.read(2**20):
+            pass
+    if hashed.hash.hexdigest() != SHA256:
+        raise BigBenchError(f"{ARCHIVE}: differs from the pinned release (sha256 {SHA256[:12]}...); download it again")
+
+
+def _address() -> str:
+    """The archive's address on the index that pip uses."""
+    import requests
+
+    asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    chosen = os.environ.get("PIP_INDEX_URL") or subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    page = requests.get(f"{(chosen or 'https://pypi.org/simple').rstrip('/')}/bigbench/", timeout=60, verify=_verify())
+    page.raise_for_status()
+    link = re.search(rf'href="([^"]*{re.escape(ARCHIVE)})', page.text)
+    if link is None:
+        raise BigBenchError(f"{page.url}: does not offer {ARCHIVE}; set PIP_INDEX_URL to an index that does")
+    return urljoin(page.url, html.unescape(link[1]))
+
+
+def _verify() -> str | bool:
+    return os.environ.get("PIP_CERT") or True
+
+
+if __name__ == "__main__":
+    try:
+        fetch(*sys.argv[1:2])
+    except BigBenchError as error:
+        sys.exit(str(error))

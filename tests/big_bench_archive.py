@@ -1,0 +1,67 @@
+"""A small archive laid out like that of the package `bigbench`, with tasks of the kinds that it has."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spin_utils.data import big_bench
+
+_COMMON = {"canary": "BENCHMARK DATA", "description": "d", "keywords": ["k"]}
+COLOURS = {
+    **_COMMON,
+    "name": "colours",
+    "metrics": ["multiple_choice_grade"],
+    "preferred_score": "multiple_choice_grade",
+    "task_prefix": "Name the colour.\n",
+    "examples": [
+        {"input": "Grass?", "target_scores": {"blue": 0, "green": 1, "red": 0}},
+        {"input": "Blood?", "target_scores": {"red": 1, "green": 0, "blue": 0}},
+        {"input": "Grass?", "target_scores": {"blue": 0, "green": 1, "red": 0}},
+        {"input": "Dusk?", "target_scores": {"red": 0.5, "black": 0.25, "green": 0}},
+        {"input": "Sky?", "target_scores": {"blue": 1, "red": 0}},
+    ],
+}
+SORTING = {
+    **_COMMON,
+    "name": "sorting",
+    "metrics": ["exact_str_match", "rouge"],
+    "preferred_score": "exact_str_match",
+    "example_input_prefix": "Sort: ",
+    "example_output_prefix": " =>",
+    "output_regex": "[a-z ]+",
+    "examples": [{"input": "b a", "target": "a b"}, {"input": "d c", "target": ["c d", "c, d"]}],
+}
+PART = {**COLOURS, "name": "one", "append_choices_to_input": False, "example_output_prefix": ""}
+TASKS: dict[str, dict[str, Any]] = {
+    "colours": COLOURS,
+    "sorting": SORTING,
+    "parts": {**_COMMON, "name": "parts"},
+    "parts/one": PART,
+    "parts/two": {**PART, "name": "two", "examples": PART["examples"][3:]},
+}
+
+
+def write(path: Path) -> str:
+    """Write the archive and return its hash."""
+    files = {f"bigbench-1.0.0/bigbench/benchmark_tasks/{n}/task.json": json.dumps(t) for n, t in TASKS.items()}
+    files |= {"bigbench-1.0.0/setup.py": "raise SystemExit('run')", "bigbench-1.0.0/other/colours/task.json": "{}"}
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the kit read this archive instead of the real one."""
+    monkeypatch.setattr(big_bench, "SHA256", write(folder / big_bench.ARCHIVE))
+    monkeypatch.setattr(big_bench, "TASKS", folder / "share" / "tasks.zip")
+    return big_bench.fetch(str(folder / big_bench.ARCHIVE))

@@ -1,0 +1,132 @@
+"""Promises of big_bench.py: the pinned archive or nothing, and questions worded and answers graded as in Big-Bench."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import big_bench_archive as archive
+import pytest
+
+from spin_utils.data import big_bench
+from spin_utils.data.big_bench import BigBenchError, cut, grade, metric_of, questions
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[str]:
+    """A package index on this machine, laid out as in PEP 503."""
+    (tmp_path / "simple" / "bigbench").mkdir(parents=True)
+    page = f'<a href="../../files/{big_bench.ARCHIVE}#sha256=0&amp;x">{big_bench.ARCHIVE}</a>'
+    (tmp_path / "simple" / "bigbench" / "index.html").write_text(page)
+    (tmp_path / "files").mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/simple"
+        server.shutdown()
+
+
+def test_the_archive_comes_from_pips_index_once_and_only_tasks_are_kept(
+    tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", index)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(big_bench, "TASKS", tmp_path / "share" / "tasks.zip")
+    monkeypatch.setattr(big_bench, "SHA256", archive.write(tmp_path / "files" / big_bench.ARCHIVE))
+    with zipfile.ZipFile(big_bench.fetch()) as kept:
+        assert sorted(kept.namelist()) == sorted(f"{name}/task.json" for name in archive.TASKS)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    assert big_bench.load("colours") == {"colours": archive.COLOURS}, "the network is not needed again"
+    assert list(big_bench.load("parts")) == ["parts/one", "parts/two"]
+    assert list(big_bench.load("parts/two")) == ["parts/two"]
+
+
+@pytest.mark.parametrize("fault", ["another archive", "cut short", "no network", "not a tar file"])
+def test_nothing_is_kept_of_a_wrong_archive_and_the_message_names_the_remedy(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(big_bench, "TASKS", tmp_path / "tasks.zip")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    path, remedy = tmp_path / big_bench.ARCHIVE, "make setup"
+    archive.write(path)
+    if fault in ("another archive", "cut short"):
+        remedy = "download it again"
+        path.write_bytes(path.read_bytes()[: 400 if fault == "cut short" else None])
+    else:
+        path.write_bytes(b"junk")
+    with pytest.raises(BigBenchError, match=remedy):
+        big_bench.fetch("" if fault == "no network" else str(path))
+    assert not big_bench.TASKS.exists()
+
+
+def test_a_misspelt_task_is_told_the_nearest_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive.install(tmp_path, monkeypatch)
+    with pytest.raises(BigBenchError, match="did you mean colours"):
+        big_bench.load("colors")
+
+
+def test_questions_are_worded_as_big_benchs_own_code_words_them() -> None:
+    """The expected texts are what `default_format_fn` of bigbench 1.0.0 makes of these examples."""
+    found = questions(archive.COLOURS)
+    assert [question.number for question in found] == [0, 1, 3, 4], "Big-Bench drops repeated examples"
+    choices = "".join(f"\n  choice: {colour}" for colour in ("blue", "green", "red"))
+    assert found[0].prompt == f"\nQ: Grass?{choices}\nA: "
+    assert found[0].choices == {"blue": 0, "green": 1, "red": 0}
+    assert found[0].targets == ["green"]
+    assert found[3].prompt == "\nQ: Sky?\n  choice: red\n  choice: blue\nA: "
+    assert questions(archive.PART)[0].prompt == "\nQ: Grass?"
+    assert [(question.prompt, question.targets) for question in questions(archive.SORTING)] == [
+        ("Sort: b a =>", ["a b"]),
+        ("Sort: d c =>", ["c d", "c, d"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "expected"),
+    [
+        ({}, "\n Paris. It is", "Paris"),
+        ({"stop_string": "\n"}, "a. b\nc", "a. b"),
+        ({"stop_string": "#", "output_regex": "[0-9]+"}, "x 12 # 13", "12"),
+        ({"output_regex": "[0-9]+"}, "none", ""),
+    ],
+)
+def test_free_answers_are_cut_as_big_bench_cuts_them(task: dict[str, Any], text: str, expected: str) -> None:
+    assert cut(text, task) == expected
+
+
+@pytest.mark.parametrize(
+    ("metric", "targets", "text", "expected"),
+    [
+        ("exact_str_match", ["a", " b "], "b", 1),
+        ("exact_str_match", ["a"], "A", 0),
+        ("case_insensitive_str_match", ["a"], "A", 1),
+        ("numeric_match_with_0_1_relative_error", ["100"], "109", 1),
+        ("numeric_match_with_0_1_relative_error", ["100"], "about 100", 0),
+        ("sequence_f1", ["B I O O"], "B O", 0.75),
+        ("rougeLsum", ["the cat sat"], "the cat", 0.8),
+        ("bleu", ["the cat sat on the mat"], "the cat sat on the mat", 1),
+        ("bleu", ["the cat sat on the mat"], "a dog", 0),
+    ],
+)
+def test_each_metric_scores_an_answer_from_0_to_1(metric: str, targets: list[str], text: str, expected: float) -> None:
+    assert grade(metric, targets, text) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_metric_is_the_preferred_one_that_scores_single_items() -> None:
+    assert metric_of({"preferred_score": "macro_f1", "metrics": ["macro_f1"]}) == "multiple_choice_grade"
+    assert metric_of({"preferred_score": "log_likelihood", "metrics": ["log_likelihood", "bleu"]}) == "bleu"
+
+
+@pytest.mark.skipif(not big_bench.TASKS.is_file(), reason="Big-Bench was not fetched")
+def test_the_papers_three_tasks_are_in_the_real_archive() -> None:
+    sizes = {"causal_judgment": 190, "formal_fallacies_syllogisms_negation": 14200, "sports_understanding": 986}
+    for name, size in sizes.items():
+        (task,) = big_bench.load(name).values()
+        found = questions(task)
+        assert len(found) == size
+        assert all(sorted(question.choices.values()) == [0, 1] for question in found)
