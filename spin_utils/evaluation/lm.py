@@ -24,14 +24,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spin_utils.data import templates
 from spin_utils.evaluation.answers import Answers, EvaluationError, fingerprint
 from spin_utils.files import processes
-from spin_utils.model.attention import check_model, packed_attention
-from spin_utils.model.packing import Group, micro_batches, pack, rows_at_once
+from spin_utils.model.general import check_model
+from spin_utils.model.logprobs import greedy_logps
+from spin_utils.model.packing import Group, micro_batches, pack
 from spin_utils.model.sampling import Sample, sample
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.run import GenerationSettings
 
-HEAD_ELEMENTS = 8 * 2**20
-"""Logits held at once in float32 on a CPU while scoring continuations."""
 SHARD_BATCHES = 4
 """Batches of requests that are answered and saved together."""
 _KNOWN_OPTIONS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
@@ -41,7 +40,7 @@ class PackedLM(TemplateLM):
     """An lm-eval model around a loaded policy.
 
     Args:
-        model: Llama, Mistral or Qwen2.
+        model: A causal language model.
         tokenizer: Its tokenizer.
         template: How the context of a generation task becomes tokens; None: plain text, as in lm-eval. Log-likelihood
             tasks are always plain text, as in the paper's harness.
@@ -309,7 +308,7 @@ def score_continuations(
     """Like `logprobs.score`, plus whether greedy decoding would give the response.
 
     Args:
-        model: A causal language model that runs on packed groups.
+        model: A causal language model.
         groups: Contexts with their continuations.
         micro_batch_tokens: Token budget of one forward pass.
         progress: Called with the number of responses of each forward pass.
@@ -318,28 +317,15 @@ def score_continuations(
         For each group and response, the summed log-probability and whether every token is the most likely one.
 
     Raises:
-        ModelError: The model cannot run on packed groups, or a row has more tokens than positions.
+        ModelError: No path is right for the model, or a row has more tokens than positions.
     """
     # The last token of a row predicts nothing, so it needs no position of its own.
     check_model(model, max(group.longest_row for group in groups) - 1)
-    head = model.get_output_embeddings()
     results: list[list[tuple[float, bool]]] = [[] for _ in groups]
     for indices in micro_batches([group.tokens for group in groups], micro_batch_tokens):
-        batch = pack([groups[i] for i in indices]).to(head.weight.device)
-        with packed_attention(model):
-            hidden = model.get_decoder()(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                use_cache=False,
-                packed_layout=batch.layout,
-            ).last_hidden_state[0]
-        logps, misses = [], []
-        rows = rows_at_once(HEAD_ELEMENTS, head.weight.shape[0], head.weight.device)
-        for sources, targets in zip(batch.sources.split(rows), batch.targets.split(rows), strict=True):
-            log_softmax = head(hidden[sources]).float().log_softmax(-1)
-            logps.append(log_softmax.gather(1, targets[:, None])[:, 0])
-            misses.append((log_softmax.argmax(-1) != targets).float())
-        sums, missed = (batch.sums(torch.cat(parts)).tolist() for parts in (logps, misses))
+        batch = pack([groups[i] for i in indices]).to(model.device)
+        logps, hits = greedy_logps(model, batch)
+        sums, missed = (batch.sums(part).tolist() for part in (logps, (~hits).float()))
         values = iter(zip(sums, (count == 0 for count in missed), strict=True))
         for i in indices:
             results[i] = [next(values) for _ in groups[i].response_ids]

@@ -49,33 +49,6 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def check_model(model: PreTrainedModel, longest_row: int) -> None:
-    """Raise if a model cannot work on packed groups.
-
-    Args:
-        model: a causal language model from transformers.
-        longest_row: tokens of the longest prompt with one response.
-
-    Raises:
-        ModelError: names the model and the reason.
-    """
-    name = type(model).__name__
-    if not getattr(model, "_supports_attention_backend", False):
-        raise ModelError(
-            f"{name}: does not let transformers replace its attention function, which packed groups need; "
-            "use a model of the Llama, Mistral or Qwen family"
-        )
-    if getattr(model.config, "attention_dropout", 0.0):
-        raise ModelError(f"{name}: packed attention has no dropout; set attention_dropout to 0 in its config")
-    _check_window(getattr(model.config, "sliding_window", None), longest_row, name)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and longest_row > positions:
-        raise ModelError(
-            f"{name}: a row of {longest_row} tokens is longer than its {positions} positions; "
-            "lower template.max_prompt_tokens or template.max_response_tokens"
-        )
-
-
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -86,9 +59,12 @@ def attend(
     dropout: float = 0.0,
     packed_layout: Layout | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention function with the signature that transformers calls.
+
+    Other arguments that change the result are not passed here: `general.path_of` looks what a model passes.
 
     Args:
         module: the attention layer, for error messages.
@@ -99,23 +75,26 @@ def attend(
         scaling: factor on the scores; 1 / sqrt(D) if None.
         dropout: must be 0.
         packed_layout: where the groups are.
-        sliding_window: an error if shorter than a row.
+        sliding_window: number of tokens, itself included, that a token sees of its row; None: all of them.
+        softcap: c, where scores s become c tanh(s / c) before the mask (Gemma 2); None: they stay as they are.
 
     Returns:
         Output of shape (1, T, H, D), and None in place of attention weights.
 
     Raises:
-        ModelError: no layout was passed, dropout is not 0, or the sliding window is shorter than a row.
+        ModelError: no layout was passed, or dropout is not 0.
     """
     name = type(module).__name__
     if packed_layout is None:
         raise ModelError(f"{name}: got no packed_layout; the model does not pass its forward arguments on")
     if dropout:
         raise ModelError(f"{name}: packed attention has no dropout; set attention_dropout to 0")
-    _check_window(sliding_window, packed_layout.longest_row, name)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = sliding_window if sliding_window and sliding_window < packed_layout.longest_row else None
     packed = [x[0].transpose(0, 1).contiguous() for x in (query, key, value)]
-    return _Attention.apply(*packed, packed_layout, scale).unsqueeze(0), None
+    if softcap or (window and query.device.type != "cpu"):
+        return _plain_attention(*packed, packed_layout, scale, window, softcap).unsqueeze(0), None
+    return _Attention.apply(*packed, packed_layout, scale, window).unsqueeze(0), None
 
 
 class _Attention(torch.autograd.Function):
@@ -123,26 +102,66 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float
+        ctx: Any,
+        query_THD: Tensor,
+        key_TKD: Tensor,
+        value_TKD: Tensor,
+        layout: Layout,
+        scale: float,
+        window: int | None = None,
     ) -> Tensor:
         ctx.save_for_backward(query_THD, key_TKD, value_TKD)
-        ctx.layout, ctx.scale = layout, scale
-        return attention_forward(query_THD, key_TKD, value_TKD, layout, scale)
+        ctx.layout, ctx.scale, ctx.window = layout, scale, window
+        return attention_forward(query_THD, key_TKD, value_TKD, layout, scale, window)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:
         query_THD, key_TKD, value_TKD = ctx.saved_tensors
-        grads = attention_backward(grad_THD, query_THD, key_TKD, value_TKD, ctx.layout, ctx.scale)
-        return (*grads, None, None)
+        grads = attention_backward(grad_THD, query_THD, key_TKD, value_TKD, ctx.layout, ctx.scale, ctx.window)
+        return (*grads, None, None, None)
 
 
-def attention_forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float) -> Tensor:
+def _plain_attention(
+    query_THD: Tensor,
+    key_TKD: Tensor,
+    value_TKD: Tensor,
+    layout: Layout,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attention of plain operations with autograd's own backward pass, for what the kernels below do not have."""
+    key_heads = key_TKD.shape[1]
+    outputs = []
+    for tile in layout.tiles:
+        query_ZQD, key_ZSD, value_ZSD = (_spread(x, tile, key_heads) for x in (query_THD, key_TKD, value_TKD))
+        scores = _scaled_product(query_ZQD, key_ZSD.transpose(1, 2), scale)
+        if softcap:
+            scores = torch.tanh(scores / softcap) * softcap
+        bias_BQS = tile.bias(scores.dtype, window)
+        batch, places, keys = bias_BQS.shape
+        masked = scores.view(batch, -1, places, scores.shape[1] // places, keys) + bias_BQS[:, None, :, None]
+        mixed_ZQD = torch.softmax(masked.view(scores.shape), -1, dtype=torch.float32).to(scores.dtype) @ value_ZSD
+        _, back = tile.rows(key_heads)
+        rows = mixed_ZQD.reshape(batch * key_heads * places, -1).index_select(0, back)
+        outputs.append(rows.view(-1, *query_THD.shape[1:]))
+    return torch.cat(outputs)
+
+
+def attention_forward(
+    query_THD: Tensor,
+    key_TKD: Tensor,
+    value_TKD: Tensor,
+    layout: Layout,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
     """Attention output, shape (T, H, D), from packed queries (T, H, D), keys and values (T, K, D).
 
     On a CPU, plain matrix products with the query heads of one key head folded into rows are several times faster at
     short lengths than scaled_dot_product_attention. Each block of queries skips most keys that none of them may see. On
-    a GPU `gpu_attention.py` takes over.
+    a GPU `gpu_attention.py` takes over, which has no window.
     """
     if query_THD.device.type != "cpu":
         return gpu_attention.forward(query_THD, key_TKD, value_TKD, layout, scale)
@@ -153,7 +172,7 @@ def attention_forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, lay
         query_ZQD = _spread(query_THD, tile, key_heads)
         key_ZSD, value_ZSD = _spread(key_TKD, tile, key_heads), _spread(value_TKD, tile, key_heads)
         output_ZQD = torch.empty_like(query_ZQD)
-        bias = tile.bias(query_ZQD.dtype)
+        bias = tile.bias(query_ZQD.dtype, window)
         for start, stop in _blocks(tile):
             rows = slice(start * per_key, stop * per_key)
             weights = _weights(query_ZQD[:, rows], key_ZSD[:, :stop], bias[:, start:stop, :stop], scale)
@@ -163,7 +182,13 @@ def attention_forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, lay
 
 
 def attention_backward(
-    grad_THD: Tensor, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float
+    grad_THD: Tensor,
+    query_THD: Tensor,
+    key_TKD: Tensor,
+    value_TKD: Tensor,
+    layout: Layout,
+    scale: float,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values; the attention weights are recomputed."""
     if query_THD.device.type != "cpu":
@@ -176,7 +201,7 @@ def attention_backward(
         key_ZSD, value_ZSD = _spread(key_TKD, tile, key_heads), _spread(value_TKD, tile, key_heads)
         query_grad = torch.empty_like(query_ZQD)
         key_grad = value_grad = torch.empty(0)
-        bias = tile.bias(query_ZQD.dtype)
+        bias = tile.bias(query_ZQD.dtype, window)
         blocks = _blocks(tile)
         for start, stop in reversed(blocks):  # the first in this order covers all keys
             rows = slice(start * per_key, stop * per_key)
@@ -233,14 +258,6 @@ def _weights(query_ZQD: Tensor, key_ZSD: Tensor, bias_BQS: Tensor, scale: float)
 def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """scale a b, scaled before the product is rounded."""
     return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)
-
-
-def _check_window(window: int | None, longest_row: int, name: str) -> None:
-    if window is not None and longest_row > window:
-        raise ModelError(
-            f"{name}: its sliding window of {window} tokens is shorter than a row of {longest_row}, and packed "
-            "attention has no window; lower template.max_prompt_tokens and template.max_response_tokens"
-        )
 
 
 AttentionInterface.register(NAME, attend)

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -123,19 +124,22 @@ def load(folder: Path, dtype: Any = None) -> Any:
         dtype: torch dtype of the weights; float32 if None.
 
     Raises:
-        ModelError: a weight is NaN or infinite.
+        ModelError: a weight is missing, NaN or infinite.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     place = resolve(folder)
-    model = AutoModelForCausalLM.from_pretrained(
+    model, found = AutoModelForCausalLM.from_pretrained(
         place,
         dtype=dtype or torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
+        output_loading_info=True,
     )
+    if found["missing_keys"]:  # which transformers fills with random numbers
+        raise ModelError(f"{place}: no tensor {min(found['missing_keys'])} in its safetensors; copy all files again")
     model = model.to(device())
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
@@ -165,13 +169,11 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def positions(folder: Path) -> int:
-    """Longest row that a model accepts, in tokens: its positions, or its attention window if that is shorter."""
+    """Longest row that a model accepts, in tokens."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(resolve(folder), trust_remote_code=False, local_files_only=True)
-    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    window = getattr(config, "sliding_window", None) if slides else None
-    return int(min(config.max_position_embeddings, window or config.max_position_embeddings))
+    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -212,7 +214,7 @@ def check_directory(folder: Path) -> Path:
 
 
 def check_folder(folder: Path, template: TemplateSettings) -> None:
-    """Raise unless a folder can be trained and sampled from: complete, of a known family, with a matching tokenizer.
+    """Raise unless a folder can be trained and sampled from: complete, a decoder, with a matching tokenizer.
 
     Only headers, the config and the tokenizer are loaded, so a folder of 15 GB takes seconds. transformers would only
     warn about missing tensors and fill them with random numbers.
@@ -280,14 +282,12 @@ def _skeleton(folder: Path) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from spin_utils.model.attention import check_model
-    from spin_utils.model.decoding import check_supported
+    from spin_utils.model.general import check_model
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        check_supported(model, longest=1)
         check_model(model, longest_row=1)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
@@ -312,21 +312,30 @@ def _stored(folder: Path) -> Tensors:
 
 
 def _check_weights(folder: Path, model: Any, stored: Tensors) -> None:
-    """Raise unless every tensor of the model is there, with the right shape and unquantised."""
-    tied = "lm_head.weight" if model.config.tie_word_embeddings else ""
+    """Raise unless every tensor of the model is there, with the right shape, and all are unquantised.
+
+    The names of some families change when transformers reads them (experts): theirs are checked when they are loaded.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    for path, _, stored_as in stored.values():
+        if stored_as not in ("F32", "F16", "BF16", "F64"):
+            raise ModelError(
+                f"{path}: has a tensor stored as {stored_as}; weights must not be quantised: save them as bfloat16"
+            )
+    if get_model_conversion_mapping(model, add_legacy=False):
+        return
+    prefix = f"{model.base_model_prefix}."
     for name, tensor in model.state_dict().items():
+        name = name if name in stored else name.removeprefix(prefix)  # old files begin at the body
         if name not in stored:
-            if name == tied:
+            if name in model.all_tied_weights_keys:
                 continue
             raise ModelError(f"{folder}: no tensor {name} in its safetensors; copy all files of the model again")
-        path, shape, kind = stored[name]
+        path, shape, _ = stored[name]
         if shape != list(tensor.shape):
             raise ModelError(
                 f"{path}: {name} has shape {shape}, but config.json says {list(tensor.shape)}; copy both again"
-            )
-        if kind not in ("F32", "F16", "BF16", "F64"):
-            raise ModelError(
-                f"{path}: {name} is stored as {kind}; weights must not be quantised: save them as bfloat16"
             )
 
 
@@ -366,8 +375,8 @@ def _check_plain(path: Path) -> None:
         raise ModelError(f"{path}: contains {kind(config)}, not a JSON object; save the model again")
     if "auto_map" in config:
         raise ModelError(
-            f"{path}: auto_map asks to run code from the model's folder, which the kit never does; use a model of the "
-            "Llama, Mistral or Qwen2 family, saved without auto_map"
+            f"{path}: auto_map asks to run code from the model's folder, which the kit never does; use a model that "
+            "transformers has itself, saved without auto_map"
         )
     if config.get("quantization_config"):
         raise ModelError(f"{path}: quantised weights cannot be trained on; save the model unquantised")

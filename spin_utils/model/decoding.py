@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
-from spin_utils.model.base import ModelError
 from spin_utils.model.gpu_attention import fused_kernels
 
 SUPPORTED = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
@@ -31,43 +30,29 @@ SHORT = 192
 """Up to this prompt length plain matmuls beat the fused attention kernel on CPUs (measured at 3 heads of 64)."""
 
 
-def check_supported(model: nn.Module, longest: int) -> None:
-    """Refuse a model whose forward pass differs from the one below.
+def misfit(model: nn.Module, longest: int) -> str:
+    """Why a model's forward pass differs from the one below; empty if it does not.
 
     Args:
         model: A causal language model.
         longest: Positions that the longest row may need (prompt and response).
-
-    Raises:
-        ModelError: The architecture, a projection, the rotary embedding or the length is not supported.
     """
-    names = ", ".join(cls.__name__ for cls in SUPPORTED)
     if not isinstance(model, SUPPORTED):
-        raise ModelError(f"{type(model).__name__}: the sampler knows {names}; unwrap the model or load one of these")
+        return f"{type(model).__name__} has other layers"
     config = model.config
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         for name, projection in {**dict(attention.named_children()), **dict(mlp.named_children())}.items():
             if name.endswith("_proj") and type(projection) is not nn.Linear:
-                raise ModelError(
-                    f"{name} is a {type(projection).__name__}: the sampler needs plain nn.Linear layers; "
-                    "merge adapters and load unquantised weights"
-                )
+                return f"{name} is a {type(projection).__name__}"
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
-        raise ModelError(f"rope type {rope!r} changes with the sequence length; the sampler cannot cache it")
-    if longest > config.max_position_embeddings:
-        raise ModelError(
-            f"prompt and response need {longest} positions, the model has {config.max_position_embeddings}; "
-            "lower max_new_tokens or drop the longest prompts"
-        )
+        return f"rope type {rope} changes with the sequence length"
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     if window and slides and longest > window:
-        raise ModelError(
-            f"prompt and response need {longest} positions, the model attends to a window of {window}; "
-            "lower max_new_tokens or drop the longest prompts"
-        )
+        return f"prompt and response need {longest} positions, and it attends to a window of {window}"
+    return ""
 
 
 class Decoder:
@@ -76,11 +61,10 @@ class Decoder:
     Rows 0 to n-1 are live. `prefill` adds rows, `step` advances all live rows by one token, `move` overwrites finished
     rows, and `head` gives logits. With `fuse` (default: on CPUs) the query, key and value weights, and the gate and up
     weights, are copied into one matrix each, and all weights are laid out for the matrix kernels. That takes a second
-    copy of the model's memory for the decoder's lifetime.
+    copy of the model's memory for the decoder's lifetime. The model must have no `misfit`.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, longest: int, *, fuse: bool | None = None) -> None:
-        check_supported(model, longest)
         config = model.config
         self.inner = model.model
         self.dtype, self.device = model.lm_head.weight.dtype, model.lm_head.weight.device

@@ -90,8 +90,13 @@ def _compute(
     packed_layout: Layout,
     **kwargs: Any,
 ) -> Tensor:
-    """The whole layer; takes what transformers passes."""
+    """The whole layer; takes what transformers passes. A row longer than its window takes the layer's own forward."""
     attention, mlp = layer.self_attn, layer.mlp
+    window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+    if window and packed_layout.longest_row > window:
+        return type(layer).forward(
+            layer, hidden_states, position_embeddings=position_embeddings, packed_layout=packed_layout, **kwargs
+        )
     shape = _Shape(
         attention.config.num_attention_heads,
         attention.head_dim,

@@ -9,6 +9,7 @@ Shape suffixes: R response tokens, D hidden size, V vocabulary, N responses.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,9 +23,8 @@ from transformers import PreTrainedModel
 
 from spin_utils.files import processes
 from spin_utils.model import sharding
-from spin_utils.model.attention import check_model, packed_attention
 from spin_utils.model.base import ModelError
-from spin_utils.model.layers import fast_layers
+from spin_utils.model.general import check_model, on_its_path, path_of, response_logits, use_padded
 from spin_utils.model.packing import Group, PackedBatch, check_groups, micro_batches, pack, rows_at_once
 
 KEPT_LOGITS = 2**27
@@ -33,8 +33,12 @@ CHUNK_LOGITS = 2**25
 """Logits held at once otherwise."""
 IDLE = Group([0], ([0],))
 """Dummy work for a process while others have one more micro-batch: sharded weights need all processes."""
+HEAD_ELEMENTS = 8 * 2**20
+"""Logits held at once in float32 on a CPU while scoring without gradients."""
 CACHED_LOGITS = 2**21
 """Logits converted to float32 at once on a CPU, few enough to stay in its cache."""
+
+logger = logging.getLogger(__name__)
 
 _PROBED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 """Models that `check_supported` has already checked."""
@@ -55,11 +59,38 @@ def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 def token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Log-probability of every response token: float32, shape (R,), in packed order; differentiable."""
-    with packed_attention(model), fast_layers(model), _as_forward(model, _token_logps):
+    with on_its_path(model), _as_forward(model, _token_logps):
         return model(batch)
 
 
+@torch.no_grad()
+def greedy_logps(model: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """Log-probability of every response token, and whether it is the most likely one; each of shape (R,)."""
+    with on_its_path(model):
+        if path_of(model) == "fast":
+            hidden_RD, head = _hidden(model, batch), model.get_output_embeddings()
+            rows = rows_at_once(HEAD_ELEMENTS, head.weight.shape[0], head.weight.device)
+            logits = (head(part) for part in hidden_RD.split(rows))
+        else:
+            logits_RV = response_logits(model, batch)
+            rows = rows_at_once(HEAD_ELEMENTS, logits_RV.shape[1], logits_RV.device)
+            logits = iter(logits_RV.split(rows))
+        logps, hits = [], []
+        for logits_CV, targets in zip(logits, batch.targets.split(rows), strict=True):
+            log_softmax = logits_CV.float().log_softmax(-1)
+            logps.append(log_softmax.gather(1, targets[:, None])[:, 0])
+            hits.append(log_softmax.argmax(-1) == targets)
+    return torch.cat(logps), torch.cat(hits)
+
+
 def _token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    if path_of(model) != "fast":
+        return _LogitLogps.apply(response_logits(model, batch), batch.targets)
+    return _TargetLogps.apply(_hidden(model, batch), model.get_output_embeddings().weight, batch.targets)
+
+
+def _hidden(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """Last hidden states that predict the response tokens, shape (R, D)."""
     hidden = model.get_decoder()(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
@@ -68,8 +99,7 @@ def _token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     ).last_hidden_state
     # The gradient of index_select is faster on a CPU; on a GPU its order of summation would be random.
     on_cpu = hidden.device.type == "cpu"
-    hidden_RD = hidden[0].index_select(0, batch.sources) if on_cpu else hidden[0][batch.sources]
-    return _TargetLogps.apply(hidden_RD, model.get_output_embeddings().weight, batch.targets)
+    return hidden[0].index_select(0, batch.sources) if on_cpu else hidden[0][batch.sources]
 
 
 @contextmanager
@@ -110,13 +140,13 @@ def score(
 
     Raises:
         PairsError: an empty prompt or response.
-        ModelError: the model cannot work on packed groups.
+        ModelError: no path is right for the model.
     """
     if not groups:
         return []
     check_groups(groups)
     check_supported(model, max(group.longest_row for group in groups))
-    device = model.get_output_embeddings().weight.device
+    device = model.device
     results: list[list[float]] = [[] for _ in groups]
     batches = micro_batches([group.tokens for group in groups], micro_batch_tokens)
     batches += [[]] * (-len(batches) % processes.count())  # with sharded weights every round needs all processes
@@ -134,16 +164,16 @@ def score(
 
 
 def check_supported(model: PreTrainedModel, longest_row: int) -> None:
-    """Raise if a model's log-probabilities would come out wrong.
+    """Raise if no path is right for a model, and make sure that its own is.
 
-    In addition to `check_model`, scores a few tokens both packed and with the model's own forward pass, once per model.
-    This reveals attention with extra terms, scaled logits, and layers that mix tokens in other ways.
+    In addition to `check_model`, scores a few tokens both on the model's path and with its own forward pass, once per
+    model. This reveals layers that mix tokens in other ways than by attention.
 
     Raises:
         ModelError: names the model and the reason.
     """
     check_model(model, longest_row)
-    if model in _PROBED:
+    if model in _PROBED or path_of(model) == "padded":
         return
     vocabulary = sharding.shape(model.get_output_embeddings().weight)[0]
     prompt, *responses = ([(7 * i + 3) % vocabulary for i in ids] for ids in ((1, 2), (4, 5), (8, 9)))
@@ -157,12 +187,32 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
             logps = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, 1:-1].float(), -1)
             plain.append(logps.gather(1, ids[0, 2:, None]).sum().item())
     model.train(was_training)
-    if any(abs(a - b) > 0.1 + 0.02 * abs(b) for a, b in zip(packed, plain, strict=True)):
-        raise ModelError(
-            f"{type(model).__name__}: log-probabilities of packed groups differ from the model's own ({packed} and "
-            f"{plain}); use a model of the Llama, Mistral or Qwen2 family"
-        )
     _PROBED.add(model)
+    rounding = (0.1, 0.02) if model.dtype != torch.float32 else (1e-3, 1e-4)
+    if all(abs(a - b) <= rounding[0] + rounding[1] * abs(b) for a, b in zip(packed, plain, strict=True)):
+        return
+    name = type(model).__name__
+    found = f"log-probabilities of packed groups ({packed}) differ from the model's own ({plain})"
+    if path_of(model) == "fast":
+        raise ModelError(f"{name}: {found}; its layers are changed: use the model as transformers loads it")
+    logger.warning("%s: %s; continuing with padded rows, one row per response", name, found)
+    use_padded(model)
+
+
+class _LogitLogps(torch.autograd.Function):
+    """log softmax(logits) at the targets, which keeps one derivative for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_RV: Tensor, targets_R: Tensor) -> Tensor:
+        logps_R, slope_RV = _logps_and_slope(logits_RV.clone(), targets_R)
+        ctx.save_for_backward(slope_RV)
+        return logps_R
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor, None]:
+        (slope_RV,) = ctx.saved_tensors
+        return (slope_RV * grad_R[:, None]).to(slope_RV.dtype), None
 
 
 class _TargetLogps(torch.autograd.Function):

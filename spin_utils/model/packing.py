@@ -80,7 +80,9 @@ class Tile:
     """Shape (T,): place of each of the tile's packed tokens in the flattened rectangle."""
     segments: Tensor
     """Shape (B, S): 0 for prompt tokens, i for tokens of response i, -1 for padding."""
-    _bias: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+    positions: Tensor
+    """Shape (B, S): position of each token in its own row of prompt and response; 0 for padding."""
+    _bias: dict[tuple[torch.dtype, int | None], Tensor] = field(default_factory=dict, repr=False)
     _rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def rows(self, heads: int) -> tuple[Tensor, Tensor]:
@@ -105,23 +107,25 @@ class Tile:
             self._rows[heads] = (there.flatten(), back.flatten())
         return self._rows[heads]
 
-    def bias(self, dtype: torch.dtype) -> Tensor:
+    def bias(self, dtype: torch.dtype, window: int | None = None) -> Tensor:
         """Attention bias, shape (B, S, S): 0 where a query (second-last index) may see a key (last index), else -inf.
 
-        A token sees the prompt and its own response, up to itself. Padding sees padding, so that no row is empty.
-        Built once per batch and shared by all layers.
+        A token sees the prompt and its own response, up to itself, or with a window the last `window` tokens of those.
+        Padding sees padding, so that no row is empty. Built once per batch and shared by all layers.
         """
-        if dtype not in self._bias:
+        if (dtype, window) not in self._bias:
             query, key = self.segments[:, :, None], self.segments[:, None, :]
             places = torch.arange(self.segments.shape[1], device=self.segments.device)
             allowed = ((key == query) | ((key == 0) & (query > 0))) & (places[None, :] <= places[:, None])
+            if window is not None:
+                allowed &= self.positions[:, :, None] - self.positions[:, None, :] < window
             bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-            self._bias[dtype] = bias.masked_fill_(~allowed, float("-inf"))
-        return self._bias[dtype]
+            self._bias[dtype, window] = bias.masked_fill_(~allowed, float("-inf"))
+        return self._bias[dtype, window]
 
     def to(self, device: torch.device) -> Tile:
         """The same tile on another device."""
-        return Tile(self.start, self.stop, self.slots.to(device), self.segments.to(device))
+        return Tile(self.start, self.stop, *(x.to(device) for x in (self.slots, self.segments, self.positions)))
 
 
 @dataclass
@@ -298,15 +302,19 @@ def _tiles(groups: Sequence[Group]) -> tuple[Tile, ...]:
 
 def _tile(groups: Sequence[Group], length: int, start: int) -> Tile:
     segments = torch.full((len(groups), length), -1)
+    positions = torch.zeros(len(groups), length, dtype=torch.long)
     slots: list[int] = []
     for row, group in enumerate(groups):
         slots += range(row * length, row * length + group.tokens)
         place = len(group.prompt_ids)
         segments[row, :place] = 0
+        positions[row, :place] = torch.arange(place)
         for number, response in enumerate(group.response_ids, 1):
-            segments[row, place : place + len(response)] = number
-            place += len(response)
-    return Tile(start, start + len(slots), torch.tensor(slots), segments)
+            end = place + len(response)
+            segments[row, place:end] = number
+            positions[row, place:end] = torch.arange(len(response)) + len(group.prompt_ids)
+            place = end
+    return Tile(start, start + len(slots), torch.tensor(slots), segments, positions)
 
 
 def rows_at_once(elements: int, columns: int, device: torch.device) -> int:

@@ -2,25 +2,33 @@
 
 At temperature 1 without truncation this samples as in Algorithm 1; temperature 0 is greedy. Prompts are sorted by
 length, a waiting prompt replaces a finished row, and several responses to one prompt share its prefill. Every response
-has its own stream of random numbers, so it does not depend on what it is decoded with.
+has its own stream of random numbers, so it does not depend on what it is decoded with. A model whose forward pass the
+kit's decoder does not have is sampled through its own, with transformers' cache: the same draws, but one batch after
+another.
 
 Shape suffixes: B live rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import inspect
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from spin_utils.model.decoding import Decoder
+from spin_utils.model.base import ModelError
+from spin_utils.model.decoding import Decoder, misfit
+from spin_utils.model.general import check_model, has_state
 from spin_utils.model.packing import rows_at_once
 from spin_utils.settings.run import GenerationSettings
+
+logger = logging.getLogger(__name__)
 
 PREFILL_TOKENS, GPU_PREFILL_TOKENS = 2048, 8192
 """Prompt tokens read in one pass; more on a GPU, where a pass of 2,048 would end before the next one is launched."""
@@ -57,7 +65,7 @@ def sample(
     """Sample one or more responses per prompt.
 
     Args:
-        model: Llama, Mistral or Qwen2 for causal language modelling. Runs in its own dtype on its own device.
+        model: Any decoder of transformers. Runs in its own dtype on its own device.
         prompts: Token ids of each prompt, none empty.
         eos_ids: Tokens that end a response; may be empty.
         settings: Temperature, truncation, longest response, rows decoded together.
@@ -72,12 +80,18 @@ def sample(
 
     Raises:
         ValueError: A prompt is empty or has an unknown token, or the number of streams is wrong.
-        ModelError: The sampler does not support the model's forward pass.
+        ModelError: The model cannot be sampled from, or prompt and response need more positions than it has.
     """
     streams = range(len(prompts) * samples_per_prompt) if streams is None else streams
     _check(model, prompts, streams, samples_per_prompt)
     if not prompts:
         return []
+    longest = max(map(len, prompts)) + settings.max_new_tokens
+    _check_positions(model, longest)
+    reason = misfit(model, longest)
+    if reason:
+        logger.info("sampling through transformers' cache: %s", reason)
+        return _sample_with_cache(model, prompts, eos_ids, settings, seed, streams, samples_per_prompt, progress)
     run = _Run(model, prompts, eos_ids, settings, seed, streams, samples_per_prompt)
     with torch.inference_mode():
         while run.live or run.waiting:
@@ -291,6 +305,111 @@ class _Run:
             Sample(row[:count], "stop" if stop else "length", logp)
             for row, count, stop, logp in zip(self.tokens.tolist(), counts, stopped, logps, strict=True)
         ]
+
+
+def _sample_with_cache(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    eos_ids: Collection[int],
+    settings: GenerationSettings,
+    seed: int,
+    streams: Sequence[int],
+    samples_per_prompt: int,
+    progress: Callable[[int], object] | None,
+) -> list[Sample]:
+    """`sample` for any decoder: prompts of similar length together, padded on the left."""
+    eos = torch.tensor(sorted(eos_ids), dtype=torch.long, device=model.device)
+    samples: dict[int, Sample] = {}
+    lengths = [len(prompts[i // samples_per_prompt]) for i in range(len(streams))]
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in _batches(lengths, settings.batch_size, equal=has_state(model)):
+            numbers = np.stack([uniforms(seed, streams[i], settings.max_new_tokens) for i in batch])
+            owners = [i // samples_per_prompt for i in batch]
+            drawn = _decode(model, prompts, owners, torch.from_numpy(numbers).to(model.device), eos, settings)
+            samples |= zip(batch, drawn, strict=True)
+            if progress is not None:
+                progress(len(batch))
+    model.train(was_training)
+    return [samples[i] for i in range(len(streams))]
+
+
+def _batches(lengths: Sequence[int], rows: int, *, equal: bool) -> Iterator[list[int]]:
+    """Indices in batches, longest first; with `equal` only equal lengths share one, so that nothing is padded."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) == rows or (equal and lengths[i] != lengths[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(i)
+    yield batch
+
+
+def _decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    owners: Sequence[int],
+    uniform_BT: Tensor,
+    eos: Tensor,
+    settings: GenerationSettings,
+) -> list[Sample]:
+    """One response for each prompt in `owners`; a prompt is read once, and finished rows leave the batch."""
+    device, rows = model.device, len(owners)
+    place_of = {prompt: place for place, prompt in enumerate(dict.fromkeys(owners))}
+    longest = max(len(prompts[prompt]) for prompt in place_of)
+    ids = torch.zeros(len(place_of), longest, dtype=torch.long)
+    mask = torch.zeros(len(place_of), longest, dtype=torch.long)
+    for prompt, place in place_of.items():
+        ids[place, longest - len(prompts[prompt]) :] = torch.tensor(prompts[prompt])
+        mask[place, longest - len(prompts[prompt]) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    cache = DynamicCache(config=model.config)
+    logits = _next_logits(model, ids, mask, cache)
+    chosen = torch.tensor([place_of[prompt] for prompt in owners], device=device)
+    if len(place_of) < rows:
+        cache.reorder_cache(chosen)
+    logits, mask, live = logits[chosen], mask[chosen], torch.arange(rows, device=device)
+    tokens = torch.zeros(rows, settings.max_new_tokens, dtype=torch.long, device=device)
+    counts = torch.zeros(rows, dtype=torch.long, device=device)
+    logps = torch.zeros(rows, dtype=torch.float64, device=device)
+    stopped = torch.zeros(rows, dtype=torch.bool, device=device)
+    for step in range(settings.max_new_tokens):
+        token, logp = draw(logits, uniform_BT[live, step], settings)
+        tokens[live, step] = token
+        counts[live] += 1
+        logps[live] += logp
+        ended = torch.isin(token, eos)
+        stopped[live] = ended
+        left = (~ended).nonzero()[:, 0]
+        if not len(left) or step + 1 == settings.max_new_tokens:
+            break
+        if len(left) < len(live):
+            cache.reorder_cache(left)
+            token, mask, live = token[left], mask[left], live[left]
+        mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+        logits = _next_logits(model, token[:, None], mask, cache)
+    parts = zip(tokens.tolist(), counts.tolist(), stopped.tolist(), logps.float().tolist(), strict=True)
+    return [Sample(row[:count], "stop" if stop else "length", logp) for row, count, stop, logp in parts]
+
+
+def _next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    """Logits of the next token, shape (B, V), after reading `ids`, the last columns of the mask."""
+    known = inspect.signature(type(model).forward).parameters
+    position_ids = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    more = {"position_ids": position_ids, "logits_to_keep": 1}
+    given = {name: value for name, value in more.items() if name in known}
+    return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given).logits[:, -1]
+
+
+def _check_positions(model: PreTrainedModel, longest: int) -> None:
+    check_model(model, 1)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and longest > positions:
+        raise ModelError(
+            f"prompt and response need {longest} positions, the model has {positions}; "
+            "lower max_new_tokens or drop the longest prompts"
+        )
 
 
 def _check(

@@ -18,15 +18,14 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from spin_utils.files import processes, runtime
 from spin_utils.files.disk import write_text
 from spin_utils.files.runtime import choose_precision, progress
 from spin_utils.model import sharding
-from spin_utils.model.attention import packed_attention
-from spin_utils.model.layers import fast_layers
+from spin_utils.model.general import on_its_path
 from spin_utils.model.logprobs import check_supported
 from spin_utils.model.packing import Group, PairsError, check_groups
 from spin_utils.settings.run import TrainingSettings, training_identity
@@ -98,7 +97,7 @@ def train(
 
     Raises:
         PairsError: a group is empty or has the wrong number of responses.
-        ModelError: the model cannot work on packed groups.
+        ModelError: no path is right for the model.
         KitError: the state in `work` belongs to another run, or a tracker is not installed.
         TrainingError: a loss, gradient or weight is not finite (the last saved state is kept), or a single group does
             not fit into memory.
@@ -124,8 +123,7 @@ def train(
         names = settings.trackers if processes.rank() == 0 else ()
         trackers, close = open_trackers(names, what, work, done=optimizer.steps)
         stack.callback(close)
-        stack.enter_context(packed_attention(model))
-        stack.enter_context(fast_layers(model))
+        stack.enter_context(on_its_path(model))
         stack.enter_context(_training_mode(model, settings))
         stop = stack.enter_context(StopRequest())
         schedule.warn_if_idle(what)
@@ -300,14 +298,22 @@ def _check_data(
 
 @contextmanager
 def _training_mode(model: PreTrainedModel, settings: TrainingSettings) -> Iterator[None]:
-    """Training mode without dropout (the opponent is scored without it), with gradient checkpointing if set."""
+    """No dropout (the opponent is scored without it) but that of adapters, and gradient checkpointing if set."""
     was_training = model.training
-    model.train()
-    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
-    for module in dropouts:
-        module.eval()
+    model.eval()
+    for name, module in model.named_modules():
+        if "lora_dropout" in name:
+            module.train()
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):  # which look at their own mode, not their parts'
+                if isinstance(getattr(module, "dropout", None), float) and module.dropout:
+                    raise TrainingError(
+                        f"{type(module).__name__}: gradient checkpointing would turn its dropout on; set dropout to 0 "
+                        "in the model's config.json, or gradient_checkpointing: false"
+                    )
+                module.training = True
     try:
         yield
     finally:

@@ -6,12 +6,10 @@ import pytest
 import torch
 from oracle import gradients, obvious_logps
 from tiny_models import FAMILIES, tiny_model
-from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from spin_utils.model import attention, gpu_attention, layers
-from spin_utils.model.attention import check_model, packed_attention
-from spin_utils.model.base import ModelError
-from spin_utils.model.logprobs import check_supported, sequence_logps
+from spin_utils.model.attention import packed_attention
+from spin_utils.model.logprobs import sequence_logps
 from spin_utils.model.packing import Group, pack
 
 GROUPS = [
@@ -99,21 +97,3 @@ def test_layers_and_attention_are_given_back_after_an_error():
         raise KeyError
     assert "forward" not in vars(model.model.layers[0])
     assert model.config._attn_implementation == before
-
-
-def test_a_model_with_extra_terms_in_attention_or_head_is_refused():
-    torch.manual_seed(0)
-    shape = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.5}
-    model = Gemma2ForCausalLM(Gemma2Config(**shape, **heads, final_logit_softcapping=2.0, sliding_window=64))
-    with pytest.raises(ModelError, match="Gemma2ForCausalLM: log-probabilities of packed groups differ"):
-        check_supported(model, 10)
-
-
-def test_what_packed_attention_cannot_do_is_refused_by_name():
-    with pytest.raises(ModelError, match="300 tokens is longer than its 256 positions"):
-        check_model(tiny_model("llama"), 300)
-    with pytest.raises(ModelError, match="attention_dropout to 0"):
-        check_model(tiny_model("mistral", attention_dropout=0.1), 10)
-    with pytest.raises(ModelError, match="sliding window of 4"):
-        check_model(tiny_model("mistral", sliding_window=4), 5)

@@ -1,0 +1,229 @@
+"""Any decoder of transformers: which of three paths a model takes, and the two that need no knowledge of its layers.
+
+- `fast`: the kit's own layers, head and sampler, for the families that `decoding` knows.
+- `packed`: transformers' layers over packed groups; only their attention function is replaced. The prompt of a pair is
+  computed once, and nothing is padded.
+- `padded`: transformers' own forward pass over right-padded rows, for models whose attention does something that the
+  kit's does not, or that carry a state from token to token.
+
+The last two take the logits from the model itself, so that soft caps, scales and biases of its head are its own, and
+sample through transformers' cache. A model's path follows from its class and config, by a dry run without weights.
+
+Shape suffixes: R response tokens, N rows, L padded row length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+from spin_utils.model.attention import packed_attention
+from spin_utils.model.base import ModelError
+from spin_utils.model.decoding import SUPPORTED
+from spin_utils.model.layers import fast_layers
+from spin_utils.model.packing import PackedBatch
+
+Path = Literal["fast", "packed", "padded"]
+COSTS: dict[Path, str] = {
+    "fast": "the kit's own layers and sampler",
+    "packed": "general path: transformers' layers over packed rows, sampling through transformers' cache; slower, and "
+    "training holds all logits of a micro-batch",
+    "padded": "general path, padded: transformers' own forward pass, prompts computed once per response; about twice "
+    "the computation of packed rows, and training holds all logits of a micro-batch",
+}
+"""What each path means, for `spin-repro check`."""
+_PROBE = "spin_probe"
+_KNOWN = {"position_ids", "cache_position", "position_embeddings", "packed_layout", "use_cache", "is_causal"}
+"""Arguments of attention that do not change what it computes on packed groups, besides those of `attention.attend`."""
+_PATHS: weakref.WeakKeyDictionary[PreTrainedModel, Path] = weakref.WeakKeyDictionary()
+
+
+def path_of(model: PreTrainedModel) -> Path:
+    """The path that a model takes; determined once per model."""
+    if model not in _PATHS:
+        _PATHS[model] = _path(model)
+    return _PATHS[model]
+
+
+def use_padded(model: PreTrainedModel) -> None:
+    """From now on the model takes the path `padded`, because its packed log-probabilities were found to differ."""
+    _PATHS[model] = "padded"
+
+
+def check_model(model: PreTrainedModel, longest_row: int) -> None:
+    """Raise if no path is right for a model.
+
+    Args:
+        model: a causal language model from transformers; its weights may be on the meta device.
+        longest_row: tokens of the longest prompt with one response.
+
+    Raises:
+        ModelError: it is an encoder and decoder, reads more than text, sees later tokens, or has too few positions.
+    """
+    name, config = type(model).__name__, model.config
+    if config.is_encoder_decoder:
+        raise ModelError(f"{name}: has an encoder; use a decoder-only model")
+    if config.get_text_config() is not config:
+        raise ModelError(
+            f"{name}: reads more than text; save its language model alone, with the tokenizer, and use that folder"
+        )
+    if any(getattr(module, "is_causal", True) is False for module in model.modules()):
+        raise ModelError(f"{name}: tokens see later ones (use_bidirectional_attention); use a causal language model")
+    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
+        raise ModelError(f"{name}: has no cache of keys and values to sample with; use another model")
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and longest_row > positions:
+        raise ModelError(
+            f"{name}: a row of {longest_row} tokens is longer than its {positions} positions; "
+            "lower template.max_prompt_tokens or template.max_response_tokens"
+        )
+
+
+@contextmanager
+def on_its_path(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the model computes packed groups on its path.
+
+    With gradient checkpointing, keep the block open until the backward pass is done: recomputation looks again.
+    """
+    path = path_of(model)
+    with ExitStack() as stack:
+        if path != "padded":
+            stack.enter_context(packed_attention(model))
+        if path == "fast":
+            stack.enter_context(fast_layers(model))
+        yield
+
+
+def response_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """The model's own logits for every response token, shape (R, V), in packed order; differentiable.
+
+    Args:
+        model: inside `on_its_path`.
+        batch: packed groups, on the model's device.
+    """
+    if path_of(model) == "padded":
+        return _padded_logits(model, batch)
+    # The last token of a row predicts nothing and needs no position of its own.
+    positions = getattr(model.config, "max_position_embeddings", None)
+    position_ids = batch.position_ids.clamp(max=positions - 1) if positions else batch.position_ids
+    logits = _forward(model, batch.sources, input_ids=batch.input_ids, position_ids=position_ids,
+                      packed_layout=batch.layout)  # fmt: skip
+    return logits[0]
+
+
+def _padded_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    rows: list[Tensor] = []
+    places: list[Tensor] = []
+    token = 0
+    for prompt, responses in batch.layout.lengths:
+        head = torch.arange(token, token + prompt)
+        token += prompt
+        for size in responses:
+            rows.append(torch.cat([head, torch.arange(token, token + size - 1)]))  # the last token predicts nothing
+            places.append(torch.arange(prompt - 1, prompt + size - 1))
+            token += size
+    device = batch.input_ids.device
+    index_NL = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)  # padding repeats the first token
+    mask_NL = nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+    first = min(prompt for prompt, _ in batch.layout.lengths) - 1
+    kept = torch.arange(first, index_NL.shape[1], device=device)
+    logits_NLV = _forward(model, kept, input_ids=batch.input_ids[0][index_NL], attention_mask=mask_NL.to(device))
+    row_R = torch.cat([torch.full_like(place, number) for number, place in enumerate(places)]).to(device)
+    return logits_NLV[row_R, (torch.cat(places) - first).to(device)]
+
+
+def _forward(model: PreTrainedModel, kept: Tensor, **inputs: Any) -> Tensor:
+    """Logits at the kept positions, by the class's own forward pass: `model.forward` may be lent (`logprobs`)."""
+    forward = type(model).forward
+    if "logits_to_keep" in inspect.signature(forward).parameters:
+        return forward(model, **inputs, use_cache=False, logits_to_keep=kept).logits
+    return forward(model, **inputs, use_cache=False).logits[:, kept]
+
+
+def has_state(model: PreTrainedModel) -> bool:
+    """Whether tokens reach later ones by more than keys and values, so that prompts cannot be padded on the left."""
+    return bool(getattr(model, "_is_stateful", False)) or any(
+        isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=model.config).layers
+    )
+
+
+def _path(model: PreTrainedModel) -> Path:
+    if isinstance(model, SUPPORTED):
+        return "fast"
+    if not getattr(model, "_supports_attention_backend", False) or has_state(model):
+        return "padded"
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention"}:
+        return "padded"
+    return "packed" if _fits(model) else "padded"
+
+
+@dataclass
+class _Seen:
+    """What the attention layers of a model pass to their attention function."""
+
+    windows: list[int | None] = field(default_factory=list)
+    unknown: set[str] = field(default_factory=set)
+
+
+def _fits(model: PreTrainedModel) -> bool:
+    """Whether every attention layer passes the layout on, and nothing that `attend` does not know."""
+    config = copy.deepcopy(model.config)
+    config._attn_implementation, config.pad_token_id = _PROBE, None  # a pad token would make it look at the ids
+    seen = _Seen()
+    with torch.device("meta"):
+        shape = type(model)(config).eval()
+        for module in shape.modules():
+            if type(module).__name__.endswith("Experts"):  # which compute nothing without weights, and no attention
+                module.forward = lambda hidden, *args, **kwargs: hidden
+        ids = torch.zeros(1, 3, dtype=torch.long)
+        try:
+            shape.forward(input_ids=ids, position_ids=ids, use_cache=False, packed_layout=seen)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):  # it does more than a dry run can show
+            return False
+    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
+    wanted = [window if kind == "sliding_attention" else None for kind in kinds]
+    slides = [found or None for found in seen.windows]
+    return (
+        not seen.unknown and len(slides) == layers and all(w in (None, s) for w, s in zip(wanted, slides, strict=True))
+    )
+
+
+def _note(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed_layout: Any = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Stands in for attention in the dry run. Without the layout, the layer does not pass arguments on: not counted."""
+    if isinstance(packed_layout, _Seen):
+        packed_layout.windows.append(sliding_window)
+        packed_layout.unknown |= {name for name, given in others.items() if name not in _KNOWN and not _empty(given)}
+        if query.shape[-1] != value.shape[-1] or attention_mask is not None:
+            packed_layout.unknown.add("shape or mask")
+    return query.new_empty(*query.transpose(1, 2).shape[:3], value.shape[-1]), None
+
+
+def _empty(given: Any) -> bool:
+    return given is None or given is False
+
+
+AttentionInterface.register(_PROBE, _note)

@@ -1,0 +1,190 @@
+"""Any decoder of transformers is scored, trained and sampled as by its own forward pass, or refused."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import gradients, obvious_logps
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from spin_utils.evaluation.lm import score_continuations
+from spin_utils.model import base
+from spin_utils.model.base import ModelError
+from spin_utils.model.general import check_model, path_of
+from spin_utils.model.logprobs import check_supported, score, sequence_logps
+from spin_utils.model.packing import Group, pack
+from spin_utils.model.sampling import sample
+from spin_utils.settings.inputs import TemplateSettings
+from spin_utils.settings.run import GenerationSettings, TrainingSettings
+from spin_utils.training.loop import Schedule, train
+
+VOCABULARY, END = 61, 1
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.25,
+    "bos_token_id": 0,
+    "eos_token_id": END,
+    "pad_token_id": END,
+}
+WINDOW = {"sliding_window": 5}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+FAMILIES: dict[str, tuple[str, dict]] = {
+    "llama": ("fast", {"tie_word_embeddings": True}),
+    "mistral": ("fast", WINDOW),
+    "qwen2": ("fast", {"use_sliding_window": True, "max_window_layers": 1, **WINDOW}),
+    "qwen3": ("packed", {"head_dim": 16}),
+    "smollm3": ("packed", {"no_rope_layers": [1, 0, 1]}),
+    "gemma2": ("packed", {"head_dim": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, **WINDOW}),
+    "gemma3_text": ("packed", {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2, **WINDOW}),
+    "phi3": ("packed", WINDOW),
+    "olmo2": ("packed", {}),
+    "granite": ("packed", {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "attention_multiplier": 0.2}),
+    "cohere": ("packed", {"logit_scale": 0.3}),
+    "mixtral": ("packed", EXPERTS),
+    "qwen3_moe": ("packed", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+    "gpt_neox": ("packed", {"rotary_pct": 0.5}),
+    "gpt2": ("packed", {"n_inner": 48}),
+    "opt": ("packed", {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.1}),
+    "gpt_oss": ("padded", {"head_dim": 8, **EXPERTS, **WINDOW}),  # an attention sink in every head
+    "bloom": ("padded", {}),  # ALiBi
+    "falcon_h1": ("padded", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}),
+}
+
+
+def model_of(family: str, **options: object) -> PreTrainedModel:
+    """A tiny random model with every weight away from its neutral start: norms, biases, experts."""
+    given = {**SHAPE, **FAMILIES[family][1], **options}
+    if family == "gemma3_text":
+        given["num_hidden_layers"] = 4
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **given), dtype=torch.float32)
+        for parameter in model.parameters():
+            parameter.data += 0.15 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def pairs(count: int, seed: int = 0, longest: int = 12) -> list[Group]:
+    draw = random.Random(seed)
+
+    def ids(most: int) -> list[int]:
+        return [draw.randrange(2, VOCABULARY) for _ in range(draw.randint(1, most))]
+
+    return [Group(ids(longest), ([*ids(longest), END], [*ids(longest), END])) for _ in range(count)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probabilities_and_every_gradient_equal_the_models_own(family: str) -> None:
+    model, groups = model_of(family), pairs(4)
+    check_supported(model, 25)
+    assert path_of(model) == FAMILIES[family][0]
+    weights = torch.randn(8, generator=torch.Generator().manual_seed(1))
+    logps, plain = sequence_logps(model, pack(groups)), obvious_logps(model, groups)
+    torch.testing.assert_close(logps, plain, atol=2e-4, rtol=2e-5)
+    ours, theirs = gradients(model, logps @ weights), gradients(model, plain @ weights)
+    assert ours.keys() == theirs.keys()
+    largest = max(float(grad.abs().max()) for grad in theirs.values())
+    for name, grad in theirs.items():
+        torch.testing.assert_close(ours[name], grad, atol=1e-4 * largest, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    scored = score(model, groups, micro_batch_tokens=40)
+    torch.testing.assert_close(torch.tensor(scored).flatten(), plain.detach(), atol=2e-4, rtol=2e-5)
+    chosen = score_continuations(model, groups, micro_batch_tokens=40)
+    torch.testing.assert_close(
+        torch.tensor([s for row in chosen for s, _ in row]), plain.detach(), atol=2e-4, rtol=2e-5
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_responses_equal_generate_and_sampled_ones_have_the_models_log_probability(family: str) -> None:
+    model, prompts = model_of(family), [list(group.prompt_ids) for group in pairs(5, seed=3, longest=20)]
+    settings = GenerationSettings(temperature=0, max_new_tokens=12, batch_size=3)
+    ours = sample(model, prompts, eos_ids={END, 7}, settings=settings, seed=0)
+    for prompt, response in zip(prompts, ours, strict=True):
+        output = model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=[END, 7], pad_token_id=END
+        )
+        assert response.token_ids == output[0, len(prompt) :].tolist()
+        assert response.finish_reason == ("stop" if response.token_ids[-1] in (END, 7) else "length")
+    drawn = sample(
+        model, prompts, eos_ids={END}, settings=replace(settings, temperature=1.0), seed=5, samples_per_prompt=2
+    )
+    groups = [Group(prompt, tuple(drawn[2 * i + j].token_ids for j in (0, 1))) for i, prompt in enumerate(prompts)]
+    with torch.no_grad():
+        logps = obvious_logps(model, groups).tolist()
+    assert [response.logp for response in drawn] == pytest.approx(logps, abs=1e-3)
+    once = replace(settings, temperature=1.0)
+    (alone,) = sample(model, [prompts[1]], eos_ids={END}, settings=once, seed=5, streams=[3])
+    assert alone.token_ids == drawn[3].token_ids
+
+
+@pytest.mark.parametrize("family", ["gemma2", "opt", "bloom", "qwen3_moe"])
+def test_training_equals_plain_gradient_steps_without_dropout(family: str, tmp_path: Path) -> None:
+    groups = [group._replace(response_ids=group.response_ids[:1]) for group in pairs(8)]
+    settings = TrainingSettings(
+        learning_rate=1e-3, epochs=1, batch_size=4, warmup_ratio=0.0, precision="float32", micro_batch_tokens=40
+    )
+    model, plain = model_of(family), model_of(family)
+    rows = train(model, groups, settings, seed=1, work=tmp_path).rows
+    optimizer = torch.optim.RMSprop(plain.parameters(), lr=1e-3, alpha=0.99, eps=1e-8)
+    for step, row in enumerate(rows):
+        plan = Schedule(8, settings, seed=1)
+        batch = [groups[i] for i in plan.indices(step)]
+        loss = -obvious_logps(plain, batch).sum() / sum(len(group.response_ids[0]) for group in batch)
+        assert row["loss"] == pytest.approx(loss.item(), rel=1e-4)
+        optimizer.param_groups[0]["lr"] = plan.learning_rate(step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def test_what_cannot_be_right_is_refused_before_any_work() -> None:
+    with pytest.raises(ModelError, match="300 tokens is longer than its 256 positions"):
+        check_model(tiny_model("llama"), 300)
+    small = {**SHAPE, "num_hidden_layers": 1}
+    both = AutoConfig.for_model("gemma3_text", **small, head_dim=8, use_bidirectional_attention=True)
+    with torch.device("meta"), pytest.raises(ModelError, match="tokens see later ones"):
+        check_model(AutoModelForCausalLM.from_config(both), 10)
+    with torch.device("meta"), pytest.raises(ModelError, match="no cache of keys and values"):
+        check_model(AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", hidden_size=32)), 10)
+    with torch.device("meta"), pytest.raises(ModelError, match="reads more than text"):
+        check_model(AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma3", text_config=small)), 10)
+
+
+def test_packed_rows_that_differ_from_the_models_own_are_left_for_padded_ones(monkeypatch, caplog) -> None:
+    from spin_utils.model import general
+
+    model, groups = model_of("gpt_oss"), pairs(3)
+    monkeypatch.setattr(general, "_path", lambda model: "packed")  # as if the dry run had seen no sink
+    check_supported(model, 25)
+    assert path_of(model) == "padded"
+    assert "continuing with padded rows" in caplog.text
+    torch.testing.assert_close(sequence_logps(model, pack(groups)), obvious_logps(model, groups), atol=2e-4, rtol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "mixtral", "gpt2", "opt", "gpt_neox"])
+def test_a_saved_model_passes_the_folder_check_and_comes_back_as_it_was(family: str, tmp_path: Path) -> None:
+    words = [f"{a}{b}" for a in "abcdefgh" for b in "abcdefgh"]
+    model = model_of(family, vocab_size=400)
+    base.save(model, base.train_tokenizer(words, 300), tmp_path)
+    base.check_folder(tmp_path, TemplateSettings())
+    ids = torch.tensor([[5, 9, 2, 30]])
+    again = base.load(tmp_path)
+    torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in sorted(tensors) if "norm" in name or "ln_f" in name)
+    save_file({n: t for n, t in tensors.items() if n != name}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=f"no tensor .*{name.split('.', 1)[1]}"):
+        base.check_folder(tmp_path, TemplateSettings())
+        base.load(tmp_path)
