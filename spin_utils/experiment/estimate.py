@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spin_utils.data.rows import count_by_family, read_records
-from spin_utils.evaluation import judge, lm, suites
+from spin_utils.evaluation import judge, suites
 from spin_utils.experiment.plan import Plan, Step, control_demonstrations, control_training, training_of, trainings
 from spin_utils.files import artifacts, paths
-from spin_utils.model import attention, base, decoding, logprobs, packing, sampling
+from spin_utils.model import attention, base, general, logprobs, packing, sampling
 from spin_utils.paper import published
 from spin_utils.settings.inputs import ModelSettings, SettingsError
 from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
@@ -66,12 +66,14 @@ class Architecture:
     heads: int = 32
     tied: bool = False
     """Whether embeddings and LM head are one matrix."""
-    biased: bool = False
-    """Whether queries, keys and values have a bias (Qwen2)."""
+    path: general.Path = "fast"
+    """How the kit computes it, see `general`."""
+    counted: int = 0
+    """All parameters, if they are counted: those of other families than Mistral's have more parts."""
 
     @property
     def body(self) -> int:
-        """Parameters of all layers, without embeddings and norms."""
+        """Parameters of all layers that a token uses, without embeddings and norms."""
         attention = self.hidden * (self.query + 2 * self.key_value) + self.query * self.hidden
         return self.layers * (attention + 3 * self.hidden * self.feed_forward)
 
@@ -79,14 +81,12 @@ class Architecture:
     def parameters(self) -> int:
         """All parameters, including embeddings, LM head, norms and biases."""
         embeddings = (1 if self.tied else 2) * self.hidden * self.vocabulary
-        norms = (2 * self.layers + 1) * self.hidden
-        biases = self.layers * (self.query + 2 * self.key_value) if self.biased else 0
-        return self.body + embeddings + norms + biases
+        return self.counted or self.body + embeddings + (2 * self.layers + 1) * self.hidden
 
 
 KNOWN = {
     "alignment-handbook/zephyr-7b-sft-full": Architecture(),
-    "Qwen/Qwen2.5-0.5B": Architecture(24, 896, 896, 128, 4864, 151_936, heads=14, tied=True, biased=True),
+    "Qwen/Qwen2.5-0.5B": Architecture(24, 896, 896, 128, 4864, 151_936, heads=14, tied=True, counted=494_032_768),
 }
 """Models of the shipped profiles, used if the hub cannot be reached. Source: the config.json of Mistral-7B-v0.1, the
 base of zephyr-7b-sft-full, and that of Qwen2.5-0.5B, as published on the hub."""
@@ -132,20 +132,24 @@ def of_config(config: Any) -> Architecture:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    decoding.check_supported(model, longest=1)
-    attention.check_model(model, longest_row=1)
+    general.check_model(model, longest_row=1)
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * config.hidden_size
+    used = getattr(config, "num_experts_per_tok", None)  # experts that compute one token
+    if used:
+        inner = used * (getattr(config, "moe_intermediate_size", None) or inner)
     return Architecture(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         query=heads * size,
-        key_value=config.num_key_value_heads * size,
-        feed_forward=config.intermediate_size,
+        key_value=(getattr(config, "num_key_value_heads", None) or heads) * size,
+        feed_forward=inner,
         vocabulary=config.vocab_size,
         heads=heads,
         tied=config.tie_word_embeddings,
-        biased=model.model.layers[0].self_attn.q_proj.bias is not None,
+        path=general.path_of(model),
+        counted=model.num_parameters(),
     )
 
 
@@ -352,7 +356,7 @@ def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machi
             settings,
             width={"bfloat16": 2, "float32": 4, "auto": width}[settings.precision],
             longest=prompt + responses,
-            fused=profile.processes.sharding == "ddp",
+            fused=profile.processes.sharding == "ddp" and architecture.path == "fast",
             gpu=gpu,
             stage=section.partition(".")[0],
             lower=f"lower {section}.micro_batch_tokens, set {section}.gradient_checkpointing=true, or shard it over "
@@ -404,6 +408,7 @@ def training_memory(
         lower: settings that would lower it.
     """
     a, tokens = architecture, max(settings.micro_batch_tokens, longest)
+    tokens *= 2 if a.path == "padded" else 1  # each response with its own prompt
     sharded = {
         "weights": width * a.parameters if width == 2 else 0,  # in float32 the master weights are the weights
         "masters": 4 * a.parameters,
@@ -417,11 +422,13 @@ def training_memory(
     layer = tokens * width * stored
     kept = tokens * width * a.hidden * a.layers + layer if settings.gradient_checkpointing else layer * a.layers
     logits = tokens * a.vocabulary  # an upper bound: prompts have none
+    chunked = width * (logits if logits <= logprobs.KEPT_LOGITS else 2 * logprobs.CHUNK_LOGITS)
     own = {
         "activations": kept,
         "backward of a layer": tokens * (width * (6 * a.feed_forward + 6 * a.hidden) + 4 * 4 * a.hidden),
         "attention": tokens * _attention_per_token(a, width, longest, gpu),
-        "logits": width * (logits if logits <= logprobs.KEPT_LOGITS else 2 * logprobs.CHUNK_LOGITS)
+        # Elsewhere than on the fast path: the model's own, their derivative, and its gradient.
+        "logits": (chunked if a.path == "fast" else 4 * width * logits)
         + (4 * min(logits, packing.GPU_ELEMENTS) if gpu else 0)
         + 4 * a.vocabulary * a.hidden,
         "one gradient": width * max(a.vocabulary, a.feed_forward) * a.hidden,
@@ -452,13 +459,12 @@ def sampling_memory(
     """
     a, rows = architecture, settings.batch_size
     logits = rows * a.vocabulary
+    prefill = sampling.GPU_PREFILL_TOKENS if gpu else sampling.PREFILL_TOKENS
     own = {
         "weights": width * (1 if gpu else 2) * a.parameters,
         # Keys and values; one layer is held twice while it grows.
         "key-value cache": rows * (prompt + answer) * 2 * width * a.key_value * (a.layers + 1),
-        "prompts": (sampling.GPU_PREFILL_TOKENS if gpu else sampling.PREFILL_TOKENS)
-        * width
-        * (2 * a.feed_forward + 8 * a.hidden),
+        "prompts": (rows * prompt if a.path != "fast" else prefill) * width * (2 * a.feed_forward + 8 * a.hidden),
         "logits": width * logits + 3 * 4 * (min(logits, packing.GPU_ELEMENTS) if gpu else 2**20),
     }
     return Need(stage, {}, own, f"lower {stage}.batch_size")
@@ -486,7 +492,7 @@ def _scoring_memory(a: Architecture, width: int, gpu: bool) -> Need:
         "weights": width * a.parameters,
         "activations": SCORED_TOKENS * width * (4 * a.feed_forward + 10 * a.hidden),
         "attention": SCORED_TOKENS * _attention_per_token(a, width, SCORED_TOKENS, gpu),
-        "logits": 3 * 4 * (packing.GPU_ELEMENTS if gpu else lm.HEAD_ELEMENTS),
+        "logits": 3 * 4 * (packing.GPU_ELEMENTS if gpu else logprobs.HEAD_ELEMENTS),
     }
     return Need("evaluation, choices", {}, own, "take a smaller model or more memory")
 

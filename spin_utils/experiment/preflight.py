@@ -255,6 +255,7 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
         seed: the seed whose finished steps count as done.
     """
     from spin_utils.experiment import estimate  # needs torch
+    from spin_utils.model import general
 
     findings = [_versions(), Finding("device", "ok", f"{machine.name}, {_gb(machine.memory)} free on each")]
     asked = {repository: look(repository) for repository in wanted(profile)}
@@ -280,7 +281,9 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
         findings.append(Finding("memory", "unknown", text))
         return report("unknown")
     architecture, source = found
-    findings.append(Finding("model", "ok", f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"))
+    size = f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"
+    state: State = "ok" if architecture.path == "fast" else "note"
+    findings.append(Finding("model", state, f"{size}; {general.COSTS[architecture.path]}"))
     lengths = estimate.lengths(profile, rows, control)
     shared = estimate.shared_by(profile, machine)
     findings += [_memory(need, shared, machine) for need in estimate.memory(profile, architecture, lengths, machine)]
