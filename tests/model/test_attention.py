@@ -20,12 +20,16 @@ GROUPS = [
 
 
 @pytest.mark.parametrize("groups", [GROUPS, GROUPS[:1] * 2], ids=["padded tiles", "full tiles"])
-@pytest.mark.parametrize("way", ["blocks of 3", "blocks of 128", "as on a GPU"])
-def test_attention_equals_a_masked_softmax_and_its_gradient_is_exact(monkeypatch, groups, way):
-    if way == "as on a GPU":
-        monkeypatch.setattr(attention, "attention_forward", gpu_attention.forward)
-        monkeypatch.setattr(attention, "attention_backward", gpu_attention.backward)
-    else:
+@pytest.mark.parametrize(
+    ("way", "window", "softcap"),
+    [("blocks of 3", None, None), ("blocks of 128", None, None), ("as on a GPU", None, None)]
+    + [("blocks of 3", 4, None), ("plain", None, 1.5), ("plain", 4, None)],
+)
+def test_attention_equals_a_masked_softmax_and_its_gradient_is_exact(monkeypatch, groups, way, window, softcap):
+    if way == "as on a GPU":  # which has no window
+        monkeypatch.setattr(attention, "attention_forward", lambda *given: gpu_attention.forward(*given[:5]))
+        monkeypatch.setattr(attention, "attention_backward", lambda *given: gpu_attention.backward(*given[:6]))
+    elif way != "plain":
         monkeypatch.setattr(attention, "BLOCK", int(way.split()[-1]))
     batch = pack(groups)
     tokens = batch.tokens
@@ -40,16 +44,22 @@ def test_attention_equals_a_masked_softmax_and_its_gradient_is_exact(monkeypatch
             segment += [part] * len(ids)
     group, segment, place = torch.tensor(group), torch.tensor(segment), torch.arange(tokens)
     seen = (group[:, None] == group) & (place[:, None] >= place) & ((segment == 0) | (segment[:, None] == segment))
+    if window:
+        seen &= batch.position_ids[0][:, None] - batch.position_ids[0] < window
     scores = torch.einsum("thd,shd->hts", query, key.repeat_interleave(2, 1)) * 0.7
+    scores = torch.tanh(scores / softcap) * softcap if softcap else scores
     weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1)
     expected = torch.einsum("hts,shd->thd", weights, value.repeat_interleave(2, 1))
-    apply = attention._Attention.apply
-    made = apply(query, key, value, batch.layout, 0.7)
-    torch.testing.assert_close(made, expected)
+    if way == "plain":
+        made = attention._plain_attention(query, key, value, batch.layout, 0.7, window, softcap)
+    else:
+        made = attention._Attention.apply(query, key, value, batch.layout, 0.7, window)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if way == "plain" else {}  # its softmax sums in float32
+    torch.testing.assert_close(made, expected, **tolerance)
     grads, wanted = (
         torch.autograd.grad(x.sin().sum(), (query, key, value), retain_graph=True) for x in (made, expected)
     )
-    torch.testing.assert_close(grads, wanted)
+    torch.testing.assert_close(grads, wanted, **tolerance)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
