@@ -22,8 +22,14 @@ GROUPS = [
 @pytest.mark.parametrize("groups", [GROUPS, GROUPS[:1] * 2], ids=["padded tiles", "full tiles"])
 @pytest.mark.parametrize(
     ("way", "window", "softcap"),
-    [("blocks of 3", None, None), ("blocks of 128", None, None), ("as on a GPU", None, None)]
-    + [("blocks of 3", 4, None), ("plain", None, 1.5), ("plain", 4, None)],
+    [
+        ("blocks of 3", None, None),
+        ("blocks of 128", None, None),
+        ("as on a GPU", None, None),
+        ("blocks of 3", 4, None),
+        ("plain", None, 1.5),
+        ("plain", 4, None),
+    ],
 )
 def test_attention_equals_a_masked_softmax_and_its_gradient_is_exact(monkeypatch, groups, way, window, softcap):
     if way == "as on a GPU":  # which has no window
