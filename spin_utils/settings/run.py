@@ -7,7 +7,7 @@ classes by `profiles`; nothing else configures a run.
 
 from __future__ import annotations
 
-from dataclasses import asdict, field, fields
+from dataclasses import MISSING, asdict, field, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -114,7 +114,7 @@ def training_identity(settings: TrainingSettings) -> dict[str, Any]:
 
 def _identity(settings: Any, effectless: tuple[str, ...] = (), *, later: tuple[str, ...]) -> dict[str, Any]:
     """Settings as JSON data. Those that came later count only when set, so that older artifacts keep their keys."""
-    unset = {field.name: field.default for field in fields(settings) if field.name in later}
+    unset = {f.name: f.default if f.default is not MISSING else {} for f in fields(settings) if f.name in later}
     plain = asdict(settings).items()
     return {k: v for k, v in plain if k not in effectless and not (k in unset and v == unset[k])}
 
