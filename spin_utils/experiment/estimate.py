@@ -350,7 +350,9 @@ def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machi
     for section, settings in trainings(profile).items():
         responses = lengths.longest_real
         if not section.startswith("sft"):
-            responses += max(answer, lengths.longest_real)
+            spin = profile.spin if section.startswith("spin") else None
+            answers = spin.answers_per_prompt + bool(settings.historical) if spin else 1
+            responses += answers * max(answer, lengths.longest_real)
         yield training_memory(
             architecture,
             settings,
@@ -526,7 +528,8 @@ def disk(plan: Plan, architecture: Architecture, lengths: Lengths) -> float:
             more = spin.epochs_shown - spin.training.epochs
             total += one * more + optimizer_state(architecture, spin.training)
         if step.stage == "pairs":
-            total += lengths.rows["spin"] * 4 * (lengths.prompt + lengths.real + lengths.generated)
+            tokens = lengths.prompt + lengths.real + lengths.generated
+            total += lengths.rows["spin"] * plan.variant(step).spin.answers_per_prompt * 4 * tokens
     if any("training" in step.settings for step in unfinished):
         states = (optimizer_state(architecture, settings) for settings in trainings(profile).values())
         total += 2 * max(states)  # a new state is complete before the old one is deleted
@@ -563,13 +566,14 @@ def hours(plan: Plan, machine: Machine, architecture: Architecture, found: Lengt
 
 
 def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, found: Lengths) -> float:
-    profile, rows = plan.profile, found.rows
-    pair = forward_flops(a, found.prompt, found.real, found.generated)
+    profile, rows = plan.variant(step), found.rows
+    several = profile.spin.answers_per_prompt if step.stage in ("pairs", "spin", "epochs", "subset") else 1
+    pair = forward_flops(a, found.prompt, found.real, *[found.generated] * several)
     vllm = profile.generation.vllm
     used = vllm.processes * vllm.tensor_parallel_size if profile.generation.backend == "vllm" else 0  # 0: all there are
     sampled = replace(run, gpus=min(run.gpus, used or run.gpus))
     if step.stage == "pairs":
-        return generation_hours(replace(sampled, prompts=rows["spin"]), a)
+        return generation_hours(replace(sampled, prompts=rows["spin"] * several), a)
     if step.stage == "evaluation":
         return _suite_hours(profile.evaluation.suite, profile.evaluation, run, a, found, "test")
     if step.stage == "transfer":
@@ -598,7 +602,7 @@ def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, found: L
         assert profile.mt_bench is not None
         return judge_requests(profile.mt_bench) * JUDGE_SECONDS / profile.mt_bench.workers / 3600
     if step.stage in ("spin", "epochs", "subset", "dpo"):
-        training = training_of(profile, step.name)
+        training = training_of(plan.profile, step.name)
         seen = training.epochs - (profile.spin.training.epochs if step.stage == "epochs" else 0)
         passes = _each(training) * seen + (step.stage != "epochs")  # one pass by the opponent
         return _computing(_pairs(plan, step, found) * pair * passes, run)

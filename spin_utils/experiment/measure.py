@@ -108,7 +108,7 @@ def pair_examples(plan: Plan, model: str) -> list[Example]:
     found: dict[str, Example] = {}
     trained_on = play.training_pairs(plan, model)
     families = {row["id"]: row.get("family", "") for row in run.rows(plan, "spin")}
-    ids = trained_on.table["id"].to_pylist()
+    ids = trained_on.table["id"].to_pylist()[:: trained_on.answers]
     for place, name in enumerate(ids):
         family = families.get(name, "")
         if family not in found and _differ(group := trained_on[place]):

@@ -22,11 +22,12 @@ from spin_utils.model import base
 from spin_utils.settings.inputs import DemonstrationSettings, require, template_identity
 from spin_utils.settings.machine import answers_identity, judge_identity
 from spin_utils.settings.names import ModelName, main_chain
-from spin_utils.settings.profiles import as_dict
+from spin_utils.settings.profiles import as_dict, of_arm
 from spin_utils.settings.run import (
     DpoSettings,
     EvaluationSettings,
     Profile,
+    SpinSettings,
     TrainingSettings,
     evaluation_identity,
     generation_identity,
@@ -114,6 +115,11 @@ class Plan:
         last = epoch is None or epoch == spin.epochs_shown > spin.training.epochs
         return checkpoint if last else checkpoint / f"epoch-{epoch}"
 
+    def variant(self, step: Step) -> Profile:
+        """The profile that a step follows: its arm's, if it belongs to one."""
+        arm = step.parameters.get("arm")
+        return of_arm(self.profile, arm) if arm else self.profile
+
     def models(self) -> list[str]:
         """Names of the evaluated models, in the order of the tables."""
         return [step.parameters["model"] for step in self if step.stage == "evaluation"]
@@ -149,7 +155,8 @@ def make(profile: Profile, seed: int) -> Plan:
     def evaluate(model: str, checkpoint: str = "") -> None:
         settings = {**evaluation, "task_files": task_files} if task_files else evaluation
         inputs = (checkpoint or model, *(["data"] if "data" in steps else []))
-        add(f"eval-{model}", "evaluation", "04_benchmark_evaluation", inputs, settings, model=model)
+        notebook = "" if ModelName.parse(model).arm else "04_benchmark_evaluation"
+        add(f"eval-{model}", "evaluation", notebook, inputs, settings, model=model)
 
     def evaluate_transfer(model: str) -> None:
         others = any(task.benchmark for task in profile.evaluation.big_bench.values())
@@ -173,7 +180,7 @@ def make(profile: Profile, seed: int) -> Plan:
 
     task_files = _task_identity(profile.evaluation)
     spin, template = profile.spin, template_identity(profile.template)
-    answered = {"generation": generation_identity(profile.generation), "template": template}
+    answered = _answering(profile)
     evaluation = {"evaluation": evaluation_identity(profile.evaluation), "template": template}
     if needs_data(profile):
         add("data", "data", "", (), _data_identity(profile.demonstrations))
@@ -193,11 +200,38 @@ def make(profile: Profile, seed: int) -> Plan:
         return Plan(profile, seed, steps)
 
     def generate(t: int, opponent: str) -> str:
-        return add(f"pairs-{t}", "pairs", "02_synthetic_generation", (opponent, "data"), answered, iteration=t)
+        settings = answered | _several(spin)
+        return add(f"pairs-{t}", "pairs", "02_synthetic_generation", (opponent, "data"), settings, iteration=t)
 
     def update(t: int, opponent: str, pairs: list[str]) -> str:
         shown = {} if t else {"epochs_shown": spin.epochs_shown}
-        return train(f"spin-{t}", "spin", (opponent, *pairs), **shown)
+        return train(f"spin-{t}", "spin", (opponent, *pairs, *_first_answers(spin, t, "pairs-0")), **shown)
+
+    def play(arm: str) -> None:
+        """Algorithm 1 with an arm's settings, in which steps that are SPIN's own are not made again."""
+        variant, first = of_arm(profile, arm), ""
+        settings = _answering(variant) | _several(variant.spin)
+
+        def generate(t: int, opponent: str) -> str:
+            nonlocal first
+            name, inputs = f"pairs-{t}", (opponent, "data")
+            if not _is_same(steps.get(name), inputs, settings):
+                name = add(f"{name}-arm-{arm}", "pairs", "", inputs, settings, iteration=t, arm=arm)
+            first = first or name
+            return name
+
+        def update(t: int, opponent: str, pairs: list[str]) -> str:
+            name, inputs = f"spin-{t}", (opponent, *pairs, *_first_answers(variant.spin, t, first))
+            own = {"training": training_identity(training_of(variant, name)), "template": template}
+            if _is_same(steps.get(name), inputs, own):
+                return name
+            return add(f"{name}-arm-{arm}", "spin", "", inputs, own, model=f"{name}-arm-{arm}", arm=arm)
+
+        for iterate in algorithm_1(
+            start, variant.spin.iterations, generate, update, mix_previous=variant.spin.mix_previous
+        ):
+            if ModelName.parse(iterate).arm:
+                evaluate(iterate)
 
     for iterate in algorithm_1(start, spin.iterations, generate, update, mix_previous=spin.mix_previous):
         evaluate(iterate)
@@ -226,9 +260,33 @@ def make(profile: Profile, seed: int) -> Plan:
         add("preferences", "preferences", "", (start, "data"), settings)
         evaluate(train("dpo", "dpo", (start, "preferences")))
         evaluate(train(f"{chain[-1]}-dpo", "dpo", (chain[-1], "preferences")))
+    for arm in profile.arms:
+        play(arm)
     for model in chain:
         grade(model)
     return Plan(profile, seed, steps)
+
+
+def _answering(profile: Profile) -> dict[str, Any]:
+    return {"generation": generation_identity(profile.generation), "template": template_identity(profile.template)}
+
+
+def _several(spin: SpinSettings) -> dict[str, Any]:
+    return {"answers_per_prompt": spin.answers_per_prompt} if spin.answers_per_prompt > 1 else {}
+
+
+def _first_answers(spin: SpinSettings, t: int, first: str) -> tuple[str, ...]:
+    """The step with the SFT model's answers, if T-SPIN's historical advantage needs them."""
+    return (first,) if t and spin.training.historical else ()
+
+
+def _is_same(step: Step | None, inputs: tuple[str, ...], settings: dict[str, Any]) -> bool:
+    """Whether a step makes the same from these inputs and settings; the epochs shown only add checkpoints."""
+    return (
+        step is not None
+        and step.inputs == inputs
+        and {**step.settings, "epochs_shown": 0} == {**settings, "epochs_shown": 0}
+    )
 
 
 def make_all(profile: Profile, seeds: Iterable[int]) -> list[Plan]:
@@ -288,14 +346,17 @@ def training_of(profile: Profile, model: str) -> TrainingSettings:
 
     Args:
         profile: the validated profile.
-        model: `spin-2`, `spin-0-more`, `spin-0-rows-14`, `dpo` or `spin-3-dpo`.
+        model: `spin-2`, `spin-0-more`, `spin-0-rows-14`, `spin-0-arm-nll`, `dpo` or `spin-3-dpo`.
     """
-    spin, name = profile.spin, ModelName.parse(model)
+    name = ModelName.parse(model)
+    spin = of_arm(profile, name.arm).spin if name.arm else profile.spin
     if name.dpo:
         assert profile.dpo is not None
         return profile.dpo.training
     assert name.iteration is not None, f"{model} is not trained on pairs"
     change: dict[str, Any] = {}
+    if not name.iteration and spin.training.historical:
+        change["historical"] = 0.0  # T-SPIN's iteration 0 has one opponent, the SFT model (arXiv 2601.08198, sec. 4.3)
     if spin.learning_rates:
         change["learning_rate"] = spin.learning_rates[min(name.iteration, len(spin.learning_rates) - 1)]
     if spin.betas:

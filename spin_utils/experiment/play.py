@@ -20,7 +20,15 @@ import numpy as np
 
 from spin_utils.data import families, preferences
 from spin_utils.data.rows import Row, RowError, read_rows
-from spin_utils.data.templates import EncodedRow, decode_response, encode_rows, end_ids, frame
+from spin_utils.data.templates import (
+    EncodedRow,
+    decode_response,
+    encode_prompts,
+    encode_response,
+    encode_rows,
+    end_ids,
+    frame,
+)
 from spin_utils.experiment import preflight
 from spin_utils.experiment.plan import Plan, Step, control_training, stream, training_of
 from spin_utils.files import artifacts, processes
@@ -31,6 +39,7 @@ from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group, Pairs, PairsError, write_pairs
 from spin_utils.model.sampling import sample
 from spin_utils.model.vllm import Answer
+from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.names import ModelName
 from spin_utils.settings.run import Precision, Profile, TrainingSettings
 from spin_utils.training.loop import TrainingResult, train
@@ -49,31 +58,55 @@ def make_pairs(plan: Plan, step: Step, work: Path) -> None:
     iteration, folder = step.parameters["iteration"], plan.directory(step.inputs[0])
     if not iteration and plan.profile.sft is None:
         preflight.check_start(plan, folder)
-    tokenizer = base.load_tokenizer(folder)
-    encoded = encode_rows(tokenizer, plan.profile.template, read_rows(plan.directory("data") / "spin.jsonl"))
+    tokenizer, profile = base.load_tokenizer(folder), plan.variant(step)
+    tries, template = profile.spin.answers_per_prompt, profile.template
+    encoded = encode_rows(tokenizer, template, read_rows(plan.directory("data") / "spin.jsonl"))
     seed, what = stream(plan.seed, iteration), f"answers of iteration {iteration}"
-    answers = generate(folder, tokenizer, encoded, plan.profile, seed=seed, work=work, what=what)
-    text = partial(decode_response, tokenizer, plan.profile.template)
+    asked = _asked(tokenizer, encoded, profile)
+    answers = generate(folder, tokenizer, asked, profile, seed=seed, work=work, what=what, tries=tries)
+    if profile.generation.prompt:
+        answers = [_as_text(tokenizer, template, answer) for answer in answers]
+    rows = [row for row in encoded for _ in range(tries)]
+    text = partial(decode_response, tokenizer, template)
     write_pairs(
         work / "pairs.arrow",
-        [_pair(text, row, iteration, row.response_ids, answer) for row, answer in zip(encoded, answers, strict=True)],
+        [_pair(text, row, iteration, row.response_ids, answer) for row, answer in zip(rows, answers, strict=True)],
     )
 
 
+def _asked(tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile) -> list[EncodedRow]:
+    """The rows with their prompts as the opponent reads them."""
+    if not profile.generation.prompt:
+        return list(encoded)
+    template = replace(profile.template, kind="text", prompt=profile.generation.prompt)
+    prompts, systems = ([str(row.row.get(name, "")) for row in encoded] for name in ("prompt", "system"))
+    ids = encode_prompts(tokenizer, template, prompts, systems)
+    return [row._replace(prompt_ids=own) for row, own in zip(encoded, ids, strict=True)]
+
+
+def _as_text(tokenizer: Any, template: TemplateSettings, answer: Answer) -> Answer:
+    """An answer as text and encoded again, without blanks before it (released code, spin/generate.py)."""
+    ids, reason, logp = answer
+    text = decode_response(tokenizer, template, ids).lstrip()
+    again = encode_response(tokenizer, replace(template, too_long="truncate"), text)
+    return (again[:-1] or again) if reason == "length" else again, reason, logp
+
+
 def make_model(plan: Plan, step: Step, work: Path) -> None:
-    """Train on pairs: an iteration of SPIN (Algorithm 1, line 5), its further epochs, a subset of its pairs, or DPO.
+    """Train on pairs: an iteration of SPIN (Algorithm 1, line 5) or an arm, its further epochs, a subset, or DPO.
 
     Figure 4 shows every epoch of iteration 0; the further ones continue from the saved state. Figure 5 trains on
     subsets, and Table 3 has DPO.
     """
     name, settings = ModelName.parse(step.name), training_of(plan.profile, step.name)
+    ordered_as_spin = name.is_iterate or name.arm
     shown = step.settings.get("epochs_shown", 0)
     kept = range(plan.profile.spin.training.epochs + 1 if name.further else 1, settings.epochs)
     train_on_pairs(
         plan.directory(step.inputs[0]),
         training_pairs(plan, step.name),
         settings,
-        seed=stream(plan.seed, (name.iteration or 0) if name.is_iterate else 0),
+        seed=stream(plan.seed, (name.iteration or 0) if ordered_as_spin else 0),
         work=work,
         what=name.label,
         keep_epochs=kept if name.further or shown else (),
@@ -205,8 +238,9 @@ def _vllm_answers(
 def training_pairs(plan: Plan, name: str) -> Pairs:
     """The pairs that a model is trained on.
 
-    Iteration t of SPIN uses those of t and, if the profile mixes them in, of t-1 (sec. 6.1). A subset of Figure 5 uses
-    the first n fiftieths of iteration 0, and DPO the preference pairs.
+    Iteration t of SPIN uses those of t and, if the profile mixes them in, of t-1 (sec. 6.1); with T-SPIN's historical
+    advantage they are triplets, with an answer of the SFT model. A subset of Figure 5 uses the first n fiftieths of
+    iteration 0, and DPO the preference pairs.
 
     Args:
         plan: in which the earlier steps have been made.
@@ -215,13 +249,15 @@ def training_pairs(plan: Plan, name: str) -> Pairs:
     Raises:
         PairsError: the subset is empty.
     """
-    step = plan.steps[name]
+    step, settings = plan.steps[name], training_of(plan.profile, name)
     files = [plan.directory(i) / "pairs.arrow" for i in step.inputs if plan.steps[i].stage in ("pairs", "preferences")]
     end = None
-    if training_of(plan.profile, name).end_truncated:
+    if settings.end_truncated:
         tokenizer = base.load_tokenizer(plan.directory(step.inputs[0]))
         end = frame(tokenizer, plan.profile.template).end_id
-    pairs = Pairs(files, end_truncated=end)
+    answers = 1 if step.stage == "dpo" else plan.variant(step).spin.answers_per_prompt
+    first = files.pop() if settings.historical else None
+    pairs = Pairs(files, end_truncated=end, answers=answers, first=first)
     if step.stage != "subset":
         return pairs
     count = len(pairs) * step.settings["fiftieths"] // 50
@@ -229,7 +265,7 @@ def training_pairs(plan: Plan, name: str) -> Pairs:
         raise PairsError(
             f"{name}: {len(pairs)} pairs are too few for this subset; raise demonstrations.spin_rows or drop it"
         )
-    return Pairs(files, end_truncated=end, rows=count)
+    return Pairs(files, end_truncated=end, answers=answers, rows=count * answers)
 
 
 def train_on_pairs(

@@ -80,7 +80,7 @@ def _documents(plan: Plan, step: Step) -> Iterator[Document]:
         yield "training", model, {"kind": "training", "rows": _read(step, "training.json")["rows"]}
     if step.stage == "heldout" and (played := _read(step, "heldout.json"))["items"]:
         yield "heldout", step.parameters["model"], {"kind": "heldout", **played}
-    if step.stage == "pairs":
+    if step.stage == "pairs" and "arm" not in step.parameters:
         artifacts.verify(step.directory)
         yield "generations", _generator(step), {"kind": "generations", "items": _generations(step)}
 
@@ -91,7 +91,8 @@ def _generator(step: Step) -> str:
 
 
 def _generations(step: Step) -> list[dict[str, Any]]:
-    table = pair_table(step.directory).drop(columns=["identical", "shared_tokens"])
+    # Of several answers to a prompt the first one is shown.
+    table = pair_table(step.directory).drop(columns=["identical", "shared_tokens"]).drop_duplicates("id")
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 

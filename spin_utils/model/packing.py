@@ -342,23 +342,36 @@ def write_pairs(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 class Pairs(Sequence[Group]):
-    """A read-only sequence of groups from one or several files, all rows or the first ones.
+    """A read-only sequence of groups (real, generated, ...) from one or several files, all rows or the first ones.
 
     Attributes:
         table: the rows, memory-mapped.
         end_truncated: the id appended to generated responses cut at the length limit; None: nothing is appended.
+        answers: generated responses of a group, in rows next to each other.
+        first: a file whose response to the same prompt is the last one of each group (T-SPIN); None: there is none.
     """
 
-    def __init__(self, paths: Sequence[Path], *, end_truncated: int | None = None, rows: int | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        end_truncated: int | None = None,
+        rows: int | None = None,
+        answers: int = 1,
+        first: Path | None = None,
+    ) -> None:
         self.table = pa.concat_tables([_open(path) for path in paths]).slice(0, rows)
-        self.end_truncated = end_truncated
+        self.end_truncated, self.answers = end_truncated, answers
+        self.first = None if first is None else _open(first)
+        ids = [] if self.first is None else self.first["id"].to_pylist()
+        self._place = {name: place for place, name in enumerate(ids)}
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return self.table.num_rows // self.answers
 
     def name(self, index: int) -> str:
         """A pair's name in messages: the id of its row and the iteration that generated it."""
-        row = self.table.select(["id", "iteration"]).slice(index, 1).to_pylist()[0]
+        row = self.table.select(["id", "iteration"]).slice(index * self.answers, 1).to_pylist()[0]
         return f"pair {row['id']} of iteration {row['iteration']}"
 
     @overload
@@ -370,11 +383,16 @@ class Pairs(Sequence[Group]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)  # also what ends a for loop over a sequence
-        row = self.table.slice(index % len(self), 1).to_pylist()[0]
-        generated = row["generated_ids"]
+        rows = self.table.slice(index % len(self) * self.answers, self.answers).to_pylist()
+        row = rows[0]
+        if self.first is not None:
+            rows += self.first.slice(self._place[row["id"]], 1).to_pylist()
+        return Group(row["prompt_ids"], (row["real_ids"], *map(self._generated, rows)))
+
+    def _generated(self, row: Mapping[str, Any]) -> list[int]:
         if row["finish_reason"] == "length" and self.end_truncated is not None:
-            generated = [*generated, self.end_truncated]
-        return Group(row["prompt_ids"], (row["real_ids"], generated))
+            return [*row["generated_ids"], self.end_truncated]
+        return row["generated_ids"]
 
 
 def _open(path: Path) -> pa.Table:

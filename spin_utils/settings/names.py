@@ -1,4 +1,5 @@
-"""Names of models: `sft`, `spin-0`, `spin-0-epoch-1`, `spin-0-rows-14`, `sft-more-1`, `dpo`, `spin-3-dpo`."""
+"""Names of models: `sft`, `spin-0`, `spin-0-epoch-1`, `spin-0-rows-14`, `spin-0-arm-nll`, `sft-more-1`, `dpo`,
+`spin-3-dpo`."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ _FORM = re.compile(
     r"base|sft(?:-more-(?P<sft_epochs>[1-9]\d{0,3}))?"
     r"|dpo"
     r"|spin-(?P<iteration>0|[1-9]\d{0,3})"
-    r"(?:-(?P<dpo>dpo)|-(?P<further>more)|-epoch-(?P<epoch>[1-9]\d{0,3})|-rows-(?P<fiftieths>[1-9]\d{0,3}))?"
+    r"(?:-(?P<dpo>dpo)|-(?P<further>more)|-epoch-(?P<epoch>[1-9]\d{0,3})|-rows-(?P<fiftieths>[1-9]\d{0,3})"
+    r"|-arm-(?P<arm>[a-z][a-z0-9]*(?:-[a-z0-9]+)*))?"
 )
 
 
@@ -37,6 +39,8 @@ class ModelName:
     """The run of the epochs after the iteration's last one (Figure 4)."""
     sft_epochs: int = 0
     """Further epochs of SFT, the control of Table 5 and Figure 5."""
+    arm: str = ""
+    """Variant of SPIN that trained it (the profile's `arms`); empty: SPIN itself."""
     dpo: bool = False
     """DPO from this model."""
     base: bool = False
@@ -57,7 +61,11 @@ class ModelName:
             )
         numbers = {key: int(text) for key, text in found.groupdict().items() if text and text.isdigit()}
         return cls(
-            **numbers, further=bool(found["further"]), dpo=name == "dpo" or bool(found["dpo"]), base=name == "base"
+            **numbers,
+            arm=found["arm"] or "",
+            further=bool(found["further"]),
+            dpo=name == "dpo" or bool(found["dpo"]),
+            base=name == "base",
         )
 
     def __str__(self) -> str:
@@ -67,6 +75,7 @@ class ModelName:
             return "dpo" if self.dpo else f"sft-more-{self.sft_epochs}" if self.sft_epochs else "sft"
         parts = {"-epoch-": self.epoch, "-rows-": self.fiftieths}
         ending = "".join(f"{text}{number}" for text, number in parts.items() if number is not None)
+        ending += f"-arm-{self.arm}" if self.arm else ""
         return f"spin-{self.iteration}{ending}{'-more' * self.further}{'-dpo' * self.dpo}"
 
     @property
@@ -93,6 +102,8 @@ class ModelName:
             return f"{text}, epoch {self.epoch}"
         if self.fiftieths is not None:
             return f"{text}, {self.fiftieths}/50 of the prompts"
+        if self.arm:
+            return f"{text}, arm {self.arm}"
         further = ", the epochs after its model" if self.further else ""
         return text + further + " + DPO" * self.dpo
 

@@ -56,9 +56,35 @@ def load(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Profi
     try:
         profile = build(Profile, data)
         _refuse_hidden(change, data)
+        for arm in profile.arms:
+            of_arm(profile, arm)
     except SettingsError as error:
         raise SettingsError("\n".join(f"{path.name}: {line}" for line in str(error).splitlines())) from None
     return profile
+
+
+def of_arm(profile: Profile, arm: str) -> Profile:
+    """The profile as an arm changes it; it plays one iteration unless the arm says how many.
+
+    Raises:
+        SettingsError: a change is not possible, has no effect, or is not of `spin` or `generation`.
+    """
+    data: dict[str, Any] = as_dict(profile) | {"arms": {}}
+    data["spin"] |= {"iterations": 1, "epochs_shown": 0, "subsets": []}
+    change: dict[str, Any] = {}
+    try:
+        require(bool(profile.arms[arm]), "changes nothing; name at least one setting, or remove it")
+        for dotted, value in profile.arms[arm].items():
+            require(
+                dotted.startswith(("spin.", "generation.")) and dotted not in ("spin.epochs_shown", "spin.subsets"),
+                f"{dotted}: not a setting of an arm, which changes those of spin and generation",
+            )
+            _set(data, dotted, value)
+            _set(change, dotted, value)
+        _refuse_hidden(change, data)
+        return build(Profile, data)
+    except SettingsError as error:
+        raise SettingsError("\n".join(f"arms.{arm}: {line}" for line in str(error).splitlines())) from None
 
 
 def folder(name_or_path: str) -> str:

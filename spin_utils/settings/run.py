@@ -133,6 +133,10 @@ class GenerationSettings:
     """Longest generated response (released code: 256; the paper does not say)."""
     batch_size: Positive = 128
     """Rows decoded together."""
+    prompt: str = ""
+    """Text around the prompt while the opponent answers, such as "### Instruction: {prompt}\\n\\n### Response: " in
+    the released code, which then trains under the chat template. The answer is read as text and encoded again.
+    Held-out pairs keep the training template. Empty: so do the others, and what was sampled is what is trained on."""
     shard_rows: Positive = 512
     """Prompts per shard; a shard is either finished or absent."""
     backend: Literal["kit", "vllm"] = "kit"
@@ -142,6 +146,10 @@ class GenerationSettings:
     """Where and how vLLM runs."""
 
     def __post_init__(self) -> None:
+        require(
+            not self.prompt or self.prompt.count("{prompt}") == 1,
+            f"prompt: {self.prompt!r}; write {{prompt}} once where the prompt goes, or leave it empty",
+        )
         if self.backend == "vllm":
             require(
                 bool(self.vllm.python),
@@ -155,7 +163,7 @@ class GenerationSettings:
 
 def generation_identity(settings: GenerationSettings) -> dict[str, Any]:
     """What generated responses depend on, as JSON data: the backend, but not where vLLM is or on how many GPUs."""
-    identity = {name: value for name, value in asdict(settings).items() if name not in ("backend", "vllm")}
+    identity = _identity(settings, ("backend", "vllm"), later=("prompt",))
     return identity if settings.backend == "kit" else {**identity, "backend": settings.backend}
 
 
@@ -171,6 +179,9 @@ class SpinSettings:
     """Peak learning rate by iteration; the last one is repeated; empty: that of `training`."""
     betas: tuple[PositiveNumber, ...] = ()
     """Beta by iteration; the last one is repeated; empty: that of `training`."""
+    answers_per_prompt: Annotated[int, Field(ge=1, le=64)] = 1
+    """Responses that the opponent gives to a prompt, each of which makes a pair with the real one. They share the
+    prompt's pass, their mean counts as one pair in a batch, and so an iteration keeps its number of steps."""
     mix_previous: bool = True
     """From iteration 1 on, train on the pairs of t-1 and t together (sec. 6.1)."""
     epochs_shown: Some = 0
@@ -180,6 +191,11 @@ class SpinSettings:
     """Sizes of the nested subsets of Figure 5, in fiftieths of the prompts (the paper's 14k and 26k of 50k)."""
 
     def __post_init__(self) -> None:
+        require(
+            not self.training.historical or (self.answers_per_prompt == 1 and not self.mix_previous),
+            "training.historical: T-SPIN trains on one triplet per prompt; set spin.mix_previous to false and "
+            "spin.answers_per_prompt to 1",
+        )
         require(len(set(self.subsets)) == len(self.subsets), f"subsets: {self.subsets}; write each size once")
         scheduled = self.training.schedule_epochs or self.training.epochs
         require(
@@ -290,6 +306,10 @@ class Profile:
     released: dict[str, ModelSettings] = field(default_factory=dict)
     """Published checkpoints by model name (spin-0, spin-1, ...). They are evaluated with `model`, which is then
     `sft`, and nothing is trained."""
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Variants of SPIN under the same control, by name: the settings of `spin` and `generation` that differ, by dotted
+    name. An arm plays one iteration from the SFT model, or as many as its own `spin.iterations` says, and shares with
+    SPIN whatever it does not change, such as the pairs."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     template: TemplateSettings = field(default_factory=TemplateSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
@@ -322,6 +342,12 @@ class Profile:
                 f"processes.count: {self.processes.count}, but resources.{kind}.gpus: {asked}, and each process has a "
                 "GPU of its own; leave processes.count out, and a step takes a process for each of its GPUs",
             )
+        for name in self.arms:
+            require(
+                len(name) <= 40 and _parses(f"spin-0-arm-{name}") is not None,
+                f"arms: {name[:80]!r} names folders; use at most 40 lower-case letters, digits and single hyphens, a "
+                "letter first",
+            )
         for name, model in self.released.items():
             place = f"released.{name}"
             require(
@@ -333,8 +359,12 @@ class Profile:
 
 def _is_row(name: str) -> bool:
     """Whether a name is that of a trained model with a row in the tables."""
+    model = _parses(name)
+    return model is not None and (model.is_iterate or model.dpo or model.sft_epochs > 0)
+
+
+def _parses(name: str) -> ModelName | None:
     try:
-        model = ModelName.parse(name)
+        return ModelName.parse(name)
     except KitError:
-        return False
-    return model.is_iterate or model.dpo or model.sft_epochs > 0
+        return None
