@@ -46,7 +46,8 @@ def drifts(
         seed: of the opponent's responses.
 
     Returns:
-        For each row `id`, `real_drift` and `generated_drift`: log p_policy - log p_opponent in nats.
+        For each row `id`, `real_drift` and `generated_drift` (log p_policy - log p_opponent in nats), and `real_logp`
+        (log p_policy of the real response) with its `real_bytes` in UTF-8.
     """
     tokenizer = base.load_tokenizer(opponent)
     model = base.load_for_inference(opponent)
@@ -68,6 +69,12 @@ def drifts(
     del model, draw
     after = score(base.load_for_inference(policy), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
     return [
-        {"id": row.row["id"], "real_drift": a[0] - b[0], "generated_drift": a[1] - b[1]}
+        {
+            "id": row.row["id"],
+            "real_drift": a[0] - b[0],
+            "generated_drift": a[1] - b[1],
+            "real_logp": a[0],
+            "real_bytes": len(row.row["response"].encode()),
+        }
         for row, a, b in zip(encoded, after, before, strict=True)
     ]

@@ -71,6 +71,11 @@ class Run:
         """Scores of a checkpoint, one row per item: `task`, `id`, `score`, `response`, `tokens`."""
         return pd.DataFrame(_read(self.make(f"eval-{model}"), "evaluation.json")["items"])
 
+    def heldout(self, model: str) -> pd.DataFrame:
+        """How an iteration changed log-probabilities on held-out pairs, one row per prompt; see `results.Drift`."""
+        found = _read(self.make(f"heldout-{model}"), "heldout.json")
+        return pd.DataFrame(found["items"]).assign(seed=self.plan.seed, model=model, beta=found["beta"])
+
     def scores(self) -> pd.DataFrame:
         """Scores of the main chain as far as it has been evaluated: a row per `task` and `id`, a column per model."""
         chain = [model for model in main_chain(self.profile.spin.iterations) if self.is_made(f"eval-{model}")]

@@ -35,9 +35,9 @@ from spin_utils.settings.profiles import nearest
 from spin_utils.settings.run import Loss
 from spin_utils.training import theory
 
-Measure = Literal["score", "tokens", "generated_tokens", "similarity", "identical", "jsd_bound", "grade"]
-"""The quantity in a contrast: the first two come from evaluations, `jsd_bound` from held-out pairs, `grade` from
-MT-Bench, the others from generations."""
+Measure = Literal["score", "tokens", "generated_tokens", "similarity", "identical", "jsd_bound", "told_apart", "grade"]
+"""The quantity in a contrast: the first two come from evaluations, `jsd_bound` and `told_apart` from held-out pairs,
+`grade` from MT-Bench, the others from generations."""
 
 Compute = Literal["contrast", "times", "training", "theory", "parts", "shown"]
 
@@ -234,7 +234,7 @@ def _source(row: Entry) -> str:
     """The results a contrast is computed from, as words that end before a model's name."""
     if row.column == "grade":
         return "MT-Bench grades of"
-    if row.column == "jsd_bound":
+    if row.column in ("jsd_bound", "told_apart"):
         return "held-out pairs against"
     if row.column in ("generated_tokens", "similarity", "identical"):
         return "generations of"

@@ -96,8 +96,9 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
         heldout: From `results.load_heldout`.
 
     Returns:
-        Columns `seed`, `model` (the opponent: sft for iteration 0, spin-0 for iteration 1, ...), `task`, `id` and
-        `jsd_bound` = log 2 - l(c (real_drift - generated_drift)), with the logistic l.
+        Columns `seed`, `model` (the opponent: sft for iteration 0, spin-0 for iteration 1, ...), `task`, `id`,
+        `jsd_bound` = log 2 - l(c (real_drift - generated_drift)), with the logistic l, and `told_apart`: whether the
+        real response gained more than the generated one, 1/2 if the two are the same.
     """
     parts = []
     for (_, model), pairs in heldout.groupby(["seed", "model"], sort=False):
@@ -106,25 +107,27 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
         scales = np.array([best_scale(margins[half == 1]), best_scale(margins[half == 0])])[half]
         bound = math.log(2) - np.logaddexp(0, -scales * margins)
         against = str(ModelName.parse(str(model)).opponent)
-        parts.append(pairs.assign(model=against, task=HELDOUT, jsd_bound=bound))
-    columns = ["seed", "model", "task", "id", "jsd_bound"]
+        right = (np.sign(margins) + 1) / 2
+        parts.append(pairs.assign(model=against, task=HELDOUT, jsd_bound=bound, told_apart=right))
+    columns = ["seed", "model", "task", "id", "jsd_bound", "told_apart"]
     return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
 
 
-def entry_test(heldout: pd.DataFrame) -> tuple[bool, str]:
-    """Whether the first iteration learnt to tell real responses from generated ones, on held-out pairs.
+def entry_test(heldout: pd.DataFrame, model: str = "spin-0") -> tuple[bool, str]:
+    """Whether an iteration learnt to tell real responses from generated ones, on held-out pairs.
 
     If it did not, the opponent may already match the data, and there self-play stops (Theorem 5.2). The loss it reaches
     gives a lower bound on their divergence (Lemma C.2).
 
     Args:
-        heldout: from `results.load_heldout`, with `spin-0`.
+        heldout: from `results.load_heldout`.
+        model: the iteration's model, which is in it.
 
     Returns:
         Whether the 95 % interval of the accuracy, clustered by prompt and over pairs that differ, lies above 1/2; and
         a sentence that says so.
     """
-    first = heldout[heldout["model"] == "spin-0"]
+    first = heldout[heldout["model"] == model]
     accuracy, spread, differ = told_apart(first)
     if not differ:
         return False, "all held-out responses equal the real ones: nothing to learn (Theorem 5.2)"
@@ -136,6 +139,26 @@ def entry_test(heldout: pd.DataFrame) -> tuple[bool, str]:
     )
     learnable = bool(accuracy - spread > 0.5)
     return learnable, text if learnable else f"{text}: nothing to learn (Theorem 5.2)"
+
+
+def bits_per_byte(heldout: pd.DataFrame) -> pd.DataFrame:
+    """How many bits SFT and each iterate need for the held-out real responses, per byte of text.
+
+    Args:
+        heldout: From `results.load_heldout`.
+
+    Returns:
+        Columns `seed`, `model`, `task`, `id` and `bits_per_byte`: the response's bits over the mean length of all, so
+        that the mean over items is all bits over all bytes. Empty if the results are older than this measure.
+    """
+    columns = ["seed", "model", "task", "id", "bits_per_byte"]
+    if heldout.empty or heldout["real_logp"].isna().any():
+        return pd.DataFrame(columns=columns)
+    first = heldout[heldout["model"] == "spin-0"]
+    before = first.assign(model="sft", real_logp=first["real_logp"] - first["real_drift"])
+    table = pd.concat([before, heldout], ignore_index=True)
+    bits = -table["real_logp"] / math.log(2) / first["real_bytes"].mean()
+    return table.assign(task=HELDOUT, bits_per_byte=bits)[columns]
 
 
 def told_apart(drifts: pd.DataFrame) -> tuple[float, float, int]:

@@ -246,6 +246,10 @@ class Drift(Part):
     id: str
     real_drift: float
     generated_drift: float
+    real_logp: float | None = None
+    """log p_{theta_t+1} of the real response."""
+    real_bytes: PositiveInt | None = None
+    """Its length in UTF-8. Files written before 2026-11-28 have neither."""
 
 
 class Heldout(Document):
@@ -559,8 +563,8 @@ def load_heldout(results: Path, seeds: Sequence[int] | None = None, *, read: Rea
     """How every iteration changed log-probabilities on held-out pairs, one row per seed, model and prompt.
 
     Returns:
-        Columns `seed`, `model` (spin-t, the policy theta_t+1 of iteration t), `beta`, `id`, `real_drift` and
-        `generated_drift` (log p_{theta_t+1} - log p_{theta_t}, nats); empty if nothing was run.
+        Columns `seed`, `model` (spin-t, the policy theta_t+1 of iteration t), `beta` and those of `Drift`; empty if
+        nothing was run.
 
     Raises:
         ResultsError: A file is not valid, or two iterations were not measured on the same prompts.

@@ -159,3 +159,14 @@ def test_the_entry_test_says_whether_there_is_anything_to_learn():
         found, said = generations.entry_test(pd.DataFrame({"id": ids, "real_drift": drifts, **pairs}))
         assert found == learnable
         assert ("nothing to learn (Theorem 5.2)" in said) != learnable
+
+
+def test_bits_per_byte_are_all_bits_over_all_bytes_of_the_real_responses():
+    before, after, lengths = np.array([-30.0, -10.0]), np.array([-20.0, -12.0]), [16, 4]
+    pairs = heldout_pairs(after - before, [0.0, 0.0]).assign(real_logp=after, real_bytes=lengths)
+    table = generations.bits_per_byte(pairs)
+    means = table.groupby("model")["bits_per_byte"].mean()
+    assert means["sft"] == pytest.approx(40 / math.log(2) / 20)
+    assert means["spin-0"] == pytest.approx(32 / math.log(2) / 20)
+    older = heldout_pairs([1.0], [0.0]).assign(real_logp=None, real_bytes=None)
+    assert generations.bits_per_byte(older).empty

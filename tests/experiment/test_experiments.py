@@ -136,6 +136,8 @@ def test_a_player_equal_to_its_opponent_drifts_nowhere_on_held_out_prompts(monke
     document = json.loads((run.make(made, "heldout-spin-0") / "heldout.json").read_text())
     assert document["beta"] == plan.training_of(profile, "spin-0").beta
     assert any(item["real_drift"] for item in document["items"])
+    assert [item["real_bytes"] for item in document["items"]] == [len(row["response"].encode()) for row in rows]
+    assert all(item["real_logp"] < 0 for item in document["items"])
 
 
 def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow_them() -> None:

@@ -132,7 +132,16 @@ def test_training_records_generations_and_held_out_pairs_come_as_long_tables(tmp
     assert set(training["model"]) == {"spin-0", "spin-1", "spin-2", "spin-3"}
     assert training.groupby(["seed", "model"])["step"].is_monotonic_increasing.all()
     assert (set(texts["model"]), len(texts)) == ({"sft", "spin-0", "spin-1", "spin-2"}, 2 * 4 * 9)
-    assert list(pairs.columns) == ["seed", "model", "beta", "id", "real_drift", "generated_drift"]
+    assert list(pairs.columns) == [
+        "seed",
+        "model",
+        "beta",
+        "id",
+        "real_drift",
+        "generated_drift",
+        "real_logp",
+        "real_bytes",
+    ]
     assert len(pairs) == 2 * 4 * 9
     transfer = results.load_evaluations(whole, kind_folder="transfer")
     assert set(transfer["task"]) == set(synthetic.TRANSFER)
