@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -59,16 +58,16 @@ def write(drawing: Drawing, profile: Profile) -> list[Path]:
 
 def compose(profile: Profile) -> Drawing:
     """Make tables, figures and verdicts from the results, without writing any. Errors as in `everything`."""
-    folder, read = paths.results(profile.name), cache(results.read_json)
-    measured, transfer = scores(profile, read=read), scores(profile, "transfer", read=read)
-    results.check_one_run(folder, read=read)
+    folder = paths.results(profile.name)
+    measured, transfer = scores(profile), scores(profile, "transfer")
+    results.check_one_run(folder)
     tasks = tables.stand_ins(measured)
-    training = results.load_training(folder, read=read)
-    times, machine, alone = tables.wall_clock(folder, training, read=read)
-    texts = results.load_generations(folder, read=read)
+    training = results.load_training(folder)
+    times, machine, alone = tables.wall_clock(folder, training)
+    texts = results.load_generations(folder)
     answers = generations.measures(texts)
-    bounds = generations.jsd_bounds(results.load_heldout(folder, read=read))
-    grades = results.load_mt_bench(folder, read=read)
+    bounds = generations.jsd_bounds(results.load_heldout(folder))
+    grades = results.load_mt_bench(folder)
     findings = claims.judge(
         measured,
         tasks,
@@ -92,7 +91,7 @@ def compose(profile: Profile) -> Drawing:
         scored = [replace(table, notes=table.notes + other) for table in scored]
     return Drawing(
         tables=[
-            tables.table1(summaries(profile, read=read), shots=shots(profile)),
+            tables.table1(summaries(profile), shots=shots(profile)),
             tables.table2(times, machine=machine, alone=alone),
             *scored,
             *(make(texts, answers) for make in (tables.table7, tables.table8)),
@@ -112,16 +111,14 @@ def compose(profile: Profile) -> Drawing:
     )
 
 
-def scores(
-    profile: Profile, kind: results.Scored = "evaluations", *, read: results.Reader = results.read_json
-) -> pd.DataFrame:
+def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFrame:
     """The scores of a profile as tables and figures take them: `results.load_evaluations` and a column `benchmark`.
 
     Raises:
         ResultsError: No model was evaluated at all, or a results file is not valid.
     """
     folder = paths.results(profile.name)
-    found = results.load_evaluations(folder, kind_folder=kind, read=read)
+    found = results.load_evaluations(folder, kind_folder=kind)
     if kind == "evaluations" and found.empty:
         raise results.ResultsError(
             f"{paths.relative(folder)}: no evaluations; run `spin-repro reproduce --profile {profile.name}` first"
@@ -130,9 +127,9 @@ def scores(
     return found if kind == "transfer" else with_last_epoch(found, profile.spin.training.epochs)
 
 
-def summaries(profile: Profile, *, read: results.Reader = results.read_json) -> pd.DataFrame:
+def summaries(profile: Profile) -> pd.DataFrame:
     """Metric and size of every task, for Table 1: `results.load_summaries` and a column `benchmark`."""
-    return _with_benchmarks(results.load_summaries(paths.results(profile.name), read=read), profile)
+    return _with_benchmarks(results.load_summaries(paths.results(profile.name)), profile)
 
 
 def with_last_epoch(scores: pd.DataFrame, epochs: int) -> pd.DataFrame:

@@ -283,9 +283,7 @@ def table8(generations: pd.DataFrame, measured: pd.DataFrame, *, seed: int = 0) 
     return _generations_table(8, "Generations by iteration for another prompt", shown, measured, seed)
 
 
-def wall_clock(
-    folder: Path, training: pd.DataFrame, *, read: results.Reader = results.read_json
-) -> tuple[pd.DataFrame, str, bool]:
+def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str, bool]:
     """Measured seconds of generation and training.
 
     Generation is the whole stage, from the provenance of the evaluations. Training is the sum of its steps, so that
@@ -296,14 +294,13 @@ def wall_clock(
     Args:
         folder: results/PROFILE.
         training: from `results.load_training`.
-        read: how files are read.
 
     Returns:
         Columns `seed`, `stage`, `iteration`, `seconds`; the device, in words; and whether no other step ran beside
         these.
     """
     steps_of: dict[int, dict[str, dict[str, Any]]] = {}
-    for seed, chain in results.chains(folder, read=read):
+    for seed, chain in results.chains(folder):
         steps_of.setdefault(seed, {}).update({n: step for n, step in chain.items() if step["stage"] not in _SHARED})
     links = {
         (seed, name): link

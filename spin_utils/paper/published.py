@@ -1,19 +1,18 @@
 """The paper's own numbers, read from the CSV files in `numbers`.
 
 Nothing here was measured by the kit. Scores are in points (0..100, as printed). Models have the kit's names (`sft`,
-`spin-0`, ...), so that our rows and the paper's join on the same key; `label` keeps the paper's name. Table numbers are
-those of the camera-ready version (arXiv 2401.01335v3). In the second version Tables 4, 5 and 6 are Tables 2, 3 and 4,
-and Figures 4 and 5 are swapped.
+`spin-0`, ...), so that our rows and the paper's join on the same key. Table numbers are those of the camera-ready
+version (arXiv 2401.01335v3). In the second version Tables 4, 5 and 6 are Tables 2, 3 and 4, and Figures 4 and 5 are
+swapped.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 import pandas as pd
 
@@ -43,19 +42,6 @@ BENCHMARK_LABELS = {
     "openbookqa": "OpenBookQA",
 }
 
-MODELS = {
-    "zephyr-7b-dpo-full": "dpo",
-    "zephyr-7b-sft-full": "sft",
-    "SFT": "sft",
-    "SPIN iteration 0": "spin-0",
-    "SPIN iteration 1": "spin-1",
-    "SPIN iteration 2": "spin-2",
-    "SPIN iteration 3": "spin-3",
-    "SPIN iteration 3 + DPO": "spin-3-dpo",
-    "SFT epoch 1": "sft-more-1",
-}
-"""The paper's model names and the kit's."""
-
 _NOT_BINARY = ("truthfulqa", "mt_bench")  # mc2 is a probability mass; the judge rates from 1 to 10
 
 
@@ -63,7 +49,7 @@ def leaderboard() -> pd.DataFrame:
     """Tables 3 and 4 (App. B.3, B.4): the Open LLM Leaderboard, seven models.
 
     Returns:
-        One row per model, indexed by the kit's name: `label`, six scores in points, `average_printed` as in the paper
+        One row per model, indexed by the kit's name: six scores in points, `average_printed` as in the paper
         and `average_recomputed` from the six cells. The two differ in one row, SPIN iteration 3 + DPO: the paper prints
         64.05, but the cells average 64.74, so either the average or a cell is wrong.
 
@@ -145,8 +131,6 @@ def score(model: str, benchmark: str) -> float | None:
     >>> score("spin-0", "gsm8k"), score("spin-1", "average"), score("spin-3", "bb_formal")
     (35.1, 62.12, None)
     """
-    if benchmark not in BENCHMARK_LABELS:
-        raise ValueError(f"unknown benchmark {benchmark!r}; the paper has {', '.join(BENCHMARK_LABELS)}")
     return _scores().get((model, benchmark))
 
 
@@ -162,8 +146,6 @@ def figure_score(source: str, model: str, benchmark: str) -> float | None:
     >>> figure_score("figure4", "spin-0-epoch-5", "average"), figure_score("figure5_sft", "sft", "average")
     (60.96, 59.04)
     """
-    if source not in ("figure4", "figure5", "figure5_sft"):
-        raise ValueError(f"unknown source {source!r}; use figure4, figure5 or figure5_sft")
     return _figure_scores().get((source, model, benchmark))
 
 
@@ -274,15 +256,10 @@ def _figure_scores() -> dict[tuple[str, str, str], float]:
         model = f"spin-0-epoch-{row['epoch']}" if row["epoch"] else "sft"
         scores["figure4", model, row["benchmark"]] = row["score"]
         scores["figure4", "spin-1", row["benchmark"]] = row["reference"]
-    spin = {0: "sft", 14_000: "spin-0-rows-14", 26_000: "spin-0-rows-26", 50_000: "spin-0-epoch-1"}
-    more = {0: "sft", 200_000: "sft-more-1", 400_000: "sft-more-2"}
     for row in training_sizes().to_dict("records"):
-        if row["method"] == "SPIN":
-            scores["figure5", spin[row["training_size"]], "average"] = row["average"]
-        else:
-            scores["figure5_sft", more[row["training_size"]], "average"] = row["average"]
-            if row["training_size"]:
-                scores["figure5", more[row["training_size"]], "average"] = row["average"]
+        ours, more = row["method"] == "SPIN", row["method"] == "SFT" and row["training_size"] > 0
+        for source in ["figure5"] * (ours or more) + ["figure5_sft"] * (not ours):
+            scores[source, row["model"], "average"] = row["average"]
     return scores
 
 
@@ -291,11 +268,9 @@ def _with_recomputed_average(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_model(name: str) -> pd.DataFrame:
-    table = _read(name).rename(columns={"model": "label"})
-    table.index = pd.Index([MODELS[label] for label in table["label"]], name="model")
-    return table
+    return _read(name).set_index("model")
 
 
 def _read(name: str, dtype: Mapping[str, type] | None = None) -> pd.DataFrame:
-    text = (files("spin_utils.paper") / "numbers" / name).read_text(encoding="utf-8")
-    return pd.read_csv(io.StringIO(text), comment="#", dtype=dict(dtype or {}))
+    path = Path(__file__).parent / "numbers" / name
+    return pd.read_csv(path, comment="#", dtype=dict(dtype or {}))

@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,6 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Strict,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -102,18 +102,6 @@ class Provenance(Part):
     """The step that measured it."""
     chain: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9-]*$")], Link]
 
-    @model_validator(mode="after")
-    def _is_unbroken(self) -> Provenance:
-        if self.step not in self.chain:
-            raise ValueError(f"step {self.step!r} is not in its chain")
-        for name, link in self.chain.items():
-            for other in link.inputs:
-                if other not in self.chain:
-                    raise ValueError(f"chain.{name}.inputs.{other} is not in the chain")
-            if "torch" not in link.versions:
-                raise ValueError(f"chain.{name}.versions does not name torch")
-        return self
-
 
 def _named(name: str) -> str:
     return str(ModelName.parse(name))
@@ -168,7 +156,6 @@ class Evaluation(Document):
     @model_validator(mode="after")
     def _agrees(self) -> Evaluation:
         scores: dict[str, list[float]] = {task: [] for task in self.tasks}
-        _distinct([f"{item.id!s} of task {item.task}" for item in self.items])
         for number, item in enumerate(self.items):
             if item.task not in scores:
                 raise ValueError(f"items[{number}].task is {item.task!r}, which is not among tasks")
@@ -203,17 +190,6 @@ class Training(Document):
     kind: Literal["training"]
     rows: list[Step]
 
-    @model_validator(mode="after")
-    def _is_in_order(self) -> Training:
-        for number, row in enumerate(self.rows):
-            if number and row.step <= self.rows[number - 1].step:
-                raise ValueError(f"rows[{number}].step is {row.step}, after {self.rows[number - 1].step}")
-            if not self.model.startswith("sft"):
-                for name in ("margin", "rewards_real", "rewards_generated"):
-                    if math.isnan(getattr(row, name)):
-                        raise ValueError(f"rows[{number}]: no field {name!r}, which training on pairs has")
-        return self
-
 
 class Generation(Part):
     """A real and a generated response to one training prompt."""
@@ -234,11 +210,6 @@ class Generations(Document):
     kind: Literal["generations"]
     items: Annotated[list[Generation], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _agrees(self) -> Generations:
-        _distinct([item.id for item in self.items])
-        return self
-
 
 class Drift(Part):
     """log p_{theta_t+1} - log p_{theta_t} for the real and for a freshly generated response, in nats."""
@@ -258,13 +229,6 @@ class Heldout(Document):
     kind: Literal["heldout"]
     beta: PositiveFloat
     items: Annotated[list[Drift], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _agrees(self) -> Heldout:
-        if not ModelName.parse(self.model).is_iterate:
-            raise ValueError(f"model is {self.model!r}; only SPIN iterations have an opponent")
-        _distinct([item.id for item in self.items])
-        return self
 
 
 class Judge(Part):
@@ -309,31 +273,6 @@ class MtBench(Document):
     """Mean of the graded answers; null without any."""
     items: Annotated[list[Grade], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _agrees(self) -> MtBench:
-        _distinct([item.id for item in self.items])
-        scores = []
-        for number, item in enumerate(self.items):
-            if (item.status == "graded") != (item.score is not None):
-                raise ValueError(f"items[{number}].score is {item.score}, but its status is {item.status}")
-            scores += [] if item.score is None else [item.score]
-        for status, count in self.grades:
-            found = sum(item.status == status for item in self.items)
-            if count != found:
-                raise ValueError(f"grades.{status} is {count}, but there are {found} such items")
-        if scores or self.average is not None:
-            _mean("average", self.average, scores)
-        return self
-
-
-def _distinct(names: Sequence[str]) -> None:
-    """Raise if an item appears twice."""
-    seen: set[str] = set()
-    for number, name in enumerate(names):
-        if name in seen:
-            raise ValueError(f"items[{number}]: item {name} appears twice")
-        seen.add(name)
-
 
 def _mean(field: str, stored: float | None, values: Sequence[float]) -> None:
     """Raise if a stored mean is not the mean of its parts: the file was altered or truncated."""
@@ -342,103 +281,42 @@ def _mean(field: str, stored: float | None, values: Sequence[float]) -> None:
         raise ValueError(f"{field} is {stored}, but the mean of its parts is {mean}")
 
 
-_DOCUMENT: TypeAdapter[Any] = TypeAdapter(
-    Annotated[Evaluation | Training | Generations | Heldout | MtBench, Field(discriminator="kind")]
-)
-_KINDS = {
-    "evaluations": "evaluation",
-    "transfer": "evaluation",
-    "training": "training",
-    "generations": "generations",
-    "heldout": "heldout",
-    "mt_bench": "mt_bench",
+_KINDS: dict[str, type[Document]] = {
+    "evaluations": Evaluation,
+    "transfer": Evaluation,
+    "training": Training,
+    "generations": Generations,
+    "heldout": Heldout,
+    "mt_bench": MtBench,
 }
 """Kind of the files in each folder."""
-_TAGS = {*_KINDS.values(), "str", "int"}
-"""What pydantic puts between the names of fields: the alternatives that it tried."""
 
 
-class Ratio(Part):
-    """Ours over another's, over several runs."""
-
-    median: PositiveFloat
-    low: PositiveFloat
-    high: PositiveFloat
-    runs: PositiveInt
-
-    @model_validator(mode="after")
-    def _is_ordered(self) -> Ratio:
-        if not self.low <= self.median <= self.high:
-            raise ValueError(f"median {self.median} is not between low {self.low} and high {self.high}")
-        return self
-
-
-class Machine(Part):
-    """Where a benchmark ran."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    versions: dict[str, Any]
-    commit: str
-    dirty: bool
-    device: str
-
-
-class Benchmark(Part):
-    """A record of `benchmarks/results`, its summary included."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    version: Literal[1] = Field(alias="schema")
-    machine: Machine
-    ratios: dict[str, Ratio]
-
-
-def checked(model: TypeAdapter[Any] | type[BaseModel], data: Any, where: str, remedy: str) -> Any:
+def checked(model: type[BaseModel], data: Any, where: str, remedy: str) -> Any:
     """Validate data with a pydantic model.
 
     Args:
         model: The model.
-        data: As parsed from JSON, YAML or CSV.
+        data: As parsed from JSON or YAML.
         where: Named in errors, usually the path.
         remedy: The end of the error message.
 
     Raises:
-        ResultsError: One line that names the first wrong field, for example `items[3].score`.
+        ResultsError: One line that names the first wrong field, for example `items.3.score`.
     """
-    adapter = model if isinstance(model, TypeAdapter) else TypeAdapter(model)
     try:
-        return adapter.validate_python(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise ResultsError(f"{where}: {_in_words(error)}; {remedy}") from None
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r:.80}"
+        message = first["msg"].removeprefix("Value error, ")
+        raise ResultsError(f"{where}: {place}{place and ': '}{message}{found}; {remedy}") from None
 
 
-def _in_words(error: ValidationError) -> str:
-    errors = error.errors(include_url=False)
-    first = min(errors, key=lambda one: "provenance" in one["loc"])  # what was measured comes first
-    path = [part for part in first["loc"] if part not in _TAGS]
-    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
-    names = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-    if kind in ("missing", "extra_forbidden"):
-        place, _, name = names.rpartition(".")
-        return f"{place}{place and ': '}{'no' if kind == 'missing' else 'unknown'} field {name!r}"
-    if kind.startswith("union_tag"):
-        kinds = ", ".join(dict.fromkeys(_KINDS.values()))
-        return f"kind is {first['input'].get('kind')!r:.80}: it should be one of {kinds}"
-    if kind == "value_error":
-        return f"{names}{names and ': '}{message}"
-    value = repr(first["input"])[:80]
-    return f"{names}{names and ' '}is {value}: {re.sub('^(Input|String|List|Dictionary) ', 'it ', message)}"
-
-
-def validate(document: Mapping[str, Any], where: str) -> None:
-    """Check a results file of any kind. Errors as in `checked`."""
-    checked(_DOCUMENT, document, where, _AGAIN)
-
-
-def check_benchmark(document: Any, where: str) -> None:
-    """Check a record of a benchmark. Errors as in `checked`."""
-    checked(Benchmark, document, where, "run the benchmark again")
+def validate(document: Mapping[str, Any], folder: str, where: str) -> None:
+    """Check the content of a file in one of the folders listed at the top. Errors as in `checked`."""
+    checked(_KINDS[folder], document, where, _AGAIN)
 
 
 def path_of(results: Path, seed: int, folder: str, model: str) -> Path:
@@ -466,47 +344,45 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     Raises:
         ResultsError: The document is not valid for its kind.
     """
-    validate(document, str(path))
+    validate(document, path.parent.name, str(path))
     write_text(path, _render(sealed(document)))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read and check one results file.
+    """Read and check one results file. Not to be changed by the caller, because the same bytes are parsed once.
 
     Raises:
         ResultsError: The file is missing, is not JSON, was altered, or is not valid for its kind and its place: the
             folder names give the kind, the seed and the profile, the file name gives the model.
     """
     try:
-        document = from_json(path.read_bytes())
+        return _parsed(path, path.read_bytes())
     except FileNotFoundError:
         raise ResultsError(f"{path}: no such results file; run the stage that writes it") from None
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from None
+
+
+@cache
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = from_json(content, allow_inf_nan=False)
     except ValueError as error:
         raise ResultsError(f"{path}: not valid JSON ({error}); delete it and {_AGAIN}") from None
-    if not isinstance(document, dict):
-        raise ResultsError(f"{path}: contains a {type(document).__name__}, not an object; delete it and {_AGAIN}")
     if not is_whole(document):
         raise ResultsError(
             f"{path}: changed since it was written (hash); restore it, or run `spin-repro reproduce` again"
         )
-    document.pop(SEAL, None)
-    validate(document, str(path))
+    del document[SEAL]
     *_, profile, seed, folder, _ = path.resolve().parts
-    place = {"model": path.stem, "seed": seed.removeprefix("seed-"), "profile": profile, "kind": _KINDS.get(folder)}
+    validate(document, folder, str(path))
+    place = {"model": path.stem, "seed": seed.removeprefix("seed-"), "profile": profile}
     for field, expected in place.items():
         if str(document[field]) != expected:
             raise ResultsError(f"{path}: {field} is {document[field]!r}, but its path says {expected!r}; move it")
     return document
 
 
-Reader = Callable[[Path], dict[str, Any]]
-"""`read_json`, or `functools.cache(read_json)` if several of the functions below read the same files."""
-
-
 def load_evaluations(
-    results: Path, seeds: Sequence[int] | None = None, *, kind_folder: Scored = "evaluations", read: Reader = read_json
+    results: Path, seeds: Sequence[int] | None = None, *, kind_folder: Scored = "evaluations"
 ) -> pd.DataFrame:
     """All per-item scores under results/PROFILE, one row per seed, model and item.
 
@@ -514,7 +390,6 @@ def load_evaluations(
         results: The folder results/PROFILE.
         seeds: Training seeds to read; None: all of them.
         kind_folder: `transfer` for tasks not used in training; the two are never mixed.
-        read: How files are read.
 
     Returns:
         Columns `seed`, `model`, `task`, `id`, `score` (0..1), `tokens`, `response`, and `sampled` (see `Item`) where
@@ -527,13 +402,13 @@ def load_evaluations(
     columns = ["task", "id", "score", "tokens", "response"]
     frames = [
         items.assign(seed=document["seed"], model=document["model"]).dropna(axis=1, how="all")
-        for document, items in _items(results, kind_folder, seeds, read, [*columns, "sampled"], key=["task", "id"])
+        for document, items in _items(results, kind_folder, seeds, [*columns, "sampled"], key=["task", "id"])
     ]
     columns += ["sampled"] if any("sampled" in frame for frame in frames) else []
     return _together(frames, ["seed", "model", *columns]).astype({"score": float})
 
 
-def load_generations(results: Path, seeds: Sequence[int] | None = None, *, read: Reader = read_json) -> pd.DataFrame:
+def load_generations(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
     """Every model's responses to SPIN's training prompts, one row per seed, model and prompt.
 
     Returns:
@@ -546,7 +421,7 @@ def load_generations(results: Path, seeds: Sequence[int] | None = None, *, read:
     columns = list(Generation.model_fields)
     frames = [
         items.assign(seed=document["seed"], model=document["model"])
-        for document, items in _items(results, "generations", seeds, read, columns, key=["family", "id"])
+        for document, items in _items(results, "generations", seeds, columns, key=["family", "id"])
     ]
     table = _together(frames, ["seed", "model", *columns])
     texts = table[["id", "prompt", "real"]].drop_duplicates()
@@ -559,7 +434,7 @@ def load_generations(results: Path, seeds: Sequence[int] | None = None, *, read:
     return table
 
 
-def load_heldout(results: Path, seeds: Sequence[int] | None = None, *, read: Reader = read_json) -> pd.DataFrame:
+def load_heldout(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
     """How every iteration changed log-probabilities on held-out pairs, one row per seed, model and prompt.
 
     Returns:
@@ -572,12 +447,12 @@ def load_heldout(results: Path, seeds: Sequence[int] | None = None, *, read: Rea
     columns = list(Drift.model_fields)
     frames = [
         items.assign(seed=document["seed"], model=document["model"], beta=float(document["beta"]))
-        for document, items in _items(results, "heldout", seeds, read, columns, key=["id"])
+        for document, items in _items(results, "heldout", seeds, columns, key=["id"])
     ]
     return _together(frames, ["seed", "model", "beta", *columns])
 
 
-def load_mt_bench(results: Path, seeds: Sequence[int] | None = None, *, read: Reader = read_json) -> pd.DataFrame:
+def load_mt_bench(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
     """All grades of MT-Bench, one row per seed, model and turn.
 
     Returns:
@@ -590,7 +465,7 @@ def load_mt_bench(results: Path, seeds: Sequence[int] | None = None, *, read: Re
     frames = []
     judges: dict[str, Path] = {}
     columns = ["category", "id", "status", "score"]
-    for document, items in _items(results, "mt_bench", seeds, read, columns, key=["category", "id"]):
+    for document, items in _items(results, "mt_bench", seeds, columns, key=["category", "id"]):
         judge = {"judge": document["judge"]["name"], "judge_models": ", ".join(document["judge"]["models"])}
         judges.setdefault(judge["judge"], path_of(results, document["seed"], "mt_bench", document["model"]))
         if len(judges) > 1:
@@ -601,35 +476,35 @@ def load_mt_bench(results: Path, seeds: Sequence[int] | None = None, *, read: Re
     return _together(frames, ["seed", "model", "judge", "judge_models", "task", "id", "status", "grade"])
 
 
-def load_summaries(results: Path, seeds: Sequence[int] | None = None, *, read: Reader = read_json) -> pd.DataFrame:
+def load_summaries(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
     """The summaries of all evaluations: `seed`, `model`, `task`, `metric`, `n`, `value`, `stderr` (0..1)."""
     rows = [
         {"seed": document["seed"], "model": document["model"], "task": task, **summary}
-        for document in map(read, _files(results, "evaluations", seeds))
+        for document in map(read_json, _files(results, "evaluations", seeds))
         for task, summary in document["tasks"].items()
     ]
     return pd.DataFrame(rows, columns=["seed", "model", "task", *Task.model_fields])
 
 
-def load_training(results: Path, seeds: Sequence[int] | None = None, *, read: Reader = read_json) -> pd.DataFrame:
+def load_training(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
     """All training records, one row per seed, model and logged step: `seed`, `model`, `step`, `epoch`, `loss`, ..."""
     columns = ["seed", "model", "step", "epoch", "loss"]
     frames = [
         pd.DataFrame(document["rows"]).assign(seed=document["seed"], model=document["model"])
-        for document in map(read, _files(results, "training", seeds))
+        for document in map(read_json, _files(results, "training", seeds))
         if document["rows"]
     ]
     more = {name: None for frame in frames for name in frame.columns if name not in columns}
     return _together(frames, [*columns, *more])
 
 
-def chains(results: Path, *, read: Reader = read_json) -> Iterator[tuple[int, dict[str, Any]]]:
+def chains(results: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Training seed and provenance chain of every evaluation, by seed."""
-    for document in map(read, _files(results, "evaluations", None)):
+    for document in map(read_json, _files(results, "evaluations", None)):
         yield document["seed"], document["provenance"]["chain"]
 
 
-def check_one_run(results: Path, *, read: Reader = read_json) -> None:
+def check_one_run(results: Path) -> None:
     """Raise if results of two runs are mixed: a difference between them could come from settings or data.
 
     A step's key stands for its settings and inputs, so all files of a seed that name the step must have the same key.
@@ -640,7 +515,7 @@ def check_one_run(results: Path, *, read: Reader = read_json) -> None:
     """
     found: dict[tuple[int | None, str], tuple[str, Path]] = {}
     for path in files(results):
-        document = read(path)
+        document = read_json(path)
         for name, link in document["provenance"]["chain"].items():
             seed = None if link["stage"] in ("data", "base") else document["seed"]
             key, other = found.setdefault((seed, name), (link["key"], path))
@@ -652,12 +527,12 @@ def check_one_run(results: Path, *, read: Reader = read_json) -> None:
 
 
 def _items(
-    results: Path, folder: str, seeds: Sequence[int] | None, read: Reader, columns: list[str], key: list[str]
+    results: Path, folder: str, seeds: Sequence[int] | None, columns: list[str], key: list[str]
 ) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Documents of one folder with their items as a table; all must have the same items."""
     first: tuple[Path, set[tuple[str, ...]]] | None = None
     for path in _files(results, folder, seeds):
-        document = read(path)
+        document = read_json(path)
         items = pd.DataFrame(document["items"], columns=columns)
         items["id"] = items["id"].astype(str)
         keys = set(items[key].itertuples(index=False, name=None))

@@ -76,7 +76,7 @@ def test_rows_are_graded_by_their_grader_or_by_exact_match(
     path = tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     record = evaluate(model, TOKENIZER, path, template=TEMPLATE, settings=SETTINGS)
-    results.validate(as_result(record), "record")
+    results.validate(as_result(record), "evaluations", "record")
     assert record == evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
     assert [item["id"] for item in record["items"]] == [row["id"] for row in rows]
     for item, row in zip(record["items"], rows, strict=True):
@@ -124,7 +124,7 @@ def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
         template=TEMPLATE,
         settings=replace(SETTINGS, tasks=(str(tmp_path / "mine" / "mine.yaml"),)),
     )
-    results.validate(as_result(record), "record")
+    results.validate(as_result(record), "evaluations", "record")
     assert list(record["tasks"]) == ["copied", "sums", "mine"]
     stock = lm_eval.simple_evaluate(
         HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=3),
@@ -200,7 +200,7 @@ def test_sampled_answers_are_scored_as_well_as_the_greedy_one(
         return evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings, **options)
 
     record = run(work=tmp_path)
-    results.validate(as_result(record), "record")
+    results.validate(as_result(record), "evaluations", "record")
     assert run(work=tmp_path, progress=lambda _: pytest.fail("nothing is left to do")) == record
     monkeypatch.setattr(lm.PackedLM, "draw", lambda self, requests, count: [["no", "yes", "no", "no"]] * len(requests))
     drawn = run()["items"]

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import synthetic_results as synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import interleaved
+from spin_utils.files.disk import sealed
 from spin_utils.paper import claims, results
 
 TEXT = st.text(max_size=60) | st.text(alphabet="[]{}:,-&*!<>?|'\"#%@ \n\t0123456789.eE+_~ynaNtrufls", max_size=60)
@@ -49,7 +50,10 @@ def test_a_results_file_with_anything_anywhere_is_valid_or_refused_by_name(
     part[last] = data.draw(VALUE | st.integers(min_value=10**300))
     path = tmp_path_factory.getbasetemp() / "cpu" / "seed-0" / folder / "spin-0.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document))
+    try:
+        path.write_text(json.dumps(sealed(document)))
+    except ValueError:  # NaN, which no file has
+        return
     try:
         assert results.read_json(path)["model"] == "spin-0"
     except results.ResultsError as error:
@@ -62,40 +66,6 @@ def test_a_results_file_of_any_text_is_refused_by_name(tmp_path_factory: pytest.
     path.write_text(text, encoding="utf-8")
     with pytest.raises(results.ResultsError, match=r"any\.json"):
         results.read_json(path)
-
-
-CELLS = st.lists(st.lists(st.text(alphabet="ab1.,-#\"'\n iIn", max_size=6), min_size=1, max_size=4), max_size=4)
-
-
-@given(TEXT | CELLS.map(lambda lines: ",".join(claims.VERDICT_COLUMNS) + "\n" + "\n".join(map(",".join, lines))))
-def test_verdicts_of_any_text_end_in_a_table_or_a_results_error(text: str) -> None:
-    try:
-        assert isinstance(claims.parse(text, "verdicts.csv"), pd.DataFrame)
-    except results.ResultsError as error:
-        assert str(error).startswith("verdicts.csv")
-
-
-RATIO = st.fixed_dictionaries({}, optional=dict.fromkeys(("median", "low", "high", "runs"), SCALAR))
-MACHINE = {"versions": {}, "commit": "a", "dirty": False, "device": "cpu"}
-
-
-@given(
-    VALUE
-    | st.fixed_dictionaries(
-        {
-            "schema": st.just(1),
-            "machine": st.just(MACHINE),
-            "ratios": st.dictionaries(st.text(max_size=3), RATIO | VALUE),
-        }
-    )
-)
-def test_a_benchmark_record_of_any_value_is_valid_or_refused(document: Any) -> None:
-    try:
-        results.check_benchmark(document, "x.json")
-    except results.ResultsError as error:
-        assert str(error).startswith("x.json: ")
-    else:
-        assert all(ratio["low"] <= ratio["median"] <= ratio["high"] for ratio in document["ratios"].values())
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -111,4 +81,4 @@ def test_every_committed_result_keeps_its_schema() -> None:
     measured = sorted((REPOSITORY / "benchmarks" / "results").glob("*.json"))
     assert measured
     for path in measured:
-        results.check_benchmark(json.loads(path.read_text(encoding="utf-8")), str(path))
+        interleaved.check(json.loads(path.read_text(encoding="utf-8")), str(path))

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import synthetic_results as synthetic
 
+from spin_utils.files.disk import sealed
 from spin_utils.paper import results
 
 
@@ -34,7 +35,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, document)
     results.write_json(path, document)
     before = path.read_bytes()
     document["items"][0]["score"] = math.nan
-    with pytest.raises(results.ResultsError, match=r"items\[0\].score is nan"):
+    with pytest.raises(results.ResultsError, match=r"items.0.score: Input should be .* found nan"):
         results.write_json(path, document)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
@@ -60,8 +61,8 @@ def test_a_missing_file_says_so(tmp_path):
 def test_a_file_in_another_files_place_is_refused(tmp_path, document, seed, folder, model, field):
     path = results.path_of(tmp_path / "cpu", seed, folder, model)
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(document))
-    with pytest.raises(results.ResultsError, match=f"{field} is .*, but its path says"):
+    path.write_text(json.dumps(sealed(document)))
+    with pytest.raises(results.ResultsError, match=field):
         results.read_json(path)
 
 
@@ -78,37 +79,33 @@ def _link(**changes):
 
 
 BROKEN = [
-    ("evaluation", lambda d: d.pop("tasks"), "no field 'tasks'"),
-    ("evaluation", lambda d: d.update(stderr=0.1), "unknown field 'stderr'"),
-    ("evaluation", lambda d: d.update(seed=True), "seed is True"),
-    ("evaluation", lambda d: d["items"].__setitem__(1, dict(d["items"][0])), r"items\[1\].*appears twice"),
-    ("evaluation", lambda d: d["items"].pop(), "tasks.simple_equations.n is 4, but there are 3 items"),
-    ("evaluation", lambda d: d["items"][0].update(score=1 - d["items"][0]["score"]), "but the mean of its parts"),
-    ("evaluation", lambda d: d["provenance"].update(step="sft"), "provenance: step 'sft' is not in its chain"),
-    ("evaluation", _link(inputs={"sft": {"artifact": "a", "manifest": "b"}}), "inputs.sft is not in the chain"),
-    ("training", lambda d: d["rows"][2].update(step=1), r"rows\[2\].step is 1, after 2"),
-    ("training", lambda d: d["rows"][1].update(margin=math.inf), r"rows\[1\].margin is inf"),
-    ("generations", _item(finish_reason="eos"), r"items\[1\].finish_reason is 'eos'"),
-    ("generations", lambda d: d.update(items=[]), r"items is \[\]"),
-    ("heldout", lambda d: d.update(model="sft"), "only SPIN iterations"),
-    ("mt_bench", _item(score=None), "score is None, but its status is graded"),
-    ("mt_bench", lambda d: d["items"].pop(), "grades.graded is 32, but there are 31 such items"),
+    ("evaluations", lambda d: d.pop("tasks"), "tasks: Field required"),
+    ("evaluations", lambda d: d.update(stderr=0.1), "stderr: Extra inputs are not permitted, found 0.1"),
+    ("evaluations", lambda d: d.update(seed=True), "seed: Input should be a valid integer, found True"),
+    ("evaluations", lambda d: d["items"].pop(), "tasks.simple_equations.n is 4, but there are 3 items"),
+    ("evaluations", lambda d: d["items"][0].update(score=1 - d["items"][0]["score"]), "but the mean of its parts"),
+    ("evaluations", _link(key="sft"), "provenance.chain.eval-spin-0.key: String should match"),
+    ("training", lambda d: d["rows"][1].update(margin=math.inf), r"rows.1.margin: .*finite number, found inf"),
+    ("generations", _item(finish_reason="eos"), r"items.1.finish_reason: .*found 'eos'"),
+    ("generations", lambda d: d.update(items=[]), r"items: .*at least 1 item"),
+    ("heldout", lambda d: d.update(model="spin0"), "'spin0' is not the name of a model"),
+    ("mt_bench", _item(score=11.0), "items.1.score: .*less than or equal to 10"),
 ]
 
 
-@pytest.mark.parametrize(("kind", "breakage", "message"), BROKEN, ids=[row[2] for row in BROKEN])
-def test_a_broken_document_is_refused_naming_file_field_and_remedy(kind, breakage, message):
+@pytest.mark.parametrize(("folder", "breakage", "message"), BROKEN, ids=[row[2] for row in BROKEN])
+def test_a_broken_document_is_refused_naming_file_field_and_remedy(folder, breakage, message):
     document = {
-        "evaluation": lambda: synthetic.evaluation("spin-0", 0, ability=0.2, items=4),
+        "evaluations": lambda: synthetic.evaluation("spin-0", 0, ability=0.2, items=4),
         "training": lambda: synthetic.training("spin-0", 0, steps=3),
         "generations": lambda: synthetic.generations("spin-0", 0, ability=0.2, items=4),
         "heldout": lambda: synthetic.heldout("spin-0", 0, gap=0.2, items=4),
         "mt_bench": lambda: synthetic.mt_bench("spin-0", 0, ability=0.2, questions=2),
-    }[kind]()
-    results.validate(document, "file")
+    }[folder]()
+    results.validate(document, folder, "file")
     breakage(document)
     with pytest.raises(results.ResultsError, match=f"^file: .*{message}.*; run the stage") as refusal:
-        results.validate(document, "file")
+        results.validate(document, folder, "file")
     assert "\n" not in str(refusal.value)
 
 
