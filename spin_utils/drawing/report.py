@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spin_utils.drawing import draw
 from spin_utils.drawing.page import render
-from spin_utils.experiment import publish
+from spin_utils.experiment import protocol, publish
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
 from spin_utils.paper import claims, generations, results
@@ -54,6 +54,7 @@ def write(profile: Profile) -> Path:
         tally=claims.tally(finding.verdict for finding in drawn.findings),
         rule=claims.rule(drawn.findings).replace("*", "").replace("`", ""),
         entry=generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
+        protocol=protocol.describe(profile.name),
         wholes=wholes,
         claims=[finding for finding in drawn.findings if finding not in wholes],
         shown=claims.shown,

@@ -1,0 +1,54 @@
+"""The report says whether the protocol is older than the results, by the history of the repository."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import synthetic_results
+
+from spin_utils.experiment import protocol
+from spin_utils.files import paths
+from spin_utils.paper import results
+
+
+def test_a_protocol_is_compared_with_the_commits_of_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def commit(message: str) -> str:
+        git("add", "-A")
+        git("commit", "-qm", message)
+        return git("rev-parse", "HEAD")
+
+    def result(seed: int, made_at: str) -> None:
+        document = synthetic_results.heldout("spin-0", seed, gap=1.0)
+        for link in document["provenance"]["chain"].values():
+            link["commit"] = made_at
+        path = results.path_of(folder, seed, "heldout", "spin-0")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        results.write_json(path, json.loads(json.dumps(document)))
+
+    monkeypatch.setattr(paths, "REPOSITORY", tmp_path)
+    folder = tmp_path / "results" / "cpu"
+    monkeypatch.setattr(paths, "results", lambda profile: tmp_path / "results" / profile)
+    git("init", "-q")
+    (tmp_path / "code").write_text("1")
+    before = commit("code")
+    assert protocol.describe("cpu") == ""
+    folder.mkdir(parents=True)
+    (folder / "protocol.md").write_text("n = 900")
+    assert "is not committed" in protocol.describe("cpu")
+    planned = commit("protocol")
+    result(0, planned)
+    assert protocol.describe("cpu").endswith(f"(commit {planned[:12]}) is older than every result.")
+    result(1, before)
+    assert "not older than all results of seeds 1:" in protocol.describe("cpu")
+    (folder / "protocol.md").write_text("n = 90")
+    assert "is not committed as it stands" in protocol.describe("cpu")
