@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from spin_utils.data import families
 from spin_utils.data.rows import (
-    USED,
     Row,
     RowError,
     as_row,
@@ -25,6 +25,7 @@ from spin_utils.data.rows import (
     first_rows,
     listed,
     question,
+    unused_columns,
 )
 from spin_utils.settings.inputs import DemonstrationSettings
 
@@ -94,6 +95,8 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
             wanted = min(tenth, most) if wanted is None else wanted
             train, held_out[split] = _hold_out(train, wanted, split, settings)
     validation = _disjoint(settings, held_out["validation"], settings.validation, held_out["test"], "test")
+    if settings.turns == "all":  # held-out rows are asked for the last answer
+        train = [turn for row in train for turn in _every_turn(row)]
     Random(f"order/{settings.seed}").shuffle(train)
     return _demonstrations(settings, train, validation, held_out["test"])
 
@@ -110,7 +113,20 @@ def _demonstrations(
 
 def _read(settings: DemonstrationSettings, given: str) -> list[Row]:
     # The same prompt with a different response is a valid second demonstration.
-    return checked_rows(settings, given, as_row, ("prompt", "response"), USED, drop_empty=settings.drop_empty)
+    make, unused = partial(as_row, turns=settings.turns), partial(unused_columns, turns=settings.turns)
+    return checked_rows(settings, given, make, ("prompt", "response"), unused, drop_empty=settings.drop_empty)
+
+
+def _every_turn(row: Row) -> list[Row]:
+    """A row of a conversation as one row for each of its answers, whose ids end in their number."""
+    said = [*row.get("earlier", ()), row["prompt"], row["response"]]
+    rows = []
+    for place in range(0, len(said), 2):
+        own = {"id": f"{row['id']}/{place // 2 + 1}", "prompt": said[place], "response": said[place + 1]}
+        rows.append({key: value for key, value in row.items() if key != "earlier"} | own)
+        if place:
+            rows[-1]["earlier"] = said[:place]
+    return rows
 
 
 def _disjoint(

@@ -1,9 +1,9 @@
 """Preference pairs for DPO: a chosen and a rejected response to one prompt, from a file or the hub.
 
-A row is `{"prompt", "chosen", "rejected"}`, each either text or a list of chat messages. A response given as a list
-ends with the assistant's message and may repeat the prompt before it, as in UltraFeedback Binarized (App. B.3); then
-the row needs no `prompt`. Longer conversations are refused: prompts here are single user messages, and a response to a
-whole conversation does not answer its first message. Every row is checked before any work.
+A row is `{"prompt", "chosen", "rejected"}`, each either text or a conversation (see `rows`). A response given as a
+conversation ends with the assistant's message and may repeat the prompt before it, as in UltraFeedback Binarized
+(App. B.3); then the row needs no `prompt`. Both must answer the same conversation. Every row is checked before any
+work.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from spin_utils.data.rows import (
+    COMMON,
     Row,
     RowError,
+    check_turns,
     checked_id,
     checked_rows,
     checked_text,
-    conversation,
+    exchange,
     first_rows,
-    further_text,
     kind,
-    system_message,
+    others,
+    question_of,
 )
 from spin_utils.data.templates import TooLongError, decode_response, encode_rows
 from spin_utils.settings.inputs import PreferenceSettings, TemplateSettings
 
-_USED = frozenset({"id", "prompt", "chosen", "rejected", "messages", "system", "input", "context"})
+_PROMPTS = ("prompt", "instruction", "question")
+"""Columns that may hold the prompt; the first that is there does."""
 _logger = logging.getLogger(__name__)
 
 
@@ -51,7 +54,7 @@ def load(settings: PreferenceSettings) -> list[Row]:
     """
     assert settings.source != "samples", "samples are made by a stage"
     fields = ("prompt", "chosen", "rejected")
-    rows = checked_rows(settings, settings.train, as_preference, fields, _USED, drop_repeated=False)
+    rows = checked_rows(settings, settings.train, as_preference, fields, _unused, drop_repeated=False)
     return first_rows(rows, settings.rows, "preferences.rows", Path(settings.train).name)
 
 
@@ -68,23 +71,24 @@ def as_preference(record: Any, *, where: str, default_id: str) -> Row:
     """
     if not isinstance(record, Mapping):
         raise RowError(f"{where}: {kind(record)} where an object with prompt, chosen and rejected is needed")
-    parts = {name: _turns(record, name, where) for name in ("prompt", "chosen", "rejected") if name in record}
+    asked, remedy = _asked(record), "remove the row"
+    systems: dict[str, str] = {}
+    said = {}
     for name in ("chosen", "rejected"):
-        if name not in parts:
+        if name not in record:
             raise RowError(_missing(record, name, where))
-    prompts = [part["user"] for part in parts.values() if "user" in part]
-    if not prompts:
-        raise RowError(_missing(record, "prompt", where))
-    remedy = "remove the row"
+        found, said[name] = exchange(record, asked, name, where)
+        systems |= found
+        if [role for role, _ in said[name]] == ["assistant"]:
+            raise RowError(_missing(record, "prompt", where))
+        check_turns(said[name], name, where)
+    if said["chosen"][:-1] != said["rejected"][:-1]:
+        raise RowError(f"{where}: chosen and rejected have different prompts; correct or remove the row")
     row = {
         "id": checked_id(record, default_id, where),
-        "prompt": checked_text(prompts[0], "prompt", where, remedy) + further_text(record, where),
-        "chosen": checked_text(parts["chosen"]["assistant"], "chosen", where, remedy),
-        "rejected": checked_text(parts["rejected"]["assistant"], "rejected", where, remedy),
+        **question_of(record, systems, said["chosen"][:-1], where, remedy),
+        **{name: checked_text(said[name][-1][1], name, where, remedy) for name in ("chosen", "rejected")},
     }
-    row |= system_message(record, {name: part.get("system", "") for name, part in parts.items()}, where)
-    if any(prompt != prompts[0] for prompt in prompts):
-        raise RowError(f"{where}: prompt, chosen and rejected have different prompts; correct or remove the row")
     if row["chosen"] == row["rejected"]:
         raise RowError(f"{where}: chosen and rejected are equal; remove the row")
     return row
@@ -147,19 +151,13 @@ def encode_preferences(
     ]
 
 
-def _turns(record: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """Contents by role: the user's for a prompt, the assistant's for a response, plus any system and user messages
-    before it."""
-    writer = "user" if name == "prompt" else "assistant"
-    if not isinstance(record[name], list):
-        return {writer: record[name]}
-    system, turns = conversation(record[name], name, where)
-    roles = [role for role, _ in turns]
-    if roles != [writer] and (name == "prompt" or roles != ["user", "assistant"]):
-        needed = "one user message" if name == "prompt" else "one user message and one assistant message"
-        found = ", ".join(map(str, roles)) or "nothing"
-        raise RowError(f"{where}: {name} has messages from {found}, but needs {needed}; shorten or remove the row")
-    return {"system": system, **dict(turns)}
+def _asked(record: Mapping[str, Any]) -> str:
+    return next((name for name in _PROMPTS if record.get(name) is not None), "")
+
+
+def _unused(record: Mapping[str, Any]) -> list[str]:
+    # In UltraFeedback Binarized `messages` repeats the chosen conversation.
+    return others(record, (_asked(record), "chosen", "rejected", "messages", *COMMON))
 
 
 def _missing(record: Mapping[str, Any], name: str, where: str) -> str:

@@ -1,16 +1,17 @@
 """Rows: read from JSON, JSONL and Parquet files and the hub, check one by one, and write.
 
-A demonstration is a dict with `id`, `prompt`, `response`, `family` and, if given, `system` and `grader`. There are
-three layouts: `{"prompt", "response"}`; `{"messages": [{"role", "content"}, ...]}`, from which the first user turn and
-the assistant's reply are used; and the released SPIN layout `{"real": [user, assistant], "generated": ...}`, from which
-`real` is used. A leading system message, or a column `system`, is the row's system message. The text of a column
-`input` (Alpaca) or `context` (Dolly) is appended to the prompt after a blank line.
+A demonstration is a dict with `id`, `prompt`, `response`, `family` and, if given, `system`, `earlier` (the turns before
+the prompt) and `grader`. `LAYOUTS` names the columns that hold them. A text may also be a list of messages with role
+and content, or with from and value (ShareGPT), or one string of turns that begin with Human: and Assistant: (HH). A
+leading system message, or a column `system`, is the row's system message. The text of a column `input` (Alpaca) or
+`context` (Dolly) is appended to the first prompt after a blank line.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -26,10 +27,27 @@ Row = dict[str, Any]
 _logger = logging.getLogger(__name__)
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
-USED = frozenset(
-    {"id", "prompt", "response", "messages", "real", "generated", "family", "grader", "system", "input", "context"}
+LAYOUTS = (
+    ("prompt", "response", ("messages", "real", "generated")),
+    ("", "messages", ("prompt",)),
+    ("", "real", ("generated",)),
+    ("", "conversations", ()),
+    ("instruction", "output", ()),
+    ("instruction", "response", ()),
+    ("question", "response", ()),
+    ("question", "answer", ()),
+    ("prompt", "completion", ("label",)),
 )
-"""Columns of demonstrations that are read, or known to repeat the others."""
+"""Columns of the question and the answer, of which the first that are there are read, and columns that repeat them.
+Where there is none for the question, the answer's holds the whole conversation. KTO's `label` is false for a bad
+answer."""
+COMMON = ("id", "family", "grader", "system", "system_prompt", "input", "context")
+"""Columns that are read in every layout."""
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
+_MESSAGE = (("role", "content"), ("from", "value"))
+_CONVERSATIONS = ("messages", "real", "conversations")
+_HH = re.compile(r"\n\n(Human|Assistant):")
+DROP = "remove the row or set drop_empty: true"
 SHOWN = 5
 """Number of faulty rows named in one error message."""
 
@@ -45,9 +63,9 @@ class EmptyRowError(RowError):
 def checked_rows(
     settings: DemonstrationSettings | PreferenceSettings,
     given: str,
-    make: Callable[..., Row],
+    make: Callable[..., Row | None],
     fields: Sequence[str],
-    used: frozenset[str],
+    unused: Callable[[Mapping[str, Any]], Iterable[str]],
     *,
     drop_empty: bool = False,
     drop_repeated: bool = True,
@@ -61,9 +79,9 @@ def checked_rows(
     Args:
         settings: source `file` or `hub`, with name and revision of the latter.
         given: the file or the split.
-        make: turns a record into a checked row, for example `as_row`.
+        make: turns a record into a checked row, for example `as_row`; None leaves it out.
         fields: keys of a row; rows with equal values in them and the same system message are duplicates.
-        used: columns that are read.
+        unused: names what a record has and nothing reads.
         drop_empty: drop rows with an empty text instead of refusing the file.
         drop_repeated: drop repeated rows from the hub.
 
@@ -77,13 +95,11 @@ def checked_rows(
         records = hub_records(settings.name, settings.revision, given)
     faults: list[str] = []
     repeated: list[str] = []
-    empty, unused = 0, Counter[str]()
+    empty, bad, ignored = 0, 0, Counter[str]()
     first: dict[Any, int] = {}
     rows = []
     for number, record in records:
         place = f"{name}, row {number}"
-        if isinstance(record, Mapping):
-            unused.update(str(key) for key, value in record.items() if key not in used and value is not None)
         try:
             row = make(record, where=place, default_id=f"{stem}-{number}")
         except RowError as error:
@@ -92,7 +108,11 @@ def checked_rows(
             else:
                 faults.append(str(error))
             continue
-        same = first.setdefault(tuple(row.get(field, "") for field in ("system", *fields)), number)
+        ignored.update(unused(record))
+        if row is None:
+            bad += 1
+            continue
+        same = first.setdefault((*question(row), *(row[field] for field in fields)), number)
         id_of = first.setdefault(row["id"], number)
         if same != number:
             repeated.append(f"{place}: same {' and '.join(fields)} as row {same}; remove one of them")
@@ -104,11 +124,13 @@ def checked_rows(
         raise RowError(listed(faults + repeated))
     if not rows:
         raise RowError(f"{name}: no usable row; {f'the first fault: {faults[0]}' if faults else 'add rows'}")
-    if unused:
-        columns = ", ".join(f"{column} ({count} rows)" for column, count in unused.items())
+    if ignored:
+        columns = ", ".join(f"{column} ({count} rows)" for column, count in ignored.items())
         _logger.warning("%s: unused columns: %s", name, columns)
     if empty:
         _logger.warning("%s: %d rows with an empty prompt or response left out (drop_empty)", name, empty)
+    if bad:
+        _logger.warning("%s: %d rows with the label false left out: a demonstration is a good answer", name, bad)
     for what, messages in (("faulty", faults), ("repeated", repeated if drop_repeated else [])):
         if messages:
             _logger.warning("%s: %d %s rows left out, the first: %s", name, len(messages), what, messages[0])
@@ -206,13 +228,17 @@ def listed(messages: list[str]) -> str:
     return "\n".join(messages[:SHOWN]) + more
 
 
-def as_row(record: Any, *, where: str, default_id: str) -> Row:
+def as_row(record: Any, *, where: str, default_id: str, turns: str = "first") -> Row | None:
     """Turn one record into a checked row.
 
     Args:
-        record: an object in one of the three layouts.
+        record: an object in one of the layouts.
         where: file and row for error messages, for example `demonstrations.jsonl, row 17`.
         default_id: the row's id if the record has no `id`.
+        turns: which answer of a conversation is the response: the `first`, or else the last.
+
+    Returns:
+        The row, or None if it is labelled as a bad answer.
 
     Raises:
         EmptyRowError: prompt or response is empty or whitespace.
@@ -220,43 +246,113 @@ def as_row(record: Any, *, where: str, default_id: str) -> Row:
     """
     if not isinstance(record, Mapping):
         raise RowError(f"{where}: {kind(record)} instead of an object with prompt and response")
-    systems: dict[str, str] = {}
-    if "response" not in record and "messages" in record:
-        systems["messages"], prompt, response = _first_turn(record["messages"], "messages", where)
-    elif "response" not in record and "real" in record:
-        systems["real"], prompt, response = _first_turn(record["real"], "real", where)
-    else:
-        for name in ("prompt", "response"):
-            if name not in record:
-                has = ", ".join(map(str, record)) or "nothing"
-                raise RowError(
-                    f"{where}: no key {name!r} (it has {has}); "
-                    "use prompt and response, or messages with role and content"
-                )
-        prompt, response = record["prompt"], record["response"]
-        for name in ("messages", "real"):
-            if record.get(name) is not None:
-                systems[name], *turn = _first_turn(record[name], name, where)
-                if turn != [prompt, response]:
-                    raise RowError(
-                        f"{where}: prompt and response differ from the first turn of {name}; keep one of them"
-                    )
+    asked, answer, _ = layout(record, where)
+    if answer == "completion" and record.get("label") in (False, 0):
+        return None
+    systems, said = exchange(record, asked, answer, where)
+    if turns == "first":
+        said = said[:2]
+    elif said and said[-1][0] == "user":
+        said = said[:-1]  # a question without an answer
+    check_turns(said, answer, where)
+    for name in ("messages", "real") if answer == "response" else ():
+        if record.get(name) is not None:
+            systems[name], turn = conversation(record[name], name, where)
+            if [text for _, text in turn[:2]] != [record["prompt"], record["response"]]:
+                raise RowError(f"{where}: prompt and response differ from the first turn of {name}; keep one of them")
     family = record.get("family")
     row: Row = {
         "id": checked_id(record, default_id, where),
-        "prompt": checked_text(prompt, "prompt", where) + further_text(record, where),
-        "response": checked_text(response, "response", where),
+        "response": checked_text(said[-1][1], "response", where, DROP),
         "family": checked_text("demonstrations" if family in (None, "") else family, "family", where),
     }
     if FAMILY_NAME.fullmatch(row["family"]) is None:
         raise RowError(f"{where}: family {row['family'][:80]!r} {FAMILY_RULE}")
-    row |= system_message(record, systems, where)
+    row |= question_of(record, systems, said[:-1], where, DROP)
     grader = record.get("grader")
     if grader is not None:
         if not (isinstance(grader, Mapping) and isinstance(grader.get("dataset"), str) and "entry" in grader):
             raise RowError(f"{where}: grader needs the keys dataset and entry; correct it or leave grader out")
         row["grader"] = dict(grader)
     return row
+
+
+def unused_columns(record: Mapping[str, Any], turns: str = "first") -> list[str]:
+    """The columns of a demonstration that are neither read nor known to repeat another, and the later turns if only the
+    first are read."""
+    asked, answer, repeated = layout(record, "")
+    found = others(record, (asked, answer, *repeated, *COMMON))
+    several = _is_conversation(record[answer]) and len(conversation(record[answer], answer, "")[1]) > 3
+    return [*found, f"later turns of {answer}"] if several and turns == "first" else found
+
+
+def others(record: Mapping[str, Any], read: Iterable[str]) -> list[str]:
+    """The columns of a record that are not among those read."""
+    known = set(read)
+    return [str(key) for key, value in record.items() if key not in known and value is not None]
+
+
+def layout(record: Mapping[str, Any], where: str) -> tuple[str, str, tuple[str, ...]]:
+    """The first of `LAYOUTS` that a record has, one with an answer if there is any.
+
+    Raises:
+        RowError: it has none.
+    """
+    there = [each for each in LAYOUTS if each[1] in record and (not each[0] or each[0] in record)]
+    if not there:
+        missing = "response" if "prompt" in record else "prompt"
+        has = ", ".join(map(str, record)) or "nothing"
+        raise RowError(
+            f"{where}: no key {missing!r} (it has {has}); use prompt and response, or messages with role and content, "
+            "or another layout of docs/your-data.md"
+        )
+    return next((each for each in there if record[each[1]] is not None), there[0])
+
+
+def exchange(
+    record: Mapping[str, Any], asked: str, answer: str, where: str
+) -> tuple[dict[str, str], list[tuple[Any, Any]]]:
+    """Leading system messages by column, and the turns of question and answer as role and text.
+
+    A conversation in the answer's column may repeat the question.
+
+    Raises:
+        RowError: a conversation is malformed, or repeats another question.
+    """
+    systems: dict[str, str] = {}
+    said: list[tuple[Any, Any]] = []
+    for name, role in ((asked, "user"), (answer, "assistant")):
+        if not name:
+            continue
+        turns = [(role, record[name])]
+        if name in _CONVERSATIONS or _is_conversation(record[name]):
+            systems[name], turns = conversation(record[name], name, where)
+        if said and turns and turns[0][0] == "user":
+            if turns[: len(said)] != said and not (len(said) == 1 and said[0] in turns[:-1]):
+                raise RowError(f"{where}: {asked} and {answer} have different prompts; correct or remove the row")
+            said = []
+        said += turns
+    return systems, said
+
+
+def check_turns(said: Sequence[tuple[Any, Any]], name: str, where: str) -> None:
+    """Raise unless user and assistant take turns, beginning with the user and ending with the assistant."""
+    roles = [role for role, _ in said]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise RowError(
+            f"{where}: {name} has turns of {', '.join(map(str, roles)) or 'nobody'}; user and assistant must take "
+            "turns, after one system message if any"
+        )
+
+
+def question_of(
+    record: Mapping[str, Any], systems: Mapping[str, str], said: Sequence[tuple[Any, Any]], where: str, remedy: str
+) -> Row:
+    """What is asked: the `prompt`, and if there are any the `system` message and the texts of `earlier` turns."""
+    texts = [checked_text(text, "prompt" if role == "user" else "earlier turn", where, remedy) for role, text in said]
+    texts[0] += further_text(record, where)
+    earlier = {"earlier": texts[:-1]} if texts[:-1] else {}
+    return {"prompt": texts[-1], **system_message(record, systems, where), **earlier}
 
 
 def checked_id(record: Mapping[str, Any], default: str, where: str) -> str:
@@ -273,9 +369,9 @@ def checked_id(record: Mapping[str, Any], default: str, where: str) -> str:
     return checked_text(str(given), "id", where, remedy="write one or leave it out")
 
 
-def question(row: Row) -> tuple[str, str]:
-    """A row's identity across splits: its system message, if any, and its prompt."""
-    return row.get("system", ""), row["prompt"]
+def question(row: Row) -> tuple[str, ...]:
+    """A row's identity across splits: its system message and earlier turns, if any, and its prompt."""
+    return row.get("system", ""), *row.get("earlier", ()), row["prompt"]
 
 
 def system_message(record: Mapping[str, Any], leading: Mapping[str, str], where: str) -> dict[str, str]:
@@ -290,8 +386,7 @@ def system_message(record: Mapping[str, Any], leading: Mapping[str, str], where:
         RowError: the message is not text, or there are several.
     """
     found = {name: text for name, text in leading.items() if text}
-    if record.get("system") is not None:
-        found["system"] = record["system"]
+    found |= {name: record[name] for name in ("system", "system_prompt") if record.get(name) is not None}
     for name, text in found.items():
         if not isinstance(text, str):
             raise RowError(f"{where}: the system message of {name} is {kind(text)}; it must be text")
@@ -320,18 +415,25 @@ def conversation(messages: Any, key: str, where: str) -> tuple[Any, list[tuple[A
     Raises:
         RowError: not a list, or a message without role and content.
     """
+    if isinstance(messages, str) and _HH.match(messages):
+        parts = _HH.split(messages)[1:]
+        messages = [
+            {"from": role.lower(), "value": text.strip()} for role, text in zip(parts[::2], parts[1::2], strict=True)
+        ]
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         raise RowError(f"{where}: {key} is {kind(messages)}; it must be a list of messages with role and content")
     turns = []
     for place, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise RowError(f"{where}: message {place} of {key} needs the keys role and content")
-        turns.append((message["role"], message["content"]))
+        names = next((n for n in _MESSAGE if isinstance(message, Mapping) and set(n) <= set(message)), None)
+        if names is None:
+            raise RowError(f"{where}: message {place} of {key} needs the keys role and content, or from and value")
+        role, text = (message[name] for name in names)
+        turns.append((_ROLES.get(role, role) if isinstance(role, str) else role, text))
     system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
     return system, turns
 
 
-def checked_text(text: Any, name: str, where: str, remedy: str = "remove the row or set drop_empty: true") -> str:
+def checked_text(text: Any, name: str, where: str, remedy: str = DROP) -> str:
     """The text, checked.
 
     Raises:
@@ -408,13 +510,8 @@ def _reason(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _first_turn(messages: Any, key: str, where: str) -> tuple[Any, Any, Any]:
-    """The leading system message, and the contents of the first user message and the assistant's reply."""
-    system, turns = conversation(messages, key, where)
-    roles = [role for role, _ in turns[:2]]
-    if roles != ["user", "assistant"]:
-        raise RowError(
-            f"{where}: {key} begins with {' and '.join(map(str, roles)) or 'nothing'}; "
-            "it must begin with user and assistant (after one system message, if any)"
-        )
-    return system, turns[0][1], turns[1][1]
+def _is_conversation(value: Any) -> bool:
+    """Whether a column for a text holds a conversation."""
+    if isinstance(value, str):
+        return _HH.match(value) is not None
+    return isinstance(value, Sequence) and bool(value) and isinstance(value[0], Mapping)

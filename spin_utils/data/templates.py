@@ -73,7 +73,11 @@ class EncodedRow(NamedTuple):
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, prompt: str, system: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    template: TemplateSettings,
+    prompt: str,
+    system: str = "",
+    earlier: Sequence[str] = (),
 ) -> list[int]:
     """Token ids of a prompt in its template, up to where the response begins.
 
@@ -82,6 +86,7 @@ def encode_prompt(
         template: chat or text template, and the longest prompt in tokens.
         prompt: the user's text.
         system: the row's own system message, see `encode_conversation`.
+        earlier: the texts of the turns before it, if any.
 
     Returns:
         The ids, at most `template.max_prompt_tokens` of them.
@@ -90,7 +95,7 @@ def encode_prompt(
         TooLongError: the prompt is longer and `too_long` is not `truncate` (which keeps its end).
         TemplateError: the tokenizer has no chat template.
     """
-    ids = encode_conversation(tokenizer, template, [prompt], system)
+    ids = encode_conversation(tokenizer, template, [*earlier, prompt], system)
     if len(ids) > template.max_prompt_tokens:
         if template.too_long != "truncate":
             raise TooLongError(_too_long_message("prompt", len(ids), template.max_prompt_tokens))
@@ -102,19 +107,21 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
     template: TemplateSettings,
     prompts: Sequence[str],
-    systems: Sequence[str] | None = None,
+    rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[list[int]]:
     """Token ids of evaluation prompts; none is dropped, because all models answer the same ones.
 
-    `systems` are the prompts' own system messages, if any. Whatever `too_long` is, a prompt with more than
-    `template.max_prompt_tokens` tokens is truncated on the left, with a warning.
+    `rows` hold the prompts' own `system` messages and `earlier` turns, if any. Whatever `too_long` is, a prompt with
+    more than `template.max_prompt_tokens` tokens is truncated on the left, with a warning.
 
     Raises:
         TemplateError: the tokenizer has no chat template, or one that leaves out or repeats a text.
     """
     most = template.max_prompt_tokens
-    asked = zip(prompts, systems or [""] * len(prompts), strict=True)
-    encoded = [encode_conversation(tokenizer, template, [prompt], system) for prompt, system in asked]
+    encoded = [
+        encode_conversation(tokenizer, template, [*row.get("earlier", ()), prompt], str(row.get("system") or ""))
+        for prompt, row in zip(prompts, rows or [{}] * len(prompts), strict=True)
+    ]
     longer = sum(len(ids) > most for ids in encoded)
     if longer:
         log.warning(
@@ -249,7 +256,7 @@ def encode_rows(
     """Encode demonstrations. Depending on `template.too_long`, rows that are too long raise, are truncated or dropped.
 
     Args:
-        rows: dicts with `id`, `prompt`, `response` and optionally `system`.
+        rows: dicts with `id`, `prompt`, `response` and optionally `system` and `earlier`.
 
     Returns:
         One entry per row in order; with `template.too_long: drop` possibly fewer, with a warning.
@@ -262,7 +269,8 @@ def encode_rows(
     frame(tokenizer, template)
     for number, row in enumerate(rows, start=1):
         try:
-            prompt_ids = encode_prompt(tokenizer, template, row["prompt"], row.get("system", ""))
+            before = row.get("system", ""), row.get("earlier", ())
+            prompt_ids = encode_prompt(tokenizer, template, row["prompt"], *before)
             response_ids = encode_response(tokenizer, template, row["response"])
         except TooLongError as error:
             if template.too_long == "drop":

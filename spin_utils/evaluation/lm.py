@@ -208,8 +208,8 @@ class PackedLM(TemplateLM):
             context = str(request.args[0])
             begun.append(templates.encode_beginning(self.tokenizer, template, prefix) if prefix else [])
             asked.append(context.removesuffix(prefix).removesuffix(" ") if prefix else context)
-        systems = [_system(request) for request in requests]
-        encoded = templates.encode_prompts(self.tokenizer, template, asked, systems)
+        rows = [json.loads(_before(request)) for request in requests]
+        encoded = templates.encode_prompts(self.tokenizer, template, asked, rows)
         return [ids + more for ids, more in zip(encoded, begun, strict=True)]
 
     def length(self, request: Instance) -> int:
@@ -348,12 +348,12 @@ def _shards(groups: Sequence[Group], budget: int) -> Iterator[list[int]]:
         yield shard
 
 
-def _system(request: Instance) -> str:
-    """The system message of a held-out row, which `tasks/rows.py` hands on; empty for all other tasks."""
-    return str((request.doc or {}).get("spin_system", ""))
+def _before(request: Instance) -> str:
+    """System message and earlier turns of a held-out row, as JSON that `tasks/rows.py` hands on; of other tasks {}."""
+    return str((request.doc or {}).get("spin_before", "{}"))
 
 
 def _asked(request: Instance) -> list[Any]:
     """What tells one request from another."""
-    system = _system(request)
-    return [*request.args, system] if system else [*request.args]
+    before = _before(request)
+    return [*request.args, before] if before != "{}" else [*request.args]

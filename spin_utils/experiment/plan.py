@@ -434,6 +434,8 @@ def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
     # Files are identified by content: a moved file is the same data, an edited one is not.
     data = as_dict(settings)
     del data["expected_rows"]  # only a check: it does not change the rows
+    if data["turns"] == "first":
+        del data["turns"]  # as it was before there was a choice
     if settings.source == "file":
         for name in ("train", "validation", "test"):
             if data[name]:

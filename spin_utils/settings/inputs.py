@@ -151,6 +151,10 @@ class DemonstrationSettings:
     expected_rows: Count = 0
     """Distinct rows that the training file or split must have, so that a different upload under the same name is
     noticed; 0: any number."""
+    turns: Literal["first", "last", "all"] = "first"
+    """Which answers of a conversation of several turns are trained on. `first`: the first (sec. 6.1: SPIN's rows of
+    Ultrachat200k are first turns); later turns are left out. `last`: the last, with all turns before it as its prompt.
+    `all`: each of them; held-out rows are asked for the last."""
     drop_empty: bool = False
     """Drop rows with an empty prompt or response instead of refusing the file."""
     transfer: dict[str, FamilySettings] = field(default_factory=dict)

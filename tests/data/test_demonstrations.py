@@ -94,6 +94,23 @@ LATER = messages_of("and", "so")
         ({"messages": [SYSTEM, *CHAT]}, "be brief"),
         ({"prompt": "x", "response": "y", "system": "be brief"}, "be brief"),
         ({"real": [SYSTEM, *CHAT], "system": "be brief"}, "be brief"),
+        ({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}, None),
+        (
+            {
+                "conversations": [
+                    {"from": a, "value": b} for a, b in (("system", "be brief"), ("human", "x"), ("gpt", "y"))
+                ]
+            },
+            "be brief",
+        ),
+        ({"messages": [{"role": "developer", "content": "be brief"}, *CHAT, *LATER]}, "be brief"),
+        ({"instruction": "x", "input": "", "output": "y"}, None),
+        ({"instruction": "x", "context": "", "response": "y", "category": "open"}, None),
+        ({"system_prompt": "be brief", "question": "x", "response": "y"}, "be brief"),
+        ({"question": "x", "answer": "y"}, None),
+        ({"prompt": "x", "completion": "y"}, None),
+        ({"prompt": CHAT[:1], "completion": CHAT[1:]}, None),
+        ({"prompt": "x", "completion": "y", "label": True}, None),
     ],
 )
 def test_every_layout_gives_the_same_pair_and_keeps_its_system_message(
@@ -101,6 +118,50 @@ def test_every_layout_gives_the_same_pair_and_keeps_its_system_message(
 ) -> None:
     row = as_row(record, where="here", default_id="here-1")
     assert (row["prompt"], row["response"], row["id"], row.get("system")) == ("x", "y", "here-1", system)
+
+
+TALK = [SYSTEM, *CHAT, *LATER, {"role": "user", "content": "unanswered"}]
+
+
+def test_of_a_conversation_the_first_answer_is_trained_on_or_the_last_or_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_rows(tmp_path / "d.jsonl", [{"messages": TALK}])
+
+    def read(turns: str) -> list[tuple[Any, ...]]:
+        rows = load(file_settings(path, turns=turns)).sft
+        keys = ("id", "system", "earlier", "prompt", "response")
+        return sorted(tuple(row.get(key) for key in keys) for row in rows)
+
+    assert read("last") == [("d-1", "be brief", ["x", "y"], "and", "so")]
+    assert read("all") == [
+        ("d-1/1", "be brief", None, "x", "y"),
+        ("d-1/2", "be brief", ["x", "y"], "and", "so"),
+    ]
+    assert not caplog.messages
+    assert read("first") == [("d-1", "be brief", None, "x", "y")]
+    assert caplog.messages == ["d.jsonl: unused columns: later turns of messages (1 rows)"]
+
+
+def test_no_conversation_is_in_two_splits_whatever_turns_are_trained_on(tmp_path: Path) -> None:
+    talks = [{"messages": [*messages_of(f"x{i}", "y"), *messages_of("and", f"so{i}")]} for i in range(12)]
+    made = load(file_settings(write_rows(tmp_path / "d.jsonl", talks), turns="all", test_rows=3))
+    assert [len(made.sft), len(made.test)] == [18, 3]
+    assert all(row["prompt"] == "and" and len(row["earlier"]) == 2 for row in made.test)
+    held = {row["earlier"][0] for row in made.test}
+    assert not held & {row.get("earlier", [row["prompt"]])[0] for row in made.sft}
+
+
+def test_answers_labelled_as_bad_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": f"x{i}", "completion": "y", "label": i % 3 > 0} for i in range(6)]
+    assert len(load(file_settings(write_rows(tmp_path / "d.jsonl", rows))).sft) == 4
+    assert "d.jsonl: 2 rows with the label false left out" in caplog.text
+
+
+def test_columns_of_another_layout_are_named_as_unused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": "x", "response": "y", "completion": "z", "label": False, "instruction": "w"}]
+    assert load(file_settings(write_rows(tmp_path / "d.jsonl", rows))).sft[0]["response"] == "y"
+    assert "unused columns: completion (1 rows), instruction (1 rows), label (1 rows)" in caplog.text
 
 
 def test_an_input_follows_the_prompt() -> None:

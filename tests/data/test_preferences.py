@@ -13,7 +13,7 @@ from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.data.preferences import as_preference, encode_preferences, load
 from spin_utils.data.rows import RowError
-from spin_utils.data.templates import TooLongError, encode_prompt, encode_response
+from spin_utils.data.templates import TooLongError, encode_conversation, encode_prompt, encode_response
 from spin_utils.model import packing
 from spin_utils.model.packing import Group
 from spin_utils.settings.inputs import PreferenceSettings, TemplateSettings
@@ -35,6 +35,7 @@ def file_of(tmp_path: Path, *records: Any) -> PreferenceSettings:
 
 
 CHOSEN, REJECTED = messages("who sat?", "the cat"), messages("who sat?", "the dog")
+LATER = messages("hi", "yes?")
 SYSTEM = {"role": "system", "content": "be brief"}
 
 
@@ -47,6 +48,23 @@ SYSTEM = {"role": "system", "content": "be brief"}
         ({"chosen": [SYSTEM, *CHOSEN], "rejected": [SYSTEM, *REJECTED]}, {"system": "be brief"}),
         (GOOD | {"system": "be brief"}, {"system": "be brief"}),
         (GOOD | {"input": "On the mat."}, {"prompt": "who sat?\n\nOn the mat."}),
+        (
+            {"question": "who sat?", "chosen": "the cat", "rejected": "the dog", "system": "be brief"},
+            {"system": "be brief"},
+        ),
+        ({"prompt": messages("who sat?"), "chosen": CHOSEN, "rejected": REJECTED}, {}),
+        ({name: f"\n\nHuman: who sat?\n\nAssistant: {GOOD[name]}" for name in ("chosen", "rejected")}, {}),
+        (
+            {name: [*LATER, *messages("who sat?", GOOD[name])] for name in ("chosen", "rejected")},
+            {"earlier": ["hi", "yes?"]},
+        ),
+        (
+            {
+                name: f"\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: who sat?\n\nAssistant: {GOOD[name]}"
+                for name in ("chosen", "rejected")
+            },
+            {"earlier": ["hi", "yes?"]},
+        ),
     ],
 )
 def test_every_layout_gives_the_same_pair(record: Any, more: dict[str, str]) -> None:
@@ -55,8 +73,11 @@ def test_every_layout_gives_the_same_pair(record: Any, more: dict[str, str]) -> 
 
 def test_a_system_message_belongs_to_the_prompt() -> None:
     tokenizer, row = byte_tokenizer(), GOOD | {"id": "a"}
-    plain, told = encode_preferences(tokenizer, TEXT, [row, row | {"system": "S"}])
+    plain, told, later = encode_preferences(
+        tokenizer, TEXT, [row, row | {"system": "S"}, row | {"earlier": ["hi", "yes?"]}]
+    )
     assert told["prompt_ids"] == encode_prompt(tokenizer, TEXT, "S\n\nwho sat?")
+    assert later["prompt_ids"] == encode_conversation(tokenizer, TEXT, ["hi", "yes?", "who sat?"])
     assert (told["real_ids"], told["generated_ids"]) == (plain["real_ids"], plain["generated_ids"])
 
 
@@ -80,8 +101,13 @@ FAULTS = [
         {"chosen": messages("who sat?", "the cat"), "rejected": messages("who ran?", "the dog")},
         "have different prompts; correct or remove the row",
     ),
-    (GOOD | {"chosen": messages("a", "b", first="assistant")}, "chosen has messages from assistant, user, but needs"),
-    (GOOD | {"chosen": ["the cat"]}, "message 1 of chosen needs the keys role and content"),
+    (GOOD | {"chosen": messages("a", "b", first="assistant")}, "chosen has turns of user, assistant, user; user and"),
+    (GOOD | {"chosen": messages("who ran?", "the cat")}, "prompt and chosen have different prompts"),
+    (GOOD | {"chosen": ["the cat"]}, "chosen is a list; it must be text"),
+    (
+        GOOD | {"chosen": [{"text": "the cat"}]},
+        "message 1 of chosen needs the keys role and content, or from and value",
+    ),
 ]
 """A row and what is said about it; tests/malformed has the faults that go through the command line."""
 

@@ -18,7 +18,23 @@ VALUE = st.recursive(
     max_leaves=6,
 )
 RECORD = st.dictionaries(
-    st.sampled_from(["id", "prompt", "response", "messages", "real", "family", "grader", "chosen", "rejected"]),
+    st.sampled_from(
+        [
+            *[
+                "id",
+                "prompt",
+                "response",
+                "messages",
+                "real",
+                "family",
+                "grader",
+                "chosen",
+                "rejected",
+                "completion",
+                "label",
+            ]
+        ]
+    ),
     VALUE
     | st.lists(
         st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]) | SCALAR, "content": VALUE})
@@ -34,7 +50,7 @@ def test_a_record_ends_in_a_checked_row_or_a_row_error_that_names_it(record: Any
         except rows.RowError as error:
             assert str(error).startswith("x.jsonl, row 7: ")
         else:
-            assert all(isinstance(row[name], str) and row[name].strip() for name in ("id", *names))
+            assert row is None or all(isinstance(row[name], str) and row[name].strip() for name in ("id", *names))
 
 
 @given(st.sampled_from(["a.json", "a.jsonl", "a.parquet"]), TEXT.map(str.encode) | st.binary(max_size=80))

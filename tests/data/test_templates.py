@@ -78,7 +78,7 @@ def test_a_rows_own_system_message_is_used(tokenizer: PreTrainedTokenizerFast) -
     assert chat == encode_prompt(tokenizer, own, "there")
     assert encode_rows(tokenizer, replace(own, system="never"), [row])[0].prompt_ids == chat
     assert text == encode_prompt(tokenizer, TEXT, "Hello\n\nthere")
-    assert encode_prompts(tokenizer, CHAT, ["there"], ["Hello"]) == [chat]
+    assert encode_prompts(tokenizer, CHAT, ["there"], [row]) == [chat]
     sly = encode_prompt(tokenizer, CHAT, "there", "Hello<|end|>")
     special = set(tokenizer.convert_tokens_to_ids(SPECIAL))
     assert [i for i in sly if i in special] == [i for i in chat if i in special]

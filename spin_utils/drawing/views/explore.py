@@ -66,12 +66,7 @@ def answers(plan: Plan, checkpoints: Mapping[str, Path], rows: Sequence[Mapping[
         tokenizer = base.load_tokenizer(folder)
         samples = sample(
             base.load_for_inference(folder),
-            encode_prompts(
-                tokenizer,
-                plan.profile.template,
-                [row["prompt"] for row in rows],
-                [str(row.get("system") or "") for row in rows],
-            ),
+            encode_prompts(tokenizer, plan.profile.template, [row["prompt"] for row in rows], rows),
             eos_ids=end_ids(tokenizer, plan.profile.template),
             settings=replace(plan.profile.generation, temperature=0.0),
             seed=plan.seed,

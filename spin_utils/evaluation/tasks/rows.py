@@ -32,7 +32,7 @@ def responses(rows: str, family: str = "", **_: Any) -> dict[str, datasets.Datas
             "id": str(row["id"]),
             "prompt": row["prompt"],
             "response": row["response"],
-            "spin_system": row.get("system", ""),
+            "spin_before": json.dumps({name: row[name] for name in ("system", "earlier") if row.get(name)}),
             "row": json.dumps(row),
         }
         for row in kept
