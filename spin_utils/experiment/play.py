@@ -79,8 +79,8 @@ def _asked(tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile) -> l
     if not profile.generation.prompt:
         return list(encoded)
     template = replace(profile.template, kind="text", prompt=profile.generation.prompt)
-    prompts, systems = ([str(row.row.get(name, "")) for row in encoded] for name in ("prompt", "system"))
-    ids = encode_prompts(tokenizer, template, prompts, systems)
+    rows = [row.row for row in encoded]
+    ids = encode_prompts(tokenizer, template, [row["prompt"] for row in rows], rows)
     return [row._replace(prompt_ids=own) for row, own in zip(encoded, ids, strict=True)]
 
 
