@@ -261,6 +261,23 @@ def plan(
         log.info("%-6s seed %d  %-12s %s", state, row["seed"], row["step"], row["directory"])
 
 
+@_command("show-row --profile smoke", "show-row --model path/to/model --data rows.jsonl --row rows-17")
+def show_row(
+    *,
+    profile: ProfileName = "cpu",
+    model: ModelFolder = "",
+    data: DataFile = "",
+    changes: Changes,
+    row: Annotated[str, Option(metavar="N", help="place among the training rows, from 1, or id")] = "1",
+) -> None:
+    """Print a training row as the model sees it: special tokens, which tokens carry the loss, where answers end."""
+    from spin_utils.drawing.views import explore
+    from spin_utils.experiment import plan
+
+    made = plan.make(_resolve(profile, model, data, changes, "")[1], 0)
+    log.info("%s", explore.training_text(made, row))
+
+
 @_command(
     "run 01_sft_baseline -p profile=smoke", "run 03_spin_training -p profile=smoke -p model=spin-1 -o executed.ipynb"
 )

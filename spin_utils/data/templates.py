@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import jinja2
@@ -432,6 +433,38 @@ def _frozen(chat_template: str, day: str) -> str:
 
 def _legible(text: str) -> str:
     return text.replace(_MARK, "{prompt}").replace(_ANSWER, "{answer}")
+
+
+def training_text(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, row: Mapping[str, Any]) -> str:
+    """What a row is in training, for people to read: its text with every special token, and its tokens with their ids.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        template: chat or text template.
+        row: with `prompt`, `response` and, if it has them, `system` and `earlier`.
+
+    Raises:
+        TemplateError: as `encode_rows`.
+    """
+    made, (encoded,) = frame(tokenizer, template), encode_rows(tokenizer, template, [row])
+    stops = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in sorted(end_ids(tokenizer, template)))
+    without, with_loss = len(encoded.prompt_ids), len(encoded.response_ids)
+    lines = [
+        f"row {row.get('id', '')}: {without} tokens without loss, {with_loss} with loss",
+        f"from prompt to response: {made.after!r}",
+        f"responses end in {made.end!r}; sampling stops at {stops}",
+    ]
+    for what, ids in (("prompt, no loss", encoded.prompt_ids), ("response, with loss", encoded.response_ids)):
+        tokens = [f"{tokenizer.decode([token])!r}={token}" for token in ids]
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        lines += [
+            "",
+            f"--- {what}",
+            text,
+            f"--- its {len(ids)} tokens",
+            *wrap(" ".join(tokens), 118, break_on_hyphens=False),
+        ]
+    return "\n".join(lines)
 
 
 @lru_cache(maxsize=16)

@@ -93,7 +93,7 @@ def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed:
     elif settings.source == "tiny":
         _build_tiny(settings, work, texts, seed)
     else:
-        where = settings.path if settings.source == "directory" else _download(settings)
+        where = settings.path if settings.source == "directory" else download(settings)
         (work / "model.json").write_text(json.dumps({"path": str(Path(where).resolve())}) + "\n")
         if settings.source == "hub":  # a folder was refused
             try:
@@ -163,9 +163,14 @@ def device() -> Any:
 
 def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer in a model's folder."""
+    return tokenizer_of(resolve(folder))
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """Load the tokenizer in a folder that may have no weights."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(resolve(folder), trust_remote_code=False, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def positions(folder: Path) -> int:
@@ -392,12 +397,17 @@ def _check_safetensors(path: Path) -> None:
         raise ModelError(f"{path}: damaged ({error}); copy or download it again") from None
 
 
-def _download(settings: ModelSettings) -> str:
+def download(settings: ModelSettings, *, weights: bool = True) -> Path:
+    """The folder of a hub model's snapshot in the hub's cache, downloaded if it is not there.
+
+    Raises:
+        ModelError: it is not there and cannot be fetched.
+    """
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+    patterns = ["*.json", "*.jinja", "tokenizer.model", *(["*.safetensors"] if weights else [])]
     try:
-        return snapshot_download(settings.name, revision=settings.revision, allow_patterns=patterns)
+        return Path(snapshot_download(settings.name, revision=settings.revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen kinds; each means the same to the reader
         raise ModelError(
             f"{settings.name} @ {settings.revision[:8]}: cannot be fetched ({type(error).__name__}: {error}); "

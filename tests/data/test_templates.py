@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from spin_utils.data.templates import (
     encode_rows,
     end_ids,
     frame,
+    training_text,
 )
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError, TemplateSettings, template_identity
@@ -294,6 +296,20 @@ def test_a_start_token_that_a_text_template_lacks_is_named(
     assert not caplog.messages
     encode_prompt(chatty, TemplateSettings(kind="text", prompt="{prompt}"), "Hello")
     assert "puts '<s>' before a text, and template.prompt does not begin with it" in caplog.text
+
+
+def test_the_training_text_of_a_row_shows_every_token_and_which_carry_loss(tokenizer: PreTrainedTokenizerFast) -> None:
+    row = {"id": "r-1", "prompt": "Hello", "response": "there", "earlier": ["x", "yes"], "system": "be brief"}
+    (encoded,) = encode_rows(tokenizer, CHAT, [row])
+    shown = training_text(tokenizer, CHAT, row)
+    turns = [("system", "be brief"), ("user", "x"), ("assistant", "yes"), ("user", "Hello")]
+    asked = "".join(f"<|{role}|>\n{text}<|end|>\n" for role, text in turns) + "<|assistant|>\n"
+    assert f"--- prompt, no loss\n{asked}\n---" in shown
+    assert "--- response, with loss\nthere<|end|>\n---" in shown
+    ids = [int(number) for number in re.findall(r"['\"]=(\d+)", shown)]
+    assert ids == encoded.prompt_ids + encoded.response_ids
+    assert r"from prompt to response: '<|end|>\n<|assistant|>\n'" in shown
+    assert "responses end in '<|end|>'; sampling stops at '<|end|>' (0)" in shown
 
 
 def test_end_ids_hold_what_the_generation_config_declares(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

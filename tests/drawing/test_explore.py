@@ -46,6 +46,15 @@ def evaluated(steps: plan.Plan, model: str, scores: list[float]) -> None:
         artifacts.write_json(work / "evaluation.json", {"items": items})
 
 
+def test_a_training_row_is_found_by_its_place_and_by_its_id(made: plan.Plan) -> None:
+    rows = run.rows(made, "sft")
+    shown = explore.training_text(made, 2)
+    assert shown == explore.training_text(made, rows[1]["id"])
+    assert f"{rows[1]['response']}<|im_end|>\n--- its" in shown
+    with pytest.raises(KitError, match=f"row 0: no row has this id; give an id, or a number from 1 to {len(rows)}"):
+        explore.training_text(made, 0)
+
+
 def test_an_item_turns_against_the_model_before_it(home: Path) -> None:
     steps = plan.make(profiles.load("smoke"), 0)
     evaluated(steps, "spin-0", [1.0, 1.0, 0.0, 0.5])

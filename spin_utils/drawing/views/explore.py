@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from spin_utils.data import templates
 from spin_utils.data.templates import decode_response, encode_prompts, encode_rows, end_ids
 from spin_utils.experiment import run
 from spin_utils.experiment.plan import Plan
@@ -26,6 +27,30 @@ def demonstrations(plan: Plan, split: str = "sft") -> pd.DataFrame:
     """One demonstration of each family: `family`, `prompt`, `response`."""
     rows = pd.DataFrame(run.rows(plan, split), columns=["family", "prompt", "response"])
     return rows.fillna("").drop_duplicates("family").sort_values("family").reset_index(drop=True)
+
+
+def training_text(plan: Plan, row: str | int = 1) -> str:
+    """What a row is in training: its text with every special token, and which tokens carry the loss.
+
+    Args:
+        plan: whose model and demonstrations; makes its data, and its base model unless that is on the hub.
+        row: the row's id, or its place among the training rows, from 1.
+
+    Raises:
+        KitError: there is no such row.
+    """
+    if "data" not in plan.steps:
+        raise KitError(f"profile {plan.profile.name}: trains on no rows; choose one that does")
+    rows = run.rows(plan, "sft")
+    found = next((own for own in rows if own["id"] == str(row)), None)
+    if found is None and str(row).isdecimal() and 1 <= int(row) <= len(rows):
+        found = rows[int(row) - 1]
+    if found is None:
+        raise KitError(f"row {row}: no row has this id; give an id, or a number from 1 to {len(rows)}")
+    settings = plan.profile.model
+    away = settings.source == "hub" and not artifacts.is_complete(plan.directory("base"))
+    folder = base.download(settings, weights=False) if away else base.resolve(run.make(plan, "base"))
+    return templates.training_text(base.tokenizer_of(folder), plan.profile.template, found)
 
 
 def lengths(plan: Plan, split: str = "sft") -> pd.DataFrame:
