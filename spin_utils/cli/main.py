@@ -168,11 +168,12 @@ def reproduce(
     jobs: Annotated[int, Option(min=0, metavar="N", help="steps at the same time (0: one for each GPU, or 1)")] = 0,
     cluster: Annotated[str, Option(help="slurm, or a folder with a Snakemake profile")] = "node",
     dry_run: Annotated[bool, Option("--dry-run", help="say what would be done")] = False,
+    verbose: Annotated[bool, Option("-v", "--verbose", help="show the scheduler's log, which is always kept")] = False,
 ) -> None:
     """Run every step that is missing, then draw tables and figures."""
     profile, loaded = _resolve(profile, model, data, changes, name)
     numbers = parse_seeds(seeds)
-    from spin_utils.cli import scheduler
+    from spin_utils.cli import live, scheduler
     from spin_utils.experiment import clock, mt_bench, plan, preflight
     from spin_utils.files import artifacts, disk
 
@@ -192,12 +193,16 @@ def reproduce(
         artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
     warm = cluster == scheduler.NODE and bool(clock.missing(plans))  # steps of a cluster start elsewhere
-    if scheduler.run(command, paths.artifacts(loaded.name), warm=warm, dry_run=dry_run):
+    shown = None if dry_run else live.Display(plans, verbose=verbose)
+    if scheduler.run(command, paths.artifacts(loaded.name), shown, warm=warm):
+        if shown is not None:
+            shown.failed()
         log.error("A step failed; see its message above. Fix the cause and run the same command: it resumes there.")
         raise typer.Exit(1)
-    if dry_run:
+    if shown is None:
         return
     log.info(clock.account(plans))
+    live.sum_up(loaded)
     for kind, folder in zip(("tables", "figures"), products[1:], strict=True):
         log.info("%s: %s", kind, paths.relative(folder))
 
@@ -346,6 +351,7 @@ def step(
 
     loaded = profiles.load(profile)
     if name in ("tables", "first-tables"):
+        _begin(name)
         _draw(name, profile, seeds)
         return
     steps = plan.make(loaded, *parse_seeds(str(seed)))
@@ -355,6 +361,7 @@ def step(
 
     made = steps.steps[name]
     with claim_gpus(gpus):
+        _begin(made.directory.name)
         if made.notebook and not processes.launched():
             from spin_utils.cli import notebooks
 
@@ -373,7 +380,7 @@ def report(*, profile: ProfileName = "cpu") -> None:
     """One HTML page of a run: verdicts, figures, tables, provenance."""
     from spin_utils.drawing.report import write
 
-    log.info("%s", paths.relative(write(_load(profile))))
+    log.info("%s", paths.relative(write(_load(profile))[-1]))
 
 
 @_command("crate --profile smoke")
@@ -579,6 +586,12 @@ def _digest(data: Any) -> str:
     from spin_utils.files import disk
 
     return hashlib.sha256(disk.canonical(data).encode()).hexdigest()
+
+
+def _begin(step: str) -> None:
+    """Tell the display of a reproduction that a step begins; what this process and its kernel tell is about it."""
+    os.environ[runtime.STEP] = step
+    runtime.tell()
 
 
 def _draw(name: str, profile: str, seeds: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from spin_utils.cli.live import Display
 from spin_utils.files import artifacts, paths, runtime, warm_start
 from spin_utils.settings.inputs import SettingsError
 from spin_utils.settings.profiles import nearest
@@ -28,6 +29,7 @@ CLUSTERS = paths.REPOSITORY / "cluster"
 """Snakemake's profiles of the kit, a folder each."""
 NODE = "node"
 """The one for this machine."""
+_LOOK_S = 0.5  # between two looks at what the steps are doing
 
 
 def command(
@@ -85,10 +87,11 @@ def tables_command(profile: str, seeds: Sequence[int], name: str = "tables") -> 
     return shlex.join(warm_start.command(python))
 
 
-def run(command: Sequence[str], folder: Path, *, warm: bool = False, dry_run: bool = False) -> int:
+def run(command: Sequence[str], folder: Path, shown: Display | None, *, warm: bool = False) -> int:
     """Run the scheduler for the artifacts in a folder; returns its exit status.
 
-    With `warm`, steps and their kernels are forks of one process (`warm_start`).
+    What it writes goes to the log of `shown`; None leaves it where it is, for a dry run. With `warm`, steps and their
+    kernels are forks of one process (`warm_start`).
 
     Of two reproductions in one folder the second waits: each would delete, as not its own, what the
     other has just made. SIGTERM is passed on, and means what Ctrl-C means.
@@ -98,22 +101,33 @@ def run(command: Sequence[str], folder: Path, *, warm: bool = False, dry_run: bo
     """
     environment = runtime.child_environment(headless=True)
     environment.pop("SNAKEMAKE_PROFILE", None)  # the folder in the command is the whole profile
-    if dry_run:
+    if shown is None:
         return subprocess.call(command, env=environment)
+    environment[runtime.EVENTS] = str(shown.events)
     waiting = "another one is running; waiting for its end"
-    steps = warm_start.server(environment) if warm else contextlib.nullcontext(environment)
-    with artifacts.lock(folder / "reproduction", waiting) as held, steps as environment:
-        # The scheduler holds the lock as well: it may outlive this process.
-        process = subprocess.Popen(command, env=environment, pass_fds=(held,))
+    with artifacts.lock(folder / "reproduction", waiting) as held, shown as output:
+        steps = warm_start.server(environment, output) if warm else contextlib.nullcontext(environment)
+        with steps as environment:
+            # The scheduler holds the lock as well: it may outlive this process.
+            process = subprocess.Popen(command, env=environment, pass_fds=(held,), stdout=output, stderr=output)
+            try:
+                with runtime.sigterm_as_ctrl_c():
+                    return _ended(process, shown)
+            except KeyboardInterrupt as request:
+                shown.say("Stopping: the running step saves its state (Ctrl-C again stops at once).")
+                if isinstance(request, runtime.Terminated):
+                    _pass_on(process.pid)
+                _ended(process, shown)
+                raise
+
+
+def _ended(process: subprocess.Popen[bytes], shown: Display) -> int:
+    """The exit status of a process, with the display kept up to date until then."""
+    while True:
         try:
-            with runtime.sigterm_as_ctrl_c():
-                return process.wait()
-        except KeyboardInterrupt as request:
-            log.error("Stopping: the running step saves its state (Ctrl-C again stops at once).")
-            if isinstance(request, runtime.Terminated):
-                _pass_on(process.pid)
-            process.wait()
-            raise
+            return process.wait(_LOOK_S)
+        except subprocess.TimeoutExpired:
+            shown.update()
 
 
 def _pass_on(scheduler: int) -> None:

@@ -31,14 +31,14 @@ FIGURES = {
 """Files of figures/PROFILE and their titles, in the order of the page."""
 
 
-def write(profile: Profile) -> Path:
-    """Draw everything and write results/PROFILE/report.html.
+def write(profile: Profile) -> list[Path]:
+    """Draw everything and write results/PROFILE/report.html; returns the files written, the report last.
 
     Raises:
         ResultsError: nothing was evaluated, or a results file is not valid.
     """
     drawn = draw.compose(profile)
-    draw.write(drawn, profile)
+    written = draw.write(drawn, profile)
     scores = drawn.scores
     measured = list(dict.fromkeys(scores["model"]))
     last = next((step for step in reversed(main_chain(profile.spin.iterations)) if step in measured), measured[-1])
@@ -66,7 +66,7 @@ def write(profile: Profile) -> Path:
     )
     path = paths.results(profile.name) / "report.html"
     write_text(path, page + "\n")
-    return path
+    return [*written, path]
 
 
 def _encoded(path: Path) -> str:

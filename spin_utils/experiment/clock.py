@@ -38,7 +38,7 @@ def measured_on(profile: str) -> str:
 
 def remember(profile: str) -> None:
     """Save the expected seconds with the artifacts: the first tables of a run replace the results they come from."""
-    expected = _remembered(profile) | expected_seconds(profile)
+    expected = known_seconds(profile)
     if expected:
         write_text(_memory(profile), json.dumps(expected))
 
@@ -48,34 +48,32 @@ def missing(plans: Sequence[Plan]) -> list[tuple[Plan, Step]]:
     return [(plan, step) for plan, step in _steps(plans) if not artifacts.is_complete(step.directory)]
 
 
+def known_seconds(profile: str) -> dict[str, float]:
+    """Seconds per step in an earlier run, remembered or from its results."""
+    return _remembered(profile) | expected_seconds(profile)
+
+
 def outlook(plans: Sequence[Plan]) -> str:
-    """The steps to do, one per line, with the minutes each took before."""
+    """How many steps there are to do, and how long they took before."""
     to_do = missing(plans)
     if not to_do:
         return "Every step is done."
-    profile = plans[0].profile.name
-    expected = _remembered(profile) | expected_seconds(profile)
-    lines = [
-        f"  seed {plan.seed}  {step.name:<18} "
-        + (f"{expected[step.name] / 60:5.1f} min" if step.name in expected else "")
-        for plan, step in to_do
-    ]
+    expected, where = known_seconds(plans[0].profile.name), measured_on(plans[0].profile.name)
     known = sum(expected.get(step.name, 0) for _, step in to_do) / 60
-    where = measured_on(profile)
     total = f"about {known:.0f} min, as measured{' on ' * bool(where)}{where}" if known else "no earlier times"
-    return "\n".join([f"{len(to_do)} steps to do ({total}):", *(line.rstrip() for line in lines)])
+    return f"{len(to_do)} steps to do ({total})"
 
 
 def account(plans: Sequence[Plan]) -> str:
-    """Where the time went: minutes of the finished steps by stage, longest first."""
+    """Where the time went: minutes of the finished steps, by stage, longest first."""
     spent: dict[str, list[float]] = {}
     for _, step in _steps(plans):
         if artifacts.is_complete(step.directory):
             spent.setdefault(step.stage, []).append(artifacts.read_manifest(step.directory)["seconds"])
     order = sorted(spent, key=lambda stage: -sum(spent[stage]))
-    lines = [f"  {stage:<12} {sum(spent[stage]) / 60:6.1f} min in {len(spent[stage])} steps" for stage in order]
     total = sum(map(sum, spent.values())) / 60
-    return "\n".join([f"Time of all steps, finished now or before: {total:.1f} min", *lines])
+    parts = ", ".join(f"{stage} {sum(spent[stage]) / 60:.1f}" for stage in order)
+    return f"Time of all steps, finished now or before: {total:.1f} min ({parts})"
 
 
 def _memory(profile: str) -> Path:

@@ -21,7 +21,7 @@ from spin_utils.files import artifacts, disk, paths
 from spin_utils.model import base
 from spin_utils.settings.inputs import DemonstrationSettings, require, template_identity
 from spin_utils.settings.machine import answers_identity, judge_identity
-from spin_utils.settings.names import ModelName, main_chain
+from spin_utils.settings.names import ModelName, label, main_chain
 from spin_utils.settings.profiles import as_dict, of_arm
 from spin_utils.settings.run import (
     DpoSettings,
@@ -127,6 +127,7 @@ class Plan:
 
 MEASURED = ("evaluation", "heldout", "transfer", "mt_bench")
 """Stages whose results go into tables and figures."""
+_OF_A_MODEL = (*MEASURED, "sft", "spin", "subset", "dpo", "mt_answers")
 
 
 def make(profile: Profile, seed: int) -> Plan:
@@ -311,6 +312,41 @@ def _drawing(name: str, notebook: str, plans: list[Plan], steps: list[list[str]]
     chosen = {f"seed-{p.seed}": {n: p.directory(n).name for n in names} for p, names in zip(plans, steps, strict=True)}
     folder = paths.artifacts(plans[0].profile.name) / f"{name}-{artifacts.key('tables', {}, **chosen)}"
     return Step(name, "tables", notebook, {}, folder, tuple(steps[0]), {})
+
+
+def in_words(step: Step) -> str:
+    """What a step does, as a person would say it.
+
+    >>> in_words(Step("pairs-1", "pairs", "", {}, Path(), (), {}))
+    'iteration 1: the model answers its prompts'
+    """
+    model = step.parameters.get("model", step.name)
+    name = label(model).removeprefix("SPIN ") if step.stage in _OF_A_MODEL else ""
+    fixed = {
+        "control-data": "demonstrations for further SFT",
+        "first-tables": "Table 4 and Figure 2, of the first seed's main chain",
+        "sft": "SFT: the model learns from the demonstrations",
+    }
+    return (
+        fixed.get(step.name)
+        or {
+            "data": "demonstrations are read and split",
+            "base": "the base model is loaded" if step.name == "base" else f"{step.name} is loaded",
+            "sft": f"{name}, as a control",
+            "pairs": f"iteration {step.name.removeprefix('pairs-')}: the model answers its prompts",
+            "spin": f"{name}: it learns to tell real from generated answers",
+            "epochs": "iteration 0 goes on for more epochs (Figure 4)",
+            "subset": f"{name} (Figure 5)",
+            "preferences": "preference pairs for DPO",
+            "dpo": f"{name}: the model trains on preference pairs",
+            "evaluation": f"{name} is tested",
+            "transfer": f"{name} is tested on other tasks",
+            "heldout": f"{name} is tried on held-out prompts",
+            "mt_answers": f"{name} answers MT-Bench",
+            "mt_bench": f"{name}: a judge grades its answers",
+            "tables": "tables, figures and verdicts",
+        }[step.stage]
+    )
 
 
 def needs_data(profile: Profile) -> bool:

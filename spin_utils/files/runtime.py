@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import fcntl
 import io
+import json
 import logging
 import os
 import re
@@ -41,8 +42,11 @@ ENVIRONMENT = {
 """Set for every kernel and subprocess that the kit starts, unless the user has set them."""
 HEADLESS = "SPIN_HEADLESS"
 """Set to 1 if nobody is watching: progress bars become log lines, and controls become static pictures."""
+EVENTS, STEP = "SPIN_EVENTS", "SPIN_STEP"
+"""File to which `tell` appends, for the display of a reproduction, and the name under which this process does."""
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 _PATIENCE_S = 1.0
+_TOLD_S = 0.5  # seconds between two reports of progress
 _LONGEST_FOLDER = 60
 WORTH = 1.5
 """How many times faster bfloat16 has to be to be chosen. Below that, float32 costs little and is more precise, and a
@@ -125,7 +129,10 @@ def configure_logging() -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(_without_controls)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
-    logging.getLogger("spin_utils").setLevel(logging.INFO)
+    ours = logging.getLogger("spin_utils")
+    ours.setLevel(logging.INFO)
+    ours.handlers = [_Told(logging.WARNING)]
+    ours.handlers[0].addFilter(_without_controls)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # warns of options that the kit sets on purpose
 
 
@@ -134,6 +141,21 @@ def _without_controls(record: logging.LogRecord) -> bool:
     record.msg = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), record.getMessage())
     record.args = ()
     return True
+
+
+def tell(**event: Any) -> None:
+    """Append an event to the file in `EVENTS`, a line of JSON; does nothing if there is no such variable."""
+    if EVENTS in os.environ and os.environ.get("RANK", "0") == "0":
+        line = json.dumps({"step": os.environ.get(STEP, ""), "time": time.time(), **event})
+        with contextlib.suppress(OSError), open(os.environ[EVENTS], "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+class _Told(logging.Handler):
+    """Warnings and errors as events."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(level=record.levelname, text=record.getMessage())
 
 
 def configure() -> None:
@@ -171,16 +193,21 @@ def progress(total: int, what: str, unit: str = "it", done: int = 0, interval: f
     how |= {"bar_format": _LINE, "file": _LogLines(), "mininterval": interval, "miniters": 1, "smoothing": 0}
     how["disable"] = False  # whatever TQDM_DISABLE says of the bars of libraries
     with std.tqdm(**how, leave=False, delay=1e-3) as bar:  # the delay: no line before anything is done
-        yield Progress(bar)
+        reported = Progress(bar)
+        reported.tell()
+        yield reported
+        reported.tell()
         if bar.n > done:
             bar.display()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Progress:
     """What a block reports its progress to."""
 
     bar: std.tqdm
+    told: float = 0.0
+    """When it was last told to the display."""
 
     @property
     def done(self) -> int:
@@ -192,6 +219,13 @@ class Progress:
         if note:
             self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(min(units, self.bar.total - self.bar.n) if self.bar.total else units)
+        if time.monotonic() > self.told + _TOLD_S:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell the display of a reproduction how far it is."""
+        self.told, bar = time.monotonic(), self.bar
+        tell(what=bar.desc, done=int(bar.n), total=bar.total or 0, unit=bar.unit, note=str(bar.postfix or ""))
 
 
 class _LogLines(io.StringIO):

@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn, TextIO, cast
+from typing import IO, Any, NoReturn, TextIO, cast
 
 ADDRESS = "SPIN_WARM_START"
 """Environment variable with the server's socket, for the scheduler and its steps."""
@@ -52,11 +52,12 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl
 
 
 @contextlib.contextmanager
-def server(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def server(environment: Mapping[str, str], output: IO[bytes] | None = None) -> Iterator[dict[str, str]]:
     """Serve forks until the block ends.
 
     Args:
         environment: of the server; a fork gets that of its client.
+        output: where the server itself writes; None: where this process does.
 
     Yields:
         The environment for processes whose commands ask the server.
@@ -88,7 +89,13 @@ def server(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
             place = listener.fileno()
             # Its standard input ends with this process, however that ends.
             process = subprocess.Popen(
-                [*started, str(place)], env=own, stdin=subprocess.PIPE, pass_fds=(place,), start_new_session=True
+                [*started, str(place)],
+                env=own,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=(place,),
+                start_new_session=True,
             )
         try:
             yield {**environment, ADDRESS: address}

@@ -63,7 +63,7 @@ def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_th
     some = {model: synthetic.ABILITIES[model] for model in ("sft", "spin-0")}
     synthetic.write(home, seeds=(1,), items=8, models=some)
     profile = profiles.load("cpu")
-    shown = report.write(profile).read_text()
+    shown = report.write(profile)[-1].read_text()
     assert "Not on all of the seeds 0, 1" in shown
     assert shown.count("<pre>") == 1, "the last iteration of the seed that has it"
     assert shown.count("the tables average seeds 0\n") == 1

@@ -65,7 +65,7 @@ def test_secrets_are_nowhere_in_what_a_run_leaves(finished: Path) -> None:
 
 
 def test_nothing_that_a_run_leaves_is_a_pickle(finished: Path) -> None:
-    allowed = {".safetensors", ".json", ".jsonl", ".arrow", ".npy", ".jinja", ".yaml"}
+    allowed = {".safetensors", ".json", ".jsonl", ".arrow", ".npy", ".jinja", ".yaml", ".log"}
     for path in finished.glob("artifacts/**/*"):
         if not path.is_file() or ".locks" in path.parts:
             continue
@@ -108,7 +108,9 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.glob("results/**/*.json")}
     result = reproduce(finished, "--profile", "smoke")
     assert result.returncode == 0
-    assert "Nothing to be done" in result.stdout
+    assert "Every step is done." in result.stdout
+    assert "report: results/smoke/report.html" in result.stdout
+    assert "Nothing to be done" in (finished / "artifacts" / "smoke" / "reproduce.log").read_text()
     assert before == {path: path.stat().st_mtime_ns for path in finished.glob("results/**/*.json")}
 
 

@@ -1,0 +1,135 @@
+"""What a reproduction shows: every step once, in words, with its outcome; warnings once; the log always kept."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from spin_utils.cli import live
+from spin_utils.cli.live import Display
+from spin_utils.experiment import plan
+from spin_utils.files import artifacts, paths, runtime
+from spin_utils.settings import profiles
+
+
+class Run:
+    """A reproduction of `smoke` whose steps are played by the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> None:
+        self.patch, self.made = monkeypatch, plan.make(profiles.load("smoke"), 0)
+        self.file = io.StringIO()
+        console = Console(file=self.file, force_terminal=terminal, width=100, height=16, highlight=False)
+        self.shown = Display([self.made], console=console)
+
+    def tell(self, name: str, **event: object) -> None:
+        """As a step does it, in a process of its own."""
+        with self.patch.context() as patch:
+            patch.setenv(runtime.EVENTS, str(self.shown.events))
+            patch.setenv(runtime.STEP, self.made.directory(name).name)
+            runtime.tell(**event)
+
+    def finish(self, name: str, **files: object) -> None:
+        step = self.made.steps[name]
+        with artifacts.building(step.directory, stage=step.stage, settings={}, inputs={}, seed=0) as work:
+            for file, content in files.items():
+                artifacts.write_json(work / f"{file}.json", content)
+
+    def said(self) -> str:
+        """All that was written since the last call, without the codes that move the cursor and colour."""
+        text = self.file.getvalue()
+        self.file.seek(0)
+        self.file.truncate()
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def test_elsewhere_than_on_a_terminal_each_step_is_one_line_and_each_warning_another(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(monkeypatch, terminal=False)
+    with run.shown as output:
+        output.write(b"a line of the scheduler\n")
+        run.tell("sft")
+        run.tell("sft", what="sft", done=3, total=6, unit="steps", note="loss 4.5")
+        for _ in range(2):
+            run.tell("sft", level="WARNING", text="7 rows left out")
+        run.shown.update()
+        run.shown.update()
+        run.finish("sft")
+        run.finish("eval-sft", evaluation={"average": 0.515})
+    assert run.said().splitlines() == [
+        "SFT: the model learns from the demonstrations: 7 rows left out",
+        "✓  1/29 SFT: the model learns from the demonstrations  loss 4.5  0 s",
+        "✓  2/29 SFT is tested  average 51.5",
+    ]
+    assert "a line of the scheduler" in (paths.artifacts("smoke") / "reproduce.log").read_text()
+    assert not run.shown.events.exists()
+
+
+def test_a_terminal_shows_the_step_at_work_what_comes_and_the_time_left(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, now = Run(monkeypatch, terminal=True), time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    with run.shown:
+        now += 3
+        run.tell("sft")
+        run.tell("sft", what="sft", done=0, total=60, unit="steps", note="")
+        now += 10
+        run.tell("sft", what="sft", done=20, total=60, unit="steps", note="loss 4.5")
+        run.shown.update()
+        picture = run.said()
+        assert re.search(
+            r"▸ SFT: the model learns from the demonstrations\n.*20 of 60 steps, loss 4.5, 20 s left", picture
+        )
+        assert "  SFT is tested" in picture
+        assert "more" in picture, "the plan is longer than the screen"
+        assert "0 of 29 steps, 13 s so far" in picture
+        now += 20
+        run.finish("sft")
+        run.shown.update()
+        run.shown.update()
+        assert "at least 33 s left" in run.said(), "one more of the same kind, and what passes between two steps"
+
+
+def test_half_a_line_of_an_event_waits_for_its_end(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, terminal=False)
+    with run.shown:
+        with run.shown.events.open("a") as file:
+            file.write('{"step": "", "time": 1, "level": "WARNING", ')
+        run.shown.update()
+        with run.shown.events.open("a") as file:
+            file.write('"text": "whole"}\n')
+    assert run.said() == "whole\n"
+
+
+def test_a_failure_that_no_step_explained_shows_the_end_of_the_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, terminal=False)
+    with run.shown as output:
+        output.write(b"first\n" + b"line\n" * 30 + b"the disk is gone\n")
+    run.shown.failed()
+    said = run.said()
+    assert "the disk is gone" in said
+    assert "first" not in said
+    assert said.endswith("log: artifacts/smoke/reproduce.log\n")
+
+
+def test_every_step_of_every_profile_has_words() -> None:
+    for name in ("smoke", "cpu"):
+        words = [plan.in_words(step) for step in plan.make(profiles.load(name), 0)]
+        assert len(set(words)) == len(words)
+
+
+def test_table_4_fits_a_terminal_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(file=io.StringIO(), width=80, highlight=False)
+    live.sum_up(profiles.load("cpu"), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert not any("…" in line for line in lines)
+    assert [line.split("  ")[0].strip() for line in lines[2:3]] == ["SFT"]
