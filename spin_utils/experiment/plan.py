@@ -317,10 +317,11 @@ def _drawing(name: str, notebook: str, plans: list[Plan], steps: list[list[str]]
 def in_words(step: Step) -> str:
     """What a step does, as a person would say it.
 
-    >>> in_words(Step("pairs-1", "pairs", "", {}, Path(), (), {}))
+    >>> in_words(Step("pairs-1", "pairs", "", {"iteration": 1}, Path(), (), {}))
     'iteration 1: the model answers its prompts'
     """
     model = step.parameters.get("model", step.name)
+    arm = f", arm {step.parameters['arm']}" if "arm" in step.parameters else ""
     name = label(model).removeprefix("SPIN ") if step.stage in _OF_A_MODEL else ""
     fixed = {
         "control-data": "demonstrations for further SFT",
@@ -333,7 +334,7 @@ def in_words(step: Step) -> str:
             "data": "demonstrations are read and split",
             "base": "the base model is loaded" if step.name == "base" else f"{step.name} is loaded",
             "sft": f"{name}, as a control",
-            "pairs": f"iteration {step.name.removeprefix('pairs-')}: the model answers its prompts",
+            "pairs": f"iteration {step.parameters.get('iteration')}{arm}: the model answers its prompts",
             "spin": f"{name}: it learns to tell real from generated answers",
             "epochs": "iteration 0 goes on for more epochs (Figure 4)",
             "subset": f"{name} (Figure 5)",

@@ -119,8 +119,9 @@ def test_a_failure_that_no_step_explained_shows_the_end_of_the_log(home: Path, m
 
 
 def test_every_step_of_every_profile_has_words() -> None:
-    for name in ("smoke", "cpu"):
-        words = [plan.in_words(step) for step in plan.make(profiles.load(name), 0)]
+    arms = {"arms": {"twice": {"spin.betas": [0.7]}}}
+    for name, changes in (("smoke", {}), ("cpu", {}), ("smoke", arms)):
+        words = [plan.in_words(step) for step in plan.make(profiles.load(name, changes), 0)]
         assert len(set(words)) == len(words)
 
 
