@@ -129,7 +129,9 @@ def _assignments(*names: str, help: str) -> Any:
 
 ProfileName = Annotated[
     str,
-    Option("--profile", callback=_whole_path, help="smoke, laptop, cpu, gpu, paper, paper-released or a .yaml file"),
+    Option(
+        "--profile", callback=_whole_path, help="smoke, laptop, cpu, gpu, gpu-7b, paper, paper-released or a .yaml file"
+    ),
 ]
 ModelFolder = Annotated[str, Option("--model", metavar="DIR", help="your model: a folder of safetensors")]
 DataFile = Annotated[str, Option("--data", metavar="FILE", help="your demonstrations: .json, .jsonl or .parquet")]

@@ -411,16 +411,20 @@ def training_memory(
     """
     a, tokens = architecture, max(settings.micro_batch_tokens, longest)
     tokens *= 2 if a.path == "padded" else 1  # each response with its own prompt
+    trained, lora = trainable(a, settings), settings.lora is not None
     sharded = {
-        "weights": width * a.parameters if width == 2 else 0,  # in float32 the master weights are the weights
-        "masters": 4 * a.parameters,
-        "gradients": 4 * a.parameters,
-        "moments": 4 * (1 if settings.optimizer == "rmsprop" else 2) * a.parameters,
+        # In float32 the weights that train are their own masters.
+        "weights": width * a.parameters if width == 2 or lora else 0,
+        "masters": 4 * trained,
+        "gradients": 4 * trained,
+        "moments": 4 * (1 if settings.optimizer == "rmsprop" else 2) * trained,
     }
     # Numbers per token that a layer stores for the backward pass: ten tensors in `layers`; transformers' own also store
     # the inputs of the products after norms and gates, and in half precision the norms' inputs in float32.
     stored = 2 * a.query + 2 * a.key_value + (2 if fused else 4) * a.feed_forward
     stored += (2 if fused else 8 if width == 2 else 6) * a.hidden
+    if settings.lora is not None:
+        stored += 7 * settings.lora.rank
     layer = tokens * width * stored
     kept = tokens * width * a.hidden * a.layers + layer if settings.gradient_checkpointing else layer * a.layers
     logits = tokens * a.vocabulary  # an upper bound: prompts have none
@@ -432,8 +436,9 @@ def training_memory(
         # Elsewhere than on the fast path: the model's own, their derivative, and its gradient.
         "logits": (chunked if a.path == "fast" else 4 * width * logits)
         + (4 * min(logits, packing.GPU_ELEMENTS) if gpu else 0)
-        + 4 * a.vocabulary * a.hidden,
-        "one gradient": width * max(a.vocabulary, a.feed_forward) * a.hidden,
+        + (0 if lora else 4 * a.vocabulary * a.hidden),
+        "one gradient": 0 if lora else width * max(a.vocabulary, a.feed_forward) * a.hidden,
+        "merging": 4 * a.parameters if lora and not gpu else 0,  # the checkpoint, in the host's memory
     }
     return Need(stage, sharded, own, lower)
 
@@ -520,7 +525,7 @@ def disk(plan: Plan, architecture: Architecture, lengths: Lengths) -> float:
             source = profile.released.get(step.name, profile.model).source
             # A folder is used in place, and the hub's weights are bfloat16.
             total += {"directory": 0.0, "hub": one / 2}.get(source, one)
-        if step.stage in ("sft", "spin", "subset", "dpo"):
+        if step.stage in ("sft", "spin", "subset", "dpo"):  # adapters are small beside the merged weights
             total += one
         if step.name == "spin-0" and spin.epochs_shown:
             total += one * (spin.training.epochs - 1)
@@ -543,7 +548,24 @@ def checkpoint(architecture: Architecture) -> int:
 
 def optimizer_state(architecture: Architecture, settings: TrainingSettings) -> int:
     """Bytes of a run's saved state: master weights and moments."""
-    return 4 * (2 if settings.optimizer == "rmsprop" else 3) * architecture.parameters
+    return 4 * (2 if settings.optimizer == "rmsprop" else 3) * trainable(architecture, settings)
+
+
+def trainable(a: Architecture, settings: TrainingSettings) -> int:
+    """Number of parameters that a run trains: all, or those of its adapters."""
+    if settings.lora is None:
+        return a.parameters
+    ends = {  # inputs and outputs of a layer's linear layers, as most families name them
+        "q_proj": a.hidden + a.query,
+        "k_proj": a.hidden + a.key_value,
+        "v_proj": a.hidden + a.key_value,
+        "o_proj": a.query + a.hidden,
+        "gate_proj": a.hidden + a.feed_forward,
+        "up_proj": a.hidden + a.feed_forward,
+        "down_proj": a.feed_forward + a.hidden,
+    }
+    adapted = sum(ends.get(name, a.hidden + a.feed_forward) for name in settings.lora.targets or ends)
+    return a.layers * settings.lora.rank * adapted
 
 
 def hours(plan: Plan, machine: Machine, architecture: Architecture, found: Lengths) -> dict[str, float]:
@@ -621,8 +643,9 @@ def _pairs(plan: Plan, step: Step, found: Lengths) -> float:
 
 
 def _each(settings: TrainingSettings) -> int:
-    """Cost of one epoch in forward passes: a backward pass counts as two, and checkpointing adds one."""
-    return 4 if settings.gradient_checkpointing else 3
+    """Cost of one epoch in forward passes: a backward pass counts as two, or as one where the weights do not train, and
+    checkpointing adds one."""
+    return 1 + (2 if settings.lora is None else 1) + settings.gradient_checkpointing
 
 
 def judge_requests(settings: MtBenchSettings) -> int:

@@ -34,7 +34,7 @@ from spin_utils.experiment.plan import Plan, Step, control_training, stream, tra
 from spin_utils.files import artifacts, processes
 from spin_utils.files.disk import replacing
 from spin_utils.files.runtime import choose_precision, progress
-from spin_utils.model import base, sharding, vllm
+from spin_utils.model import base, lora, sharding, vllm
 from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group, Pairs, PairsError, write_pairs
 from spin_utils.model.sampling import sample
@@ -127,8 +127,8 @@ def make_sft(plan: Plan, step: Step, work: Path) -> None:
     groups = [Group(row.prompt_ids, (row.response_ids,)) for row in encoded]
     settings = control_training(plan.profile) if more else plan.profile.sft
     assert settings is not None
-    model = base.load(start)
     seed = stream(plan.seed, more)
+    settings, model, adapted = _load(start, settings, seed, work)
     result = train(
         model,
         groups,
@@ -138,7 +138,7 @@ def make_sft(plan: Plan, step: Step, work: Path) -> None:
         what=step.name,
         describe=lambda index: f"row {encoded[index].row['id']}",
     )
-    keep_checkpoint(model, start, work)
+    keep_checkpoint(model, start, work, adapted)
     keep_metrics(result, work)
 
 
@@ -300,12 +300,12 @@ def train_on_pairs(
         processes.from_first(lambda: _go_on_from(earlier, work))
     settings = replace(settings, precision=_precision(settings, work))
     opponent_logps = _opponent_logps(start, groups, settings, work)
-    model = base.load(start)
+    settings, model, adapted = _load(start, settings, seed, work)
 
     def keep_epoch(epoch: int, model: Any) -> None:
         if epoch in keep_epochs:
-            keep_checkpoint(model, start, work / f"epoch-{epoch}")
-            for file in sorted((work / f"epoch-{epoch}").glob("*")):
+            keep_checkpoint(model, start, work / f"epoch-{epoch}", adapted)
+            for file in sorted(path for path in (work / f"epoch-{epoch}").rglob("*") if path.is_file()):
                 artifacts.keep(work, file)  # the rest of the run may take hours and several restarts
 
     result = train(
@@ -320,18 +320,21 @@ def train_on_pairs(
         what=what,
         describe=groups.name,
     )
-    keep_checkpoint(model, start, work)
+    keep_checkpoint(model, start, work, adapted)
     keep_metrics(result, work)
     if keep_state:
         processes.from_first(lambda: _link_state(artifacts.scratch(work), work / _STATE))
 
 
-def keep_checkpoint(model: Any, start: Path, folder: Path) -> None:
-    """Write a model and the tokenizer of its start checkpoint. All processes call this; the first one writes."""
+def keep_checkpoint(model: Any, start: Path, folder: Path, adapted: Any = None) -> None:
+    """Write a model, whole or as adapters, and its start's tokenizer. All processes call this; the first one writes."""
     weights = sharding.whole_weights(model)
     if processes.rank():
         return
-    model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
+    if adapted is None:
+        model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
+    else:
+        lora.save(adapted, start, folder)
     base.copy_tokenizer(base.resolve(start), folder)
 
 
@@ -409,6 +412,8 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
         return np.load(path, allow_pickle=False).tolist()
     dtype = choose_precision(settings.precision)
     model = base.load(start, dtype)
+    if settings.lora is not None:
+        lora.attach(model, settings.lora, seed=0)  # which adds 0, along the policy's own way
     if processes.sharded():
         sharding.shard(model, dtype)
     with progress(len(groups), "opponent log-probabilities", "pairs") as bar:
@@ -422,6 +427,15 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
             partial.write_bytes(whole.getvalue())
         artifacts.keep(work, path)
     return logps.tolist()
+
+
+def _load(start: Path, settings: TrainingSettings, seed: int, work: Path) -> tuple[TrainingSettings, Any, Any]:
+    """The model to train, with adapters if the settings have them: settings, the model, and its adapters or None."""
+    if settings.lora is None:
+        return settings, base.load(start), None
+    settings = replace(settings, precision=_precision(settings, work))  # also that of the weights, which stay
+    model = base.load(start, choose_precision(settings.precision, base.device()))
+    return settings, model, lora.attach(model, settings.lora, seed)
 
 
 def _precision(settings: TrainingSettings, work: Path) -> Precision:

@@ -116,12 +116,13 @@ def resolve(folder: Path) -> Path:
         raise ModelError(f"{pointer}: does not name a model folder ({error}); delete it and run again") from None
 
 
-def load(folder: Path, dtype: Any = None) -> Any:
-    """Load a causal language model for training or sampling, on the accelerator if there is one.
+def load(folder: Path, dtype: Any = None, *, place: Any = None) -> Any:
+    """Load a causal language model for training or sampling.
 
     Args:
         folder: a folder of safetensors, or an artifact that points to one.
         dtype: torch dtype of the weights; float32 if None.
+        place: device to load it to; None: the accelerator if there is one.
 
     Raises:
         ModelError: a weight is missing, NaN or infinite.
@@ -129,9 +130,9 @@ def load(folder: Path, dtype: Any = None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    place = resolve(folder)
+    source = resolve(folder)
     model, found = AutoModelForCausalLM.from_pretrained(
-        place,
+        source,
         dtype=dtype or torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
@@ -139,11 +140,11 @@ def load(folder: Path, dtype: Any = None) -> Any:
         output_loading_info=True,
     )
     if found["missing_keys"]:  # which transformers fills with random numbers
-        raise ModelError(f"{place}: no tensor {min(found['missing_keys'])} in its safetensors; copy all files again")
-    model = model.to(device())
+        raise ModelError(f"{source}: no tensor {min(found['missing_keys'])} in its safetensors; copy all files again")
+    model = model.to(place or device())
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
-            raise ModelError(f"{place}: {name} contains NaN or infinity; copy the model again or use another one")
+            raise ModelError(f"{source}: {name} contains NaN or infinity; copy the model again or use another one")
     return model
 
 

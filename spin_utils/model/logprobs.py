@@ -235,19 +235,22 @@ class _TargetLogps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden_RD, weight_VD, targets_R, kept_RV = ctx.saved_tensors
         grad_R1 = grad_R[:, None]
         weighted_RD = (hidden_RD * grad_R1).to(hidden_RD.dtype)
+        trained = ctx.needs_input_grad[1]
         if kept_RV is not None:
-            return ((kept_RV @ weight_VD) * grad_R1).to(hidden_RD.dtype), kept_RV.T @ weighted_RD, None
+            weight_grad = kept_RV.T @ weighted_RD if trained else None
+            return ((kept_RV @ weight_VD) * grad_R1).to(hidden_RD.dtype), weight_grad, None
         hidden_grad_RD = torch.empty_like(hidden_RD)
-        weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if trained else None
         for chunk in _chunks(len(targets_R), CHUNK_LOGITS, len(weight_VD)):
             _, slope_CV = _logps_and_slope(hidden_RD[chunk] @ weight_VD.T, targets_R[chunk])
             hidden_grad_RD[chunk] = (slope_CV @ weight_VD) * grad_R1[chunk]
-            weight_grad_VD += slope_CV.T @ weighted_RD[chunk]
-        return hidden_grad_RD, weight_grad_VD.to(weight_VD.dtype), None
+            if weight_grad_VD is not None:
+                weight_grad_VD += slope_CV.T @ weighted_RD[chunk]
+        return hidden_grad_RD, None if weight_grad_VD is None else weight_grad_VD.to(weight_VD.dtype), None
 
 
 def _logps_and_slope(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,20 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True, config=STRICT)
+class LoraSettings:
+    """Low-rank adapters in place of all weights (Hu et al. 2021, arXiv 2106.09685), through peft."""
+
+    rank: Positive = 64
+    """Rank of each adapter."""
+    alpha: PositiveNumber = 64
+    """Adapters are scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get one, such as q_proj; empty: all of them but the head."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapters' inputs in training."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class TrainingSettings:
     """One training run: SFT, one SPIN iteration, or DPO."""
 
@@ -68,6 +82,8 @@ class TrainingSettings:
     """Token budget of one forward and backward pass."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
+    lora: LoraSettings | None = None
+    """Train low-rank adapters on top of the start checkpoint, and merge them into the next one; null: all weights."""
     beta: PositiveNumber = 0.1
     """The paper's lambda (sec. B.1: 0.1, at iteration 3: 5.0)."""
     loss: Loss = "logistic"
@@ -109,7 +125,7 @@ OF_PAIRS = ("beta", "loss", "skip_identical", "end_truncated", *_LATER)
 
 def training_identity(settings: TrainingSettings) -> dict[str, Any]:
     """What a trained model depends on, as JSON data: everything except trackers and how often the state is saved."""
-    return _identity(settings, ("trackers", "save_minutes"), later=_LATER)
+    return _identity(settings, ("trackers", "save_minutes"), later=(*_LATER, "lora"))
 
 
 def _identity(settings: Any, effectless: tuple[str, ...] = (), *, later: tuple[str, ...]) -> dict[str, Any]:
@@ -257,6 +273,12 @@ class DpoRunSettings:
     processes: ProcessSettings = field(default_factory=ProcessSettings)
     """Processes that share the work; does not affect the result."""
 
+    def __post_init__(self) -> None:
+        require(
+            self.training.lora is None or self.processes.sharding == "ddp",
+            "lora: adapters are not sharded; set processes.sharding to ddp",
+        )
+
 
 @dataclass(frozen=True, config=STRICT)
 class EvaluationSettings:
@@ -333,6 +355,12 @@ class Profile:
             self.sft is not None or self.sft_control is not None or not self.sft_more,
             "sft_more: sft is null, so the further epochs need settings of their own; write sft_control, or set "
             "sft_more to 0",
+        )
+        parts = (self.sft, self.spin.training, self.sft_control and self.sft_control.training)
+        adapted = any(part and part.lora for part in (*parts, self.dpo and self.dpo.training))
+        require(
+            not adapted or self.processes.sharding == "ddp",
+            f"lora: adapters are not sharded; set processes.sharding to ddp instead of {self.processes.sharding}",
         )
         for kind in ("training", "generation", "evaluation") if self.processes.count else ():
             asked = getattr(self.resources, kind).gpus

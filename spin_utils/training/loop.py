@@ -228,7 +228,9 @@ class _Run:
         processes.barrier()
 
     def _take_step(self, number: int) -> Row | None:
-        schedule = self.schedule
+        schedule, lora = self.schedule, self.step.settings.lora
+        if lora is not None and lora.dropout:  # drawn anew for every step, so that a resumed run draws the same
+            torch.manual_seed((schedule.seed * 1_000_003 + number) * 1009 + processes.rank())
         row = self.step(schedule.indices(number), schedule.learning_rate(number), schedule.is_logged(number))
         if row is not None:
             row = {"step": number + 1, "epoch": (number + 1) / schedule.steps_per_epoch, **row}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from decoders import END, FAMILIES, SHAPE, model_of, pairs
 from oracle import gradients, obvious_logps
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from spin_utils.evaluation.lm import score_continuations
 from spin_utils.model import base
@@ -23,66 +23,6 @@ from spin_utils.model.sampling import sample
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.run import GenerationSettings, TrainingSettings
 from spin_utils.training.loop import Schedule, train
-
-VOCABULARY, END = 61, 1
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.25,
-    "bos_token_id": 0,
-    "eos_token_id": END,
-    "pad_token_id": END,
-}
-WINDOW = {"sliding_window": 5}
-EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
-FAMILIES: dict[str, tuple[str, dict]] = {
-    "llama": ("fast", {"tie_word_embeddings": True}),
-    "mistral": ("fast", WINDOW),
-    "qwen2": ("fast", {"use_sliding_window": True, "max_window_layers": 1, **WINDOW}),
-    "qwen3": ("packed", {"head_dim": 16}),
-    "smollm3": ("packed", {"no_rope_layers": [1, 0, 1]}),
-    "gemma2": ("packed", {"head_dim": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, **WINDOW}),
-    "gemma3_text": ("packed", {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2, **WINDOW}),
-    "phi3": ("packed", WINDOW),
-    "olmo2": ("packed", {}),
-    "granite": ("packed", {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "attention_multiplier": 0.2}),
-    "cohere": ("packed", {"logit_scale": 0.3}),
-    "mixtral": ("packed", EXPERTS),
-    "qwen3_moe": ("packed", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
-    "gpt_neox": ("packed", {"rotary_pct": 0.5}),
-    "gpt2": ("packed", {"n_inner": 48}),
-    "opt": ("packed", {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.1}),
-    "gpt_oss": ("padded", {"head_dim": 8, **EXPERTS, **WINDOW}),  # an attention sink in every head
-    "bloom": ("padded", {}),  # ALiBi
-    "falcon_h1": ("padded", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}),
-}
-
-
-def model_of(family: str, **options: object) -> PreTrainedModel:
-    """A tiny random model with every weight away from its neutral start: norms, biases, experts."""
-    given = {**SHAPE, **FAMILIES[family][1], **options}
-    if family == "gemma3_text":
-        given["num_hidden_layers"] = 4
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **given), dtype=torch.float32)
-        for parameter in model.parameters():
-            parameter.data += 0.15 * torch.randn_like(parameter)
-    return model.eval()
-
-
-def pairs(count: int, seed: int = 0, longest: int = 12) -> list[Group]:
-    draw = random.Random(seed)
-
-    def ids(most: int) -> list[int]:
-        return [draw.randrange(2, VOCABULARY) for _ in range(draw.randint(1, most))]
-
-    return [Group(ids(longest), ([*ids(longest), END], [*ids(longest), END])) for _ in range(count)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,12 @@ from tiny_models import FAMILIES, tiny_model
 from transformers import PreTrainedModel
 
 from spin_utils.data.preferences import encode_preferences
-from spin_utils.model import base
+from spin_utils.model import base, lora
 from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import TemplateSettings
-from spin_utils.settings.run import TrainingSettings
+from spin_utils.settings.run import LoraSettings, TrainingSettings
 from spin_utils.training import loop
 from spin_utils.training.loop import train
 
@@ -48,6 +49,12 @@ def test_twenty_steps_with_the_likelihood_of_the_real_answer_equal_trl(tmp_path:
     )
 
 
+def test_twenty_steps_with_adapters_equal_trl_with_the_same_adapters(tmp_path: Path) -> None:
+    settings = LoraSettings(rank=4, alpha=8)
+    load = partial(tiny_model, "llama", initializer_range=0.2)
+    _assert_equal_training(load, _pairs(STEPS * BATCH), EOS, 1e-3, tmp_path, adapters=settings)
+
+
 @pytest.mark.slow
 def test_twenty_steps_on_smollm2_equal_trl(tmp_path: Path) -> None:
     profile = profiles.load("cpu")
@@ -75,6 +82,7 @@ def _assert_equal_training(
     learning_rate: float,
     work: Path,
     nll: float = 0.0,
+    adapters: LoraSettings | None = None,
 ) -> None:
     """Train once with TRL and once with the kit and compare every step's loss and gradient norm."""
     from benchmarks import trl_peer
@@ -87,11 +95,12 @@ def _assert_equal_training(
         precision="float32",
         micro_batch_tokens=80,
         nll=nll,
+        lora=adapters,
     )
     plan = loop.Schedule(len(pairs), settings, seed=3)
     in_order = [pairs[i] for step in range(STEPS) for i in plan.indices(step)]
     trainer = trl_peer.dpo_trainer(
-        load(),
+        lora.attach(load(), adapters, seed=5) if adapters else load(),
         load(),
         in_order,
         eos_id,
@@ -113,6 +122,8 @@ def _assert_equal_training(
     theirs = [row for row in trainer.state.log_history if "loss" in row]
 
     model = load()
+    if adapters:
+        lora.attach(model, adapters, seed=5)
     opponent = score(model, pairs, micro_batch_tokens=80)
     ours = train(model, pairs, settings, opponent_logps=opponent, seed=3, work=work / "run").rows
     assert len(ours) == len(theirs) == STEPS

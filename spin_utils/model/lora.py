@@ -1,0 +1,78 @@
+"""Low-rank adapters through peft: attach them to a model, and save them with the checkpoint that they merge into.
+
+A run trains adapters on top of its start checkpoint, which is also its opponent. Every saved checkpoint holds the
+adapters as peft saves them, in `adapters`, and the merged weights, so that sampling, scoring and the next run read it
+like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spin_utils.model import base
+from spin_utils.model.base import ModelError
+from spin_utils.settings.run import LoraSettings
+
+ADAPTERS = "adapters"
+"""Folder of the adapters inside a checkpoint."""
+
+
+def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
+    """Give a model adapters, in place; its own weights no longer train. The model still computes the same.
+
+    Args:
+        model: in the precision of the computation.
+        settings: rank, scale, layers and dropout.
+        seed: of the adapters' random halves; the other halves are 0.
+
+    Returns:
+        peft's wrapper around the model, for `save`.
+
+    Raises:
+        ModelError: a target is not a linear layer of the model, or is its head.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=sorted(settings.targets) or "all-linear",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(f"{type(model).__name__}: lora.targets: {' '.join(str(error).split())}") from None
+    if any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters()):
+        raise ModelError(f"{type(model).__name__}: lora.targets has the head; leave it out")
+    return adapted
+
+
+def save(adapted: Any, start: Path, folder: Path) -> None:
+    """Write the adapters, and the start checkpoint with them merged in, in float32.
+
+    Args:
+        adapted: from `attach`.
+        start: the checkpoint that they were trained on.
+        folder: of the new checkpoint.
+    """
+    from peft import PeftModel
+
+    place = folder / ADAPTERS
+    adapted.save_pretrained(place, safe_serialization=True, save_embedding_layers=False)
+    (place / "README.md").unlink(missing_ok=True)  # peft's form for a model card
+    path = place / "adapter_config.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    # The same bytes on every machine: peft writes a set in any order, and the folder as it is here.
+    written |= {"target_modules": sorted(written["target_modules"]), "base_model_name_or_path": start.name}
+    path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    whole = base.load(start, place=torch.device("cpu"))
+    PeftModel.from_pretrained(whole, place).merge_and_unload().save_pretrained(folder, safe_serialization=True)

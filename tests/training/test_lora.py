@@ -1,0 +1,128 @@
+"""Adapters compute as peft computes them, merge into ordinary checkpoints, and resume with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoders import model_of, pairs
+from oracle import gradients, obvious_logps
+from tiny_models import tiny_model
+
+from spin_utils.experiment import estimate
+from spin_utils.experiment.dpo import dpo, read_settings
+from spin_utils.model import base, lora
+from spin_utils.model.base import ModelError
+from spin_utils.model.logprobs import sequence_logps
+from spin_utils.model.packing import pack
+from spin_utils.settings import profiles
+from spin_utils.settings.inputs import ModelSettings, SettingsError
+from spin_utils.settings.run import LoraSettings, TrainingSettings
+from spin_utils.training.loop import Interrupted
+from spin_utils.training.step import StepRunner
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "bloom", "qwen3_moe"])
+def test_log_probabilities_and_gradients_are_those_of_pefts_own_forward_pass(family: str) -> None:
+    model, groups = model_of(family), pairs(3)
+    before = sequence_logps(model, pack(groups)).detach()
+    adapted = lora.attach(model, LoraSettings(rank=3, alpha=6), seed=1)
+    torch.testing.assert_close(sequence_logps(model, pack(groups)).detach(), before, atol=1e-4, rtol=1e-5)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert names
+    assert all("lora_" in name for name in names)
+    with torch.no_grad():
+        for name in names:
+            model.get_parameter(name).normal_(std=0.2)
+    weights = torch.randn(6, generator=torch.Generator().manual_seed(1))
+    ours = gradients(model, sequence_logps(model, pack(groups)) @ weights)
+    theirs = gradients(adapted, obvious_logps(adapted, groups) @ weights)
+    assert ours.keys() == set(names)
+    largest = max(float(grad.abs().max()) for grad in theirs.values())
+    for name, grad in theirs.items():
+        own = ours[name.removeprefix("base_model.model.")]
+        torch.testing.assert_close(own, grad, atol=1e-4 * largest, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_estimate_counts_the_adapters_that_peft_makes() -> None:
+    for family, targets in (("llama", ()), ("mistral", ("q_proj", "down_proj"))):
+        model, settings = tiny_model(family), LoraSettings(rank=5, targets=targets)
+        architecture = estimate.of_config(model.config)
+        lora.attach(model, settings, seed=0)
+        count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        assert estimate.trainable(architecture, TrainingSettings(learning_rate=1e-3, lora=settings)) == count
+
+
+def test_targets_that_are_not_there_or_the_head_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM: lora\.targets: .*c_attn"):
+        lora.attach(tiny_model("llama"), LoraSettings(targets=("c_attn",)), seed=0)
+    with pytest.raises(ModelError, match="has the head"):
+        lora.attach(tiny_model("mistral"), LoraSettings(targets=("lm_head", "q_proj")), seed=0)
+    with pytest.raises(SettingsError, match=r"lora: adapters are not sharded; set processes\.sharding to ddp"):
+        profiles.load("paper", {"spin.training.lora.rank": 8})
+
+
+ROWS = [{"prompt": f"Add {i} and 1.", "chosen": f"{i + 1}", "rejected": f"no {i}"} for i in range(10)]
+
+
+def settings(**changes: Any) -> Any:
+    fixed = {"learning_rate": 1e-2, "batch_size": 4, "precision": "float32", "lora.rank": 4, "lora.dropout": 0.2}
+    return read_settings({f"training.{name}": value for name, value in {**fixed, **changes}.items()})
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> tuple[Path, Path]:
+    (tmp_path / "tiny").mkdir()
+    texts = [text for row in ROWS for text in row.values()]
+    model = base.materialise(ModelSettings("tiny", name="llama", hidden_size=32), tmp_path / "tiny", texts, seed=0)
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return model, path
+
+
+def test_a_run_keeps_the_adapters_and_the_checkpoint_that_they_merge_into(
+    inputs: tuple[Path, Path], tmp_path: Path, home: Path
+) -> None:
+    from peft import PeftModel
+
+    model, path = inputs
+    out = dpo(model, path, tmp_path / "out", settings(epochs=10, learning_rate=2e-3, beta=1.0, **{"lora.dropout": 0.0}))
+    metrics = json.loads((out / "training.json").read_text())["rows"]
+    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "adapters start at 0"
+    assert metrics[-1]["loss"] < 0.6
+    ids = torch.tensor([[5, 9, 2, 30]])
+    merged, start = base.load(out), base.load(model)
+    adapted = PeftModel.from_pretrained(base.load(model), out / lora.ADAPTERS).eval()
+    expected = adapted(input_ids=ids).logits
+    torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+    assert (expected - start(input_ids=ids).logits).abs().max() > 0.01
+    base.check_folder(out, read_settings({"training.learning_rate": 1e-3}).template)
+
+
+def test_a_stopped_run_ends_with_the_same_bytes(
+    inputs: tuple[Path, Path], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = dpo(*inputs, tmp_path / "whole", settings(epochs=2))
+    again = tmp_path / "again"
+    again.mkdir()
+    monkeypatch.setenv("SPIN_HOME", str(tmp_path / "elsewhere"))
+    step = StepRunner.__call__
+
+    def stopped(runner: Any, *given: Any) -> Any:
+        row = step(runner, *given)
+        if runner.optimizer.steps == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(StepRunner, "__call__", stopped)
+        dpo(*inputs, again / "out", settings(epochs=2))
+    resumed = dpo(*inputs, again / "out", settings(epochs=2))
+    for file in ("model.safetensors", "adapters/adapter_model.safetensors", "adapters/adapter_config.json"):
+        assert (resumed / file).read_bytes() == (whole / file).read_bytes()
