@@ -95,6 +95,7 @@ def compose(profile: Profile) -> Drawing:
             tables.table2(times, machine=machine, alone=alone),
             *scored,
             *(make(texts, answers) for make in (tables.table7, tables.table8)),
+            *filter(None, [tables.arms(measured, profile.arms)]),
         ],
         findings=findings,
         figures={

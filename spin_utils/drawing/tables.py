@@ -10,9 +10,10 @@ The paper shows examples in Tables 7 and 8. Its claim about them, that later ite
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from spin_utils.paper.statistics import (
     size_margin,
     verdict,
 )
-from spin_utils.settings.names import iterates, label
+from spin_utils.settings.names import ModelName, iterates, label
 
 DASH = "—"
 
@@ -61,7 +62,7 @@ class Table:
     """A table ready to be written."""
 
     number: int
-    """The paper's number."""
+    """The paper's number; 0: the paper has no such table."""
     title: str
     header: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
@@ -71,6 +72,16 @@ class Table:
     notes: tuple[str, ...] = ()
     text: int | None = None
     """Number of a column of running text, left-aligned and broken into lines; None: there is none."""
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return f"table{self.number}" if self.number else "arms"
+
+    @property
+    def heading(self) -> str:
+        """Its number."""
+        return f"Table {self.number}." if self.number else "Not in the paper."
 
     def _repr_markdown_(self) -> str:
         return markdown(self)
@@ -283,6 +294,73 @@ def table8(generations: pd.DataFrame, measured: pd.DataFrame, *, seed: int = 0) 
     return _generations_table(8, "Generations by iteration for another prompt", shown, measured, seed)
 
 
+def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """What would have helped: the profile's arms beside SFT and SPIN itself, which the paper does not have.
+
+    Args:
+        scores: From `draw.scores`.
+        changes: The settings that each arm changes, by dotted name.
+
+    Returns:
+        None if no arm was evaluated.
+    """
+    measured = list(dict.fromkeys(scores["model"]))
+    played = [model for arm in changes for model in measured if ModelName.parse(model).arm == arm]
+    if not played:
+        return None
+    plain = {model: str(replace(ModelName.parse(model), arm="")) for model in played}
+    control = [model for model in measured if ModelName.parse(model).sft_epochs]
+    rows = [model for model in ("sft", *control, *iterates(plain.values()), *played) if model in measured]
+    kinds = {"": "score", " of samples": "sampled"} if "sampled" in scores else {"": "score"}
+    cells: list[dict[str, Any]] = []
+    lines = []
+    for model in dict.fromkeys(rows):
+        others = ["", *["sft"] * (model != "sft"), *([plain[model]] if model in plain else [])]
+        line, judged = [label(model), _changes(changes.get(ModelName.parse(model).arm, {}))], ""
+        for kind, column in kinds.items():
+            own = [_compared(scores, model, other, column) | {"column": f"average{kind}"} for other in others]
+            line += [*(with_range(cell, sign=place > 0) for place, cell in enumerate(own)), *[""] * (3 - len(own))]
+            judged = judged or (_helped(own[2]) if len(own) == 3 else "")
+            cells += own
+        lines.append((*line, judged))
+    over = ("Average", "Over SFT", "Over SPIN")
+    header = ["Model", "Changes", *(f"{name}{kind}" for kind in kinds for name in over), "Helped"]
+    sampled = (
+        " Samples: mean score of answers drawn at temperature 1, of which the theory speaks." if len(kinds) > 1 else ""
+    )
+    notes = [
+        f"{_scores_note(scores, rows)} The average is the unweighted mean over tasks.{sampled}",
+        "Every arm starts from the same SFT model, and what it does not change is SPIN's own, pairs included. Gains "
+        "are on the same items (paired); over SPIN: over the same iteration without the change.",
+        f"Helped: yes or harmed if the whole interval of the gain over SPIN is on one side of 0; no if it lies below "
+        f"{DIRECTION_MARGIN} points; else open.",
+    ]
+    return finish(0, "What would have helped: variants of SPIN under the same control", header, lines, cells, notes)
+
+
+def _changes(changes: Mapping[str, Any]) -> str:
+    """An arm's settings in short, without the section that most of them share."""
+    names = {name: name.removeprefix("spin.").removeprefix("training.") for name in changes}
+    return "; ".join(f"{names[name]}: {json.dumps(value)}" for name, value in changes.items())
+
+
+def _compared(scores: pd.DataFrame, model: str, other: str, column: str) -> dict[str, Any]:
+    """A model's mean over all tasks, or its gain over another, or the reason for none."""
+    cell = {"row": label(model), "quantity": f"gain over {label(other)}" if other else "score"}
+    try:
+        return cell | numbers(paired(scores, {model: 1.0} | ({other: -1.0} if other else {}), column=column).times(100))
+    except StatisticsError as error:
+        return cell | {"reason": str(error)}
+
+
+def _helped(gain: Mapping[str, Any]) -> str:
+    if gain.get("value") is None:
+        return ""
+    if gain["low"] > 0:
+        return "yes"
+    return "harmed" if gain["high"] < 0 else "no" if gain["high"] < DIRECTION_MARGIN else "open"
+
+
 def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str, bool]:
     """Measured seconds of generation and training.
 
@@ -334,9 +412,9 @@ def stand_ins(scores: pd.DataFrame) -> dict[str, str]:
 
 
 def write(table: Table, folder: Path) -> list[Path]:
-    """Write table<N>.md, .csv and .tex; the same table gives the same bytes."""
+    """Write table<N>.md, .csv and .tex, or arms.*; the same table gives the same bytes."""
     texts = {"md": markdown(table), "csv": table.frame.to_csv(index=False, float_format="%.6g"), "tex": latex(table)}
-    return write_forms(folder / f"table{table.number}", texts)
+    return write_forms(folder / table.name, texts)
 
 
 def markdown(table: Table) -> str:
@@ -346,7 +424,7 @@ def markdown(table: Table) -> str:
     sides = ["right" if _is_number(table, column) else "left" for column in range(len(table.header))]
     rows = shown.to_markdown(index=False, tablefmt="pipe", colalign=sides, disable_numparse=True)
     notes = [f"- {note}" for note in table.notes]
-    return "\n".join([f"**Table {table.number}.** {table.title}", "", rows, "", *notes, ""])
+    return "\n".join([f"**{table.heading}** {table.title}", "", rows, "", *notes, ""])
 
 
 def latex(table: Table) -> str:
@@ -360,10 +438,11 @@ def latex(table: Table) -> str:
     shown = pd.DataFrame(lines, columns=[_tex(name) for name in table.header])
     rows = shown.to_latex(index=False, escape=False, column_format="".join(columns))
     title, *notes = (_tex(text) for text in (table.title, *table.notes))
+    source = f"Table {table.number} of the paper" if table.number else "not in the paper"
     return f"""% needs \\usepackage{{booktabs}} and \\usepackage{{graphicx}}
 \\begin{{table*}}
 \\centering
-\\caption{{{title} (Table {table.number} of the paper).}}
+\\caption{{{title} ({source}).}}
 \\resizebox{{\\textwidth}}{{!}}{{%
 {rows.rstrip()}}}
 \\par\\smallskip{{\\footnotesize {" ".join(notes)}\\par}}

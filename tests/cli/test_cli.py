@@ -65,7 +65,8 @@ def test_the_plan_lists_every_step_in_order(home: Path, capsys: pytest.CaptureFi
     beside = "transfer-sft transfer-spin-0 transfer-spin-1 heldout-spin-0 heldout-spin-1"
     epochs = "spin-0-more eval-spin-0-epoch-1 eval-spin-0-epoch-3 spin-0-rows-26 eval-spin-0-rows-26"
     more = "sft-more-1 eval-sft-more-1 preferences dpo eval-dpo spin-1-dpo eval-spin-1-dpo"
-    assert " ".join(names) == f"{main} {beside} {epochs} {more}"
+    arm = "pairs-0-arm-two-answers spin-0-arm-two-answers eval-spin-0-arm-two-answers"
+    assert " ".join(names) == f"{main} {beside} {epochs} {more} {arm}"
     steps = {row["step"]: row for row in json.loads(outcome(capsys, "plan", "--profile", "smoke", "--json")[1])}
     assert steps["spin-1"]["inputs"] == ["spin-0", "pairs-1", "pairs-0"]
 

@@ -62,11 +62,13 @@ def test_every_step_asks_for_what_its_kind_does(clustered: tuple[str, Profile]) 
     _, profile = clustered
     kinds = {step.name: run.resources(profile, step) for step in plan.make(profile, 0)}
     training = {"sft", "spin-0", "spin-0-more", "spin-1", "spin-0-rows-26", "sft-more-1", "dpo", "spin-1-dpo"}
+    training.add("spin-0-arm-two-answers")
+    generation = {"pairs-0", "pairs-1", "pairs-0-arm-two-answers"}
     assert {name for name, asks in kinds.items() if asks == profile.resources.training} == training
-    assert {name for name, asks in kinds.items() if asks == profile.resources.generation} == {"pairs-0", "pairs-1"}
+    assert {name for name, asks in kinds.items() if asks == profile.resources.generation} == generation
     evaluated = {name for name, asks in kinds.items() if asks == profile.resources.evaluation}
     assert evaluated == {name for name in kinds if name.startswith(("eval-", "transfer-", "heldout-"))}
-    assert {"data", "base", "preferences"} == set(kinds) - training - evaluated - {"pairs-0", "pairs-1"}
+    assert {"data", "base", "preferences"} == set(kinds) - training - evaluated - generation
     here = [step.name for step in plan.make(profile, 0) if run.stays_here(profile, step)]
     assert here == ["data", "base", "preferences"], "what downloads runs where the network is"
 

@@ -190,3 +190,26 @@ def test_the_three_forms_hold_the_same_numbers_and_are_written_identically_twice
     assert "letter\\_counting" in texts[".tex"]
     assert "95 \\%" in texts[".tex"]
     assert not any(mark in texts[".tex"] for mark in "—−–")
+
+
+def test_the_table_of_arms_compares_each_with_sft_and_with_spin_without_its_change(tmp_path):
+    models = {"sft": 0.0, "sft-more-1": 0.02, "spin-0": 0.1, "spin-1": 0.1}
+    arms = {"spin-0-arm-nll": 0.9, "spin-1-arm-unmixed": -0.9}
+    root = synthetic.write(tmp_path, seeds=(0, 1), models=models | arms)
+    scores = results.load_evaluations(root).assign(sampled=lambda table: table["score"] / 2)
+    changes = {"nll": {"spin.training.nll": 0.2}, "unmixed": {"spin.mix_previous": False}, "absent": {}}
+    table = tables.arms(scores, changes)
+    rows = {line[0]: line for line in table.lines}
+    assert list(rows) == [label(model) for model in (*models, *arms)]
+    nll, unmixed = (rows[label(model)] for model in arms)
+    assert (nll[1], nll[-1], unmixed[1], unmixed[-1]) == ("nll: 0.2", "yes", "mix_previous: false", "harmed")
+    for model, plain in zip(arms, ("spin-0", "spin-1"), strict=True):
+        for other in ("sft", plain):
+            expected = paired(scores, {model: 1, other: -1}).times(100)
+            gain = cell(table, label(model), "average", f"gain over {label(other)}")
+            assert (gain["value"], gain["low"], gain["high"]) == (expected.difference, expected.low, expected.high)
+        half = paired(scores, {model: 1, "sft": -1}, column="sampled").times(100)
+        assert cell(table, label(model), "average of samples", "gain over SFT")["value"] == half.difference
+    assert [path.name for path in tables.write(table, tmp_path)] == ["arms.md", "arms.csv", "arms.tex"]
+    assert "not in the paper" in (tmp_path / "arms.tex").read_text()
+    assert tables.arms(scores[~scores["model"].isin(arms)], changes) is None

@@ -22,6 +22,7 @@ from spin_utils.paper import results
 FIGURES = (*(f"figure{n}" for n in range(1, 7)), "training", "convergence")
 PRODUCTS = [
     *(f"results/smoke/tables/table{n}.{suffix}" for n in range(1, 9) for suffix in ("md", "csv", "tex")),
+    "results/smoke/tables/arms.md",
     *(f"figures/smoke/{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")),
     "results/smoke/verdicts.csv",
 ]
@@ -33,7 +34,7 @@ def test_one_command_leaves_results_tables_figures_and_executed_notebooks(finish
     scores = results.load_evaluations(finished / "results" / "smoke")
     chain = {"sft", "spin-0", "spin-1", "sft-more-1"}
     around = {"spin-0-epoch-1", "spin-0-epoch-3", "spin-0-rows-26", "dpo", "spin-1-dpo"}
-    assert set(scores["model"]) == chain | around
+    assert set(scores["model"]) == chain | around | {"spin-0-arm-two-answers"}
     assert scores.groupby("model").size().eq(16).all()
     training = results.load_training(finished / "results" / "smoke")
     first = training[training["model"] == "spin-0"].iloc[0]
