@@ -192,8 +192,8 @@ def _row_columns(rows: Sequence[Mapping[str, Any]] | Path | str | None, folder: 
 
 def _paper_columns(suite: str) -> list[Column]:
     return [
-        Column(name, benchmark.task, benchmark.metric, benchmark.filter, shots=suites.shots(name))
-        for name, benchmark in suites.SUITES[suite].items()
+        Column(name, b.task, metric=b.metric, filter=b.filter, shots=suites.shots(name))
+        for name, b in suites.SUITES[suite].items()
     ]
 
 
