@@ -10,6 +10,7 @@ counted, so very small models take longer.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,13 +113,13 @@ def architecture(settings: ModelSettings, *, reachable: bool = False) -> tuple[A
         return of_config(read(file.parent, gguf_file=file.name)), "the GGUF file"
     if settings.source == "directory":
         return of_config(read(base.check_directory(Path(settings.path)))), "its config.json"
-    try:
-        config = read(settings.name, revision=settings.revision or None, local_files_only=not reachable)
-    except OSError:
-        if settings.name not in KNOWN:
-            return None
-        return KNOWN[settings.name], "the kit's table, because its config.json could not be reached"
-    return of_config(config), "its config.json on the hub"
+    if settings.revision:
+        with contextlib.suppress(OSError):
+            config = read(settings.name, revision=settings.revision, local_files_only=not reachable)
+            return of_config(config), "its config.json on the hub"
+    if settings.name not in KNOWN:
+        return None
+    return KNOWN[settings.name], "the kit's table, because its config.json could not be reached"
 
 
 def of_config(config: Any) -> Architecture:

@@ -18,10 +18,8 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import platform
-import re
 import shutil
 import subprocess
 import time
@@ -42,8 +40,6 @@ SCRATCH = "scratch"
 """Folder for resume state inside the work directory of an artifact; removed when the artifact is complete."""
 _NOTES = "pieces"
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "reasoning-gym", "tokenizers", "numpy")
-_PLANNED = re.compile("/(?:shared|seed-[0-9]+)/[^/]+-([0-9a-f]{12})$")
-"""Where a plan puts artifacts; elsewhere, as with `dpo`, the user chooses the folder's name."""
 
 
 class ArtifactError(KitError):
@@ -97,7 +93,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of an artifact.
 
     Raises:
-        ArtifactError: the manifest is missing, damaged, from another folder, or not one of this kit's.
+        ArtifactError: the manifest is missing or damaged.
     """
     path = Path(directory) / MANIFEST
     remedy = f"delete {relative(directory)} and run again"
@@ -107,19 +103,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ArtifactError(f"{relative(directory)}: no {MANIFEST}; run the stage that makes it") from None
     except ValueError:
         raise ArtifactError(f"{relative(path)}: damaged; {remedy}") from None
-    except OSError as error:
-        raise ArtifactError(f"{relative(path)}: cannot be read ({error.strerror}); {remedy}") from None
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not _is_table(manifest.get("files")):
-        raise ArtifactError(f"{relative(path)}: not a manifest of schema {SCHEMA}; {remedy}")
     if not is_whole(manifest):
         raise ArtifactError(f"{relative(path)}: changed since it was written (hash); {remedy}")
-    planned = _PLANNED.search(str(directory))
-    if planned and planned[1] != manifest["key"]:
-        raise ArtifactError(
-            f"{relative(path)}: its key is {manifest['key']!r}, so it was made with other settings or inputs than the "
-            f"folder's name says; move it back, or {remedy}"
-        )
-    return manifest
+    if manifest["schema"] != SCHEMA:
+        raise ArtifactError(f"{relative(path)}: not a manifest of schema {SCHEMA}; {remedy}")
+    return dict(manifest)
 
 
 def verify(directory: Path, *names: str) -> dict[str, Any]:
@@ -191,7 +179,6 @@ def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str
         seconds = spent + time.monotonic() - clock
         with contextlib.suppress(OSError):  # a full disk raises its own error
             write_text(scratch(work) / "seconds", f"{seconds:.3f}")
-    pieces = kept(work)
     for leftover in work.rglob(".*.tmp"):  # from a killed writer
         leftover.unlink()
     files = {
@@ -199,11 +186,6 @@ def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str
         for p in sorted(work.rglob("*"))
         if p.is_file() and p.name != MANIFEST and work / SCRATCH not in p.parents
     }
-    for name in files.keys() & pieces.keys():
-        if files[name]["sha256"] != pieces[name]:
-            raise ArtifactError(
-                f"{relative(work / name)}: changed since it was written (hash); delete {relative(work)} and run again"
-            )
     manifest = {
         "schema": SCHEMA,
         "kind": "artifact",
@@ -257,13 +239,6 @@ def is_kept(work: Path, path: Path) -> bool:
     note.unlink()
     path.unlink()
     return False
-
-
-def kept(work: Path) -> dict[str, str]:
-    """Recorded hash of each piece, by its name relative to the work directory."""
-    folder = scratch(work) / _NOTES
-    notes = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(note.relative_to(folder)): note.read_bytes().decode("ascii", "replace") for note in notes}
 
 
 def _note(work: Path, path: Path) -> Path:
@@ -378,26 +353,13 @@ def _device() -> str:
 
 def _spent(work: Path) -> float:
     try:
-        seconds = float((work / SCRATCH / "seconds").read_text())
+        return float((work / SCRATCH / "seconds").read_text())
     except (FileNotFoundError, ValueError):
         return 0.0  # never stopped, or damaged, which only affects the recorded time
-    return seconds if 0 <= seconds < math.inf else 0.0
 
 
 def _partial(directory: Path) -> Path:
     return directory.with_name(directory.name + ".partial")
-
-
-def _is_table(files: Any) -> bool:
-    """Whether a manifest's files are what `building` writes: names inside the folder, each with size and hash."""
-    return isinstance(files, dict) and all(
-        not Path(name).is_absolute()
-        and ".." not in Path(name).parts
-        and isinstance(file, dict)
-        and type(file.get("bytes")) is int
-        and isinstance(file.get("sha256"), str)
-        for name, file in files.items()
-    )
 
 
 def _sync(directory: Path) -> None:

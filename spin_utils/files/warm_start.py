@@ -7,23 +7,25 @@ computes and never touches a GPU, whose driver would not survive a fork. Without
 process starts as usual.
 
 The command becomes this file with the server's address. It requests the fork, forwards signals and ends when the fork
-ends, so that it looks like an ordinary process from outside. It is fast because it imports none of these packages.
+ends, so that it looks like an ordinary process from outside. It is fast because it imports none of these packages. The
+two talk over one socket: first the fork says its process id, and at last its exit status. Whose end of it closes early
+was killed, and the other one ends too. (`multiprocessing`'s own fork server only serves processes of one parent.)
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import json
 import os
-import selectors
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any, NoReturn, TextIO, cast
+from typing import IO, Any, NoReturn, TextIO
 
 ADDRESS = "SPIN_WARM_START"
 """Environment variable with the server's socket, for the scheduler and its steps."""
@@ -47,7 +49,6 @@ MODULES = (
 )
 """What the server imports: nearly everything that steps and notebooks need."""
 _LARGEST = 1_000_000  # bytes of a request, most of which is an environment
-_FORKED = b"forked"  # the answer to a request; what comes next is the exit status
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl
 
 
@@ -62,46 +63,35 @@ def server(environment: Mapping[str, str], output: IO[bytes] | None = None) -> I
     Yields:
         The environment for processes whose commands ask the server.
     """
-    # A server that is already there serves this block too. Only Linux has pidfd_open; elsewhere libraries may not
-    # survive a fork.
-    if ADDRESS in environment or not hasattr(os, "pidfd_open"):
+    # A server that is already there serves this block too. On other systems libraries may not survive a fork.
+    if ADDRESS in environment or sys.platform != "linux":
         yield dict(environment)
         return
     from spin_utils.files.runtime import socket_folder  # not by the client, which has no packages
 
-    with socket_folder() as folder:
-        address = str(folder / "server")
-        # OpenBLAS starts its threads at the import, and a fork would lack them. MPLBACKEND is as a kernel sets it.
-        own = {**environment, "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-        # Python 3.12 warns of forks in a process with threads; the only one belongs to jemalloc, which restarts it.
-        started = [
-            sys.executable,
-            "-P",
-            "-W",
-            "ignore::DeprecationWarning",
-            "-m",
-            "spin_utils.files.warm_start",
-            "serve",
-        ]
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:  # who asks during the imports waits
-            listener.bind(address)
-            listener.listen()
-            place = listener.fileno()
-            # Its standard input ends with this process, however that ends.
-            process = subprocess.Popen(
-                [*started, str(place)],
-                env=own,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                pass_fds=(place,),
-                start_new_session=True,
-            )
+    # OpenBLAS starts its threads at the import, and a fork would lack them. MPLBACKEND is as a kernel sets it.
+    own = {**environment, "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    # Python 3.12 warns of forks in a process with threads; the only one belongs to jemalloc, which restarts it.
+    command = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-m", "spin_utils.files.warm_start", "serve"]
+    with socket_folder() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(folder / "server"))
+        listener.listen()  # who asks during the imports waits
+        place = listener.fileno()
+        process = subprocess.Popen(
+            [*command, str(place)],
+            env=own,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(place,),
+            start_new_session=True,
+        )
+        listener.close()
         try:
-            yield {**environment, ADDRESS: address}
+            yield {**environment, ADDRESS: str(folder / "server")}
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 def command(python: Sequence[str]) -> list[str]:
@@ -115,61 +105,33 @@ def command(python: Sequence[str]) -> list[str]:
 
 
 def serve(place: int) -> None:
-    """Import everything, then fork a process for each request, until standard input ends.
+    """Import everything, then fork a process for each request, until the parent ends.
 
     Args:
         place: descriptor of the socket that listens.
     """
     import importlib
 
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     os.environ["JPY_PARENT_PID"] = str(os.getpid())  # ipykernel reads it at the import
     for name in MODULES:
         importlib.import_module(name)
-    with socket.socket(fileno=place) as listener, selectors.DefaultSelector() as events:
-        events.register(listener, selectors.EVENT_READ)
-        events.register(0, selectors.EVENT_READ)
-        forks: dict[int, tuple[int, socket.socket]] = {}  # by descriptor of the process: its number and its client
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system forgets forks that have ended
+    with socket.socket(fileno=place) as listener:
         while True:
-            ready = {key.fd for key, _ in events.select()}
-            if 0 in ready:
-                return
-            for process, (pid, client) in list(forks.items()):
-                if client.fileno() in ready:  # the number of a signal; nothing if the client was killed
-                    given = b""
-                    with contextlib.suppress(ConnectionResetError):  # killed before it read the answer
-                        given = client.recv(1)
-                    os.kill(pid, (given or bytes([signal.SIGKILL]))[0])
-                if process in ready:
-                    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                    with contextlib.suppress(OSError):
-                        client.send(bytes([status if status >= 0 else 128 - status]))
-                    for channel in (client, process):
-                        events.unregister(channel)
-                    client.close()
-                    os.close(process)
-                    del forks[process]
-            if listener.fileno() in ready:
-                client = listener.accept()[0]
-                request, output, *_ = socket.recv_fds(client, _LARGEST, 2)
-                pid = os.fork()
-                if pid == 0:
-                    events.close()
-                    for other in (listener, client, *(other for _, other in forks.values())):
-                        other.close()
-                    for process in forks:
-                        os.close(process)
-                    _become(output, **json.loads(request))
-                for descriptor in output:
-                    os.close(descriptor)
-                with contextlib.suppress(OSError):
-                    client.send(_FORKED)
-                process = os.pidfd_open(pid)
-                forks[process] = pid, client
-                for channel in (client, process):
-                    events.register(channel, selectors.EVENT_READ)
+            client = listener.accept()[0]
+            request, output, *_ = socket.recv_fds(client, _LARGEST, 2)
+            if request and os.fork() == 0:
+                listener.close()
+                _become(client, output, **json.loads(request))
+            for descriptor in output:
+                os.close(descriptor)
+            client.close()
 
 
-def _become(output: Sequence[int], python: list[str], folder: str, environment: dict[str, str]) -> NoReturn:
+def _become(
+    client: socket.socket, output: Sequence[int], python: list[str], folder: str, environment: dict[str, str]
+) -> NoReturn:
     """In a fork: take over a client's output, folder and environment, and run its module."""
     import atexit
     import runpy
@@ -179,6 +141,7 @@ def _become(output: Sequence[int], python: list[str], folder: str, environment: 
     import torch
 
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for target, descriptor in zip((1, 2), output, strict=True):
@@ -192,6 +155,8 @@ def _become(output: Sequence[int], python: list[str], folder: str, environment: 
     threadpoolctl.threadpool_limits(threads)
     _, _, module, *arguments = python
     sys.argv = [module, *arguments]
+    client.send(struct.pack("i", os.getpid()))
+    threading.Thread(target=_end_with, args=(client,), daemon=True).start()
     status = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -203,51 +168,61 @@ def _become(output: Sequence[int], python: list[str], folder: str, environment: 
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    client.send(struct.pack("i", status))
     os._exit(status)  # a regular exit would tear down all packages, which takes longer than their import
 
 
-def _stream(descriptor: int, server: TextIO) -> TextIO:
+def _stream(target: int, server: Any) -> TextIO:
     """Standard output or error of a fork, which may be a pipe even if the server's is a file."""
-    raw = io.FileIO(descriptor, "w", closefd=False)
-    unbuffered = isinstance(server.buffer, io.RawIOBase)  # PYTHONUNBUFFERED
-    return io.TextIOWrapper(
-        cast(Any, raw) if unbuffered else io.BufferedWriter(raw),
-        encoding=server.encoding,
-        errors=server.errors,
-        line_buffering=not unbuffered and (descriptor == 2 or raw.isatty()),
-        write_through=unbuffered,
-    )
+    stream = os.fdopen(target, "w", encoding=server.encoding, errors=server.errors, closefd=False)
+    unbuffered = server.write_through  # PYTHONUNBUFFERED
+    stream.reconfigure(line_buffering=not unbuffered and (target == 2 or stream.isatty()), write_through=unbuffered)
+    return stream
+
+
+def _end_with(client: socket.socket) -> None:
+    """End this process when its client is gone, which says nothing."""
+    client.recv(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def ask(address: str, python: list[str]) -> int:
     """Ask the server for a process, wait until it ends, and return its exit status."""
     request = json.dumps({"python": python, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)
-    try:
-        if len(request) > _LARGEST:
-            raise OSError("too large for one message")
-        client.connect(address)
-        socket.send_fds(client, [request], [1, 2])
-    except OSError:  # also: the server is gone
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)
+    with contextlib.suppress(OSError):  # too large, or the server is gone
+        server.connect(address)
+        socket.send_fds(server, [request], [1, 2])
+    fork = _said(server)
+    if fork is None:  # no server
         os.execv(python[0], python)
+    stopped: list[int] = [signal.SIGKILL]
+
+    def forward(number: int, _: Any) -> None:
+        stopped.append(number)
+        os.kill(fork, number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda given, _: client.send(bytes([given])))
-    parent, forked = os.getppid(), False
-    client.settimeout(1)
-    while os.getppid() == parent:
-        try:
-            said = client.recv(len(_FORKED))
-        except TimeoutError:
-            continue
-        except ConnectionResetError:
-            said = b""
-        if not said and not forked:  # the server ended in its imports
-            os.execv(python[0], python)
-        if said != _FORKED:
-            return (said or b"\1")[0]
-        forked = True
-    return 1  # the parent is gone, and the server notices that this process ends
+        signal.signal(number, forward)
+    parent = os.getppid()
+    server.settimeout(1)
+    while os.getppid() == parent:  # else the parent is gone, and the fork notices that this process ends
+        with contextlib.suppress(TimeoutError):
+            status = _said(server)
+            return 128 + stopped[-1] if status is None else status
+    return 1
+
+
+def _said(server: socket.socket) -> int | None:
+    """A number from the fork; None if it or the server was killed."""
+    try:
+        said = server.recv(4)
+    except TimeoutError:
+        raise
+    except OSError:
+        return None
+    return struct.unpack("i", said)[0] if said else None
 
 
 if __name__ == "__main__":

@@ -118,4 +118,4 @@ def test_server_and_forks_end_with_the_process_that_needs_them(holder: Holder) -
     assert not server.is_running()
     assert not fork.is_running()
     waiting.communicate()
-    assert waiting.returncode == 1
+    assert waiting.returncode == 128 + signal.SIGKILL
