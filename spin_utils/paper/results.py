@@ -349,22 +349,24 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read and check one results file. Not to be changed by the caller, because the same bytes are parsed once.
+    """Read and check one results file; the same bytes are checked only once.
 
     Raises:
         ResultsError: The file is missing, is not JSON, was altered, or is not valid for its kind and its place: the
             folder names give the kind, the seed and the profile, the file name gives the model.
     """
     try:
-        return _parsed(path, path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ResultsError(f"{path}: no such results file; run the stage that writes it") from None
+    _check(path, content)
+    return {name: value for name, value in from_json(content).items() if name != SEAL}
 
 
 @cache
-def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+def _check(path: Path, content: bytes) -> None:
     try:
-        document: dict[str, Any] = from_json(content, allow_inf_nan=False)
+        document = from_json(content, allow_inf_nan=False)
     except ValueError as error:
         raise ResultsError(f"{path}: not valid JSON ({error}); delete it and {_AGAIN}") from None
     if not is_whole(document):
@@ -378,7 +380,6 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
     for field, expected in place.items():
         if str(document[field]) != expected:
             raise ResultsError(f"{path}: {field} is {document[field]!r}, but its path says {expected!r}; move it")
-    return document
 
 
 def load_evaluations(
