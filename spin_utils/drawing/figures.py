@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -35,36 +36,37 @@ from spin_utils.drawing.style import (
 from spin_utils.drawing.tables import stand_ins
 from spin_utils.paper import published
 from spin_utils.paper.statistics import Estimate, StatisticsError, paired
-from spin_utils.settings.names import iterates, label
+from spin_utils.settings.names import iterates, label, main_chain
 
-CHAIN = ("sft", "spin-0", "spin-1", "spin-2", "spin-3")
+CHAIN = main_chain(4)
 _CHAIN_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2", "iter. 3")
-_BARS = ("sft", "dpo", "spin-0", "spin-1", "spin-2", "spin-3")
+_BARS = ("sft", "dpo", *CHAIN[1:])
 _CUT = "Axes need not start at 0; panels of levels span the same number of points."
 _EPOCHS = "Dotted: the mean after iteration 1, whose interval is in Table 4. The paper's points are digitised."
 _SIZES = "Sizes are not to scale. The paper's SFT line is another run than the one that SPIN starts from."
 _HOLLOW: dict[str, Any] = {"linestyle": "--", "marker": "o", "markerfacecolor": "white", "markeredgewidth": 0.9}
 
 
-def figure2(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure:
+def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     """Figure 2: average score by iteration.
 
     Args:
         scores: From `draw.scores`, or from `results.load_evaluations` with a column `benchmark` as in `tables.table4`.
         profile: Named in the title of our panel.
-        seed: Seed of the bootstrap.
     """
     tasks = list(stand_ins(scores))
-    estimates = _estimates(scores, CHAIN, tasks, seed)
-    gains = _gains(scores, CHAIN, tasks, seed)
+    found = estimates(scores, CHAIN, tasks)
+    gains = estimates(scores, CHAIN[1:], tasks, over="sft")
+    if "sft" in found:
+        gains["sft"] = Estimate(0, 0, 0, 1, 0, 0, "itself")
     printed = [published.score(model, "average") or 0.0 for model in CHAIN]
     with style():
         figure = new_figure(3.4)
         grid = figure.add_gridspec(2, 2)
         ours, theirs, gain = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :]))
-        _points(ours, range(5), [estimates.get(model) for model in CHAIN], COLOURS["spin-2"])
+        _points(ours, range(5), [found.get(model) for model in CHAIN], COLOURS["spin-2"])
         theirs.plot(range(5), printed, color=INK, **_HOLLOW)
-        _ends(ours, [estimates[model].difference if model in estimates else np.nan for model in CHAIN], 1)
+        _ends(ours, [found[model].difference if model in found else np.nan for model in CHAIN], 1)
         _ends(theirs, printed, 2)
         # Side by side, so that no interval of ours lies under a point of theirs.
         _points(gain, np.arange(5) - 0.05, [gains.get(model) for model in CHAIN], COLOURS["spin-2"])
@@ -83,14 +85,14 @@ def figure2(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure
         gain.set_xticks(range(5), _CHAIN_TICKS)
         for ax in (ours, gain):
             ax.set_ylabel("mean score (points)" if ax is ours else "points")
-        _frame_panels(ours, theirs, bool(estimates), "no evaluations")
+        _frame_panels(ours, theirs, bool(found), "no evaluations")
         after = [label(model) for model in iterates(scores["model"]) if model not in CHAIN]
         further = f" In Table 4 alone: {'; '.join(after)}." if after else ""
-        footnote(figure, _note(scores, estimates, CHAIN, _CUT + further))
+        footnote(figure, _note(scores, found, CHAIN, _CUT + further))
     return figure
 
 
-def figure3(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure:
+def figure3(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     """Figure 3: SFT, DPO and SPIN by benchmark, and on average. Arguments as in `figure2`."""
     measured = stand_ins(scores)
     columns = [
@@ -99,17 +101,17 @@ def figure3(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure
     ]
     columns.append(("average", list(measured)))
     height = 0.8 / len(_BARS)
-    found: set[str] = set()
+    everywhere: set[str] = set()
     with style():
         figure = new_figure(5.4)
         ours, theirs = figure.subplots(1, 2, sharey=True)
         for row, (column, tasks) in enumerate(columns):
-            estimates = _estimates(scores, _BARS, tasks, seed) if tasks else {}
-            found |= set(estimates)
+            found = estimates(scores, _BARS, tasks) if tasks else {}
+            everywhere |= set(found)
             for place, model in enumerate(_BARS):
                 y = row - 0.4 + (place + 0.5) * height
-                if model in estimates:
-                    estimate = estimates[model]
+                if model in found:
+                    estimate = found[model]
                     ours.barh(
                         y,
                         estimate.difference,
@@ -123,7 +125,7 @@ def figure3(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure
                     ours.plot([estimate.low, estimate.high], [y, y], color=INK, lw=0.7)
                 score = published.score(model, column)
                 theirs.barh(y, score or 0, height * 0.8, fc="white", ec=colour(model), hatch=HATCHES.get(model), lw=0.9)
-            if not estimates:
+            if not found:
                 ours.text(
                     2, row, "not run" if tasks or scores.empty else "no stand-in", va="center", color=FAINT, fontsize=6
                 )
@@ -140,11 +142,11 @@ def figure3(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure
             ax.set_xlim(0, 100)
             ax.tick_params(axis="y", length=0)
         _model_legend(figure, _BARS)
-        footnote(figure, _note(scores, found, _BARS, "Gains, judged in pairs on the same items, are in Table 3."))
+        footnote(figure, _note(scores, everywhere, _BARS, "Gains, judged in pairs on the same items, are in Table 3."))
     return figure
 
 
-def figure4(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure:
+def figure4(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     """Figure 4: more epochs of iteration 0 against iteration 1, on two benchmarks and on average.
 
     Arguments as in `figure2`; epoch e of iteration 0 is the model `spin-0-epoch-e`.
@@ -157,12 +159,12 @@ def figure4(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure
         for row, benchmark in enumerate(("arc", "truthfulqa", "average")):
             tasks = [task for task, other in stand_ins(scores).items() if benchmark in (other, "average")]
             ours, theirs = (figure.add_subplot(3, 2, 2 * row + column) for column in (1, 2))
-            estimates = _estimates(scores, [*models, "spin-1"], tasks, seed) if tasks else {}
-            _points(ours, range(6), [estimates.get(model) for model in models], COLOURS["spin-0"])
+            found = estimates(scores, [*models, "spin-1"], tasks) if tasks else {}
+            _points(ours, range(6), [found.get(model) for model in models], COLOURS["spin-0"])
             theirs.plot(range(6), printed.loc[benchmark]["score"], color=INK, **_HOLLOW)
             _reference(theirs, float(printed.loc[benchmark]["reference"].iloc[0]), INK)
-            if "spin-1" in estimates:
-                _reference(ours, estimates["spin-1"].difference, COLOURS["spin-1"])
+            if "spin-1" in found:
+                _reference(ours, found["spin-1"].difference, COLOURS["spin-1"])
             name = published.BENCHMARK_LABELS[benchmark]
             ours.set_title(_fitted(f"{name} (ours)" if benchmark == "average" else f"{name}: {_named(tasks)}"))
             theirs.set_title(f"{name} (paper)")
@@ -170,13 +172,13 @@ def figure4(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure
             for ax in (ours, theirs):
                 ax.set_xticks(range(6))
                 ax.set_xlabel("epoch of iteration 0" if row == 2 else "")
-            _frame_panels(ours, theirs, bool(estimates), "no evaluations" if tasks or scores.empty else "no stand-in")
-            note = _note(scores, estimates, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
+            _frame_panels(ours, theirs, bool(found), "no evaluations" if tasks or scores.empty else "no stand-in")
+            note = _note(scores, found, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
         footnote(figure, note)
     return figure
 
 
-def figure5(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure:
+def figure5(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     """Figure 5: prompts used by one epoch of SPIN against more epochs of SFT. Arguments as in `figure4`.
 
     The x axis has the paper's sizes as categories: 14, 26 and 50 (thousand there; fiftieths of the profile's
@@ -186,14 +188,14 @@ def figure5(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure
     more = ("sft", "sft-more-1", "sft-more-2")
     places = {"SPIN": (0, 1, 2, 3), "SFT": (0, 4, 5)}
     tasks = list(stand_ins(scores))
-    estimates = _estimates(scores, (*spin, *more[1:]), tasks, seed)
+    found = estimates(scores, (*spin, *more[1:]), tasks)
     sizes = published.training_sizes()
     with style():
         figure = new_figure(3.9)
         ours, theirs = figure.subplots(2, 1)
         lines = (("SFT", more, COLOURS["sft-more"], "s"), ("SPIN", spin, COLOURS["spin-2"], "o"))
         for method, models, tint, marker in lines:
-            _points(ours, places[method], [estimates.get(model) for model in models], tint, marker)
+            _points(ours, places[method], [found.get(model) for model in models], tint, marker)
             values = sizes[sizes["method"] == method]["average"].tolist()
             theirs.plot(places[method], values, color=tint, **(_HOLLOW | {"marker": marker}))
             for place, (x, value) in enumerate(zip(places[method], values, strict=True)):
@@ -201,7 +203,7 @@ def figure5(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure
                 _value(theirs, x, value, f"{value:.2f}", above=above)
             offset = (5, 2) if method == "SFT" else (16, 5)
             theirs.annotate(method, (places[method][-1], values[-1]), offset, textcoords="offset points", color=tint)
-            last = estimates.get(models[-1])
+            last = found.get(models[-1])
             if last:
                 end = (places[method][-1], last.difference)
                 ours.annotate(method, end, (5, 2), textcoords="offset points", color=tint)
@@ -213,32 +215,36 @@ def figure5(scores: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure
             ax.set_ylabel("points")
             ax.set_xlim(-0.4, 5.75)
         theirs.set_xlabel("prompts seen by SPIN; further rows seen by SFT")
-        _frame_panels(ours, theirs, bool(estimates), "no evaluations")
-        footnote(figure, _note(scores, estimates, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
+        _frame_panels(ours, theirs, bool(found), "no evaluations")
+        footnote(figure, _note(scores, found, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
     return figure
 
 
-def _estimates(scores: pd.DataFrame, models: Sequence[str], tasks: Sequence[str], seed: int) -> dict[str, Estimate]:
-    """Mean score of each model that was evaluated on these tasks, in points."""
-    estimates = {}
+def estimates(
+    table: pd.DataFrame,
+    models: Sequence[str],
+    tasks: Sequence[str] | None = None,
+    *,
+    over: str = "",
+    column: str = "score",
+    factor: float = 100,
+) -> dict[str, Estimate]:
+    """The mean of each model that was measured on these tasks, or its paired difference to another model.
+
+    Args:
+        table: As `statistics.paired` takes it.
+        models: Their names; those without a measurement are left out, and a footnote names them.
+        tasks: None: all of them.
+        over: The other model; empty: none.
+        column: What is measured.
+        factor: To the unit of the figure; points for scores.
+    """
+    found = {}
     for model in models:
-        try:
-            estimates[model] = paired(scores, {model: 1}, tasks=tasks).times(100)
-        except StatisticsError:
-            continue  # named in the footnote
-    return estimates
-
-
-def _gains(scores: pd.DataFrame, models: Sequence[str], tasks: Sequence[str], seed: int) -> dict[str, Estimate]:
-    """Paired difference of each model to the first, in points."""
-    first = models[0]
-    gains = {first: Estimate(0, 0, 0, 1, 0, 0, "itself")} if first in set(scores["model"]) else {}
-    for model in models[1:]:
-        try:
-            gains[model] = paired(scores, {model: 1, first: -1}, tasks=tasks).times(100)
-        except StatisticsError:
-            continue  # named in the footnote
-    return gains
+        with suppress(StatisticsError):
+            contrast = {model: 1.0} | ({over: -1.0} if over else {})
+            found[model] = paired(table, contrast, tasks=tasks, column=column).times(factor)
+    return found
 
 
 def _points(

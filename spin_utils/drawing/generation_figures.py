@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from spin_utils.drawing import footnotes
+from spin_utils.drawing.figures import estimates
 from spin_utils.drawing.style import (
     COLOURS,
     FAINT,
@@ -31,7 +32,7 @@ from spin_utils.drawing.style import (
 from spin_utils.drawing.tables import stand_ins
 from spin_utils.paper import published
 from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
-from spin_utils.paper.statistics import Estimate, StatisticsError, paired
+from spin_utils.paper.statistics import Estimate, StatisticsError
 from spin_utils.settings.machine import CATEGORIES
 from spin_utils.settings.names import label
 
@@ -125,13 +126,12 @@ def figure6(
     return figure
 
 
-def figure6_mt_bench(grades: pd.DataFrame, *, profile: str = "", seed: int = 0) -> Figure:
+def figure6_mt_bench(grades: pd.DataFrame, *, profile: str = "") -> Figure:
     """Figure 6: mean grade of each category, SFT and iterations 0 to 2.
 
     Args:
         grades: From `results.load_mt_bench`, not empty.
         profile: Named in the title.
-        seed: Seed of the bootstrap.
     """
     grades = grades[grades["model"].isin(MODELS)]
     if grades.empty:
@@ -139,7 +139,7 @@ def figure6_mt_bench(grades: pd.DataFrame, *, profile: str = "", seed: int = 0) 
             figure = new_figure(1.9)
             say_why_empty(figure.subplots(), "no grades of SFT and iterations 0 to 2")
         return figure
-    found = {(model, category): _grade(grades, model, category, seed) for model in MODELS for category in CATEGORIES}
+    found = {(model, category): _grade(grades, model, category) for model in MODELS for category in CATEGORIES}
     with style():
         figure = new_figure(6.6)
         grid = figure.add_gridspec(2, 1)
@@ -147,12 +147,12 @@ def figure6_mt_bench(grades: pd.DataFrame, *, profile: str = "", seed: int = 0) 
         radar, angles = radar_axes(figure, grid[0], names, (2, 4, 6, 8, 10))
         rows = figure.add_subplot(grid[1])
         for place, model in enumerate(MODELS):
-            estimates = [found[model, category] for category in CATEGORIES]
-            means = [np.nan if e is None else e.difference for e in estimates]
+            row_of = [found[model, category] for category in CATEGORIES]
+            means = [np.nan if e is None else e.difference for e in row_of]
             tint, line = colour(model), MARKERS[model] + (":" if model == "sft" else "-")
-            if any(estimates):
+            if any(row_of):
                 radar.plot(angles, [*means, means[0]], line, color=tint, ms=3, label=label(model))
-            for row, e in enumerate(estimates):
+            for row, e in enumerate(row_of):
                 if e is not None:
                     y = row + 0.17 * (place - 1.5)
                     rows.plot([e.low, e.high], [y, y], color=tint, lw=0.9)
@@ -169,21 +169,20 @@ def figure6_mt_bench(grades: pd.DataFrame, *, profile: str = "", seed: int = 0) 
     return figure
 
 
-def convergence(measured: pd.DataFrame, bounds: pd.DataFrame, *, seed: int = 0) -> Figure:
+def convergence(measured: pd.DataFrame, bounds: pd.DataFrame) -> Figure:
     """How far each opponent is from the data: JSD, identical responses, length and similarity.
 
     Args:
         measured: From `generations.measures`.
         bounds: From `generations.jsd_bounds`.
-        seed: Seed of the bootstrap.
     """
     with style():
         figure = new_figure(4.3)
         (jsd, same), (length, near) = figure.subplots(2, 2)
-        _panel(jsd, bounds, "jsd_bound", seed, "no held-out pairs")
-        _panel(same, measured, "identical", seed, "no generations", factor=100)
-        _panel(length, measured, "generated_tokens", seed, "no generations")
-        _panel(near, measured, "similarity", seed, "no generations")
+        _panel(jsd, bounds, "jsd_bound", "no held-out pairs")
+        _panel(same, measured, "identical", "no generations", factor=100)
+        _panel(length, measured, "generated_tokens", "no generations")
+        _panel(near, measured, "similarity", "no generations")
         jsd.set_title("JSD, lower bound (nats)")
         same.set_title("identical to real (%)")
         length.set_title("mean length (tokens)")
@@ -198,41 +197,19 @@ def convergence(measured: pd.DataFrame, bounds: pd.DataFrame, *, seed: int = 0) 
     return figure
 
 
-def _panel(axes: Axes, table: pd.DataFrame, column: str, seed: int, reason: str, *, factor: float = 1) -> None:
+def _panel(axes: Axes, table: pd.DataFrame, column: str, reason: str, *, factor: float = 1) -> None:
     """One measure by opponent, with intervals; without any data the reason."""
-    found = _estimates(table, column, seed)
+    found = estimates(table, MODELS, column=column, factor=factor)
     if not found:
         say_why_empty(axes, reason)
         return
-    for places in _runs([place for place, model in enumerate(MODELS) if model in found]):
-        estimates = [found[MODELS[place]].times(factor) for place in places]
-        values = [estimate.difference for estimate in estimates]
-        errors = [[e.difference - e.low for e in estimates], [e.high - e.difference for e in estimates]]
-        axes.errorbar(places, values, errors, color=COLOURS["spin-2"], marker="o", elinewidth=0.9)
+    nothing = (np.nan,) * 3  # breaks the line
+    rows = [(e.difference, e.low, e.high) if (e := found.get(model)) else nothing for model in MODELS]
+    values, low, high = map(np.array, zip(*rows, strict=True))
+    axes.errorbar(range(4), values, [values - low, high - values], color=COLOURS["spin-2"], marker="o", elinewidth=0.9)
     axes.set_xlim(-0.35, 3.45)
     axes.set_xticks(range(4), _TICKS, fontsize=6)
     axes.margins(y=0.15)
-
-
-def _estimates(table: pd.DataFrame, column: str, seed: int) -> dict[str, Estimate]:
-    found = {}
-    for model in MODELS:
-        try:
-            found[model] = paired(table, {model: 1}, column=column)
-        except StatisticsError:
-            continue  # named in the footnote
-    return found
-
-
-def _runs(places: list[int]) -> list[list[int]]:
-    """Neighbouring places together: a line breaks where a model is missing."""
-    runs: list[list[int]] = []
-    for place in places:
-        if runs and place == runs[-1][-1] + 1:
-            runs[-1].append(place)
-        else:
-            runs.append([place])
-    return runs
 
 
 def _convergence_note(measured: pd.DataFrame, bounds: pd.DataFrame) -> str:
@@ -279,7 +256,7 @@ def _radar_seeds(scores: pd.DataFrame, transfer: pd.DataFrame) -> str:
     return " ".join(filter(None, dict.fromkeys(sentences)))
 
 
-def _grade(grades: pd.DataFrame, model: str, category: str, seed: int) -> Estimate | None:
+def _grade(grades: pd.DataFrame, model: str, category: str) -> Estimate | None:
     try:
         return mean_grade(grades, {model: 1.0}, category=category)
     except StatisticsError:

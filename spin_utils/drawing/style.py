@@ -26,18 +26,17 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from spin_utils.files.disk import replacing
+from spin_utils.settings.names import ModelName, main_chain
 
 COLUMN_INCHES = 3.3
 """Width of a column of a two-column paper."""
 
+ITERATES = ("#6bb7e8", "#2f8ac9", "#135c9a", "#08264a")
 COLOURS = {
     "base": "#d9d9d9",
     "sft": "#b3b3b3",
     "sft-more": "#5c5c5c",
-    "spin-0": "#6bb7e8",
-    "spin-1": "#2f8ac9",
-    "spin-2": "#135c9a",
-    "spin-3": "#08264a",
+    **dict(zip(main_chain(4)[1:], ITERATES, strict=True)),
     "dpo": "#e69f00",
     "spin-3-dpo": "#c24a00",
 }
@@ -48,7 +47,7 @@ HATCHES = {"sft": "....", "dpo": "////"}
 
 INK = "#1a1a1a"
 FAINT = "#9a9a9a"
-REAL, GENERATED = "#135c9a", "#c24a00"
+REAL, GENERATED = ITERATES[2], COLOURS["spin-3-dpo"]
 """Colours of real and generated responses."""
 
 FONT, FIXED_WIDTH = "DejaVu Sans", "DejaVu Sans Mono"
@@ -121,9 +120,10 @@ def _picture(figure: Figure) -> tuple[str, dict[str, int]]:
 
 def colour(model: str) -> str:
     """Colour of a model; variants of a model (epochs, subsets) have its colour, iterations after 3 that of 3."""
-    if model.startswith("sft-more"):
-        return COLOURS["sft-more"]
-    return COLOURS.get(model) or COLOURS.get("-".join(model.split("-")[:2]), COLOURS["spin-3"])
+    name = ModelName.parse(model)
+    if name.iteration is None or name.dpo:
+        return COLOURS["sft-more" if name.sft_epochs else model]
+    return ITERATES[min(name.iteration, 3)]
 
 
 FORMATS = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}

@@ -207,7 +207,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
     return finish(2, "Time of generation and training", header, lines, cells, notes)
 
 
-def table3(scores: pd.DataFrame, *, seed: int = 0, preferences: str = "samples") -> Table:
+def table3(scores: pd.DataFrame, *, preferences: str = "samples") -> Table:
     """Table 3: SPIN against DPO, and DPO after SPIN. Arguments as in `table4`; `preferences` is the source of DPO's."""
     rows = {"dpo": "sft", "sft": "", **_ITERATIONS, "spin-3-dpo": "spin-3"}
     averages = published.leaderboard()[["average_printed", "average_recomputed"]]
@@ -222,42 +222,40 @@ def table3(scores: pd.DataFrame, *, seed: int = 0, preferences: str = "samples")
         f"but its six cells average {last['average_recomputed']:.2f} ({gain['average_recomputed']:+.2f}): one of these "
         "numbers is wrong."
     )
-    return _leaderboard(3, "SPIN, DPO, and DPO after SPIN", rows, scores, seed, note)
+    return _leaderboard(3, "SPIN, DPO, and DPO after SPIN", rows, scores, note)
 
 
-def table4(scores: pd.DataFrame, *, seed: int = 0) -> Table:
+def table4(scores: pd.DataFrame) -> Table:
     """Table 4: the SFT model and SPIN by iteration on the six benchmarks.
 
     Args:
         scores: From `draw.scores`, or from `results.load_evaluations` with a column `benchmark`: the one whose column
             a task fills, "" for none; a task that has its benchmark's own name is the benchmark itself.
-        seed: Seed of the bootstrap.
     """
-    return _leaderboard(4, "SPIN by iteration", {"sft": "", **_all_iterations(scores)}, scores, seed)
+    return _leaderboard(4, "SPIN by iteration", {"sft": "", **_all_iterations(scores)}, scores)
 
 
-def table5(scores: pd.DataFrame, *, seed: int = 0) -> Table:
+def table5(scores: pd.DataFrame) -> Table:
     """Table 5: one more epoch of SFT instead of SPIN. Arguments as in `table4`."""
-    return _leaderboard(5, "One more epoch of SFT", {"sft": "", "sft-more-1": "sft"}, scores, seed)
+    return _leaderboard(5, "One more epoch of SFT", {"sft": "", "sft-more-1": "sft"}, scores)
 
 
-def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None, *, seed: int = 0) -> Table:
+def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None) -> Table:
     """Table 6: benchmarks beside the leaderboard; here tasks that nothing was trained on, and MT-Bench if it was run.
 
     Args:
         scores: The same of tasks that nothing was trained on, from `draw.scores(profile, "transfer")`.
         grades: From `results.load_mt_bench`.
-        seed: Seed of the bootstrap.
     """
     columns = _columns(scores, published.OTHERS)
     baselines = {"sft": "", **dict.fromkeys(_all_iterations(scores), "sft")}
     cells: list[dict[str, Any]] = []
     lines = []
     judged = grades is not None and not grades.empty
-    for model, levels, gains in _levels_and_gains(scores, baselines, columns, seed):
+    for model, levels, gains in _levels_and_gains(scores, baselines, columns):
         if grades is not None and judged:  # MT-Bench is the first column
-            levels[0] = _graded(levels[0], {model: 1.0}, grades, seed)
-            gains = gains and [_graded(gains[0], {model: 1.0, baselines[model]: -1.0}, grades, seed), *gains[1:]]
+            levels[0] = _graded(levels[0], {model: 1.0}, grades)
+            gains = gains and [_graded(gains[0], {model: 1.0, baselines[model]: -1.0}, grades), *gains[1:]]
         cells += [*levels, *gains]
         lines.append((label(model), "ours", *map(_shown, levels)))
         lines.append(("", "paper", *(_printed(cell) for cell in levels)))
@@ -276,22 +274,21 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None, *, seed: in
     return finish(6, "SPIN by iteration on other benchmarks", header, lines, cells, notes)
 
 
-def table7(generations: pd.DataFrame, measured: pd.DataFrame, *, seed: int = 0) -> Table:
+def table7(generations: pd.DataFrame, measured: pd.DataFrame) -> Table:
     """Table 7: generations by iteration for one prompt.
 
     Args:
         generations: From `results.load_generations`.
         measured: From `generations.measures`, of the same generations.
-        seed: Seed of the bootstrap.
     """
-    return _generations_table(7, "Generations by iteration for one prompt", example(generations), measured, seed)
+    return _generations_table(7, "Generations by iteration for one prompt", example(generations), measured)
 
 
-def table8(generations: pd.DataFrame, measured: pd.DataFrame, *, seed: int = 0) -> Table:
+def table8(generations: pd.DataFrame, measured: pd.DataFrame) -> Table:
     """Table 8: the same for a prompt of another family. Arguments as in `table7`."""
     first = example(generations)
     shown = first and example(generations, other_than=[first.family])
-    return _generations_table(8, "Generations by iteration for another prompt", shown, measured, seed)
+    return _generations_table(8, "Generations by iteration for another prompt", shown, measured)
 
 
 def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Table | None:
@@ -455,14 +452,13 @@ def _leaderboard(
     title: str,
     baselines: Mapping[str, str],
     scores: pd.DataFrame,
-    seed: int,
     note: str = "",
 ) -> Table:
     """Models by benchmarks, two lines a model: ours with intervals, the paper's as printed."""
     columns = _columns(scores, published.LEADERBOARD) | {"average": list(stand_ins(scores))}
     cells: list[dict[str, Any]] = []
     lines = []
-    for model, levels, gains in _levels_and_gains(scores, baselines, columns, seed):
+    for model, levels, gains in _levels_and_gains(scores, baselines, columns):
         cells += [*levels, *gains]
         ours, theirs = ["", "", ""], ["", "", ""]
         if gains:
@@ -491,18 +487,16 @@ def _all_iterations(scores: pd.DataFrame) -> dict[str, str]:
 
 
 def _levels_and_gains(
-    scores: pd.DataFrame, baselines: Mapping[str, str], columns: Mapping[str, Sequence[str]], seed: int
+    scores: pd.DataFrame, baselines: Mapping[str, str], columns: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]:
     """Each model, its cell in every column, and its gain over its baseline in every column, if it has one."""
     for model, baseline in baselines.items():
-        levels = [_cell(scores, model, "", column, tasks, seed) for column, tasks in columns.items()]
-        gains = [_cell(scores, model, baseline, column, tasks, seed) for column, tasks in columns.items() if baseline]
+        levels = [_cell(scores, model, "", column, tasks) for column, tasks in columns.items()]
+        gains = [_cell(scores, model, baseline, column, tasks) for column, tasks in columns.items() if baseline]
         yield model, levels, gains
 
 
-def _cell(
-    scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: Sequence[str], seed: int
-) -> dict[str, Any]:
+def _cell(scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: Sequence[str]) -> dict[str, Any]:
     """One score, or with a baseline one gain: the paper's, and ours with its interval or the reason for none."""
     paper = _paper_score(model, column)
     cell: dict[str, Any] = {"row": label(model), "column": column, "quantity": "score", "paper": paper}
@@ -528,7 +522,7 @@ def _cell(
     return cell
 
 
-def _graded(cell: Mapping[str, Any], contrast: Mapping[str, float], grades: pd.DataFrame, seed: int) -> dict[str, Any]:
+def _graded(cell: Mapping[str, Any], contrast: Mapping[str, float], grades: pd.DataFrame) -> dict[str, Any]:
     """A cell of MT-Bench from the judge's grades, 1 to 10, or the reason for none."""
     cell = {name: value for name, value in cell.items() if name != "reason"}
     try:
@@ -643,7 +637,7 @@ def _times_note(cells: Sequence[Mapping[str, Any]], machine: str, alone: bool) -
     )
 
 
-def _generations_table(number: int, title: str, shown: Example | None, measured: pd.DataFrame, seed: int) -> Table:
+def _generations_table(number: int, title: str, shown: Example | None, measured: pd.DataFrame) -> Table:
     cells: list[dict[str, Any]] = []
     lines: list[tuple[str, ...]] = []
     for name, text, counts in _example_lines(shown):
@@ -652,14 +646,14 @@ def _generations_table(number: int, title: str, shown: Example | None, measured:
             cells[-1]["reason"] = "no generations at all" if shown is None else _missing(name)
         lines.append((name, "example", DASH if text is None else text, *counts))
     for model, minus, contrast in _contrasts():
-        means = [_measured_cell(measured, contrast, column, seed) for column in _MEASURES]
+        means = [_measured_cell(measured, contrast, column) for column in _MEASURES]
         quantity = "difference to iteration 0" if minus else "mean of all prompts"
         cells += [{"row": label(model), "quantity": quantity, **cell} for cell in means]
         digits = [digits for _, _, digits in _MEASURES.values()]
         values = [with_range(cell, sign=minus, digits=n) for cell, n in zip(means, digits, strict=True)]
         lines.append(("" if minus else label(model), quantity, "", *values))
     first = str(measured["model"].iloc[0]) if len(measured) else "sft"
-    real = _measured_cell(measured, {first: 1.0}, "real_tokens", seed)
+    real = _measured_cell(measured, {first: 1.0}, "real_tokens")
     cells.append({"row": "Ground truth", "quantity": "mean of all prompts", **real})
     lines.append(("Ground truth", "mean of all prompts", "", with_range(real), "", ""))
     notes = [_means_note(measured), *_MEASURES_NOTES]
@@ -712,7 +706,7 @@ def _contrasts() -> list[tuple[str, bool, Mapping[str, float]]]:
     return contrasts
 
 
-def _measured_cell(measured: pd.DataFrame, contrast: Mapping[str, float], column: str, seed: int) -> dict[str, Any]:
+def _measured_cell(measured: pd.DataFrame, contrast: Mapping[str, float], column: str) -> dict[str, Any]:
     """A mean or a difference with its interval, or the reason for none."""
     name, factor, _ = _MEASURES.get(column, ("tokens", 1, 1))
     if measured.empty:

@@ -12,14 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from spin_utils.drawing.style import FAINT, INK, footnote, new_figure, style
+from spin_utils.drawing.style import COLOURS, FAINT, GENERATED, INK, ITERATES, REAL, footnote, new_figure, style
 from spin_utils.training import theory
 from spin_utils.training.loss import link
 
-_DATA = "#c24a00"
-_OPPONENT = "#b3b3b3"
-_POLICY = "#135c9a"
-_SHADES = ("#6bb7e8", "#2f8ac9", "#135c9a", "#08264a", "#c24a00", "#5c5c5c")
+_SHADES = (*ITERATES, COLOURS["spin-3-dpo"], COLOURS["sft-more"])
 _DASHES = ("-", "--", "-.", ":")
 
 
@@ -66,7 +63,7 @@ def fixed_point(data: Tensor, opponent: Tensor, betas: Sequence[float]) -> Figur
         left.set_ylim(math.log(2) - 0.05, math.log(2) + 0.8)
         figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.2)
         gains = [float(theory.population_loss(data, opponent, data, beta=beta)) for beta in lambdas]
-        right.plot(lambdas, gains, color=_POLICY)
+        right.plot(lambdas, gains, color=REAL)
         right.axhline(math.log(2), color=FAINT, ls=":", lw=1)
         right.text(0.3, math.log(2), "staying: log 2", va="bottom", fontsize=6)
         right.set_title("opponent ≠ data")
@@ -200,7 +197,7 @@ def _update(axes: Axes, opponent: Tensor, data: Tensor, beta: float) -> None:
 def _bars(axes: Axes, before: Tensor, now: Tensor, data: Tensor, names: tuple[str, str]) -> None:
     """Three log-distributions side by side, answer by answer."""
     answers = np.arange(len(data))
-    axes.bar(answers - 0.27, before.exp().numpy(), 0.27, color=_OPPONENT, label=names[0])
-    axes.bar(answers, now.exp().numpy(), 0.27, color=_POLICY, label=names[1])
-    axes.bar(answers + 0.27, data.exp().numpy(), 0.27, fc="white", ec=_DATA, lw=0.9, label="data")
+    axes.bar(answers - 0.27, before.exp().numpy(), 0.27, color=COLOURS["sft"], label=names[0])
+    axes.bar(answers, now.exp().numpy(), 0.27, color=REAL, label=names[1])
+    axes.bar(answers + 0.27, data.exp().numpy(), 0.27, fc="white", ec=GENERATED, lw=0.9, label="data")
     axes.set_xticks(answers, [f"$y_{i + 1}$" for i in answers], parse_math=True)

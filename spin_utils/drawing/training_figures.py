@@ -20,11 +20,11 @@ from spin_utils.drawing.style import (
     say_why_empty,
     style,
 )
-from spin_utils.settings.names import iterates, label
+from spin_utils.settings.names import iterates, label, main_chain
 from spin_utils.settings.run import Loss
 from spin_utils.training.loss import link
 
-ITERATIONS = ("spin-0", "spin-1", "spin-2", "spin-3")
+ITERATIONS = main_chain(4)[1:]
 """Those of the paper."""
 
 
