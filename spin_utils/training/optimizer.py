@@ -57,16 +57,18 @@ class MasterOptimizer:
             else:
                 own.data = master
             self.masters.append(master)
-        self.gradients = [torch.zeros_like(master) for master in self.masters]
+        self.gradients = [torch.empty_like(master) for master in self.masters]
+        self.summed = [False] * len(self.masters)  # whether a gradient has its sum, or what a step has left there
         moments = ("square_avg",) if settings.optimizer == "rmsprop" else ("exp_avg", "exp_avg_sq")
         self.moments = {moment: [torch.zeros_like(master) for master in self.masters] for moment in moments}
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(self._collector(gradient))
-            for parameter, gradient in zip(self.parameters, self.gradients, strict=True)
+            parameter.register_post_accumulate_grad_hook(self._collector(index))
+            for index, parameter in enumerate(self.parameters)
         ]
 
     def add_up(self) -> None:
         """Sum the gradients over processes; with sharding each already has the sum for its shard."""
+        self._fill()
         if not self.sharded:
             processes.add_up(*self.gradients)
 
@@ -88,11 +90,11 @@ class MasterOptimizer:
             norm: the gradient norm, if known; only needed for clipping.
         """
         self.steps += 1
+        self._fill()
         scale = None
         if self.settings.max_grad_norm:
             norm = self.grad_norm() if norm is None else norm
             scale = (self.settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_
-        update = self._rmsprop if self.settings.optimizer == "rmsprop" else self._adamw
         rounded = self.own[0].dtype != torch.float32
         for parts in self._parts():
 
@@ -104,14 +106,14 @@ class MasterOptimizer:
                 torch._foreach_mul_(gradients, scale)
             if self.settings.weight_decay:
                 torch._foreach_mul_(masters, 1 - learning_rate * self.settings.weight_decay)
-            update(masters, gradients, [together(moment) for moment in self.moments.values()], learning_rate)
-            torch._foreach_zero_(gradients)
+            self._update(masters, gradients, [together(moment) for moment in self.moments.values()], learning_rate)
             if rounded:
                 torch._foreach_copy_(together(self.own), masters)
+        self.summed = [False] * len(self.masters)
 
     def clear(self) -> None:
         """Discard the summed gradients."""
-        torch._foreach_zero_(self.gradients)
+        self.summed = [False] * len(self.masters)
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -168,13 +170,27 @@ class MasterOptimizer:
             for name, tensor, parameter in zip(self.names, tensors, self.parameters, strict=True):
                 yield f"{kind}.{name}", tensor, parameter
 
-    def _collector(self, total: Tensor) -> Callable[[Tensor], None]:
+    def _collector(self, index: int) -> Callable[[Tensor], None]:
+        total = self.gradients[index]
+
         def collect(parameter: Tensor) -> None:
             if parameter.grad is not None:
-                total.add_(sharding.gradient(parameter))
+                gradient = sharding.gradient(parameter)
+                if self.summed[index]:
+                    total.add_(gradient)
+                else:  # adding to zeros would read and write the whole sum once more
+                    total.copy_(gradient)
+                    self.summed[index] = True
                 parameter.grad = None
 
         return collect
+
+    def _fill(self) -> None:
+        """Zeros where a weight got no gradient."""
+        for index, gradient in enumerate(self.gradients):
+            if not self.summed[index]:
+                gradient.zero_()
+                self.summed[index] = True
 
     def _parts(self) -> Iterator[_Parts]:
         """All weights, as tensor index and slice, in lots that are updated together."""
@@ -192,27 +208,32 @@ class MasterOptimizer:
         if lot:
             yield lot
 
-    def _rmsprop(
+    def _update(
         self, masters: list[Tensor], gradients: list[Tensor], moments: list[list[Tensor]], learning_rate: float
     ) -> None:
-        (square_avgs,) = moments
-        torch._foreach_mul_(square_avgs, ALPHA)
-        torch._foreach_addcmul_(square_avgs, gradients, gradients, value=1 - ALPHA)
-        denominators = torch._foreach_sqrt(square_avgs)
-        torch._foreach_add_(denominators, EPSILON)
-        torch._foreach_addcdiv_(masters, gradients, denominators, value=-learning_rate)
+        """One pass over weights, gradients and moments, by PyTorch's fused Adam.
 
-    def _adamw(
-        self, masters: list[Tensor], gradients: list[Tensor], moments: list[list[Tensor]], learning_rate: float
-    ) -> None:
-        exp_avgs, exp_avg_sqs = moments
-        torch._foreach_lerp_(exp_avgs, gradients, 1 - BETA_1)
-        torch._foreach_mul_(exp_avg_sqs, BETA_2)
-        torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, value=1 - BETA_2)
-        denominators = torch._foreach_sqrt(exp_avg_sqs)
-        torch._foreach_div_(denominators, math.sqrt(1 - BETA_2**self.steps))
-        torch._foreach_add_(denominators, EPSILON)
-        torch._foreach_addcdiv_(masters, exp_avgs, denominators, value=-learning_rate / (1 - BETA_1**self.steps))
+        RMSprop is Adam with beta_1 = 0, so that the first moment is the gradient itself, and without bias correction,
+        that is, after infinitely many steps.
+        """
+        adam = self.settings.optimizer == "adamw"
+        first, second = moments if adam else (gradients, moments[0])
+        step = torch.full((), self.steps if adam else 1e9, device=masters[0].device)
+        torch._fused_adam_(
+            masters,
+            gradients,
+            first,
+            second,
+            [],
+            [step] * len(masters),
+            lr=learning_rate,
+            beta1=BETA_1 if adam else 0.0,
+            beta2=BETA_2 if adam else ALPHA,
+            weight_decay=0.0,
+            eps=EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
 
 
 def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float:
