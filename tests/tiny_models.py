@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -14,6 +16,8 @@ from transformers import (
 )
 
 FAMILIES = ("llama", "mistral", "qwen2")
+FAST = (*FAMILIES, "qwen3", "smollm3")
+"""All families with a fast path; the last two differ in their layers only."""
 VOCABULARY = 61
 
 # Threads cost more than they bring at this size.
@@ -26,7 +30,8 @@ def tiny_model(
     """A model of two layers with grouped query heads and weights large enough that attention matters.
 
     Args:
-        family: llama (tied embeddings), mistral, or qwen2 (biases on queries, keys and values).
+        family: llama (tied embeddings), mistral, qwen2 (biases on queries, keys and values), qwen3 (norms of query and
+            key heads) or smollm3 (layers without rotation).
         seed: of the random weights.
         dtype: of the weights.
         vocabulary: number of tokens.
@@ -57,6 +62,7 @@ def tiny_model(
             for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
                 torch.nn.init.normal_(projection.bias, std=0.3)
     else:
-        raise ValueError(f"{family!r}: use one of {', '.join(FAMILIES)}")
+        odd = {"qwen3": {"head_dim": 16}, "smollm3": {"no_rope_layers": [1, 0]}}[family]
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(shape | odd | options)))
     torch.random.set_rng_state(random_state)
     return model.to(dtype)

@@ -17,11 +17,18 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+    SmolLM3ForCausalLM,
+)
 
 from spin_utils.model.gpu_attention import fused_kernels
 
-SUPPORTED = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
+SUPPORTED = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM)
 EXTENT_STEP = 32
 """The cache grows and shrinks by this many positions, so that it is copied rarely."""
 SHRINK = 4
@@ -194,6 +201,11 @@ class Decoder:
         """Rotated queries and keys (tokens, heads + kv_heads, D), and values (tokens, kv_heads, D)."""
         projected = layer.qkv(_norm(layer.attention_norm, hidden)).view(len(hidden), -1, self.head_size)
         turned = projected[:, : self.heads + self.kv_heads]
+        if layer.query_norm is not None:
+            query, key = turned.split((self.heads, self.kv_heads), 1)
+            turned = torch.cat((_norm(layer.query_norm, query), _norm(layer.key_norm, key)), 1)
+        if not layer.rotates:
+            return turned, projected[:, self.heads + self.kv_heads :]
         halves = turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
         return (turned * cos).addcmul_(halves, sin), projected[:, self.heads + self.kv_heads :]
 
@@ -311,6 +323,11 @@ def _can_pack(weight: Tensor) -> bool:
 class _Layer(NamedTuple):
     attention_norm: Any
     qkv: _Projection
+    query_norm: Any
+    """Norm of each query head before it is rotated (Qwen3), or None; likewise of keys."""
+    key_norm: Any
+    rotates: bool
+    """Whether queries and keys are rotated; every fourth layer of SmolLM3 leaves them as they are."""
     output: _Projection
     mlp_norm: Any
     gate_up: _Projection
@@ -323,6 +340,9 @@ class _Layer(NamedTuple):
         return cls(
             attention_norm=layer.input_layernorm,
             qkv=_Projection.of([attention.q_proj, attention.k_proj, attention.v_proj], rows, fuse),
+            query_norm=getattr(attention, "q_norm", None),
+            key_norm=getattr(attention, "k_norm", None),
+            rotates=bool(getattr(attention, "use_rope", True)),
             output=_Projection.of([attention.o_proj], rows, fuse),
             mlp_norm=layer.post_attention_layernorm,
             gate_up=_Projection.of([mlp.gate_proj, mlp.up_proj], rows, fuse),

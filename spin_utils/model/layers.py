@@ -28,18 +28,21 @@ from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers.models.smollm3.modeling_smollm3 import SmolLM3DecoderLayer
 
 from spin_utils.model.attention import attention_backward, attention_forward
 from spin_utils.model.packing import Layout
 
-LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer)
+LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer, SmolLM3DecoderLayer)
 
 
 class _Shape(NamedTuple):
     heads: int
     size: int
     scale: float
-    epsilons: tuple[float, float]
+    epsilons: tuple[float, float, float]
+    """Of the norm before attention, the one after it, and those of query and key heads (Qwen3)."""
 
 
 @contextmanager
@@ -101,11 +104,16 @@ def _compute(
         attention.config.num_attention_heads,
         attention.head_dim,
         attention.scaling,
-        (layer.input_layernorm.variance_epsilon, layer.post_attention_layernorm.variance_epsilon),
+        (
+            layer.input_layernorm.variance_epsilon,
+            layer.post_attention_layernorm.variance_epsilon,
+            attention.q_norm.variance_epsilon if hasattr(attention, "q_norm") else 0.0,
+        ),
     )
+    rotates = getattr(attention, "use_rope", True)  # every fourth layer of SmolLM3 does not
     output_TE = _DecoderLayer.apply(
         hidden_states[0],
-        _rotary(*position_embeddings, packed_layout, shape.heads),
+        _rotary(*position_embeddings, packed_layout, shape.heads) if rotates else None,
         packed_layout,
         shape,
         layer.input_layernorm.weight,
@@ -115,6 +123,8 @@ def _compute(
         attention.q_proj.bias,
         attention.k_proj.bias,
         attention.v_proj.bias,
+        attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+        attention.k_norm.weight if hasattr(attention, "k_norm") else None,
         attention.o_proj.weight,
         layer.post_attention_layernorm.weight,
         mlp.gate_proj.weight,
@@ -131,7 +141,7 @@ class _DecoderLayer(torch.autograd.Function):
     def forward(
         ctx: Any,
         x_TE: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor] | None,
         layout: Layout,
         shape: _Shape,
         norm_1: Tensor,
@@ -141,6 +151,8 @@ class _DecoderLayer(torch.autograd.Function):
         query_bias: Tensor | None,
         key_bias: Tensor | None,
         value_bias: Tensor | None,
+        query_norm: Tensor | None,
+        key_norm: Tensor | None,
         output: Tensor,
         norm_2: Tensor,
         gate: Tensor,
@@ -148,8 +160,10 @@ class _DecoderLayer(torch.autograd.Function):
         down: Tensor,
     ) -> Tensor:
         normed_TE, root_1 = _norm(x_TE, norm_1, shape.epsilons[0])
-        query_THD = _rotate(F.linear(normed_TE, query, query_bias), rotary, shape)
-        key_TKD = _rotate(F.linear(normed_TE, key, key_bias), rotary, shape)
+        # Normed heads are a copy, which the backward pass makes again; others are rotated in place and kept.
+        query_TN, key_TN = F.linear(normed_TE, query, query_bias), F.linear(normed_TE, key, key_bias)
+        query_THD = _turned(query_TN, query_norm, rotary, shape)
+        key_TKD = _turned(key_TN, key_norm, rotary, shape)
         value_TKD = F.linear(normed_TE, value, value_bias).unflatten(1, (-1, shape.size))
         attended_TE = attention_forward(query_THD, key_TKD, value_TKD, layout, shape.scale).flatten(1)
         middle_TE = torch.addmm(x_TE, attended_TE, output.T)
@@ -158,8 +172,8 @@ class _DecoderLayer(torch.autograd.Function):
         result_TE = torch.addmm(middle_TE, F.silu(gate_TF).mul_(up_TF), down.T)
         ctx.layout, ctx.shape, ctx.rotary, ctx.biased = layout, shape, rotary, query_bias is not None
         ctx.save_for_backward(
-            x_TE, root_1, query_THD, key_TKD, value_TKD, attended_TE, middle_TE, root_2, gate_TF, up_TF,
-            norm_1, query, key, value, output, norm_2, gate, up, down,
+            x_TE, root_1, query_TN, key_TN, value_TKD, attended_TE, middle_TE, root_2, gate_TF, up_TF,
+            norm_1, query, key, value, output, norm_2, gate, up, down, query_norm, key_norm,
         )  # fmt: skip
         return result_TE
 
@@ -167,8 +181,8 @@ class _DecoderLayer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # read once: gradient checkpointing computes them for one reading
-        x_TE, root_1, *heads, attended_TE, middle_TE, root_2, gate_TF, up_TF = saved[:10]
-        norm_1, query, key, value, output, norm_2, gate, up, down = saved[10:]
+        x_TE, root_1, query_TN, key_TN, value_TKD, attended_TE, middle_TE, root_2, gate_TF, up_TF = saved[:10]
+        norm_1, query, key, value, output, norm_2, gate, up, down, *head_norms = saved[10:]
         shape = ctx.shape
         inner = len(gate)
 
@@ -188,11 +202,21 @@ class _DecoderLayer(torch.autograd.Function):
         # m = x + attention output^T
         output_grad = middle_grad_TE.T @ attended_TE
         attended_grad = (middle_grad_TE @ output).view(len(grad_TE), shape.heads, shape.size)
-        query_THD, key_TKD, value_TKD = heads
+        query_THD, key_TKD = (
+            x_TN.unflatten(1, (-1, shape.size)) if norm is None else _turned(x_TN, norm, ctx.rotary, shape)
+            for x_TN, norm in zip((query_TN, key_TN), head_norms, strict=True)
+        )
         grads = attention_backward(attended_grad, query_THD, key_TKD, value_TKD, ctx.layout, shape.scale)
-        for grad in grads[:2]:
-            _rotate(grad.flatten(1), ctx.rotary, shape, back=True)
-        qkv_grad_TC = torch.cat([grad.flatten(1) for grad in grads], 1)
+        grads_TN = [grad.flatten(1) for grad in grads]
+        head_norm_grads: list[Tensor | None] = [None, None]
+        for i, (x_TN, norm) in enumerate(zip((query_TN, key_TN), head_norms, strict=True)):
+            if ctx.rotary is not None:
+                _rotate(grads_TN[i], ctx.rotary, shape, back=True)
+            if norm is not None:
+                x, grad = x_TN.view(-1, shape.size), grads_TN[i].reshape(-1, shape.size)
+                grad, head_norm_grads[i] = _norm_backward(grad, x, _root(x, shape.epsilons[2]), norm)
+                grads_TN[i] = grad.view(x_TN.shape)
+        qkv_grad_TC = torch.cat(grads_TN, 1)
         qkv_grad = qkv_grad_TC.T @ _normed(x_TE, root_1, norm_1)
         x_grad_TE, norm_1_grad = _norm_backward(
             qkv_grad_TC @ torch.cat([query, key, value]), x_TE, root_1, norm_1, residual=middle_grad_TE
@@ -209,6 +233,7 @@ class _DecoderLayer(torch.autograd.Function):
             norm_1_grad,
             *qkv_grad.split(sizes),
             *bias_grads,
+            *head_norm_grads,
             output_grad,
             norm_2_grad,
             *gate_up_grad.split(inner),
@@ -218,9 +243,13 @@ class _DecoderLayer(torch.autograd.Function):
 
 def _norm(x_TE: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """RMSNorm, and 1 / root mean square of every row as float32 (T, 1)."""
-    length = torch.linalg.vector_norm(x_TE, dim=-1, keepdim=True, dtype=torch.float32)
-    root = (length.square_().div_(x_TE.shape[1]).add_(epsilon)).rsqrt_()
+    root = _root(x_TE, epsilon)
     return _normed(x_TE, root, weight), root
+
+
+def _root(x_TE: Tensor, epsilon: float) -> Tensor:
+    length = torch.linalg.vector_norm(x_TE, dim=-1, keepdim=True, dtype=torch.float32)
+    return (length.square_().div_(x_TE.shape[1]).add_(epsilon)).rsqrt_()
 
 
 def _normed(x_TE: Tensor, root: Tensor, weight: Tensor) -> Tensor:
@@ -228,15 +257,17 @@ def _normed(x_TE: Tensor, root: Tensor, weight: Tensor) -> Tensor:
 
 
 def _norm_backward(
-    grad_TE: Tensor, x_TE: Tensor, root: Tensor, weight: Tensor, residual: Tensor
+    grad_TE: Tensor, x_TE: Tensor, root: Tensor, weight: Tensor, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of input and weight; `residual` is added to the former before it is rounded."""
+    """Gradients of input and weight; `residual`, if there is one, is added to the former before it is rounded."""
     unit_TE = x_TE.float() * root
     grad = grad_TE.float()
     product_TE = grad * unit_TE
     weight_grad = product_TE.sum(0)
     mean = (product_TE @ weight.float()).div_(x_TE.shape[1])[:, None]
-    x_grad = (grad * weight).sub_(unit_TE.mul_(mean)).mul_(root).add_(residual)
+    x_grad = (grad * weight).sub_(unit_TE.mul_(mean)).mul_(root)
+    if residual is not None:
+        x_grad.add_(residual)
     return x_grad.to(x_TE.dtype), weight_grad.to(weight.dtype)
 
 
@@ -248,6 +279,13 @@ def _rotary(cos: Tensor, sin: Tensor, layout: Layout, heads: int) -> tuple[Tenso
         signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
         memory["rotary"] = (cos[0].repeat(1, heads), signed.repeat(1, heads))
     return memory["rotary"]
+
+
+def _turned(x_TN: Tensor, norm: Tensor | None, rotary: tuple[Tensor, Tensor] | None, shape: _Shape) -> Tensor:
+    """Queries or keys as (T, heads, D): normed per head in new memory if there is a norm, and rotated in place."""
+    if norm is not None:
+        x_TN = _norm(x_TN.view(-1, shape.size), norm, shape.epsilons[2])[0].view(x_TN.shape)
+    return x_TN.unflatten(1, (-1, shape.size)) if rotary is None else _rotate(x_TN, rotary, shape)
 
 
 def _rotate(x_TN: Tensor, rotary: tuple[Tensor, Tensor], shape: _Shape, back: bool = False) -> Tensor:
