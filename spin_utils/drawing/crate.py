@@ -59,9 +59,13 @@ def write(profile: Profile) -> Path:
     for path, document in documents.items():
         step = document["provenance"]["step"]
         made.setdefault(document["provenance"]["chain"][step]["manifest_sha256"], []).append(files[path])
-    identifiers, known = _identifiers(links), _known_settings(profile, links)
+    known = _known_settings(profile, links)
+    hashes: dict[str, dict[str, None]] = {}  # of each artifact, in their order and once each
+    for (step, manifest), (_, link) in links.items():
+        named = {"manifest": manifest, **link.get("weights_sha256", {})}
+        hashes.setdefault(step, {}).update({f"{file} sha256 {digest}": None for file, digest in named.items()})
     actions = [
-        _add_step(crate, step, *link, identifiers[step], known.get(step), made.get(manifest, []))
+        _add_step(crate, step, *link, list(hashes[step]), known.get(step), made.get(manifest, []))
         for (step, manifest), link in links.items()
     ]
     actions.append(_add_drawing(crate, files, documents, folder))
@@ -71,16 +75,6 @@ def write(profile: Profile) -> Path:
         crate.write(work)
         _zip(Path(work), partial)
     return target
-
-
-def _identifiers(links: Links) -> dict[str, list[str]]:
-    """Hashes by artifact, in their order and once each."""
-    found: dict[str, dict[str, None]] = {}
-    for (step, manifest), (_, link) in links.items():
-        hashes = {"manifest": manifest, **link.get("weights_sha256", {})}
-        here = found.setdefault(step, {})
-        here |= {f"{file} sha256 {digest}": None for file, digest in hashes.items()}
-    return {step: list(hashes) for step, hashes in found.items()}
 
 
 def _add_files(crate: Any, folder: Path, figures: Path) -> dict[Path, str]:
@@ -198,16 +192,11 @@ def _describe(crate: Any, name: str, links: Links, actions: list[str]) -> None:
 def _known_settings(profile: Profile, links: Links) -> dict[str, Any]:
     """Settings of the steps, where they are known for certain.
 
-    A step's key is a hash of its settings, so the profile as it is now proves them where it gives the same key. A
-    manifest on this machine proves them where it is the one that the result names.
+    A step's key is a hash of its settings, so the profile as it is now proves them where it gives the same key.
     """
     found = {step: link["settings"] for (step, _), (_, link) in links.items() if "settings" in link}
     for seed in sorted({link["seed"] for _, link in links.values()}):
         found |= {step.directory.name: step.settings for step in plan.make(profile, seed)}
-    for manifest in paths.artifacts(profile.name).glob(f"*/*/{artifacts.MANIFEST}"):
-        step = manifest.parent.name
-        if (step, disk.file_hash(manifest)) in links:
-            found[step] = artifacts.read_manifest(manifest.parent)["settings"]
     return found
 
 

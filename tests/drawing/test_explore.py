@@ -76,7 +76,7 @@ def test_every_evaluated_iterate_and_no_other_is_in_the_picture_of_turns(home: P
     steps = plan.make(profiles.load("smoke"), 0)
     evaluated(steps, "sft", [0.0, 1.0, 1.0, 0.0, 0.0])
     evaluated(steps, "spin-0", [1.0, 1.0, 0.0, 0.0, 1.0])
-    scores = explore.scores(steps)
+    scores = run.Run(steps).scores()
     assert list(scores.columns) == ["sft", "spin-0"]
     figure = items.turns(scores)
     assert [text.get_text() for text in figure.axes[1].texts] == ["2 turned right", "1 turned wrong"]

@@ -156,13 +156,3 @@ def turned(plan: Plan, model: str) -> pd.DataFrame:
     both = now.merge(then[["task", "id", "score", "response"]], on=["task", "id"], suffixes=("", "_before"))
     change = both["score"] - both["score_before"]
     return both.assign(turn=np.select([change > 0, change < 0], ["right", "wrong"], "same"))
-
-
-def scores(plan: Plan) -> pd.DataFrame:
-    """Scores of SFT and every iteration that is evaluated: a row per `task` and `id`, a column per model in order."""
-    made = [
-        model
-        for model in main_chain(plan.profile.spin.iterations)
-        if artifacts.is_complete(plan.directory(f"eval-{model}"))
-    ]
-    return pd.DataFrame({model: evaluation(plan, model).set_index(["task", "id"])["score"] for model in made})

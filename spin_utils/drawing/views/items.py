@@ -21,7 +21,7 @@ def turns(scores: pd.DataFrame) -> Figure:
     """Every item under every model, and how many turned right and wrong from one model to the next.
 
     Args:
-        scores: from `explore.scores`: a row per (task, id), a column per model in order, scores from 0 to 1.
+        scores: from `Run.scores`: a row per (task, id), a column per model in order, scores from 0 to 1.
     """
     models = list(scores.columns)
     names = [label(model).replace("SPIN iteration", "iter.") for model in models]
