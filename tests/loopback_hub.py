@@ -21,6 +21,8 @@ class LoopbackHub:
     """config.json of models, by name."""
     repositories: dict[str, str] = field(default_factory=dict)
     """Commit of each repository, by `models/NAME` or `datasets/NAME`."""
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Content of a repository's files, by `models/NAME` or `datasets/NAME` and then by path."""
     gated: set[str] = field(default_factory=set)
     requests: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
     """Method, path, headers and body."""
@@ -45,6 +47,13 @@ def serve(hub: LoopbackHub) -> Iterator[LoopbackHub]:
                 config = hub.configs.get(found[1])
                 if config is not None:
                     return self._answer(200, config, file=found[2])
+            if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)", path):
+                held = hub.files.get(f"{found[1]}/{found[2]}", {})
+                return self._answer(200, [{"type": "file", "path": p, "size": 0, "oid": "0" * 40} for p in held])
+            if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+                content = hub.files.get(f"{(found[1] or 'models/')}{found[2]}", {}).get(found[4])
+                if content is not None:
+                    return self._answer(200, content, file=found[3])
             return self._answer(404, {}, "EntryNotFound")
 
         def do_HEAD(self) -> None:
@@ -76,13 +85,17 @@ def serve(hub: LoopbackHub) -> Iterator[LoopbackHub]:
                 return self._answer(404, {}, "RepoNotFound")
             if revision not in (None, commit, "main"):
                 return self._answer(404, {}, "RevisionNotFound")
-            return self._answer(200, {"id": place.partition("/")[2], "sha": commit, "siblings": [], "private": False})
+            siblings = [{"rfilename": path} for path in hub.files.get(place, {})]
+            about = {"id": place.partition("/")[2], "sha": commit, "siblings": siblings, "private": False}
+            return self._answer(200, about)
 
         def _note(self, body: bytes) -> None:
             hub.requests.append((self.command, self.path, dict(self.headers), body))
 
-        def _answer(self, status: int, data: dict[str, Any], error: str = "", file: str = "") -> None:
-            body = json.dumps(data).encode()
+        def _answer(
+            self, status: int, data: dict[str, Any] | list[Any] | bytes, error: str = "", file: str = ""
+        ) -> None:
+            body = data if isinstance(data, bytes) else json.dumps(data).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -180,6 +180,7 @@ def reproduce(
     from spin_utils.files import artifacts, disk
 
     command = scheduler.command(profile, loaded, numbers, cluster=cluster, jobs=jobs, dry_run=dry_run)
+    preflight.check_fetched(loaded)
     preflight.check_inputs(loaded)
     products = [folder(loaded.name) for folder in (paths.artifacts, paths.results, paths.figures)]
     for folder in (paths.home() / ".snakemake", *products):
@@ -230,6 +231,16 @@ def check(
     package.setLevel(logging.INFO)
     log.info("%s", json.dumps(report.document(), indent=1) if as_json else "\n".join(report.lines()))
     raise typer.Exit(int(not report.ready()))
+
+
+@_command("fetch --profile gpu", "fetch --profile paper --set demonstrations.revision=COMMIT")
+def fetch(*, profile: ProfileName = "cpu", model: ModelFolder = "", data: DataFile = "", changes: Changes) -> None:
+    """Bring models, rows and benchmarks of a profile into the hub's cache, for machines without network."""
+    from spin_utils.experiment import preflight
+
+    lines = list(preflight.fetch(_resolve(profile, model, data, changes, "")[1]))
+    for line in lines or ["this profile reads nothing from the hub"]:
+        log.info("%s", line)
 
 
 @_command("plan --profile smoke", "plan --seeds 0,1,2 --json")

@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from spin_utils.files import hub
 from spin_utils.files.disk import replacing
 from spin_utils.files.paths import KitError
 from spin_utils.settings.inputs import FAMILY_NAME, FAMILY_RULE, DemonstrationSettings, PreferenceSettings
@@ -196,10 +197,10 @@ def hub_records(name: str, revision: str, split: str) -> Iterator[tuple[int, Any
     """
     if not revision:
         raise RowError(f"{name}: no revision; pin its commit, 40 hexadecimal digits (a branch moves)")
-    import datasets  # takes a second, which files can skip
-
     try:
-        return enumerate(datasets.load_dataset(name, revision=revision, split=split), start=1)
+        return enumerate(hub.load_rows(name, revision=revision, split=split), start=1)
+    except hub.HubError as error:
+        raise RowError(str(error)) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise RowError(
             f"{name} [{split}] at revision {revision[:12]}: {_reason(error)}; check name, revision, split and network, "

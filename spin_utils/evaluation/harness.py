@@ -20,8 +20,10 @@ from functools import cache
 from itertools import islice
 from numbers import Real
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import lm_eval.api.task
 import lm_eval.tasks
 import lm_eval.utils
@@ -35,7 +37,7 @@ from spin_utils.data import big_bench
 from spin_utils.evaluation import suites
 from spin_utils.evaluation.answers import EvaluationError
 from spin_utils.evaluation.lm import PackedLM, known_options
-from spin_utils.files import paths, processes
+from spin_utils.files import hub, paths, processes
 from spin_utils.paper.results import SCHEMA
 from spin_utils.settings.inputs import BigBenchSettings, TemplateSettings
 from spin_utils.settings.run import EvaluationSettings
@@ -305,10 +307,27 @@ def _leaves(manager: TaskManager, spec: str) -> Mapping[str, Any]:
             f"tasks: lm-eval knows no task {spec!r}; check the name, or give the path of its YAML file"
         )
     try:
-        with chdir(file.parent) if file else nullcontext():
+        with chdir(file.parent) if file else nullcontext(), _pinned():
             return dict(manager.load([str(file or spec)])["tasks"])
     except Exception as error:  # a task file, its functions and its data can fail anywhere in lm-eval and datasets
         raise EvaluationError(f"tasks: {spec} cannot be loaded ({_one_line(error)}); correct its file") from error
+
+
+@contextmanager
+def _pinned() -> Iterator[None]:
+    """Tasks load the datasets of `suites.REVISIONS` at these commits."""
+
+    def load(path: str, name: str | None = None, **options: Any) -> Any:
+        revision = options.pop("revision", None) or suites.REVISIONS.get(path)
+        options |= {"revision": revision} if revision else {}
+        return hub.load_rows(path, name, **options) if revision else datasets.load_dataset(path, name, **options)
+
+    module: Any = lm_eval.api.task
+    module.datasets = SimpleNamespace(**{**vars(datasets), "load_dataset": load})
+    try:
+        yield
+    finally:
+        module.datasets = datasets
 
 
 def _check_scored(name: str, task: Any) -> None:
@@ -387,7 +406,10 @@ def _rows_of(column: Column, leaves: Mapping[str, Any], counts: Mapping[str, int
     for key, task in leaves.items():
         for document in islice(task.eval_docs, counts[key]):
             seen.update(json.dumps(document, sort_keys=True, default=str).encode())
-        for split in task.dataset.values() if isinstance(task.dataset, Mapping) else ():
+        revision = suites.REVISIONS.get(task.config.dataset_path or "")
+        if revision:
+            sources.add(f"{task.config.dataset_path}@{revision}")
+        for split in task.dataset.values() if isinstance(task.dataset, Mapping) and not revision else ():
             sources.update(re.findall("@([0-9a-f]{40})/", " ".join(split.info.download_checksums or ())))
     return {"rows_sha256": seen.hexdigest(), "source": ", ".join(sorted(sources))}
 

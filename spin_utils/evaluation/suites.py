@@ -48,6 +48,18 @@ OTHERS = {
 }
 """Benchmarks in Table 6, except for MT-Bench, which needs a judge."""
 
+REVISIONS = {
+    "allenai/ai2_arc": "210d026faf9955653af8916fad021475a3f00453",
+    "truthfulqa/truthful_qa": "741b8276f2d1982aa3d5b832d3ee81ed3b896490",
+    "allenai/winogrande": "01e74176c63542e6b0bcb004dcdea22d94fb67b5",
+    "openai/gsm8k": "e53f048856ff4f594e959d75785d2c2d37b678ee",
+    "Rowan/hellaswag": "218ec52e09a7e7462a5400043bb9a69a41d06b76",
+    "cais/mmlu": "c30699e8356da336a370243923dbaf21066bb9fe",
+    "SaylorTwift/bbh": "b5306be6f827cfafbb545ff5a51f96916029b0fd",
+    "allenai/openbookqa": "388097ea7776314e93a529163e0fea805b8a6454",
+}
+"""Commits of the benchmarks' datasets. Further tasks on the same datasets use them too."""
+
 SUITES = {"paper": LEADERBOARD, "paper_others": OTHERS}
 """Benchmarks of the suites that come from the hub (`evaluation.suite`)."""
 

@@ -20,7 +20,7 @@ from spin_utils.data.templates import TooLongError, encode_rows
 from spin_utils.evaluation import judge, suites
 from spin_utils.experiment import clock, launch, plan
 from spin_utils.experiment.plan import Plan, control_demonstrations, needs_data, trainings
-from spin_utils.files import artifacts, paths
+from spin_utils.files import artifacts, hub, paths
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.model.base import ModelError
@@ -264,6 +264,9 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
         findings.append(Finding("hub", access.state, f"{names}: {access.text}"))
     rows = _rows("demonstrations", profile.demonstrations if needs_data(profile) else None, findings)
     control = _rows("sft_control", control_demonstrations(profile), findings)
+    gone = missing(profile)
+    if gone:
+        findings.append(Finding("offline", "note", f"without network a run would fail: {_not_fetched(gone)}"))
     findings += _tasks(profile, rows)
     reachable = any(repository.kind == "model" and access.state == "ok" for repository, access in asked.items())
 
@@ -435,7 +438,6 @@ def _time(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
-Kind = Literal["model", "dataset"]
 TIMEOUT = 10.0
 """Seconds to wait for the hub's answer."""
 
@@ -443,10 +445,10 @@ TIMEOUT = 10.0
 class Wanted(NamedTuple):
     """A hub repository that a profile reads."""
 
-    kind: Kind
+    kind: hub.Kind
     name: str
-    revision: str | None
-    """Commit; None if lm-eval uses the latest."""
+    revision: str
+    """Commit; empty if it has to be given."""
     setting: str
     """Setting that names the commit."""
 
@@ -480,8 +482,52 @@ def wanted(profile: Profile) -> list[Wanted]:
     if profile.evaluation.suite != "local":
         scored = ("paper", "paper_others") if profile.evaluation.suite == "paper" else (profile.evaluation.suite,)
         names = dict.fromkeys(b.dataset for suite in scored for b in suites.SUITES[suite].values())
-        found += [Wanted("dataset", name, None, "") for name in names]
-    return found
+        found += [Wanted("dataset", name, suites.REVISIONS[name], "evaluation.suite") for name in names]
+    return list(dict.fromkeys(found))
+
+
+def missing(profile: Profile) -> list[Wanted]:
+    """The repositories among those wanted that have not been fetched into the hub's cache."""
+    return [each for each in wanted(profile) if hub.fetched(each.kind, each.name, each.revision) is None]
+
+
+def check_fetched(profile: Profile) -> None:
+    """Raise if HF_HUB_OFFLINE is set and a run would need something that is not in the hub's cache at all.
+
+    Raises:
+        HubError: naming what is missing and the remedy.
+    """
+    from huggingface_hub import constants
+
+    gone = [each for each in missing(profile) if not hub.snapshot(each.kind, each.name, each.revision).is_dir()]
+    if constants.HF_HUB_OFFLINE and gone:
+        raise hub.HubError(f"HF_HUB_OFFLINE is set, but {_not_fetched(gone)}")
+
+
+def fetch(profile: Profile) -> Iterator[str]:
+    """Bring everything that a run reads from the hub into its cache, so that it runs without network.
+
+    Yields:
+        A line for each repository when it is there.
+
+    Raises:
+        HubError: one cannot be fetched, or its revision is not pinned.
+        EvaluationError: a further task cannot be loaded.
+    """
+    for kind, name, revision, setting in wanted(profile):
+        if not revision:
+            raise hub.HubError(f"{name}: no revision; pin the commit with --set {setting}=COMMIT")
+        yield f"{name} at {revision[:8]}: {hub.fetch(kind, name, revision)}"
+    if profile.evaluation.tasks or profile.evaluation.big_bench:
+        from spin_utils.evaluation import harness  # takes seconds
+
+        harness.check_tasks(profile.evaluation, ())
+        yield f"further tasks: {', '.join([*profile.evaluation.tasks, *profile.evaluation.big_bench])}"
+
+
+def _not_fetched(gone: Sequence[Wanted]) -> str:
+    names = ", ".join(f"{each.name} ({each.setting.removesuffix('.revision')})" for each in gone)
+    return f"not fetched: {names}; `spin-repro fetch` with the same options, where there is network, brings them"
 
 
 def look(repository: Wanted) -> Access:
@@ -489,6 +535,8 @@ def look(repository: Wanted) -> Access:
     from huggingface_hub import HfApi, constants, errors
 
     kind, name, revision, setting = repository
+    if hub.fetched(kind, name, revision) is not None:
+        return Access("ok", f"fetched, {str(revision)[:8]}")
     if revision == "":
         return Access("refused", f"no revision; pin the commit with --set {setting}=COMMIT")
     if constants.HF_HUB_OFFLINE:
@@ -507,4 +555,4 @@ def look(repository: Wanted) -> Access:
     except Exception as error:  # a dozen kinds of network error, all meaning the same here
         reason = (str(error).splitlines() or [""])[0]
         return Access("unknown", f"the hub does not answer ({type(error).__name__}: {reason[:120]})")
-    return Access("ok", "reachable" if revision is None else f"reachable at {revision[:8]}")
+    return Access("ok", f"reachable at {revision[:8]}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils.data.rows import kind
-from spin_utils.files import disk
+from spin_utils.files import disk, hub
 from spin_utils.files.disk import file_hash
 from spin_utils.files.paths import KitError
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
@@ -406,7 +406,7 @@ def download(settings: ModelSettings, *, weights: bool = True) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.jinja", "tokenizer.model", *(["*.safetensors"] if weights else [])]
+    patterns = [pattern for pattern in hub.MODEL_FILES if weights or pattern != "*.safetensors"]
     try:
         return Path(snapshot_download(settings.name, revision=settings.revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen kinds; each means the same to the reader

@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub, serve
 
+from spin_utils.evaluation import suites
 from spin_utils.experiment import estimate, plan, preflight
 from spin_utils.experiment.estimate import Architecture, Machine
 from spin_utils.files import artifacts, paths
@@ -186,8 +187,8 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
     hub.repositories = {
         "models/Qwen/Qwen2.5-0.5B": profile.model.revision,
         "datasets/HuggingFaceH4/ultrafeedback_binarized": "1" * 40,
-        "datasets/allenai/ai2_arc": "2" * 40,
-        "datasets/cais/mmlu": "3" * 40,
+        "datasets/allenai/ai2_arc": suites.REVISIONS["allenai/ai2_arc"],
+        "datasets/cais/mmlu": suites.REVISIONS["cais/mmlu"],
     }
     hub.gated = {"datasets/cais/mmlu"}
     config = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "num_hidden_layers": 2}
@@ -196,13 +197,14 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
     assert found["Qwen/Qwen2.5-0.5B"] == ("ok", f"reachable at {profile.model.revision[:8]}")
     assert found["HuggingFaceH4/ultrachat_200k"].text.endswith("--set demonstrations.revision=COMMIT")
     assert "has no revision 3949bf5f8c17" in found["HuggingFaceH4/ultrafeedback_binarized"].text
-    assert found["allenai/ai2_arc"] == ("ok", "reachable")
+    assert found["allenai/ai2_arc"] == ("ok", "reachable at 210d026f")
     assert f"must be accepted at {hub.url}/datasets/cais/mmlu;" in found["cais/mmlu"].text
     assert found["Rowan/hellaswag"].text.startswith("no such repository")
     report = preflight.check(profile, estimate.machine(1, 24))
     assert report.verdict == "fits"
     assert not report.ready(), "it fits, but the hub refuses"
     assert "(its config.json on the hub)" in text(report)
+    assert "without network a run would fail: not fetched: Qwen/Qwen2.5-0.5B (model), " in text(report)
 
 
 def test_the_command_prints_json_asks_the_hub_of_the_environment_and_fails_when_refused(home: Path) -> None:
