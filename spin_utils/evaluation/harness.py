@@ -319,8 +319,9 @@ def _pinned() -> Iterator[None]:
 
     def load(path: str, name: str | None = None, **options: Any) -> Any:
         revision = options.pop("revision", None) or suites.REVISIONS.get(path)
-        options |= {"revision": revision} if revision else {}
-        return hub.load_rows(path, name, **options) if revision else datasets.load_dataset(path, name, **options)
+        if revision:
+            return hub.load_rows(path, name, revision=revision, **options)
+        return datasets.load_dataset(path, name, revision=None, **options)  # a further task, whatever is the latest
 
     module: Any = lm_eval.api.task
     module.datasets = SimpleNamespace(**{**vars(datasets), "load_dataset": load})
