@@ -25,7 +25,7 @@ from rich.text import Text
 
 from spin_utils.experiment import clock, plan
 from spin_utils.files import artifacts, paths
-from spin_utils.paper import claims
+from spin_utils.paper import claims, results
 from spin_utils.settings.run import Profile
 
 log = logging.getLogger(__name__)
@@ -210,6 +210,8 @@ def sum_up(profile: Profile, console: Console | None = None) -> None:
         profile: whose run has ended.
         console: where to; None: standard output.
     """
+    from spin_utils.drawing import draw  # matplotlib need not be there while the steps run
+
     folder, console = paths.results(profile.name), console or _console()
     if not (folder / "tables" / "table4.csv").is_file():
         return  # deleted since they were drawn
@@ -230,6 +232,8 @@ def sum_up(profile: Profile, console: Console | None = None) -> None:
         table.add_row(str(row), *found)
     console.print(table)
     log.info("%s", claims.tally(claims.read(folder)["verdict"]))
+    if compared := draw.compared(profile, results.load_evaluations(folder)):
+        log.info("%s", compared.statement)
     if (folder / "report.html").is_file():
         log.info("report: %s", paths.relative(folder / "report.html"))
 

@@ -483,17 +483,21 @@ def provenance(
 def figures(
     *,
     profile: ProfileName = "cpu",
-    readme: Annotated[bool, Option("--readme", help="also write the README's results table")] = False,
+    readme: Annotated[
+        bool, Option("--readme", help="commit these results: the README's table, and what runs agree with")
+    ] = False,
 ) -> None:
     """Redraw tables and figures from the results, without a model."""
     from spin_utils.drawing import draw
     from spin_utils.drawing.page import update
+    from spin_utils.paper import agreement
 
     loaded = _load(profile)
     for path in draw.everything(loaded):
         log.info("%s", paths.relative(path))
     if readme:
         update(loaded, paths.REPOSITORY / "README.md")
+        agreement.write(loaded.name, paths.results(loaded.name))
 
 
 @_command("card --model spin-3")

@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from spin_utils.drawing import figures, generation_figures, style, tables, training_figures
 from spin_utils.drawing.tables import Table
 from spin_utils.evaluation import suites
+from spin_utils.experiment import plan
 from spin_utils.files import paths
-from spin_utils.paper import claims, generations, published, results
+from spin_utils.paper import agreement, claims, generations, published, results
+from spin_utils.paper.agreement import Agreement
 from spin_utils.paper.claims import Finding
 from spin_utils.settings.run import Profile
 
@@ -126,6 +128,22 @@ def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFra
         )
     found = _with_benchmarks(found, profile)
     return found if kind == "transfer" else with_last_epoch(found, profile.spin.training.epochs)
+
+
+def compared(profile: Profile, scores: pd.DataFrame) -> Agreement | None:
+    """A run beside the committed results of its profile, model by model with the same settings; None if there are none.
+
+    Raises:
+        ModelError, RowError: the plan cannot be made, because a file that the profile names is missing.
+    """
+    if not agreement.committed(profile.name).is_file():
+        return None
+    expected = pd.read_csv(agreement.committed(profile.name), dtype={"key": str})
+    keys = {}
+    for seed in map(int, expected["seed"].unique()):
+        made = plan.make(profile, seed)
+        keys |= {(name, seed): made.directory(f"eval-{name}").name.rpartition("-")[2] for name in made.models()}
+    return agreement.agree(agreement.by_seed(scores), expected, keys)
 
 
 def summaries(profile: Profile) -> pd.DataFrame:

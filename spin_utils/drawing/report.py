@@ -61,6 +61,8 @@ def write(profile: Profile) -> list[Path]:
         with_interval=claims.with_interval,
         figures=[(title, _encoded(paths.figures(profile.name) / f"{name}.png")) for name, title in FIGURES.items()],
         tables=drawn.tables,
+        agreement=draw.compared(profile, scores),
+        label=label,
         last=label(last),
         chains=[publish.describe_provenance(profile.name, seed, last) for seed in traced],
     )

@@ -55,7 +55,18 @@ def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
     assert page.count("<img ") == len(FIGURES)
     assert page.count("<caption>Table ") == 8
     sections = re.findall(r'<h2 id="(\w+)"', page)
-    assert sections == re.findall(r'href="#(\w+)"', page) == ["verdicts", "figures", "tables", "claims", "provenance"]
+    assert (
+        sections
+        == re.findall(r'href="#(\w+)"', page)
+        == [
+            "verdicts",
+            "figures",
+            "tables",
+            "agreement",
+            "claims",
+            "provenance",
+        ]
+    )
     assert page.index("<small>table-4<") < page.index('id="figures"') < page.index("<small>average-final<")
 
 

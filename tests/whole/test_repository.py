@@ -15,6 +15,7 @@ from packaging.specifiers import SpecifierSet
 
 from spin_utils.drawing import draw, page
 from spin_utils.files import paths
+from spin_utils.paper import agreement
 from spin_utils.settings import profiles
 
 ROOT = paths.REPOSITORY
@@ -78,6 +79,13 @@ def test_committed_tables_and_figures_are_what_the_committed_results_give(name: 
 def test_the_table_of_the_readme_is_what_the_committed_results_give() -> None:
     text = (ROOT / "README.md").read_text()
     assert f"{page.BEGIN}\n{page.section(profiles.load('cpu'))}\n{page.END}" in text
+
+
+def test_what_runs_agree_with_is_the_distribution_of_the_committed_results() -> None:
+    kept = pd.read_csv(agreement.committed("cpu"), dtype={"key": str})
+    found = agreement.distribution(ROOT / "results" / "cpu")
+    assert list(found["key"]) == list(kept["key"])
+    pd.testing.assert_frame_equal(found, kept, check_dtype=False, rtol=1e-4)
 
 
 def test_committed_results_come_from_a_clean_tree() -> None:

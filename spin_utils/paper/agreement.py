@@ -1,0 +1,138 @@
+"""Agreement: whether a run's scores lie where the committed results of its profile say that they would.
+
+A user's run replaces the committed results in their checkout, so what is needed of those is kept in `numbers`: for each
+model and task the mean and the standard deviation over training seeds. With the same settings the items are the same,
+and two runs differ only by their seeds and by the rounding of their machines. So k new seeds should lie within the
+prediction interval mean ± t sd sqrt(1/S + 1/k) of S committed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from spin_utils.files.disk import write_text
+from spin_utils.paper import results
+from spin_utils.paper.statistics import POOLED_DF
+from spin_utils.settings.names import label
+
+AVERAGE = "average"
+LEVEL = 0.95
+DISAGREES = 0.01
+"""A run disagrees if scores as far off as its own would come about by chance in fewer runs than this share."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A run beside the committed results."""
+
+    cells: pd.DataFrame
+    """Scores by `model` and `task` in points: `value`, the prediction interval `low` and `high`, `inside`, `p_value`.
+    Empty if nothing can be compared."""
+    p_value: float
+    """For all cells together."""
+    statement: str
+    """In a sentence."""
+
+
+def committed(profile: str) -> Path:
+    """File with the committed distribution of a profile's scores, which may not exist."""
+    return Path(__file__).parent / "numbers" / f"committed_{profile}.csv"
+
+
+def by_seed(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores in points by `model`, `task`, which may be `average`, and `seed`, with the number of `items`."""
+    groups = scores.groupby(["model", "task", "seed"])["score"]
+    tasks = groups.agg(value="mean", items="size").reset_index()
+    average = tasks.groupby(["model", "seed"]).agg(value=("value", "mean"), items=("items", "sum")).reset_index()
+    return pd.concat([tasks, average.assign(task=AVERAGE)]).assign(value=lambda found: 100 * found["value"])
+
+
+def distribution(folder: Path) -> pd.DataFrame:
+    """Mean and standard deviation over training seeds of every model and task in results/PROFILE.
+
+    `seed` and `key` name one evaluation of each model, whose key stands for the settings of all.
+
+    Raises:
+        ResultsError: a results file is not valid.
+    """
+    table = summary(by_seed(results.load_evaluations(folder)))
+    first = {}
+    for path in sorted(folder.glob("seed-*/evaluations/*.json"), reverse=True):
+        document = results.read_json(path)
+        provenance = document["provenance"]
+        first[document["model"]] = document["seed"], provenance["chain"][provenance["step"]]["key"]
+    return table.assign(**{name: [first[m][i] for m in table["model"]] for i, name in enumerate(("seed", "key"))})
+
+
+def summary(values: pd.DataFrame) -> pd.DataFrame:
+    """`items`, number of `seeds`, `mean` and `sd` of every model and task in a table of `by_seed`."""
+    made = values.groupby(["model", "task"])
+    table = made.agg(items=("items", "first"), seeds=("seed", "size"), mean=("value", "mean"), sd=("value", "std"))
+    return table[table["seeds"] > 1].reset_index()
+
+
+def write(profile: str, folder: Path) -> None:
+    """Keep the distribution of the results in a folder as the committed one."""
+    write_text(committed(profile), distribution(folder).to_csv(index=False, float_format="%.6g"))
+
+
+def agree(values: pd.DataFrame, expected: pd.DataFrame, keys: Mapping[tuple[str, int], str]) -> Agreement:
+    """Compare a run with the committed distribution.
+
+    A few seeds estimate their own variance poorly, so it is moderated by that of all models on the task, as in
+    `statistics.paired`, and is at least that of one item. All cells together are judged by Simes' test (1986,
+    Biometrika 73), which allows for cells that vary together.
+
+    Args:
+        values: from `by_seed`.
+        expected: from `distribution`.
+        keys: for model and training seed, the key of the evaluation under the settings of the run.
+    """
+    same = [keys.get((row.model, row.seed)) == row.key for row in expected.itertuples()]
+    usable = expected[same]
+    ours = values.groupby(["model", "task"]).agg(value=("value", "mean"), own_seeds=("seed", "size"))
+    cells = usable.merge(ours.reset_index(), on=["model", "task"])
+    if cells.empty:
+        return Agreement(
+            cells, 1.0, "The committed results were made with other settings: there is nothing to compare."
+        )
+    if (cells["own_seeds"] == cells["seeds"]).all() and np.allclose(cells["value"], cells["mean"], atol=1e-3):
+        return Agreement(cells.iloc[:0], 1.0, "These are the committed results themselves.")
+    of_task = cells.assign(variance=cells["sd"] ** 2).groupby("task")["variance"]
+    free = cells["seeds"] - 1
+    prior = np.minimum(POOLED_DF, free * (of_task.transform("size") - 1))
+    degrees = free + prior
+    variance = (free * cells["sd"] ** 2 + prior * of_task.transform("mean")) / degrees
+    variance = np.maximum(variance, (100 / cells["items"]) ** 2)
+    error = np.sqrt(variance * (1 / cells["seeds"] + 1 / cells["own_seeds"]))
+    half = stats.t.ppf((1 + LEVEL) / 2, degrees) * error
+    off = cells["value"] - cells["mean"]
+    cells = cells.assign(
+        low=np.maximum(0.0, cells["mean"] - half),
+        high=np.minimum(100.0, cells["mean"] + half),
+        inside=off.abs() <= half,
+        p_value=2 * stats.t.sf(off.abs() / error, degrees),
+    )
+    p_value = float(stats.false_discovery_control(cells["p_value"]).min())  # the smallest is Simes' p-value
+    return Agreement(cells, p_value, _in_words(cells, p_value))
+
+
+def _in_words(cells: pd.DataFrame, p_value: float) -> str:
+    outside, seeds = int((~cells["inside"]).sum()), int(cells["seeds"].max())
+    counted = (
+        f"{outside} of {len(cells)} scores lie outside their {LEVEL:.0%} prediction interval from {seeds} committed "
+        f"training seeds; {(1 - LEVEL) * len(cells):.1f} are expected by chance (all together: p = {p_value:.2g})"
+    )
+    if p_value >= DISAGREES:
+        return f"This run agrees with the committed results: {counted}."
+    worst = cells.loc[cells["p_value"].idxmin()]
+    return (
+        f"This run does not agree with the committed results: {counted}. Furthest off: {label(worst['model'])}, "
+        f"{worst['task']}: {worst['value']:.1f}, predicted {worst['low']:.1f} to {worst['high']:.1f}."
+    )
