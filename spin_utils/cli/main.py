@@ -424,18 +424,29 @@ def verdicts(
     log.info("%s", tally(table["verdict"]))
 
 
-@_command("compare spin-3 sft", "compare spin-1 sft --profile smoke --json", "compare hinge/spin-3 cpu/spin-3")
+@_command(
+    "compare spin-3 sft",
+    "compare spin-1 sft --profile smoke --json",
+    "compare hinge/spin-3 cpu/spin-3",
+    "compare mine cpu --html mine-cpu.html",
+)
 def compare(
     model: Annotated[str, Argument(help="such as spin-3, or PROFILE/spin-3 of another run")],
     other: Annotated[str, Argument(help="such as sft")],
     *,
     profile: ProfileName = "cpu",
+    html: Annotated[str, Option(metavar="FILE", help="also as a page, with the answers that turned")] = "",
     as_json: Json = False,
 ) -> None:
     """Compare two models, of one run or of two, on the same items, with intervals."""
     from spin_utils.paper.compare import compare
     from spin_utils.settings import profiles
 
+    if html:
+        from spin_utils.drawing.comparison import side_by_side
+        from spin_utils.files.disk import write_text
+
+        write_text(paths.given(html), side_by_side(model, other, profiles.folder(profile)).page)
     table = compare(profiles.folder(profile), model, other)
     log.info(table.to_json(orient="records", indent=1) if as_json else table.round(3).to_string(index=False))
 

@@ -109,13 +109,18 @@ def new_figure(height: float, width: float = COLUMN_INCHES) -> Figure:
 
 def _picture(figure: Figure) -> tuple[str, dict[str, int]]:
     """PNG in base64, as notebooks keep it, and the size to show it at: sharp, and as wide as half a page."""
-    buffer = io.BytesIO()
-    with style():
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return b64encode(buffer.getvalue()).decode(), {
+    return png(figure), {
         "width": round(130 * figure.get_figwidth()),
         "height": round(130 * figure.get_figheight()),
     }
+
+
+def png(figure: Figure, dpi: int = 300) -> str:
+    """A figure as PNG in base64."""
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return b64encode(buffer.getvalue()).decode()
 
 
 def colour(model: str) -> str:

@@ -58,10 +58,10 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss:
             rows = training[training["model"] == model]
             end = start + float(rows["step"].max())
             tint = colour(model) if model else REAL
-            _curve(losses, rows, "loss", start, tint)
-            _curve(rewards, rows, "rewards_real", start, REAL)
-            _curve(rewards, rows, "rewards_generated", start, GENERATED, dashes="--")
-            _curve(margin, rows, "margin", start, tint)
+            curve(losses, rows, "loss", start, tint)
+            curve(rewards, rows, "rewards_real", start, REAL)
+            curve(rewards, rows, "rewards_generated", start, GENERATED, dashes="--")
+            curve(margin, rows, "margin", start, tint)
             word = "iter." if end - start > total / 8 else ""  # a short one has room for its number only
             name = label(model).replace("SPIN iteration", word).strip() if model else ""
             losses.text(
@@ -98,7 +98,7 @@ def loss_curve(training: pd.DataFrame, title: str = "", *, loss: Loss = "logisti
     with style():
         figure = new_figure(1.9)
         axes = figure.subplots()
-        _curve(axes, training.assign(seed=0), "loss", 0, REAL)
+        curve(axes, training.assign(seed=0), "loss", 0, REAL)
         if pairs:
             _mark_start(axes, loss)
         axes.set_title(title)
@@ -152,7 +152,7 @@ def _mark_start(axes: Axes, loss: Loss) -> None:
     axes.annotate(name, (1, start), (2, 0), axes.get_yaxis_transform(), "offset points", va="center", fontsize=6)
 
 
-def _curve(axes: Axes, rows: pd.DataFrame, column: str, start: float, tint: str, *, dashes: str = "-") -> None:
+def curve(axes: Axes, rows: pd.DataFrame, column: str, start: float, tint: str, *, dashes: str = "-") -> None:
     """Each seed thin, and the running mean of the mean over seeds thick."""
     by_seed = rows.pivot(index="step", columns="seed", values=column)
     for seed in by_seed:

@@ -11,6 +11,7 @@ from spin_utils.files import paths
 from spin_utils.paper import results
 from spin_utils.paper.statistics import paired
 from spin_utils.settings.inputs import BENCHMARKS
+from spin_utils.settings.names import iterates
 from spin_utils.settings.profiles import nearest
 
 
@@ -19,7 +20,7 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
 
     Args:
         profile: name of the profile whose results are read.
-        model: for example `spin-3`; `NAME/spin-3` is the one from profile NAME.
+        model: for example `spin-3`; `NAME/spin-3` is the one from profile NAME, and `NAME` its last iterate.
         other: the model to compare it with, for example `sft`.
 
     Returns:
@@ -27,12 +28,51 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
         interval `low` and `high`, `p_value`, `items` and `seeds`; all over the training seeds they share.
 
     Raises:
+        ResultsError: as `items` does.
+    """
+    both = items(profile, model, other)
+    names = sorted(both["task"].unique())
+    rows = []
+    for title, tasks in [*((name, [name]) for name in names), ("average", names)]:
+        one, two = (paired(both, {name: 1}, tasks=tasks).times(100).difference for name in (model, other))
+        gain = paired(both, {model: 1, other: -1}, tasks=tasks).times(100)
+        rows.append(
+            {
+                "task": title,
+                model: one,
+                other: two,
+                "difference": gain.difference,
+                "low": gain.low,
+                "high": gain.high,
+                "p_value": gain.p_value,
+                "items": gain.n_items,
+                "seeds": gain.n_seeds,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def place(profile: str, name: str) -> tuple[Path, str]:
+    """Results folder and plain name of a model: of `spin-3` in the profile, of `mine/spin-3`, or for the name of
+    another run, `mine`, of its last iterate."""
+    folder, _, plain = name.rpartition("/")
+    if not folder and (paths.results(plain) / "seed-0").is_dir():
+        measured = iterates(path.stem for path in paths.results(plain).glob("seed-*/evaluations/spin-*.json"))
+        return paths.results(plain), (measured or ["sft"])[-1]
+    return paths.results(folder or profile), plain
+
+
+def items(profile: str, model: str, other: str) -> pd.DataFrame:
+    """Scores and answers of two models on the items and training seeds that they share; arguments as in `compare`.
+
+    Returns:
+        As from `results.load_evaluations`, with the names given here in the column `model`.
+
+    Raises:
         ResultsError: results are missing or invalid, a model was not evaluated, the two share no training seed or
             task, they were tested on different data, or one profile has results of two runs.
     """
-    places = {
-        name: (paths.results(name.rpartition("/")[0] or profile), name.rpartition("/")[2]) for name in (model, other)
-    }
+    places = {name: place(profile, name) for name in (model, other)}
     if len(set(places.values())) == 1:
         raise results.ResultsError(f"{model}: compared with itself; name another model")
     sides, tested_on = [], []
@@ -52,25 +92,7 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
             raise results.ResultsError(f"{model} and {other}: no {what} in common; evaluate the missing ones")
     if tested_on[0] != tested_on[1] and not all(names <= _published(*place) for place in places.values()):
         raise results.ResultsError(f"{model} and {other}: their test rows differ, so their items do not pair up")
-    both = pd.concat(side[side["seed"].isin(seeds)] for side in sides)
-    rows = []
-    for title, tasks in [*((name, [name]) for name in sorted(names)), ("average", sorted(names))]:
-        one, two = (paired(both, {name: 1}, tasks=tasks).times(100).difference for name in (model, other))
-        gain = paired(both, {model: 1, other: -1}, tasks=tasks).times(100)
-        rows.append(
-            {
-                "task": title,
-                model: one,
-                other: two,
-                "difference": gain.difference,
-                "low": gain.low,
-                "high": gain.high,
-                "p_value": gain.p_value,
-                "items": gain.n_items,
-                "seeds": gain.n_seeds,
-            }
-        )
-    return pd.DataFrame(rows)
+    return pd.concat(side[side["seed"].isin(seeds) & side["task"].isin(names)] for side in sides)
 
 
 def _published(folder: Path, model: str) -> set[str]:

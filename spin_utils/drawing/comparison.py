@@ -1,0 +1,110 @@
+"""Two models side by side on one page: their scores, the items that turned with both answers, and their training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from spin_utils.data.rows import read_rows
+from spin_utils.drawing import training_figures
+from spin_utils.drawing.page import render
+from spin_utils.drawing.style import GENERATED, INK, REAL, new_figure, png, say_why_empty, style
+from spin_utils.files import paths
+from spin_utils.paper import compare, results
+from spin_utils.settings.names import iterates
+
+PER_TASK = 3
+"""Answers that are shown of each task and each way to turn."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The page; as the value of a notebook's cell it shows itself."""
+
+    page: str
+
+    def _repr_html_(self) -> str:
+        frame = "width: 100%; height: 40rem; border: 1px solid #ccc; background: white"
+        return f'<div><iframe sandbox srcdoc="{escape(self.page)}" style="{frame}"></iframe></div>'
+
+
+def side_by_side(model: str, other: str, profile: str = "cpu") -> Comparison:
+    """Compare two models of one run or of two.
+
+    Args:
+        model: for example `spin-3`; `mine/spin-3` is the one of another run, and `mine` its last iterate.
+        other: the model to compare it with.
+        profile: name of the run that models are of unless they name another.
+
+    Raises:
+        ResultsError: they cannot be compared; see `paper.compare.items`.
+    """
+    table = compare.compare(profile, model, other)
+    both = compare.items(profile, model, other)
+    seed = int(both["seed"].min())
+    first = both[both["seed"] == seed].set_index(["task", "id"])
+    one, two = (first[first["model"] == name] for name in (model, other))
+    joined = one.merge(two, left_index=True, right_index=True, suffixes=("_one", "_two")).reset_index()
+    change = joined["score_one"] - joined["score_two"]
+    rows = _rows(compare.place(profile, model)[0])
+    turned = {
+        title: [_shown(item, rows) for item in joined[chosen].groupby("task").head(PER_TASK).to_dict("records")]
+        for title, chosen in ((f"Better answered by {model}", change > 0), (f"Better answered by {other}", change < 0))
+    }
+    counts = [
+        (task, int((found > 0).sum()), int((found < 0).sum()), int((found == 0).sum()))
+        for task, found in change.groupby(joined["task"])
+    ]
+    values = {"model": model, "other": other, "table": table, "counts": counts, "turned": turned, "seed": seed}
+    return Comparison(render("compare.html.j2", **values, curves=png(_curves(profile, model, other), dpi=150)))
+
+
+def _rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """The test rows of a run by id, if its data are on this machine: results hold no prompts."""
+    for _, chain in results.chains(folder):
+        if "data" in chain:
+            file = paths.artifacts(folder.name) / "shared" / f"data-{chain['data']['key']}" / "test.jsonl"
+            return {str(row["id"]): row for row in read_rows(file)} if file.is_file() else {}
+    return {}
+
+
+def _shown(item: dict[str, Any], rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    row = rows.get(str(item["id"]), {})
+    return item | {"prompt": row.get("prompt", ""), "real": row.get("response", "")}
+
+
+def _curves(profile: str, model: str, other: str) -> Figure:
+    """Loss and margin of both trainings, and for two runs the averages by iteration, over each other."""
+    places = {name: compare.place(profile, name) for name in (model, other)}
+    folders = {folder: results.load_training(folder) for folder, _ in places.values()}
+    training = {name: folders[folder].query("model == @plain") for name, (folder, plain) in places.items()}
+    tints = dict(zip(places, (REAL, GENERATED), strict=True))
+    alike = len({plain.startswith("sft") for _, plain in places.values()}) == 1
+    with style():
+        figure = new_figure(2.1, 6.6)
+        panels = figure.subplots(1, 3)
+        for axes, column in zip(panels, ("loss", "margin"), strict=False):
+            for name, rows in training.items():
+                if column in rows and rows[column].notna().any() and (alike or column != "loss"):
+                    training_figures.curve(axes, rows, column, 0, tints[name])
+            axes.set(xlabel="optimizer step", ylabel=f"{column} (nats)")
+            if not axes.lines:
+                say_why_empty(axes, "the loss of SFT is another" if column == "loss" else "SFT has no margin")
+        for name, (folder, _) in places.items():
+            scores = results.load_evaluations(folder)
+            chain = [m for m in ("sft", *iterates(scores["model"])) if m in set(scores["model"])]
+            means = (
+                scores[scores["model"].isin(chain)].groupby(["model", "task"])["score"].mean().groupby("model").mean()
+            )
+            panels[2].plot(
+                range(len(chain)), 100 * means[chain], "o-", color=tints[name] if len(folders) > 1 else INK, ms=3
+            )
+            panels[2].set_xticks(range(len(chain)), [m.replace("spin-", "") for m in chain])
+        panels[2].set(xlabel="iteration", ylabel="average, points")
+        handles = [panels[2].plot([], [], color=tint)[0] for tint in tints.values()]
+        figure.legend(handles, list(tints), loc="outside upper left", ncols=2)
+    return figure

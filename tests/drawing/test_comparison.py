@@ -1,0 +1,61 @@
+"""Two models on one page: the same numbers as on the terminal, and answers character for character."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import synthetic_results as synthetic
+
+from spin_utils.data.rows import write_rows
+from spin_utils.drawing.comparison import side_by_side
+from spin_utils.files import paths
+from spin_utils.paper import compare, results
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def two_runs(home: Path) -> Path:
+    """Runs `cpu` and `mine`, whose first answers are markup, with the rows of `cpu` on this machine."""
+    root = synthetic.write(home, seeds=(0, 1), items=12)
+    for ability, model in ((0.0, "sft"), (0.9, "spin-0"), (0.9, "spin-10")):
+        for seed in (0, 1):
+            document = synthetic.evaluation(model, seed, ability=ability, items=12, profile="mine")
+            document["items"] = [{**item, "response": HOSTILE} for item in document["items"]]
+            document["provenance"]["chain"]["data"] = synthetic.link("data")
+            results.write_json(results.path_of(home / "results" / "mine", seed, "evaluations", model), document)
+    for path in root.glob("seed-*/evaluations/*.json"):
+        document = results.read_json(path)
+        document["provenance"]["chain"]["data"] = synthetic.link("data")
+        results.write_json(path, document)
+    folder = paths.artifacts("mine") / "shared" / f"data-{'0' * 12}"
+    folder.mkdir(parents=True)
+    write_rows(folder / "test.jsonl", [{"id": str(i), "prompt": f"Prompt {i}?", "response": "yes"} for i in range(12)])
+    return root
+
+
+def test_a_page_shows_the_items_that_turned_with_both_answers_and_their_prompts(two_runs: Path) -> None:
+    both = compare.items("cpu", "mine", "cpu")
+    assert set(both["model"]) == {"mine", "cpu"}
+    assert compare.place("cpu", "mine") == (paths.results("mine"), "spin-10"), "the last iterate, by number"
+    page = side_by_side("mine", "cpu").page
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    difference = compare.compare("cpu", "mine", "cpu").iloc[-1]
+    assert f"<b>{difference['difference']:+.1f}</b> points" in page
+    first = both[both["seed"] == 0].pivot(index=["task", "id"], columns="model", values="score")
+    for task, scores in first.groupby("task"):
+        better, worse = (scores["mine"] > scores["cpu"]).sum(), (scores["mine"] < scores["cpu"]).sum()
+        cells = f"<td>{task}</td><td>{better}</td><td>{worse}</td><td>{12 - better - worse}</td>"
+        assert cells in page
+    shown = re.findall(r"<p><b>(\w+)</b> (\d+)</p>\n<pre>Prompt (\d+)\?</pre>", page)
+    assert shown
+    assert all(item == prompt and first.loc[(task, item)].nunique() == 2 for task, item, prompt in shown)
+
+
+def test_in_a_notebook_the_page_is_in_a_frame_of_its_own(two_runs: Path) -> None:
+    shown = side_by_side("spin-3", "sft")._repr_html_()
+    assert shown.startswith("<div><iframe sandbox srcdoc=")
+    assert shown.count("<") == 4, "nothing of the page gets out of its frame"
