@@ -125,9 +125,10 @@ def agree(values: pd.DataFrame, expected: pd.DataFrame, keys: Mapping[tuple[str,
 
 def _in_words(cells: pd.DataFrame, p_value: float) -> str:
     outside, seeds = int((~cells["inside"]).sum()), int(cells["seeds"].max())
+    chance = f"{(1 - LEVEL) * len(cells):.1f} are expected by chance (all together: p = {p_value:.2g})"
     counted = (
         f"{outside} of {len(cells)} scores lie outside their {100 * LEVEL:.0f} % prediction interval from {seeds} "
-        f"committed training seeds; {(1 - LEVEL) * len(cells):.1f} are expected by chance (all together: p = {p_value:.2g})"
+        f"committed training seeds; {chance}"
     )
     if p_value >= DISAGREES:
         return f"This run agrees with the committed results: {counted}."
