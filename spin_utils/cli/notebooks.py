@@ -1,7 +1,7 @@
 """Run a notebook through papermill, strictly.
 
-Papermill only warns about a parameter that a notebook does not have, and accepts any type. Here unknown,
-missing and mistyped parameters are refused before a kernel starts.
+Papermill only warns about a parameter that a notebook does not have, and accepts any type. Here unknown and
+mistyped parameters are refused before a kernel starts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from spin_utils.settings.profiles import nearest
 if TYPE_CHECKING:
     from jupyter_client import KernelManager
 
-REQUIRED = "REQUIRED"
-"""A notebook writes this as the default of a parameter that has no sensible default."""
 _PATIENCE_S = 600.0  # after Ctrl-C a kernel finishes its step and saves, up to this long; then it is stopped
 _REST_S = 10.0  # a kernel with nothing to save ends at once, but it can miss the request: then it is stopped
 _START_S = 300  # for a kernel to start on a busy machine
@@ -36,37 +34,17 @@ class StageError(paths.KitError):
 
 
 def parameters(path: Path) -> dict[str, Any]:
-    """Names and defaults in the cell tagged `parameters`.
+    """Names and defaults in the cell tagged `parameters`, which are literals."""
+    from papermill import inspect_notebook  # seconds, which `spin-repro --help` need not wait for
 
-    Raises:
-        NotebookError: not exactly one such cell, or a value that is not a literal.
-    """
-    import nbformat  # a second, which `spin-repro --help` need not wait for
-
-    try:
-        notebook = nbformat.read(path, as_version=4)
-    except (OSError, ValueError) as error:
-        raise NotebookError(f"{path}: not a readable notebook ({type(error).__name__}: {error})") from None
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise NotebookError(f"{path.name}: {len(cells)} cells are tagged parameters; there must be exactly one")
-    found: dict[str, Any] = {}
-    for node in ast.parse(cells[0].source).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if not isinstance(target, ast.Name) or getattr(node, "value", None) is None:
-            raise NotebookError(f"{path.name}: the parameters cell may hold assignments only, line {node.lineno}")
-        try:
-            found[target.id] = ast.literal_eval(node.value)
-        except ValueError:
-            raise NotebookError(f"{path.name}: parameter {target.id} is not a literal") from None
-    return found
+    return {name: ast.literal_eval(found["default"]) for name, found in inspect_notebook(str(path)).items()}
 
 
 def check(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters for a run: the given ones, proved to exist and to have the type of their defaults.
 
     Raises:
-        NotebookError: unknown, missing or mistyped parameter, with the nearest name.
+        NotebookError: unknown or mistyped parameter, with the nearest name.
     """
     defaults = parameters(path)
     for name, value in given.items():
@@ -77,14 +55,6 @@ def check(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             raise NotebookError(
                 f"{path.name}: parameter {name} must be {expected.__name__}, found {type(value).__name__} {value!r}"
             )
-        parts = {type(part) for part in defaults[name]} if expected is list else set()
-        for part in value if parts else ():
-            if type(part) not in parts and not (parts == {float} and type(part) is int):
-                names = " or ".join(sorted(kind.__name__ for kind in parts))
-                raise NotebookError(f"{path.name}: parameter {name} must hold {names} only, found {part!r}")
-    missing = [name for name, value in defaults.items() if value == REQUIRED and name not in given]
-    if missing:
-        raise NotebookError(f"{path.name}: parameter {missing[0]!r} is missing and has no default")
     return dict(given)
 
 

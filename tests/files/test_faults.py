@@ -129,6 +129,7 @@ def test_a_scheduler_may_ask_often_and_only_a_second_ctrl_c_stops_at_once() -> N
             os.kill(os.getpid(), signal.SIGINT)
 
 
+PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 KERNEL = """
 from pathlib import Path
 from spin_utils.training.state import StopRequest
@@ -152,9 +153,7 @@ notebooks.run("n", {}, Path("out/n.ipynb"))
 def test_sigterm_to_a_job_waits_until_the_kernel_has_saved(tmp_path: Path) -> None:
     cells = [nbformat.v4.new_code_cell(source) for source in ("a = 1", KERNEL)]
     cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), tmp_path / "n.ipynb"
-    )
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), tmp_path / "n.ipynb")
     environment = {**os.environ, "PYTHONPATH": str(paths.REPOSITORY)}
     process = subprocess.Popen(
         [sys.executable, "-c", WRAPPER], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, start_new_session=True
