@@ -68,7 +68,8 @@ def compose(profile: Profile) -> Drawing:
     times, machine, alone = tables.wall_clock(folder, training)
     texts = results.load_generations(folder)
     answers = generations.measures(texts)
-    bounds = generations.jsd_bounds(results.load_heldout(folder))
+    heldout = results.load_heldout(folder)
+    bounds = generations.jsd_bounds(heldout)
     grades = results.load_mt_bench(folder)
     findings = claims.judge(
         measured,
@@ -97,6 +98,7 @@ def compose(profile: Profile) -> Drawing:
             tables.table2(times, machine=machine, alone=alone),
             *scored,
             *(make(texts, answers) for make in (tables.table7, tables.table8)),
+            tables.instruments(measured, bounds, generations.bits_per_byte(heldout)),
             *filter(None, [tables.arms(measured, profile.arms)]),
         ],
         findings=findings,

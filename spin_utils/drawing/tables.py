@@ -72,11 +72,13 @@ class Table:
     notes: tuple[str, ...] = ()
     text: int | None = None
     """Number of a column of running text, left-aligned and broken into lines; None: there is none."""
+    file: str = ""
+    """Name of its file if the paper has no such table."""
 
     @property
     def name(self) -> str:
         """Its file's name."""
-        return f"table{self.number}" if self.number else "arms"
+        return f"table{self.number}" if self.number else self.file
 
     @property
     def heading(self) -> str:
@@ -332,7 +334,57 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
         f"Helped: yes or harmed if the whole interval of the gain over SPIN is on one side of 0; no if it lies below "
         f"{DIRECTION_MARGIN} points; else open.",
     ]
-    return finish(0, "What would have helped: variants of SPIN under the same control", header, lines, cells, notes)
+    title = "What would have helped: variants of SPIN under the same control"
+    return finish(0, title, header, lines, cells, notes, file="arms")
+
+
+def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) -> Table:
+    """Finer measures of the same models than the greedy score; the paper has none of them.
+
+    Args:
+        scores: From `draw.scores`, with `sampled` where answers were sampled.
+        bounds: From `generations.jsd_bounds`.
+        bits: From `generations.bits_per_byte`.
+    """
+    measured = list(dict.fromkeys(scores["model"]))
+    control = [model for model in measured if ModelName.parse(model).sft_epochs and not ModelName.parse(model).arm]
+    rows = [model for model in dict.fromkeys(("sft", *iterates(measured), *control)) if model in measured]
+    cells: list[dict[str, Any]] = []
+    lines = []
+    for model in rows:
+        line = [label(model), ""]
+        for name, (table, column, factor, digits, gains) in {
+            "greedy": (scores, "score", 100, 1, True),
+            "samples": (scores, "sampled", 100, 1, True),
+            "told apart": (bounds, "told_apart", 100, 1, False),
+            "JSD": (bounds, "jsd_bound", 1, 4, False),
+            "bits per byte": (bits, "bits_per_byte", 1, 4, True),
+        }.items():
+            if column not in table or table.empty:
+                continue
+            for other in ["", *(["sft"] if gains else [])]:
+                cell = {"row": label(model), "column": name, "quantity": "gain over SFT" if other else "level"}
+                if model in set(table["model"]) and model != other:
+                    weights = {model: 1.0} | ({other: -1.0} if other else {})
+                    cell |= numbers(paired(table, weights, column=column).times(factor))
+                cells.append(cell)
+                line.append(with_range(cell, sign=bool(other), digits=digits).replace(DASH, ""))
+        lines.append(tuple(line))
+    headings = {"score": "Greedy", "sampled": "Samples", "bits_per_byte": "Bits per byte"}
+    held = {column for table in (scores, bits) if not table.empty for column in table}
+    header = ["Model", ""]
+    for column in ("score", "sampled"):
+        header += [headings[column], "over SFT"] if column in held else []
+    header += ["Told apart, %", "JSD at least, nats"] if not bounds.empty else []
+    header += ["Bits per byte", "over SFT"] if "bits_per_byte" in held else []
+    notes = [
+        "Greedy: mean score of the most likely answers, as in Table 4. Samples: mean score of answers drawn at "
+        "temperature 1, from the distribution that the theory speaks of.",
+        "Told apart: held-out pairs in which the next iteration raised the real response more than this model's own, "
+        "1/2 for equal ones; with the JSD bound it says what is left to learn (Theorem 5.2, Lemma C.2). Bits per "
+        "byte: of held-out real responses; less is better.",
+    ]
+    return finish(0, "The same models by finer measures", header, lines, cells, notes, file="instruments")
 
 
 def _changes(changes: Mapping[str, Any]) -> str:
@@ -409,7 +461,7 @@ def stand_ins(scores: pd.DataFrame) -> dict[str, str]:
 
 
 def write(table: Table, folder: Path) -> list[Path]:
-    """Write table<N>.md, .csv and .tex, or arms.*; the same table gives the same bytes."""
+    """Write table<N>.md, .csv and .tex, or NAME.* if it has no number; the same table gives the same bytes."""
     texts = {"md": markdown(table), "csv": table.frame.to_csv(index=False, float_format="%.6g"), "tex": latex(table)}
     return write_forms(folder / table.name, texts)
 
@@ -734,11 +786,12 @@ def finish(
     notes: Sequence[str],
     *,
     text: int | None = None,
+    file: str = "",
 ) -> Table:
     """A table whose notes end with the reasons of its missing cells."""
     frame = pd.DataFrame(cells).reindex(columns=list(COLUMNS))
     reasons = [f"{DASH} {reason}." for reason in frame["reason"].dropna().unique()]
-    return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons), text)
+    return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons), text, file)
 
 
 def numbers(estimate: Estimate) -> dict[str, Any]:

@@ -9,6 +9,7 @@ chapters 4 and 5). docs/statistics.md has the simulated coverage, from benchmark
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -288,34 +289,60 @@ def _contrasts_by_source(
 ) -> tuple[dict[str, tuple[Array, Array]], list[int]]:
     """Per task, the contrast summed over the items of each source, shape (seeds, sources), and the sources' sizes;
     and the seeds. An item without a source is a source of its own."""
-    chosen = scores.loc[scores["model"].isin(list(contrast)), ["model", "seed", "task", "id", column]]
-    runs = chosen[["model", "seed"]].drop_duplicates()
-    seeds_of = {model: set(runs["seed"][runs["model"] == model]) for model in contrast}
+    grid = _grid(scores, column)
+    seeds_of = {model: set(grid.seeds[grid.models == model].tolist()) for model in contrast}
     absent = [model for model, found in seeds_of.items() if not found]
     if absent:
         raise StatisticsError(f"no evaluation of {', '.join(absent)}")
     seeds = sorted(set.intersection(*seeds_of.values()))
     if not seeds:
         raise StatisticsError(f"no training seed has all of {', '.join(contrast)}; run the missing ones")
-    chosen = chosen[chosen["seed"].isin(seeds) & chosen["task"].isin(list(tasks))]
-    table = chosen.pivot(index=["model", "seed"], columns=["task", "id"], values=column).sort_index(axis=1)
-    # Plain arrays from here on: one pandas lookup takes longer than everything below.
-    models, values = table.index.get_level_values("model").to_numpy(), table.to_numpy(dtype=float)
-    found, ids = (table.columns.get_level_values(level).to_numpy() for level in ("task", "id"))
+    rows = {model: [grid.run(model, seed) for seed in seeds] for model in contrast}
+    every = sorted({row for found in rows.values() for row in found})
     by_task = {}
     for task in tasks:
-        columns = np.flatnonzero(found == task)
-        if not len(columns):
+        values, ids = grid.tasks.get(task, (np.empty((len(grid.models), 0)), np.empty(0)))
+        scored = ~np.isnan(values[every]).all(axis=0)
+        if not scored.any():
             raise StatisticsError(f"task {task!r} was not evaluated for {', '.join(contrast)}")
-        of_task = values[:, columns]
-        if np.isnan(of_task).any():
+        if np.isnan(values[every][:, scored]).any():
             raise StatisticsError(f"task {task!r}: models or seeds were scored on different items; evaluate them again")
-        items = sum((weight * of_task[models == model] for model, weight in contrast.items()), np.zeros(()))
-        drawn = sources([str(item) for item in ids[columns]])
+        items = sum((weight * values[rows[model]][:, scored] for model, weight in contrast.items()), np.zeros(()))
+        drawn = sources([str(item) for item in ids[scored]])
         _, source, sizes = np.unique(drawn, return_inverse=True, return_counts=True)
         sums = np.array([np.bincount(source, weights=row, minlength=len(sizes)) for row in items])
         by_task[task] = sums, sizes.astype(float)
-    return by_task, [int(number) for number in seeds]
+    return by_task, seeds
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A table of scores as arrays, with a row for each run (a model and seed)."""
+
+    models: npt.NDArray[np.object_]
+    seeds: npt.NDArray[np.int64]
+    tasks: dict[str, tuple[Array, npt.NDArray[np.object_]]]
+    """Values of each task, shape (runs, items), NaN where a run has no such item; and the items' ids."""
+
+    def run(self, model: str, seed: int) -> int:
+        return int(np.flatnonzero((self.models == model) & (self.seeds == seed))[0])
+
+
+_GRIDS: dict[tuple[int, str], tuple[weakref.ref[pd.DataFrame], _Grid]] = {}
+
+
+def _grid(scores: pd.DataFrame, column: str) -> _Grid:
+    """The table's grid, made once: hundreds of contrasts are computed from one table, and pandas is slow at it."""
+    key = id(scores), column
+    if key in _GRIDS and _GRIDS[key][0]() is scores:
+        return _GRIDS[key][1]
+    table = scores.pivot(index=["model", "seed"], columns=["task", "id"], values=column).sort_index(axis=1)
+    found, ids = (table.columns.get_level_values(level).to_numpy() for level in ("task", "id"))
+    values = table.to_numpy(dtype=float)
+    models, seeds = (table.index.get_level_values(level).to_numpy() for level in ("model", "seed"))
+    grid = _Grid(models, seeds, {task: (values[:, found == task], ids[found == task]) for task in np.unique(found)})
+    _GRIDS[key] = weakref.ref(scores, lambda _: _GRIDS.pop(key, None)), grid
+    return grid
 
 
 @dataclass(frozen=True)
@@ -372,11 +399,25 @@ def _pooled_seed_variance(
     models of a seed share, and for tables with fewer than three models on all these seeds."""
     if abs(sum(contrast.values())) > 1e-9:
         return None
-    chosen = scores[scores["seed"].isin(seeds) & scores["task"].isin(tasks)]
-    means = chosen.groupby(["seed", "model", "task"])[column].mean().unstack("task").mean(axis=1, skipna=False)
-    table = means.unstack("model").dropna(axis=1).to_numpy()
+    grid = _grid(scores, column)
+    means = np.mean([_mean_of_scored(grid.tasks[task][0]) for task in tasks], axis=0)
+    by_model = [[means[grid.run(model, seed)] for seed in seeds] for model in _models_with(grid, seeds)]
+    table = np.array([row for row in by_model if not np.isnan(row).any()]).reshape(-1, len(seeds)).T
     if table.shape[1] < 3:
         return None
     around = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
     mean_square = float((around**2).sum()) / ((table.shape[0] - 1) * (table.shape[1] - 1))
     return mean_square * sum(weight**2 for weight in contrast.values())
+
+
+def _models_with(grid: _Grid, seeds: Sequence[int]) -> list[str]:
+    return [
+        str(model) for model in np.unique(grid.models) if set(seeds) <= set(grid.seeds[grid.models == model].tolist())
+    ]
+
+
+def _mean_of_scored(values: Array) -> Array:
+    """Each run's mean over its items, NaN if it has none."""
+    scored = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(scored, values, 0.0).sum(axis=1) / scored.sum(axis=1)

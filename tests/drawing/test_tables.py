@@ -8,7 +8,7 @@ import synthetic_results as synthetic
 
 from spin_utils.drawing import tables
 from spin_utils.experiment import estimate
-from spin_utils.paper import published, results
+from spin_utils.paper import generations, published, results
 from spin_utils.paper.statistics import paired
 from spin_utils.settings.names import label
 
@@ -213,3 +213,19 @@ def test_the_table_of_arms_compares_each_with_sft_and_with_spin_without_its_chan
     assert [path.name for path in tables.write(table, tmp_path)] == ["arms.md", "arms.csv", "arms.tex"]
     assert "not in the paper" in (tmp_path / "arms.tex").read_text()
     assert tables.arms(scores[~scores["model"].isin(arms)], changes) is None
+
+
+def test_the_finer_measures_stand_beside_the_greedy_score(root):
+    drifts = results.load_heldout(root)
+    drifts = drifts.assign(real_logp=-20.0 - drifts["real_drift"], real_bytes=10)
+    scores = results.load_evaluations(root)
+    sampled = scores.assign(sampled=scores["score"] / 2)
+    table = tables.instruments(sampled, generations.jsd_bounds(drifts), generations.bits_per_byte(drifts))
+    assert table.name == "instruments"
+    cells = table.frame.set_index(["row", "column", "quantity"])
+    greedy, samples = (cells.loc[("SPIN iteration 1", name, "level"), "value"] for name in ("greedy", "samples"))
+    assert samples == pytest.approx(greedy / 2)
+    assert cells.loc[("SFT", "bits per byte", "level"), "value"] > 2
+    plain = tables.instruments(scores, generations.jsd_bounds(drifts), generations.bits_per_byte(drifts[:0]))
+    assert "Samples" not in plain.header
+    assert "Bits per byte" not in plain.header
