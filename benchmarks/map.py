@@ -1,6 +1,8 @@
 """The map: for which beta, and after how much training, does an iteration of SPIN help?
 
-    python -m benchmarks.map --seeds 0 1     run the cells that are missing; rows go to results/map/cells.jsonl
+    python -m benchmarks.map --seeds 0 1                   run the cells that are missing: results/map/cpu.jsonl
+    python -m benchmarks.map --seeds 0 --profile dialogue  the same on human talk: results/map/dialogue.jsonl
+    python -m benchmarks.map --seeds                       only draw: docs/map.md and figures/map
 
 From one SFT model per seed, iteration 0 is trained once for every beta at a constant learning rate, and the model is
 measured after 8, 16, 32 and 64 steps. The control is more SFT on the same demonstrations, at two learning rates,
@@ -22,28 +24,46 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from spin_utils.data.templates import EncodedRow, encode_rows, end_ids
+from spin_utils.drawing.map_figure import map_figure
+from spin_utils.drawing.style import save
 from spin_utils.evaluation.harness import evaluate
 from spin_utils.experiment import plan, run
 from spin_utils.experiment.play import training_pairs
 from spin_utils.files import artifacts, paths, runtime
+from spin_utils.files.disk import write_text
 from spin_utils.model import base
 from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group
 from spin_utils.model.sampling import sample
+from spin_utils.paper.map import load_map, summary
 from spin_utils.settings import profiles
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.loop import train
 
-CHANGES: dict[str, Any] = {
-    "name": "map",
-    "demonstrations.seed": 3,
-    "demonstrations.wordings": "fixed",
-    "demonstrations.spin_rows": 1024,
-    "demonstrations.validation_rows": 240,
-    "evaluation.samples": 2,
+CHANGES: dict[str, dict[str, Any]] = {
+    # pairs that differ only where the answer is wrong
+    "cpu": {
+        "name": "map",
+        "demonstrations.seed": 3,
+        "demonstrations.wordings": "fixed",
+        "demonstrations.spin_rows": 1024,
+        "demonstrations.validation_rows": 240,
+        "evaluation.samples": 2,
+        "evaluation.big_bench": {},
+    },
+    "dialogue": {
+        "name": "map-dialogue",
+        "demonstrations.seed": 3,
+        "demonstrations.validation_rows": 240,
+        "evaluation.samples": 2,
+        "evaluation.big_bench": {},
+    },
 }
-"""What differs from the cpu profile: rows of their own, and pairs that differ only where the answer is wrong."""
+"""What differs from a profile: rows of their own, and no tasks but those of the demonstrations."""
 BETAS = (0.1, 0.3, 1.0, 3.0)
 STEPS = (8, 16, 32, 64)
 SPIN = TrainingSettings(learning_rate=5e-6, epochs=1, batch_size=16, schedule="constant", micro_batch_tokens=4096)
@@ -51,6 +71,35 @@ SFT_RATES = (3e-5, 1e-4)
 SFT = TrainingSettings(
     learning_rate=1e-4, epochs=2, batch_size=32, schedule="constant", optimizer="adamw", max_grad_norm=1.0
 )
+
+TITLES = {
+    "cpu": "Generated tasks: an answer is right or wrong",
+    "dialogue": "People talking: an answer is like theirs or not",
+}
+MEASURES = {
+    "greedy": "Greedy answers against SFT",
+    "sampled": "Sampled answers against SFT",
+    "greedy_over_sft": "Greedy answers against as much more SFT",
+    "sampled_over_sft": "Sampled answers against as much more SFT",
+}
+SHORT = {
+    "greedy": "greedy",
+    "sampled": "samples",
+    "greedy_over_sft": "greedy, over more SFT",
+    "sampled_over_sft": "samples, over more SFT",
+}
+PAGE = """# When does SPIN help?
+
+Written by `python -m benchmarks.map --seeds` from `results/map`. Every cell is one iteration of SPIN from an SFT model
+of SmolLM2-135M: one beta, one length of training at a constant learning rate. Beside it stands more SFT on the same
+demonstrations with as many tokens, at the better of two learning rates. Rows are validation rows of a data seed that no
+profile uses, so the map may choose settings; the profiles' own test rows are not in it. Brackets are 95 % intervals over
+items and, with several, training seeds. With this many cells about one in twenty is sure by chance, so look for
+neighbours that agree.
+
+Theorem 5.4 says that an exact iteration with beta below 1/2 overshoots the data. What to look for: does telling apart
+come with real responses becoming less likely, and does the score follow?
+"""
 
 log = logging.getLogger("spin_utils.map")
 
@@ -73,19 +122,87 @@ def main() -> None:
     """Measure every cell that has no row yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--profile", choices=CHANGES, default="cpu")
     parser.add_argument("--betas", type=float, nargs="*", default=list(BETAS))
     chosen = parser.parse_args()
     runtime.configure()
-    record = paths.results("map") / "cells.jsonl"
+    record = paths.results("map") / f"{chosen.profile}.jsonl"
     record.parent.mkdir(parents=True, exist_ok=True)
     for seed in chosen.seeds:
-        _seed(seed, chosen.betas, record)
+        _seed(plan.make(profiles.load(chosen.profile, CHANGES[chosen.profile]), seed), chosen.betas, record)
+    draw()
 
 
-def _seed(seed: int, betas: Sequence[float], record: Path) -> None:
+def draw() -> None:
+    """Write docs/map.md and its figures from the cells that are there."""
+    text = PAGE
+    for profile, title in TITLES.items():
+        record = paths.results("map") / f"{profile}.jsonl"
+        if not record.is_file():
+            continue
+        found = summary(load_map(record))
+        save(map_figure(found), paths.figures("map"), profile)
+        text += f"\n## {title}\n\n![{title}](../figures/map/{profile}.png)\n\n{_findings(found)}\n{_table(found)}\n"
+    write_text(paths.REPOSITORY / "docs" / "map.md", text)
+
+
+def _findings(found: pd.DataFrame) -> str:
+    """What the cells say, in sentences that only they decide."""
+    cells = found[found["kind"] == "spin"]
+    said = []
+    for measure, words in MEASURES.items():
+        sure = {"better": cells[cells[f"{measure}_low"] > 0], "worse": cells[cells[f"{measure}_high"] < 0]}
+        for side, there in sure.items():
+            if len(there):
+                named = "; ".join(f"beta {row.beta:g} after {row.steps} steps" for row in there.itertuples())
+                said.append(f"- {words}, surely {side} in {len(there)} of {len(cells)} cells: {named}.")
+        if not sum(map(len, sure.values())):
+            said.append(f"- {words}: no cell is surely better or worse.")
+    apart = cells.loc[cells["accuracy"].idxmax()]
+    said.insert(
+        0,
+        f"- Real and generated responses are told apart best with beta {apart['beta']:g} after {apart['steps']} steps: "
+        f"{apart['accuracy']:.0%} of the held-out pairs that differ "
+        f"[{apart['accuracy_low']:.0%}, {apart['accuracy_high']:.0%}].",
+    )
+    below, above = (cells[side]["drift_real"] for side in (cells["beta"] < 0.5, cells["beta"] > 0.5))
+    said.insert(
+        1,
+        f"- Real responses became less likely in {(below < 0).sum()} of {len(below)} cells with beta below 1/2 (mean "
+        f"{below.mean():+.2f} nats) and in {(above < 0).sum()} of {len(above)} above it (mean {above.mean():+.2f}).",
+    )
+    return "\n".join(said).replace("-0.", "−0.") + "\n"
+
+
+def _table(found: pd.DataFrame) -> str:
+    """Every cell with its intervals."""
+    rows = [
+        {
+            "trained": "SPIN" if row["kind"] == "spin" else "more SFT",
+            "learning rate": f"{row['rate']:g}",
+            "beta": f"{row['beta']:g}" if row["kind"] == "spin" else "",
+            "steps": row["steps"],
+            "seeds": row["seeds"],
+            "told apart, %": f"{100 * row['accuracy']:.0f}",
+            "real, nats": f"{row['drift_real']:+.2f}",
+            **{words: _points(row, measure) for measure, words in SHORT.items()},
+        }
+        for row in found[found["steps"] > 0].to_dict("records")
+    ]
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True).replace("-0.", "−0.") + "\n"
+
+
+def _points(row: Mapping[str, Any], measure: str) -> str:
+    value = row.get(measure)
+    if value is None or np.isnan(value):
+        return ""
+    return f"{value:+.1f} [{row[f'{measure}_low']:+.1f}, {row[f'{measure}_high']:+.1f}]".replace("-", "−")
+
+
+def _seed(steps: plan.Plan, betas: Sequence[float], record: Path) -> None:
+    seed = steps.seed
     known = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
     done = {(row["kind"], row["rate"], row["beta"], row["steps"]) for row in known if row["seed"] == seed}
-    steps = plan.make(profiles.load("cpu", CHANGES), seed)
     start = _start(steps)
     commit = artifacts.environment()["commit"]
 
