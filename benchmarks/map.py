@@ -93,7 +93,7 @@ PAGE = """# When does SPIN help?
 Written by `python -m benchmarks.map --seeds` from `results/map`. Every cell is one iteration of SPIN from an SFT model
 of SmolLM2-135M: one beta, one length of training at a constant learning rate. Beside it stands more SFT on the same
 demonstrations with as many tokens, at the better of two learning rates. Rows are validation rows of a data seed that no
-profile uses, so the map may choose settings; the profiles' own test rows are not in it. Brackets are 95 % intervals over
+profile uses, so the map may choose settings; test rows are not in it. Brackets: 95 % intervals over
 items and, with several, training seeds. With this many cells about one in twenty is sure by chance, so look for
 neighbours that agree.
 
