@@ -93,7 +93,7 @@ def converse(
     """Answer both turns of each question.
 
     Args:
-        model: Llama, Mistral or Qwen2 for causal language modelling.
+        model: Any decoder of transformers.
         tokenizer: of the model.
         template: of the conversation; its length limits are for training and do not apply here.
         asked: the questions.

@@ -431,11 +431,12 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
 
 def _load(start: Path, settings: TrainingSettings, seed: int, work: Path) -> tuple[TrainingSettings, Any, Any]:
     """The model to train, with adapters if the settings have them: settings, the model, and its adapters or None."""
-    if settings.lora is None:
+    adapters = settings.lora
+    if adapters is None:
         return settings, base.load(start), None
     settings = replace(settings, precision=_precision(settings, work))  # also that of the weights, which stay
     model = base.load(start, choose_precision(settings.precision, base.device()))
-    return settings, model, lora.attach(model, settings.lora, seed)
+    return settings, model, lora.attach(model, adapters, seed)
 
 
 def _precision(settings: TrainingSettings, work: Path) -> Precision:

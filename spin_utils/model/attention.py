@@ -91,10 +91,11 @@ def attend(
         raise ModelError(f"{name}: packed attention has no dropout; set attention_dropout to 0")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window and sliding_window < packed_layout.longest_row else None
-    packed = [x[0].transpose(0, 1).contiguous() for x in (query, key, value)]
+    query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    given = (query_THD, key_TKD, value_TKD, packed_layout, scale, window)
     if softcap or (window and query.device.type != "cpu"):
-        return _plain_attention(*packed, packed_layout, scale, window, softcap).unsqueeze(0), None
-    return _Attention.apply(*packed, packed_layout, scale, window).unsqueeze(0), None
+        return _plain_attention(*given, softcap).unsqueeze(0), None
+    return _Attention.apply(*given).unsqueeze(0), None
 
 
 class _Attention(torch.autograd.Function):

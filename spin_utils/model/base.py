@@ -131,7 +131,7 @@ def load(folder: Path, dtype: Any = None, *, place: Any = None) -> Any:
     from transformers import AutoModelForCausalLM
 
     source = resolve(folder)
-    model, found = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source,
         dtype=dtype or torch.float32,
         use_safetensors=True,
@@ -139,6 +139,7 @@ def load(folder: Path, dtype: Any = None, *, place: Any = None) -> Any:
         local_files_only=True,
         output_loading_info=True,
     )
+    model, found = loaded
     if found["missing_keys"]:  # which transformers fills with random numbers
         raise ModelError(f"{source}: no tensor {min(found['missing_keys'])} in its safetensors; copy all files again")
     model = model.to(place or device())

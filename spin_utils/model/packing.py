@@ -125,7 +125,8 @@ class Tile:
 
     def to(self, device: torch.device) -> Tile:
         """The same tile on another device."""
-        return Tile(self.start, self.stop, *(x.to(device) for x in (self.slots, self.segments, self.positions)))
+        slots, segments, positions = (x.to(device) for x in (self.slots, self.segments, self.positions))
+        return Tile(self.start, self.stop, slots, segments, positions)
 
 
 @dataclass

@@ -15,7 +15,7 @@ import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -364,7 +364,7 @@ def _decode(
         ids[place, longest - len(prompts[prompt]) :] = torch.tensor(prompts[prompt])
         mask[place, longest - len(prompts[prompt]) :] = 1
     ids, mask = ids.to(device), mask.to(device)
-    cache = DynamicCache(config=model.config)
+    cache: Any = DynamicCache(config=model.config)
     logits = _next_logits(model, ids, mask, cache)
     chosen = torch.tensor([place_of[prompt] for prompt in owners], device=device)
     if len(place_of) < rows:
@@ -393,7 +393,7 @@ def _decode(
     return [Sample(row[:count], "stop" if stop else "length", logp) for row, count, stop, logp in parts]
 
 
-def _next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+def _next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
     """Logits of the next token, shape (B, V), after reading `ids`, the last columns of the mask."""
     known = inspect.signature(type(model).forward).parameters
     position_ids = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]

@@ -45,7 +45,7 @@ class LoraSettings:
 
     rank: Positive = 64
     """Rank of each adapter."""
-    alpha: PositiveNumber = 64
+    alpha: Positive = 64
     """Adapters are scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Names of the linear layers that get one, such as q_proj; empty: all of them but the head."""
