@@ -360,7 +360,6 @@ def step(
     """Make one step of the plan, as the Snakefile does."""
     from spin_utils.experiment import plan
     from spin_utils.settings import profiles
-    from spin_utils.settings.inputs import SettingsError
 
     loaded = profiles.load(profile)
     if name in ("tables", "first-tables"):
@@ -368,11 +367,9 @@ def step(
         _draw(name, profile, seeds)
         return
     steps = plan.make(loaded, *parse_seeds(str(seed)))
-    if name not in steps.steps:
-        raise SettingsError(f"step {name!r}: unknown{profiles.nearest(name, steps.steps)}")
+    made = steps.step(name)
     from spin_utils.files.runtime import claim_gpus
 
-    made = steps.steps[name]
     with claim_gpus(gpus):
         _begin(made.directory.name)
         if made.notebook and not processes.launched():
@@ -568,7 +565,7 @@ def parse_seeds(text: str) -> list[int]:
     """
     from spin_utils.settings.inputs import LARGEST_SEED, SettingsError
 
-    parts = [part for part in text.replace(" ", ",").split(",") if part]
+    parts = [part for part in str(text).replace(" ", ",").split(",") if part]  # papermill makes a number of one seed
     if not all(re.fullmatch(r"-?[0-9]{1,20}", part) for part in parts):
         raise SettingsError(f"seeds: {text[:80]!r}; write whole numbers separated by commas, such as 0,1,2")
     seeds = [int(part) for part in parts]

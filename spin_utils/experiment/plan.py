@@ -19,10 +19,10 @@ from spin_utils.evaluation import judge
 from spin_utils.evaluation.mt_bench import FILES
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.model import base
-from spin_utils.settings.inputs import DemonstrationSettings, require, template_identity
+from spin_utils.settings.inputs import LARGEST_SEED, DemonstrationSettings, require, template_identity
 from spin_utils.settings.machine import answers_identity, judge_identity
 from spin_utils.settings.names import ModelName, label, main_chain
-from spin_utils.settings.profiles import as_dict, of_arm
+from spin_utils.settings.profiles import as_dict, nearest, of_arm
 from spin_utils.settings.run import (
     DpoSettings,
     EvaluationSettings,
@@ -101,6 +101,15 @@ class Plan:
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps.values())
 
+    def step(self, name: str) -> Step:
+        """A step by its name.
+
+        Raises:
+            SettingsError: there is none of this name.
+        """
+        require(name in self.steps, f"step {name!r}: unknown{nearest(name, self.steps)}")
+        return self.steps[name]
+
     def directory(self, name: str) -> Path:
         """Artifact directory of a step."""
         return self.steps[name].directory
@@ -140,9 +149,14 @@ def make(profile: Profile, seed: int) -> Plan:
         seed: training and sampling seed. Data and base model do not depend on it.
 
     Raises:
+        SettingsError: the seed is not a whole number.
         base.ModelError: the base model is not where the profile says.
         RowError: a file of demonstrations or pairs is missing.
     """
+    require(
+        type(seed) is int and 0 <= seed < LARGEST_SEED,
+        f"seed: {seed!r} is not a whole number from 0; with plain papermill write -p seed 0 (-r passes text)",
+    )
     steps: dict[str, Step] = {}
 
     def add(name: str, stage: str, notebook: str, inputs: tuple[str, ...], settings: Any, **parameters: Any) -> str:
@@ -388,9 +402,11 @@ def training_of(profile: Profile, model: str) -> TrainingSettings:
     name = ModelName.parse(model)
     spin = of_arm(profile, name.arm).spin if name.arm else profile.spin
     if name.dpo:
+        require(profile.dpo is not None, f"{model}: profile {profile.name} has no dpo")
         assert profile.dpo is not None
         return profile.dpo.training
-    assert name.iteration is not None, f"{model} is not trained on pairs"
+    require(name.iteration is not None, f"{model}: is not trained on pairs; name an iteration such as spin-0")
+    assert name.iteration is not None
     change: dict[str, Any] = {}
     if not name.iteration and spin.training.historical:
         change["historical"] = 0.0  # T-SPIN's iteration 0 has one opponent, the SFT model (arXiv 2601.08198, sec. 4.3)

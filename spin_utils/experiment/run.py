@@ -121,10 +121,11 @@ def make(plan: Plan, name: str) -> Path:
         The artifact's directory.
 
     Raises:
+        SettingsError: the plan has no such step.
         LaunchError: one of several processes failed.
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
     """
-    step = plan.steps[name]
+    step = plan.step(name)
     if processes.from_first(lambda: artifacts.adopt(step.directory)):
         return step.directory
     for needed in step.inputs:

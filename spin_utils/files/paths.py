@@ -16,6 +16,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 class KitError(ValueError):
     """An error that the user can fix: the message names the thing, the place and the remedy."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook, whatever runs it: the message, without the stack of calls."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def checked(name: str) -> str:
     """The name of a profile, which also names its folders.

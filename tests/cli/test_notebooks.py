@@ -11,9 +11,13 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
+from papermill import PapermillExecutionError, execute_notebook
 
 from spin_utils.cli import notebooks
+from spin_utils.experiment import plan
+from spin_utils.experiment.run import open_run
 from spin_utils.files import paths, runtime
+from spin_utils.settings.inputs import SettingsError
 
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 ALL = sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -71,6 +75,32 @@ def test_wrong_names_and_values_are_refused_before_a_kernel_starts(
         notebooks.run(name, given, tmp_path / "out.ipynb")
     assert message in str(error.value)
     assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_in_plain_papermill_a_wrong_parameter_ends_in_the_kits_own_line(tmp_path: Path, home: Path) -> None:
+    with pytest.raises(PapermillExecutionError) as error:  # -r seed 0 passes text
+        execute_notebook(
+            ALL[1], tmp_path / "out.ipynb", {"profile": "smoke", "seed": "0"}, kernel_name="python3", progress_bar=False
+        )
+    (line,) = error.value.traceback
+    assert line.startswith(
+        "SettingsError: seed: '0' is not a whole number from 0; with plain papermill write -p seed 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda run: run.make("sft-more-7"), "step 'sft-more-7': unknown; did you mean 'sft-more-1'"),
+        (
+            lambda run: plan.training_of(run.profile, "sft"),
+            "sft: is not trained on pairs; name an iteration such as spin-0",
+        ),
+    ],
+)
+def test_a_parameter_that_leads_to_no_step_is_a_settings_error(act: Any, message: str, home: Path) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        act(open_run("smoke"))
 
 
 @pytest.mark.parametrize("place", [ALL[0], ALL[0].parent, Path("/tmp/out.txt")])
