@@ -15,7 +15,7 @@ import pandas as pd
 from spin_utils.paper import results
 from spin_utils.settings.machine import CATEGORIES
 
-STAND_INS = {
+BENCHMARKS = {
     "letter_counting": "arc",
     "syllogism": "truthfulqa",
     "family_relationships": "winogrande",
@@ -23,7 +23,7 @@ STAND_INS = {
     "sentence_reordering": "hellaswag",
     "simple_equations": "mmlu",
 }
-"""Task family and the benchmark whose column it fills."""
+"""Task and the benchmark of the paper that it is taken for."""
 
 TRANSFER = {
     "long_sums": "bb_causal",
@@ -34,9 +34,9 @@ TRANSFER = {
 """The same for tasks that nothing was trained on, and Table 6."""
 
 
-def benchmarked(table: pd.DataFrame, stand_ins: Mapping[str, str] = STAND_INS | TRANSFER) -> pd.DataFrame:
-    """A table by `task` with the benchmark that each stands in for; without the tasks that are not named."""
-    return table[table["task"].isin(list(stand_ins))].assign(benchmark=lambda kept: kept["task"].map(stand_ins))
+def benchmarked(table: pd.DataFrame, known: Mapping[str, str] = BENCHMARKS | TRANSFER) -> pd.DataFrame:
+    """A table by `task` with the benchmark of the paper that each is; without the tasks that are not named."""
+    return table[table["task"].isin(list(known))].assign(benchmark=lambda kept: kept["task"].map(known))
 
 
 ABILITIES = {"sft": 0.00, "spin-0": 0.16, "spin-1": 0.24, "spin-2": 0.29, "spin-3": 0.30}
@@ -55,7 +55,7 @@ OTHER_ABILITIES = {
 }
 
 
-def evaluation(model: str, seed: int, *, ability: float, items: int = 100, profile: str = "cpu", names=STAND_INS):
+def evaluation(model: str, seed: int, *, ability: float, items: int = 100, profile: str = "cpu", names=BENCHMARKS):
     """One valid evaluation document on some tasks; the same arguments give the same document."""
     rows, tasks = [], {}
     own = np.random.default_rng([seed, *model.encode()])

@@ -83,14 +83,15 @@ def load(name: str) -> dict[str, dict[str, Any]]:
     return {part: task for part, task in tasks.items() if task.get("examples")}
 
 
-def questions(task: Mapping[str, Any]) -> list[Question]:
+def questions(task: Mapping[str, Any], *, cloze: bool = False) -> list[Question]:
     """Its distinct examples, worded by the task's own prefixes exactly as Big-Bench's `json_task.py` does it.
 
     Args:
         task: The content of a task.json that has examples.
+        cloze: Leave out the list of choices that most tasks add to the question.
     """
     before, after = task.get("example_input_prefix", "\nQ: "), task.get("example_output_prefix", "\nA: ")
-    mark, listed = task.get("choice_prefix", "\n  choice: "), task.get("append_choices_to_input", True)
+    mark, listed = task.get("choice_prefix", "\n  choice: "), task.get("append_choices_to_input", True) and not cloze
     distinct = {json.dumps(example): number for number, example in reversed(list(enumerate(task["examples"])))}
     found = []
     for number in sorted(distinct.values()):

@@ -1,6 +1,6 @@
 """Task families from reasoning-gym: generated demonstrations whose answers a program can grade.
 
-They stand in offline for the paper's data and benchmarks. Train, validation and test use seeds that are far apart, and
+They need no network. Train, validation and test use seeds that are far apart, and
 no prompt occurs twice. Nothing here depends on the date, the network or Python's hash seed.
 """
 

@@ -191,8 +191,10 @@ def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> 
     results.check_one_run(paths.results(profile.name))
     scores = draw.scores(profile)
     scores = scores[scores["seed"] == seed]
-    benchmark = tables.stand_ins(scores)
-    tasks = {task: [task] for task in record["tasks"]} | {"average": list(record["tasks"])}
+    benchmark = tables.benchmarks(scores)
+    tasks = {task: [task] for task in record["tasks"]} | {
+        "average": [t for t in record["tasks"] if t in results.judged(scores)]
+    }
     for row, names in tasks.items():
         level = paired(scores, {model: 1.0}, tasks=names).times(100)
         gain = ""

@@ -63,7 +63,7 @@ def compose(profile: Profile) -> Drawing:
     folder = paths.results(profile.name)
     measured, transfer = scores(profile), scores(profile, "transfer")
     results.check_one_run(folder)
-    tasks = tables.stand_ins(measured)
+    tasks = tables.benchmarks(measured)
     training = results.load_training(folder)
     times, machine, alone = tables.wall_clock(folder, training)
     texts = results.load_generations(folder)
@@ -77,7 +77,7 @@ def compose(profile: Profile) -> Drawing:
         times=times,
         training=training,
         transfer=transfer,
-        transfer_stand_ins=tables.stand_ins(transfer),
+        transfer_benchmarks=tables.benchmarks(transfer),
         generations=answers,
         heldout=bounds,
         grades=grades,
@@ -89,9 +89,8 @@ def compose(profile: Profile) -> Drawing:
         *(make(measured) for make in (tables.table4, tables.table5)),
         tables.table6(transfer, grades),
     ]
-    if not published.other_tasks(tasks):  # otherwise their notes on stand-ins say it
-        other = tuple(filter(None, [not_the_papers(profile, tasks)]))
-        scored = [replace(table, notes=table.notes + other) for table in scored]
+    other = tuple(filter(None, [not_the_papers(profile, tasks)]))
+    scored = [replace(table, notes=table.notes + other) for table in scored]
     return Drawing(
         tables=[
             tables.table1(summaries(profile), shots=shots(profile)),
@@ -128,7 +127,7 @@ def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFra
         raise results.ResultsError(
             f"{paths.relative(folder)}: no evaluations; run `spin-repro reproduce --profile {profile.name}` first"
         )
-    found = _with_benchmarks(found, profile)
+    found = _with_benchmarks(found, profile, kind)
     return found if kind == "transfer" else with_last_epoch(found, profile.spin.training.epochs)
 
 
@@ -161,20 +160,19 @@ def with_last_epoch(scores: pd.DataFrame, epochs: int) -> pd.DataFrame:
     return pd.concat([scores, scores[scores["model"] == "spin-0"].assign(model=last)], ignore_index=True)
 
 
-def _with_benchmarks(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
-    """A table by `task` with the paper's benchmark that each task stands in for, "" for none."""
-    families = {**profile.demonstrations.families, **profile.demonstrations.transfer}
-    benchmarks = {name: name for name in published.BENCHMARK_LABELS}
-    if profile.evaluation.suite == "local":
-        benchmarks = {name: str(family.benchmark) for name, family in families.items()}
-    benchmarks |= {name: str(task.benchmark) for name, task in profile.evaluation.big_bench.items()}
-    return table.assign(benchmark=[benchmarks.get(task, "") for task in table["task"]])
+def _with_benchmarks(table: pd.DataFrame, profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFrame:
+    """A table by `task` with the paper's benchmark that each task is, "" for none, and whether it is at chance."""
+    benchmarks = {name: str(task.benchmark) for name, task in profile.evaluation.big_bench.items()}
+    if profile.evaluation.suite != "local":
+        benchmarks |= {name: name for name in published.BENCHMARK_LABELS}
+    weak = results.at_chance(results.load_summaries(paths.results(profile.name), kind=kind))
+    return table.assign(benchmark=[benchmarks.get(t, "") for t in table["task"]], at_chance=table["task"].isin(weak))
 
 
-def not_the_papers(profile: Profile, stand_ins: Mapping[str, str]) -> str:
+def not_the_papers(profile: Profile, benchmarks: Mapping[str, str]) -> str:
     """What of a profile is not the paper's, and so how to compare, as a sentence; empty if tasks and model are."""
     model = profile.model.source == "hub" and profile.model.name == published.MODEL
-    other = ["other tasks"] * published.other_tasks(stand_ins) + ["another model"] * (not model)
+    other = ["other tasks"] * published.other_tasks(benchmarks) + ["another model"] * (not model)
     return f"{' and '.join(other).capitalize()} than the paper's: compare directions, not levels." if other else ""
 
 

@@ -33,8 +33,9 @@ from spin_utils.drawing.style import (
     say_why_empty,
     style,
 )
-from spin_utils.drawing.tables import stand_ins
+from spin_utils.drawing.tables import benchmarks
 from spin_utils.paper import published
+from spin_utils.paper.results import judged
 from spin_utils.paper.statistics import Estimate, StatisticsError, paired
 from spin_utils.settings.names import iterates, label, main_chain
 
@@ -54,7 +55,7 @@ def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
         scores: From `draw.scores`, or from `results.load_evaluations` with a column `benchmark` as in `tables.table4`.
         profile: Named in the title of our panel.
     """
-    tasks = list(stand_ins(scores))
+    tasks = judged(scores)
     found = estimates(scores, CHAIN, tasks)
     gains = estimates(scores, CHAIN[1:], tasks, over="sft")
     if "sft" in found:
@@ -94,24 +95,22 @@ def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
 
 def figure3(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     """Figure 3: SFT, DPO and SPIN by benchmark, and on average. Arguments as in `figure2`."""
-    measured = stand_ins(scores)
-    columns = [
-        (benchmark, [task for task, other in measured.items() if other == benchmark])
-        for benchmark in published.LEADERBOARD
-    ]
-    columns.append(("average", list(measured)))
+    measured = [(published.BENCHMARK_LABELS.get(name, task), [task]) for task, name in benchmarks(scores).items()]
+    order = list(published.BENCHMARK_LABELS.values())
+    measured.sort(key=lambda column: order.index(column[0]) if column[0] in order else len(order))
+    columns = [*measured, ("Average", judged(scores))]
+    printed = (*published.LEADERBOARD, "average")
     height = 0.8 / len(_BARS)
     everywhere: set[str] = set()
     with style():
         figure = new_figure(5.4)
-        ours, theirs = figure.subplots(1, 2, sharey=True)
-        for row, (column, tasks) in enumerate(columns):
+        ours, theirs = figure.subplots(1, 2)
+        for row, (_, tasks) in enumerate(columns):
             found = estimates(scores, _BARS, tasks) if tasks else {}
             everywhere |= set(found)
             for place, model in enumerate(_BARS):
-                y = row - 0.4 + (place + 0.5) * height
                 if model in found:
-                    estimate = found[model]
+                    y, estimate = row - 0.4 + (place + 0.5) * height, found[model]
                     ours.barh(
                         y,
                         estimate.difference,
@@ -123,18 +122,16 @@ def figure3(scores: pd.DataFrame, *, profile: str = "") -> Figure:
                     )
                     ours.plot([estimate.low, estimate.high], [y, y], color="white", lw=1.7)
                     ours.plot([estimate.low, estimate.high], [y, y], color=INK, lw=0.7)
-                score = published.score(model, column)
-                theirs.barh(y, score or 0, height * 0.8, fc="white", ec=colour(model), hatch=HATCHES.get(model), lw=0.9)
             if not found:
-                ours.text(
-                    2, row, "not run" if tasks or scores.empty else "no stand-in", va="center", color=FAINT, fontsize=6
-                )
-        names = [
-            published.BENCHMARK_LABELS[column] + (f"\n({_wrapped(tasks)})" if column != "average" and tasks else "")
-            for column, tasks in columns
-        ]
-        ours.set_yticks(range(len(columns)), names)
-        ours.set_ylim(len(columns) - 0.5, -0.5)
+                ours.text(2, row, "not run", va="center", color=FAINT, fontsize=6)
+        for row, column in enumerate(printed):
+            for place, model in enumerate(_BARS):
+                y, score = row - 0.4 + (place + 0.5) * height, published.score(model, column)
+                theirs.barh(y, score or 0, height * 0.8, fc="white", ec=colour(model), hatch=HATCHES.get(model), lw=0.9)
+        names = ([_wrapped([name]) for name, _ in columns], [published.BENCHMARK_LABELS[name] for name in printed])
+        for ax, shown in zip((ours, theirs), names, strict=True):
+            ax.set_yticks(range(len(shown)), shown)
+            ax.set_ylim(len(shown) - 0.5, -0.5)
         ours.set_title(ours_of(profile))
         theirs.set_title("Paper")
         for ax in (ours, theirs):
@@ -157,7 +154,9 @@ def figure4(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     with style():
         figure = new_figure(4.9)
         for row, benchmark in enumerate(("arc", "truthfulqa", "average")):
-            tasks = [task for task, other in stand_ins(scores).items() if benchmark in (other, "average")]
+            tasks = judged(scores)
+            if benchmark != "average":  # the paper's own, else the first two of ours
+                tasks = [task for task, name in benchmarks(scores).items() if name == benchmark] or tasks[row : row + 1]
             ours, theirs = (figure.add_subplot(3, 2, 2 * row + column) for column in (1, 2))
             found = estimates(scores, [*models, "spin-1"], tasks) if tasks else {}
             _points(ours, range(6), [found.get(model) for model in models], COLOURS["spin-0"])
@@ -166,13 +165,13 @@ def figure4(scores: pd.DataFrame, *, profile: str = "") -> Figure:
             if "spin-1" in found:
                 _reference(ours, found["spin-1"].difference, COLOURS["spin-1"])
             name = published.BENCHMARK_LABELS[benchmark]
-            ours.set_title(_fitted(f"{name} (ours)" if benchmark == "average" else f"{name}: {_named(tasks)}"))
+            ours.set_title(_fitted(f"{name if benchmark in ('average', *tasks) else _named(tasks)} (ours)"))
             theirs.set_title(f"{name} (paper)")
             ours.set_ylabel("points")
             for ax in (ours, theirs):
                 ax.set_xticks(range(6))
                 ax.set_xlabel("epoch of iteration 0" if row == 2 else "")
-            _frame_panels(ours, theirs, bool(found), "no evaluations" if tasks or scores.empty else "no stand-in")
+            _frame_panels(ours, theirs, bool(found), "no evaluations")
             note = _note(scores, found, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
         footnote(figure, note)
     return figure
@@ -187,7 +186,7 @@ def figure5(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     spin = ("sft", "spin-0-rows-14", "spin-0-rows-26", "spin-0-epoch-1")
     more = ("sft", "sft-more-1", "sft-more-2")
     places = {"SPIN": (0, 1, 2, 3), "SFT": (0, 4, 5)}
-    tasks = list(stand_ins(scores))
+    tasks = judged(scores)
     found = estimates(scores, (*spin, *more[1:]), tasks)
     sizes = published.training_sizes()
     with style():

@@ -29,7 +29,7 @@ from spin_utils.drawing.style import (
     say_why_empty,
     style,
 )
-from spin_utils.drawing.tables import stand_ins
+from spin_utils.drawing.tables import benchmarks
 from spin_utils.paper import published
 from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
 from spin_utils.paper.statistics import Estimate, StatisticsError
@@ -100,7 +100,7 @@ def figure6(
     """
     if grades is not None and not grades.empty:
         return figure6_mt_bench(grades, profile=profile)
-    own, harder = stand_ins(scores), stand_ins(transfer)
+    own, harder = benchmarks(scores), benchmarks(transfer)
     together = pd.concat([frame for frame in (scores, transfer) if not frame.empty] or [scores])
     tasks = [*own, *harder]
     means = together.groupby(["model", "task"])["score"].mean() * 100
@@ -235,13 +235,13 @@ def _radar_note(measured: Mapping[str, str], transfer: Mapping[str, str], absent
     own = published.other_tasks(measured)
     note = (
         "The paper's radar shows the eight categories of MT-Bench and prints no numbers, so there are none to compare "
-        f"with. Ours shows {'stand-ins: the tasks of this profile' if own else 'other benchmarks of the paper'}. "
+        f"with. Ours shows {'the tasks of this profile' if own else 'other benchmarks of the paper'}. "
         "Intervals are in Tables 4 and 6."
     )
     if not transfer:
         note += " Tasks of Table 6: not run."
     elif published.other_tasks(transfer):
-        note += " * harder tasks that nothing was trained on."
+        note += " * tasks that nothing was trained on, shown with Table 6."
     return note + (f" Not run: {'; '.join(absent)}." if absent else "")
 
 

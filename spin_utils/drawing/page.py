@@ -43,7 +43,8 @@ def section(profile: Profile) -> str:
     """
     folder = paths.results(profile.name)
     scores = draw.scores(profile)
-    stand_ins = tables.stand_ins(scores)
+    tasks = tables.benchmarks(scores)
+    scores = scores[scores["task"].isin(results.judged(scores))]
     measured = set(scores["model"])
     if "sft" not in measured:
         raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, which gains are over; evaluate it")
@@ -62,9 +63,9 @@ def section(profile: Profile) -> str:
         paper_gain=(published.score("spin-3", "average") or 0.0) - (published.score("sft", "average") or 0.0),
         gain=_gain(scores, last, "sft"),
         items=scores.groupby("task")["id"].nunique().sum(),
-        tasks=len(stand_ins),
+        tasks=scores["task"].nunique(),
         seeds=seeds,
-        notes=[footnotes.fewer_seeds(scores, rows), draw.not_the_papers(profile, stand_ins)],
+        notes=[footnotes.fewer_seeds(scores, rows), draw.not_the_papers(profile, tasks)],
         last=label(last),
         control=label(compared[0]) if compared else "",
         margin=_gain(scores, last, compared[0]) if compared else "",

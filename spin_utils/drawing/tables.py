@@ -70,6 +70,8 @@ class Table:
     frame: pd.DataFrame
     """Long form, a row per cell, with the columns of `COLUMNS`."""
     notes: tuple[str, ...] = ()
+    lead: str = ""
+    """A sentence between title and table on what its columns are."""
     text: int | None = None
     """Number of a column of running text, left-aligned and broken into lines; None: there is none."""
     file: str = ""
@@ -89,7 +91,10 @@ class Table:
         return markdown(self)
 
 
-_TRANSFER = "Our tasks here are harder variants that nothing was trained on: they show whether a gain carries over."
+_ZERO_SHOT = (
+    "BB-causal, BB-formal and BB-sports are here the tasks of Big-Bench, without examples, by the likelier choice; the "
+    "paper's are their subsets in Big-Bench-Hard with three worked examples."
+)
 
 _GAINS = (
     "Gain: difference of the averages on the same items (paired). Direction: reproduced if the whole interval "
@@ -124,39 +129,35 @@ _MEASURES_NOTES = (
 
 
 def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str] | None = None) -> Table:
-    """Table 1: shots and metric of each benchmark, and those of the tasks that stand in for them.
+    """Table 1: shots, metric and size of each task, then those of the paper's benchmarks.
 
     Args:
-        summaries: From `results.load_summaries`, with the column `benchmark` as in `table4`.
+        summaries: From `results.load_summaries`.
         shots: Number of examples in the prompts of a task; 0 where it is not named.
     """
-    settings, columns = published.benchmark_settings(), _columns(summaries, published.LEADERBOARD)
-    tasks = summaries.drop_duplicates("task").set_index("task")
-    cells: list[dict[str, Any]] = []
-    lines = []
-    for row, paper_column in (("few-shot", "shots"), ("metric", "metric"), ("items", "items")):
-        ours, theirs = [], []
-        for column, names in columns.items():
-            cell: dict[str, Any] = {"row": row, "column": column, "quantity": "setting"}
-            cell["paper"] = str(settings.loc[column, paper_column]) if column in settings.index else None
-            found = tasks[tasks.index.isin(names)]
-            if found.empty:
-                cell["reason"] = _no_task(column, names)
-            else:
-                metrics = ", ".join(sorted(set(found["metric"])))
-                examples = ", ".join(sorted({(shots or {}).get(task, "0") for task in found.index}))
-                cell["value"] = {"few-shot": examples, "metric": metrics, "items": str(found["n"].sum())}[row]
-            cells.append(cell)
-            ours.append(cell.get("value", DASH))
-            theirs.append(cell["paper"] or DASH)
-        lines += [(row, "ours", *ours), ("", "paper", *theirs)]
+    tasks = summaries.drop_duplicates("task")
+    rows = [
+        ("ours", published.BENCHMARK_LABELS.get(task, task), (shots or {}).get(task, "0"), metric, n, chance)
+        for task, metric, n, chance in zip(tasks["task"], tasks["metric"], tasks["n"], tasks["chance"], strict=True)
+    ]
+    rows += [
+        ("paper", published.BENCHMARK_LABELS[name], setting["shots"], setting["metric"], setting["items"], None)
+        for name, setting in published.benchmark_settings().loc[list(published.LEADERBOARD)].iterrows()
+    ]
+    cells, lines = [], []
+    for whose, task, examples, metric, n, chance in rows:
+        guessed = "" if chance is None or pd.isna(chance) else f"{100 * chance:.1f}"
+        lines.append((task, whose, str(examples), str(metric), str(n), guessed))
+        for column, value in zip(("few-shot", "metric", "items", "chance"), lines[-1][2:], strict=True):
+            cells.append({"row": task, "column": column, "quantity": "setting"})
+            cells[-1] |= {"value": value} if whose == "ours" else {"paper": value}
     notes = [
-        "The paper prints examples and metrics; items are the sizes of the public test sets.",
-        *_stand_ins_notes(columns),
+        "The paper prints examples and metrics; items are the sizes of the public test sets. Chance: what choosing at "
+        "random scores, in points."
     ]
     if "score" in set(tasks["metric"]):
         notes.append("score: right or wrong by the row's grader, or letter for letter where it has none.")
-    header = ["", "", *_headings(columns)]
+    header = ["Task", "", "Few-shot", "Metric", "Items", "Chance"]
     return finish(1, "Benchmarks: examples in the prompt, metric, items", header, lines, cells, notes)
 
 
@@ -231,8 +232,8 @@ def table4(scores: pd.DataFrame) -> Table:
     """Table 4: the SFT model and SPIN by iteration on the six benchmarks.
 
     Args:
-        scores: From `draw.scores`, or from `results.load_evaluations` with a column `benchmark`: the one whose column
-            a task fills, "" for none; a task that has its benchmark's own name is the benchmark itself.
+        scores: From `draw.scores`, or from `results.load_evaluations` with the columns `benchmark`, the one of the
+            paper that a task is ("" for none), and `at_chance`.
     """
     return _leaderboard(4, "SPIN by iteration", {"sft": "", **_all_iterations(scores)}, scores)
 
@@ -249,7 +250,7 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None) -> Table:
         scores: The same of tasks that nothing was trained on, from `draw.scores(profile, "transfer")`.
         grades: From `results.load_mt_bench`.
     """
-    columns = _columns(scores, published.OTHERS)
+    columns = _columns(scores, published.OTHERS, always=True)
     baselines = {"sft": "", **dict.fromkeys(_all_iterations(scores), "sft")}
     cells: list[dict[str, Any]] = []
     lines = []
@@ -267,13 +268,17 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None) -> Table:
     notes = [
         _scores_note(scores, baselines),
         "Gains are over SFT, on the same items (paired). The paper has no row after iteration 2.",
-        *_stand_ins_notes(columns),
-        *([_TRANSFER] if published.other_tasks(stand_ins(scores)) else []),
+        *(
+            [_ZERO_SHOT]
+            if "bb_causal" in benchmarks(scores).values() and "bb_causal" not in set(scores["task"])
+            else []
+        ),
         *([footnotes.grading(grades)] if grades is not None and judged else []),
         _noise_of_the_paper(),
     ]
-    header = ["Model", "", *_headings(columns)]
-    return finish(6, "SPIN by iteration on other benchmarks", header, lines, cells, notes)
+    header = ["Model", "", *_headings(scores, columns)]
+    lead = _lead(scores, columns, "tasks that nothing was trained on")
+    return finish(6, "SPIN by iteration on other benchmarks", header, lines, cells, notes, lead=lead)
 
 
 def table7(generations: pd.DataFrame, measured: pd.DataFrame) -> Table:
@@ -452,8 +457,8 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str,
     return pd.DataFrame(rows, columns=["seed", "stage", "iteration", "seconds"]), device, bool(undisturbed)
 
 
-def stand_ins(scores: pd.DataFrame) -> dict[str, str]:
-    """Every task and the benchmark it stands in for, "" for none: from the column `benchmark`, else by its name."""
+def benchmarks(scores: pd.DataFrame) -> dict[str, str]:
+    """Every task and the paper's benchmark that it is, "" for none: from the column `benchmark`, else by its name."""
     if "benchmark" not in scores:
         return {task: task if task in published.BENCHMARK_LABELS else "" for task in sorted(scores["task"].unique())}
     tasks = scores.drop_duplicates("task").sort_values("task")
@@ -473,7 +478,8 @@ def markdown(table: Table) -> str:
     sides = ["right" if _is_number(table, column) else "left" for column in range(len(table.header))]
     rows = shown.to_markdown(index=False, tablefmt="pipe", colalign=sides, disable_numparse=True)
     notes = [f"- {note}" for note in table.notes]
-    return "\n".join([f"**{table.heading}** {table.title}", "", rows, "", *notes, ""])
+    lead = [table.lead, ""] if table.lead else []
+    return "\n".join([f"**{table.heading}** {table.title}", "", *lead, rows, "", *notes, ""])
 
 
 def latex(table: Table) -> str:
@@ -486,12 +492,12 @@ def latex(table: Table) -> str:
         line[0] = line[0] and f"\\addlinespace\n{line[0]}"
     shown = pd.DataFrame(lines, columns=[_tex(name) for name in table.header])
     rows = shown.to_latex(index=False, escape=False, column_format="".join(columns))
-    title, *notes = (_tex(text) for text in (table.title, *table.notes))
+    title, lead, *notes = (_tex(text) for text in (table.title, table.lead and f" {table.lead}", *table.notes))
     source = f"Table {table.number} of the paper" if table.number else "not in the paper"
     return f"""% needs \\usepackage{{booktabs}} and \\usepackage{{graphicx}}
 \\begin{{table*}}
 \\centering
-\\caption{{{title} ({source}).}}
+\\caption{{{title} ({source}).{lead}}}
 \\resizebox{{\\textwidth}}{{!}}{{%
 {rows.rstrip()}}}
 \\par\\smallskip{{\\footnotesize {" ".join(notes)}\\par}}
@@ -507,7 +513,7 @@ def _leaderboard(
     note: str = "",
 ) -> Table:
     """Models by benchmarks, two lines a model: ours with intervals, the paper's as printed."""
-    columns = _columns(scores, published.LEADERBOARD) | {"average": list(stand_ins(scores))}
+    columns = _columns(scores, published.LEADERBOARD) | {"average": results.judged(scores)}
     cells: list[dict[str, Any]] = []
     lines = []
     for model, levels, gains in _levels_and_gains(scores, baselines, columns):
@@ -525,11 +531,10 @@ def _leaderboard(
         f"{_scores_note(scores, baselines)} The average is the unweighted mean over tasks.",
         _GAINS,
         f"Gains: {over}. Gains by task are in the CSV file.",
-        *_stand_ins_notes(columns),
         *filter(None, [note]),
     ]
-    header = ["Model", "", *_headings(columns), "Gain", "Direction", "Size"]
-    return finish(number, title, header, lines, cells, notes)
+    header = ["Model", "", *_headings(scores, columns), "Gain", "Direction", "Size"]
+    return finish(number, title, header, lines, cells, notes, lead=_lead(scores, columns))
 
 
 def _all_iterations(scores: pd.DataFrame) -> dict[str, str]:
@@ -568,7 +573,7 @@ def _cell(scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: S
     if paper is None:
         return cell
     cell["difference"] = estimate.difference - paper
-    if baseline and paper:
+    if baseline and paper and set(tasks) & set(results.judged(scores)):
         cell["verdict"] = verdict(estimate, DIRECTION_MARGIN, claim="greater" if paper > 0 else "less")
         cell["size_verdict"] = verdict(estimate, size_margin(paper), claim="same_size", value=paper)
     return cell
@@ -589,13 +594,18 @@ def _paper_score(model: str, column: str) -> float | None:
     return published.score(model, column) if column in published.BENCHMARK_LABELS else None
 
 
-def _columns(scores: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, list[str]]:
-    """Each column and its tasks: the paper's benchmarks in its order, then tasks that stand in for none of them."""
-    tasks = stand_ins(scores)
+def _columns(scores: pd.DataFrame, wanted: Sequence[str], *, always: bool = False) -> dict[str, list[str]]:
+    """Each column and its tasks: the paper's benchmarks in its order, then tasks that are none of these.
+
+    Where no benchmark was measured but other tasks were, the paper's are left out, unless `always`.
+    """
+    tasks = benchmarks(scores)
     unknown = sorted(set(tasks.values()) - {"", *published.BENCHMARK_LABELS})
     if unknown:
         raise ValueError(f"benchmark {unknown[0]!r} is not one of {', '.join(published.BENCHMARK_LABELS)}")
-    columns = {name: [task for task, other in tasks.items() if other == name] for name in benchmarks}
+    columns = {name: [task for task, other in tasks.items() if other == name] for name in wanted}
+    if tasks and not always and not any(columns.values()):
+        columns = {}
     for task, benchmark in tasks.items():
         if benchmark not in columns:
             # A task of the user's that is only called like a benchmark is not measured against it.
@@ -604,24 +614,33 @@ def _columns(scores: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, list[
     return columns
 
 
-def _headings(columns: Mapping[str, Sequence[str]]) -> list[str]:
-    """Column headings: the paper's benchmark, and the task that stands in for it."""
-    headings = []
-    for column, tasks in columns.items():
-        name = published.BENCHMARK_LABELS.get(column, column)
-        stands_in = column in (*published.LEADERBOARD, *published.OTHERS) and tasks and list(tasks) != [column]
-        headings.append(f"{name}: {', '.join(tasks)}" if stands_in else name)
-    return headings
+def _headings(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """Column headings: the paper's benchmark or a task's own name, and whether the column is at chance."""
+    kept = results.judged(scores)
+    names = {column: published.BENCHMARK_LABELS.get(column, column) for column in columns}
+    return [name + " (at chance)" * bool(columns[c] and not set(columns[c]) & set(kept)) for c, name in names.items()]
 
 
-def _stand_ins_notes(columns: Mapping[str, Sequence[str]]) -> list[str]:
-    if not any(": " in heading for heading in _headings(columns)):
-        return []
-    return [
-        "A heading such as Arc: task names the paper's benchmark and the task that stands in for it here. Stand-ins "
-        "are other tasks for another model, so levels are not comparable with the paper's; gains show whether the "
-        "method does here what the paper reports."
-    ]
+def _lead(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]], tasks: str = "tasks of this profile") -> str:
+    """What the columns are, where they are not all benchmarks of the paper."""
+    own = [column for column in columns if column not in published.BENCHMARK_LABELS]
+    sentences = []
+    if own:
+        six = _listed([published.BENCHMARK_LABELS[name] for name in published.LEADERBOARD])
+        alone = "average" in columns and len(own) == len(columns) - 1
+        average = f", whose average is over {six}" if alone else ""
+        verb = "are" if len(own) > 1 else "is one of the"
+        sentences.append(f"{_listed(own)} {verb} {tasks}, not benchmarks of the paper{average}.")
+    if set(benchmarks(scores)) - set(results.judged(scores)):
+        sentences.append(
+            "At chance: before any training here no more than two standard errors above guessing; such a column "
+            "judges nothing and is not in the average."
+        )
+    return " ".join(sentences)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _scores_note(scores: pd.DataFrame, models: Iterable[str]) -> str:
@@ -650,9 +669,9 @@ def _noise_of_the_paper() -> str:
 
 def _no_task(column: str, tasks: Sequence[str]) -> str:
     if column == "mt_bench" and not tasks:
-        return "MT-Bench needs a judge model and none was run; no task stands in for a judge"
+        return "MT-Bench needs a judge model and none was run"
     name = published.BENCHMARK_LABELS.get(column, column)
-    return f"{', '.join(tasks)} was not evaluated" if tasks else f"no task of this profile stands in for {name}"
+    return f"{', '.join(tasks)} was not evaluated" if tasks else f"this profile does not measure {name}"
 
 
 def _side_by_side(steps_of: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> set[int]:
@@ -785,13 +804,14 @@ def finish(
     cells: Sequence[Mapping[str, Any]],
     notes: Sequence[str],
     *,
+    lead: str = "",
     text: int | None = None,
     file: str = "",
 ) -> Table:
     """A table whose notes end with the reasons of its missing cells."""
     frame = pd.DataFrame(cells).reindex(columns=list(COLUMNS))
     reasons = [f"{DASH} {reason}." for reason in frame["reason"].dropna().unique()]
-    return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons), text, file)
+    return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons), lead, text, file)
 
 
 def numbers(estimate: Estimate) -> dict[str, Any]:
@@ -825,8 +845,10 @@ def _shown(cell: Mapping[str, Any], *, sign: bool = False) -> str:
 
 
 def _printed(cell: Mapping[str, Any], *, sign: bool = False) -> str:
-    """The paper's number in a cell, as it prints it."""
+    """The paper's number in a cell, as it prints it; nothing under a task that is not the paper's."""
     paper = cell["paper"]
+    if cell["column"] not in published.BENCHMARK_LABELS:
+        return ""
     return DASH if paper is None else minus(f"{paper:{'+' if sign else ''}.2f}")
 
 

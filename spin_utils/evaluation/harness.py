@@ -220,7 +220,7 @@ def _big_bench_columns(tasks: Mapping[str, BigBenchSettings], folder: Path) -> l
             change: dict[str, Any] = {
                 "include": str(TASKS / f"big_bench_{'choices' if choices else 'text'}.yaml"),
                 "task": part.removeprefix(f"{name}/"),
-                "dataset_kwargs": {"big_bench": part},
+                "dataset_kwargs": {"big_bench": part, "cloze": settings.cloze},
                 "fewshot_delimiter": content.get("few_shot_example_separator", "\n"),
             }
             if not choices:
@@ -401,18 +401,23 @@ def _items(
         yield {"task": column.name, "id": item, "score": score, **_response(task, found[i], lm), **drawn}
 
 
-def _rows_of(column: Column, leaves: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, str]:
-    """Which rows a column was measured on: their hash, and where they are from."""
-    seen, sources = hashlib.sha256(), {big_bench.ARCHIVE} if column.parts else set()
+def _rows_of(column: Column, leaves: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
+    """Which rows a column was measured on: their hash, where they are from, and what guessing scores on them."""
+    seen, guessed, sources = hashlib.sha256(), [], {big_bench.ARCHIVE} if column.parts else set()
     for key, task in leaves.items():
         for document in islice(task.eval_docs, counts[key]):
             seen.update(json.dumps(document, sort_keys=True, default=str).encode())
+            if "scores" in document:
+                guessed.append(math.fsum(document["scores"]) / len(document["scores"]))
+            elif task.OUTPUT_TYPE == "multiple_choice" and task.config.process_results is None:
+                guessed.append(1 / len(task.doc_to_choice(document)))
         revision = suites.REVISIONS.get(task.config.dataset_path or "")
         if revision:
             sources.add(f"{task.config.dataset_path}@{revision}")
         for split in task.dataset.values() if isinstance(task.dataset, Mapping) and not revision else ():
             sources.update(re.findall("@([0-9a-f]{40})/", " ".join(split.info.download_checksums or ())))
-    return {"rows_sha256": seen.hexdigest(), "source": ", ".join(sorted(sources))}
+    chance = math.fsum(guessed) / len(guessed) if guessed else None
+    return {"rows_sha256": seen.hexdigest(), "source": ", ".join(sorted(sources)), "chance": chance}
 
 
 def _share(score: Any, metric: str, task: str, item: str) -> float:
@@ -443,8 +448,13 @@ def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM) -> dict[str, A
         greedy = not options.get("do_sample") and not options.get("temperature")
         request = Instance("generate_until", sample["doc"], (context, options), 0)
         return {"response": sample["resps"][0][0], "tokens": lm.length(request) if greedy else 0}
-    values = [response[0][0] for response in sample["resps"]]
-    return {"response": sample["arguments"][values.index(max(values))][1].strip(), "tokens": 0}
+    cloze = sample["doc"].get("cloze")  # of Big-Bench: compared by log-probability a character
+    choices = [choice for _, choice in sample["arguments"]]
+    values = [
+        response[0][0] / (len(choice) if cloze else 1)
+        for response, choice in zip(sample["resps"], choices, strict=True)
+    ]
+    return {"response": choices[values.index(max(values))].strip(), "tokens": 0}
 
 
 def _first_metric(task: Any) -> str:

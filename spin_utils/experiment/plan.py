@@ -253,6 +253,9 @@ def make(profile: Profile, seed: int) -> Plan:
     chain = main_chain(spin.iterations)
     for model in chain:
         evaluate_transfer(model)
+    if profile.sft is not None and profile.evaluation.big_bench:  # which columns are at chance before any training
+        evaluate("base")
+        evaluate_transfer("base")
     for model in chain[1:] if profile.demonstrations.validation_rows != 0 else ():
         add(f"heldout-{model}", "heldout", "", (steps[model].inputs[0], model, "data"), answered, model=model)
     if spin.epochs_shown > spin.training.epochs:

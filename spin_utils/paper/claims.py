@@ -23,7 +23,7 @@ from pydantic import Field, PositiveFloat, field_validator
 from spin_utils.files.disk import write_forms
 from spin_utils.paper import power, published
 from spin_utils.paper.generations import mean_grade
-from spin_utils.paper.results import Part, ResultsError, checked
+from spin_utils.paper.results import Part, ResultsError, checked, judged
 from spin_utils.paper.statistics import Claim, Estimate, StatisticsError, paired, size_margin, verdict
 from spin_utils.settings.names import ModelName, iterates
 from spin_utils.settings.profiles import nearest
@@ -124,12 +124,12 @@ class Finding:
 
 def judge(
     scores: pd.DataFrame,
-    stand_ins: Mapping[str, str],
+    benchmarks: Mapping[str, str],
     *,
     times: pd.DataFrame | None = None,
     training: pd.DataFrame | None = None,
     transfer: pd.DataFrame | None = None,
-    transfer_stand_ins: Mapping[str, str] | None = None,
+    transfer_benchmarks: Mapping[str, str] | None = None,
     generations: pd.DataFrame | None = None,
     heldout: pd.DataFrame | None = None,
     grades: pd.DataFrame | None = None,
@@ -140,11 +140,11 @@ def judge(
 
     Args:
         scores: From `results.load_evaluations`.
-        stand_ins: Every task and the benchmark it stands in for, "" for none.
+        benchmarks: Every task and the benchmark of the paper that it is, "" for none.
         times: Columns `seed`, `stage`, `iteration`, `seconds`.
         training: From `results.load_training`.
-        transfer: Like `scores`, for tasks not used in training, which stand in for the benchmarks of Table 6.
-        transfer_stand_ins: Like `stand_ins`, for these tasks.
+        transfer: Like `scores`, for tasks not used in training, beside which Table 6 is drawn.
+        transfer_benchmarks: Like `benchmarks`, for these tasks.
         generations: From `generations.measures`.
         heldout: From `generations.jsd_bounds`.
         grades: From `results.load_mt_bench`.
@@ -153,8 +153,8 @@ def judge(
     """
     rows = registry() if rows is None else rows
     sources = {
-        "evaluation of": (scores, stand_ins),
-        "evaluation on transfer tasks of": (transfer, transfer_stand_ins or {}),
+        "evaluation of": (scores, benchmarks),
+        "evaluation on transfer tasks of": (transfer, transfer_benchmarks or {}),
         "generations of": (generations, None),
         "held-out pairs against": (heldout, None),
         "MT-Bench grades of": (grades, None),
@@ -197,11 +197,11 @@ def _contrast(
     blank: Finding,
     source: str,
     table: pd.DataFrame | None,
-    stand_ins: Mapping[str, str] | None,
+    benchmarks: Mapping[str, str] | None,
 ) -> list[Finding]:
     """A finding on the claim, and if `size` is set a second one on the size of the difference.
 
-    Without `stand_ins` the contrast is over all tasks in the table.
+    Without `benchmarks` the contrast is over all tasks in the table.
     """
     assert row.claim is not None
     paper = _paper_contrast(row)
@@ -214,7 +214,7 @@ def _contrast(
     finding = replace(finding, paper_noise=noise.status if noise else "")
     size = replace(finding, id=f"{row.id}-size", statement=f"{row.statement}: by as much", paper_holds=None)
     try:
-        estimate = _estimate(row, source, table, stand_ins)
+        estimate = _estimate(row, source, table, benchmarks)
     except StatisticsError as error:
         return [replace(finding, reason=str(error)), replace(size, reason=str(error))][: 1 + row.size]
     judged = [_judged(finding, estimate, row.claim, row.margin, value)]
@@ -229,7 +229,7 @@ def _contrast(
     return judged
 
 
-def _estimate(row: Entry, source: str, table: pd.DataFrame | None, stand_ins: Mapping[str, str] | None) -> Estimate:
+def _estimate(row: Entry, source: str, table: pd.DataFrame | None, benchmarks: Mapping[str, str] | None) -> Estimate:
     """Our value of a contrast, with shares in points.
 
     Raises:
@@ -243,11 +243,13 @@ def _estimate(row: Entry, source: str, table: pd.DataFrame | None, stand_ins: Ma
     if row.column == "grade":
         return mean_grade(table, row.contrast, category=row.category)
     tasks = None
-    if stand_ins is not None:
-        tasks = [task for task, other in stand_ins.items() if row.benchmark in (other, "average")]
+    if benchmarks is not None:
+        tasks = [task for task, other in benchmarks.items() if row.benchmark in (other, "average")]
         if not tasks:
-            name = published.BENCHMARK_LABELS[row.benchmark]
-            raise StatisticsError(f"no task of this profile stands in for {name}")
+            raise StatisticsError(f"this profile does not measure {published.BENCHMARK_LABELS[row.benchmark]}")
+        tasks = [task for task in tasks if task in judged(table)]
+        if not tasks:
+            raise StatisticsError("at chance before any training here, so it judges nothing")
     estimate = paired(table, row.contrast, tasks=tasks, column=row.column)
     return estimate.times(100) if row.column in ("score", "identical") else estimate
 
@@ -346,8 +348,9 @@ _RULE = (
     "`statistics.verdict`, and the margins are in `registry.yaml`. Rows that end in -size ask whether a difference is "
     "as large as the paper's, a separate question from whether it has the same sign. A table or figure is *not run* if "
     "any of its claims was not run, otherwise *not reproduced* if any was not reproduced, *reproduced* if all were, "
-    "and *inconclusive* in all other cases; rows in -size do not count here. Scores are in points. The headings of "
-    "Table 4 show which of our tasks stand in for which of the paper's benchmarks. Of {intervals} intervals at 95 %, "
+    "and *inconclusive* in all other cases; rows in -size do not count here. Scores are in points. An average "
+    "is over this profile's tasks, the paper's over its own six; a claim about one benchmark is judged on that one "
+    "alone. Of {intervals} intervals at 95 %, "
     "about {chance} miss the true value by chance. With one training seed they only cover the choice of items. For "
     "times the interval is the range over training seeds, so a single seed leaves them inconclusive. Intervals of JSD "
     "bounds treat the fitted scale as fixed."

@@ -149,13 +149,16 @@ def figure_score(source: str, model: str, benchmark: str) -> float | None:
     return _figure_scores().get((source, model, benchmark))
 
 
-def other_tasks(stand_ins: Mapping[str, str]) -> bool:
-    """Whether any task differs from the benchmark whose column it fills.
+def other_tasks(benchmarks: Mapping[str, str]) -> bool:
+    """Whether any task is none of the paper's, or is measured in another way.
 
-    >>> other_tasks({"arc": "arc"}), other_tasks({"syllogism": "arc"}), other_tasks({"mine": ""})
+    Args:
+        benchmarks: Every task and the benchmark of the paper that it is, "" for none.
+
+    >>> other_tasks({"arc": "arc"}), other_tasks({"causal_judgment": "bb_causal"}), other_tasks({"mine": ""})
     (False, True, True)
     """
-    return any(task != benchmark for task, benchmark in stand_ins.items())
+    return any(task != benchmark for task, benchmark in benchmarks.items())
 
 
 def standard_error(benchmark: str, points: float) -> float:

@@ -129,6 +129,8 @@ class Task(Part):
     """Hash of the items asked, in order, as JSON."""
     source: str = ""
     """The dataset's commit on the hub, or Big-Bench's archive; empty: the held-out demonstrations, or a user's file."""
+    chance: float | None = None
+    """What choosing at random scores on these items; null for other than multiple choice."""
 
 
 class Item(Part):
@@ -477,14 +479,35 @@ def load_mt_bench(results: Path, seeds: Sequence[int] | None = None) -> pd.DataF
     return _together(frames, ["seed", "model", "judge", "judge_models", "task", "id", "status", "grade"])
 
 
-def load_summaries(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
-    """The summaries of all evaluations: `seed`, `model`, `task`, `metric`, `n`, `value`, `stderr` (0..1)."""
+def load_summaries(results: Path, seeds: Sequence[int] | None = None, *, kind: Scored = "evaluations") -> pd.DataFrame:
+    """The summaries of all evaluations: `seed`, `model`, `task` and the fields of `Task`."""
     rows = [
         {"seed": document["seed"], "model": document["model"], "task": task, **summary}
-        for document in map(read_json, _files(results, "evaluations", seeds))
+        for document in map(read_json, _files(results, kind, seeds))
         for task, summary in document["tasks"].items()
     ]
     return pd.DataFrame(rows, columns=["seed", "model", "task", *Task.model_fields])
+
+
+def at_chance(summaries: pd.DataFrame) -> set[str]:
+    """Tasks that judge nothing: there, before any training here, the score is no better than choosing at random.
+
+    Better is more than two standard errors above it. The score is that of the base model where it was measured, else
+    of the SFT model, averaged over training seeds.
+
+    Args:
+        summaries: From `load_summaries`.
+    """
+    first = "base" if "base" in set(summaries["model"]) else "sft"
+    choices = summaries[(summaries["model"] == first) & summaries["chance"].notna()]
+    means = choices.groupby("task")[["value", "stderr", "chance"]].mean()
+    return set(means.index[means["value"] <= means["chance"] + 2 * means["stderr"]])
+
+
+def judged(scores: pd.DataFrame) -> list[str]:
+    """The tasks of a table of scores that are not `at_chance`, by the column of that name if there is one."""
+    kept = scores[~scores["at_chance"]] if "at_chance" in scores else scores
+    return sorted(kept["task"].unique())
 
 
 def load_training(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:

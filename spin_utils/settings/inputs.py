@@ -40,7 +40,7 @@ FAMILY_RULE = (
 Benchmark = Literal["arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu"]
 OtherBenchmark = Literal["mt_bench", "bb_causal", "bb_formal", "bb_sports", "openbookqa"]
 BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
-"""The columns of Tables 1 and 3 to 5, which families can stand in for."""
+"""The columns of Tables 1 and 3 to 5."""
 OTHER_BENCHMARKS: tuple[str, ...] = get_args(OtherBenchmark)
 """The columns of Table 6."""
 
@@ -101,8 +101,6 @@ class FamilySettings:
     """Name of the generator in reasoning-gym."""
     options: dict[str, Any] = field(default_factory=dict)
     """Its keyword options, which set the difficulty."""
-    benchmark: Literal["", Benchmark, OtherBenchmark] = ""
-    """The paper's benchmark that this family stands in for; empty if none."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -113,6 +111,9 @@ class BigBenchSettings:
     """Items, a random sample that is the same for every model; 0: `evaluation.limit`."""
     shots: Count = 0
     """Examples in the prompt, drawn from the task's other items."""
+    cloze: bool = False
+    """Of a multiple-choice task: the prompt does not list the choices, and they are compared by log-probability a
+    character, as lm-eval's acc_norm does it. Small models can show more that way; it is not Big-Bench's own."""
     benchmark: Literal["", OtherBenchmark] = ""
     """The benchmark of Table 6 that it is: then it is measured with the transfer tasks; empty: with every model."""
 

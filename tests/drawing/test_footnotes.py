@@ -73,15 +73,15 @@ def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_th
 
 
 @pytest.mark.parametrize(
-    ("name", "stand_ins", "said"),
+    ("name", "benchmarks", "said"),
     [
         ("cpu", {"syllogism": "arc"}, "Other tasks and another model than the paper's"),
         ("gpu", {"arc": "arc"}, "Another model than the paper's"),
         ("paper-released", {"arc": "arc"}, ""),
     ],
 )
-def test_what_is_not_the_papers_is_said(name, stand_ins, said):
-    assert draw.not_the_papers(profiles.load(name), stand_ins).partition(":")[0] == said
+def test_what_is_not_the_papers_is_said(name, benchmarks, said):
+    assert draw.not_the_papers(profiles.load(name), benchmarks).partition(":")[0] == said
 
 
 def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):

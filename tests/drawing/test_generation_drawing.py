@@ -129,7 +129,7 @@ def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_no
     axes = figure.axes[0]
     line = axes.lines[generations.MODELS.index("spin-1")]
     means = pd.concat([scores, transfer]).query("model == 'spin-1'").groupby("task")["score"].mean() * 100
-    tasks = [*sorted(synthetic.STAND_INS), *sorted(synthetic.TRANSFER)]
+    tasks = [*sorted(synthetic.BENCHMARKS), *sorted(synthetic.TRANSFER)]
     assert line.get_ydata() == pytest.approx([*(means[task] for task in tasks), means[tasks[0]]])
     assert "prints no numbers" in words(figure)
     some = scores[scores["model"] != "spin-1"]

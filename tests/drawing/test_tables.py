@@ -27,7 +27,7 @@ def cell(table, row, column, quantity="score"):
 
 def test_every_score_of_table_4_is_the_mean_of_the_items_in_the_files(root, table4):
     for model in synthetic.ABILITIES:
-        for task, benchmark in synthetic.STAND_INS.items():
+        for task, benchmark in synthetic.BENCHMARKS.items():
             items = [
                 item["score"]
                 for seed in (0, 1)
@@ -58,12 +58,28 @@ def test_gains_are_paired_differences_with_a_verdict_on_the_papers_direction(sco
     assert falling["paper"] == -1.5
 
 
-def test_headings_name_the_benchmark_and_its_stand_in_if_it_has_another_name(scores, table4):
-    assert table4.header[2] == "Arc: letter_counting"
-    assert any("not comparable" in note for note in table4.notes)
-    table = tables.table4(scores.assign(task=scores["benchmark"]))
-    assert table.header[2] == "Arc"
-    assert not any("stand" in note.lower() for note in table.notes)
+def test_a_task_stands_under_its_own_name_unless_it_is_the_papers_benchmark(scores, table4):
+    assert table4.header[2] == "Arc"
+    assert not table4.lead
+    own = tables.table4(scores.assign(benchmark=""))
+    assert own.header[2:9] == (*sorted(synthetic.BENCHMARKS), "Average")
+    assert own.lead.startswith("chain_sum, family_relationships,")
+    assert "not benchmarks of the paper, whose average is over Arc, TruthfulQA" in own.lead
+    assert own.lead in tables.markdown(own)
+    assert tables.latex(own).count("not benchmarks of the paper") == 1
+    assert own.lines[1][2:9] == ("",) * 6 + ("58.14",), "the paper has no number under a task that is not its own"
+
+
+def test_a_column_at_chance_says_so_and_judges_nothing(scores):
+    table = tables.table4(scores.assign(at_chance=scores["task"] == "chain_sum"))
+    assert table.header[2:8] == ("Arc", "TruthfulQA", "Winogrande", "GSM8k (at chance)", "HellaSwag", "MMLU")
+    assert "no more than two standard errors above guessing" in table.lead
+    kept = scores[scores["task"] != "chain_sum"]
+    for model in ("sft", "spin-1"):
+        expected = 100 * kept[kept["model"] == model].groupby("task")["score"].mean().mean()
+        assert cell(table, label(model), "average")["value"] == pytest.approx(expected)
+    assert pd.isna(cell(table, "SPIN iteration 0", "gsm8k", "gain over SFT")["verdict"])
+    assert not pd.isna(cell(table, "SPIN iteration 0", "arc", "gain over SFT")["verdict"])
 
 
 def test_a_missing_model_is_an_em_dash_with_its_reason_below(scores):
@@ -73,11 +89,11 @@ def test_a_missing_model_is_an_em_dash_with_its_reason_below(scores):
     assert "no evaluation of spin-3" in tables.markdown(table)
 
 
-def test_a_benchmark_without_a_stand_in_is_an_em_dash_with_its_reason_below(scores):
-    some = {task: benchmark for task, benchmark in synthetic.STAND_INS.items() if benchmark != "mmlu"}
+def test_a_benchmark_that_was_not_measured_is_an_em_dash_with_its_reason_below(scores):
+    some = {task: benchmark for task, benchmark in synthetic.BENCHMARKS.items() if benchmark != "mmlu"}
     table = tables.table4(synthetic.benchmarked(scores, some))
     assert table.lines[0][table.header.index("MMLU")] == "—"
-    assert "— no task of this profile stands in for MMLU." in table.notes
+    assert "— this profile does not measure MMLU." in table.notes
 
 
 def test_iterations_after_the_papers_last_have_their_rows(scores):
@@ -87,12 +103,13 @@ def test_iterations_after_the_papers_last_have_their_rows(scores):
     assert [line[0] for line in table.lines if line[1] == "ours"][-2:] == ["SPIN iteration 4", "SPIN iteration 10"]
 
 
-def test_table_1_has_the_papers_settings_and_our_items(root):
-    table = tables.table1(synthetic.benchmarked(results.load_summaries(root)))
-    shots, metric, items = ({line[1]: line[2:] for line in table.lines[i : i + 2]} for i in (0, 2, 4))
-    assert shots["paper"] == ("25", "0", "5", "5", "10", "5")
-    assert metric["paper"][:2] == ("acc_norm", "mc2")
-    assert items["ours"] == ("40",) * 6
+def test_table_1_has_our_tasks_and_the_papers_settings(root):
+    summaries = results.load_summaries(root).assign(chance=0.25)
+    table = tables.table1(summaries, shots={"chain_sum": "5"})
+    assert [line[0] for line in table.lines[:6]] == list(synthetic.BENCHMARKS)
+    assert table.lines[3] == ("chain_sum", "ours", "5", "exact_match", "40", "25.0")
+    assert table.lines[6] == ("Arc", "paper", "25", "acc_norm", "1172", "")
+    assert len(table.lines) == 12
 
 
 def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
@@ -135,16 +152,20 @@ def transfer(root):
     return synthetic.benchmarked(results.load_evaluations(root, kind_folder="transfer"))
 
 
-def test_table_6_has_the_papers_benchmarks_with_our_transfer_tasks_named_as_stand_ins(transfer):
-    table = tables.table6(transfer)
-    assert table.header[2:] == (
+def test_table_6_has_the_papers_benchmarks_and_our_transfer_tasks_under_their_own_names(transfer):
+    own = tables.table6(transfer.assign(benchmark=""))
+    assert own.header[2:] == (
         "MT-Bench",
-        "BB-causal: long_sums",
-        "BB-formal: long_syllogisms",
-        "BB-sports: long_words",
-        "OpenBookQA: long_families",
+        "BB-causal",
+        "BB-formal",
+        "BB-sports",
+        "OpenBookQA",
+        *sorted(synthetic.TRANSFER),
     )
-    assert any("nothing was trained on" in note for note in table.notes)
+    assert "tasks that nothing was trained on, not benchmarks of the paper" in own.lead
+    table = tables.table6(transfer)
+    assert table.header[2:] == ("MT-Bench", "BB-causal", "BB-formal", "BB-sports", "OpenBookQA")
+    assert any("without examples" in note for note in table.notes), "Big-Bench's tasks, not Big-Bench-Hard's"
     for model in ("sft", "spin-0", "spin-1", "spin-2"):
         for benchmark in published.OTHERS:
             assert cell(table, label(model), benchmark)["paper"] == published.score(model, benchmark)
@@ -171,7 +192,7 @@ def test_table_6_without_any_transfer_evaluation_gives_the_papers_numbers_and_th
     table = tables.table6(transfer[:0])
     assert table.lines[1][2:] == ("5.94", "56.15", "49.60", "96.00", "45.40")
     assert set(table.lines[0][2:]) == {"—"}
-    assert "— no task of this profile stands in for BB-causal." in table.notes
+    assert "— this profile does not measure BB-causal." in table.notes
     assert any("needs a judge model" in note for note in table.notes)
 
 
@@ -187,7 +208,6 @@ def test_the_three_forms_hold_the_same_numbers_and_are_written_identically_twice
         shown = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
         assert shown in texts[".md"]
         assert shown in texts[".tex"]
-    assert "letter\\_counting" in texts[".tex"]
     assert "95 \\%" in texts[".tex"]
     assert not any(mark in texts[".tex"] for mark in "—−–")
 

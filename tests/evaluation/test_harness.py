@@ -149,7 +149,7 @@ def test_tasks_of_big_bench_give_the_numbers_of_stock_lm_eval_and_the_probabilit
     big_bench_archive.install(tmp_path, monkeypatch)
     asked = {"colours": BigBenchSettings(), "parts": BigBenchSettings(shots=1), "sorting": BigBenchSettings(limit=1)}
     record = evaluate(model, TOKENIZER, None, template=None, settings=replace(SETTINGS, big_bench=asked))
-    results.validate(as_result(record), "record")
+    results.validate(as_result(record), "evaluations", "record")
     assert {name: task["n"] for name, task in record["tasks"].items()} == {"colours": 4, "parts": 6, "sorting": 1}
     assert {task["source"] for task in record["tasks"].values()} == {"bigbench-1.0.0.tar.gz"}
     assert len({task["rows_sha256"] for task in record["tasks"].values()}) == 3

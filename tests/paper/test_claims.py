@@ -27,11 +27,11 @@ def findings(root, scores):
     training = results.load_training(root)
     judged = claims.judge(
         scores,
-        synthetic.STAND_INS,
+        synthetic.BENCHMARKS,
         times=TIMES,
         training=training,
         transfer=results.load_evaluations(root, kind_folder="transfer"),
-        transfer_stand_ins=synthetic.TRANSFER,
+        transfer_benchmarks=synthetic.TRANSFER,
         generations=generations.measures(results.load_generations(root)),
         heldout=generations.jsd_bounds(results.load_heldout(root)),
     )
@@ -126,7 +126,7 @@ def test_mt_bench_is_judged_on_grades_and_figure_6_category_by_category(scores, 
     synthetic.write_mt_bench(tmp_path / "cpu", seeds=(0, 1))
     grades = results.load_mt_bench(tmp_path / "cpu")
     rows = [row for row in claims.registry() if row.id == "figure-6" or row.id.startswith("mt-bench")]
-    judged = {row.id: row for row in claims.judge(scores, synthetic.STAND_INS, grades=grades, rows=rows)}
+    judged = {row.id: row for row in claims.judge(scores, synthetic.BENCHMARKS, grades=grades, rows=rows)}
     expected = mean_grade(grades, {"spin-1": 1, "sft": -1}, category="math")
     finding = judged["mt-bench-math"]
     assert (finding.ours, finding.low, finding.high) == (expected.difference, expected.low, expected.high)
@@ -153,7 +153,7 @@ def test_a_bound_that_is_not_above_0_cannot_fall(root, scores):
     bounds = generations.jsd_bounds(results.load_heldout(root))
     nothing = bounds.assign(jsd_bound=bounds["jsd_bound"].where(bounds["model"] != "sft", 0.0))
     (row,) = (row for row in claims.registry() if row.id == "jsd-iteration-0")
-    (found,) = claims.judge(scores, synthetic.STAND_INS, heldout=nothing, rows=[row])
+    (found,) = claims.judge(scores, synthetic.BENCHMARKS, heldout=nothing, rows=[row])
     assert found.verdict == "inconclusive"
     assert "it cannot fall" in found.reason
 
@@ -167,7 +167,7 @@ def test_the_loss_starts_at_log_2_and_another_loss_is_not_held_to_it(root, score
     assert findings["loss-starts-at-log-2"].verdict == "reproduced"
     (row,) = (row for row in claims.registry() if row.id == "loss-starts-at-log-2")
     training = results.load_training(root)
-    (found,) = claims.judge(scores, synthetic.STAND_INS, training=training, loss="hinge", rows=[row])
+    (found,) = claims.judge(scores, synthetic.BENCHMARKS, training=training, loss="hinge", rows=[row])
     assert found.verdict == "not judged"
 
 
@@ -181,8 +181,8 @@ def test_a_table_is_reproduced_only_if_all_its_claims_are(findings):
 
 def test_a_claim_without_its_runs_is_not_run_and_says_why(scores):
     some = scores[scores["model"].isin(["sft", "spin-0", "spin-1"])]
-    stand_ins = {task: benchmark for task, benchmark in synthetic.STAND_INS.items() if benchmark != "gsm8k"}
-    found = {finding.id: finding for finding in claims.judge(some, stand_ins)}
+    known = {task: benchmark for task, benchmark in synthetic.BENCHMARKS.items() if benchmark != "gsm8k"}
+    found = {finding.id: finding for finding in claims.judge(some, known)}
     assert found["average-iteration-1"].verdict != "not run"
     for name, reason in (
         ("dpo-iteration-0", "no evaluation of dpo"),
@@ -194,7 +194,10 @@ def test_a_claim_without_its_runs_is_not_run_and_says_why(scores):
         ("jsd-iteration-1", "no held-out pairs against spin-1, spin-0"),
     ):
         assert (found[name].verdict, found[name].reason) == ("not run", reason)
-    assert "stands in for GSM8k" in found["gsm8k-iteration-0"].reason
+    assert "this profile does not measure GSM8k" in found["gsm8k-iteration-0"].reason
+    weak = scores.assign(at_chance=scores["task"] == "chain_sum")
+    (finding,) = (f for f in claims.judge(weak, synthetic.BENCHMARKS) if f.id == "gsm8k-iteration-0")
+    assert (finding.verdict, finding.reason) == ("not run", "at chance before any training here, so it judges nothing")
     assert found["table-4"].verdict == "not run"
     assert "average-iteration-2" in found["table-4"].reason
 

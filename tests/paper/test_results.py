@@ -142,7 +142,7 @@ def test_training_records_generations_and_held_out_pairs_come_as_long_tables(tmp
     assert len(pairs) == 2 * 4 * 9
     transfer = results.load_evaluations(whole, kind_folder="transfer")
     assert set(transfer["task"]) == set(synthetic.TRANSFER)
-    assert set(results.load_evaluations(whole)["task"]) == set(synthetic.STAND_INS)
+    assert set(results.load_evaluations(whole)["task"]) == set(synthetic.BENCHMARKS)
 
 
 def test_models_measured_on_different_items_are_refused(whole):

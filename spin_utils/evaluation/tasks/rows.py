@@ -53,17 +53,18 @@ def choices(rows: str, examples: str = "", **_: Any) -> dict[str, datasets.Datas
     return splits
 
 
-def big_bench_questions(big_bench: str, **_: Any) -> dict[str, datasets.Dataset]:
+def big_bench_questions(big_bench: str, cloze: bool = False, **_: Any) -> dict[str, datasets.Dataset]:
     """The questions of a Big-Bench task in one random order, so that the first ones are a fair sample.
 
     Args:
         big_bench: Name of the task, or of one part of a task with parts.
+        cloze: See `BigBenchSettings`.
     """
     task = tasks.load(big_bench)[big_bench]
-    asked = tasks.questions(task)
+    asked = tasks.questions(task, cloze=cloze)
     random.Random(0).shuffle(asked)
     rules = {name: task.get(name) or "" for name in ("task_prefix", "stop_string", "output_regex")}
-    shared = {"metric": tasks.metric_of(task), **rules}
+    shared = {"metric": tasks.metric_of(task), "cloze": cloze, **rules}
     documents: list[dict[str, Any]] = []
     for question in asked:
         document = {"id": str(question.number), "prompt": question.prompt, **shared}
@@ -79,12 +80,15 @@ def big_bench_questions(big_bench: str, **_: Any) -> dict[str, datasets.Dataset]
 def grade_choice(document: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
     """The score of the likeliest choice, and the expected score of one drawn by the choices' probabilities.
 
-    If one choice is right, the latter is its probability.
+    If one choice is right, the latter is its probability. In a cloze the likeliest is so a character.
     """
     logps, scores = [logp for logp, _ in results], document["scores"]
+    compared = logps
+    if document["cloze"]:
+        compared = [logp / len(choice) for logp, choice in zip(logps, document["choices"], strict=True)]
     weights = [math.exp(logp - max(logps)) for logp in logps]
     drawn = math.fsum(weight * score for weight, score in zip(weights, scores, strict=True)) / math.fsum(weights)
-    return {tasks.CHOICE: scores[logps.index(max(logps))], "drawn": drawn}
+    return {tasks.CHOICE: scores[compared.index(max(compared))], "drawn": drawn}
 
 
 def grade_text(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
