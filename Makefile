@@ -20,7 +20,7 @@ LAYOUT := JUPYTERLAB_WORKSPACES_DIR="$(CURDIR)/.lab"
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Settings: PROFILE=$(PROFILE) (smoke, laptop, cpu, gpu, gpu-7b, paper, paper-released or a .yaml file)  SEEDS=$(SEEDS) (such as 0,1,2)"
+	@echo "  Settings: PROFILE=$(PROFILE) (smoke, laptop, cpu, dialogue, gpu, gpu-7b, paper, paper-released or a .yaml file)  SEEDS=$(SEEDS) (such as 0,1,2)"
 	@echo "            MODEL=$(MODEL) of card  PORT=$(PORT) of lab"
 
 setup: $(READY)  ## make the virtual environment from the locks

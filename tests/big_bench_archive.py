@@ -39,9 +39,32 @@ SORTING = {
     "examples": [{"input": "b a", "target": "a b"}, {"input": "d c", "target": ["c d", "c, d"]}],
 }
 PART = {**COLOURS, "name": "one", "append_choices_to_input": False, "example_output_prefix": ""}
+
+
+def _conversation(number: int) -> list[dict[str, Any]]:
+    """Every turn but the first as an answer to those before it, as topical_chat has them."""
+    said = [f"hello from {number}", *(f'I say "{turn}" in {number}' for turn in range(1, 5))]
+    return [
+        {
+            "input": " ".join(f'agent_{"AB"[(turn - i) % 2 == 0]}: "{said[i]}"' for i in range(turn)),
+            "target": f'"{said[turn]} "',
+            "comment": f"t_{number}",
+        }
+        for turn in range(1, len(said))
+    ]
+
+
+TALK = {
+    **_COMMON,
+    "name": "talk",
+    "metrics": ["bleu", "rouge"],
+    "preferred_score": "bleu",
+    "examples": [example for number in range(8) for example in _conversation(number)],
+}
 TASKS: dict[str, dict[str, Any]] = {
     "colours": COLOURS,
     "sorting": SORTING,
+    "talk": TALK,
     "parts": {**_COMMON, "name": "parts"},
     "parts/one": PART,
     "parts/two": {**PART, "name": "two", "examples": PART["examples"][3:]},

@@ -130,7 +130,9 @@ def _assignments(*names: str, help: str) -> Any:
 ProfileName = Annotated[
     str,
     Option(
-        "--profile", callback=_whole_path, help="smoke, laptop, cpu, gpu, gpu-7b, paper, paper-released or a .yaml file"
+        "--profile",
+        callback=_whole_path,
+        help="smoke, laptop, cpu, dialogue, gpu, gpu-7b, paper, paper-released or a .yaml file",
     ),
 ]
 ModelFolder = Annotated[str, Option("--model", metavar="DIR", help="your model: a folder of safetensors")]

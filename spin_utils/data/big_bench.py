@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,7 +28,7 @@ from urllib.parse import urljoin
 
 import numpy as np
 
-from spin_utils.data.rows import RowError
+from spin_utils.data.rows import Row, RowError
 from spin_utils.files.disk import replacing
 
 ARCHIVE = "bigbench-1.0.0.tar.gz"
@@ -35,6 +36,10 @@ SHA256 = "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2"
 TASKS = Path(sys.prefix) / "share" / "spin-repro" / "bigbench-1.0.0.zip"
 """Every task.json of the archive, by the name of its task."""
 CHOICE = "multiple_choice_grade"
+GRADER = "big_bench"
+"""Name of the grader of rows made here."""
+_UTTERANCE = re.compile(r'agent_[AB]: "(.*?)"(?= agent_[AB]: "|$)', re.DOTALL)
+"""One turn of a conversation, as topical_chat writes them one after another."""
 _SENTENCE = r"[^\.\?\!\;\n]+"
 """What is taken of a free answer unless the task says otherwise: its first sentence."""
 _SEED = 42
@@ -106,14 +111,54 @@ def questions(task: Mapping[str, Any], *, cloze: bool = False) -> list[Question]
 
 
 def metric_of(task: Mapping[str, Any]) -> str:
-    """The task's preferred metric if it scores item by item, else its first that does.
+    """The task's preferred metric if it scores item by item, else its first that does; BLEU only if there is no other.
 
-    >>> metric_of({"preferred_score": "bleurt", "metrics": ["bleurt", "rouge"]})
+    >>> metric_of({"preferred_score": "bleu", "metrics": ["bleu", "rouge"]})
     'rougeLsum'
     """
     other = {"rouge": "rougeLsum", "macro_f1": CHOICE}  # F1 is of all items together, so each gets its grade
     names = [other.get(name, name) for name in (task["preferred_score"], *task["metrics"])]
-    return next(name for name in names if name == CHOICE or name in _METRICS)
+    return next(name for name in sorted(names, key="bleu".__eq__) if name == CHOICE or name in _METRICS)
+
+
+def demonstrations(name: str) -> list[Row]:
+    """The free answers of a task as demonstrations.
+
+    Args:
+        name: For example `topical_chat`: people talking, of which every turn but the first is an answer.
+
+    Returns:
+        Rows whose ids are CONVERSATION/TURN; a question that belongs to no conversation is one of its own. Of a
+        conversation the prompt has the last turn, and `earlier` the two before it. The grader is the task's metric.
+
+    Raises:
+        BigBenchError: There is no such task, or its questions are answered by choosing.
+    """
+    rows: list[Row] = []
+    turns: Counter[str] = Counter()
+    for part, task in load(name).items():
+        metric = metric_of(task)
+        if metric == CHOICE:
+            raise BigBenchError(f"big_bench: {part} has choices and no free answers; use it in evaluation.big_bench")
+        for question in questions(task):
+            example = task["examples"][question.number]
+            said = _UTTERANCE.findall(example["input"])
+            talk = str(example["comment"]) if said else f"{part}-{question.number}"
+            turns[talk] += 1
+            targets = [_unquoted(target) if said else target.strip() for target in question.targets]
+            prompt = (task.get("task_prefix") or "") + question.prompt
+            row: Row = {"id": f"{talk}/{turns[talk]}", "family": name, "response": targets[0]}
+            row["prompt"] = said[-1].strip() if said else prompt.strip()
+            if len(said) > 2:
+                row["earlier"] = [text.strip() for text in said[-3:-1]]
+            row["grader"] = {"dataset": GRADER, "entry": {"metric": metric, "targets": targets}}
+            if all(text.strip() for text in (row["prompt"], row["response"], *row.get("earlier", ()))):
+                rows.append(row)
+    return rows
+
+
+def _unquoted(text: str) -> str:
+    return text.strip().removeprefix('"').removesuffix('"').strip()
 
 
 def cut(text: str, task: Mapping[str, Any]) -> str:

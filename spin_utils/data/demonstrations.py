@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from spin_utils.data import families
+from spin_utils.data import big_bench, families
 from spin_utils.data.rows import (
     Row,
     RowError,
@@ -73,6 +73,8 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
                     "give the family options that the training family does not cover"
                 )
         return replace(made, transfer=transfer)
+    if settings.source == "big_bench":
+        return _by_conversation(settings, big_bench.demonstrations(settings.name))
     if settings.source == "file":  # all paths first: a misspelt test file should not wait for a large training file
         for path in filter(None, (settings.train, settings.validation, settings.test)):
             check_file(Path(path))
@@ -99,6 +101,32 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
         train = [turn for row in train for turn in _every_turn(row)]
     Random(f"order/{settings.seed}").shuffle(train)
     return _demonstrations(settings, train, validation, held_out["test"])
+
+
+def _by_conversation(settings: DemonstrationSettings, rows: list[Row]) -> Demonstrations:
+    """Rows of Big-Bench, split so that no conversation and no question is in two splits.
+
+    A held-out conversation gives one row, so that items are independent of each other.
+    """
+    talks: dict[str, list[Row]] = {}
+    for row in rows:
+        talks.setdefault(row["id"].rpartition("/")[0], []).append(row)
+    left, draw = sorted(talks), Random(f"conversations/{settings.seed}")
+    draw.shuffle(left)
+    taken: set[tuple[str, ...]] = set()
+    held_out: dict[str, list[Row]] = {}
+    for split, wanted, most in (("test", settings.test_rows, 600), ("validation", settings.validation_rows, 300)):
+        wanted = min(len(rows) // 10, most) if wanted is None else wanted
+        found = held_out[split] = []
+        while left and len(found) < wanted:
+            row = draw.choice(talks[left.pop()])
+            if question(row) not in taken:
+                taken.add(question(row))
+                found.append(row)
+        first_rows(found, wanted, f"demonstrations.{split}_rows", settings.name)
+    train = [row for talk in left for row in talks[talk] if question(row) not in taken]
+    Random(f"order/{settings.seed}").shuffle(train)
+    return _demonstrations(settings, train, held_out["validation"], held_out["test"])
 
 
 def _demonstrations(

@@ -13,6 +13,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
+from spin_utils.data import big_bench
 from spin_utils.data.rows import RowError
 from spin_utils.data.worked_solutions import write
 from spin_utils.settings.inputs import FamilySettings
@@ -62,13 +63,16 @@ def generate(
 
 
 def grade(row: Mapping[str, Any], response: str) -> float:
-    """1.0 if the response's final answer gets full marks from the library's own scorer, else 0.0.
+    """1.0 if the response's final answer gets full marks from the library's own scorer, else 0.0; a row of Big-Bench
+    is graded from 0 to 1 by its task's metric.
 
     Args:
-        row: a generated row, whose `grader` has the generator's name and the item.
+        row: a row whose `grader` has the generator's name and the item.
         response: text; the answer is whatever follows the last `Answer:`, or all of it.
     """
     grader = row["grader"]
+    if grader["dataset"] == big_bench.GRADER:
+        return big_bench.grade(grader["entry"]["metric"], grader["entry"]["targets"], response.strip())
     try:
         score = _scorer(grader["dataset"]).score_answer(final_answer(response), grader["entry"])
     except _UNREADABLE:

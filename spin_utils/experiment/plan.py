@@ -492,6 +492,8 @@ def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
     del data["expected_rows"]  # only a check: it does not change the rows
     if data["turns"] == "first":
         del data["turns"]  # as it was before there was a choice
+    if settings.source == "big_bench":
+        data[big_bench.ARCHIVE] = big_bench.SHA256
     if settings.source == "file":
         for name in ("train", "validation", "test"):
             if data[name]:

@@ -122,8 +122,9 @@ class BigBenchSettings:
 class DemonstrationSettings:
     """The SFT data: prompts x and human responses y."""
 
-    source: Literal["reasoning_gym", "file", "hub"]
-    """`reasoning_gym`: generated task families. `file`: JSON, JSONL or Parquet. `hub`: a pinned hub dataset."""
+    source: Literal["reasoning_gym", "file", "hub", "big_bench"]
+    """`reasoning_gym`: generated task families. `file`: JSON, JSONL or Parquet. `hub`: a pinned hub dataset.
+    `big_bench`: the free answers of a task of Big-Bench, split by conversation."""
     families: dict[str, FamilySettings] = field(default_factory=dict)
     """Task families by name (`reasoning_gym`)."""
     wordings: Literal["varied", "fixed"] = "varied"
@@ -136,7 +137,7 @@ class DemonstrationSettings:
     test: str = ""
     """File or split for the test; empty: held out from the training rows."""
     name: str = ""
-    """Hub id of the dataset (`hub`)."""
+    """Hub id of the dataset (`hub`), or the task, such as topical_chat (`big_bench`)."""
     revision: Commit = ""
     """The dataset's commit (`hub`), 40 hexadecimal digits; see `Commit`."""
     sft_rows: Count = 0
@@ -187,6 +188,9 @@ class DemonstrationSettings:
         if self.source == "hub":
             _require_hub_id(self.name)
             require(bool(self.train), "train: empty; name the split, such as train_sft")
+        if self.source == "big_bench":
+            require(bool(self.name), "name: empty; name the task, such as topical_chat")
+            require(not self.expected_rows, "expected_rows: the rows of big_bench are pinned by the archive's hash")
         if self.sft_rows:
             require(
                 self.spin_rows <= self.sft_rows,

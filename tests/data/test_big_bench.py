@@ -13,8 +13,11 @@ from typing import Any
 import big_bench_archive as archive
 import pytest
 
-from spin_utils.data import big_bench
+from spin_utils.data import big_bench, demonstrations
 from spin_utils.data.big_bench import BigBenchError, cut, grade, metric_of, questions
+from spin_utils.data.families import grade as grade_row
+from spin_utils.data.rows import RowError
+from spin_utils.settings.inputs import DemonstrationSettings
 
 
 @pytest.fixture
@@ -130,3 +133,36 @@ def test_the_papers_three_tasks_are_in_the_real_archive() -> None:
         found = questions(task)
         assert len(found) == size
         assert all(sorted(question.choices.values()) == [0, 1] for question in found)
+
+
+def test_people_talking_become_demonstrations_split_by_conversation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.install(tmp_path, monkeypatch)
+    rows = big_bench.demonstrations("talk")
+    assert rows[0] == {
+        "id": "t_0/1",
+        "family": "talk",
+        "prompt": "hello from 0",
+        "response": 'I say "1" in 0',
+        "grader": {"dataset": "big_bench", "entry": {"metric": "rougeLsum", "targets": ['I say "1" in 0']}},
+    }
+    assert [len(row.get("earlier", ())) for row in rows[:3]] == [0, 0, 2], "an answer comes before no question"
+    assert rows[3]["earlier"] == ['I say "1" in 0', 'I say "2" in 0']
+    assert rows[3]["prompt"] == 'I say "3" in 0'
+    assert all(grade_row(row, row["response"]) == 1 for row in rows)
+    assert 0 < grade_row(rows[0], "I say nothing") < 1
+    sizes = {"sft_rows": 12, "spin_rows": 8, "validation_rows": 2, "test_rows": 2}
+    made = demonstrations.load(DemonstrationSettings("big_bench", name="talk", **sizes))
+    talks = [{row["id"].partition("/")[0] for row in part} for part in (made.sft, made.validation, made.test)]
+    assert len(talks[1]) == len(talks[2]) == 2
+    assert not talks[0] & talks[1]
+    assert not talks[0] & talks[2]
+    assert not talks[1] & talks[2]
+    assert made.spin == made.sft[:8]
+    assert made == demonstrations.load(DemonstrationSettings("big_bench", name="talk", **sizes))
+    with pytest.raises(RowError, match="validation_rows: asks for 900"):
+        demonstrations.load(DemonstrationSettings("big_bench", name="talk", sft_rows=1, validation_rows=900))
+    with pytest.raises(BigBenchError, match=r"colours has choices.*evaluation\.big_bench"):
+        big_bench.demonstrations("colours")
+    assert [row["id"] for row in big_bench.demonstrations("sorting")] == ["sorting-0/1", "sorting-1/1"]

@@ -89,6 +89,7 @@ def test_rows_are_graded_by_their_grader_or_by_exact_match(
     assert len(copied.pop("rows_sha256")) == 64
     assert copied == {
         "source": "",
+        "chance": None,
         "metric": "score",
         "n": 7,
         "value": pytest.approx(3 / 7),
