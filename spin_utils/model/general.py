@@ -150,6 +150,15 @@ def _forward(model: PreTrainedModel, kept: Tensor, **inputs: Any) -> Tensor:
     return forward(model, **inputs, use_cache=False).logits[:, kept]
 
 
+def next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    """Logits of the next token, shape (B, V), after reading `ids`, the last columns of the mask."""
+    known = inspect.signature(type(model).forward).parameters
+    position_ids = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    more = {"position_ids": position_ids, "logits_to_keep": 1}
+    given = {name: value for name, value in more.items() if name in known}
+    return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given).logits[:, -1]
+
+
 def has_state(model: PreTrainedModel) -> bool:
     """Whether tokens reach later ones by more than keys and values, so that prompts cannot be padded on the left."""
     return bool(getattr(model, "_is_stateful", False)) or any(

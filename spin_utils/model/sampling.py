@@ -11,7 +11,6 @@ Shape suffixes: B live rows, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from spin_utils.model.base import ModelError
 from spin_utils.model.decoding import Decoder, misfit
-from spin_utils.model.general import check_model, has_state
+from spin_utils.model.general import check_model, has_state, next_logits
 from spin_utils.model.packing import rows_at_once
 from spin_utils.settings.run import GenerationSettings
 
@@ -365,7 +364,7 @@ def _decode(
         mask[place, longest - len(prompts[prompt]) :] = 1
     ids, mask = ids.to(device), mask.to(device)
     cache: Any = DynamicCache(config=model.config)
-    logits = _next_logits(model, ids, mask, cache)
+    logits = next_logits(model, ids, mask, cache)
     chosen = torch.tensor([place_of[prompt] for prompt in owners], device=device)
     if len(place_of) < rows:
         cache.reorder_cache(chosen)
@@ -388,18 +387,9 @@ def _decode(
             cache.reorder_cache(left)
             token, mask, live = token[left], mask[left], live[left]
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
-        logits = _next_logits(model, token[:, None], mask, cache)
+        logits = next_logits(model, token[:, None], mask, cache)
     parts = zip(tokens.tolist(), counts.tolist(), stopped.tolist(), logps.float().tolist(), strict=True)
     return [Sample(row[:count], "stop" if stop else "length", logp) for row, count, stop, logp in parts]
-
-
-def _next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
-    """Logits of the next token, shape (B, V), after reading `ids`, the last columns of the mask."""
-    known = inspect.signature(type(model).forward).parameters
-    position_ids = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    more = {"position_ids": position_ids, "logits_to_keep": 1}
-    given = {name: value for name, value in more.items() if name in known}
-    return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given).logits[:, -1]
 
 
 def _check_positions(model: PreTrainedModel, longest: int) -> None:

@@ -98,6 +98,9 @@ def test_what_cannot_be_right_is_refused_before_any_work() -> None:
         check_model(AutoModelForCausalLM.from_config(both), 10)
     with torch.device("meta"), pytest.raises(ModelError, match="no cache of keys and values"):
         check_model(AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", hidden_size=32)), 10)
+    own = {**small, "head_dim": 8, "num_local_experts": 2, "layer_types": ["linear_attention"]}
+    with pytest.raises(ModelError, match="MiniMaxForCausalLM: cannot be sampled from .*cache of its own"):
+        check_supported(AutoModelForCausalLM.from_config(AutoConfig.for_model("minimax", **own)), 10)
     with torch.device("meta"), pytest.raises(ModelError, match="reads more than text"):
         check_model(AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma3", text_config=small)), 10)
 

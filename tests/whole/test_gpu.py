@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import decoders
 import pytest
 import torch
 from lm_eval.api.instance import Instance
@@ -64,6 +65,20 @@ def test_packed_log_probabilities_and_gradients_equal_the_obvious_ones(family: s
     got, wanted = (gradients(model, (logps * weights).sum()) for logps in (packed, obvious))
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "smollm3", "gemma2", "phi3", "qwen3_moe", "bloom"])
+def test_other_decoders_are_scored_and_sampled_as_by_their_own_forward_pass(family: str) -> None:
+    model, groups = decoders.model_of(family).cuda(), decoders.pairs(6)
+    logps = sequence_logps(model, pack(groups).to(model.device))
+    torch.testing.assert_close(logps, obvious_logps(model, groups), atol=1e-3, rtol=1e-4)
+    settings = GenerationSettings(max_new_tokens=12, batch_size=4)
+    prompts = [list(group.prompt_ids) for group in groups]
+    drawn = sample(model, prompts, eos_ids={decoders.END}, settings=settings, seed=0)
+    answered = [Group(prompt, (answer.token_ids,)) for prompt, answer in zip(prompts, drawn, strict=True)]
+    torch.testing.assert_close(
+        torch.tensor([answer.logp for answer in drawn]), obvious_logps(model, answered).cpu(), atol=1e-3, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 40}, {"top_p": 0.8}])
