@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+import pandas as pd
+
 from spin_utils.drawing import draw
 from spin_utils.drawing.page import render
 from spin_utils.experiment import protocol, publish
@@ -54,6 +56,7 @@ def write(profile: Profile) -> list[Path]:
         tally=claims.tally(finding.verdict for finding in drawn.findings),
         rule=claims.rule(drawn.findings).replace("*", "").replace("`", ""),
         entry=generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
+        speed=_speed(results.load_training(paths.results(profile.name))),
         protocol=protocol.describe(profile.name),
         wholes=wholes,
         claims=[finding for finding in drawn.findings if finding not in wholes],
@@ -69,6 +72,14 @@ def write(profile: Profile) -> list[Path]:
     path = paths.results(profile.name) / "report.html"
     write_text(path, page + "\n")
     return [*written, path]
+
+
+def _speed(training: pd.DataFrame) -> str:
+    """What training reached of the machine's matrix rate; empty where no run was long enough to be measured."""
+    if "matrix_share" not in training:
+        return ""
+    shares = training["matrix_share"].dropna().sort_values()
+    return f"{shares.iloc[0]:.0%} to {shares.iloc[-1]:.0%}" if len(shares) else ""
 
 
 def _encoded(path: Path) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from spin_utils.data.rows import count_by_family, read_records
 from spin_utils.evaluation import judge, suites
 from spin_utils.experiment.plan import Plan, Step, control_demonstrations, control_training, training_of, trainings
-from spin_utils.files import artifacts, paths
+from spin_utils.files import artifacts, paths, runtime
 from spin_utils.model import attention, base, general, logprobs, packing, sampling
 from spin_utils.paper import published
 from spin_utils.settings.inputs import ModelSettings, SettingsError
@@ -314,16 +314,10 @@ def _speed(device: Any, dtype: Any) -> tuple[float, float]:
     import torch
     from torch.utils.benchmark import Timer
 
-    rows, inner, columns = (8192, 4096, 4096) if device.type == "cuda" else (1024, 576, 1536)
-    a = torch.ones(rows, inner, dtype=dtype, device=device)
-    b = torch.ones(inner, columns, dtype=dtype, device=device)
     values = torch.ones(2**26, device=device)  # much larger than any cache
-    product, reading = (
-        Timer(work, globals={"a": a, "b": b, "values": values}, num_threads=torch.get_num_threads())
-        for work in ("(a @ b)[0, 0].item()", "values.sum().item()")
-    )
-    seconds = [timer.blocked_autorange(min_run_time=0.5).median for timer in (product, reading)]
-    return 2.0 * rows * inner * columns / seconds[0], values.nbytes / seconds[1]
+    reading = Timer("values.sum().item()", globals={"values": values}, num_threads=torch.get_num_threads())
+    seconds = reading.blocked_autorange(min_run_time=0.5).median
+    return runtime.matrix_rate(device, dtype), values.nbytes / seconds
 
 
 @dataclass(frozen=True)

@@ -316,6 +316,19 @@ def choose_precision(setting: str = "auto", device: torch.device | str = "cpu") 
 
 
 @cache
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of matrix products as large as in a training step: what this machine could do. Takes half a second."""
+    import torch
+    from torch.utils.benchmark import Timer
+
+    rows, inner, columns = (8192, 4096, 4096) if device.type == "cuda" else (1024, 576, 1536)
+    a = torch.ones(rows, inner, dtype=dtype, device=device)
+    b = torch.ones(inner, columns, dtype=dtype, device=device)
+    timer = Timer("(a @ b)[0, 0].item()", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2.0 * rows * inner * columns / timer.blocked_autorange(min_run_time=0.5).median
+
+
+@cache
 def _fast_on_this_cpu() -> torch.dtype:
     import torch
 

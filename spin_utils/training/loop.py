@@ -42,6 +42,10 @@ TRIMMED_EVERY = 5
 """Steps between two calls of `runtime.trim_memory`, each of which costs a small fraction of a step."""
 
 
+WORTH_MEASURING = 30.0
+"""Seconds of training after which its speed is compared with the machine's."""
+
+
 class Interrupted(RuntimeError):  # noqa: N818 - it is a request, not an error
     """Training was asked to stop and saved its state. The message says how to continue."""
 
@@ -51,7 +55,8 @@ class TrainingResult:
     """What a finished run returns besides the trained model."""
 
     rows: list[Row]
-    """One metric row per logged step, including those before an interruption."""
+    """One metric row per logged step, including those before an interruption. The last one has `matrix_share`, the
+    useful operations per second over what the machine's matrix products reach, unless the run was short."""
     precision: str
     """Compute precision used: bfloat16 or float32."""
     steps: int
@@ -131,6 +136,10 @@ def train(
         log = _MetricLog(work / "metrics.jsonl", rows, trackers)
         run = _Run(step, schedule, log, identity, precision, work, what, on_epoch_end, stops)
         run.take_steps(stop)
+        if step.seconds >= WORTH_MEASURING:
+            share = step.flops / step.seconds / runtime.matrix_rate(model.device, dtype) / processes.count()
+            logger.info("%s: %.0f %% of this machine's matrix rate", what, 100 * share)
+            log.rows[-1]["matrix_share"] = share
         if keep_state:
             run.save()
     return TrainingResult(log.rows, precision, optimizer.steps)

@@ -57,6 +57,11 @@ class StepRunner:
         self.opponent_logps, self.optimizer = opponent_logps, optimizer
         self.budget = settings.micro_batch_tokens
         self.since_row = _Interval()
+        self.weights = matrix_weights(model)
+        self.flops = 0.0
+        """Floating-point operations of the steps taken so far, each token counted once."""
+        self.seconds = 0.0
+        """Their time."""
         self.last = _Sums()
 
     def __call__(self, indices: list[int], learning_rate: float, logged: bool) -> Row | None:
@@ -66,6 +71,7 @@ class StepRunner:
             TrainingError: the loss or gradient is not finite, in which case no update is made. Checked when logging,
                 and at every step on a CPU.
         """
+        started = time.perf_counter()
         batch = {index: self.groups[index] for index in indices}
         self.last = sums = self._accumulate(batch)
         self.optimizer.add_up()
@@ -77,6 +83,7 @@ class StepRunner:
         if row is not None and not math.isfinite(row["grad_norm"]):
             raise TrainingError(f"the gradient of {self._names(indices)} is not finite; {_REMEDY}")
         self.optimizer.step(learning_rate, norm)
+        self.seconds += time.perf_counter() - started
         return None if row is None else {**row, "learning_rate": learning_rate, **self.since_row.rates()}
 
     def check_finite(self) -> None:
@@ -152,7 +159,11 @@ class StepRunner:
         pairs = self.opponent_logps is not None
         tokens = sum(len(g.response_ids[0]) for g in batch.values())
         denominator = len(batch) if pairs else tokens
-        sums.tokens = sum(batch[i].tokens for share in shares for i in share)
+        computed = [batch[i] for share in shares for i in share]
+        sums.tokens = sum(group.tokens for group in computed)
+        body, head = self.weights
+        answers = sum(len(ids) for group in computed for ids in group.response_ids)
+        self.flops += 6.0 * (body * sums.tokens + head * answers)
         planned = [self._micro_batches(batch, share) for share in shares]
         own = planned[processes.rank()]
         for chosen in own:
@@ -231,6 +242,13 @@ class StepRunner:
             "skipped": skipped,
             "grad_norm": grad_norm,
         }
+
+
+def matrix_weights(model: PreTrainedModel) -> tuple[int, int]:
+    """Weights that every token is multiplied with, and those of the head, which only response tokens meet."""
+    head, table = (get().weight for get in (model.get_output_embeddings, model.get_input_embeddings))
+    outside = head.numel() + (0 if head is table else table.numel())
+    return sum(parameter.numel() for parameter in model.parameters()) - outside, head.numel()
 
 
 @dataclass

@@ -374,6 +374,20 @@ def test_an_epoch_ends_with_the_exact_weights_and_goes_on_as_if_nothing_was_look
     assert all(torch.equal(a, b) for a, b in zip(seen[1], alone.parameters(), strict=True))
 
 
+def test_a_long_run_says_what_share_of_the_machine_it_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "WORTH_MEASURING", 0.0)
+    monkeypatch.setattr(runtime, "matrix_rate", lambda device, dtype: 1e9)
+    pairs, model = _pairs(4), tiny_model("llama")
+    _, result = _run(tmp_path, pairs, model, epochs=1)
+    embedding = model.get_input_embeddings().weight.numel()
+    body = sum(p.numel() for p in model.parameters()) - 2 * embedding  # this model's head is a matrix of its own
+    tokens = sum(len(g.prompt_ids) + sum(map(len, g.response_ids)) for g in pairs)
+    flops = 6 * (body * tokens + embedding * sum(len(ids) for g in pairs for ids in g.response_ids))
+    (row,) = result.rows
+    counted = row["matrix_share"] * 1e9 * row["seconds"]  # these seconds also have the time between the steps
+    assert flops <= counted < 100 * flops
+
+
 def test_every_epoch_has_every_pair_once_in_another_order():
     plan = loop.Schedule(10, _settings(), seed=5)
     epochs = [[i for step in range(3 * e, 3 * e + 3) for i in plan.indices(step)] for e in (0, 1)]
