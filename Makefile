@@ -16,7 +16,7 @@ MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_
 LAYOUT := JUPYTERLAB_WORKSPACES_DIR="$(CURDIR)/.lab"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-here check reproduce figures report crate card plan test lint lab bench lock clean
+.PHONY: help setup setup-here check reproduce figures report book crate card plan test lint lab bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ figures: $(READY)  ## redraw tables and figures from the results, without a mode
 
 report: $(READY)  ## one HTML page of a run: verdicts, figures, tables, provenance
 	$(BIN)/spin-repro report --profile '$(PROFILE)'
+
+book: $(READY)  ## one static site of notebooks and pages, with a search: site/index.html
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . site
 
 crate: $(READY)  ## the whole of a run with its provenance as one RO-Crate, for an archive
 	$(BIN)/spin-repro crate --profile '$(PROFILE)'
@@ -86,5 +89,5 @@ lock:  ## rewrite requirements.lock from pyproject.toml
 	rm -rf $(VENV)-lock
 
 clean:  ## delete artifacts and caches; results and figures stay
-	rm -rf artifacts .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf artifacts site .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

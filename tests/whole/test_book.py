@@ -1,0 +1,145 @@
+"""The site of notebooks and pages: it builds without the network, is searched, and fits a phone; kept notebooks."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from PIL import Image
+
+from spin_utils.files import paths
+
+ROOT = paths.REPOSITORY
+sys.path.insert(0, str(ROOT / "docs"))
+KEPT = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+PAGES = ("README", "docs/statistics", "docs/run-an-ablation", "notebooks/03_spin_training", "results/cpu/verdicts")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make book` does, with no way to the network."""
+    folder = tmp_path_factory.mktemp("site")
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | nowhere, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def written(name: str) -> str:
+    """A page's place: a notebook is shown as it ran if it was kept."""
+    return f"docs/{name}" if (ROOT / "docs" / f"{name}.ipynb").is_file() else name
+
+
+def test_every_page_and_notebook_is_in_the_site_and_nothing_comes_from_the_network(site: Path) -> None:
+    assert "README.html" in (site / "index.html").read_text()
+    sidebar = (site / "README.html").read_text()
+    notebooks = [written(f"notebooks/{path.stem}") for path in (ROOT / "notebooks").glob("*.ipynb")]
+    pages = [f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md")]
+    for page in [*notebooks, *pages, "REPRODUCING", "CONTRIBUTING", "CHANGELOG"]:
+        assert f'href="{page}.html"' in sidebar, page
+    for path in site.rglob("*.html"):
+        text = path.read_text()
+        assert not re.findall(r"<(?:script|link|img)\b[^>]*(?:src|href)=[\"'](?:https?:)?//[^>]*", text), path
+        assert 'class="problematic"' not in text, path
+    assert "<math" in (site / f"{written('notebooks/00_theory')}.html").read_text()
+    assert "<code>\\" not in (site / f"{written('notebooks/00_theory')}.html").read_text(), "a formula is not drawn"
+
+
+def test_the_site_is_searched_and_read_on_a_phone(site: Path, tmp_path: Path) -> None:
+    lab_browser = pytest.importorskip("lab_browser")
+    if lab_browser.find_browser() is None:
+        pytest.skip("no browser")
+    with served(site) as address, lab_browser.opened_browser() as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        for name in PAGES:
+            page.goto(f"{address}/{written(name)}.html")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+            assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth)"), name
+        page.set_viewport_size({"width": 1200, "height": 900})
+        page.goto(f"{address}/README.html")
+        page.locator("input.sidebar-search").fill("arms")
+        page.keyboard.press("Enter")
+        page.locator("ul.search a", has_text="Run an ablation").first.click()
+        page.get_by_role("heading", name="Several at once: arms").wait_for()
+        page.screenshot(path=Path(os.environ.get("SPIN_SCREENSHOTS") or tmp_path) / "site.png")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Files, without a line on the terminal for each."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A folder on loopback; gives its address."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_a_kept_notebook_is_small_whole_and_names_no_machine(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.encode()) < 400_000
+    assert not re.findall(r"/(?:home|root|tmp|Users|work|mnt)/[\w./-]+", text)
+    cells = [cell for cell in nbformat.reads(text, 4).cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    assert any(cell.outputs for cell in cells)
+    assert (ROOT / "notebooks" / path.name).is_file()
+
+
+def test_shrinking_keeps_pictures_and_drops_paths_widgets_and_broken_runs(tmp_path: Path) -> None:
+    import keep_notebooks
+
+    drawn = tmp_path / "drawn.png"
+    Image.effect_noise((600, 600), 60).convert("RGB").save(drawn)
+    png = base64.b64encode(drawn.read_bytes()).decode()
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "image/png": png}
+    outputs = [
+        nbformat.v4.new_output("display_data", widget),
+        nbformat.v4.new_output("stream", name="stdout", text=f"wrote {ROOT}/results/x.json"),
+        nbformat.v4.new_output("stream", name="stderr", text="Loading weights"),
+        nbformat.v4.new_output("display_data", {"text/html": "<b>1</b>", "text/plain": "one"}),
+    ]
+    cell = nbformat.v4.new_code_cell("draw()", execution_count=1, outputs=outputs)
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"output_path": f"{ROOT}/o.ipynb"}})
+    path = tmp_path / "01.ipynb"
+    nbformat.write(notebook, path)
+    small = keep_notebooks.small(path)
+    assert str(ROOT) not in small
+    kept = json.loads(small)["cells"][0]["outputs"]
+    assert [list(output.get("data", {})) for output in kept] == [["image/png"], [], ["text/html"]]
+    assert "".join(kept[1]["text"]) == "wrote results/x.json"
+    assert len(kept[0]["data"]["image/png"]) < len(png)
+    cell.outputs.append(nbformat.v4.new_output("error", ename="KeyError", evalue="x", traceback=[]))
+    nbformat.write(notebook, path)
+    with pytest.raises(paths.KitError, match="cell 0 failed with KeyError"):
+        keep_notebooks.small(path)
+
+
+def test_the_workflows_run_what_a_fresh_checkout_must_pass_and_publish_the_site() -> None:
+    jobs = {}
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            jobs[path.stem] = [step.get("run", step.get("uses", "")) for step in job["steps"]]
+    assert ".ci/run" in jobs["test"]
+    assert any("-m sphinx" in run and "-c docs . site" in run for run in jobs["book"])
+    assert any(run.startswith("actions/deploy-pages@") for run in jobs["book"])
