@@ -70,7 +70,8 @@ def model_of(config: PretrainedConfig) -> PreTrainedModel:
     """Random weights, made where they are used."""
     torch.manual_seed(0)
     with device():
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, fast_precision())).eval()
+        dtype = getattr(torch, fast_precision())
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
 
 
 def train_ours(folder: Path, options: argparse.Namespace) -> dict[str, float]:

@@ -5,7 +5,6 @@ They are separate because answers need no network, grades need no accelerator, a
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -54,7 +53,7 @@ def make_answers(plan: Plan, step: Step, work: Path) -> None:
 def make_grades(plan: Plan, step: Step, work: Path) -> None:
     """The judge grades each answer separately: mt_bench.json, in the format of `results.MtBench`."""
     settings = _settings(plan)
-    answers = json.loads((plan.directory(step.inputs[0]) / "answers.json").read_text(encoding="utf-8"))
+    answers = artifacts.read_json(plan.directory(step.inputs[0]), "answers.json")
     prompts, asked = judge_prompts(), {question.id: question for question in questions()}
     requests: dict[str, list[Message]] = {}
     items: dict[str, dict[str, Any]] = {}

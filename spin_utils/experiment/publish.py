@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +68,17 @@ def _is_finished(step: Step) -> bool:
 
 def _documents(plan: Plan, step: Step) -> Iterator[Document]:
     """The results files of a finished step."""
-    files = artifacts.read_manifest(step.directory)["files"]
+    files, read = artifacts.read_manifest(step.directory)["files"], partial(artifacts.read_json, step.directory)
     if step.stage in ("evaluation", "transfer"):
         kind = "evaluations" if step.stage == "evaluation" else "transfer"
-        yield kind, step.parameters["model"], _read(step, "evaluation.json")
+        yield kind, step.parameters["model"], read("evaluation.json")
     if step.stage == "mt_bench":
-        yield step.stage, step.parameters["model"], {"kind": step.stage, **_read(step, "mt_bench.json")}
+        yield step.stage, step.parameters["model"], {"kind": step.stage, **read("mt_bench.json")}
     if "training.json" in files:
         more = f"spin-0-epoch-{plan.profile.spin.epochs_shown}"
         model = more if step.stage == "epochs" else step.name
-        yield "training", model, {"kind": "training", "rows": _read(step, "training.json")["rows"]}
-    if step.stage == "heldout" and (played := _read(step, "heldout.json"))["items"]:
+        yield "training", model, {"kind": "training", "rows": read("training.json")["rows"]}
+    if step.stage == "heldout" and (played := read("heldout.json"))["items"]:
         yield "heldout", step.parameters["model"], {"kind": "heldout", **played}
     if step.stage == "pairs" and "arm" not in step.parameters:
         artifacts.verify(step.directory)
@@ -94,10 +94,6 @@ def _generations(step: Step) -> list[dict[str, Any]]:
     # Of several answers to a prompt the first one is shown.
     table = pair_table(step.directory).drop(columns=["identical", "shared_tokens"]).drop_duplicates("id")
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def _read(step: Step, name: str) -> dict[str, Any]:
-    return json.loads(artifacts.checked(step.directory, name).read_text(encoding="utf-8"))
 
 
 def pairs(plan: Plan, iteration: int) -> pd.DataFrame:

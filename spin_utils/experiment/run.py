@@ -6,7 +6,6 @@ one object.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
@@ -65,15 +64,15 @@ class Run:
 
     def training(self, model: str) -> pd.DataFrame:
         """Metrics of a training run, one row per logged optimizer step."""
-        return pd.DataFrame(_read(self.make(model), "training.json")["rows"])
+        return pd.DataFrame(artifacts.read_json(self.make(model), "training.json")["rows"])
 
     def evaluation(self, model: str) -> pd.DataFrame:
         """Scores of a checkpoint, one row per item: `task`, `id`, `score`, `response`, `tokens`."""
-        return pd.DataFrame(_read(self.make(f"eval-{model}"), "evaluation.json")["items"])
+        return pd.DataFrame(artifacts.read_json(self.make(f"eval-{model}"), "evaluation.json")["items"])
 
     def heldout(self, model: str) -> pd.DataFrame:
         """How an iteration changed log-probabilities on held-out pairs, one row per prompt; see `results.Drift`."""
-        found = _read(self.make(f"heldout-{model}"), "heldout.json")
+        found = artifacts.read_json(self.make(f"heldout-{model}"), "heldout.json")
         return pd.DataFrame(found["items"]).assign(seed=self.plan.seed, model=model, beta=found["beta"])
 
     def scores(self) -> pd.DataFrame:
@@ -172,10 +171,6 @@ def rows(plan: Plan, split: str, data: str = "data") -> list[dict[str, Any]]:
 def opponent(plan: Plan, iteration: int) -> str:
     """Name of the checkpoint that generates in an iteration and is its opponent (Alg. 1)."""
     return plan.steps[f"pairs-{iteration}"].inputs[0]
-
-
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    return json.loads(artifacts.checked(folder, name).read_text(encoding="utf-8"))
 
 
 def _make(plan: Plan, step: Step, work: Path) -> None:

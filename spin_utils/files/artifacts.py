@@ -145,6 +145,11 @@ def checked(directory: Path, name: str) -> Path:
     return Path(directory) / name
 
 
+def read_json(directory: Path, name: str) -> Any:
+    """Content of a JSON file in an artifact. Errors as in `checked`."""
+    return json.loads(checked(directory, name).read_text(encoding="utf-8"))
+
+
 @contextlib.contextmanager
 def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str, Any], seed: int) -> Iterator[Path]:
     """Make an artifact: yield the work directory, and complete the artifact if the block succeeds.

@@ -75,4 +75,5 @@ def save(adapted: Any, start: Path, folder: Path) -> None:
     written |= {"target_modules": sorted(written["target_modules"]), "base_model_name_or_path": start.name}
     path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     whole = base.load(start, place=torch.device("cpu"))
-    PeftModel.from_pretrained(whole, place).merge_and_unload().save_pretrained(folder, safe_serialization=True)
+    merged = PeftModel.from_pretrained(whole, place, local_files_only=True).merge_and_unload()
+    merged.save_pretrained(folder, safe_serialization=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -130,8 +129,7 @@ def evaluation(plan: Plan, model: str) -> pd.DataFrame:
     if not artifacts.is_complete(plan.directory(step)):
         command = f"spin-repro step {step} --profile {plan.profile.name} --seed {plan.seed}"
         raise KitError(f"{step}: not made yet; make it with `{command}`, or in a notebook with run.make({step!r})")
-    path = artifacts.checked(plan.directory(step), "evaluation.json")
-    items = pd.DataFrame(json.loads(path.read_text())["items"])
+    items = pd.DataFrame(artifacts.read_json(plan.directory(step), "evaluation.json")["items"])
     local = plan.profile.evaluation.suite == "local"
     rows = {row["id"]: row for row in run.rows(plan, "test")} if local else {}
     return items.assign(
