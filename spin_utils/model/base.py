@@ -333,12 +333,12 @@ def _check_weights(folder: Path, model: Any, stored: Tensors) -> None:
     if get_model_conversion_mapping(model, add_legacy=False):
         return
     prefix = f"{model.base_model_prefix}."
-    for name, tensor in model.state_dict().items():
-        name = name if name in stored else name.removeprefix(prefix)  # old files begin at the body
+    for full, tensor in model.state_dict().items():
+        name = full if full in stored else full.removeprefix(prefix)  # old files begin at the body
         if name not in stored:
-            if name in model.all_tied_weights_keys:
+            if full in model.all_tied_weights_keys:
                 continue
-            raise ModelError(f"{folder}: no tensor {name} in its safetensors; copy all files of the model again")
+            raise ModelError(f"{folder}: no tensor {full} in its safetensors; copy all files of the model again")
         path, shape, _ = stored[name]
         if shape != list(tensor.shape):
             raise ModelError(
