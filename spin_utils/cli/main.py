@@ -40,6 +40,8 @@ Re-measure the paper Self-Play Fine-Tuning (SPIN) at the scale of this machine.
   spin-repro reproduce                              the whole paper at the cpu profile
   spin-repro reproduce --model DIR --data FILE      the same on your model and demonstrations
   spin-repro check --profile paper                  does it fit here, and how long will it take
+  spin-repro show-row --model DIR --data FILE       a row as your model is trained on it, token by token
+  spin-repro fetch --profile gpu                    everything it reads from the hub, to run without network
   spin-repro run 03_spin_training -p model=spin-1   one notebook, with checked parameters
   spin-repro dpo --model DIR --pairs FILE --out DIR DPO on your chosen and rejected answers
   spin-repro figures                                tables and figures again, from the results

@@ -407,6 +407,9 @@ def download(settings: ModelSettings, *, weights: bool = True) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    known = hub.fetched("model", settings.name, settings.revision)
+    if known is not None:
+        return known
     patterns = [pattern for pattern in hub.MODEL_FILES if weights or pattern != "*.safetensors"]
     try:
         return Path(snapshot_download(settings.name, revision=settings.revision, allow_patterns=patterns))
