@@ -126,7 +126,9 @@ def png(figure: Figure, dpi: int = 300) -> str:
 def colour(model: str) -> str:
     """Colour of a model; variants of a model (epochs, subsets) have its colour, iterations after 3 that of 3."""
     name = ModelName.parse(model)
-    if name.iteration is None or name.dpo:
+    if name.dpo and name.iteration is not None:
+        return COLOURS["spin-3-dpo"]
+    if name.iteration is None:
         return COLOURS["sft-more" if name.sft_epochs else model]
     return ITERATES[min(name.iteration, 3)]
 

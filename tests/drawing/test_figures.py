@@ -107,3 +107,9 @@ def test_training_curves_start_at_log_2_and_go_through_all_iterations(root):
     assert "log 2" in texts(figure)
     assert "l(0) = 1" in texts(training_figures.training_curves(training, loss="hinge"))
     assert "Not run" in texts(training_figures.training_curves(training[training["model"] != "spin-3"]))
+
+
+def test_every_model_of_a_shorter_run_has_a_colour() -> None:
+    assert style.colour("spin-1-dpo") == style.colour("spin-3-dpo") != style.colour("dpo")
+    assert style.colour("spin-0-rows-14") == style.colour("spin-0")
+    assert style.colour("sft-more-2") == style.colour("sft-more-1") != style.colour("sft")
