@@ -242,7 +242,7 @@ def _console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
-def _cell(value: float, low: float = math.nan, high: float = math.nan, sign: str = "") -> str:
+def _cell(value: Any, low: Any = math.nan, high: Any = math.nan, *, sign: str = "") -> str:
     if math.isnan(value):
         return "—"
     return f"{value:{sign}.1f}" + ("" if math.isnan(low) else f" [{low:{sign}.1f}, {high:{sign}.1f}]")

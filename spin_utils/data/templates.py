@@ -356,7 +356,7 @@ def _end(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, tail: s
 def _warn_of_start(tokenizer: PreTrainedTokenizerBase, before: str) -> None:
     """Say so if a text template lacks a token that the tokenizer puts before every text."""
     plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
-    start = tokenizer.decode(whole[: whole.index(plain[0])]) if plain and plain[0] in whole else ""
+    start = str(tokenizer.decode(whole[: whole.index(plain[0])])) if plain and plain[0] in whole else ""
     if start and not before.startswith(start):
         log.warning(
             "this tokenizer puts %r before a text, and template.prompt does not begin with it, so the model is trained "
@@ -456,7 +456,7 @@ def training_text(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings
     ]
     for what, ids in (("prompt, no loss", encoded.prompt_ids), ("response, with loss", encoded.response_ids)):
         tokens = [f"{tokenizer.decode([token])!r}={token}" for token in ids]
-        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         lines += [
             "",
             f"--- {what}",

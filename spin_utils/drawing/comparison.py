@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -72,9 +73,9 @@ def _rows(folder: Path) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def _shown(item: dict[str, Any], rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _shown(item: Mapping[Any, Any], rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     row = rows.get(str(item["id"]), {})
-    return item | {"prompt": row.get("prompt", ""), "real": row.get("response", "")}
+    return {**item, "prompt": row.get("prompt", ""), "real": row.get("response", "")}
 
 
 def _curves(profile: str, model: str, other: str) -> Figure:

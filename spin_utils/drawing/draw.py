@@ -140,7 +140,7 @@ def compared(profile: Profile, scores: pd.DataFrame) -> Agreement | None:
     if not agreement.committed(profile.name).is_file():
         return None
     expected = pd.read_csv(agreement.committed(profile.name), dtype={"key": str})
-    keys = {}
+    keys: dict[tuple[str, int], str] = {}
     for seed in map(int, expected["seed"].unique()):
         made = plan.make(profile, seed)
         keys |= {(name, seed): made.directory(f"eval-{name}").name.rpartition("-")[2] for name in made.models()}

@@ -60,15 +60,15 @@ def _panel(axes: Axes, cells: pd.DataFrame, measure: str, betas: list[float], st
     reach = float(np.nanmax(np.abs(grid.to_numpy() - neutral))) or 1.0
     norm = TwoSlopeNorm(neutral, neutral - reach, neutral + reach)
     axes.imshow(grid.to_numpy(), origin="lower", aspect="auto", cmap="PuOr", norm=norm, alpha=0.55)
-    for row in cells.itertuples():
-        value = getattr(row, measure) * factor
+    for row in cells.to_dict("records"):
+        value = row[measure] * factor
         if np.isnan(value):
             continue
-        ends = getattr(row, f"{measure}_low", None), getattr(row, f"{measure}_high", None)
+        ends = row.get(f"{measure}_low"), row.get(f"{measure}_high")
         sure = None not in ends and not ends[0] * factor <= neutral <= ends[1] * factor
         text = f"{value:.0f}" if measure == "accuracy" else f"{value:+.1f}".replace("-", "−")
         axes.text(
-            steps.index(row.steps), betas.index(row.beta), text, ha="center", va="center", color=INK,
+            steps.index(row["steps"]), betas.index(row["beta"]), text, ha="center", va="center", color=INK,
             fontweight="bold" if sure else "normal",
         )  # fmt: skip
     below = [beta for beta in betas if beta < CRITICAL_BETA]

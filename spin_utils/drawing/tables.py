@@ -141,7 +141,7 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str] | None = None) -
         for task, metric, n, chance in zip(tasks["task"], tasks["metric"], tasks["n"], tasks["chance"], strict=True)
     ]
     rows += [
-        ("paper", published.BENCHMARK_LABELS[name], setting["shots"], setting["metric"], setting["items"], None)
+        ("paper", published.BENCHMARK_LABELS[str(name)], setting["shots"], setting["metric"], setting["items"], None)
         for name, setting in published.benchmark_settings().loc[list(published.LEADERBOARD)].iterrows()
     ]
     cells, lines = [], []

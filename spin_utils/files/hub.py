@@ -43,7 +43,8 @@ def fetch(kind: Kind, name: str, revision: str) -> Path:
         return known
     patterns = list(MODEL_FILES) if kind == "model" else None
     try:
-        listed = [file.rfilename for file in HfApi().repo_info(name, revision=revision, repo_type=kind).siblings or []]
+        found: Any = HfApi().repo_info(name, revision=revision, repo_type=kind)
+        listed = [file.rfilename for file in found.siblings or []]
         folder = Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen kinds; each means the same to the reader
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -94,7 +94,8 @@ def agree(values: pd.DataFrame, expected: pd.DataFrame, keys: Mapping[tuple[str,
         expected: from `distribution`.
         keys: for model and training seed, the key of the evaluation under the settings of the run.
     """
-    same = [keys.get((row.model, row.seed)) == row.key for row in expected.itertuples()]
+    named = zip(expected["model"], expected["seed"], expected["key"], strict=True)
+    same = [keys.get((str(model), int(seed))) == key for model, seed, key in named]
     usable = expected[same]
     ours = values.groupby(["model", "task"]).agg(value=("value", "mean"), own_seeds=("seed", "size"))
     cells = usable.merge(ours.reset_index(), on=["model", "task"])
@@ -132,7 +133,7 @@ def _in_words(cells: pd.DataFrame, p_value: float) -> str:
     )
     if p_value >= DISAGREES:
         return f"This run agrees with the committed results: {counted}."
-    worst = cells.loc[cells["p_value"].idxmin()]
+    worst = cells.iloc[int(cells["p_value"].argmin())]
     return (
         f"This run does not agree with the committed results: {counted}. Furthest off: {label(worst['model'])}, "
         f"{worst['task']}: {worst['value']:.1f}, predicted {worst['low']:.1f} to {worst['high']:.1f}."

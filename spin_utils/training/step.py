@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -246,7 +247,8 @@ class StepRunner:
 
 def matrix_weights(model: PreTrainedModel) -> tuple[int, int]:
     """Weights that every token is multiplied with, and those of the head, which only response tokens meet."""
-    head, table = (get().weight for get in (model.get_output_embeddings, model.get_input_embeddings))
+    heads: list[Any] = [model.get_output_embeddings(), model.get_input_embeddings()]
+    head, table = (module.weight for module in heads)
     outside = head.numel() + (0 if head is table else table.numel())
     return sum(parameter.numel() for parameter in model.parameters()) - outside, head.numel()
 
