@@ -96,7 +96,7 @@ def compose(profile: Profile) -> Drawing:
             tables.table1(summaries(profile), shots=shots(profile)),
             tables.table2(times, machine=machine, alone=alone),
             *scored,
-            *(make(texts, answers) for make in (tables.table7, tables.table8)),
+            *(make(texts, answers, bounds) for make in (tables.table7, tables.table8)),
             tables.instruments(measured, bounds, generations.bits_per_byte(heldout)),
             *filter(None, [tables.arms(measured, profile.arms)]),
         ],

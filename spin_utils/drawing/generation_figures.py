@@ -177,8 +177,9 @@ def convergence(measured: pd.DataFrame, bounds: pd.DataFrame) -> Figure:
         bounds: From `generations.jsd_bounds`.
     """
     with style():
-        figure = new_figure(4.3)
-        (jsd, same), (length, near) = figure.subplots(2, 2)
+        surprising = not bounds.empty and bool(bounds["generated_surprise"].notna().any())
+        figure = new_figure(6.2 if surprising else 4.3)
+        (jsd, same), (length, near), *rest = figure.subplots(3 if surprising else 2, 2)
         _panel(jsd, bounds, "jsd_bound", "no held-out pairs")
         _panel(same, measured, "identical", "no generations", factor=100)
         _panel(length, measured, "generated_tokens", "no generations")
@@ -187,6 +188,12 @@ def convergence(measured: pd.DataFrame, bounds: pd.DataFrame) -> Figure:
         same.set_title("identical to real (%)")
         length.set_title("mean length (tokens)")
         near.set_title("similarity to real")
+        for surprise, varied in rest:
+            _panel(surprise, bounds, "generated_surprise", "no held-out pairs")
+            surprise.axhline(bounds["real_surprise"].mean(), color=REAL, ls=":", lw=1.2)
+            surprise.set_title("surprise (nats a token)")
+            _panel(varied, measured, "distinct", "no generations", factor=100)
+            varied.set_title("distinct word pairs (%)")
         if not bounds.empty:
             jsd.axhline(0, color=FAINT, lw=0.6, zorder=0)
         if not measured.empty:
@@ -222,6 +229,9 @@ def _convergence_note(measured: pd.DataFrame, bounds: pd.DataFrame) -> str:
         "that direction: a falling bound does not prove a falling JSD, and one below 0 says nothing.",
         pairs and f"{pairs}. They hold the fitted scale fixed, so what another fit would change is not in them.",
         "Other panels: samples at temperature 1 for SPIN's prompts.",
+        "Surprise: -log p under the base model, on held-out prompts; dotted: of the real responses."
+        if not bounds.empty and bounds["generated_surprise"].notna().any()
+        else "",
         prompts and f"{prompts}. Axes need not start at 0.",
     ]
     for table, name in ((measured, "generations of"), (bounds, "held-out pairs against")):

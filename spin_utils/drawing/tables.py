@@ -24,7 +24,7 @@ from spin_utils.drawing import footnotes
 from spin_utils.experiment import estimate
 from spin_utils.files.disk import write_forms
 from spin_utils.paper import published, results
-from spin_utils.paper.generations import MODELS, RULE, Example, example, mean_grade, similarity
+from spin_utils.paper.generations import MODELS, RULE, Example, distinct, example, mean_grade, similarity
 from spin_utils.paper.statistics import (
     DIRECTION_MARGIN,
     SIZE_MARGIN,
@@ -117,13 +117,20 @@ _MEASURES = {
     "generated_tokens": ("tokens", 1, 1),
     "similarity": ("similarity", 1, 2),
     "identical": ("identical", 100, 1),
+    "distinct": ("distinct", 100, 1),
+    "generated_surprise": ("surprise", 1, 2),
 }
-"""Column of `generations.measures`; its name in the table, factor and digits."""
+"""Column of `generations.measures` or `generations.jsd_bounds`; its name in the table, factor and digits."""
+
+_REAL = {"real_tokens": "generated_tokens", "real_distinct": "distinct", "real_surprise": "generated_surprise"}
+"""Measures of real responses and the same of generated ones."""
 
 _MEASURES_NOTES = (
     "Tokens count the end token where there is one. Similarity: 2 M / (words of both texts), M being the words in "
     "blocks that match in order (Python's difflib.SequenceMatcher); the same words give 1. Identical: share of "
     "generations that are the real response.",
+    "Distinct: share of a response's pairs of neighbouring words that are different ones. Surprise: -log p under the "
+    "base model in nats a token, on held-out prompts.",
     "Generations are samples at temperature 1, so some of their distance is chance.",
 )
 
@@ -153,7 +160,7 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str] | None = None) -
             cells[-1] |= {"value": value} if whose == "ours" else {"paper": value}
     notes = [
         "The paper prints examples and metrics; items are the sizes of the public test sets. Chance: what choosing at "
-        "random scores, in points."
+        "random, or always the same, scores in points."
     ]
     if "score" in set(tasks["metric"]):
         notes.append("score: right or wrong by the row's grader, or letter for letter where it has none.")
@@ -281,21 +288,22 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None) -> Table:
     return finish(6, "SPIN by iteration on other benchmarks", header, lines, cells, notes, lead=lead)
 
 
-def table7(generations: pd.DataFrame, measured: pd.DataFrame) -> Table:
+def table7(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame | None = None) -> Table:
     """Table 7: generations by iteration for one prompt.
 
     Args:
         generations: From `results.load_generations`.
         measured: From `generations.measures`, of the same generations.
+        heldout: From `generations.jsd_bounds`, for the surprise of held-out responses.
     """
-    return _generations_table(7, "Generations by iteration for one prompt", example(generations), measured)
+    return _generations_table(7, "Generations by iteration for one prompt", example(generations), measured, heldout)
 
 
-def table8(generations: pd.DataFrame, measured: pd.DataFrame) -> Table:
+def table8(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame | None = None) -> Table:
     """Table 8: the same for a prompt of another family. Arguments as in `table7`."""
     first = example(generations)
     shown = first and example(generations, other_than=[first.family])
-    return _generations_table(8, "Generations by iteration for another prompt", shown, measured)
+    return _generations_table(8, "Generations by iteration for another prompt", shown, measured, heldout)
 
 
 def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Table | None:
@@ -708,31 +716,39 @@ def _times_note(cells: Sequence[Mapping[str, Any]], machine: str, alone: bool) -
     )
 
 
-def _generations_table(number: int, title: str, shown: Example | None, measured: pd.DataFrame) -> Table:
+def _generations_table(
+    number: int, title: str, shown: Example | None, measured: pd.DataFrame, heldout: pd.DataFrame | None
+) -> Table:
+    tables = dict.fromkeys(list(_MEASURES)[:-1], measured)
+    if heldout is not None and heldout["generated_surprise"].notna().any():
+        tables["generated_surprise"] = heldout
     cells: list[dict[str, Any]] = []
     lines: list[tuple[str, ...]] = []
     for name, text, counts in _example_lines(shown):
         cells.append({"row": name, "column": "text", "quantity": "example", "value": text})
         if text is None:
             cells[-1]["reason"] = "no generations at all" if shown is None else _missing(name)
-        lines.append((name, "example", DASH if text is None else text, *counts))
+        lines.append((name, "example", DASH if text is None else text, *counts[: len(tables)]))
     for model, minus, contrast in _contrasts():
-        means = [_measured_cell(measured, contrast, column) for column in _MEASURES]
+        means = [_measured_cell(table, contrast, column) for column, table in tables.items()]
         quantity = "difference to iteration 0" if minus else "mean of all prompts"
         cells += [{"row": label(model), "quantity": quantity, **cell} for cell in means]
-        digits = [digits for _, _, digits in _MEASURES.values()]
-        values = [with_range(cell, sign=minus, digits=n) for cell, n in zip(means, digits, strict=True)]
+        values = [
+            with_range(cell, sign=minus, digits=_MEASURES[column][2])
+            for column, cell in zip(tables, means, strict=True)
+        ]
         lines.append(("" if minus else label(model), quantity, "", *values))
     first = str(measured["model"].iloc[0]) if len(measured) else "sft"
-    real = _measured_cell(measured, {first: 1.0}, "real_tokens")
-    cells.append({"row": "Ground truth", "quantity": "mean of all prompts", **real})
-    lines.append(("Ground truth", "mean of all prompts", "", with_range(real), "", ""))
+    real = {column: _measured_cell(tables[of], {first: 1.0}, column) for column, of in _REAL.items() if of in tables}
+    cells += [{"row": "Ground truth", "quantity": "mean of all prompts", **cell} for cell in real.values()]
+    tokens, *others = (with_range(cell, digits=_MEASURES[_REAL[column]][2]) for column, cell in real.items())
+    lines.append(("Ground truth", "mean of all prompts", "", tokens, "", "", *others))
     notes = [_means_note(measured), *_MEASURES_NOTES]
     if shown is not None:
         other = " Table 8 shows a prompt of another family than Table 7." if number == 8 else ""
         notes.insert(0, f"Prompt {shown.id}, family {shown.family}, training seed {shown.seed}. {RULE}{other}")
-    header = ["", "", "Text", "Tokens", "Similarity", "Identical, %"]
-    return finish(number, title, header, lines, cells, notes, text=2)
+    header = ["", "", "Text", "Tokens", "Similarity", "Identical, %", "Distinct, %", "Surprise"]
+    return finish(number, title, header[: 3 + len(tables)], lines, cells, notes, text=2)
 
 
 def _means_note(measured: pd.DataFrame) -> str:
@@ -746,24 +762,25 @@ def _means_note(measured: pd.DataFrame) -> str:
     return " ".join(filter(None, sentences))
 
 
-def _example_lines(shown: Example | None) -> list[tuple[str, str | None, tuple[str, str, str]]]:
+def _example_lines(shown: Example | None) -> list[tuple[str, str | None, tuple[str, ...]]]:
     """Name, text and numbers of each line of the example; a text is None where there is no generation."""
-    nothing = ("", "", "")
+    nothing = ("",) * len(_MEASURES)
     if shown is None:
         return [(name, None, nothing) for name in ("Prompt", "Ground truth", *map(label, MODELS))]
-    lines: list[tuple[str, str | None, tuple[str, str, str]]] = [
+    lines: list[tuple[str, str | None, tuple[str, ...]]] = [
         ("Prompt", shown.prompt, nothing),
-        ("Ground truth", shown.real, (str(shown.real_tokens), "", "")),
+        ("Ground truth", shown.real, (str(shown.real_tokens), "", "", f"{100 * distinct(shown.real):.1f}", "")),
     ]
     for model in MODELS:
         if model not in shown.by_model:
-            lines.append((label(model), None, (DASH, DASH, DASH)))
+            lines.append((label(model), None, (DASH,) * 4 + ("",)))
             continue
         row = shown.by_model[model]
         cut = " (cut)" if row["finish_reason"] == "length" else ""
         near = f"{similarity(shown.real, row['generated']):.2f}"
         same = "yes" if row["generated"] == shown.real else "no"
-        lines.append((label(model), row["generated"], (f"{row['generated_tokens']}{cut}", near, same)))
+        varied = f"{100 * distinct(row['generated']):.1f}"
+        lines.append((label(model), row["generated"], (f"{row['generated_tokens']}{cut}", near, same, varied, "")))
     return lines
 
 
@@ -779,7 +796,7 @@ def _contrasts() -> list[tuple[str, bool, Mapping[str, float]]]:
 
 def _measured_cell(measured: pd.DataFrame, contrast: Mapping[str, float], column: str) -> dict[str, Any]:
     """A mean or a difference with its interval, or the reason for none."""
-    name, factor, _ = _MEASURES.get(column, ("tokens", 1, 1))
+    name, factor, _ = _MEASURES[_REAL.get(column, column)]
     if measured.empty:
         return {"column": name, "reason": "no generations at all"}
     absent = [model for model in contrast if model not in measured["model"].unique()]

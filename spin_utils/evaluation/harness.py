@@ -13,6 +13,7 @@ import logging
 import math
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -403,12 +404,16 @@ def _items(
 
 def _rows_of(column: Column, leaves: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
     """Which rows a column was measured on: their hash, where they are from, and what guessing scores on them."""
-    seen, guessed, sources = hashlib.sha256(), [], {big_bench.ARCHIVE} if column.parts else set()
+    seen, sources = hashlib.sha256(), {big_bench.ARCHIVE} if column.parts else set()
+    guessed: list[float] = []
+    always: dict[str, float] = defaultdict(float)  # score of one and the same choice on all items
     for key, task in leaves.items():
         for document in islice(task.eval_docs, counts[key]):
             seen.update(json.dumps(document, sort_keys=True, default=str).encode())
             if "scores" in document:
                 guessed.append(math.fsum(document["scores"]) / len(document["scores"]))
+                for choice, score in zip(document["choices"], document["scores"], strict=True):
+                    always[choice] += score
             elif task.OUTPUT_TYPE == "multiple_choice" and task.config.process_results is None:
                 guessed.append(1 / len(task.doc_to_choice(document)))
         revision = suites.REVISIONS.get(task.config.dataset_path or "")
@@ -416,7 +421,7 @@ def _rows_of(column: Column, leaves: Mapping[str, Any], counts: Mapping[str, int
             sources.add(f"{task.config.dataset_path}@{revision}")
         for split in task.dataset.values() if isinstance(task.dataset, Mapping) and not revision else ():
             sources.update(re.findall("@([0-9a-f]{40})/", " ".join(split.info.download_checksums or ())))
-    chance = math.fsum(guessed) / len(guessed) if guessed else None
+    chance = max(math.fsum(guessed), *always.values(), 0) / len(guessed) if guessed else None
     return {"rows_sha256": seen.hexdigest(), "source": ", ".join(sorted(sources)), "chance": chance}
 
 

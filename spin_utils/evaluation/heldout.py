@@ -34,6 +34,7 @@ def drifts(
     template: TemplateSettings,
     generation: GenerationSettings,
     seed: int,
+    independent: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Log-ratios of policy and opponent on held-out prompts, for the real response and a fresh one by the opponent.
 
@@ -44,10 +45,12 @@ def drifts(
         template: of prompts and responses.
         generation: how the opponent samples.
         seed: of the opponent's responses.
+        independent: a model that took no part, such as the base model, which says how surprising the texts are.
 
     Returns:
         For each row `id`, `real_drift` and `generated_drift` (log p_policy - log p_opponent in nats), and `real_logp`
-        (log p_policy of the real response) with its `real_bytes` in UTF-8.
+        (log p_policy of the real response) with its `real_bytes` in UTF-8. With an
+        independent model also `real_surprise` and `generated_surprise`, its -log p of each response, in nats a token.
     """
     tokenizer = base.load_tokenizer(opponent)
     model = base.load_for_inference(opponent)
@@ -68,6 +71,12 @@ def drifts(
     before = score(model, groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
     del model, draw
     after = score(base.load_for_inference(policy), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    surprise: list[dict[str, float]] = [{} for _ in groups]
+    if independent is not None:
+        logps = score(base.load_for_inference(independent), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+        for found, group, logp in zip(surprise, groups, logps, strict=True):
+            real, generated = (-float(x) / len(ids) for x, ids in zip(logp, group.response_ids, strict=True))
+            found |= {"real_surprise": real, "generated_surprise": generated}
     return [
         {
             "id": row.row["id"],
@@ -75,6 +84,7 @@ def drifts(
             "generated_drift": a[1] - b[1],
             "real_logp": a[0],
             "real_bytes": len(row.row["response"].encode()),
+            **more,
         }
-        for row, a, b in zip(encoded, after, before, strict=True)
+        for row, a, b, more in zip(encoded, after, before, surprise, strict=True)
     ]

@@ -257,7 +257,9 @@ def make(profile: Profile, seed: int) -> Plan:
         evaluate("base")
         evaluate_transfer("base")
     for model in chain[1:] if profile.demonstrations.validation_rows != 0 else ():
-        add(f"heldout-{model}", "heldout", "", (steps[model].inputs[0], model, "data"), answered, model=model)
+        # Where there is SFT the base model is a third party, which says how surprising sampled text is.
+        inputs = (steps[model].inputs[0], model, "data", *(["base"] if profile.sft is not None else []))
+        add(f"heldout-{model}", "heldout", "", inputs, answered, model=model)
     if spin.epochs_shown > spin.training.epochs:
         train("spin-0-more", "epochs", (start, "pairs-0", "spin-0"))
     for epoch in range(1, spin.epochs_shown + 1):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,15 +59,30 @@ def measures(generations: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns `seed`, `model`, `task`, `id`, `generated_tokens`, `real_tokens`, `similarity` (0..1, see
-        `similarity`) and `identical` (1.0 if the two texts are the same).
+        `similarity`), `identical` (1.0 if the two texts are the same), `distinct` and `real_distinct` (0..1, see
+        `distinct`).
     """
     texts = zip(generations["real"], generations["generated"], strict=True)
     near = [similarity(real, generated) for real, generated in texts]
     table = generations.rename(columns={"family": "task"}).assign(
         similarity=np.array(near, dtype=float),
         identical=(generations["real"] == generations["generated"]).astype(float),
+        distinct=generations["generated"].map(distinct),
+        real_distinct=generations["real"].map(distinct),
     )
-    return table[["seed", "model", "task", "id", "generated_tokens", "real_tokens", "similarity", "identical"]]
+    numbers = ["generated_tokens", "real_tokens", "similarity", "identical", "distinct", "real_distinct"]
+    return table[["seed", "model", "task", "id", *numbers]]
+
+
+def distinct(text: str) -> float:
+    """Share of a text's pairs of neighbouring words that are different ones; 1 if none is repeated.
+
+    >>> distinct("the cat and the cat and the cat"), distinct("yes")
+    (0.42857142857142855, 1.0)
+    """
+    words = text.split()
+    pairs = list(pairwise(words))
+    return len(set(pairs)) / len(pairs) if pairs else 1.0
 
 
 def similarity(real: str, generated: str) -> float:
@@ -97,8 +113,9 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns `seed`, `model` (the opponent: sft for iteration 0, spin-0 for iteration 1, ...), `task`, `id`,
-        `jsd_bound` = log 2 - l(c (real_drift - generated_drift)), with the logistic l, and `told_apart`: whether the
-        real response gained more than the generated one, 1/2 if the two are the same.
+        `jsd_bound` = log 2 - l(c (real_drift - generated_drift)), with the logistic l, `told_apart`: whether the
+        real response gained more than the generated one, 1/2 if the two are the same, and `real_surprise` and
+        `generated_surprise` as in `results.Drift`.
     """
     parts = []
     for (_, model), pairs in heldout.groupby(["seed", "model"], sort=False):
@@ -109,8 +126,8 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
         against = str(ModelName.parse(str(model)).opponent)
         right = (np.sign(margins) + 1) / 2
         parts.append(pairs.assign(model=against, task=HELDOUT, jsd_bound=bound, told_apart=right))
-    columns = ["seed", "model", "task", "id", "jsd_bound", "told_apart"]
-    return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+    columns = ["seed", "model", "task", "id", "jsd_bound", "told_apart", "real_surprise", "generated_surprise"]
+    return pd.concat(parts).reindex(columns=columns) if parts else pd.DataFrame(columns=columns)
 
 
 def entry_test(heldout: pd.DataFrame, model: str = "spin-0") -> tuple[bool, str]:

@@ -130,7 +130,7 @@ class Task(Part):
     source: str = ""
     """The dataset's commit on the hub, or Big-Bench's archive; empty: the held-out demonstrations, or a user's file."""
     chance: float | None = None
-    """What choosing at random scores on these items; null for other than multiple choice."""
+    """What choosing at random, or always the same, scores on these items; null for other than multiple choice."""
 
 
 class Item(Part):
@@ -223,6 +223,10 @@ class Drift(Part):
     """log p_{theta_t+1} of the real response."""
     real_bytes: PositiveInt | None = None
     """Its length in UTF-8. Files written before 2026-11-28 have neither."""
+    real_surprise: float | None = None
+    """-log p of the real response under the base model, in nats a token; null where there was no SFT."""
+    generated_surprise: float | None = None
+    """The same of the generated one."""
 
 
 class Heldout(Document):

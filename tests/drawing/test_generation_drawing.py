@@ -103,6 +103,19 @@ def test_the_claims_of_tables_7_and_8_are_measured_on_all_prompts_with_paired_in
     assert gap["n"] == texts["id"].nunique()
 
 
+def test_tables_7_and_8_have_the_surprise_of_sampled_text_beside_that_of_real_text(texts, measured, bounds):
+    assert tables.table7(texts, measured, bounds).header[-1] == "Distinct, %", "it was not measured"
+    surprise = bounds["model"].map({"sft": 4.25, "spin-0": 4.0, "spin-1": 3.75, "spin-2": 3.5})
+    table = tables.table7(texts, measured, bounds.assign(generated_surprise=surprise, real_surprise=3.875))
+    assert table.header[-2:] == ("Distinct, %", "Surprise")
+    shown = {line[0]: line for line in table.lines if line[1] == "mean of all prompts"}
+    assert shown["SPIN iteration 0"][-1].startswith("4.00 [")
+    assert shown["Ground truth"][-1].startswith("3.88 [")
+    assert {len(line) for line in table.lines} == {len(table.header)}
+    mean = 100 * measured[measured["model"] == "spin-1"].groupby("task")["distinct"].mean().mean()
+    assert shown["SPIN iteration 1"][-2].startswith(f"{mean:.1f} [")
+
+
 def test_texts_survive_markdown_and_latex(texts, measured):
     table = tables.table7(texts, measured)
     assert "<br>Give the steps \\| and" in tables.markdown(table)

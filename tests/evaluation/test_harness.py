@@ -154,6 +154,9 @@ def test_tasks_of_big_bench_give_the_numbers_of_stock_lm_eval_and_the_probabilit
     assert {name: task["n"] for name, task in record["tasks"].items()} == {"colours": 4, "parts": 6, "sorting": 1}
     assert {task["source"] for task in record["tasks"].values()} == {"bigbench-1.0.0.tar.gz"}
     assert len({task["rows_sha256"] for task in record["tasks"].values()}) == 3
+    at_random = (1 / 3 + 1 / 3 + 0.25 + 1 / 2) / 4
+    assert record["tasks"]["colours"]["chance"] == pytest.approx(max(at_random, (0 + 1 + 0.5 + 0) / 4))
+    assert record["tasks"]["sorting"]["chance"] is None
     scored = {(item["task"], item["id"]): item for item in record["items"]}
     assert {id for task, id in scored if task == "parts"} == {f"one/{i}" for i in (0, 1, 3, 4)} | {"two/0", "two/1"}
     stock = lm_eval.simple_evaluate(

@@ -138,6 +138,14 @@ def test_a_player_equal_to_its_opponent_drifts_nowhere_on_held_out_prompts(monke
     assert any(item["real_drift"] for item in document["items"])
     assert [item["real_bytes"] for item in document["items"]] == [len(row["response"].encode()) for row in rows]
     assert all(item["real_logp"] < 0 for item in document["items"])
+    tokenizer = base.load_tokenizer(folder)
+    how = {"template": profile.template, "generation": profile.generation, "seed": 1, "independent": folder}
+    judged = heldout.drifts(folder, folder, rows, **how)
+    for item, row in zip(judged, encode_rows(tokenizer, profile.template, rows), strict=True):
+        assert item["real_surprise"] == pytest.approx(-item["real_logp"] / len(row.response_ids))
+    assert document["items"][0]["generated_surprise"] != judged[0]["generated_surprise"], (
+        "of the base model, not of SPIN"
+    )
 
 
 def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow_them() -> None:
