@@ -102,7 +102,7 @@ def questions(task: Mapping[str, Any], *, cloze: bool = False) -> list[Question]
     for number in sorted(distinct.values()):
         example = task["examples"][number]
         choices = example.get("target_scores", {})
-        shown: Sequence[Any] = np.random.RandomState(_SEED).permutation(sorted(choices)) if choices and listed else []
+        shown = list(np.random.RandomState(_SEED).permutation(sorted(choices))) if choices and listed else []
         prompt = before + example["input"] + "".join(mark + str(choice) for choice in shown) + after
         best = max(choices.values(), default=0)
         target = example.get("target", [choice for choice, score in choices.items() if score == best][:1])

@@ -64,8 +64,8 @@ def _panel(axes: Axes, cells: pd.DataFrame, measure: str, betas: list[float], st
         value = row[measure] * factor
         if np.isnan(value):
             continue
-        ends = row.get(f"{measure}_low"), row.get(f"{measure}_high")
-        sure = None not in ends and not ends[0] * factor <= neutral <= ends[1] * factor
+        low, high = (factor * row.get(f"{measure}_{end}", neutral / factor) for end in ("low", "high"))
+        sure = not low <= neutral <= high
         text = f"{value:.0f}" if measure == "accuracy" else f"{value:+.1f}".replace("-", "−")
         axes.text(
             steps.index(row["steps"]), betas.index(row["beta"]), text, ha="center", va="center", color=INK,
