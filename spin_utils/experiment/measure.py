@@ -67,8 +67,13 @@ def make_heldout(plan: Plan, step: Step, work: Path) -> None:
     rows = read_rows(plan.directory("data") / "validation.jsonl")
     seed = stream(plan.seed, ModelName.parse(model).iteration or 0)
     independent = plan.directory("base") if "base" in step.inputs else None
-    how = {"template": profile.template, "generation": profile.generation, "independent": independent}
-    drifts = partial(heldout.drifts, **how, seed=seed)
+    drifts = partial(
+        heldout.drifts,
+        template=profile.template,
+        generation=profile.generation,
+        independent=independent,
+        seed=seed,
+    )
     items = drifts(opponent, policy, rows) if rows else []
     artifacts.write_json(work / "heldout.json", {"beta": training_of(profile, model).beta, "items": items})
 
