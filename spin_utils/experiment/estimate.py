@@ -27,6 +27,7 @@ from spin_utils.model import attention, base, general, logprobs, packing, sampli
 from spin_utils.paper import published
 from spin_utils.settings.inputs import ModelSettings, SettingsError
 from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
+from spin_utils.settings.profiles import of_arm
 from spin_utils.settings.run import EvaluationSettings, GenerationSettings, Profile, TrainingSettings
 
 MARGIN = 1.1
@@ -345,9 +346,9 @@ def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machi
     for section, settings in trainings(profile).items():
         responses = lengths.longest_real
         if not section.startswith("sft"):
-            spin = profile.spin if section.startswith("spin") else None
-            answers = spin.answers_per_prompt + bool(settings.historical) if spin else 1
-            responses += answers * max(answer, lengths.longest_real)
+            played = [profile, *(of_arm(profile, arm) for arm in profile.arms)] if section.startswith("spin") else []
+            several = [made.spin.answers_per_prompt + bool(made.spin.training.historical) for made in played]
+            responses += max(several, default=1) * max(answer, lengths.longest_real)
         yield training_memory(
             architecture,
             settings,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_experiments import equal, make
 
 from spin_utils.data.templates import EncodedRow, decode_response
-from spin_utils.experiment import plan, play, publish, run
+from spin_utils.experiment import estimate, plan, play, publish, run
 from spin_utils.model import base
 from spin_utils.model.packing import Pairs
 from spin_utils.settings import profiles
@@ -105,6 +106,23 @@ def test_the_released_way_asks_under_one_template_and_trains_under_another(tmp_p
             assert row["generated_ids"][-1] != tokenizer.convert_tokens_to_ids(template.end)
     ends = [group.response_ids[1][-1] for group in play.training_pairs(made, "spin-0-arm-it")]
     assert set(ends) == {tokenizer.convert_tokens_to_ids(template.end)}, "an answer that was cut gets an end token"
+
+
+def test_the_check_counts_an_arms_memory_and_hours() -> None:
+    profile = arm(spin__answers_per_prompt=64).profile
+    known, machine, found = (
+        estimate.architecture(profile.model),
+        estimate.machine(1, 80),
+        estimate.lengths(profile, None),
+    )
+    assert known is not None
+    spin, plain = (
+        next(need for need in estimate.memory(made, known[0], found, machine) if need.stage == "spin").total()
+        for made in (profile, replace(profile, arms={}))
+    )
+    assert spin > 2 * plain - estimate.LIBRARIES
+    hours = estimate.hours(plan.make(profile, 7), machine, known[0], found)
+    assert hours["pairs-0-arm-it"] == pytest.approx(64 * hours["pairs-0"])
 
 
 @pytest.mark.parametrize(
