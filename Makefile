@@ -16,7 +16,7 @@ MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_
 LAYOUT := JUPYTERLAB_WORKSPACES_DIR="$(CURDIR)/.lab"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-here check reproduce figures report book crate card plan test lint lab bench lock clean
+.PHONY: help setup setup-here check reproduce figures report summary book crate card plan test lint lab bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ report: $(READY)  ## one HTML page of a run: verdicts, figures, tables, provenan
 
 book: $(READY)  ## one static site of notebooks and pages, with a search: site/index.html
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs . site
+
+summary: $(READY)  ## a run on two pages of A4 as PDF
+	$(BIN)/spin-repro summary --profile '$(PROFILE)'
 
 crate: $(READY)  ## the whole of a run with its provenance as one RO-Crate, for an archive
 	$(BIN)/spin-repro crate --profile '$(PROFILE)'

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -210,26 +209,20 @@ def sum_up(profile: Profile, console: Console | None = None) -> None:
         profile: whose run has ended.
         console: where to; None: standard output.
     """
-    from spin_utils.drawing import draw  # matplotlib need not be there while the steps run
+    from spin_utils.drawing import draw, tables  # matplotlib need not be there while the steps run
 
     folder, console = paths.results(profile.name), console or _console()
     if not (folder / "tables" / "table4.csv").is_file():
         return  # deleted since they were drawn
     frame = pd.read_csv(folder / "tables" / "table4.csv")
-    tasks = [name for name in frame["column"].unique() if name != "average"]
-    tasks *= console.width >= 77 + sum(len(name) + 1 for name in tasks)  # where there is room for them
+    names = [name for name in frame["column"].unique() if name != "average"]
+    header, rows = tables.compact(frame, with_tasks=console.width >= 77 + sum(len(name) + 1 for name in names))
     table = Table(title="Table 4. SPIN by iteration, in points, with 95 % intervals", title_justify="left", box=None)
     table.padding = (0, 1, 0, 0)
-    for name in ["", *tasks, "average", "gain", "direction", "paper", "gain"]:
+    for name in header:
         table.add_column(name, justify="left" if name in ("", "direction") else "right", no_wrap=True)
-    for row, cells in frame.groupby("row", sort=False):
-        level = cells[cells["quantity"] == "score"].set_index("column")
-        gain = cells[(cells["quantity"] != "score") & (cells["column"] == "average")].reset_index().reindex([0]).loc[0]
-        found = [_cell(level.loc[name, "value"]) for name in tasks]
-        found += [_cell(*level.loc["average", ["value", "low", "high"]])]
-        found += [_cell(*gain[["value", "low", "high"]], sign="+"), str(gain["verdict"]).replace("nan", "")]
-        found += [_cell(level.loc["average", "paper"]), _cell(gain["paper"], sign="+")]
-        table.add_row(str(row), *found)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     log.info("%s", claims.tally(claims.read(folder)["verdict"]))
     if compared := draw.compared(profile, results.load_evaluations(folder)):
@@ -240,12 +233,6 @@ def sum_up(profile: Profile, console: Console | None = None) -> None:
 
 def _console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
-
-
-def _cell(value: Any, low: Any = math.nan, high: Any = math.nan, *, sign: str = "") -> str:
-    if math.isnan(value):
-        return "—"
-    return f"{value:{sign}.1f}" + ("" if math.isnan(low) else f" [{low:{sign}.1f}, {high:{sign}.1f}]")
 
 
 def _progress(line: _Line) -> RenderableType:

@@ -397,6 +397,14 @@ def report(*, profile: ProfileName = "cpu") -> None:
     log.info("%s", paths.relative(write(_load(profile))[-1]))
 
 
+@_command("summary --profile smoke")
+def summary(*, profile: ProfileName = "cpu") -> None:
+    """A run on two pages of A4 (PDF), to print and to hand out."""
+    from spin_utils.drawing.summary import write
+
+    log.info("%s", paths.relative(write(_load(profile))))
+
+
 @_command("crate --profile smoke")
 def crate(*, profile: ProfileName = "cpu") -> None:
     """The whole of a run as one RO-Crate (Process Run Crate), for an archive."""

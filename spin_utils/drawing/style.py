@@ -81,6 +81,7 @@ _STYLE: dict[str, Any] = {
     "lines.markersize": 4,
     "hatch.linewidth": 0.5,
     "pdf.fonttype": 42,
+    "svg.hashsalt": "spin",  # names inside are drawn by chance otherwise
     "savefig.dpi": 300,
     "figure.constrained_layout.h_pad": 0.03,
     "figure.constrained_layout.w_pad": 0.03,
@@ -133,19 +134,31 @@ def colour(model: str) -> str:
     return ITERATES[min(name.iteration, 3)]
 
 
-FORMATS = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+FORMATS = {
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+}
 """What a figure is written as, and what its files do not say."""
+LARGEST_SVG = 150_000
+"""Bytes: a larger one, of many points, draws slowly and is left out."""
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write NAME.pdf and NAME.png. The same figure gives the same bytes: no dates, no versions inside."""
+    """Write NAME.pdf, NAME.png and, unless it is large, NAME.svg.
+
+    The same figure gives the same bytes: no dates, no versions inside.
+    """
     paths = []
     with style():
         for suffix, fields in FORMATS.items():
             path = folder / f"{name}.{suffix}"
             with replacing(path) as partial:
                 figure.savefig(partial, format=suffix, metadata=dict(fields))  # it writes into them
-            paths.append(path)
+            if suffix == "svg" and path.stat().st_size > LARGEST_SVG:
+                path.unlink()
+            else:
+                paths.append(path)
     return paths
 
 

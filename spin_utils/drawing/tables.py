@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -513,6 +514,31 @@ def latex(table: Table) -> str:
 """
 
 
+def compact(frame: pd.DataFrame, *, with_tasks: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of Table 4 with one line a model, where there is less room: intervals for averages only.
+
+    Args:
+        frame: the table's long form, as it is or from its CSV file.
+        with_tasks: whether to show the tasks' columns.
+    """
+    tasks = [name for name in frame["column"].unique() if name != "average" and with_tasks]
+    rows = []
+    for row, cells in frame.groupby("row", sort=False):
+        level = cells[cells["quantity"] == "score"].set_index("column")
+        gain = cells[(cells["quantity"] != "score") & (cells["column"] == "average")].reset_index().reindex([0]).loc[0]
+        found = [_short(level.loc[name, "value"]) for name in tasks]
+        found += [_short(*level.loc["average", ["value", "low", "high"]])]
+        found += [_short(*gain[["value", "low", "high"]], sign="+"), str(gain["verdict"]).replace("nan", "")]
+        rows.append([str(row), *found, _short(level.loc["average", "paper"]), _short(gain["paper"], sign="+")])
+    return ["", *tasks, "average", "gain", "direction", "paper", "gain"], rows
+
+
+def _short(value: float, low: float = math.nan, high: float = math.nan, sign: str = "") -> str:
+    if pd.isna(value):
+        return DASH
+    return minus(f"{value:{sign}.1f}" + ("" if pd.isna(low) else f" [{low:{sign}.1f}, {high:{sign}.1f}]"))
+
+
 def _leaderboard(
     number: int,
     title: str,
@@ -884,6 +910,11 @@ _TEX = str.maketrans(
         "—": "---",
         "–": "--",
         "−": "$-$",
+        "≥": r"$\geq$",
+        "≤": r"$\leq$",
+        "’": "'",
+        "“": "``",
+        "”": "''",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
@@ -893,7 +924,8 @@ _TEX = str.maketrans(
 
 
 def _tex(text: str) -> str:
-    return text.translate(_TEX)
+    """Text for LaTeX. Characters that its usual fonts lack would stop it, and become their numbers."""
+    return "".join(c if ord(c) < 0x250 or ord(c) in _TEX else f"[U+{ord(c):04X}]" for c in text).translate(_TEX)
 
 
 def _is_number(table: Table, column: int) -> bool:

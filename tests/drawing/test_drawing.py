@@ -9,7 +9,7 @@ import pytest
 import synthetic_results as synthetic
 from matplotlib.text import Text
 
-from spin_utils.drawing import draw, report, tables
+from spin_utils.drawing import draw, report, summary, tables
 from spin_utils.files import paths
 from spin_utils.paper import results
 from spin_utils.settings import profiles
@@ -68,6 +68,15 @@ def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
         ]
     )
     assert page.index("<small>table-4<") < page.index('id="figures"') < page.index("<small>average-final<")
+
+
+def test_the_summary_has_two_pages(home):
+    root = synthetic.write(home, seeds=(0,), items=8)
+    synthetic.write_generations(root, seeds=(0,), items=9)
+    content = summary.write(profiles.load("cpu")).read_bytes()
+    assert content.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type /Page\b(?!s)", content)) == 2
+    assert b"CreationDate" not in content
 
 
 @pytest.mark.filterwarnings("error")

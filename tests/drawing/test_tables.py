@@ -1,6 +1,9 @@
 """Tables say what was measured, beside what was printed, and why a cell is empty."""
 
 import io
+import re
+import shutil
+import subprocess
 
 import pandas as pd
 import pytest
@@ -249,3 +252,69 @@ def test_the_finer_measures_stand_beside_the_greedy_score(root):
     plain = tables.instruments(scores, generations.jsd_bounds(drifts), generations.bits_per_byte(drifts[:0]))
     assert "Samples" not in plain.header
     assert "Bits per byte" not in plain.header
+
+
+def structure(text: str) -> None:
+    """Check what LaTeX would stop at: environments, braces, cells per row, special and unknown characters."""
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    opened: list[str] = []
+    for kind, name in re.findall(r"\\(begin|end)\{([^}]*)\}", body):
+        assert kind == "begin" or opened.pop() == name
+        opened += [name] * (kind == "begin")
+    assert not opened
+    plain = re.sub(r"\\[\\{}&%_#$]", "", body.replace(r"\\" + "\n", "\n"))
+    depth = 0
+    for character in plain:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    assert depth == 0
+    rows = re.search(r"\\begin\{tabular\}\{((?:[lr]|p\{9cm\})+)\}\n(.*?)\\end\{tabular\}", body, re.DOTALL)
+    assert rows is not None
+    columns = len(re.sub(r"p\{9cm\}", "p", rows[1]))
+    for row in filter(None, (line.strip() for line in rows[2].split("\\\\\n"))):
+        cells = re.sub(r"\\(top|mid|bottom)rule|\\addlinespace", "", row).strip()
+        assert not cells or len(re.findall(r"(?<!\\)&", cells)) == columns - 1, row
+        assert not cells.startswith(("[", "*")), "the end of the row before takes it for its argument"
+    assert not re.search("[#%_^~]", plain.replace("{%\n", ""))
+    assert plain.count("$") % 2 == 0
+    assert all(ord(character) < 0x250 for character in plain), "characters that pdfTeX's fonts have"
+
+
+COMPILED = r"""\documentclass{article}
+\usepackage{booktabs}\usepackage{graphicx}\begin{document}
+%s
+\end{document}
+"""
+
+
+def test_every_table_is_latex_that_compiles_whatever_a_model_wrote(root, scores, tmp_path):
+    texts = results.load_generations(root)
+    hostile = "50% of $x_1^2$ & \\end{tabular} {open} #3 ~ 汉 😀 “so” ≤ 2 – 1 — done\n[next"
+    texts = texts.assign(prompt=hostile, generated=hostile)
+    drawn = [
+        *(make(scores) for make in (tables.table3, tables.table4, tables.table5)),
+        *(make(texts, generations.measures(texts)) for make in (tables.table7, tables.table8)),
+    ]
+    for table in drawn:
+        structure(tables.latex(table))
+    assert "[U+6C49]" in tables.latex(drawn[3])
+    if shutil.which("pdflatex"):
+        (tmp_path / "all.tex").write_text(COMPILED % "\n".join(map(tables.latex, drawn)))
+        subprocess.run(["pdflatex", "-interaction=batchmode", "-halt-on-error", "all.tex"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("broken", ["\\end{table*}", "}", " & ", "_"])
+def test_a_table_that_would_not_compile_is_seen(table4, broken):
+    text = tables.latex(table4).replace("SPIN iteration 1 & ours", f"SPIN iteration 1 & ours{broken}", 1)
+    with pytest.raises((AssertionError, IndexError)):
+        structure(text)
+
+
+def test_a_compact_table_4_has_a_line_for_each_model_and_dashes_for_what_was_not_run(scores, table4):
+    header, rows = tables.compact(table4.frame)
+    assert header == ["", *published.LEADERBOARD, "average", "gain", "direction", "paper", "gain"]
+    assert [row[0] for row in rows] == [label(model) for model in ("sft", *(f"spin-{t}" for t in range(4)))]
+    assert rows[1][-2:] == ["60.8", "+2.7"]
+    fewer = tables.table4(scores[scores["model"] != "spin-2"])
+    header, rows = tables.compact(fewer.frame, with_tasks=False)
+    assert rows[3][:3] == ["SPIN iteration 2", "—", "—"]
