@@ -50,6 +50,8 @@ class _Line:
     """Its latest report of progress."""
     since: dict[str, Any] = field(default_factory=dict)
     """Its first report of the same work."""
+    share: float = 0.0
+    """Of the machine's matrix rate, if it says what it reached."""
 
 
 class Display:
@@ -151,6 +153,8 @@ class Display:
             if event["what"] != line.at.get("what") or event["done"] < line.at["done"]:
                 line.since = event
             line.at = event
+        if "share" in event and line is not None:
+            line.share = event["share"]
 
     def _say_finished(self, line: _Line) -> None:
         if self._verbose:
@@ -216,7 +220,9 @@ def sum_up(profile: Profile, console: Console | None = None) -> None:
         return  # deleted since they were drawn
     frame = pd.read_csv(folder / "tables" / "table4.csv")
     names = [name for name in frame["column"].unique() if name != "average"]
-    header, rows = tables.compact(frame, with_tasks=console.width >= 77 + sum(len(name) + 1 for name in names))
+    header, rows = tables.compact(
+        frame, with_tasks=console.width >= 77 + sum(max(map(len, name.split("_"))) + 1 for name in names)
+    )
     table = Table(title="Table 4. SPIN by iteration, in points, with 95 % intervals", title_justify="left", box=None)
     table.padding = (0, 1, 0, 0)
     for name in header:
@@ -265,7 +271,8 @@ def _outcome(line: _Line) -> str:
     if line.step.stage in ("evaluation", "transfer"):
         found = json.loads((line.step.directory / "evaluation.json").read_text(encoding="utf-8"))
         return f"average {100 * found['average']:.1f}"
-    return str(line.at.get("note", ""))
+    reached = f"{100 * line.share:.0f} % of the machine's matrix rate" if line.share else ""
+    return ", ".join(filter(None, [line.at.get("note", ""), reached]))
 
 
 def _time(seconds: float) -> str:

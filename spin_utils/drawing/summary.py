@@ -50,7 +50,7 @@ def _first(profile: Profile, drawn: draw.Drawing) -> Figure:
     compared = draw.compared(profile, scores)
     told = [
         f"{items} held-out items of {scores['task'].nunique()} tasks, {seeds} training seed{'s' * (seeds > 1)}. "
-        + draw.not_the_papers(profile, tables.stand_ins(scores)),
+        + draw.not_the_papers(profile, tables.benchmarks(scores)),
         f"Tables, figures and claims of the paper: {claims.tally(finding.verdict for finding in drawn.findings)}.",
         f"Entry test: {generations.entry_test(heldout)[1]}." if "spin-0" in set(heldout["model"]) else "",
         compared.statement if compared else "",
@@ -101,7 +101,7 @@ def _table(axes: Axes, table: tables.Table) -> None:
         cell.set(edgecolor="#cccccc", linewidth=0.5)
         cell.get_text().set(color=INK, weight="bold" if row == 0 else "normal")
         if column == 0:
-            cell.get_text().set_ha("left")
+            cell.get_text().set_horizontalalignment("left")
 
 
 def _picture(page: Figure, drawn: draw.Drawing, name: str, column: int, top: float) -> None:

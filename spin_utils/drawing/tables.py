@@ -530,7 +530,7 @@ def compact(frame: pd.DataFrame, *, with_tasks: bool = True) -> tuple[list[str],
         found += [_short(*level.loc["average", ["value", "low", "high"]])]
         found += [_short(*gain[["value", "low", "high"]], sign="+"), str(gain["verdict"]).replace("nan", "")]
         rows.append([str(row), *found, _short(level.loc["average", "paper"]), _short(gain["paper"], sign="+")])
-    return ["", *tasks, "average", "gain", "direction", "paper", "gain"], rows
+    return ["", *(name.replace("_", "\n") for name in tasks), "average", "gain", "direction", "paper", "gain"], rows
 
 
 def _short(value: float, low: float = math.nan, high: float = math.nan, sign: str = "") -> str:

@@ -226,6 +226,7 @@ def generate(
         tokens = sum(len(ids) for start in left for ids, *_ in read[start])
         rate = runtime.matrix_rate(model.device, model.dtype) * processes.count()
         share = 2 * (body * (prompts + tokens) + head * tokens) / seconds / rate
+        runtime.tell(share=share)
         log.info("%s: %.0f tokens/s, %.0f %% of this machine's matrix rate", what, tokens / seconds, 100 * share)
     return [answer for answers in read.values() for answer in answers]
 

@@ -312,7 +312,8 @@ def test_a_table_that_would_not_compile_is_seen(table4, broken):
 
 def test_a_compact_table_4_has_a_line_for_each_model_and_dashes_for_what_was_not_run(scores, table4):
     header, rows = tables.compact(table4.frame)
-    assert header == ["", *published.LEADERBOARD, "average", "gain", "direction", "paper", "gain"]
+    assert header[1:7] == list(published.LEADERBOARD)
+    assert header[-5:] == ["average", "gain", "direction", "paper", "gain"]
     assert [row[0] for row in rows] == [label(model) for model in ("sft", *(f"spin-{t}" for t in range(4)))]
     assert rows[1][-2:] == ["60.8", "+2.7"]
     fewer = tables.table4(scores[scores["model"] != "spin-2"])
