@@ -265,8 +265,8 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None) -> Table:
     judged = grades is not None and not grades.empty
     for model, levels, gains in _levels_and_gains(scores, baselines, columns):
         if grades is not None and judged:  # MT-Bench is the first column
-            levels[0] = _graded(levels[0], {model: 1.0}, grades)
-            gains = gains and [_graded(gains[0], {model: 1.0, baselines[model]: -1.0}, grades), *gains[1:]]
+            levels[0] = _graded(levels[0], _over(model, ""), grades)
+            gains = gains and [_graded(gains[0], _over(model, baselines[model]), grades), *gains[1:]]
         cells += [*levels, *gains]
         lines.append((label(model), "ours", *map(_shown, levels)))
         lines.append(("", "paper", *(_printed(cell) for cell in levels)))
@@ -379,8 +379,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
             for other in ["", *(["sft"] if gains else [])]:
                 cell = {"row": label(model), "column": name, "quantity": "gain over SFT" if other else "level"}
                 if model in set(table["model"]) and model != other:
-                    weights = {model: 1.0} | ({other: -1.0} if other else {})
-                    cell |= numbers(paired(table, weights, column=column).times(factor))
+                    cell |= numbers(paired(table, _over(model, other), column=column).times(factor))
                 cells.append(cell)
                 line.append(with_range(cell, sign=bool(other), digits=digits).replace(DASH, ""))
         lines.append(tuple(line))
@@ -410,10 +409,20 @@ def _changes(changes: Mapping[str, Any]) -> str:
 def _compared(scores: pd.DataFrame, model: str, other: str, column: str) -> dict[str, Any]:
     """A model's mean over all tasks, or its gain over another, or the reason for none."""
     cell = {"row": label(model), "quantity": f"gain over {label(other)}" if other else "score"}
+    return cell | _measured(scores, _over(model, other), column, 100)
+
+
+def _over(model: str, other: str) -> dict[str, float]:
+    """The contrast of a model with another, or without another its own mean."""
+    return {model: 1.0} | ({other: -1.0} if other else {})
+
+
+def _measured(table: pd.DataFrame, contrast: Mapping[str, float], column: str, factor: float) -> dict[str, Any]:
+    """The numbers of a cell, or the reason for none."""
     try:
-        return cell | numbers(paired(scores, {model: 1.0} | ({other: -1.0} if other else {}), column=column).times(100))
+        return numbers(paired(table, contrast, column=column).times(factor))
     except StatisticsError as error:
-        return cell | {"reason": str(error)}
+        return {"reason": str(error)}
 
 
 def _helped(gain: Mapping[str, Any]) -> str:
@@ -591,16 +600,14 @@ def _cell(scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: S
     """One score, or with a baseline one gain: the paper's, and ours with its interval or the reason for none."""
     paper = _paper_score(model, column)
     cell: dict[str, Any] = {"row": label(model), "column": column, "quantity": "score", "paper": paper}
-    contrast = {model: 1.0}
     if baseline:
         before = _paper_score(baseline, column)
         paper = None if paper is None or before is None else round(paper - before, 2)
         cell |= {"quantity": f"gain over {label(baseline)}", "paper": paper}
-        contrast[baseline] = -1.0
     if not tasks:
         return cell | {"reason": _no_task(column, tasks)}
     try:
-        estimate = paired(scores, contrast, tasks=tasks).times(100)
+        estimate = paired(scores, _over(model, baseline), tasks=tasks).times(100)
     except StatisticsError as error:
         return cell | {"reason": str(error)}
     cell |= numbers(estimate)
@@ -755,15 +762,15 @@ def _generations_table(
         if text is None:
             cells[-1]["reason"] = "no generations at all" if shown is None else _missing(name)
         lines.append((name, "example", DASH if text is None else text, *counts[: len(tables)]))
-    for model, minus, contrast in _contrasts():
-        means = [_measured_cell(table, contrast, column) for column, table in tables.items()]
-        quantity = "difference to iteration 0" if minus else "mean of all prompts"
+    for model, other in ((model, other) for model in MODELS for other in ("", "spin-0") if model != other):
+        means = [_measured_cell(table, _over(model, other), column) for column, table in tables.items()]
+        quantity = "difference to iteration 0" if other else "mean of all prompts"
         cells += [{"row": label(model), "quantity": quantity, **cell} for cell in means]
         values = [
-            with_range(cell, sign=minus, digits=_MEASURES[column][2])
+            with_range(cell, sign=bool(other), digits=_MEASURES[column][2])
             for column, cell in zip(tables, means, strict=True)
         ]
-        lines.append(("" if minus else label(model), quantity, "", *values))
+        lines.append(("" if other else label(model), quantity, "", *values))
     first = str(measured["model"].iloc[0]) if len(measured) else "sft"
     real = {column: _measured_cell(tables[of], {first: 1.0}, column) for column, of in _REAL.items() if of in tables}
     cells += [{"row": "Ground truth", "quantity": "mean of all prompts", **cell} for cell in real.values()]
@@ -810,16 +817,6 @@ def _example_lines(shown: Example | None) -> list[tuple[str, str | None, tuple[s
     return lines
 
 
-def _contrasts() -> list[tuple[str, bool, Mapping[str, float]]]:
-    """Model, whether it is a difference to iteration 0, and the weights of the models."""
-    contrasts: list[tuple[str, bool, Mapping[str, float]]] = []
-    for model in MODELS:
-        contrasts.append((model, False, {model: 1.0}))
-        if model != "spin-0":
-            contrasts.append((model, True, {model: 1.0, "spin-0": -1.0}))
-    return contrasts
-
-
 def _measured_cell(measured: pd.DataFrame, contrast: Mapping[str, float], column: str) -> dict[str, Any]:
     """A mean or a difference with its interval, or the reason for none."""
     name, factor, _ = _MEASURES[_REAL.get(column, column)]
@@ -828,11 +825,7 @@ def _measured_cell(measured: pd.DataFrame, contrast: Mapping[str, float], column
     absent = [model for model in contrast if model not in measured["model"].unique()]
     if absent:
         return {"column": name, "reason": _missing(*map(label, absent))}
-    try:
-        estimate = paired(measured, contrast, column=column).times(factor)
-    except StatisticsError as error:
-        return {"column": name, "reason": str(error)}
-    return {"column": name, **numbers(estimate)}
+    return {"column": name, **_measured(measured, contrast, column, factor)}
 
 
 def _missing(*names: str) -> str:
