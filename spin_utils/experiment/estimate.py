@@ -70,6 +70,8 @@ class Architecture:
     """Whether embeddings and LM head are one matrix."""
     path: general.Path = "fast"
     """How the kit computes it, see `general`."""
+    capped: bool = False
+    """Whether logits have a soft cap (Gemma 2)."""
     counted: int = 0
     """All parameters, if they are counted: those of other families than Mistral's have more parts."""
 
@@ -151,6 +153,7 @@ def of_config(config: Any) -> Architecture:
         heads=heads,
         tied=config.tie_word_embeddings,
         path=general.path_of(model),
+        capped=bool(getattr(config, "final_logit_softcapping", None)),
         counted=model.num_parameters(),
     )
 
@@ -354,7 +357,8 @@ def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machi
             settings,
             width={"bfloat16": 2, "float32": 4, "auto": width}[settings.precision],
             longest=prompt + responses,
-            fused=profile.processes.sharding == "ddp" and architecture.path == "fast",
+            fused=profile.processes.sharding == "ddp" and architecture.path == "fast" and settings.lora is None,
+            repeated=_repeated(section, lengths) if architecture.path == "padded" else 1.0,
             gpu=gpu,
             stage=section.partition(".")[0],
             lower=f"lower {section}.micro_batch_tokens, set {section}.gradient_checkpointing=true, or shard it over "
@@ -392,6 +396,7 @@ def training_memory(
     gpu: bool,
     stage: str,
     lower: str = "",
+    repeated: float = 1.0,
 ) -> Need:
     """Memory for forward, backward and optimizer step of one micro-batch.
 
@@ -404,9 +409,9 @@ def training_memory(
         gpu: whether it runs on a GPU.
         stage: its name.
         lower: settings that would lower it.
+        repeated: tokens of rows over those of packed groups, on the path `padded`.
     """
-    a, tokens = architecture, max(settings.micro_batch_tokens, longest)
-    tokens *= 2 if a.path == "padded" else 1  # each response with its own prompt
+    a, tokens = architecture, round(repeated * max(settings.micro_batch_tokens, longest))
     trained, lora = trainable(a, settings), settings.lora is not None
     sharded = {
         # In float32 the weights that train are their own masters.
@@ -429,14 +434,23 @@ def training_memory(
         "activations": kept,
         "backward of a layer": tokens * (width * (6 * a.feed_forward + 6 * a.hidden) + 4 * 4 * a.hidden),
         "attention": tokens * _attention_per_token(a, width, longest, gpu),
-        # Elsewhere than on the fast path: the model's own, their derivative, and its gradient.
-        "logits": (chunked if a.path == "fast" else 4 * width * logits)
+        # Elsewhere than on the fast path: the model's own and their derivative; soft caps store two more.
+        "logits": (chunked if a.path == "fast" else (4 if a.capped else 2) * width * logits)
         + (4 * min(logits, packing.GPU_ELEMENTS) if gpu else 0)
-        + (0 if lora else 4 * a.vocabulary * a.hidden),
+        + (4 * a.vocabulary * a.hidden if a.path == "fast" and not lora else 0),
         "one gradient": 0 if lora else width * max(a.vocabulary, a.feed_forward) * a.hidden,
+        "adapters in passing": 4 * tokens * width * a.feed_forward if lora else 0,  # unscaled, scaled, and sums
         "merging": 4 * a.parameters if lora and not gpu else 0,  # the checkpoint, in the host's memory
     }
     return Need(stage, sharded, own, lower)
+
+
+def _repeated(section: str, found: Lengths) -> float:
+    """Tokens of rows that each have their own prompt, over those of packed groups."""
+    if section.startswith("sft"):
+        return 1.0
+    responses = found.real + found.generated
+    return (2 * found.prompt + responses) / (found.prompt + responses)
 
 
 def sampling_memory(
