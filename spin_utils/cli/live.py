@@ -173,7 +173,8 @@ class Display:
         for line in working:
             shown += [Text(f"▸ {line.words}", "bold", no_wrap=True, overflow="ellipsis"), _progress(line)]
         if not working and coming:
-            shown.append(Text("▸ the next step starts", "dim"))
+            begun = any(line.seconds for line in self.lines.values())
+            shown.append(Text(f"▸ the {'next step' if begun else 'scheduler'} starts", "dim"))
         room = max(0, min(self.console.height - 2 * len(working) - 6, len(coming)))
         for line in coming[:room]:
             about = f"  about {_time(line.expected)}" * (line.expected > 0)
