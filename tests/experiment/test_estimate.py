@@ -22,8 +22,8 @@ from spin_utils.training.optimizer import MasterOptimizer
 from spin_utils.training.state import SavedState, save_state
 
 RUN, MISTRAL = estimate.Workload(), estimate.Architecture()
-FACTOR = 1.35
-"""The estimate lies within this factor of the measured growth of a process."""
+FACTOR, GENERAL = 1.35, 1.5
+"""The estimate lies within this factor of the measured growth of a process, on the fast path and on others."""
 
 
 @pytest.mark.parametrize("way", ["fast", "packed", "padded", "lora"])
@@ -48,7 +48,8 @@ def test_the_estimate_of_a_training_run_is_near_its_measured_peak(way: str) -> N
             repeated=320 / 256 if way == "padded" else 1.0,
         )
         need = dataclasses.replace(need, own={**need.own, "merging": 0.0})  # comes after the steps
-        assert 1 / FACTOR < (need.total() - estimate.LIBRARIES) / growth < FACTOR, (size, growth, need)
+        factor = FACTOR if way == "fast" else GENERAL
+        assert 1 / factor < (need.total() - estimate.LIBRARIES) / growth < factor, (size, growth, need)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])

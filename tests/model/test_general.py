@@ -22,7 +22,7 @@ from spin_utils.model.packing import Group, pack
 from spin_utils.model.sampling import sample
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.run import GenerationSettings, TrainingSettings
-from spin_utils.training.loop import Schedule, train
+from spin_utils.training.loop import Schedule, TrainingError, train
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,11 +69,19 @@ def test_greedy_responses_equal_generate_and_sampled_ones_have_the_models_log_pr
     assert alone.token_ids == drawn[3].token_ids
 
 
-@pytest.mark.parametrize("family", ["gemma2", "opt", "bloom", "qwen3_moe"])
-def test_training_equals_plain_gradient_steps_without_dropout(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "checkpointing"), [("gemma2", True), ("opt", False), ("bloom", True), ("qwen3_moe", True)]
+)
+def test_training_equals_plain_gradient_steps_without_dropout(family: str, checkpointing: bool, tmp_path: Path) -> None:
     groups = [group._replace(response_ids=group.response_ids[:1]) for group in pairs(8)]
     settings = TrainingSettings(
-        learning_rate=1e-3, epochs=1, batch_size=4, warmup_ratio=0.0, precision="float32", micro_batch_tokens=40
+        learning_rate=1e-3,
+        epochs=1,
+        batch_size=4,
+        warmup_ratio=0.0,
+        precision="float32",
+        micro_batch_tokens=40,
+        gradient_checkpointing=checkpointing,
     )
     model, plain = model_of(family), model_of(family)
     rows = train(model, groups, settings, seed=1, work=tmp_path).rows
@@ -87,6 +95,13 @@ def test_training_equals_plain_gradient_steps_without_dropout(family: str, tmp_p
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+def test_dropout_that_checkpointing_would_turn_on_is_refused(tmp_path: Path) -> None:
+    groups = [group._replace(response_ids=group.response_ids[:1]) for group in pairs(2)]
+    settings = TrainingSettings(learning_rate=1e-3, gradient_checkpointing=True, precision="float32")
+    with pytest.raises(TrainingError, match="OPTDecoderLayer: .*set dropout to 0"):
+        train(model_of("opt"), groups, settings, seed=0, work=tmp_path)
 
 
 def test_what_cannot_be_right_is_refused_before_any_work() -> None:
