@@ -7,9 +7,10 @@ computes and never touches a GPU, whose driver would not survive a fork. Without
 process starts as usual.
 
 The command becomes this file with the server's address. It requests the fork, forwards signals and ends when the fork
-ends, so that it looks like an ordinary process from outside. It is fast because it imports none of these packages. The
-two talk over one socket: first the fork says its process id, and at last its exit status. Whose end of it closes early
-was killed, and the other one ends too. (`multiprocessing`'s own fork server only serves processes of one parent.)
+ends, so that it looks like an ordinary process from outside. It is fast because it imports none of these packages.
+Each client has a process of its own on the server's side, which forks the module, waits for it and says its process id
+and at last its exit status. Whose end of the socket closes early was killed, and the other one ends too.
+(`multiprocessing`'s own fork server only serves processes of one parent.)
 """
 
 from __future__ import annotations
@@ -123,15 +124,34 @@ def serve(place: int) -> None:
             request, output, *_ = socket.recv_fds(client, _LARGEST, 2)
             if request and os.fork() == 0:
                 listener.close()
-                _become(client, output, **json.loads(request))
+                _wait(client, output, request)
             for descriptor in output:
                 os.close(descriptor)
             client.close()
 
 
-def _become(
-    client: socket.socket, output: Sequence[int], python: list[str], folder: str, environment: dict[str, str]
-) -> NoReturn:
+def _wait(client: socket.socket, output: Sequence[int], request: bytes) -> NoReturn:
+    """In a fork: fork again for a client's module, and tell the client how it ends."""
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    fork = os.fork()
+    if fork == 0:
+        client.close()
+        _become(output, **json.loads(request))
+
+    def end_with_client() -> None:
+        client.recv(1)  # it says nothing
+        os.kill(fork, signal.SIGKILL)
+
+    with contextlib.suppress(OSError):  # the client was killed
+        client.send(struct.pack("i", fork))
+        threading.Thread(target=end_with_client, daemon=True).start()
+        status = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
+        client.send(struct.pack("i", status if status >= 0 else 128 - status))
+    os._exit(0)
+
+
+def _become(output: Sequence[int], python: list[str], folder: str, environment: dict[str, str]) -> NoReturn:
     """In a fork: take over a client's output, folder and environment, and run its module."""
     import atexit
     import runpy
@@ -141,7 +161,6 @@ def _become(
     import torch
 
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for target, descriptor in zip((1, 2), output, strict=True):
@@ -155,8 +174,6 @@ def _become(
     threadpoolctl.threadpool_limits(threads)
     _, _, module, *arguments = python
     sys.argv = [module, *arguments]
-    client.send(struct.pack("i", os.getpid()))
-    threading.Thread(target=_end_with, args=(client,), daemon=True).start()
     status = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -168,7 +185,6 @@ def _become(
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    client.send(struct.pack("i", status))
     os._exit(status)  # a regular exit would tear down all packages, which takes longer than their import
 
 
@@ -180,37 +196,28 @@ def _stream(target: int, server: Any) -> TextIO:
     return stream
 
 
-def _end_with(client: socket.socket) -> None:
-    """End this process when its client is gone, which says nothing."""
-    client.recv(1)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def ask(address: str, python: list[str]) -> int:
     """Ask the server for a process, wait until it ends, and return its exit status."""
     request = json.dumps({"python": python, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)
+    stops = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # until they can be forwarded
     with contextlib.suppress(OSError):  # too large, or the server is gone
         server.connect(address)
         socket.send_fds(server, [request], [1, 2])
     fork = _said(server)
+    for number in stops if fork else ():
+        signal.signal(number, lambda given, _: os.kill(fork or 0, given))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
     if fork is None:  # no server
         os.execv(python[0], python)
-    stopped: list[int] = [signal.SIGKILL]
-
-    def forward(number: int, _: Any) -> None:
-        stopped.append(number)
-        os.kill(fork, number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, forward)
     parent = os.getppid()
     server.settimeout(1)
     while os.getppid() == parent:  # else the parent is gone, and the fork notices that this process ends
         with contextlib.suppress(TimeoutError):
             status = _said(server)
-            return 128 + stopped[-1] if status is None else status
+            return 128 + signal.SIGKILL if status is None else status
     return 1
 
 

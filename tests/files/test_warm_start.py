@@ -24,13 +24,12 @@ import torch
 said = {"warm": "lm_eval" in sys.modules, "name": __name__, "arguments": sys.argv[1:], "folder": os.getcwd(),
         "threads": torch.get_num_threads(), "value": os.environ.get("VALUE"), "pid": os.getpid(),
         "streams": [[s.encoding, s.errors, s.line_buffering, s.seekable()] for s in (sys.stdout, sys.stderr)]}
-print(json.dumps(said), flush=True)
-print("an error", file=sys.stderr)
-if "wait" in sys.argv:
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        sys.exit(7)
+try:
+    print(json.dumps(said), flush=True)
+    print("an error", file=sys.stderr)
+    time.sleep(60 if "wait" in sys.argv else 0)
+except KeyboardInterrupt:
+    sys.exit(7)
 sys.exit(int(sys.argv[-1]))
 """
 HOLDER = """\
@@ -101,9 +100,9 @@ def test_a_signal_reaches_the_fork(number: signal.Signals, holder: Holder) -> No
     assert process.stdout
     fork = psutil.Process(json.loads(process.stdout.readline())["pid"])
     process.send_signal(number)
-    process.communicate()
+    _, errors = process.communicate()
     expected = {signal.SIGINT: 7, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGKILL: -signal.SIGKILL}
-    assert process.returncode == expected[number]
+    assert process.returncode == expected[number], errors
     wait_until(lambda: not fork.is_running())
 
 
