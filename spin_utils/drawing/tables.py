@@ -324,6 +324,7 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
     plain = {model: str(replace(ModelName.parse(model), arm="")) for model in played}
     control = [model for model in measured if ModelName.parse(model).sft_epochs]
     rows = [model for model in ("sft", *control, *iterates(plain.values()), *played) if model in measured]
+    scores = scores[scores["task"].isin(results.judged(scores))]
     kinds = {"": "score", " of samples": "sampled"} if "sampled" in scores else {"": "score"}
     cells: list[dict[str, Any]] = []
     lines = []
@@ -360,6 +361,8 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
         bounds: From `generations.jsd_bounds`.
         bits: From `generations.bits_per_byte`.
     """
+    scores = scores[scores["task"].isin(results.judged(scores))]
+    drawn = scores.dropna(subset=["sampled"]) if "sampled" in scores else scores
     measured = list(dict.fromkeys(scores["model"]))
     control = [model for model in measured if ModelName.parse(model).sft_epochs and not ModelName.parse(model).arm]
     rows = [model for model in dict.fromkeys(("sft", *iterates(measured), *control)) if model in measured]
@@ -369,7 +372,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
         line = [label(model), ""]
         for name, (table, column, factor, digits, gains) in {
             "greedy": (scores, "score", 100, 1, True),
-            "samples": (scores, "sampled", 100, 1, True),
+            "samples": (drawn, "sampled", 100, 1, True),
             "told apart": (bounds, "told_apart", 100, 1, False),
             "JSD": (bounds, "jsd_bound", 1, 4, False),
             "bits per byte": (bits, "bits_per_byte", 1, 4, True),
@@ -397,6 +400,10 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
         "1/2 for equal ones; with the JSD bound it says what is left to learn (Theorem 5.2, Lemma C.2). Bits per "
         "byte: of held-out real responses; less is better.",
     ]
+    if len(tasks := sorted(drawn["task"].unique())) < scores["task"].nunique():
+        notes.append(
+            f"Samples over {', '.join(tasks)} alone; of a multiple-choice task it is the probability of the choice."
+        )
     return finish(0, "The same models by finer measures", header, lines, cells, notes, file="instruments")
 
 
@@ -418,9 +425,9 @@ def _over(model: str, other: str) -> dict[str, float]:
 
 
 def _measured(table: pd.DataFrame, contrast: Mapping[str, float], column: str, factor: float) -> dict[str, Any]:
-    """The numbers of a cell, or the reason for none."""
+    """The numbers of a cell, over the tasks that have this measure, or the reason for none."""
     try:
-        return numbers(paired(table, contrast, column=column).times(factor))
+        return numbers(paired(table.dropna(subset=[column]), contrast, column=column).times(factor))
     except StatisticsError as error:
         return {"reason": str(error)}
 

@@ -249,6 +249,12 @@ def test_the_finer_measures_stand_beside_the_greedy_score(root):
     greedy, samples = (cells.loc[("SPIN iteration 1", name, "level"), "value"] for name in ("greedy", "samples"))
     assert samples == pytest.approx(greedy / 2)
     assert cells.loc[("SFT", "bits per byte", "level"), "value"] > 2
+    some = sampled.assign(sampled=sampled["sampled"].where(sampled["task"] == "chain_sum"))
+    table = tables.instruments(some, generations.jsd_bounds(drifts), generations.bits_per_byte(drifts))
+    mean = 100 * some[some["model"] == "spin-1"]["sampled"].mean()
+    cells = table.frame.set_index(["row", "column", "quantity"])
+    assert cells.loc[("SPIN iteration 1", "samples", "level"), "value"] == pytest.approx(mean)
+    assert any(note.startswith("Samples over chain_sum alone") for note in table.notes)
     plain = tables.instruments(scores, generations.jsd_bounds(drifts), generations.bits_per_byte(drifts[:0]))
     assert "Samples" not in plain.header
     assert "Bits per byte" not in plain.header
