@@ -1,4 +1,4 @@
-"""A model card with a run's settings and numbers, and the way of both to the hub.
+"""A model card with a run's settings and numbers, and the upload of both to the hub.
 
 Everything in a card comes from `results/` and from the profile. Nothing is pushed without results of the very
 checkpoint: its manifest must be the one that they name.
@@ -29,7 +29,7 @@ from spin_utils.settings.run import Profile, TrainingSettings
 
 PUSHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template.jinja")
-"""Files of a checkpoint that make up the model; what else lies there belongs to the run."""
+"""Files of a checkpoint that make up the model; anything else in there belongs to the run."""
 
 
 class CardError(KitError):
@@ -54,8 +54,8 @@ def write(profile: Profile, model: str, seed: int = 0) -> Path:
     found, wanted = f"{step}-{link.get('key')}", made.directory(step).name
     if found != wanted:
         raise CardError(
-            f"{model}: its results are of {found}, but with the settings that the profile has now it is {wanted}; take "
-            "the changes to the profile back, or reproduce it again"
+            f"{model}: its results are from {found}, but the profile's current settings give {wanted}; undo "
+            "the changes to the profile, or reproduce it again"
         )
     path = paths.results(profile.name) / f"seed-{seed}" / "cards" / f"{model}.md"
     write_text(path, card)
@@ -130,7 +130,7 @@ def push(profile: Profile, model: str, repository: str, seed: int = 0, *, public
     token = os.environ.get("HF_TOKEN", "").strip()
     if not re.fullmatch("[!-~]+", token):
         raise CardError(
-            "HF_TOKEN: not set, or no token; make a token with write access at https://huggingface.co/settings/tokens"
+            "HF_TOKEN: not set, or not a token; create a token with write access at https://huggingface.co/settings/tokens"
         )
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise CardError(f"{repository!r} is not a hub id; write it as owner/name")
@@ -143,7 +143,7 @@ def push(profile: Profile, model: str, repository: str, seed: int = 0, *, public
     try:
         api.create_repo(repository, visibility="public" if public else "private", exist_ok=True)
         done = api.create_commit(repository, operations, commit_message=f"{label(model)}, seed {seed}")
-    except Exception as error:  # the hub client raises a dozen kinds; each means the same to the reader
+    except Exception as error:  # the hub client raises a dozen kinds; all mean the same to the reader
         reason = (str(error).splitlines() or [type(error).__name__])[0].replace(token, "***")
         raise CardError(f"{repository}: not pushed ({reason}); check name, network and the token's rights") from None
     return str(done.commit_url)
@@ -152,7 +152,7 @@ def push(profile: Profile, model: str, repository: str, seed: int = 0, *, public
 def _training(profile: Profile, model: str) -> TrainingSettings:
     """Settings of the run that made a model."""
     if profile.released:
-        raise CardError(f"{model}: profile {profile.name} trains nothing; the cards of released models are their own")
+        raise CardError(f"{model}: profile {profile.name} trains nothing; released models have cards of their own")
     name = ModelName.parse(model)
     if name.sft_epochs:
         return control_training(profile)
@@ -167,18 +167,18 @@ def _training(profile: Profile, model: str) -> TrainingSettings:
 
 
 def _checked(made: Plan, model: str, seed: int) -> Path:
-    """Folder of a checkpoint, after a look at every byte and at whether the results are of this one."""
+    """Folder of a checkpoint, after verifying its bytes and that the results belong to it."""
     step, link = _link(made, model, seed)
     directory = made.directory(step)
     artifacts.verify(directory)
     if link.get("manifest_sha256") != disk.file_hash(directory / artifacts.MANIFEST):
         path = paths.relative(results.path_of(paths.results(made.profile.name), seed, "evaluations", model))
-        raise CardError(f"{model}: {path} is of another checkpoint; run `spin-repro reproduce` again")
+        raise CardError(f"{model}: {path} belongs to another checkpoint; run `spin-repro reproduce` again")
     return made.checkpoint(model)
 
 
 def _link(made: Plan, model: str, seed: int) -> tuple[str, dict[str, Any]]:
-    """The step that makes a model's checkpoint, and what the results say of it; empty if they say nothing."""
+    """The step that makes a model's checkpoint, and its provenance in the results, or {}."""
     if f"eval-{model}" not in made.steps:
         raise CardError(f"{model}: unknown{profiles.nearest(model, made.models())}")
     step = made.steps[f"eval-{model}"].inputs[0]
@@ -208,7 +208,7 @@ def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> 
 
 
 def _public(value: Any) -> Any:
-    """Settings without the folders of this machine: of a path only its last part is told, since a card is public."""
+    """Settings without the folders of this machine: only the last part of a path is kept, since a card is public."""
     if isinstance(value, dict):
         return {key: _public(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

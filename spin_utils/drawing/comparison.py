@@ -1,4 +1,4 @@
-"""Two models side by side on one page: their scores, the items that turned with both answers, and their training."""
+"""Two models side by side on one page: their scores, the items whose score changed with both answers, and training."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from spin_utils.paper import compare, results
 from spin_utils.settings.names import iterates
 
 PER_TASK = 3
-"""Answers that are shown of each task and each way to turn."""
+"""Answers shown per task and direction of change."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The page; as the value of a notebook's cell it shows itself."""
+    """The page; as the value of a notebook cell it displays itself."""
 
     page: str
 
@@ -37,9 +37,9 @@ def side_by_side(model: str, other: str, profile: str = "cpu") -> Comparison:
     """Compare two models of one run or of two.
 
     Args:
-        model: for example `spin-3`; `mine/spin-3` is the one of another run, and `mine` its last iterate.
+        model: for example `spin-3`; `mine/spin-3` is that of another run, and `mine` stands for its last iterate.
         other: the model to compare it with.
-        profile: name of the run that models are of unless they name another.
+        profile: name of the run that the models belong to, unless they name another.
 
     Raises:
         ResultsError: they cannot be compared; see `paper.compare.items`.
@@ -79,7 +79,7 @@ def _shown(item: Mapping[Any, Any], rows: dict[str, dict[str, Any]]) -> dict[str
 
 
 def _curves(profile: str, model: str, other: str) -> Figure:
-    """Loss and margin of both trainings, and for two runs the averages by iteration, over each other."""
+    """Loss and margin of both training runs, and the averages by iteration, overlaid."""
     places = {name: compare.place(profile, name) for name in (model, other)}
     folders = {folder: results.load_training(folder) for folder, _ in places.values()}
     training = {name: folders[folder].query("model == @plain") for name, (folder, plain) in places.items()}
@@ -94,7 +94,7 @@ def _curves(profile: str, model: str, other: str) -> Figure:
                     training_figures.curve(axes, rows, column, 0, tints[name])
             axes.set(xlabel="optimizer step", ylabel=f"{column} (nats)")
             if not axes.lines:
-                say_why_empty(axes, "the loss of SFT is another" if column == "loss" else "SFT has no margin")
+                say_why_empty(axes, "SFT has a different loss" if column == "loss" else "SFT has no margin")
         for name, (folder, _) in places.items():
             scores = results.load_evaluations(folder)
             chain = [m for m in ("sft", *iterates(scores["model"])) if m in set(scores["model"])]

@@ -118,8 +118,8 @@ def _add_step(
         f"#make-{step}-{link['manifest_sha256'][:12]}",
         "CreateAction",
         name=f"{name}, seed {link['seed']}",
-        description=f"Stage {link['stage']} on {link['device']}. A step that was stopped and went on counts as if it "
-        "had run at once, from its last start.",
+        description=f"Stage {link['stage']} on {link['device']}. A step that was stopped and resumed counts as "
+        "one uninterrupted run from its last start.",
         startTime=start.isoformat(),
         endTime=end.isoformat(timespec="seconds"),
         actionStatus="http://schema.org/CompletedActionStatus",

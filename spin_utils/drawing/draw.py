@@ -1,6 +1,6 @@
 """From results to tables and figures.
 
-Nothing is read but the files under `results/PROFILE` and the published numbers, so it works without any model.
+It reads only the files under `results/PROFILE` and the published numbers, so it needs no model.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def everything(profile: Profile) -> list[Path]:
     """Make and write every table, figure and verdict that the results allow.
 
     Returns:
-        The files written. What has no run says so inside.
+        The files written. Missing runs are named in them.
 
     Raises:
         ResultsError: No model was evaluated at all, or a results file is not valid.
@@ -116,7 +116,7 @@ def compose(profile: Profile) -> Drawing:
 
 
 def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFrame:
-    """The scores of a profile as tables and figures take them: `results.load_evaluations` and a column `benchmark`.
+    """A profile's scores for tables and figures: `results.load_evaluations` with a column `benchmark`.
 
     Raises:
         ResultsError: No model was evaluated at all, or a results file is not valid.
@@ -132,7 +132,7 @@ def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFra
 
 
 def compared(profile: Profile, scores: pd.DataFrame) -> Agreement | None:
-    """A run beside the committed results of its profile, model by model with the same settings; None if there are none.
+    """A run against its profile's committed results, for models with the same settings; None if there are none.
 
     Raises:
         ModelError, RowError: the plan cannot be made, because a file that the profile names is missing.
@@ -148,12 +148,12 @@ def compared(profile: Profile, scores: pd.DataFrame) -> Agreement | None:
 
 
 def summaries(profile: Profile) -> pd.DataFrame:
-    """Metric and size of every task, for Table 1: `results.load_summaries` and a column `benchmark`."""
+    """Metric and size of every task, for Table 1: `results.load_summaries` with a column `benchmark`."""
     return _with_benchmarks(results.load_summaries(paths.results(profile.name)), profile)
 
 
 def with_last_epoch(scores: pd.DataFrame, epochs: int) -> pd.DataFrame:
-    """The scores with those of iteration 0 once more, under the name of the epoch after which it ends."""
+    """The scores, with those of iteration 0 repeated under the name of its last epoch."""
     last = f"spin-0-epoch-{epochs}"
     if last in set(scores["model"]):
         return scores
@@ -161,7 +161,7 @@ def with_last_epoch(scores: pd.DataFrame, epochs: int) -> pd.DataFrame:
 
 
 def _with_benchmarks(table: pd.DataFrame, profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFrame:
-    """A table by `task` with the paper's benchmark that each task is, "" for none, and whether it is at chance."""
+    """A table by `task` with the paper's benchmark that each task is, or "", and whether it is at chance."""
     benchmarks = {name: str(task.benchmark) for name, task in profile.evaluation.big_bench.items()}
     if profile.evaluation.suite != "local":
         benchmarks |= {name: name for name in published.BENCHMARK_LABELS}
@@ -170,10 +170,13 @@ def _with_benchmarks(table: pd.DataFrame, profile: Profile, kind: results.Scored
 
 
 def not_the_papers(profile: Profile, benchmarks: Mapping[str, str]) -> str:
-    """What of a profile is not the paper's, and so how to compare, as a sentence; empty if tasks and model are."""
+    """How tasks and model differ from the paper's, and so how to compare; empty if they do not."""
     model = profile.model.source == "hub" and profile.model.name == published.MODEL
-    other = ["other tasks"] * published.other_tasks(benchmarks) + ["another model"] * (not model)
-    return f"{' and '.join(other).capitalize()} than the paper's: compare directions, not levels." if other else ""
+    other = ["tasks"] * published.other_tasks(benchmarks) + ["model"] * (not model)
+    if not other:
+        return ""
+    verb = "differs" if other == ["model"] else "differ"
+    return f"{' and '.join(other).capitalize()} {verb} from the paper's: compare directions, not scores."
 
 
 def shots(profile: Profile) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""The paper's figures, ours beside theirs: one function per figure, from data frames to a drawing.
+"""The paper's figures, ours next to theirs: one function per figure, from data frames to a drawing.
 
 Ours has 95 % intervals (over items and training seeds). The paper's points are its printed ones, or
-digitised where it prints none. A series or point without a run is named below the panels with its reason.
+digitised where it prints no numbers. A series or point without a run is named below the panels with its reason.
 Pictures of training and of pairs, which the paper does not have, come from `training_figures`.
 """
 
@@ -42,9 +42,9 @@ from spin_utils.settings.names import iterates, label, main_chain
 CHAIN = main_chain(4)
 _CHAIN_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2", "iter. 3")
 _BARS = ("sft", "dpo", *CHAIN[1:])
-_CUT = "Axes need not start at 0; panels of levels span the same number of points."
-_EPOCHS = "Dotted: the mean after iteration 1, whose interval is in Table 4. The paper's points are digitised."
-_SIZES = "Sizes are not to scale. The paper's SFT line is another run than the one that SPIN starts from."
+_CUT = "Axes may not start at 0; panels of scores span the same number of points."
+_EPOCHS = "Dotted: the mean after iteration 1 (interval in Table 4). The paper's points are digitised from its figure."
+_SIZES = "Sizes are not to scale. The paper's SFT line is a different run from the one that SPIN starts from."
 _HOLLOW: dict[str, Any] = {"linestyle": "--", "marker": "o", "markerfacecolor": "white", "markeredgewidth": 0.9}
 
 
@@ -69,7 +69,7 @@ def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
         theirs.plot(range(5), printed, color=INK, **_HOLLOW)
         _ends(ours, [found[model].difference if model in found else np.nan for model in CHAIN], 1)
         _ends(theirs, printed, 2)
-        # Side by side, so that no interval of ours lies under a point of theirs.
+        # Side by side, so that no point of theirs covers an interval of ours.
         _points(gain, np.arange(5) - 0.05, [gains.get(model) for model in CHAIN], COLOURS["spin-2"])
         gain.plot(np.arange(5) + 0.05, [value - printed[0] for value in printed], color=INK, zorder=4, **_HOLLOW)
         gain.axhline(0, color=FAINT, lw=0.6, zorder=1)
@@ -88,7 +88,7 @@ def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
             ax.set_ylabel("mean score (points)" if ax is ours else "points")
         _frame_panels(ours, theirs, bool(found), "no evaluations")
         after = [label(model) for model in iterates(scores["model"]) if model not in CHAIN]
-        further = f" In Table 4 alone: {'; '.join(after)}." if after else ""
+        further = f" In Table 4 only: {'; '.join(after)}." if after else ""
         footnote(figure, _note(scores, found, CHAIN, _CUT + further))
     return figure
 
@@ -139,7 +139,7 @@ def figure3(scores: pd.DataFrame, *, profile: str = "") -> Figure:
             ax.set_xlim(0, 100)
             ax.tick_params(axis="y", length=0)
         _model_legend(figure, _BARS)
-        footnote(figure, _note(scores, everywhere, _BARS, "Gains, judged in pairs on the same items, are in Table 3."))
+        footnote(figure, _note(scores, everywhere, _BARS, "Gains, paired on the same items, are in Table 3."))
     return figure
 
 
@@ -258,7 +258,7 @@ def _points(
 
 
 def _ends(axes: Axes, values: Sequence[float], digits: int) -> None:
-    """The first and the last value that there are, on the outer sides of their points, clear of line and intervals."""
+    """The first and the last value, on the outer sides of their points, clear of line and intervals."""
     known = [x for x, value in enumerate(values) if not np.isnan(value)]
     for x, place, align in ((known[0], (-5, 0), "right"), (known[-1], (5, 0), "left")) if known else ():
         text = f"{values[x]:.{digits}f}"
@@ -283,7 +283,7 @@ def _value(axes: Axes, x: float, y: float, text: str, *, above: bool = False) ->
 
 def _reference(axes: Axes, y: float, tint: str) -> None:
     axes.axhline(y, color=tint, ls=":", lw=1.2)
-    place = axes.get_yaxis_transform()  # beside the panel, where no point can lie under it
+    place = axes.get_yaxis_transform()  # next to the panel, clear of the points
     axes.annotate("iter. 1", (1, y), (2, 0), place, "offset points", va="center", fontsize=6, color=tint)
 
 
@@ -315,14 +315,14 @@ def _fitted(title: str) -> str:
 
 
 def _note(scores: pd.DataFrame, found: Collection[str], wanted: Sequence[str], reading: str) -> str:
-    """What the interval bars are, whose seeds are fewer, how to read the figure, and which models are missing;
-    nothing where nothing of ours is drawn."""
+    """What the interval bars cover, which models have fewer seeds or are missing, and how to read the figure; empty if
+    none of our results are drawn."""
     if not found:
         return ""
     drawn = [model for model in wanted if model in found]
     missing = [label(model) for model in wanted if model not in found]
     sentences = [
-        f"{footnotes.intervals(scores, drawn)}; the paper prints none.",
+        f"{footnotes.intervals(scores, drawn)}; the paper gives none.",
         footnotes.fewer_seeds(scores, drawn),
         reading,
         f"Not run: {'; '.join(missing)}." if missing else "",

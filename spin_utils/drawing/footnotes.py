@@ -1,8 +1,8 @@
-"""What stands below tables and figures: over what their intervals are, and whose numbers rest on fewer training seeds.
+"""Notes below tables and figures: what their intervals cover, and which models have fewer training seeds.
 
 A level is a mean over all training seeds that its model has, and a gain over those that both of its models have, so
-that a number is the same in every table, figure and verdict. Models beside each other may then rest on different
-seeds; the note below them says which.
+that a number is the same in every table, figure and verdict. Neighbouring models may then rest on different seeds;
+the note below them says which.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from spin_utils.settings.names import label
 
 
 def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items", group: str = "task") -> str:
-    """Over what the intervals of some models are, in words without a full stop; empty if the table has none of them.
+    """What the intervals of some models cover, without a full stop; empty if the table has no such model.
 
     Args:
         table: Long table with `seed`, `model`, `task` and `id`.
         models: Those that are shown.
-        unit: What is counted besides training seeds.
+        unit: What is counted, apart from training seeds.
         group: What a task is called.
     """
     shown = table[table["model"].isin(list(models))]
@@ -29,20 +29,20 @@ def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items"
         return ""
     sizes = shown.groupby("task")["id"].nunique()
     least, most = int(sizes.min()), int(sizes.max())
-    each = "" if len(sizes) == 1 else f" ({least if least == most else f'{least} to {most}'} a {group})"
+    each = "" if len(sizes) == 1 else f" ({least if least == most else f'{least} to {most}'} per {group})"
     seeds = shown["seed"].nunique()
-    drawn = f" and {seeds} training seeds" if seeds > 1 else "; one training seed, whose choice is not covered"
+    drawn = f" and {seeds} training seeds" if seeds > 1 else "; one training seed (its variation is not covered)"
     found = sum(len(set(sources(sorted(map(str, items.unique()))))) for _, items in shown.groupby("task")["id"])
     whole = f" from {found} sources" if found < sizes.sum() else ""
     return f"95 % intervals over {sizes.sum()} {unit}{each}{whole}{drawn}"
 
 
 def fewer_seeds(table: pd.DataFrame, models: Iterable[str]) -> str:
-    """Which of some models lack a training seed that another of them has, as sentences; empty if none does.
+    """Which models lack a training seed that another one has, as sentences; empty if no model does.
 
     Args:
         table: Long table with `seed` and `model`.
-        models: Those that are shown; those that the table does not have are left out.
+        models: Those that are shown; any that the table does not have are left out.
     """
     runs = table[["model", "seed"]].drop_duplicates()
     seeds = {model: sorted(runs["seed"][runs["model"] == model]) for model in models}
@@ -53,13 +53,14 @@ def fewer_seeds(table: pd.DataFrame, models: Iterable[str]) -> str:
     if not lacking:
         return ""
     return (
-        f"Not on all of the seeds {', '.join(map(str, every))}: {', '.join(lacking)}. A level is over the seeds that "
-        "its model has, a gain over those that both models have, so levels over different seeds do not compare."
+        f"Not on all of the seeds {', '.join(map(str, every))}: {', '.join(lacking)}. A score is averaged over its "
+        "model's seeds and a gain over the seeds that both models have, so scores over different seeds are not "
+        "comparable."
     )
 
 
 def grading(grades: pd.DataFrame) -> str:
-    """Who graded, what was graded, and how many answers were not, in words."""
+    """Who graded, what was graded, and how many answers were left out."""
     versions = "; ".join(sorted(set(grades["judge_models"]) - {""}))
     questions = grades["id"].str.partition("/")[0].nunique()
     text = (
@@ -76,7 +77,7 @@ def grading(grades: pd.DataFrame) -> str:
 
 
 def _intervals_of_grades(grades: pd.DataFrame) -> str:
-    """Over what intervals of grades are, and whose training seeds are fewer, in words."""
+    """What the intervals of grades cover, and which models have fewer training seeds."""
     models = list(dict.fromkeys(grades["model"]))
     drawn = grades.assign(task="MT-Bench", id=grades["id"].str.partition("/")[0])  # both turns of a question together
     sentences = [f"{intervals(drawn, models, unit='questions')}.", fewer_seeds(grades, models)]

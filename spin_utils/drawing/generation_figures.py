@@ -1,6 +1,6 @@
 """Pictures of what the models answer: an example, a radar of tasks, and how self-play converges.
 
-Figures 1 and 6 of the paper have no numbers, so here ours stand alone. The convergence figure is not in the paper.
+Figures 1 and 6 of the paper have no numbers, so only ours are shown. The convergence figure is not in the paper.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _WIDTH = 64
 """Characters of a line of the example."""
 
 _LINES = 14
-"""Lines of a text of the example; what is longer is cut, and says so."""
+"""Lines shown of each text in the example; a longer text is cut, with a note."""
 
 
 def figure1(generations: pd.DataFrame) -> Figure:
@@ -90,7 +90,7 @@ def figure1(generations: pd.DataFrame) -> Figure:
 def figure6(
     scores: pd.DataFrame, transfer: pd.DataFrame, grades: pd.DataFrame | None = None, *, profile: str = ""
 ) -> Figure:
-    """Figure 6: a radar of the eight categories of MT-Bench, or of our tasks where no judge graded anything.
+    """Figure 6: a radar of the eight categories of MT-Bench, or of our tasks if there are no grades.
 
     Args:
         scores: From `draw.scores`.
@@ -191,7 +191,7 @@ def convergence(measured: pd.DataFrame, bounds: pd.DataFrame) -> Figure:
         for surprise, varied in rest:
             _panel(surprise, bounds, "generated_surprise", "no held-out pairs")
             surprise.axhline(bounds["real_surprise"].mean(), color=REAL, ls=":", lw=1.2)
-            surprise.set_title("surprise (nats a token)")
+            surprise.set_title("surprise (nats per token)")
             _panel(varied, measured, "distinct", "no generations", factor=100)
             varied.set_title("distinct word pairs (%)")
         if not bounds.empty:
@@ -205,7 +205,7 @@ def convergence(measured: pd.DataFrame, bounds: pd.DataFrame) -> Figure:
 
 
 def _panel(axes: Axes, table: pd.DataFrame, column: str, reason: str, *, factor: float = 1) -> None:
-    """One measure by opponent, with intervals; without any data the reason."""
+    """One measure by opponent, with intervals; without data, the reason."""
     found = estimates(table, MODELS, column=column, factor=factor)
     if not found:
         say_why_empty(axes, reason)
@@ -220,19 +220,20 @@ def _panel(axes: Axes, table: pd.DataFrame, column: str, reason: str, *, factor:
 
 
 def _convergence_note(measured: pd.DataFrame, bounds: pd.DataFrame) -> str:
-    """What each panel shows, over what its intervals are, and what is missing."""
+    """What each panel shows, what its intervals cover, and what is missing."""
     pairs = footnotes.intervals(bounds, MODELS, unit="held-out pairs")
     prompts = footnotes.intervals(measured, MODELS, unit="prompts", group="family")
     sentences = [
-        "JSD of data and model: bound log\u00a02\u00a0−\u00a0loss (Lemma C.2) on held-out pairs drawn afresh from the "
-        "model, in the direction that the next iteration learnt, scaled by cross-validation. It is only as good as "
-        "that direction: a falling bound does not prove a falling JSD, and one below 0 says nothing.",
-        pairs and f"{pairs}. They hold the fitted scale fixed, so what another fit would change is not in them.",
-        "Other panels: samples at temperature 1 for SPIN's prompts.",
-        "Surprise: -log p under the base model, on held-out prompts; dotted: of the real responses."
+        "JSD: Jensen-Shannon divergence of data and model. Its lower bound is log\u00a02\u00a0−\u00a0loss (Lemma "
+        "C.2) on newly sampled held-out pairs, along the direction that the next iteration learnt, scaled by "
+        "cross-validation. It is only as tight as that direction allows: a falling bound "
+        "does not prove a falling JSD, and one below 0 tells us nothing.",
+        pairs and f"{pairs}. They treat the fitted scale as fixed, so they leave out the uncertainty of the fit.",
+        "Other panels: responses to SPIN's prompts, sampled at temperature 1.",
+        "Surprise: -log p under the base model, on held-out prompts; dotted: the real responses."
         if not bounds.empty and bounds["generated_surprise"].notna().any()
         else "",
-        prompts and f"{prompts}. Axes need not start at 0.",
+        prompts and f"{prompts}. Axes may not start at 0.",
     ]
     for table, name in ((measured, "generations of"), (bounds, "held-out pairs against")):
         missing = [label(model) for model in MODELS if model not in set(table["model"])]
@@ -251,12 +252,12 @@ def _radar_note(measured: Mapping[str, str], transfer: Mapping[str, str], absent
     if not transfer:
         note += " Tasks of Table 6: not run."
     elif published.other_tasks(transfer):
-        note += " * tasks that nothing was trained on, shown with Table 6."
+        note += " * tasks that no model was trained on, from Table 6."
     return note + (f" Not run: {'; '.join(absent)}." if absent else "")
 
 
 def _radar_seeds(scores: pd.DataFrame, transfer: pd.DataFrame) -> str:
-    """How many training seeds the means are over, and whose are fewer."""
+    """How many training seeds the means are over, and which models have fewer."""
     tables = [frame[frame["model"].isin(MODELS)] for frame in (scores, transfer)]
     seeds = len({seed for frame in tables for seed in frame["seed"]})
     sentences = [

@@ -1,4 +1,4 @@
-"""When does SPIN help? Beta by length of training, one panel per measure. The paper has no such figure."""
+"""When does SPIN help? Beta by length of training, one panel per measure. Not in the paper."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def map_figure(summary: pd.DataFrame) -> Figure:
         shown = f"{most} training seed{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
         footnote(
             figure,
-            f"{shown}. Bold: the 95 % interval leaves out no effect (50 % told apart, 0 points). Dashed: beta 1/2, "
+            f"{shown}. Bold: the 95 % interval excludes no effect (50 % told apart, 0 points). Dashed: beta 1/2, "
             "below which an exact iteration overshoots (Theorem 5.4).",
         )
     return figure

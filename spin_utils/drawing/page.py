@@ -1,4 +1,4 @@
-"""Pages from templates, and one of them: the results table on the README's first screen, never written by hand."""
+"""Pages from templates, among them the results table on the README's first screen, which is never written by hand."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def section(profile: Profile) -> str:
-    """Averages and gains over SFT of every iteration and of the SFT control, beside the paper's, as Markdown.
+    """Averages and gains over SFT of every iteration and of the SFT control, next to the paper's, as Markdown.
 
     Raises:
         ResultsError: SFT was not evaluated, or nothing was judged yet.
@@ -47,7 +47,7 @@ def section(profile: Profile) -> str:
     scores = scores[scores["task"].isin(results.judged(scores))]
     measured = set(scores["model"])
     if "sft" not in measured:
-        raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, which gains are over; evaluate it")
+        raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, the baseline; evaluate it")
     chain = [name for name in main_chain(profile.spin.iterations) if name in measured]
     control = [name for epoch in range(1, profile.sft_more + 1) if (name := f"sft-more-{epoch}") in measured]
     rows, last = chain + control, chain[-1]
@@ -83,7 +83,7 @@ def update(profile: Profile, readme: Path) -> None:
     """Write the section between its markers; the same results give the same bytes."""
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or END not in text.partition(BEGIN)[2]:
-        raise results.ResultsError(f"{readme}: no place for the table; put back the lines {BEGIN} and {END}")
+        raise results.ResultsError(f"{readme}: no place for the table; restore the lines {BEGIN} and {END}")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     write_text(readme, f"{before}{BEGIN}\n{section(profile)}\n{END}{after}")
@@ -98,7 +98,7 @@ def _row(scores: pd.DataFrame, model: str) -> Sequence[str]:
 
 
 def _more_sft(scores: pd.DataFrame, model: str, control: str) -> str:
-    """How the control compares, in words."""
+    """How the control compares."""
     difference = paired(scores, {model: 1, control: -1})
     if difference.low > 0:
         return "does worse"

@@ -1,7 +1,7 @@
 """One HTML page of a reproduction: verdicts, tables, figures, and where they come from.
 
-Everything is inside the file, so it opens without the network. All text is escaped: what a model generated is shown
-character for character and never rendered.
+Everything is inside the file, so it opens without the network. All text is escaped: model output is shown
+verbatim and never rendered.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def write(profile: Profile) -> list[Path]:
 
 
 def _speed(training: pd.DataFrame) -> str:
-    """What training reached of the machine's matrix rate; empty where no run was long enough to be measured."""
+    """The share of the machine's matrix rate that training reached; empty if no run was long enough to measure."""
     if "matrix_share" not in training:
         return ""
     shares = training["matrix_share"].dropna().sort_values()

@@ -43,7 +43,7 @@ COLOURS = {
 """Colour of a model, everywhere."""
 
 HATCHES = {"sft": "....", "dpo": "////"}
-"""Patterns of bars that would be as grey as their neighbours."""
+"""Patterns for bars that would look the same as their neighbours in grey."""
 
 INK = "#1a1a1a"
 FAINT = "#9a9a9a"
@@ -51,7 +51,7 @@ REAL, GENERATED = ITERATES[2], COLOURS["spin-3-dpo"]
 """Colours of real and generated responses."""
 
 FONT, FIXED_WIDTH = "DejaVu Sans", "DejaVu Sans Mono"
-"""They come with matplotlib, so every machine has them."""
+"""They ship with matplotlib, so every machine has them."""
 
 _STYLE: dict[str, Any] = {
     "font.family": FONT,
@@ -139,7 +139,7 @@ FORMATS = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
 }
-"""What a figure is written as, and what its files do not say."""
+"""File formats of a figure, and the metadata left out of each."""
 LARGEST_SVG = 150_000
 """Bytes: a larger one, of many points, draws slowly and is left out."""
 
@@ -192,7 +192,7 @@ def radar_axes(figure: Figure, place: Any, names: Sequence[str], ticks: Sequence
 
 
 def drawable(text: str, font: str = FONT) -> str:
-    """A text that somebody else wrote, with an empty box for every character that the font does not have.
+    """A user's or model's text, with an empty box for every character that the font lacks.
 
     >>> drawable("7 汉")
     '7 ▯'
@@ -217,7 +217,7 @@ def say_why_empty(axes: Axes, reason: str) -> None:
 
 
 def ours_of(profile: str) -> str:
-    """What the panels with our numbers are called."""
+    """Title of the panels with our numbers."""
     return f"Ours ({profile})" if profile else "Ours"
 
 

@@ -1,10 +1,10 @@
-"""The paper's tables, ours beside theirs: one function per table, from data frames to a `Table`.
+"""The paper's tables, ours next to theirs: one function per table, from data frames to a `Table`.
 
-Scores are in points, intervals are 95 %. A cell without a run is an em dash, and its reason stands below the
-table. Gains by task and all verdicts on them are in the long form, which becomes the CSV file.
+Scores are in points, intervals are 95 %. A cell without a run is an em dash, with the reason below
+the table. Gains by task and all verdicts on them are in the long form, which becomes the CSV file.
 
 The paper shows examples in Tables 7 and 8. Its claim about them, that later iterations are more concise than iteration
-0 and closer to the real response, is measured here on all generations and not on the example.
+0 and closer to the real response, is measured here on all generations, not on the example.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ COLUMNS = (
     "reason",
 )
 """Columns of the long form. `difference` is ours minus the paper's; `verdict` judges whether a gain has the paper's
-sign, `size_verdict` whether it has the paper's size; `reason` says why a value is missing."""
+sign, `size_verdict` whether it has the paper's size; `reason` explains why a value is missing."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Table:
     title: str
     header: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
-    """What a reader sees; every line has as many cells as the header, the first two are names."""
+    """What a reader sees; every line has as many cells as the header, and the first two are names."""
     frame: pd.DataFrame
     """Long form, a row per cell, with the columns of `COLUMNS`."""
     notes: tuple[str, ...] = ()
     lead: str = ""
     """A sentence between title and table on what its columns are."""
     text: int | None = None
-    """Number of a column of running text, left-aligned and broken into lines; None: there is none."""
+    """Index of the column of running text (left-aligned, wrapped), if there is one."""
     file: str = ""
     """Name of its file if the paper has no such table."""
 
@@ -93,26 +93,26 @@ class Table:
 
 
 _ZERO_SHOT = (
-    "BB-causal, BB-formal and BB-sports are here the tasks of Big-Bench, without examples, by the likelier choice; the "
-    "paper's are their subsets in Big-Bench-Hard with three worked examples."
+    "Here BB-causal, BB-formal and BB-sports are the zero-shot tasks of Big-Bench, answered by the most likely choice; "
+    "the paper uses their subsets in Big-Bench-Hard, with three worked examples."
 )
 
 _GAINS = (
     "Gain: difference of the averages on the same items (paired). Direction: reproduced if the whole interval "
-    f"has the paper's sign, not reproduced if it lies wholly below a gain of {DIRECTION_MARGIN} points. Size: is it "
-    f"within {SIZE_MARGIN} points of the paper's gain, or within half of it where that is less."
+    f"has the paper's sign, not reproduced if all of it is below a gain of {DIRECTION_MARGIN} points. Size: whether "
+    f"the gain is within {SIZE_MARGIN} points of the paper's, or within half of the paper's gain if that is smaller."
 )
 
 _ITERATIONS = {"spin-0": "sft", "spin-1": "spin-0", "spin-2": "spin-1", "spin-3": "spin-2"}
 """Model and the one its gain is measured against."""
 
-_TIMES_COUNTED = "Generation is the whole step with its loading, training the sum of the optimizer's steps."
+_TIMES_COUNTED = "Generation times include loading; training times are the sum of the optimizer steps."
 
 _SHARED = ("data", "base")
 """Stages whose artifacts all training seeds share."""
 
 _MEASURED = ("pairs", "spin")
-"""Stages whose times Table 2 has."""
+"""Stages timed in Table 2."""
 
 _MEASURES = {
     "generated_tokens": ("tokens", 1, 1),
@@ -121,18 +121,18 @@ _MEASURES = {
     "distinct": ("distinct", 100, 1),
     "generated_surprise": ("surprise", 1, 2),
 }
-"""Column of `generations.measures` or `generations.jsd_bounds`; its name in the table, factor and digits."""
+"""Columns of `generations.measures` and `generations.jsd_bounds`: name in the table, factor and digits."""
 
 _REAL = {"real_tokens": "generated_tokens", "real_distinct": "distinct", "real_surprise": "generated_surprise"}
-"""Measures of real responses and the same of generated ones."""
+"""Measures of real responses, and the corresponding ones of generated responses."""
 
 _MEASURES_NOTES = (
-    "Tokens count the end token where there is one. Similarity: 2 M / (words of both texts), M being the words in "
-    "blocks that match in order (Python's difflib.SequenceMatcher); the same words give 1. Identical: share of "
-    "generations that are the real response.",
-    "Distinct: share of a response's pairs of neighbouring words that are different ones. Surprise: -log p under the "
-    "base model in nats a token, on held-out prompts.",
-    "Generations are samples at temperature 1, so some of their distance is chance.",
+    "Token counts include the end token, if any. Similarity: 2 M / (words in both texts), where M is the number of "
+    "words in matching blocks (Python's difflib.SequenceMatcher); identical wording gives 1. Identical: share of "
+    "generations that equal the real response.",
+    "Distinct: share of a response's word bigrams that are distinct. Surprise: -log p per token under the base model, "
+    "in nats (units of the natural logarithm), on held-out prompts.",
+    "Generations are sampled at temperature 1, so part of their distance from the real responses is chance.",
 )
 
 
@@ -141,7 +141,7 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str] | None = None) -
 
     Args:
         summaries: From `results.load_summaries`.
-        shots: Number of examples in the prompts of a task; 0 where it is not named.
+        shots: Few-shot examples in each task's prompt; 0 for tasks not listed.
     """
     tasks = summaries.drop_duplicates("task")
     rows = [
@@ -160,13 +160,13 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str] | None = None) -
             cells.append({"row": task, "column": column, "quantity": "setting"})
             cells[-1] |= {"value": value} if whose == "ours" else {"paper": value}
     notes = [
-        "The paper prints examples and metrics; items are the sizes of the public test sets. Chance: what choosing at "
-        "random, or always the same, scores in points."
+        "The paper gives the examples and metrics; its numbers of items are the sizes of the public test sets. Chance: "
+        "the score of guessing at random or of always giving the same answer, whichever is higher, in points."
     ]
     if "score" in set(tasks["metric"]):
-        notes.append("score: right or wrong by the row's grader, or letter for letter where it has none.")
+        notes.append("score: right or wrong according to the row's grader; exact match for rows without one.")
     header = ["Task", "", "Few-shot", "Metric", "Items", "Chance"]
-    return finish(1, "Benchmarks: examples in the prompt, metric, items", header, lines, cells, notes)
+    return finish(1, "Benchmarks: few-shot examples, metric and number of items", header, lines, cells, notes)
 
 
 def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = True) -> Table:
@@ -175,7 +175,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
     Args:
         times: Columns `seed`, `stage` (generation, training), `iteration`, `seconds`.
         machine: Where the times were measured, for the note.
-        alone: Whether no other step ran beside them.
+        alone: Whether no other step was running at the time.
     """
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
     run, architecture = estimate.Workload(), estimate.Architecture()
@@ -206,13 +206,13 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
     reached = estimate.utilisation(run, architecture, 0, paper["training", 0])
     notes = (
         _times_note(cells, machine, alone),
-        f"Cost model: the paper's 7B model and {run.prompts:,} prompts on {run.gpus} A100-80GB, a prediction and not a "
-        f"measurement. It counts the operations that the method needs and assumes that {run.utilisation:.0%} of the "
-        f"peak is reached, and {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, "
-        "real and generated response, of which the paper prints none. On the same count, the paper's hours of "
-        f"iteration 0 mean that its training reached {reached:.0%} of the peak.",
-        "The paper's hours are for 8 A100-80GB. They equal 6.69 s (generation) and 10 s (training) per 64 examples at "
-        "49,792 prompts and two epochs to the last digit, so they follow from times of single batches.",
+        f"Cost model: a prediction, not a measurement, for the paper's 7B model and {run.prompts:,} prompts on "
+        f"{run.gpus} A100-80GB GPUs. It counts the operations that the method needs and assumes {run.utilisation:.0%} "
+        f"of peak FLOP/s and {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, real "
+        "and generated response, none of which the paper gives. By the same count, the paper's hours for iteration 0 "
+        f"mean that its training reached {reached:.0%} of peak.",
+        "The paper's hours are for 8 A100-80GB GPUs. To the last digit they equal 6.69 s (generation) and 10 s "
+        "(training) per 64 examples at 49,792 prompts and two epochs, so they were extrapolated from single batches.",
     )
     header = ["", "", *(f"Iteration {iteration}" for iteration in range(4))]
     return finish(2, "Time of generation and training", header, lines, cells, notes)
@@ -224,8 +224,8 @@ def table3(scores: pd.DataFrame, *, preferences: str = "samples") -> Table:
     averages = published.leaderboard()[["average_printed", "average_recomputed"]]
     last, gain = averages.loc["spin-3-dpo"], averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
     graded = (
-        "DPO here learns from the models' own answers, which the tasks' graders call right or wrong: more supervision "
-        "than SPIN gets. "
+        "DPO here learns from the models' own answers, which the tasks' graders label right or wrong: more "
+        "supervision than SPIN gets. "
     )
     note = (
         f"{graded if preferences == 'samples' else ''}The paper's last row prints an average of "
@@ -240,8 +240,8 @@ def table4(scores: pd.DataFrame) -> Table:
     """Table 4: the SFT model and SPIN by iteration on the six benchmarks.
 
     Args:
-        scores: From `draw.scores`, or from `results.load_evaluations` with the columns `benchmark`, the one of the
-            paper that a task is ("" for none), and `at_chance`.
+        scores: From `draw.scores`, or from `results.load_evaluations` with the columns `benchmark` (the paper's
+            benchmark that a task is, or "") and `at_chance`.
     """
     return _leaderboard(4, "SPIN by iteration", {"sft": "", **_all_iterations(scores)}, scores)
 
@@ -252,10 +252,10 @@ def table5(scores: pd.DataFrame) -> Table:
 
 
 def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None) -> Table:
-    """Table 6: benchmarks beside the leaderboard; here tasks that nothing was trained on, and MT-Bench if it was run.
+    """Table 6: benchmarks outside the leaderboard; here tasks that no model was trained on, and MT-Bench if it was run.
 
     Args:
-        scores: The same of tasks that nothing was trained on, from `draw.scores(profile, "transfer")`.
+        scores: Of tasks that no model was trained on, from `draw.scores(profile, "transfer")`.
         grades: From `results.load_mt_bench`.
     """
     columns = _columns(scores, published.OTHERS, always=True)
@@ -285,7 +285,7 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None) -> Table:
         _noise_of_the_paper(),
     ]
     header = ["Model", "", *_headings(scores, columns)]
-    lead = _lead(scores, columns, "tasks that nothing was trained on")
+    lead = _lead(scores, columns, "tasks that no model was trained on")
     return finish(6, "SPIN by iteration on other benchmarks", header, lines, cells, notes, lead=lead)
 
 
@@ -308,7 +308,7 @@ def table8(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFr
 
 
 def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """What would have helped: the profile's arms beside SFT and SPIN itself, which the paper does not have.
+    """What would have helped: the profile's arms compared with SFT and with SPIN itself. Not in the paper.
 
     Args:
         scores: From `draw.scores`.
@@ -339,22 +339,20 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
         lines.append((*line, judged))
     over = ("Average", "Over SFT", "Over SPIN")
     header = ["Model", "Changes", *(f"{name}{kind}" for kind in kinds for name in over), "Helped"]
-    sampled = (
-        " Samples: mean score of answers drawn at temperature 1, of which the theory speaks." if len(kinds) > 1 else ""
-    )
+    sampled = " Samples: mean score of answers sampled at temperature 1, as in the theory." if len(kinds) > 1 else ""
     notes = [
         f"{_scores_note(scores, rows)} The average is the unweighted mean over tasks.{sampled}",
-        "Every arm starts from the same SFT model, and what it does not change is SPIN's own, pairs included. Gains "
-        "are on the same items (paired); over SPIN: over the same iteration without the change.",
-        f"Helped: yes or harmed if the whole interval of the gain over SPIN is on one side of 0; no if it lies below "
-        f"{DIRECTION_MARGIN} points; else open.",
+        "Every arm starts from the same SFT model and shares with SPIN everything that it does not change, pairs "
+        "included. Gains are on the same items (paired); over SPIN means over the same iteration without the change.",
+        f"Helped: yes (or harmed) if the whole interval of the gain over SPIN is above (or below) 0; no if all of it "
+        f"is below {DIRECTION_MARGIN} points; otherwise open.",
     ]
     title = "What would have helped: variants of SPIN under the same control"
     return finish(0, title, header, lines, cells, notes, file="arms")
 
 
 def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) -> Table:
-    """Finer measures of the same models than the greedy score; the paper has none of them.
+    """Finer measures of the same models than the greedy score. Not in the paper.
 
     Args:
         scores: From `draw.scores`, with `sampled` where answers were sampled.
@@ -391,18 +389,19 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
     header = ["Model", ""]
     for column in ("score", "sampled"):
         header += [headings[column], "over SFT"] if column in held else []
-    header += ["Told apart, %", "JSD at least, nats"] if not bounds.empty else []
+    header += ["Told apart, %", "JSD (lower bound), nats"] if not bounds.empty else []
     header += ["Bits per byte", "over SFT"] if "bits_per_byte" in held else []
     notes = [
-        "Greedy: mean score of the most likely answers, as in Table 4. Samples: mean score of answers drawn at "
-        "temperature 1, from the distribution that the theory speaks of.",
-        "Told apart: held-out pairs in which the next iteration raised the real response more than this model's own, "
-        "1/2 for equal ones; with the JSD bound it says what is left to learn (Theorem 5.2, Lemma C.2). Bits per "
-        "byte: of held-out real responses; less is better.",
+        "Greedy: mean score of the most likely answers, as in Table 4. Samples: mean score of answers sampled at "
+        "temperature 1, the distribution that the theory is about.",
+        "Told apart: share of held-out pairs in which the next iteration raised the log-probability of the real "
+        "response more than that of this model's own; ties count 1/2. JSD: Jensen-Shannon divergence between the two. "
+        "Both show how much is left to learn (Theorem 5.2, Lemma C.2). Bits per byte: of held-out real responses; "
+        "lower is better.",
     ]
     if len(tasks := sorted(drawn["task"].unique())) < scores["task"].nunique():
         notes.append(
-            f"Samples over {', '.join(tasks)} alone; of a multiple-choice task it is the probability of the choice."
+            f"Samples cover {', '.join(tasks)} only; for a multiple-choice task, the score is the right choice's probability."
         )
     return finish(0, "The same models by finer measures", header, lines, cells, notes, file="instruments")
 
@@ -414,7 +413,7 @@ def _changes(changes: Mapping[str, Any]) -> str:
 
 
 def _compared(scores: pd.DataFrame, model: str, other: str, column: str) -> dict[str, Any]:
-    """A model's mean over all tasks, or its gain over another, or the reason for none."""
+    """A model's mean over all tasks, or its gain over another model, or why it is missing."""
     cell = {"row": label(model), "quantity": f"gain over {label(other)}" if other else "score"}
     return cell | _measured(scores, _over(model, other), column, 100)
 
@@ -425,7 +424,7 @@ def _over(model: str, other: str) -> dict[str, float]:
 
 
 def _measured(table: pd.DataFrame, contrast: Mapping[str, float], column: str, factor: float) -> dict[str, Any]:
-    """The numbers of a cell, over the tasks that have this measure, or the reason for none."""
+    """The numbers of a cell, over the tasks that have this measure, or why there are none."""
     try:
         return numbers(paired(table.dropna(subset=[column]), contrast, column=column).times(factor))
     except StatisticsError as error:
@@ -445,16 +444,15 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str,
 
     Generation is the whole stage, from the provenance of the evaluations. Training is the sum of its steps, so that
     iteration 0 counts the epochs that its model has, not those that Figure 4 adds; without its record it has no time.
-    Only runs on the device of the lowest seed count, and of these only those of seeds that had it alone, if there are
-    any: what shared the cores with another is not the same measurement.
+    Only runs on the device of the lowest seed count, and of these, if there are any, only the seeds that had it to
+    themselves: a run that shared its cores was not timed under the same conditions.
 
     Args:
         folder: results/PROFILE.
         training: from `results.load_training`.
 
     Returns:
-        Columns `seed`, `stage`, `iteration`, `seconds`; the device, in words; and whether no other step ran beside
-        these.
+        Columns `seed`, `stage`, `iteration`, `seconds`; the device; and whether they ran alone.
     """
     steps_of: dict[int, dict[str, dict[str, Any]]] = {}
     for seed, chain in results.chains(folder):
@@ -483,7 +481,7 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str,
 
 
 def benchmarks(scores: pd.DataFrame) -> dict[str, str]:
-    """Every task and the paper's benchmark that it is, "" for none: from the column `benchmark`, else by its name."""
+    """The paper's benchmark that each task is, or "": from the column `benchmark`, otherwise by name."""
     if "benchmark" not in scores:
         return {task: task if task in published.BENCHMARK_LABELS else "" for task in sorted(scores["task"].unique())}
     tasks = scores.drop_duplicates("task").sort_values("task")
@@ -604,7 +602,7 @@ def _levels_and_gains(
 
 
 def _cell(scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: Sequence[str]) -> dict[str, Any]:
-    """One score, or with a baseline one gain: the paper's, and ours with its interval or the reason for none."""
+    """One score, or with a baseline one gain: the paper's, and ours with its interval or why it is missing."""
     paper = _paper_score(model, column)
     cell: dict[str, Any] = {"row": label(model), "column": column, "quantity": "score", "paper": paper}
     if baseline:
@@ -628,7 +626,7 @@ def _cell(scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: S
 
 
 def _graded(cell: Mapping[str, Any], contrast: Mapping[str, float], grades: pd.DataFrame) -> dict[str, Any]:
-    """A cell of MT-Bench from the judge's grades, 1 to 10, or the reason for none."""
+    """A cell of MT-Bench from the judge's grades, 1 to 10, or why it is missing."""
     cell = {name: value for name, value in cell.items() if name != "reason"}
     try:
         estimate = mean_grade(grades, contrast)
@@ -643,9 +641,9 @@ def _paper_score(model: str, column: str) -> float | None:
 
 
 def _columns(scores: pd.DataFrame, wanted: Sequence[str], *, always: bool = False) -> dict[str, list[str]]:
-    """Each column and its tasks: the paper's benchmarks in its order, then tasks that are none of these.
+    """Each column and its tasks: the paper's benchmarks in its order, then all other tasks.
 
-    Where no benchmark was measured but other tasks were, the paper's are left out, unless `always`.
+    Where only other tasks were measured, the paper's benchmarks are left out, unless `always`.
     """
     tasks = benchmarks(scores)
     unknown = sorted(set(tasks.values()) - {"", *published.BENCHMARK_LABELS})
@@ -656,7 +654,7 @@ def _columns(scores: pd.DataFrame, wanted: Sequence[str], *, always: bool = Fals
         columns = {}
     for task, benchmark in tasks.items():
         if benchmark not in columns:
-            # A task of the user's that is only called like a benchmark is not measured against it.
+            # A task of the user's that merely shares a benchmark's name is not compared with it.
             called_like_one = task in published.BENCHMARK_LABELS and task != benchmark
             columns[f"{task} (added)" if called_like_one else task] = [task]
     return columns
@@ -670,7 +668,7 @@ def _headings(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> lis
 
 
 def _lead(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]], tasks: str = "tasks of this profile") -> str:
-    """What the columns are, where they are not all benchmarks of the paper."""
+    """What the columns are, unless all are benchmarks of the paper."""
     own = [column for column in columns if column not in published.BENCHMARK_LABELS]
     sentences = []
     if own:
@@ -681,8 +679,8 @@ def _lead(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]], tasks: str
         sentences.append(f"{_listed(own)} {verb} {tasks}, not benchmarks of the paper{average}.")
     if set(benchmarks(scores)) - set(results.judged(scores)):
         sentences.append(
-            "At chance: before any training here no more than two standard errors above guessing; such a column "
-            "judges nothing and is not in the average."
+            "At chance: before any training here, no more than two standard errors above guessing; such a column "
+            "counts for no verdict and is not in the average."
         )
     return " ".join(sentences)
 
@@ -692,7 +690,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _scores_note(scores: pd.DataFrame, models: Iterable[str]) -> str:
-    """The unit of scores, over what their intervals are, and whose training seeds are fewer, in words."""
+    """The unit of scores, what their intervals cover, and which models have fewer training seeds."""
     models = list(models)
     brackets = footnotes.intervals(scores, models)
     sentences = [f"Scores in points{brackets and f'; in brackets {brackets}'}.", footnotes.fewer_seeds(scores, models)]
@@ -710,8 +708,8 @@ def _noise_of_the_paper() -> str:
             gain = minus(f"{noise.difference:+.2f}")
             parts.append(f"{name} {gain} ({errors:.1f} standard errors, {noise.status})")
     return (
-        f"The paper's own gains of iteration 2 over SFT: {'; '.join(parts)}. Standard errors are those of a difference "
-        "of two independent scores with that many items; the answers behind the pairing are not published."
+        f"The paper's own gains of iteration 2 over SFT: {'; '.join(parts)}. Standard errors treat the two scores "
+        "as independent; the answers that are needed to pair them are not published."
     )
 
 
@@ -723,7 +721,7 @@ def _no_task(column: str, tasks: Sequence[str]) -> str:
 
 
 def _side_by_side(steps_of: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> set[int]:
-    """Training seeds of whose measured steps one was made while another step was."""
+    """Training seeds with a measured step that overlapped with another step."""
     second = timedelta(seconds=1)  # starts are noted in whole ones
     spans = []
     for seed, steps in steps_of.items():
@@ -741,18 +739,18 @@ def _side_by_side(steps_of: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> se
 
 
 def _times_note(cells: Sequence[Mapping[str, Any]], machine: str, alone: bool) -> str:
-    """Where our times were measured, and on how many training seeds, in words."""
+    """Where our times were measured, and on how many training seeds."""
     seeds = sorted({cell["seeds"] for cell in cells if "seeds" in cell})
     if not seeds:
         return f"Ours on {machine}: not run."
     if seeds == [1]:
-        company = "had the machine alone" if alone else "ran several steps at once"
-        return f"Ours on {machine}: one training seed, which {company}, so no spread is known. {_TIMES_COUNTED}"
+        company = "had the machine to itself" if alone else "ran several steps at once"
+        return f"Ours on {machine}: one training seed, which {company}, so the spread is unknown. {_TIMES_COUNTED}"
     count = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     return (
         f"Ours on {machine}: mean over the {count} training seeds"
-        f"{' that had the machine alone' if alone else ', with several steps at once'}, in brackets the fastest and "
-        f"the slowest. {_TIMES_COUNTED}"
+        f"{' that had the machine to themselves' if alone else ', with several steps at once'}; in brackets the "
+        f"fastest and the slowest. {_TIMES_COUNTED}"
     )
 
 
@@ -785,17 +783,17 @@ def _generations_table(
     lines.append(("Ground truth", "mean of all prompts", "", tokens, "", "", *others))
     notes = [_means_note(measured), *_MEASURES_NOTES]
     if shown is not None:
-        other = " Table 8 shows a prompt of another family than Table 7." if number == 8 else ""
+        other = " Table 8 shows a prompt from a different family than Table 7." if number == 8 else ""
         notes.insert(0, f"Prompt {shown.id}, family {shown.family}, training seed {shown.seed}. {RULE}{other}")
     header = ["", "", "Text", "Tokens", "Similarity", "Identical, %", "Distinct, %", "Surprise"]
     return finish(number, title, header[: 3 + len(tables)], lines, cells, notes, text=2)
 
 
 def _means_note(measured: pd.DataFrame) -> str:
-    """Over what means and their intervals are, in words."""
+    """What the means and their intervals cover."""
     brackets = footnotes.intervals(measured, MODELS, unit="prompts", group="family")
     sentences = [
-        f"Means over all prompts, every family counting the same{brackets and f'; in brackets {brackets}'}.",
+        f"Means over all prompts, with every family weighted equally{brackets and f'; in brackets {brackets}'}.",
         "Differences are paired.",
         footnotes.fewer_seeds(measured, MODELS),
     ]
@@ -803,7 +801,7 @@ def _means_note(measured: pd.DataFrame) -> str:
 
 
 def _example_lines(shown: Example | None) -> list[tuple[str, str | None, tuple[str, ...]]]:
-    """Name, text and numbers of each line of the example; a text is None where there is no generation."""
+    """Name, text and numbers of each line of the example; the text is None if there is no generation."""
     nothing = ("",) * len(_MEASURES)
     if shown is None:
         return [(name, None, nothing) for name in ("Prompt", "Ground truth", *map(label, MODELS))]
@@ -825,7 +823,7 @@ def _example_lines(shown: Example | None) -> list[tuple[str, str | None, tuple[s
 
 
 def _measured_cell(measured: pd.DataFrame, contrast: Mapping[str, float], column: str) -> dict[str, Any]:
-    """A mean or a difference with its interval, or the reason for none."""
+    """A mean or a difference with its interval, or why it is missing."""
     name, factor, _ = _MEASURES[_REAL.get(column, column)]
     if measured.empty:
         return {"column": name, "reason": "no generations at all"}
@@ -851,14 +849,14 @@ def finish(
     text: int | None = None,
     file: str = "",
 ) -> Table:
-    """A table whose notes end with the reasons of its missing cells."""
+    """A table whose notes end with the reasons for its missing cells."""
     frame = pd.DataFrame(cells).reindex(columns=list(COLUMNS))
     reasons = [f"{DASH} {reason}." for reason in frame["reason"].dropna().unique()]
     return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons), lead, text, file)
 
 
 def numbers(estimate: Estimate) -> dict[str, Any]:
-    """What a cell of the long form holds of an estimate."""
+    """An estimate as the fields of a cell in the long form."""
     ours = {"value": estimate.difference, "low": estimate.low, "high": estimate.high}
     return ours | {"n": estimate.n_items, "seeds": estimate.n_seeds}
 
@@ -888,7 +886,7 @@ def _shown(cell: Mapping[str, Any], *, sign: bool = False) -> str:
 
 
 def _printed(cell: Mapping[str, Any], *, sign: bool = False) -> str:
-    """The paper's number in a cell, as it prints it; nothing under a task that is not the paper's."""
+    """The paper's number in a cell, as it prints it; nothing for a task that is not the paper's."""
     paper = cell["paper"]
     if cell["column"] not in published.BENCHMARK_LABELS:
         return ""

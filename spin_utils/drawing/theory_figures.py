@@ -135,7 +135,7 @@ def distances(start: Tensor, data: Tensor, betas: Sequence[float], iterations: i
             axes.plot(range(iterations + 1), gaps, color=shade, ls=dash, marker="o", ms=3)
             factor = abs(1 - 1 / beta)
             shown = 1 if factor == 0 else int((gaps <= 90).sum()) - 1
-            text = f"λ = {beta:g}: " + (f"× {factor:.3g}" if factor else "exact at once")
+            text = f"λ = {beta:g}: " + (f"× {factor:.3g}" if factor else "exact in one step")
             place = (5, -2) if factor else (5, 4)
             axes.annotate(text, (shown, gaps[shown]), place, textcoords="offset points", fontsize=6, color=shade)
         axes.set_yscale("log")

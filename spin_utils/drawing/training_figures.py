@@ -132,12 +132,12 @@ def response_lengths(pairs: pd.DataFrame) -> Figure:
 
 
 def _note(training: pd.DataFrame, models: Sequence[str], present: Sequence[str]) -> str:
-    """What thin and thick lines are, whose seeds are fewer, and which models are missing."""
+    """What thin and thick lines are, and which models have fewer seeds or are missing."""
     seeds = training[training["model"].isin(list(present))]["seed"].nunique()
     missing = [label(model) for model in models if model not in present]
     sentences = [
-        f"Thin: {'the run' if seeds == 1 else f'{seeds} training seeds'}. Thick: running mean over a tenth of an "
-        f"iteration{'' if seeds == 1 else ', of the mean of the seeds'}.",
+        f"Thin: {'the run' if seeds == 1 else f'each of {seeds} training seeds'}. Thick: running mean"
+        f"{'' if seeds == 1 else ' of their average'} over a tenth of an iteration.",
         footnotes.fewer_seeds(training, filter(None, present)),
         f"Not run: {'; '.join(missing)}." if missing else "",
     ]
@@ -145,7 +145,7 @@ def _note(training: pd.DataFrame, models: Sequence[str], present: Sequence[str])
 
 
 def _mark_start(axes: Axes, loss: Loss) -> None:
-    """A dotted line at l(0), named beside the panel, where no curve can lie under it."""
+    """A dotted line at l(0), labelled next to the panel, clear of the curves."""
     start = float(link(torch.zeros(()), loss))
     axes.axhline(start, color=FAINT, ls=":", lw=1)
     name = "log 2" if loss == "logistic" else f"l(0) = {start:g}"

@@ -1,4 +1,4 @@
-"""Agreement: whether a run's scores lie where the committed results of its profile say that they would.
+"""Agreement: whether a run's scores lie where its profile's committed results predict them.
 
 A user's run replaces the committed results in their checkout, so what is needed of those is kept in `numbers`: for each
 model and task the mean and the standard deviation over training seeds. With the same settings the items are the same,
@@ -29,7 +29,7 @@ DISAGREES = 0.01
 
 @dataclass(frozen=True)
 class Agreement:
-    """A run beside the committed results."""
+    """A run compared with the committed results."""
 
     cells: pd.DataFrame
     """Scores by `model` and `task` in points: `value`, the prediction interval `low` and `high`, `inside`, `p_value`.

@@ -151,8 +151,8 @@ def entry_test(heldout: pd.DataFrame, model: str = "spin-0") -> tuple[bool, str]
     bound = max(0.0, jsd_bounds(first)["jsd_bound"].mean())
     text = (
         f"real and generated responses are told apart in {accuracy:.1%} of the {differ} held-out pairs that differ "
-        f"[{accuracy - spread:.1%}, {accuracy + spread:.1%}]; the divergence between data and opponent (JSD) is at "
-        f"least {bound:.4f} nats"
+        f"[{accuracy - spread:.1%}, {accuracy + spread:.1%}], and the Jensen-Shannon divergence (JSD) between data and "
+        f"opponent is at least {bound:.4f} nats"
     )
     learnable = bool(accuracy - spread > 0.5)
     return learnable, text if learnable else f"{text}: nothing to learn (Theorem 5.2)"

@@ -67,7 +67,7 @@ def test_the_card_holds_the_numbers_of_the_results_and_the_settings_of_the_run(p
 
 def test_settings_that_changed_since_the_run_are_not_put_on_its_card(profile: Profile) -> None:
     changed = profiles.load("smoke", QUICK | {"spin.learning_rates": [3e-4]})
-    with pytest.raises(CardError, match="spin-0: its results are of spin-0-.*, but with the settings that the profile"):
+    with pytest.raises(CardError, match="spin-0: its results are from spin-0-.*, but the profile's current settings"):
         card.write(changed, "spin-0")
 
 

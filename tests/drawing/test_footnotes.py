@@ -29,10 +29,10 @@ def words(figure):
 
 
 def test_intervals_are_over_the_items_and_seeds_of_the_models_shown(scores):
-    assert footnotes.intervals(scores, ["sft"]) == ("95 % intervals over 240 items (40 a task) and 2 training seeds")
+    assert footnotes.intervals(scores, ["sft"]) == ("95 % intervals over 240 items (40 per task) and 2 training seeds")
     one = scores[(scores["seed"] == 1) & (scores["task"] == "syllogism")]
     assert footnotes.intervals(one, ["sft"], unit="prompts") == (
-        "95 % intervals over 40 prompts; one training seed, whose choice is not covered"
+        "95 % intervals over 40 prompts; one training seed (its variation is not covered)"
     )
     shared = pd.DataFrame([{"seed": 0, "model": "sft", "task": "a", "id": f"book-{i // 2}/{i}"} for i in range(80)])
     assert footnotes.intervals(shared, ["sft"]).startswith("95 % intervals over 80 items from 40 sources;")
@@ -68,15 +68,15 @@ def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_th
     assert shown.count("<pre>") == 1, "the last iteration of the seed that has it"
     assert shown.count("the tables average seeds 0\n") == 1
     section = page.section(profile)
-    assert "training seeds: 2" in section
+    assert "2 training seeds" in section
     assert "Not on all of the seeds 0, 1: SPIN iteration 1 (0), SPIN iteration 2 (0), SPIN iteration 3 (0)." in section
 
 
 @pytest.mark.parametrize(
     ("name", "benchmarks", "said"),
     [
-        ("cpu", {"syllogism": "arc"}, "Other tasks and another model than the paper's"),
-        ("gpu", {"arc": "arc"}, "Another model than the paper's"),
+        ("cpu", {"syllogism": "arc"}, "Tasks and model differ from the paper's"),
+        ("gpu", {"arc": "arc"}, "Model differs from the paper's"),
         ("paper-released", {"arc": "arc"}, ""),
     ],
 )

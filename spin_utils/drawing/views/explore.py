@@ -29,7 +29,7 @@ def demonstrations(plan: Plan, split: str = "sft") -> pd.DataFrame:
 
 
 def training_text(plan: Plan, row: str | int = 1) -> str:
-    """What a row is in training: its text with every special token, and which tokens carry the loss.
+    """A row as it is trained on: its text with every special token, and which tokens carry the loss.
 
     Args:
         plan: whose model and demonstrations; makes its data, and its base model unless that is on the hub.
@@ -39,7 +39,7 @@ def training_text(plan: Plan, row: str | int = 1) -> str:
         KitError: there is no such row.
     """
     if "data" not in plan.steps:
-        raise KitError(f"profile {plan.profile.name}: trains on no rows; choose one that does")
+        raise KitError(f"profile {plan.profile.name}: has no training rows; choose one that does")
     rows = run.rows(plan, "sft")
     found = next((own for own in rows if own["id"] == str(row)), None)
     if found is None and str(row).isdecimal() and 1 <= int(row) <= len(rows):
@@ -100,20 +100,20 @@ def answers(plan: Plan, checkpoints: Mapping[str, Path], rows: Sequence[Mapping[
 
 
 def iterates(plan: Plan) -> dict[str, Path]:
-    """The model that self-play starts from and every iteration after it, as far as they are made: folders by name."""
+    """Folders, by name, of the starting model and of every iteration made so far."""
     chain = [run.opponent(plan, 0), *main_chain(plan.profile.spin.iterations)[1:]]
     return {name: plan.directory(name) for name in chain if artifacts.is_complete(plan.directory(name))}
 
 
 def prompts(plan: Plan, count: int = 20) -> list[str]:
-    """Some prompts to ask: held-out ones if there are any; none where no iterate is made."""
+    """Some prompts to try, held out if possible; empty if no model has been made."""
     if not iterates(plan):
         return []
     return [row["prompt"] for row in (run.rows(plan, "validation") or run.rows(plan, "spin"))[:count]]
 
 
 def ask(plan: Plan, prompt: str) -> pd.DataFrame:
-    """One prompt, answered by every iterate that is there: `model`, `answer`."""
+    """One prompt, answered by every model made so far: `model`, `answer`."""
     found = iterates(plan)
     said = answers(plan, found, [{"prompt": prompt}])
     return pd.DataFrame({"model": list(found), "answer": [said[name][0] for name in found]})

@@ -1,4 +1,4 @@
-"""What single items and pairs tell that averages hide: which items turned, and where two answers part."""
+"""What averages hide: which items changed from right to wrong and back, and where two answers diverge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WIDTH = 6.6
 
 
 def turns(scores: pd.DataFrame) -> Figure:
-    """Every item under every model, and how many turned right and wrong from one model to the next.
+    """Every item under every model, and how many became right or wrong from one model to the next.
 
     Args:
         scores: from `Run.scores`: a row per (task, id), a column per model in order, scores from 0 to 1.
@@ -67,7 +67,7 @@ def _steps(axes: Axes, scores: pd.DataFrame, names: list[str]) -> None:
 
 
 def parting(pairs: pd.DataFrame) -> Figure:
-    """How much of the real answer the opponent writes too before the two part, by family.
+    """Share of the real answer that the opponent writes too before the two diverge, by family.
 
     Args:
         pairs: from `explore.pairs`.
@@ -87,7 +87,7 @@ def parting(pairs: pd.DataFrame) -> Figure:
         axes.set_yticks(range(len(families)), [drawable(str(family).replace("_", " ")) or "all" for family in families])
         axes.set_ylim(len(families) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel("share of the real answer before the two part")
+        axes.set_xlabel("share of the real answer before the two diverge")
         axes.tick_params(axis="y", length=0)
     return figure
 

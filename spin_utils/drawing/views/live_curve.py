@@ -1,4 +1,4 @@
-"""The loss while a model trains, for whoever watches in a notebook.
+"""The loss while a model trains, live in a notebook.
 
 Drawing happens between two steps. It takes at most a fiftieth of the time, and at most one picture is made every
 few seconds, whatever the length of a step.
@@ -23,13 +23,13 @@ from spin_utils.settings.run import Loss
 from spin_utils.training import trackers
 
 SECONDS = 3.0
-"""Least time between two pictures."""
+"""Minimum time between two pictures."""
 SHARE = 0.02
-"""Largest share of the time that goes into drawing."""
+"""Maximum share of the time spent on drawing."""
 
 
 def watch(loss: Loss = "logistic") -> None:
-    """Show the curve of every run that this notebook trains, if someone looks at it.
+    """Show the curve of every run that this notebook trains, if it is open in a front end.
 
     Args:
         loss: the function l of runs on pairs.

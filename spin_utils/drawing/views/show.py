@@ -1,6 +1,6 @@
-"""What notebooks show as text: tables of long texts, whole, wrapped and character for character, and settings.
+"""Text output of notebooks: tables of long texts, in full, wrapped and verbatim, and settings.
 
-What a model wrote is never rendered: markup and mathematics in it are shown as they stand.
+Model output is never rendered: markup and mathematics are shown as plain text.
 """
 
 from __future__ import annotations

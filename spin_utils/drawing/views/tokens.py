@@ -23,7 +23,7 @@ WIDTH = 6.6
 COLUMNS = 108
 """Characters of a line."""
 LINES = 8
-"""Lines of one answer; what is longer is cut, and says so."""
+"""Lines shown of one answer; a longer one is cut, with an ellipsis."""
 _MARGIN = 0.08
 _SIZE = (WIDTH - 2 * _MARGIN) / COLUMNS * 72 / 0.602  # points: its characters are 0.602 of the size wide
 _LINE = 0.155  # inches
