@@ -401,7 +401,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
     ]
     if len(tasks := sorted(drawn["task"].unique())) < scores["task"].nunique():
         notes.append(
-            f"Samples cover {', '.join(tasks)} only; for a multiple-choice task, the score is the right choice's probability."
+            f"Samples cover {', '.join(tasks)} only; a multiple-choice task scores the right choice's probability."
         )
     return finish(0, "The same models by finer measures", header, lines, cells, notes, file="instruments")
 
