@@ -141,7 +141,8 @@ def _wait(client: socket.socket, output: Sequence[int], request: bytes) -> NoRet
 
     def end_with_client() -> None:
         client.recv(1)  # it says nothing
-        os.kill(fork, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # both have just ended
+            os.kill(fork, signal.SIGKILL)
 
     with contextlib.suppress(OSError):  # the client was killed
         client.send(struct.pack("i", fork))
