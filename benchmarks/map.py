@@ -1,7 +1,7 @@
 """The map: for which beta, and after how much training, does an iteration of SPIN help?
 
     python -m benchmarks.map --seeds 0 1                   run the cells that are missing: results/map/cpu.jsonl
-    python -m benchmarks.map --seeds 0 --profile dialogue  the same on human talk: results/map/dialogue.jsonl
+    python -m benchmarks.map --seeds 0 --profile dialogue  the same on human conversations: results/map/dialogue.jsonl
     python -m benchmarks.map --seeds                       only draw: docs/map.md and figures/map
 
 From one SFT model per seed, iteration 0 is trained once for every beta at a constant learning rate, and the model is
@@ -74,7 +74,7 @@ SFT = TrainingSettings(
 
 TITLES = {
     "cpu": "Generated tasks: an answer is right or wrong",
-    "dialogue": "People talking: an answer is like theirs or not",
+    "dialogue": "Human conversations: how close an answer comes to theirs",
 }
 MEASURES = {
     "greedy": "Greedy answers against SFT",
@@ -91,14 +91,15 @@ SHORT = {
 PAGE = """# When does SPIN help?
 
 Written by `python -m benchmarks.map --seeds` from `results/map`. Every cell is one iteration of SPIN from an SFT model
-of SmolLM2-135M: one beta, one length of training at a constant learning rate. Beside it stands more SFT on the same
-demonstrations with as many tokens, at the better of two learning rates. Rows are validation rows of a data seed that no
-profile uses, so the map may choose settings; test rows are not in it. Brackets: 95 % intervals over
-items and, with several, training seeds. With this many cells about one in twenty is sure by chance, so look for
-neighbours that agree.
+of SmolLM2-135M, with one value of beta (the paper's lambda) and one length of training, at a constant learning rate.
+The control is more SFT on the same demonstrations for as many tokens, at the better of two learning rates. All rows are
+validation rows of a data seed that no profile uses, so the map may be used to choose settings. Brackets are 95 %
+intervals over items and, if there are several, training seeds. With this many cells, about one in twenty is significant
+by chance, so look for neighbouring cells that agree.
 
-Theorem 5.4 says that an exact iteration with beta below 1/2 overshoots the data. What to look for: does telling apart
-come with real responses becoming less likely, and does the score follow?
+Theorem 5.4 says that an exact iteration with beta below 1/2 overshoots the data. The question is whether learning to
+tell real from generated responses also makes the real ones less likely, and whether the scores follow. Changes in
+log-probability are in nats (units of the natural logarithm; +0.69 nats doubles a probability).
 """
 
 log = logging.getLogger("spin_utils.map")
@@ -147,7 +148,7 @@ def draw() -> None:
 
 
 def _findings(found: pd.DataFrame) -> str:
-    """What the cells say, in sentences that only they decide."""
+    """The findings, as sentences that depend on the cells alone."""
     cells = found[found["kind"] == "spin"]
     said = []
     for measure, words in MEASURES.items():
@@ -155,9 +156,9 @@ def _findings(found: pd.DataFrame) -> str:
         for side, there in sure.items():
             if len(there):
                 named = "; ".join(f"beta {row.beta:g} after {row.steps} steps" for row in there.itertuples())
-                said.append(f"- {words}, surely {side} in {len(there)} of {len(cells)} cells: {named}.")
+                said.append(f"- {words}: significantly {side} in {len(there)} of {len(cells)} cells ({named}).")
         if not sum(map(len, sure.values())):
-            said.append(f"- {words}: no cell is surely better or worse.")
+            said.append(f"- {words}: no cell is significantly better or worse.")
     apart = cells.loc[cells["accuracy"].idxmax()]
     said.insert(
         0,

@@ -1,4 +1,4 @@
-"""What a reproduction shows while it runs: its plan in words, the steps at work with their bars, and how it ended.
+"""What a reproduction shows while it runs: its plan, the running steps with their progress bars, and how it ended.
 
 The steps run in other processes, whose output goes to a log file. They tell what they are doing in a file of events
 (`runtime.tell`), and a step is finished when its artifact is complete.
@@ -30,7 +30,7 @@ from spin_utils.settings.run import Profile
 log = logging.getLogger(__name__)
 
 _LAST_LINES = 20
-"""Lines of the log that are shown if the scheduler fails and no step has said why."""
+"""Lines of the log shown if the scheduler fails and no step has reported why."""
 _BAR = 24
 
 
@@ -55,7 +55,7 @@ class _Line:
 
 
 class Display:
-    """The display of one reproduction; as a context it gives the file that the scheduler and its steps write to.
+    """The display of one reproduction; as a context manager it gives the file that the scheduler and steps write to.
 
     On a terminal the finished steps are printed one after the other, and below them stay the steps at work, those to
     come and the time left. Elsewhere there is one line for each finished step.
@@ -128,14 +128,14 @@ class Display:
             self._live.update(self._picture(), refresh=True)
 
     def failed(self) -> None:
-        """Show the end of the log, unless a step has said why it failed, or the log is on the screen."""
+        """Show the end of the log, unless a step has reported why it failed or the log is on the screen."""
         if not self._told and not self._verbose:
             for text in self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]:
                 self.say(text)
         self.say(f"log: {paths.relative(self.log)}")
 
     def _new_events(self) -> list[bytes]:
-        """Whole lines only: the last one may still be in writing."""
+        """Whole lines only: the last one may be incomplete."""
         new = self._reader.read()
         whole = new.rfind(b"\n") + 1
         self._reader.seek(whole - len(new), 1)
@@ -166,7 +166,7 @@ class Display:
         self.console.print(text, soft_wrap=True)
 
     def _picture(self) -> Group:
-        """The steps at work, as many of those to come as there is room for, and the whole."""
+        """The running steps, as many upcoming ones as there is room for, and overall progress."""
         working = [line for line in self.lines.values() if line.started and not line.done]
         coming = [line for line in self.lines.values() if not line.started and not line.done]
         shown: list[RenderableType] = [Text()]
@@ -189,7 +189,7 @@ class Display:
 
     def _left(self) -> tuple[float, bool]:
         """Seconds left, and whether every step has an estimate: from an earlier run, at the speed of this one, or from
-        steps of the same kind. What passes between steps, or side by side, is taken to go on as it did so far."""
+        steps of the same kind. Time between steps, and parallelism, are extrapolated from the run so far."""
         made = [line for line in self.lines.values() if line.seconds]
         before, now = sum(line.expected for line in made), sum(line.seconds for line in made if line.expected)
         speed = now / before if before else 1.0
@@ -243,7 +243,7 @@ def _console() -> Console:
 
 
 def _progress(line: _Line) -> RenderableType:
-    """A bar and words for a step at work."""
+    """A bar and text for a running step."""
     if not line.at or not line.at["total"]:
         return Text(f"  {_time(time.time() - line.started)}")
     at, left = line.at, _block_left(line)
@@ -268,7 +268,7 @@ def _block_left(line: _Line) -> float:
 
 
 def _outcome(line: _Line) -> str:
-    """What a finished step came to: the average of an evaluation, the last loss of a training."""
+    """The outcome of a finished step: the average of an evaluation, the last loss of a training run."""
     if line.step.stage in ("evaluation", "transfer"):
         found = json.loads((line.step.directory / "evaluation.json").read_text(encoding="utf-8"))
         return f"average {100 * found['average']:.1f}"

@@ -87,14 +87,14 @@ def _before(context: typer.Context) -> None:
     paths.settle_home()
     if processes.launched():
         os.environ[runtime.HEADLESS] = "1"  # no bars of several processes in one terminal
-    elif hasattr(signal, "SIGPIPE"):  # a worker saves its state though no one listens
+    elif hasattr(signal, "SIGPIPE"):  # a worker saves its state even if its output is closed
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
     context.with_resource(disk.explained(paths.home()))
 
 
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Errors that a person can mend end in one line; a bug keeps its traceback."""
+    """Errors that the user can fix end in one line; a bug keeps its traceback."""
     try:
         yield
     except KeyboardInterrupt:
@@ -111,7 +111,7 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Errors of work that had begun on good input."""
+    """Errors of work that started from valid input."""
     from spin_utils.cli.notebooks import StageError
     from spin_utils.experiment.launch import LaunchError
     from spin_utils.files.disk import StorageError
@@ -173,7 +173,7 @@ def reproduce(
     seeds: Seeds = "0",
     jobs: Annotated[int, Option(min=0, metavar="N", help="steps at the same time (0: one for each GPU, or 1)")] = 0,
     cluster: Annotated[str, Option(help="slurm, or a folder with a Snakemake profile")] = "node",
-    dry_run: Annotated[bool, Option("--dry-run", help="say what would be done")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="show what would be done")] = False,
     verbose: Annotated[bool, Option("-v", "--verbose", help="show the scheduler's log, which is always kept")] = False,
 ) -> None:
     """Run every step that is missing, then draw tables and figures."""
@@ -226,7 +226,7 @@ def check(
     gpu_memory: Annotated[float, Option(metavar="GB", help="free memory of each of them")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Say before a run whether it fits here, and how long it will take."""
+    """Check before a run whether it fits this machine, and how long it will take."""
     from spin_utils.experiment import estimate, preflight
 
     package = logging.getLogger("spin_utils")
@@ -239,7 +239,7 @@ def check(
 
 @_command("fetch --profile gpu", "fetch --profile paper --set demonstrations.revision=COMMIT")
 def fetch(*, profile: ProfileName = "cpu", model: ModelFolder = "", data: DataFile = "", changes: Changes) -> None:
-    """Bring models, rows and benchmarks of a profile into the hub's cache, for machines without network."""
+    """Download a profile's models, rows and benchmarks into the hub's cache, for machines without network."""
     from spin_utils.experiment import preflight
 
     lines = list(preflight.fetch(_resolve(profile, model, data, changes, "")[1]))
@@ -290,7 +290,7 @@ def show_row(
     model: ModelFolder = "",
     data: DataFile = "",
     changes: Changes,
-    row: Annotated[str, Option(metavar="N", help="place among the training rows, from 1, or id")] = "1",
+    row: Annotated[str, Option(metavar="N", help="number of the training row, from 1, or its id")] = "1",
 ) -> None:
     """Print a training row as the model sees it: special tokens, which tokens carry the loss, where answers end."""
     from spin_utils.drawing.views import explore
@@ -359,7 +359,7 @@ def step(
     profile: ProfileName = "cpu",
     seed: Seed = 0,
     seeds: Annotated[str, Option(help="seeds of the tables")] = "0",
-    gpus: Annotated[int, Option(min=0, metavar="N", help="GPUs to take for it alone (0: whatever is there)")] = 0,
+    gpus: Annotated[int, Option(min=0, metavar="N", help="GPUs to reserve for it (0: all there are)")] = 0,
 ) -> None:
     """Make one step of the plan, as the Snakefile does."""
     from spin_utils.experiment import plan
@@ -407,7 +407,7 @@ def summary(*, profile: ProfileName = "cpu") -> None:
 
 @_command("crate --profile smoke")
 def crate(*, profile: ProfileName = "cpu") -> None:
-    """The whole of a run as one RO-Crate (Process Run Crate), for an archive."""
+    """Pack a run as one RO-Crate (Process Run Crate), for an archive."""
     from spin_utils.drawing.crate import write
 
     log.info("%s", paths.relative(write(_load(profile))))
@@ -420,7 +420,7 @@ def verdicts(
     verdict: Annotated[str, Option(help="only these, such as 'not reproduced'")] = "",
     as_json: Json = False,
 ) -> None:
-    """Print how every table, figure and claim of the paper came out."""
+    """Print the verdict on every table, figure and claim of the paper."""
     from spin_utils.paper.claims import read, tally
     from spin_utils.settings import profiles
 
@@ -444,7 +444,7 @@ def compare(
     other: Annotated[str, Argument(help="such as sft")],
     *,
     profile: ProfileName = "cpu",
-    html: Annotated[str, Option(metavar="FILE", help="also as a page, with the answers that turned")] = "",
+    html: Annotated[str, Option(metavar="FILE", help="also write a page with the answers that changed")] = "",
     as_json: Json = False,
 ) -> None:
     """Compare two models, of one run or of two, on the same items, with intervals."""
@@ -468,7 +468,7 @@ def power(
     seeds: Annotated[int, typer.Option(min=1, help="planned training seeds")],
     as_json: Json = False,
 ) -> None:
-    """Say which differences a run with so many items and seeds would show, from the spread of a finished one."""
+    """Estimate which differences a run of this size could detect, from the spread of a finished one."""
     import pandas as pd
 
     from spin_utils.paper import power, results
@@ -491,7 +491,7 @@ def provenance(
     kind: Annotated[Kind, Option(help="which measurement")] = "evaluations",
     as_json: Json = False,
 ) -> None:
-    """Print what a number was made from, back to model and data."""
+    """Trace a number back to the model and data it was made from."""
     from spin_utils.experiment import publish
     from spin_utils.settings import profiles
 
@@ -532,7 +532,7 @@ def card(*, model: TableRow, profile: ProfileName = "cpu", seed: Seed = 0) -> No
 def push(
     *,
     model: TableRow,
-    repo: Annotated[str, Option(metavar="OWNER/NAME", help="where on the hub; made if it is not there")],
+    repo: Annotated[str, Option(metavar="OWNER/NAME", help="repository on the hub; created if missing")],
     profile: ProfileName = "cpu",
     seed: Seed = 0,
     public: Annotated[bool, Option("--public", help="make a new repository public; otherwise it is private")] = False,
@@ -570,14 +570,16 @@ def completion(shell: Annotated[Shell, Argument()]) -> None:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds as people write them.
+    """Seeds as a user writes them.
 
     >>> parse_seeds("0,1,2")
     [0, 1, 2]
     """
     from spin_utils.settings.inputs import LARGEST_SEED, SettingsError
 
-    parts = [part for part in str(text).replace(" ", ",").split(",") if part]  # papermill makes a number of one seed
+    parts = [
+        part for part in str(text).replace(" ", ",").split(",") if part
+    ]  # papermill turns a single seed into a number
     if not all(re.fullmatch(r"-?[0-9]{1,20}", part) for part in parts):
         raise SettingsError(f"seeds: {text[:80]!r}; write whole numbers separated by commas, such as 0,1,2")
     seeds = [int(part) for part in parts]
@@ -589,7 +591,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _resolve(profile: str, model: str, data: str, changes: Sequence[str], name: str) -> tuple[str, Profile]:
-    """The profile with the command line's changes, and the name or file that other processes load it by.
+    """The profile with the command line's changes, and the name or file from which other processes load it.
 
     The file is named by its content: that of a run in progress stays, whatever is asked under the same name meanwhile.
     """
@@ -626,7 +628,7 @@ def _digest(data: Any) -> str:
 
 
 def _begin(step: str) -> None:
-    """Tell the display of a reproduction that a step begins; what this process and its kernel tell is about it."""
+    """Tell a reproduction's display that a step begins; later reports of this process and its kernel are about it."""
     os.environ[runtime.STEP] = step
     runtime.tell()
 
@@ -652,7 +654,7 @@ def _draw(name: str, profile: str, seeds: str) -> None:
 
 
 def _check_parameters(name: str, profile: Profile, given: dict[str, Any]) -> None:
-    """Refuse parameters that lead to no step: a kernel would end in a KeyError, some after a training."""
+    """Refuse parameters that match no step: a kernel would end in a KeyError, sometimes after training."""
     from spin_utils.cli import notebooks
     from spin_utils.experiment import plan
     from spin_utils.settings.inputs import SettingsError
@@ -671,7 +673,7 @@ def _check_parameters(name: str, profile: Profile, given: dict[str, Any]) -> Non
 
 
 def _train(work: Callable[[], Any]) -> None:
-    """Do what may train a model; a stop that saved its state ends in status 130."""
+    """Do work that may train a model; a stop that saved its state ends with status 130."""
     try:
         work()
     except Exception as error:

@@ -41,7 +41,7 @@ def parameters(path: Path) -> dict[str, Any]:
 
 
 def check(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters for a run: the given ones, proved to exist and to have the type of their defaults.
+    """Parameters for a run: the given ones, checked to exist and to have the type of their defaults.
 
     Raises:
         NotebookError: unknown or mistyped parameter, with the nearest name.
@@ -83,7 +83,7 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     values = check(path, given)
     if output.suffix != ".ipynb" or output.is_dir() or output.parent == path.parent:
         raise NotebookError(
-            f"{output}: no place for an executed copy; name an .ipynb file outside {paths.relative(path.parent)}"
+            f"{output}: not a place for an executed copy; name an .ipynb file outside {paths.relative(path.parent)}"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     os.environ.update(runtime.child_environment(headless=True))
@@ -92,7 +92,7 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     from papermill import PapermillExecutionError, execute_notebook
     from traitlets.config import Config
 
-    # Sockets in a folder of their own: kernels that run side by side must not share names, and no one else may read.
+    # Sockets in a private folder: parallel kernels must not share names, and other users must not read them.
     with runtime.socket_folder() as sockets, runtime.sigterm_as_ctrl_c():
         kernel = {"transport": "ipc", "ip": f"{sockets}/kernel", "shutdown_wait_time": _PATIENCE_S}
         busy = threading.Event()
@@ -122,7 +122,7 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
 
 
 def _manager(busy: threading.Event) -> type[KernelManager]:
-    """A kernel's manager that has patience with a busy kernel alone, and asks for a warm one (`warm_start`).
+    """A kernel manager that waits only for a busy kernel, and asks for a warm one (`warm_start`).
 
     A kernel is interrupted before it is asked to end. At rest, the interrupt can make it lose the request.
     """

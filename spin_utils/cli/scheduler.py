@@ -51,10 +51,10 @@ def command(
     """
     for what, text in (("SPIN_HOME", str(paths.home())), ("profile", name)):
         if re.search("[{}]", text):
-            raise SettingsError(f"{what}: {text}: Snakemake takes braces for wildcards; use a folder without them")
+            raise SettingsError(f"{what}: {text}: Snakemake reads braces as wildcards; use a folder without them")
     if re.search(r": | #|['\"\n]", name):
         raise SettingsError(
-            f"profile: {name!r}: Snakemake reads it as YAML, where quotes, ': ' and ' #' are no part of a path; use a "
+            f"profile: {name!r}: Snakemake reads it as YAML, where quotes, ': ' and ' #' have a meaning; use a "
             "folder without them"
         )
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.REPOSITORY / "Snakefile")]
@@ -104,7 +104,7 @@ def run(command: Sequence[str], folder: Path, shown: Display | None, *, warm: bo
     if shown is None:
         return subprocess.call(command, env=environment)
     environment[runtime.EVENTS] = str(shown.events)
-    waiting = "another one is running; waiting for its end"
+    waiting = "another one is running; waiting for it to finish"
     with artifacts.lock(folder / "reproduction", waiting) as held, shown as output:
         steps = warm_start.server(environment, output) if warm else contextlib.nullcontext(environment)
         with steps as environment:
@@ -131,7 +131,7 @@ def _ended(process: subprocess.Popen[bytes], shown: Display) -> int:
 
 
 def _pass_on(scheduler: int) -> None:
-    """SIGTERM for the scheduler and its steps, which may have got it already: `kill` reaches one process only."""
+    """SIGTERM for the scheduler and its steps, which may not have received it: `kill` reaches one process only."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(scheduler)
         for process in [parent, *parent.children(recursive=True)]:

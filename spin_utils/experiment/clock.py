@@ -28,7 +28,7 @@ def expected_seconds(profile: str) -> dict[str, float]:
 
 
 def measured_on(profile: str) -> str:
-    """The device on which the results' times were measured, in words; empty if there are none."""
+    """The device on which the results' times were measured; empty if there are no results."""
     try:
         _, links = next(results.chains(paths.results(profile)))
     except (StopIteration, results.ResultsError):

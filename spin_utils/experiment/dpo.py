@@ -107,6 +107,6 @@ def _is_made(out: Path, key: str) -> bool:
     if out.is_dir() and artifacts.is_complete(out) and artifacts.read_manifest(out)["key"] == key:
         return True
     raise paths.KitError(
-        f"{out}: already there, and not made from this model, these pairs and these settings; name another folder, or "
+        f"{out}: exists, but was not made from this model, these pairs and these settings; name another folder, or "
         "remove it"
     )

@@ -80,7 +80,7 @@ def _check_demonstrations(profile: Profile, demonstrations: Demonstrations, name
             )
     for name in names:
         if name.lower() == "average":
-            raise RowError(f"demonstrations: family {name!r} has the name that tables use for the mean; rename it")
+            raise RowError(f"demonstrations: family {name!r} has the name that the tables use for the mean; rename it")
     if profile.demonstrations.source == "file":
         _check_graders(demonstrations)
         if profile.model.source == "directory":  # the first stage makes or unpacks other tokenizers
@@ -505,7 +505,7 @@ def check_fetched(profile: Profile) -> None:
 
 
 def fetch(profile: Profile) -> Iterator[str]:
-    """Bring everything that a run reads from the hub into its cache, so that it runs without network.
+    """Download everything that a run reads from the hub into its cache, so that it runs without network.
 
     Yields:
         A line for each repository when it is there.
@@ -527,7 +527,7 @@ def fetch(profile: Profile) -> Iterator[str]:
 
 def _not_fetched(gone: Sequence[Wanted]) -> str:
     names = ", ".join(f"{each.name} ({each.setting.removesuffix('.revision')})" for each in gone)
-    return f"not fetched: {names}; `spin-repro fetch` with the same options, where there is network, brings them"
+    return f"not fetched: {names}; run `spin-repro fetch` with the same options where there is network"
 
 
 def look(repository: Wanted) -> Access:

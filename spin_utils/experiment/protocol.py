@@ -23,7 +23,7 @@ def describe(profile: str) -> str:
     name = paths.relative(path)
     last = _git("log", "-1", "--format=%H", "--", str(path))
     if not last or _git("status", "--porcelain", "--", str(path)):
-        return f"{name} is not committed as it stands, so nothing shows that it is older than the results."
+        return f"{name} has uncommitted changes, so nothing shows that it is older than the results."
     younger = {
         seed
         for file in results.files(paths.results(profile))
@@ -33,9 +33,7 @@ def describe(profile: str) -> str:
     }
     if younger:
         seeds = ", ".join(map(str, sorted(younger)))
-        return (
-            f"{name} (commit {last[:12]}) is not older than all results of seeds {seeds}: those were not planned by it."
-        )
+        return f"{name} (commit {last[:12]}) is not older than all results of seeds {seeds}: it did not plan those."
     return f"{name} (commit {last[:12]}) is older than every result."
 
 

@@ -110,7 +110,7 @@ def test_a_path_that_snakemake_reads_as_something_else_is_refused(home: Path, mo
     with pytest.raises(SettingsError, match="profile: .*Snakemake reads it as YAML, where quotes"):
         scheduler.command(str(home / "it's" / "mine.yaml"), profile, [0], dry_run=True)
     monkeypatch.setenv("SPIN_HOME", str(home / "{a}"))
-    with pytest.raises(SettingsError, match="SPIN_HOME: .*: Snakemake takes braces for wildcards"):
+    with pytest.raises(SettingsError, match="SPIN_HOME: .*: Snakemake reads braces as wildcards"):
         scheduler.command("smoke", profile, [0], dry_run=True)
 
 

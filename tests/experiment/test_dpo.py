@@ -80,11 +80,11 @@ def test_a_second_call_does_nothing_and_another_run_is_not_written_over_it(
     out = dpo(model, pairs, tmp_path / "out", settings(epochs=1))
     monkeypatch.setattr(play, "train", lambda *given, **named: pytest.fail("trained again"))
     assert dpo(model, pairs, out, settings(epochs=1)) == out
-    with pytest.raises(KitError, match="out: already there, and not made from this model"):
+    with pytest.raises(KitError, match="out: exists, but was not made from this model"):
         dpo(model, pairs, out, settings(epochs=2))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
-    with pytest.raises(KitError, match="mine: already there"):
+    with pytest.raises(KitError, match="mine: exists"):
         dpo(model, pairs, tmp_path / "mine", settings(epochs=1))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
 

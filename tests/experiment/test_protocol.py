@@ -44,11 +44,11 @@ def test_a_protocol_is_compared_with_the_commits_of_the_results(
     assert protocol.describe("cpu") == ""
     folder.mkdir(parents=True)
     (folder / "protocol.md").write_text("n = 900")
-    assert "is not committed" in protocol.describe("cpu")
+    assert "has uncommitted changes" in protocol.describe("cpu")
     planned = commit("protocol")
     result(0, planned)
     assert protocol.describe("cpu").endswith(f"(commit {planned[:12]}) is older than every result.")
     result(1, before)
     assert "not older than all results of seeds 1:" in protocol.describe("cpu")
     (folder / "protocol.md").write_text("n = 90")
-    assert "is not committed as it stands" in protocol.describe("cpu")
+    assert "has uncommitted changes" in protocol.describe("cpu")
