@@ -30,7 +30,7 @@ def test_every_notebook_keeps_the_contract(path: Path) -> None:
     assert notebook.metadata.kernelspec.name == "python3"
     assert notebook.cells[0].cell_type == "markdown"
     assert notebook.cells[0].source.startswith("# ")
-    for word in ("comes in", "goes out", "takes"):
+    for word in ("input", "output", "time"):
         assert word in notebook.cells[0].source
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells) == 1
     assert notebooks.parameters(path)
