@@ -245,8 +245,8 @@ def _convergence_note(measured: pd.DataFrame, bounds: pd.DataFrame) -> str:
 def _radar_note(measured: Mapping[str, str], transfer: Mapping[str, str], absent: list[str]) -> str:
     own = published.other_tasks(measured)
     note = (
-        "The paper's radar shows the eight categories of MT-Bench and prints no numbers, so there are none to compare "
-        f"with. Ours shows {'the tasks of this profile' if own else 'other benchmarks of the paper'}. "
+        "The paper's radar shows the eight categories of MT-Bench and prints no numbers to compare with. "
+        f"Ours shows {'the tasks of this profile' if own else 'other benchmarks of the paper'}. "
         "Intervals are in Tables 4 and 6."
     )
     if not transfer:

@@ -535,7 +535,7 @@ def disk(plan: Plan, architecture: Architecture, lengths: Lengths) -> float:
             source = profile.released.get(step.name, profile.model).source
             # A folder is used in place, and the hub's weights are bfloat16.
             total += {"directory": 0.0, "hub": one / 2}.get(source, one)
-        if step.stage in ("sft", "spin", "subset", "dpo"):  # adapters are small beside the merged weights
+        if step.stage in ("sft", "spin", "subset", "dpo"):  # adapters are small compared with the merged weights
             total += one
         if step.name == "spin-0" and spin.epochs_shown:
             total += one * (spin.training.epochs - 1)

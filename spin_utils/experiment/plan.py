@@ -105,7 +105,7 @@ class Plan:
         """A step by its name.
 
         Raises:
-            SettingsError: there is none of this name.
+            SettingsError: the plan has no such step.
         """
         require(name in self.steps, f"step {name!r}: unknown{nearest(name, self.steps)}")
         return self.steps[name]
@@ -223,7 +223,7 @@ def make(profile: Profile, seed: int) -> Plan:
         return train(f"spin-{t}", "spin", (opponent, *pairs, *_first_answers(spin, t, "pairs-0")), **shown)
 
     def play(arm: str) -> None:
-        """Algorithm 1 with an arm's settings, in which steps that are SPIN's own are not made again."""
+        """Algorithm 1 with an arm's settings; steps that it shares with SPIN are not made again."""
         variant, first = of_arm(profile, arm), ""
         settings = _answering(variant) | _several(variant.spin)
 
@@ -301,7 +301,7 @@ def _first_answers(spin: SpinSettings, t: int, first: str) -> tuple[str, ...]:
 
 
 def _is_same(step: Step | None, inputs: tuple[str, ...], settings: dict[str, Any]) -> bool:
-    """Whether a step makes the same from these inputs and settings; the epochs shown only add checkpoints."""
+    """Whether a step gives the same result from these inputs and settings; the epochs shown only add checkpoints."""
     return (
         step is not None
         and step.inputs == inputs
@@ -334,7 +334,7 @@ def _drawing(name: str, notebook: str, plans: list[Plan], steps: list[list[str]]
 
 
 def in_words(step: Step) -> str:
-    """What a step does, as a person would say it.
+    """What a step does, in plain words.
 
     >>> in_words(Step("pairs-1", "pairs", "", {"iteration": 1}, Path(), (), {}))
     'iteration 1: the model answers its prompts'
@@ -355,7 +355,7 @@ def in_words(step: Step) -> str:
             "sft": f"{name}, as a control",
             "pairs": f"iteration {step.parameters.get('iteration')}{arm}: the model answers its prompts",
             "spin": f"{name}: it learns to tell real from generated answers",
-            "epochs": "iteration 0 goes on for more epochs (Figure 4)",
+            "epochs": "iteration 0 continues for more epochs (Figure 4)",
             "subset": f"{name} (Figure 5)",
             "preferences": "preference pairs for DPO",
             "dpo": f"{name}: the model trains on preference pairs",

@@ -143,7 +143,7 @@ def judge(
         benchmarks: Every task and the benchmark of the paper that it is, "" for none.
         times: Columns `seed`, `stage`, `iteration`, `seconds`.
         training: From `results.load_training`.
-        transfer: Like `scores`, for tasks not used in training, beside which Table 6 is drawn.
+        transfer: Like `scores`, for tasks not used in training, from which Table 6 is drawn.
         transfer_benchmarks: Like `benchmarks`, for these tasks.
         generations: From `generations.measures`.
         heldout: From `generations.jsd_bounds`.
@@ -233,7 +233,7 @@ def _estimate(row: Entry, source: str, table: pd.DataFrame | None, benchmarks: M
     """Our value of a contrast, with shares in points.
 
     Raises:
-        StatisticsError: there is none; the message is the finding's reason.
+        StatisticsError: it cannot be estimated; the message becomes the finding's reason.
     """
     if row.column == "grade" and (table is None or table.empty):
         raise StatisticsError("needs a judge model and none was run")

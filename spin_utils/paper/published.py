@@ -150,7 +150,7 @@ def figure_score(source: str, model: str, benchmark: str) -> float | None:
 
 
 def other_tasks(benchmarks: Mapping[str, str]) -> bool:
-    """Whether any task is none of the paper's, or is measured in another way.
+    """Whether any task is not the paper's, or is measured in a different way.
 
     Args:
         benchmarks: Every task and the benchmark of the paper that it is, "" for none.

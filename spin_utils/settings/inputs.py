@@ -262,7 +262,7 @@ class TemplateSettings:
 
 
 def template_identity(settings: TemplateSettings) -> dict[str, Any]:
-    """What token ids depend on, as JSON data; the date only if it is another one, so that older keys are the same."""
+    """What token ids depend on, as JSON data; the date only if it was changed, so that older keys stay the same."""
     identity = asdict(settings)
     if settings.date == TemplateSettings.date:
         del identity["date"]

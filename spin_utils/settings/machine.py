@@ -48,7 +48,7 @@ class StepResources:
     """What one step requests from the scheduler."""
 
     gpus: Count = 0
-    """GPUs; 0: use what is there, without reserving it."""
+    """GPUs; 0: use what is available, without reserving it."""
     cpus: Count = 0
     """Processor cores; 0: an equal share of the machine's, or one on a cluster."""
     memory_gb: Positive = 12

@@ -1,7 +1,7 @@
 """Settings of the work: training, self-play, generation, DPO, evaluation, and the profile that contains them all.
 
 Those of models and data are in `inputs`, those of MT-Bench and the machine in `machine`. A field taken from the paper
-names its section; if the paper and the released code disagree, it says so. Profiles are YAML files read into these
+names its section; disagreements between the paper and the released code are noted. Profiles are YAML files read into these
 classes by `profiles`; nothing else configures a run.
 """
 
@@ -41,7 +41,7 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 @dataclass(frozen=True, config=STRICT)
 class LoraSettings:
-    """Low-rank adapters in place of all weights (Hu et al. 2021, arXiv 2106.09685), through peft."""
+    """Low-rank adapters instead of full fine-tuning (Hu et al. 2021, arXiv 2106.09685), through peft."""
 
     rank: Positive = 64
     """Rank of each adapter."""
