@@ -107,7 +107,7 @@ The table shows the simulated coverage of 95 % intervals, from {repetitions:,} r
 Each figure is known to about ±{error:.1f} points.
 
 - **With one seed** the interval only covers the choice of items, not how much another training seed would change.
-  Every table based on one seed says so.
+  Every table that is based on one seed has a note about it.
 - **With two or three seeds** the variance between seeds is poorly estimated, so it is pooled with that of the other
   models in the table. This assumes that all models vary alike between seeds. If they do not, coverage falls: in a
   simulation where the variation grows from iteration to iteration, to 85 to 93 % for the last iteration with two seeds.

@@ -1,8 +1,8 @@
 """Settings of the work: training, self-play, generation, DPO, evaluation, and the profile that contains them all.
 
 Those of models and data are in `inputs`, those of MT-Bench and the machine in `machine`. A field taken from the paper
-names its section; disagreements between the paper and the released code are noted. Profiles are YAML files read into these
-classes by `profiles`; nothing else configures a run.
+names its section and notes where the released code disagrees. Profiles are YAML files read into these classes by
+`profiles`; nothing else configures a run.
 """
 
 from __future__ import annotations

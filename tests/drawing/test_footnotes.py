@@ -97,6 +97,6 @@ def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):
 def test_a_readme_without_its_markers_is_left_as_it_is(tmp_path):
     path = tmp_path / "README.md"
     path.write_text(text := f"{page.END} {page.BEGIN}")
-    with pytest.raises(results.ResultsError, match="README.md: no place for the table; put back the lines"):
+    with pytest.raises(results.ResultsError, match="README.md: no place for the table; restore the lines"):
         page.update(profiles.load("cpu"), path)
     assert path.read_text() == text
