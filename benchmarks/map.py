@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from spin_utils.data.templates import EncodedRow, encode_rows, end_ids
 from spin_utils.drawing.map_figure import map_figure
@@ -136,15 +137,22 @@ def main() -> None:
 
 def draw() -> None:
     """Write docs/map.md and its figures from the cells that are there."""
-    text = PAGE
-    for profile, title in TITLES.items():
-        record = paths.results("map") / f"{profile}.jsonl"
-        if not record.is_file():
-            continue
-        found = summary(load_map(record))
-        save(map_figure(found), paths.figures("map"), profile)
-        text += f"\n## {title}\n\n![{title}](../figures/map/{profile}.png)\n\n{_findings(found)}\n{_table(found)}\n"
+    text, figures = page()
+    for profile, figure in figures.items():
+        save(figure, paths.figures("map"), profile)
     write_text(paths.REPOSITORY / "docs" / "map.md", text)
+
+
+def page(results: Path | None = None) -> tuple[str, dict[str, Figure]]:
+    """The page and the figures of the cells under results/map; figures by profile."""
+    text, figures = PAGE, {}
+    for profile, title in TITLES.items():
+        record = (results or paths.results("map")) / f"{profile}.jsonl"
+        if record.is_file():
+            found = summary(load_map(record))
+            figures[profile] = map_figure(found)
+            text += f"\n## {title}\n\n![{title}](../figures/map/{profile}.png)\n\n{_findings(found)}\n{_table(found)}\n"
+    return text, figures
 
 
 def _findings(found: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from benchmarks.map import page as map_page
 from spin_utils.drawing import draw, page
 from spin_utils.files import paths
 from spin_utils.paper import agreement
@@ -55,7 +56,7 @@ def test_packages_used_as_data_are_pinned_by_hash() -> None:
     assert all(re.fullmatch(r"[\w-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "results").iterdir() if p.is_dir()))
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in (ROOT / "results").glob("*/seed-0")))
 def test_committed_tables_and_figures_are_what_the_committed_results_give(name: str, home: Path) -> None:
     profile = profiles.load(name)
     for path in (ROOT / "results" / name).glob("seed-*/**/*.json"):
@@ -74,6 +75,13 @@ def test_committed_tables_and_figures_are_what_the_committed_results_give(name: 
             assert pd.read_csv(committed)[columns].equals(pd.read_csv(path)[columns])
         elif path.name != "verdicts.md":
             assert committed.read_text() == path.read_text(), committed
+
+
+def test_the_page_of_the_map_is_what_its_cells_give() -> None:
+    text, figures = map_page(ROOT / "results" / "map")
+    assert (ROOT / "docs" / "map.md").read_text() == text
+    for name in figures:
+        assert (ROOT / "figures" / "map" / f"{name}.png").is_file()
 
 
 def test_the_table_of_the_readme_is_what_the_committed_results_give() -> None:
