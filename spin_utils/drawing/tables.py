@@ -380,7 +380,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
             for other in ["", *(["sft"] if gains else [])]:
                 cell = {"row": label(model), "column": name, "quantity": "gain over SFT" if other else "level"}
                 if model in set(table["model"]) and model != other:
-                    cell |= numbers(paired(table, _over(model, other), column=column).times(factor))
+                    cell |= _measured(table, _over(model, other), column, factor)
                 cells.append(cell)
                 line.append(with_range(cell, sign=bool(other), digits=digits).replace(DASH, ""))
         lines.append(tuple(line))
