@@ -29,7 +29,8 @@ def test_every_table_and_figure_comes_out_and_no_figure_stays_open(home, generat
     if not generated:
         drawn.figures.clear()  # only tables and verdicts are looked at
     written = {path.name for path in draw.write(drawn, profile)}
-    expected = {f"table{number}.{suffix}" for number in range(1, 9) for suffix in ("md", "csv", "tex")}
+    names = [f"table{number}" for number in range(1, 9)] + ["instruments"]
+    expected = {f"{name}.{suffix}" for name in names for suffix in ("md", "csv", "tex")}
     expected |= {f"{name}.png" for name in FIGURES if generated}
     assert written == expected | {"verdicts.csv", "verdicts.md"}
     assert plt.get_fignums() == []

@@ -165,7 +165,7 @@ def test_table_6_has_the_papers_benchmarks_and_our_transfer_tasks_under_their_ow
         "OpenBookQA",
         *sorted(synthetic.TRANSFER),
     )
-    assert "tasks that nothing was trained on, not benchmarks of the paper" in own.lead
+    assert "tasks that no model was trained on, not benchmarks of the paper" in own.lead
     table = tables.table6(transfer)
     assert table.header[2:] == ("MT-Bench", "BB-causal", "BB-formal", "BB-sports", "OpenBookQA")
     assert any("without examples" in note for note in table.notes), "Big-Bench's tasks, not Big-Bench-Hard's"
@@ -254,7 +254,7 @@ def test_the_finer_measures_stand_beside_the_greedy_score(root):
     mean = 100 * some[some["model"] == "spin-1"]["sampled"].mean()
     cells = table.frame.set_index(["row", "column", "quantity"])
     assert cells.loc[("SPIN iteration 1", "samples", "level"), "value"] == pytest.approx(mean)
-    assert any(note.startswith("Samples over chain_sum alone") for note in table.notes)
+    assert any(note.startswith("Samples cover chain_sum only") for note in table.notes)
     plain = tables.instruments(scores, generations.jsd_bounds(drifts), generations.bits_per_byte(drifts[:0]))
     assert "Samples" not in plain.header
     assert "Bits per byte" not in plain.header
