@@ -19,6 +19,7 @@ from spin_utils.data.rows import (
     COMMON,
     Row,
     RowError,
+    beyond_text,
     check_turns,
     checked_id,
     checked_rows,
@@ -157,7 +158,8 @@ def _asked(record: Mapping[str, Any]) -> str:
 
 def _unused(record: Mapping[str, Any]) -> list[str]:
     # In UltraFeedback Binarized `messages` repeats the chosen conversation.
-    return others(record, (_asked(record), "chosen", "rejected", "messages", *COMMON))
+    names = (_asked(record), "chosen", "rejected")
+    return others(record, (*names, "messages", *COMMON)) + beyond_text(record, names)
 
 
 def _missing(record: Mapping[str, Any], name: str, where: str) -> str:

@@ -248,7 +248,10 @@ def as_row(record: Any, *, where: str, default_id: str, turns: str = "first") ->
     if not isinstance(record, Mapping):
         raise RowError(f"{where}: {kind(record)} instead of an object with prompt and response")
     asked, answer, _ = layout(record, where)
-    if answer == "completion" and record.get("label") in (False, 0):
+    label = record.get("label") if answer == "completion" else None
+    if label not in (None, True, False):
+        raise RowError(f"{where}: label is {label!r}; a good answer has true, a bad one false: correct it")
+    if label is not None and not label:
         return None
     systems, said = exchange(record, asked, answer, where)
     if turns == "first":
@@ -282,7 +285,7 @@ def unused_columns(record: Mapping[str, Any], turns: str = "first") -> list[str]
     """The columns of a demonstration that are neither read nor known to repeat another, and the later turns if only the
     first are read."""
     asked, answer, repeated = layout(record, "")
-    found = others(record, (asked, answer, *repeated, *COMMON))
+    found = others(record, (asked, answer, *repeated, *COMMON)) + beyond_text(record, (asked, answer))
     several = _is_conversation(record[answer]) and len(conversation(record[answer], answer, "")[1]) > 3
     return [*found, f"later turns of {answer}"] if several and turns == "first" else found
 
@@ -291,6 +294,14 @@ def others(record: Mapping[str, Any], read: Iterable[str]) -> list[str]:
     """The columns of a record that are not among those read."""
     known = set(read)
     return [str(key) for key, value in record.items() if key not in known and value is not None]
+
+
+def beyond_text(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """What the messages of a record have beside role and text, such as a thought, a tool call or a weight."""
+    known = {key for pair in _MESSAGE for key in pair}
+    messages = [(name, each) for name in names if isinstance(record.get(name), list) for each in record[name]]
+    found = [f"{key} in {name}" for name, each in messages if isinstance(each, Mapping) for key in others(each, known)]
+    return list(dict.fromkeys(found))
 
 
 def layout(record: Mapping[str, Any], where: str) -> tuple[str, str, tuple[str, ...]]:
@@ -328,6 +339,8 @@ def exchange(
         turns = [(role, record[name])]
         if name in _CONVERSATIONS or _is_conversation(record[name]):
             systems[name], turns = conversation(record[name], name, where)
+        if role == "user" and isinstance(record[name], str) and turns[-1] == ("assistant", ""):
+            turns.pop()  # HH's prompts may end in `Assistant:`
         if said and turns and turns[0][0] == "user":
             if turns[: len(said)] != said and not (len(said) == 1 and said[0] in turns[:-1]):
                 raise RowError(f"{where}: {asked} and {answer} have different prompts; correct or remove the row")

@@ -31,7 +31,7 @@ _MARK = "\ue000user\ue000"
 _ANSWER = "\ue000answer\ue000"
 """The same for the assistant's."""
 _OTHERWISE = "set template.kind: text and write template.prompt"
-_TODAY = re.compile(r"""strftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
+_TODAY = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(['"])([^'"]*)\1\s*\)""")
 """How a chat template writes today's date."""
 
 
@@ -160,17 +160,26 @@ def encode_conversation(
         pieces = _pieces(tokenizer, template, texts, system) if len(said) > 1 or not plain else []
         if plain:
             return _encode(tokenizer, _render(tokenizer, template, texts, system) + made.opening)
-        pieces[-1] += made.opening
         said = [text.strip() for text in said]
+        if _render(tokenizer, template, texts, system) != pieces[0] + _joined(said, pieces):
+            raise TemplateError(
+                "the chat template rewrites a message that holds one of its special tokens; take the token out, or "
+                + _OTHERWISE
+            )
+        pieces[-1] += made.opening
     else:
         pieces = [made.before, *[made.after, made.end + made.before] * (len(texts) // 2), made.after]
     if plain:
-        return _encode(tokenizer, pieces[0] + "".join(a + b for a, b in zip(said, pieces[1:], strict=True)))
+        return _encode(tokenizer, pieces[0] + _joined(said, pieces))
     # Only the template's own markers may act as markers, so the texts are encoded separately.
     ids = _encode(tokenizer, pieces[0])
     for text, piece in zip(said, pieces[1:], strict=True):
         ids += _encode(tokenizer, text, plain=True) + _encode(tokenizer, piece)
     return ids
+
+
+def _joined(said: Sequence[str], pieces: Sequence[str]) -> str:
+    return "".join(text + piece for text, piece in zip(said, pieces[1:], strict=True))
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, response: str) -> list[int]:
@@ -423,10 +432,10 @@ def _render(
 def _frozen(chat_template: str, day: str) -> str:
     """A chat template that writes a fixed day where it would write today's date."""
     frozen = _TODAY.sub(lambda call: repr(date.fromisoformat(day).strftime(call[2])), chat_template)
-    if re.search(r"strftime_now\s*\(", frozen):
+    if re.search(r"strftime_now(?!\s+is\s+(not\s+)?defined)", frozen):
         raise TemplateError(
-            "the chat template writes today's date in a format that it computes, so the same settings would give other "
-            f"prompts tomorrow; write the format as text in it, or {_OTHERWISE}"
+            "the chat template writes today's date in a way that is not read off it, so the same settings would give "
+            f"other prompts tomorrow; write strftime_now('%d %b %Y') in it, or {_OTHERWISE}"
         )
     return frozen
 

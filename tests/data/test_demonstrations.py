@@ -156,12 +156,24 @@ def test_answers_labelled_as_bad_are_left_out_and_counted(tmp_path: Path, caplog
     rows = [{"prompt": f"x{i}", "completion": "y", "label": i % 3 > 0} for i in range(6)]
     assert len(load(file_settings(write_rows(tmp_path / "d.jsonl", rows))).sft) == 4
     assert "d.jsonl: 2 rows with the label false left out" in caplog.text
+    with pytest.raises(RowError, match="d.jsonl, row 1: label is 'false'; a good answer has true, a bad one false"):
+        load(file_settings(write_rows(tmp_path / "d.jsonl", [rows[0] | {"label": "false"}])))
 
 
 def test_columns_of_another_layout_are_named_as_unused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"prompt": "x", "response": "y", "completion": "z", "label": False, "instruction": "w"}]
     assert load(file_settings(write_rows(tmp_path / "d.jsonl", rows))).sft[0]["response"] == "y"
     assert "unused columns: completion (1 rows), instruction (1 rows), label (1 rows)" in caplog.text
+
+
+def test_what_a_message_has_beside_its_text_is_named_with_its_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"messages": messages_of(f"x{i}", "y")} for i in range(3)]
+    rows[0]["messages"][1] |= {"reasoning_content": "hm", "weight": 0}
+    rows[1]["messages"][1] |= {"weight": 0, "tool_calls": None}
+    load(file_settings(write_rows(tmp_path / "d.jsonl", rows)))
+    assert "unused columns: reasoning_content in messages (1 rows), weight in messages (2 rows)" in caplog.text
 
 
 def test_an_input_follows_the_prompt() -> None:

@@ -54,6 +54,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
         ),
         ({"prompt": messages("who sat?"), "chosen": CHOSEN, "rejected": REJECTED}, {}),
         ({name: f"\n\nHuman: who sat?\n\nAssistant: {GOOD[name]}" for name in ("chosen", "rejected")}, {}),
+        (GOOD | {"prompt": "\n\nHuman: who sat?\n\nAssistant:"}, {}),
         (
             {name: [*LATER, *messages("who sat?", GOOD[name])] for name in ("chosen", "rejected")},
             {"earlier": ["hi", "yes?"]},

@@ -263,7 +263,8 @@ def test_what_a_template_strips_is_stripped_from_texts_that_hold_markers_too(
             r"writes '.*\{answer\}<.*asks with",
         ),
         (TURN.replace("m['content']", "m['content'].split('</think>')[-1]") + ASK, r"row 1 \(1\): .* rewrites"),
-        (TURN + "{{ strftime_now('%d' ~ ' %Y') }}" + ASK, "in a format that it computes"),
+        (TURN + "{{ strftime_now('%d' ~ ' %Y') }}" + ASK, "writes today's date in a way that is not read off it"),
+        (TURN + "{% set now = strftime_now %}{{ now('%d %b %Y') }}" + ASK, "in a way that is not read off it"),
     ],
 )
 def test_a_template_that_cannot_be_followed_is_refused_with_what_it_writes(
@@ -275,11 +276,26 @@ def test_a_template_that_cannot_be_followed_is_refused_with_what_it_writes(
         encode_rows(tokenizer, CHAT, [{"id": "1", "prompt": "x", "response": "<think>a</think>b"}])
 
 
+def test_an_earlier_answer_that_a_template_rewrites_around_a_special_token_is_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer = copy(tokenizer)
+    tokenizer.chat_template = JINJA.replace("m['content']", "m['content'].split('<|end|>')[-1]")
+    talk = ["x", "<think>a<|end|>b", "y"]
+    with pytest.raises(TemplateError, match="rewrites a message that holds one of its special tokens"):
+        encode_conversation(tokenizer, CHAT, talk)
+    assert encode_conversation(tokenizer, CHAT, ["x", "b", "y"])
+
+
 def test_a_template_that_dates_itself_gives_the_same_ids_on_every_day(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer = copy(tokenizer)
     dated = '{% set today = strftime_now("%d %b %Y") %}<|system|>\nToday is {{ today }}.<|end|>\n'
     tokenizer.chat_template = dated + JINJA
     assert "Today is 26 Jul 2024." in tokenizer.decode(encode_prompt(tokenizer, CHAT, "there"))
+    guarded = "{% if strftime_now is defined %}{{ strftime_now (format='%d.%m.%Y') }}{% endif %}"
+    tokenizer.chat_template = guarded + JINJA
+    assert tokenizer.decode(encode_prompt(tokenizer, CHAT, "there")).startswith("26.07.2024<|user|>")
+    tokenizer.chat_template = dated + JINJA
     own = TemplateSettings(date="2025-02-01")
     assert "Today is 01 Feb 2025." in tokenizer.decode(encode_prompt(tokenizer, own, "there"))
     assert "date" not in template_identity(CHAT), "older keys stay"
