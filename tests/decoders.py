@@ -42,6 +42,21 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "gpt_neox": ("packed", {"rotary_pct": 0.5}),
     "gpt2": ("packed", {"n_inner": 48}),
     "opt": ("packed", {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.1}),
+    "minicpm3": (
+        "packed",  # queries and keys compressed, values of another width
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 8,
+            "kv_lora_rank": 8,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 4,
+            "v_head_dim": 8,
+        },
+    ),
+    # Its config refuses to be without a pad token.
+    "modernbert-decoder": ("packed", {"local_attention": 4, "cls_token_id": 0, "sep_token_id": 0}),
+    # Its positions count padding.
+    "trocr": ("padded", {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}),
     "gpt_oss": ("padded", {"head_dim": 8, **EXPERTS, **WINDOW}),  # an attention sink in every head
     "bloom": ("padded", {}),  # ALiBi
     "falcon_h1": ("padded", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}),

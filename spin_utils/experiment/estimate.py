@@ -11,9 +11,10 @@ counted, so very small models take longer.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +24,12 @@ from spin_utils.data.rows import count_by_family, read_records
 from spin_utils.evaluation import judge, suites
 from spin_utils.experiment.plan import Plan, Step, control_demonstrations, control_training, training_of, trainings
 from spin_utils.files import artifacts, paths, runtime
-from spin_utils.model import attention, base, general, logprobs, packing, sampling
+from spin_utils.model import attention, base, general, logprobs, lora, packing, sampling
 from spin_utils.paper import published
 from spin_utils.settings.inputs import ModelSettings, SettingsError
 from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
 from spin_utils.settings.profiles import of_arm
-from spin_utils.settings.run import EvaluationSettings, GenerationSettings, Profile, TrainingSettings
+from spin_utils.settings.run import EvaluationSettings, GenerationSettings, LoraSettings, Profile, TrainingSettings
 
 MARGIN = 1.1
 """Factor on the sum, for fragmentation and allocator caches."""
@@ -96,40 +97,43 @@ KNOWN = {
 base of zephyr-7b-sft-full, and that of Qwen2.5-0.5B, as published on the hub."""
 
 
-def architecture(settings: ModelSettings, *, reachable: bool = False) -> tuple[Architecture, str] | None:
+def architecture(
+    settings: ModelSettings, *, reachable: bool = False, adapters: Collection[LoraSettings] = ()
+) -> tuple[Architecture, str] | None:
     """Sizes of a model and where they come from, without loading it; None if its config.json cannot be read.
 
     Args:
         settings: the model's source.
         reachable: whether to ask the hub for a config.json that has not been downloaded yet.
+        adapters: of its training runs.
 
     Raises:
-        ModelError: a local model does not exist, or the kit cannot train it.
+        ModelError: a local model does not exist, or the kit cannot train it, or not with these adapters.
     """
     from transformers import AutoConfig
 
     read = partial(AutoConfig.from_pretrained, trust_remote_code=False)
     if settings.source == "tiny":
-        return of_config(base.tiny_config(settings, settings.vocabulary_size)), "the profile"
+        return of_config(base.tiny_config(settings, settings.vocabulary_size), adapters), "the profile"
     if settings.source == "gguf_package":
         file = base.gguf_path(settings)
-        return of_config(read(file.parent, gguf_file=file.name)), "the GGUF file"
+        return of_config(read(file.parent, gguf_file=file.name), adapters), "the GGUF file"
     if settings.source == "directory":
-        return of_config(read(base.check_directory(Path(settings.path)))), "its config.json"
+        return of_config(read(base.check_directory(Path(settings.path))), adapters), "its config.json"
     if settings.revision:
         with contextlib.suppress(OSError):
             config = read(settings.name, revision=settings.revision, local_files_only=not reachable)
-            return of_config(config), "its config.json on the hub"
+            return of_config(config, adapters), "its config.json on the hub"
     if settings.name not in KNOWN:
         return None
     return KNOWN[settings.name], "the kit's table, because its config.json could not be reached"
 
 
-def of_config(config: Any) -> Architecture:
+def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architecture:
     """Sizes from a transformers configuration.
 
     Raises:
-        ModelError: a model that the kit cannot train or sample from.
+        ModelError: a model that the kit cannot train or sample from, or that has no layers for the adapters.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -137,6 +141,8 @@ def of_config(config: Any) -> Architecture:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     general.check_model(model, longest_row=1)
+    for each in adapters:
+        lora.attach(copy.deepcopy(model), each, seed=0)
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * config.hidden_size

@@ -25,8 +25,9 @@ from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.model.base import ModelError
 from spin_utils.paper import generations, results
-from spin_utils.settings.inputs import DemonstrationSettings, SettingsError
-from spin_utils.settings.run import Profile
+from spin_utils.settings.inputs import DemonstrationSettings, ModelSettings, SettingsError
+from spin_utils.settings.profiles import of_arm
+from spin_utils.settings.run import LoraSettings, Profile
 
 if TYPE_CHECKING:
     from spin_utils.experiment.estimate import Machine, Need
@@ -48,6 +49,7 @@ def check_inputs(profile: Profile) -> None:
         base.identity(settings)
     if profile.model.source == "directory":
         base.check_folder(Path(profile.model.path), profile.template)
+    _check_adapters(profile)
     names: set[str] = set()
     if needs_data(profile):
         demonstrations = load_demonstrations(profile.demonstrations)
@@ -64,6 +66,23 @@ def check_inputs(profile: Profile) -> None:
         vllm.check_environment(profile.generation.vllm)
     if profile.mt_bench is not None and not profile.released:
         mt_bench.check(profile.mt_bench)
+
+
+def _check_adapters(profile: Profile) -> None:
+    """Raise if the model has no layers for the adapters of a training run, however late it comes."""
+    adapters = _adapters(profile)
+    if adapters:
+        from spin_utils.experiment import estimate  # needs torch
+
+        estimate.architecture(profile.model, adapters=adapters)
+
+
+def _adapters(profile: Profile) -> set[LoraSettings]:
+    """Of all training runs, variants of SPIN included."""
+    used = [
+        each for made in (profile, *(of_arm(profile, arm) for arm in profile.arms)) for each in trainings(made).values()
+    ]
+    return {each.lora for each in used if each.lora is not None}
 
 
 def _check_demonstrations(profile: Profile, demonstrations: Demonstrations, names: set[str]) -> None:
@@ -137,7 +156,8 @@ def _check_not_held_out(name: str, rows: Sequence[Row], profile: Profile, demons
 
 
 def check_start(plan: Plan, model: Path) -> None:
-    """Check the lengths of all rows and pairs of a run, as soon as its base model's tokenizer is available."""
+    """Check the lengths of all rows and pairs of a run, and its adapters, as soon as its base model is available."""
+    _check_adapters(replace(plan.profile, model=ModelSettings(source="directory", path=str(model))))
     data = plan.directory("data")
     asked = {split: read_rows(data / f"{split}.jsonl") for split in ("spin", "validation", "test", "transfer")}
     check_fit(model, plan.profile, asked)
@@ -275,7 +295,7 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
         return Report(profile.name, machine.name, "does not fit" if full else verdict, findings)
 
     try:
-        found = estimate.architecture(profile.model, reachable=reachable)
+        found = estimate.architecture(profile.model, reachable=reachable, adapters=_adapters(profile))
     except ModelError as error:
         found = None
         findings.append(Finding("model", "refused", str(error)))

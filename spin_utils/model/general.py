@@ -45,6 +45,7 @@ COSTS: dict[Path, str] = {
 _PROBE = "spin_probe"
 _KNOWN = {"position_ids", "cache_position", "position_embeddings", "packed_layout", "use_cache", "is_causal"}
 """Arguments of attention that do not change what it computes on packed groups, besides those of `attention.attend`."""
+_PADDING: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 _PATHS: weakref.WeakKeyDictionary[PreTrainedModel, Path] = weakref.WeakKeyDictionary()
 
 
@@ -159,6 +160,44 @@ def next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: Any) -
     return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given).logits[:, -1]
 
 
+def padding(model: PreTrainedModel) -> bool:
+    """Whether prompts of different lengths can be sampled from together; determined once per model, on three tokens.
+
+    Raises:
+        ModelError: the model does not work with transformers' cache, so that it could not be sampled from.
+    """
+    if model not in _PADDING:
+        ids = torch.tensor([[1, 2]], device=model.device)
+        ones, pad = torch.ones_like(ids), torch.zeros_like(ids[:, :1])
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                alone = _third(model, ids, ones)
+                same = not has_state(model)
+                if same:  # true of most models that count positions by themselves, but not of all
+                    beside = _third(model, torch.cat([ids[:, :1], ids], 1), torch.cat([pad, ones], 1))
+                    rounding = (1e-3, 1e-4) if model.dtype == torch.float32 else (0.1, 0.02)
+                    same = torch.allclose(alone, beside, atol=rounding[0], rtol=rounding[1])
+        except (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{type(model).__name__}: cannot be sampled from ({reason}); use another model") from None
+        finally:
+            model.train(was_training)
+        _PADDING[model] = same
+    return _PADDING[model]
+
+
+def _third(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Log-probabilities after a prompt and one more token, read through the cache."""
+    cache = DynamicCache(config=model.config)
+    next_logits(model, ids, mask, cache)
+    more = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    return torch.log_softmax(next_logits(model, ids[:, -1:], more, cache).float(), -1)
+
+
 def has_state(model: PreTrainedModel) -> bool:
     """Whether tokens reach later ones by more than keys and values, so that prompts cannot be padded on the left."""
     return bool(getattr(model, "_is_stateful", False)) or any(
@@ -188,7 +227,8 @@ class _Seen:
 def _fits(model: PreTrainedModel) -> bool:
     """Whether every attention layer passes the layout on, and nothing that `attend` does not know."""
     config = copy.deepcopy(model.config)
-    config._attn_implementation, config.pad_token_id = _PROBE, None  # a pad token would make it look at the ids
+    config._attn_implementation = _PROBE
+    vars(config)["pad_token_id"] = None  # it would make the model look at the ids; some configs refuse to have none
     seen = _Seen()
     with torch.device("meta"):
         shape = type(model)(config).eval()

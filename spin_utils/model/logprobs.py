@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from spin_utils.files import processes
 from spin_utils.model import sharding
 from spin_utils.model.base import ModelError
-from spin_utils.model.general import check_model, next_logits, on_its_path, path_of, response_logits, use_padded
+from spin_utils.model.general import check_model, on_its_path, padding, path_of, response_logits, use_padded
 from spin_utils.model.packing import Group, PackedBatch, check_groups, micro_batches, pack, rows_at_once
 
 KEPT_LOGITS = 2**27
@@ -176,7 +176,7 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
     if model in _PROBED:
         return
     if path_of(model) != "fast":
-        _try_cache(model)
+        padding(model)
     if path_of(model) == "padded":
         _PROBED.add(model)
         return
@@ -202,21 +202,6 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
         raise ModelError(f"{name}: {found}; its layers are changed: use the model as transformers loads it")
     logger.warning("%s: %s; continuing with padded rows, one row per response", name, found)
     use_padded(model)
-
-
-def _try_cache(model: PreTrainedModel) -> None:
-    """Raise if a model cannot read two tokens into transformers' cache: after training it could not be sampled from."""
-    ids = torch.tensor([[1, 2]], device=model.device)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            next_logits(model, ids, torch.ones_like(ids), DynamicCache(config=model.config))
-    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{type(model).__name__}: cannot be sampled from ({reason}); use another model") from None
-    finally:
-        model.train(was_training)
 
 
 class _LogitLogps(torch.autograd.Function):

@@ -38,6 +38,10 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    modules = [f".{name}" for name, _ in model.named_modules()]
+    for target in settings.targets:  # peft passes over those that are not there as long as one is
+        if not any(name.endswith(f".{target}") for name in modules):
+            raise ModelError(f"{type(model).__name__}: lora.targets: it has no layer {target!r}; correct the name")
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,

@@ -23,7 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from spin_utils.model.base import ModelError
 from spin_utils.model.decoding import Decoder, misfit
-from spin_utils.model.general import check_model, has_state, next_logits
+from spin_utils.model.general import check_model, next_logits, padding
 from spin_utils.model.packing import rows_at_once
 from spin_utils.settings.run import GenerationSettings
 
@@ -323,7 +323,7 @@ def _sample_with_cache(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for batch in _batches(lengths, settings.batch_size, equal=has_state(model)):
+        for batch in _batches(lengths, settings.batch_size, equal=not padding(model)):
             numbers = np.stack([uniforms(seed, streams[i], settings.max_new_tokens) for i in batch])
             owners = [i // samples_per_prompt for i in batch]
             drawn = _decode(model, prompts, owners, torch.from_numpy(numbers).to(model.device), eos, settings)

@@ -15,7 +15,7 @@ from decoders import model_of, pairs
 from oracle import gradients, obvious_logps
 from tiny_models import tiny_model
 
-from spin_utils.experiment import estimate
+from spin_utils.experiment import estimate, preflight
 from spin_utils.experiment.dpo import dpo, read_settings
 from spin_utils.model import base, lora
 from spin_utils.model.base import ModelError
@@ -64,8 +64,25 @@ def test_targets_that_are_not_there_or_the_head_are_refused() -> None:
         lora.attach(tiny_model("llama"), LoraSettings(targets=("c_attn",)), seed=0)
     with pytest.raises(ModelError, match="has the head"):
         lora.attach(tiny_model("mistral"), LoraSettings(targets=("lm_head", "q_proj")), seed=0)
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM: lora\.targets: it has no layer 'q_porj'"):
+        lora.attach(tiny_model("llama"), LoraSettings(targets=("q_porj", "v_proj")), seed=0)
     with pytest.raises(SettingsError, match=r"lora: adapters are not sharded; set processes\.sharding to ddp"):
         profiles.load("paper", {"spin.training.lora.rank": 8})
+
+
+@pytest.mark.parametrize("where", ["sft", "spin.training", "dpo.training", "arms.two-answers"])
+def test_targets_are_checked_before_any_work_wherever_they_are_set(where: str) -> None:
+    section = where if where != "arms.two-answers" else "arms"
+    value = (
+        {"two-answers": {"spin.training.lora": {"targets": ["c_attn"]}}}
+        if section == "arms"
+        else {"targets": ["c_attn"]}
+    )
+    profile = profiles.load("smoke", {section if section == "arms" else f"{section}.lora": value})
+    with pytest.raises(ModelError, match="LlamaForCausalLM: lora.targets: it has no layer 'c_attn'"):
+        preflight.check_inputs(profile)
+    machine = estimate.machine(1, 80)
+    assert any("'c_attn'" in finding.text for finding in preflight.check(profile, machine).findings)
 
 
 ROWS = [{"prompt": f"Add {i} and 1.", "chosen": f"{i + 1}", "rejected": f"no {i}"} for i in range(10)]
