@@ -547,7 +547,7 @@ def compact(frame: pd.DataFrame, *, with_tasks: bool = True) -> tuple[list[str],
     return ["", *(name.replace("_", "\n") for name in tasks), "average", "gain", "direction", "paper", "gain"], rows
 
 
-def _short(value: float, low: float = math.nan, high: float = math.nan, sign: str = "") -> str:
+def _short(value: Any, low: Any = math.nan, high: Any = math.nan, *, sign: str = "") -> str:
     if pd.isna(value):
         return DASH
     return minus(f"{value:{sign}.1f}" + ("" if pd.isna(low) else f" [{low:{sign}.1f}, {high:{sign}.1f}]"))

@@ -138,6 +138,8 @@ def test_training_records_generations_and_held_out_pairs_come_as_long_tables(tmp
         "generated_drift",
         "real_logp",
         "real_bytes",
+        "real_surprise",
+        "generated_surprise",
     ]
     assert len(pairs) == 2 * 4 * 9
     transfer = results.load_evaluations(whole, kind_folder="transfer")

@@ -89,7 +89,7 @@ def test_the_commands_of_a_page_run(page: str, checkout: Path) -> None:
         assert (checkout / product).exists(), product
     if page == "docs/your-data.md":
         scores = results.load_evaluations(checkout / "results" / "sums")
-        assert scores.groupby("model").size().to_dict() == {"sft": 6, "spin-0": 6}
+        assert scores.groupby("model").size().to_dict() == {"sft": 6, "spin-0": 6, "spin-0-arm-two-answers": 6}
 
 
 @pytest.mark.slow
