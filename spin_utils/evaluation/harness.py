@@ -272,11 +272,12 @@ def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
     """
     specs: dict[str, str] = {}
     for column in columns:
-        other = specs.setdefault(column.name.lower(), column.spec)
-        if other is not column.spec:
+        if column.name.lower() in specs:
+            other = specs[column.name.lower()]
             raise EvaluationError(
                 f"tasks: {other} and {column.spec} are both called {column.name}; rename one or leave it out"
             )
+        specs[column.name.lower()] = column.spec
     shipped = [LM_EVAL_TASKS / b.folder for suite in suites.SUITES.values() for b in suite.values()]
     manager = TaskManager(include_path=list(dict.fromkeys(shipped)), include_defaults=False)
     wanted = {column.name: column.parts or (column.spec,) for column in columns}
@@ -338,6 +339,11 @@ def _check_scored(name: str, task: Any) -> None:
         raise EvaluationError(f"tasks: {name} is of type {task.OUTPUT_TYPE}; use {', '.join(_SCORED)}")
     if not task.config.metric_list or not len(task.eval_docs):
         raise EvaluationError(f"tasks: {name} has no metric or no items; add them to its file")
+    if not task.higher_is_better().get(_first_metric(task), True):
+        raise EvaluationError(
+            f"tasks: {name}: metric {_first_metric(task)!r} is better when lower (higher_is_better), and tables and "
+            "verdicts read every score the other way; list one first that is better when higher"
+        )
     if task.OUTPUT_TYPE == "generate_until":
         try:
             known_options(task.config.generation_kwargs)

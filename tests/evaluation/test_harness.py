@@ -316,6 +316,12 @@ def test_tasks_that_no_evaluation_could_score_are_refused_before_training(
     check(task_file(tmp_path / "good.yml", GENERATING))
     with pytest.raises(EvaluationError, match="tasks: beams: generation_kwargs: num_beams is not supported"):
         check(task_file(tmp_path / "beams.yml", GENERATING.replace("5}", "5, num_beams: 4}")))
+    with pytest.raises(EvaluationError, match="good.yml are both called good; rename one or leave it out"):
+        check(tmp_path / "good.yml", tmp_path / "good.yml")
+    lower = task_file(tmp_path / "lower.yml", GENERATING)
+    lower.write_text(lower.read_text().replace("higher_is_better: true", "higher_is_better: false"))
+    with pytest.raises(EvaluationError, match="lower: metric 'exact_match' is better when lower"):
+        check(lower)
     with pytest.raises(EvaluationError, match="rolling is of type loglikelihood_rolling"):
         check(task_file(tmp_path / "rolling.yml", "output_type: loglikelihood_rolling\n"))
 
