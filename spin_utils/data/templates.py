@@ -422,6 +422,8 @@ def _render(
         frozen = _frozen(str(tokenizer.get_chat_template()), template.date)
         options: dict[str, Any] = {"chat_template": frozen, "add_generation_prompt": asked, "tokenize": False}
         return str(tokenizer.apply_chat_template(messages, **options))
+    except TemplateError:
+        raise
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise TemplateError(
             f"the chat template cannot be rendered ({type(error).__name__}: {error}); correct it, or {_OTHERWISE}"

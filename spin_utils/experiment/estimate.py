@@ -347,6 +347,9 @@ class Need:
         return MARGIN * (sum(self.sharded.values()) / devices + sum(self.own.values())) + LIBRARIES
 
 
+_SHARD = ", or shard it over more devices (processes.sharding=fsdp2, resources.training.gpus)"
+
+
 def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machine: Machine) -> Iterator[Need]:
     """Peak memory of each kind of stage."""
     gpu, prompt, width = machine.kind == "cuda", lengths.longest_prompt, machine.width
@@ -367,8 +370,8 @@ def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machi
             repeated=_repeated(section, lengths) if architecture.path == "padded" else 1.0,
             gpu=gpu,
             stage=section.partition(".")[0],
-            lower=f"lower {section}.micro_batch_tokens, set {section}.gradient_checkpointing=true, or shard it over "
-            "more devices (processes.sharding=fsdp2, resources.training.gpus)",
+            lower=f"lower {section}.micro_batch_tokens or set {section}.gradient_checkpointing=true"
+            + ("" if settings.lora else _SHARD),
         )
     if not profile.released and by_vllm:
         yield _vllm_memory(architecture, profile.generation, prompt + answer)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from spin_utils.model import base
@@ -38,10 +39,12 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    modules = [f".{name}" for name, _ in model.named_modules()]
     for target in settings.targets:  # peft passes over those that are not there as long as one is
-        if not any(name.endswith(f".{target}") for name in modules):
-            raise ModelError(f"{type(model).__name__}: lora.targets: it has no layer {target!r}; correct the name")
+        found = [module for name, module in model.named_modules() if f".{name}".endswith(f".{target}")]
+        if not target or not found or isinstance(found[0], nn.Embedding):  # whose weights may also be the head's
+            raise ModelError(
+                f"{type(model).__name__}: lora.targets: it has no linear layer {target!r}; correct the name"
+            )
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
@@ -54,7 +57,7 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
-            raise ModelError(f"{type(model).__name__}: lora.targets: {' '.join(str(error).split())}") from None
+            raise ModelError(f"{type(model).__name__}: lora.targets: {' '.join(str(error).split())[:200]}") from None
     if any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters()):
         raise ModelError(f"{type(model).__name__}: lora.targets has the head; leave it out")
     return adapted
