@@ -322,14 +322,14 @@ def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     # A section with a different source starts from scratch, so that settings of the old source do not leak into it.
-    # A template of a different kind drops the old markers, which the new model may not know.
+    # A template of a different kind drops the old markers, which the new model may not know. `{}` empties a section.
     merged = dict(base)
     if "kind" in change and change["kind"] != base.get("kind"):
         merged = {name: value for name, value in base.items() if name not in ("prompt", "end")}
     for name, value in change.items():
         old = merged.get(name)
         source = old.get("source") if isinstance(old, dict) else None
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("source", source) == source:
+        if isinstance(old, dict) and isinstance(value, dict) and value and value.get("source", source) == source:
             merged[name] = _merge(old, value)
         else:
             merged[name] = value
