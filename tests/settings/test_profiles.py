@@ -99,7 +99,8 @@ def test_a_profile_of_three_lines_changes_model_and_data(tmp_path: Path) -> None
 def test_an_empty_section_takes_away_what_the_profile_below_has(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("extends: smoke\narms: {}\n")
-    assert profiles.load("smoke").arms and not profiles.load(str(path)).arms
+    assert profiles.load("smoke").arms
+    assert not profiles.load(str(path)).arms
 
 
 def test_a_template_of_another_kind_keeps_no_markers_of_the_old_one(tmp_path: Path) -> None:
