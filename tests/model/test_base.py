@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
 from spin_utils.model import base
 from spin_utils.settings import profiles
-from spin_utils.settings.inputs import ModelSettings
+from spin_utils.settings.inputs import ModelSettings, TemplateSettings
 
 TEXTS = ["What is 3 + 4? Answer: 7", "Spell this word backward: sun"] * 10
 
@@ -52,6 +53,18 @@ def test_a_folder_is_named_not_copied(folder: Path, tmp_path: Path) -> None:
     assert base.materialise(settings, tmp_path, [], seed=0) == folder
     assert [p.name for p in tmp_path.iterdir()] == ["model.json"]
     assert base.load(tmp_path, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_tokenizer_class_that_fails_on_a_text_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(PreTrainedTokenizerFast):
+        def encode(self, *texts: object, **options: object) -> list[int]:
+            raise Exception("Unk token `<unk>` not found in the vocabulary")
+
+    template = TemplateSettings(kind="text", prompt="{prompt}", end="<|im_end|>")
+    base.check_folder(folder, template)
+    monkeypatch.setattr(base, "load_tokenizer", lambda place: Failing.from_pretrained(place))
+    with pytest.raises(base.ModelError, match="as Failing, .* makes other ids of a text than tokenizer.json says"):
+        base.check_folder(folder, template)
 
 
 def test_the_identity_of_a_folder_follows_its_content(folder: Path, tmp_path: Path) -> None:
