@@ -370,7 +370,7 @@ def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machi
             repeated=_repeated(section, lengths) if architecture.path == "padded" else 1.0,
             gpu=gpu,
             stage=section.partition(".")[0],
-            lower=f"lower {section}.micro_batch_tokens or set {section}.gradient_checkpointing=true"
+            lower=f"lower {section}.micro_batch_tokens, set {section}.gradient_checkpointing=true"
             + ("" if settings.lora else _SHARD),
         )
     if not profile.released and by_vllm:
