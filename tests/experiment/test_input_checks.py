@@ -56,7 +56,7 @@ def test_what_would_end_a_run_after_its_main_chain_is_refused_before_any_work(tm
     write_rows(
         tmp_path / "rows.jsonl", [{"prompt": f"Say {i}", "response": "x", "family": "Average"} for i in range(30)]
     )
-    with pytest.raises(RowError, match="family 'Average' has the name that tables use for the mean; rename it"):
+    with pytest.raises(RowError, match="family 'Average' has the name that the tables use for the mean; rename it"):
         preflight.check_inputs(profiles.load("smoke", {"demonstrations": data, "spin.subsets": [25]}))
 
 
