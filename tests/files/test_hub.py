@@ -119,7 +119,7 @@ def test_without_a_fetch_it_is_said_before_the_first_job_what_would_be_missing(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     message = (
         r"not fetched: UCLA-AGI/SPIN_iter0 \(demonstrations\), SaylorTwift/bbh \(evaluation.suite\), "
-        r"allenai/openbookqa \(evaluation.suite\); `spin-repro fetch`"
+        r"allenai/openbookqa \(evaluation.suite\); run `spin-repro fetch`"
     )
     with pytest.raises(cache.HubError, match=f"HF_HUB_OFFLINE is set, but {message}"):
         preflight.check_fetched(profile)
