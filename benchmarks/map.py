@@ -160,6 +160,8 @@ def _findings(found: pd.DataFrame) -> str:
     cells = found[found["kind"] == "spin"]
     said = []
     for measure, words in MEASURES.items():
+        if measure not in cells:
+            continue  # there is no control yet
         sure = {"better": cells[cells[f"{measure}_low"] > 0], "worse": cells[cells[f"{measure}_high"] < 0]}
         for side, there in sure.items():
             if len(there):

@@ -30,11 +30,12 @@ def map_figure(summary: pd.DataFrame) -> Figure:
     """
     cells = summary[summary["kind"] == "spin"]
     betas, steps = sorted(cells["beta"].unique()), sorted(cells["steps"].unique())
+    shown = {measure: title for measure, title in PANELS.items() if measure in cells}
+    rows = -(-len(shown) // 2)
     with style():
-        figure = new_figure(5.4, 6.9)
-        for axes, (measure, title) in zip(
-            figure.subplots(3, 2, sharex=True, sharey=True).flat, PANELS.items(), strict=True
-        ):
+        figure = new_figure(1.8 * rows, 6.9)
+        panels = figure.subplots(rows, 2, sharex=True, sharey=True).flat
+        for axes, (measure, title) in zip(panels, shown.items(), strict=True):
             _panel(axes, cells, measure, betas, steps)
             axes.set_title(title)
         for axes in figure.axes[-2:]:
@@ -44,10 +45,10 @@ def map_figure(summary: pd.DataFrame) -> Figure:
             axes.set_yticks(range(len(betas)), [f"{beta:g}" for beta in betas])
             axes.set_ylabel("beta")
         fewest, most = cells["seeds"].min(), cells["seeds"].max()
-        shown = f"{most} training seed{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
+        seeds = f"{most} training seed{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
         footnote(
             figure,
-            f"{shown}. Bold: the 95 % interval excludes no effect (50 % told apart, 0 points). Dashed: beta 1/2, "
+            f"{seeds}. Bold: the 95 % interval excludes no effect (50 % told apart, 0 points). Dashed: beta 1/2, "
             "below which an exact iteration overshoots (Theorem 5.4).",
         )
     return figure
