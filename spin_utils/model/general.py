@@ -179,7 +179,7 @@ def padding(model: PreTrainedModel) -> bool:
                     beside = _third(model, torch.cat([ids[:, :1], ids], 1), torch.cat([pad, ones], 1))
                     rounding = (1e-3, 1e-4) if model.dtype == torch.float32 else (0.1, 0.02)
                     same = torch.allclose(alone, beside, atol=rounding[0], rtol=rounding[1])
-        except (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = " ".join(str(error).split())
@@ -238,7 +238,7 @@ def _fits(model: PreTrainedModel) -> bool:
         ids = torch.zeros(1, 3, dtype=torch.long)
         try:
             shape.forward(input_ids=ids, position_ids=ids, use_cache=False, packed_layout=seen)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError):  # it does more than a dry run can show
+        except (RuntimeError, TypeError, ValueError):  # it does more than a dry run can show
             return False
     layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
