@@ -1,7 +1,7 @@
 """Task families from reasoning-gym: generated demonstrations whose answers a program can grade.
 
-They need no network. Train, validation and test use seeds that are far apart, and
-no prompt occurs twice. Nothing here depends on the date, the network or Python's hash seed.
+Train, validation and test use seeds that are far apart, and no prompt occurs twice. Nothing here depends on the date,
+the network or Python's hash seed.
 """
 
 from __future__ import annotations
@@ -138,17 +138,13 @@ def _dataset(name: str, family: FamilySettings, *, size: int, seed: int) -> Any:
             f"demonstrations.families.{name}: {family.dataset} depends on today's date, so its rows cannot be "
             "reproduced; choose another generator"
         )
-    config = DATASETS[family.dataset][1]
-    allowed = sorted(set(config.__dataclass_fields__) - {"seed", "size"})
-    for option in family.options:
-        if option not in allowed:
-            near = get_close_matches(option, allowed, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(allowed)}"
-            raise RowError(f"demonstrations.families.{name}.options: {family.dataset} has no {option!r}; {hint}")
-        default, value = config.__dataclass_fields__[option].default, family.options[option]
+    fields = DATASETS[family.dataset][1].__dataclass_fields__
+    for option, value in family.options.items():
+        default = fields[option].default if option in fields else None
         if type(default) in (bool, int) and type(value) is not type(default):  # 2.5 terms, or true of them
-            wanted = "true or false" if type(default) is bool else "a whole number"
-            raise RowError(f"demonstrations.families.{name}.options.{option}: is {value!r}; write {wanted}")
+            raise RowError(
+                f"demonstrations.families.{name}.options.{option}: is {value!r}; write one like its default, {default}"
+            )
     try:
         return reasoning_gym.create_dataset(family.dataset, size=size, seed=seed, **family.options)
     except (AssertionError, TypeError, ValueError) as error:

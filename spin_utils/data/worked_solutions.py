@@ -10,10 +10,9 @@ item should be left out because its label does not follow from its text.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise, product
+from itertools import product
 from random import Random
 from typing import Any
 
@@ -53,16 +52,6 @@ def chain_sum(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
     return f"Compute {expression}.", _steps(steps, rng)
 
 
-def number_sorting(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """The two ends of the list."""
-    data = entry["metadata"]
-    ordered = sorted(data["sorted_numbers"], key=float)
-    low, high = ordered[0], ordered[-1]
-    styles = [f"From {low} to {high}." if data["direction"] == "ascending" else f"From {high} to {low}."]
-    styles.append(f"Smallest {low}, largest {high}.")
-    return f"Sort in {data['direction']} order: {', '.join(data['original_numbers'])}", rng.choice(styles)
-
-
 def number_filtering(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
     """Each number with its verdict."""
     data = entry["metadata"]
@@ -71,20 +60,6 @@ def number_filtering(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
     verdicts = ", ".join(f"{n} {yes if n in data['result'] else no}" for n in data["original_numbers"])
     prompt = f"{action.capitalize()} the numbers {comparison} than {data['filter_value']}: {data['original_numbers']}"
     return prompt, f"{verdicts}."
-
-
-def leg_counting(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """Legs of each kind and running sums."""
-    from reasoning_gym.arithmetic.leg_counting import ANIMALS
-
-    animals = entry["metadata"]["animals"]
-    legs = [count * ANIMALS[animal] for animal, count in animals.items()]
-    prompt = "How many legs: " + ", ".join(f"{n} {animal}{'s' if n > 1 else ''}" for animal, n in animals.items()) + "?"
-    each = rng.choice(["{n} * {legs} = {all}", "{animal} {n} * {legs} = {all}"])
-    parts = [
-        each.format(n=n, legs=ANIMALS[animal], all=n * ANIMALS[animal], animal=animal) for animal, n in animals.items()
-    ]
-    return prompt, f"{', '.join(parts)}; {' + '.join(map(str, legs))} = {sum(legs)}."
 
 
 def gcd(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
@@ -98,89 +73,6 @@ def gcd(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
             a, b = b, a % b
         current = a
     return f"Find the gcd of {', '.join(map(str, numbers))}.", _steps(steps, rng)
-
-
-def lcm(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """The product over the greatest common divisor, number by number."""
-    numbers = entry["metadata"]["numbers"]
-    parts, current = [], numbers[0]
-    for number in numbers[1:]:
-        divisor = math.gcd(current, number)
-        result = current * number // divisor
-        style = rng.choice(["gcd {g}, {a} * {b} / {g} = {r}", "{a} * {b} = {p}, and {p} / {g} = {r}"])
-        parts.append(style.format(g=divisor, a=current, b=number, p=current * number, r=result))
-        current = result
-    return f"Find the lcm of {', '.join(map(str, numbers))}.", f"{'; '.join(parts)}."
-
-
-def simple_equations(entry: Mapping[str, Any], rng: Random) -> tuple[str, str] | None:
-    """The equation collected, then the constant moved over."""
-    import sympy
-
-    data = entry["metadata"]
-    left, right = data["equation"].split(" = ")
-    symbol = sympy.Symbol(data["variable"])
-    polynomial = sympy.Poly(sympy.sympify(f"({left}) - ({right})", locals={data["variable"]: symbol}), symbol)
-    if polynomial.degree() != 1:
-        return None
-    slope, constant = polynomial.all_coeffs()
-    equation = f"{slope}*{symbol} = {-constant}"
-    styles = ["{e}, so divide {r} by {s}.", "Then {e}.", "{e}; divide by {s}."]
-    return f"Solve for {symbol}: {data['equation']}", rng.choice(styles).format(e=equation, r=-constant, s=slope)
-
-
-def count_bits(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """The number in binary."""
-    data = entry["metadata"]
-    style = rng.choice(["In binary: {b}.", "{n} is {b} in binary."])
-    return f"How many 1 bits has {data['number']}?", style.format(n=data["number"], b=data["binary"])
-
-
-def base_conversion(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """By way of the decimal value."""
-    data = entry["metadata"]
-    style = rng.choice(["That is {d} in base 10.", "Decimal value: {d}."])
-    prompt = f"Write the base-{data['source_base']} number {data['source_repr']} in base {data['target_base']}."
-    return prompt, style.format(d=data["decimal_value"])
-
-
-def fraction_simplification(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """The common factor."""
-    data = entry["metadata"]
-    style = rng.choice(["Divide both by {f}.", "The gcd is {f}.", "{f} goes into both."])
-    return f"Simplify {data['numerator']}/{data['denominator']}.", style.format(f=data["reduction_factor"])
-
-
-def prime_factorization(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """Divisions by one prime after the other."""
-    factors, rest = entry["metadata"]["factors"], entry["metadata"]["number"]
-    prompt = f"Write {rest} as a product of primes, like 2 × 2 × 3."
-    if len(factors) == 1:
-        return prompt, rng.choice([f"{rest} is prime.", f"No prime divides {rest}."])
-    steps = []
-    for factor in factors[:-1]:
-        steps.append((f"{rest} / {factor}", rest // factor))
-        rest //= factor
-    return prompt, _steps(steps, rng)
-
-
-def simple_geometry(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """What the known angles leave of the sum of all."""
-    data = entry["metadata"]
-    angles = [f"{angle:g}" for angle in data["known_angles"]]
-    total, known = f"{data['total_interior_sum']:g}", f"{data['sum_of_known_angles']:g}"
-    prompt = f"A convex polygon with {data['n_sides']} sides has the angles {', '.join(angles)} and one more. Find it."
-    steps = [(" + ".join(angles), known), (f"{total} - {known}", f"{data['missing_angle_raw']:g}")]
-    return prompt, f"All angles make {total}. " + _steps(steps, rng)
-
-
-def number_sequence(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """The rule, or the differences."""
-    data = entry["metadata"]
-    terms = data["sequence"][:-1]
-    differences = ", ".join(str(b - a) for a, b in pairwise(terms))
-    styles = [f"Rule: {data['rule']}.", f"Rule: {data['rule']}.", f"Differences: {differences}."]
-    return f"Next number: {', '.join(map(str, terms))}, ?", rng.choice(styles)
 
 
 def letter_counting(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
@@ -254,16 +146,6 @@ def syllogism(entry: Mapping[str, Any], rng: Random) -> tuple[str, str] | None:
     return prompt, rng.choice(reasons)
 
 
-def sentence_reordering(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """The words at both ends of the sentence."""
-    words = entry["question"].split(": ", 1)[1].strip()
-    ordered = entry["answer"].split()
-    first, last = ordered[0], ordered[-1]
-    styles = ["It starts with {first}.", "{first} comes first.", "It begins {first} {second}.", "The end is {last}"]
-    second = (*ordered[1:], "")[0]
-    return f"Put in order: {words}", rng.choice(styles).format(first=first, second=second, last=last)
-
-
 def spell_backward(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
     """The letters in order, then in reverse."""
     word = entry["metadata"]["word"]
@@ -272,52 +154,16 @@ def spell_backward(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
     return f"Spell backward: {word}", rng.choice(styles)
 
 
-def word_sorting(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """The first letters in order."""
-    data = entry["metadata"]
-    initials = [word[:1] for word in data["sorted_words"]]
-    styles = [f"First letters: {', '.join(initials)}.", f"By letter {' '.join(initials)}.", f"{initials[0]} is first."]
-    return f"Sort in {data['direction']} order: {', '.join(data['transformed_words'])}", rng.choice(styles)
-
-
-def word_sequence_reversal(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """The word that comes first afterwards."""
-    words = entry["metadata"]["words"]
-    return f"Reverse the list: {', '.join(words)}", rng.choice([f"{words[-1]} comes first.", f"Start at {words[-1]}."])
-
-
-def needle_haystack(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
-    """The statement that answers the question."""
-    question = entry["metadata"]["question"].split("?")[0]
-    story = entry["question"].split(question)[0].strip()
-    statement = f"{entry['answer']} {question.removeprefix('Who ')}."
-    return f"{story} {question}?", rng.choice([statement, f"The text says: {statement}"])
-
-
 WRITERS: dict[str, Writer] = {
     writer.__name__: writer
     for writer in (
         chain_sum,
-        number_sorting,
         number_filtering,
-        leg_counting,
         gcd,
-        lcm,
-        simple_equations,
-        count_bits,
-        base_conversion,
-        fraction_simplification,
-        prime_factorization,
-        simple_geometry,
-        number_sequence,
         letter_counting,
         family_relationships,
         syllogism,
-        sentence_reordering,
         spell_backward,
-        word_sorting,
-        word_sequence_reversal,
-        needle_haystack,
     )
 }
 """Writers by the generator's name; any other generator works with its question and bare answer."""
