@@ -105,11 +105,12 @@ def make_model(plan: Plan, step: Step, work: Path) -> None:
     """
     name, settings = ModelName.parse(step.name), training_of(plan.profile, step.name)
     ordered_as_spin = name.is_iterate or name.arm
+    pairs = training_pairs(plan, step.name)
     shown = step.settings.get("epochs_shown", 0)
     kept = range(plan.profile.spin.training.epochs + 1 if name.further else 1, settings.epochs)
     train_on_pairs(
         plan.directory(step.inputs[0]),
-        training_pairs(plan, step.name),
+        _accepted(plan, pairs) if settings.rejection else pairs,
         settings,
         seed=stream(plan.seed, (name.iteration or 0) if ordered_as_spin else 0),
         work=work,
@@ -283,9 +284,25 @@ def training_pairs(plan: Plan, name: str) -> Pairs:
     return Pairs(files, end_truncated=end, answers=answers, rows=count * answers)
 
 
+def _accepted(plan: Plan, pairs: Pairs) -> list[Group]:
+    """Prompts with a generated response that the grader accepts, for rejection sampling."""
+    rows = {row["id"]: row for row in read_rows(plan.directory("data") / "spin.jsonl")}
+    answers = pairs.table.select(["id", "generated", "finish_reason", "prompt_ids", "generated_ids"]).to_pylist()
+    right = [
+        Group(answer["prompt_ids"], (answer["generated_ids"],))
+        for answer in answers
+        if answer["finish_reason"] == "stop" and families.grade(rows[answer["id"]], answer["generated"]) == 1.0
+    ]
+    if not right:
+        raise PairsError(
+            f"rejection: none of {len(answers)} generated responses is right, so there is nothing to learn"
+        )
+    return right
+
+
 def train_on_pairs(
     start: Path,
-    groups: Pairs,
+    groups: Sequence[Group],
     settings: TrainingSettings,
     *,
     seed: int,
@@ -302,7 +319,7 @@ def train_on_pairs(
 
     Args:
         start: checkpoint to start from and play against.
-        groups: pairs (real, generated) or (chosen, rejected).
+        groups: pairs (real, generated) or (chosen, rejected), or single responses for rejection sampling.
         settings: of the run.
         seed: of the order of the pairs.
         work: folder of the artifact being made.
@@ -314,7 +331,7 @@ def train_on_pairs(
     if earlier is not None:
         processes.from_first(lambda: _go_on_from(earlier, work))
     settings = replace(settings, precision=_precision(settings, work))
-    opponent_logps = _opponent_logps(start, groups, settings, work)
+    opponent_logps = None if settings.rejection else _opponent_logps(start, groups, settings, work)
     settings, model, adapted = _load(start, settings, seed, work)
 
     def keep_epoch(epoch: int, model: Any) -> None:
@@ -333,7 +350,7 @@ def train_on_pairs(
         on_epoch_end=keep_epoch if keep_epochs else None,
         keep_state=keep_state,
         what=what,
-        describe=groups.name,
+        describe=groups.name if isinstance(groups, Pairs) else "response {}".format,
     )
     keep_checkpoint(model, start, work, adapted)
     keep_metrics(result, work)

@@ -100,6 +100,9 @@ class TrainingSettings:
     historical: Annotated[float, Field(ge=0)] = 0.0
     """Weight of T-SPIN's historical advantage (eq. 7; 0.1 there): from iteration 1 on, the opponent's response should
     also beat the SFT model's. 0: none."""
+    rejection: bool = False
+    """Fine-tune on those of the opponent's responses that the grader of generated families accepts, as SFT does, and
+    compare no pairs (rejection sampling; arXiv 2308.01825). It is a control: SPIN gets no grades."""
     skip_identical: bool = True
     """Skip pairs whose generated tokens equal the real ones: they give exactly l(0) and no gradient."""
     end_truncated: bool = True
@@ -118,7 +121,7 @@ class TrainingSettings:
         )
 
 
-_LATER = ("nll", "positive", "reference_free", "historical")
+_LATER = ("nll", "positive", "reference_free", "historical", "rejection")
 OF_PAIRS = ("beta", "loss", "skip_identical", "end_truncated", *_LATER)
 """Training settings without effect in SFT, which has no pairs."""
 
@@ -223,8 +226,8 @@ class SpinSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class SftControlSettings:
-    """The control of Table 5 and Figure 5 if the SFT model is given (`sft: null`), so that this profile has neither its
-    settings nor its rows."""
+    """The control of Table 5 and Figure 5 with settings of its own: a learning rate searched for it, or any if the SFT
+    model is given (`sft: null`)."""
 
     training: TrainingSettings
     """One further epoch. The paper gives neither the learning rate nor its decay."""
@@ -322,7 +325,7 @@ class Profile:
     sft_more: Some = 0
     """Further SFT epochs, the control of Table 5 and Figure 5: would more of the same data do as well?"""
     sft_control: SftControlSettings | None = None
-    """Their settings and rows if `sft` is null; otherwise they use those of `sft`."""
+    """Their settings, and rows if they differ; null: those of `sft`."""
     dpo: DpoSettings | None = None
     """DPO, the baseline of Figure 3 and, after SPIN, the last row of Table 3 (App. B.3); null: not run."""
     released: dict[str, ModelSettings] = field(default_factory=dict)
@@ -348,8 +351,8 @@ class Profile:
             f"name: {self.name!r} names folders; use letters, digits, - and _ only",
         )
         require(
-            self.sft is None or self.sft_control is None,
-            "sft_control: further epochs are trained as sft was; set sft_control or sft to null",
+            not self.spin.training.rejection or self.demonstrations.source == "reasoning_gym",
+            "rejection: only generated families (source: reasoning_gym) can grade a response; leave it out",
         )
         require(
             self.sft is not None or self.sft_control is not None or not self.sft_more,

@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from test_experiments import equal, make
 
+from spin_utils.data import families
 from spin_utils.data.templates import EncodedRow, decode_response
 from spin_utils.experiment import estimate, plan, play, publish, run
 from spin_utils.model import base
-from spin_utils.model.packing import Pairs
+from spin_utils.model.packing import Group, Pairs
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError
+from spin_utils.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("module_home")
 
@@ -87,6 +90,38 @@ def test_t_spin_trains_on_triplets_from_iteration_1_on() -> None:
         assert list(group.response_ids[2])[: len(opening[row["id"]])] == opening[row["id"]]
 
 
+def test_rejection_sampling_is_sft_on_the_accepted_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "grade", lambda _row, answer: float(len(answer) % 2))
+    made = arm(spin__training__rejection=True)
+    answers = Pairs([run.make(made, "pairs-0") / "pairs.arrow"]).table.to_pylist()
+    right = [
+        Group(a["prompt_ids"], (a["generated_ids"],))
+        for a in answers
+        if a["finish_reason"] == "stop" and len(a["generated"]) % 2
+    ]
+    assert 0 < len(right) < len(answers)
+    oracle = base.load(made.checkpoint("sft"))
+    train(oracle, right, plan.training_of(made.profile, "spin-0-arm-it"), seed=plan.stream(0, 0), work=tmp_path)
+    trained = base.load(run.make(made, "spin-0-arm-it")).state_dict()
+    for name, weight in oracle.state_dict().items():
+        assert torch.equal(weight, trained[name])
+
+
+def test_rejection_sampling_with_nothing_right_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "grade", lambda _row, _answer: 0.0)
+    with pytest.raises(Exception, match="none of 24 generated responses is right"):
+        run.make(arm(spin__training__rejection=True, spin__betas=[0.3]), "spin-0-arm-it")
+
+
+def test_further_sft_has_settings_of_its_own_if_the_profile_gives_them() -> None:
+    own = {"learning_rate": 1e-5, "epochs": 1, "optimizer": "adamw"}
+    steps = {
+        name: make(arms={}, sft_control={"training": own}, sft_more=1).steps[name] for name in ("sft", "sft-more-1")
+    }
+    assert steps["sft-more-1"].settings["training"]["learning_rate"] == 1e-5
+    assert steps["sft"].directory == make(arms={}).directory("sft")
+
+
 def test_the_released_way_asks_under_one_template_and_trains_under_another(tmp_path: Path) -> None:
     asked = "### Instruction: {prompt}\n\n### Response: "
     made = arm(generation__temperature=0, generation__prompt=asked, generation__max_new_tokens=8)
@@ -133,6 +168,7 @@ def test_the_check_counts_an_arms_memory_and_hours() -> None:
         ({"spin.training.nil": 3}, "arms.it: spin.training.nil: unknown setting; did you mean 'nll'"),
         ({"spin.training.beta": 3}, r"arms.it: spin.training.beta: changes nothing, because spin.betas overrides it"),
         ({"generation.prompt": "### Response:"}, "arms.it: generation.prompt: .* write {prompt} once"),
+        ({"spin.training.rejection": 1}, "arms.it: spin.training.rejection"),
         ({"spin.training.historical": 0.1}, "arms.it: spin.training.historical: T-SPIN trains on one triplet"),
     ],
 )
