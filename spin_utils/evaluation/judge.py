@@ -5,8 +5,8 @@
 | a judgment with a rating from 1 to 10 | `graded` |
 | a judgment without one | `unparsable` |
 | a refusal, or a content filter | `refused` |
-| rate limit, server error, timeout, lost connection, a reply that is no chat completion | retried, then an error |
-| wrong key, unknown model, used-up quota, any other rejected request | an error at once, in the server's words |
+| rate limit, server error, timeout, lost connection | retried by the `openai` client, then an error |
+| wrong key, unknown model, any other rejected request, a reply that is no chat completion | an error at once |
 
 The key is read from the environment and never written: a key of 8 or more characters is removed from everything the
 server says.
@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import os
-import random
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -30,29 +28,18 @@ from spin_utils.evaluation.mt_bench import Message, MtBenchError
 from spin_utils.files import disk
 from spin_utils.settings.machine import MtBenchSettings, judge_identity
 
-log = logging.getLogger(__name__)
-
 KEY = "OPENAI_API_KEY"
 """The environment variable that holds the key."""
 _SECRET = 8
 """Length of the shortest key that is removed. A shorter one, like `x` for a local server, is not a secret and occurs in
 ordinary words."""
-LONGEST_WAIT_S = 120.0
-"""Longest pause before a retry, whatever the server asks for."""
 _FILTERED = ("content_filter", "content_policy_violation")
 _RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))  # FastChat: one_score_pattern, _backup
+_REMEDIES = {401: f"check {KEY}", 403: f"check {KEY}", 404: "check mt_bench.judge and mt_bench.base_url"}
 
 Grade = dict[str, Any]
 """`status` (graded, refused or unparsable), `score` (1 to 10, or None), `judgment` (the judge's words) and
 `judge_model` (the model that the endpoint reports, or empty)."""
-
-
-class _Later(Exception):  # noqa: N818 (a request to try again, not an error)
-    """A temporary failure, with the seconds that the server asks to wait, if any."""
-
-    def __init__(self, reason: str, seconds: float | None = None) -> None:
-        super().__init__(reason)
-        self.seconds = seconds
 
 
 def has_key() -> bool:
@@ -87,98 +74,52 @@ class Judge:
     """
 
     def __init__(self, settings: MtBenchSettings) -> None:
-        self.settings = settings
+        self.settings, self._openai = settings, client_library()
         self._key = os.environ.get(KEY, "").strip()
-        self._stopped = threading.Event()
-        if not self._key:
-            raise MtBenchError(f"{KEY}: not set; put the key for {settings.base_url} in the environment")
-        for name in (KEY, "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):  # the client sends all three as headers
-            if not re.fullmatch(r"[!-~]*", os.environ.get(name, "").strip()):
-                raise MtBenchError(f"{name}: contains a space or a character that no key has; copy it again")
-        self._openai = client_library()
-        try:
-            self._client = self._openai.OpenAI(
-                api_key=self._key, base_url=settings.base_url, timeout=settings.timeout_s, max_retries=0
-            )
-        except (
-            ValueError,
-            ImportError,
-            OSError,
-        ) as error:  # the client reads proxies and certificates from the environment
-            raise self._error(
-                f"cannot make a client ({self._clean(error)})", "check HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
-            ) from None
+        if not re.fullmatch("[!-~]+", self._key):
+            raise MtBenchError(f"{KEY}: not set, or not a key; put the key for {settings.base_url} in the environment")
+        self._client = self._openai.OpenAI(
+            api_key=self._key, base_url=settings.base_url, timeout=settings.timeout_s, max_retries=settings.retries
+        )
 
     def grade(self, messages: Sequence[Message]) -> Grade:
-        """Ask for one grade, retrying after temporary failures.
+        """Ask for one grade; the client retries temporary failures.
 
         Raises:
             MtBenchError: the endpoint rejects the request, or fails more often than `retries` allows.
         """
-        for tries in range(1, self.settings.retries + 2):
-            try:
-                return self._ask(messages)
-            except _Later as failure:
-                if tries > self.settings.retries:
-                    raise self._error(f"{failure} ({tries} tries)", "run the same command later to resume") from None
-                seconds = pause(tries, failure.seconds)
-                log.info("judge: %s; next try in %.0f s", failure, seconds)
-                if self._stopped.wait(seconds):
-                    raise self._error("stopped", "run the same command to resume") from None
-        raise AssertionError("unreachable")
-
-    def stop(self) -> None:
-        """Cancel all waiting retries."""
-        self._stopped.set()
-
-    def _ask(self, messages: Sequence[Message]) -> Grade:
         settings, openai = self.settings, self._openai
         options: dict[str, Any] = {settings.token_limit: settings.judge_max_tokens}
         if settings.judge_temperature is not None:
             options["temperature"] = settings.judge_temperature
+        text = ""
         try:
             reply = self._client.chat.completions.with_raw_response.create(
                 model=settings.judge, messages=list(messages), **options
             )
-            return self._read(reply.http_response.text)
-        except openai.APITimeoutError:
-            raise _Later(f"no answer within {settings.timeout_s:g} s") from None
-        except openai.APIConnectionError as error:
-            raise _Later(f"no connection ({self._clean(error.__cause__ or error)})") from None
-        except openai.APIStatusError as error:
-            return self._refused_request(error)
-        except openai.OpenAIError as error:
-            raise self._error(self._clean(error), "see mt_bench in the profile") from None
-
-    def _read(self, text: str) -> Grade:
-        """The grade in the body of a successful reply."""
-        try:
+            text = reply.http_response.text
             body = json.loads(text)
-            choice = body["choices"][0]
-            message = choice["message"]
-            content, refusal = message.get("content"), message.get("refusal")
-            if not isinstance(content, (str, type(None))):
-                raise TypeError
+            choice, model = body["choices"][0], self._clean(body.get("model") or "")
+            content, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+        except openai.APIStatusError as error:
+            words = self._clean(error.message)[:300]
+            if error.status_code == 400 and error.code in _FILTERED:
+                return _grade("refused", None, words, "")
+            passing = error.status_code == 429 or error.status_code >= 500
+            remedy = "run the same command later to resume" if passing else "see mt_bench in the profile"
+            remedy = _REMEDIES.get(error.status_code, remedy)
+            raise self._error(f"status {error.status_code}: {words}", remedy) from None
+        except openai.OpenAIError as error:
+            words = self._clean(error.__cause__ or error)
+            raise self._error(f"no answer ({words})", "run the same command later to resume") from None
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise _Later(f"a reply that is not a chat completion: {self._clean(text)[:80]!r}") from None
-        words = refusal or content or ""
-        judgment, model = self._clean(words), self._clean(body.get("model") or "")
+            words = self._clean(text)[:80]
+            raise self._error(f"a reply that is not a chat completion: {words!r}", "check mt_bench.base_url") from None
+        words = str(refusal or content or "")
         if refusal or choice.get("finish_reason") == "content_filter":
-            return _grade("refused", None, judgment, model)
+            return _grade("refused", None, self._clean(words), model)
         score = rating(words)
-        return _grade("unparsable" if score is None else "graded", score, judgment, model)
-
-    def _refused_request(self, error: Any) -> Grade:
-        """Handle a status of 400 or above: a refusal to judge, a temporary failure, or an error."""
-        status, code, words = error.status_code, error.code, self._clean(error.message)[:300]
-        if status == 400 and code in _FILTERED:
-            return _grade("refused", None, words, "")
-        passing = status in (408, 409, 429) or status >= 500
-        if passing and code != "insufficient_quota":
-            raise _Later(f"status {status}", _seconds(error.response.headers.get("retry-after")))
-        remedies = {401: f"check {KEY}", 403: f"check {KEY}", 404: "check mt_bench.judge and mt_bench.base_url"}
-        remedy = remedies.get(status, "check the account" if passing else "see mt_bench in the profile")
-        raise self._error(f"status {status}: {words}", remedy) from None
+        return _grade("unparsable" if score is None else "graded", score, self._clean(words), model)
 
     def _error(self, reason: str, remedy: str) -> MtBenchError:
         return MtBenchError(f"judge {self.settings.judge} at {self.settings.base_url}: {reason}; {remedy}")
@@ -229,7 +170,6 @@ def grade_all(
                     future.result()
                     advance(1)
             except BaseException:
-                asked.stop()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
     return {name: kept[key] for name, key in keys.items()}
@@ -245,23 +185,6 @@ def client_library() -> Any:
         return importlib.import_module("openai")
     except ImportError:
         raise MtBenchError("openai: not installed; mt_bench needs it to reach the judge; run `make setup`") from None
-
-
-def pause(tries: int, asked: float | None) -> float:
-    """Seconds before the next try: what the server asks for, or exponential backoff with jitter.
-
-    Args:
-        tries: failed tries so far.
-        asked: seconds in the server's Retry-After, or None.
-    """
-    if asked is not None:
-        return min(asked, LONGEST_WAIT_S)
-    return min(2.0 ** (tries - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1)
-
-
-def _seconds(header: str | None) -> float | None:
-    """Retry-After in seconds; a date is ignored."""
-    return float(header) if header is not None and re.fullmatch(r"\d+(\.\d+)?", header.strip()) else None
 
 
 def _grade(status: str, score: float | None, judgment: str, model: str) -> Grade:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import fastchat_source
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,15 +25,10 @@ GOOD = judged("Wrong, but short. Rating: [[3]]")
 
 
 @pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float | None]]:
-    """What `pause` was asked; nothing waits."""
-    asked: list[tuple[int, float | None]] = []
-
-    def pause(tries: int, seconds: float | None) -> float:
-        asked.append((tries, seconds))
-        return 0.0
-
-    monkeypatch.setattr(judge, "pause", pause)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the client meant to wait; it does not."""
+    asked: list[float] = []
+    monkeypatch.setattr(openai._base_client, "time", SimpleNamespace(**{**vars(time), "sleep": asked.append}))
     return asked
 
 
@@ -104,24 +102,23 @@ def test_every_judgment_becomes_a_grade_a_refusal_or_unparsable(
         Reply(instead="drop"),
         Reply(b'{"choices": [', instead="cut"),
         Reply(instead="stall"),
-        Reply(b"{}"),
     ],
     ids=str,
 )
-def test_a_failure_that_may_pass_is_tried_again(
-    server: LoopbackJudge, waits: list[tuple[int, float | None]], reply: Reply
-) -> None:
+def test_a_failure_that_may_pass_is_tried_again(server: LoopbackJudge, waits: list[float], reply: Reply) -> None:
     answers(server, reply, reply, GOOD)
     options = settings(server, timeout_s=0.3 if reply.instead == "stall" else 30.0)
     assert Judge(options).grade(ASK)["score"] == 3.0
-    asked = 7.0 if reply.status == 429 else None
-    assert waits == [(1, asked), (2, asked)]
     assert len(server.requests) == 3
+    assert waits == [7, 7] if reply.status == 429 else len(waits) == 2
 
 
-def test_after_the_last_try_it_stops_and_says_how_to_resume(server: LoopbackJudge, waits: object) -> None:
-    answers(server, failed(503))
-    with pytest.raises(MtBenchError, match=r"gpt-4 at http.*: status 503 \(3 tries\); run the same command"):
+@pytest.mark.parametrize(("reply", "words"), [(failed(503), "status 503: .*no"), (Reply(instead="drop"), "no answer")])
+def test_after_the_last_try_it_stops_and_says_how_to_resume(
+    server: LoopbackJudge, waits: list[float], reply: Reply, words: str
+) -> None:
+    answers(server, reply)
+    with pytest.raises(MtBenchError, match=rf"gpt-4 at http.*: {words}.*; run the same command"):
         Judge(settings(server)).grade(ASK)
     assert len(server.requests) == 3
 
@@ -132,7 +129,8 @@ def test_after_the_last_try_it_stops_and_says_how_to_resume(server: LoopbackJudg
         (failed(401, "invalid_api_key", "bad key"), "status 401: .*bad key.*; check OPENAI_API_KEY"),
         (failed(404, "model_not_found", "no such model"), "no such model.*; check mt_bench.judge"),
         (failed(400, "unsupported_parameter", "use max_completion_tokens"), "use max_completion_tokens"),
-        (failed(429, "insufficient_quota", "pay first"), "pay first.*; check the account"),
+        (Reply(b"{}"), "a reply that is not a chat completion: '{}'; check mt_bench.base_url"),
+        (Reply(b"<html>Welcome</html>", content_type="text/html"), "not a chat completion: '<html>Welcome"),
     ],
 )
 def test_a_failure_that_will_not_pass_stops_at_once_with_the_servers_words(
@@ -145,37 +143,22 @@ def test_a_failure_that_will_not_pass_stops_at_once_with_the_servers_words(
 
 
 def test_the_key_is_cut_out_of_whatever_the_server_says(
-    server: LoopbackJudge, waits: object, caplog: pytest.LogCaptureFixture
+    server: LoopbackJudge, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "spin_utils")
+    caplog.set_level(logging.DEBUG)
     echo = f"you sent {KEY}"
-    answers(server, Reply(echo.encode()), judged(f"{echo} [[5]] \ud800", model=KEY))
+    answers(server, judged(f"{echo} [[5]] \ud800", model=KEY))
     grade = Judge(settings(server)).grade(ASK)
     assert grade["judgment"] == "you sent [key] [[5]] ?", "half a character could not be written to a file"
-    answers(server, failed(401, words=echo))
-    with pytest.raises(MtBenchError) as caught:
-        Judge(settings(server)).grade(ASK)
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__
-    assert "you sent" in caplog.text
-    assert KEY not in caplog.text + str(grade) + str(caught.value)
-
-
-def test_a_stopped_judge_does_not_wait_for_the_next_try(server: LoopbackJudge) -> None:
-    answers(server, failed(429, Retry_After="100"))
-    asked = Judge(settings(server))
-    asked.stop()
-    with pytest.raises(MtBenchError, match="stopped"):
-        asked.grade(ASK)
-    assert len(server.requests) == 1
-
-
-def test_pauses_follow_the_server_within_reason_and_else_grow() -> None:
-    assert judge.pause(1, 7.0) == 7.0
-    assert judge.pause(1, 3600.0) == judge.LONGEST_WAIT_S
-    for tries in range(1, 40):
-        longest = min(2.0 ** (tries - 1), judge.LONGEST_WAIT_S)
-        assert longest / 2 <= judge.pause(tries, None) <= longest
+    for reply in (failed(401, words=echo), Reply(echo.encode())):
+        answers(server, reply)
+        with pytest.raises(MtBenchError, match=r"you sent \[key\]") as caught:
+            Judge(settings(server)).grade(ASK)
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__
+        assert KEY not in str(caught.value)
+    logged = [record.getMessage() for record in caplog.records if record.name.startswith("spin_utils")]
+    assert KEY not in " ".join(logged) + str(grade)
 
 
 @pytest.mark.parametrize("text", ["", "sk-a b"])
