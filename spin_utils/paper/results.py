@@ -16,9 +16,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,6 @@ from pydantic import (
     PositiveInt,
     Strict,
     ValidationError,
-    model_validator,
 )
 from pydantic_core import from_json
 
@@ -49,7 +48,6 @@ SCHEMA = 1
 Scored = Literal["evaluations", "transfer"]
 """Folders of evaluations: on the tasks of the training mix, and on tasks not used in training."""
 
-_TOLERANCE = 1e-6  # between a stored mean and the mean of the stored items
 _AGAIN = "run the stage that writes the file again"
 
 
@@ -103,10 +101,6 @@ class Provenance(Part):
     chain: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9-]*$")], Link]
 
 
-def _named(name: str) -> str:
-    return str(ModelName.parse(name))
-
-
 class Document(Part):
     """Fields that every file has."""
 
@@ -114,7 +108,7 @@ class Document(Part):
     profile: str
     seed: int
     """Training seed."""
-    model: Annotated[str, AfterValidator(_named)]
+    model: Annotated[str, AfterValidator(lambda name: str(ModelName.parse(name)))]
     provenance: Provenance
 
 
@@ -154,20 +148,6 @@ class Evaluation(Document):
     average: float
     """Unweighted mean over tasks."""
     items: list[Item]
-
-    @model_validator(mode="after")
-    def _agrees(self) -> Evaluation:
-        scores: dict[str, list[float]] = {task: [] for task in self.tasks}
-        for number, item in enumerate(self.items):
-            if item.task not in scores:
-                raise ValueError(f"items[{number}].task is {item.task!r}, which is not among tasks")
-            scores[item.task].append(item.score)
-        for name, task in self.tasks.items():
-            if task.n != len(scores[name]):
-                raise ValueError(f"tasks.{name}.n is {task.n}, but there are {len(scores[name])} items")
-            _mean(f"tasks.{name}.value", task.value, scores[name])
-        _mean("average", self.average, [task.value for task in self.tasks.values()])
-        return self
 
 
 class Step(Part):
@@ -280,13 +260,6 @@ class MtBench(Document):
     items: Annotated[list[Grade], Field(min_length=1)]
 
 
-def _mean(field: str, stored: float | None, values: Sequence[float]) -> None:
-    """Raise if a stored mean is not the mean of its parts: the file was altered or truncated."""
-    mean = math.fsum(values) / len(values) if values else math.nan
-    if stored is None or not abs(stored - mean) <= _TOLERANCE:
-        raise ValueError(f"{field} is {stored}, but the mean of its parts is {mean}")
-
-
 _KINDS: dict[str, type[Document]] = {
     "evaluations": Evaluation,
     "transfer": Evaluation,
@@ -301,14 +274,9 @@ _KINDS: dict[str, type[Document]] = {
 def checked(model: type[BaseModel], data: Any, where: str, remedy: str) -> Any:
     """Validate data with a pydantic model.
 
-    Args:
-        model: The model.
-        data: As parsed from JSON or YAML.
-        where: Named in errors, usually the path.
-        remedy: The end of the error message.
-
     Raises:
-        ResultsError: One line that names the first wrong field, for example `items.3.score`.
+        ResultsError: One line with the place `where`, the first wrong field, for example `items.3.score`, and the
+            remedy.
     """
     try:
         return model.model_validate(data)
@@ -338,7 +306,7 @@ def training_seeds(results: Path) -> list[int]:
 
 def files(results: Path) -> list[Path]:
     """All results files under results/PROFILE. Anything else there, for example a copied folder, is ignored."""
-    return [path for folder in _KINDS for path in _files(results, folder, None)]
+    return [path for folder in _KINDS for path in _files(results, folder)]
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -388,14 +356,11 @@ def _check(path: Path, content: bytes) -> None:
             raise ResultsError(f"{path}: {field} is {document[field]!r}, but its path says {expected!r}; move it")
 
 
-def load_evaluations(
-    results: Path, seeds: Sequence[int] | None = None, *, kind_folder: Scored = "evaluations"
-) -> pd.DataFrame:
+def load_evaluations(results: Path, *, kind_folder: Scored = "evaluations") -> pd.DataFrame:
     """All per-item scores under results/PROFILE, one row per seed, model and item.
 
     Args:
         results: The folder results/PROFILE.
-        seeds: Training seeds to read; None: all of them.
         kind_folder: `transfer` for tasks not used in training; the two are never mixed.
 
     Returns:
@@ -403,94 +368,69 @@ def load_evaluations(
         it was measured; empty if nothing was run.
 
     Raises:
-        ResultsError: A file is not valid, or two models were not scored on the same items: comparisons are paired, so
-            no item may be missing on either side.
+        ResultsError: A file is not valid.
     """
-    columns = ["task", "id", "score", "tokens", "response"]
-    frames = [
-        items.assign(seed=document["seed"], model=document["model"]).dropna(axis=1, how="all")
-        for document, items in _items(results, kind_folder, seeds, [*columns, "sampled"], key=["task", "id"])
-    ]
-    columns += ["sampled"] if any("sampled" in frame for frame in frames) else []
-    return _together(frames, ["seed", "model", *columns]).astype({"score": float})
+    columns = ["task", "id", "score", "tokens", "response", "sampled"]
+    table = _items(results, kind_folder, columns).astype({"id": str, "score": float})
+    return table.drop(columns="sampled") if table["sampled"].isna().all() else table
 
 
-def load_generations(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+def load_generations(results: Path) -> pd.DataFrame:
     """Every model's responses to SPIN's training prompts, one row per seed, model and prompt.
 
-    Returns:
-        Columns `seed`, `model` (the generator), `id`, `family`, `prompt`, `real`, `generated`, `real_tokens`,
-        `generated_tokens`, `finish_reason` (stop, or length if it was cut off); empty if nothing was run.
-
-    Raises:
-        ResultsError: A file is not valid, or two models have different prompts or different real responses.
+    Its columns are `seed`, `model` (the generator) and those of `Generation`.
     """
-    columns = list(Generation.model_fields)
-    frames = [
-        items.assign(seed=document["seed"], model=document["model"])
-        for document, items in _items(results, "generations", seeds, columns, key=["family", "id"])
-    ]
-    table = _together(frames, ["seed", "model", *columns])
-    texts = table[["id", "prompt", "real"]].drop_duplicates()
-    differing = texts["id"][texts["id"].duplicated()]
-    if not differing.empty:
-        raise ResultsError(
-            f"{results}: the prompt or the real response of item {differing.iloc[0]!r} differs between generations/ of "
-            "two models or seeds; run them again from the same demonstrations"
-        )
-    return table
+    return _items(results, "generations", list(Generation.model_fields))
 
 
-def load_heldout(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+def load_heldout(results: Path) -> pd.DataFrame:
     """How every iteration changed log-probabilities on held-out pairs, one row per seed, model and prompt.
 
-    Returns:
-        Columns `seed`, `model` (spin-t, the policy theta_t+1 of iteration t), `beta` and those of `Drift`; empty if
-        nothing was run.
-
-    Raises:
-        ResultsError: A file is not valid, or two iterations were not measured on the same prompts.
+    Its columns are `seed`, `model` (spin-t, the policy theta_t+1 of iteration t), `beta` and those of `Drift`.
     """
-    columns = list(Drift.model_fields)
-    frames = [
-        items.assign(seed=document["seed"], model=document["model"], beta=float(document["beta"]))
-        for document, items in _items(results, "heldout", seeds, columns, key=["id"])
-    ]
-    return _together(frames, ["seed", "model", "beta", *columns])
+    return _items(results, "heldout", ["beta", *Drift.model_fields])
 
 
-def load_mt_bench(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
+def load_mt_bench(results: Path) -> pd.DataFrame:
     """All grades of MT-Bench, one row per seed, model and turn.
 
-    Returns:
-        Columns `seed`, `model`, `judge` and `judge_models` (as reported by the endpoint), `task` (the category), `id`
-        (question/turn), `status` and `grade` (1 to 10, NaN if there is none); empty if nothing was run.
-
-    Raises:
-        ResultsError: A file is not valid, or models were asked different questions or graded by different judges.
+    Its columns are `seed`, `model`, `judge` and `judge_models` (as reported by the endpoint), `task` (the category),
+    `id` (question/turn), `status` and `grade` (1 to 10, NaN if there is none).
     """
-    frames = []
-    judges: dict[str, Path] = {}
-    columns = ["category", "id", "status", "score"]
-    for document, items in _items(results, "mt_bench", seeds, columns, key=["category", "id"]):
-        judge = {"judge": document["judge"]["name"], "judge_models": ", ".join(document["judge"]["models"])}
-        judges.setdefault(judge["judge"], path_of(results, document["seed"], "mt_bench", document["model"]))
-        if len(judges) > 1:
-            (one, here), (other, there) = judges.items()
-            raise ResultsError(f"{here} was graded by {one} and {there} by {other}; grade all models with one judge")
-        items = items.rename(columns={"category": "task", "score": "grade"}).astype({"grade": float})
-        frames.append(items.assign(seed=document["seed"], model=document["model"], **judge))
-    return _together(frames, ["seed", "model", "judge", "judge_models", "task", "id", "status", "grade"])
+    table = _items(results, "mt_bench", ["judge", "judge_models", "category", "id", "status", "score"])
+    return table.rename(columns={"category": "task", "score": "grade"}).astype({"grade": float})
 
 
-def load_summaries(results: Path, seeds: Sequence[int] | None = None, *, kind: Scored = "evaluations") -> pd.DataFrame:
+def _items(results: Path, folder: str, columns: list[str]) -> pd.DataFrame:
+    """The items of all files of one folder, each with the fields of its file that are named in `columns`."""
+    rows = []
+    for document in map(read_json, _files(results, folder)):
+        if folder == "mt_bench":
+            judge = document["judge"]
+            document |= {"judge": judge["name"], "judge_models": ", ".join(judge["models"])}
+        common = {name: document[name] for name in ("seed", "model", *columns) if name in document}
+        rows += [common | item for item in document["items"]]
+    return pd.DataFrame(rows, columns=["seed", "model", *columns])
+
+
+def load_summaries(results: Path, *, kind: Scored = "evaluations") -> pd.DataFrame:
     """The summaries of all evaluations: `seed`, `model`, `task` and the fields of `Task`."""
     rows = [
         {"seed": document["seed"], "model": document["model"], "task": task, **summary}
-        for document in map(read_json, _files(results, kind, seeds))
+        for document in map(read_json, _files(results, kind))
         for task, summary in document["tasks"].items()
     ]
     return pd.DataFrame(rows, columns=["seed", "model", "task", *Task.model_fields])
+
+
+def load_training(results: Path) -> pd.DataFrame:
+    """All training records, one row per seed, model and logged step: `seed`, `model`, `step`, `epoch`, `loss`, ..."""
+    rows = [
+        {"seed": document["seed"], "model": document["model"], **row}
+        for document in map(read_json, _files(results, "training"))
+        for row in document["rows"]
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["seed", "model", "step", "epoch", "loss"])
 
 
 def at_chance(summaries: pd.DataFrame) -> set[str]:
@@ -514,21 +454,9 @@ def judged(scores: pd.DataFrame) -> list[str]:
     return sorted(kept["task"].unique())
 
 
-def load_training(results: Path, seeds: Sequence[int] | None = None) -> pd.DataFrame:
-    """All training records, one row per seed, model and logged step: `seed`, `model`, `step`, `epoch`, `loss`, ..."""
-    columns = ["seed", "model", "step", "epoch", "loss"]
-    frames = [
-        pd.DataFrame(document["rows"]).assign(seed=document["seed"], model=document["model"])
-        for document in map(read_json, _files(results, "training", seeds))
-        if document["rows"]
-    ]
-    more = {name: None for frame in frames for name in frame.columns if name not in columns}
-    return _together(frames, [*columns, *more])
-
-
 def chains(results: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Training seed and provenance chain of every evaluation, by seed."""
-    for document in map(read_json, _files(results, "evaluations", None)):
+    for document in map(read_json, _files(results, "evaluations")):
         yield document["seed"], document["provenance"]["chain"]
 
 
@@ -554,47 +482,18 @@ def check_one_run(results: Path) -> None:
                 )
 
 
-def _items(
-    results: Path, folder: str, seeds: Sequence[int] | None, columns: list[str], key: list[str]
-) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Documents of one folder with their items as a table; all must have the same items."""
-    first: tuple[Path, set[tuple[str, ...]]] | None = None
-    for path in _files(results, folder, seeds):
-        document = read_json(path)
-        items = pd.DataFrame(document["items"], columns=columns)
-        items["id"] = items["id"].astype(str)
-        keys = set(items[key].itertuples(index=False, name=None))
-        first = first or (path, keys)
-        if differing := keys ^ first[1]:
-            *group, item = min(differing)
-            there, missing = (first[0], path) if (*group, item) in first[1] else (path, first[0])
-            raise ResultsError(
-                f"{missing}: item {item!r}{f' of task {group[0]!r}' if group else ''} is missing, though {there} has "
-                f"it ({len(differing)} items differ); measure every model on the same items"
-            )
-        yield document, items
-
-
-def _together(frames: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
-
-
-def _files(results: Path, folder: str, seeds: Sequence[int] | None) -> Iterator[Path]:
+def _files(results: Path, folder: str) -> Iterator[Path]:
     """Files of one folder over seeds, by seed and then name."""
-    for seed in training_seeds(results) if seeds is None else seeds:
+    for seed in training_seeds(results):
         yield from sorted((results / f"seed-{seed}" / folder).glob("*.json"))
 
 
 def _render(document: Mapping[str, Any]) -> str:
-    fields = []
+    dump, fields = partial(json.dumps, ensure_ascii=False, allow_nan=False), []
     for name, value in document.items():
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            body = "[\n  " + ",\n  ".join(_compact(row) for row in value) + "\n ]"
+            body = "[\n  " + ",\n  ".join(map(dump, value)) + "\n ]"
         else:
-            body = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).replace("\n", "\n ")
-        fields.append(f" {json.dumps(name)}: {body}")
+            body = dump(value, indent=1).replace("\n", "\n ")
+        fields.append(f" {dump(name)}: {body}")
     return "{\n" + ",\n".join(fields) + "\n}\n"
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -14,7 +14,6 @@ from typing import Any
 import fastchat_source
 import pandas as pd
 import pytest
-import synthetic_results as synthetic
 import torch
 from loopback_judge import KEY, LoopbackJudge, failed, judged, serving
 from tiny_models import tiny_model
@@ -350,12 +349,3 @@ def test_both_turns_of_a_question_are_drawn_together() -> None:
     # Turns that cancel within each question leave nothing to vary between questions.
     estimate = mean_grade(table(sft=[1, 9] * 30), {"sft": 1.0})
     assert estimate.low == estimate.high == pytest.approx(5.0)
-
-
-def test_grades_of_two_judges_are_not_compared(tmp_path: Path) -> None:
-    for model, judge in (("sft", "one"), ("spin-0", "two")):
-        document = synthetic.mt_bench(model, 0, ability=0.1)
-        document["judge"]["name"] = judge
-        results.write_json(results.path_of(tmp_path / "cpu", 0, "mt_bench", model), document)
-    with pytest.raises(results.ResultsError, match="graded by one and .* by two; grade all models with one judge"):
-        results.load_mt_bench(tmp_path / "cpu")
