@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from spin_utils.evaluation.answers import Answers
 from spin_utils.evaluation.mt_bench import Message, MtBenchError
 from spin_utils.files import disk
 from spin_utils.settings.machine import MtBenchSettings, judge_identity
@@ -149,8 +150,6 @@ def grade_all(
     Raises:
         MtBenchError: the judge cannot be asked. Requests in flight still finish, and their grades are kept.
     """
-    from spin_utils.evaluation.answers import Answers  # needs torch
-
     kept, lock = Answers(folder, disk.canonical(judge_identity(settings))), threading.Lock()
     keys = {name: kept.key("grade", list(messages)) for name, messages in requests.items()}
     missing = {key: requests[name] for name, key in keys.items() if key not in kept}

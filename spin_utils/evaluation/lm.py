@@ -7,8 +7,9 @@ and all get every answer; the shards do not depend on the number of processes.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_utils.data import templates
-from spin_utils.evaluation.answers import Answers, EvaluationError, fingerprint
+from spin_utils.evaluation.answers import Answers, EvaluationError
 from spin_utils.files import processes
 from spin_utils.model.general import check_model
 from spin_utils.model.logprobs import greedy_logps
@@ -43,16 +45,13 @@ class PackedLM(TemplateLM):
         model: A causal language model.
         tokenizer: Its tokenizer.
         template: How the context of a generation task becomes tokens; None: plain text, as in lm-eval. Log-likelihood
-            tasks are always plain text, as in the paper's harness.
+            tasks are always plain text without a start token, as in the paper's harness.
         batch_size: Rows decoded together.
         max_new_tokens: Longest response if a task does not set one.
         micro_batch_tokens: Token budget of one scoring pass.
-        add_bos_token: Whether plain text begins with the start token. The paper's harness adds none. lm-eval since
-            0.4.9.2 leaves it to the tokenizer, which is what None does.
         prefixes: The start of the model's response (lm-eval's `gen_prefix`) as a function of the item, by task.
             lm-eval puts it at the end of the context; with a template it comes after the generation prompt.
         work: Folder for finished answers, for resuming; None: not kept.
-        seed: Of the random numbers, if a task samples.
         progress: Called with the number of newly finished requests.
     """
 
@@ -65,20 +64,16 @@ class PackedLM(TemplateLM):
         batch_size: int = 128,
         max_new_tokens: int = 256,
         micro_batch_tokens: int = 4096,
-        add_bos_token: bool | None = False,
         prefixes: Mapping[str, Callable[[Any], str | None]] | None = None,
         work: Path | None = None,
-        seed: int = 0,
         progress: Callable[[int], object] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
-        self.micro_batch_tokens, self.add_bos_token = micro_batch_tokens, add_bos_token
-        self.prefixes, self.seed, self.progress = prefixes or {}, seed, progress
+        self.micro_batch_tokens, self.prefixes, self.progress = micro_batch_tokens, prefixes or {}, progress
         self.max_length = int(model.config.max_position_embeddings)
-        identity = [fingerprint(model), repr(template), max_new_tokens, add_bos_token, seed]
-        self.answers = Answers(work, json.dumps(identity))
+        self.answers = Answers(work, json.dumps([fingerprint(model), repr(template), max_new_tokens]))
 
     @property
     def eot_token_id(self) -> int:
@@ -91,26 +86,23 @@ class PackedLM(TemplateLM):
         return self.eot_token_id if start is None else int(start)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids of plain text, encoded as in `HFLM`."""
-        if add_special_tokens is None:
-            written = has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
-            add_special_tokens = False if written else self.add_bos_token
-        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, **options))
+        return list(self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens)))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        windows, owners = [], []
-        for i, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
-            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
-                windows.append((None, *make_disjoint_window(window)))
-                owners.append(i)
+        windows = [
+            (place, window)
+            for place, request in enumerate(requests)
+            for window in get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, context_len=1
+            )
+        ]
         totals = [0.0] * len(requests)
-        for owner, (logp, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-            totals[owner] += logp
+        scored = self._loglikelihood_tokens([(None, *make_disjoint_window(window)) for _, window in windows])
+        for (place, _), (logp, _) in zip(windows, scored, strict=True):
+            totals[place] += logp
         return totals
 
     def _loglikelihood_tokens(
@@ -131,8 +123,6 @@ class PackedLM(TemplateLM):
             pairs.append(pair)
         groups = [Group(context, tuple(choices)) for context, choices in together.items()]
         keys = [self.answers.key("loglikelihood", [group.prompt_ids, group.response_ids]) for group in groups]
-        shards = _shards(groups, self.micro_batch_tokens * SHARD_BATCHES)
-        left = [shard for shard in shards if not all(keys[i] in self.answers for i in shard)]
 
         def scores(shard: list[int]) -> list[list[tuple[float, bool]]]:
             return score_continuations(
@@ -142,8 +132,7 @@ class PackedLM(TemplateLM):
                 progress=processes.shown(self.progress),
             )
 
-        for scored in processes.take_turns(left, scores):
-            self.answers.add({keys[i]: v for shard, values in scored for i, v in zip(shard, values, strict=True)})
+        self._answer_all(keys, _shards(groups, self.micro_batch_tokens * SHARD_BATCHES), scores)
         found = {
             (group.prompt_ids, response): (float(logp), bool(greedy))
             for key, group in zip(keys, groups, strict=True)
@@ -152,28 +141,18 @@ class PackedLM(TemplateLM):
         return [found[pair] for pair in pairs]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        plans = [
-            self._plan(ids, request.args[1]) for ids, request in zip(self._encode(requests), requests, strict=True)
-        ]
+        plans = self._plans(requests)
         keys = [
             # Two samples for one request differ; two greedy answers do not.
             self.answers.key("generate", [*_asked(request), position if plan.settings.temperature else 0])
             for position, (request, plan) in enumerate(zip(requests, plans, strict=True))
         ]
         alike: dict[GenerationSettings, list[int]] = {}
-        for i in {key: i for i, key in reversed(list(enumerate(keys)))}.values():
+        for i in sorted({key: i for i, key in reversed(list(enumerate(keys)))}.values()):
             alike.setdefault(plans[i].settings, []).append(i)
         for settings, members in alike.items():
-            members = sorted(members)
-            size = self.batch_size * SHARD_BATCHES
-            shards = [members[start : start + size] for start in range(0, len(members), size)]
-            # A shard is decoded as a whole, so that after resuming the same neighbours give the same rounding.
-            left = [shard for shard in shards if not all(keys[i] in self.answers for i in shard)]
-            for answered in processes.take_turns(left, partial(self._answer, plans, settings, 1)):
-                self.answers.add(
-                    {keys[i]: own for shard, values in answered for i, (own,) in zip(shard, values, strict=True)}
-                )
-        return [self.answers[key]["text"] for key in keys]
+            self._generate(plans, keys, members, settings, 1)
+        return [self.answers[key][0]["text"] for key in keys]
 
     def draw(self, requests: Sequence[Instance], count: int) -> list[list[str]]:
         """Draw `count` answers to each request of a generation task at temperature 1, untruncated.
@@ -182,20 +161,28 @@ class PackedLM(TemplateLM):
             requests: From tasks with the same `generation_kwargs`.
             count: Answers to each.
         """
-        plans = [
-            self._plan(ids, {**request.args[1], "do_sample": True, "temperature": 1.0})
-            for ids, request in zip(self._encode(requests), requests, strict=True)
-        ]
-        keys = [
-            self.answers.key("draw", [*_asked(request), position, count]) for position, request in enumerate(requests)
-        ]
-        size = max(1, self.batch_size * SHARD_BATCHES // count)
-        shards = [list(range(start, min(start + size, len(plans)))) for start in range(0, len(plans), size)]
-        left = [shard for shard in shards if not all(keys[i] in self.answers for i in shard)]
+        plans = self._plans(requests)
         settings = replace(plans[0].settings, temperature=1.0, top_k=0, top_p=1.0)
-        for answered in processes.take_turns(left, partial(self._answer, plans, settings, count)):
-            self.answers.add({keys[i]: own for shard, values in answered for i, own in zip(shard, values, strict=True)})
+        keys = [self.answers.key("draw", [*_asked(request), i, count]) for i, request in enumerate(requests)]
+        self._generate(plans, keys, range(len(plans)), settings, count)
         return [[answer["text"] for answer in self.answers[key]] for key in keys]
+
+    def _generate(
+        self, plans: list[_Plan], keys: list[str], members: Sequence[int], settings: GenerationSettings, count: int
+    ) -> None:
+        """Keep `count` answers to each request among `members`."""
+        size = max(1, self.batch_size * SHARD_BATCHES // count)
+        shards = [list(members[start : start + size]) for start in range(0, len(members), size)]
+        self._answer_all(keys, shards, partial(self._answer, plans, settings, count))
+
+    def _answer_all(
+        self, keys: list[str], shards: Iterable[list[int]], answer: Callable[[list[int]], list[Any]]
+    ) -> None:
+        """Answer and keep what is missing. A shard is answered as a whole, so that after resuming the same neighbours
+        give the same rounding."""
+        left = [shard for shard in shards if not all(keys[i] in self.answers for i in shard)]
+        for answered in processes.take_turns(left, answer):
+            self.answers.add({keys[i]: own for shard, values in answered for i, own in zip(shard, values, strict=True)})
 
     def _encode(self, requests: Sequence[Instance]) -> list[list[int]]:
         """Prompts, inside the template if there is one; what an answer begins with follows the generation prompt."""
@@ -214,7 +201,7 @@ class PackedLM(TemplateLM):
 
     def length(self, request: Instance) -> int:
         """Tokens, including the end token, of the greedy answer that `generate_until` gave to a request."""
-        return int(self.answers[self.answers.key("generate", [*_asked(request), 0])]["tokens"])
+        return int(self.answers[self.answers.key("generate", [*_asked(request), 0])][0]["tokens"])
 
     def _answer(
         self, plans: list[_Plan], settings: GenerationSettings, count: int, shard: list[int]
@@ -225,7 +212,7 @@ class PackedLM(TemplateLM):
             [plans[i].prompt_ids for i in shard],
             eos_ids=self._end_ids(),
             settings=settings,
-            seed=self.seed,
+            seed=0,
             streams=[count * i + k for i in shard for k in range(count)],
             samples_per_prompt=count,
             progress=processes.shown(self.progress),
@@ -238,24 +225,25 @@ class PackedLM(TemplateLM):
             for place, i in enumerate(shard)
         ]
 
-    def _plan(self, prompt_ids: list[int], options: dict[str, Any]) -> _Plan:
-        known = known_options(options, self.max_new_tokens)
-        if self.template is None:
+    def _plans(self, requests: Sequence[Instance]) -> list[_Plan]:
+        plans = []
+        for ids, request in zip(self._encode(requests), requests, strict=True):
+            known = known_options(request.args[1], self.max_new_tokens)
             room = self.max_length - known["max_gen_toks"]
-            if room < 1:
+            if self.template is None and room < 1:
                 raise EvaluationError(
                     f"an answer of {known['max_gen_toks']} tokens leaves no room for its prompt in the model's "
                     f"{self.max_length} positions; lower evaluation.max_new_tokens, or the task's max_gen_toks"
                 )
-            prompt_ids = prompt_ids[-room:]
-        settings = GenerationSettings(
-            temperature=float(known.get("temperature", 1.0)) if known["do_sample"] else 0.0,
-            top_k=int(known.get("top_k") or 0),
-            top_p=float(known.get("top_p") or 1.0),
-            max_new_tokens=known["max_gen_toks"],
-            batch_size=self.batch_size,
-        )
-        return _Plan(prompt_ids, settings, known["until"])
+            settings = GenerationSettings(
+                temperature=float(known.get("temperature", 1.0)) if known["do_sample"] else 0.0,
+                top_k=int(known.get("top_k") or 0),
+                top_p=float(known.get("top_p") or 1.0),
+                max_new_tokens=known["max_gen_toks"],
+                batch_size=self.batch_size,
+            )
+            plans.append(_Plan(ids[-room:] if self.template is None else ids, settings, known["until"]))
+        return plans
 
     def _end_ids(self) -> set[int]:
         if self.template is not None:
@@ -275,10 +263,6 @@ class PackedLM(TemplateLM):
 def known_options(options: dict[str, Any], max_new_tokens: int = 256) -> dict[str, Any]:
     """A task's `generation_kwargs` with lm-eval's aliases and defaults resolved.
 
-    Args:
-        options: As in the task file.
-        max_new_tokens: Longest response if the task does not set one.
-
     Raises:
         EvaluationError: There is an option that this model class would ignore.
     """
@@ -289,6 +273,17 @@ def known_options(options: dict[str, Any], max_new_tokens: int = 256) -> dict[st
             f"generation_kwargs: {', '.join(unknown)} is not supported; use {', '.join(sorted(_KNOWN_OPTIONS))}"
         )
     return known
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of a sample of every parameter: takes milliseconds, and training changes it."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        sampled = flat[:: max(1, flat.numel() // 4096)].cpu().contiguous()
+        digest.update(f"{name}/{tuple(parameter.shape)}/{parameter.dtype}".encode())
+        digest.update(sampled.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class _Plan(NamedTuple):
@@ -307,17 +302,8 @@ def score_continuations(
 ) -> list[list[tuple[float, bool]]]:
     """Like `logprobs.score`, plus whether greedy decoding would give the response.
 
-    Args:
-        model: A causal language model.
-        groups: Contexts with their continuations.
-        micro_batch_tokens: Token budget of one forward pass.
-        progress: Called with the number of responses of each forward pass.
-
     Returns:
         For each group and response, the summed log-probability and whether every token is the most likely one.
-
-    Raises:
-        ModelError: No path is right for the model, or a row has more tokens than positions.
     """
     # The last token of a row predicts nothing, so it needs no position of its own.
     check_model(model, max(group.longest_row for group in groups) - 1)
