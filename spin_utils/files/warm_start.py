@@ -1,32 +1,29 @@
 """Start processes without importing PyTorch and other large packages, by forking one process that has.
 
-A short step spends most of its time on imports, its own and its notebook's: about 17 s of processor time on two slow
-cores, thirty times in a smoke run. While a reproduction runs on this machine, one process imports everything once and
-then waits; when asked for `python -m MODULE`, it forks. The module runs as in a new process, because the server never
-computes and never touches a GPU, whose driver would not survive a fork. Without a server, or if it does not answer, a
-process starts as usual.
+A short step spends most of its time on imports, its own and its notebook's: 7 s of processor time, thirty times in a
+smoke run. While a reproduction runs on this machine, a server imports everything once; when asked for
+`python -m MODULE`, it forks. The module runs as in a new process, because the server never computes and never touches
+a GPU, whose driver would not survive a fork. Without a server a process starts as usual.
 
-The command becomes this file with the server's address. It requests the fork, forwards signals and ends when the fork
-ends, so that it looks like an ordinary process from outside. It is fast because it imports none of these packages.
-Each client has a process of its own on the server's side, which forks the module, waits for it and says its process id
-and at last its exit status. Whose end of the socket closes early was killed, and the other one ends too.
-(`multiprocessing`'s own fork server only serves processes of one parent.)
+The command becomes this file with the server's address: an ordinary process from outside, which starts at once because
+it imports none of these packages. It passes signals on to the fork and ends with its exit status. If it is killed, so
+is the fork. (`multiprocessing`'s own fork server only serves processes of one parent.)
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
 import socket
+import socketserver
 import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any, NoReturn, TextIO
+from typing import IO, NoReturn
 
 ADDRESS = "SPIN_WARM_START"
 """Environment variable with the server's socket, for the scheduler and its steps."""
@@ -35,22 +32,17 @@ MODULES = (
     "ipywidgets",
     "matplotlib_inline.backend_inline",
     "papermill",
-    "spin_utils.experiment.play",
     "spin_utils.cli.main",
-    "spin_utils.drawing.views.show",
     "spin_utils.drawing.draw",
-    "spin_utils.evaluation.harness",
+    "spin_utils.drawing.training_figures",
     "spin_utils.drawing.views.explore",
-    "spin_utils.evaluation.heldout",
     "spin_utils.drawing.views.items",
-    "spin_utils.experiment.publish",
     "spin_utils.drawing.views.show",
     "spin_utils.drawing.views.tokens",
-    "spin_utils.drawing.training_figures",
+    "spin_utils.evaluation.harness",
 )
-"""What the server imports: nearly everything that steps and notebooks need."""
-_LARGEST = 1_000_000  # bytes of a request, most of which is an environment
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl
+"""What the server imports: with what these import, nearly everything that steps and notebooks need."""
+_LARGEST = 1_000_000  # bytes read at once
 
 
 @contextlib.contextmanager
@@ -73,21 +65,12 @@ def server(environment: Mapping[str, str], output: IO[bytes] | None = None) -> I
     # OpenBLAS starts its threads at the import, and a fork would lack them. MPLBACKEND is as a kernel sets it.
     own = {**environment, "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     # Python 3.12 warns of forks in a process with threads; the only one belongs to jemalloc, which restarts it.
-    command = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-m", "spin_utils.files.warm_start", "serve"]
-    with socket_folder() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(folder / "server"))
-        listener.listen()  # who asks during the imports waits
-        place = listener.fileno()
+    python = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-m", "spin_utils.files.warm_start"]
+    with socket_folder() as folder:
+        command = [*python, "serve", str(folder / "server")]
         process = subprocess.Popen(
-            [*command, str(place)],
-            env=own,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=(place,),
-            start_new_session=True,
+            command, env=own, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
-        listener.close()
         try:
             yield {**environment, ADDRESS: str(folder / "server")}
         finally:
@@ -105,137 +88,111 @@ def command(python: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", __file__, "ask", address, *python] if address else list(python)
 
 
-def serve(place: int) -> None:
-    """Import everything, then fork a process for each request, until the parent ends.
-
-    Args:
-        place: descriptor of the socket that listens.
-    """
+def serve(address: str) -> None:
+    """Import everything, then fork a process for each request, until the parent ends."""
     import importlib
 
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     os.environ["JPY_PARENT_PID"] = str(os.getpid())  # ipykernel reads it at the import
-    for name in MODULES:
-        importlib.import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system forgets forks that have ended
-    with socket.socket(fileno=place) as listener:
-        while True:
-            client = listener.accept()[0]
-            request, output, *_ = socket.recv_fds(client, _LARGEST, 2)
-            if request and os.fork() == 0:
-                listener.close()
-                _wait(client, output, request)
-            for descriptor in output:
-                os.close(descriptor)
-            client.close()
+    with _Server(address, _Fork) as listener:  # who asks during the imports waits
+        for name in MODULES:
+            importlib.import_module(name)
+        listener.serve_forever()
 
 
-def _wait(client: socket.socket, output: Sequence[int], request: bytes) -> NoReturn:
-    """In a fork: fork again for a client's module, and tell the client how it ends."""
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    fork = os.fork()
-    if fork == 0:
-        client.close()
-        _become(output, **json.loads(request))
+class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
+    request_queue_size = 100
+    parent = os.getppid()
 
-    def end_with_client() -> None:
-        client.recv(1)  # it says nothing
-        with contextlib.suppress(ProcessLookupError):  # both have just ended
-            os.kill(fork, signal.SIGKILL)
-
-    with contextlib.suppress(OSError):  # the client was killed
-        client.send(struct.pack("i", fork))
-        threading.Thread(target=end_with_client, daemon=True).start()
-        status = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
-        client.send(struct.pack("i", status if status >= 0 else 128 - status))
-    os._exit(0)
+    def service_actions(self) -> None:
+        super().service_actions()
+        if os.getppid() != self.parent:
+            os._exit(0)
 
 
-def _become(output: Sequence[int], python: list[str], folder: str, environment: dict[str, str]) -> NoReturn:
+class _Fork(socketserver.BaseRequestHandler):
     """In a fork: take over a client's output, folder and environment, and run its module."""
-    import atexit
-    import runpy
-    import traceback
 
-    import threadpoolctl
-    import torch
+    request: socket.socket
+    server: _Server
 
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    os.setsid()
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for target, descriptor in zip((1, 2), output, strict=True):
-        os.dup2(descriptor, target)
-    sys.stdout, sys.stderr = _stream(1, sys.stdout), _stream(2, sys.stderr)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1
-    torch.set_num_threads(threads)
-    threadpoolctl.threadpool_limits(threads)
-    _, _, module, *arguments = python
-    sys.argv = [module, *arguments]
-    status = 0
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        status = 1
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # a regular exit would tear down all packages, which takes longer than their import
+    def handle(self) -> NoReturn:
+        import atexit
+        import runpy
+        import traceback
 
+        import threadpoolctl
+        import torch
 
-def _stream(target: int, server: Any) -> TextIO:
-    """Standard output or error of a fork, which may be a pipe even if the server's is a file."""
-    stream = os.fdopen(target, "w", encoding=server.encoding, errors=server.errors, closefd=False)
-    unbuffered = server.write_through  # PYTHONUNBUFFERED
-    stream.reconfigure(line_buffering=not unbuffered and (target == 2 or stream.isatty()), write_through=unbuffered)
-    return stream
+        self.server.socket.close()
+        request, output, *_ = socket.recv_fds(self.request, _LARGEST, 2)
+        while not request.endswith(b"\n"):
+            request += self.request.recv(_LARGEST)
+        python, folder, environment = json.loads(request)
+        threading.Thread(target=self.obey, daemon=True).start()
+        os.setsid()
+        for target, descriptor in enumerate(output, start=1):
+            os.dup2(descriptor, target)
+        # Made anew, because a client's output may be a pipe even if the server's is a file.
+        sys.stdout = os.fdopen(1, "w", 1 if os.isatty(1) else -1, errors=sys.stdout.errors, closefd=False)
+        sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1
+        torch.set_num_threads(threads)
+        threadpoolctl.threadpool_limits(threads)
+        _, _, module, *arguments = python
+        sys.argv = [module, *arguments]
+        status = 0
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            self.request.send(struct.pack("i", status))
+        os._exit(status)  # a regular exit would tear down all packages, which takes longer than their import
+
+    def obey(self) -> None:
+        """Take the signals that the client passes on; if it was killed, so is this process."""
+        while number := self.request.recv(1):
+            os.kill(os.getpid(), number[0])
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def ask(address: str, python: list[str]) -> int:
     """Ask the server for a process, wait until it ends, and return its exit status."""
-    request = json.dumps({"python": python, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)
-    stops = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # until they can be forwarded
-    with contextlib.suppress(OSError):  # too large, or the server is gone
+    server = socket.socket(socket.AF_UNIX)
+    request = json.dumps([python, os.getcwd(), dict(os.environ)]).encode()
+    try:
         server.connect(address)
-        socket.send_fds(server, [request], [1, 2])
-    fork = _said(server)
-    for number in stops if fork else ():
-        signal.signal(number, lambda given, _: os.kill(fork or 0, given))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
-    if fork is None:  # no server
+        socket.send_fds(server, [request + b"\n"], [1, 2])
+    except OSError:  # no server
         os.execv(python[0], python)
+
+    def pass_on(number: int, _: object) -> None:
+        with contextlib.suppress(OSError):  # the fork has just ended
+            server.send(bytes([number]))
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
     parent = os.getppid()
     server.settimeout(1)
-    while os.getppid() == parent:  # else the parent is gone, and the fork notices that this process ends
-        with contextlib.suppress(TimeoutError):
-            status = _said(server)
-            return 128 + signal.SIGKILL if status is None else status
+    while os.getppid() == parent:  # else the parent is gone, and the fork ends with this process
+        with contextlib.suppress(TimeoutError, ConnectionResetError):
+            status = server.recv(4)
+            return struct.unpack("i", status)[0] if status else 128 + signal.SIGKILL
     return 1
-
-
-def _said(server: socket.socket) -> int | None:
-    """A number from the fork; None if it or the server was killed."""
-    try:
-        said = server.recv(4)
-    except TimeoutError:
-        raise
-    except OSError:
-        return None
-    return struct.unpack("i", said)[0] if said else None
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["serve", place]:
-            serve(int(place))
+        case ["serve", address]:
+            serve(address)
         case ["ask", address, *python]:
             sys.exit(ask(address, python))

@@ -21,7 +21,7 @@ import pytest
 from typer.main import get_command
 
 from spin_utils.cli import main as cli
-from spin_utils.files import warm_start
+from spin_utils.files import runtime, warm_start
 from spin_utils.paper import published, results
 from spin_utils.settings import profiles
 
@@ -71,7 +71,7 @@ def type_in(folder: Path, command: str) -> str:
 
 def environment(folder: Path) -> dict[str, str]:
     jupyter = {f"JUPYTER_{kind}_DIR": str(folder / ".jupyter") for kind in ("CONFIG", "RUNTIME")}
-    return {**os.environ, "SPIN_HOME": str(folder), "BROWSER": "true", **jupyter}
+    return {**runtime.child_environment(headless=True), "SPIN_HOME": str(folder), "BROWSER": "true", **jupyter}
 
 
 TYPED: set[str] = set()

@@ -9,8 +9,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -29,7 +27,6 @@ from transformers import PreTrainedModel
 
 from spin_utils.evaluation.lm import PackedLM
 from spin_utils.experiment import estimate
-from spin_utils.files import warm_start
 from spin_utils.model.logprobs import score, sequence_logps
 from spin_utils.model.packing import Group, pack
 from spin_utils.model.sampling import draw, sample
@@ -197,23 +194,6 @@ def test_the_estimate_of_a_training_run_is_near_its_measured_peak(tmp_path: Path
     need = estimate.training_memory(architecture, settings, width=2, longest=1024, fused=True, gpu=True, stage="spin")
     measured = torch.cuda.max_memory_reserved()
     assert measured < need.total() < 2 * measured
-
-
-FORKED = """\
-import json, sys, torch
-print(json.dumps({"warm": "lm_eval" in sys.modules, "sum": torch.ones(3, device="cuda").sum().item()}))
-"""
-
-
-def test_a_fork_of_the_warm_server_computes_on_the_gpu(tmp_path: Path) -> None:
-    (tmp_path / "said.py").write_text(FORKED)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    with warm_start.server(environment) as served, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(warm_start.ADDRESS, served[warm_start.ADDRESS])
-        command = warm_start.command([sys.executable, "-m", "said"])
-        done = subprocess.run(command, cwd=tmp_path, env=served, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"warm": True, "sum": 3.0}
 
 
 def test_the_whole_chain_runs_on_the_gpu(tmp_path: Path) -> None:
