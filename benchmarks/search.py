@@ -13,11 +13,11 @@ import json
 import logging
 import statistics
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from spin_utils.data.rows import read_rows
 from spin_utils.evaluation.harness import evaluate
 from spin_utils.experiment import plan, run
 from spin_utils.files import artifacts, paths, runtime
@@ -106,7 +106,7 @@ def _score(steps: plan.Plan, model: str) -> dict[str, Any]:
     result = evaluate(
         base.load_for_inference(folder),
         base.load_tokenizer(folder),
-        Path(data) / "validation.jsonl",
+        read_rows(data / "validation.jsonl"),
         template=steps.profile.template,
         settings=steps.profile.evaluation,
     )

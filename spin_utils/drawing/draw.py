@@ -71,6 +71,7 @@ def compose(profile: Profile) -> Drawing:
     heldout = results.load_heldout(folder)
     bounds = generations.jsd_bounds(heldout)
     grades = results.load_mt_bench(folder)
+    own = results.load_summaries(folder, part="metrics")
     findings = claims.judge(
         measured,
         tasks,
@@ -98,7 +99,10 @@ def compose(profile: Profile) -> Drawing:
             *scored,
             *(make(texts, answers, bounds) for make in (tables.table7, tables.table8)),
             tables.instruments(measured, bounds, generations.bits_per_byte(heldout)),
-            *filter(None, [tables.arms(measured, profile.arms)]),
+            *filter(
+                None,
+                [tables.arms(measured, profile.arms), tables.own_units(results.load_summaries(folder, part="metrics"))],
+            ),
         ],
         findings=findings,
         figures={

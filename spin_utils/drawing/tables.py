@@ -351,6 +351,32 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
     return finish(0, title, header, lines, cells, notes, file="arms")
 
 
+def own_units(metrics: pd.DataFrame) -> Table | None:
+    """Tasks that are measured in a unit of their own, such as BLEU or perplexity. Not in the paper.
+
+    Args:
+        metrics: From `results.load_summaries(..., part="metrics")`; None is returned if it is empty.
+    """
+    kinds = {task: own.iloc[0] for task, own in metrics.groupby("task")}
+    lines, cells = [], []
+    for model, of_model in metrics.groupby("model", sort=False):
+        found = of_model.groupby("task").agg(
+            value=("value", "mean"), low=("value", "min"), high=("value", "max"), seeds=("seed", "nunique")
+        )
+        own = {task: found.loc[task].to_dict() if task in found.index else {} for task in kinds}
+        cells += [{"row": label(str(model)), "column": task, **cell} for task, cell in own.items()]
+        lines.append((label(str(model)), "", *(with_range(cell, digits=2) for cell in own.values())))
+    header = [
+        f"{task}: {kind['metric']}{'' if kind['higher_is_better'] else ' (lower is better)'}"
+        for task, kind in kinds.items()
+    ]
+    notes = [
+        "Mean over training seeds, in brackets the lowest and the highest. Not points: in no average and no verdict."
+    ]
+    title = "Tasks in units of their own"
+    return finish(0, title, ["Model", "", *header], lines, cells, notes, file="own_units") if lines else None
+
+
 def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) -> Table:
     """Finer measures of the same models than the greedy score. Not in the paper.
 

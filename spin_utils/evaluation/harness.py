@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext
@@ -21,6 +20,8 @@ from functools import cache
 from itertools import islice
 from numbers import Real
 from pathlib import Path
+from statistics import fmean, stdev
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,10 +36,11 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_utils.data import big_bench
+from spin_utils.data.rows import write_rows
 from spin_utils.evaluation import suites
 from spin_utils.evaluation.answers import EvaluationError
 from spin_utils.evaluation.lm import PackedLM, known_options
-from spin_utils.files import hub, paths, processes
+from spin_utils.files import hub, paths
 from spin_utils.paper.results import SCHEMA
 from spin_utils.settings.inputs import BigBenchSettings, TemplateSettings
 from spin_utils.settings.run import EvaluationSettings
@@ -46,8 +48,6 @@ from spin_utils.settings.run import EvaluationSettings
 TASKS = Path(__file__).parent / "tasks"
 """The kit's own task files."""
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
-_SCORED = ("generate_until", "multiple_choice", "loglikelihood")
-"""Task types that give every item a response and a score."""
 FEWSHOT_SEED = 1234
 """lm-eval's default seed for choosing few-shot examples."""
 
@@ -80,7 +80,7 @@ class Column:
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Any]] | Path | str | None,
+    rows: Sequence[Mapping[str, Any]] | None,
     *,
     template: TemplateSettings | None,
     settings: EvaluationSettings,
@@ -92,8 +92,7 @@ def evaluate(
     Args:
         model: The checkpoint, on its device and in its compute dtype.
         tokenizer: Its tokenizer.
-        rows: Held-out rows, or their JSONL file, for the suite `local`; None: only further tasks, or a suite of the
-            paper.
+        rows: Held-out rows for the suite `local`; None: only further tasks, or a suite of the paper.
         template: How prompts of generation tasks become tokens; None: plain text, as in lm-eval.
         settings: Suite, further tasks, items per task, batch size, longest response.
         work: Folder that keeps finished answers, so that a killed evaluation resumes; None: not kept.
@@ -103,35 +102,38 @@ def evaluate(
         A `results.Evaluation` without profile, seed, model and provenance: `tasks` with metric, n, value (0..1),
         stderr and the hash of their rows, their unweighted `average`, and `items` with score, response and its tokens.
         With `settings.samples`, items of the suite `local` also hold `sampled`, the mean score of that many answers
-        drawn at temperature 1; choices of Big-Bench always hold its expectation.
+        drawn at temperature 1; choices of Big-Bench always hold its expectation. `metrics` holds the tasks whose
+        metric is no share per item, in the metric's own unit.
 
     Raises:
-        EvaluationError: No rows, an unknown task, a metric that is not a share per item, or missing items.
+        EvaluationError: No rows, an unknown task, or missing items.
     """
-    with _folder(work) as folder:
-        others = [*_further_columns(settings.tasks), *_big_bench_columns(settings.big_bench, folder)]
+    with TemporaryDirectory() as name:
+        further = _further_columns(settings.tasks)
+        others = [*further, *_big_bench_columns(settings.big_bench, Path(name))]
         of_rows: list[Column] = []
         if settings.suite != "local":
             others = [*_paper_columns(settings.suite), *others]
         elif rows is not None or not others:
-            of_rows = _row_columns(rows, folder)
+            of_rows = _row_columns(rows or (), Path(name))
         columns = [*of_rows, *others]
         loaded = _load(columns)
         tasks = {key: task for leaves in loaded.values() for key, task in leaves.items()}
         counts: dict[str, int] = {}
         for column in columns:
             counts |= _counts(loaded[column.name], column.limit or settings.limit)
-        lm = PackedLM(
-            model,
-            tokenizer,
-            template=template,
-            batch_size=settings.batch_size,
-            max_new_tokens=settings.max_new_tokens,
-            prefixes={key: task.doc_to_prefix for key, task in tasks.items() if task.get_config("gen_prefix")},
-            work=work,
-            progress=progress,
-        )
         with _quick_and_quiet():
+            own_unit = {column for column in further if not _shares(column.spec, loaded[column.name])}
+            lm = PackedLM(
+                model,
+                tokenizer,
+                template=template,
+                batch_size=settings.batch_size,
+                max_new_tokens=settings.max_new_tokens,
+                prefixes={key: task.doc_to_prefix for key, task in tasks.items() if task.get_config("gen_prefix")},
+                work=work,
+                progress=progress,
+            )
             output = run_tasks(
                 lm,
                 {"tasks": tasks, "groups": {}},
@@ -141,54 +143,42 @@ def evaluate(
             )
         rows_asked = [task for column in of_rows for task in loaded[column.name].values()]
         sampled = _sampled(lm, rows_asked, settings.samples) if settings.samples and rows_asked else {}
-    summaries: dict[str, dict[str, Any]] = {}
-    items: list[dict[str, Any]] = []
+    record: dict[str, Any] = {"schema": SCHEMA, "kind": "evaluation", "tasks": {}, "average": 0.0, "items": []}
     for column in columns:
+        leaves = loaded[column.name]
+        if column in own_unit:
+            record.setdefault("metrics", {}).update(_in_own_unit(leaves, counts, output["results"]))
+            continue
         found = [
             item
-            for key, task in loaded[column.name].items()
+            for key, task in leaves.items()
             for item in _items(column, key, task, output["samples"][key], counts[key], lm)
         ]
+        if column in of_rows and sampled:
+            found = [item | {"sampled": sampled[item["id"]]} for item in found]
         scores = [item["score"] for item in found]
-        metric = column.metric or _first_metric(next(iter(loaded[column.name].values())))
-        rows_of = _rows_of(column, loaded[column.name], counts)
-        summaries[column.name] = {"metric": metric, "n": len(scores), **_mean(scores), **rows_of}
-        items += [item | {"sampled": sampled[item["id"]]} if column in of_rows and sampled else item for item in found]
-    average = math.fsum(summary["value"] for summary in summaries.values()) / len(summaries)
-    return {"schema": SCHEMA, "kind": "evaluation", "tasks": summaries, "average": average, "items": items}
+        metric = column.metric or _first_metric(next(iter(leaves.values())))
+        deviation = stdev(scores) if len(scores) > 1 else 0.0
+        summary = {"metric": metric, "n": len(scores), "value": fmean(scores)}
+        summary["stderr"] = deviation / math.sqrt(len(scores))
+        record["tasks"][column.name] = summary | _rows_of(column, leaves, counts)
+        record["items"] += found
+    record["average"] = fmean(summary["value"] for summary in record["tasks"].values())
+    return record
 
 
-def _row_columns(rows: Sequence[Mapping[str, Any]] | Path | str | None, folder: Path) -> list[Column]:
+def _row_columns(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Column]:
     """Write one task file per family and return their columns."""
-    if rows is None:
-        raise EvaluationError("evaluation.suite: local needs held-out rows; give their file")
-    if isinstance(rows, Path | str):
-        path = Path(rows).resolve()
-        with path.open(encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file if line.strip()]
-    else:
-        path = folder.resolve() / "rows.jsonl"
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     if not rows:
-        raise EvaluationError(f"{path}: no held-out rows; give a file with at least one")
-    columns: list[Column] = []
-    for family in dict.fromkeys(row.get("family") or "" for row in rows):
-        name = family or "heldout"
-        if any(column.name == name for column in columns):
-            raise EvaluationError(
-                f"{path}: has rows without a family and rows of family {name!r}; name the family of all rows or of none"
-            )
-        task = folder / f"{name}.yaml"
-        task.write_text(
-            yaml.safe_dump(
-                {
-                    "include": str(TASKS / "spin_responses.yaml"),
-                    "task": name,
-                    "dataset_kwargs": {"rows": str(path), "family": family},
-                }
-            ),
-            encoding="utf-8",
-        )
+        raise EvaluationError("evaluation.suite: local needs held-out rows; give at least one")
+    families: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        families.setdefault(row.get("family") or "heldout", []).append(row)
+    columns = []
+    for name, own in families.items():
+        task, file = folder / f"{name}.yaml", write_rows(folder / f"{name}.jsonl", own)
+        include = {"include": str(TASKS / "spin_responses.yaml"), "task": name}
+        task.write_text(yaml.safe_dump(include | {"dataset_kwargs": {"rows": str(file)}}), encoding="utf-8")
         columns.append(Column(name, str(task), identified=True))
     return columns
 
@@ -241,22 +231,20 @@ def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
         families: Names of the demonstrations' families, which are the columns of the suite `local`.
 
     Raises:
-        EvaluationError: A task cannot be loaded, its metric is not a share per item, or it has the name of another
-            column.
+        EvaluationError: A task cannot be loaded or scored, or it has the name of another column.
     """
     local = settings.suite == "local"
     taken = {name.lower() for name in (families if local else suites.SUITES[settings.suite])}
     what = "a family of the demonstrations" if local else f"a benchmark of the suite {settings.suite}"
-    with _folder(None) as folder, _quick_and_quiet():
-        columns = [*_further_columns(settings.tasks), *_big_bench_columns(settings.big_bench, folder)]
+    with TemporaryDirectory() as folder, _quick_and_quiet():
+        columns = [*_further_columns(settings.tasks), *_big_bench_columns(settings.big_bench, Path(folder))]
         for further in columns:
             if further.name.lower() in taken | {"average"}:
                 same = "the mean of all columns" if further.name.lower() == "average" else what
                 raise EvaluationError(f"tasks: {further.spec} has the name of {same}; rename it or leave it out")
         loaded = _load(columns)
         for column in columns:
-            for task in loaded[column.name].values():
-                _try_metric(column.spec, task)
+            _shares(column.spec, loaded[column.name])
 
 
 @cache
@@ -335,15 +323,8 @@ def _pinned() -> Iterator[None]:
 
 def _check_scored(name: str, task: Any) -> None:
     """Raise if a task would not give every item a response and a score."""
-    if task.OUTPUT_TYPE not in _SCORED:
-        raise EvaluationError(f"tasks: {name} is of type {task.OUTPUT_TYPE}; use {', '.join(_SCORED)}")
     if not task.config.metric_list or not len(task.eval_docs):
         raise EvaluationError(f"tasks: {name} has no metric or no items; add them to its file")
-    if not task.higher_is_better().get(_first_metric(task), True):
-        raise EvaluationError(
-            f"tasks: {name}: metric {_first_metric(task)!r} is better when lower (higher_is_better), and tables and "
-            "verdicts read every score the other way; list one first that is better when higher"
-        )
     if task.OUTPUT_TYPE == "generate_until":
         try:
             known_options(task.config.generation_kwargs)
@@ -351,25 +332,32 @@ def _check_scored(name: str, task: Any) -> None:
             raise EvaluationError(f"tasks: {name}: {error}") from None
 
 
-def _try_metric(spec: str, task: Any) -> None:
-    """Score the first item as if the model had given an empty response, and as if it had given the right one."""
-    metric = _first_metric(task)
-    try:
-        task.build_all_requests(limit=1)
-        document = task.instances[0].doc
-        for answers in _possible_answers(task, document):
-            for instance, answer in zip(task.instances, answers, strict=True):
-                instance.resps, instance.filtered_resps = [answer] * instance.repeats, {}
-            task.apply_filters()
-            chosen = next(iter(task.instances[0].filtered_resps))
-            scores = task.process_results(document, [each.filtered_resps[chosen] for each in task.instances])
-            _share(scores.get(metric), metric, f"tasks: {spec}", "the first item")
-    except EvaluationError:
-        raise
-    except Exception as error:  # a task's functions may be the user's own
-        raise EvaluationError(
-            f"tasks: {spec}: metric {metric!r} fails on the first item ({_one_line(error)}); correct the task's file"
-        ) from error
+def _shares(spec: str, leaves: Mapping[str, Any]) -> bool:
+    """Whether a column's metric is a share of each item, better when higher, so that points can be made of it.
+
+    The first item of each task is scored as if the model had given an empty response, and as if it had given the right
+    one, so the answer is the same for every model.
+    """
+    shares = True
+    for task in leaves.values():
+        metric = _first_metric(task)
+        shares = shares and task.higher_is_better().get(metric, True)
+        try:
+            task.build_all_requests(limit=1)
+            document = task.instances[0].doc
+            for answers in _possible_answers(task, document):
+                for instance, answer in zip(task.instances, answers, strict=True):
+                    instance.resps, instance.filtered_resps = [answer] * instance.repeats, {}
+                task.apply_filters()
+                chosen = next(iter(task.instances[0].filtered_resps))
+                scores = task.process_results(document, [each.filtered_resps[chosen] for each in task.instances])
+                shares = shares and _is_share(scores[metric])
+        except Exception as error:  # a task's functions may be the user's own
+            raise EvaluationError(
+                f"tasks: {spec}: metric {metric!r} fails on the first item ({_one_line(error)}); correct its file"
+            ) from error
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)  # examples of the run are drawn as if none had been drawn here
+    return shares
 
 
 def _possible_answers(task: Any, document: Mapping[str, Any]) -> Iterator[list[Any]]:
@@ -381,10 +369,28 @@ def _possible_answers(task: Any, document: Mapping[str, Any]) -> Iterator[list[A
         if task.config.doc_to_choice is not None:
             target = task.doc_to_choice(document)[target]
         yield [str(target[0] if isinstance(target, list) and target else target)] * count
+    elif task.OUTPUT_TYPE == "loglikelihood_rolling":
+        yield [-9.0] * count
     else:
         for likeliest in range(count):
             yield [(-1.0, True) if i == likeliest else (-9.0, False) for i in range(count)]
-        yield [(-9.0, False)] * count
+
+
+def _in_own_unit(
+    leaves: Mapping[str, Any], counts: Mapping[str, int], aggregated: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Metrics that lm-eval has aggregated over all items, such as BLEU or perplexity, by task."""
+    found = {}
+    for key, task in leaves.items():
+        metric, (column, _, name) = _first_metric(task), key.partition("/")
+        value = next(value for label, value in aggregated[key].items() if label.partition(",")[0] == metric)
+        found[column if len(leaves) == 1 or name == column else key] = {
+            "metric": metric,
+            "n": counts[key],
+            "value": float(value),
+            "higher_is_better": bool(task.higher_is_better().get(metric, True)),
+        }
+    return found
 
 
 def _items(
@@ -403,9 +409,14 @@ def _items(
         shown = ", ".join(missing[:5])
         raise EvaluationError(f"{name}: lm-eval returned {len(found)} of {len(expected)} items; missing: {shown}")
     for i, item in enumerate(expected):
-        score = _share(found[i].get(metric), metric, name, f"item {item}")
+        score = found[i].get(metric)
+        if not _is_share(score):
+            raise EvaluationError(
+                f"{name}: metric {metric!r} of item {item} is {score!r}, but that of the first item is a share from 0 "
+                "to 1; correct the task's file"
+            )
         drawn = {"sampled": found[i]["drawn"]} if column.parts and "drawn" in found[i] else {}
-        yield {"task": column.name, "id": item, "score": score, **_response(task, found[i], lm), **drawn}
+        yield {"task": column.name, "id": item, "score": float(score), **_response(task, found[i], lm), **drawn}
 
 
 def _rows_of(column: Column, leaves: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
@@ -431,14 +442,8 @@ def _rows_of(column: Column, leaves: Mapping[str, Any], counts: Mapping[str, int
     return {"rows_sha256": seen.hexdigest(), "source": ", ".join(sorted(sources)), "chance": chance}
 
 
-def _share(score: Any, metric: str, task: str, item: str) -> float:
-    """An item's score, checked to be a share."""
-    if not isinstance(score, Real) or not 0 <= float(score) <= 1:
-        raise EvaluationError(
-            f"{task}: metric {metric!r} of {item} is {score!r}, not a share from 0 to 1; choose a task whose first "
-            "metric scores each item from 0 to 1, like acc or exact_match"
-        )
-    return float(score)
+def _is_share(score: Any) -> bool:
+    return isinstance(score, Real) and 0 <= float(score) <= 1
 
 
 def _sampled(lm: PackedLM, tasks: Sequence[Any], samples: int) -> dict[str, float]:
@@ -472,15 +477,6 @@ def _first_metric(task: Any) -> str:
     return str(task.config.metric_list[0]["metric"])
 
 
-def _mean(scores: Sequence[float]) -> dict[str, float]:
-    """Mean and standard error (sample standard deviation over sqrt(n)), computed as in lm-eval."""
-    mean = math.fsum(scores) / len(scores)
-    if len(scores) == 1:
-        return {"value": mean, "stderr": 0.0}
-    variance = math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
-    return {"value": mean, "stderr": math.sqrt(variance / len(scores))}
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
@@ -500,15 +496,3 @@ def _quick_and_quiet() -> Iterator[None]:
     finally:
         del environment.from_string
         module.tqdm = drawn
-
-
-@contextmanager
-def _folder(work: Path | None) -> Iterator[Path]:
-    """Folder for task files: next to the kept answers, or else (and in further processes) a temporary folder."""
-    if work is not None and processes.rank() == 0:
-        folder = work / "tasks"
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)

@@ -50,7 +50,7 @@ def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
         result = evaluate(
             model,
             tokenizer,
-            plan.directory("data") / f"{split}.jsonl" if rows else None,
+            rows or None,
             # The paper's harness gives its benchmarks as plain text, without a chat template.
             template=profile.template if local else None,
             settings=settings,

@@ -140,6 +140,15 @@ class Item(Part):
     is the probability of the right choice."""
 
 
+class Metric(Part):
+    """A task measured in a unit of its own, such as BLEU or perplexity, over all its items together."""
+
+    metric: str
+    n: PositiveInt
+    value: float
+    higher_is_better: bool
+
+
 class Evaluation(Document):
     """Scores of one checkpoint."""
 
@@ -148,6 +157,8 @@ class Evaluation(Document):
     average: float
     """Unweighted mean over tasks."""
     items: list[Item]
+    metrics: dict[str, Metric] = {}
+    """Tasks whose metric is no share of each item: not among `tasks`, and in no average."""
 
 
 class Step(Part):
@@ -413,14 +424,17 @@ def _items(results: Path, folder: str, columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["seed", "model", *columns])
 
 
-def load_summaries(results: Path, *, kind: Scored = "evaluations") -> pd.DataFrame:
-    """The summaries of all evaluations: `seed`, `model`, `task` and the fields of `Task`."""
+def load_summaries(
+    results: Path, *, kind: Scored = "evaluations", part: Literal["tasks", "metrics"] = "tasks"
+) -> pd.DataFrame:
+    """The summaries of all evaluations: `seed`, `model`, `task` and the fields of `Task`, or of `Metric`."""
     rows = [
         {"seed": document["seed"], "model": document["model"], "task": task, **summary}
         for document in map(read_json, _files(results, kind))
-        for task, summary in document["tasks"].items()
+        for task, summary in document.get(part, {}).items()
     ]
-    return pd.DataFrame(rows, columns=["seed", "model", "task", *Task.model_fields])
+    fields = (Task if part == "tasks" else Metric).model_fields
+    return pd.DataFrame(rows, columns=["seed", "model", "task", *fields])
 
 
 def load_training(results: Path) -> pd.DataFrame:

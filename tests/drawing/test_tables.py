@@ -238,6 +238,22 @@ def test_the_table_of_arms_compares_each_with_sft_and_with_spin_without_its_chan
     assert tables.arms(scores[~scores["model"].isin(arms)], changes) is None
 
 
+def test_a_task_in_a_unit_of_its_own_has_a_table_and_no_part_in_the_scores(tmp_path):
+    for seed, bleu in ((0, 30.5), (1, 32.5)):
+        document = synthetic.evaluation("sft", seed, ability=0.1)
+        results.write_json(results.path_of(tmp_path / "plain" / "cpu", seed, "evaluations", "sft"), document)
+        measured = {"metric": "bleu", "n": 9, "value": bleu, "higher_is_better": True}
+        lower = measured | {"metric": "word_perplexity", "higher_is_better": False}
+        document |= {"metrics": {"translation": measured, "prose": lower}}
+        results.write_json(results.path_of(tmp_path / "own" / "cpu", seed, "evaluations", "sft"), document)
+    table = tables.own_units(results.load_summaries(tmp_path / "own" / "cpu", part="metrics"))
+    assert table.header[2:] == ("prose: word_perplexity (lower is better)", "translation: bleu")
+    assert table.lines == (("SFT", "", *["31.50 [30.50, 32.50]"] * 2),)
+    plain, own = (results.load_evaluations(tmp_path / name / "cpu") for name in ("plain", "own"))
+    assert plain.equals(own)
+    assert tables.own_units(results.load_summaries(tmp_path / "plain" / "cpu", part="metrics")) is None
+
+
 def test_the_finer_measures_stand_beside_the_greedy_score(root):
     drifts = results.load_heldout(root)
     drifts = drifts.assign(real_logp=-20.0 - drifts["real_drift"], real_bytes=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,9 @@ def as_result(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"profile": "smoke", "seed": 0, "model": "sft", "provenance": provenance}
 
 
-def test_rows_are_graded_by_their_grader_or_by_exact_match(
-    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    path = tmp_path / "test.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    record = evaluate(model, TOKENIZER, path, template=TEMPLATE, settings=SETTINGS)
+def test_rows_are_graded_by_their_grader_or_by_exact_match(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
+    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
     results.validate(as_result(record), "evaluations", "record")
-    assert record == evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
     assert [item["id"] for item in record["items"]] == [row["id"] for row in rows]
     for item, row in zip(record["items"], rows, strict=True):
         assert (item["response"], item["tokens"]) == greedy(model, row["prompt"])
@@ -250,7 +246,7 @@ def test_impossible_evaluations_are_refused(model: PreTrainedModel, rows: list[d
     def run(given: Any, *tasks: str) -> None:
         evaluate(model, TOKENIZER, given, template=TEMPLATE, settings=replace(SETTINGS, tasks=tasks))
 
-    with pytest.raises(EvaluationError, match="no held-out rows"):
+    with pytest.raises(EvaluationError, match="needs held-out rows"):
         run([])
     with pytest.raises(EvaluationError, match="no task 'no_such_task'; check the name, or give the path of its YAML"):
         run(rows, "no_such_task")
@@ -318,31 +314,48 @@ def test_tasks_that_no_evaluation_could_score_are_refused_before_training(
         check(task_file(tmp_path / "beams.yml", GENERATING.replace("5}", "5, num_beams: 4}")))
     with pytest.raises(EvaluationError, match="good.yml are both called good; rename one or leave it out"):
         check(tmp_path / "good.yml", tmp_path / "good.yml")
-    lower = task_file(tmp_path / "lower.yml", GENERATING)
-    lower.write_text(lower.read_text().replace("higher_is_better: true", "higher_is_better: false"))
-    with pytest.raises(EvaluationError, match="lower: metric 'exact_match' is better when lower"):
-        check(lower)
-    with pytest.raises(EvaluationError, match="rolling is of type loglikelihood_rolling"):
-        check(task_file(tmp_path / "rolling.yml", "output_type: loglikelihood_rolling\n"))
 
 
-@pytest.mark.parametrize(
-    ("metric", "more", "message"),
-    [
-        ("bleu", GENERATING, r"mine.yaml: metric 'bleu' of the first item is \[.*not a share from 0 to 1"),
-        ("points", GENERATING + "process_results: !function graders.points\n", "'points' of the first item is 100"),
-        ("points", GENERATING + "process_results: !function graders.first\n", "'points' fails .*IndexError"),
-    ],
-)
-def test_a_metric_that_gives_an_item_no_share_is_named_before_training(
-    tmp_path: Path, metric: str, more: str, message: str
+GRADERS = """
+def points(doc, results): return {"points": 100 * (results[0] == doc["answer"]) + 40.0}
+def first(doc, results): return {"points": results[0].split()[0] == doc["answer"]}
+"""
+
+
+def test_a_task_whose_functions_fail_is_named_before_training(tmp_path: Path) -> None:
+    (tmp_path / "graders.py").write_text(GRADERS)
+    failing = GENERATING + "process_results: !function graders.first\n"
+    with pytest.raises(EvaluationError, match=r"mine.yaml: metric 'points' fails on the first item \(IndexError"):
+        check(task_file(tmp_path / "mine.yaml", failing, metric="points"))
+
+
+def test_a_metric_that_is_no_share_keeps_its_unit_and_enters_no_average(
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "graders.py").write_text(
-        "def points(doc, results): return {'points': 100 * (results[0] == doc['answer'])}\n"
-        "def first(doc, results): return {'points': results[0].split()[0] == doc['answer']}\n"
-    )
-    with pytest.raises(EvaluationError, match=message):
-        check(task_file(tmp_path / "mine.yaml", more, metric=metric))
+    """Points are a mean over items, perplexity is of all items together; both are lm-eval's own numbers."""
+    (tmp_path / "graders.py").write_text(GRADERS)
+    points = task_file(tmp_path / "points.yaml", GENERATING + "process_results: !function graders.points\n")
+    rolling = task_file(tmp_path / "rolling.yaml", "output_type: loglikelihood_rolling\n", answers=("sat", "ran"))
+    points.write_text(points.read_text().replace("metric: exact_match", "metric: points"))
+    perplexity = "metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false"
+    rolling.write_text(re.sub("metric: exact_match.*true", perplexity, rolling.read_text()))
+    check(points, rolling)
+    plain = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
+    settings = replace(SETTINGS, tasks=(str(points), str(rolling)))
+    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings)
+    found = record.pop("metrics")
+    assert record == plain
+    monkeypatch.chdir(tmp_path)
+    stock = lm_eval.simple_evaluate(
+        HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=1),
+        tasks=["points.yaml", "rolling.yaml"],
+        task_manager=TaskManager(include_defaults=False),
+        bootstrap_iters=0,
+    )["results"]
+    assert found["points"] == {"metric": "points", "n": 1, "value": 40, "higher_is_better": True}
+    expected = {"metric": "word_perplexity", "n": 2, "higher_is_better": False}
+    assert found["rolling"] == expected | {"value": pytest.approx(stock["rolling"]["word_perplexity,none"], rel=1e-4)}
+    results.validate(as_result(record | {"metrics": found}), "evaluations", "record")
 
 
 def test_what_an_answer_begins_with_follows_the_generation_prompt_as_in_lm_eval(
