@@ -101,7 +101,7 @@ def compose(profile: Profile) -> Drawing:
             tables.instruments(measured, bounds, generations.bits_per_byte(heldout)),
             *filter(
                 None,
-                [tables.arms(measured, profile.arms), tables.own_units(results.load_summaries(folder, part="metrics"))],
+                [tables.arms(measured, profile.arms), tables.own_units(own)],
             ),
         ],
         findings=findings,
