@@ -1,4 +1,4 @@
-"""MT-Bench's judge behind an OpenAI-compatible endpoint: one request per grade, and every way it can go wrong.
+"""MT-Bench's judge, a model on this machine or behind an OpenAI-compatible endpoint, and every way it can go wrong.
 
 | the endpoint | what happens |
 |---|---|
@@ -21,13 +21,16 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from spin_utils.evaluation.answers import Answers
 from spin_utils.evaluation.mt_bench import Message, MtBenchError
 from spin_utils.files import disk
+from spin_utils.settings.inputs import ModelSettings, TemplateSettings
 from spin_utils.settings.machine import MtBenchSettings, judge_identity
+from spin_utils.settings.run import GenerationSettings
 
 KEY = "OPENAI_API_KEY"
 """The environment variable that holds the key."""
@@ -43,9 +46,9 @@ Grade = dict[str, Any]
 `judge_model` (the model that the endpoint reports, or empty)."""
 
 
-def has_key() -> bool:
-    """Whether the environment has a key."""
-    return bool(os.environ.get(KEY, "").strip())
+def can_grade(settings: MtBenchSettings) -> bool:
+    """Whether the judge is on this machine, or the environment has a key."""
+    return not isinstance(settings.judge, str) or bool(os.environ.get(KEY, "").strip())
 
 
 def rating(judgment: str) -> float | None:
@@ -96,7 +99,7 @@ class Judge:
         text = ""
         try:
             reply = self._client.chat.completions.with_raw_response.create(
-                model=settings.judge, messages=list(messages), **options
+                model=settings.judge_name, messages=list(messages), **options
             )
             text = reply.http_response.text
             body = json.loads(text)
@@ -119,11 +122,10 @@ class Judge:
         words = str(refusal or content or "")
         if refusal or choice.get("finish_reason") == "content_filter":
             return _grade("refused", None, self._clean(words), model)
-        score = rating(words)
-        return _grade("unparsable" if score is None else "graded", score, self._clean(words), model)
+        return _judged(words, model) | {"judgment": self._clean(words)}
 
     def _error(self, reason: str, remedy: str) -> MtBenchError:
-        return MtBenchError(f"judge {self.settings.judge} at {self.settings.base_url}: {reason}; {remedy}")
+        return MtBenchError(f"judge {self.settings.judge_name} at {self.settings.base_url}: {reason}; {remedy}")
 
     def _clean(self, text: object) -> str:
         """The server's words without the key, and without lone surrogates, which cannot be encoded as UTF-8."""
@@ -139,7 +141,7 @@ def grade_all(
     folder: Path,
     advance: Callable[[int], object] = lambda units: None,
 ) -> dict[str, Grade]:
-    """A grade for every request, several at a time; each is written to disk as soon as it arrives.
+    """A grade for every request, several at a time, written to disk as they arrive.
 
     Args:
         requests: messages to the judge, by name.
@@ -154,7 +156,9 @@ def grade_all(
     keys = {name: kept.key("grade", list(messages)) for name, messages in requests.items()}
     missing = {key: requests[name] for name, key in keys.items() if key not in kept}
     advance(sum(key not in missing for key in keys.values()))
-    if missing:
+    if not isinstance(settings.judge, str):
+        _grade_here(missing, settings.judge, settings, folder, kept, advance)
+    elif missing:
         asked = Judge(settings)
 
         def grade(key: str) -> None:
@@ -174,6 +178,42 @@ def grade_all(
     return {name: kept[key] for name, key in keys.items()}
 
 
+def _grade_here(
+    requests: Mapping[str, Sequence[Message]],
+    judge: ModelSettings,
+    settings: MtBenchSettings,
+    folder: Path,
+    kept: Answers,
+    advance: Callable[[int], object],
+) -> None:
+    """Grade with a model on this machine, under its own chat template, a batch at a time."""
+    from spin_utils.data import templates
+    from spin_utils.model import base
+    from spin_utils.model.sampling import sample
+
+    if not requests:
+        return
+    work, chat = folder / "judge", TemplateSettings(kind="chat")
+    work.mkdir(parents=True, exist_ok=True)
+    place = base.materialise(judge, work, (), 0)
+    model, tokenizer = base.load_for_inference(place), base.load_tokenizer(place)
+    generation = GenerationSettings(
+        temperature=settings.judge_temperature or 0.0,
+        max_new_tokens=settings.judge_max_tokens,
+        batch_size=settings.batch_size,
+    )
+    waiting = iter(requests)
+    while keys := list(islice(waiting, settings.batch_size)):
+        prompts = [
+            templates.encode_conversation(tokenizer, chat, [asked["content"]], system["content"])
+            for system, asked in map(requests.__getitem__, keys)
+        ]
+        ends = templates.end_ids(tokenizer, chat)
+        answers = sample(model, prompts, eos_ids=ends, settings=generation, seed=0, progress=advance)
+        texts = [templates.decode_response(tokenizer, chat, answer.token_ids) for answer in answers]
+        kept.add({key: _judged(text, settings.judge_name) for key, text in zip(keys, texts, strict=True)})
+
+
 def client_library() -> Any:
     """The `openai` client.
 
@@ -184,6 +224,11 @@ def client_library() -> Any:
         return importlib.import_module("openai")
     except ImportError:
         raise MtBenchError("openai: not installed; mt_bench needs it to reach the judge; run `make setup`") from None
+
+
+def _judged(words: str, model: str) -> Grade:
+    score = rating(words)
+    return _grade("unparsable" if score is None else "graded", score, words, model)
 
 
 def _grade(status: str, score: float | None, judgment: str, model: str) -> Grade:

@@ -383,7 +383,7 @@ def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machi
     else:
         yield _scoring_memory(architecture, width, gpu)
         yield sample(profile.evaluation, prompt=BENCHMARK_TOKENS, answer=BENCHMARK_ANSWER, stage="evaluation")
-    if profile.mt_bench is not None and judge.has_key():
+    if profile.mt_bench is not None and judge.can_grade(profile.mt_bench):
         answer = profile.mt_bench.max_new_tokens  # the second turn's prompt includes the first answer
         yield sample(profile.mt_bench, prompt=MT_BENCH_TOKENS + answer, answer=answer, stage="mt_bench")
 

@@ -17,6 +17,8 @@ from spin_utils.evaluation.mt_bench import Message, judge_messages, judge_prompt
 from spin_utils.experiment.plan import Plan, Step, stream
 from spin_utils.files import artifacts
 from spin_utils.files.runtime import progress
+from spin_utils.model import base
+from spin_utils.settings.inputs import ModelSettings, TemplateSettings
 from spin_utils.settings.machine import MtBenchSettings
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,6 @@ STREAM = 600
 def make_answers(plan: Plan, step: Step, work: Path) -> None:
     """The model answers both turns of every question: answers.json."""
     from spin_utils.evaluation.mt_bench import converse
-    from spin_utils.model import base
 
     settings = _settings(plan)
     folder, asked = plan.checkpoint(step.parameters["model"]), questions(settings.limit)
@@ -72,8 +73,8 @@ def make_grades(plan: Plan, step: Step, work: Path) -> None:
     scores = [grade["score"] for grade in grades.values() if grade["score"] is not None]
     document = {
         "judge": {
-            "name": settings.judge,
-            "base_url": settings.base_url,
+            "name": settings.judge_name,
+            "base_url": settings.base_url if isinstance(settings.judge, str) else "",
             "models": sorted({grade["judge_model"] for grade in grades.values()} - {""}),
         },
         "grades": {status: counts[status] for status in ("graded", "refused", "unparsable")},
@@ -87,26 +88,29 @@ def make_grades(plan: Plan, step: Step, work: Path) -> None:
 
 
 def check(settings: MtBenchSettings) -> None:
-    """Check what MT-Bench needs on this machine: the questions and, if the judge's key is set, the client.
+    """Check what MT-Bench needs on this machine: the questions, and the judge or, if there is a key, its client.
 
     Raises:
         MtBenchError: the questions are missing or damaged, or the client is not installed.
+        ModelError: the judge's folder is not that of a model with a chat template.
     """
     questions(settings.limit)
     judge_prompts()
-    if judge.has_key():
+    if isinstance(settings.judge, ModelSettings) and settings.judge.source == "directory":
+        base.check_folder(Path(settings.judge.path), TemplateSettings(kind="chat"))
+    elif isinstance(settings.judge, str) and judge.can_grade(settings):
         judge.client_library()
 
 
 def check_judge(plans: Sequence[Plan]) -> None:
-    """If grades are missing, ask the judge one short question and log how many requests will follow.
+    """If grades are missing from a judge elsewhere, ask it one short question and log how many requests will follow.
 
     Raises:
         MtBenchError: wrong key, address, name or options.
     """
     steps = [step for plan in plans for step in plan if step.stage == "mt_bench"]
     missing = [step for step in steps if not artifacts.is_complete(step.directory)]
-    if not missing:
+    if not missing or not isinstance(_settings(plans[0]).judge, str):
         return
     settings = _settings(plans[0])
     Judge(settings).grade([{"role": "user", "content": 'Reply with "[[5]]" and nothing else.'}])

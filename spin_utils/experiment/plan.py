@@ -189,8 +189,10 @@ def make(profile: Profile, seed: int) -> Plan:
         checkpoint = steps[f"eval-{model}"].inputs[:1]
         answers = add(f"mt-answers-{model}", "mt_answers", "", checkpoint, answering, model=model)
         asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
+        if not isinstance(profile.mt_bench.judge, str):
+            asked["model"] = base.identity(profile.mt_bench.judge)
         grades = add(f"mt-bench-{model}", "mt_bench", "", (answers,), asked, model=model)
-        if not judge.has_key() and not artifacts.is_complete(steps[grades].directory):
+        if not judge.can_grade(profile.mt_bench) and not artifacts.is_complete(steps[grades].directory):
             del steps[grades], steps[answers]  # `left_out` gives the reason
 
     task_files = _task_identity(profile.evaluation)
@@ -377,7 +379,7 @@ def needs_data(profile: Profile) -> bool:
 def left_out(profile: Profile) -> str:
     """Reasons why experiments in the profile cannot be run, one per line; empty if all can."""
     reasons = [_dpo_left_out(profile)]
-    if profile.mt_bench is not None and not judge.has_key():
+    if profile.mt_bench is not None and not judge.can_grade(profile.mt_bench):
         reasons.append(
             f"MT-Bench is left out for models not graded yet: its judge needs a key, and {judge.KEY} is not set; once "
             "it is, the same command adds the grades"

@@ -408,10 +408,10 @@ def _judge(made: Plan) -> Iterator[Finding]:
     missing = [step for step in made if step.stage == "mt_bench" and not artifacts.is_complete(step.directory)]
     if settings is not None and missing:
         each = estimate.judge_requests(settings)
-        text = (
-            f"{len(missing) * each} requests to {settings.judge} at {settings.base_url}, {each} for each of "
-            f"{len(missing)} models, on the account of {judge.KEY}"
-        )
+        here = not isinstance(settings.judge, str)
+        whom = f"{settings.judge_name} on this machine" if here else f"{settings.judge} at {settings.base_url}"
+        text = f"{len(missing) * each} requests to {whom}, {each} for each of {len(missing)} models"
+        text += "" if here else f", on the account of {judge.KEY}"
         yield Finding("judge", "note", text)
 
 
@@ -487,8 +487,9 @@ def wanted(profile: Profile) -> list[Wanted]:
         for where, model in {
             "model": profile.model,
             **{f"released.{k}": v for k, v in profile.released.items()},
+            "mt_bench.judge": profile.mt_bench and profile.mt_bench.judge,
         }.items()
-        if model.source == "hub"
+        if isinstance(model, ModelSettings) and model.source == "hub"
     ]
     for where, data in (
         ("", profile.demonstrations if needs_data(profile) else None),

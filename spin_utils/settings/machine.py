@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from spin_utils.settings.inputs import STRICT, Count, Positive, PositiveNumber, Temperature, require
+from spin_utils.settings.inputs import STRICT, Count, ModelSettings, Positive, PositiveNumber, Temperature, require
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,9 +86,10 @@ def fastchat_temperatures() -> dict[str, float]:
 class MtBenchSettings:
     """MT-Bench (Table 6, Figure 6): two-turn questions, answered by the model and graded by a judge."""
 
-    judge: str
+    judge: str | ModelSettings
     """Name of the judge at its endpoint. FastChat's default is gpt-4, a name whose model has changed over time; the
-    paper does not say which version it used."""
+    paper does not say which version it used. Or a model, written like the profile's `model`: it grades on this machine
+    and needs no key."""
     base_url: str = "https://api.openai.com/v1"
     """Any endpoint with OpenAI's chat completions. The key comes from the environment variable OPENAI_API_KEY; if the
     endpoint needs none, for example a local server, any value works."""
@@ -120,7 +121,7 @@ class MtBenchSettings:
     """Number of questions per category, the first ones; 0: all ten."""
 
     def __post_init__(self) -> None:
-        require(bool(self.judge.strip()), "judge: empty; name a model of the endpoint, such as gpt-4")
+        require(bool(self.judge_name.strip()), "judge: empty; name a model of the endpoint, such as gpt-4")
         url = urlsplit(self.base_url)
         require(
             url.scheme in ("http", "https") and bool(url.hostname),
@@ -135,6 +136,12 @@ class MtBenchSettings:
             set(self.temperatures) == set(CATEGORIES),
             f"temperatures: given for {', '.join(self.temperatures)}; give one for each of {', '.join(CATEGORIES)}",
         )
+
+    @property
+    def judge_name(self) -> str:
+        """The judge's name, or that of its file, folder or repository."""
+        judge = self.judge
+        return judge if isinstance(judge, str) else Path(judge.path).name or f"{judge.name}@{judge.revision[:8]}"
 
 
 def answers_identity(settings: MtBenchSettings) -> dict[str, Any]:

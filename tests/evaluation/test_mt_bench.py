@@ -278,6 +278,48 @@ def test_the_judge_is_tried_before_any_work(
         mt_bench.check_judge(plans)
 
 
+def test_a_model_on_this_machine_grades_without_a_key(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    tokenizer, folder = byte_tokenizer(), tmp_path / "a-judge"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    tiny_model("llama", vocabulary=320, max_position_embeddings=4096).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shown: list[str] = []
+
+    def say(model: Any, prompts: Any, *, settings: Any, progress: Any, **rest: Any) -> list[Sample]:
+        assert (settings.temperature, settings.max_new_tokens) == (0.0, 20)
+        shown.extend(tokenizer.decode(ids) for ids in prompts)
+        progress(len(prompts))
+        texts = [f"Rating: [[{len(shown) % 9 + 1}]]</s>" if "word 5" in text else "Good.</s>" for text in shown]
+        return [Sample(tokenizer.encode(t, add_special_tokens=False), "stop", -1.0) for t in texts[-len(prompts) :]]
+
+    monkeypatch.setattr(sampling, "sample", say)
+    judge = {"source": "directory", "path": str(folder)}
+    profile = profiles.load("smoke", {"mt_bench": {"judge": judge, "judge_max_tokens": 20, "batch_size": 4}})
+    settings = profile.mt_bench
+    assert settings is not None
+    mt_bench.check(settings)
+    made = plan.make(profile, 0)
+    assert "mt-bench-sft" in made.steps, "planned although there is no key"
+    assert not run.stays_here(profile, made.steps["mt-bench-sft"])
+    requests = {
+        f"{n}/1": [{"role": "system", "content": "Grade."}, {"role": "user", "content": f"word {n}"}] for n in range(6)
+    }
+    done: list[int] = []
+    grades = grade_all(requests, settings, tmp_path / "kept", done.append)
+    assert shown == [f"system: Grade.</s>user: word {n}</s>assistant: " for n in range(6)]
+    assert [grade["score"] for grade in grades.values()] == [None] * 5 + [7.0]
+    assert grades["5/1"] == {"status": "graded", "score": 7.0, "judgment": "Rating: [[7]]", "judge_model": "a-judge"}
+    assert sum(done) == 6
+    assert grade_all(requests, settings, tmp_path / "kept") == grades
+    assert len(shown) == 6, "kept grades are not asked for again"
+
+
 # From the plan to Figure 6 ---------------------------------------------------------------------------------------
 
 
