@@ -7,6 +7,7 @@ the network or Python's hash seed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -25,6 +26,7 @@ _SEED_STRIDE = len(SPLITS) * _SPLIT_STRIDE
 _DATE_BOUND = frozenset({"time_intervals", "calendar_arithmetic"})
 """Generators whose items depend on today's date."""
 _ANSWER = "Answer:"
+_NUMBERED = re.compile(r"^(\d+)\. (.*)$", re.MULTILINE)
 _UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, SyntaxError, AssertionError)
 """What the library's scorers raise on answers they cannot parse, for example words instead of numbers, and its
 generators if a required option is missing."""
@@ -56,15 +58,17 @@ def generate(
         rows = []
         for place, (name, family) in enumerate(families.items()):
             share, rest = divmod(sizes.get(split, 0), len(families))
-            rows += _rows(name, family, split, share + (place < rest), seed, seen, wordings)
+            wanted = share + (place < rest)
+            single = _rows(name, family, split, wanted * family.questions, seed, seen, wordings)
+            rows += [_sheet(single[i : i + family.questions]) for i in range(0, len(single), family.questions)]
         Random(f"order/{split}/{seed}").shuffle(rows)
         splits[split] = rows
     return {split: splits[split] for split in SPLITS}
 
 
 def grade(row: Mapping[str, Any], response: str) -> float:
-    """1.0 if the response's final answer gets full marks from the library's own scorer, else 0.0; a row of Big-Bench
-    is graded from 0 to 1 by its task's metric.
+    """1.0 if the response's final answer gets full marks from the library's own scorer, else 0.0; the mean over its
+    numbered answers if the row has several questions. A row of Big-Bench is graded from 0 to 1 by its task's metric.
 
     Args:
         row: a row whose `grader` has the generator's name and the item.
@@ -73,6 +77,13 @@ def grade(row: Mapping[str, Any], response: str) -> float:
     grader = row["grader"]
     if grader["dataset"] == big_bench.GRADER:
         return big_bench.grade(grader["entry"]["metric"], grader["entry"]["targets"], response.strip())
+    if isinstance(grader["entry"], list):
+        answers = dict(_NUMBERED.findall(response))
+        scores = [
+            grade({"grader": grader | {"entry": entry}}, answers.get(str(number), ""))
+            for number, entry in enumerate(grader["entry"], 1)
+        ]
+        return sum(scores) / len(scores)
     try:
         score = _scorer(grader["dataset"]).score_answer(final_answer(response), grader["entry"])
     except _UNREADABLE:
@@ -87,6 +98,18 @@ def final_answer(response: str) -> str:
     '-4'
     """
     return response.rpartition(_ANSWER)[2].strip()
+
+
+def _sheet(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of one family as one, with numbered questions and answers; a single row stays as it is."""
+    if len(rows) == 1:
+        return rows[0]
+
+    def numbered(column: str) -> str:
+        return "\n".join(f"{number}. {row[column]}" for number, row in enumerate(rows, 1))
+
+    grader = {"dataset": rows[0]["grader"]["dataset"], "entry": [row["grader"]["entry"] for row in rows]}
+    return rows[0] | {"prompt": numbered("prompt"), "response": numbered("response"), "grader": grader}
 
 
 def _rows(

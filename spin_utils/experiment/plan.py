@@ -496,6 +496,9 @@ def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
     del data["expected_rows"]  # only a check: it does not change the rows
     if data["turns"] == "first":
         del data["turns"]  # as it was before there was a choice
+    for family in (*data["families"].values(), *data["transfer"].values()):
+        if family["questions"] == 1:
+            del family["questions"]  # likewise
     if settings.source == "big_bench":
         data[big_bench.ARCHIVE] = big_bench.SHA256
     if settings.source == "file":

@@ -101,6 +101,9 @@ class FamilySettings:
     """Name of the generator in reasoning-gym."""
     options: dict[str, Any] = field(default_factory=dict)
     """Its keyword options, which set the difficulty."""
+    questions: Positive = 1
+    """Questions in a row, numbered; the score is the share answered right. The longer a response is, the easier it is
+    to tell from a real one."""
 
 
 @dataclass(frozen=True, config=STRICT)
