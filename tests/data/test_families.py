@@ -142,15 +142,15 @@ def test_impossible_families_are_refused_by_name(name: str, options: dict[str, i
 
 def test_several_questions_in_a_row_are_graded_one_by_one() -> None:
     one, three = ({"gcd": FamilySettings(dataset="gcd", questions=n)} for n in (1, 3))
-    singles = families.generate(one, {"train": 12}, seed=5, wordings="fixed")["train"]
-    sheets = families.generate(three, {"train": 4}, seed=5, wordings="fixed")["train"]
+    singles = generate(one, {"train": 12}, seed=5, wordings="fixed")["train"]
+    sheets = generate(three, {"train": 4}, seed=5, wordings="fixed")["train"]
     by_number = {row["id"]: row for row in singles}
     for sheet in sheets:
         first = by_number[sheet["id"]]
         lines = sheet["prompt"].splitlines()
         assert (len(lines), lines[0]) == (3, f"1. {first['prompt']}")
-        assert families.grade(sheet, sheet["response"]) == 1.0
+        assert grade(sheet, sheet["response"]) == 1.0
         answers = sheet["response"].splitlines()
-        assert families.grade(sheet, "\n".join([answers[0], "2. Answer: -1", answers[2]])) == pytest.approx(2 / 3)
-        assert families.grade(sheet, "\n".join(answers[1:])) == pytest.approx(2 / 3), "found by its number"
-        assert families.grade(sheet, first["response"]) == 0.0, "no number"
+        assert grade(sheet, "\n".join([answers[0], "2. Answer: -1", answers[2]])) == pytest.approx(2 / 3)
+        assert grade(sheet, "\n".join(answers[1:])) == pytest.approx(2 / 3), "found by its number"
+        assert grade(sheet, first["response"]) == 0.0, "no number"
