@@ -16,19 +16,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from spin_utils.data.rows import (
-    COMMON,
     Row,
     RowError,
-    beyond_text,
+    asked_of,
     check_turns,
-    checked_id,
     checked_rows,
     checked_text,
     exchange,
     first_rows,
-    kind,
-    others,
-    question_of,
+    unread,
 )
 from spin_utils.data.templates import TooLongError, decode_response, encode_rows
 from spin_utils.settings.inputs import PreferenceSettings, TemplateSettings
@@ -71,25 +67,20 @@ def as_preference(record: Any, *, where: str, default_id: str) -> Row:
         RowError: something is missing, empty or not text, the responses are equal, or the prompts differ.
     """
     if not isinstance(record, Mapping):
-        raise RowError(f"{where}: {kind(record)} where an object with prompt, chosen and rejected is needed")
-    asked, remedy = _asked(record), "remove the row"
-    systems: dict[str, str] = {}
-    said = {}
+        raise RowError(f"{where}: {record!r:.40} instead of an object with prompt, chosen and rejected")
+    asked, said = _asked(record), {}
+    systems: list[Any] = []
     for name in ("chosen", "rejected"):
-        if name not in record:
-            raise RowError(_missing(record, name, where))
-        found, said[name] = exchange(record, asked, name, where)
-        systems |= found
+        found, said[name] = exchange(record, asked, name, where) if name in record else ([], [("assistant", "")])
+        systems += found
         if [role for role, _ in said[name]] == ["assistant"]:
-            raise RowError(_missing(record, "prompt", where))
+            missing, has = ("prompt" if name in record else name), ", ".join(map(str, record)) or "nothing"
+            raise RowError(f"{where}: no key {missing!r} (it has {has}); use prompt, chosen and rejected")
         check_turns(said[name], name, where)
     if said["chosen"][:-1] != said["rejected"][:-1]:
         raise RowError(f"{where}: chosen and rejected have different prompts; correct or remove the row")
-    row = {
-        "id": checked_id(record, default_id, where),
-        **question_of(record, systems, said["chosen"][:-1], where, remedy),
-        **{name: checked_text(said[name][-1][1], name, where, remedy) for name in ("chosen", "rejected")},
-    }
+    row = asked_of(record, systems, said["chosen"][:-1], where, default_id, "remove the row")
+    row |= {name: checked_text(said[name][-1][1], name, where, "remove the row") for name in ("chosen", "rejected")}
     if row["chosen"] == row["rejected"]:
         raise RowError(f"{where}: chosen and rejected are equal; remove the row")
     return row
@@ -158,10 +149,4 @@ def _asked(record: Mapping[str, Any]) -> str:
 
 def _unused(record: Mapping[str, Any]) -> list[str]:
     # In UltraFeedback Binarized `messages` repeats the chosen conversation.
-    names = (_asked(record), "chosen", "rejected")
-    return others(record, (*names, "messages", *COMMON)) + beyond_text(record, names)
-
-
-def _missing(record: Mapping[str, Any], name: str, where: str) -> str:
-    has = ", ".join(map(str, record)) or "nothing"
-    return f"{where}: no key {name!r} (it has {has}); use prompt, chosen and rejected"
+    return unread(record, (_asked(record), "chosen", "rejected"), ("messages",))

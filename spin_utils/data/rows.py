@@ -29,7 +29,7 @@ _logger = logging.getLogger(__name__)
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 LAYOUTS = (
-    ("prompt", "response", ("messages", "real", "generated")),
+    ("prompt", "response", ()),
     ("", "messages", ("prompt",)),
     ("", "real", ("generated",)),
     ("", "conversations", ()),
@@ -81,7 +81,7 @@ def checked_rows(
         settings: source `file` or `hub`, with name and revision of the latter.
         given: the file or the split.
         make: turns a record into a checked row, for example `as_row`; None leaves it out.
-        fields: keys of a row; rows with equal values in them and the same system message are duplicates.
+        fields: keys of a row; rows with equal values in them and the same question are duplicates.
         unused: names what a record has and nothing reads.
         drop_empty: drop rows with an empty text instead of refusing the file.
         drop_repeated: drop repeated rows from the hub.
@@ -89,29 +89,28 @@ def checked_rows(
     Raises:
         RowError: a file or row cannot be used, or no row is left; names the file, the row and the remedy.
     """
-    if settings.source == "file":
-        name, stem, records = Path(given).name, Path(given).stem, iter(read_records(Path(given)))
-    else:
-        name, stem = f"{settings.name} [{given}]", given
-        records = hub_records(settings.name, settings.revision, given)
+    from_file = settings.source == "file"
+    name, stem = (Path(given).name, Path(given).stem) if from_file else (f"{settings.name} [{given}]", given)
     faults: list[str] = []
     repeated: list[str] = []
-    empty, bad, ignored = 0, 0, Counter[str]()
+    left_out, ignored = Counter[str](), Counter[str]()
     first: dict[Any, int] = {}
     rows = []
-    for number, record in records:
+    for number, record in (
+        read_records(Path(given)) if from_file else hub_records(settings.name, settings.revision, given)
+    ):
         place = f"{name}, row {number}"
         try:
             row = make(record, where=place, default_id=f"{stem}-{number}")
         except RowError as error:
             if drop_empty and isinstance(error, EmptyRowError):
-                empty += 1
+                left_out["with an empty prompt or response left out (drop_empty)"] += 1
             else:
                 faults.append(str(error))
             continue
         ignored.update(unused(record))
         if row is None:
-            bad += 1
+            left_out["with the label false left out: a demonstration is a good answer"] += 1
             continue
         same = first.setdefault((*question(row), *(row[field] for field in fields)), number)
         id_of = first.setdefault(row["id"], number)
@@ -121,17 +120,15 @@ def checked_rows(
             repeated.append(f"{place}: same id {row['id']!r} as row {id_of}; make ids unique or drop them")
         if same == number or not drop_repeated:
             rows.append(row)
-    if settings.source == "file" and (faults or repeated):
+    if from_file and (faults or repeated):
         raise RowError(listed(faults + repeated))
     if not rows:
         raise RowError(f"{name}: no usable row; {f'the first fault: {faults[0]}' if faults else 'add rows'}")
     if ignored:
         columns = ", ".join(f"{column} ({count} rows)" for column, count in ignored.items())
         _logger.warning("%s: unused columns: %s", name, columns)
-    if empty:
-        _logger.warning("%s: %d rows with an empty prompt or response left out (drop_empty)", name, empty)
-    if bad:
-        _logger.warning("%s: %d rows with the label false left out: a demonstration is a good answer", name, bad)
+    for what, count in left_out.items():
+        _logger.warning("%s: %d rows %s", name, count, what)
     for what, messages in (("faulty", faults), ("repeated", repeated if drop_repeated else [])):
         if messages:
             _logger.warning("%s: %d %s rows left out, the first: %s", name, len(messages), what, messages[0])
@@ -148,36 +145,50 @@ def read_records(path: Path) -> list[tuple[int, Any]]:
         Pairs of row number, from 1 (the line number in JSONL), and record.
 
     Raises:
-        RowError: the file is missing, a folder, not UTF-8, bad JSON (with its line) or damaged Parquet, or its
-            extension is unknown.
+        RowError: the file is missing, not UTF-8, bad JSON (with its line) or damaged Parquet.
     """
     check_file(path)
     if path.suffix == ".parquet":
-        return list(enumerate(_parquet(path), start=1))
-    text = _text(path)
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1))
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise RowError(f"{path.name}: damaged or not Parquet ({reason}); save or download it again") from None
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = data[: error.start].count(b"\n") + 1, data[error.start]
+        raise RowError(f"{path.name}, line {line}: not UTF-8 (byte 0x{byte:02x}); save it as UTF-8") from None
     if not text.strip():
         raise RowError(f"{path.name}: the file is empty; it needs at least one row")
-    if path.suffix == ".jsonl":
-        return list(_lines(path, text))
-    try:
-        records = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = "; one object per line? then name the file .jsonl" if error.msg == "Extra data" else ""
-        raise RowError(f"{path.name}, line {error.lineno}: bad JSON ({error.msg}){hint}") from None
-    if not isinstance(records, list):
-        raise RowError(f"{path.name}: the top level is {kind(records)}; make it a list of objects, or use .jsonl")
-    return list(enumerate(records, start=1))
+    by_line = path.suffix == ".jsonl"
+    records = []
+    for number, part in enumerate(text.split("\n") if by_line else [text], start=1):
+        try:
+            records += [(number, json.loads(part))] if part.strip() else []
+        except json.JSONDecodeError as error:
+            line, remedy = number - 1 + error.lineno, "a .jsonl file has one object per line, a .json file one list"
+            raise RowError(
+                f"{path.name}, line {line}: bad JSON ({error.msg}, column {error.colno}); {remedy}"
+            ) from None
+    if by_line:
+        return records
+    if not isinstance(records[0][1], list):
+        raise RowError(f"{path.name}: the top level is not a list; make it a list of objects, or use .jsonl")
+    return list(enumerate(records[0][1], start=1))
 
 
 def check_file(path: Path) -> None:
     """Raise unless the path is a file with a known extension; the message names the closest match."""
     if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
-        hint = f"name a file in it, for example {inside[0]}" if inside else "name a .json, .jsonl or .parquet file"
-        raise RowError(f"{path}: a folder, not a file; {hint}")
+        raise RowError(f"{path}: a folder, not a file; name a .json, .jsonl or .parquet file")
     if not path.is_file():
-        others = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, others, n=1, cutoff=0.5)
+        files = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, files, n=1, cutoff=0.5)
         hint = f"did you mean {path.parent / near[0]}?" if near else "check the path (from the current folder)"
         raise RowError(f"{path}: no such file; {hint}")
     if path.suffix not in SUFFIXES:
@@ -187,11 +198,6 @@ def check_file(path: Path) -> None:
 def hub_records(name: str, revision: str, split: str) -> Iterator[tuple[int, Any]]:
     """All records of a split of a hub dataset with their row numbers, unchecked.
 
-    Args:
-        name: hub id.
-        revision: its commit, 40 hexadecimal digits.
-        split: for example `train_sft`.
-
     Raises:
         RowError: no revision, or the dataset cannot be loaded.
     """
@@ -199,11 +205,10 @@ def hub_records(name: str, revision: str, split: str) -> Iterator[tuple[int, Any
         raise RowError(f"{name}: no revision; pin its commit, 40 hexadecimal digits (a branch moves)")
     try:
         return enumerate(hub.load_rows(name, revision=revision, split=split), start=1)
-    except hub.HubError as error:
-        raise RowError(str(error)) from None
-    except (OSError, ValueError, RuntimeError) as error:
+    except (hub.HubError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
         raise RowError(
-            f"{name} [{split}] at revision {revision[:12]}: {_reason(error)}; check name, revision, split and network, "
+            f"{name} [{split}] at revision {revision[:12]}: {reason}; check name, revision, split and network, "
             "or download it once and use source: file"
         ) from error
 
@@ -246,7 +251,7 @@ def as_row(record: Any, *, where: str, default_id: str, turns: str = "first") ->
         RowError: the row is unusable for another reason.
     """
     if not isinstance(record, Mapping):
-        raise RowError(f"{where}: {kind(record)} instead of an object with prompt and response")
+        raise RowError(f"{where}: {record!r:.40} instead of an object with prompt and response")
     asked, answer, _ = layout(record, where)
     label = record.get("label") if answer == "completion" else None
     if label not in (None, True, False):
@@ -259,20 +264,13 @@ def as_row(record: Any, *, where: str, default_id: str, turns: str = "first") ->
     elif said and said[-1][0] == "user":
         said = said[:-1]  # a question without an answer
     check_turns(said, answer, where)
-    for name in ("messages", "real") if answer == "response" else ():
-        if record.get(name) is not None:
-            systems[name], turn = conversation(record[name], name, where)
-            if [text for _, text in turn[:2]] != [record["prompt"], record["response"]]:
-                raise RowError(f"{where}: prompt and response differ from the first turn of {name}; keep one of them")
-    family = record.get("family")
-    row: Row = {
-        "id": checked_id(record, default_id, where),
+    row = {
+        **asked_of(record, systems, said[:-1], where, default_id, DROP),
         "response": checked_text(said[-1][1], "response", where, DROP),
-        "family": checked_text("demonstrations" if family in (None, "") else family, "family", where),
+        "family": checked_text(record.get("family") or "demonstrations", "family", where),
     }
     if FAMILY_NAME.fullmatch(row["family"]) is None:
         raise RowError(f"{where}: family {row['family'][:80]!r} {FAMILY_RULE}")
-    row |= question_of(record, systems, said[:-1], where, DROP)
     grader = record.get("grader")
     if grader is not None:
         if not (isinstance(grader, Mapping) and isinstance(grader.get("dataset"), str) and "entry" in grader):
@@ -285,22 +283,20 @@ def unused_columns(record: Mapping[str, Any], turns: str = "first") -> list[str]
     """The columns of a demonstration that are neither read nor known to repeat another, and the later turns if only the
     first are read."""
     asked, answer, repeated = layout(record, "")
-    found = others(record, (asked, answer, *repeated, *COMMON)) + beyond_text(record, (asked, answer))
+    found = unread(record, (asked, answer), repeated)
     several = _is_conversation(record[answer]) and len(conversation(record[answer], answer, "")[1]) > 3
     return [*found, f"later turns of {answer}"] if several and turns == "first" else found
 
 
-def others(record: Mapping[str, Any], read: Iterable[str]) -> list[str]:
-    """The columns of a record that are not among those read."""
-    known = set(read)
-    return [str(key) for key, value in record.items() if key not in known and value is not None]
-
-
-def beyond_text(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """What the messages of a record have beside role and text, such as a thought, a tool call or a weight."""
-    known = {key for pair in _MESSAGE for key in pair}
-    messages = [(name, each) for name in names if isinstance(record.get(name), list) for each in record[name]]
-    found = [f"{key} in {name}" for name, each in messages if isinstance(each, Mapping) for key in others(each, known)]
+def unread(record: Mapping[str, Any], read: Sequence[str], repeated: Iterable[str]) -> list[str]:
+    """Columns of a record that nothing reads, and what its messages have beside role and text, such as a thought, a
+    tool call or a weight."""
+    known, in_message = {*read, *repeated, *COMMON}, {key for pair in _MESSAGE for key in pair}
+    found = [str(key) for key, value in record.items() if key not in known and value is not None]
+    for name in read:
+        for message in record[name] if isinstance(record.get(name), list) else ():
+            extras = message.items() if isinstance(message, Mapping) else ()
+            found += [f"{key} in {name}" for key, value in extras if key not in in_message and value is not None]
     return list(dict.fromkeys(found))
 
 
@@ -321,24 +317,23 @@ def layout(record: Mapping[str, Any], where: str) -> tuple[str, str, tuple[str, 
     return next((each for each in there if record[each[1]] is not None), there[0])
 
 
-def exchange(
-    record: Mapping[str, Any], asked: str, answer: str, where: str
-) -> tuple[dict[str, str], list[tuple[Any, Any]]]:
-    """Leading system messages by column, and the turns of question and answer as role and text.
+def exchange(record: Mapping[str, Any], asked: str, answer: str, where: str) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    """Leading system messages, and the turns of question and answer as role and text.
 
     A conversation in the answer's column may repeat the question.
 
     Raises:
         RowError: a conversation is malformed, or repeats another question.
     """
-    systems: dict[str, str] = {}
+    systems: list[Any] = []
     said: list[tuple[Any, Any]] = []
     for name, role in ((asked, "user"), (answer, "assistant")):
         if not name:
             continue
         turns = [(role, record[name])]
         if name in _CONVERSATIONS or _is_conversation(record[name]):
-            systems[name], turns = conversation(record[name], name, where)
+            system, turns = conversation(record[name], name, where)
+            systems.append(system)
         if role == "user" and isinstance(record[name], str) and turns[-1] == ("assistant", ""):
             turns.pop()  # HH's prompts may end in `Assistant:`
         if said and turns and turns[0][0] == "user":
@@ -359,68 +354,40 @@ def check_turns(said: Sequence[tuple[Any, Any]], name: str, where: str) -> None:
         )
 
 
-def question_of(
-    record: Mapping[str, Any], systems: Mapping[str, str], said: Sequence[tuple[Any, Any]], where: str, remedy: str
+def asked_of(
+    record: Mapping[str, Any],
+    systems: Iterable[Any],
+    said: Sequence[tuple[Any, Any]],
+    where: str,
+    default_id: str,
+    remedy: str,
 ) -> Row:
-    """What is asked: the `prompt`, and if there are any the `system` message and the texts of `earlier` turns."""
-    texts = [checked_text(text, "prompt" if role == "user" else "earlier turn", where, remedy) for role, text in said]
-    texts[0] += further_text(record, where)
-    earlier = {"earlier": texts[:-1]} if texts[:-1] else {}
-    return {"prompt": texts[-1], **system_message(record, systems, where), **earlier}
+    """What is asked: `id`, `prompt`, and if there are any the `system` message and the texts of `earlier` turns.
 
-
-def checked_id(record: Mapping[str, Any], default: str, where: str) -> str:
-    """The row's own id as text, or the default if it has none.
-
-    Raises:
-        RowError: it is neither text nor a whole number.
+    Args:
+        record: the row, which may have columns for a system message and for text that follows the prompt.
+        systems: the leading system messages of its conversations.
+        said: the turns up to the question.
+        where: file and row for error messages.
+        default_id: the id if the record has none.
+        remedy: for an empty text.
     """
-    given = record.get("id")
-    if given is None:
-        return default
-    if isinstance(given, bool) or not isinstance(given, str | int):
-        raise RowError(f"{where}: id is {kind(given)}; write text or a whole number, or leave it out")
-    return checked_text(str(given), "id", where, remedy="write one or leave it out")
+    texts = [checked_text(text, "prompt" if role == "user" else "earlier turn", where, remedy) for role, text in said]
+    for name in ("input", "context"):
+        more = _text(record.get(name), name, where)
+        texts[0] += f"\n\n{more}" if more.strip() else ""
+    systems = (*systems, record.get("system"), record.get("system_prompt"))
+    told = {text for each in systems if (text := _text(each, "system message", where)).strip()}
+    if len(told) > 1:
+        raise RowError(f"{where}: has different system messages; keep one")
+    name = "" if record.get("id") is None else str(record["id"])
+    row: Row = {"id": name if name.strip() else default_id, "prompt": texts[-1]}
+    return row | ({"system": told.pop()} if told else {}) | ({"earlier": texts[:-1]} if texts[:-1] else {})
 
 
 def question(row: Row) -> tuple[str, ...]:
     """A row's identity across splits: its system message and earlier turns, if any, and its prompt."""
     return row.get("system", ""), *row.get("earlier", ()), row["prompt"]
-
-
-def system_message(record: Mapping[str, Any], leading: Mapping[str, str], where: str) -> dict[str, str]:
-    """The row's system message as `{"system": text}`; empty if it has none.
-
-    Args:
-        record: the row, which may have a column `system`.
-        leading: the leading system messages of its conversations, by column.
-        where: file and row for error messages.
-
-    Raises:
-        RowError: the message is not text, or there are several.
-    """
-    found = {name: text for name, text in leading.items() if text}
-    found |= {name: record[name] for name in ("system", "system_prompt") if record.get(name) is not None}
-    for name, text in found.items():
-        if not isinstance(text, str):
-            raise RowError(f"{where}: the system message of {name} is {kind(text)}; it must be text")
-    texts = {text for text in found.values() if text.strip()}
-    if len(texts) > 1:
-        raise RowError(f"{where}: {' and '.join(found)} have different system messages; keep one")
-    return {"system": texts.pop()} if texts else {}
-
-
-def further_text(record: Mapping[str, Any], where: str) -> str:
-    """Text to append to the prompt: a blank line and the column `input` or `context`; empty if there is none.
-
-    Raises:
-        RowError: it is not text.
-    """
-    parts = {name: record[name] for name in ("input", "context") if record.get(name) is not None}
-    for name, text in parts.items():
-        if not isinstance(text, str):
-            raise RowError(f"{where}: {name} is {kind(text)}; it must be text")
-    return "".join(f"\n\n{text}" for text in parts.values() if text.strip())
 
 
 def conversation(messages: Any, key: str, where: str) -> tuple[Any, list[tuple[Any, Any]]]:
@@ -434,8 +401,8 @@ def conversation(messages: Any, key: str, where: str) -> tuple[Any, list[tuple[A
         messages = [
             {"from": role.lower(), "value": text.strip()} for role, text in zip(parts[::2], parts[1::2], strict=True)
         ]
-    if isinstance(messages, str) or not isinstance(messages, Sequence):
-        raise RowError(f"{where}: {key} is {kind(messages)}; it must be a list of messages with role and content")
+    if not isinstance(messages, list):
+        raise RowError(f"{where}: {key} is {messages!r:.40}; it must be a list of messages with role and content")
     turns = []
     for place, message in enumerate(messages, start=1):
         names = next((n for n in _MESSAGE if isinstance(message, Mapping) and set(n) <= set(message)), None)
@@ -454,19 +421,9 @@ def checked_text(text: Any, name: str, where: str, remedy: str = DROP) -> str:
         EmptyRowError: it is empty or whitespace; the message ends in `remedy`.
         RowError: it is not text.
     """
-    if not isinstance(text, str):
-        raise RowError(f"{where}: {name} is {kind(text)}; it must be text")
-    if not text.strip():
+    if not _text(text, name, where).strip():
         raise EmptyRowError(f"{where}: empty {name}; {remedy}")
-    return text
-
-
-def kind(value: Any) -> str:
-    """The type of a JSON value, in words."""
-    if value is None:
-        return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    return str(text)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -479,53 +436,19 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 def read_rows(path: Path) -> list[Row]:
     """Rows of a file written by `write_rows`; it may be empty, for example if nothing is held out."""
-    if path.is_file() and not path.stat().st_size:
-        return []
-    return [dict(record) for _, record in read_records(path)]
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise RowError(
-            f"{path.name}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8"
-        ) from None
-
-
-def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            hint = "; one list over several lines? then name the file .json" if line.strip() == "[" else ""
-            place = f"{path.name}, line {number}"
-            raise RowError(f"{place}: bad JSON ({error.msg}, column {error.colno}){hint}") from None
-        if isinstance(record, list) and number == 1:
-            raise RowError(f"{path.name}, line 1: a list instead of one object per line; name the file .json")
-        yield number, record
-
-
-def _parquet(path: Path) -> list[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return list(pyarrow.parquet.read_table(path).to_pylist())
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise RowError(f"{path.name}: damaged or not Parquet ({_reason(error)}); save or download it again") from None
-
-
-def _reason(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+def _text(text: Any, name: str, where: str) -> str:
+    """A text that may be missing."""
+    if not isinstance(text, str | None):
+        raise RowError(f"{where}: {name} is {text!r:.40}; it must be text")
+    return text or ""
 
 
 def _is_conversation(value: Any) -> bool:
     """Whether a column for a text holds a conversation."""
     if isinstance(value, str):
         return _HH.match(value) is not None
-    return isinstance(value, Sequence) and bool(value) and isinstance(value[0], Mapping)
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)

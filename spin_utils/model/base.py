@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils.data.rows import kind
 from spin_utils.files import disk, hub
 from spin_utils.files.disk import file_hash
 from spin_utils.files.paths import KitError
@@ -382,7 +381,7 @@ def _check_plain(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable as JSON ({error}); save the model again") from None
     if not isinstance(config, dict):
-        raise ModelError(f"{path}: contains {kind(config)}, not a JSON object; save the model again")
+        raise ModelError(f"{path}: is not a JSON object; save the model again")
     if "auto_map" in config:
         raise ModelError(
             f"{path}: auto_map asks to run code from the model's folder, which the kit never does; use a model that "

@@ -36,12 +36,12 @@ def messages_of(prompt: str, response: str) -> list[dict[str, str]]:
 
 ROW = '{"id": "a", "prompt": "x", "response": "y"}\n'
 FAULTS = {
-    "null": ('{"prompt": "x", "response": null}', r"row 1: response is null; it must be text"),
+    "null": ('{"prompt": "x", "response": null}', r"row 1: empty response; remove the row or set drop_empty"),
     "blank prompt": ('{"prompt": " ", "response": "y"}', r"row 1: empty prompt; remove the row or set drop_empty"),
-    "text": (f'{ROW}"text"', r"row 2: text instead of an object with prompt and response"),
+    "text": (f'{ROW}"text"', r"row 2: 'text' instead of an object with prompt and response"),
     "id twice": (ROW + ROW.replace("y", "z"), r"row 2: same id 'a' as row 1"),
     "no role": ('{"messages": [{"content": "x"}]}', r"row 1: message 1 of messages needs the keys role and content"),
-    "list": (f"[{ROW.strip()}]\n", r"line 1: a list instead of one object per line; name the file \.json"),
+    "list": (f"[{ROW.strip()}]\n", r"row 1: \[\{'id'.* instead of an object"),
     "UTF-16": (ROW.encode("utf-16"), r"rows\.jsonl, line 1: not UTF-8 .*save it as UTF-8"),
 }
 """Content of a file and what is said about it; tests/malformed has the faults that go through the command line."""

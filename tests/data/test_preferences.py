@@ -97,14 +97,14 @@ def test_pairs_that_are_equal_once_cut_are_left_out_and_counted(caplog: pytest.L
 FAULTS = [
     ({"chosen": "a", "rejected": "b"}, "no key 'prompt' (it has chosen, rejected); use prompt, chosen and rejected"),
     (GOOD | {"chosen": " \n"}, "empty chosen; remove the row"),
-    (GOOD | {"rejected": None}, "rejected is null; it must be text"),
+    (GOOD | {"rejected": None}, "empty rejected; remove the row"),
     (
         {"chosen": messages("who sat?", "the cat"), "rejected": messages("who ran?", "the dog")},
         "have different prompts; correct or remove the row",
     ),
     (GOOD | {"chosen": messages("a", "b", first="assistant")}, "chosen has turns of user, assistant, user; user and"),
     (GOOD | {"chosen": messages("who ran?", "the cat")}, "prompt and chosen have different prompts"),
-    (GOOD | {"chosen": ["the cat"]}, "chosen is a list; it must be text"),
+    (GOOD | {"chosen": ["the cat"]}, "chosen is ['the cat']; it must be text"),
     (
         GOOD | {"chosen": [{"text": "the cat"}]},
         "message 1 of chosen needs the keys role and content, or from and value",
