@@ -35,8 +35,8 @@ IDLE = Group([0], ([0],))
 """Dummy work for a process while others have one more micro-batch: sharded weights need all processes."""
 HEAD_ELEMENTS = 8 * 2**20
 """Logits held at once in float32 on a CPU while scoring without gradients."""
-CACHED_LOGITS = 2**21
-"""Logits converted to float32 at once on a CPU, few enough to stay in its cache."""
+CACHED_LOGITS = 2**18
+"""Logits converted to float32 at once on a CPU, few enough to stay in its cache: 1 MiB."""
 
 logger = logging.getLogger(__name__)
 

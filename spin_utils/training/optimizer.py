@@ -57,8 +57,7 @@ class MasterOptimizer:
             else:
                 own.data = master
             self.masters.append(master)
-        self.gradients = [torch.empty_like(master) for master in self.masters]
-        self.summed = [False] * len(self.masters)  # whether a gradient has its sum, or what a step has left there
+        self.gradients: list[Tensor | None] = [None] * len(self.masters)
         moments = ("square_avg",) if settings.optimizer == "rmsprop" else ("exp_avg", "exp_avg_sq")
         self.moments = {moment: [torch.zeros_like(master) for master in self.masters] for moment in moments}
         self._hooks = [
@@ -68,13 +67,16 @@ class MasterOptimizer:
 
     def add_up(self) -> None:
         """Sum the gradients over processes; with sharding each already has the sum for its shard."""
-        self._fill()
-        if not self.sharded:
-            processes.add_up(*self.gradients)
+        if processes.count() > 1 and not self.sharded:
+            sums = [gradient.float() for gradient in self._filled()]
+            processes.add_up(*sums)
+            self.gradients = [*sums]
 
     def grad_norm(self) -> Tensor:
         """Norm of the summed gradients, float32 scalar on their device."""
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients)))
+        gradients = self._filled()
+        norms = [norm for parts in self._parts() for norm in torch._foreach_norm(_floats(gradients, parts))]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         if not self.sharded:
             return norm
         square = norm.square()
@@ -90,7 +92,7 @@ class MasterOptimizer:
             norm: the gradient norm, if known; only needed for clipping.
         """
         self.steps += 1
-        self._fill()
+        filled = self._filled()
         scale = None
         if self.settings.max_grad_norm:
             norm = self.grad_norm() if norm is None else norm
@@ -101,7 +103,7 @@ class MasterOptimizer:
             def together(tensors: list[Tensor], parts: _Parts = parts) -> list[Tensor]:
                 return [tensors[index].view(-1)[part] for index, part in parts]
 
-            gradients, masters = together(self.gradients), together(self.masters)
+            gradients, masters = _floats(filled, parts), together(self.masters)
             if scale is not None:
                 torch._foreach_mul_(gradients, scale)
             if self.settings.weight_decay:
@@ -109,11 +111,11 @@ class MasterOptimizer:
             self._update(masters, gradients, [together(moment) for moment in self.moments.values()], learning_rate)
             if rounded:
                 torch._foreach_copy_(together(self.own), masters)
-        self.summed = [False] * len(self.masters)
+        self.gradients = [None] * len(self.masters)
 
     def clear(self) -> None:
         """Discard the summed gradients."""
-        self.summed = [False] * len(self.masters)
+        self.gradients = [None] * len(self.masters)
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -171,26 +173,19 @@ class MasterOptimizer:
                 yield f"{kind}.{name}", tensor, parameter
 
     def _collector(self, index: int) -> Callable[[Tensor], None]:
-        total = self.gradients[index]
-
         def collect(parameter: Tensor) -> None:
             if parameter.grad is not None:
-                gradient = sharding.gradient(parameter)
-                if self.summed[index]:
-                    total.add_(gradient)
-                else:  # adding to zeros would read and write the whole sum once more
-                    total.copy_(gradient)
-                    self.summed[index] = True
+                gradient, total = sharding.gradient(parameter), self.gradients[index]
+                # A first gradient is kept as it is, without a pass over memory; sums are in float32.
+                self.gradients[index] = gradient if total is None else total.float().add_(gradient)
                 parameter.grad = None
 
         return collect
 
-    def _fill(self) -> None:
-        """Zeros where a weight got no gradient."""
-        for index, gradient in enumerate(self.gradients):
-            if not self.summed[index]:
-                gradient.zero_()
-                self.summed[index] = True
+    def _filled(self) -> list[Tensor]:
+        """The gradients, with zeros where a weight got none."""
+        pairs = zip(self.gradients, self.own, strict=True)
+        return [torch.zeros_like(own) if gradient is None else gradient for gradient, own in pairs]
 
     def _parts(self) -> Iterator[_Parts]:
         """All weights, as tensor index and slice, in lots that are updated together."""
@@ -234,6 +229,11 @@ class MasterOptimizer:
             amsgrad=False,
             maximize=False,
         )
+
+
+def _floats(gradients: list[Tensor], parts: _Parts) -> list[Tensor]:
+    """Parts of gradients in float32: a copy of what is in bfloat16."""
+    return [gradients[index].reshape(-1)[part].float() for index, part in parts]
 
 
 def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float:
