@@ -28,7 +28,7 @@ NOT_RUN = {
 }
 """Commands that no test types, and why."""
 SLOW = (
-    ".venv/bin/spin-repro bench --runs 3 --only sample_vs_generate",
+    ".venv/bin/python -m benchmarks --runs 3 --only sample_vs_generate",
     # docs/your-data.md runs it by another name
     ".venv/bin/spin-repro reproduce --model path/to/model --data rows.jsonl --set 'template={kind: chat}' --name mine",
     ".venv/bin/spin-repro reproduce --profile with-colours.yaml",
@@ -72,7 +72,6 @@ _WITH_PROFILE = (
     "compare",
     "provenance",
     "figures",
-    "bench",
 )
 
 

@@ -13,10 +13,7 @@ import hashlib
 import json
 import logging
 import os
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -40,15 +37,6 @@ Re-measure the paper Self-Play Fine-Tuning (SPIN) at the scale of this machine.
   spin-repro reproduce                              the whole paper at the cpu profile
   spin-repro reproduce --model DIR --data FILE      the same on your model and demonstrations
   spin-repro check --profile paper                  does it fit here, and how long will it take
-  spin-repro show-row --model DIR --data FILE       a row as your model is trained on it, token by token
-  spin-repro fetch --profile gpu                    everything it reads from the hub, to run without network
-  spin-repro run 03_spin_training -p model=spin-1   one notebook, with checked parameters
-  spin-repro dpo --model DIR --pairs FILE --out DIR DPO on your chosen and rejected answers
-  spin-repro figures                                tables and figures again, from the results
-  spin-repro report                                 one HTML page of them, with verdicts and provenance
-  spin-repro crate                                  all of it with its provenance as one RO-Crate, for an archive
-  spin-repro compare spin-3 sft                     two models on the same items, with intervals
-  spin-repro provenance spin-3                      what a number was made from, back to model and data
 
 `spin-repro COMMAND --help` shows examples of a command."""
 EXIT_STATUS = """\b
@@ -81,42 +69,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @app.callback()
 def _before(context: typer.Context) -> None:
-    from spin_utils.files import disk
-
     context.with_resource(_one_line_errors())
     paths.settle_home()
     if processes.launched():
         os.environ[runtime.HEADLESS] = "1"  # no bars of several processes in one terminal
     elif hasattr(signal, "SIGPIPE"):  # a worker saves its state even if its output is closed
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
-    context.with_resource(disk.explained(paths.home()))
 
 
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Errors that the user can fix end in one line; a bug keeps its traceback."""
+    """Errors that the user can fix, which say their exit status, end in one line; a bug keeps its traceback."""
+    from spin_utils.files import disk
+
     try:
-        yield
+        with disk.explained(paths.REPOSITORY):
+            yield
     except KeyboardInterrupt:
         log.error("Interrupted. Finished steps are kept; the same command resumes there.")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
-        if isinstance(error, _failures()):
-            log.error("Failed: %s", error)
-            raise typer.Exit(1) from None
-        if not isinstance(error, paths.KitError):
+        if (status := getattr(error, "exit_status", None)) is None:
             raise
-        log.error("Error: %s", error)
-        raise typer.Exit(2) from None
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Errors of work that started from valid input."""
-    from spin_utils.cli.notebooks import StageError
-    from spin_utils.experiment.launch import LaunchError
-    from spin_utils.files.disk import StorageError
-
-    return StageError, StorageError, LaunchError, processes.LostProcessError
+        log.error("%s%s", {1: "Failed: ", 2: "Error: "}.get(status, ""), error)
+        raise typer.Exit(status) from None
 
 
 def _whole_path(profile: str) -> str:
@@ -148,7 +124,6 @@ Seed = Annotated[int, Option(min=0, metavar="N", help="training seed")]
 TableRow = Annotated[str, Option("--model", help="row of a table, such as spin-3")]
 Json = Annotated[bool, Option("--json", help="for programs")]
 Kind = Literal["evaluations", "transfer", "training", "generations", "heldout", "mt_bench"]
-Shell = Literal["bash", "zsh", "fish", "powershell"]
 
 
 def _command(*examples: str, **more: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -318,11 +293,8 @@ def run(
     loaded = profiles.load(profile)  # before a kernel starts
     if isinstance(given.get("profile"), str):
         given["profile"] = profile
-    if isinstance(given.get("seed"), int):
-        parse_seeds(str(given["seed"]))
     if type(given.get("seeds")) is int:  # `-p seeds=1` reads as a number, and the notebook takes a list as text
         given["seeds"] = str(given["seeds"])
-    _check_parameters(name, loaded, given)
     executed = paths.given(output) if output else paths.executed_notebooks(loaded.name) / f"{name}.ipynb"
     log.info("executed copy: %s", paths.relative(notebooks.run(name, given, executed)))
 
@@ -347,7 +319,7 @@ def dpo(
     settings = read_settings(profiles.parse_overrides(changes))
     result = paths.given(out)
     with processes.group(settings.processes.sharding):
-        _train(lambda: dpo(paths.given(model), paths.given(pairs), result, settings))
+        dpo(paths.given(model), paths.given(pairs), result, settings)
     if not processes.launched():
         log.info("checkpoint, tokenizer and training.json: %s", paths.relative(result))
 
@@ -386,7 +358,7 @@ def step(
 
         runtime.configure()
         with processes.group(loaded.processes.sharding):
-            _train(lambda: run.make(steps, name))
+            run.make(steps, name)
 
 
 @_command("report --profile smoke")
@@ -543,32 +515,6 @@ def push(
     log.info("%s", card.push(_load(profile), model, repo, seed, public=public))
 
 
-@_command(
-    "bench",
-    "bench --runs 3 --only sample_vs_generate",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def bench(context: typer.Context) -> None:
-    """Time the kit against its peers; options are those of `python -m benchmarks`."""
-    environment = runtime.child_environment(headless=runtime.is_headless())
-    command = [sys.executable, "-m", "benchmarks", *context.args]
-    status = subprocess.run(command, cwd=paths.REPOSITORY, env=environment).returncode
-    if status not in (0, 2):
-        log.error("Failed: the benchmarks ended with exit status %d; see their message above", status)
-        status = 1
-    raise typer.Exit(status)
-
-
-@_command(
-    "completion bash > ~/.local/share/bash-completion/completions/spin-repro", "completion zsh > ~/.zfunc/_spin-repro"
-)
-def completion(shell: Annotated[Shell, Argument()]) -> None:
-    """Print the shell's completion of these commands."""
-    from typer.completion import get_completion_script
-
-    log.info("%s", get_completion_script(prog_name=NAME, complete_var="_SPIN_REPRO_COMPLETE", shell=shell))
-
-
 def parse_seeds(text: str) -> list[int]:
     """Seeds as a user writes them.
 
@@ -577,16 +523,12 @@ def parse_seeds(text: str) -> list[int]:
     """
     from spin_utils.settings.inputs import LARGEST_SEED, SettingsError
 
-    parts = [
-        part for part in str(text).replace(" ", ",").split(",") if part
-    ]  # papermill turns a single seed into a number
-    if not all(re.fullmatch(r"-?[0-9]{1,20}", part) for part in parts):
-        raise SettingsError(f"seeds: {text[:80]!r}; write whole numbers separated by commas, such as 0,1,2")
-    seeds = [int(part) for part in parts]
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise SettingsError(f"seeds: {text[:80]!r}; write each seed once, at least one")
-    if not all(0 <= seed < LARGEST_SEED for seed in seeds):
-        raise SettingsError(f"seeds: {text[:80]!r}; write numbers from 0 to {LARGEST_SEED - 1}")
+    try:
+        seeds = [int(part) for part in str(text).replace(",", " ").split()]  # papermill makes a single one a number
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) != len(seeds) or not all(0 <= seed < LARGEST_SEED for seed in seeds):
+        raise SettingsError(f"seeds: {str(text)[:80]!r}; write whole numbers from 0, each once, such as 0,1,2")
     return seeds
 
 
@@ -651,38 +593,3 @@ def _draw(name: str, profile: str, seeds: str) -> None:
     written = publish.publish(plans) + draw.everything(loaded)
     run.record_drawing(plan.first_tables(plans), plans[:1], written)
     log.info("tables and figures of the main chain: %s", paths.relative(paths.results(loaded.name)))
-
-
-def _check_parameters(name: str, profile: Profile, given: dict[str, Any]) -> None:
-    """Refuse parameters that match no step: a kernel would end in a KeyError, sometimes after training."""
-    from spin_utils.cli import notebooks
-    from spin_utils.experiment import plan
-    from spin_utils.settings.inputs import SettingsError
-    from spin_utils.settings.profiles import nearest
-
-    path = paths.notebook(name)
-    if not path.is_file():  # `notebooks.run` names the nearest
-        return
-    defaults = notebooks.parameters(path)
-    asked = defaults | notebooks.check(path, given)
-    made = [step.parameters for step in plan.make(profile, asked.get("seed", 0)) if step.notebook == name]
-    chosen = {key: asked[key] for parameters in made[:1] for key in parameters}
-    if chosen not in made and any(asked[key] != defaults[key] for key in chosen):
-        mine, *known = (", ".join(f"{key}={value}" for key, value in each.items()) for each in (chosen, *made))
-        raise SettingsError(f"{name}: {mine} is no step of profile {profile.name}{nearest(mine, known)}")
-
-
-def _train(work: Callable[[], Any]) -> None:
-    """Do work that may train a model; a stop that saved its state ends with status 130."""
-    try:
-        work()
-    except Exception as error:
-        from spin_utils.cli.notebooks import StageError
-        from spin_utils.training.loop import Interrupted, TrainingError  # these need torch
-
-        if isinstance(error, Interrupted):
-            log.error("%s", error)
-            raise typer.Exit(INTERRUPTED) from None
-        if isinstance(error, TrainingError):
-            raise StageError(str(error)) from None
-        raise

@@ -32,6 +32,8 @@ class NotebookError(paths.KitError):
 class StageError(paths.KitError):
     """A cell failed. The message is the error's own, with the executed notebook to look into."""
 
+    exit_status = 1
+
 
 def parameters(path: Path) -> dict[str, Any]:
     """Names and defaults in the cell tagged `parameters`, which are literals."""

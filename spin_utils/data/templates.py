@@ -8,6 +8,7 @@ stay plain text.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,6 @@ from typing import Any, NamedTuple
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from spin_utils.files import disk
 from spin_utils.files.paths import KitError
 from spin_utils.settings.inputs import TemplateSettings
 
@@ -254,7 +254,7 @@ def declared_ends(folder: str) -> frozenset[int]:
     if not folder or not path.is_file():
         return frozenset()
     try:
-        ends = disk.parse_json(path.read_text(encoding="utf-8")).get("eos_token_id")
+        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
         return frozenset(int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TemplateError(f"{path}: not readable ({error}); correct eos_token_id or save the model again") from None

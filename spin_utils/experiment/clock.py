@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from spin_utils.experiment.plan import Plan, Step
-from spin_utils.files import artifacts, disk, paths
+from spin_utils.files import artifacts, paths
 from spin_utils.files.disk import write_text
 from spin_utils.paper import results
 
@@ -82,7 +82,7 @@ def _memory(profile: str) -> Path:
 
 def _remembered(profile: str) -> dict[str, float]:
     try:
-        known = disk.parse_json(_memory(profile).read_text())
+        known = json.loads(_memory(profile).read_text())
         return {name: float(seconds) for name, seconds in known.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}  # none yet, or damaged, which only costs the estimate

@@ -79,7 +79,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
             log.info("%s: already made from this model, these pairs and settings", paths.relative(out))
             return out
         encoded = preferences.encode_preferences(base.load_tokenizer(start), settings.template, rows)
-        if not processes.from_first(lambda: artifacts.is_made(unnamed)):
+        if not processes.from_first(lambda: artifacts.is_complete(unnamed)):
             with artifacts.building(
                 unnamed, stage="dpo", settings=described, inputs=inputs, seed=settings.seed
             ) as work:

@@ -38,6 +38,8 @@ _ALWAYS_ALLOWED = 8
 class LaunchError(KitError):
     """A worker failed or was killed. The message says which, why, and what to do."""
 
+    exit_status = 1
+
 
 def wanted(settings: ProcessSettings) -> bool:
     """Whether workers need to be started: several are requested, and this process is not one of them."""

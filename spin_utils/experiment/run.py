@@ -134,7 +134,7 @@ def make(plan: Plan, name: str) -> Path:
         _launch(plan, step, shared)
         return step.directory
     with artifacts.lock(step.directory):
-        if processes.from_first(lambda: artifacts.is_made(step.directory)):  # by another run while this one waited
+        if processes.from_first(lambda: artifacts.is_complete(step.directory)):  # by another run while this one waited
             return step.directory
         inputs = processes.from_first(lambda: {n: _reference(plan.directory(n)) for n in step.inputs})
         log.info("%s, seed %d: %s", name, plan.seed, paths.relative(step.directory))

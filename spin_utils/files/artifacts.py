@@ -29,7 +29,7 @@ from typing import Any
 
 from spin_utils import __version__
 from spin_utils.files import processes
-from spin_utils.files.disk import canonical, explained, file_hash, is_whole, parse_json, sealed, sync, write_text
+from spin_utils.files.disk import canonical, explained, file_hash, is_whole, sealed, sync, write_text
 from spin_utils.files.paths import REPOSITORY, KitError, relative
 
 log = logging.getLogger(__name__)
@@ -75,20 +75,6 @@ def is_complete(directory: Path) -> bool:
     )
 
 
-def is_made(directory: Path) -> bool:
-    """Like `is_complete`, but first finish a run that was killed just before its last rename. Call it under `lock`."""
-    if is_complete(directory):
-        return True
-    work = _partial(directory)
-    try:
-        verify(work)
-    except ArtifactError:
-        (work / MANIFEST).unlink(missing_ok=True)
-        return False
-    _take_place(work, directory)
-    return True
-
-
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of an artifact.
 
@@ -98,7 +84,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = Path(directory) / MANIFEST
     remedy = f"delete {relative(directory)} and run again"
     try:
-        manifest = parse_json(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{relative(directory)}: no {MANIFEST}; run the stage that makes it") from None
     except ValueError:
@@ -205,17 +191,14 @@ def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str
         "files": files,
     }
     write_json(work / MANIFEST, sealed(manifest))
-    _sync(work)
-    _take_place(work, directory)
-    processes.barrier()
-
-
-def _take_place(work: Path, directory: Path) -> None:
-    shutil.rmtree(work / SCRATCH, ignore_errors=True)
+    for path in [*work.rglob("*"), work]:
+        sync(path)
     if directory.is_dir():  # left empty by the scheduler, or damaged
         shutil.rmtree(directory)
     os.replace(work, directory)
     sync(directory.parent)
+    shutil.rmtree(directory / SCRATCH, ignore_errors=True)  # last: a run killed before the rename resumes from it
+    processes.barrier()
 
 
 def scratch(work: Path) -> Path:
@@ -365,8 +348,3 @@ def _spent(work: Path) -> float:
 
 def _partial(directory: Path) -> Path:
     return directory.with_name(directory.name + ".partial")
-
-
-def _sync(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        sync(path)

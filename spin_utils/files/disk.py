@@ -1,4 +1,4 @@
-"""Atomic writes, so that a file is complete or absent; hashes, JSON, and storage errors with remedies."""
+"""Atomic writes, so that a file is complete or absent; hashes, and storage errors with remedies."""
 
 from __future__ import annotations
 
@@ -36,22 +36,10 @@ _REMEDIES = {
 }
 
 
-class JSONError(KitError):
-    """Text is not JSON, or has a key twice. The readers add the file and the remedy.
-
-    Attributes:
-        reason: what is wrong.
-        line: where, from 1; 0 if unknown.
-        column: where, from 1; 0 if unknown.
-    """
-
-    def __init__(self, reason: str, line: int = 0, column: int = 0) -> None:
-        super().__init__(f"{reason}, line {line}, column {column}" if line else reason)
-        self.reason, self.line, self.column = reason, line, column
-
-
 class StorageError(KitError):
     """A file could not be written during a run. The message names the place, the reason and the remedy."""
+
+    exit_status = 1
 
 
 @contextlib.contextmanager
@@ -88,37 +76,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_forms(path: Path, texts: Mapping[str, str]) -> list[Path]:
     """Write the same content in several formats, one file `path`.SUFFIX per text; return the files."""
-    files = [path.with_name(f"{path.name}.{suffix}") for suffix in texts]
-    for file, text in zip(files, texts.values(), strict=True):
+    files = {path.with_name(f"{path.name}.{suffix}"): text for suffix, text in texts.items()}
+    for file, text in files.items():
         write_text(file, text)
-    return files
-
-
-def parse_json(text: str) -> Any:
-    """Parse JSON; a repeated key is an error (Python would keep the last one).
-
-    Raises:
-        JSONError: with the reason, and the place if the parser gives one.
-
-    >>> parse_json('{"a": 1, "a": 2}')
-    Traceback (most recent call last):
-    spin_utils.files.disk.JSONError: key 'a' is written twice
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_without_duplicates)
-    except json.JSONDecodeError as error:
-        raise JSONError(error.msg, error.lineno, error.colno) from None
-    except (ValueError, RecursionError) as error:
-        raise JSONError(str(error)) from None
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"key {name!r} is written twice")
-        found[name] = value
-    return found
+    return list(files)
 
 
 def canonical(data: Any) -> str:
@@ -173,16 +134,14 @@ def check_writable(folder: Path) -> None:
     Raises:
         KitError: names the folder and the remedy.
     """
-    probe = folder / f".{os.getpid()}.tmp"
     try:
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"probe")
+            probe = folder / f".{os.getpid()}.tmp"
+            probe.touch()
             probe.unlink()
     except StorageError as error:
         raise KitError(str(error)) from None
-    except OSError as error:
-        raise KitError(f"{folder}: {os.strerror(_error_number(error)).lower()}; {_RIGHTS}") from None
 
 
 def _error_number(error: BaseException) -> int:

@@ -16,6 +16,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 class KitError(ValueError):
     """An error that the user can fix: the message names the thing, the place and the remedy."""
 
+    exit_status = 2
+    """Of the command line: 2 if the input is bad and nothing was started, 1 if work failed."""
+
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in a notebook, whatever runs it: the message, without the stack of calls."""
         return [f"{type(self).__name__}: {self}"]
@@ -33,18 +36,8 @@ def checked(name: str) -> str:
 
 
 def given(text: str, folder: Path | None = None) -> Path:
-    """Make a path given by the user absolute: `~` is their home directory, and relative paths start at `folder`.
-
-    Raises:
-        KitError: there is no such user, the name is too long or not UTF-8, or its links form a loop.
-    """
-    try:
-        path = ((folder or Path.cwd()) / Path(text).expanduser()).resolve()
-        path.exists()  # asks the system, which refuses a name that is too long
-        str(path).encode()  # it becomes part of manifests and messages
-        return path
-    except (RuntimeError, ValueError, OSError) as error:
-        raise KitError(f"{text[:200]!r}: not a path ({error}); correct it") from None
+    """Make a path given by the user absolute: `~` is their home directory, and relative paths start at `folder`."""
+    return ((folder or Path.cwd()) / Path(text).expanduser()).resolve()
 
 
 def is_yaml(text: str) -> bool:
@@ -54,28 +47,16 @@ def is_yaml(text: str) -> bool:
 
 def home() -> Path:
     """Directory of artifacts/, results/ and figures/: `SPIN_HOME`, or the checkout."""
-    chosen = os.environ.get("SPIN_HOME")
-    path = _given_home(chosen) if chosen else REPOSITORY.resolve()
-    if chosen and not Path(chosen).expanduser().is_absolute():  # kernels work in the notebooks' folder
-        raise KitError(f"SPIN_HOME: {chosen!r} is relative; write the whole path, such as {path}")
-    return path
+    path = Path(os.environ.get("SPIN_HOME") or REPOSITORY).expanduser()
+    if not path.is_absolute():  # kernels work in the notebooks' folder
+        raise KitError(f"SPIN_HOME: {str(path)!r} is relative; write the whole path, such as {path.resolve()}")
+    return path.resolve()
 
 
 def settle_home() -> None:
-    """Make `SPIN_HOME` absolute for this process and its children, which work in other folders.
-
-    Raises:
-        KitError: it is not a path.
-    """
+    """Make `SPIN_HOME` absolute for this process and its children, which work in other folders."""
     if chosen := os.environ.get("SPIN_HOME"):
-        os.environ["SPIN_HOME"] = str(_given_home(chosen))
-
-
-def _given_home(chosen: str) -> Path:
-    try:
-        return given(chosen)
-    except KitError as error:
-        raise KitError(f"SPIN_HOME: {error}") from None
+        os.environ["SPIN_HOME"] = str(given(chosen))
 
 
 def artifacts(profile: str) -> Path:

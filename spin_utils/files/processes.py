@@ -44,6 +44,8 @@ _LOOK_S = 1.0
 class LostProcessError(KitError):
     """Another process ended in the middle of the work, which can resume from its last saved state."""
 
+    exit_status = 1
+
 
 @dataclass(frozen=True)
 class _Place:

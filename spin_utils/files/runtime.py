@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import io
 import json
 import logging
@@ -15,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from tqdm import auto, std
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ HEADLESS = "SPIN_HEADLESS"
 EVENTS, STEP = "SPIN_EVENTS", "SPIN_STEP"
 """File to which `tell` appends, for the display of a reproduction, and the name under which this process does."""
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
-_PATIENCE_S = 1.0
+_PATIENCE_S = 5.0
 _TOLD_S = 0.5  # seconds between two reports of progress
 _LONGEST_FOLDER = 60
 WORTH = 1.5
@@ -106,9 +105,6 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
@@ -260,39 +256,33 @@ def claim_gpus(count: int) -> Iterator[None]:
         return
     folder = Path(tempfile.gettempdir()) / f"spin-repro-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    before = os.environ.get(VISIBLE_GPUS)
     with contextlib.ExitStack() as claims:
         taken = _take(count, devices, folder, claims)
-        before = os.environ.get(VISIBLE_GPUS)
+        while len(taken) < count:
+            log.info("%d of %d GPUs are free and %d are needed; waiting", len(taken), len(devices), count)
+            claims.close()
+            time.sleep(_PATIENCE_S)
+            taken = _take(count, devices, folder, claims)
         os.environ[VISIBLE_GPUS] = ",".join(taken)
         log.info("GPUs %s", os.environ[VISIBLE_GPUS])
         try:
             yield
         finally:
-            if before is None:
-                del os.environ[VISIBLE_GPUS]
-            else:
-                os.environ[VISIBLE_GPUS] = before
+            os.environ.pop(VISIBLE_GPUS)
+            os.environ.update({VISIBLE_GPUS: before} if before is not None else {})
 
 
 def _take(count: int, devices: list[str], folder: Path, claims: contextlib.ExitStack) -> list[str]:
-    told = False
-    while True:
-        # One process chooses at a time, or two that each hold half of what they need would wait for each other.
-        with open(folder / "choosing", "w") as choosing, contextlib.ExitStack() as held:
-            fcntl.flock(choosing, fcntl.LOCK_EX)
-            taken: list[str] = []
-            for device in devices:
-                file = held.enter_context(open(folder / device.replace("/", "_"), "w"))
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    taken.append(device)
-                if len(taken) == count:
-                    claims.enter_context(held.pop_all())
-                    return taken
-        if not told:
-            log.info("%d of %d GPUs are free and %d are needed; waiting", len(taken), len(devices), count)
-            told = True
-        time.sleep(_PATIENCE_S)
+    """Up to `count` GPUs that are free now, whose locks are held by `claims`."""
+    taken: list[str] = []
+    for device in devices:
+        with contextlib.suppress(Timeout):
+            claims.enter_context(FileLock(folder / device.replace("/", "_"), timeout=0))
+            taken.append(device)
+        if len(taken) == count:
+            break
+    return taken
 
 
 def choose_precision(setting: str = "auto", device: torch.device | str = "cpu") -> torch.dtype:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spin_utils.files import disk, hub
+from spin_utils.files import hub
 from spin_utils.files.disk import file_hash
 from spin_utils.files.paths import KitError
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
@@ -108,7 +108,7 @@ def resolve(folder: Path) -> Path:
     if not pointer.is_file():
         return check_directory(Path(folder))
     try:
-        return check_directory(Path(disk.parse_json(pointer.read_text(encoding="utf-8"))["path"]))
+        return check_directory(Path(json.loads(pointer.read_text(encoding="utf-8"))["path"]))
     except (OSError, ValueError, TypeError, LookupError) as error:
         if isinstance(error, ModelError):
             raise
@@ -353,7 +353,7 @@ def _files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     try:
-        index = disk.parse_json((folder / INDEX).read_text(encoding="utf-8"))
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{folder}: neither model.safetensors nor a readable {INDEX} ({error}); save the model again"
@@ -377,7 +377,7 @@ def _check_plain(path: Path) -> None:
     if not path.exists():
         return
     try:
-        config = disk.parse_json(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable as JSON ({error}); save the model again") from None
     if not isinstance(config, dict):

@@ -49,6 +49,8 @@ WORTH_MEASURING = 30.0
 class Interrupted(RuntimeError):  # noqa: N818 - it is a request, not an error
     """Training was asked to stop and saved its state. The message says how to continue."""
 
+    exit_status = 130
+
 
 @dataclass(frozen=True)
 class TrainingResult:

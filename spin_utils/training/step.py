@@ -40,6 +40,8 @@ Row = dict[str, float]
 class TrainingError(KitError):
     """Training cannot continue: a number is not finite, or memory ran out. The message names the groups."""
 
+    exit_status = 1
+
 
 class StepRunner:
     """One optimizer step: forward and backward over the micro-batches, update, metrics."""

@@ -38,8 +38,8 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         (["plan", "--sets", "a=1"], "--sets"),
         (["check", "--profile", "smoke", "--seeds", "0,1"], "--seeds"),
         (["provenance", "spin-1", "--kind", "weights"], "'training'"),
-        (["plan", "--profile", "smoke", "--seeds", "0,x"], "seeds: '0,x'; write whole numbers"),
-        (["plan", "--profile", "smoke", "--seeds", "1,1"], "write each seed once"),
+        (["plan", "--profile", "smoke", "--seeds", "0,x"], "seeds: '0,x'; write whole numbers from 0"),
+        (["plan", "--profile", "smoke", "--seeds", "1,1"], "each once"),
         (["reproduce", "--profile", "smoke", "--model", "/no/such/model"], "/no/such/model: no such model folder"),
         (["reproduce", "--profile", "smoke", "--data", "/no/such/rows.jsonl"], "rows.jsonl"),
         (["step", "spin-9", "--profile", "smoke"], "step 'spin-9': unknown; did you mean 'spin-1'?"),
@@ -204,17 +204,14 @@ def test_the_verdicts_of_one_kind_are_listed(home: Path, capsys: pytest.CaptureF
     ("words", "word"),
     [(["repr"], "reproduce"), (["provenance", "--kind", "tr"], "training")],
 )
-def test_bash_completes_commands_options_and_values(
-    words: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bash_completes_commands_options_and_values(words: list[str], word: str, tmp_path: Path) -> None:
     program = tmp_path / "spin-repro"
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m spin_utils "$@"\n')
     program.chmod(0o755)
-    script = outcome(capsys, "completion", "bash")[1]
     typed = " ".join(["spin-repro", *words])
     asked = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _spin_repro_completion spin-repro; echo ${{COMPREPLY[@]}}"
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    command = ["bash", "-c", f"{script}\n{asked}"]
+    command = ["bash", "-c", f'eval "$(spin-repro --show-completion)"\n{asked}']
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert word in result.stdout.split(), result
 

@@ -102,24 +102,6 @@ def test_a_file_system_without_locks_is_one_line_with_a_remedy(home: Path, monke
         pass
 
 
-def test_a_run_killed_before_its_last_rename_is_finished_without_its_work(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = home / "artifacts" / "thing-abc"
-
-    def killed(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(artifacts, "_take_place", killed)
-        with artifacts.building(directory, stage="test", settings={}, inputs={}, seed=0) as work:
-            (work / "file").write_text("x")
-    assert not artifacts.is_complete(directory)
-    assert artifacts.is_made(directory)
-    assert list(artifacts.verify(directory)["files"]) == ["file"]
-    assert not (directory / artifacts.SCRATCH).exists()
-
-
 def test_a_scheduler_may_ask_often_and_only_a_second_ctrl_c_stops_at_once() -> None:
     with StopRequest() as stop:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):

@@ -72,7 +72,7 @@ def faults(place: str, tree: ast.AST) -> Iterator[str]:
             ("SafeLoader", "_StrictLoader")
         ):
             yield f"{where} makes any object; use profiles.parse_yaml"
-        if given.get("shell") is not None and method != "get_completion_script":  # there it is the name of a shell
+        if given.get("shell") is not None:
             yield f"{where} runs a shell"
         if method in ("from_pretrained", "from_config") and name.startswith("Auto") and remote is None:
             yield f"{where} without trust_remote_code=False"
