@@ -23,7 +23,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 from urllib.parse import urljoin
 
 import numpy as np
@@ -78,11 +79,8 @@ def load(name: str) -> dict[str, dict[str, Any]]:
     with zipfile.ZipFile(fetch()) as file:
         known = [member.removesuffix("/task.json") for member in file.namelist()]
         if name not in known:
-            near = get_close_matches(name, known, n=3)
-            hint = (
-                f"did you mean {' or '.join(near)}?" if near else "its tasks are listed at github.com/google/BIG-bench"
-            )
-            raise BigBenchError(f"big_bench: {ARCHIVE} has no JSON task {name!r}; {hint}")
+            near = " or ".join(get_close_matches(name, known, n=3)) or "one listed at github.com/google/BIG-bench"
+            raise BigBenchError(f"big_bench: {ARCHIVE} has no JSON task {name!r}; did you mean {near}?")
         parts = [name, *sorted(part for part in known if part.startswith(f"{name}/"))]
         tasks = {part: json.loads(file.read(f"{part}/task.json")) for part in parts}
     return {part: task for part, task in tasks.items() if task.get("examples")}
@@ -145,7 +143,9 @@ def demonstrations(name: str) -> list[Row]:
             said = _UTTERANCE.findall(example["input"])
             talk = str(example["comment"]) if said else f"{part}-{question.number}"
             turns[talk] += 1
-            targets = [_unquoted(target) if said else target.strip() for target in question.targets]
+            targets = [target.strip() for target in question.targets]
+            if said:
+                targets = [target.removeprefix('"').removesuffix('"').strip() for target in targets]
             prompt = (task.get("task_prefix") or "") + question.prompt
             row: Row = {"id": f"{talk}/{turns[talk]}", "family": name, "response": targets[0]}
             row["prompt"] = said[-1].strip() if said else prompt.strip()
@@ -155,10 +155,6 @@ def demonstrations(name: str) -> list[Row]:
             if all(text.strip() for text in (row["prompt"], row["response"], *row.get("earlier", ()))):
                 rows.append(row)
     return rows
-
-
-def _unquoted(text: str) -> str:
-    return text.strip().removeprefix('"').removesuffix('"').strip()
 
 
 def cut(text: str, task: Mapping[str, Any]) -> str:
@@ -230,23 +226,22 @@ def fetch(archive: str = "") -> Path:
         archive: The archive, if it was downloaded by other means; empty: from the package index that pip uses.
 
     Raises:
-        BigBenchError: The archive cannot be read, or is not the pinned one.
+        BigBenchError: The archive cannot be had, or is not the pinned one.
     """
     if TASKS.is_file():
         return TASKS
-    import requests  # these two are needed once
-    from urllib3.exceptions import HTTPError
-
     try:
-        with replacing(TASKS) as partial:
-            if archive:
-                with Path(archive).open("rb") as file:
-                    _keep_tasks(file, partial)
-            else:
-                with requests.get(_address(), stream=True, timeout=60, verify=_verify()) as answer:
-                    answer.raise_for_status()
-                    _keep_tasks(answer.raw, partial)
-    except (OSError, tarfile.TarError, HTTPError) as error:
+        with replacing(TASKS) as partial, TemporaryDirectory(dir=TASKS.parent) as folder:
+            path = Path(archive or _download(Path(folder)))
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != SHA256:
+                    raise BigBenchError(f"{path}: differs from the pinned release (sha256 {SHA256[:12]}...)")
+            with zipfile.ZipFile(partial, "w") as kept, tarfile.open(path) as members:
+                for member in members:
+                    name = member.name.partition("/benchmark_tasks/")[2]
+                    if name.endswith("/task.json") and (content := members.extractfile(member)):
+                        kept.writestr(zipfile.ZipInfo(name), content.read(), zipfile.ZIP_DEFLATED, compresslevel=1)
+    except (OSError, BigBenchError) as error:
         raise BigBenchError(
             f"{TASKS}: Big-Bench's tasks are not there and cannot be fetched ({' '.join(str(error).split())[:200]}); "
             f"run `make setup` with a network, or download {ARCHIVE} of bigbench 1.0.0 from PyPI elsewhere and run "
@@ -255,55 +250,25 @@ def fetch(archive: str = "") -> Path:
     return TASKS
 
 
-class _Source(Protocol):
-    def read(self, size: int, /) -> bytes: ...
+def _download(folder: Path) -> Path:
+    """The archive, from the index that pip uses."""
+    import requests  # needed once
 
-
-class _Hashed:
-    """A file that is hashed while it is read."""
-
-    def __init__(self, source: _Source) -> None:
-        self.source, self.hash = source, hashlib.sha256()
-
-    def read(self, size: int) -> bytes:
-        data = self.source.read(size)
-        self.hash.update(data)
-        return data
-
-
-def _keep_tasks(source: _Source, path: Path) -> None:
-    """Copy every task.json of the archive to a zip file; only one file at a time is held in memory."""
-    hashed = _Hashed(source)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as kept:
-        with tarfile.open(fileobj=hashed, mode="r|gz", bufsize=2**20) as members:  # type: ignore[call-overload]
-            for member in members:
-                name = member.name.partition("/benchmark_tasks/")[2]
-                if member.isfile() and name.endswith("/task.json"):
-                    content = members.extractfile(member)
-                    assert content is not None, "a regular file has content"
-                    kept.writestr(zipfile.ZipInfo(name), content.read(), zipfile.ZIP_DEFLATED, compresslevel=1)
-        while hashed.read(2**20):
-            pass
-    if hashed.hash.hexdigest() != SHA256:
-        raise BigBenchError(f"{ARCHIVE}: differs from the pinned release (sha256 {SHA256[:12]}...); download it again")
-
-
-def _address() -> str:
-    """The archive's address on the index that pip uses."""
-    import requests
-
+    session = requests.Session()
+    session.verify = os.environ.get("PIP_CERT") or True
     asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
     chosen = os.environ.get("PIP_INDEX_URL") or subprocess.run(asked, capture_output=True, text=True).stdout.strip()
-    page = requests.get(f"{(chosen or 'https://pypi.org/simple').rstrip('/')}/bigbench/", timeout=60, verify=_verify())
+    page = session.get(f"{(chosen or 'https://pypi.org/simple').rstrip('/')}/bigbench/", timeout=60)
     page.raise_for_status()
     link = re.search(rf'href="([^"]*{re.escape(ARCHIVE)})', page.text)
     if link is None:
         raise BigBenchError(f"{page.url}: does not offer {ARCHIVE}; set PIP_INDEX_URL to an index that does")
-    return urljoin(page.url, html.unescape(link[1]))
-
-
-def _verify() -> str | bool:
-    return os.environ.get("PIP_CERT") or True
+    address, path = urljoin(page.url, html.unescape(link[1])), folder / ARCHIVE
+    plain = {"Accept-Encoding": "identity"}  # the archive's own compression is not the connection's
+    with session.get(address, stream=True, timeout=60, headers=plain) as answer, path.open("wb") as file:
+        answer.raise_for_status()
+        file.writelines(answer.iter_content(2**20))
+    return path
 
 
 if __name__ == "__main__":

@@ -49,20 +49,18 @@ def test_the_archive_comes_from_pips_index_once_and_only_tasks_are_kept(
     assert list(big_bench.load("parts/two")) == ["parts/two"]
 
 
-@pytest.mark.parametrize("fault", ["another archive", "cut short", "no network", "not a tar file"])
+@pytest.mark.parametrize("fault", ["another archive", "cut short", "no network"])
 def test_nothing_is_kept_of_a_wrong_archive_and_the_message_names_the_remedy(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(big_bench, "TASKS", tmp_path / "tasks.zip")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    path, remedy = tmp_path / big_bench.ARCHIVE, "make setup"
+    path = tmp_path / big_bench.ARCHIVE
     archive.write(path)
-    if fault in ("another archive", "cut short"):
-        remedy = "download it again"
-        path.write_bytes(path.read_bytes()[: 400 if fault == "cut short" else None])
-    else:
-        path.write_bytes(b"junk")
-    with pytest.raises(BigBenchError, match=remedy):
+    if fault == "cut short":
+        path.write_bytes(path.read_bytes()[:400])
+    message = "Connection" if fault == "no network" else "differs from the pinned release"
+    with pytest.raises(BigBenchError, match=rf"{message}.*make setup"):
         big_bench.fetch("" if fault == "no network" else str(path))
     assert not big_bench.TASKS.exists()
 
