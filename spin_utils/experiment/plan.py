@@ -262,13 +262,6 @@ def make(profile: Profile, seed: int) -> Plan:
         # Where there is SFT the base model is a third party, which says how surprising sampled text is.
         inputs = (steps[model].inputs[0], model, "data", *(["base"] if profile.sft is not None else []))
         add(f"heldout-{model}", "heldout", "", inputs, answered, model=model)
-    if spin.epochs_shown > spin.training.epochs:
-        train("spin-0-more", "epochs", (start, "pairs-0", "spin-0"))
-    for epoch in range(1, spin.epochs_shown + 1):
-        if epoch != spin.training.epochs:
-            evaluate(f"spin-0-epoch-{epoch}", "spin-0" if epoch < spin.training.epochs else "spin-0-more")
-    for part in spin.subsets:
-        evaluate(train(f"spin-0-rows-{part}", "subset", (start, "pairs-0"), fiftieths=part))
     control, rows = start, "data"
     own = control_demonstrations(profile)
     if own is not None:
@@ -277,6 +270,13 @@ def make(profile: Profile, seed: int) -> Plan:
         once = {"training": training_identity(control_training(profile)), "template": template}
         control = add(f"sft-more-{epoch}", "sft", "01_sft_baseline", (control, rows), once, more=epoch)
         evaluate(control)
+    if spin.epochs_shown > spin.training.epochs:
+        train("spin-0-more", "epochs", (start, "pairs-0", "spin-0"))
+    for epoch in range(1, spin.epochs_shown + 1):
+        if epoch != spin.training.epochs:
+            evaluate(f"spin-0-epoch-{epoch}", "spin-0" if epoch < spin.training.epochs else "spin-0-more")
+    for part in spin.subsets:
+        evaluate(train(f"spin-0-rows-{part}", "subset", (start, "pairs-0"), fiftieths=part))
     if profile.dpo is not None and not _dpo_left_out(profile):
         settings = {"preferences": _preferences_identity(profile.dpo), **answered}
         add("preferences", "preferences", "", (start, "data"), settings)
