@@ -35,22 +35,20 @@ def messages_of(prompt: str, response: str) -> list[dict[str, str]]:
 
 
 ROW = '{"id": "a", "prompt": "x", "response": "y"}\n'
-FAULTS = {
-    "null": ('{"prompt": "x", "response": null}', r"row 1: empty response; remove the row or set drop_empty"),
-    "blank prompt": ('{"prompt": " ", "response": "y"}', r"row 1: empty prompt; remove the row or set drop_empty"),
-    "text": (f'{ROW}"text"', r"row 2: 'text' instead of an object with prompt and response"),
-    "id twice": (ROW + ROW.replace("y", "z"), r"row 2: same id 'a' as row 1"),
-    "no role": ('{"messages": [{"content": "x"}]}', r"row 1: message 1 of messages needs the keys role and content"),
-    "list": (f"[{ROW.strip()}]\n", r"row 1: \[\{'id'.* instead of an object"),
-    "UTF-16": (ROW.encode("utf-16"), r"rows\.jsonl, line 1: not UTF-8 .*save it as UTF-8"),
-}
-"""Content of a file and what is said about it; tests/malformed has the faults that go through the command line."""
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_broken_file_is_refused_with_file_row_and_remedy(name: str, tmp_path: Path) -> None:
-    content, message = FAULTS[name]
-    (tmp_path / "rows.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f'{ROW}"text"', r"rows\.jsonl, row 2: 'text' instead of an object with prompt and response"),
+        (ROW + ROW.replace("y", "z"), r"row 2: same id 'a' as row 1"),
+        ('{"messages": [{"content": "x"}]}', r"row 1: message 1 of messages needs the keys role and content"),
+        (f"[{ROW.strip()}]\n", r"row 1: \[\{'id'.* instead of an object"),
+    ],
+)
+def test_a_broken_file_is_refused_with_file_row_and_remedy(content: str, message: str, tmp_path: Path) -> None:
+    """tests/malformed has the faults that go through the command line."""
+    (tmp_path / "rows.jsonl").write_text(content)
     with pytest.raises(RowError, match=message):
         load(file_settings(tmp_path / "rows.jsonl"))
 
@@ -95,14 +93,7 @@ LATER = messages_of("and", "so")
         ({"prompt": "x", "response": "y", "system": "be brief"}, "be brief"),
         ({"real": [SYSTEM, *CHAT], "system": "be brief"}, "be brief"),
         ({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}, None),
-        (
-            {
-                "conversations": [
-                    {"from": a, "value": b} for a, b in (("system", "be brief"), ("human", "x"), ("gpt", "y"))
-                ]
-            },
-            "be brief",
-        ),
+        ({"conversations": [{"from": m["role"], "value": m["content"]} for m in [SYSTEM, *CHAT]]}, "be brief"),
         ({"messages": [{"role": "developer", "content": "be brief"}, *CHAT, *LATER]}, "be brief"),
         ({"instruction": "x", "input": "", "output": "y"}, None),
         ({"instruction": "x", "context": "", "response": "y", "category": "open"}, None),
@@ -152,33 +143,41 @@ def test_no_conversation_is_in_two_splits_whatever_turns_are_trained_on(tmp_path
     assert not held & {row.get("earlier", [row["prompt"]])[0] for row in made.sft}
 
 
-def test_answers_labelled_as_bad_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = [{"prompt": f"x{i}", "completion": "y", "label": i % 3 > 0} for i in range(6)]
-    assert len(load(file_settings(write_rows(tmp_path / "d.jsonl", rows))).sft) == 4
+def test_bad_and_empty_answers_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": f"x{i}", "completion": "y" * (i < 5), "label": i % 3 > 0} for i in range(6)]
+    assert len(load(file_settings(write_rows(tmp_path / "d.jsonl", rows), drop_empty=True)).sft) == 3
     assert "d.jsonl: 2 rows with the label false left out" in caplog.text
+    assert "1 rows with an empty prompt or response left out" in caplog.text
     with pytest.raises(RowError, match="d.jsonl, row 1: label is 'false'; a good answer has true, a bad one false"):
         load(file_settings(write_rows(tmp_path / "d.jsonl", [rows[0] | {"label": "false"}])))
 
 
-def test_columns_of_another_layout_are_named_as_unused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = [{"prompt": "x", "response": "y", "completion": "z", "label": False, "instruction": "w"}]
-    assert load(file_settings(write_rows(tmp_path / "d.jsonl", rows))).sft[0]["response"] == "y"
-    assert "unused columns: completion (1 rows), instruction (1 rows), label (1 rows)" in caplog.text
-
-
-def test_what_a_message_has_beside_its_text_is_named_with_its_count(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        (
+            [row | ({"topic": "t"} if i % 2 else {"score": 1}) for i, row in enumerate(pairs(5))],
+            "score (3 rows), topic (2 rows)",
+        ),
+        (
+            [{"prompt": "x", "response": "y", "completion": "z", "label": False, "instruction": "w"}],
+            "completion (1 rows), label (1 rows), instruction (1 rows)",
+        ),
+        (
+            [
+                {"messages": [CHAT[0], CHAT[1] | {"reasoning_content": "hm", "weight": 0}]},
+                {"messages": [*messages_of("z", "y")[:1], CHAT[1] | {"weight": 0, "tool_calls": None}]},
+            ],
+            "reasoning_content in messages (1 rows), weight in messages (2 rows)",
+        ),
+    ],
+)
+def test_what_nothing_reads_is_named_with_its_count(
+    rows: list[dict[str, Any]], named: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = [{"messages": messages_of(f"x{i}", "y")} for i in range(3)]
-    rows[0]["messages"][1] |= {"reasoning_content": "hm", "weight": 0}
-    rows[1]["messages"][1] |= {"weight": 0, "tool_calls": None}
     load(file_settings(write_rows(tmp_path / "d.jsonl", rows)))
-    assert "unused columns: reasoning_content in messages (1 rows), weight in messages (2 rows)" in caplog.text
-
-
-def test_an_input_follows_the_prompt() -> None:
-    record = {"prompt": "Translate.", "input": "Wort", "response": "word"}
-    assert as_row(record, where="here", default_id="1")["prompt"] == "Translate.\n\nWort"
+    (warning,) = caplog.messages
+    assert sorted(warning.partition("columns: ")[2].split(", ")) == sorted(named.split(", "))
 
 
 def test_rows_with_equal_prompts_and_other_system_messages_are_different_rows(tmp_path: Path) -> None:
@@ -187,18 +186,6 @@ def test_rows_with_equal_prompts_and_other_system_messages_are_different_rows(tm
     assert (len(made.sft), len(made.test)) == (9, 3)
     with pytest.raises(RowError, match="same prompt and response as row 1"):
         load(file_settings(write_rows(tmp_path / "d.jsonl", [*rows, rows[0]])))
-
-
-def test_a_column_that_nothing_reads_is_named_with_its_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = [row | ({"topic": "t"} if i % 2 else {"score": 1}) for i, row in enumerate(pairs(5))]
-    load(file_settings(write_rows(tmp_path / "d.jsonl", rows)))
-    assert caplog.messages == ["d.jsonl: unused columns: score (3 rows), topic (2 rows)"]
-
-
-def test_drop_empty_leaves_out_empty_rows_and_says_how_many(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write_rows(tmp_path / "d.jsonl", [*pairs(2), {"prompt": "x", "response": ""}])
-    assert len(load(file_settings(path, drop_empty=True)).sft) == 2
-    assert "1 rows with an empty prompt or response left out" in caplog.text
 
 
 def test_spin_rows_are_the_first_sft_rows_and_a_random_subset(tmp_path: Path) -> None:
@@ -271,14 +258,11 @@ def ultrachat(split: str, count: int) -> datasets.Dataset:
     """A data set with UltraChat200k's columns, a repeated row, an empty one, and one prompt that is in both splits."""
     records = []
     for i in range(count):
-        turns = [("user", f"{split} {i}"), ("assistant", f"answer {i}"), ("user", "more"), ("assistant", "less")]
-        messages = [{"role": role, "content": content} for role, content in turns]
+        messages = [*messages_of(f"{split} {i}", f"answer {i}"), *messages_of("more", "less")]
         records.append({"prompt": f"{split} {i}", "prompt_id": f"{i:064x}", "messages": messages})
     records.append(records[0])
-    shared = [{"role": "user", "content": "in both"}, {"role": "assistant", "content": split}]
-    records.append({"prompt": "in both", "prompt_id": "b", "messages": shared})
-    empty = [{"role": "user", "content": "empty"}, {"role": "assistant", "content": ""}]
-    records.append({"prompt": "empty", "prompt_id": "e", "messages": empty})
+    for prompt, answer in (("in both", split), ("empty", "")):
+        records.append({"prompt": prompt, "prompt_id": prompt, "messages": messages_of(prompt, answer)})
     return datasets.Dataset.from_list(records)
 
 

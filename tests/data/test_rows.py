@@ -17,28 +17,10 @@ VALUE = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
 )
+COLUMNS = sorted({*rows.COMMON, "chosen", "rejected", "label", *(name for each in rows.LAYOUTS for name in each[:2])})
+ROLE = st.sampled_from(["user", "assistant", "system"]) | SCALAR
 RECORD = st.dictionaries(
-    st.sampled_from(
-        [
-            *[
-                "id",
-                "prompt",
-                "response",
-                "messages",
-                "real",
-                "family",
-                "grader",
-                "chosen",
-                "rejected",
-                "completion",
-                "label",
-            ]
-        ]
-    ),
-    VALUE
-    | st.lists(
-        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]) | SCALAR, "content": VALUE})
-    ),
+    st.sampled_from(COLUMNS), VALUE | st.lists(st.fixed_dictionaries({"role": ROLE, "content": VALUE}))
 )
 
 

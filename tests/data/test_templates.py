@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,31 +39,34 @@ JINJA = (
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
 
-@pytest.fixture(scope="module")
+def trained(texts: list[str], specials: list[str], byte_level: bool, **tokens: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of byte-level BPE, or one that marks the start of a text with a space of its own, as Llama 2's."""
+    inner = Tokenizer(models.BPE(unk_token=tokens.get("unk_token")))
+    kind: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = kind if byte_level else pre_tokenizers.Metaspace(prepend_scheme="first")
+    inner.decoder = decoders.ByteLevel() if byte_level else decoders.Metaspace(prepend_scheme="first")
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if byte_level else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=400 if byte_level else 120,
+        special_tokens=specials,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **tokens)
+
+
+@pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE with chat markers and a chat template."""
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=340, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    inner.train_from_iterator(TEXTS, trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", pad_token="<|end|>")
+    made = trained(TEXTS, SPECIAL, True, eos_token="<|end|>", pad_token="<|end|>")
     made.chat_template = JINJA
     return made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def sentence_piece_like() -> PreTrainedTokenizerFast:
-    """A tokenizer that marks the start of a text with a space of its own, as Llama 2 and Mistral have it."""
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    inner.decoder = decoders.Metaspace(prepend_scheme="first")
-    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["</s>"], show_progress=False)
-    inner.train_from_iterator([*TEXTS, "\n<|user|>"], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
+    return trained([*TEXTS, "\n<|user|>"], ["</s>"], False, eos_token="</s>")
 
 
 def test_both_kinds_give_the_ids_of_the_whole_text(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -84,28 +86,6 @@ def test_a_rows_own_system_message_is_used(tokenizer: PreTrainedTokenizerFast) -
     sly = encode_prompt(tokenizer, CHAT, "there", "Hello<|end|>")
     special = set(tokenizer.convert_tokens_to_ids(SPECIAL))
     assert [i for i in sly if i in special] == [i for i in chat if i in special]
-
-
-def test_a_template_that_cannot_hold_what_is_said_is_refused_with_the_remedy(
-    tokenizer: PreTrainedTokenizerFast,
-    sentence_piece_like: PreTrainedTokenizerFast,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with pytest.raises(TemplateError, match=r"no chat template; set template\.kind: text"):
-        encode_prompt(sentence_piece_like, CHAT, "Hello")
-    with pytest.raises(TemplateError, match=r"template\.end: '###' is not one token .* <\|end\|>"):
-        encode_response(tokenizer, TemplateSettings(kind="text", end="###"), "Hello")
-    monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages[-1:] %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(TemplateError, match=r"the user's message 0 times and the answer 1 times.* template.kind: text"):
-        encode_prompt(tokenizer, CHAT, "there")
-    monkeypatch.setattr(
-        tokenizer, "chat_template", JINJA.replace("in messages", "in messages if m['role'] != 'system'")
-    )
-    with pytest.raises(TemplateError, match=r"the 2 messages of a conversation with its system message 1 times"):
-        encode_prompt(tokenizer, CHAT, "there", "Hello")
-    monkeypatch.setattr(tokenizer, "chat_template", JINJA.replace("in messages", "in messages[-2:]"))
-    with pytest.raises(TemplateError, match="the 3 messages of a conversation 2 times instead of 3"):
-        encode_conversation(tokenizer, CHAT, TALK)
 
 
 @pytest.mark.parametrize("template", [TEXT, CHAT])
@@ -201,23 +181,12 @@ EDGES = ["yes", " 4 - 1 = 3\n", "there  "]
 @pytest.fixture(params=["bytes", "pieces"])
 def chatty(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     """A tokenizer whose end-of-sequence token ends no turn, and which puts a start token before every text."""
-    byte_level = request.param == "bytes"
-    inner = Tokenizer(models.BPE(unk_token="<unk>"))
-    inner.pre_tokenizer = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False)
-        if byte_level
-        else pre_tokenizers.Metaspace(prepend_scheme="first")
-    )
-    inner.decoder = decoders.ByteLevel() if byte_level else decoders.Metaspace(prepend_scheme="first")
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "</s>", "<unk>", *SPECIAL],
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if byte_level else [],
-    )
-    inner.train_from_iterator([*TEXTS, "[INST] [/INST] <think>\n\n</think>\n\n:there  yes"] * 2, trainer)
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    texts = [*TEXTS, "[INST] [/INST] <think>\n\n</think>\n\n:there  yes"] * 2
+    made = trained(texts, [*tokens.values(), *SPECIAL], request.param == "bytes", **tokens)
+    single = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    made.backend_tokenizer.post_processor = single
+    return made
 
 
 @pytest.mark.parametrize("manner", MANNERS)
@@ -246,7 +215,6 @@ def test_a_row_is_what_the_models_own_chat_template_makes_of_it(manner: str, cha
 def test_what_a_template_strips_is_stripped_from_texts_that_hold_markers_too(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    tokenizer = copy(tokenizer)
     tokenizer.chat_template = JINJA.replace("m['content']", "m['content'] | trim")
     for text in (" <|end|> there\n", "<|end|> there"):
         assert (
@@ -256,39 +224,41 @@ def test_what_a_template_strips_is_stripped_from_texts_that_hold_markers_too(
 
 
 @pytest.mark.parametrize(
-    ("template", "message"),
+    ("template", "row", "message"),
     [
+        ("", {}, r"no chat template; set template\.kind: text"),
+        ("{% for m in messages[-1:] %}{{ m['content'] }}{% endfor %}", {}, "message 0 times and the answer 1 times"),
         (
-            TURN + "{% if add_generation_prompt %}<|assistant|>\n<think>\n{% endif %}",
-            r"writes '.*\{answer\}<.*asks with",
+            JINJA.replace("in messages", "in messages if m['role'] != 'system'"),
+            {"system": "Hello"},
+            "the 2 messages of a conversation with its system message 1 times",
         ),
-        (TURN.replace("m['content']", "m['content'].split('</think>')[-1]") + ASK, r"row 1 \(1\): .* rewrites"),
-        (TURN + "{{ strftime_now('%d' ~ ' %Y') }}" + ASK, "writes today's date in a way that is not read off it"),
-        (TURN + "{% set now = strftime_now %}{{ now('%d %b %Y') }}" + ASK, "in a way that is not read off it"),
+        (JINJA.replace("in messages", "in messages[-2:]"), {"earlier": ["a", "b"]}, "the 3 messages .* 2 times"),
+        (TURN + ASK.replace("%}<", "%}<think>\n<"), {}, r"writes '.*\{answer\}<.*asks with"),
+        (TURN.replace("m['content']", "m['content'].split('</think>')[-1]") + ASK, {}, r"row 1 \(1\): .* rewrites"),
+        (
+            JINJA.replace("m['content']", "m['content'].split('<|end|>')[-1]"),
+            {"earlier": ["x", "<think>a<|end|>b"]},
+            "rewrites a message that holds one of its special tokens",
+        ),
+        (TURN + "{{ strftime_now('%d' ~ ' %Y') }}" + ASK, {}, "today's date in a way that is not read off it"),
+        (TURN + "{% set now = strftime_now %}{{ now('%d %b %Y') }}" + ASK, {}, "in a way that is not read off it"),
     ],
 )
 def test_a_template_that_cannot_be_followed_is_refused_with_what_it_writes(
-    template: str, message: str, tokenizer: PreTrainedTokenizerFast
+    template: str, row: dict[str, Any], message: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    tokenizer = copy(tokenizer)
     tokenizer.chat_template = template
     with pytest.raises(TemplateError, match=message):
-        encode_rows(tokenizer, CHAT, [{"id": "1", "prompt": "x", "response": "<think>a</think>b"}])
+        encode_rows(tokenizer, CHAT, [{"id": "1", "prompt": "x", "response": "<think>a</think>b", **row}])
 
 
-def test_an_earlier_answer_that_a_template_rewrites_around_a_special_token_is_refused(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    tokenizer = copy(tokenizer)
-    tokenizer.chat_template = JINJA.replace("m['content']", "m['content'].split('<|end|>')[-1]")
-    talk = ["x", "<think>a<|end|>b", "y"]
-    with pytest.raises(TemplateError, match="rewrites a message that holds one of its special tokens"):
-        encode_conversation(tokenizer, CHAT, talk)
-    assert encode_conversation(tokenizer, CHAT, ["x", "b", "y"])
+def test_an_end_that_is_no_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(TemplateError, match=r"template\.end: '###' is not one token .* <\|end\|>"):
+        encode_response(tokenizer, TemplateSettings(kind="text", end="###"), "Hello")
 
 
 def test_a_template_that_dates_itself_gives_the_same_ids_on_every_day(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer = copy(tokenizer)
     dated = '{% set today = strftime_now("%d %b %Y") %}<|system|>\nToday is {{ today }}.<|end|>\n'
     tokenizer.chat_template = dated + JINJA
     assert "Today is 26 Jul 2024." in tokenizer.decode(encode_prompt(tokenizer, CHAT, "there"))
@@ -328,19 +298,16 @@ def test_the_training_text_of_a_row_shows_every_token_and_which_carry_loss(token
     assert "responses end in '<|end|>'; sampling stops at '<|end|>' (0)" in shown
 
 
-def test_end_ids_hold_what_the_generation_config_declares(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_end_ids_hold_the_templates_end_the_tokenizers_and_what_the_generation_config_declares(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     tokenizer.save_pretrained(tmp_path)
     loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert end_ids(loaded, CHAT) == {0}
     declared_ends.cache_clear()
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
     assert end_ids(loaded, CHAT) == {0, 2}
-
-
-def test_end_ids_hold_the_templates_end_and_the_tokenizers(tokenizer: PreTrainedTokenizerFast) -> None:
-    user, end = tokenizer.convert_tokens_to_ids(["<|user|>", "<|end|>"])
-    assert end_ids(tokenizer, TEXT) == {end}
-    assert end_ids(tokenizer, TemplateSettings(kind="text", prompt="{prompt}", end="<|user|>")) == {user, end}
+    assert end_ids(tokenizer, TemplateSettings(kind="text", prompt="{prompt}", end="<|user|>")) == {0, 1}
 
 
 def test_too_long_rows_are_named_cut_or_dropped(
