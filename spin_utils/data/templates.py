@@ -80,28 +80,15 @@ def encode_prompt(
     system: str = "",
     earlier: Sequence[str] = (),
 ) -> list[int]:
-    """Token ids of a prompt in its template, up to where the response begins.
-
-    Args:
-        tokenizer: a fast tokenizer.
-        template: chat or text template, and the longest prompt in tokens.
-        prompt: the user's text.
-        system: the row's own system message, see `encode_conversation`.
-        earlier: the texts of the turns before it, if any.
-
-    Returns:
-        The ids, at most `template.max_prompt_tokens` of them.
+    """Token ids of a prompt and the turns before it, up to where the response begins.
 
     Raises:
-        TooLongError: the prompt is longer and `too_long` is not `truncate` (which keeps its end).
-        TemplateError: the tokenizer has no chat template.
+        TooLongError: more than `template.max_prompt_tokens`, and `too_long` is not `truncate` (which keeps the end).
+        TemplateError: as `encode_conversation`.
     """
     ids = encode_conversation(tokenizer, template, [*earlier, prompt], system)
-    if len(ids) > template.max_prompt_tokens:
-        if template.too_long != "truncate":
-            raise TooLongError(_too_long_message("prompt", len(ids), template.max_prompt_tokens))
-        ids = ids[-template.max_prompt_tokens :]
-    return ids
+    _check_length("prompt", ids, template.max_prompt_tokens, template)
+    return ids[-template.max_prompt_tokens :]
 
 
 def encode_prompts(
@@ -125,12 +112,10 @@ def encode_prompts(
     ]
     longer = sum(len(ids) > most for ids in encoded)
     if longer:
-        log.warning(
-            "%d of %d prompts are truncated on the left: template.max_prompt_tokens is %d; raise it to keep them whole",
-            longer,
-            len(prompts),
-            most,
+        told = (
+            "%d of %d prompts are truncated on the left: template.max_prompt_tokens is %d; raise it to keep them whole"
         )
+        log.warning(told, longer, len(prompts), most)
     return [ids[-most:] for ids in encoded]
 
 
@@ -143,7 +128,7 @@ def encode_conversation(
 
     Args:
         tokenizer: a fast tokenizer.
-        template: chat or text template.
+        template: of the conversation.
         texts: the turns, starting and ending with the user's.
         system: this conversation's system message, instead of `template.system`. A text template has no slot for one,
             so it is put before the first turn, followed by a blank line.
@@ -200,11 +185,8 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettin
     made = frame(tokenizer, template)
     text = made.lead + _written(tokenizer, template, made, response) + made.trail
     ids = [*_after(tokenizer, made, text), made.end_id]
-    if len(ids) > template.max_response_tokens:
-        if template.too_long != "truncate":
-            raise TooLongError(_too_long_message("response", len(ids), template.max_response_tokens))
-        ids = ids[: template.max_response_tokens]
-    return ids
+    _check_length("response", ids, template.max_response_tokens, template)
+    return ids[: template.max_response_tokens]
 
 
 def encode_beginning(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, text: str) -> list[int]:
@@ -276,18 +258,16 @@ def encode_rows(
         TemplateError: the chat template rewrites a response, such as one that holds a thought of its own.
     """
     encoded = []
-    frame(tokenizer, template)
+    frame(tokenizer, template)  # a fault of the template is not one of the first row
     for number, row in enumerate(rows, start=1):
         try:
             before = row.get("system", ""), row.get("earlier", ())
             prompt_ids = encode_prompt(tokenizer, template, row["prompt"], *before)
             response_ids = encode_response(tokenizer, template, row["response"])
-        except TooLongError as error:
-            if template.too_long == "drop":
-                continue
-            raise TooLongError(f"row {number} ({row.get('id', 'no id')}): {error}") from None
         except TemplateError as error:
-            raise TemplateError(f"row {number} ({row.get('id', 'no id')}): {error}") from None
+            if isinstance(error, TooLongError) and template.too_long == "drop":
+                continue
+            raise type(error)(f"row {number} ({row.get('id', 'no id')}): {error}") from None
         encoded.append(EncodedRow(row, prompt_ids, response_ids))
     if rows and not encoded:
         raise TooLongError(f"all {len(rows)} rows are too long for the template; raise template.max_prompt_tokens")
@@ -317,10 +297,7 @@ def _frame(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, chat_
         before, after = template.prompt.split("{prompt}")
         _warn_of_start(tokenizer, before)
     elif not chat_template:
-        raise TemplateError(
-            "the tokenizer has no chat template; set template.kind: text and write template.prompt, "
-            "or add a chat template to the tokenizer"
-        )
+        raise TemplateError(f"the tokenizer has no chat template; {_OTHERWISE}, or add one to the tokenizer")
     else:
         before, after = _pieces(tokenizer, template, [_MARK])
         whole = _render(tokenizer, template, [_MARK, _ANSWER], asked=False)
@@ -367,11 +344,10 @@ def _warn_of_start(tokenizer: PreTrainedTokenizerBase, before: str) -> None:
     plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
     start = str(tokenizer.decode(whole[: whole.index(plain[0])])) if plain and plain[0] in whole else ""
     if start and not before.startswith(start):
-        log.warning(
-            "this tokenizer puts %r before a text, and template.prompt does not begin with it, so the model is trained "
-            "and sampled without it; if it was trained with it, write it there",
-            start,
+        told = (
+            "this tokenizer puts %r before a text, and template.prompt does not begin with it; if the model was trained"
         )
+        log.warning(f"{told} with it, write it there", start)
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, made: Frame, response: str) -> str:
@@ -418,12 +394,10 @@ def _render(
     messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
     if system or template.system:
         messages.insert(0, {"role": "system", "content": system or template.system})
+    frozen = _frozen(str(tokenizer.get_chat_template()), template.date)
+    options: dict[str, Any] = {"chat_template": frozen, "add_generation_prompt": asked, "tokenize": False}
     try:  # transformers renders in jinja2's sandbox, which refuses a template that reaches for Python itself
-        frozen = _frozen(str(tokenizer.get_chat_template()), template.date)
-        options: dict[str, Any] = {"chat_template": frozen, "add_generation_prompt": asked, "tokenize": False}
         return str(tokenizer.apply_chat_template(messages, **options))
-    except TemplateError:
-        raise
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise TemplateError(
             f"the chat template cannot be rendered ({type(error).__name__}: {error}); correct it, or {_OTHERWISE}"
@@ -449,32 +423,21 @@ def _legible(text: str) -> str:
 def training_text(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, row: Mapping[str, Any]) -> str:
     """What a row is in training, for people to read: its text with every special token, and its tokens with their ids.
 
-    Args:
-        tokenizer: a fast tokenizer.
-        template: chat or text template.
-        row: with `prompt`, `response` and, if it has them, `system` and `earlier`.
-
-    Raises:
-        TemplateError: as `encode_rows`.
+    Args and errors as in `encode_rows`.
     """
     made, (encoded,) = frame(tokenizer, template), encode_rows(tokenizer, template, [row])
     stops = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in sorted(end_ids(tokenizer, template)))
-    without, with_loss = len(encoded.prompt_ids), len(encoded.response_ids)
+    parts = {"prompt, no loss": encoded.prompt_ids, "response, with loss": encoded.response_ids}
+    without, with_loss = map(len, parts.values())
     lines = [
         f"row {row.get('id', '')}: {without} tokens without loss, {with_loss} with loss",
         f"from prompt to response: {made.after!r}",
         f"responses end in {made.end!r}; sampling stops at {stops}",
     ]
-    for what, ids in (("prompt, no loss", encoded.prompt_ids), ("response, with loss", encoded.response_ids)):
-        tokens = [f"{tokenizer.decode([token])!r}={token}" for token in ids]
+    for what, ids in parts.items():
+        tokens = " ".join(f"{tokenizer.decode([token])!r}={token}" for token in ids)
         text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        lines += [
-            "",
-            f"--- {what}",
-            text,
-            f"--- its {len(ids)} tokens",
-            *wrap(" ".join(tokens), 118, break_on_hyphens=False),
-        ]
+        lines += ["", f"--- {what}", text, f"--- its {len(ids)} tokens", *wrap(tokens, 118, break_on_hyphens=False)]
     return "\n".join(lines)
 
 
@@ -489,8 +452,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) 
     return list(ids)
 
 
-def _too_long_message(what: str, tokens: int, allowed: int) -> str:
-    return (
-        f"{what} of {tokens} tokens, but template.max_{what}_tokens is {allowed}; "
-        "raise it, or set template.too_long to truncate or drop"
-    )
+def _check_length(what: str, ids: Sequence[int], allowed: int, template: TemplateSettings) -> None:
+    if len(ids) > allowed and template.too_long != "truncate":
+        raise TooLongError(
+            f"{what} of {len(ids)} tokens, but template.max_{what}_tokens is {allowed}; "
+            "raise it, or set template.too_long to truncate or drop"
+        )
