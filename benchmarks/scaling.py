@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils.experiment import estimate
-from spin_utils.experiment.estimate import CHARACTERS, KNOWN, Architecture, Workload
+from spin_utils.experiment.estimate import CHARACTERS, Architecture, Workload
 from spin_utils.model import logprobs
 from spin_utils.settings import profiles
 from spin_utils.settings.run import Profile
@@ -22,7 +22,7 @@ from spin_utils.settings.run import Profile
 PAGE = Path(__file__).parent / "scaling.md"
 MODELS = {
     "SmolLM2-135M": Architecture(30, 576, 576, 192, 1536, 49_152, heads=9, tied=True),
-    "Qwen2.5-0.5B": KNOWN["Qwen/Qwen2.5-0.5B"],
+    "Qwen2.5-0.5B": Architecture(24, 896, 896, 128, 4864, 151_936, heads=14, tied=True, counted=494_032_768),
     "SmolLM2-1.7B": Architecture(24, 2048, 2048, 2048, 8192, 49_152, heads=32, tied=True),
     "Mistral-7B": Architecture(),
     "Llama-2-13B": Architecture(40, 5120, 5120, 5120, 13_824, 32_000, heads=40),

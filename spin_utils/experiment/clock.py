@@ -13,10 +13,7 @@ from spin_utils.paper import results
 
 
 def expected_seconds(profile: str) -> dict[str, float]:
-    """Seconds per step in an earlier run: the lowest seed in results/PROFILE.
-
-    They hold for the machine that wrote the results; `{}` if there are none.
-    """
+    """Seconds per step in the lowest seed in results/PROFILE, on the machine that wrote it; `{}` without any."""
     expected: dict[str, float] = {}
     try:
         for path in results.files(paths.results(profile)):
@@ -38,19 +35,19 @@ def measured_on(profile: str) -> str:
 
 def remember(profile: str) -> None:
     """Save the expected seconds with the artifacts: the first tables of a run replace the results they come from."""
-    expected = known_seconds(profile)
-    if expected:
+    if expected := known_seconds(profile):
         write_text(_memory(profile), json.dumps(expected))
+
+
+def known_seconds(profile: str) -> dict[str, float]:
+    """Seconds per step in an earlier run, remembered or from its results."""
+    file = _memory(profile)
+    return (json.loads(file.read_text()) if file.is_file() else {}) | expected_seconds(profile)
 
 
 def missing(plans: Sequence[Plan]) -> list[tuple[Plan, Step]]:
     """The unfinished steps, in order."""
     return [(plan, step) for plan, step in _steps(plans) if not artifacts.is_complete(step.directory)]
-
-
-def known_seconds(profile: str) -> dict[str, float]:
-    """Seconds per step in an earlier run, remembered or from its results."""
-    return _remembered(profile) | expected_seconds(profile)
 
 
 def outlook(plans: Sequence[Plan]) -> str:
@@ -78,14 +75,6 @@ def account(plans: Sequence[Plan]) -> str:
 
 def _memory(profile: str) -> Path:
     return paths.artifacts(profile) / "expected-seconds.json"
-
-
-def _remembered(profile: str) -> dict[str, float]:
-    try:
-        known = json.loads(_memory(profile).read_text())
-        return {name: float(seconds) for name, seconds in known.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # none yet, or damaged, which only costs the estimate
 
 
 def _steps(plans: Sequence[Plan]) -> Iterator[tuple[Plan, Step]]:

@@ -4,8 +4,8 @@ Memory counts everything that grows with the model, the micro-batch or the rows 
 `LIBRARIES` allow for the rest. Tests compare it with the peaks of real runs on a CPU and, if there is one, on a GPU.
 
 Hours count no padding, each prompt once per pair, the LM head on response tokens only, and the opponent's
-log-probabilities once per iteration. A multiply-add is two FLOPs. Loading, saving and the time between steps are not
-counted, so very small models take longer.
+log-probabilities once per iteration. A multiply-add is two FLOPs. Loading, saving, MT-Bench and the time between steps
+are not counted, so very small models take longer.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import copy
 import math
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_utils.data.rows import count_by_family, read_records
+from spin_utils.data.rows import count_by_family
 from spin_utils.evaluation import judge, suites
 from spin_utils.experiment.plan import Plan, Step, control_demonstrations, control_training, training_of, trainings
 from spin_utils.files import artifacts, paths, runtime
 from spin_utils.model import attention, base, general, logprobs, lora, packing, sampling
 from spin_utils.paper import published
 from spin_utils.settings.inputs import ModelSettings, SettingsError
-from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
+from spin_utils.settings.machine import MtBenchSettings
 from spin_utils.settings.profiles import of_arm
 from spin_utils.settings.run import EvaluationSettings, GenerationSettings, LoraSettings, Profile, TrainingSettings
 
@@ -37,19 +37,13 @@ LIBRARIES = 600 * 2**20
 """Memory of a process before it loads a model: 0.4 GB with PyTorch and transformers, more with lm-eval or CUDA."""
 CHARACTERS = 4
 """Assumed characters per token."""
-SCORED_TOKENS = 4096
-"""Tokens per scoring pass of an evaluation, which holds the longest multiple-choice item of the paper's suite."""
 BENCHMARK_TOKENS, BENCHMARK_ANSWER = 1400, 1024
 """Assumed longest prompt of a generation task in the paper's suite (three worked examples of Big-Bench-Hard), and the
 longest answer that lm-eval allows there."""
 BENCHMARK_MEAN, CHOICES, CHOICE_TOKENS = 800, 4, 15
 """Assumed mean prompt in the paper's suite, few-shot examples included, choices per item and tokens per choice."""
-VLLM, VLLM_PREFILL_TOKENS = "generation by vLLM", 16_384
-"""Prompt tokens that vLLM reads in one pass by default on an H100; half as many on smaller GPUs."""
-MT_BENCH_TOKENS, MT_BENCH_MEAN = 500, 88
-"""Longest pair of MT-Bench questions with the template's markers, and the mean question so far."""
-JUDGE_SECONDS = 10.0
-"""Assumed seconds per request to the judge; `mt_bench.workers` requests run at the same time."""
+MT_BENCH_TOKENS = 500
+"""Longest pair of MT-Bench questions with the template's markers."""
 HUB_ROWS = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 62_000}
 """Rows in a hub data set's training split, used if they have not been counted."""
 
@@ -75,6 +69,8 @@ class Architecture:
     """Whether logits have a soft cap (Gemma 2)."""
     counted: int = 0
     """All parameters, if they are counted: those of other families than Mistral's have more parts."""
+    adapted: Mapping[LoraSettings, int] = field(default_factory=dict)
+    """Parameters of each kind of adapters."""
 
     @property
     def body(self) -> int:
@@ -89,12 +85,20 @@ class Architecture:
         return self.counted or self.body + embeddings + (2 * self.layers + 1) * self.hidden
 
 
-KNOWN = {
-    "alignment-handbook/zephyr-7b-sft-full": Architecture(),
-    "Qwen/Qwen2.5-0.5B": Architecture(24, 896, 896, 128, 4864, 151_936, heads=14, tied=True, counted=494_032_768),
+KNOWN: dict[str, dict[str, Any]] = {
+    "alignment-handbook/zephyr-7b-sft-full": {"model_type": "mistral"},  # whose sizes are transformers' defaults
+    "Qwen/Qwen2.5-0.5B": {
+        "model_type": "qwen2",
+        "num_hidden_layers": 24,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+        "tie_word_embeddings": True,
+    },
 }
-"""Models of the shipped profiles, used if the hub cannot be reached. Source: the config.json of Mistral-7B-v0.1, the
-base of zephyr-7b-sft-full, and that of Qwen2.5-0.5B, as published on the hub."""
+"""Models of the shipped profiles, used if the hub cannot be reached: sizes in their config.json on the hub."""
 
 
 def architecture(
@@ -126,7 +130,8 @@ def architecture(
             return of_config(config, adapters), "its config.json on the hub"
     if settings.name not in KNOWN:
         return None
-    return KNOWN[settings.name], "the kit's table, because its config.json could not be reached"
+    known = of_config(AutoConfig.for_model(**KNOWN[settings.name]), adapters)
+    return known, "the kit's table, because its config.json could not be reached"
 
 
 def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architecture:
@@ -141,8 +146,7 @@ def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architect
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     general.check_model(model, longest_row=1)
-    for each in adapters:
-        lora.attach(copy.deepcopy(model), each, seed=0)
+    adapted = {each: lora.attach(copy.deepcopy(model), each, seed=0) for each in adapters}
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * config.hidden_size
@@ -161,6 +165,7 @@ def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architect
         path=general.path_of(model),
         capped=bool(getattr(config, "final_logit_softcapping", None)),
         counted=model.num_parameters(),
+        adapted={each: sum(p.numel() for p in made.parameters() if p.requires_grad) for each, made in adapted.items()},
     )
 
 
@@ -218,32 +223,31 @@ def lengths(profile: Profile, splits: Splits | None, control: Splits | None = No
         splits: its demonstrations; None if they could not be read, in which case assumptions are used.
         control: the same for the SFT control, if it has its own.
     """
-    template, limit, run = profile.template, profile.evaluation.limit, Workload()
-    data, own = profile.demonstrations, control_demonstrations(profile)
+    template, data, own = profile.template, profile.demonstrations, control_demonstrations(profile)
+    limit, run = profile.evaluation.limit, Workload()
+    prompt, real, generated = run.prompt_tokens, run.real_tokens, run.generated_tokens
     longest_prompt, longest_real = template.max_prompt_tokens, template.max_response_tokens
     if splits is None:
-        spin = data.spin_rows or data.expected_rows or HUB_ROWS.get(data.name, run.prompts)
-        test = data.test_rows or 0
-        rows = {"sft": data.sft_rows or spin, "spin": spin, "transfer": 0}
-        rows |= {"validation": data.validation_rows or 0, "test": min(test, limit or test)}
-        prompt, real = run.prompt_tokens, run.real_tokens
+        spin, test = data.spin_rows or data.expected_rows or HUB_ROWS.get(data.name, run.prompts), data.test_rows or 0
+        rows = {"sft": data.sft_rows or spin, "spin": spin, "validation": data.validation_rows or 0}
+        rows |= {"test": min(test, limit or test), "transfer": 0}
     else:
         rows = {name: len(found) for name, found in splits.items()}
         rows |= {name: count_by_family(splits[name], limit) for name in ("test", "transfer")}
         texts = [[row[name] for row in splits["sft"]] for name in ("prompt", "response")]
         prompt, real = (sum(map(len, found)) // (CHARACTERS * len(found)) + 1 for found in texts)
+        generated = real
         # A text has at most as many tokens as bytes, and some markers.
         most = [max(len(text.encode()) for text in found) + 32 for found in texts]
         longest_prompt, longest_real = min(most[0], longest_prompt), min(most[1], longest_real)
+    rows["control"] = rows["sft"] if own is None else own.sft_rows or HUB_ROWS.get(own.name, rows["sft"])
     if control is not None:
         rows["control"] = len(control["sft"])
-    elif own is not None:
-        rows["control"] = own.sft_rows or HUB_ROWS.get(own.name, rows["sft"])
     return Lengths(
         rows=rows,
         prompt=min(prompt, template.max_prompt_tokens),
         real=min(real, template.max_response_tokens),
-        generated=min(run.generated_tokens if splits is None else real, profile.generation.max_new_tokens),
+        generated=min(generated, profile.generation.max_new_tokens),
         longest_prompt=longest_prompt,
         longest_real=longest_real,
         known=splits is not None,
@@ -287,14 +291,14 @@ def machine(gpus: int, gigabytes: float) -> Machine:
 def this_machine() -> Machine:
     """This machine, with measured speeds."""
     import torch
-
-    from spin_utils.files.runtime import choose_precision
+    from torch.utils.benchmark import Timer
 
     device = base.device()
-    cuda, dtype = device.type == "cuda", choose_precision("auto", device)
+    cuda, dtype = device.type == "cuda", runtime.choose_precision("auto", device)
     count = torch.cuda.device_count() if cuda else 1
     words = f"CPU, {torch.get_num_threads()} threads, in {str(dtype).removeprefix('torch.')}"
-    flops, bandwidth = _speed(device, dtype)
+    values = torch.ones(2**26, device=device)  # much larger than any cache
+    reading = Timer("values.sum().item()", globals={"values": values}, num_threads=torch.get_num_threads())
     home = next(folder for folder in (paths.home(), *paths.home().parents) if folder.exists())
     return Machine(
         kind="cuda" if cuda else "cpu",
@@ -302,8 +306,8 @@ def this_machine() -> Machine:
         devices=count,
         memory=min(torch.cuda.mem_get_info(i)[0] for i in range(count)) if cuda else free_memory(),
         disk=float(shutil.disk_usage(home).free),
-        flops=flops,
-        bandwidth=bandwidth,
+        flops=runtime.matrix_rate(device, dtype),
+        bandwidth=values.nbytes / reading.blocked_autorange(min_run_time=0.5).median,
         width=dtype.itemsize,
     )
 
@@ -317,17 +321,6 @@ def free_memory() -> float:
         return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     except (OSError, ValueError):  # no such file, or "max": no limit here
         return free
-
-
-def _speed(device: Any, dtype: Any) -> tuple[float, float]:
-    """FLOP/s of matrix products as large as in a training step, and bytes read from memory per second."""
-    import torch
-    from torch.utils.benchmark import Timer
-
-    values = torch.ones(2**26, device=device)  # much larger than any cache
-    reading = Timer("values.sum().item()", globals={"values": values}, num_threads=torch.get_num_threads())
-    seconds = reading.blocked_autorange(min_run_time=0.5).median
-    return runtime.matrix_rate(device, dtype), values.nbytes / seconds
 
 
 @dataclass(frozen=True)
@@ -347,41 +340,39 @@ class Need:
         return MARGIN * (sum(self.sharded.values()) / devices + sum(self.own.values())) + LIBRARIES
 
 
-_SHARD = ", or shard it over more devices (processes.sharding=fsdp2, resources.training.gpus)"
-
-
 def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machine: Machine) -> Iterator[Need]:
     """Peak memory of each kind of stage."""
     gpu, prompt, width = machine.kind == "cuda", lengths.longest_prompt, machine.width
     sample = partial(sampling_memory, architecture, width=width, gpu=gpu)
-    answer, by_vllm = profile.generation.max_new_tokens, profile.generation.backend == "vllm"
+    answer = profile.generation.max_new_tokens
     for section, settings in trainings(profile).items():
-        responses = lengths.longest_real
+        responses, repeated = lengths.longest_real, 1.0
         if not section.startswith("sft"):
             played = [profile, *(of_arm(profile, arm) for arm in profile.arms)] if section.startswith("spin") else []
             several = [made.spin.answers_per_prompt + bool(made.spin.training.historical) for made in played]
             responses += max(several, default=1) * max(answer, lengths.longest_real)
+            if architecture.path == "padded":  # each response has its own copy of the prompt
+                pair = lengths.prompt + lengths.real + lengths.generated
+                repeated = (pair + lengths.prompt) / pair
+        shard = ", or shard it over more devices (processes.sharding=fsdp2, resources.training.gpus)"
         yield training_memory(
             architecture,
             settings,
             width={"bfloat16": 2, "float32": 4, "auto": width}[settings.precision],
             longest=prompt + responses,
             fused=profile.processes.sharding == "ddp" and architecture.path == "fast" and settings.lora is None,
-            repeated=_repeated(section, lengths) if architecture.path == "padded" else 1.0,
+            repeated=repeated,
             gpu=gpu,
             stage=section.partition(".")[0],
             lower=f"lower {section}.micro_batch_tokens, set {section}.gradient_checkpointing=true"
-            + ("" if settings.lora else _SHARD),
+            + ("" if settings.lora else shard),
         )
-    if not profile.released and by_vllm:
-        yield _vllm_memory(architecture, profile.generation, prompt + answer)
-    held_out = profile.demonstrations.validation_rows != 0  # sampled by the kit itself
-    if not profile.released and (held_out or not by_vllm):
+    # Held-out prompts are always answered by the kit itself; vLLM looks at its memory when it starts.
+    if not profile.released and (profile.demonstrations.validation_rows != 0 or profile.generation.backend == "kit"):
         yield sample(profile.generation, prompt=prompt, answer=answer, stage="generation")
     if profile.evaluation.suite == "local":
         yield sample(profile.evaluation, prompt=prompt, answer=profile.evaluation.max_new_tokens, stage="evaluation")
     else:
-        yield _scoring_memory(architecture, width, gpu)
         yield sample(profile.evaluation, prompt=BENCHMARK_TOKENS, answer=BENCHMARK_ANSWER, stage="evaluation")
     if profile.mt_bench is not None and judge.can_grade(profile.mt_bench):
         answer = profile.mt_bench.max_new_tokens  # the second turn's prompt includes the first answer
@@ -454,14 +445,6 @@ def training_memory(
     return Need(stage, sharded, own, lower)
 
 
-def _repeated(section: str, found: Lengths) -> float:
-    """Tokens of rows that each have their own prompt, over those of packed groups."""
-    if section.startswith("sft"):
-        return 1.0
-    responses = found.real + found.generated
-    return (2 * found.prompt + responses) / (found.prompt + responses)
-
-
 def sampling_memory(
     architecture: Architecture,
     settings: GenerationSettings | EvaluationSettings | MtBenchSettings,
@@ -496,33 +479,6 @@ def sampling_memory(
     return Need(stage, {}, own, f"lower {stage}.batch_size")
 
 
-def _vllm_memory(a: Architecture, settings: GenerationSettings, longest: int) -> Need:
-    """The least memory vLLM starts with: a cache for one response of the maximum length. Not measured.
-
-    The rest of its share of a device also goes to the cache and determines how many responses it decodes at once.
-    """
-    gpus, share = settings.vllm.tensor_parallel_size, settings.vllm.gpu_memory_utilization
-    own = {
-        "weights": 2 * a.parameters / gpus,
-        "key-value cache": longest * 2 * 2 * a.key_value * a.layers / gpus,
-        "prompts": VLLM_PREFILL_TOKENS * 2 * (2 * a.feed_forward / gpus + 8 * a.hidden),
-        "logits": 2 * 4 * settings.batch_size * a.vocabulary,  # and their log-probabilities
-    }
-    own = {name: size / share for name, size in own.items()}
-    return Need(VLLM, {}, own, "raise generation.vllm.tensor_parallel_size")
-
-
-def _scoring_memory(a: Architecture, width: int, gpu: bool) -> Need:
-    """Memory for log-likelihoods of choices: one pass of `lm` without gradients."""
-    own = {
-        "weights": width * a.parameters,
-        "activations": SCORED_TOKENS * width * (4 * a.feed_forward + 10 * a.hidden),
-        "attention": SCORED_TOKENS * _attention_per_token(a, width, SCORED_TOKENS, gpu),
-        "logits": 3 * 4 * (packing.GPU_ELEMENTS if gpu else logprobs.HEAD_ELEMENTS),
-    }
-    return Need("evaluation, choices", {}, own, "take a smaller model or more memory")
-
-
 def _attention_per_token(a: Architecture, width: int, longest: int, gpu: bool) -> int:
     """Bytes per token for attention weights, their gradient and one copy, and for the mask.
 
@@ -535,29 +491,24 @@ def _attention_per_token(a: Architecture, width: int, longest: int, gpu: bool) -
     return 3 * width * a.heads * min(2 * attention.BLOCK, longest) + (width + 2) * longest
 
 
-def disk(plan: Plan, architecture: Architecture, lengths: Lengths) -> float:
+def disk(plan: Plan, architecture: Architecture) -> float:
     """Bytes on disk for one seed's unfinished artifacts, including the state that a running step saves for resuming."""
-    profile, spin, one, total = plan.profile, plan.profile.spin, checkpoint(architecture), 0.0
+    profile, spin, checkpoints, kept = plan.profile, plan.profile.spin, 0.0, 0
     unfinished = [step for step in plan if not artifacts.is_complete(step.directory)]
     for step in unfinished:
         if step.stage == "base":
             source = profile.released.get(step.name, profile.model).source
             # A folder is used in place, and the hub's weights are bfloat16.
-            total += {"directory": 0.0, "hub": one / 2}.get(source, one)
-        if step.stage in ("sft", "spin", "subset", "dpo"):  # adapters are small compared with the merged weights
-            total += one
+            checkpoints += {"directory": 0.0, "hub": 0.5}.get(source, 1.0)
+        checkpoints += step.stage in ("sft", "spin", "subset", "dpo")  # adapters are small compared with merged weights
         if step.name == "spin-0" and spin.epochs_shown:
-            total += one * (spin.training.epochs - 1)
+            checkpoints += spin.training.epochs - 1
         if step.stage == "epochs":
-            more = spin.epochs_shown - spin.training.epochs
-            total += one * more + optimizer_state(architecture, spin.training)
-        if step.stage == "pairs":
-            tokens = lengths.prompt + lengths.real + lengths.generated
-            total += lengths.rows["spin"] * plan.variant(step).spin.answers_per_prompt * 4 * tokens
-    if any("training" in step.settings for step in unfinished):
-        states = (optimizer_state(architecture, settings) for settings in trainings(profile).values())
-        total += 2 * max(states)  # a new state is complete before the old one is deleted
-    return total
+            checkpoints += spin.epochs_shown - spin.training.epochs
+            kept += optimizer_state(architecture, spin.training)
+    if any("training" in step.settings for step in unfinished):  # a new state is complete before the old one is deleted
+        kept += 2 * max(optimizer_state(architecture, settings) for settings in trainings(profile).values())
+    return checkpoints * checkpoint(architecture) + kept
 
 
 def checkpoint(architecture: Architecture) -> int:
@@ -572,19 +523,7 @@ def optimizer_state(architecture: Architecture, settings: TrainingSettings) -> i
 
 def trainable(a: Architecture, settings: TrainingSettings) -> int:
     """Number of parameters that a run trains: all, or those of its adapters."""
-    if settings.lora is None:
-        return a.parameters
-    ends = {  # inputs and outputs of a layer's linear layers, as most families name them
-        "q_proj": a.hidden + a.query,
-        "k_proj": a.hidden + a.key_value,
-        "v_proj": a.hidden + a.key_value,
-        "o_proj": a.query + a.hidden,
-        "gate_proj": a.hidden + a.feed_forward,
-        "up_proj": a.hidden + a.feed_forward,
-        "down_proj": a.feed_forward + a.hidden,
-    }
-    adapted = sum(ends.get(name, a.hidden + a.feed_forward) for name in settings.lora.targets or ends)
-    return a.layers * settings.lora.rank * adapted
+    return a.parameters if settings.lora is None else a.adapted[settings.lora]
 
 
 def hours(plan: Plan, machine: Machine, architecture: Architecture, found: Lengths) -> dict[str, float]:
@@ -610,11 +549,8 @@ def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, found: L
     profile, rows = plan.variant(step), found.rows
     several = profile.spin.answers_per_prompt if step.stage in ("pairs", "spin", "epochs", "subset") else 1
     pair = forward_flops(a, found.prompt, found.real, *[found.generated] * several)
-    vllm = profile.generation.vllm
-    used = vllm.processes * vllm.tensor_parallel_size if profile.generation.backend == "vllm" else 0  # 0: all there are
-    sampled = replace(run, gpus=min(run.gpus, used or run.gpus))
     if step.stage == "pairs":
-        return generation_hours(replace(sampled, prompts=rows["spin"] * several), a)
+        return generation_hours(replace(run, prompts=rows["spin"] * several), a)
     if step.stage == "evaluation":
         return _suite_hours(profile.evaluation.suite, profile.evaluation, run, a, found, "test")
     if step.stage == "transfer":
@@ -626,39 +562,23 @@ def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, found: L
     if step.stage == "sft":
         training = control_training(profile) if step.parameters["more"] else profile.sft
         assert training is not None
-        trained = rows.get("control", rows["sft"]) if step.parameters["more"] else rows["sft"]
-        work = training.epochs * _each(training) * forward_flops(a, found.prompt, found.real)
-        return _computing(trained * work, run)
-    if step.stage == "preferences":
+        trained = rows["control" if step.parameters["more"] else "sft"]
+        return _computing(trained * training.epochs * _each(training) * forward_flops(a, found.prompt, found.real), run)
+    if step.stage in ("preferences", "dpo"):
         assert profile.dpo is not None
-        sampling = profile.dpo.preferences.source == "samples"
-        answers = _pairs(plan, step, found) * profile.dpo.answers_per_prompt if sampling else 0
-        return generation_hours(replace(sampled, prompts=int(answers)), a)
-    if step.stage == "mt_answers":  # by one process; answers are assumed to be as long as demonstrations
-        assert profile.mt_bench is not None
-        answer = min(found.real, profile.mt_bench.max_new_tokens)
-        asked = judge_requests(profile.mt_bench)
-        return _answering(asked, MT_BENCH_MEAN + answer // 2, answer, profile.mt_bench, replace(run, gpus=1), a)
-    if step.stage == "mt_bench":
-        assert profile.mt_bench is not None
-        return judge_requests(profile.mt_bench) * JUDGE_SECONDS / profile.mt_bench.workers / 3600
-    if step.stage in ("spin", "epochs", "subset", "dpo"):
+        settings = profile.dpo.preferences
+        pairs = settings.rows or HUB_ROWS.get(settings.name, rows["sft"])
+        if step.stage == "preferences":
+            sampled = pairs * profile.dpo.answers_per_prompt if settings.source == "samples" else 0
+            return generation_hours(replace(run, prompts=sampled), a)
+        return _computing(pairs * pair * (_each(profile.dpo.training) * profile.dpo.training.epochs + 1), run)
+    if step.stage in ("spin", "epochs", "subset"):
         training = training_of(plan.profile, step.name)
+        pairs = rows["spin"] * sum(name.startswith("pairs-") for name in step.inputs)
         seen = training.epochs - (profile.spin.training.epochs if step.stage == "epochs" else 0)
         passes = _each(training) * seen + (step.stage != "epochs")  # one pass by the opponent
-        return _computing(_pairs(plan, step, found) * pair * passes, run)
-    return 0.0  # data and base model: downloads, which the cost model cannot predict
-
-
-def _pairs(plan: Plan, step: Step, found: Lengths) -> float:
-    if step.stage in ("dpo", "preferences"):
-        assert plan.profile.dpo is not None
-        settings = plan.profile.dpo.preferences
-        if settings.source == "file":
-            return settings.rows or len(read_records(Path(settings.train)))
-        return settings.rows or HUB_ROWS.get(settings.name, found.rows["sft"])
-    part = step.settings.get("fiftieths", 50) / 50
-    return found.rows["spin"] * part * sum(name.startswith("pairs-") for name in step.inputs)
+        return _computing(step.settings.get("fiftieths", 50) / 50 * pairs * pair * passes, run)
+    return 0.0  # downloads and a judge's answers, which the cost model cannot predict
 
 
 def _each(settings: TrainingSettings) -> int:
@@ -667,32 +587,21 @@ def _each(settings: TrainingSettings) -> int:
     return 1 + (2 if settings.lora is None else 1) + settings.gradient_checkpointing
 
 
-def judge_requests(settings: MtBenchSettings) -> int:
-    """Requests to the judge per model: two turns for each question."""
-    return 2 * len(CATEGORIES) * (settings.limit or 10)
-
-
 def _suite_hours(
     suite: str, settings: EvaluationSettings, run: Workload, a: Architecture, found: Lengths, split: str
 ) -> float:
+    run, total = replace(run, decoded_together=settings.batch_size), 0.0
     if suite == "local":
         answer = min(found.real, settings.max_new_tokens)
-        return _answering(found.rows[split], found.prompt, answer, settings, run, a)
-    total = 0.0
+        return generation_hours(replace(run, prompts=found.rows[split], generated_tokens=answer), a)
     for name, benchmark in suites.SUITES[suite].items():
         items = min(published.items(name), settings.limit or published.items(name))
         if benchmark.filter:  # without a chat template the model generates up to the limit
-            total += _answering(items, BENCHMARK_MEAN, settings.max_new_tokens, settings, run, a)
+            asked = replace(run, prompt_tokens=BENCHMARK_MEAN, generated_tokens=settings.max_new_tokens)
+            total += generation_hours(replace(asked, prompts=items), a)
         else:
             total += _computing(items * forward_flops(a, BENCHMARK_MEAN, *[CHOICE_TOKENS] * CHOICES), run)
     return total
-
-
-def _answering(
-    items: int, prompt: int, answer: int, settings: EvaluationSettings | MtBenchSettings, run: Workload, a: Architecture
-) -> float:
-    asked = replace(run, prompts=items, prompt_tokens=prompt, generated_tokens=answer)
-    return generation_hours(replace(asked, decoded_together=settings.batch_size), a)
 
 
 def _computing(flops: float, run: Workload) -> float:
@@ -727,18 +636,14 @@ def generation_hours(run: Workload, architecture: Architecture) -> float:
 def training_hours(run: Workload, architecture: Architecture, iteration: int) -> float:
     """Hours to train one iteration: forward and backward in every epoch, and one forward pass by the opponent.
 
-    Iterations after the first have twice the pairs, because the previous iteration's are mixed in (sec. 6.1).
+    A backward pass costs two forward passes. Iterations after the first have twice the pairs, because the previous
+    iteration's are mixed in (sec. 6.1).
     """
-    return _computing(training_flops(run, architecture, iteration), run)
-
-
-def training_flops(run: Workload, architecture: Architecture, iteration: int) -> float:
-    """FLOPs to train one iteration; a backward pass costs two forward passes."""
     pairs = run.prompts * (2 if iteration else 1)
     pair = forward_flops(architecture, run.prompt_tokens, run.real_tokens, run.generated_tokens)
-    return pairs * pair * (3 * run.epochs + 1)
+    return _computing(pairs * pair * (3 * run.epochs + 1), run)
 
 
 def utilisation(run: Workload, architecture: Architecture, iteration: int, hours: float) -> float:
     """Model FLOPs utilisation that follows from a measured training time: FLOPs needed over FLOPs at peak."""
-    return training_flops(run, architecture, iteration) / (hours * 3600 * run.gpus * run.peak_flops)
+    return run.utilisation * training_hours(run, architecture, iteration) / hours

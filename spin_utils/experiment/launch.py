@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 STOPPED = 130
 """Exit status of a command that was asked to stop and saved its state."""
 _POLL_S = 0.1
-_ALWAYS_ALLOWED = 8
-"""Up to this many processes are allowed even with fewer cores, to try out a larger setup."""
 
 
 class LaunchError(KitError):
@@ -61,7 +59,7 @@ def check(settings: ProcessSettings) -> None:
     cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
     if torch.cuda.is_available() and devices < settings.count:
         raise KitError(f"processes.count: {settings.count} processes for {devices} GPUs; each needs its own")
-    if not torch.cuda.is_available() and settings.count > max(cores, _ALWAYS_ALLOWED):
+    if not torch.cuda.is_available() and settings.count > max(cores, 8):  # eight, to try out a larger setup
         raise KitError(f"processes.count: {settings.count} processes for {cores} cores; use at most one per core")
 
 
@@ -87,9 +85,8 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
     from spin_utils.training.state import StopRequest
 
     check(settings)
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(
-        logging.CRITICAL
-    )  # we report it in one line
+    # We report failures in one line.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="spin-") as folder, StopRequest() as stop:
         shared = _environment(settings.count, Path(folder) / "rendezvous")
         ranks = range(settings.count)

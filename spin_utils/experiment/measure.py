@@ -118,8 +118,10 @@ def pair_examples(plan: Plan, model: str) -> list[Example]:
     ids = trained_on.table["id"].to_pylist()[:: trained_on.answers]
     for place, name in enumerate(ids):
         family = families.get(name, "")
-        if family not in found and _differ(group := trained_on[place]):
-            found[family] = Example(str(name), group)
+        if family not in found:
+            real, generated = map(list, trained_on[place].response_ids)
+            if real != generated:
+                found[family] = Example(str(name), trained_on[place])
     return [found[family] for family in sorted(found)] or [Example(str(ids[0]), trained_on[0])]
 
 
@@ -194,18 +196,9 @@ def _tokens(tokenizer: Any, example: Example) -> Iterator[dict[str, Any]]:
     agreed = common(*answers) if len(answers) > 1 else 0
     for answer, ids in zip((REAL, GENERATED), answers, strict=False):
         for place, token in enumerate(ids):
-            text = _text(tokenizer, int(token))
+            text = tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
+            piece = tokenizer.convert_ids_to_tokens(int(token)) or ""
+            if piece.startswith("▁") and not text.startswith(" "):  # SentencePiece drops the space before a first word
+                text = f" {text}"
             where = {"example": example.name, "answer": answer, "place": place}
             yield {**where, "token": text, "shared": place < agreed}
-
-
-def _text(tokenizer: Any, token: int) -> str:
-    text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
-    # SentencePiece drops the space before the first word when decoding.
-    piece = tokenizer.convert_ids_to_tokens(token) or ""
-    return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
-
-
-def _differ(group: Group) -> bool:
-    real, generated = group.response_ids
-    return list(real) != list(generated)

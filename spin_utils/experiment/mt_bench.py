@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ def make_grades(plan: Plan, step: Step, work: Path) -> None:
         grades = grade_all(requests, settings, artifacts.scratch(work), bar.advance)
     counts = Counter(grade["status"] for grade in grades.values())
     if counts["graded"] < len(grades):
-        log.warning("%s: %s of %d answers", step.name, _told(counts), len(grades))
+        told = ", ".join(f"{counts[status]} {status}" for status in ("refused", "unparsable") if counts[status])
+        log.warning("%s: %s of %d answers", step.name, told, len(grades))
     scores = [grade["score"] for grade in grades.values() if grade["score"] is not None]
     document = {
         "judge": {
@@ -126,7 +127,3 @@ def check_judge(plans: Sequence[Plan]) -> None:
 def _settings(plan: Plan) -> MtBenchSettings:
     assert plan.profile.mt_bench is not None
     return plan.profile.mt_bench
-
-
-def _told(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{counts[status]} {status}" for status in ("refused", "unparsable") if counts[status])

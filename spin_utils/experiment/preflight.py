@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -24,8 +25,8 @@ from spin_utils.files import artifacts, hub, paths
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.model.base import ModelError
-from spin_utils.paper import generations, results
-from spin_utils.settings.inputs import DemonstrationSettings, ModelSettings, SettingsError
+from spin_utils.settings.inputs import DemonstrationSettings, ModelSettings
+from spin_utils.settings.machine import CATEGORIES
 from spin_utils.settings.profiles import of_arm
 from spin_utils.settings.run import LoraSettings, Profile
 
@@ -53,19 +54,30 @@ def check_inputs(profile: Profile) -> None:
     names: set[str] = set()
     if needs_data(profile):
         demonstrations = load_demonstrations(profile.demonstrations)
-        names = {row["family"] for rows in vars(demonstrations).values() for row in rows}
+        names = _families(demonstrations)
         _check_demonstrations(profile, demonstrations, names)
         if not profile.released:
             _check_control(profile, demonstrations)
             _check_preferences(profile, demonstrations)
-    if profile.evaluation.tasks or profile.evaluation.big_bench:
-        from spin_utils.evaluation import harness  # takes seconds
-
-        harness.check_tasks(profile.evaluation, names)
+    _check_tasks(profile, names)
     if profile.generation.backend == "vllm" and not profile.released:
         vllm.check_environment(profile.generation.vllm)
     if profile.mt_bench is not None and not profile.released:
         mt_bench.check(profile.mt_bench)
+
+
+def _families(demonstrations: Demonstrations) -> set[str]:
+    return {row["family"] for rows in vars(demonstrations).values() for row in rows}
+
+
+def _check_tasks(profile: Profile, names: Collection[str]) -> bool:
+    """Load further lm-eval tasks and score each on one item; False if there are none."""
+    further = bool(profile.evaluation.tasks or profile.evaluation.big_bench)
+    if further:
+        from spin_utils.evaluation import harness  # takes seconds
+
+        harness.check_tasks(profile.evaluation, names)
+    return further
 
 
 def _check_adapters(profile: Profile) -> None:
@@ -101,20 +113,20 @@ def _check_demonstrations(profile: Profile, demonstrations: Demonstrations, name
         if name.lower() == "average":
             raise RowError(f"demonstrations: family {name!r} has the name that the tables use for the mean; rename it")
     if profile.demonstrations.source == "file":
-        _check_graders(demonstrations)
+        rows = (*demonstrations.sft, *demonstrations.validation, *demonstrations.test)
+        _refuse(
+            f"row {row['id']}: the grader does not give the row's own response full marks; correct it or leave grader "
+            "out"
+            for row in rows
+            if "grader" in row and families.grade(row, row["response"]) != 1.0
+        )
         if profile.model.source == "directory":  # the first stage makes or unpacks other tokenizers
             check_fit(Path(profile.model.path), profile, vars(demonstrations))
 
 
-def _check_graders(demonstrations: Demonstrations) -> None:
-    """Raise if a grader does not give its own row's response full marks: it cannot grade other answers."""
-    faults = [
-        f"row {row['id']}: the grader does not give the row's own response full marks; correct it or leave grader out"
-        for row in (*demonstrations.sft, *demonstrations.validation, *demonstrations.test)
-        if "grader" in row and families.grade(row, row["response"]) != 1.0
-    ]
-    if faults:
-        raise RowError(listed(faults))
+def _refuse(faults: Iterable[str]) -> None:
+    if found := list(faults):
+        raise RowError(listed(found))
 
 
 def _check_control(profile: Profile, demonstrations: Demonstrations) -> None:
@@ -135,24 +147,20 @@ def _check_preferences(profile: Profile, demonstrations: Demonstrations) -> None
     """Raise if pairs for DPO cannot be trained on or their prompts are held out."""
     if profile.dpo is None or profile.dpo.preferences.source == "samples":
         return
-    pairs = preferences.load(profile.dpo.preferences)
-    _check_not_held_out("dpo.preferences", pairs, profile, demonstrations)
+    _check_not_held_out("dpo.preferences", preferences.load(profile.dpo.preferences), profile, demonstrations)
     if profile.model.source == "directory":
         check_pair_lengths(Path(profile.model.path), profile)
 
 
 def _check_not_held_out(name: str, rows: Sequence[Row], profile: Profile, demonstrations: Demonstrations) -> None:
-    if profile.evaluation.suite != "local":
-        return
-    held_out = {question(row): row["id"] for row in demonstrations.test}
-    faults = [
-        f"{name}, row {row['id']}: the prompt is held out for evaluation (row {held_out[question(row)]}); "
-        "remove one of them"
-        for row in rows
-        if question(row) in held_out
-    ]
-    if faults:
-        raise RowError(listed(faults))
+    if profile.evaluation.suite == "local":
+        held_out = {question(row): row["id"] for row in demonstrations.test}
+        _refuse(
+            f"{name}, row {row['id']}: the prompt is held out for evaluation (row {held_out[question(row)]}); "
+            "remove one of them"
+            for row in rows
+            if question(row) in held_out
+        )
 
 
 def check_start(plan: Plan, model: Path) -> None:
@@ -175,7 +183,7 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
         TooLongError: a row is too long for the template; names the split and the row.
         ModelError: a row, or a prompt and its longest answer, needs more positions than the model has.
     """
-    tokenizer, positions = base.load_tokenizer(model), base.positions(model)
+    tokenizer = base.load_tokenizer(model)
     for split, rows in splits.items():
         template = profile.template
         if template.too_long == "drop" and split in ("test", "transfer"):  # evaluation drops no prompt
@@ -184,21 +192,15 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
             encoded = encode_rows(tokenizer, template, rows)
         except TooLongError as error:
             raise TooLongError(f"demonstrations, {split} {error}") from None
-        prompt = max((len(row.prompt_ids) for row in encoded), default=0)
         if split in ("sft", "spin", "sft_control"):
-            whole = max((len(row.prompt_ids) + len(row.response_ids) for row in encoded), default=0)
-            _check_positions(model, positions, f"{split} row", whole)
-        if split in _ANSWERED and prompt:
-            section = _ANSWERED[split]
-            answer = getattr(profile, section).max_new_tokens
-            end = split == "spin" and profile.spin.training.end_truncated  # training appends it to a truncated answer
-            needed = prompt + answer + end
-            if needed > positions:
-                raise base.ModelError(
-                    f"{model}: has {positions} positions, and the longest {split} prompt ({prompt} tokens) with "
-                    f"{section}.max_new_tokens ({answer}) needs {needed}{' with its end token' if end else ''}; lower "
-                    "it, or shorten the prompts"
-                )
+            whole = (len(row.prompt_ids) + len(row.response_ids) for row in encoded)
+            _check_positions(model, f"{split} row", whole, "template.max_response_tokens")
+        if split in _ANSWERED:
+            setting = f"{_ANSWERED[split]}.max_new_tokens"
+            answer = getattr(profile, _ANSWERED[split]).max_new_tokens
+            answer += split == "spin" and profile.spin.training.end_truncated  # an end token after a truncated answer
+            answered = (len(row.prompt_ids) + answer for row in encoded)
+            _check_positions(model, f"{split} prompt with its answer", answered, setting)
 
 
 def check_pair_lengths(model: Path, profile: Profile) -> None:
@@ -215,15 +217,16 @@ def check_pair_lengths(model: Path, profile: Profile) -> None:
         encoded = preferences.encode_preferences(base.load_tokenizer(model), profile.template, pairs)
     except TooLongError as error:
         raise TooLongError(f"dpo.preferences, {error}") from None
-    rows = [len(pair["prompt_ids"]) + max(len(pair["real_ids"]), len(pair["generated_ids"])) for pair in encoded]
-    _check_positions(model, base.positions(model), "row of dpo.preferences", max(rows, default=0))
+    rows = (len(pair["prompt_ids"]) + max(len(pair["real_ids"]), len(pair["generated_ids"])) for pair in encoded)
+    _check_positions(model, "row of dpo.preferences", rows, "template.max_response_tokens")
 
 
-def _check_positions(model: Path, positions: int, what: str, tokens: int) -> None:
-    if tokens > positions:
-        raise base.ModelError(
-            f"{model}: has {positions} positions, and the longest {what} has {tokens} tokens; shorten it, or lower "
-            "template.max_prompt_tokens or template.max_response_tokens"
+def _check_positions(model: Path, what: str, tokens: Iterable[int], setting: str) -> None:
+    positions, longest = base.positions(model), max(tokens, default=0)
+    if longest > positions:
+        raise ModelError(
+            f"{model}: has {positions} positions, and the longest {what} needs {longest}; shorten it, or lower "
+            f"template.max_prompt_tokens or {setting}"
         )
 
 
@@ -279,80 +282,71 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
 
     findings = [_versions(), Finding("device", "ok", f"{machine.name}, {_gb(machine.memory)} free on each")]
     asked = {repository: look(repository) for repository in wanted(profile)}
-    for access in dict.fromkeys(asked.values()):
-        names = ", ".join(repository.name for repository in asked if asked[repository] == access)
-        findings.append(Finding("hub", access.state, f"{names}: {access.text}"))
+    for state, text in dict.fromkeys(asked.values()):
+        names = ", ".join(repository.name for repository in asked if asked[repository] == (state, text))
+        findings.append(Finding("hub", state, f"{names}: {text}"))
     rows = _rows("demonstrations", profile.demonstrations if needs_data(profile) else None, findings)
     control = _rows("sft_control", control_demonstrations(profile), findings)
     gone = missing(profile)
     if gone:
         findings.append(Finding("offline", "note", f"without network a run would fail: {_not_fetched(gone)}"))
-    findings += _tasks(profile, rows)
-    reachable = any(repository.kind == "model" and access.state == "ok" for repository, access in asked.items())
 
     def report(verdict: Literal["fits", "unknown"]) -> Report:
         full = any(f.state == "refused" and f.what.startswith(("memory", "vLLM", "disk")) for f in findings)
         return Report(profile.name, machine.name, "does not fit" if full else verdict, findings)
 
     try:
+        reachable = any(repository.kind == "model" and state == "ok" for repository, (state, _) in asked.items())
         found = estimate.architecture(profile.model, reachable=reachable, adapters=_adapters(profile))
     except ModelError as error:
-        found = None
         findings.append(Finding("model", "refused", str(error)))
+        return report("unknown")
     if found is None:
         text = "the model's sizes are unknown until its config.json can be read"
         findings.append(Finding("memory", "unknown", text))
         return report("unknown")
     architecture, source = found
     size = f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"
-    state: State = "ok" if architecture.path == "fast" else "note"
+    state = "ok" if architecture.path == "fast" else "note"
     findings.append(Finding("model", state, f"{size}; {general.COSTS[architecture.path]}"))
-    lengths = estimate.lengths(profile, rows, control)
+    lengths = estimate.lengths(profile, rows and vars(rows), control and vars(control))
     shared = estimate.shared_by(profile, machine)
     findings += [_memory(need, shared, machine) for need in estimate.memory(profile, architecture, lengths, machine)]
-    findings += _vllm_gpus(profile, machine)
+    vllm = profile.generation.vllm
+    gpus = max(1, vllm.processes) * vllm.tensor_parallel_size if profile.generation.backend == "vllm" else 0
+    if gpus > machine.devices:
+        text = f"{gpus} GPUs of {machine.devices}; lower generation.vllm.processes or tensor_parallel_size"
+        findings.append(Finding("vLLM", "refused", text))
     try:
         made = plan.make(profile, seed)
-        hours = estimate.hours(made, machine, architecture, lengths)
-    except (ModelError, RowError, SettingsError) as error:
+        _check_tasks(profile, _families(rows) if rows else ())
+        if rows and profile.dpo and profile.dpo.preferences.source == "file":
+            _check_preferences(profile, rows)
+    except KitError as error:
         findings.append(Finding("plan", "refused", str(error)))
         return report("unknown")
+    hours = estimate.hours(made, machine, architecture, lengths)
     findings += [Finding("left out", "note", reason) for reason in plan.left_out(profile).splitlines()]
-    findings += [*_judge(made), *_entry(profile), _disk(estimate.disk(made, architecture, lengths), machine)]
+    findings += [*_judge(made), _disk(estimate.disk(made, architecture), machine)]
     source = "counted from the rows" if lengths.known else "assumed"
     counted = f"{lengths.prompt} + {lengths.real} + {lengths.generated} tokens of prompt and responses {source}"
     findings.append(Finding("time", "ok", f"{_hours(made, hours, machine)}; {counted}"))
     return report("fits")
 
 
-def _rows(what: str, settings: DemonstrationSettings | None, findings: list[Finding]) -> dict[str, list[Row]] | None:
-    """Demonstrations by split, None if they cannot be read now; adds what was found to the findings."""
+def _rows(what: str, settings: DemonstrationSettings | None, findings: list[Finding]) -> Demonstrations | None:
+    """Demonstrations, None if they cannot be read now; adds what was found to the findings."""
     if settings is None:
         return None
     try:
-        splits = vars(load_demonstrations(settings))
+        rows = load_demonstrations(settings)
     except RowError as error:
         away = settings.source == "hub" and bool(settings.revision) and "expected_rows" not in str(error)
         findings.append(Finding(what, "unknown" if away else "refused", str(error)))
         return None
-    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items() if rows)
+    sizes = ", ".join(f"{split} {len(found):,}" for split, found in vars(rows).items() if found)
     findings.append(Finding(what, "ok", sizes))
-    return splits
-
-
-def _tasks(profile: Profile, rows: Mapping[str, Any] | None) -> Iterator[Finding]:
-    """Further lm-eval tasks, loaded and scored on one item as at the start of a run."""
-    further = [*profile.evaluation.tasks, *profile.evaluation.big_bench]
-    if not further:
-        return
-    from spin_utils.evaluation import harness  # takes seconds
-
-    try:
-        harness.check_tasks(profile.evaluation, {row["family"] for split in (rows or {}).values() for row in split})
-    except KitError as error:
-        yield Finding("tasks", "refused", str(error))
-    else:
-        yield Finding("tasks", "ok", ", ".join(further))
+    return rows
 
 
 def _memory(need: Need, devices: int, machine: Machine) -> Finding:
@@ -365,14 +359,6 @@ def _memory(need: Need, devices: int, machine: Machine) -> Finding:
     if need.total(devices) <= machine.memory:
         return Finding(what, "note", f"{text}; {_gb(need.total(devices))} each when sharded over {devices} devices")
     return Finding(what, "refused", f"{text}; {need.lower}")
-
-
-def _vllm_gpus(profile: Profile, machine: Machine) -> Iterator[Finding]:
-    settings = profile.generation.vllm
-    asked = max(1, settings.processes) * settings.tensor_parallel_size
-    if profile.generation.backend == "vllm" and asked > machine.devices:
-        text = f"{asked} GPUs of {machine.devices}; lower generation.vllm.processes or tensor_parallel_size"
-        yield Finding("vLLM", "refused", text)
 
 
 def _disk(need: float, machine: Machine) -> Finding:
@@ -402,12 +388,10 @@ def _hours(made: Plan, hours: Mapping[str, float], machine: Machine) -> str:
 
 def _judge(made: Plan) -> Iterator[Finding]:
     """The number of requests to MT-Bench's judge, and whose account pays for them."""
-    from spin_utils.experiment import estimate
-
     settings = made.profile.mt_bench
     missing = [step for step in made if step.stage == "mt_bench" and not artifacts.is_complete(step.directory)]
     if settings is not None and missing:
-        each = estimate.judge_requests(settings)
+        each = 2 * len(CATEGORIES) * (settings.limit or 10)
         here = not isinstance(settings.judge, str)
         whom = f"{settings.judge_name} on this machine" if here else f"{settings.judge} at {settings.base_url}"
         text = f"{len(missing) * each} requests to {whom}, {each} for each of {len(missing)} models"
@@ -415,31 +399,19 @@ def _judge(made: Plan) -> Iterator[Finding]:
         yield Finding("judge", "note", text)
 
 
-def _entry(profile: Profile) -> Iterator[Finding]:
-    """What existing results say about whether there is anything to learn."""
-    try:
-        heldout = results.load_heldout(paths.results(profile.name))
-    except results.ResultsError:
-        return  # drawing will report the damaged file
-    if "spin-0" in set(heldout["model"]):
-        learnable, text = generations.entry_test(heldout)
-        yield Finding("entry test", "ok" if learnable else "note", text)
-
-
 def _versions() -> Finding:
     """Installed versions compared with the lock; builds like 2.13.0+cpu count as 2.13.0."""
     lock = paths.REPOSITORY / "requirements.lock"
     if not lock.is_file():
         return Finding("versions", "unknown", "no requirements.lock next to the package; run from a checkout")
-    wanted = [line.split("==") for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line]
-    other = []
-    for name, version in wanted:
-        try:
-            installed = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed = "missing"
-        if installed.partition("+")[0] != version.partition("+")[0]:
-            other.append(f"{name} {installed} instead of {version}")
+    wanted = dict(line.split("==") for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line)
+    installed = {each.name: each.version.partition("+")[0] for each in importlib.metadata.distributions()}
+    installed = {re.sub("[-_.]+", "-", name).lower(): version for name, version in installed.items()}
+    other = [
+        f"{name} {installed.get(name, 'missing')} instead of {version}"
+        for name, version in wanted.items()
+        if installed.get(name) != version.partition("+")[0]
+    ]
     if not other:
         return Finding("versions", "ok", f"all {len(wanted)} packages as in requirements.lock")
     more = f" and {len(other) - 5} more" if len(other) > 5 else ""
@@ -473,22 +445,16 @@ class Wanted(NamedTuple):
     """Setting that names the commit."""
 
 
-class Access(NamedTuple):
-    """Whether a repository can be read."""
-
-    state: Literal["ok", "refused", "unknown"]
-    text: str
-
-
 def wanted(profile: Profile) -> list[Wanted]:
     """Every hub repository that a run of the profile reads."""
+    models = {
+        "model": profile.model,
+        **{f"released.{name}": model for name, model in profile.released.items()},
+        "mt_bench.judge": profile.mt_bench and profile.mt_bench.judge,
+    }
     found = [
         Wanted("model", model.name, model.revision, f"{where}.revision")
-        for where, model in {
-            "model": profile.model,
-            **{f"released.{k}": v for k, v in profile.released.items()},
-            "mt_bench.judge": profile.mt_bench and profile.mt_bench.judge,
-        }.items()
+        for where, model in models.items()
         if isinstance(model, ModelSettings) and model.source == "hub"
     ]
     for where, data in (
@@ -502,7 +468,7 @@ def wanted(profile: Profile) -> list[Wanted]:
         found.append(Wanted("dataset", pairs.name, pairs.revision, "dpo.preferences.revision"))
     if profile.evaluation.suite != "local":
         scored = ("paper", "paper_others") if profile.evaluation.suite == "paper" else (profile.evaluation.suite,)
-        names = dict.fromkeys(b.dataset for suite in scored for b in suites.SUITES[suite].values())
+        names = (benchmark.dataset for suite in scored for benchmark in suites.SUITES[suite].values())
         found += [Wanted("dataset", name, suites.REVISIONS[name], "evaluation.suite") for name in names]
     return list(dict.fromkeys(found))
 
@@ -539,10 +505,7 @@ def fetch(profile: Profile) -> Iterator[str]:
         if not revision:
             raise hub.HubError(f"{name}: no revision; pin the commit with --set {setting}=COMMIT")
         yield f"{name} at {revision[:8]}: {hub.fetch(kind, name, revision)}"
-    if profile.evaluation.tasks or profile.evaluation.big_bench:
-        from spin_utils.evaluation import harness  # takes seconds
-
-        harness.check_tasks(profile.evaluation, ())
+    if _check_tasks(profile, ()):
         yield f"further tasks: {', '.join([*profile.evaluation.tasks, *profile.evaluation.big_bench])}"
 
 
@@ -551,29 +514,29 @@ def _not_fetched(gone: Sequence[Wanted]) -> str:
     return f"not fetched: {names}; run `spin-repro fetch` with the same options where there is network"
 
 
-def look(repository: Wanted) -> Access:
+def look(repository: Wanted) -> tuple[State, str]:
     """Ask the hub whether a repository can be read, with the user's token if there is one. Nothing is downloaded."""
     from huggingface_hub import HfApi, constants, errors
 
     kind, name, revision, setting = repository
     if hub.fetched(kind, name, revision) is not None:
-        return Access("ok", f"fetched, {str(revision)[:8]}")
+        return ("ok", f"fetched, {str(revision)[:8]}")
     if revision == "":
-        return Access("refused", f"no revision; pin the commit with --set {setting}=COMMIT")
+        return ("refused", f"no revision; pin the commit with --set {setting}=COMMIT")
     if constants.HF_HUB_OFFLINE:
-        return Access("unknown", "not checked: HF_HUB_OFFLINE is set; only what is already downloaded can be used")
+        return ("unknown", "not checked: HF_HUB_OFFLINE is set; only what is already downloaded can be used")
     api = HfApi()
     try:
         api.repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT)
         api.auth_check(name, repo_type=kind)
     except errors.GatedRepoError:
         page = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
-        return Access("refused", f"its licence must be accepted at {page}; then log in: hf auth login")
+        return ("refused", f"its licence must be accepted at {page}; then log in: hf auth login")
     except errors.RevisionNotFoundError:
-        return Access("refused", f"has no revision {revision}; correct {setting}")
+        return ("refused", f"has no revision {revision}; correct {setting}")
     except errors.RepositoryNotFoundError:
-        return Access("refused", "no such repository, or a private one; check the name, or log in: hf auth login")
+        return ("refused", "no such repository, or a private one; check the name, or log in: hf auth login")
     except Exception as error:  # a dozen kinds of network error, all meaning the same here
         reason = (str(error).splitlines() or [""])[0]
-        return Access("unknown", f"the hub does not answer ({type(error).__name__}: {reason[:120]})")
-    return Access("ok", f"reachable at {revision[:8]}")
+        return ("unknown", f"the hub does not answer ({type(error).__name__}: {reason[:120]})")
+    return ("ok", f"reachable at {revision[:8]}")

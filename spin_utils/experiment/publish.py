@@ -40,30 +40,24 @@ def publish(plans: list[Plan]) -> list[Path]:
     Raises:
         ArtifactError: a finished step's output is damaged.
     """
-    if not any(step.stage == "evaluation" and _is_finished(step) for plan in plans for step in plan):
+    # Not `is_complete`: a missing file in a finished step is an error; its numbers must not silently disappear.
+    finished = [(plan, step) for plan in plans for step in plan if (step.directory / artifacts.MANIFEST).exists()]
+    if not any(step.stage == "evaluation" for _, step in finished):
         return []
     written = []
-    for plan in plans:
-        for step in plan:
-            if not _is_finished(step):
-                continue
-            for folder, model, document in _documents(plan, step):
-                path = results.path_of(paths.results(plan.profile.name), plan.seed, folder, model)
-                identity = {"profile": plan.profile.name, "seed": plan.seed, "model": model}
-                document = {"schema": results.SCHEMA, **document, **identity}
-                results.write_json(path, {**document, "provenance": chain(plan, step.name)})
-                written.append(path)
+    for plan, step in finished:
+        for folder, model, document in _documents(plan, step):
+            path = results.path_of(paths.results(plan.profile.name), plan.seed, folder, model)
+            identity = {"profile": plan.profile.name, "seed": plan.seed, "model": model}
+            document = {"schema": results.SCHEMA, **document, **identity}
+            results.write_json(path, {**document, "provenance": chain(plan, step.name)})
+            written.append(path)
     others = set(results.files(paths.results(plans[0].profile.name))).difference(written)
     for path in others:
         path.unlink(missing_ok=True)
     if others:
         log.info("%d results of other runs removed from %s", len(others), paths.relative(path.parents[2]))
     return written
-
-
-def _is_finished(step: Step) -> bool:
-    # Not `is_complete`: a missing file in a finished step is an error; its numbers must not silently disappear.
-    return (step.directory / artifacts.MANIFEST).exists()
 
 
 def _documents(plan: Plan, step: Step) -> Iterator[Document]:
@@ -82,18 +76,11 @@ def _documents(plan: Plan, step: Step) -> Iterator[Document]:
         yield "heldout", step.parameters["model"], {"kind": "heldout", **played}
     if step.stage == "pairs" and "arm" not in step.parameters:
         artifacts.verify(step.directory)
-        yield "generations", _generator(step), {"kind": "generations", "items": _generations(step)}
-
-
-def _generator(step: Step) -> str:
-    # In a profile without its own SFT the base model takes the SFT model's place.
-    return "sft" if step.parameters["iteration"] == 0 else step.inputs[0]
-
-
-def _generations(step: Step) -> list[dict[str, Any]]:
-    # Of several answers to a prompt the first one is shown.
-    table = pair_table(step.directory).drop(columns=["identical", "shared_tokens"]).drop_duplicates("id")
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+        # In a profile without its own SFT the base model takes the SFT model's place.
+        generator = "sft" if step.parameters["iteration"] == 0 else step.inputs[0]
+        # Of several answers to a prompt the first one is shown.
+        table = pair_table(step.directory).drop(columns=["identical", "shared_tokens"]).drop_duplicates("id")
+        yield "generations", generator, {"kind": "generations", "items": table.to_dict("records")}
 
 
 def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
@@ -162,28 +149,23 @@ def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -
 
     Raises:
         ResultsError: the results file is missing or invalid.
-        KitError: the profile's name is a path.
     """
-    label = ModelName.parse(model).label
-    path = results.path_of(paths.results(profile), seed, kind, model)
+    folder, label = paths.results(profile), ModelName.parse(model).label
+    files = {each: results.path_of(folder, each, kind, model) for each in results.training_seeds(folder)}
+    path = results.path_of(folder, seed, kind, model)
     document = results.read_json(path)
-    links = document["provenance"]["chain"]
-    named = {name: {**link, "presence": _presence(profile, name, link)} for name, link in links.items()}
     tasks = {task: summary["value"] for task, summary in document.get("tasks", {}).items()}
     if tasks:
         tasks["average"] = document["average"]
+    links = document["provenance"]["chain"]
     return {
         "label": label,
         "seed": seed,
-        "seeds": [
-            number
-            for number in results.training_seeds(path.parents[2])
-            if results.path_of(path.parents[2], number, kind, model).is_file()
-        ],
+        "seeds": [each for each, file in files.items() if file.is_file()],
         "points": {task: round(100 * value, 6) for task, value in tasks.items()},
         "file": paths.relative(path),
         "sha256": disk.file_hash(path),
-        "chain": named,
+        "chain": {name: {**link, "presence": _presence(profile, name, link)} for name, link in links.items()},
     }
 
 

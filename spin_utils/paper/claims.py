@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pandas as pd
 import yaml
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import AfterValidator, Field, PositiveFloat
 
 from spin_utils.files.disk import write_forms
 from spin_utils.paper import power, published
@@ -30,26 +30,23 @@ from spin_utils.settings.profiles import nearest
 from spin_utils.settings.run import Loss
 from spin_utils.training import theory
 
-Measure = Literal["score", "tokens", "generated_tokens", "similarity", "identical", "jsd_bound", "told_apart", "grade"]
-"""The quantity in a contrast: the first two come from evaluations, `jsd_bound` and `told_apart` from held-out pairs,
-`grade` from MT-Bench, the others from generations."""
-
-Compute = Literal["contrast", "times", "training", "theory", "parts", "shown"]
-
-TheoryCheck = Literal[
-    "fixed_point_error",
-    "necessity_margin",
-    "update_law_error",
-    "contraction_error",
-    "minimum_error",
-]
-"""Functions in `training.theory` that a row may name."""
+EVALUATED, TRANSFERRED, GENERATED = "evaluation of", "evaluation on transfer tasks of", "generations of"
+HELD_OUT, GRADED = "held-out pairs against", "MT-Bench grades of"
+SOURCES = {
+    **dict.fromkeys(("score", "tokens"), EVALUATED),
+    **dict.fromkeys(("generated_tokens", "similarity", "identical"), GENERATED),
+    **dict.fromkeys(("jsd_bound", "told_apart"), HELD_OUT),
+    "grade": GRADED,
+}
+"""The results that a quantity of a contrast comes from, in words that end before a model's name."""
 
 Outcome = Literal["reproduced", "not reproduced", "inconclusive", "not run", "not judged"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-VERDICT_COLUMNS = ("id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict")
-"""Columns of verdicts.csv, which also serve as its version."""
+VERDICT_COLUMNS = ["id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict"]
+"""Columns of verdicts.csv."""
+Model = Annotated[str, AfterValidator(lambda name: str(ModelName.parse(name)))]
+"""The name of a model."""
 
 
 class Entry(Part):
@@ -58,29 +55,22 @@ class Entry(Part):
     id: str
     statement: str
     where: str
-    compute: Compute
+    compute: Literal["contrast", "times", "training", "theory", "parts", "shown"]
     margin: PositiveFloat
     size_margin: PositiveFloat
-    contrast: dict[str, float] = Field(default_factory=dict)
+    contrast: dict[Model, float] = Field(default_factory=dict)
     benchmark: str = ""
-    column: Measure = "score"
+    column: Annotated[str, Field(pattern=f"^({'|'.join(SOURCES)})$")] = "score"
     category: str = ""
     claim: Claim | None = None
     value: float | None = None
     source: Literal["tables", "figure4", "figure5", "figure5_sft"] = "tables"
     size: bool = False
     ratio: list[list[Any]] = Field(default_factory=list)
-    check: TheoryCheck | None = None
-    tolerance: float | None = None
+    check: str = ""
+    tolerance: float = 0.0
     part_of: list[str] = Field(default_factory=list)
     reason: str = ""
-
-    @field_validator("contrast")
-    @classmethod
-    def _models_exist(cls, contrast: dict[str, float]) -> dict[str, float]:
-        for model in contrast:
-            ModelName.parse(model)
-        return contrast
 
 
 def registry() -> list[Entry]:
@@ -152,26 +142,24 @@ def judge(
         rows: Registry rows; None: the package's registry.
     """
     rows = registry() if rows is None else rows
-    sources = {
-        "evaluation of": (scores, benchmarks),
-        "evaluation on transfer tasks of": (transfer, transfer_benchmarks or {}),
-        "generations of": (generations, None),
-        "held-out pairs against": (heldout, None),
-        "MT-Bench grades of": (grades, None),
-    }
+    tables = {EVALUATED: scores, TRANSFERRED: transfer, GENERATED: generations, HELD_OUT: heldout, GRADED: grades}
+    named = {EVALUATED: benchmarks, TRANSFERRED: transfer_benchmarks or {}}
     findings: dict[str, Finding] = {}
     for row in rows:
         blank = Finding(row.id, row.statement, row.where, "not judged", reason=row.reason)
         if row.compute == "contrast":
-            name = _source(row)
-            findings |= {finding.id: finding for finding in _contrast(row, blank, name, *sources[name])}
+            source = SOURCES[row.column]
+            if source == EVALUATED and row.benchmark in published.OTHERS:
+                source = TRANSFERRED
+            judged = _contrast(row, blank, source, tables[source], named.get(source))
+            findings |= {finding.id: finding for finding in judged}
         elif row.compute == "times":
             findings[row.id] = _times(row, blank, times)
         elif row.compute == "training":
             findings[row.id] = _training(row, blank, training, loss)
         elif row.compute == "theory":
-            error = float(getattr(theory, str(row.check))())
-            status: Outcome = "reproduced" if error < (row.tolerance or 0) else "not reproduced"
+            error = float(getattr(theory, row.check)())
+            status: Outcome = "reproduced" if error < row.tolerance else "not reproduced"
             findings[row.id] = replace(blank, verdict=status, ours=error)
         else:
             findings[row.id] = blank
@@ -181,23 +169,8 @@ def judge(
     return list(findings.values())
 
 
-def _source(row: Entry) -> str:
-    """The results a contrast is computed from, as words that end before a model's name."""
-    if row.column == "grade":
-        return "MT-Bench grades of"
-    if row.column in ("jsd_bound", "told_apart"):
-        return "held-out pairs against"
-    if row.column in ("generated_tokens", "similarity", "identical"):
-        return "generations of"
-    return "evaluation on transfer tasks of" if row.benchmark in published.OTHERS else "evaluation of"
-
-
 def _contrast(
-    row: Entry,
-    blank: Finding,
-    source: str,
-    table: pd.DataFrame | None,
-    benchmarks: Mapping[str, str] | None,
+    row: Entry, blank: Finding, source: str, table: pd.DataFrame | None, benchmarks: Mapping[str, str] | None
 ) -> list[Finding]:
     """A finding on the claim, and if `size` is set a second one on the size of the difference.
 
@@ -206,13 +179,12 @@ def _contrast(
     assert row.claim is not None
     paper = _paper_contrast(row)
     value = row.value if row.value is not None else paper or 0.0
-    finding = replace(blank, verdict="not run", paper=paper)
+    noise = published.noise(row.contrast, row.benchmark) if row.source == "tables" and row.column == "score" else None
+    finding = replace(blank, verdict="not run", paper=paper, paper_noise=noise.status if noise else "")
+    size = replace(finding, id=f"{row.id}-size", statement=f"{row.statement}: by as much")
     if paper is not None:
         point = Estimate(paper, paper, paper, 1.0, 0, 0, "printed")
         finding = replace(finding, paper_holds=verdict(point, row.margin, claim=row.claim, value=value) == "reproduced")
-    noise = published.noise(row.contrast, row.benchmark) if row.source == "tables" and row.column == "score" else None
-    finding = replace(finding, paper_noise=noise.status if noise else "")
-    size = replace(finding, id=f"{row.id}-size", statement=f"{row.statement}: by as much", paper_holds=None)
     try:
         estimate = _estimate(row, source, table, benchmarks)
     except StatisticsError as error:
@@ -261,11 +233,13 @@ def _times(row: Entry, blank: Finding, times: pd.DataFrame | None) -> Finding:
     above, below = (tuple(part) for part in row.ratio)
     paper = float(hours[above]) / float(hours[below])
     finding = replace(blank, verdict="not run", paper=paper, paper_holds=True)
-    columns = [_seconds(times, *part) for part in (above, below)]
-    for part, column in zip((above, below), columns, strict=True):
-        if column.empty:
+    table = pd.DataFrame()
+    if times is not None:
+        table = times.pivot(index="seed", columns=["stage", "iteration"], values="seconds")
+    for part in (above, below):
+        if part not in table:
             return replace(finding, reason=f"{part[0]} of iteration {part[1]} was not run")
-    ratios = (columns[0] / columns[1]).dropna().tolist()  # by seed
+    ratios = (table[above] / table[below]).dropna().tolist()  # by seed
     if not ratios:
         return replace(finding, reason="no training seed has both times")
     if len(ratios) == 1:
@@ -273,13 +247,6 @@ def _times(row: Entry, blank: Finding, times: pd.DataFrame | None) -> Finding:
         return replace(finding, verdict="inconclusive", ours=ratios[0], seeds=1, reason=reason)
     estimate = Estimate(sum(ratios) / len(ratios), min(ratios), max(ratios), 1.0, 0, len(ratios), "range over seeds")
     return _judged(finding, estimate, row.claim, row.margin, paper if row.value is None else row.value)
-
-
-def _seconds(times: pd.DataFrame | None, stage: str, iteration: int) -> pd.Series[float]:
-    """Seconds by training seed."""
-    if times is None:
-        return pd.Series(dtype=float)
-    return times[(times["stage"] == stage) & (times["iteration"] == iteration)].set_index("seed")["seconds"]
 
 
 def _training(row: Entry, blank: Finding, training: pd.DataFrame | None, loss: Loss) -> Finding:
@@ -292,7 +259,7 @@ def _training(row: Entry, blank: Finding, training: pd.DataFrame | None, loss: L
     if first.empty:
         return replace(blank, verdict="not run", reason="no SPIN run logged its first step")
     error = float((first["loss"] - math.log(2)).abs().max())
-    status: Outcome = "reproduced" if error <= (row.tolerance or 0) else "not reproduced"
+    status: Outcome = "reproduced" if error <= row.tolerance else "not reproduced"
     return replace(blank, verdict=status, ours=error, seeds=int(first["seed"].nunique()))
 
 
@@ -330,16 +297,14 @@ def _paper_contrast(row: Entry) -> float | None:
     """The paper's value of a contrast, from its printed scores (printed averages, as the paper's gains are)."""
     if row.column not in ("score", "grade") or row.category:
         return None
-    total = 0.0
-    for model, weight in row.contrast.items():
-        if row.source == "tables":
-            score = published.score(model, row.benchmark)
-        else:
-            score = published.figure_score(row.source, model, row.benchmark)
-        if score is None:
-            return None
-        total += weight * score
-    return round(total, 2)
+    scores = {
+        model: published.score(model, row.benchmark)
+        if row.source == "tables"
+        else published.figure_score(row.source, model, row.benchmark)
+        for model in row.contrast
+    }
+    known = [weight * score for model, weight in row.contrast.items() if (score := scores[model]) is not None]
+    return round(sum(known), 2) if len(known) == len(scores) else None
 
 
 _RULE = (
@@ -367,7 +332,7 @@ _PAPER = (
 
 def write(findings: Sequence[Finding], results: Path) -> list[Path]:
     """Write verdicts.csv and the readable page verdicts.md under results/PROFILE."""
-    table = pd.DataFrame([vars(finding) for finding in findings])[list(VERDICT_COLUMNS)]
+    table = pd.DataFrame([vars(finding) for finding in findings])[VERDICT_COLUMNS]
     return write_forms(
         results / "verdicts", {"csv": table.to_csv(index=False, float_format="%.6g"), "md": page(findings)}
     )
@@ -377,20 +342,15 @@ def read(results: Path, outcome: str = "") -> pd.DataFrame:
     """The verdicts written under results/PROFILE, all or those with one outcome.
 
     Raises:
-        ResultsError: Nothing was judged yet, the file is damaged, or there is no such verdict.
+        ResultsError: Nothing was judged yet, or there is no such verdict.
     """
-    path = results / "verdicts.csv"
     if outcome not in ("", *OUTCOMES):
         raise ResultsError(f"verdict {outcome!r}: unknown{nearest(outcome, OUTCOMES)}")
-    again = f"run `spin-repro figures --profile {results.name}` to write them"
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError:
-        raise ResultsError(f"{path}: no verdicts; {again}") from None
-    except ValueError as error:
-        raise ResultsError(f"{path}: not readable as CSV ({error}); {again}") from None
-    if tuple(table.columns) != VERDICT_COLUMNS:
-        raise ResultsError(f"{path}: columns are {', '.join(map(str, table.columns))}; {again}")
+    path = results / "verdicts.csv"
+    if not path.is_file():
+        again = f"run `spin-repro figures --profile {results.name}` to write them"
+        raise ResultsError(f"{path}: no verdicts; {again}")
+    table = pd.read_csv(path)
     return table[table["verdict"] == outcome] if outcome else table
 
 

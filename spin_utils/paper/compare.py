@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from spin_utils.files import paths
 from spin_utils.paper import results
 from spin_utils.paper.statistics import paired
-from spin_utils.settings.inputs import BENCHMARKS
 from spin_utils.settings.names import iterates
 from spin_utils.settings.profiles import nearest
 
@@ -36,19 +34,8 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
     for title, tasks in [*((name, [name]) for name in names), ("average", names)]:
         one, two = (paired(both, {name: 1}, tasks=tasks).times(100).difference for name in (model, other))
         gain = paired(both, {model: 1, other: -1}, tasks=tasks).times(100)
-        rows.append(
-            {
-                "task": title,
-                model: one,
-                other: two,
-                "difference": gain.difference,
-                "low": gain.low,
-                "high": gain.high,
-                "p_value": gain.p_value,
-                "items": gain.n_items,
-                "seeds": gain.n_seeds,
-            }
-        )
+        row = {"task": title, model: one, other: two, "difference": gain.difference, "low": gain.low}
+        rows.append(row | {"high": gain.high, "p_value": gain.p_value, "items": gain.n_items, "seeds": gain.n_seeds})
     return pd.DataFrame(rows)
 
 
@@ -75,43 +62,24 @@ def items(profile: str, model: str, other: str) -> pd.DataFrame:
     places = {name: place(profile, name) for name in (model, other)}
     if len(set(places.values())) == 1:
         raise results.ResultsError(f"{model}: compared with itself; name another model")
-    sides, tested_on = [], []
+    sides, asked = [], []
     for name, (folder, plain) in places.items():
         results.check_one_run(folder)
-        scores = results.load_evaluations(folder)
+        scores, summaries = results.load_evaluations(folder), results.load_summaries(folder)
         if scores.empty:
             raise results.ResultsError(f"{paths.relative(folder)}: no evaluations; reproduce it first")
         if plain not in set(scores["model"]):
             there = nearest(plain, sorted(scores["model"].unique()))
             raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of {plain}{there}")
         sides.append(scores[scores["model"] == plain].assign(model=name))
-        tested_on.append(_test_rows(folder))
+        own = summaries[summaries["model"] == plain]
+        asked.append(dict(zip(own["task"], own["rows_sha256"], strict=True)))
     seeds, names = (set.intersection(*(set(side[column]) for side in sides)) for column in ("seed", "task"))
     for what, found in (("training seed", seeds), ("task", names)):
         if not found:
             raise results.ResultsError(f"{model} and {other}: no {what} in common; evaluate the missing ones")
-    if tested_on[0] != tested_on[1] and not all(names <= _published(*place) for place in places.values()):
-        raise results.ResultsError(f"{model} and {other}: their test rows differ, so their items do not pair up")
+    if any(asked[0][name] != asked[1][name] for name in names):
+        raise results.ResultsError(
+            f"{model} and {other}: their test rows differ (or one is older than rows_sha256), so items do not pair up"
+        )
     return pd.concat(side[side["seed"].isin(seeds) & side["task"].isin(names)] for side in sides)
-
-
-def _published(folder: Path, model: str) -> set[str]:
-    """Tasks of a model whose items are the same in every run: the paper's benchmarks. A family of the user's rows may
-    have the same name, but is scored with the metric of rows."""
-    summaries = results.load_summaries(folder)
-    own = (summaries["model"] == model) & (summaries["metric"] != "score")
-    return {*summaries[own]["task"]} & {*BENCHMARKS}
-
-
-def _test_rows(folder: Path) -> dict[str, Any] | None:
-    """What a run's test rows depend on: the settings and file hashes of its data, without those of other splits."""
-    _, chain = next(results.chains(folder))
-    if "data" not in chain:
-        return None
-    data = chain["data"]["settings"]
-    others = {"sft_rows", "spin_rows", "transfer", "transfer_rows"}
-    if data.get("test"):  # from a separate file or split
-        others |= {"train", "validation", "validation_rows", "seed"}
-    elif not data.get("validation"):  # held out from the training rows, before the validation rows are
-        others.add("validation_rows")
-    return {name: value for name, value in data.items() if name not in others}

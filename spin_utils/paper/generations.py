@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.optimize import brentq
 
 from spin_utils.paper.statistics import Estimate, StatisticsError, paired
 from spin_utils.settings.names import ModelName, label, main_chain
@@ -205,18 +206,12 @@ def best_scale(margins: npt.NDArray[np.float64]) -> float:
     1.099
     """
 
-    def slope(c: float) -> float:  # of a convex function, so bisection finds its zero
+    def slope(c: float) -> float:  # of a convex function
         return -float(np.mean(margins * np.exp(-np.logaddexp(0, c * margins))))
 
     if not len(margins) or slope(0.0) >= 0:
         return 0.0
-    low, high = 0.0, 1.0
-    while slope(high) < 0 and high < _LARGEST_SCALE:
-        low, high = high, 2 * high
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return (low + high) / 2
+    return float(brentq(slope, 0.0, _LARGEST_SCALE)) if slope(_LARGEST_SCALE) > 0 else _LARGEST_SCALE
 
 
 def mean_grade(grades: pd.DataFrame, contrast: Mapping[str, float], *, category: str = "") -> Estimate:

@@ -26,18 +26,15 @@ def load_map(path: Path) -> list[dict[str, Any]]:
     Raises:
         ResultsError: the file is missing, or a line of it is damaged.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ResultsError(f"{path}: {error.strerror}; run python -m benchmarks.map") from error
+    if not path.is_file():
+        raise ResultsError(f"{path}: no such file; run python -m benchmarks.map")
     cells = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             cells.append(json.loads(line))
         except ValueError as error:
-            raise ResultsError(
-                f"{path}, line {number}: not JSON ({error}); delete the line and run it again"
-            ) from error
+            remedy = "delete the line and run it again"
+            raise ResultsError(f"{path}, line {number}: not JSON ({error}); {remedy}") from None
     return cells
 
 

@@ -7,9 +7,8 @@ seeds the seed part.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -17,7 +16,7 @@ from spin_utils.paper.statistics import POOLED_DF, Claim, Estimate, StatisticsEr
 from spin_utils.settings.names import ModelName, iterates
 
 MOST = 100
-"""Largest multiple of the items or seeds that is tried before a claim counts as out of reach."""
+"""Largest multiple of the items or seeds before a claim counts as out of reach."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def _freedom(estimate: Estimate, items: int, seeds: int) -> float:
     total = estimate.spread.at(items / estimate.n_items, more)
     doubt = (total - seed_part) ** 2 / max(1, items - 1)
     doubt += seed_part**2 / (seeds - 1 + POOLED_DF) if seeds > 1 else 0.0
-    return max(1.0, total**2 / doubt) if doubt else np.inf
+    return max(1.0, total**2 / doubt) if doubt else inf
 
 
 def to_decide(
@@ -113,13 +112,17 @@ def to_decide(
         "at_most": abs(x - value),
         "same_size": abs(abs(x - value) - margin),
     }[claim]
-    allowed = (distance / 1.96) ** 2
-    multiples = np.geomspace(1, MOST, 200)
-    items = next((m for m in multiples if estimate.spread.at(items=m) < allowed), 0.0)
-    seeds = next((m for m in multiples if estimate.spread.at(seeds=m) < allowed), 0.0)
+    allowed, spread = (distance / 1.96) ** 2, estimate.spread
+    items = _multiple(spread.items + spread.interaction, allowed - spread.seeds)
+    seeds = _multiple(spread.interaction + spread.seeds, allowed - spread.items)
     if not items and not seeds:
         return None
     return ceil(items * estimate.n_items), ceil(seeds * estimate.n_seeds)
+
+
+def _multiple(variance: float, room: float) -> float:
+    """By how much to multiply a number of items or seeds so that their variance has room; 0 if that is out of reach."""
+    return max(1.0, variance / room) if variance < MOST * room else 0.0
 
 
 def needed(estimate: Estimate, margin: float, *, claim: Claim = "greater", value: float = 0.0) -> str:

@@ -56,12 +56,8 @@ def leaderboard() -> pd.DataFrame:
     >>> leaderboard().loc["spin-3-dpo", ["average_printed", "average_recomputed"]].round(2).tolist()
     [64.05, 64.74]
     """
-    return _with_recomputed_average(_by_model("leaderboard.csv"))
-
-
-def sft_one_more_epoch() -> pd.DataFrame:
-    """Table 5 (App. B.4): one more epoch of SFT on Ultrachat200k. Columns as in `leaderboard`."""
-    return _with_recomputed_average(_by_model("sft_one_more_epoch.csv"))
+    table = _read("leaderboard.csv").set_index("model")
+    return table.assign(average_recomputed=table[list(LEADERBOARD)].mean(axis=1))
 
 
 def benchmark_settings() -> pd.DataFrame:
@@ -71,7 +67,7 @@ def benchmark_settings() -> pd.DataFrame:
         Indexed by benchmark: `shots` (text, because some are chain-of-thought), `metric`, `items`. All printed scores
         on ARC, Winogrande, GSM8k, HellaSwag, Big-Bench-Hard and OpenBookQA are multiples of 1/items.
     """
-    return _read("benchmark_settings.csv", dtype={"shots": str}).set_index("benchmark")
+    return _read("benchmark_settings.csv").set_index("benchmark")
 
 
 def items(benchmark: str) -> int:
@@ -80,7 +76,7 @@ def items(benchmark: str) -> int:
     >>> items("gsm8k")
     1319
     """
-    return _item_counts()[benchmark]
+    return int(benchmark_settings()["items"][benchmark])
 
 
 def wall_clock_hours() -> pd.DataFrame:
@@ -93,11 +89,6 @@ def wall_clock_hours() -> pd.DataFrame:
     long = wide.melt(id_vars="stage", var_name="iteration", value_name="hours")
     long["iteration"] = long["iteration"].str.removeprefix("iteration_").astype(int)
     return long
-
-
-def other_benchmarks() -> pd.DataFrame:
-    """Table 6 (App. B.4): MT-Bench (1..10), three Big-Bench-Hard tasks and OpenBookQA (points)."""
-    return _by_model("other_benchmarks.csv")
 
 
 def epochs() -> pd.DataFrame:
@@ -118,7 +109,7 @@ def training_sizes() -> pd.DataFrame:
 
     SFT at size 0 is the end of that run's first epoch (59.04), not the downloaded checkpoint (58.14).
     """
-    return _read("figure5_training_size.csv")
+    return _read("figure5_training_size.csv").copy()
 
 
 def score(model: str, benchmark: str) -> float | None:
@@ -167,15 +158,9 @@ def standard_error(benchmark: str, points: float) -> float:
     The share of correct answers over n items has the binomial error. For TruthfulQA (mc2, a value in 0..1 per item)
     this is an upper bound, because no variable in 0..1 varies more than a 0/1 variable with the same mean.
 
-    Args:
-        benchmark: A benchmark with a known test set, not `average` and not MT-Bench.
-        points: The score.
-
     >>> round(standard_error("arc", 60.41), 2)
     1.43
     """
-    if benchmark in ("mt_bench", "average"):
-        raise ValueError(f"{benchmark}: not a share of items; give a single benchmark scored in points")
     share = points / 100
     return 100 * math.sqrt(share * (1 - share) / items(benchmark))
 
@@ -226,29 +211,21 @@ def noise(contrast: Mapping[str, float], benchmark: str) -> Noise | None:
             best += 100**2 * (abs(gain / 100) - (gain / 100) ** 2) / items(part)
     error_unpaired, error_best = math.sqrt(unpaired) / len(parts), math.sqrt(best) / len(parts)
     status = "depends on the pairing"
-    if abs(difference) > _TWO_SIDED_95 * error_unpaired:
+    if abs(difference) > 1.96 * error_unpaired:
         status = "beyond noise"
-    elif abs(difference) <= _TWO_SIDED_95 * error_best:
+    elif abs(difference) <= 1.96 * error_best:
         status = "within noise"
     return Noise(difference, error_unpaired, error_best, status)
-
-
-_TWO_SIDED_95 = 1.959964
-
-
-@cache
-def _item_counts() -> dict[str, int]:
-    return {str(name): int(n) for name, n in benchmark_settings()["items"].items()}
 
 
 @cache
 def _scores() -> dict[tuple[str, str], float]:
     """Every printed score by model and benchmark; Table 5 repeats Table 4's SFT row."""
     scores: dict[tuple[str, str], float] = {}
-    for table in (sft_one_more_epoch(), leaderboard(), other_benchmarks()):
-        printed = table.rename(columns={"average_printed": "average"})
-        for name in printed.columns.intersection(list(BENCHMARK_LABELS)):
-            scores |= {(str(model), name): float(value) for model, value in printed[name].items()}
+    for name in ("sft_one_more_epoch.csv", "leaderboard.csv", "other_benchmarks.csv"):  # Tables 5, 3 and 4, and 6
+        printed = _read(name).set_index("model").rename(columns={"average_printed": "average"})
+        for column in printed.columns.intersection(list(BENCHMARK_LABELS)):
+            scores |= {(str(model), column): float(value) for model, value in printed[column].items()}
     return scores
 
 
@@ -266,14 +243,6 @@ def _figure_scores() -> dict[tuple[str, str, str], float]:
     return scores
 
 
-def _with_recomputed_average(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(average_recomputed=table[list(LEADERBOARD)].mean(axis=1))
-
-
-def _by_model(name: str) -> pd.DataFrame:
-    return _read(name).set_index("model")
-
-
-def _read(name: str, dtype: Mapping[str, type] | None = None) -> pd.DataFrame:
-    path = Path(__file__).parent / "numbers" / name
-    return pd.read_csv(path, comment="#", dtype=dict(dtype or {}))
+@cache
+def _read(name: str) -> pd.DataFrame:
+    return pd.read_csv(Path(__file__).parent / "numbers" / name, comment="#", dtype={"shots": str})

@@ -168,16 +168,10 @@ class Crossed:
     """Degrees of freedom by Satterthwaite's approximation."""
 
     @property
-    def error(self) -> float:
-        """Standard error."""
-        return float(self.spread.at() ** 0.5)
-
-    @property
     def p_value(self) -> float:
         """Two-sided, for a true mean of 0."""
-        return (
-            float(2 * stats.t.sf(abs(self.centre) / self.error, self.freedom)) if self.error else float(not self.centre)
-        )
+        error = self.spread.at() ** 0.5
+        return float(2 * stats.t.sf(abs(self.centre) / error, self.freedom)) if error else float(not self.centre)
 
 
 def crossed(
@@ -400,24 +394,10 @@ def _pooled_seed_variance(
     if abs(sum(contrast.values())) > 1e-9:
         return None
     grid = _grid(scores, column)
-    means = np.mean([_mean_of_scored(grid.tasks[task][0]) for task in tasks], axis=0)
-    by_model = [[means[grid.run(model, seed)] for seed in seeds] for model in _models_with(grid, seeds)]
-    table = np.array([row for row in by_model if not np.isnan(row).any()]).reshape(-1, len(seeds)).T
+    means = np.mean([pd.DataFrame(grid.tasks[task][0]).mean(axis=1) for task in tasks], axis=0)
+    table = pd.Series(means, index=[grid.models, grid.seeds]).unstack()[list(seeds)].dropna().to_numpy().T
     if table.shape[1] < 3:
         return None
     around = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
     mean_square = float((around**2).sum()) / ((table.shape[0] - 1) * (table.shape[1] - 1))
     return mean_square * sum(weight**2 for weight in contrast.values())
-
-
-def _models_with(grid: _Grid, seeds: Sequence[int]) -> list[str]:
-    return [
-        str(model) for model in np.unique(grid.models) if set(seeds) <= set(grid.seeds[grid.models == model].tolist())
-    ]
-
-
-def _mean_of_scored(values: Array) -> Array:
-    """Each run's mean over its items, NaN if it has none."""
-    scored = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(scored, values, 0.0).sum(axis=1) / scored.sum(axis=1)

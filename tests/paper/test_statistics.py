@@ -117,7 +117,7 @@ def test_the_variance_is_that_of_a_two_way_analysis_of_variance():
     seeds = n * ((by_seed - mean) ** 2).sum() / (n_seeds - 1)
     rest = sum((array[s, i] - by_item[i] - by_seed[s] + mean) ** 2 for s in range(n_seeds) for i in range(n))
     rest /= (n - 1) * (n_seeds - 1)
-    assert found.error**2 == pytest.approx((items + seeds - rest) / (n * n_seeds))
+    assert found.spread.at() == pytest.approx((items + seeds - rest) / (n * n_seeds))
     assert (found.mean, found.centre) == pytest.approx((mean, mean))
 
 

@@ -53,7 +53,7 @@ def test_log_probabilities_and_gradients_are_those_of_pefts_own_forward_pass(fam
 def test_the_estimate_counts_the_adapters_that_peft_makes() -> None:
     for family, targets in (("llama", ()), ("mistral", ("q_proj", "down_proj"))):
         model, settings = tiny_model(family), LoraSettings(rank=5, targets=targets)
-        architecture = estimate.of_config(model.config)
+        architecture = estimate.of_config(model.config, [settings])
         lora.attach(model, settings, seed=0)
         count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         assert estimate.trainable(architecture, TrainingSettings(learning_rate=1e-3, lora=settings)) == count
