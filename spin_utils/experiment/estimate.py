@@ -109,7 +109,7 @@ def architecture(
     Args:
         settings: the model's source.
         reachable: whether to ask the hub for a config.json that has not been downloaded yet.
-        adapters: of its training runs.
+        adapters: to count.
 
     Raises:
         ModelError: a local model does not exist, or the kit cannot train it, or not with these adapters.
@@ -218,10 +218,7 @@ Splits = Mapping[str, Sequence[dict[str, Any]]]
 def lengths(profile: Profile, splits: Splits | None, control: Splits | None = None) -> Lengths:
     """Rows and tokens of a profile.
 
-    Args:
-        profile: its template limits them.
-        splits: its demonstrations; None if they could not be read, in which case assumptions are used.
-        control: the same for the SFT control, if it has its own.
+    Without the demonstrations, and without those of the SFT control if it has its own, they are assumptions.
     """
     template, data, own = profile.template, profile.demonstrations, control_demonstrations(profile)
     limit, run = profile.evaluation.limit, Workload()
@@ -455,15 +452,15 @@ def sampling_memory(
     gpu: bool,
     stage: str,
 ) -> Need:
-    """Memory for decoding `batch_size` rows at once.
+    """Memory for decoding `batch_size` rows at once, on a CPU with a second copy of the weights.
 
     Args:
         architecture: sizes of the model.
         settings: rows decoded together.
         prompt: tokens of the longest prompt.
         answer: tokens of the longest response.
-        width: bytes per number in the compute precision, 2 or 4.
-        gpu: whether it runs on a GPU; on a CPU there is a second copy of the weights.
+        width: bytes per number in the compute precision.
+        gpu: whether it runs on a GPU.
         stage: its name, which is also the section of the settings.
     """
     a, rows = architecture, settings.batch_size
@@ -609,13 +606,7 @@ def _computing(flops: float, run: Workload) -> float:
 
 
 def forward_flops(architecture: Architecture, prompt: int, *responses: int) -> float:
-    """FLOPs of one forward pass over the responses to a prompt that is computed once.
-
-    Args:
-        architecture: sizes of the model.
-        prompt: tokens of the prompt.
-        responses: tokens of each response: two for a pair, one for a generation.
-    """
+    """FLOPs of one forward pass over responses, of so many tokens each, to a prompt that is computed once."""
     linear = 2 * architecture.body * (prompt + sum(responses))
     seen = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in responses)  # causal
     attention = 4 * architecture.query * architecture.layers * seen

@@ -89,12 +89,7 @@ class Example:
 
 
 def demonstration_examples(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-    """The first demonstration of each family.
-
-    Args:
-        plan: for its template and tokenizer.
-        rows: for example `run.rows(plan, "validation")`; not empty.
-    """
+    """The first demonstration of each family."""
     tokenizer = base.load_tokenizer(run.make(plan, "base"))
     first: dict[str, EncodedRow] = {}
     for encoded in encode_rows(tokenizer, plan.profile.template, rows):  # may drop rows that are too long
@@ -104,14 +99,8 @@ def demonstration_examples(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> lis
 
 
 def pair_examples(plan: Plan, model: str) -> list[Example]:
-    """The first pair of each family whose two responses differ, among a model's training pairs.
-
-    If none differ, the first pair.
-
-    Args:
-        plan: in which the pairs for `model` are made.
-        model: a step, for example `spin-0`.
-    """
+    """The first pair of each family whose two responses differ, among a model's training pairs; if none differ, the
+    first pair."""
     found: dict[str, Example] = {}
     trained_on = play.training_pairs(plan, model)
     families = {row["id"]: row.get("family", "") for row in run.rows(plan, "spin")}
@@ -129,10 +118,6 @@ def moments(plan: Plan, model: str) -> dict[str, Path]:
     """Checkpoints of a training run in order: the start, any kept epochs, the end.
 
     Iteration 0 keeps its epochs; other runs only have a start and an end.
-
-    Args:
-        plan: the run.
-        model: a step, for example `sft` or `spin-0`; made if needed.
 
     Returns:
         Folders by name: the start's name, then `epoch 1`, ... or the model's name. For a base model, only itself.

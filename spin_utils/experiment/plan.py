@@ -27,7 +27,6 @@ from spin_utils.settings.run import (
     DpoSettings,
     EvaluationSettings,
     Profile,
-    SpinSettings,
     TrainingSettings,
     evaluation_identity,
     generation_identity,
@@ -216,42 +215,40 @@ def make(profile: Profile, seed: int) -> Plan:
             grade(model)
         return Plan(profile, seed, steps)
 
-    def generate(t: int, opponent: str) -> str:
-        settings = answered | _several(spin)
-        return add(f"pairs-{t}", "pairs", "02_synthetic_generation", (opponent, "data"), settings, iteration=t)
-
-    def update(t: int, opponent: str, pairs: list[str]) -> str:
-        shown = {} if t else {"epochs_shown": spin.epochs_shown}
-        return train(f"spin-{t}", "spin", (opponent, *pairs, *_first_answers(spin, t, "pairs-0")), **shown)
-
-    def play(arm: str) -> None:
-        """Algorithm 1 with an arm's settings; steps that it shares with SPIN are not made again."""
-        variant, first = of_arm(profile, arm), ""
-        settings = _answering(variant) | _several(variant.spin)
+    def play(arm: str = "") -> None:
+        """Algorithm 1, in an arm with its settings; steps that it shares with SPIN are not made again."""
+        variant, first = of_arm(profile, arm) if arm else profile, ""
+        ending, own = (f"-arm-{arm}", {"arm": arm}) if arm else ("", {})
+        answering = _answering(variant)
+        if variant.spin.answers_per_prompt > 1:
+            answering["answers_per_prompt"] = variant.spin.answers_per_prompt
 
         def generate(t: int, opponent: str) -> str:
             nonlocal first
             name, inputs = f"pairs-{t}", (opponent, "data")
-            if not _is_same(steps.get(name), inputs, settings):
-                name = add(f"{name}-arm-{arm}", "pairs", "", inputs, settings, iteration=t, arm=arm)
+            if not _is_same(steps.get(name), inputs, answering):
+                notebook = "" if arm else "02_synthetic_generation"
+                name = add(name + ending, "pairs", notebook, inputs, answering, iteration=t, **own)
             first = first or name
             return name
 
         def update(t: int, opponent: str, pairs: list[str]) -> str:
-            name, inputs = f"spin-{t}", (opponent, *pairs, *_first_answers(variant.spin, t, first))
-            own = {"training": training_identity(training_of(variant, name)), "template": template}
-            if _is_same(steps.get(name), inputs, own):
-                return name
-            return add(f"{name}-arm-{arm}", "spin", "", inputs, own, model=f"{name}-arm-{arm}", arm=arm)
+            name = f"spin-{t}"
+            inputs = (opponent, *pairs, *([first] if t and variant.spin.training.historical else []))
+            settings = {"training": training_identity(training_of(variant, name)), "template": template}
+            if not t and not arm:
+                settings["epochs_shown"] = spin.epochs_shown
+            if not _is_same(steps.get(name), inputs, settings):
+                notebook, name = "" if arm else "03_spin_training", name + ending
+                add(name, "spin", notebook, inputs, settings, model=name, **own)
+            return name
 
-        for iterate in algorithm_1(
-            start, variant.spin.iterations, generate, update, mix_previous=variant.spin.mix_previous
-        ):
-            if ModelName.parse(iterate).arm:
+        spins = variant.spin
+        for iterate in algorithm_1(start, spins.iterations, generate, update, mix_previous=spins.mix_previous):
+            if f"eval-{iterate}" not in steps:
                 evaluate(iterate)
 
-    for iterate in algorithm_1(start, spin.iterations, generate, update, mix_previous=spin.mix_previous):
-        evaluate(iterate)
+    play()
     chain = main_chain(spin.iterations)
     for model in chain:
         evaluate_transfer(model)
@@ -291,15 +288,6 @@ def make(profile: Profile, seed: int) -> Plan:
 
 def _answering(profile: Profile) -> dict[str, Any]:
     return {"generation": generation_identity(profile.generation), "template": template_identity(profile.template)}
-
-
-def _several(spin: SpinSettings) -> dict[str, Any]:
-    return {"answers_per_prompt": spin.answers_per_prompt} if spin.answers_per_prompt > 1 else {}
-
-
-def _first_answers(spin: SpinSettings, t: int, first: str) -> tuple[str, ...]:
-    """The step with the SFT model's answers, if T-SPIN's historical advantage needs them."""
-    return (first,) if t and spin.training.historical else ()
 
 
 def _is_same(step: Step | None, inputs: tuple[str, ...], settings: dict[str, Any]) -> bool:

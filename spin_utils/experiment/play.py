@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from spin_utils.data import families, preferences
-from spin_utils.data.rows import Row, RowError, read_rows
+from spin_utils.data.rows import RowError, read_rows
 from spin_utils.data.templates import (
     EncodedRow,
     decode_response,
@@ -67,26 +67,19 @@ def make_pairs(plan: Plan, step: Step, work: Path) -> None:
     tries, template = profile.spin.answers_per_prompt, profile.template
     encoded = encode_rows(tokenizer, template, read_rows(plan.directory("data") / "spin.jsonl"))
     seed, what = stream(plan.seed, iteration), f"answers of iteration {iteration}"
-    asked = _asked(tokenizer, encoded, profile)
+    asked = encoded
+    if profile.generation.prompt:
+        rows = [row.row for row in encoded]
+        own = replace(template, kind="text", prompt=profile.generation.prompt)
+        prompts = encode_prompts(tokenizer, own, [row["prompt"] for row in rows], rows)
+        asked = [row._replace(prompt_ids=ids) for row, ids in zip(encoded, prompts, strict=True)]
     answers = generate(folder, tokenizer, asked, profile, seed=seed, work=work, what=what, tries=tries)
     if profile.generation.prompt:
         answers = [_as_text(tokenizer, template, answer) for answer in answers]
-    rows = [row for row in encoded for _ in range(tries)]
+    repeated = [row for row in encoded for _ in range(tries)]
     text = partial(decode_response, tokenizer, template)
-    write_pairs(
-        work / "pairs.arrow",
-        [_pair(text, row, iteration, row.response_ids, answer) for row, answer in zip(rows, answers, strict=True)],
-    )
-
-
-def _asked(tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile) -> list[EncodedRow]:
-    """The rows with their prompts as the opponent reads them."""
-    if not profile.generation.prompt:
-        return list(encoded)
-    template = replace(profile.template, kind="text", prompt=profile.generation.prompt)
-    rows = [row.row for row in encoded]
-    ids = encode_prompts(tokenizer, template, [row["prompt"] for row in rows], rows)
-    return [row._replace(prompt_ids=own) for row, own in zip(encoded, ids, strict=True)]
+    pairs = zip(repeated, answers, strict=True)
+    write_pairs(work / "pairs.arrow", [_pair(text, row, iteration, row.response_ids, answer) for row, answer in pairs])
 
 
 def _as_text(tokenizer: Any, template: TemplateSettings, answer: Answer) -> Answer:
@@ -173,24 +166,21 @@ def generate(
 ) -> list[Answer]:
     """Sample a model's responses to every prompt: y' ~ p_theta_t(.|x), Algorithm 1, line 3.
 
-    Several processes take turns at shards. Each shard is decoded by one process, with the same neighbours in the batch
-    as in a single-process run, so the responses are the same.
+    Several processes take turns at shards, each decoded by one of them with the same neighbours as in a single-process
+    run, so the responses are the same.
 
     Args:
         folder: the model's checkpoint.
         tokenizer: of the model.
-        encoded: rows with their prompts as token ids.
+        encoded: rows with their prompts.
         profile: for the sampling settings, and whether to use vLLM.
         seed: of the responses, each of which has its own random stream.
         work: folder of the artifact being made, where finished shards are kept.
         what: a few words for progress lines.
-        tries: responses per prompt.
-
-    Returns:
-        Token ids, finish reason and log-probability of every response, with those to one prompt next to each other.
+        tries: responses per prompt, which are next to each other in what is returned.
     """
     if profile.generation.backend == "vllm":
-        repeated = [row for row in encoded for _ in range(tries)]
+        repeated = [row.prompt_ids for row in encoded for _ in range(tries)]
         return _vllm_answers(folder, tokenizer, repeated, profile, seed, work, what)
     model = base.load_for_inference(folder)
     stop = end_ids(tokenizer, profile.template)
@@ -233,20 +223,19 @@ def generate(
 
 
 def _vllm_answers(
-    folder: Path, tokenizer: Any, encoded: Sequence[EncodedRow], profile: Profile, seed: int, work: Path, what: str
+    folder: Path, tokenizer: Any, prompts: list[list[int]], profile: Profile, seed: int, work: Path, what: str
 ) -> list[Answer]:
     """The same with vLLM, and a health check stored with the pairs: vllm.json."""
-    prompts, settings = [row.prompt_ids for row in encoded], profile.generation
     answers, versions = vllm.answer(
         base.resolve(folder),
         prompts,
         eos_ids=end_ids(tokenizer, profile.template),
-        settings=settings,
+        settings=profile.generation,
         seed=seed,
         work=artifacts.scratch(work) / "vllm",
         what=what,
     )
-    health = vllm.health(folder, prompts, answers, settings.vllm)
+    health = vllm.health(folder, prompts, answers, profile.generation.vllm)
     artifacts.write_json(work / "vllm.json", {"versions": versions, **health})
     return answers
 
@@ -257,13 +246,6 @@ def training_pairs(plan: Plan, name: str) -> Pairs:
     Iteration t of SPIN uses those of t and, if the profile mixes them in, of t-1 (sec. 6.1); with T-SPIN's historical
     advantage they are triplets, with an answer of the SFT model. A subset of Figure 5 uses the first n fiftieths of
     iteration 0, and DPO the preference pairs.
-
-    Args:
-        plan: in which the earlier steps have been made.
-        name: a step, for example `spin-0`, `spin-0-rows-14` or `dpo`.
-
-    Raises:
-        PairsError: the subset is empty.
     """
     step, settings = plan.steps[name], training_of(plan.profile, name)
     files = [plan.directory(i) / "pairs.arrow" for i in step.inputs if plan.steps[i].stage in ("pairs", "preferences")]
@@ -277,10 +259,6 @@ def training_pairs(plan: Plan, name: str) -> Pairs:
     if step.stage != "subset":
         return pairs
     count = len(pairs) * step.settings["fiftieths"] // 50
-    if not count:
-        raise PairsError(
-            f"{name}: {len(pairs)} pairs are too few for this subset; raise demonstrations.spin_rows or drop it"
-        )
     return Pairs(files, end_truncated=end, answers=answers, rows=count * answers)
 
 
@@ -386,7 +364,10 @@ def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> lis
     """
     assert plan.profile.dpo is not None
     dpo = plan.profile.dpo
-    encoded = encode_rows(tokenizer, plan.profile.template, _graded_rows(plan))
+    data = plan.directory("data")
+    used, rows = ({row["id"]: row for row in read_rows(data / f"{split}.jsonl")} for split in ("spin", "sft"))
+    unused = [row for name, row in rows.items() if name not in used] or list(rows.values())
+    encoded = encode_rows(tokenizer, plan.profile.template, unused)
     encoded = encoded[: dpo.preferences.rows or None]
     tries = dpo.answers_per_prompt
     seed, what = stream(plan.seed, PREFERENCES), "answers for preferences"
@@ -404,13 +385,6 @@ def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> lis
             "raise dpo.answers_per_prompt or dpo.preferences.rows"
         )
     return found
-
-
-def _graded_rows(plan: Plan) -> list[Row]:
-    folder = plan.directory("data")
-    used = {row["id"] for row in read_rows(folder / "spin.jsonl")}
-    rows = read_rows(folder / "sft.jsonl")
-    return [row for row in rows if row["id"] not in used] or rows
 
 
 def _pair(

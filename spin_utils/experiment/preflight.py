@@ -269,14 +269,8 @@ class Report:
         return [f"profile {self.profile} on {self.machine}: {self.verdict}", *lines]
 
 
-def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
-    """Report whether a profile can run on a machine: versions, hub, rows, memory, disk and hours.
-
-    Args:
-        profile: the validated profile.
-        machine: where it would run.
-        seed: the seed whose finished steps count as done.
-    """
+def check(profile: Profile, machine: Machine) -> Report:
+    """Report whether a profile can run on a machine: versions, hub, rows, memory, disk, hours of unfinished steps."""
     from spin_utils.experiment import estimate  # needs torch
     from spin_utils.model import general
 
@@ -318,7 +312,7 @@ def check(profile: Profile, machine: Machine, seed: int = 0) -> Report:
         text = f"{gpus} GPUs of {machine.devices}; lower generation.vllm.processes or tensor_parallel_size"
         findings.append(Finding("vLLM", "refused", text))
     try:
-        made = plan.make(profile, seed)
+        made = plan.make(profile, seed=0)
         _check_tasks(profile, _families(rows) if rows else ())
         if rows and profile.dpo and profile.dpo.preferences.source == "file":
             _check_preferences(profile, rows)
@@ -520,23 +514,23 @@ def look(repository: Wanted) -> tuple[State, str]:
 
     kind, name, revision, setting = repository
     if hub.fetched(kind, name, revision) is not None:
-        return ("ok", f"fetched, {str(revision)[:8]}")
+        return "ok", f"fetched, {str(revision)[:8]}"
     if revision == "":
-        return ("refused", f"no revision; pin the commit with --set {setting}=COMMIT")
+        return "refused", f"no revision; pin the commit with --set {setting}=COMMIT"
     if constants.HF_HUB_OFFLINE:
-        return ("unknown", "not checked: HF_HUB_OFFLINE is set; only what is already downloaded can be used")
+        return "unknown", "not checked: HF_HUB_OFFLINE is set; only what is already downloaded can be used"
     api = HfApi()
     try:
         api.repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT)
         api.auth_check(name, repo_type=kind)
     except errors.GatedRepoError:
         page = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
-        return ("refused", f"its licence must be accepted at {page}; then log in: hf auth login")
+        return "refused", f"its licence must be accepted at {page}; then log in: hf auth login"
     except errors.RevisionNotFoundError:
-        return ("refused", f"has no revision {revision}; correct {setting}")
+        return "refused", f"has no revision {revision}; correct {setting}"
     except errors.RepositoryNotFoundError:
-        return ("refused", "no such repository, or a private one; check the name, or log in: hf auth login")
+        return "refused", "no such repository, or a private one; check the name, or log in: hf auth login"
     except Exception as error:  # a dozen kinds of network error, all meaning the same here
         reason = (str(error).splitlines() or [""])[0]
-        return ("unknown", f"the hub does not answer ({type(error).__name__}: {reason[:120]})")
-    return ("ok", f"reachable at {revision[:8]}")
+        return "unknown", f"the hub does not answer ({type(error).__name__}: {reason[:120]})"
+    return "ok", f"reachable at {revision[:8]}"

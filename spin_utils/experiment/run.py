@@ -80,10 +80,6 @@ class Run:
         chain = [model for model in main_chain(self.profile.spin.iterations) if self.is_made(f"eval-{model}")]
         return pd.DataFrame({model: self.evaluation(model).set_index(["task", "id"])["score"] for model in chain})
 
-    def checkpoint(self, model: str) -> Path:
-        """Folder of an evaluated model's weights."""
-        return self.plan.checkpoint(model)
-
     def opponent(self, iteration: int) -> str:
         """Name of the model that generates in an iteration and is its opponent (Alg. 1)."""
         return opponent(self.plan, iteration)
@@ -112,10 +108,6 @@ def open_run(profile: str = "cpu", seed: int = 0, changes: Mapping[str, Any] | N
 def make(plan: Plan, name: str) -> Path:
     """Make one step of a plan, after the steps it depends on.
 
-    Args:
-        plan: from `plan.make`.
-        name: a step, for example `spin-0`.
-
     Returns:
         The artifact's directory.
 
@@ -131,7 +123,9 @@ def make(plan: Plan, name: str) -> Path:
         make(plan, needed)
     shared = processes_of(plan.profile, step) if _is_shared(plan, step) else ProcessSettings(1)
     if launch.wanted(shared):
-        _launch(plan, step, shared)
+        with tempfile.TemporaryDirectory(prefix="spin-") as folder:  # with the command that makes it in one process
+            file = profiles.dump(plan.profile, Path(folder) / "profile.yaml")
+            launch.launch(["step", step.name, "--profile", str(file), "--seed", str(plan.seed)], shared)
         return step.directory
     with artifacts.lock(step.directory):
         if processes.from_first(lambda: artifacts.is_complete(step.directory)):  # by another run while this one waited
@@ -153,14 +147,6 @@ def _is_shared(plan: Plan, step: Step) -> bool:
     """Whether several processes share the work; otherwise the first one does it alone."""
     vllm = plan.profile.generation.backend == "vllm"  # which starts its own processes
     return step.stage not in ALONE and not (vllm and step.stage in ("pairs", "preferences"))
-
-
-def _launch(plan: Plan, step: Step, shared: ProcessSettings) -> None:
-    """Make a step in several processes, with the command that makes it in one."""
-    with tempfile.TemporaryDirectory(prefix="spin-") as folder:
-        profile = profiles.dump(plan.profile, Path(folder) / "profile.yaml")
-        arguments = ["step", step.name, "--profile", str(profile), "--seed", str(plan.seed)]
-        launch.launch(arguments, shared)
 
 
 def rows(plan: Plan, split: str, data: str = "data") -> list[dict[str, Any]]:
@@ -224,11 +210,6 @@ def record_drawing(step: Step, plans: list[Plan], written: list[Path]) -> None:
     """Make the artifact of a drawing step: the results, tables and figures written, with their hashes.
 
     Does nothing until all its evaluations exist, because the scheduler reads the artifact as a sign of completion.
-
-    Args:
-        step: from `plan.tables` or `plan.first_tables`.
-        plans: the plans whose evaluations it draws.
-        written: the files.
     """
     if not all(artifacts.is_complete(plan.directory(name)) for plan in plans for name in step.inputs):
         return

@@ -22,7 +22,6 @@ from spin_utils.paper.statistics import POOLED_DF
 from spin_utils.settings.names import label
 
 AVERAGE = "average"
-LEVEL = 0.95
 DISAGREES = 0.01
 """A run disagrees if scores as far off as its own would come about by chance in fewer runs than this share."""
 
@@ -112,7 +111,7 @@ def agree(values: pd.DataFrame, expected: pd.DataFrame, keys: Mapping[tuple[str,
     variance = (free * cells["sd"] ** 2 + prior * of_task.transform("mean")) / degrees
     variance = np.maximum(variance, (100 / cells["items"]) ** 2)
     error = np.sqrt(variance * (1 / cells["seeds"] + 1 / cells["own_seeds"]))
-    half = stats.t.ppf((1 + LEVEL) / 2, degrees) * error
+    half = stats.t.ppf(0.975, degrees) * error
     off = cells["value"] - cells["mean"]
     cells = cells.assign(
         low=np.maximum(0.0, cells["mean"] - half),
@@ -126,10 +125,9 @@ def agree(values: pd.DataFrame, expected: pd.DataFrame, keys: Mapping[tuple[str,
 
 def _in_words(cells: pd.DataFrame, p_value: float) -> str:
     outside, seeds = int((~cells["inside"]).sum()), int(cells["seeds"].max())
-    chance = f"{(1 - LEVEL) * len(cells):.1f} are expected by chance (all together: p = {p_value:.2g})"
     counted = (
-        f"{outside} of {len(cells)} scores lie outside their {100 * LEVEL:.0f} % prediction interval from {seeds} "
-        f"committed training seeds; {chance}"
+        f"{outside} of {len(cells)} scores lie outside their 95 % prediction interval from {seeds} committed training "
+        f"seeds; {0.05 * len(cells):.1f} are expected by chance (all together: p = {p_value:.2g})"
     )
     if p_value >= DISAGREES:
         return f"This run agrees with the committed results: {counted}."

@@ -129,17 +129,17 @@ def judge(
     """Judge every row of the registry, in order.
 
     Args:
-        scores: From `results.load_evaluations`.
+        scores: From `results.load_evaluations`, as are those of `transfer`, from which Table 6 is drawn.
         benchmarks: Every task and the benchmark of the paper that it is, "" for none.
         times: Columns `seed`, `stage`, `iteration`, `seconds`.
         training: From `results.load_training`.
-        transfer: Like `scores`, for tasks not used in training, from which Table 6 is drawn.
+        transfer: Tasks not used in training.
         transfer_benchmarks: Like `benchmarks`, for these tasks.
         generations: From `generations.measures`.
         heldout: From `generations.jsd_bounds`.
         grades: From `results.load_mt_bench`.
         loss: The loss function l used in training.
-        rows: Registry rows; None: the package's registry.
+        rows: Other than the package's registry.
     """
     rows = registry() if rows is None else rows
     tables = {EVALUATED: scores, TRANSFERRED: transfer, GENERATED: generations, HELD_OUT: heldout, GRADED: grades}
@@ -297,13 +297,8 @@ def _paper_contrast(row: Entry) -> float | None:
     """The paper's value of a contrast, from its printed scores (printed averages, as the paper's gains are)."""
     if row.column not in ("score", "grade") or row.category:
         return None
-    scores = {
-        model: published.score(model, row.benchmark)
-        if row.source == "tables"
-        else published.figure_score(row.source, model, row.benchmark)
-        for model in row.contrast
-    }
-    known = [weight * score for model, weight in row.contrast.items() if (score := scores[model]) is not None]
+    scores = [published.score(model, row.benchmark, row.source) for model in row.contrast]
+    known = [weight * score for weight, score in zip(row.contrast.values(), scores, strict=True) if score is not None]
     return round(sum(known), 2) if len(known) == len(scores) else None
 
 

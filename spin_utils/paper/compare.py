@@ -73,7 +73,7 @@ def items(profile: str, model: str, other: str) -> pd.DataFrame:
             raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of {plain}{there}")
         sides.append(scores[scores["model"] == plain].assign(model=name))
         own = summaries[summaries["model"] == plain]
-        asked.append(dict(zip(own["task"], own["rows_sha256"], strict=True)))
+        asked.append(dict(zip(own["task"], own["rows_sha256"].astype(str), strict=True)))
     seeds, names = (set.intersection(*(set(side[column]) for side in sides)) for column in ("seed", "task"))
     for what, found in (("training seed", seeds), ("task", names)):
         if not found:

@@ -53,16 +53,8 @@ class Example:
 
 
 def measures(generations: pd.DataFrame) -> pd.DataFrame:
-    """Length of each generated response, its similarity to the real one, and whether the two are identical.
-
-    Args:
-        generations: From `results.load_generations`.
-
-    Returns:
-        Columns `seed`, `model`, `task`, `id`, `generated_tokens`, `real_tokens`, `similarity` (0..1, see
-        `similarity`), `identical` (1.0 if the two texts are the same), `distinct` and `real_distinct` (0..1, see
-        `distinct`).
-    """
+    """Of each response in `results.load_generations`: `generated_tokens` and `real_tokens`, `similarity` to the real
+    one (0..1), `identical` (1.0 if the two texts are the same), and `distinct` and `real_distinct` (0..1)."""
     texts = zip(generations["real"], generations["generated"], strict=True)
     near = [similarity(real, generated) for real, generated in texts]
     table = generations.rename(columns={"family": "task"}).assign(
@@ -109,9 +101,6 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
     bound. Intervals of the returned values treat the scales as fixed and leave out the uncertainty of the fit. The
     opponent of iteration t is the model before it, and `model` names that one.
 
-    Args:
-        heldout: From `results.load_heldout`.
-
     Returns:
         Columns `seed`, `model` (the opponent: sft for iteration 0, spin-0 for iteration 1, ...), `task`, `id`,
         `jsd_bound` = log 2 - l(c (real_drift - generated_drift)), with the logistic l, `told_apart`: whether the
@@ -137,10 +126,6 @@ def entry_test(heldout: pd.DataFrame, model: str = "spin-0") -> tuple[bool, str]
     If it did not, the opponent may already match the data, and there self-play stops (Theorem 5.2). The loss it reaches
     gives a lower bound on their divergence (Lemma C.2).
 
-    Args:
-        heldout: from `results.load_heldout`.
-        model: the iteration's model, which is in it.
-
     Returns:
         Whether the 95 % interval of the accuracy, clustered by prompt and over pairs that differ, lies above 1/2; and
         a sentence that says so.
@@ -161,9 +146,6 @@ def entry_test(heldout: pd.DataFrame, model: str = "spin-0") -> tuple[bool, str]
 
 def bits_per_byte(heldout: pd.DataFrame) -> pd.DataFrame:
     """How many bits SFT and each iterate need for the held-out real responses, per byte of text.
-
-    Args:
-        heldout: From `results.load_heldout`.
 
     Returns:
         Columns `seed`, `model`, `task`, `id` and `bits_per_byte`: the response's bits over the mean length of all, so
@@ -217,11 +199,6 @@ def best_scale(margins: npt.NDArray[np.float64]) -> float:
 def mean_grade(grades: pd.DataFrame, contrast: Mapping[str, float], *, category: str = "") -> Estimate:
     """A weighted sum of models' mean grades, over the answers that were graded for all of them.
 
-    Args:
-        grades: From `results.load_mt_bench`.
-        contrast: Weight of each model, as in `statistics.paired`.
-        category: One category; empty: all questions together.
-
     Raises:
         StatisticsError: A model was not graded, or no answer is graded for all of them.
     """
@@ -240,10 +217,7 @@ def example(
 ) -> Example | None:
     """One prompt to show, chosen by `RULE` and not by hand; None if none of the models has generations.
 
-    Args:
-        generations: From `results.load_generations`.
-        models: The models to compare; those without a file are left out.
-        other_than: Families to avoid if there are others.
+    Models without generations are left out, and families in `other_than` are avoided if there are others.
     """
     rows = generations[generations["model"].isin(list(models))]
     if rows.empty:

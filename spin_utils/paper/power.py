@@ -36,12 +36,12 @@ class Power:
 
 
 def plan(scores: pd.DataFrame, items: int, seeds: int, *, power: float = 0.8) -> list[Power]:
-    """Power of a run with other numbers of items and seeds, for the main contrasts.
+    """Power of a run with other numbers of items (over all tasks) and seeds, for the main contrasts.
 
     Args:
-        scores: per-item scores of a finished run, from `results`.
-        items: planned number of items, over all tasks in `scores`.
-        seeds: planned number of training seeds.
+        scores: per-item scores of a finished run, from `results.load_evaluations`.
+        items: planned.
+        seeds: planned.
         power: desired probability of detecting a true difference.
 
     Raises:
@@ -92,16 +92,8 @@ def to_decide(
 ) -> tuple[int, int] | None:
     """How many items (same seeds) or seeds (same items) would settle a claim if the estimate stays the same.
 
-    Either number is 0 if up to `MOST` times as many would not be enough on their own.
-
-    Args:
-        estimate: an inconclusive one.
-        margin: as in `statistics.verdict`.
-        claim: the rule of `statistics.verdict`.
-        value: the threshold of the rule.
-
-    Returns:
-        Items and seeds; None if neither settles it, for example when the estimate lies on the border of two verdicts.
+    Either number is 0 if `MOST` times as many would not be enough on their own; None if neither settles it, for example
+    when the estimate lies on the border of two verdicts. Arguments as in `statistics.verdict`.
     """
     x = estimate.difference
     distance = {

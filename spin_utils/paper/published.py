@@ -112,57 +112,31 @@ def training_sizes() -> pd.DataFrame:
     return _read("figure5_training_size.csv").copy()
 
 
-def score(model: str, benchmark: str) -> float | None:
-    """The printed score of a model in points, or None where the paper has none.
+def score(model: str, benchmark: str, source: str = "tables") -> float | None:
+    """A printed score of a model in points, or None where the paper has none.
 
     Args:
         model: The kit's name.
         benchmark: A benchmark of Tables 3 to 6, or `average` (the printed average).
+        source: What has it: `tables`, `figure4` (epochs of iteration 0, and iteration 1), `figure5` (training sizes of
+            iteration 0 from the downloaded SFT model, and the paper's own longer SFT) or `figure5_sft` (that SFT from
+            its first epoch on).
 
     >>> score("spin-0", "gsm8k"), score("spin-1", "average"), score("spin-3", "bb_formal")
     (35.1, 62.12, None)
-    """
-    return _scores().get((model, benchmark))
-
-
-def figure_score(source: str, model: str, benchmark: str) -> float | None:
-    """A score that only a figure shows, in points, or None.
-
-    Args:
-        source: `figure4` (epochs of iteration 0, and iteration 1), `figure5` (training sizes of iteration 0 from the
-            downloaded SFT model, and the paper's own longer SFT) or `figure5_sft` (that SFT from its first epoch on).
-        model: The kit's name.
-        benchmark: arc, truthfulqa or average for `figure4`; average for the others.
-
-    >>> figure_score("figure4", "spin-0-epoch-5", "average"), figure_score("figure5_sft", "sft", "average")
+    >>> score("spin-0-epoch-5", "average", "figure4"), score("sft", "average", "figure5_sft")
     (60.96, 59.04)
     """
-    return _figure_scores().get((source, model, benchmark))
+    return _scores().get((source, model, benchmark))
 
 
 def other_tasks(benchmarks: Mapping[str, str]) -> bool:
     """Whether any task is not the paper's, or is measured in a different way.
 
-    Args:
-        benchmarks: Every task and the benchmark of the paper that it is, "" for none.
-
     >>> other_tasks({"arc": "arc"}), other_tasks({"causal_judgment": "bb_causal"}), other_tasks({"mine": ""})
     (False, True, True)
     """
     return any(task != benchmark for task, benchmark in benchmarks.items())
-
-
-def standard_error(benchmark: str, points: float) -> float:
-    """Standard error in points of one of the paper's scores, from the number of items alone.
-
-    The share of correct answers over n items has the binomial error. For TruthfulQA (mc2, a value in 0..1 per item)
-    this is an upper bound, because no variable in 0..1 varies more than a 0/1 variable with the same mean.
-
-    >>> round(standard_error("arc", 60.41), 2)
-    1.43
-    """
-    share = points / 100
-    return 100 * math.sqrt(share * (1 - share) / items(benchmark))
 
 
 @dataclass(frozen=True)
@@ -172,8 +146,9 @@ class Noise:
     difference: float
     """In points, from the cells (the recomputed average, not the printed one)."""
     error_unpaired: float
-    """Standard error if the two models' answers were independent. It is an upper bound if they agree more often than
-    chance, so it understates the significance."""
+    """Standard error if the two models' answers were independent, from the number of items alone: the binomial one of a
+    share, which for TruthfulQA (mc2, a value in 0..1 per item) is an upper bound. It is also one if the models agree
+    more often than chance, so it understates the significance."""
     error_best: float
     """The smallest standard error under any pairing of the answers: a difference d of 0/1 scores over n items needs at
     least a share |d| of changed answers, hence at least sqrt((|d| - d^2) / n)."""
@@ -185,14 +160,8 @@ class Noise:
 def noise(contrast: Mapping[str, float], benchmark: str) -> Noise | None:
     """Compare a contrast of the paper's scores, for example {"spin-0": 1, "sft": -1}, with its sampling noise.
 
-    The best-pairing bound holds for plain differences; for other contrasts it is set to 0.
-
-    Args:
-        contrast: Weight of each model, by the kit's names.
-        benchmark: One benchmark or `average`.
-
-    Returns:
-        None if a score is missing or the benchmark is not a share of items (MT-Bench).
+    The best-pairing bound holds for plain differences; for other contrasts it is set to 0. None if a score is missing
+    or the benchmark is not a share of items (MT-Bench).
 
     >>> noise({"spin-3": 1, "spin-2": -1}, "average").status
     'depends on the pairing'
@@ -206,7 +175,7 @@ def noise(contrast: Mapping[str, float], benchmark: str) -> Noise | None:
         scores = {model: score(model, part) or 0.0 for model in contrast}
         gain = sum(weight * scores[model] for model, weight in contrast.items())
         difference += gain / len(parts)
-        unpaired += sum((w * standard_error(part, scores[model])) ** 2 for model, w in contrast.items())
+        unpaired += sum(w**2 * scores[model] * (100 - scores[model]) for model, w in contrast.items()) / items(part)
         if plain and part not in _NOT_BINARY:
             best += 100**2 * (abs(gain / 100) - (gain / 100) ** 2) / items(part)
     error_unpaired, error_best = math.sqrt(unpaired) / len(parts), math.sqrt(best) / len(parts)
@@ -219,19 +188,13 @@ def noise(contrast: Mapping[str, float], benchmark: str) -> Noise | None:
 
 
 @cache
-def _scores() -> dict[tuple[str, str], float]:
-    """Every printed score by model and benchmark; Table 5 repeats Table 4's SFT row."""
-    scores: dict[tuple[str, str], float] = {}
+def _scores() -> dict[tuple[str, str, str], float]:
+    """Every printed score by source, model and benchmark; Table 5 repeats Table 4's SFT row."""
+    scores: dict[tuple[str, str, str], float] = {}
     for name in ("sft_one_more_epoch.csv", "leaderboard.csv", "other_benchmarks.csv"):  # Tables 5, 3 and 4, and 6
         printed = _read(name).set_index("model").rename(columns={"average_printed": "average"})
         for column in printed.columns.intersection(list(BENCHMARK_LABELS)):
-            scores |= {(str(model), column): float(value) for model, value in printed[column].items()}
-    return scores
-
-
-@cache
-def _figure_scores() -> dict[tuple[str, str, str], float]:
-    scores: dict[tuple[str, str, str], float] = {}
+            scores |= {("tables", str(model), column): float(value) for model, value in printed[column].items()}
     for row in epochs().to_dict("records"):
         model = f"spin-0-epoch-{row['epoch']}" if row["epoch"] else "sft"
         scores["figure4", model, row["benchmark"]] = row["score"]

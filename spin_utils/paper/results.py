@@ -61,15 +61,6 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
-class Input(Part):
-    """An input of a step."""
-
-    artifact: str
-    """Step and key, for example `sft-0123456789ab`."""
-    manifest: str
-    """sha256 of its manifest."""
-
-
 class Link(Part):
     """One artifact in the provenance of a result."""
 
@@ -86,7 +77,8 @@ class Link(Part):
     """Whether the working tree had uncommitted changes."""
     device: str
     versions: dict[str, str]
-    inputs: dict[str, Input]
+    inputs: dict[str, dict[Literal["artifact", "manifest"], str]]
+    """By name: step and key, for example `sft-0123456789ab`, and sha256 of its manifest."""
     settings: dict[str, Any] = {}
     """For base model and data: revisions and hashes of whatever comes from outside the kit."""
     weights_sha256: dict[str, str] = {}
@@ -237,14 +229,6 @@ class Judge(Part):
     """Model names that the endpoint reported."""
 
 
-class Counts(Part):
-    """How many answers were graded, refused by the judge, or got a judgment without a rating."""
-
-    graded: int
-    refused: int
-    unparsable: int
-
-
 class Grade(Part):
     """The judgment of one answer."""
 
@@ -265,7 +249,7 @@ class MtBench(Document):
 
     kind: Literal["mt_bench"]
     judge: Judge
-    grades: Counts
+    grades: dict[Literal["graded", "refused", "unparsable"], int]
     average: float | None
     """Mean of the graded answers; null without any."""
     items: Annotated[list[Grade], Field(min_length=1)]
@@ -305,7 +289,7 @@ def validate(document: Mapping[str, Any], folder: str, where: str) -> None:
 
 
 def path_of(results: Path, seed: int, folder: str, model: str) -> Path:
-    """Path of a file; `results` is results/PROFILE, `folder` one of those listed at the top of this module."""
+    """Path of a file under `results`, which is results/PROFILE."""
     return results / f"seed-{seed}" / folder / f"{model}.json"
 
 
@@ -368,18 +352,10 @@ def _check(path: Path, content: bytes) -> None:
 
 
 def load_evaluations(results: Path, *, kind_folder: Scored = "evaluations") -> pd.DataFrame:
-    """All per-item scores under results/PROFILE, one row per seed, model and item.
+    """All per-item scores under results/PROFILE, one row per seed, model and item; empty if nothing was run.
 
-    Args:
-        results: The folder results/PROFILE.
-        kind_folder: `transfer` for tasks not used in training; the two are never mixed.
-
-    Returns:
-        Columns `seed`, `model`, `task`, `id`, `score` (0..1), `tokens`, `response`, and `sampled` (see `Item`) where
-        it was measured; empty if nothing was run.
-
-    Raises:
-        ResultsError: A file is not valid.
+    Its columns are `seed`, `model`, `task`, `id`, `score` (0..1), `tokens`, `response`, and where it was measured
+    `sampled` (see `Item`). Tasks not used in training (`transfer`) are never mixed with the others.
     """
     columns = ["task", "id", "score", "tokens", "response", "sampled"]
     table = _items(results, kind_folder, columns).astype({"id": str, "score": float})
@@ -452,9 +428,6 @@ def at_chance(summaries: pd.DataFrame) -> set[str]:
 
     Better is more than two standard errors above it. The score is that of the base model where it was measured, else
     of the SFT model, averaged over training seeds.
-
-    Args:
-        summaries: From `load_summaries`.
     """
     first = "base" if "base" in set(summaries["model"]) else "sft"
     choices = summaries[(summaries["model"] == first) & summaries["chance"].notna()]

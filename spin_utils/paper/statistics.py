@@ -129,7 +129,7 @@ def paired(
         scores: long table with `seed`, `model`, `task`, `id` and `column`.
         contrast: weight of each model: {"spin-0": 1, "sft": -1} for a difference, {"sft": 1} for a mean.
         tasks: tasks in the unweighted mean; None: all in the table.
-        column: the column to average: `score`, or `tokens` for lengths.
+        column: what to average, for example `tokens` for lengths.
         level: coverage of the interval.
 
     Raises:
@@ -253,14 +253,8 @@ def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", valu
     "the same size" (`same_size`) are separate claims with separate verdicts. With `greater`, a gain whose whole
     interval is below the margin counts as not reproduced unless it is also wholly above 0.
 
-    Args:
-        estimate: The contrast with its interval.
-        margin: The smallest difference that matters, in the estimate's units, above 0.
-        claim: The rule.
-        value: The threshold of `at_least` and `at_most`, or the size of `same_size`, usually the paper's.
+    The margin is the smallest difference that matters, above 0, and the value is usually the paper's.
     """
-    if margin <= 0:
-        raise StatisticsError(f"margin is {margin}; give the smallest difference that matters, above 0")
     low, high = estimate.low, estimate.high
     holds, fails = {
         "greater": (low > 0, high < margin),

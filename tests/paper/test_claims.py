@@ -8,7 +8,6 @@ from spin_utils.paper import claims, generations, published, results
 from spin_utils.paper.generations import mean_grade
 from spin_utils.paper.statistics import paired
 from spin_utils.settings.machine import CATEGORIES
-from spin_utils.training import theory
 
 TIMES = pd.DataFrame(
     [
@@ -41,11 +40,6 @@ def test_every_table_and_figure_of_the_paper_has_a_row():
     assert {f"table-{n}" for n in range(1, 9)} | {f"figure-{n}" for n in range(1, 7)} <= ids
 
 
-def test_every_check_of_the_theory_that_the_registry_names_exists():
-    named = {row.check for row in claims.registry() if row.compute == "theory"}
-    assert all(callable(getattr(theory, name)) for name in named)
-
-
 def test_the_papers_values_come_from_its_tables_and_figures(findings):
     expected = {
         "average-iteration-0": 2.66,
@@ -66,15 +60,6 @@ def test_the_papers_values_come_from_its_tables_and_figures(findings):
 
 def test_the_paper_contradicts_itself_only_on_gsm8k_at_iteration_0(findings):
     assert [name for name, finding in findings.items() if finding.paper_holds is False] == ["gsm8k-iteration-0"]
-
-
-def test_the_papers_noise_is_stated_where_its_item_counts_are_known(findings):
-    assert findings["average-iteration-0"].paper_noise == "beyond noise"
-    assert findings["average-iteration-3"].paper_noise == "depends on the pairing"
-    assert findings["size-14"].paper_noise == ""
-    noise = published.noise({"spin-1": 1, "dpo": -1}, "average")
-    assert noise is not None
-    assert findings["dpo-iteration-1"].paper_noise == noise.status
 
 
 def test_a_verdict_is_the_rule_applied_to_the_paired_interval(scores, findings):
@@ -234,5 +219,5 @@ def test_every_row_has_what_its_computation_needs_and_belongs_to_a_table_or_figu
 
 def test_a_row_with_a_model_that_does_not_exist_is_refused():
     row = {"id": "a", "statement": "s", "where": "w", "compute": "contrast", "contrast": {"spin_0": 1}}
-    with pytest.raises(results.ResultsError, match="registry, a: contrast: 'spin_0' is not the name of a model"):
+    with pytest.raises(results.ResultsError, match="registry, a: contrast.*: 'spin_0' is not the name"):
         results.checked(claims.Entry, {**row, "margin": 0.5, "size_margin": 2.0}, "registry, a", "mend it")

@@ -50,20 +50,6 @@ def test_figures_4_and_5_agree_with_table_4_where_they_show_the_same_model():
     assert spin[50_000] == epochs.loc[("average", 1), "score"]
 
 
-def test_the_standard_error_is_the_binomial_one_in_points():
-    assert published.standard_error("openbookqa", 45.4) == pytest.approx(100 * math.sqrt(0.454 * 0.546 / 500))
-
-
-def test_the_best_pairing_never_has_a_greater_error_than_independence():
-    models = list(published.leaderboard().index)
-    pairs = [(a, b) for a in models for b in models if a != b]
-    for a, b in pairs:
-        for benchmark in (*published.LEADERBOARD, "average"):
-            noise = published.noise({a: 1, b: -1}, benchmark)
-            assert noise is not None
-            assert noise.error_best <= noise.error_unpaired
-
-
 def test_the_best_pairing_is_reached_when_only_the_needed_answers_change():
     # 227 of 500 right, then the same and 7 more: the difference of each item is 0 except seven times 1.
     differences = pd.Series([1.0] * 7 + [0.0] * 493)

@@ -1,6 +1,5 @@
 """Intervals agree with closed forms, cover as often as they say, and verdicts follow their rule."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -141,32 +140,11 @@ def test_few_seeds_borrow_the_spread_of_the_other_models_of_the_table():
     assert with_others.high - with_others.low > 2 * (alone.high - alone.low)
 
 
-def test_row_order_of_the_table_does_not_matter():
-    table = long_table(binary(np.random.default_rng(6), seeds=2))
-    shuffled = table.sample(frac=1, random_state=0)
-    assert paired(table, DIFFERENCE) == paired(shuffled, DIFFERENCE)
-
-
-def test_swapping_the_models_mirrors_the_interval():
-    table = long_table(binary(np.random.default_rng(7)))
-    there = paired(table, DIFFERENCE)
-    back = paired(table, {"new": -1, "old": 1})
-    assert back.difference == pytest.approx(-there.difference)
-    assert back.low == pytest.approx(-there.high)
-    assert back.p_value == there.p_value
-
-
 def test_equal_models_differ_by_exactly_nothing():
     array = np.random.default_rng(8).random(50)
     estimate = paired(long_table({"old": {"a": array}, "new": {"a": array}}), DIFFERENCE)
     assert (estimate.difference, estimate.p_value) == (0, 1)
     assert estimate.low == -estimate.high
-
-
-def test_a_difference_of_differences_is_a_contrast_too():
-    arrays = {name: {"a": np.full(20, value)} for name, value in (("x", 0.1), ("y", 0.5), ("z", 0.6))}
-    estimate = paired(long_table(arrays), {"y": 2, "x": -1, "z": -1})
-    assert estimate.difference == pytest.approx((0.5 - 0.1) - (0.6 - 0.5))
 
 
 WORLDS = [
@@ -210,16 +188,6 @@ def test_what_cannot_be_compared_is_named():
         paired(table.drop(index=0), DIFFERENCE)
 
 
-def test_units_change_with_the_estimate():
-    estimate = paired(long_table(binary(np.random.default_rng(12))), DIFFERENCE)
-    points = estimate.times(100)
-    assert points.high == pytest.approx(100 * estimate.high)
-    assert estimate.times(-1).low == -estimate.high
-    assert points.p_value == estimate.p_value
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        points.low = 0.0  # type: ignore[misc]
-
-
 def interval(low, high):
     return Estimate((low + high) / 2, low, high, 1.0, 600, 3, "made up")
 
@@ -258,8 +226,3 @@ def test_verdicts_follow_the_stated_rule(low, high, claim, value, expected):
 def test_a_claim_and_its_opposite_are_mirror_images(low, width, margin):
     there, back = interval(low, low + width), interval(-low - width, -low)
     assert verdict(there, margin) == verdict(back, margin, claim="less")
-
-
-def test_a_margin_must_be_above_zero():
-    with pytest.raises(StatisticsError, match="margin"):
-        verdict(interval(0, 1), 0.0)
