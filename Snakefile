@@ -10,9 +10,9 @@ from spin_utils.experiment import plan, run
 from spin_utils.settings import profiles
 
 PROFILE = str(config.get("profile", "cpu"))
-SEEDS = cli.parse_seeds(str(config.get("seeds", "0")))
+SEEDS = str(config.get("seeds", "0"))
 LOADED = profiles.load(PROFILE)
-PLANS = plan.make_all(LOADED, SEEDS)
+PLANS = plan.make_all(LOADED, cli.parse_seeds(SEEDS))
 # Snakemake caps the threads of every library at a rule's `threads`, which are 1 unless a rule says otherwise.
 # A cluster has no number of cores that it could share out: there a step gets what its profile says, or one.
 THREADS = max(1, (workflow.resource_settings.cores or 1) // int(config.get("jobs", 1)))
@@ -55,7 +55,7 @@ for directory, (p, step) in STEPS.items():
         localrule: run.stays_here(LOADED, step)
         priority: len(STEPS) - list(STEPS).index(directory)  # the main chain first, in the plan's order
         params:
-            command=scheduler.step_command(PROFILE, p.seed, step.name),
+            command=scheduler.step_command(PROFILE, step.name, "--seed", str(p.seed)),
         shell:
             "{params.command} --gpus {resources.gpu}"
 
@@ -69,7 +69,7 @@ rule first_tables:
         **asked(LOADED.resources.other),
     priority: len(STEPS)
     params:
-        command=scheduler.tables_command(PROFILE, SEEDS, "first-tables"),
+        command=scheduler.step_command(PROFILE, "first-tables", "--seeds", SEEDS),
     shell:
         "{params.command}"
 
@@ -83,6 +83,6 @@ rule tables:  # after the first ones, which write the same files
     resources:
         **asked(LOADED.resources.other),
     params:
-        command=scheduler.tables_command(PROFILE, SEEDS),
+        command=scheduler.step_command(PROFILE, "tables", "--seeds", SEEDS),
     shell:
         "{params.command}"

@@ -553,7 +553,7 @@ def _resolve(profile: str, model: str, data: str, changes: Sequence[str], name: 
     lasting = {key: value for key, value in changed.items() if not key.startswith(("processes.", "resources."))}
     if "name" not in changed and lasting:
         loaded = dataclasses.replace(loaded, name=f"{loaded.name[:57]}-{_digest([profile, lasting])[:6]}")
-    file = paths.artifacts(loaded.name) / f"profile-{_digest(profiles.as_dict(loaded))[:12]}.yaml"
+    file = paths.artifacts(loaded.name) / f"profile-{_digest(dataclasses.asdict(loaded))[:12]}.yaml"
     return str(profiles.dump(loaded, file)), loaded
 
 

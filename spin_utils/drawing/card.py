@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def text(profile: Profile, model: str, seed: int = 0) -> str:
     )
     shown = {"training": settings, "generation": profile.generation, "template": profile.template}
     shown |= {"model": base, "demonstrations": data}
-    plain = {key: _public(profiles.as_dict(value)) for key, value in shown.items()}
+    plain = {key: _public(asdict(value)) for key, value in shown.items()}
     chain = record["provenance"]["chain"]
     filled = ModelCard.from_template(
         card,

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def read_settings(changes: Mapping[str, Any]) -> DpoRunSettings:
     >>> read_settings({"training.beta": 0.5, "template.kind": "text"}).training.beta
     0.5
     """
-    return profiles.build_from_dotted(DpoRunSettings, _DEFAULTS | dict(changes))
+    return profiles.build(DpoRunSettings, profiles.nested(_DEFAULTS | dict(changes)))
 
 
 def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
@@ -93,7 +94,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
 def _command(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> list[str]:
     """The command line of a run, as passed to a worker."""
     command = ["dpo", "--model", str(model), "--pairs", str(pairs), "--out", str(out)]
-    for section, value in profiles.as_dict(settings).items():
+    for section, value in asdict(settings).items():
         named = {f"{section}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {section: value}
         for name, setting in named.items():
             command += ["--set", f"{name}={json.dumps(setting, ensure_ascii=False)}"]

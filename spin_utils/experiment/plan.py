@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from spin_utils.model import base
 from spin_utils.settings.inputs import LARGEST_SEED, DemonstrationSettings, require, template_identity
 from spin_utils.settings.machine import answers_identity, judge_identity
 from spin_utils.settings.names import ModelName, label, main_chain
-from spin_utils.settings.profiles import as_dict, nearest, of_arm
+from spin_utils.settings.profiles import nearest, of_arm
 from spin_utils.settings.run import (
     DpoSettings,
     EvaluationSettings,
@@ -446,7 +446,7 @@ def stream(seed: int, number: int) -> int:
 
 
 def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
-    preferences = as_dict(dpo.preferences)
+    preferences = asdict(dpo.preferences)
     if dpo.preferences.source == "file":
         preferences["train"] = _content(dpo.preferences.train)
     return {**preferences, "answers_per_prompt": dpo.answers_per_prompt}
@@ -480,7 +480,7 @@ def _used_by(task: Path, seen: set[Path]) -> Iterator[Path]:
 
 def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
     # Files are identified by content: a moved file is the same data, an edited one is not.
-    data = as_dict(settings)
+    data = asdict(settings)
     del data["expected_rows"]  # only a check: it does not change the rows
     if data["turns"] == "first":
         del data["turns"]  # as it was before there was a choice

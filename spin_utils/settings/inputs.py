@@ -185,7 +185,6 @@ class DemonstrationSettings:
         if self.source == "reasoning_gym":
             require(bool(self.families), "families: empty; name at least one reasoning-gym family")
             require(self.sft_rows > 0, "sft_rows: generated data need a number of rows above 0")
-            require(not self.expected_rows, "expected_rows: sft_rows says how many are generated")
         if self.source == "file":
             require(bool(self.train), "train: empty; name a .json, .jsonl or .parquet file")
         if self.source == "hub":
@@ -193,7 +192,6 @@ class DemonstrationSettings:
             require(bool(self.train), "train: empty; name the split, such as train_sft")
         if self.source == "big_bench":
             require(bool(self.name), "name: empty; name the task, such as topical_chat")
-            require(not self.expected_rows, "expected_rows: the rows of big_bench are pinned by the archive's hash")
         if self.sft_rows:
             require(
                 self.spin_rows <= self.sft_rows,

@@ -57,7 +57,7 @@ class ModelName:
         if found is None:
             raise KitError(
                 f"{name[:80]!r} is not the name of a model; "
-                f"names look like sft, spin-0, spin-0-epoch-1, spin-0-rows-14, sft-more-1, dpo"
+                f"names look like sft, spin-0, spin-0-epoch-1, spin-0-arm-nll, sft-more-1, dpo"
             )
         numbers = {key: int(text) for key, text in found.groupdict().items() if text and text.isdigit()}
         return cls(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from spin_utils.files.paths import NAME, KitError
+from spin_utils.files.paths import NAME
 from spin_utils.files.processes import Sharding
 from spin_utils.settings.inputs import (
     STRICT,
@@ -174,10 +174,6 @@ class GenerationSettings:
                 bool(self.vllm.python),
                 "vllm.python: missing; name the Python of the environment in which vLLM is installed",
             )
-            require(
-                self.temperature == 0 or 0.01 <= self.temperature <= 2,
-                f"temperature: {self.temperature}; vLLM takes 0 or 0.01 to 2",
-            )
 
 
 def generation_identity(settings: GenerationSettings) -> dict[str, Any]:
@@ -215,7 +211,6 @@ class SpinSettings:
             "training.historical: T-SPIN trains on one triplet per prompt; set spin.mix_previous to false and "
             "spin.answers_per_prompt to 1",
         )
-        require(len(set(self.subsets)) == len(self.subsets), f"subsets: {self.subsets}; write each size once")
         scheduled = self.training.schedule_epochs or self.training.epochs
         require(
             self.epochs_shown <= scheduled,
@@ -365,37 +360,13 @@ class Profile:
             not adapted or self.processes.sharding == "ddp",
             f"lora: adapters are not sharded; set processes.sharding to ddp instead of {self.processes.sharding}",
         )
-        for kind in ("training", "generation", "evaluation") if self.processes.count else ():
-            asked = getattr(self.resources, kind).gpus
-            own = kind == "generation" and self.generation.backend == "vllm"  # which starts processes of its own
-            require(
-                own or asked in (0, self.processes.count),
-                f"processes.count: {self.processes.count}, but resources.{kind}.gpus: {asked}, and each process has a "
-                "GPU of its own; leave processes.count out, and a step takes a process for each of its GPUs",
-            )
         for name in self.arms:
-            require(
-                len(name) <= 40 and _parses(f"spin-0-arm-{name}") is not None,
-                f"arms: {name[:80]!r} names folders; use at most 40 lower-case letters, digits and single hyphens, a "
-                "letter first",
-            )
+            ModelName.parse(f"spin-0-arm-{name}")  # it names folders
         for name, model in self.released.items():
-            place = f"released.{name}"
+            row = ModelName.parse(name)
             require(
-                _is_row(name), f"{place}: not a row of a table; use spin-0, spin-1, ..., spin-3-dpo, dpo or sft-more-1"
+                row.is_iterate or row.dpo or row.sft_epochs > 0,
+                f"released.{name}: not a row of a table; use spin-0, spin-1, ..., spin-3-dpo, dpo or sft-more-1",
             )
-            require(model.source in ("hub", "directory"), f"{place}: name a hub model or a folder")
+            require(model.source in ("hub", "directory"), f"released.{name}: name a hub model or a folder")
         require(self.sft is None or not self.released, "released: then nothing is trained; set sft to null")
-
-
-def _is_row(name: str) -> bool:
-    """Whether a name is that of a trained model with a row in the tables."""
-    model = _parses(name)
-    return model is not None and (model.is_iterate or model.dpo or model.sft_epochs > 0)
-
-
-def _parses(name: str) -> ModelName | None:
-    try:
-        return ModelName.parse(name)
-    except KitError:
-        return None

@@ -105,15 +105,6 @@ def test_steps_run_side_by_side_only_where_they_ask_for_gpus(
     assert "--resources" not in plain
 
 
-def test_a_path_that_snakemake_reads_as_something_else_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    profile = profiles.load("smoke")
-    with pytest.raises(SettingsError, match="profile: .*Snakemake reads it as YAML, where quotes"):
-        scheduler.command(str(home / "it's" / "mine.yaml"), profile, [0], dry_run=True)
-    monkeypatch.setenv("SPIN_HOME", str(home / "{a}"))
-    with pytest.raises(SettingsError, match="SPIN_HOME: .*: Snakemake reads braces as wildcards"):
-        scheduler.command("smoke", profile, [0], dry_run=True)
-
-
 def test_an_unknown_cluster_and_a_missing_plugin_are_refused(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

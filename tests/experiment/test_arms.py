@@ -179,5 +179,5 @@ def test_an_impossible_arm_is_refused_when_the_profile_is_read(changes: dict[str
 
 
 def test_an_arms_name_is_that_of_a_folder() -> None:
-    with pytest.raises(SettingsError, match=re.escape("arms: 'A b' names folders")):
+    with pytest.raises(SettingsError, match=re.escape("'spin-0-arm-A b' is not the name of a model")):
         profiles.load("smoke", {"arms": {"A b": {"spin.training.nll": 1}}})

@@ -38,7 +38,6 @@ from spin_utils.files import artifacts, paths, processes
 from spin_utils.files.paths import KitError
 from spin_utils.model import base, sharding
 from spin_utils.settings import profiles
-from spin_utils.settings.inputs import SettingsError
 from spin_utils.settings.run import ProcessSettings
 from spin_utils.training.loop import Interrupted
 
@@ -202,10 +201,6 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(KitError, match="2 processes for 1 GPUs"):
         preflight.check_inputs(profiles.load("smoke", {"processes.count": 2}))
-    with pytest.raises(SettingsError, match=r"processes\.count: 4, but resources\.training\.gpus: 1"):
-        profiles.load("gpu", {"processes.count": 4})
-    vllm = {"generation.backend": "vllm", "generation.vllm.python": "/opt/vllm/bin/python"}
-    profiles.load("gpu", vllm | {"processes.count": 1, "resources.generation.gpus": 4})
 
 
 def test_a_step_takes_a_process_for_each_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from spin_utils.files import paths
 from spin_utils.settings import profiles
 
 FACTS = yaml.safe_load((Path(__file__).parents[1] / "paper_facts.yaml").read_text(encoding="utf-8"))
-PAPER = profiles.as_dict(profiles.load("paper"))
+PAPER = dataclasses.asdict(profiles.load("paper"))
 
 
 def written(data: Any, where: str = "") -> dict[str, Any]:
