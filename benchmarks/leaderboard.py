@@ -15,17 +15,20 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import datasets
-import lm_eval
+import pandas as pd
 import torch
+from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from spin_utils.evaluation import harness, suites
 from spin_utils.experiment import plan, run
@@ -33,6 +36,7 @@ from spin_utils.files import paths, runtime
 from spin_utils.files.artifacts import environment
 from spin_utils.files.disk import file_hash, write_text
 from spin_utils.model import base
+from spin_utils.paper import power, published, results
 from spin_utils.settings import profiles
 from spin_utils.settings.run import EvaluationSettings
 
@@ -41,10 +45,6 @@ WORK = paths.home() / "artifacts" / "leaderboard"
 """Finished answers, so that a stopped run resumes."""
 ITEMS = {"arc": 80, "truthfulqa": 100, "winogrande": 200, "gsm8k": 40, "hellaswag": 88, "mmlu": 2}
 """Items of a benchmark, of MMLU in each of its 57 subjects: the cheaper an item, the more of them."""
-STOCK = 2
-"""Items of a benchmark that lm-eval's own model class scores too."""
-STOCK_SUBJECT = "mmlu_college_biology"
-"""The subject of MMLU in that comparison."""
 SPLITS = {
     "allenai/ai2_arc": ("arc_challenge", {"train": "validation", "test": "test"}),
     "truthfulqa/truthful_qa": ("truthfulqa", {"validation": "validation"}),
@@ -55,15 +55,16 @@ SPLITS = {
 }
 """By data set, the folder in ROWS and the file for each split. Examples for ARC are taken from its validation split."""
 HELLASWAG_EXAMPLES = 12
-"""HellaSwag's first rows, where its training split is missing, are examples and the others are items."""
+"""HellaSwag's first rows are its examples, for want of its training split, and the others are items."""
+PUBLISHED = {"arc": "37.3 (with ARC-Easy)", "gsm8k": 1.4, "hellaswag": 40.9, "mmlu": "29.3 (cloze)"}
+"""Of the base model, from its authors' model card: another harness, zero-shot but for GSM8K, unquantised weights."""
 
 
 class Rows:
     """Stands in for `datasets.load_dataset`: rows from a folder, and of the scored split a random sample."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.hashes: dict[str, str] = {}
+        self.folder, self.hashes = folder, dict[str, str]()
         self._items = {b.dataset: ITEMS[name] for name, b in suites.LEADERBOARD.items()}
 
     @cache  # noqa: B019 (lives as long as the program)
@@ -91,28 +92,21 @@ class Rows:
 
 
 def measure(folder: Path, rows: Rows) -> dict[str, Any]:
-    """Score one checkpoint in this machine's faster precision.
-
-    Args:
-        folder: weights and tokenizer.
-        rows: what is asked.
-    """
-    here, started = environment(), time.perf_counter()
+    """Score one checkpoint in this machine's faster precision."""
+    here, started = environment(), time.process_time()
     model, tokenizer = base.load_for_inference(folder), base.load_tokenizer(folder)
     found, _ = ours(model, tokenizer, rows)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     scores: dict[str, list[float]] = {task: [] for task in found["tasks"]}
     for item in found["items"]:
         scores[item["task"]].append(round(item["score"], 6))
-    kept = ("metric", "n", "value", "stderr", "chance", "rows_sha256")
     return {
         "weights_sha256": file_hash(folder / "model.safetensors"),
         **here,
         "precision": str(model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "seconds": round(seconds),
+        "cpu_seconds": round(seconds),
         "files_sha256": rows.hashes,
-        "tasks": {task: {k: s[k] for k in kept} | {"shots": suites.shots(task)} for task, s in found["tasks"].items()},
+        "tasks": {task: {**told, "shots": suites.shots(task), "source": ""} for task, told in found["tasks"].items()},
         "average": found["average"],
         "scores": scores,
     }
@@ -134,64 +128,122 @@ def ours(model: Any, tokenizer: Any, rows: Rows, limit: int = 0) -> tuple[dict[s
 
 
 def compare(folder: Path, rows: Rows, items: int) -> dict[str, Any]:
-    """The first items in float32, by the kit and by lm-eval's own model class: how far apart they are, by benchmark."""
+    """The first items, of MMLU in one subject, in float32: how far the kit is from lm-eval's own class."""
     model, tokenizer = base.load(folder, torch.float32), base.load_tokenizer(folder)
-    subject = suites.LEADERBOARD["mmlu"]._replace(task=STOCK_SUBJECT)
+    subject = suites.LEADERBOARD["mmlu"]._replace(task="mmlu_college_biology")
     compared = {}
     with patch.dict(suites.LEADERBOARD, mmlu=subject), patch.object(datasets, "load_dataset", rows):
         _, samples = ours(model, tokenizer, rows, items)
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, add_bos_token=False)
+        lm, known = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, add_bos_token=False), TaskManager()
         for name, (task, _, _, metric, wanted) in suites.LEADERBOARD.items():
-            output: Any = lm_eval.simple_evaluate(
-                lm, tasks=[task], num_fewshot=suites.shots(name), limit=items, bootstrap_iters=0
-            )
-            chosen = [
-                {sample["doc_id"]: sample for sample in found if sample["filter"] == (wanted or "none")}
-                for found in (samples[f"{name}/{task}"], output["samples"][task])
-            ]
+            settings: dict[str, Any] = {"num_fewshot": suites.shots(name), "limit": items, "task_manager": known}
+            output: Any = simple_evaluate(lm, tasks=[task], bootstrap_iters=0, **settings)
+            both = samples[f"{name}/{task}"], output["samples"][task]
+            chosen = [{s["doc_id"]: s for s in found if s["filter"] == (wanted or "none")} for found in both]
             compared[name] = differences([(chosen[0][i], chosen[1][i]) for i in chosen[1]], metric)
             print(name, compared[name], flush=True)
     return compared
 
 
-def differences(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], metric: str) -> dict[str, Any]:
-    """Compare lm-eval's samples of the same items, ours first: prompts, answers and scores."""
+def differences(pairs: Sequence[tuple[Any, Any]], metric: str) -> dict[str, Any]:
+    """Compare lm-eval's samples of the same items, ours first."""
     answers = [(a[0], b[0]) for x, y in pairs for a, b in zip(x["resps"], y["resps"], strict=True)]
-    texts = [a == b for a, b in answers if isinstance(a, str)]
     logps = [(a, b) for a, b in answers if not isinstance(a, str)]
     return {
-        "n": len(pairs),
+        "items": len(pairs),
         "requests": len(answers),
         "same_prompts": all([*map(list, x["arguments"])] == [*map(list, y["arguments"])] for x, y in pairs),
-        "largest_difference_nats": max((abs(a[0] - b[0]) for a, b in logps), default=None),
-        "same_greedy": sum(a[1] == b[1] for a, b in logps) if logps else None,
-        "same_texts": sum(texts) if texts else None,
-        "largest_difference_of_scores": max(abs(float(x[metric]) - float(y[metric])) for x, y in pairs),
+        "nats_apart": max((abs(a[0] - b[0]) for a, b in logps), default=None),
+        "same_answers": sum(a == b if isinstance(a, str) else a[1] == b[1] for a, b in answers),
+        "scores_apart": max(abs(float(x[metric]) - float(y[metric])) for x, y in pairs),
     }
+
+
+def tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The tables of docs/benchmarks.md by name, from results/leaderboard and results/cpu."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("seed-*/*.json"))]
+    first, sizes = files[0], published.benchmark_settings()["items"]
+    rows = [
+        (f["seed"], f["model"], t, str(i), s)
+        for f in files
+        for t, own in f["scores"].items()
+        for i, s in enumerate(own)
+    ]
+    scores = pd.DataFrame(rows, columns=["seed", "model", "task", "id", "score"])
+    measured = {"sft", "spin-0"} <= set(scores["model"])
+    gains, shown = [], []
+    for task, own in first["tasks"].items():
+        chance = f"{100 * own['chance']:.0f}" if own["chance"] else ""
+        shown.append({"benchmark": task, "shots": own["shots"], "items": own["n"], "chance": chance})
+        shown[-1] |= {f"{file['model']}, seed {file['seed']}": _cell(file["tasks"][task]) for file in files}
+        shown[-1]["published"] = PUBLISHED.get(task, "")
+        gain: dict[str, Any] = {"benchmark": task}
+        for scale, n in (("here", own["n"]), ("`gpu`", min(500, int(sizes[task]))), ("`paper`", int(sizes[task]))):
+            error = 100 * own["stderr"] * (own["n"] / n) ** 0.5
+            found = power.detectable(2**0.5 * error, n - 1)  # of two models whose answers are independent
+            if measured:
+                found = power.plan(scores[scores["task"] == task], items=n, seeds=1)[0].detectable
+            gain |= {f"items, {scale}": n, f"error, {scale}": f"{error:.1f}", f"gain, {scale}": f"{found:.1f}"}
+        gains.append(gain)
+    yield "gains", gains
+    yield "scores", shown
+    yield "stock", [{"benchmark": task, **values} for task, values in first["stock"].items()]
+    yield "cpu", list(_at_cpu())
+
+
+def _at_cpu() -> Iterator[dict[str, Any]]:
+    """One iteration over SFT, column by column; each kind of evaluation ends with its average."""
+    for kind in ("evaluations", "transfer"):
+        scores = results.load_evaluations(paths.results("cpu"), kind_folder=kind)
+        summaries = results.load_summaries(paths.results("cpu"), kind=kind)
+        chance, errors = results.at_chance(summaries), summaries[summaries["model"] == "sft"].groupby("task")["stderr"]
+        for task, own in [*scores.groupby("task"), ("average", scores[~scores["task"].isin(chance)])]:
+            n = own[["task", "id"]].drop_duplicates().shape[0]
+            row = {"column": f"{task}, at chance" if task in chance else task, "items": n}
+            row["error"] = f"{100 * errors.mean()[task]:.1f}" if task in errors.groups else ""
+            for seeds in (1, 3, 8):
+                row[f"gain, seeds: {seeds}"] = f"{power.plan(own, items=n, seeds=seeds)[0].detectable:.1f}"
+            yield row
+
+
+def _cell(task: Mapping[str, Any]) -> str:
+    low = task["chance"] is not None and task["value"] <= task["chance"] + 2 * task["stderr"]
+    return f"{100 * task['value']:.1f} ± {100 * task['stderr']:.1f}{', at chance' if low else ''}"
+
+
+def write_page() -> None:
+    """Put the tables into docs/benchmarks.md, each below the comment with its name."""
+    page = paths.REPOSITORY / "docs" / "benchmarks.md"
+    text = page.read_text(encoding="utf-8")
+    for name, rows in tables():
+        table = pd.DataFrame(rows).to_markdown(index=False, missingval="", disable_numparse=True)
+        text = re.sub(rf"(?<=<!-- {name} -->\n).*?(?=\n\n|\Z)", table, text, count=1, flags=re.DOTALL)
+    page.write_text(text, encoding="utf-8", newline="\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="steps of the profile, or NAME=FOLDER")
-    parser.add_argument("--rows", type=Path, help="folder with the benchmarks' rows")
-    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--rows", type=Path, default=Path(), help="folder with the benchmarks' rows")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stock", type=int, default=STOCK, help="items also scored by lm-eval's own class; 0: none")
+    parser.add_argument("--stock", type=int, default=2, help="items also scored by lm-eval's own class; 0: none")
     options = parser.parse_args()
     runtime.configure()
     datasets.disable_progress_bars()
-    if options.models and not options.rows:
-        parser.error("--rows: give the folder with the benchmarks' rows")
     for given in options.models:
         name, _, folder = given.partition("=")
-        checkpoint = Path(folder or run.make(plan.make(profiles.load(options.profile), options.seed), name))
+        checkpoint = Path(folder or run.make(plan.make(profiles.load("cpu"), options.seed), name))
         rows, path = Rows(options.rows), RESULTS / f"seed-{options.seed}" / f"{name}.json"
-        named = {"schema": 1, "kind": "leaderboard", "model": name, "seed": options.seed}
-        document = named | measure(checkpoint, rows)
+        document = {
+            "schema": 1,
+            "kind": "leaderboard",
+            "model": name,
+            "seed": options.seed,
+            **measure(checkpoint, rows),
+        }
+        document["stock"] = compare(checkpoint, rows, options.stock) if options.stock else {}
         write_text(path, json.dumps(document, indent=1) + "\n")
-        if options.stock:
-            document["stock"] = compare(checkpoint, rows, options.stock)
-            write_text(path, json.dumps(document, indent=1) + "\n")
+    write_page()
 
 
 if __name__ == "__main__":

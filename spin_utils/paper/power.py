@@ -67,14 +67,24 @@ def _power(scores: pd.DataFrame, new: str, old: str, items: int, seeds: int, pow
         )
     error = estimate.spread.at(items / estimate.n_items, seeds / estimate.n_seeds) ** 0.5
     freedom = _freedom(estimate, items, seeds)
-    quantile, found = stats.t.ppf(0.975, freedom), stats.t.ppf(power, freedom)
     return Power(
         contrast=f"{new} over {old}",
         difference=estimate.difference,
         half=(estimate.high - estimate.low) / 2,
-        planned=float(quantile * error),
-        detectable=float((quantile + found) * error),
+        planned=float(stats.t.ppf(0.975, freedom) * error),
+        detectable=detectable(error, freedom, power),
     )
+
+
+def detectable(error: float, freedom: float, power: float = 0.8) -> float:
+    """The smallest true difference whose 95 % interval would exclude 0 with the given probability.
+
+    Args:
+        error: standard error of the difference, whose units are those of the result.
+        freedom: its degrees of freedom.
+        power: the probability.
+    """
+    return float((stats.t.ppf(0.975, freedom) + stats.t.ppf(power, freedom)) * error)
 
 
 def _freedom(estimate: Estimate, items: int, seeds: int) -> float:
