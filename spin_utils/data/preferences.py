@@ -26,7 +26,7 @@ from spin_utils.data.rows import (
     first_rows,
     unread,
 )
-from spin_utils.data.templates import TooLongError, decode_response, encode_rows
+from spin_utils.data.templates import EncodedRow, TooLongError, decode_response, encode_rows
 from spin_utils.settings.inputs import PreferenceSettings, TemplateSettings
 
 _PROMPTS = ("prompt", "instruction", "question")
@@ -103,43 +103,42 @@ def encode_preferences(
     Raises:
         TooLongError: a response is too long (names it and the row), or no pair is left.
     """
-    encoded = {}
+    encoded: dict[str, dict[int, EncodedRow]] = {}
     for name in ("chosen", "rejected"):
         answers = [{**row, "response": row[name], "place": place} for place, row in enumerate(rows)]
         try:
             encoded[name] = {answer.row["place"]: answer for answer in encode_rows(tokenizer, template, answers)}
         except TooLongError as error:
             raise TooLongError(f"{name}: {error}") from None
-    whole = sorted(encoded["chosen"].keys() & encoded["rejected"].keys())
-    if not whole:
-        raise TooLongError(f"all {len(rows)} pairs are too long for the template; raise template.max_response_tokens")
-    if len(whole) < len(rows):
-        _logger.warning("%d of %d pairs left out: too long for the template", len(rows) - len(whole), len(rows))
+    whole = [
+        (encoded["chosen"][place], encoded["rejected"][place].response_ids)
+        for place in sorted(encoded["chosen"].keys() & encoded["rejected"].keys())
+    ]
     # Equal responses give a loss of log 2 and no gradient for any policy: there is nothing to learn from them.
-    kept = [i for i in whole if encoded["chosen"][i].response_ids != encoded["rejected"][i].response_ids]
-    if not kept:
-        raise TooLongError(
-            f"all {len(whole)} pairs have equal responses once cut to the template's length; raise "
-            "template.max_response_tokens"
-        )
-    if len(kept) < len(whole):
-        told = "%d of %d pairs left out: their responses are equal once cut to the template's length"
-        _logger.warning(told, len(whole) - len(kept), len(whole))
+    kept = [(chosen, rejected) for chosen, rejected in whole if chosen.response_ids != rejected]
+    for all_of, left, why in (
+        (len(rows), len(whole), "too long for the template"),
+        (len(whole), len(kept), "their responses are equal once cut to the template's length"),
+    ):
+        if not left:
+            raise TooLongError(f"all {all_of} pairs are left out: {why}; raise template.max_response_tokens")
+        if left < all_of:
+            _logger.warning("%d of %d pairs left out: %s", all_of - left, all_of, why)
     return [
         {
-            "id": rows[place]["id"],
+            "id": chosen.row["id"],
             "iteration": 0,
-            "family": rows[place].get("family", ""),
-            "prompt": rows[place]["prompt"],
-            "real": decode_response(tokenizer, template, encoded["chosen"][place].response_ids),
-            "generated": decode_response(tokenizer, template, encoded["rejected"][place].response_ids),
-            "prompt_ids": encoded["chosen"][place].prompt_ids,
-            "real_ids": encoded["chosen"][place].response_ids,
-            "generated_ids": encoded["rejected"][place].response_ids,
+            "family": chosen.row.get("family", ""),
+            "prompt": chosen.row["prompt"],
+            "real": decode_response(tokenizer, template, chosen.response_ids),
+            "generated": decode_response(tokenizer, template, rejected),
+            "prompt_ids": chosen.prompt_ids,
+            "real_ids": chosen.response_ids,
+            "generated_ids": rejected,
             "finish_reason": "stop",  # adds no end token to truncated responses
             "generated_logp": float("nan"),  # not sampled
         }
-        for place in kept
+        for chosen, rejected in kept
     ]
 
 

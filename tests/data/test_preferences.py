@@ -90,7 +90,7 @@ def test_pairs_that_are_equal_once_cut_are_left_out_and_counted(caplog: pytest.L
     encoded = encode_preferences(tokenizer, template, [equal, GOOD | {"id": "b"}])
     assert [row["id"] for row in encoded] == ["b"]
     assert "1 of 2 pairs left out: their responses are equal once cut" in caplog.text
-    with pytest.raises(TooLongError, match=r"all 1 pairs have equal responses .* raise template\.max_response_tokens"):
+    with pytest.raises(TooLongError, match=r"all 1 pairs are left out: .* equal once cut .* raise template\.max_response_tokens"):
         encode_preferences(tokenizer, template, [equal])
 
 
@@ -169,5 +169,5 @@ def test_a_pair_is_dropped_truncated_or_refused_whole(caplog: pytest.LogCaptureF
     assert [len(row["generated_ids"]) == 20 for row in truncated] == [True, False, False]
     assert truncated[0]["generated_ids"][-1] != tokenizer.eos_token_id
     rows = [rows[0], rows[2]]
-    with pytest.raises(TooLongError, match="all 2 pairs are too long"):
+    with pytest.raises(TooLongError, match="all 2 pairs are left out: too long"):
         encode("drop")
