@@ -21,7 +21,6 @@ from itertools import islice
 from numbers import Real
 from pathlib import Path
 from statistics import fmean, stdev
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,14 +28,13 @@ import datasets
 import lm_eval.api.task
 import lm_eval.tasks
 import lm_eval.utils
-import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spin_utils.data import big_bench
-from spin_utils.data.rows import write_rows
 from spin_utils.evaluation import suites
 from spin_utils.evaluation.answers import EvaluationError
 from spin_utils.evaluation.lm import PackedLM, known_options
@@ -63,8 +61,9 @@ class Column:
     """Name in the results."""
     spec: str
     """Task name, or path of a YAML file, that lm-eval loads."""
-    parts: tuple[str, ...] = ()
-    """Instead of `spec`, the files of several tasks whose items are one column."""
+    parts: tuple[dict[str, Any], ...] = ()
+    """Instead of `spec`, tasks of the kit as they would be in files; the items of all are one column."""
+    big_bench: bool = False
     metric: str = ""
     """Metric per item; empty: the task's first."""
     filter: str = ""
@@ -108,45 +107,44 @@ def evaluate(
     Raises:
         EvaluationError: No rows, an unknown task, or missing items.
     """
-    with TemporaryDirectory() as name:
-        further = _further_columns(settings.tasks)
-        others = [*further, *_big_bench_columns(settings.big_bench, Path(name))]
-        of_rows: list[Column] = []
-        if settings.suite != "local":
-            others = [*_paper_columns(settings.suite), *others]
-        elif rows is not None or not others:
-            of_rows = _row_columns(rows or (), Path(name))
-        columns = [*of_rows, *others]
-        loaded = _load(columns)
-        tasks = {key: task for leaves in loaded.values() for key, task in leaves.items()}
-        counts: dict[str, int] = {}
-        for column in columns:
-            counts |= _counts(loaded[column.name], column.limit or settings.limit)
-        with _quick_and_quiet():
-            own_unit = {column for column in further if not _shares(column.spec, loaded[column.name])}
-            lm = PackedLM(
-                model,
-                tokenizer,
-                template=template,
-                batch_size=settings.batch_size,
-                max_new_tokens=settings.max_new_tokens,
-                prefixes={key: task.doc_to_prefix for key, task in tasks.items() if task.get_config("gen_prefix")},
-                work=work,
-                progress=progress,
-            )
-            output = run_tasks(
-                lm,
-                {"tasks": tasks, "groups": {}},
-                samples={key: range(count) for key, count in counts.items()},
-                bootstrap_iters=0,
-                log_samples=True,
-            )
-        rows_asked = [task for column in of_rows for task in loaded[column.name].values()]
-        sampled = _sampled(lm, rows_asked, settings.samples) if settings.samples and rows_asked else {}
+    further = _further_columns(settings.tasks)
+    others = [*further, *_big_bench_columns(settings.big_bench)]
+    of_rows: list[Column] = []
+    if settings.suite != "local":
+        others = [*_paper_columns(settings.suite), *others]
+    elif rows is not None or not others:
+        of_rows = _row_columns(rows or ())
+    columns = [*of_rows, *others]
+    loaded = _load(columns)
+    tasks = {key: task for leaves in loaded.values() for key, task in leaves.items()}
+    counts: dict[str, int] = {}
+    for column in columns:
+        counts |= _counts(loaded[column.name], column.limit or settings.limit)
+    with _quick_and_quiet():
+        own_unit = {column.name for column in further if not _shares(column.spec, loaded[column.name])}
+        lm = PackedLM(
+            model,
+            tokenizer,
+            template=template,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            prefixes={key: task.doc_to_prefix for key, task in tasks.items() if task.get_config("gen_prefix")},
+            work=work,
+            progress=progress,
+        )
+        output = run_tasks(
+            lm,
+            {"tasks": tasks, "groups": {}},
+            samples={key: range(count) for key, count in counts.items()},
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    rows_asked = [task for column in of_rows for task in loaded[column.name].values()]
+    sampled = _sampled(lm, rows_asked, settings.samples) if settings.samples and rows_asked else {}
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "evaluation", "tasks": {}, "average": 0.0, "items": []}
     for column in columns:
         leaves = loaded[column.name]
-        if column in own_unit:
+        if column.name in own_unit:
             record.setdefault("metrics", {}).update(_in_own_unit(leaves, counts, output["results"]))
             continue
         found = [
@@ -167,20 +165,18 @@ def evaluate(
     return record
 
 
-def _row_columns(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Column]:
-    """Write one task file per family and return their columns."""
+def _row_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """A column for each family."""
     if not rows:
         raise EvaluationError("evaluation.suite: local needs held-out rows; give at least one")
     families: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         families.setdefault(row.get("family") or "heldout", []).append(row)
-    columns = []
-    for name, own in families.items():
-        task, file = folder / f"{name}.yaml", write_rows(folder / f"{name}.jsonl", own)
-        include = {"include": str(TASKS / "spin_responses.yaml"), "task": name}
-        task.write_text(yaml.safe_dump(include | {"dataset_kwargs": {"rows": str(file)}}), encoding="utf-8")
-        columns.append(Column(name, str(task), identified=True))
-    return columns
+    task = load_yaml(TASKS / "spin_responses.yaml")
+    return [
+        Column(name, name, (task | {"task": name, "dataset_kwargs": {"rows": own}},), identified=True)
+        for name, own in families.items()
+    ]
 
 
 def _paper_columns(suite: str) -> list[Column]:
@@ -200,26 +196,22 @@ def _further_columns(tasks: Sequence[str]) -> list[Column]:
     return [Column(Path(task).stem if paths.is_yaml(task) else task, task) for task in tasks]
 
 
-def _big_bench_columns(tasks: Mapping[str, BigBenchSettings], folder: Path) -> list[Column]:
-    """Write a task file for each task of Big-Bench, or for each of its parts, and return their columns."""
+def _big_bench_columns(tasks: Mapping[str, BigBenchSettings]) -> list[Column]:
     columns = []
     for name, settings in tasks.items():
-        files = []
+        parts = []
         for part, content in big_bench.load(name).items():
             metric = big_bench.metric_of(content)
-            choices = metric == big_bench.CHOICE
-            change: dict[str, Any] = {
-                "include": str(TASKS / f"big_bench_{'choices' if choices else 'text'}.yaml"),
-                "task": part.removeprefix(f"{name}/"),
-                "dataset_kwargs": {"big_bench": part, "cloze": settings.cloze},
-                "fewshot_delimiter": content.get("few_shot_example_separator", "\n"),
-            }
-            if not choices:
-                change["metric_list"] = [{"metric": metric, "aggregation": "mean", "higher_is_better": True}]
-            files.append(folder / f"big_bench_{part.replace('/', '_')}.yaml")
-            files[-1].write_text(yaml.safe_dump(change), encoding="utf-8")
-        parts, spec = tuple(map(str, files)), f"big_bench {name}"
-        columns.append(Column(name, spec, parts, shots=settings.shots, identified=True, limit=settings.limit))
+            task = load_yaml(TASKS / f"big_bench_{'choices' if metric == big_bench.CHOICE else 'text'}.yaml")
+            task["task"], task["dataset_kwargs"] = (
+                part.removeprefix(f"{name}/"),
+                {"big_bench": part, "cloze": settings.cloze},
+            )
+            task["fewshot_delimiter"] = content.get("few_shot_example_separator", "\n")
+            task["metric_list"][0]["metric"] = metric
+            parts.append(task)
+        more: dict[str, Any] = {"shots": settings.shots, "limit": settings.limit, "identified": True}
+        columns.append(Column(name, f"big_bench {name}", tuple(parts), big_bench=True, **more))
     return columns
 
 
@@ -234,15 +226,11 @@ def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
         EvaluationError: A task cannot be loaded or scored, or it has the name of another column.
     """
     local = settings.suite == "local"
-    taken = {name.lower() for name in (families if local else suites.SUITES[settings.suite])}
     what = "a family of the demonstrations" if local else f"a benchmark of the suite {settings.suite}"
-    with TemporaryDirectory() as folder, _quick_and_quiet():
-        columns = [*_further_columns(settings.tasks), *_big_bench_columns(settings.big_bench, Path(folder))]
-        for further in columns:
-            if further.name.lower() in taken | {"average"}:
-                same = "the mean of all columns" if further.name.lower() == "average" else what
-                raise EvaluationError(f"tasks: {further.spec} has the name of {same}; rename it or leave it out")
-        loaded = _load(columns)
+    taken = dict.fromkeys(families if local else suites.SUITES[settings.suite], what)
+    columns = [*_further_columns(settings.tasks), *_big_bench_columns(settings.big_bench)]
+    with _quick_and_quiet():
+        loaded = _load(columns, taken | {"average": "the mean of all columns"})
         for column in columns:
             _shares(column.spec, loaded[column.name])
 
@@ -253,28 +241,27 @@ def _all_tasks() -> TaskManager:
     return TaskManager(include_defaults=True)
 
 
-def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
+def _load(columns: Sequence[Column], taken: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
     """lm-eval's tasks by column, then by a key that is unique in the run: COLUMN/TASK.
 
-    A group has several tasks. Two files may give their task the same name, or that of a task in the suite.
+    A group has several tasks. Two files may give their task the same name, or that of a task in the suite. `taken` says
+    what else has a column's name.
     """
-    specs: dict[str, str] = {}
+    names = {name.lower(): what for name, what in (taken or {}).items()}
     for column in columns:
-        if column.name.lower() in specs:
-            other = specs[column.name.lower()]
-            raise EvaluationError(
-                f"tasks: {other} and {column.spec} are both called {column.name}; rename one or leave it out"
-            )
-        specs[column.name.lower()] = column.spec
+        if column.name.lower() in names:
+            same = names[column.name.lower()]
+            raise EvaluationError(f"tasks: {column.spec} has the name of {same}; rename it or leave it out")
+        names[column.name.lower()] = column.spec
     shipped = [LM_EVAL_TASKS / b.folder for suite in suites.SUITES.values() for b in suite.values()]
     manager = TaskManager(include_path=list(dict.fromkeys(shipped)), include_defaults=False)
-    wanted = {column.name: column.parts or (column.spec,) for column in columns}
-    if any(not paths.is_yaml(spec) and spec not in manager.all_tasks for parts in wanted.values() for spec in parts):
+    named = [column.spec for column in columns if not column.parts and not paths.is_yaml(column.spec)]
+    if not set(named) <= set(manager.all_tasks):
         manager = _all_tasks()
     loaded: dict[str, dict[str, Any]] = {}
     for column in columns:
         loaded[column.name] = {}
-        for name, task in (leaf for spec in wanted[column.name] for leaf in _leaves(manager, spec).items()):
+        for name, task in _leaves(manager, column).items():
             if column.shots is not None:
                 task.set_config(key="num_fewshot", value=column.shots)
             elif task.get_config("num_fewshot") is None:
@@ -287,18 +274,19 @@ def _load(columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
     return loaded
 
 
-def _leaves(manager: TaskManager, spec: str) -> Mapping[str, Any]:
-    """The tasks behind a name or file, by lm-eval's names. Paths in a task file are relative to that file."""
-    file = Path(spec).resolve() if paths.is_yaml(spec) else None
+def _leaves(manager: TaskManager, column: Column) -> Mapping[str, Any]:
+    """A column's tasks by lm-eval's names. Paths in a task file are relative to that file."""
+    spec = column.spec
+    file = Path(spec).resolve() if paths.is_yaml(spec) and not column.parts else None
     if file and not file.is_file():
         raise EvaluationError(f"tasks: {spec}: no such file; check the path")
-    if not file and spec not in manager.all_tasks:
+    if not file and not column.parts and spec not in manager.all_tasks:
         raise EvaluationError(
             f"tasks: lm-eval knows no task {spec!r}; check the name, or give the path of its YAML file"
         )
     try:
         with chdir(file.parent) if file else nullcontext(), _pinned():
-            return dict(manager.load([str(file or spec)])["tasks"])
+            return dict(manager.load([*column.parts] or [str(file or spec)])["tasks"])
     except Exception as error:  # a task file, its functions and its data can fail anywhere in lm-eval and datasets
         raise EvaluationError(f"tasks: {spec} cannot be loaded ({_one_line(error)}); correct its file") from error
 
@@ -415,13 +403,13 @@ def _items(
                 f"{name}: metric {metric!r} of item {item} is {score!r}, but that of the first item is a share from 0 "
                 "to 1; correct the task's file"
             )
-        drawn = {"sampled": found[i]["drawn"]} if column.parts and "drawn" in found[i] else {}
+        drawn = {"sampled": found[i]["drawn"]} if column.big_bench and "drawn" in found[i] else {}
         yield {"task": column.name, "id": item, "score": float(score), **_response(task, found[i], lm), **drawn}
 
 
 def _rows_of(column: Column, leaves: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
     """Which rows a column was measured on: their hash, where they are from, and what guessing scores on them."""
-    seen, sources = hashlib.sha256(), {big_bench.ARCHIVE} if column.parts else set()
+    seen, sources = hashlib.sha256(), {big_bench.ARCHIVE} if column.big_bench else set()
     guessed: list[float] = []
     always: dict[str, float] = defaultdict(float)  # score of one and the same choice on all items
     for key, task in leaves.items():

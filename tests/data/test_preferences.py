@@ -90,7 +90,9 @@ def test_pairs_that_are_equal_once_cut_are_left_out_and_counted(caplog: pytest.L
     encoded = encode_preferences(tokenizer, template, [equal, GOOD | {"id": "b"}])
     assert [row["id"] for row in encoded] == ["b"]
     assert "1 of 2 pairs left out: their responses are equal once cut" in caplog.text
-    with pytest.raises(TooLongError, match=r"all 1 pairs are left out: .* equal once cut .* raise template\.max_response_tokens"):
+    with pytest.raises(
+        TooLongError, match=r"all 1 pairs are left out: .* equal once cut .* raise template\.max_response_tokens"
+    ):
         encode_preferences(tokenizer, template, [equal])
 
 

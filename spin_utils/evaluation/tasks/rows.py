@@ -19,14 +19,16 @@ from spin_utils.data import big_bench as tasks
 from spin_utils.data.families import grade
 
 
-def responses(rows: str, family: str = "", **_: Any) -> dict[str, datasets.Dataset]:
+def responses(rows: str | Sequence[Mapping[str, Any]], family: str = "", **_: Any) -> dict[str, datasets.Dataset]:
     """Demonstrations as a generation task: prompt, expected response, and the whole row as JSON for the grader.
 
     Args:
-        rows: JSONL file of rows with `id`, `prompt` and `response`.
+        rows: Rows with `id`, `prompt` and `response`, or their JSONL file.
         family: Keep only rows of this family; empty: all rows.
     """
-    kept = [row for row in _read(rows) if not family or row.get("family") == family]
+    kept = [
+        row for row in (_read(rows) if isinstance(rows, str) else rows) if not family or row.get("family") == family
+    ]
     columns = [
         {
             "id": str(row["id"]),
