@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from spin_utils.data.demonstrations import Demonstrations
 from spin_utils.data.rows import count_by_family
 from spin_utils.evaluation import judge, suites
 from spin_utils.experiment.plan import Plan, Step, control_demonstrations, control_training, training_of, trainings
@@ -211,11 +212,7 @@ class Lengths:
     """Whether they were counted from the rows; otherwise they are assumptions."""
 
 
-Splits = Mapping[str, Sequence[dict[str, Any]]]
-"""Demonstrations by split."""
-
-
-def lengths(profile: Profile, splits: Splits | None, control: Splits | None = None) -> Lengths:
+def lengths(profile: Profile, read: Demonstrations | None, control: Demonstrations | None = None) -> Lengths:
     """Rows and tokens of a profile.
 
     Without the demonstrations, and without those of the SFT control if it has its own, they are assumptions.
@@ -224,14 +221,14 @@ def lengths(profile: Profile, splits: Splits | None, control: Splits | None = No
     limit, run = profile.evaluation.limit, Workload()
     prompt, real, generated = run.prompt_tokens, run.real_tokens, run.generated_tokens
     longest_prompt, longest_real = template.max_prompt_tokens, template.max_response_tokens
-    if splits is None:
+    if read is None:
         spin, test = data.spin_rows or data.expected_rows or HUB_ROWS.get(data.name, run.prompts), data.test_rows or 0
         rows = {"sft": data.sft_rows or spin, "spin": spin, "validation": data.validation_rows or 0}
         rows |= {"test": min(test, limit or test), "transfer": 0}
     else:
-        rows = {name: len(found) for name, found in splits.items()}
-        rows |= {name: count_by_family(splits[name], limit) for name in ("test", "transfer")}
-        texts = [[row[name] for row in splits["sft"]] for name in ("prompt", "response")]
+        rows = {name: len(found) for name, found in vars(read).items()}
+        rows |= {"test": count_by_family(read.test, limit), "transfer": count_by_family(read.transfer, limit)}
+        texts = [[row[name] for row in read.sft] for name in ("prompt", "response")]
         prompt, real = (sum(map(len, found)) // (CHARACTERS * len(found)) + 1 for found in texts)
         generated = real
         # A text has at most as many tokens as bytes, and some markers.
@@ -239,7 +236,7 @@ def lengths(profile: Profile, splits: Splits | None, control: Splits | None = No
         longest_prompt, longest_real = min(most[0], longest_prompt), min(most[1], longest_real)
     rows["control"] = rows["sft"] if own is None else own.sft_rows or HUB_ROWS.get(own.name, rows["sft"])
     if control is not None:
-        rows["control"] = len(control["sft"])
+        rows["control"] = len(control.sft)
     return Lengths(
         rows=rows,
         prompt=min(prompt, template.max_prompt_tokens),
@@ -247,7 +244,7 @@ def lengths(profile: Profile, splits: Splits | None, control: Splits | None = No
         generated=min(generated, profile.generation.max_new_tokens),
         longest_prompt=longest_prompt,
         longest_real=longest_real,
-        known=splits is not None,
+        known=read is not None,
     )
 
 
@@ -343,14 +340,11 @@ def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machi
     sample = partial(sampling_memory, architecture, width=width, gpu=gpu)
     answer = profile.generation.max_new_tokens
     for section, settings in trainings(profile).items():
-        responses, repeated = lengths.longest_real, 1.0
+        responses = lengths.longest_real
         if not section.startswith("sft"):
             played = [profile, *(of_arm(profile, arm) for arm in profile.arms)] if section.startswith("spin") else []
             several = [made.spin.answers_per_prompt + bool(made.spin.training.historical) for made in played]
             responses += max(several, default=1) * max(answer, lengths.longest_real)
-            if architecture.path == "padded":  # each response has its own copy of the prompt
-                pair = lengths.prompt + lengths.real + lengths.generated
-                repeated = (pair + lengths.prompt) / pair
         shard = ", or shard it over more devices (processes.sharding=fsdp2, resources.training.gpus)"
         yield training_memory(
             architecture,
@@ -358,7 +352,6 @@ def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machi
             width={"bfloat16": 2, "float32": 4, "auto": width}[settings.precision],
             longest=prompt + responses,
             fused=profile.processes.sharding == "ddp" and architecture.path == "fast" and settings.lora is None,
-            repeated=repeated,
             gpu=gpu,
             stage=section.partition(".")[0],
             lower=f"lower {section}.micro_batch_tokens, set {section}.gradient_checkpointing=true"
@@ -393,7 +386,6 @@ def training_memory(
     gpu: bool,
     stage: str,
     lower: str = "",
-    repeated: float = 1.0,
 ) -> Need:
     """Memory for forward, backward and optimizer step of one micro-batch.
 
@@ -406,9 +398,10 @@ def training_memory(
         gpu: whether it runs on a GPU.
         stage: its name.
         lower: settings that would lower it.
-        repeated: tokens of rows over those of packed groups, on the path `padded`.
     """
-    a, tokens = architecture, round(repeated * max(settings.micro_batch_tokens, longest))
+    a, tokens = architecture, max(settings.micro_batch_tokens, longest)
+    if a.path == "padded":  # each response has its own copy of the prompt
+        tokens += tokens // 4
     trained, lora = trainable(a, settings), settings.lora is not None
     sharded = {
         # In float32 the weights that train are their own masters.

@@ -235,7 +235,7 @@ def make(profile: Profile, seed: int) -> Plan:
         def update(t: int, opponent: str, pairs: list[str]) -> str:
             name = f"spin-{t}"
             inputs = (opponent, *pairs, *([first] if t and variant.spin.training.historical else []))
-            settings = {"training": training_identity(training_of(variant, name)), "template": template}
+            settings: dict[str, Any] = {"training": training_identity(training_of(variant, name)), "template": template}
             if not t and not arm:
                 settings["epochs_shown"] = spin.epochs_shown
             if not _is_same(steps.get(name), inputs, settings):

@@ -55,7 +55,7 @@ def check_inputs(profile: Profile) -> None:
     if needs_data(profile):
         demonstrations = load_demonstrations(profile.demonstrations)
         names = _families(demonstrations)
-        _check_demonstrations(profile, demonstrations, names)
+        _check_demonstrations(profile, demonstrations)
         if not profile.released:
             _check_control(profile, demonstrations)
             _check_preferences(profile, demonstrations)
@@ -97,7 +97,7 @@ def _adapters(profile: Profile) -> set[LoraSettings]:
     return {each.lora for each in used if each.lora is not None}
 
 
-def _check_demonstrations(profile: Profile, demonstrations: Demonstrations, names: set[str]) -> None:
+def _check_demonstrations(profile: Profile, demonstrations: Demonstrations) -> None:
     if profile.evaluation.suite == "local" and not demonstrations.test:
         raise RowError(
             f"{profile.demonstrations.train or profile.demonstrations.source}: no rows are held out for evaluation; "
@@ -109,9 +109,6 @@ def _check_demonstrations(profile: Profile, demonstrations: Demonstrations, name
                 f"spin.subsets: {part} fiftieths of {len(demonstrations.spin)} prompts is less than one; raise "
                 "demonstrations.spin_rows or leave the subsets out: spin.subsets=[]"
             )
-    for name in names:
-        if name.lower() == "average":
-            raise RowError(f"demonstrations: family {name!r} has the name that the tables use for the mean; rename it")
     if profile.demonstrations.source == "file":
         rows = (*demonstrations.sft, *demonstrations.validation, *demonstrations.test)
         _refuse(
@@ -303,7 +300,7 @@ def check(profile: Profile, machine: Machine) -> Report:
     size = f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"
     state = "ok" if architecture.path == "fast" else "note"
     findings.append(Finding("model", state, f"{size}; {general.COSTS[architecture.path]}"))
-    lengths = estimate.lengths(profile, rows and vars(rows), control and vars(control))
+    lengths = estimate.lengths(profile, rows, control)
     shared = estimate.shared_by(profile, machine)
     findings += [_memory(need, shared, machine) for need in estimate.memory(profile, architecture, lengths, machine)]
     vllm = profile.generation.vllm

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cache, partial
@@ -295,8 +294,8 @@ def path_of(results: Path, seed: int, folder: str, model: str) -> Path:
 
 def training_seeds(results: Path) -> list[int]:
     """Training seeds with a folder under results/PROFILE, in order."""
-    names = [path.name.removeprefix("seed-") for path in results.glob("seed-*")]
-    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+    names = (path.name.removeprefix("seed-") for path in results.glob("seed-*"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def files(results: Path) -> list[Path]:

@@ -46,7 +46,6 @@ def test_the_estimate_of_a_training_run_is_near_its_measured_peak(way: str) -> N
             fused=way == "fast",
             gpu=False,
             stage="spin",
-            repeated=320 / 256 if way == "padded" else 1.0,
         )
         need = dataclasses.replace(need, own={**need.own, "merging": 0.0})  # comes after the steps
         factor = FACTOR if way == "fast" else GENERAL
