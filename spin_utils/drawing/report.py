@@ -13,7 +13,7 @@ import pandas as pd
 
 from spin_utils.drawing import draw
 from spin_utils.drawing.page import render
-from spin_utils.experiment import protocol, publish
+from spin_utils.experiment import publish
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
 from spin_utils.paper import claims, generations, results
@@ -57,7 +57,7 @@ def write(profile: Profile) -> list[Path]:
         rule=claims.rule(drawn.findings).replace("*", "").replace("`", ""),
         entry=generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
         speed=_speed(results.load_training(paths.results(profile.name))),
-        protocol=protocol.describe(profile.name),
+        protocol=publish.protocol(profile.name),
         wholes=wholes,
         claims=[finding for finding in drawn.findings if finding not in wholes],
         shown=claims.shown,

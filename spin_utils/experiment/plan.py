@@ -135,7 +135,6 @@ class Plan:
 
 MEASURED = ("evaluation", "heldout", "transfer", "mt_bench")
 """Stages whose results go into tables and figures."""
-_OF_A_MODEL = (*MEASURED, "sft", "spin", "subset", "dpo", "mt_answers")
 
 
 def make(profile: Profile, seed: int) -> Plan:
@@ -331,32 +330,28 @@ def in_words(step: Step) -> str:
     """
     model = step.parameters.get("model", step.name)
     arm = f", arm {step.parameters['arm']}" if "arm" in step.parameters else ""
-    name = label(model).removeprefix("SPIN ") if step.stage in _OF_A_MODEL else ""
-    fixed = {
+    of_a_model = step.stage in (*MEASURED, "sft", "spin", "subset", "dpo", "mt_answers")
+    name = label(model).removeprefix("SPIN ") if of_a_model else ""
+    words = {
         "control-data": "demonstrations for further SFT",
         "first-tables": "Table 4 and Figure 2, of the first seed's main chain",
-        "sft": "SFT: the model learns from the demonstrations",
+        "data": "demonstrations are read and split",
+        "base": "the base model is loaded" if step.name == "base" else f"{step.name} is loaded",
+        "sft": f"{name}, as a control" if step.name != "sft" else "SFT: the model learns from the demonstrations",
+        "pairs": f"iteration {step.parameters.get('iteration')}{arm}: the model answers its prompts",
+        "spin": f"{name}: it learns to tell real from generated answers",
+        "epochs": "iteration 0 continues for more epochs (Figure 4)",
+        "subset": f"{name} (Figure 5)",
+        "preferences": "preference pairs for DPO",
+        "dpo": f"{name}: the model trains on preference pairs",
+        "evaluation": f"{name} is tested",
+        "transfer": f"{name} is tested on other tasks",
+        "heldout": f"{name} is tried on held-out prompts",
+        "mt_answers": f"{name} answers MT-Bench",
+        "mt_bench": f"{name}: a judge grades its answers",
+        "tables": "tables, figures and verdicts",
     }
-    return (
-        fixed.get(step.name)
-        or {
-            "data": "demonstrations are read and split",
-            "base": "the base model is loaded" if step.name == "base" else f"{step.name} is loaded",
-            "sft": f"{name}, as a control",
-            "pairs": f"iteration {step.parameters.get('iteration')}{arm}: the model answers its prompts",
-            "spin": f"{name}: it learns to tell real from generated answers",
-            "epochs": "iteration 0 continues for more epochs (Figure 4)",
-            "subset": f"{name} (Figure 5)",
-            "preferences": "preference pairs for DPO",
-            "dpo": f"{name}: the model trains on preference pairs",
-            "evaluation": f"{name} is tested",
-            "transfer": f"{name} is tested on other tasks",
-            "heldout": f"{name} is tried on held-out prompts",
-            "mt_answers": f"{name} answers MT-Bench",
-            "mt_bench": f"{name}: a judge grades its answers",
-            "tables": "tables, figures and verdicts",
-        }[step.stage]
-    )
+    return words[step.name if step.name in ("control-data", "first-tables") else step.stage]
 
 
 def needs_data(profile: Profile) -> bool:

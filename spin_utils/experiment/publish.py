@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -201,3 +202,39 @@ def _presence(profile: str, name: str, link: Mapping[str, Any]) -> str:
         return "not on this machine"
     same = disk.file_hash(manifest) == link["manifest_sha256"]
     return "the same on this machine" if same else "a different one on this machine"
+
+
+def protocol(profile: str) -> str:
+    """Whether `results/PROFILE/protocol.md`, which says what will be measured and judged, is older than the results.
+
+    By the history of the repository; a sentence for the report, empty if the profile has no protocol.
+    """
+    path = paths.results(profile) / "protocol.md"
+    if not path.is_file():
+        return ""
+    name = paths.relative(path)
+    last = _git("log", "-1", "--format=%H", "--", str(path))
+    if not last or _git("status", "--porcelain", "--", str(path)):
+        return f"{name} has uncommitted changes, so nothing shows that it is older than the results."
+    younger = {
+        seed
+        for file in results.files(paths.results(profile))
+        for document in [results.read_json(file)]
+        for seed, link in [(document["seed"], document["provenance"]["chain"][document["provenance"]["step"]])]
+        if _git("merge-base", "--is-ancestor", last, link["commit"]) is None
+    }
+    if younger:
+        seeds = ", ".join(map(str, sorted(younger)))
+        return f"{name} (commit {last[:12]}) is not older than all results of seeds {seeds}: it did not plan those."
+    return f"{name} (commit {last[:12]}) is older than every result."
+
+
+def _git(*arguments: str) -> str | None:
+    """What a git command prints; None if it fails."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(paths.REPOSITORY), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import synthetic_results
 
-from spin_utils.experiment import protocol
+from spin_utils.experiment import publish
 from spin_utils.files import paths
 from spin_utils.paper import results
 
@@ -41,14 +41,14 @@ def test_a_protocol_is_compared_with_the_commits_of_the_results(
     git("init", "-q")
     (tmp_path / "code").write_text("1")
     before = commit("code")
-    assert protocol.describe("cpu") == ""
+    assert publish.protocol("cpu") == ""
     folder.mkdir(parents=True)
     (folder / "protocol.md").write_text("n = 900")
-    assert "has uncommitted changes" in protocol.describe("cpu")
+    assert "has uncommitted changes" in publish.protocol("cpu")
     planned = commit("protocol")
     result(0, planned)
-    assert protocol.describe("cpu").endswith(f"(commit {planned[:12]}) is older than every result.")
+    assert publish.protocol("cpu").endswith(f"(commit {planned[:12]}) is older than every result.")
     result(1, before)
-    assert "not older than all results of seeds 1:" in protocol.describe("cpu")
+    assert "not older than all results of seeds 1:" in publish.protocol("cpu")
     (folder / "protocol.md").write_text("n = 90")
-    assert "has uncommitted changes" in protocol.describe("cpu")
+    assert "has uncommitted changes" in publish.protocol("cpu")

@@ -2,11 +2,12 @@
 
 import json
 import math
-import shutil
 
 import pytest
 import synthetic_results as synthetic
 
+from benchmarks import interleaved
+from spin_utils.files import paths
 from spin_utils.files.disk import sealed
 from spin_utils.paper import results
 
@@ -49,9 +50,12 @@ def test_an_altered_score_is_seen_by_the_hash(tmp_path, document):
         results.read_json(path)
 
 
-def test_a_missing_file_says_so(tmp_path):
-    with pytest.raises(results.ResultsError, match="no such results file"):
+def test_a_missing_file_and_one_that_was_cut_off_are_named(tmp_path):
+    with pytest.raises(results.ResultsError, match="absent.json: no such results file"):
         results.read_json(tmp_path / "absent.json")
+    (tmp_path / "cut.json").write_text('{"schema": 1, ')
+    with pytest.raises(results.ResultsError, match="cut.json: not valid JSON"):
+        results.read_json(tmp_path / "cut.json")
 
 
 @pytest.mark.parametrize(
@@ -126,18 +130,7 @@ def test_training_records_generations_and_held_out_pairs_come_as_long_tables(tmp
     assert set(training["model"]) == {"spin-0", "spin-1", "spin-2", "spin-3"}
     assert training.groupby(["seed", "model"])["step"].is_monotonic_increasing.all()
     assert (set(texts["model"]), len(texts)) == ({"sft", "spin-0", "spin-1", "spin-2"}, 2 * 4 * 9)
-    assert list(pairs.columns) == [
-        "seed",
-        "model",
-        "beta",
-        "id",
-        "real_drift",
-        "generated_drift",
-        "real_logp",
-        "real_bytes",
-        "real_surprise",
-        "generated_surprise",
-    ]
+    assert list(pairs.columns) == ["seed", "model", "beta", *results.Drift.model_fields]
     assert len(pairs) == 2 * 4 * 9
     transfer = results.load_evaluations(whole, kind_folder="transfer")
     assert set(transfer["task"]) == set(synthetic.TRANSFER)
@@ -164,8 +157,12 @@ def test_results_of_two_runs_next_to_each_other_are_refused(whole):
     assert "transfer/spin-1.json" in str(one.value)
 
 
-def test_a_copy_of_a_folder_is_no_result(whole):
-    before = results.files(whole)
-    shutil.copytree(whole / "seed-0", whole / "seed-0-before")
-    assert results.files(whole) == before
-    assert results.training_seeds(whole) == [0, 1]
+def test_every_committed_result_keeps_its_schema():
+    files = sorted((paths.REPOSITORY / "results").glob("*/seed-*/*/*.json"))
+    assert {path.parent.name for path in files} >= {"evaluations", "transfer", "training", "generations", "heldout"}
+    for path in files:
+        results.read_json(path)
+    measured = sorted((paths.REPOSITORY / "benchmarks" / "results").glob("*.json"))
+    assert measured
+    for path in measured:
+        interleaved.check(json.loads(path.read_text(encoding="utf-8")), str(path))
