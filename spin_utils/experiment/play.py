@@ -357,7 +357,7 @@ def keep_metrics(result: TrainingResult, work: Path) -> None:
 
 
 def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> list[dict[str, Any]]:
-    """One right and one wrong response of the start model to each prompt that got both.
+    """The start model's best and worst response to each prompt whose responses are not equally right.
 
     The demonstration's grader says which is which. That is more supervision than SPIN gets, as for DPO in the paper.
     The prompts are those that SPIN does not use, if there are any.
@@ -376,12 +376,13 @@ def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> lis
     found = []
     for place, row in enumerate(encoded):
         own = answers[place * tries : (place + 1) * tries]
-        right = [families.grade(row.row, text(ids)) == 1.0 and reason == "stop" for ids, reason, _ in own]
-        if any(right) and not all(right):
-            found.append(_pair(text, row, 0, own[right.index(True)][0], own[right.index(False)]))
+        grades = [families.grade(row.row, text(ids)) if reason == "stop" else 0.0 for ids, reason, _ in own]
+        best, worst = max(grades), min(grades)
+        if best > worst:
+            found.append(_pair(text, row, 0, own[grades.index(best)][0], own[grades.index(worst)]))
     if not found:
         raise RowError(
-            f"dpo.preferences: none of {len(encoded)} prompts got both a right and a wrong answer in {tries} tries; "
+            f"dpo.preferences: none of {len(encoded)} prompts got answers of which one is better, in {tries} tries; "
             "raise dpo.answers_per_prompt or dpo.preferences.rows"
         )
     return found

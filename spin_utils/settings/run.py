@@ -244,7 +244,7 @@ class DpoSettings:
     preferences: PreferenceSettings
     """The pairs."""
     answers_per_prompt: Annotated[int, Field(ge=2)] = 4
-    """Responses sampled per prompt (`samples`); a right and a wrong one make a pair."""
+    """Responses sampled per prompt (`samples`); the best and the worst make a pair."""
 
 
 @dataclass(frozen=True, config=STRICT)

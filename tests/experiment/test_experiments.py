@@ -98,9 +98,10 @@ def test_subsets_of_figure_5_are_nested_and_of_the_papers_proportions() -> None:
 
 
 def test_preference_pairs_from_samples_hold_a_right_and_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    run.make(make(), "data")
     with monkeypatch.context() as patch:
         patch.setattr(families, "grade", lambda row, text: 0.0)
-        with pytest.raises(RowError, match=r"none of 8 prompts got both .* raise dpo.answers_per_prompt"):
+        with pytest.raises(RowError, match=r"none of 8 prompts got answers .* raise dpo.answers_per_prompt"):
             run.make(make(dpo__preferences={"source": "samples", "rows": 8}), "preferences")
     monkeypatch.setattr(families, "grade", lambda row, text: float(len(text) % 2))
     made = make(dpo__preferences={"source": "samples", "rows": 12})
