@@ -481,7 +481,7 @@ def figures(
 ) -> None:
     """Redraw tables and figures from the results, without a model."""
     from spin_utils.drawing import draw
-    from spin_utils.drawing.page import update
+    from spin_utils.drawing.report import update
     from spin_utils.paper import agreement
 
     loaded = _load(profile)

@@ -7,9 +7,7 @@ checkpoint: its manifest must be the one that they name.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,15 @@ import yaml
 
 from spin_utils.drawing import draw, tables
 from spin_utils.experiment import plan
-from spin_utils.experiment.plan import Plan, control_training, training_of
+from spin_utils.experiment.plan import Plan
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.files.disk import write_text
 from spin_utils.files.paths import KitError
 from spin_utils.paper import published, results
 from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
-from spin_utils.settings.names import ModelName, label
-from spin_utils.settings.run import Profile, TrainingSettings
+from spin_utils.settings.names import label
+from spin_utils.settings.run import Profile
 
 PUSHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template.jinja")
@@ -50,7 +48,7 @@ def write(profile: Profile, model: str, seed: int = 0) -> Path:
     """
     card = text(profile, model, seed)
     made = plan.make(profile, seed)
-    step, link = _link(made, model, seed)
+    step, link = _link(made, model)
     found, wanted = f"{step}-{link.get('key')}", made.directory(step).name
     if found != wanted:
         raise CardError(
@@ -66,10 +64,10 @@ def text(profile: Profile, model: str, seed: int = 0) -> str:
     """The card: the hub's metadata, then Markdown. Errors as in `write`."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    label = ModelName.parse(model).label  # refuses what is no model's name
-    settings = _training(profile, model)
+    made = plan.make(profile, seed)
+    _link(made, model)  # refuses what the profile does not make
     record = results.read_json(results.path_of(paths.results(profile.name), seed, "evaluations", model))
-    name = f"{label} ({profile.name})"
+    name = f"{label(model)} ({profile.name})"
     scores = [
         EvalResult(
             task_type="text-generation",
@@ -90,18 +88,15 @@ def text(profile: Profile, model: str, seed: int = 0) -> str:
         tags=["self-play", "spin", "arxiv:2401.01335"],
         eval_results=scores,
     )
-    shown = {"training": settings, "generation": profile.generation, "template": profile.template}
-    shown |= {"model": base, "demonstrations": data}
-    plain = {key: _public(asdict(value)) for key, value in shown.items()}
     chain = record["provenance"]["chain"]
+    settings = {name: _public(made.steps[name].settings) for name in chain if name in made.steps}
     filled = ModelCard.from_template(
         card,
         template_path=str(Path(__file__).parent / "templates" / "card.md.j2"),
         name=name,
         scores=list(_scores(profile, model, seed, record)),
         seed=seed,
-        steps=[step for step in chain if not step.startswith("eval-")],
-        settings=yaml.safe_dump(plain, sort_keys=False, allow_unicode=True),
+        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         chain=chain,
     )
     return f"{filled}\n"
@@ -128,14 +123,17 @@ def push(profile: Profile, model: str, repository: str, seed: int = 0, *, public
     from huggingface_hub import CommitOperationAdd, HfApi
 
     token = os.environ.get("HF_TOKEN", "").strip()
-    if not re.fullmatch("[!-~]+", token):
-        raise CardError(
-            "HF_TOKEN: not set, or not a token; create a token with write access at https://huggingface.co/settings/tokens"
-        )
-    if repository.count("/") != 1 or not all(repository.split("/")):
+    if not token:
+        raise CardError("HF_TOKEN: not set; create a token with write access at https://huggingface.co/settings/tokens")
+    if repository.count("/") != 1:
         raise CardError(f"{repository!r} is not a hub id; write it as owner/name")
     card = text(profile, model, seed)
-    folder = _checked(plan.make(profile, seed), model, seed)
+    made = plan.make(profile, seed)
+    step, link = _link(made, model)
+    artifacts.verify(made.directory(step))
+    if link.get("manifest_sha256") != disk.file_hash(made.directory(step) / artifacts.MANIFEST):
+        raise CardError(f"{model}: its results belong to another checkpoint; run `spin-repro reproduce` again")
+    folder = made.checkpoint(model)
     files = sorted({path for pattern in (*PUSHED, *TOKENIZER) for path in folder.glob(pattern)})
     operations = [CommitOperationAdd(path.name, path) for path in files]
     operations.append(CommitOperationAdd("README.md", card.encode()))
@@ -149,40 +147,17 @@ def push(profile: Profile, model: str, repository: str, seed: int = 0, *, public
     return str(done.commit_url)
 
 
-def _training(profile: Profile, model: str) -> TrainingSettings:
-    """Settings of the run that made a model."""
+def _link(made: Plan, model: str) -> tuple[str, dict[str, Any]]:
+    """The step that makes a model's checkpoint, and its provenance in the results, or {}."""
+    profile = made.profile
     if profile.released:
         raise CardError(f"{model}: profile {profile.name} trains nothing; released models have cards of their own")
-    name = ModelName.parse(model)
-    if name.sft_epochs:
-        return control_training(profile)
-    if model == "sft":
-        if profile.sft is None:
-            raise CardError(f"{model}: is the base model of profile {profile.name}, which has a card of its own")
-        return profile.sft
-    settings = training_of(profile, str(replace(name, epoch=None)))
-    if name.epoch is None:
-        return settings
-    return replace(settings, epochs=name.epoch, schedule_epochs=settings.schedule_epochs or settings.epochs)
-
-
-def _checked(made: Plan, model: str, seed: int) -> Path:
-    """Folder of a checkpoint, after verifying its bytes and that the results belong to it."""
-    step, link = _link(made, model, seed)
-    directory = made.directory(step)
-    artifacts.verify(directory)
-    if link.get("manifest_sha256") != disk.file_hash(directory / artifacts.MANIFEST):
-        path = paths.relative(results.path_of(paths.results(made.profile.name), seed, "evaluations", model))
-        raise CardError(f"{model}: {path} belongs to another checkpoint; run `spin-repro reproduce` again")
-    return made.checkpoint(model)
-
-
-def _link(made: Plan, model: str, seed: int) -> tuple[str, dict[str, Any]]:
-    """The step that makes a model's checkpoint, and its provenance in the results, or {}."""
+    if model == "sft" and profile.sft is None:
+        raise CardError(f"{model}: is the base model of profile {profile.name}, which has a card of its own")
     if f"eval-{model}" not in made.steps:
         raise CardError(f"{model}: unknown{profiles.nearest(model, made.models())}")
     step = made.steps[f"eval-{model}"].inputs[0]
-    path = results.path_of(paths.results(made.profile.name), seed, "evaluations", model)
+    path = results.path_of(paths.results(profile.name), made.seed, "evaluations", model)
     return step, results.read_json(path)["provenance"]["chain"].get(step, {})
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from spin_utils.data.rows import read_rows
 from spin_utils.drawing import training_figures
-from spin_utils.drawing.page import render
+from spin_utils.drawing.footnotes import render
 from spin_utils.drawing.style import GENERATED, INK, REAL, new_figure, png, say_why_empty, style
 from spin_utils.files import paths
 from spin_utils.paper import compare, results
@@ -78,6 +78,7 @@ def _shown(item: Mapping[Any, Any], rows: dict[str, dict[str, Any]]) -> dict[str
     return {**item, "prompt": row.get("prompt", ""), "real": row.get("response", "")}
 
 
+@style()
 def _curves(profile: str, model: str, other: str) -> Figure:
     """Loss and margin of both training runs, and the averages by iteration, overlaid."""
     places = {name: compare.place(profile, name) for name in (model, other)}
@@ -85,27 +86,24 @@ def _curves(profile: str, model: str, other: str) -> Figure:
     training = {name: folders[folder].query("model == @plain") for name, (folder, plain) in places.items()}
     tints = dict(zip(places, (REAL, GENERATED), strict=True))
     alike = len({plain.startswith("sft") for _, plain in places.values()}) == 1
-    with style():
-        figure = new_figure(2.1, 6.6)
-        panels = figure.subplots(1, 3)
-        for axes, column in zip(panels, ("loss", "margin"), strict=False):
-            for name, rows in training.items():
-                if column in rows and rows[column].notna().any() and (alike or column != "loss"):
-                    training_figures.curve(axes, rows, column, 0, tints[name])
-            axes.set(xlabel="optimizer step", ylabel=f"{column} (nats)")
-            if not axes.lines:
-                say_why_empty(axes, "SFT has a different loss" if column == "loss" else "SFT has no margin")
-        for name, (folder, _) in places.items():
-            scores = results.load_evaluations(folder)
-            chain = [m for m in ("sft", *iterates(scores["model"])) if m in set(scores["model"])]
-            means = (
-                scores[scores["model"].isin(chain)].groupby(["model", "task"])["score"].mean().groupby("model").mean()
-            )
-            panels[2].plot(
-                range(len(chain)), 100 * means[chain], "o-", color=tints[name] if len(folders) > 1 else INK, ms=3
-            )
-            panels[2].set_xticks(range(len(chain)), [m.replace("spin-", "") for m in chain])
-        panels[2].set(xlabel="iteration", ylabel="average, points")
-        handles = [panels[2].plot([], [], color=tint)[0] for tint in tints.values()]
-        figure.legend(handles, list(tints), loc="outside upper left", ncols=2)
+    figure = new_figure(2.1, 6.6)
+    panels = figure.subplots(1, 3)
+    for axes, column in zip(panels, ("loss", "margin"), strict=False):
+        for name, rows in training.items():
+            if column in rows and rows[column].notna().any() and (alike or column != "loss"):
+                training_figures.curve(axes, rows, column, 0, tints[name])
+        axes.set(xlabel="optimizer step", ylabel=f"{column} (nats)")
+        if not axes.lines:
+            say_why_empty(axes, "SFT has a different loss" if column == "loss" else "SFT has no margin")
+    for name, (folder, _) in places.items():
+        scores = results.load_evaluations(folder)
+        chain = [m for m in ("sft", *iterates(scores["model"])) if m in set(scores["model"])]
+        means = scores[scores["model"].isin(chain)].groupby(["model", "task"])["score"].mean().groupby("model").mean()
+        panels[2].plot(
+            range(len(chain)), 100 * means[chain], "o-", color=tints[name] if len(folders) > 1 else INK, ms=3
+        )
+        panels[2].set_xticks(range(len(chain)), [m.replace("spin-", "") for m in chain])
+    panels[2].set(xlabel="iteration", ylabel="average, points")
+    handles = [panels[2].plot([], [], color=tint)[0] for tint in tints.values()]
+    figure.legend(handles, list(tints), loc="outside upper left", ncols=2)
     return figure

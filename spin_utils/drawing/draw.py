@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -117,6 +118,21 @@ def compose(profile: Profile) -> Drawing:
         },
         scores=measured,
     )
+
+
+def facts(profile: Profile, drawn: Drawing) -> dict[str, Any]:
+    """What report and summary both begin with."""
+    heldout = results.load_heldout(paths.results(profile.name))
+    return {
+        "profile": profile.name,
+        "items": drawn.scores.groupby("task")["id"].nunique().sum(),
+        "tasks": drawn.scores["task"].nunique(),
+        "seeds": sorted(map(int, drawn.scores["seed"].unique())),
+        "tally": claims.tally(finding.verdict for finding in drawn.findings),
+        "wholes": [finding for finding in drawn.findings if finding.id.startswith(("table-", "figure-"))],
+        "entry": generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
+        "agreement": compared(profile, drawn.scores),
+    }
 
 
 def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFrame:

@@ -8,7 +8,7 @@ Pictures of training and of pairs, which the paper does not have, come from `tra
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -45,9 +45,11 @@ _BARS = ("sft", "dpo", *CHAIN[1:])
 _CUT = "Axes may not start at 0; panels of scores span the same number of points."
 _EPOCHS = "Dotted: the mean after iteration 1 (interval in Table 4). The paper's points are digitised from its figure."
 _SIZES = "Sizes are not to scale. The paper's SFT line is a different run from the one that SPIN starts from."
+_OFFSET: dict[str, Any] = {"textcoords": "offset points"}
 _HOLLOW: dict[str, Any] = {"linestyle": "--", "marker": "o", "markerfacecolor": "white", "markeredgewidth": 0.9}
 
 
+@style()
 def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     """Figure 2: average score by iteration.
 
@@ -61,38 +63,32 @@ def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     if "sft" in found:
         gains["sft"] = Estimate(0, 0, 0, 1, 0, 0, "itself")
     printed = [published.score(model, "average") or 0.0 for model in CHAIN]
-    with style():
-        figure = new_figure(3.4)
-        grid = figure.add_gridspec(2, 2)
-        ours, theirs, gain = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :]))
-        _points(ours, range(5), [found.get(model) for model in CHAIN], COLOURS["spin-2"])
-        theirs.plot(range(5), printed, color=INK, **_HOLLOW)
-        _ends(ours, [found[model].difference if model in found else np.nan for model in CHAIN], 1)
-        _ends(theirs, printed, 2)
-        # Side by side, so that no point of theirs covers an interval of ours.
-        _points(gain, np.arange(5) - 0.05, [gains.get(model) for model in CHAIN], COLOURS["spin-2"])
-        gain.plot(np.arange(5) + 0.05, [value - printed[0] for value in printed], color=INK, zorder=4, **_HOLLOW)
-        gain.axhline(0, color=FAINT, lw=0.6, zorder=1)
-        _name_ends(gain, gains["spin-3"].difference if "spin-3" in gains else None, printed[4] - printed[0])
-        ours.set_title(f"{ours_of(profile)}: {len(tasks)} tasks")
-        theirs.set_title("Paper: six benchmarks")
-        gain.set_title("Gain over SFT (ours: paired, on the same items)")
-        for ax in (ours, theirs):
-            ax.set_xlim(-2.2, 5.9)
-            ax.set_xticks(range(5), ("SFT", *"0123"))
-            ax.set_xlabel("iteration")
-        gain.set_xlim(-0.35, 4.55)
-        gain.margins(y=0.15)
-        gain.set_xticks(range(5), _CHAIN_TICKS)
-        for ax in (ours, gain):
-            ax.set_ylabel("mean score (points)" if ax is ours else "points")
-        _frame_panels(ours, theirs, bool(found), "no evaluations")
-        after = [label(model) for model in iterates(scores["model"]) if model not in CHAIN]
-        further = f" In Table 4 only: {'; '.join(after)}." if after else ""
-        footnote(figure, _note(scores, found, CHAIN, _CUT + further))
+    figure = new_figure(3.4)
+    grid = figure.add_gridspec(2, 2)
+    ours, theirs, gain = (figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :]))
+    _points(ours, range(5), CHAIN, found, COLOURS["spin-2"])
+    theirs.plot(range(5), printed, color=INK, **_HOLLOW)
+    _ends(ours, [found[model].difference if model in found else np.nan for model in CHAIN], 1)
+    _ends(theirs, printed, 2)
+    # Side by side, so that no point of theirs covers an interval of ours.
+    _points(gain, np.arange(5) - 0.05, CHAIN, gains, COLOURS["spin-2"])
+    gain.plot(np.arange(5) + 0.05, [value - printed[0] for value in printed], color=INK, zorder=4, **_HOLLOW)
+    gain.axhline(0, color=FAINT, lw=0.6, zorder=1)
+    _name_ends(gain, gains["spin-3"].difference if "spin-3" in gains else None, printed[4] - printed[0])
+    ticks = {"xticks": range(5), "xticklabels": ("SFT", *"0123"), "xlabel": "iteration", "xlim": (-2.2, 5.9)}
+    ours.set(title=f"{ours_of(profile)}: {len(tasks)} tasks", ylabel="mean score (points)", **ticks)
+    theirs.set(title="Paper: six benchmarks", **ticks)
+    gain.set(title="Gain over SFT (ours: paired, on the same items)", ylabel="points", xlim=(-0.35, 4.55))
+    gain.set_xticks(range(5), _CHAIN_TICKS)
+    gain.margins(y=0.15)
+    _frame_panels(ours, theirs, bool(found), "no evaluations")
+    after = [label(model) for model in iterates(scores["model"]) if model not in CHAIN]
+    further = f" In Table 4 only: {'; '.join(after)}." if after else ""
+    footnote(figure, _note(scores, found, CHAIN, _CUT + further))
     return figure
 
 
+@style()
 def figure3(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     """Figure 3: SFT, DPO and SPIN by benchmark, and on average. Arguments as in `figure2`."""
     measured = [(published.BENCHMARK_LABELS.get(name, task), [task]) for task, name in benchmarks(scores).items()]
@@ -102,47 +98,39 @@ def figure3(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     printed = (*published.LEADERBOARD, "average")
     height = 0.8 / len(_BARS)
     everywhere: set[str] = set()
-    with style():
-        figure = new_figure(5.4)
-        ours, theirs = figure.subplots(1, 2)
-        for row, (_, tasks) in enumerate(columns):
-            found = estimates(scores, _BARS, tasks) if tasks else {}
-            everywhere |= set(found)
-            for place, model in enumerate(_BARS):
-                if model in found:
-                    y, estimate = row - 0.4 + (place + 0.5) * height, found[model]
-                    ours.barh(
-                        y,
-                        estimate.difference,
-                        height,
-                        color=colour(model),
-                        hatch=HATCHES.get(model),
-                        edgecolor="white",
-                        lw=0,
-                    )
-                    ours.plot([estimate.low, estimate.high], [y, y], color="white", lw=1.7)
-                    ours.plot([estimate.low, estimate.high], [y, y], color=INK, lw=0.7)
-            if not found:
-                ours.text(2, row, "not run", va="center", color=FAINT, fontsize=6)
-        for row, column in enumerate(printed):
-            for place, model in enumerate(_BARS):
-                y, score = row - 0.4 + (place + 0.5) * height, published.score(model, column)
-                theirs.barh(y, score or 0, height * 0.8, fc="white", ec=colour(model), hatch=HATCHES.get(model), lw=0.9)
-        names = ([_wrapped([name]) for name, _ in columns], [published.BENCHMARK_LABELS[name] for name in printed])
-        for ax, shown in zip((ours, theirs), names, strict=True):
-            ax.set_yticks(range(len(shown)), shown)
-            ax.set_ylim(len(shown) - 0.5, -0.5)
-        ours.set_title(ours_of(profile))
-        theirs.set_title("Paper")
-        for ax in (ours, theirs):
-            ax.set_xlabel("points")
-            ax.set_xlim(0, 100)
-            ax.tick_params(axis="y", length=0)
-        _model_legend(figure, _BARS)
-        footnote(figure, _note(scores, everywhere, _BARS, "Gains, paired on the same items, are in Table 3."))
+    figure = new_figure(5.4)
+    ours, theirs = figure.subplots(1, 2)
+    for row, (_, tasks) in enumerate(columns):
+        found = estimates(scores, _BARS, tasks) if tasks else {}
+        everywhere |= set(found)
+        for place, model in enumerate(_BARS):
+            y, look = row - 0.4 + (place + 0.5) * height, {"hatch": HATCHES.get(model)}
+            if model in found:
+                e = found[model]
+                ours.barh(y, e.difference, height, color=colour(model), edgecolor="white", lw=0, **look)
+                ours.plot([e.low, e.high], [y, y], color="white", lw=1.7)
+                ours.plot([e.low, e.high], [y, y], color=INK, lw=0.7)
+            if row < len(printed):
+                score = published.score(model, printed[row]) or 0
+                theirs.barh(y, score, height * 0.8, fc="white", ec=colour(model), lw=0.9, **look)
+        if not found:
+            ours.text(2, row, "not run", va="center", color=FAINT, fontsize=6)
+    names = (
+        [_named([name]).replace(" ", "\n", 1) for name, _ in columns],
+        [published.BENCHMARK_LABELS[n] for n in printed],
+    )
+    for ax, title, shown in zip((ours, theirs), (ours_of(profile), "Paper"), names, strict=True):
+        ax.set_yticks(range(len(shown)), shown)
+        ax.set(title=title, xlabel="points", xlim=(0, 100), ylim=(len(shown) - 0.5, -0.5))
+        ax.tick_params(axis="y", length=0)
+    patches = [Patch(fc=colour(model), hatch=HATCHES.get(model), ec="white", lw=0) for model in _BARS]
+    models = [label(model).replace("SPIN iteration", "SPIN iter.") for model in _BARS]
+    figure.legend(patches, models, loc="outside upper center", ncols=3, handlelength=1.2, columnspacing=1.2)
+    footnote(figure, _note(scores, everywhere, _BARS, "Gains, paired on the same items, are in Table 3."))
     return figure
 
 
+@style()
 def figure4(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     """Figure 4: more epochs of iteration 0 against iteration 1, on two benchmarks and on average.
 
@@ -151,32 +139,31 @@ def figure4(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     models = ["sft", *(f"spin-0-epoch-{e}" for e in range(1, 6))]
     printed = published.epochs().set_index(["benchmark", "epoch"])
     note = ""
-    with style():
-        figure = new_figure(4.9)
-        for row, benchmark in enumerate(("arc", "truthfulqa", "average")):
-            tasks = judged(scores)
-            if benchmark != "average":  # the paper's own, else the first two of ours
-                tasks = [task for task, name in benchmarks(scores).items() if name == benchmark] or tasks[row : row + 1]
-            ours, theirs = (figure.add_subplot(3, 2, 2 * row + column) for column in (1, 2))
-            found = estimates(scores, [*models, "spin-1"], tasks) if tasks else {}
-            _points(ours, range(6), [found.get(model) for model in models], COLOURS["spin-0"])
-            theirs.plot(range(6), printed.loc[benchmark]["score"], color=INK, **_HOLLOW)
-            _reference(theirs, float(printed.loc[benchmark]["reference"].iloc[0]), INK)
-            if "spin-1" in found:
-                _reference(ours, found["spin-1"].difference, COLOURS["spin-1"])
-            name = published.BENCHMARK_LABELS[benchmark]
-            ours.set_title(_fitted(f"{name if benchmark in ('average', *tasks) else _named(tasks)} (ours)"))
-            theirs.set_title(f"{name} (paper)")
-            ours.set_ylabel("points")
-            for ax in (ours, theirs):
-                ax.set_xticks(range(6))
-                ax.set_xlabel("epoch of iteration 0" if row == 2 else "")
-            _frame_panels(ours, theirs, bool(found), "no evaluations")
-            note = _note(scores, found, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
-        footnote(figure, note)
+    figure = new_figure(4.9)
+    for row, benchmark in enumerate(("arc", "truthfulqa", "average")):
+        tasks = judged(scores)
+        if benchmark != "average":  # the paper's own, else the first two of ours
+            tasks = [task for task, name in benchmarks(scores).items() if name == benchmark] or tasks[row : row + 1]
+        ours, theirs = (figure.add_subplot(3, 2, 2 * row + column) for column in (1, 2))
+        found = estimates(scores, [*models, "spin-1"], tasks) if tasks else {}
+        _points(ours, range(6), models, found, COLOURS["spin-0"])
+        theirs.plot(range(6), printed.loc[benchmark]["score"], color=INK, **_HOLLOW)
+        _reference(theirs, float(printed.loc[benchmark]["reference"].iloc[0]), INK)
+        if "spin-1" in found:
+            _reference(ours, found["spin-1"].difference, COLOURS["spin-1"])
+        name = published.BENCHMARK_LABELS[benchmark]
+        title = f"{name if benchmark in ('average', *tasks) else _named(tasks)} (ours)"
+        ours.set(title=textwrap.fill(title, 24), ylabel="points")  # as long as half a column
+        theirs.set_title(f"{name} (paper)")
+        for ax in (ours, theirs):
+            ax.set(xticks=range(6), xlabel="epoch of iteration 0" if row == 2 else "")
+        _frame_panels(ours, theirs, bool(found), "no evaluations")
+        note = _note(scores, found, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
+    footnote(figure, note)
     return figure
 
 
+@style()
 def figure5(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     """Figure 5: prompts used by one epoch of SPIN against more epochs of SFT. Arguments as in `figure4`.
 
@@ -185,37 +172,32 @@ def figure5(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     """
     spin = ("sft", "spin-0-rows-14", "spin-0-rows-26", "spin-0-epoch-1")
     more = ("sft", "sft-more-1", "sft-more-2")
-    places = {"SPIN": (0, 1, 2, 3), "SFT": (0, 4, 5)}
     tasks = judged(scores)
     found = estimates(scores, (*spin, *more[1:]), tasks)
     sizes = published.training_sizes()
-    with style():
-        figure = new_figure(3.9)
-        ours, theirs = figure.subplots(2, 1)
-        lines = (("SFT", more, COLOURS["sft-more"], "s"), ("SPIN", spin, COLOURS["spin-2"], "o"))
-        for method, models, tint, marker in lines:
-            _points(ours, places[method], [found.get(model) for model in models], tint, marker)
-            values = sizes[sizes["method"] == method]["average"].tolist()
-            theirs.plot(places[method], values, color=tint, **(_HOLLOW | {"marker": marker}))
-            for place, (x, value) in enumerate(zip(places[method], values, strict=True)):
-                above = (place == 0) == (method == "SFT")  # the two start at nearly the same point
-                _value(theirs, x, value, f"{value:.2f}", above=above)
-            offset = (5, 2) if method == "SFT" else (16, 5)
-            theirs.annotate(method, (places[method][-1], values[-1]), offset, textcoords="offset points", color=tint)
-            last = found.get(models[-1])
-            if last:
-                end = (places[method][-1], last.difference)
-                ours.annotate(method, end, (5, 2), textcoords="offset points", color=tint)
-        ours.set_title(f"{ours_of(profile)}: mean of {len(tasks)} tasks")
-        theirs.set_title("Paper: mean of the six leaderboard benchmarks")
-        ours.set_xticks(range(6), ["0", "14/50", "26/50", "all", "+1 ep.", "+2 ep."])
-        theirs.set_xticks(range(6), ["0", "14k", "26k", "50k", "200k", "400k"])
-        for ax in (ours, theirs):
-            ax.set_ylabel("points")
-            ax.set_xlim(-0.4, 5.75)
-        theirs.set_xlabel("prompts seen by SPIN; further rows seen by SFT")
-        _frame_panels(ours, theirs, bool(found), "no evaluations")
-        footnote(figure, _note(scores, found, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
+    figure = new_figure(3.9)
+    ours, theirs = figure.subplots(2, 1)
+    lines = (("SFT", more, (0, 4, 5), "sft-more", "s"), ("SPIN", spin, (0, 1, 2, 3), "spin-2", "o"))
+    for method, models, places, tint, marker in lines:
+        _points(ours, places, models, found, COLOURS[tint], marker)
+        values = sizes[sizes["method"] == method]["average"].tolist()
+        theirs.plot(places, values, color=COLOURS[tint], **(_HOLLOW | {"marker": marker}))
+        for place, (x, value) in enumerate(zip(places, values, strict=True)):
+            above = (place == 0) == (method == "SFT")  # the two start at nearly the same point
+            offset, align = ((0, 5), "center") if above else ((4, -9), "left")
+            theirs.annotate(f"{value:.2f}", (x, value), offset, ha=align, fontsize=6, **_OFFSET)
+        theirs.annotate(
+            method, (places[-1], values[-1]), (5, 2) if method == "SFT" else (16, 5), color=COLOURS[tint], **_OFFSET
+        )
+        if models[-1] in found:
+            ours.annotate(method, (places[-1], found[models[-1]].difference), (5, 2), color=COLOURS[tint], **_OFFSET)
+    ours.set(title=f"{ours_of(profile)}: mean of {len(tasks)} tasks", ylabel="points", xlim=(-0.4, 5.75))
+    ours.set_xticks(range(6), ["0", "14/50", "26/50", "all", "+1 ep.", "+2 ep."])
+    theirs.set(title="Paper: mean of the six leaderboard benchmarks", ylabel="points", xlim=(-0.4, 5.75))
+    theirs.set_xticks(range(6), ["0", "14k", "26k", "50k", "200k", "400k"])
+    theirs.set_xlabel("prompts seen by SPIN; further rows seen by SFT")
+    _frame_panels(ours, theirs, bool(found), "no evaluations")
+    footnote(figure, _note(scores, found, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
     return figure
 
 
@@ -247,44 +229,42 @@ def estimates(
 
 
 def _points(
-    axes: Axes, places: Sequence[float] | np.ndarray, estimates: Sequence[Estimate | None], tint: str, marker: str = "o"
+    axes: Axes,
+    places: Sequence[float] | np.ndarray,
+    models: Sequence[str],
+    found: Mapping[str, Estimate],
+    tint: str,
+    marker: str = "o",
 ) -> None:
     """A solid line with filled markers and interval bars; it breaks where a model is missing."""
-    means = [np.nan if estimate is None else estimate.difference for estimate in estimates]
+    means = [found[model].difference if model in found else np.nan for model in models]
     axes.plot(places, means, color=tint, marker=marker, zorder=3)
-    for x, estimate in zip(places, estimates, strict=True):
-        if estimate is not None:
-            axes.plot([x, x], [estimate.low, estimate.high], color=tint, lw=0.9, zorder=2)
+    for x, model in zip(places, models, strict=True):
+        if model in found:
+            axes.plot([x, x], [found[model].low, found[model].high], color=tint, lw=0.9, zorder=2)
 
 
 def _ends(axes: Axes, values: Sequence[float], digits: int) -> None:
     """The first and the last value, on the outer sides of their points, clear of line and intervals."""
     known = [x for x, value in enumerate(values) if not np.isnan(value)]
-    for x, place, align in ((known[0], (-5, 0), "right"), (known[-1], (5, 0), "left")) if known else ():
+    for x, place, align in ((known[0], -5, "right"), (known[-1], 5, "left")) if known else ():
         text = f"{values[x]:.{digits}f}"
-        axes.annotate(text, (x, values[x]), place, textcoords="offset points", ha=align, va="center", fontsize=6)
+        axes.annotate(text, (x, values[x]), (place, 0), ha=align, va="center", fontsize=6, **_OFFSET)
 
 
 def _name_ends(axes: Axes, ours: float | None, theirs: float) -> None:
     """Say which line is whose, at their ends: the upper name above, the lower one below, so that they never meet."""
     above = ours is None or theirs >= ours
-    names = [("paper", theirs, INK, above)]
-    if ours is not None:
-        names.append(("ours", ours, COLOURS["spin-2"], not above))
-    for name, y, tint, up in names:
-        place, align = ((7, 1), "bottom") if up else ((7, -1), "top")
-        axes.annotate(name, (4, y), place, textcoords="offset points", va=align, fontsize=6, color=tint)
-
-
-def _value(axes: Axes, x: float, y: float, text: str, *, above: bool = False) -> None:
-    place, align = ((0, 5), "center") if above else ((4, -9), "left")
-    axes.annotate(text, (x, y), place, textcoords="offset points", ha=align, fontsize=6)
+    for name, y, tint, up in (("paper", theirs, INK, above), ("ours", ours, COLOURS["spin-2"], not above)):
+        if y is not None:
+            place, align = ((7, 1), "bottom") if up else ((7, -1), "top")
+            axes.annotate(name, (4, y), place, va=align, fontsize=6, color=tint, **_OFFSET)
 
 
 def _reference(axes: Axes, y: float, tint: str) -> None:
     axes.axhline(y, color=tint, ls=":", lw=1.2)
     place = axes.get_yaxis_transform()  # next to the panel, clear of the points
-    axes.annotate("iter. 1", (1, y), (2, 0), place, "offset points", va="center", fontsize=6, color=tint)
+    axes.annotate("iter. 1", (1, y), (2, 0), place, va="center", fontsize=6, color=tint, **_OFFSET)
 
 
 def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str) -> None:
@@ -295,36 +275,14 @@ def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str) -> None:
         say_why_empty(ours, reason)
 
 
-def _model_legend(figure: Figure, models: Sequence[str]) -> None:
-    patches = [Patch(fc=colour(model), hatch=HATCHES.get(model), ec="white", lw=0) for model in models]
-    names = [label(model).replace("SPIN iteration", "SPIN iter.") for model in models]
-    figure.legend(patches, names, loc="outside upper center", ncols=3, handlelength=1.2, columnspacing=1.2)
-
-
 def _named(tasks: Sequence[str]) -> str:
     return drawable(", ".join(tasks).replace("_", " "))
 
 
-def _wrapped(tasks: Sequence[str]) -> str:
-    return _named(tasks).replace(" ", "\n", 1)
-
-
-def _fitted(title: str) -> str:
-    """Broken into lines that fit above half a column."""
-    return textwrap.fill(title, 24)
-
-
 def _note(scores: pd.DataFrame, found: Collection[str], wanted: Sequence[str], reading: str) -> str:
-    """What the interval bars cover, which models have fewer seeds or are missing, and how to read the figure; empty if
-    none of our results are drawn."""
+    """What the interval bars cover and how to read the figure; empty if none of our results are drawn."""
     if not found:
         return ""
     drawn = [model for model in wanted if model in found]
-    missing = [label(model) for model in wanted if model not in found]
-    sentences = [
-        f"{footnotes.intervals(scores, drawn)}; the paper gives none.",
-        footnotes.fewer_seeds(scores, drawn),
-        reading,
-        f"Not run: {'; '.join(missing)}." if missing else "",
-    ]
-    return " ".join(filter(None, sentences))
+    missing = footnotes.missing(wanted, found)
+    return footnotes.note("figure", scores=scores, drawn=drawn, reading=reading, missing=missing)

@@ -1,4 +1,4 @@
-"""Notes below tables and figures: what their intervals cover, and which models have fewer training seeds.
+"""Words from files in `templates/`: whole pages, and notes below tables and figures.
 
 A level is a mean over all training seeds that its model has, and a gain over those that both of its models have, so
 that a number is the same in every table, figure and verdict. Neighbouring models may then rest on different seeds;
@@ -7,12 +7,32 @@ the note below them says which.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import jinja2
 import pandas as pd
 
 from spin_utils.paper.statistics import sources
 from spin_utils.settings.names import label
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a file in `templates/`. In those of HTML every value is escaped."""
+    return _PAGES.get_template(template).render(**values)
+
+
+def notes(name: str, **values: Any) -> list[str]:
+    """The notes of one macro of `templates/notes.j2`, each once."""
+    text = str(getattr(_NOTES.module, name)(**values))
+    lines = (re.sub(" +", " ", line).strip() for line in text.splitlines())
+    return list(dict.fromkeys(filter(None, lines)))
+
+
+def note(name: str, **values: Any) -> str:
+    """The same as one paragraph."""
+    return " ".join(notes(name, **values))
 
 
 def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items", group: str = "task") -> str:
@@ -28,8 +48,7 @@ def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items"
     if shown.empty:
         return ""
     sizes = shown.groupby("task")["id"].nunique()
-    least, most = int(sizes.min()), int(sizes.max())
-    each = "" if len(sizes) == 1 else f" ({least if least == most else f'{least} to {most}'} per {group})"
+    each = f" ({' to '.join(map(str, sorted({sizes.min(), sizes.max()})))} per {group})" if len(sizes) > 1 else ""
     seeds = shown["seed"].nunique()
     drawn = f" and {seeds} training seeds" if seeds > 1 else "; one training seed (its variation is not covered)"
     found = sum(len(set(sources(sorted(map(str, items.unique()))))) for _, items in shown.groupby("task")["id"])
@@ -44,8 +63,7 @@ def fewer_seeds(table: pd.DataFrame, models: Iterable[str]) -> str:
         table: Long table with `seed` and `model`.
         models: Those that are shown; any that the table does not have are left out.
     """
-    runs = table[["model", "seed"]].drop_duplicates()
-    seeds = {model: sorted(runs["seed"][runs["model"] == model]) for model in models}
+    seeds = {model: sorted(table["seed"][table["model"] == model].unique()) for model in models}
     every = sorted({seed for found in seeds.values() for seed in found})
     lacking = [
         f"{label(model)} ({', '.join(map(str, found))})" for model, found in seeds.items() if found and found != every
@@ -61,24 +79,39 @@ def fewer_seeds(table: pd.DataFrame, models: Iterable[str]) -> str:
 
 def grading(grades: pd.DataFrame) -> str:
     """Who graded, what was graded, and how many answers were left out."""
-    versions = "; ".join(sorted(set(grades["judge_models"]) - {""}))
-    questions = grades["id"].str.partition("/")[0].nunique()
-    text = (
-        f"MT-Bench: {questions} questions of two turns, each answer graded 1 to 10 by {grades['judge'].iloc[0]}"
-        f"{f' (answering as {versions})' if versions else ''}; mean of all grades, differences on the answers graded "
-        f"for both models. {_intervals_of_grades(grades)} The paper does not say which version of its judge it used."
+    ungraded = grades[grades["status"] != "graded"].groupby(["model", "status"], sort=False).size()
+    return note(
+        "judge",
+        grades=grades,
+        questions=grades["id"].str.partition("/")[0].nunique(),
+        versions=sorted(set(grades["judge_models"]) - {""}),
+        by_question=grades.assign(task="MT-Bench", id=grades["id"].str.partition("/")[0]),  # of two turns each
+        models=list(dict.fromkeys(grades["model"])),
+        ungraded=ungraded.unstack(fill_value=0).reindex(columns=["refused", "unparsable"], fill_value=0),
     )
-    missing = []
-    for model, statuses in grades.groupby("model", sort=False)["status"]:
-        refused, unparsable = (int((statuses == status).sum()) for status in ("refused", "unparsable"))
-        if refused or unparsable:
-            missing.append(f"{label(str(model))}: {refused} refused by the judge, {unparsable} without a rating")
-    return text + (f" Not graded and left out: {'; '.join(missing)}." if missing else "")
 
 
-def _intervals_of_grades(grades: pd.DataFrame) -> str:
-    """What the intervals of grades cover, and which models have fewer training seeds."""
-    models = list(dict.fromkeys(grades["model"]))
-    drawn = grades.assign(task="MT-Bench", id=grades["id"].str.partition("/")[0])  # both turns of a question together
-    sentences = [f"{intervals(drawn, models, unit='questions')}.", fewer_seeds(grades, models)]
-    return " ".join(filter(None, sentences))
+def missing(models: Sequence[str], found: Iterable[str]) -> list[str]:
+    """Labels of the models that were not found."""
+    return [label(model) for model in models if model not in set(found)]
+
+
+_LOADER = jinja2.PackageLoader("spin_utils.drawing")
+_PAGES = jinja2.Environment(
+    loader=_LOADER,
+    autoescape=jinja2.select_autoescape(["html.j2"]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_NOTES = jinja2.Environment(loader=_LOADER, undefined=jinja2.StrictUndefined).get_template(
+    "notes.j2",
+    globals={
+        "label": label,
+        "intervals": intervals,
+        "fewer_seeds": fewer_seeds,
+        "grading": grading,
+        "listed": lambda names: " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])),
+        "minus": lambda text: text.replace("-", "−"),
+    },
+)

@@ -22,6 +22,7 @@ CRITICAL_BETA = 0.5
 """Below it an exact iteration overshoots the data: the gap is multiplied by |1 - 1/beta| > 1 (Theorem 5.4)."""
 
 
+@style()
 def map_figure(summary: pd.DataFrame) -> Figure:
     """Draw the map: each cell's value, in bold if its 95 % interval excludes no effect, and Theorem 5.4's line.
 
@@ -32,25 +33,24 @@ def map_figure(summary: pd.DataFrame) -> Figure:
     betas, steps = sorted(cells["beta"].unique()), sorted(cells["steps"].unique())
     shown = {measure: title for measure, title in PANELS.items() if measure in cells}
     rows = -(-len(shown) // 2)
-    with style():
-        figure = new_figure(1.8 * rows, 6.9)
-        panels = figure.subplots(rows, 2, sharex=True, sharey=True).flat
-        for axes, (measure, title) in zip(panels, shown.items(), strict=True):
-            _panel(axes, cells, measure, betas, steps)
-            axes.set_title(title)
-        for axes in figure.axes[-2:]:
-            axes.set_xticks(range(len(steps)), [f"{n}" for n in steps])
-            axes.set_xlabel(f"optimizer steps at learning rate {cells['rate'].iloc[0]:g}")
-        for axes in figure.axes[::2]:
-            axes.set_yticks(range(len(betas)), [f"{beta:g}" for beta in betas])
-            axes.set_ylabel("beta")
-        fewest, most = cells["seeds"].min(), cells["seeds"].max()
-        seeds = f"{most} training seed{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
-        footnote(
-            figure,
-            f"{seeds}. Bold: the 95 % interval excludes no effect (50 % told apart, 0 points). Dashed: beta 1/2, "
-            "below which an exact iteration overshoots (Theorem 5.4).",
-        )
+    figure = new_figure(1.8 * rows, 6.9)
+    panels = figure.subplots(rows, 2, sharex=True, sharey=True).flat
+    for axes, (measure, title) in zip(panels, shown.items(), strict=True):
+        _panel(axes, cells, measure, betas, steps)
+        axes.set_title(title)
+    for axes in figure.axes[-2:]:
+        axes.set_xticks(range(len(steps)), [f"{n}" for n in steps])
+        axes.set_xlabel(f"optimizer steps at learning rate {cells['rate'].iloc[0]:g}")
+    for axes in figure.axes[::2]:
+        axes.set_yticks(range(len(betas)), [f"{beta:g}" for beta in betas])
+        axes.set_ylabel("beta")
+    fewest, most = cells["seeds"].min(), cells["seeds"].max()
+    seeds = f"{most} training seed{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
+    footnote(
+        figure,
+        f"{seeds}. Bold: the 95 % interval excludes no effect (50 % told apart, 0 points). Dashed: beta 1/2, "
+        "below which an exact iteration overshoots (Theorem 5.4).",
+    )
     return figure
 
 

@@ -1,25 +1,36 @@
-"""One HTML page of a reproduction: verdicts, tables, figures, and where they come from.
+"""A run in words: one HTML page of verdicts, tables, figures and provenance, and the README's results.
 
-Everything is inside the file, so it opens without the network. All text is escaped: model output is shown
+Everything is inside the page, so it opens without the network. All text in it is escaped: model output is shown
 verbatim and never rendered.
 """
 
 from __future__ import annotations
 
-import base64
+from base64 import b64encode
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+<<<<<<< HEAD
 from spin_utils.drawing import draw
 from spin_utils.drawing.page import render
 from spin_utils.experiment import publish
+=======
+from spin_utils.drawing import draw, footnotes, tables
+from spin_utils.drawing.footnotes import render
+from spin_utils.drawing.tables import DASH, minus
+from spin_utils.experiment import clock, protocol, publish
+>>>>>>> 982094c (Drawing: notes and styles in files, shared helpers instead of copies; the README's section moves into report)
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
-from spin_utils.paper import claims, generations, results
+from spin_utils.paper import claims, generations, published, results
+from spin_utils.paper.statistics import StatisticsError, paired
 from spin_utils.settings.names import label, main_chain
 from spin_utils.settings.run import Profile
 
+BEGIN = "<!-- results: written by `spin-repro figures --readme`, do not edit -->"
+END = "<!-- end of results -->"
 FIGURES = {
     "figure2": "Figure 2. Average score by iteration",
     "figure3": "Figure 3. SFT, DPO and SPIN by benchmark",
@@ -41,46 +52,123 @@ def write(profile: Profile) -> list[Path]:
     """
     drawn = draw.compose(profile)
     written = draw.write(drawn, profile)
-    scores = drawn.scores
-    measured = list(dict.fromkeys(scores["model"]))
+    measured = list(dict.fromkeys(drawn.scores["model"]))
     last = next((step for step in reversed(main_chain(profile.spin.iterations)) if step in measured), measured[-1])
-    traced = sorted(int(seed) for seed in scores["seed"][scores["model"] == last].unique())
-    heldout = results.load_heldout(paths.results(profile.name))
-    wholes = [finding for finding in drawn.findings if finding.id.startswith(("table-", "figure-"))]
+    traced = sorted(drawn.scores["seed"][drawn.scores["model"] == last].unique())
+    folder, figures, facts = paths.results(profile.name), paths.figures(profile.name), draw.facts(profile, drawn)
     page = render(
         "report.html.j2",
-        profile=profile.name,
-        items=scores.groupby("task")["id"].nunique().sum(),
-        tasks=scores["task"].nunique(),
-        seeds=sorted(int(seed) for seed in scores["seed"].unique()),
-        tally=claims.tally(finding.verdict for finding in drawn.findings),
+        **facts,
         rule=claims.rule(drawn.findings).replace("*", "").replace("`", ""),
+<<<<<<< HEAD
         entry=generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
         speed=_speed(results.load_training(paths.results(profile.name))),
         protocol=publish.protocol(profile.name),
         wholes=wholes,
         claims=[finding for finding in drawn.findings if finding not in wholes],
+=======
+        speed=_speed(results.load_training(folder)),
+        protocol=protocol.describe(profile.name),
+        claims=[finding for finding in drawn.findings if finding not in facts["wholes"]],
+>>>>>>> 982094c (Drawing: notes and styles in files, shared helpers instead of copies; the README's section moves into report)
         shown=claims.shown,
         with_interval=claims.with_interval,
-        figures=[(title, _encoded(paths.figures(profile.name) / f"{name}.png")) for name, title in FIGURES.items()],
+        figures=[(title, b64encode((figures / f"{n}.png").read_bytes()).decode()) for n, title in FIGURES.items()],
         tables=drawn.tables,
-        agreement=draw.compared(profile, scores),
         label=label,
         last=label(last),
-        chains=[publish.describe_provenance(profile.name, seed, last) for seed in traced],
+        chains=[publish.describe_provenance(profile.name, int(seed), last) for seed in traced],
     )
-    path = paths.results(profile.name) / "report.html"
-    write_text(path, page + "\n")
-    return [*written, path]
+    write_text(folder / "report.html", page + "\n")
+    return [*written, folder / "report.html"]
 
 
 def _speed(training: pd.DataFrame) -> str:
     """The share of the machine's matrix rate that training reached; empty if no run was long enough to measure."""
-    if "matrix_share" not in training:
+    if "matrix_share" not in training or training["matrix_share"].isna().all():
         return ""
-    shares = training["matrix_share"].dropna().sort_values()
-    return f"{shares.iloc[0]:.0%} to {shares.iloc[-1]:.0%}" if len(shares) else ""
+    return f"{training['matrix_share'].min():.0%} to {training['matrix_share'].max():.0%}"
 
 
-def _encoded(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii")
+def section(profile: Profile) -> str:
+    """Averages and gains over SFT of every iteration and of the SFT control, next to the paper's, as Markdown.
+
+    Raises:
+        ResultsError: SFT was not evaluated, or nothing was judged yet.
+    """
+    folder = paths.results(profile.name)
+    scores = draw.scores(profile)
+    tasks = tables.benchmarks(scores)
+    scores = scores[scores["task"].isin(results.judged(scores))]
+    measured = set(scores["model"])
+    if "sft" not in measured:
+        raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, the baseline; evaluate it")
+    chain = [name for name in main_chain(profile.spin.iterations) if name in measured]
+    control = [name for epoch in range(1, profile.sft_more + 1) if (name := f"sft-more-{epoch}") in measured]
+    rows, last = chain + control, chain[-1]
+    compared = [name for name in control if _gain(scores, last, name)][-1:]
+    heldout = results.load_heldout(folder)
+    seeds = sorted(int(seed) for seed in scores[scores["model"].isin(rows)]["seed"].unique())
+    judged = claims.read(folder).set_index("id")["verdict"]
+    exact = judged.index.isin([row.id for row in claims.registry() if row.compute == "theory"])
+    return render(
+        "readme.md.j2",
+        profile=profile.name,
+        rows=[_row(scores, model) for model in rows],
+        paper_gain=(published.score("spin-3", "average") or 0.0) - (published.score("sft", "average") or 0.0),
+        gain=_gain(scores, last, "sft"),
+        items=scores.groupby("task")["id"].nunique().sum(),
+        tasks=scores["task"].nunique(),
+        seeds=seeds,
+        notes=[footnotes.fewer_seeds(scores, rows), draw.not_the_papers(profile, tasks)],
+        last=label(last),
+        control=label(compared[0]) if compared else "",
+        margin=_gain(scores, last, compared[0]) if compared else "",
+        more_sft=_more_sft(scores, last, compared[0]) if compared else "",
+        entry=generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
+        minutes=sum(clock.expected_seconds(profile.name).values()) / 60,
+        machine=clock.measured_on(profile.name),
+        measured=judged[~exact],
+        theory=judged[exact],
+        tally=claims.tally,
+    )
+
+
+def update(profile: Profile, readme: Path) -> None:
+    """Write the section between its markers; the same results give the same bytes."""
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or END not in text.partition(BEGIN)[2]:
+        raise results.ResultsError(f"{readme}: no place for the table; restore the lines {BEGIN} and {END}")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    write_text(readme, f"{before}{BEGIN}\n{section(profile)}\n{END}{after}")
+
+
+def _row(scores: pd.DataFrame, model: str) -> Sequence[str]:
+    """A model's average and its gain over SFT, ours and the paper's."""
+    gain = "" if model == "sft" else _gain(scores, model, "sft") or DASH
+    printed, base = published.score(model, "average"), published.score("sft", "average") or 0.0
+    theirs = (DASH, DASH) if printed is None else (f"{printed:.2f}", "" if model == "sft" else f"{printed - base:+.2f}")
+    return label(model), _points(scores, {model: 1}), gain, *map(minus, theirs)
+
+
+def _more_sft(scores: pd.DataFrame, model: str, control: str) -> str:
+    """How the control compares."""
+    difference = paired(scores, {model: 1, control: -1})
+    if difference.low > 0:
+        return "does worse"
+    return "does better" if difference.high < 0 else "does about as well"
+
+
+def _gain(scores: pd.DataFrame, model: str, other: str) -> str:
+    """Points of a model over another; empty where no training seed has both."""
+    try:
+        return _points(scores, {model: 1, other: -1}, "+")
+    except StatisticsError:
+        return ""
+
+
+def _points(scores: pd.DataFrame, contrast: dict[str, float], sign: str = "") -> str:
+    """A contrast in points with its interval."""
+    points = paired(scores, contrast).times(100)
+    return minus(f"{points.difference:{sign}.1f} [{points.low:{sign}.1f}, {points.high:{sign}.1f}]")

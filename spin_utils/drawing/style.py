@@ -11,14 +11,12 @@ from __future__ import annotations
 import io
 import textwrap
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-import numpy as np
+import matplotlib.style
 from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,48 +51,13 @@ REAL, GENERATED = ITERATES[2], COLOURS["spin-3-dpo"]
 FONT, FIXED_WIDTH = "DejaVu Sans", "DejaVu Sans Mono"
 """They ship with matplotlib, so every machine has them."""
 
-_STYLE: dict[str, Any] = {
-    "font.family": FONT,
-    "text.parse_math": False,  # dollar signs are in names and texts of users
-    "font.size": 7,
-    "axes.titlesize": 7,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 6.5,
-    "legend.frameon": False,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": False,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-    "hatch.linewidth": 0.5,
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "spin",  # names inside are drawn by chance otherwise
-    "savefig.dpi": 300,
-    "figure.constrained_layout.h_pad": 0.03,
-    "figure.constrained_layout.w_pad": 0.03,
-}
+_STYLE = Path(__file__).parent / "templates" / "spin.mplstyle"
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """The kit's settings of matplotlib, for the duration of a block, from the defaults and not the user's file."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        for name, value in _STYLE.items():
-            matplotlib.rcParams[name] = value  # type: ignore[index]
+    with matplotlib.style.context(["default", _STYLE]):
         yield
 
 
@@ -160,35 +123,6 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
             else:
                 paths.append(path)
     return paths
-
-
-def radar_axes(figure: Figure, place: Any, names: Sequence[str], ticks: Sequence[int]) -> tuple[Axes, Any]:
-    """A round panel with an axis for each name, clockwise from the top, and the angles of a closed line around it.
-
-    Args:
-        figure: that the panel is added to.
-        place: in the figure, as `add_subplot` takes it.
-        names: of the axes.
-        ticks: rings that are drawn and labelled; the last is the rim.
-    """
-    axes = figure.add_subplot(place, projection="polar")
-    axes.set_theta_zero_location("N")  # type: ignore[attr-defined]
-    axes.set_theta_direction(-1)  # type: ignore[attr-defined]
-    angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
-    axes.set_xticks(angles, names, fontsize=6)
-    for text, angle in zip(axes.get_xticklabels(), angles, strict=True):
-        side = np.sin(angle)
-        text.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
-    axes.tick_params(axis="x", pad=-1)
-    axes.set_ylim(0, ticks[-1])
-    axes.set_yticks(ticks, [""] * len(ticks))
-    ground: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
-    for ring in ticks:  # above the lines that will cross them
-        word = axes.text(np.pi / len(names), ring, str(ring), fontsize=5.5, color="#5c5c5c", bbox=ground, zorder=5)
-        word.set(ha="center", va="center")
-    axes.grid(color="#d9d9d9", lw=0.4)
-    axes.spines["polar"].set(color=FAINT, lw=0.6)
-    return axes, np.append(angles, angles[0])
 
 
 def drawable(text: str, font: str = FONT) -> str:

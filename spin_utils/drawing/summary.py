@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import textwrap
+from base64 import b64decode
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
@@ -14,18 +14,16 @@ from matplotlib.image import imread
 
 from spin_utils.drawing import draw, tables
 from spin_utils.drawing.report import FIGURES
-from spin_utils.drawing.style import FIXED_WIDTH, INK, drawable, style
+from spin_utils.drawing.style import FIXED_WIDTH, FORMATS, INK, drawable, png, style
 from spin_utils.files import paths
 from spin_utils.files.disk import replacing
-from spin_utils.paper import claims, generations, results
+from spin_utils.paper import results
 from spin_utils.settings.run import Profile
 
 _A4 = (8.27, 11.69)
 _MARGIN = 0.07
 """Of the page, on each side."""
 _DPI = 220
-_DOCUMENT: dict[str, Any] = {"CreationDate": None, "Creator": None, "Producer": None}
-"""What the file does not say, so that the same results give the same bytes."""
 
 
 def write(profile: Profile) -> Path:
@@ -36,24 +34,21 @@ def write(profile: Profile) -> Path:
     """
     drawn = draw.compose(profile)
     path = paths.results(profile.name) / "summary.pdf"
-    with style(), replacing(path) as partial, PdfPages(partial, metadata=dict(_DOCUMENT)) as pages:
+    with style(), replacing(path) as partial, PdfPages(partial, metadata=dict(FORMATS["pdf"])) as pages:
         for page in (_first(profile, drawn), _second(profile, drawn)):
             pages.savefig(page)
     return path
 
 
 def _first(profile: Profile, drawn: draw.Drawing) -> Figure:
-    scores = drawn.scores
-    seeds = scores["seed"].nunique()
-    items = scores.groupby("task")["id"].nunique().sum()
-    heldout = results.load_heldout(paths.results(profile.name))
-    compared = draw.compared(profile, scores)
+    facts = draw.facts(profile, drawn)
+    seeds = len(facts["seeds"])
     told = [
-        f"{items} held-out items of {scores['task'].nunique()} tasks, {seeds} training seed{'s' * (seeds > 1)}. "
-        + draw.not_the_papers(profile, tables.benchmarks(scores)),
-        f"Tables, figures and claims of the paper: {claims.tally(finding.verdict for finding in drawn.findings)}.",
-        f"Entry test: {generations.entry_test(heldout)[1]}." if "spin-0" in set(heldout["model"]) else "",
-        compared.statement if compared else "",
+        f"{facts['items']} held-out items of {facts['tasks']} tasks, {seeds} training seed{'s' * (seeds > 1)}. "
+        + draw.not_the_papers(profile, tables.benchmarks(drawn.scores)),
+        f"Tables, figures and claims of the paper: {facts['tally']}.",
+        f"Entry test: {facts['entry']}." if facts["entry"] else "",
+        facts["agreement"].statement if facts["agreement"] else "",
     ]
     page = Figure(figsize=_A4)
     page.text(_MARGIN, 0.95, f"SPIN, reproduced at the profile {drawable(profile.name)}", fontsize=16, weight="bold")
@@ -63,8 +58,7 @@ def _first(profile: Profile, drawn: draw.Drawing) -> Figure:
     _table(_axes(page, 0.60, 0.185), drawn.tables[3])
     _picture(page, drawn, "figure2", 0, 0.645)
     _picture(page, drawn, "figure5", 1, 0.645)
-    wholes = [finding for finding in drawn.findings if finding.id.startswith(("table-", "figure-"))]
-    lines = [f"{finding.verdict:<15} {finding.statement} ({finding.reason})" for finding in wholes]
+    lines = [f"{finding.verdict:<15} {finding.statement} ({finding.reason})" for finding in facts["wholes"]]
     text = "\n".join(textwrap.fill(drawable(line), 122, subsequent_indent=" " * 16) for line in lines)
     page.text(_MARGIN, 0.26, "Tables and figures, one by one", fontsize=9, weight="bold")
     page.text(_MARGIN, 0.25, text, fontsize=6.2, va="top", linespacing=1.4, family=FIXED_WIDTH)
@@ -106,9 +100,7 @@ def _table(axes: Axes, table: tables.Table) -> None:
 
 def _picture(page: Figure, drawn: draw.Drawing, name: str, column: int, top: float) -> None:
     """A figure of the run in one of two columns, as wide as that, below its title."""
-    buffer = io.BytesIO()
-    drawn.figures[name].savefig(buffer, format="png", dpi=_DPI)
-    picture = imread(io.BytesIO(buffer.getvalue()))
+    picture = imread(io.BytesIO(b64decode(png(drawn.figures[name], _DPI))))
     width = 0.5 - _MARGIN - 0.01
     height = width * _A4[0] / _A4[1] * picture.shape[0] / picture.shape[1]
     axes = _axes(page, top - height, height, _MARGIN + column * (width + 0.02), width)

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -39,21 +38,8 @@ from spin_utils.settings.names import ModelName, iterates, label
 
 DASH = "—"
 
-COLUMNS = (
-    "row",
-    "column",
-    "quantity",
-    "value",
-    "low",
-    "high",
-    "paper",
-    "difference",
-    "verdict",
-    "size_verdict",
-    "n",
-    "seeds",
-    "reason",
-)
+COLUMNS = ["row", "column", "quantity", "value", "low", "high", "paper", "difference"]
+COLUMNS += ["verdict", "size_verdict", "n", "seeds", "reason"]
 """Columns of the long form. `difference` is ours minus the paper's; `verdict` judges whether a gain has the paper's
 sign, `size_verdict` whether it has the paper's size; `reason` explains why a value is missing."""
 
@@ -92,21 +78,8 @@ class Table:
         return markdown(self)
 
 
-_ZERO_SHOT = (
-    "Here BB-causal, BB-formal and BB-sports are the zero-shot tasks of Big-Bench, answered by the most likely choice; "
-    "the paper uses their subsets in Big-Bench-Hard, with three worked examples."
-)
-
-_GAINS = (
-    "Gain: difference of the averages on the same items (paired). Direction: reproduced if the whole interval "
-    f"has the paper's sign, not reproduced if all of it is below a gain of {DIRECTION_MARGIN} points. Size: whether "
-    f"the gain is within {SIZE_MARGIN} points of the paper's, or within half of the paper's gain if that is smaller."
-)
-
 _ITERATIONS = {"spin-0": "sft", "spin-1": "spin-0", "spin-2": "spin-1", "spin-3": "spin-2"}
 """Model and the one its gain is measured against."""
-
-_TIMES_COUNTED = "Generation times include loading; training times are the sum of the optimizer steps."
 
 _SHARED = ("data", "base")
 """Stages whose artifacts all training seeds share."""
@@ -126,15 +99,6 @@ _MEASURES = {
 _REAL = {"real_tokens": "generated_tokens", "real_distinct": "distinct", "real_surprise": "generated_surprise"}
 """Measures of real responses, and the corresponding ones of generated responses."""
 
-_MEASURES_NOTES = (
-    "Token counts include the end token, if any. Similarity: 2 M / (words in both texts), where M is the number of "
-    "words in matching blocks (Python's difflib.SequenceMatcher); identical wording gives 1. Identical: share of "
-    "generations that equal the real response.",
-    "Distinct: share of a response's word bigrams that are distinct. Surprise: -log p per token under the base model, "
-    "in nats (units of the natural logarithm), on held-out prompts.",
-    "Generations are sampled at temperature 1, so part of their distance from the real responses is chance.",
-)
-
 
 def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str] | None = None) -> Table:
     """Table 1: shots, metric and size of each task, then those of the paper's benchmarks.
@@ -153,20 +117,16 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str] | None = None) -
         for name, setting in published.benchmark_settings().loc[list(published.LEADERBOARD)].iterrows()
     ]
     cells, lines = [], []
-    for whose, task, examples, metric, n, chance in rows:
+    for whose, task, *values, chance in rows:
         guessed = "" if chance is None or pd.isna(chance) else f"{100 * chance:.1f}"
-        lines.append((task, whose, str(examples), str(metric), str(n), guessed))
-        for column, value in zip(("few-shot", "metric", "items", "chance"), lines[-1][2:], strict=True):
-            cells.append({"row": task, "column": column, "quantity": "setting"})
-            cells[-1] |= {"value": value} if whose == "ours" else {"paper": value}
-    notes = [
-        "The paper gives the examples and metrics; its numbers of items are the sizes of the public test sets. Chance: "
-        "the score of guessing at random or of always giving the same answer, whichever is higher, in points."
-    ]
-    if "score" in set(tasks["metric"]):
-        notes.append("score: right or wrong according to the row's grader; exact match for rows without one.")
+        shown = (*map(str, values), guessed)
+        lines.append((task, whose, *shown))
+        for column, value in zip(("few-shot", "metric", "items", "chance"), shown, strict=True):
+            place = {"row": task, "column": column, "quantity": "setting"}
+            cells.append({**place, "value" if whose == "ours" else "paper": value})
+    notes = footnotes.notes("table1", scored="score" in set(tasks["metric"]))
     header = ["Task", "", "Few-shot", "Metric", "Items", "Chance"]
-    return finish(1, "Benchmarks: few-shot examples, metric and number of items", header, lines, cells, notes)
+    return _finish(1, "Benchmarks: few-shot examples, metric and number of items", header, lines, cells, notes)
 
 
 def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = True) -> Table:
@@ -184,38 +144,32 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
     cells: list[dict[str, Any]] = []
     lines = []
     for stage in ("generation", "training"):
+        ours: list[dict[str, Any]] = []
         for iteration in range(4):
             minutes = times[(times["stage"] == stage) & (times["iteration"] == iteration)]["seconds"] / 60
-            cell: dict[str, Any] = {"row": stage, "column": f"iteration {iteration}"}
-            cell["paper"] = paper[stage, iteration]
-            cell["quantity"] = "minutes (ours), hours (paper)"
+            ours.append({"row": stage, "column": f"iteration {iteration}", "paper": paper[stage, iteration]})
+            ours[-1]["quantity"] = "minutes (ours), hours (paper)"
             if minutes.empty:
-                cell["reason"] = f"{stage} of iteration {iteration} was not run"
+                ours[-1]["reason"] = f"{stage} of iteration {iteration} was not run"
             else:
-                cell |= {"value": minutes.mean(), "low": minutes.min(), "high": minutes.max(), "seeds": len(minutes)}
-            cells.append(cell)
-        digits = 1 if max(cell.get("value", 0.0) for cell in cells[-4:]) >= 1 else 2  # of minutes
-        ours = [(with_range if cell.get("seeds", 1) > 1 else rounded)(cell, digits=digits) for cell in cells[-4:]]
-        for iteration, hours in enumerate(predicted[stage]):
-            cell = {"row": stage, "column": f"iteration {iteration}", "quantity": "hours (cost model), hours (paper)"}
-            cell |= {"value": hours, "paper": paper[stage, iteration], "difference": hours - paper[stage, iteration]}
-            cells.append(cell)
-        lines.append((stage.capitalize(), "ours, minutes", *ours))
-        lines.append(("", "cost model, hours", *(f"{hours:.2f}" for hours in predicted[stage])))
-        lines.append(("", "paper, hours", *(f"{paper[stage, iteration]:.2f}" for iteration in range(4))))
+                over_seeds = {"low": minutes.min(), "high": minutes.max(), "seeds": len(minutes)}
+                ours[-1] |= {"value": minutes.mean(), **over_seeds}
+        model = [
+            {"row": stage, "column": f"iteration {iteration}", "quantity": "hours (cost model), hours (paper)"}
+            | {"value": hours, "paper": paper[stage, iteration], "difference": hours - paper[stage, iteration]}
+            for iteration, hours in enumerate(predicted[stage])
+        ]
+        cells += [*ours, *model]
+        digits = 1 if max(cell.get("value", 0.0) for cell in ours) >= 1 else 2  # of minutes
+        minutes_shown = (_shown(cell, digits=digits, interval=cell.get("seeds", 1) > 1) for cell in ours)
+        lines.append((stage.capitalize(), "ours, minutes", *minutes_shown))
+        lines.append(("", "cost model, hours", *(f"{cell['value']:.2f}" for cell in model)))
+        lines.append(("", "paper, hours", *(f"{cell['paper']:.2f}" for cell in model)))
     reached = estimate.utilisation(run, architecture, 0, paper["training", 0])
-    notes = (
-        _times_note(cells, machine, alone),
-        f"Cost model: a prediction, not a measurement, for the paper's 7B model and {run.prompts:,} prompts on "
-        f"{run.gpus} A100-80GB GPUs. It counts the operations that the method needs and assumes {run.utilisation:.0%} "
-        f"of peak FLOP/s and {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, real "
-        "and generated response, none of which the paper gives. By the same count, the paper's hours for iteration 0 "
-        f"mean that its training reached {reached:.0%} of peak.",
-        "The paper's hours are for 8 A100-80GB GPUs. To the last digit they equal 6.69 s (generation) and 10 s "
-        "(training) per 64 examples at 49,792 prompts and two epochs, so they were extrapolated from single batches.",
-    )
+    seeds = sorted({cell["seeds"] for cell in cells if "seeds" in cell})
+    notes = footnotes.notes("table2", seeds=seeds, machine=machine, alone=alone, run=run, reached=reached)
     header = ["", "", *(f"Iteration {iteration}" for iteration in range(4))]
-    return finish(2, "Time of generation and training", header, lines, cells, notes)
+    return _finish(2, "Time of generation and training", header, lines, cells, notes)
 
 
 def table3(scores: pd.DataFrame, *, preferences: str = "samples") -> Table:
@@ -223,16 +177,7 @@ def table3(scores: pd.DataFrame, *, preferences: str = "samples") -> Table:
     rows = {"dpo": "sft", "sft": "", **_ITERATIONS, "spin-3-dpo": "spin-3"}
     averages = published.leaderboard()[["average_printed", "average_recomputed"]]
     last, gain = averages.loc["spin-3-dpo"], averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
-    graded = (
-        "DPO here learns from the models' own answers, which the tasks' graders label right or wrong: more "
-        "supervision than SPIN gets. "
-    )
-    note = (
-        f"{graded if preferences == 'samples' else ''}The paper's last row prints an average of "
-        f"{last['average_printed']:.2f} ({gain['average_printed']:+.2f}), "
-        f"but its six cells average {last['average_recomputed']:.2f} ({gain['average_recomputed']:+.2f}): one of these "
-        "numbers is wrong."
-    )
+    note = footnotes.note("table3", preferences=preferences, last=last, gain=gain)
     return _leaderboard(3, "SPIN, DPO, and DPO after SPIN", rows, scores, note)
 
 
@@ -260,33 +205,33 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None) -> Table:
     """
     columns = _columns(scores, published.OTHERS, always=True)
     baselines = {"sft": "", **dict.fromkeys(_all_iterations(scores), "sft")}
+    judged = grades if grades is not None and not grades.empty else None
     cells: list[dict[str, Any]] = []
     lines = []
-    judged = grades is not None and not grades.empty
-    for model, levels, gains in _levels_and_gains(scores, baselines, columns):
-        if grades is not None and judged:  # MT-Bench is the first column
-            levels[0] = _graded(levels[0], _over(model, ""), grades)
-            gains = gains and [_graded(gains[0], _over(model, baselines[model]), grades), *gains[1:]]
+    for model, baseline in baselines.items():
+        levels, gains = _levels_and_gains(scores, model, baseline, columns)
+        if judged is not None:  # MT-Bench is the first column
+            levels[0] = _graded(levels[0], _over(model), judged)
+            gains[:1] = [_graded(gain, _over(model, baseline), judged) for gain in gains[:1]]
         cells += [*levels, *gains]
-        lines.append((label(model), "ours", *map(_shown, levels)))
-        lines.append(("", "paper", *(_printed(cell) for cell in levels)))
+        lines.append((label(model), "ours", *map(_score, levels)))
+        lines.append(("", "paper", *map(_printed, levels)))
         if gains:
-            lines.append(("", "gain, ours", *(_shown(cell, sign=True) for cell in gains)))
+            lines.append(("", "gain, ours", *(_score(cell, sign=True) for cell in gains)))
             lines.append(("", "gain, paper", *(_printed(cell, sign=True) for cell in gains)))
-    notes = [
-        _scores_note(scores, baselines),
-        "Gains are over SFT, on the same items (paired). The paper has no row after iteration 2.",
-        *(
-            [_ZERO_SHOT]
-            if "bb_causal" in benchmarks(scores).values() and "bb_causal" not in set(scores["task"])
-            else []
-        ),
-        *([footnotes.grading(grades)] if grades is not None and judged else []),
-        _noise_of_the_paper(),
-    ]
+    own = benchmarks(scores)
+    noises = {published.BENCHMARK_LABELS[b]: published.noise({"spin-2": 1, "sft": -1}, b) for b in published.OTHERS}
+    notes = footnotes.notes(
+        "table6",
+        scores=scores,
+        baselines=baselines,
+        grades=judged,
+        zero_shot="bb_causal" in own.values() and "bb_causal" not in own,
+        noises={name: noise for name, noise in noises.items() if noise is not None},
+    )
     header = ["Model", "", *_headings(scores, columns)]
     lead = _lead(scores, columns, "tasks that no model was trained on")
-    return finish(6, "SPIN by iteration on other benchmarks", header, lines, cells, notes, lead=lead)
+    return _finish(6, "SPIN by iteration on other benchmarks", header, lines, cells, notes, lead=lead)
 
 
 def table7(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame | None = None) -> Table:
@@ -328,27 +273,30 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
     kinds = {"": "score", " of samples": "sampled"} if "sampled" in scores else {"": "score"}
     cells: list[dict[str, Any]] = []
     lines = []
-    for model in dict.fromkeys(rows):
+    for model in rows:
         others = ["", *["sft"] * (model != "sft"), *([plain[model]] if model in plain else [])]
-        line, judged = [label(model), _changes(changes.get(ModelName.parse(model).arm, {}))], ""
+        changed, helped = changes.get(ModelName.parse(model).arm, {}), ""
+        line = (
+            "; ".join(
+                f"{name.removeprefix('spin.').removeprefix('training.')}: {json.dumps(value)}"
+                for name, value in changed.items()
+            ),
+        )
         for kind, column in kinds.items():
-            own = [_compared(scores, model, other, column) | {"column": f"average{kind}"} for other in others]
-            line += [*(with_range(cell, sign=place > 0) for place, cell in enumerate(own)), *[""] * (3 - len(own))]
-            judged = judged or (_helped(own[2]) if len(own) == 3 else "")
+            own = [
+                {"row": label(model), "column": f"average{kind}", "quantity": _quantity(other)}
+                | _measured(scores, _over(model, other), column)
+                for other in others
+            ]
+            line += (*(_shown(cell, sign=place > 0) for place, cell in enumerate(own)), *[""] * (3 - len(own)))
+            helped = helped or (_helped(own[2]) if len(own) == 3 else "")
             cells += own
-        lines.append((*line, judged))
+        lines.append((label(model), *line, helped))
     over = ("Average", "Over SFT", "Over SPIN")
     header = ["Model", "Changes", *(f"{name}{kind}" for kind in kinds for name in over), "Helped"]
-    sampled = " Samples: mean score of answers sampled at temperature 1, as in the theory." if len(kinds) > 1 else ""
-    notes = [
-        f"{_scores_note(scores, rows)} The average is the unweighted mean over tasks.{sampled}",
-        "Every arm starts from the same SFT model and shares with SPIN everything that it does not change, pairs "
-        "included. Gains are on the same items (paired); over SPIN means over the same iteration without the change.",
-        f"Helped: yes (or harmed) if the whole interval of the gain over SPIN is above (or below) 0; no if all of it "
-        f"is below {DIRECTION_MARGIN} points; otherwise open.",
-    ]
+    notes = footnotes.notes("arms", scores=scores, models=rows, sampled=len(kinds) > 1, direction=DIRECTION_MARGIN)
     title = "What would have helped: variants of SPIN under the same control"
-    return finish(0, title, header, lines, cells, notes, file="arms")
+    return _finish(0, title, header, lines, cells, notes, file="arms")
 
 
 def own_units(metrics: pd.DataFrame) -> Table | None:
@@ -390,69 +338,48 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
     measured = list(dict.fromkeys(scores["model"]))
     control = [model for model in measured if ModelName.parse(model).sft_epochs and not ModelName.parse(model).arm]
     rows = [model for model in dict.fromkeys(("sft", *iterates(measured), *control)) if model in measured]
+    measures = [
+        ("greedy", "Greedy", scores, "score", 100, 1),
+        ("samples", "Samples", drawn, "sampled", 100, 1),
+        ("told apart", "Told apart, %", bounds, "told_apart", 100, 1),
+        ("JSD", "JSD (lower bound), nats", bounds, "jsd_bound", 1, 4),
+        ("bits per byte", "Bits per byte", bits, "bits_per_byte", 1, 4),
+    ]
+    measures = [measure for measure in measures if measure[3] in measure[2] and not measure[2].empty]
     cells: list[dict[str, Any]] = []
     lines = []
     for model in rows:
-        line = [label(model), ""]
-        for name, (table, column, factor, digits, gains) in {
-            "greedy": (scores, "score", 100, 1, True),
-            "samples": (drawn, "sampled", 100, 1, True),
-            "told apart": (bounds, "told_apart", 100, 1, False),
-            "JSD": (bounds, "jsd_bound", 1, 4, False),
-            "bits per byte": (bits, "bits_per_byte", 1, 4, True),
-        }.items():
-            if column not in table or table.empty:
-                continue
-            for other in ["", *(["sft"] if gains else [])]:
-                cell = {"row": label(model), "column": name, "quantity": "gain over SFT" if other else "level"}
+        first = len(cells)
+        for name, _, table, column, factor, _ in measures:
+            for other in [""] if table is bounds else ["", "sft"]:
+                cells.append({"row": label(model), "column": name, "quantity": "gain over SFT" if other else "level"})
                 if model in set(table["model"]) and model != other:
-                    cell |= _measured(table, _over(model, other), column, factor)
-                cells.append(cell)
-                line.append(with_range(cell, sign=bool(other), digits=digits).replace(DASH, ""))
-        lines.append(tuple(line))
-    headings = {"score": "Greedy", "sampled": "Samples", "bits_per_byte": "Bits per byte"}
-    held = {column for table in (scores, bits) if not table.empty for column in table}
+                    cells[-1] |= _measured(table, _over(model, other), column, factor)
+        digits = {name: digits for name, *_, digits in measures}
+        shown = (_shown(c, sign=c["quantity"] != "level", digits=digits[c["column"]]) for c in cells[first:])
+        lines.append((label(model), "", *(text.replace(DASH, "") for text in shown)))
     header = ["Model", ""]
-    for column in ("score", "sampled"):
-        header += [headings[column], "over SFT"] if column in held else []
-    header += ["Told apart, %", "JSD (lower bound), nats"] if not bounds.empty else []
-    header += ["Bits per byte", "over SFT"] if "bits_per_byte" in held else []
-    notes = [
-        "Greedy: mean score of the most likely answers, as in Table 4. Samples: mean score of answers sampled at "
-        "temperature 1, the distribution that the theory is about.",
-        "Told apart: share of held-out pairs in which the next iteration raised the log-probability of the real "
-        "response more than that of this model's own; ties count 1/2. JSD: Jensen-Shannon divergence between the two. "
-        "Both show how much is left to learn (Theorem 5.2, Lemma C.2). Bits per byte: of held-out real responses; "
-        "lower is better.",
-    ]
-    if len(tasks := sorted(drawn["task"].unique())) < scores["task"].nunique():
-        notes.append(
-            f"Samples cover {', '.join(tasks)} only; a multiple-choice task scores the right choice's probability."
-        )
-    return finish(0, "The same models by finer measures", header, lines, cells, notes, file="instruments")
+    for _, heading, table, *_ in measures:
+        header += [heading] if table is bounds else [heading, "over SFT"]
+    some = sorted(drawn["task"].unique())
+    notes = footnotes.notes("instruments", sampled=some if len(some) < scores["task"].nunique() else [])
+    title = "The same models by finer measures"
+    return _finish(0, title, header, lines, cells, notes, file="instruments")
 
 
-def _changes(changes: Mapping[str, Any]) -> str:
-    """An arm's settings in short, without the section that most of them share."""
-    names = {name: name.removeprefix("spin.").removeprefix("training.") for name in changes}
-    return "; ".join(f"{names[name]}: {json.dumps(value)}" for name, value in changes.items())
-
-
-def _compared(scores: pd.DataFrame, model: str, other: str, column: str) -> dict[str, Any]:
-    """A model's mean over all tasks, or its gain over another model, or why it is missing."""
-    cell = {"row": label(model), "quantity": f"gain over {label(other)}" if other else "score"}
-    return cell | _measured(scores, _over(model, other), column, 100)
-
-
-def _over(model: str, other: str) -> dict[str, float]:
+def _over(model: str, other: str = "") -> dict[str, float]:
     """The contrast of a model with another, or without another its own mean."""
     return {model: 1.0} | ({other: -1.0} if other else {})
 
 
-def _measured(table: pd.DataFrame, contrast: Mapping[str, float], column: str, factor: float) -> dict[str, Any]:
+def _quantity(other: str) -> str:
+    return f"gain over {label(other)}" if other else "score"
+
+
+def _measured(table: pd.DataFrame, contrast: Mapping[str, float], column: str, factor: float = 100) -> dict[str, Any]:
     """The numbers of a cell, over the tasks that have this measure, or why there are none."""
     try:
-        return numbers(paired(table.dropna(subset=[column]), contrast, column=column).times(factor))
+        return _numbers(paired(table.dropna(subset=[column]), contrast, column=column).times(factor))
     except StatisticsError as error:
         return {"reason": str(error)}
 
@@ -480,30 +407,21 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str,
     Returns:
         Columns `seed`, `stage`, `iteration`, `seconds`; the device; and whether they ran alone.
     """
-    steps_of: dict[int, dict[str, dict[str, Any]]] = {}
-    for seed, chain in results.chains(folder):
-        steps_of.setdefault(seed, {}).update({n: step for n, step in chain.items() if step["stage"] not in _SHARED})
-    links = {
-        (seed, name): link
-        for seed, steps in steps_of.items()
-        for name, link in steps.items()
-        if link["stage"] in _MEASURED and "-arm-" not in name
-    }
-    device = links[min(links)]["device"] if links else "this machine"
-    links = {place: link for place, link in links.items() if link["device"] == device}
-    undisturbed = {seed for seed, _ in links} - _side_by_side(steps_of)
+    chains = results.chains(folder)
+    steps = {(seed, n): step for seed, chain in chains for n, step in chain.items() if step["stage"] not in _SHARED}
+    timed = {place: step for place, step in steps.items() if step["stage"] in _MEASURED and "-arm-" not in place[1]}
+    device = timed[min(timed)]["device"] if timed else "this machine"
+    timed = {place: step for place, step in timed.items() if step["device"] == device}
+    alone = {seed for seed, _ in timed} - _side_by_side(steps)
     rows = []
-    for (seed, name), link in links.items():
-        if undisturbed and seed not in undisturbed:
-            continue
-        stage, seconds = "generation", link["seconds"]
-        if link["stage"] == "spin":
-            steps = training[(training["seed"] == seed) & (training["model"] == name)]
-            if steps.empty:
-                continue
-            stage, seconds = "training", steps["seconds"].sum()
-        rows.append({"seed": seed, "stage": stage, "iteration": int(name.split("-")[1]), "seconds": seconds})
-    return pd.DataFrame(rows, columns=["seed", "stage", "iteration", "seconds"]), device, bool(undisturbed)
+    for (seed, name), step in timed.items():
+        stage, seconds = "generation", step["seconds"]
+        if step["stage"] == "spin":
+            record = training[(training["seed"] == seed) & (training["model"] == name)]
+            stage, seconds = "training", record["seconds"].sum()
+        if (seed in alone or not alone) and (stage == "generation" or not record.empty):
+            rows.append({"seed": seed, "stage": stage, "iteration": int(name.split("-")[1]), "seconds": seconds})
+    return pd.DataFrame(rows, columns=["seed", "stage", "iteration", "seconds"]), device, bool(alone)
 
 
 def benchmarks(scores: pd.DataFrame) -> dict[str, str]:
@@ -566,17 +484,12 @@ def compact(frame: pd.DataFrame, *, with_tasks: bool = True) -> tuple[list[str],
     for row, cells in frame.groupby("row", sort=False):
         level = cells[cells["quantity"] == "score"].set_index("column")
         gain = cells[(cells["quantity"] != "score") & (cells["column"] == "average")].reset_index().reindex([0]).loc[0]
-        found = [_short(level.loc[name, "value"]) for name in tasks]
-        found += [_short(*level.loc["average", ["value", "low", "high"]])]
-        found += [_short(*gain[["value", "low", "high"]], sign="+"), str(gain["verdict"]).replace("nan", "")]
-        rows.append([str(row), *found, _short(level.loc["average", "paper"]), _short(gain["paper"], sign="+")])
+        found = [_shown(level.loc[name], interval=False) for name in tasks]
+        found += [_shown(level.loc["average"]), _shown(gain, sign=True), str(gain["verdict"]).replace("nan", "")]
+        theirs = {"value": level.loc["average", "paper"]}, {"value": gain["paper"]}
+        printed = [_shown(cell, sign=place > 0, interval=False) for place, cell in enumerate(theirs)]
+        rows.append([str(row), *found, *printed])
     return ["", *(name.replace("_", "\n") for name in tasks), "average", "gain", "direction", "paper", "gain"], rows
-
-
-def _short(value: Any, low: Any = math.nan, high: Any = math.nan, *, sign: str = "") -> str:
-    if pd.isna(value):
-        return DASH
-    return minus(f"{value:{sign}.1f}" + ("" if pd.isna(low) else f" [{low:{sign}.1f}, {high:{sign}.1f}]"))
 
 
 def _leaderboard(
@@ -590,25 +503,22 @@ def _leaderboard(
     columns = _columns(scores, published.LEADERBOARD) | {"average": results.judged(scores)}
     cells: list[dict[str, Any]] = []
     lines = []
-    for model, levels, gains in _levels_and_gains(scores, baselines, columns):
+    for model, baseline in baselines.items():
+        levels, gains = _levels_and_gains(scores, model, baseline, columns)
         cells += [*levels, *gains]
         ours, theirs = ["", "", ""], ["", "", ""]
         if gains:
             average = gains[-1]
-            verdicts = (average.get("verdict", DASH), average.get("size_verdict", DASH))
-            ours = [with_range(average, sign=True), *verdicts]
+            ours = [_shown(average, sign=True), average.get("verdict", DASH), average.get("size_verdict", DASH)]
             theirs = [_printed(average, sign=True), "", ""]
-        lines.append((label(model), "ours", *map(with_range, levels), *ours))
-        lines.append(("", "paper", *(_printed(cell) for cell in levels), *theirs))
-    over = "; ".join(f"{label(model)} over {label(other)}" for model, other in baselines.items() if other)
-    notes = [
-        f"{_scores_note(scores, baselines)} The average is the unweighted mean over tasks.",
-        _GAINS,
-        f"Gains: {over}. Gains by task are in the CSV file.",
-        *filter(None, [note]),
-    ]
+        lines.append((label(model), "ours", *map(_shown, levels), *ours))
+        lines.append(("", "paper", *map(_printed, levels), *theirs))
+    notes = footnotes.notes(
+        "leaderboard", scores=scores, baselines=baselines, direction=DIRECTION_MARGIN, size=SIZE_MARGIN
+    )
+    notes += [note] if note else []
     header = ["Model", "", *_headings(scores, columns), "Gain", "Direction", "Size"]
-    return finish(number, title, header, lines, cells, notes, lead=_lead(scores, columns))
+    return _finish(number, title, header, lines, cells, notes, lead=_lead(scores, columns))
 
 
 def _all_iterations(scores: pd.DataFrame) -> dict[str, str]:
@@ -618,30 +528,28 @@ def _all_iterations(scores: pd.DataFrame) -> dict[str, str]:
 
 
 def _levels_and_gains(
-    scores: pd.DataFrame, baselines: Mapping[str, str], columns: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]:
-    """Each model, its cell in every column, and its gain over its baseline in every column, if it has one."""
-    for model, baseline in baselines.items():
-        levels = [_cell(scores, model, "", column, tasks) for column, tasks in columns.items()]
-        gains = [_cell(scores, model, baseline, column, tasks) for column, tasks in columns.items() if baseline]
-        yield model, levels, gains
+    scores: pd.DataFrame, model: str, baseline: str, columns: Mapping[str, Sequence[str]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A model's cell in every column, and its gain over its baseline in every column, if it has one."""
+    levels = [_cell(scores, model, "", column, tasks) for column, tasks in columns.items()]
+    return levels, [_cell(scores, model, baseline, column, tasks) for column, tasks in columns.items() if baseline]
 
 
 def _cell(scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: Sequence[str]) -> dict[str, Any]:
     """One score, or with a baseline one gain: the paper's, and ours with its interval or why it is missing."""
-    paper = _paper_score(model, column)
-    cell: dict[str, Any] = {"row": label(model), "column": column, "quantity": "score", "paper": paper}
-    if baseline:
-        before = _paper_score(baseline, column)
-        paper = None if paper is None or before is None else round(paper - before, 2)
-        cell |= {"quantity": f"gain over {label(baseline)}", "paper": paper}
+    printed = [published.score(name, column) for name in (model, baseline) if name]
+    paper = None if None in printed else printed[0]
+    if baseline and paper is not None:
+        paper = round(paper - (printed[1] or 0.0), 2)
+    cell: dict[str, Any] = {"row": label(model), "column": column, "quantity": _quantity(baseline), "paper": paper}
     if not tasks:
-        return cell | {"reason": _no_task(column, tasks)}
+        absent = f"this profile does not measure {published.BENCHMARK_LABELS.get(column, column)}"
+        return cell | {"reason": "MT-Bench needs a judge model and none was run" if column == "mt_bench" else absent}
     try:
         estimate = paired(scores, _over(model, baseline), tasks=tasks).times(100)
     except StatisticsError as error:
         return cell | {"reason": str(error)}
-    cell |= numbers(estimate)
+    cell |= _numbers(estimate)
     if paper is None:
         return cell
     cell["difference"] = estimate.difference - paper
@@ -658,12 +566,8 @@ def _graded(cell: Mapping[str, Any], contrast: Mapping[str, float], grades: pd.D
         estimate = mean_grade(grades, contrast)
     except StatisticsError as error:
         return cell | {"reason": f"MT-Bench: {error}"}
-    cell |= numbers(estimate)
+    cell |= _numbers(estimate)
     return cell if cell["paper"] is None else cell | {"difference": estimate.difference - cell["paper"]}
-
-
-def _paper_score(model: str, column: str) -> float | None:
-    return published.score(model, column) if column in published.BENCHMARK_LABELS else None
 
 
 def _columns(scores: pd.DataFrame, wanted: Sequence[str], *, always: bool = False) -> dict[str, list[str]]:
@@ -672,9 +576,6 @@ def _columns(scores: pd.DataFrame, wanted: Sequence[str], *, always: bool = Fals
     Where only other tasks were measured, the paper's benchmarks are left out, unless `always`.
     """
     tasks = benchmarks(scores)
-    unknown = sorted(set(tasks.values()) - {"", *published.BENCHMARK_LABELS})
-    if unknown:
-        raise ValueError(f"benchmark {unknown[0]!r} is not one of {', '.join(published.BENCHMARK_LABELS)}")
     columns = {name: [task for task, other in tasks.items() if other == name] for name in wanted}
     if tasks and not always and not any(columns.values()):
         columns = {}
@@ -696,88 +597,20 @@ def _headings(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> lis
 def _lead(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]], tasks: str = "tasks of this profile") -> str:
     """What the columns are, unless all are benchmarks of the paper."""
     own = [column for column in columns if column not in published.BENCHMARK_LABELS]
-    sentences = []
-    if own:
-        six = _listed([published.BENCHMARK_LABELS[name] for name in published.LEADERBOARD])
-        alone = "average" in columns and len(own) == len(columns) - 1
-        average = f", whose average is over {six}" if alone else ""
-        verb = "are" if len(own) > 1 else "is one of the"
-        sentences.append(f"{_listed(own)} {verb} {tasks}, not benchmarks of the paper{average}.")
-    if set(benchmarks(scores)) - set(results.judged(scores)):
-        sentences.append(
-            "At chance: before any training here, no more than two standard errors above guessing; such a column "
-            "counts for no verdict and is not in the average."
-        )
-    return " ".join(sentences)
+    alone = "average" in columns and len(own) == len(columns) - 1
+    six = [published.BENCHMARK_LABELS[name] for name in published.LEADERBOARD] if alone else []
+    weak = bool(set(benchmarks(scores)) - set(results.judged(scores)))
+    return footnotes.note("lead", own=own, tasks=tasks, six=six, at_chance=weak)
 
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def _scores_note(scores: pd.DataFrame, models: Iterable[str]) -> str:
-    """The unit of scores, what their intervals cover, and which models have fewer training seeds."""
-    models = list(models)
-    brackets = footnotes.intervals(scores, models)
-    sentences = [f"Scores in points{brackets and f'; in brackets {brackets}'}.", footnotes.fewer_seeds(scores, models)]
-    return " ".join(filter(None, sentences))
-
-
-def _noise_of_the_paper() -> str:
-    """Whether Table 6's own gains could be chance, from the number of items of each benchmark."""
-    parts = []
-    for benchmark in published.OTHERS:
-        noise = published.noise({"spin-2": 1, "sft": -1}, benchmark)
-        if noise is not None:
-            errors = abs(noise.difference) / noise.error_unpaired
-            name = published.BENCHMARK_LABELS[benchmark]
-            gain = minus(f"{noise.difference:+.2f}")
-            parts.append(f"{name} {gain} ({errors:.1f} standard errors, {noise.status})")
-    return (
-        f"The paper's own gains of iteration 2 over SFT: {'; '.join(parts)}. Standard errors treat the two scores "
-        "as independent; the answers that are needed to pair them are not published."
-    )
-
-
-def _no_task(column: str, tasks: Sequence[str]) -> str:
-    if column == "mt_bench" and not tasks:
-        return "MT-Bench needs a judge model and none was run"
-    name = published.BENCHMARK_LABELS.get(column, column)
-    return f"{', '.join(tasks)} was not evaluated" if tasks else f"this profile does not measure {name}"
-
-
-def _side_by_side(steps_of: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> set[int]:
+def _side_by_side(steps: Mapping[tuple[int, str], Mapping[str, Any]]) -> set[int]:
     """Training seeds with a measured step that overlapped with another step."""
-    second = timedelta(seconds=1)  # starts are noted in whole ones
     spans = []
-    for seed, steps in steps_of.items():
-        for name, step in steps.items():
-            started = datetime.fromisoformat(step["started"])
-            end = started + timedelta(seconds=step["seconds"])
-            spans.append((started, end, seed, name, step["stage"] in _MEASURED))
-    return {
-        span[2]
-        for one, other in itertools.combinations(sorted(spans), 2)
-        if other[0] + second < one[1]
-        for span in (one, other)
-        if span[4]
-    }
-
-
-def _times_note(cells: Sequence[Mapping[str, Any]], machine: str, alone: bool) -> str:
-    """Where our times were measured, and on how many training seeds."""
-    seeds = sorted({cell["seeds"] for cell in cells if "seeds" in cell})
-    if not seeds:
-        return f"Ours on {machine}: not run."
-    if seeds == [1]:
-        company = "had the machine to itself" if alone else "ran several steps at once"
-        return f"Ours on {machine}: one training seed, which {company}, so the spread is unknown. {_TIMES_COUNTED}"
-    count = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
-    return (
-        f"Ours on {machine}: mean over the {count} training seeds"
-        f"{' that had the machine to themselves' if alone else ', with several steps at once'}; in brackets the "
-        f"fastest and the slowest. {_TIMES_COUNTED}"
-    )
+    for (seed, name), step in steps.items():
+        start = datetime.fromisoformat(step["started"])
+        spans.append((start, start + timedelta(seconds=step["seconds"] - 1), seed, name, step["stage"] in _MEASURED))
+    pairs = itertools.combinations(sorted(spans), 2)  # starts are noted in whole seconds, hence the one less
+    return {span[2] for one, other in pairs if other[0] < one[1] for span in (one, other) if span[4]}
 
 
 def _generations_table(
@@ -791,79 +624,54 @@ def _generations_table(
     for name, text, counts in _example_lines(shown):
         cells.append({"row": name, "column": "text", "quantity": "example", "value": text})
         if text is None:
-            cells[-1]["reason"] = "no generations at all" if shown is None else _missing(name)
-        lines.append((name, "example", DASH if text is None else text, *counts[: len(tables)]))
+            cells[-1]["reason"] = f"no generations {'at all' if shown is None else f'of {name}'}"
+        lines.append((name, "example", DASH if text is None else text, *(*counts, *[""] * len(tables))[: len(tables)]))
     for model, other in ((model, other) for model in MODELS for other in ("", "spin-0") if model != other):
-        means = [_measured_cell(table, _over(model, other), column) for column, table in tables.items()]
+        means = [_mean(table, _over(model, other), column) for column, table in tables.items()]
         quantity = "difference to iteration 0" if other else "mean of all prompts"
         cells += [{"row": label(model), "quantity": quantity, **cell} for cell in means]
-        values = [
-            with_range(cell, sign=bool(other), digits=_MEASURES[column][2])
-            for column, cell in zip(tables, means, strict=True)
-        ]
+        digits = (_MEASURES[column][2] for column in tables)
+        values = (_shown(cell, sign=bool(other), digits=n) for cell, n in zip(means, digits, strict=True))
         lines.append(("" if other else label(model), quantity, "", *values))
     first = str(measured["model"].iloc[0]) if len(measured) else "sft"
-    real = {column: _measured_cell(tables[of], {first: 1.0}, column) for column, of in _REAL.items() if of in tables}
+    real = {of: _mean(tables[of], _over(first), column) for column, of in _REAL.items() if of in tables}
     cells += [{"row": "Ground truth", "quantity": "mean of all prompts", **cell} for cell in real.values()]
-    tokens, *others = (with_range(cell, digits=_MEASURES[_REAL[column]][2]) for column, cell in real.items())
+    tokens, *others = (_shown(cell, digits=_MEASURES[of][2]) for of, cell in real.items())
     lines.append(("Ground truth", "mean of all prompts", "", tokens, "", "", *others))
-    notes = [_means_note(measured), *_MEASURES_NOTES]
-    if shown is not None:
-        other = " Table 8 shows a prompt from a different family than Table 7." if number == 8 else ""
-        notes.insert(0, f"Prompt {shown.id}, family {shown.family}, training seed {shown.seed}. {RULE}{other}")
+    notes = footnotes.notes("generations", measured=measured, models=MODELS, shown=shown, rule=RULE, number=number)
     header = ["", "", "Text", "Tokens", "Similarity", "Identical, %", "Distinct, %", "Surprise"]
-    return finish(number, title, header[: 3 + len(tables)], lines, cells, notes, text=2)
+    return _finish(number, title, header[: 3 + len(tables)], lines, cells, notes, text=2)
 
 
-def _means_note(measured: pd.DataFrame) -> str:
-    """What the means and their intervals cover."""
-    brackets = footnotes.intervals(measured, MODELS, unit="prompts", group="family")
-    sentences = [
-        f"Means over all prompts, with every family weighted equally{brackets and f'; in brackets {brackets}'}.",
-        "Differences are paired.",
-        footnotes.fewer_seeds(measured, MODELS),
-    ]
-    return " ".join(filter(None, sentences))
-
-
-def _example_lines(shown: Example | None) -> list[tuple[str, str | None, tuple[str, ...]]]:
+def _example_lines(shown: Example | None) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
     """Name, text and numbers of each line of the example; the text is None if there is no generation."""
-    nothing = ("",) * len(_MEASURES)
     if shown is None:
-        return [(name, None, nothing) for name in ("Prompt", "Ground truth", *map(label, MODELS))]
-    lines: list[tuple[str, str | None, tuple[str, ...]]] = [
-        ("Prompt", shown.prompt, nothing),
-        ("Ground truth", shown.real, (str(shown.real_tokens), "", "", f"{100 * distinct(shown.real):.1f}", "")),
-    ]
+        yield from ((name, None, ()) for name in ("Prompt", "Ground truth", *map(label, MODELS)))
+        return
+    yield "Prompt", shown.prompt, ()
+    yield "Ground truth", shown.real, (str(shown.real_tokens), "", "", f"{100 * distinct(shown.real):.1f}")
     for model in MODELS:
         if model not in shown.by_model:
-            lines.append((label(model), None, (DASH,) * 4 + ("",)))
+            yield label(model), None, (DASH,) * 4
             continue
         row = shown.by_model[model]
-        cut = " (cut)" if row["finish_reason"] == "length" else ""
-        near = f"{similarity(shown.real, row['generated']):.2f}"
-        same = "yes" if row["generated"] == shown.real else "no"
-        varied = f"{100 * distinct(row['generated']):.1f}"
-        lines.append((label(model), row["generated"], (f"{row['generated_tokens']}{cut}", near, same, varied, "")))
-    return lines
+        text = row["generated"]
+        tokens = f"{row['generated_tokens']}{' (cut)' * (row['finish_reason'] == 'length')}"
+        near = f"{similarity(shown.real, text):.2f}"
+        same = "yes" if text == shown.real else "no"
+        yield label(model), text, (tokens, near, same, f"{100 * distinct(text):.1f}")
 
 
-def _measured_cell(measured: pd.DataFrame, contrast: Mapping[str, float], column: str) -> dict[str, Any]:
+def _mean(measured: pd.DataFrame, contrast: Mapping[str, float], column: str) -> dict[str, Any]:
     """A mean or a difference with its interval, or why it is missing."""
     name, factor, _ = _MEASURES[_REAL.get(column, column)]
-    if measured.empty:
-        return {"column": name, "reason": "no generations at all"}
-    absent = [model for model in contrast if model not in measured["model"].unique()]
+    absent = ", ".join(label(model) for model in contrast if model not in set(measured["model"]))
     if absent:
-        return {"column": name, "reason": _missing(*map(label, absent))}
+        return {"column": name, "reason": f"no generations {'at all' if measured.empty else f'of {absent}'}"}
     return {"column": name, **_measured(measured, contrast, column, factor)}
 
 
-def _missing(*names: str) -> str:
-    return f"no generations of {', '.join(names)}"
-
-
-def finish(
+def _finish(
     number: int,
     title: str,
     header: Sequence[str],
@@ -876,29 +684,25 @@ def finish(
     file: str = "",
 ) -> Table:
     """A table whose notes end with the reasons for its missing cells."""
-    frame = pd.DataFrame(cells).reindex(columns=list(COLUMNS))
+    frame = pd.DataFrame(cells).reindex(columns=COLUMNS)
     reasons = [f"{DASH} {reason}." for reason in frame["reason"].dropna().unique()]
     return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons), lead, text, file)
 
 
-def numbers(estimate: Estimate) -> dict[str, Any]:
+def _numbers(estimate: Estimate) -> dict[str, Any]:
     """An estimate as the fields of a cell in the long form."""
     ours = {"value": estimate.difference, "low": estimate.low, "high": estimate.high}
     return ours | {"n": estimate.n_items, "seeds": estimate.n_seeds}
 
 
-def rounded(cell: Mapping[str, Any], *, sign: bool = False, digits: int = 1) -> str:
-    """The value of a cell, or a dash."""
-    if cell.get("value") is None:
+def _shown(
+    cell: Mapping[str, Any] | pd.Series[Any], *, sign: bool = False, digits: int = 1, interval: bool = True
+) -> str:
+    """The value of a cell, with its interval if wanted, or a dash."""
+    if pd.isna(cell.get("value")):
         return DASH
-    return minus(f"{cell['value']:{'+' if sign else ''}.{digits}f}")
-
-
-def with_range(cell: Mapping[str, Any], *, sign: bool = False, digits: int = 1) -> str:
-    """The value of a cell with its interval, or a dash."""
-    if cell.get("value") is None:
-        return DASH
-    return rounded(cell, sign=sign, digits=digits) + minus(f" [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]")
+    ends = f" [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]" if interval else ""
+    return minus(f"{cell['value']:{'+' if sign else ''}.{digits}f}{ends}")
 
 
 def minus(text: str) -> str:
@@ -906,17 +710,16 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def _shown(cell: Mapping[str, Any], *, sign: bool = False) -> str:
+def _score(cell: Mapping[str, Any], *, sign: bool = False) -> str:
     """Our number in a cell: points to one digit, grades to two, as the paper prints them."""
-    return with_range(cell, sign=sign, digits=2 if cell["column"] == "mt_bench" else 1)
+    return _shown(cell, sign=sign, digits=2 if cell["column"] == "mt_bench" else 1)
 
 
 def _printed(cell: Mapping[str, Any], *, sign: bool = False) -> str:
     """The paper's number in a cell, as it prints it; nothing for a task that is not the paper's."""
-    paper = cell["paper"]
     if cell["column"] not in published.BENCHMARK_LABELS:
         return ""
-    return DASH if paper is None else minus(f"{paper:{'+' if sign else ''}.2f}")
+    return _shown({"value": cell["paper"]}, sign=sign, digits=2, interval=False)
 
 
 _TEX = str.maketrans(

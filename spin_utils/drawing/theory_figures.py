@@ -20,24 +20,23 @@ _SHADES = (*ITERATES, COLOURS["spin-3-dpo"], COLOURS["sft-more"])
 _DASHES = ("-", "--", "-.", ":")
 
 
+@style()
 def losses(limit: float = 3.0) -> Figure:
     """The four losses of Assumption 5.1 over the margin t: convex, decreasing, slope below 0 at 0."""
     margins = torch.linspace(-limit, limit, 301, dtype=torch.float64)
-    with style():
-        figure = new_figure(2.1)
-        axes = figure.subplots()
-        for name, shade, dash in zip(theory.LOSSES, _SHADES, _DASHES, strict=False):
-            axes.plot(margins, link(margins, name), color=shade, ls=dash, label=name)
-        axes.plot(0, math.log(2), "o", color=_SHADES[0])
-        axes.annotate("log 2", (0, math.log(2)), (-4, -8), textcoords="offset points", ha="right", fontsize=6)
-        axes.axvline(0, color=FAINT, lw=0.6, zorder=0)
-        axes.set_ylim(0, 4)
-        axes.set_xlabel("margin t: reward of y minus reward of y' (nats)")
-        axes.set_ylabel("loss")
-        axes.legend()
+    figure = new_figure(2.1)
+    axes = figure.subplots()
+    for name, shade, dash in zip(theory.LOSSES, _SHADES, _DASHES, strict=False):
+        axes.plot(margins, link(margins, name), color=shade, ls=dash, label=name)
+    axes.plot(0, math.log(2), "o", color=_SHADES[0])
+    axes.annotate("log 2", (0, math.log(2)), (-4, -8), textcoords="offset points", ha="right", fontsize=6)
+    axes.axvline(0, color=FAINT, lw=0.6, zorder=0)
+    axes.set(ylim=(0, 4), xlabel="margin t: reward of y minus reward of y' (nats)", ylabel="loss")
+    axes.legend()
     return figure
 
 
+@style()
 def fixed_point(data: Tensor, opponent: Tensor, betas: Sequence[float]) -> Figure:
     """Theorem 5.2: around p_t = p_data the loss only rises; elsewhere moving to the data lowers it for some lambda.
 
@@ -49,29 +48,26 @@ def fixed_point(data: Tensor, opponent: Tensor, betas: Sequence[float]) -> Figur
     direction = opponent - data
     shifts = np.linspace(-2, 2, 81)
     lambdas = np.linspace(0, 3, 121)
-    with style():
-        figure = new_figure(2.2)
-        left, right = figure.subplots(1, 2)
-        for beta, shade, dash in zip(betas, cycle(_SHADES), cycle(_DASHES), strict=False):
-            policies = [(data + shift * direction).log_softmax(0) for shift in shifts]
-            values = [float(theory.population_loss(policy, data, data, beta=beta)) for policy in policies]
-            left.plot(shifts, values, color=shade, ls=dash, label=f"λ = {beta:g}")
-        left.axhline(math.log(2), color=FAINT, ls=":", lw=1)
-        left.plot(0, math.log(2), "o", color=INK, zorder=5)
-        left.set_title("opponent = data")
-        left.set_xlabel("policy: steps away from the data")
-        left.set_ylim(math.log(2) - 0.05, math.log(2) + 0.8)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.2)
-        gains = [float(theory.population_loss(data, opponent, data, beta=beta)) for beta in lambdas]
-        right.plot(lambdas, gains, color=REAL)
-        right.axhline(math.log(2), color=FAINT, ls=":", lw=1)
-        right.text(0.3, math.log(2), "staying: log 2", va="bottom", fontsize=6)
-        right.set_title("opponent ≠ data")
-        right.set_xlabel("λ, policy at the data")
-        left.set_ylabel("loss (nats)")
+    figure = new_figure(2.2)
+    left, right = figure.subplots(1, 2)
+    for beta, shade, dash in zip(betas, cycle(_SHADES), cycle(_DASHES), strict=False):
+        policies = [(data + shift * direction).log_softmax(0) for shift in shifts]
+        values = [float(theory.population_loss(policy, data, data, beta=beta)) for policy in policies]
+        left.plot(shifts, values, color=shade, ls=dash, label=f"λ = {beta:g}")
+    left.axhline(math.log(2), color=FAINT, ls=":", lw=1)
+    left.plot(0, math.log(2), "o", color=INK, zorder=5)
+    left.set(title="opponent = data", xlabel="policy: steps away from the data", ylabel="loss (nats)")
+    left.set_ylim(math.log(2) - 0.05, math.log(2) + 0.8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.2)
+    gains = [float(theory.population_loss(data, opponent, data, beta=beta)) for beta in lambdas]
+    right.plot(lambdas, gains, color=REAL)
+    right.axhline(math.log(2), color=FAINT, ls=":", lw=1)
+    right.text(0.3, math.log(2), "staying: log 2", va="bottom", fontsize=6)
+    right.set(title="opponent ≠ data", xlabel="λ, policy at the data")
     return figure
 
 
+@style()
 def updates(opponent: Tensor, data: Tensor, betas: Sequence[float]) -> Figure:
     """Theorem 5.4: the next policy for several lambda, by the law (bars) and by optimisation (crosses).
 
@@ -81,20 +77,20 @@ def updates(opponent: Tensor, data: Tensor, betas: Sequence[float]) -> Figure:
         betas: a panel for each lambda.
     """
     rows = math.ceil(len(betas) / 2)
-    with style():
-        figure = new_figure(0.45 + 1.35 * rows)
-        panels = np.atleast_1d(figure.subplots(rows, min(2, len(betas)), sharey=True)).ravel()
-        for axes, beta in zip(panels, betas, strict=False):
-            _update(axes, opponent, data, beta)
-        for axes in panels[len(betas) :]:
-            axes.set_visible(False)
-        for axes in panels[:: min(2, len(betas))]:
-            axes.set_ylabel("probability")
-        handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=2)
+    figure = new_figure(0.45 + 1.35 * rows)
+    panels = np.atleast_1d(figure.subplots(rows, min(2, len(betas)), sharey=True)).ravel()
+    for axes, beta in zip(panels, betas, strict=False):
+        _update(axes, opponent, data, beta)
+    for axes in panels[len(betas) :]:
+        axes.set_visible(False)
+    for axes in panels[:: min(2, len(betas))]:
+        axes.set_ylabel("probability")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=2)
     return figure
 
 
+@style()
 def after(start: Tensor, data: Tensor, beta: float, iterations: int) -> Figure:
     """The policy after some exact iterations, between where it started and the data.
 
@@ -105,18 +101,17 @@ def after(start: Tensor, data: Tensor, beta: float, iterations: int) -> Figure:
         iterations: how many exact iterations were played, 0 or more.
     """
     policy = theory.iterate(start, data, beta=beta, iterations=iterations)[-1]
-    with style():
-        figure = new_figure(1.9)
-        axes = figure.subplots()
-        _bars(axes, start, policy, data, ("start", "policy"))
-        distance = float(theory.divergence(data, policy))
-        axes.set_title(f"λ = {beta:.3g}, after {iterations} iterations: KL(data ‖ policy) = {distance:.2g} nats")
-        axes.set_ylabel("probability")
-        axes.set_ylim(0, 1)
-        axes.legend(ncols=3, loc="upper right")
+    figure = new_figure(1.9)
+    axes = figure.subplots()
+    _bars(axes, start, policy, data, ("start", "policy"))
+    distance = float(theory.divergence(data, policy))
+    axes.set_title(f"λ = {beta:.3g}, after {iterations} iterations: KL(data ‖ policy) = {distance:.2g} nats")
+    axes.set(ylabel="probability", ylim=(0, 1))
+    axes.legend(ncols=3, loc="upper right")
     return figure
 
 
+@style()
 def distances(start: Tensor, data: Tensor, betas: Sequence[float], iterations: int = 6) -> Figure:
     """The gap to the data over exact iterations: times |1 - 1/lambda| each, so it shrinks above 1/2 only.
 
@@ -127,27 +122,23 @@ def distances(start: Tensor, data: Tensor, betas: Sequence[float], iterations: i
         iterations: number of exact iterations.
     """
     floor = 1e-4
-    with style():
-        figure = new_figure(2.3)
-        axes = figure.subplots()
-        for beta, shade, dash in zip(betas, cycle(_SHADES), cycle(_DASHES), strict=False):
-            gaps = theory.gap(theory.iterate(start, data, beta=beta, iterations=iterations), data).clamp(min=floor)
-            axes.plot(range(iterations + 1), gaps, color=shade, ls=dash, marker="o", ms=3)
-            factor = abs(1 - 1 / beta)
-            shown = 1 if factor == 0 else int((gaps <= 90).sum()) - 1
-            text = f"λ = {beta:g}: " + (f"× {factor:.3g}" if factor else "exact in one step")
-            place = (5, -2) if factor else (5, 4)
-            axes.annotate(text, (shown, gaps[shown]), place, textcoords="offset points", fontsize=6, color=shade)
-        axes.set_yscale("log")
-        axes.set_ylim(floor / 1.6, 1000)
-        axes.set_xlim(-0.2, iterations + 2.2)
-        axes.set_xticks(range(iterations + 1))
-        axes.set_xlabel("iteration")
-        axes.set_ylabel("range of log p/p_data (nats)")
-        footnote(figure, f"Gaps below {floor:g}, and those of 0, are drawn at {floor:g}.")
+    figure = new_figure(2.3)
+    axes = figure.subplots()
+    for beta, shade, dash in zip(betas, cycle(_SHADES), cycle(_DASHES), strict=False):
+        gaps = theory.gap(theory.iterate(start, data, beta=beta, iterations=iterations), data).clamp(min=floor)
+        axes.plot(range(iterations + 1), gaps, color=shade, ls=dash, marker="o", ms=3)
+        factor = abs(1 - 1 / beta)
+        shown = 1 if factor == 0 else int((gaps <= 90).sum()) - 1
+        text = f"λ = {beta:g}: " + (f"× {factor:.3g}" if factor else "exact in one step")
+        place = (5, -2) if factor else (5, 4)
+        axes.annotate(text, (shown, gaps[shown]), place, textcoords="offset points", fontsize=6, color=shade)
+    axes.set(yscale="log", ylim=(floor / 1.6, 1000), ylabel="range of log p/p_data (nats)")
+    axes.set(xlim=(-0.2, iterations + 2.2), xticks=range(iterations + 1), xlabel="iteration")
+    footnote(figure, f"Gaps below {floor:g}, and those of 0, are drawn at {floor:g}.")
     return figure
 
 
+@style()
 def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float], steps: int = 1000) -> Figure:
     """Gradient descent inside one iteration: the loss falls to log 2 - JSD, the policy meets the data or passes it.
 
@@ -163,26 +154,21 @@ def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float], steps
     """
     bound = math.log(2) - float(theory.pair_divergence(opponent, data))
     floor = 1e-5
-    with style():
-        figure = new_figure(3.4)
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
-        path = theory.descend(opponent, data, beta=1.0, steps=steps, learning_rate=0.2)
-        for beta, shade, dash in zip(betas, cycle(_SHADES), cycle(_DASHES), strict=False):
-            policies = (opponent + (path - opponent) / beta).log_softmax(-1)
-            distance = theory.divergence(data, policies)
-            bottom.plot(range(1, steps + 1), distance[1:], color=shade, ls=dash, label=f"λ = {beta:g}")
-        values = [float(theory.population_loss(policy, opponent, data, beta=1.0)) for policy in path]
-        top.plot(range(1, steps + 1), values[1:], color=INK)
-        top.axhline(bound, color=FAINT, ls=":", lw=1)
-        top.text(1, bound, "log 2 − JSD", va="bottom", fontsize=6)
-        top.set_ylabel("loss (nats)")
-        top.set_title("the same for every λ")
-        bottom.set_ylabel("KL(data ‖ policy) (nats)")
-        bottom.set_xlabel("gradient step")
-        bottom.set_xscale("log")
-        bottom.set_yscale("log")
-        bottom.set_ylim(bottom=floor)
-        figure.legend(*bottom.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.2)
+    figure = new_figure(3.4)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+    path = theory.descend(opponent, data, beta=1.0, steps=steps, learning_rate=0.2)
+    for beta, shade, dash in zip(betas, cycle(_SHADES), cycle(_DASHES), strict=False):
+        policies = (opponent + (path - opponent) / beta).log_softmax(-1)
+        distance = theory.divergence(data, policies)
+        bottom.plot(range(1, steps + 1), distance[1:], color=shade, ls=dash, label=f"λ = {beta:g}")
+    values = [float(theory.population_loss(policy, opponent, data, beta=1.0)) for policy in path]
+    top.plot(range(1, steps + 1), values[1:], color=INK)
+    top.axhline(bound, color=FAINT, ls=":", lw=1)
+    top.text(1, bound, "log 2 − JSD", va="bottom", fontsize=6)
+    top.set(ylabel="loss (nats)", title="the same for every λ")
+    bottom.set(xscale="log", yscale="log", xlabel="gradient step", ylabel="KL(data ‖ policy) (nats)")
+    bottom.set_ylim(bottom=floor)
+    figure.legend(*bottom.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.2)
     return figure
 
 

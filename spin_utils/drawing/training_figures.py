@@ -28,6 +28,7 @@ ITERATIONS = main_chain(4)[1:]
 """Those of the paper."""
 
 
+@style()
 def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss: Loss = "logistic") -> Figure:
     """Loss, rewards and margin over the steps of all iterations, one after another.
 
@@ -36,55 +37,49 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss:
 
     Args:
         training: From `results.load_training`: `seed`, `model`, `step`, `loss`, `rewards_real`,
-            `rewards_generated`, `margin`. Without `seed` and `model` it is one run, drawn alone.
+            `rewards_generated`, `margin`.
         models: Models whose training is drawn, in order; by default the paper's iterations and those after them.
         loss: The function l of the run.
     """
-    if "model" not in training:
-        models = ("",)
-        training = training.assign(model="", seed=0)
     models = models or [*ITERATIONS, *(name for name in iterates(training["model"]) if name not in ITERATIONS)]
     present = [model for model in models if model in set(training["model"])]
-    with style():
-        figure = new_figure(4.2)
-        losses, rewards, margin = panels = figure.subplots(3, 1, sharex=True)
-        if not present:
-            for axes in panels:
-                say_why_empty(axes, "no training records")
-            return figure
-        total = training[training["model"].isin(present)].groupby("model")["step"].max().sum()
-        start = 0.0
-        for model in present:
-            rows = training[training["model"] == model]
-            end = start + float(rows["step"].max())
-            tint = colour(model) if model else REAL
-            curve(losses, rows, "loss", start, tint)
-            curve(rewards, rows, "rewards_real", start, REAL)
-            curve(rewards, rows, "rewards_generated", start, GENERATED, dashes="--")
-            curve(margin, rows, "margin", start, tint)
-            word = "iter." if end - start > total / 8 else ""  # a short one has room for its number only
-            name = label(model).replace("SPIN iteration", word).strip() if model else ""
-            losses.text(
-                (start + end) / 2, 1.02, name, transform=losses.get_xaxis_transform(), ha="center", fontsize=6.5
-            )
-            for axes in panels:
-                axes.axvline(end, color=FAINT, lw=0.4, zorder=0)
-            start = end
-        _mark_start(losses, loss)
-        for axes in (rewards, margin):
-            axes.axhline(0, color=FAINT, lw=0.6, zorder=0)
-        rewards.margins(y=0.2)
-        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        rewards.text(0.01, 0.9, "real", color=REAL, transform=rewards.transAxes, bbox=ground)
-        rewards.text(0.01, 0.05, "generated (dashed)", color=GENERATED, transform=rewards.transAxes, bbox=ground)
-        for axes, quantity in zip(panels, ("loss", "reward", "margin"), strict=True):
-            axes.set_ylabel(f"{quantity} (nats)")
-        margin.set_xlabel("optimizer step")
-        margin.set_xlim(0, start)
-        footnote(figure, _note(training, models, present))
+    figure = new_figure(4.2)
+    losses, rewards, margin = panels = figure.subplots(3, 1, sharex=True)
+    if not present:
+        for axes in panels:
+            say_why_empty(axes, "no training records")
+        return figure
+    total = training[training["model"].isin(present)].groupby("model")["step"].max().sum()
+    start = 0.0
+    for model in present:
+        rows = training[training["model"] == model]
+        end = start + float(rows["step"].max())
+        curve(losses, rows, "loss", start, colour(model))
+        curve(rewards, rows, "rewards_real", start, REAL)
+        curve(rewards, rows, "rewards_generated", start, GENERATED, dashes="--")
+        curve(margin, rows, "margin", start, colour(model))
+        word = "iter." if end - start > total / 8 else ""  # a short one has room for its number only
+        name = label(model).replace("SPIN iteration", word).strip()
+        losses.text((start + end) / 2, 1.02, name, transform=losses.get_xaxis_transform(), ha="center", fontsize=6.5)
+        for axes in panels:
+            axes.axvline(end, color=FAINT, lw=0.4, zorder=0)
+        start = end
+    _mark_start(losses, loss)
+    for axes in (rewards, margin):
+        axes.axhline(0, color=FAINT, lw=0.6, zorder=0)
+    rewards.margins(y=0.2)
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    rewards.text(0.01, 0.9, "real", color=REAL, transform=rewards.transAxes, bbox=ground)
+    rewards.text(0.01, 0.05, "generated (dashed)", color=GENERATED, transform=rewards.transAxes, bbox=ground)
+    for axes, quantity in zip(panels, ("loss", "reward", "margin"), strict=True):
+        axes.set_ylabel(f"{quantity} (nats)")
+    margin.set(xlabel="optimizer step", xlim=(0, start))
+    missing = footnotes.missing(models, present)
+    footnote(figure, footnotes.note("training", training=training, models=present, missing=missing))
     return figure
 
 
+@style()
 def loss_curve(training: pd.DataFrame, title: str = "", *, loss: Loss = "logistic") -> Figure:
     """Loss of one run by step, thin as logged and thick as a running mean over a tenth of the run.
 
@@ -95,19 +90,17 @@ def loss_curve(training: pd.DataFrame, title: str = "", *, loss: Loss = "logisti
         loss: The function l of a run on pairs.
     """
     pairs = "margin" in training
-    with style():
-        figure = new_figure(1.9)
-        axes = figure.subplots()
-        curve(axes, training.assign(seed=0), "loss", 0, REAL)
-        if pairs:
-            _mark_start(axes, loss)
-        axes.set_title(title)
-        axes.set_xlabel("optimizer step")
-        axes.set_ylabel("loss (nats)" if pairs else "loss (nats per token)")
-        axes.set_ylim(bottom=min(0, training["loss"].min()))  # l = 1 - t has no floor
+    figure = new_figure(1.9)
+    axes = figure.subplots()
+    curve(axes, training.assign(seed=0), "loss", 0, REAL)
+    if pairs:
+        _mark_start(axes, loss)
+    axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats)" if pairs else "loss (nats per token)")
+    axes.set_ylim(bottom=min(0, training["loss"].min()))  # l = 1 - t has no floor
     return figure
 
 
+@style()
 def response_lengths(pairs: pd.DataFrame) -> Figure:
     """How long real and generated responses are.
 
@@ -117,31 +110,14 @@ def response_lengths(pairs: pd.DataFrame) -> Figure:
     longest = int(pairs[["real_tokens", "generated_tokens"]].to_numpy().max(initial=1))
     width = max(1, longest // 40)
     edges = [0.5 + width * number for number in range(longest // width + 2)]
-    with style():
-        figure = new_figure(1.9)
-        axes = figure.subplots()
-        axes.hist(
-            pairs["real_tokens"], edges, color=REAL, alpha=0.35, label=f"real, mean {pairs['real_tokens'].mean():.1f}"
-        )
-        text = f"generated, mean {pairs['generated_tokens'].mean():.1f}"
-        axes.hist(pairs["generated_tokens"], edges, color=GENERATED, histtype="step", lw=1.2, ls="--", label=text)
-        axes.set_xlabel("response length (tokens, end token included)")
-        axes.set_ylabel(f"pairs, of {len(pairs)}")
-        axes.legend()
+    figure = new_figure(1.9)
+    axes = figure.subplots()
+    real, generated = (f"{kind}, mean {pairs[f'{kind}_tokens'].mean():.1f}" for kind in ("real", "generated"))
+    axes.hist(pairs["real_tokens"], edges, color=REAL, alpha=0.35, label=real)
+    axes.hist(pairs["generated_tokens"], edges, color=GENERATED, histtype="step", lw=1.2, ls="--", label=generated)
+    axes.set(xlabel="response length (tokens, end token included)", ylabel=f"pairs, of {len(pairs)}")
+    axes.legend()
     return figure
-
-
-def _note(training: pd.DataFrame, models: Sequence[str], present: Sequence[str]) -> str:
-    """What thin and thick lines are, and which models have fewer seeds or are missing."""
-    seeds = training[training["model"].isin(list(present))]["seed"].nunique()
-    missing = [label(model) for model in models if model not in present]
-    sentences = [
-        f"Thin: {'the run' if seeds == 1 else f'each of {seeds} training seeds'}. Thick: running mean"
-        f"{'' if seeds == 1 else ' of their average'} over a tenth of an iteration.",
-        footnotes.fewer_seeds(training, filter(None, present)),
-        f"Not run: {'; '.join(missing)}." if missing else "",
-    ]
-    return " ".join(filter(None, sentences))
 
 
 def _mark_start(axes: Axes, loss: Loss) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils.drawing import draw, figures, footnotes, page, report, tables
+from spin_utils.drawing import draw, figures, footnotes, report, tables
 from spin_utils.paper import results
 from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
@@ -67,7 +67,7 @@ def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_th
     assert "Not on all of the seeds 0, 1" in shown
     assert shown.count("<pre>") == 1, "the last iteration of the seed that has it"
     assert shown.count("the tables average seeds 0\n") == 1
-    section = page.section(profile)
+    section = report.section(profile)
     assert "2 training seeds" in section
     assert "Not on all of the seeds 0, 1: SPIN iteration 1 (0), SPIN iteration 2 (0), SPIN iteration 3 (0)." in section
 
@@ -89,14 +89,14 @@ def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):
     synthetic.write(home, seeds=(1,), items=4, models={"spin-1": 0.1, "sft-more-1": 0.0})
     profile = profiles.load("cpu")
     draw.write(replace(draw.compose(profile), figures={}), profile)
-    section = page.section(profile)
+    section = report.section(profile)
     assert re.search(r"\| SPIN iteration 1 \| [^|]+ \| — \| 62\.12 \|", section)
     assert "SFT, 1 more epoch (1)" in section
 
 
 def test_a_readme_without_its_markers_is_left_as_it_is(tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(text := f"{page.END} {page.BEGIN}")
+    path.write_text(text := f"{report.END} {report.BEGIN}")
     with pytest.raises(results.ResultsError, match="README.md: no place for the table; restore the lines"):
-        page.update(profiles.load("cpu"), path)
+        report.update(profiles.load("cpu"), path)
     assert path.read_text() == text

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from benchmarks.map import page as map_page
-from spin_utils.drawing import draw, page
+from spin_utils.drawing import draw, report
 from spin_utils.files import paths
 from spin_utils.paper import agreement
 from spin_utils.settings import profiles
@@ -86,7 +86,7 @@ def test_the_page_of_the_map_is_what_its_cells_give() -> None:
 
 def test_the_table_of_the_readme_is_what_the_committed_results_give() -> None:
     text = (ROOT / "README.md").read_text()
-    assert f"{page.BEGIN}\n{page.section(profiles.load('cpu'))}\n{page.END}" in text
+    assert f"{report.BEGIN}\n{report.section(profiles.load('cpu'))}\n{report.END}" in text
 
 
 def test_what_runs_agree_with_is_the_distribution_of_the_committed_results() -> None:

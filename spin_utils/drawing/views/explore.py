@@ -41,9 +41,8 @@ def training_text(plan: Plan, row: str | int = 1) -> str:
     if "data" not in plan.steps:
         raise KitError(f"profile {plan.profile.name}: has no training rows; choose one that does")
     rows = run.rows(plan, "sft")
-    found = next((own for own in rows if own["id"] == str(row)), None)
-    if found is None and str(row).isdecimal() and 1 <= int(row) <= len(rows):
-        found = rows[int(row) - 1]
+    by_place = {str(place): own for place, own in enumerate(rows, 1)}
+    found = {own["id"]: own for own in rows}.get(str(row), by_place.get(str(row)))
     if found is None:
         raise KitError(f"row {row}: no row has this id; give an id, or a number from 1 to {len(rows)}")
     settings = plan.profile.model
@@ -56,15 +55,9 @@ def lengths(plan: Plan, split: str = "sft") -> pd.DataFrame:
     """Rows and mean tokens of each family: `rows`, `prompt_tokens`, `response_tokens`."""
     tokenizer = base.load_tokenizer(run.make(plan, "base"))
     encoded = encode_rows(tokenizer, plan.profile.template, run.rows(plan, split))
-    frame = pd.DataFrame(
-        {
-            "family": [row.row.get("family", "") for row in encoded],
-            "prompt_tokens": [len(row.prompt_ids) for row in encoded],
-            "response_tokens": [len(row.response_ids) for row in encoded],
-        }
-    )
-    means = frame.groupby("family").mean().round(1)
-    return means.assign(rows=frame.groupby("family").size())[["rows", "prompt_tokens", "response_tokens"]]
+    counts = [(row.row.get("family", ""), len(row.prompt_ids), len(row.response_ids)) for row in encoded]
+    by_family = pd.DataFrame(counts, columns=["family", "prompt_tokens", "response_tokens"]).groupby("family")
+    return by_family.mean().round(1).assign(rows=by_family.size())[["rows", "prompt_tokens", "response_tokens"]]
 
 
 def made_pairs(plan: Plan) -> pd.DataFrame:

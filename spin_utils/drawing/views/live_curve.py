@@ -6,17 +6,14 @@ few seconds, whatever the length of a step.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pandas as pd
-from IPython.display import Image, display
-from matplotlib.figure import Figure
+from IPython.display import display
 
-from spin_utils.drawing.style import style
 from spin_utils.drawing.training_figures import loss_curve
 from spin_utils.files import runtime
 from spin_utils.settings.run import Loss
@@ -38,14 +35,11 @@ def watch(loss: Loss = "logistic") -> None:
         trackers.WATCHERS[:] = [partial(open_curve, loss=loss)]
 
 
-def open_curve(
-    title: str, clock: Callable[[], float] = time.monotonic, *, loss: Loss = "logistic"
-) -> tuple[Callable[[dict[str, float]], None], Callable[[], None]]:
+def open_curve(title: str, *, loss: Loss = "logistic") -> tuple[Callable[[dict[str, float]], None], Callable[[], None]]:
     """Show a curve that grows.
 
     Args:
         title: a few words for the run.
-        clock: seconds.
         loss: as in `watch`.
 
     Returns:
@@ -54,33 +48,27 @@ def open_curve(
     """
     rows: list[dict[str, float]] = []
     handle: Any = None
-    due = clock()
+    due = time.monotonic()
 
     def add(row: dict[str, float]) -> None:
         nonlocal due
         rows.append(row)
-        if clock() >= due:
-            begun = clock()
+        begun = time.monotonic()
+        if begun >= due:
             draw()
-            due = clock() + max(SECONDS, (clock() - begun) / SHARE)
+            drawn = time.monotonic()
+            due = drawn + max(SECONDS, (drawn - begun) / SHARE)
 
     def draw() -> None:
         nonlocal handle
-        picture = _picture(loss_curve(pd.DataFrame(rows), title, loss=loss))
+        figure = loss_curve(pd.DataFrame(rows), title, loss=loss)
         if handle is None:
-            handle = display(picture, display_id=True)
+            handle = display(figure, display_id=True)
         else:
-            handle.update(picture)
+            handle.update(figure)
 
     def close() -> None:
         if rows:
             draw()
 
     return add, close
-
-
-def _picture(figure: Figure) -> Image:
-    buffer = io.BytesIO()
-    with style():
-        figure.savefig(buffer, format="png", dpi=200)
-    return Image(buffer.getvalue(), width=round(130 * figure.get_figwidth()))

@@ -66,6 +66,7 @@ def pushes(scores: pd.DataFrame, example: str, checkpoints: Sequence[str] = ()) 
     return _figure(chosen, "change", _PUSH, Normalize(-high, high), label)
 
 
+@style()
 def followed(sums: pd.DataFrame, example: str) -> Figure:
     """The two sums of a pair through training: what the loss sees of all those tokens.
 
@@ -75,50 +76,47 @@ def followed(sums: pd.DataFrame, example: str) -> Figure:
     """
     chosen = sums[sums["example"] == example]
     names = list(dict.fromkeys(chosen["checkpoint"]))
-    with style():
-        figure = new_figure(1.9)
-        axes = figure.subplots()
-        axes.axhline(0, color=FAINT, lw=0.6, zorder=0)
-        for answer, tint, marker in (("real", REAL, "o-"), ("generated", GENERATED, "s--")):
-            values = chosen[chosen["answer"] == answer]["change"].to_numpy()
-            axes.plot(range(len(names)), values, marker, color=tint)
-            axes.annotate(
-                answer, (len(names) - 1, values[-1]), (5, 0), textcoords="offset points", color=tint, va="center"
-            )
-        axes.set_xticks(range(len(names)), names)
-        axes.set_xlim(-0.2, len(names) - 0.4)
-        axes.set_ylabel("log policy/opponent (nats)")
+    figure = new_figure(1.9)
+    axes = figure.subplots()
+    axes.axhline(0, color=FAINT, lw=0.6, zorder=0)
+    for answer, tint, marker in (("real", REAL, "o-"), ("generated", GENERATED, "s--")):
+        values = chosen[chosen["answer"] == answer]["change"].to_numpy()
+        axes.plot(range(len(names)), values, marker, color=tint)
+        axes.annotate(answer, (len(names) - 1, values[-1]), (5, 0), textcoords="offset points", color=tint, va="center")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.2, len(names) - 0.4)
+    axes.set_ylabel("log policy/opponent (nats)")
     return figure
 
 
+@style()
 def _figure(chosen: pd.DataFrame, column: str, colours: Colormap, norm: Normalize, label: str) -> Figure:
     """A block for each checkpoint and answer, and the scale of the colours."""
-    with style():
-        blocks = []
-        for (checkpoint, answer), tokens in chosen.groupby(["checkpoint", "answer"], sort=False):
-            total = f"{tokens[column].sum():+.2f}".replace("-", "−")
-            blocks.append((f"{checkpoint} · {answer} answer: {total} nats in all", _layout(tokens, column)))
-        rows = sum(1.5 + (lines[-1][0] + 1) * (1 + _BAR) for _, lines in blocks)
-        height = rows * _LINE + 0.5
-        figure = new_figure(height, WIDTH)
-        figure.set_layout_engine("none")  # places are counted in characters
-        axes = figure.add_axes((_MARGIN / WIDTH, 0.45 / height, 1 - 2 * _MARGIN / WIDTH, rows * _LINE / height))
-        axes.set_axis_off()
-        axes.set_xlim(0, COLUMNS)
-        axes.set_ylim(rows, 0)
-        top = 0.0
-        for title, lines in blocks:
-            axes.text(0, top + 0.7, title, va="center", fontsize=7, fontweight="bold")
-            for line, start, text, value, shared in lines:
-                place = (start, top + 1.3 + line * (1 + _BAR))
-                _token(axes, place, text, value, norm, colours)
-                if shared:
-                    axes.plot([place[0], place[0]], [place[1], place[1] + 1 + _BAR], color="#5c5c5c", lw=1.6)
-            top += 1.5 + (lines[-1][0] + 1) * (1 + _BAR)
-        scale = figure.add_axes((0.25 / WIDTH, 0.28 / height, 1.6 / WIDTH, 0.08 / height))
-        bar = figure.colorbar(ScalarMappable(norm, colours), cax=scale, orientation="horizontal", extend="neither")
-        bar.outline.set_linewidth(0.4)
-        figure.text((0.25 + 1.75) / WIDTH, 0.32 / height, label, va="center", fontsize=6.5)
+    blocks = []
+    for (checkpoint, answer), tokens in chosen.groupby(["checkpoint", "answer"], sort=False):
+        total = f"{tokens[column].sum():+.2f}".replace("-", "−")
+        blocks.append((f"{checkpoint} · {answer} answer: {total} nats in all", _layout(tokens, column)))
+    rows = sum(1.5 + (lines[-1][0] + 1) * (1 + _BAR) for _, lines in blocks)
+    height = rows * _LINE + 0.5
+    figure = new_figure(height, WIDTH)
+    figure.set_layout_engine("none")  # places are counted in characters
+    axes = figure.add_axes((_MARGIN / WIDTH, 0.45 / height, 1 - 2 * _MARGIN / WIDTH, rows * _LINE / height))
+    axes.set_axis_off()
+    axes.set_xlim(0, COLUMNS)
+    axes.set_ylim(rows, 0)
+    top = 0.0
+    for title, lines in blocks:
+        axes.text(0, top + 0.7, title, va="center", fontsize=7, fontweight="bold")
+        for line, start, text, value, shared in lines:
+            place = (start, top + 1.3 + line * (1 + _BAR))
+            _token(axes, place, text, value, norm, colours)
+            if shared:
+                axes.plot([place[0], place[0]], [place[1], place[1] + 1 + _BAR], color="#5c5c5c", lw=1.6)
+        top += 1.5 + (lines[-1][0] + 1) * (1 + _BAR)
+    scale = figure.add_axes((0.25 / WIDTH, 0.28 / height, 1.6 / WIDTH, 0.08 / height))
+    bar = figure.colorbar(ScalarMappable(norm, colours), cax=scale, orientation="horizontal", extend="neither")
+    bar.outline.set_linewidth(0.4)
+    figure.text((0.25 + 1.75) / WIDTH, 0.32 / height, label, va="center", fontsize=6.5)
     return figure
 
 
