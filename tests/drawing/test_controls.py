@@ -52,7 +52,7 @@ def test_with_someone_watching_a_control_draws_again_when_it_moves(
     notebook = new_notebook(cells=[new_code_cell(SHOWN), new_code_cell("slider.value = 3")])
     client = NotebookClient(notebook, timeout=120)
     client.execute()
-    printed, shown = notebook.cells[0].outputs
+    shown, printed = notebook.cells[0].outputs
     assert printed.text == "drawn for 2\n"
     assert "application/vnd.jupyter.widget-view+json" in shown.data
     sliders = [widget for widget in client.widget_state.values() if widget["_model_name"] == "IntSliderModel"]

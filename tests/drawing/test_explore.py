@@ -15,8 +15,9 @@ import pytest
 import torch
 from oracle import obvious_logps
 
+from spin_utils.data.templates import encode_prompts, end_ids
 from spin_utils.drawing import style
-from spin_utils.drawing.views import explore, items, live_curve, show, tokens
+from spin_utils.drawing.views import ask, explore, items, live_curve, show, tokens
 from spin_utils.experiment import measure, plan, run
 from spin_utils.files import artifacts
 from spin_utils.files.paths import KitError
@@ -84,15 +85,33 @@ def test_every_evaluated_iterate_and_no_other_is_in_the_picture_of_turns(home: P
     assert image.get_array().shape == (2, 5)
 
 
-def test_every_iterate_that_is_made_answers_the_prompt(made: plan.Plan, home: Path) -> None:
+def test_every_iterate_that_is_made_answers_the_prompt_and_its_tokens_are_compared_with_its_opponent(
+    made: plan.Plan, home: Path
+) -> None:
     steps = plan.make(profiles.load("smoke"), 0)
     assert explore.prompts(steps) == []
-    assert explore.ask(steps, "Who?").empty
+    assert "<th" not in list(ask.ask(steps, "Who?"))[-1].data
     assert not list(home.rglob("manifest.json")), "asking makes nothing"
-    said = explore.ask(made, explore.prompts(made)[0])
-    assert said["model"].tolist() == ["sft", "spin-0"]
-    assert said["answer"].equals(explore.ask(made, explore.prompts(made)[0])["answer"]), "the most likely answer"
-    assert len(explore.ask(made, "longer than the template allows " * 99)) == 2
+    prompt = explore.prompts(made)[0]
+    folders, template = explore.iterates(made), made.profile.template
+    *growing, last = (picture.data for picture in ask.ask(made, prompt))
+    assert growing
+    shown = re.findall(r'title="([^ ]*) nats"[^>]*>(.*?)</span>', last, re.S)
+    said = "".join(html.unescape(text) for _, text in shown)
+    expected = explore.answers(made, folders, [{"prompt": prompt}]).iloc[0]
+    assert list(folders) == ["sft", "spin-0"]
+    assert said.replace("∎", "") == expected["sft"] + expected["spin-0"], (
+        "the most likely answers, as `sample` finds them"
+    )
+    models = [base.load_for_inference(folder) for folder in folders.values()]
+    tokenizer = base.load_tokenizer(folders["sft"])
+    [ids], ends = encode_prompts(tokenizer, template, [prompt]), end_ids(tokenizer, template)
+    answer = [token for token, _ in ask.stream(models[1], models[0], ids, ends, 8)]
+    changes = [change for _, change in ask.stream(models[1], models[0], ids, ends, 8)]
+    group = [measure.Group(ids, (answer, answer))]
+    opponent, policy = (obvious_logps(model, group)[0].item() for model in models)
+    assert sum(changes) == pytest.approx(policy - opponent, abs=1e-3)
+    assert len(list(ask.ask(made, "longer than the template allows " * 99))[-1].data) > 100
 
 
 def test_a_table_shows_what_a_model_wrote_as_it_is() -> None:
@@ -101,6 +120,9 @@ def test_a_table_shows_what_a_model_wrote_as_it_is() -> None:
     assert "<script" not in shown
     assert "<img" not in shown
     assert "<i>" not in shown
+    coloured = show.changes({"<i>": [(hostile, 0.5)]}).data
+    assert html.unescape(re.findall(r'title="[+]0.50 nats"[^>]*>(.*?)</span>', coloured, re.S)[0]) == hostile
+    assert "<i>" not in coloured
     cells = [html.unescape(cell) for cell in re.findall(r"<pre[^>]*>(.*?)</pre>", shown, re.S)]
     assert cells == [hostile, "3"]
 
@@ -121,26 +143,23 @@ class Screen:
     def __init__(self) -> None:
         self.pictures: list[Any] = []
 
-    def display(self, picture: Any, display_id: bool) -> Screen:
-        assert display_id
+    def update(self, picture: Any, display_id: bool = False) -> Screen:
         self.pictures.append(picture)
         return self
-
-    def update(self, picture: Any) -> None:
-        self.pictures.append(picture)
 
 
 def test_the_live_curve_is_redrawn_seconds_apart_and_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     screen, now = Screen(), [0.0]
-    monkeypatch.setattr(live_curve, "display", screen.display)
-    add, close = live_curve.open_curve("SPIN", clock=lambda: now[0])
+    monkeypatch.setattr(live_curve, "display", screen.update)
+    monkeypatch.setattr(live_curve, "monotonic", lambda: now[0])
+    add, close = live_curve.open_curve("SPIN")
     for step in range(1, 101):
         add({"step": step, "loss": 0.7, "margin": 0.1})
         now[0] += 0.1
     assert 2 <= len(screen.pictures) <= 1 + 10 / live_curve.SECONDS
     close()
     assert len(screen.pictures) <= 2 + 10 / live_curve.SECONDS
-    assert screen.pictures[-1].data.startswith(b"\x89PNG")
+    assert len(screen.pictures[-1].axes[0].lines[0].get_ydata()) == 100
 
 
 def test_only_a_notebook_that_someone_watches_gets_a_live_curve(

@@ -33,12 +33,7 @@ def test_figure_2_draws_our_means_solid_and_the_papers_printed_averages_dashed(s
     assert theirs.lines[0].get_ydata() == pytest.approx(printed)
     assert (ours.lines[0].get_linestyle(), theirs.lines[0].get_linestyle()) == ("-", "--")
     assert gain.lines[0].get_ydata() == pytest.approx(np.subtract(means, means[0]))
-
-
-def test_panels_that_are_compared_span_the_same_number_of_points(scores):
-    for name in ("figure2", "figure5"):
-        ours, theirs = drawn(name, scores).axes[:2]
-        assert np.diff(ours.get_ylim()) == pytest.approx(np.diff(theirs.get_ylim()))
+    assert np.diff(ours.get_ylim()) == pytest.approx(np.diff(theirs.get_ylim())), "slopes compare"
 
 
 def test_figure_3_bars_are_the_papers_table_3(scores):

@@ -28,20 +28,9 @@ def bounds(root):
     return generations.jsd_bounds(results.load_heldout(root))
 
 
-def rows(*texts, model="sft", family="sums", real="a b c d"):
-    items = [
-        {"id": str(i), "family": family, "prompt": "p", "real": real, "generated": text, "real_tokens": 4}
-        for i, text in enumerate(texts)
-    ]
-    return pd.DataFrame(items).assign(seed=0, model=model, generated_tokens=3, finish_reason="stop")
-
-
-def test_similarity_counts_words_in_order_and_is_1_only_for_the_same_words():
-    assert generations.similarity("a b c d", "a b c d") == 1
-    assert generations.similarity("a b c d", "a b") == pytest.approx(2 * 2 / 6)
-    assert generations.similarity("a b", "b a") < 1
-    assert generations.similarity("a b", "c d") == 0
-    assert generations.similarity("", "") == 1
+def rows(*texts, model):
+    items = pd.DataFrame({"id": list("012"), "generated": texts})
+    return items.assign(seed=0, model=model, family="sums", prompt="p", real="a b c d", real_tokens=4)
 
 
 def heldout_pairs(real_drift, generated_drift, model="spin-0"):
@@ -63,14 +52,6 @@ def test_the_bound_reaches_the_exact_jsd_in_the_right_direction_however_far_the_
     assert set(table["model"]) == {"spin-1"}, "the bound is about the opponent"
     error = table["jsd_bound"].std() / math.sqrt(len(table))
     assert table["jsd_bound"].mean() == pytest.approx(jsd, abs=3 * error)
-
-
-def test_a_direction_that_says_nothing_gives_no_bound():
-    rng = np.random.default_rng(1)
-    noise = heldout_pairs(rng.normal(0, 3, 4000), rng.normal(0, 3, 4000))
-    assert generations.jsd_bounds(noise)["jsd_bound"].mean() == pytest.approx(0, abs=0.005)
-    wrong = heldout_pairs(rng.normal(-2, 1, 400), rng.normal(2, 1, 400))
-    assert (generations.jsd_bounds(wrong)["jsd_bound"] == 0).all()
 
 
 def test_the_example_is_the_first_prompt_with_the_most_different_texts():
@@ -114,12 +95,6 @@ def test_tables_7_and_8_have_the_surprise_of_sampled_text_beside_that_of_real_te
     assert {len(line) for line in table.lines} == {len(table.header)}
     mean = 100 * measured[measured["model"] == "spin-1"].groupby("task")["distinct"].mean().mean()
     assert shown["SPIN iteration 1"][-2].startswith(f"{mean:.1f} [")
-
-
-def test_texts_survive_markdown_and_latex(texts, measured):
-    table = tables.table7(texts, measured)
-    assert "<br>Give the steps \\| and" in tables.markdown(table)
-    assert "\\newline Give the steps \\textbar{} and" in tables.latex(table)
 
 
 def words(figure):

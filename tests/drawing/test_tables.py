@@ -85,21 +85,23 @@ def test_a_column_at_chance_says_so_and_judges_nothing(scores):
     assert not pd.isna(cell(table, "SPIN iteration 0", "arc", "gain over SFT")["verdict"])
 
 
-def test_a_missing_model_is_an_em_dash_with_its_reason_below(scores):
+def test_what_was_not_measured_is_an_em_dash_with_its_reason_below(scores):
     table = tables.table4(scores[scores["model"] != "spin-3"])
     line = next(line for line in table.lines if line[0] == "SPIN iteration 3")
     assert set(line[2:]) == {"—"}
     assert "no evaluation of spin-3" in tables.markdown(table)
-
-
-def test_a_benchmark_that_was_not_measured_is_an_em_dash_with_its_reason_below(scores):
     some = {task: benchmark for task, benchmark in synthetic.BENCHMARKS.items() if benchmark != "mmlu"}
     table = tables.table4(synthetic.benchmarked(scores, some))
     assert table.lines[0][table.header.index("MMLU")] == "—"
     assert "— this profile does not measure MMLU." in table.notes
 
 
-def test_iterations_after_the_papers_last_have_their_rows(scores):
+def test_tables_have_the_rows_of_what_was_run_and_the_papers_numbers(scores):
+    five, three = tables.table5(scores), tables.table3(scores)
+    assert [line[0] for line in five.lines[::2]] == ["SFT", "SFT, 1 more epoch"]
+    assert cell(five, "SFT, 1 more epoch", "average")["paper"] == 57.23
+    assert "64.74" in three.notes[-1], "the paper's wrong average"
+    assert cell(three, "SPIN iteration 3 + DPO", "average", "gain over SPIN iteration 3")["paper"] == 0.89
     further = scores[scores["model"] == "spin-3"]
     more = pd.concat([scores, further.assign(model="spin-4"), further.assign(model="spin-10")])
     table = tables.table4(more)
@@ -136,18 +138,6 @@ def test_table_2_puts_the_cost_models_hours_beside_the_papers_and_states_its_ass
     assert table.lines[4][1:] == ("cost model, hours", *(f"{value:.2f}" for value in hours))
     assert cell(table, "training", "iteration 3", "hours (cost model), hours (paper)")["paper"] == 8.64
     assert f"{run.utilisation:.0%}" in next(note for note in table.notes if note.startswith("Cost model"))
-
-
-def test_table_3_states_the_papers_wrong_average(scores):
-    table = tables.table3(scores)
-    assert any("64.74" in note for note in table.notes)
-    assert cell(table, "SPIN iteration 3 + DPO", "average", "gain over SPIN iteration 3")["paper"] == 0.89
-
-
-def test_table_5_compares_with_one_more_epoch(scores):
-    table = tables.table5(scores)
-    assert [line[0] for line in table.lines[::2]] == ["SFT", "SFT, 1 more epoch"]
-    assert cell(table, "SFT, 1 more epoch", "average")["paper"] == 57.23
 
 
 @pytest.fixture(scope="module")
@@ -323,13 +313,6 @@ def test_every_table_is_latex_that_compiles_whatever_a_model_wrote(root, scores,
     if shutil.which("pdflatex"):
         (tmp_path / "all.tex").write_text(COMPILED % "\n".join(map(tables.latex, drawn)))
         subprocess.run(["pdflatex", "-interaction=batchmode", "-halt-on-error", "all.tex"], cwd=tmp_path, check=True)
-
-
-@pytest.mark.parametrize("broken", ["\\end{table*}", "}", " & ", "_"])
-def test_a_table_that_would_not_compile_is_seen(table4, broken):
-    text = tables.latex(table4).replace("SPIN iteration 1 & ours", f"SPIN iteration 1 & ours{broken}", 1)
-    with pytest.raises((AssertionError, IndexError)):
-        structure(text)
 
 
 def test_a_compact_table_4_has_a_line_for_each_model_and_dashes_for_what_was_not_run(scores, table4):

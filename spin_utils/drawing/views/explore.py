@@ -105,13 +105,6 @@ def prompts(plan: Plan, count: int = 20) -> list[str]:
     return [row["prompt"] for row in (run.rows(plan, "validation") or run.rows(plan, "spin"))[:count]]
 
 
-def ask(plan: Plan, prompt: str) -> pd.DataFrame:
-    """One prompt, answered by every model made so far: `model`, `answer`."""
-    found = iterates(plan)
-    said = answers(plan, found, [{"prompt": prompt}])
-    return pd.DataFrame({"model": list(found), "answer": [said[name][0] for name in found]})
-
-
 def evaluation(plan: Plan, model: str) -> pd.DataFrame:
     """Scores of a checkpoint item by item: `task`, `id`, `score`, `response`, `tokens`, `prompt`, `real`.
 

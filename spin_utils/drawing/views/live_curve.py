@@ -6,9 +6,9 @@ few seconds, whatever the length of a step.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import pandas as pd
@@ -48,15 +48,15 @@ def open_curve(title: str, *, loss: Loss = "logistic") -> tuple[Callable[[dict[s
     """
     rows: list[dict[str, float]] = []
     handle: Any = None
-    due = time.monotonic()
+    due = monotonic()
 
     def add(row: dict[str, float]) -> None:
         nonlocal due
         rows.append(row)
-        begun = time.monotonic()
+        begun = monotonic()
         if begun >= due:
             draw()
-            drawn = time.monotonic()
+            drawn = monotonic()
             due = drawn + max(SECONDS, (drawn - begun) / SHARE)
 
     def draw() -> None:

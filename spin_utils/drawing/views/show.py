@@ -5,7 +5,7 @@ Model output is never rendered: markup and mathematics are shown as plain text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from html import escape
 from typing import Any
@@ -13,9 +13,12 @@ from typing import Any
 import pandas as pd
 from IPython.display import HTML, clear_output, display
 from ipywidgets import Output, ValueWidget, VBox
+from matplotlib.colors import to_hex
 
+from spin_utils.drawing.views.tokens import PUSH
 from spin_utils.files import runtime
 
+_FULL = 2.0  # nats of log policy/opponent at which a token has its full colour
 _CELL = "text-align:left; vertical-align:top; padding:0.3em 0.8em"
 # JupyterLab breaks any word of a <pre>; here only one that is longer than its column.
 _WRAP = "white-space:pre-wrap; word-break:normal; overflow-wrap:anywhere"
@@ -32,6 +35,21 @@ def texts(frame: pd.DataFrame) -> HTML:
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in frame.itertuples(index=False))
     rows = rows or f'<tr><td colspan="{len(frame.columns)}" style="{_CELL}"><i>nothing to show</i></td></tr>'
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
+
+
+def changes(answers: Mapping[str, Sequence[tuple[str, float]]]) -> HTML:
+    """Answers as coloured tokens, one below the other.
+
+    Args:
+        answers: by model, the text of each token and its log policy/opponent in nats.
+    """
+    lines = "".join(
+        f'<tr><th style="{_CELL}">{escape(name)}</th><td style="{_CELL}"><pre style="{_TEXT}">'
+        f"{''.join(_token(text, change) for text, change in tokens)}</pre></td></tr>"
+        for name, tokens in answers.items()
+    )
+    key = "Blue: more likely than under the model above, its opponent; orange: less likely; full colour at"
+    return HTML(f"<table>{lines}</table><p>{key} {_FULL:g} nats. ∎: the end of the answer.</p>")
 
 
 def settings(*, without: Collection[str] = (), **chosen: Any) -> HTML:
@@ -60,30 +78,34 @@ def controls(draw: Callable[..., Any], **widgets: ValueWidget) -> Any:
     """Draw once for the values that the controls have now; in JupyterLab, again whenever one is moved.
 
     Args:
-        draw: called with the value of every control by name; what it returns is displayed.
+        draw: called with the value of every control by name; what it returns is displayed. An iterator shows one
+            picture after another in the same place, such as an answer that grows.
         widgets: by the name of the argument that they set.
 
     Returns:
         When headless, what `draw` returns for the first values, so that it is the output of the cell; else None.
     """
-    first = _drawn(draw, widgets)
     if runtime.is_headless():
-        return first
+        return list(_drawn(draw, widgets))[-1]
 
     picture = Output()
-    # Not captured, as the later ones are: nbclient sends what it captures back to the kernel while the cell runs, and
-    # then often does not see that the cell has ended (github.com/jupyter/nbclient/issues/312).
-    picture.append_display_data(first)
 
     def redraw(_: Any) -> None:
         with picture:
             clear_output(wait=True)
-            display(_drawn(draw, widgets))
+            for shown in _drawn(draw, widgets):
+                display(shown)
+                clear_output(wait=True)  # when the next one comes
 
     for name, control in widgets.items():
         control.description = control.description or name
         control.observe(redraw, "value")
     display(VBox([*widgets.values(), picture]))
+    # Not captured, as the later ones are: nbclient sends what it captures back to the kernel while the cell runs, and
+    # then often does not see that the cell has ended (github.com/jupyter/nbclient/issues/312).
+    for shown in _drawn(draw, widgets):
+        picture.outputs = ()
+        picture.append_display_data(shown)
     return None
 
 
@@ -94,5 +116,12 @@ def _cell(value: Any) -> str:
     return f'<td style="{_CELL}">{inside}</td>'
 
 
-def _drawn(draw: Callable[..., Any], widgets: dict[str, ValueWidget]) -> Any:
-    return draw(**{name: control.value for name, control in widgets.items()})
+def _token(text: str, change: float) -> str:
+    ink = "white" if abs(change) > 0.7 * _FULL else "black"
+    fill = to_hex(PUSH(0.5 + change / (2 * _FULL)))
+    return f'<span title="{change:+.2f} nats" style="background:{fill}; color:{ink}">{escape(text)}</span>'
+
+
+def _drawn(draw: Callable[..., Any], widgets: dict[str, ValueWidget]) -> Iterator[Any]:
+    drawn = draw(**{name: control.value for name, control in widgets.items()})
+    yield from drawn if isinstance(drawn, Iterator) else [drawn]

@@ -29,7 +29,7 @@ _SIZE = (WIDTH - 2 * _MARGIN) / COLUMNS * 72 / 0.602  # points: its characters a
 _LINE = 0.155  # inches
 _BAR = 0.75  # height of the strip of bars below a line, in lines
 _SHOWN = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
-_PUSH = LinearSegmentedColormap.from_list("push", [GENERATED, "#ffffff", REAL])
+PUSH = LinearSegmentedColormap.from_list("push", [GENERATED, "#ffffff", REAL])
 _SURPRISE = LinearSegmentedColormap.from_list("surprise", ["#7a2e00", GENERATED, "#ffffff"])
 
 
@@ -63,7 +63,7 @@ def pushes(scores: pd.DataFrame, example: str, checkpoints: Sequence[str] = ()) 
     high = max(0.01, float(chosen["change"].abs().quantile(0.97)))
     chosen = chosen[chosen["checkpoint"].isin(list(checkpoints) or later)]
     label = "log policy/opponent of the token (nats)"
-    return _figure(chosen, "change", _PUSH, Normalize(-high, high), label)
+    return _figure(chosen, "change", PUSH, Normalize(-high, high), label)
 
 
 @style()
