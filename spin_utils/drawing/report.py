@@ -12,16 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-<<<<<<< HEAD
-from spin_utils.drawing import draw
-from spin_utils.drawing.page import render
-from spin_utils.experiment import publish
-=======
 from spin_utils.drawing import draw, footnotes, tables
 from spin_utils.drawing.footnotes import render
 from spin_utils.drawing.tables import DASH, minus
-from spin_utils.experiment import clock, protocol, publish
->>>>>>> 982094c (Drawing: notes and styles in files, shared helpers instead of copies; the README's section moves into report)
+from spin_utils.experiment import clock, publish
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
 from spin_utils.paper import claims, generations, published, results
@@ -60,17 +54,9 @@ def write(profile: Profile) -> list[Path]:
         "report.html.j2",
         **facts,
         rule=claims.rule(drawn.findings).replace("*", "").replace("`", ""),
-<<<<<<< HEAD
-        entry=generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
-        speed=_speed(results.load_training(paths.results(profile.name))),
-        protocol=publish.protocol(profile.name),
-        wholes=wholes,
-        claims=[finding for finding in drawn.findings if finding not in wholes],
-=======
         speed=_speed(results.load_training(folder)),
-        protocol=protocol.describe(profile.name),
+        protocol=publish.protocol(profile.name),
         claims=[finding for finding in drawn.findings if finding not in facts["wholes"]],
->>>>>>> 982094c (Drawing: notes and styles in files, shared helpers instead of copies; the README's section moves into report)
         shown=claims.shown,
         with_interval=claims.with_interval,
         figures=[(title, b64encode((figures / f"{n}.png").read_bytes()).decode()) for n, title in FIGURES.items()],

@@ -313,7 +313,7 @@ def own_units(metrics: pd.DataFrame) -> Table | None:
         )
         own = {task: found.loc[task].to_dict() if task in found.index else {} for task in kinds}
         cells += [{"row": label(str(model)), "column": task, **cell} for task, cell in own.items()]
-        lines.append((label(str(model)), "", *(with_range(cell, digits=2) for cell in own.values())))
+        lines.append((label(str(model)), "", *(_shown(cell, digits=2) for cell in own.values())))
     header = [
         f"{task}: {kind['metric']}{'' if kind['higher_is_better'] else ' (lower is better)'}"
         for task, kind in kinds.items()
@@ -322,7 +322,7 @@ def own_units(metrics: pd.DataFrame) -> Table | None:
         "Mean over training seeds, in brackets the lowest and the highest. Not points: in no average and no verdict."
     ]
     title = "Tasks in units of their own"
-    return finish(0, title, ["Model", "", *header], lines, cells, notes, file="own_units") if lines else None
+    return _finish(0, title, ["Model", "", *header], lines, cells, notes, file="own_units") if lines else None
 
 
 def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) -> Table:
