@@ -47,12 +47,7 @@ class ArtifactError(KitError):
 
 
 def key(stage: str, settings: Any, **inputs: Any) -> str:
-    """Twelve hexadecimal digits that identify a stage with its settings and inputs.
-
-    Args:
-        stage: name of the stage.
-        settings: JSON data.
-        inputs: JSON data by name; usually the keys of earlier artifacts and the seed.
+    """Twelve hexadecimal digits that identify a stage with its settings and inputs, usually earlier keys and the seed.
 
     >>> key("sft", {"learning_rate": 1e-5}, seed=0) == key("sft", {"learning_rate": 1e-5}, seed=0)
     True
@@ -76,11 +71,7 @@ def is_complete(directory: Path) -> bool:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of an artifact.
-
-    Raises:
-        ArtifactError: the manifest is missing or damaged.
-    """
+    """The manifest of an artifact. Raises `ArtifactError` if it is missing or damaged."""
     path = Path(directory) / MANIFEST
     remedy = f"delete {relative(directory)} and run again"
     try:
@@ -103,7 +94,6 @@ def verify(directory: Path, *names: str) -> dict[str, Any]:
     a step uses the artifact as an input.
 
     Args:
-        directory: the artifact.
         names: files to check; if none are given, all of them.
 
     Raises:
@@ -122,17 +112,13 @@ def verify(directory: Path, *names: str) -> dict[str, Any]:
 
 
 def checked(directory: Path, name: str) -> Path:
-    """Path of a file in an artifact, after checking its hash.
-
-    Raises:
-        ArtifactError: it is missing or differs.
-    """
+    """Path of a file in an artifact, after checking its hash. Errors as in `verify`."""
     verify(directory, name)
     return Path(directory) / name
 
 
 def read_json(directory: Path, name: str) -> Any:
-    """Content of a JSON file in an artifact. Errors as in `checked`."""
+    """Content of a JSON file in an artifact. Errors as in `verify`."""
     return json.loads(checked(directory, name).read_text(encoding="utf-8"))
 
 
@@ -144,11 +130,7 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
     for resume state and not part of the artifact.
 
     Args:
-        directory: where the artifact will be; its name ends in the key.
-        stage: name of the stage.
-        settings: resolved settings, as JSON data.
-        inputs: what it was made from, as JSON data.
-        seed: training or sampling seed.
+        directory: where the artifact will be; its name ends in the key. The other arguments go into the manifest.
     """
     if processes.rank():
         processes.barrier()  # until the folder is there
@@ -306,15 +288,15 @@ def environment() -> dict[str, Any]:
     """`versions`, `commit`, `dirty` and `device`, as stored in manifests and benchmark records."""
     commit, dirty = _commit()
     return {
-        "versions": {"spin_utils": __version__, "python": platform.python_version(), **_versions()},
+        "versions": {
+            "spin_utils": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
         "commit": commit,
         "dirty": dirty,
         "device": _device(),
     }
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def _commit() -> tuple[str, bool]:

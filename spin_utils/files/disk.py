@@ -18,22 +18,12 @@ from spin_utils.files.paths import KitError
 
 SEAL = "sha256"
 """Field of a JSON document with the hash of all its other fields."""
-_SPACE = "free some space there, or move the folder to a larger disk and set SPIN_HOME to it"
-_RIGHTS = "make it writable, or set SPIN_HOME to a folder that is"
-_IN_THE_WAY = "a file stands where a folder is needed; move it away, or set SPIN_HOME to another folder"
-_NO_LOCKS = "the file system has no locks; set SPIN_HOME to a folder on a local disk, or mount it with locks"
-_REMEDIES = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
-    errno.EACCES: _RIGHTS,
-    errno.EPERM: _RIGHTS,
-    errno.EROFS: _RIGHTS,
-    errno.ENOTDIR: _IN_THE_WAY,
-    errno.EEXIST: _IN_THE_WAY,
-    errno.EIO: "the disk reports an error; check it, or set SPIN_HOME to a folder on another disk",
-    **dict.fromkeys((errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP), _NO_LOCKS),
+_STORAGE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
+    *(errno.EIO, errno.ENOLCK, errno.ENOSYS),
 }
+"""Errors of a place and not of the program."""
 
 
 class StorageError(KitError):
@@ -118,13 +108,14 @@ def explained(place: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = _error_number(error)
-        if number not in _REMEDIES:
+        found = re.search(r"os error (\d+)", str(error))  # libraries written in Rust only give it as text
+        number = getattr(error, "errno", None) or (int(found[1]) if found else 0)
+        if number not in _STORAGE:
             raise
-        where = getattr(error, "filename", None) or place
+        place = getattr(error, "filename", None) or place
         raise StorageError(
-            f"{where}: {os.strerror(number).lower()}; {_REMEDIES[number]}. "
-            "Finished work is kept, and the same command resumes from it"
+            f"{place}: {os.strerror(number).lower()}; make room or make it writable there, or set SPIN_HOME to another "
+            "disk. Finished work is kept, and the same command resumes from it"
         ) from None
 
 
@@ -142,11 +133,3 @@ def check_writable(folder: Path) -> None:
             probe.unlink()
     except StorageError as error:
         raise KitError(str(error)) from None
-
-
-def _error_number(error: BaseException) -> int:
-    """The system's error number; libraries written in Rust only give it as text."""
-    if isinstance(error, OSError) and error.errno:
-        return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else 0

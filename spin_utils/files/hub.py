@@ -22,15 +22,7 @@ class HubError(KitError):
 
 
 def fetch(kind: Kind, name: str, revision: str) -> Path:
-    """Bring a repository into the hub's cache, whole, and mark it as complete.
-
-    Args:
-        kind: of the repository.
-        name: hub id.
-        revision: its commit, 40 hexadecimal digits.
-
-    Returns:
-        The folder of its snapshot.
+    """Bring a repository into the hub's cache, whole, mark it as complete, and return the folder of its snapshot.
 
     Raises:
         HubError: it cannot be fetched.
@@ -68,12 +60,6 @@ def snapshot(kind: Kind, name: str, revision: str) -> Path:
 
 def load_rows(path: str, name: str | None = None, *, revision: str, **options: Any) -> Any:
     """`datasets.load_dataset` of a pinned revision: from its snapshot if it was fetched, else from the hub.
-
-    Args:
-        path: hub id.
-        name: its configuration, if it has several.
-        revision: its commit.
-        options: further options of `load_dataset`.
 
     Raises:
         HubError: the hub does not answer, and the cache has another revision.

@@ -87,8 +87,7 @@ def group(sharding: Sharding) -> Iterator[None]:
     """Inside the block the processes of a launch work together; a single process is unaffected.
 
     Args:
-        sharding: the kind of sharding, unless the configuration file of `accelerate launch` sets it. The launcher
-            decides how many processes there are.
+        sharding: unless the configuration file of `accelerate launch` sets it.
 
     Raises:
         LostProcessError: another process is gone.
@@ -152,11 +151,7 @@ def leave(status: int) -> NoReturn:
 
 
 def check_available(sharding: Sharding) -> None:
-    """Raise if the package for a kind of sharding is missing.
-
-    Raises:
-        KitError: DeepSpeed is needed and not installed.
-    """
+    """Raise `KitError` if the package for a kind of sharding is missing."""
     if sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
         raise KitError(
             "zero3 needs DeepSpeed, which is not installed: pip install -e '.[deepspeed]', or use fsdp2, which shards "
@@ -186,7 +181,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def any_of(*flags: bool) -> list[bool]:
-    """For each flag whether it is set in any process."""
+    """Whether each flag is set in any process."""
     return [any(values) for values in zip(*gather(flags), strict=True)]
 
 
@@ -203,9 +198,7 @@ def add_up(*tensors: Tensor) -> None:
 def take_turns(items: Sequence[T], work: Callable[[T], R]) -> Iterator[list[tuple[T, R]]]:
     """In each round every process does one item, and all get the round's results, in the order of the items.
 
-    Args:
-        items: the same in every process.
-        work: computes the result of an item; must not communicate.
+    `work` must not communicate.
     """
     for start in range(0, len(items), _place.count):
         share = items[start : start + _place.count]
@@ -214,14 +207,9 @@ def take_turns(items: Sequence[T], work: Callable[[T], R]) -> Iterator[list[tupl
 
 
 def deal(items: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
-    """Deal items to the processes so that each gets about the same total size.
+    """The items of each process, dealt so that all get about the same total size, with the sizes by item.
 
-    Args:
-        items: anything; the same in every process.
-        sizes: of the items.
-
-    Returns:
-        The items of each process. A single process gets them in the given order.
+    A single process gets them in the given order.
     """
     if _place.count == 1:
         return [list(items)]
