@@ -120,8 +120,6 @@ def in_notebook() -> bool:
 
 def configure_logging() -> None:
     """Log the kit's own lines plainly to standard output, and only warnings from libraries."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that is not UTF-8 has no minus sign and no dash
-        sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(_without_controls)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)

@@ -25,11 +25,10 @@ PositiveNumber = Annotated[float, Field(gt=0)]
 Temperature = Annotated[float, Field(ge=0)]
 """0 is greedy decoding."""
 LARGEST_SEED = 2**31
-"""Seeds are smaller than this, because random streams are numbered from 1000 times the seed, in 64 bits."""
+"""Random streams are numbered from 1000 times the seed, in 64 bits."""
 Seed = Annotated[int, Field(ge=0, lt=LARGEST_SEED)]
 Commit = Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")]
-"""40 hexadecimal digits, because a branch name moves. Empty: has to be given on the command line before anything is
-loaded."""
+"""40 hexadecimal digits, because a branch name moves. Empty: to be given on the command line."""
 FAMILY_NAME = re.compile(r"\w([\w .,:+-]{0,62}[\w.,:+-])?")
 """A family names a task and its file, so it has no slash, no leading dot and no trailing space."""
 FAMILY_RULE = (
@@ -63,13 +62,12 @@ class ModelSettings:
     """Where the base model comes from."""
 
     source: Literal["hub", "directory", "gguf_package", "tiny"]
-    """`hub`: a hub id at a pinned revision. `directory`: a local folder of safetensors.
-    `gguf_package`: a GGUF file inside an installed Python package. `tiny`: random weights from a config, with a
-    tokenizer trained on the demonstrations."""
+    """`hub`: at a pinned revision. `directory`: a local folder of safetensors. `gguf_package`: a GGUF file inside an
+    installed Python package. `tiny`: random weights, with a tokenizer trained on the demonstrations."""
     name: str = ""
     """Hub id (`hub`), import name of the package (`gguf_package`) or model type (`tiny`: llama, mistral, qwen2)."""
     revision: Commit = ""
-    """The commit to load (`hub`), 40 hexadecimal digits; see `Commit`."""
+    """The commit to load (`hub`)."""
     path: str = ""
     """Folder of the model (`directory`) or of the GGUF file inside the package."""
     sha256: str = ""
@@ -79,7 +77,7 @@ class ModelSettings:
     layers: Positive = field(default=2, metadata={"source": "tiny"})
     """Depth of a `tiny` model."""
     vocabulary_size: Annotated[int, Field(ge=300)] = field(default=384, metadata={"source": "tiny"})
-    """Size of the tokenizer trained for a `tiny` model: 256 bytes, the markers, and some merges."""
+    """Of the tokenizer trained for a `tiny` model: 256 bytes, the markers, and some merges."""
 
     def __post_init__(self) -> None:
         if self.source == "hub":
@@ -115,10 +113,10 @@ class BigBenchSettings:
     shots: Count = 0
     """Examples in the prompt, drawn from the task's other items."""
     cloze: bool = False
-    """Of a multiple-choice task: the prompt does not list the choices, and they are compared by log-probability a
-    character, as lm-eval's acc_norm does it. Small models can show more that way; it is not Big-Bench's own."""
+    """The prompt does not list the choices, which are compared by log-probability a character (lm-eval's acc_norm).
+    Small models can show more that way; it is not Big-Bench's own."""
     benchmark: Literal["", OtherBenchmark] = ""
-    """The benchmark of Table 6 that it is: then it is measured with the transfer tasks; empty: with every model."""
+    """The benchmark of Table 6 that it is, measured with the transfer tasks; empty: none, measured with every model."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -126,15 +124,15 @@ class DemonstrationSettings:
     """The SFT data: prompts x and human responses y."""
 
     source: Literal["reasoning_gym", "file", "hub", "big_bench"]
-    """`reasoning_gym`: generated task families. `file`: JSON, JSONL or Parquet. `hub`: a pinned hub dataset.
-    `big_bench`: the free answers of a task of Big-Bench, split by conversation."""
+    """`reasoning_gym`: generated task families. `file`: JSON, JSONL or Parquet. `hub`: a pinned dataset. `big_bench`:
+    the free answers of a task of Big-Bench, split by conversation."""
     families: dict[str, FamilySettings] = field(default_factory=dict)
     """Task families by name (`reasoning_gym`)."""
     wordings: Literal["varied", "fixed"] = "varied"
-    """`varied`: each row uses one of its family's ways to word a solution, so that two right answers can differ.
-    `fixed`: all rows of a family are worded the same way (`reasoning_gym`)."""
+    """Whether the rows of a family word their solutions in several ways, so that two right answers can differ
+    (`reasoning_gym`)."""
     train: str = ""
-    """File with training rows (`file`) or split name (`hub`)."""
+    """File with the training rows (`file`) or name of the split (`hub`)."""
     validation: str = ""
     """File or split for validation; empty: held out from the training rows."""
     test: str = ""
@@ -142,32 +140,28 @@ class DemonstrationSettings:
     name: str = ""
     """Hub id of the dataset (`hub`), or the task, such as topical_chat (`big_bench`)."""
     revision: Commit = ""
-    """The dataset's commit (`hub`), 40 hexadecimal digits; see `Commit`."""
+    """The dataset's commit (`hub`)."""
     sft_rows: Count = 0
     """Rows used for SFT; 0: all of them."""
     spin_rows: Count = 0
     """Rows used for SPIN, the first of the SFT rows (sec. 6.1: 50k of Ultrachat200k); 0: all of them."""
     validation_rows: Count | None = None
-    """Rows held out for choosing settings. Null: the whole file or split if there is one, else a tenth, at most 300;
-    none of generated rows."""
+    """Rows for choosing settings. Null: the file or split, else a tenth, at most 300; none of generated rows."""
     test_rows: Count | None = None
-    """Rows held out for the reported numbers. Null: the whole file or split if there is one, else a tenth, at most 600;
-    none of generated rows."""
+    """Rows for the reported numbers. Null: the file or split, else a tenth, at most 600; none of generated rows."""
     expected_rows: Count = 0
-    """Distinct rows that the training file or split must have, so that a different upload under the same name is
-    noticed; 0: any number."""
+    """Distinct rows that the training file or split must have, so that another upload is noticed; 0: any number."""
     turns: Literal["first", "last", "all"] = "first"
-    """Which answers of a conversation of several turns are trained on. `first`: the first (sec. 6.1: SPIN's rows of
-    Ultrachat200k are first turns); later turns are left out. `last`: the last, with all turns before it as its prompt.
-    `all`: each of them; held-out rows are asked for the last."""
+    """Which answers of a conversation are trained on. `first`: the first, as SPIN's rows of Ultrachat200k (sec. 6.1).
+    `last`: the last, with all turns before it as its prompt. `all`: each; held-out rows are asked for the last."""
     drop_empty: bool = False
     """Drop rows with an empty prompt or response instead of refusing the file."""
     transfer: dict[str, FamilySettings] = field(default_factory=dict)
-    """Task families not used in training (`reasoning_gym`), for Table 6: does the gain carry over?"""
+    """Task families not used in training (`reasoning_gym`), for Table 6."""
     transfer_rows: Count = 0
     """Number of rows from these families."""
     seed: Seed = 0
-    """Seed for generating rows and choosing held-out ones; separate from the training seed."""
+    """Of generated and held-out rows; separate from the training seed."""
 
     def __post_init__(self) -> None:
         require(
@@ -205,13 +199,13 @@ class PreferenceSettings:
 
     source: Literal["samples", "file", "hub"]
     """`samples`: the start model's own responses, labelled by the demonstrations' graders. `file`: JSON, JSONL or
-    Parquet. `hub`: a pinned hub dataset (App. B.3: UltraFeedback Binarized)."""
+    Parquet. `hub`: a pinned dataset (App. B.3: UltraFeedback Binarized)."""
     train: str = ""
     """File with the pairs (`file`) or split name (`hub`; UltraFeedback Binarized: train_prefs)."""
     name: str = ""
     """Hub id of the dataset (`hub`)."""
     revision: Commit = ""
-    """The dataset's commit (`hub`), 40 hexadecimal digits; see `Commit`."""
+    """The dataset's commit (`hub`)."""
     rows: Count = 0
     """Pairs used, the first ones (App. B.3: 62k, all of UltraFeedback Binarized); 0: all of them."""
 
@@ -236,11 +230,9 @@ class TemplateSettings:
     prompt: str = "{prompt}"
     """Text around the prompt (`text`); must hold {prompt} once."""
     end: str = ""
-    """Token that ends a response; empty: the one that the chat template writes behind an answer, or with a text
-    template the tokenizer's end-of-sequence token."""
+    """Token that ends a response; empty: that of the chat template, or else the tokenizer's end-of-sequence token."""
     date: str = "2024-07-26"
-    """The date that chat templates write as today's, such as those of Llama 3: keys and prompts must not depend on the
-    day of the run."""
+    """The date that chat templates write as today's, so that keys and prompts do not depend on the day of the run."""
     system: str = ""
     """System message (`chat`) for rows without their own; empty: none is added."""
     max_prompt_tokens: Positive = 512
@@ -249,9 +241,8 @@ class TemplateSettings:
     """Longest response in tokens (released configs: 1024 - 512; sec. B.1 says 2048 for the whole)."""
     too_long: Literal["error", "truncate", "drop"] = "error"
     """What to do with a longer row. `error`: refuse it before training. `truncate`: keep the end of prompts and the
-    start of responses, as in the released collator. `drop`: leave it out of training and of the held-out pairs, and
-    report how many. Evaluation never drops a prompt, so that all models are scored on the same ones; a longer one, for
-    example with few-shot examples, keeps its end, and a warning says how many there are."""
+    start of responses, as in the released collator. `drop`: leave it out of training and of the held-out pairs.
+    Evaluation keeps the end of a longer prompt, so that all models are scored on the same ones, with a warning."""
 
     def __post_init__(self) -> None:
         if self.kind == "text":

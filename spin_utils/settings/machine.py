@@ -35,8 +35,8 @@ class VllmSettings:
     checked_rows: Positive = 64
     """Responses whose log-probability the kit also computes, as a check."""
     largest_difference: PositiveNumber = 0.1
-    """Warn about differences above this, in nats per response token. Both sides compute in bfloat16, whose rounding
-    gives hundredths; a wrong start token or wrong weights give tenths or more."""
+    """Warn about differences above this, in nats per response token. The rounding of bfloat16 gives hundredths; a wrong
+    start token or wrong weights give tenths or more."""
 
     def __post_init__(self) -> None:
         python = Path(self.python).expanduser()
@@ -77,9 +77,7 @@ CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction"
 
 def fastchat_temperatures() -> dict[str, float]:
     """FastChat's `temperature_config`."""
-    warm, cool, none = 0.7, 0.1, 0.0
-    values = (warm, warm, none, none, none, none, cool, cool)
-    return dict(zip(CATEGORIES, values, strict=True))
+    return dict(zip(CATEGORIES, (0.7, 0.7, 0.0, 0.0, 0.0, 0.0, 0.1, 0.1), strict=True))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -91,8 +89,7 @@ class MtBenchSettings:
     paper does not say which version it used. Or a model, written like the profile's `model`: it grades on this machine
     and needs no key."""
     base_url: str = "https://api.openai.com/v1"
-    """Any endpoint with OpenAI's chat completions. The key comes from the environment variable OPENAI_API_KEY; if the
-    endpoint needs none, for example a local server, any value works."""
+    """Any endpoint with OpenAI's chat completions. The key comes from OPENAI_API_KEY; a local server takes any."""
     judge_temperature: Temperature | None = 0.0
     """FastChat: 0. Null: not sent, for judges that do not accept one."""
     judge_max_tokens: Positive = 2048
@@ -102,8 +99,8 @@ class MtBenchSettings:
     workers: Positive = 4
     """Number of concurrent requests."""
     retries: Count = 8
-    """Retries after a rate limit, a server error, a timeout or a dropped connection. If the last one fails the step
-    stops; grades received so far are kept, and the same command resumes from there."""
+    """Retries after a rate limit, a server error, a timeout or a dropped connection. Grades received so far are kept if
+    the last one fails, and the same command resumes from there."""
     timeout_s: PositiveNumber = 120.0
     """Seconds after which a request is considered lost."""
     temperatures: dict[str, Temperature] = field(default_factory=fastchat_temperatures)
@@ -113,8 +110,8 @@ class MtBenchSettings:
     max_new_tokens: Positive = 1024
     """Longest answer per turn in tokens (FastChat: 1024)."""
     add_start_token: bool = True
-    """Begin the conversation with the tokenizer's start token, if it has one, as in FastChat. SPIN's own template has
-    none (released code: add_special_tokens=False)."""
+    """Begin with the tokenizer's start token, as in FastChat. SPIN's own template has none (released code:
+    add_special_tokens=False)."""
     batch_size: Positive = 32
     """Conversations answered together."""
     limit: Count = 0

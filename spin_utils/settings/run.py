@@ -62,8 +62,7 @@ class TrainingSettings:
     epochs: Positive = 2
     """Passes over the pairs (sec. B.1: 2)."""
     schedule_epochs: Count = 0
-    """Epochs over which the learning rate decays; 0: the same as `epochs`. The released scripts say 6 and are stopped
-    by hand; the model cards say 2."""
+    """Epochs over which the learning rate decays; 0: `epochs`. The released scripts say 6, the model cards 2."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Decay after the warm-up (released configs: linear; the base model's SFT recipe: cosine)."""
     batch_size: Positive = 64
@@ -77,7 +76,7 @@ class TrainingSettings:
     max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
     """Gradient clipping by global norm; 0: none (the released ZeRO-3 file does not clip)."""
     precision: Precision = "auto"
-    """Compute precision; master weights are always float32. `auto` uses bfloat16 if it is fast on this machine."""
+    """Of the computation; master weights are float32. `auto` uses bfloat16 if it is fast on this machine."""
     micro_batch_tokens: Positive = 2560
     """Token budget of one forward and backward pass."""
     gradient_checkpointing: bool = False
@@ -89,17 +88,16 @@ class TrainingSettings:
     loss: Loss = "logistic"
     """The loss l of eq. 4.7 (sec. 4.1: logistic)."""
     nll: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the real responses' negative log-likelihood per token, added to the loss (TRL: `sft` among the loss
-    types; iterative RPO, arXiv 2404.19733). 0: none, as in the paper."""
+    """Weight of the real responses' negative log-likelihood per token in the loss (TRL: `sft` among the loss types;
+    iterative RPO, arXiv 2404.19733). 0: none, as in the paper."""
     positive: Annotated[float, Field(ge=0)] = 0.0
-    """DPO-positive's penalty on real responses that became less likely than under the opponent (arXiv 2402.13228, eq.
-    3; 50 there). 0: none."""
+    """DPO-positive's penalty on real responses that became less likely (arXiv 2402.13228, eq. 3; 50 there). 0: none."""
     reference_free: bool = False
-    """Reward a response with beta times its log-probability, without the opponent's, as T-SPIN does (arXiv
-    2601.08198, eq. 7, where beta is called alpha and is 1)."""
+    """Reward beta times the log-probability, without the opponent's, as T-SPIN does (arXiv 2601.08198, eq. 7, where
+    beta is called alpha and is 1)."""
     historical: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of T-SPIN's historical advantage (eq. 7; 0.1 there): from iteration 1 on, the opponent's response should
-    also beat the SFT model's. 0: none."""
+    """Weight of T-SPIN's historical advantage (eq. 7; 0.1 there): the opponent's response should beat the SFT model's.
+    0: none."""
     rejection: bool = False
     """Fine-tune on those of the opponent's responses that the grader of generated families accepts, as SFT does, and
     compare no pairs (rejection sampling; arXiv 2308.01825). It is a control: SPIN gets no grades."""
@@ -112,7 +110,7 @@ class TrainingSettings:
     save_minutes: Annotated[float, Field(ge=0)] = 3.0
     """Minutes between checkpoints for resuming."""
     trackers: tuple[TrackerName, ...] = ()
-    """Additional destinations for the metrics, which are always written to JSON: tensorboard, wandb, trackio."""
+    """Further destinations of the metrics, which are always written to JSON."""
 
     def __post_init__(self) -> None:
         require(
@@ -154,13 +152,13 @@ class GenerationSettings:
     """Rows decoded together."""
     prompt: str = ""
     """Text around the prompt while the opponent answers, such as "### Instruction: {prompt}\\n\\n### Response: " in
-    the released code, which then trains under the chat template. The answer is read as text and encoded again.
-    Held-out pairs keep the training template. Empty: so do the others, and what was sampled is what is trained on."""
+    the released code, which then trains under the chat template. Empty: what was sampled is what is trained on.
+    Held-out pairs keep the training template."""
     shard_rows: Positive = 512
     """Prompts per shard; a shard is either finished or absent."""
     backend: Literal["kit", "vllm"] = "kit"
-    """What generates the responses used in training: the kit's sampler, or vLLM in its own processes. Both sample from
-    the same distribution, but the samples differ. Held-out responses always come from the kit's sampler."""
+    """What generates the responses used in training: the kit's sampler, or vLLM in its own processes; held-out ones
+    always come from the kit's. The distribution is the same, but the samples differ."""
     vllm: VllmSettings = field(default_factory=VllmSettings)
     """Where and how vLLM runs."""
 
@@ -195,13 +193,12 @@ class SpinSettings:
     betas: tuple[PositiveNumber, ...] = ()
     """Beta by iteration; the last one is repeated; empty: that of `training`."""
     answers_per_prompt: Annotated[int, Field(ge=1, le=64)] = 1
-    """Responses that the opponent gives to a prompt, each of which makes a pair with the real one. They share the
-    prompt's pass, their mean counts as one pair in a batch, and so an iteration keeps its number of steps."""
+    """Responses that the opponent gives to a prompt, each a pair with the real one. Their mean counts as one pair in a
+    batch, so an iteration keeps its number of steps."""
     mix_previous: bool = True
     """From iteration 1 on, train on the pairs of t-1 and t together (sec. 6.1)."""
     epochs_shown: Some = 0
-    """Epochs of iteration 0 shown in Figure 4, all from one run; the iteration's model is still the one after
-    `training.epochs`. 0: no further epochs."""
+    """Epochs of iteration 0 shown in Figure 4; its model is still that after `training.epochs`. 0: no further ones."""
     subsets: tuple[Annotated[int, Field(gt=0, lt=50)], ...] = ()
     """Sizes of the nested subsets of Figure 5, in fiftieths of the prompts (the paper's 14k and 26k of 50k)."""
 
@@ -239,8 +236,8 @@ class DpoSettings:
     """DPO, the baseline of Figure 3 and the last stage of Table 3: the same trainer on preference pairs."""
 
     training: TrainingSettings
-    """One run (App. B.3: two epochs; the paper does not give learning rate and beta. The DPO model in Figure 3 is the
-    alignment handbook's: 5e-7, beta 0.1)."""
+    """One run (App. B.3: two epochs; for learning rate and beta see the alignment handbook, whose model is in Figure 3:
+    5e-7 and 0.1)."""
     preferences: PreferenceSettings
     """The pairs."""
     answers_per_prompt: Annotated[int, Field(ge=2)] = 4
@@ -249,15 +246,14 @@ class DpoSettings:
 
 @dataclass(frozen=True, config=STRICT)
 class ProcessSettings:
-    """How many processes share the work of a stage. Artifacts do not depend on it: it only changes the rounding of sums
-    in training."""
+    """How many processes share the work of a stage; it only changes the rounding of sums in training."""
 
     count: Count = 0
-    """Processes on this machine; with GPUs, each has its own. 0: one per GPU that a step requests in `resources` and
-    the machine has, or one if it requests none. Ignored under another launcher (torchrun, accelerate)."""
+    """Processes on this machine, each with its own GPU. 0: one per GPU that a step requests in `resources` and the
+    machine has, or one if it requests none. Ignored under another launcher (torchrun, accelerate)."""
     sharding: Sharding = "ddp"
     """`ddp`: every process has a full copy, and gradients are summed. `fsdp2`: weights, gradients and optimizer state
-    are sharded in training and in scoring the opponent. `zero3`: the same with DeepSpeed, which has to be installed."""
+    are sharded, also in scoring the opponent. `zero3`: the same with DeepSpeed, which has to be installed."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -283,22 +279,20 @@ class EvaluationSettings:
     """How checkpoints are scored, always through lm-eval."""
 
     suite: Literal["local", "paper", "paper_others"] = "local"
-    """`local`: the held-out demonstrations, one task per family, scored by the row's grader if it has one, otherwise by
-    exact match. `paper`: the benchmarks of Table 1, from the hub, and for the main chain those of Table 6 as transfer.
-    `paper_others`: only those of Table 6."""
+    """`local`: the held-out demonstrations, one task per family, by the row's grader or exact match. `paper`: the
+    benchmarks of Table 1, and for the main chain those of Table 6 as transfer. `paper_others`: only the latter."""
     tasks: tuple[str, ...] = ()
     """Further lm-eval tasks, by name or path of a YAML file; each becomes a column."""
     big_bench: dict[str, BigBenchSettings] = field(default_factory=dict)
     """Tasks of Big-Bench by name, from the package `bigbench`; each becomes a column."""
     limit: Count = 0
-    """Items per benchmark, the first ones (for a group like MMLU an equal number from each task); 0: all."""
+    """Items per benchmark, the first ones (of a group like MMLU equally many from each task); 0: all."""
     batch_size: Positive = 128
     """Rows decoded or scored together."""
     max_new_tokens: Positive = 128
     """Longest response in generation tasks."""
     samples: Count = 0
-    """Responses sampled at temperature 1 for each held-out row of the suite `local`, scored in addition to the greedy
-    one."""
+    """Responses sampled at temperature 1 for each held-out row of the suite `local`, besides the greedy one."""
 
 
 def evaluation_identity(settings: EvaluationSettings) -> dict[str, Any]:
@@ -324,12 +318,10 @@ class Profile:
     dpo: DpoSettings | None = None
     """DPO, the baseline of Figure 3 and, after SPIN, the last row of Table 3 (App. B.3); null: not run."""
     released: dict[str, ModelSettings] = field(default_factory=dict)
-    """Published checkpoints by model name (spin-0, spin-1, ...). They are evaluated with `model`, which is then
-    `sft`, and nothing is trained."""
+    """Published checkpoints by model name (spin-0, ...), evaluated with `model`, which is then `sft`; no training."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Variants of SPIN under the same control, by name: the settings of `spin` and `generation` that differ, by dotted
-    name. An arm plays one iteration from the SFT model, or as many as its own `spin.iterations` says, and shares with
-    SPIN whatever it does not change, such as the pairs."""
+    name. An arm plays one iteration from the SFT model, or as many as its own `spin.iterations` says."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     template: TemplateSettings = field(default_factory=TemplateSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

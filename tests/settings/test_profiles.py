@@ -16,7 +16,6 @@ from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError
 from spin_utils.settings.run import Profile
 
-DPO = {"training": {"learning_rate": 5e-7}, "preferences": {"source": "samples"}}
 SHIPPED = sorted(p.stem for p in profiles.PROFILES.glob("*.yaml"))
 
 
@@ -32,7 +31,6 @@ def test_every_shipped_profile_loads_and_survives_a_round_trip(name: str, tmp_pa
     ("change", "message"),
     [
         ({"spin.training.bta": 1.0}, "spin.training.bta: unknown setting; did you mean 'beta'?"),
-        ({"demonstrations.families.chain_sum.opts": {}}, "chain_sum.opts: unknown setting; did you mean 'options'?"),
         ({"sft.beta": -1}, "sft.beta: should be greater than 0, found -1"),
         ({"sft.beta": float("nan")}, "sft.beta: should be a finite number, found nan"),
         ({"spin.training.loss": "logistics"}, "'logistics' is not a choice; did you mean 'logistic'?"),
@@ -43,12 +41,7 @@ def test_every_shipped_profile_loads_and_survives_a_round_trip(name: str, tmp_pa
         ({"demonstrations.spin_rows": 1000}, "demonstrations.spin_rows: 1000 is more than sft_rows"),
         ({"template.prompt": "no place"}, "template.prompt: must hold {prompt} exactly once"),
         ({"model": {"source": "hub", "name": "a/b", "revision": "main"}}, "'main' is not a commit"),
-        ({"model": {"source": "tiny", "name": "gpt9"}}, "'gpt9' is not a tiny model"),
         ({"model": "llama"}, "model: should be settings by name, found 'llama'"),
-        ({"demonstrations": {"source": "file"}}, "demonstrations.train: empty"),
-        ({"dpo": DPO | {"preferences": {"source": "sample"}}}, "did you mean 'samples'?"),
-        ({"dpo": DPO | {"answers_per_prompt": 1}}, "dpo.answers_per_prompt: should be greater than or equal to 2"),
-        ({"sft.trackers": ["tensorbord"]}, "did you mean 'tensorboard'?"),
     ],
 )
 def test_an_impossible_value_is_refused_with_its_place(change: dict, message: str) -> None:
@@ -65,22 +58,6 @@ def test_every_fault_is_named_in_a_line_of_its_own() -> None:
         "smoke.yaml: sft.epochs",
         "smoke.yaml: spin.training.bta",
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("name: [", "mine.yaml: not readable as YAML"),
-        ("extends: cpuu\n", "profile 'cpuu': unknown; did you mean 'cpu'?"),
-        ("name: a\n", "missing; this setting has no default"),
-    ],
-)
-def test_a_broken_profile_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(SettingsError) as error:
-        profiles.load(str(path))
-    assert message in str(error.value)
 
 
 def test_a_profile_of_three_lines_changes_model_and_data(tmp_path: Path) -> None:
