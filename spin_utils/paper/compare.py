@@ -73,12 +73,13 @@ def items(profile: str, model: str, other: str) -> pd.DataFrame:
             raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of {plain}{there}")
         sides.append(scores[scores["model"] == plain].assign(model=name))
         own = summaries[summaries["model"] == plain]
-        asked.append(dict(zip(own["task"], own["rows_sha256"].astype(str), strict=True)))
+        asked.append(dict(zip(own["task"], own["rows_sha256"], strict=True)))
     seeds, names = (set.intersection(*(set(side[column]) for side in sides)) for column in ("seed", "task"))
     for what, found in (("training seed", seeds), ("task", names)):
         if not found:
             raise results.ResultsError(f"{model} and {other}: no {what} in common; evaluate the missing ones")
-    if any(asked[0][name] != asked[1][name] for name in names):
+    same_run = len({folder for folder, _ in places.values()}) == 1
+    if not same_run and any(asked[0][name] != asked[1][name] for name in names):
         raise results.ResultsError(
             f"{model} and {other}: their test rows differ (or one is older than rows_sha256), so items do not pair up"
         )
