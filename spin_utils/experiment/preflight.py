@@ -390,14 +390,19 @@ def _judge(made: Plan) -> Iterator[Finding]:
         yield Finding("judge", "note", text)
 
 
+def _canonical(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
+
+
 def _versions() -> Finding:
     """Installed versions compared with the lock; builds like 2.13.0+cpu count as 2.13.0."""
     lock = paths.REPOSITORY / "requirements.lock"
     if not lock.is_file():
         return Finding("versions", "unknown", "no requirements.lock next to the package; run from a checkout")
-    wanted = dict(line.split("==") for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line)
-    installed = {each.name: each.version.partition("+")[0] for each in importlib.metadata.distributions()}
-    installed = {re.sub("[-_.]+", "-", name).lower(): version for name, version in installed.items()}
+    pinned = [line.split("==") for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line]
+    wanted = {_canonical(name): version for name, version in pinned}
+    found = importlib.metadata.distributions()
+    installed = {_canonical(each.name): each.version.partition("+")[0] for each in found}
     other = [
         f"{name} {installed.get(name, 'missing')} instead of {version}"
         for name, version in wanted.items()

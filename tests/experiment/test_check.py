@@ -236,3 +236,6 @@ def test_versions_are_held_to_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path
     finding = preflight._versions()
     assert finding.state == "note"
     assert "instead of 0.0.1, no-such-package missing instead of 1.0" in finding.text
+    installed = version("typing_extensions")
+    (tmp_path / "requirements.lock").write_text(f"Typing.Extensions=={installed}\n")
+    assert preflight._versions().state == "ok", "names are compared as pip compares them"
