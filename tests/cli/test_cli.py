@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,12 +59,7 @@ def test_the_plan_lists_every_step_in_order(home: Path, capsys: pytest.CaptureFi
     status, out = outcome(capsys, "plan", "--profile", "smoke", "--seeds", "0,1")
     assert status == 0
     names = [line.split()[4] for line in out.splitlines() if "seed 1" in line]
-    main = "data base sft eval-sft pairs-0 spin-0 eval-spin-0 pairs-1 spin-1 eval-spin-1"
-    beside = "transfer-sft transfer-spin-0 transfer-spin-1 heldout-spin-0 heldout-spin-1"
-    epochs = "spin-0-more eval-spin-0-epoch-1 eval-spin-0-epoch-3 spin-0-rows-26 eval-spin-0-rows-26"
-    more = "sft-more-1 eval-sft-more-1 preferences dpo eval-dpo spin-1-dpo eval-spin-1-dpo"
-    arm = "pairs-0-arm-two-answers spin-0-arm-two-answers eval-spin-0-arm-two-answers"
-    assert " ".join(names) == f"{main} {beside} {epochs} {more} {arm}"
+    assert names == [made.name for made in plan.make(profiles.load("smoke"), 1)]
     steps = {row["step"]: row for row in json.loads(outcome(capsys, "plan", "--profile", "smoke", "--json")[1])}
     assert steps["spin-1"]["inputs"] == ["spin-0", "pairs-1", "pairs-0"]
 
@@ -171,23 +165,6 @@ def test_the_verdicts_of_one_kind_are_listed(home: Path, capsys: pytest.CaptureF
     (home / "results" / "cpu" / "verdicts.csv").unlink()
     status, out = outcome(capsys, "verdicts")
     assert (status, "verdicts.csv" in out, "spin-repro figures" in out) == (2, True, True)
-
-
-@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-@pytest.mark.parametrize(
-    ("words", "word"),
-    [(["repr"], "reproduce"), (["provenance", "--kind", "tr"], "training")],
-)
-def test_bash_completes_commands_options_and_values(words: list[str], word: str, tmp_path: Path) -> None:
-    program = tmp_path / "spin-repro"
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m spin_utils "$@"\n')
-    program.chmod(0o755)
-    typed = " ".join(["spin-repro", *words])
-    asked = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _spin_repro_completion spin-repro; echo ${{COMPREPLY[@]}}"
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    command = ["bash", "-c", f'eval "$(spin-repro --show-completion)"\n{asked}']
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert word in result.stdout.split(), result
 
 
 def test_a_relative_home_is_one_folder_for_all_processes_of_a_command(
