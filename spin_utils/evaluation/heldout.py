@@ -44,7 +44,7 @@ def drifts(
         rows: held-out demonstrations.
         template: of prompts and responses.
         generation: how the opponent samples.
-        seed: of the opponent's responses.
+        seed: of its responses.
         independent: a model that took no part, such as the base model, which says how surprising the texts are.
 
     Returns:

@@ -93,8 +93,8 @@ def converse(
     """Answer both turns of each question.
 
     Args:
-        model: Any decoder of transformers.
-        tokenizer: of the model.
+        model: any decoder of transformers.
+        tokenizer: its tokenizer.
         template: of the conversation; its length limits are for training and do not apply here.
         asked: the questions.
         settings: temperatures, top-k and longest answer.
@@ -136,22 +136,14 @@ def judge_messages(
 ) -> list[Message]:
     """The messages with which the judge grades one turn (single-answer grading; FastChat: create_conv_single).
 
-    The judge of turn 2 sees the whole conversation.
-
-    Args:
-        prompts: from `judge_prompts`.
-        question: the question.
-        answers: the model's answers of both turns; only the first is used for turn 1.
-        turn: 1 or 2.
+    The judge of turn 2 sees the whole conversation; of the answers of both turns, that of turn 1 only the first.
     """
     kind = "single-math-v1" if question.references else "single-v1"
     prompt = prompts[kind + ("-multi-turn" if turn == 2 else "")]
     fields = dict(zip(("ref_answer_1", "ref_answer_2"), question.references or (), strict=False))
-    if turn == 1:
-        fields |= {"question": question.turns[0], "answer": answers[0]}
-    else:
-        fields |= {"question_1": question.turns[0], "question_2": question.turns[1]}
-        fields |= {"answer_1": answers[0], "answer_2": answers[1]}
+    names = ("question", "answer") if turn == 1 else ("question_1", "answer_1", "question_2", "answer_2")
+    said = [text for pair in zip(question.turns, answers, strict=True) for text in pair]
+    fields |= dict(zip(names, said, strict=False))
     return [
         {"role": "system", "content": prompt["system_prompt"]},
         {"role": "user", "content": prompt["prompt_template"].format(**fields)},
@@ -169,10 +161,13 @@ def _answer(
     progress: Callable[[int], object] | None,
 ) -> list[dict[str, Any]]:
     """One turn: conversations of the same temperature are sampled together."""
-    from spin_utils.data.templates import decode_response, end_ids
+    from spin_utils.data import templates
     from spin_utils.model.sampling import sample
 
-    prompts = [_prompt(tokenizer, template, texts, settings) for texts in said]
+    prompts = [templates.encode_conversation(tokenizer, template, texts) for texts in said]
+    start = tokenizer.bos_token_id
+    if settings.add_start_token and start is not None:
+        prompts = [ids if ids[:1] == [start] else [start, *ids] for ids in prompts]
     room = max(1, model.config.max_position_embeddings - settings.max_new_tokens)
     temperatures = [settings.temperatures[question.category] for question in asked]
     answers: dict[int, dict[str, Any]] = {}
@@ -181,7 +176,7 @@ def _answer(
         samples = sample(
             model,
             [prompts[place][-room:] for place in places],
-            eos_ids=end_ids(tokenizer, template),
+            eos_ids=templates.end_ids(tokenizer, template),
             settings=GenerationSettings(
                 temperature=temperature,
                 top_k=settings.top_k,
@@ -194,24 +189,12 @@ def _answer(
         )
         for place, drawn in zip(places, samples, strict=True):
             answers[place] = {
-                "text": decode_response(tokenizer, template, drawn.token_ids).strip(),
+                "text": templates.decode_response(tokenizer, template, drawn.token_ids).strip(),
                 "tokens": len(drawn.token_ids),
                 "finish_reason": drawn.finish_reason,
                 "cut_tokens": max(0, len(prompts[place]) - room),
             }
     return [answers[place] for place in range(len(asked))]
-
-
-def _prompt(
-    tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: Sequence[str], settings: MtBenchSettings
-) -> list[int]:
-    from spin_utils.data.templates import encode_conversation
-
-    ids = encode_conversation(tokenizer, template, texts)
-    start = tokenizer.bos_token_id
-    if settings.add_start_token and start is not None and ids[:1] != [start]:
-        ids.insert(0, start)
-    return ids
 
 
 def _read(name: str) -> list[dict[str, Any]]:
