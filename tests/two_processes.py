@@ -20,7 +20,7 @@ from spin_utils.files import processes
 from spin_utils.model import sharding
 from spin_utils.model.logprobs import score
 from spin_utils.training.loop import Interrupted, train
-from spin_utils.training.step import StepRunner
+from spin_utils.training.optimizer import MasterOptimizer
 
 
 def main(folder: Path, kinds: Sequence[str]) -> None:
@@ -81,17 +81,18 @@ def keep(model: Any, path: Path) -> None:
 @contextmanager
 def watched(shapes: list[dict[str, int]]) -> Iterator[None]:
     """Notes how many numbers this process holds of the weights and what belongs to them, and of all there are."""
-    before = StepRunner.__init__
+    before = MasterOptimizer.add_up
 
-    def noting(runner: Any, model: Any, groups: Any, settings: Any, logps: Any, optimizer: Any, *more: Any) -> None:
-        before(runner, model, groups, settings, logps, optimizer, *more)
-        own = {"weights": [sharding.local(p) for p in model.parameters()], "masters": optimizer.masters}
+    def noting(optimizer: Any) -> None:
+        before(optimizer)
+        own = {"weights": map(sharding.local, optimizer.parameters), "masters": optimizer.masters}
         own |= {"gradients": optimizer.gradients, **optimizer.moments}
         counts = {name: sum(tensor.numel() for tensor in tensors) for name, tensors in own.items()}
-        shapes.append({"all": sum(sharding.shape(p).numel() for p in model.parameters()), **counts})
+        if optimizer.steps == 0:
+            shapes.append({"all": sum(sharding.shape(p).numel() for p in optimizer.parameters), **counts})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StepRunner, "__init__", noting)
+        patch.setattr(MasterOptimizer, "add_up", noting)
         yield
 
 

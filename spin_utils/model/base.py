@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from spin_utils.files import hub
 from spin_utils.files.disk import file_hash
 from spin_utils.files.paths import KitError
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
-from spin_utils.settings.profiles import nearest
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +31,8 @@ _TINY_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-INDEX = "model.safetensors.index.json"
 _MIXED = " Hello world,\n\n  it's 12345 and 6.7:\tdéjà vu, 漢字 🙂 def f(x): return x  \n"
 """What tokenizers split in different ways."""
-
-Tensors = dict[str, tuple[Path, list[int], str]]
-"""Stored tensors by name: file, shape and dtype."""
 
 
 class ModelError(KitError):
@@ -105,14 +100,7 @@ def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed:
 def resolve(folder: Path) -> Path:
     """Follow `model.json` to the folder that holds the weights."""
     pointer = Path(folder) / "model.json"
-    if not pointer.is_file():
-        return check_directory(Path(folder))
-    try:
-        return check_directory(Path(json.loads(pointer.read_text(encoding="utf-8"))["path"]))
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{pointer}: does not name a model folder ({error}); delete it and run again") from None
+    return check_directory(Path(json.loads(pointer.read_text())["path"]) if pointer.is_file() else Path(folder))
 
 
 def load(folder: Path, dtype: Any = None, *, place: Any = None) -> Any:
@@ -195,9 +183,7 @@ def check_directory(folder: Path) -> Path:
         ModelError: missing folder, config, tokenizer or safetensors, or only pickled weights.
     """
     if not folder.is_dir():
-        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-        hint = nearest(folder.name, siblings) if siblings else ""
-        raise ModelError(f"{folder}: no such model folder{hint}")
+        raise ModelError(f"{folder}: no such model folder")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; give a folder written by save_pretrained")
     if (folder / "adapter_config.json").exists():
@@ -207,13 +193,10 @@ def check_directory(folder: Path) -> Path:
         )
     for name in ("config.json", "tokenizer_config.json"):
         _check_plain(folder / name)
-    weights = list(folder.glob("*.safetensors"))
-    if not weights:
-        pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)]
+    if not any(folder.glob("*.safetensors")):
+        pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
         found = f" ({pickled[0]} is a pickle, which can run code)" if pickled else ""
         raise ModelError(f"{folder}: no *.safetensors{found}; save the model with safe_serialization=True")
-    for path in weights:
-        _check_safetensors(path)
     if not (folder / "tokenizer.json").is_file():  # the only vocabulary file that is copied to checkpoints
         raise ModelError(f"{folder}: no tokenizer.json; load the tokenizer and save it there with save_pretrained")
     return folder
@@ -235,9 +218,8 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
     from spin_utils.data.templates import TemplateError, declared_ends, end_ids, frame
 
     check_directory(folder)
-    stored = _stored(folder)
     model = _skeleton(folder)
-    _check_weights(folder, model, stored)
+    _check_weights(folder, model)
     try:
         tokenizer = load_tokenizer(folder)
     except Exception as error:  # the library raises a dozen kinds for a broken file, all meaning the same here
@@ -308,64 +290,32 @@ def _skeleton(folder: Path) -> Any:
     return model
 
 
-def _stored(folder: Path) -> Tensors:
-    from safetensors import safe_open
-
-    found: Tensors = {}
-    for path in _files(folder):
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                part = file.get_slice(name)
-                found[name] = (path, part.get_shape(), part.get_dtype())
-    return found
-
-
-def _check_weights(folder: Path, model: Any, stored: Tensors) -> None:
-    """Raise unless every tensor of the model is there, with the right shape, and all are unquantised.
+def _check_weights(folder: Path, model: Any) -> None:
+    """Raise unless every tensor of the model is there, with the right shape.
 
     The names of some families change when transformers reads them (experts): theirs are checked when they are loaded.
     """
+    from safetensors import SafetensorError, safe_open
     from transformers.conversion_mapping import get_model_conversion_mapping
 
-    for path, _, stored_as in stored.values():
-        if stored_as not in ("F32", "F16", "BF16", "F64"):
-            raise ModelError(
-                f"{path}: has a tensor stored as {stored_as}; weights must not be quantised: save them as bfloat16"
-            )
+    stored: dict[str, list[int]] = {}
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="np") as file:
+                stored |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: damaged ({error}); copy or download it again") from None
     if get_model_conversion_mapping(model, add_legacy=False):
         return
     prefix = f"{model.base_model_prefix}."
     for full, tensor in model.state_dict().items():
-        name = full if full in stored else full.removeprefix(prefix)  # old files begin at the body
-        if name not in stored:
-            if full in model.all_tied_weights_keys:
-                continue
+        found = stored.get(full, stored.get(full.removeprefix(prefix)))  # old files begin at the body
+        if found is None and full not in model.all_tied_weights_keys:
             raise ModelError(f"{folder}: no tensor {full} in its safetensors; copy all files of the model again")
-        path, shape, _ = stored[name]
-        if shape != list(tensor.shape):
+        if found not in (None, list(tensor.shape)):
             raise ModelError(
-                f"{path}: {name} has shape {shape}, but config.json says {list(tensor.shape)}; copy both again"
+                f"{folder}: {full} has shape {found}, but config.json says {list(tensor.shape)}; copy both again"
             )
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files that transformers reads: model.safetensors, or those named in the index."""
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{folder}: neither model.safetensors nor a readable {INDEX} ({error}); save the model again"
-        ) from None
-    places = index.get("weight_map") if isinstance(index, Mapping) else None
-    if not isinstance(places, Mapping) or not places:
-        raise ModelError(f"{folder / INDEX}: no weight_map; save the model again with save_pretrained")
-    files = sorted({str(name) for name in places.values()})
-    for name in files:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ModelError(f"{folder / INDEX}: names {name!r}, which is not a file in this folder; copy all shards")
-    return [folder / name for name in files]
 
 
 def _reason(error: Exception) -> str:
@@ -374,14 +324,10 @@ def _reason(error: Exception) -> str:
 
 def _check_plain(path: Path) -> None:
     """Raise if the file exists and is not a JSON object, or asks for remote code or quantised weights."""
-    if not path.exists():
-        return
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error}); save the model again") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: is not a JSON object; save the model again")
+        config = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{path}: not a JSON object ({error}); save the model again") from None
     if "auto_map" in config:
         raise ModelError(
             f"{path}: auto_map asks to run code from the model's folder, which the kit never does; use a model that "
@@ -389,16 +335,6 @@ def _check_plain(path: Path) -> None:
         )
     if config.get("quantization_config"):
         raise ModelError(f"{path}: quantised weights cannot be trained on; save the model unquantised")
-
-
-def _check_safetensors(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: damaged ({error}); copy or download it again") from None
 
 
 def download(settings: ModelSettings, *, weights: bool = True) -> Path:
@@ -423,17 +359,13 @@ def download(settings: ModelSettings, *, weights: bool = True) -> Path:
 
 
 def gguf_path(settings: ModelSettings) -> Path:
-    # find_spec does not import the package: its inference engine is not installed and not needed.
-    try:
-        spec = importlib.util.find_spec(settings.name)
-    except (ImportError, ValueError):  # a dotted name whose first part is missing
-        spec = None
+    spec = importlib.util.find_spec(settings.name)  # does not import the package, whose engine is not needed
     if spec is None or spec.origin is None:
         raise ModelError(f"package {settings.name}: not installed; run `make setup` (it is in requirements-data.lock)")
     path = Path(spec.origin).parent / settings.path
     if not path.is_file():
-        names = [p.name for p in path.parent.glob("*.gguf")]
-        raise ModelError(f"package {settings.name}: no file {settings.path}{nearest(settings.path, names)}")
+        names = ", ".join(p.name for p in path.parent.glob("*.gguf"))
+        raise ModelError(f"package {settings.name}: no file {settings.path}; it has {names}")
     return path
 
 

@@ -182,14 +182,7 @@ class PackedBatch:
         device = torch.device(device)
         if device == self.input_ids.device:
             return self
-        return PackedBatch(
-            self.input_ids.to(device),
-            self.position_ids.to(device),
-            self.sources.to(device),
-            self.targets.to(device),
-            self.sizes.to(device),
-            self.layout.to(device),
-        )
+        return PackedBatch(**{name: part.to(device) for name, part in vars(self).items()})
 
 
 def pack(groups: Sequence[Group]) -> PackedBatch:

@@ -114,9 +114,13 @@ def train(
     check_supported(model, longest_row)
     work.mkdir(parents=True, exist_ok=True)
     schedule = Schedule(len(groups), settings, seed)
-    identity = _identity(settings, seed=seed, groups=len(groups), pairs=opponent_logps is not None)
+    # A saved state depends on all settings except the number of epochs, which only ends the run.
+    own = {"epochs": None, "schedule_epochs": settings.schedule_epochs or settings.epochs}
+    identity = {"settings": {**training_identity(settings), **own}, "seed": seed, "groups": len(groups)}
+    identity["pairs"] = opponent_logps is not None
     saved = load_state(work, identity)
-    dtype = _precision(model, saved.precision if saved else settings.precision)
+    wanted = saved.precision if saved else settings.precision
+    dtype = processes.from_first(lambda: choose_precision(wanted, model.device))  # even if machines differ
     precision = str(dtype).removeprefix("torch.")
     if processes.sharded():
         dtype = sharding.shard(model.float(), dtype)
@@ -274,17 +278,6 @@ class _MetricLog:
                 file.write(json.dumps(row) + "\n")
         for tracker in self.trackers:
             tracker(row)
-
-
-def _identity(settings: TrainingSettings, **run: Any) -> dict[str, Any]:
-    """What a saved state depends on: all settings except the number of epochs, which only ends the run."""
-    scheduled = settings.schedule_epochs or settings.epochs
-    return {"settings": {**training_identity(settings), "epochs": None, "schedule_epochs": scheduled}, **run}
-
-
-def _precision(model: PreTrainedModel, wanted: Any) -> torch.dtype:
-    """The same precision in every process, even if their machines differ."""
-    return processes.from_first(lambda: choose_precision(wanted, model.device))
 
 
 def _check_data(

@@ -83,36 +83,29 @@ def load_state(work: Path, run: dict[str, Any]) -> SavedState | None:
     for leftover in work.glob("unfinished-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # several processes may do so at once
     for folder in reversed(_states(work)):
-        description = _described(folder)
-        if description is not None:
-            return _load(folder, description, run)
-        logger.warning("%s: changed since it was written (hash); training continues without it", folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+            whole = is_whole(description) and description["tensors"] == file_hash(folder / _TENSORS)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            logger.warning("%s: changed since it was written (hash); training continues without it", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        before, now = (_flat(each) for each in (description["run"], json.loads(json.dumps(run))))
+        if before != now:
+            names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+            changed = ", ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in names)
+            raise KitError(f"{folder}: saved by another run ({changed}); remove the folder to start anew")
+        logger.info("continuing after step %d from %s", description["step"], folder)
+        tensors = load_file(folder / _TENSORS)
+        return SavedState(description["step"], description["precision"], tensors, description["rows"])
     return None
 
 
-def _described(folder: Path) -> dict[str, Any] | None:
-    """The description that `save_state` wrote, or None if any byte of the state is missing or changed."""
-    try:
-        description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-        whole = is_whole(description) and description["tensors"] == file_hash(folder / _TENSORS)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    return description if whole else None
-
-
-def _load(folder: Path, description: dict[str, Any], run: dict[str, Any]) -> SavedState:
-    wanted = json.loads(json.dumps(run))
-    for key in sorted(wanted.keys() | description["run"].keys()):
-        before, now = description["run"].get(key), wanted.get(key)
-        if before != now:
-            raise KitError(
-                f"{folder}: saved by a run with another {key} ({_difference(before, now)}); "
-                "remove the folder to start anew"
-            )
-    logger.info("continuing after step %d from %s", description["step"], folder)
-    tensors = load_file(folder / _TENSORS)
-    return SavedState(description["step"], description["precision"], tensors, description["rows"])
+def _flat(run: dict[str, Any]) -> dict[str, Any]:
+    """A run's identity with its settings beside the rest."""
+    return {**run, **run.get("settings", {}), "settings": None}
 
 
 class StopRequest:
@@ -152,10 +145,3 @@ class StopRequest:
 
 def _states(work: Path) -> list[Path]:
     return sorted(work.glob("state-" + "[0-9]" * 8))
-
-
-def _difference(before: Any, now: Any) -> str:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-        return ", ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in keys)
-    return f"{before!r} then, {now!r} now"

@@ -59,7 +59,7 @@ class StepRunner:
         self.model, self.groups, self.settings = model, groups, settings
         self.opponent_logps, self.optimizer = opponent_logps, optimizer
         self.budget = settings.micro_batch_tokens
-        self.since_row = _Interval()
+        self.since_row = _Interval(time.perf_counter())
         self.weights = matrix_weights(model)
         self.flops = 0.0
         """Floating-point operations of the steps taken so far, each token counted once."""
@@ -79,7 +79,8 @@ class StepRunner:
         self.last = sums = self._accumulate(batch)
         self.optimizer.add_up()
         norm = self.optimizer.grad_norm() if logged or self.settings.max_grad_norm else None
-        self.since_row.add(len(batch), sums.tokens)
+        self.since_row.groups += len(batch)
+        self.since_row.tokens += sums.tokens
         if logged or self.model.device.type == "cpu":
             self.check_finite()
         row = self._row(batch, norm) if logged and norm is not None else None
@@ -87,7 +88,10 @@ class StepRunner:
             raise TrainingError(f"the gradient of {self._names(indices)} is not finite; {_REMEDY}")
         self.optimizer.step(learning_rate, norm)
         self.seconds += time.perf_counter() - started
-        return None if row is None else {**row, "learning_rate": learning_rate, **self.since_row.rates()}
+        if row is None:
+            return None
+        rates, self.since_row = self.since_row.rates(), _Interval(time.perf_counter())
+        return {**row, "learning_rate": learning_rate, **rates}
 
     def check_finite(self) -> None:
         """Raise if a loss, or another value in the metric row, is not finite.
@@ -167,7 +171,10 @@ class StepRunner:
         body, head = self.weights
         answers = sum(len(ids) for group in computed for ids in group.response_ids)
         self.flops += 6.0 * (body * sums.tokens + head * answers)
-        planned = [self._micro_batches(batch, share) for share in shares]
+        planned = [
+            [[share[i] for i in chosen] for chosen in micro_batches([batch[i].tokens for i in share], self.budget)]
+            for share in shares
+        ]
         own = planned[processes.rank()]
         for chosen in own:
             packed = pack([batch[i] for i in chosen]).to(self.model.device)
@@ -182,10 +189,6 @@ class StepRunner:
         for _ in range(max(map(len, planned)) - len(own)):
             (sequence_logps(self.model, pack([IDLE]).to(self.model.device)).sum() * 0).backward()
         return sums
-
-    def _micro_batches(self, batch: dict[int, Group], share: list[int]) -> list[list[int]]:
-        """The groups of one process, by index, in micro-batches."""
-        return [[share[i] for i in chosen] for chosen in micro_batches([batch[i].tokens for i in share], self.budget)]
 
     def _pair_losses(self, logps: Tensor, chosen: list[int], groups_per_token: float) -> tuple[Tensor, Tensor]:
         """The loss of each group and its parts, shape (parts, groups); several pairs of one prompt are averaged."""
@@ -267,26 +270,21 @@ class _Sums:
     tokens: int = 0
 
 
+@dataclass
 class _Interval:
-    """Work done and time elapsed since the last metric row."""
+    """Work done since the last metric row."""
 
-    def __init__(self) -> None:
-        self.groups, self.tokens, self.started = 0, 0, time.perf_counter()
-
-    def add(self, groups: int, tokens: int) -> None:
-        self.groups += groups
-        self.tokens += tokens
+    started: float
+    groups: int = 0
+    tokens: int = 0
 
     def rates(self) -> Row:
-        now = time.perf_counter()
-        seconds = now - self.started
-        rates = {
+        seconds = time.perf_counter() - self.started
+        return {
             "seconds": seconds,
             "tokens_per_second": self.tokens / seconds,
             "groups_per_second": self.groups / seconds,
         }
-        self.groups, self.tokens, self.started = 0, 0, now
-        return rates
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -89,22 +89,20 @@ def gradient(policy: Tensor, opponent: Tensor, data: Tensor, *, beta: float, los
     return logits.grad
 
 
-def best_response(opponent: Tensor, data: Tensor, *, beta: float, loss: Loss = "logistic") -> Tensor:
+def best_response(opponent: Tensor, data: Tensor, *, beta: float) -> Tensor:
     """The policy that minimises the population loss, by Newton's method from the opponent (step 1 of sec. 4.1).
 
     The loss is convex in the logits, so a zero gradient means the global minimum. Adding a constant to all logits
     changes nothing, so the Hessian gets a ones term in that direction.
 
     Raises:
-        KitError: The loss has no unique minimum (hinge, correlation), or the method did not converge.
+        KitError: The method did not converge.
     """
-    if loss not in ("logistic", "exponential"):
-        raise KitError(f"loss {loss!r} has no unique minimum; use logistic or exponential")
 
     def objective(logits: Tensor) -> Tensor:
-        return population_loss(logits.log_softmax(0), opponent, data, beta=beta, loss=loss)
+        return population_loss(logits.log_softmax(0), opponent, data, beta=beta)
 
-    logits, slope, exact = opponent.clone(), gradient(opponent, opponent, data, beta=beta, loss=loss), 0
+    logits, slope, exact = opponent.clone(), gradient(opponent, opponent, data, beta=beta), 0
     for _ in range(200):
         if slope.abs().max() < 1e-14 * beta or exact == 3:
             break
@@ -117,7 +115,7 @@ def best_response(opponent: Tensor, data: Tensor, *, beta: float, loss: Loss = "
             while objective(logits + size * step) > before + 1e-4 * size * decrease:
                 size /= 2
         logits = (logits + size * step).detach()
-        slope = gradient(logits, opponent, data, beta=beta, loss=loss)
+        slope = gradient(logits, opponent, data, beta=beta)
     if not slope.abs().max() <= 1e-9 * beta:
         raise KitError(f"no minimum reached at beta {beta}: gradient {float(slope.abs().max()):.1e}")
     return logits.log_softmax(0)
@@ -163,13 +161,11 @@ def pair_divergence(opponent: Tensor, data: Tensor) -> Tensor:
     return towards / 2
 
 
-def descend(
-    opponent: Tensor, data: Tensor, *, beta: float, steps: int, learning_rate: float, loss: Loss = "logistic"
-) -> Tensor:
+def descend(opponent: Tensor, data: Tensor, *, beta: float, steps: int, learning_rate: float) -> Tensor:
     """Policies along plain gradient descent from the opponent, shape (steps + 1, K)."""
     policies = [opponent]
     for _ in range(steps):
-        slope = gradient(policies[-1], opponent, data, beta=beta, loss=loss)
+        slope = gradient(policies[-1], opponent, data, beta=beta)
         policies.append((policies[-1] - learning_rate * slope).log_softmax(0))
     return torch.stack(policies)
 
@@ -180,16 +176,12 @@ def fixed_point_error(seed: int = 0) -> float:
     Returns:
         The largest deviation over random data distributions, of the loss from l(0) and of the gradient from 0.
     """
-    worst = 0.0
-    for answers in (2, 3, 6):
-        data = random_distribution(answers, seed + answers)
-        for loss in LOSSES:
-            at_zero = float(link(torch.zeros((), dtype=torch.float64), loss))
-            for beta in (0.05, 0.1, 0.6, 1.0, 5.0):
-                value = float(population_loss(data, data, data, beta=beta, loss=loss))
-                slope = gradient(data, data, data, beta=beta, loss=loss)
-                worst = max(worst, abs(value - at_zero), float(slope.abs().max()))
-    return worst
+    return max(
+        max(abs(_excess(data, data, beta, loss)), float(gradient(data, data, data, beta=beta, loss=loss).abs().max()))
+        for data, _ in _cases((2, 3, 6), seed)
+        for loss in LOSSES
+        for beta in (0.05, 0.1, 0.6, 1.0, 5.0)
+    )
 
 
 def necessity_margin(seed: int = 0) -> float:
@@ -198,32 +190,26 @@ def necessity_margin(seed: int = 0) -> float:
     Returns:
         The maximum over losses and random cases of min over lambda of loss(p_data) - l(0); negative if it holds.
     """
-    worst = -math.inf
-    for data, opponent in _cases((2, 3, 6), seed):
-        for loss in LOSSES:
-            at_zero = float(link(torch.zeros((), dtype=torch.float64), loss))
-            values = [
-                float(population_loss(data, opponent, data, beta=beta, loss=loss)) - at_zero
-                for beta in (0.001, 0.01, 0.1, 0.5, 1.0)
-            ]
-            worst = max(worst, min(values))
-    return worst
+    return max(
+        min(_excess(data, opponent, beta, loss) for beta in (0.001, 0.01, 0.1, 0.5, 1.0))
+        for data, opponent in _cases((2, 3, 6), seed)
+        for loss in LOSSES
+    )
 
 
 def update_law_error(seed: int = 0) -> float:
     """Theorem 5.4: largest difference in log-probability between the law and the minimum found by optimisation."""
-    worst = 0.0
-    for data, opponent in _cases((2, 5), seed):
-        for beta in (0.1, 0.6, 1.0, 5.0):
-            found = best_response(opponent, data, beta=beta)
-            worst = max(worst, float((found - update_law(opponent, data, beta=beta)).abs().max()))
-    return worst
+    return max(
+        float((best_response(opponent, data, beta=beta) - update_law(opponent, data, beta=beta)).abs().max())
+        for data, opponent in _cases((2, 5), seed)
+        for beta in (0.1, 0.6, 1.0, 5.0)
+    )
 
 
 def contraction_error(seed: int = 0) -> float:
     """Consequence of Theorem 5.4: largest relative error of gap(t+1) = |1 - 1/lambda| gap(t)."""
-    worst = 0.0
     data, start = random_distribution(5, seed), random_distribution(5, seed + 100)
+    worst = 0.0
     for beta in (0.1, 0.4, 0.5, 0.6, 1.0, 5.0):
         gaps = gap(iterate(start, data, beta=beta, iterations=3), data)
         worst = max(worst, float((gaps[1:] - abs(1 - 1 / beta) * gaps[:-1]).abs().max() / gaps.max()))
@@ -232,13 +218,20 @@ def contraction_error(seed: int = 0) -> float:
 
 def minimum_error(seed: int = 0) -> float:
     """Lemma C.2: largest difference between the minimum of the loss and log 2 - JSD."""
-    worst = 0.0
-    for data, opponent in _cases((2, 4), seed):
-        bound = math.log(2) - float(pair_divergence(opponent, data))
-        for beta in (0.6, 1.0, 5.0):
-            best = best_response(opponent, data, beta=beta)
-            worst = max(worst, abs(float(population_loss(best, opponent, data, beta=beta)) - bound))
-    return worst
+    return max(
+        abs(
+            float(population_loss(best_response(opponent, data, beta=beta), opponent, data, beta=beta))
+            - (math.log(2) - float(pair_divergence(opponent, data)))
+        )
+        for data, opponent in _cases((2, 4), seed)
+        for beta in (0.6, 1.0, 5.0)
+    )
+
+
+def _excess(data: Tensor, opponent: Tensor, beta: float, loss: Loss) -> float:
+    """Loss of the data distribution minus l(0), the loss of the opponent."""
+    at_zero = float(link(torch.zeros((), dtype=torch.float64), loss))
+    return float(population_loss(data, opponent, data, beta=beta, loss=loss)) - at_zero
 
 
 def _cases(sizes: Sequence[int], seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -19,13 +19,13 @@ MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio"
 
 TENSORBOARD = "tensorboard"
 """Name of the folder that TensorBoard reads."""
-WATCHERS: list[Callable[[str], tuple[Tracker, Callable[[], None]]]] = []
+WATCHERS: list[Callable[[str], tuple[Tracker, Callable[[], Any]]]] = []
 """Further receivers of a run's rows: each takes the run's name and returns a tracker and a function that closes it."""
 
 
 def open_trackers(
     names: Sequence[str], run: str, folder: Path, *, done: int = 0
-) -> tuple[list[Tracker], Callable[[], None]]:
+) -> tuple[list[Tracker], Callable[[], Any]]:
     """Open trackers by name.
 
     Args:
@@ -40,15 +40,9 @@ def open_trackers(
     Raises:
         KitError: a name is unknown, or a package is not installed.
     """
-    modules = {name: _import(name) for name in names}
-    opened = [_open(name, module, run, folder, done) for name, module in modules.items()]
+    opened = [_open(name, _import(name), run, folder, done) for name in names]
     opened += [watch(run) for watch in WATCHERS]
-
-    def close() -> None:
-        for _, closer in opened:
-            closer()
-
-    return [tracker for tracker, _ in opened], close
+    return [tracker for tracker, _ in opened], lambda: [close() for _, close in opened]
 
 
 def check(names: Iterable[str]) -> None:

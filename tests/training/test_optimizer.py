@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from transformers import (
-    get_constant_schedule_with_warmup,
-    get_cosine_schedule_with_warmup,
-    get_linear_schedule_with_warmup,
-)
+from transformers import get_scheduler
 
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training import optimizer as module
@@ -117,17 +115,9 @@ def test_saved_tensors_take_up_the_run_again():
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize(("total", "ratio"), [(10, 0.1), (37, 0.25), (5, 0.0)])
 def test_the_schedule_is_that_of_transformers(schedule, total, ratio):
-    import math
-
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    reference = torch.optim.SGD([parameter], lr=0.5)
-    warmup = math.ceil(total * ratio)
-    if schedule == "linear":
-        scheduler = get_linear_schedule_with_warmup(reference, warmup, total)
-    elif schedule == "cosine":
-        scheduler = get_cosine_schedule_with_warmup(reference, warmup, total)
-    else:
-        scheduler = get_constant_schedule_with_warmup(reference, warmup)
+    reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    theirs = "constant_with_warmup" if schedule == "constant" else schedule
+    scheduler = get_scheduler(theirs, reference, math.ceil(total * ratio), total)
     settings = _settings(learning_rate=0.5, warmup_ratio=ratio, schedule=schedule)
     for step in range(total):
         assert learning_rate_at(step, total, settings) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-15)

@@ -31,14 +31,14 @@ def test_the_population_loss_is_the_double_sum_of_equation_4_7(loss, beta):
     assert float(theory.population_loss(policy, OPPONENT, DATA, beta=beta, loss=loss)) == pytest.approx(slow)
 
 
-@given(seed=st.integers(0, 10_000), answers=st.integers(2, 8), beta=st.floats(0.01, 10))
-@settings(max_examples=40)
-def test_at_the_data_the_loss_is_log_2_and_the_gradient_zero(seed, answers, beta):
-    data = theory.random_distribution(answers, seed)
-    assert float(theory.population_loss(data, data, data, beta=beta)) == pytest.approx(math.log(2), abs=1e-14)
-    for loss in theory.LOSSES:
-        slope = theory.gradient(data, data, data, beta=beta, loss=loss)
-        assert_close(slope, torch.zeros_like(slope), atol=1e-14, rtol=0)
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=10)
+def test_the_theorems_of_section_5_hold_as_equalities(seed):
+    assert theory.fixed_point_error(seed) < 1e-14
+    assert theory.necessity_margin(seed) < 0
+    assert theory.update_law_error(seed) < 1e-9
+    assert theory.contraction_error(seed) < 1e-12
+    assert theory.minimum_error(seed) < 1e-12
 
 
 @given(seed=st.integers(0, 10_000), beta=st.floats(0.01, 10))
@@ -51,30 +51,12 @@ def test_no_policy_beats_the_data_when_the_opponent_is_the_data(seed, beta):
         assert float(value) >= float(at_zero) - 1e-12
 
 
-@given(seed=st.integers(0, 10_000))
-@settings(max_examples=40)
-def test_away_from_the_data_some_lambda_makes_the_data_better_than_staying(seed):
-    data, opponent = theory.random_distribution(4, seed), theory.random_distribution(4, seed + 1)
-    for loss in theory.LOSSES:
-        at_zero = float(link(torch.zeros((), dtype=torch.float64), loss))
-        values = [float(theory.population_loss(data, opponent, data, beta=b, loss=loss)) for b in (1e-4, 0.01, 0.1, 1)]
-        assert min(values) < at_zero
-
-
 def test_the_slope_at_lambda_0_is_minus_half_the_two_divergences():
     # g'(0) = l'(0) [KL(data || opponent) + KL(opponent || data)] with l'(0) = -1/2 for the logistic loss
     step = 1e-5
     ahead, behind = (float(theory.population_loss(DATA, OPPONENT, DATA, beta=b)) for b in (step, -step))
     both = theory.divergence(DATA, OPPONENT) + theory.divergence(OPPONENT, DATA)
     assert (ahead - behind) / (2 * step) == pytest.approx(-0.5 * float(both), rel=1e-6)
-
-
-@pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("answers", [2, 8])
-def test_optimisation_reaches_the_update_law(beta, answers):
-    data, opponent = theory.random_distribution(answers, 1), theory.random_distribution(answers, 2)
-    found = theory.best_response(opponent, data, beta=beta)
-    assert_close(found, theory.update_law(opponent, data, beta=beta), atol=1e-10, rtol=0)
 
 
 def test_lambda_1_closes_the_gap_lambda_5_a_fifth_of_it_and_lambda_one_tenth_overshoots_ninefold():
@@ -92,17 +74,6 @@ def test_self_play_converges_for_lambda_above_one_half_only(beta, converges):
     gaps = theory.gap(theory.iterate(OPPONENT, DATA, beta=beta, iterations=20), DATA)
     assert bool(gaps[-1] < gaps[0]) == converges
     assert len(gaps) == 21
-
-
-@given(seed=st.integers(0, 10_000))
-@settings(max_examples=20)
-def test_the_minimum_is_log_2_minus_the_divergence_of_pairs(seed):
-    data, opponent = theory.random_distribution(4, seed), theory.random_distribution(4, seed + 1)
-    best = theory.update_law(opponent, data, beta=0.7)
-    bound = math.log(2) - theory.pair_divergence(opponent, data)
-    assert_close(theory.population_loss(best, opponent, data, beta=0.7), bound)
-    worse = theory.random_distribution(4, seed + 2)
-    assert float(theory.population_loss(worse, opponent, data, beta=0.7)) >= float(bound) - 1e-12
 
 
 def test_descent_with_a_rate_over_lambda_squared_takes_the_same_way_in_the_judge():
