@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from spin_utils.model.base import ModelError
 from spin_utils.model.decoding import Decoder, misfit
 from spin_utils.model.general import check_model, next_logits, padding
 from spin_utils.model.packing import rows_at_once
@@ -78,15 +77,13 @@ def sample(
         Samples in the order of the prompts, with those for one prompt next to each other.
 
     Raises:
-        ValueError: A prompt is empty or has an unknown token, or the number of streams is wrong.
         ModelError: The model cannot be sampled from, or prompt and response need more positions than it has.
     """
     streams = range(len(prompts) * samples_per_prompt) if streams is None else streams
-    _check(model, prompts, streams, samples_per_prompt)
     if not prompts:
         return []
     longest = max(map(len, prompts)) + settings.max_new_tokens
-    _check_positions(model, longest)
+    check_model(model, longest)
     reason = misfit(model, longest)
     if reason:
         logger.info("sampling through transformers' cache: %s", reason)
@@ -390,29 +387,3 @@ def _decode(
         logits = next_logits(model, token[:, None], mask, cache)
     parts = zip(tokens.tolist(), counts.tolist(), stopped.tolist(), logps.float().tolist(), strict=True)
     return [Sample(row[:count], "stop" if stop else "length", logp) for row, count, stop, logp in parts]
-
-
-def _check_positions(model: PreTrainedModel, longest: int) -> None:
-    check_model(model, 1)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and longest > positions:
-        raise ModelError(
-            f"prompt and response need {longest} positions, the model has {positions}; "
-            "lower max_new_tokens or drop the longest prompts"
-        )
-
-
-def _check(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], streams: Sequence[int], samples_per_prompt: int
-) -> None:
-    if len(streams) != len(prompts) * samples_per_prompt:
-        raise ValueError(
-            f"streams: {len(streams)} numbers for {len(prompts)} prompts with {samples_per_prompt} responses each; "
-            "give one per response"
-        )
-    vocabulary = model.config.vocab_size
-    for i, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise ValueError(f"prompt {i}: empty; the model needs at least one token, for example its start token")
-        if min(prompt) < 0 or max(prompt) >= vocabulary:
-            raise ValueError(f"prompt {i}: has a token outside the model's vocabulary of {vocabulary}")

@@ -127,7 +127,7 @@ def train(
     with ExitStack() as stack:
         optimizer = MasterOptimizer(model, settings, dtype)
         stack.callback(optimizer.close)
-        rows = saved.rows if saved else []
+        rows: list[Row] = saved.rows if saved else []
         if saved:
             optimizer.load(saved.tensors, saved.step)
             saved.tensors.clear()  # mapped from the file that the next save removes
@@ -139,17 +139,16 @@ def train(
         stop = stack.enter_context(StopRequest())
         schedule.warn_if_idle(what)
         step = StepRunner(model, groups, settings, opponent_logps, optimizer, describe)
-        log = _MetricLog(work / "metrics.jsonl", rows, trackers)
-        run = _Run(step, schedule, log, identity, precision, work, what, on_epoch_end, stops)
+        run = _Run(step, schedule, rows, trackers, identity, precision, work, what, on_epoch_end, stops)
         run.take_steps(stop)
         if step.seconds >= WORTH_MEASURING:
             share = step.flops / step.seconds / runtime.matrix_rate(model.device, dtype) / processes.count()
             runtime.tell(share=share)
             logger.info("%s: %.0f %% of this machine's matrix rate", what, 100 * share)
-            log.rows[-1]["matrix_share"] = share
+            rows[-1]["matrix_share"] = share
         if keep_state:
             run.save()
-    return TrainingResult(log.rows, precision, optimizer.steps)
+    return TrainingResult(rows, precision, optimizer.steps)
 
 
 class Schedule:
@@ -202,7 +201,9 @@ class _Run:
 
     step: StepRunner
     schedule: Schedule
-    log: _MetricLog
+    rows: list[Row]
+    """The metric rows, starting with those in the saved state."""
+    trackers: Sequence[Tracker]
     identity: dict[str, Any]
     precision: str
     work: Path
@@ -213,6 +214,8 @@ class _Run:
     def take_steps(self, stop: StopRequest) -> None:
         """Take all remaining steps."""
         optimizer, saved_at = self.step.optimizer, time.monotonic()
+        if processes.rank() == 0:
+            write_text(self.work / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         self._end_epoch()  # the run may have been stopped before the last call finished
         with progress(self.schedule.steps, self.what, "steps", done=optimizer.steps) as bar:
             while optimizer.steps < self.schedule.steps:
@@ -238,7 +241,7 @@ class _Run:
         self.step.check_finite()
         self.step.check_weights()
         optimizer = self.step.optimizer
-        state = SavedState(optimizer.steps, self.precision, optimizer.tensors(), self.log.rows)
+        state = SavedState(optimizer.steps, self.precision, optimizer.tensors(), self.rows)
         if processes.rank() == 0:
             save_state(self.work, self.identity, state)
         processes.barrier()
@@ -250,7 +253,12 @@ class _Run:
         row = self.step(schedule.indices(number), schedule.learning_rate(number), schedule.is_logged(number))
         if row is not None:
             row = {"step": number + 1, "epoch": (number + 1) / schedule.steps_per_epoch, **row}
-            self.log.append(row)
+            self.rows.append(row)
+            if processes.rank() == 0:
+                with (self.work / "metrics.jsonl").open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            for tracker in self.trackers:
+                tracker(row)
         return row
 
     def _end_epoch(self) -> None:
@@ -261,23 +269,6 @@ class _Run:
         if (stop := self.stops.get(self.step.optimizer.steps)) is not None:
             with self.step.optimizer.exact():
                 stop(self.step.model)
-
-
-class _MetricLog:
-    """The metric rows, starting with those in the saved state; the first process also writes metrics.jsonl."""
-
-    def __init__(self, path: Path, rows: list[Row], trackers: Sequence[Tracker]) -> None:
-        self.path, self.rows, self.trackers = path, list(rows), trackers
-        if processes.rank() == 0:
-            write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
-
-    def append(self, row: Row) -> None:
-        self.rows.append(row)
-        if processes.rank() == 0:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        for tracker in self.trackers:
-            tracker(row)
 
 
 def _check_data(

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from spin_utils.model.base import ModelError
 from spin_utils.model.decoding import Decoder
-from spin_utils.model.sampling import Sample, draw, sample, uniforms
+from spin_utils.model.sampling import Sample, draw, sample
 from spin_utils.settings.run import GenerationSettings
 
 END = 1
@@ -171,14 +171,6 @@ def test_a_fine_grid_of_uniform_numbers_reproduces_the_distribution(options: dic
     torch.testing.assert_close(logps, logits.log_softmax(-1)[tokens])
 
 
-def test_uniform_numbers_are_uniform_and_uncorrelated_between_neighbouring_streams() -> None:
-    numbers = np.stack([uniforms(3, stream, 64) for stream in range(400)])
-    assert numbers.mean() == pytest.approx(0.5, abs=0.008)
-    assert numbers.var() == pytest.approx(1 / 12, abs=0.003)
-    assert abs(np.corrcoef(numbers[:-1].ravel(), numbers[1:].ravel())[0, 1]) < 0.025
-    assert abs(np.corrcoef(numbers[:, :-1].ravel(), numbers[:, 1:].ravel())[0, 1]) < 0.025
-
-
 def test_separate_projections_equal_fused_ones() -> None:
     model = tiny_model("qwen2")
     fused, separate = Decoder(model, 2, 16), Decoder(model, 2, 16, fuse=False)
@@ -199,10 +191,3 @@ def test_a_cache_that_grows_and_shrinks_keeps_its_rows() -> None:
 def test_a_row_longer_than_the_models_positions_is_refused() -> None:
     with pytest.raises(ModelError, match="256"):
         sample(tiny_model("llama"), [[2] * 253], eos_ids=set(), settings=GenerationSettings(max_new_tokens=4), seed=0)
-
-
-def test_bad_prompts_are_named() -> None:
-    model, settings = tiny_model("llama"), GenerationSettings(max_new_tokens=2)
-    for prompts, message in (([[2], []], "prompt 1: empty"), ([[61]], "prompt 0: has a token outside")):
-        with pytest.raises(ValueError, match=message):
-            sample(model, prompts, eos_ids=set(), settings=settings, seed=0)
