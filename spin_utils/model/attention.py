@@ -162,7 +162,7 @@ def attention_forward(
 
     On a CPU, plain matrix products with the query heads of one key head folded into rows are several times faster at
     short lengths than scaled_dot_product_attention. Each block of queries skips most keys that none of them may see. On
-    a GPU `gpu_attention.py` takes over, which has no window.
+    a GPU, and for long rows, `gpu_attention.py` takes over, which has no window.
     """
     if query_THD.device.type != "cpu":
         return gpu_attention.forward(query_THD, key_TKD, value_TKD, layout, scale)
@@ -170,6 +170,12 @@ def attention_forward(
     key_heads = key_TKD.shape[1]
     per_key = query_THD.shape[1] // key_heads
     for tile in layout.tiles:
+        if tile.rows_layout is not None and not window:
+            part = slice(tile.start, tile.stop)
+            output_THD[part] = gpu_attention.forward(
+                query_THD[part], key_TKD[part], value_TKD[part], tile.rows_layout, scale
+            )
+            continue
         query_ZQD = _spread(query_THD, tile, key_heads)
         key_ZSD, value_ZSD = _spread(key_TKD, tile, key_heads), _spread(value_TKD, tile, key_heads)
         output_ZQD = torch.empty_like(query_ZQD)

@@ -27,6 +27,9 @@ TILE_SLACK = 1.25
 LANES = 32
 """Lengths inside attention are multiples of this: softmax on a CPU is slow at the ragged end of a row."""
 
+LONG_ROW = 256
+"""Tokens of a prompt with a response from which attention's forward pass is faster in rows, also on a CPU."""
+
 GPU_ELEMENTS = 2**25
 """Elements per chunk on a GPU (128 MB in float32), where more calls would cost more than the memory."""
 PAIRS_SCHEMA = pa.schema(
@@ -67,6 +70,12 @@ class Group(NamedTuple):
         """Length of the prompt with its longest response, which is the highest position plus one."""
         return len(self.prompt_ids) + max(map(len, self.response_ids), default=0)
 
+    @property
+    def in_rows(self) -> bool:
+        """Whether attention computes it in rows: they are long, and have little more area than the group."""
+        area = len(self.response_ids) * self.longest_row**2
+        return self.longest_row >= LONG_ROW and area <= 1.25 * self.tokens**2
+
 
 @dataclass
 class Tile:
@@ -82,6 +91,8 @@ class Tile:
     """Shape (B, S): 0 for prompt tokens, i for tokens of response i, -1 for padding."""
     positions: Tensor
     """Shape (B, S): position of each token in its own row of prompt and response; 0 for padding."""
+    rows_layout: Layout | None
+    """The tile's groups alone, if attention computes them in rows."""
     _bias: dict[tuple[torch.dtype, int | None], Tensor] = field(default_factory=dict, repr=False)
     _rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -126,7 +137,7 @@ class Tile:
     def to(self, device: torch.device) -> Tile:
         """The same tile on another device."""
         slots, segments, positions = (x.to(device) for x in (self.slots, self.segments, self.positions))
-        return Tile(self.start, self.stop, slots, segments, positions)
+        return Tile(self.start, self.stop, slots, segments, positions, self.rows_layout)
 
 
 @dataclass
@@ -219,8 +230,7 @@ def pack(groups: Sequence[Group]) -> PackedBatch:
             sizes.append(len(response))
             ids += response
             positions += range(prompt, prompt + len(response))
-    lengths = tuple((len(group.prompt_ids), tuple(map(len, group.response_ids))) for group in groups)
-    layout = Layout(_tiles(groups), lengths, max(group.longest_row for group in groups))
+    layout = _layout(groups, _tiles(groups))
     return PackedBatch(
         torch.tensor([ids]),
         torch.tensor([positions]),
@@ -276,6 +286,11 @@ def micro_batches(tokens: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
+def _layout(groups: Sequence[Group], tiles: tuple[Tile, ...] = ()) -> Layout:
+    lengths = tuple((len(group.prompt_ids), tuple(map(len, group.response_ids))) for group in groups)
+    return Layout(tiles, lengths, max(group.longest_row for group in groups))
+
+
 def _tiles(groups: Sequence[Group]) -> tuple[Tile, ...]:
     """Split the groups into runs of similar length: `TILE_SLACK` limits the padding inside attention."""
     tiles: list[Tile] = []
@@ -285,7 +300,7 @@ def _tiles(groups: Sequence[Group]) -> tuple[Tile, ...]:
         last = first + 1
         while last < len(groups):
             low, high = min(shortest, groups[last].tokens), max(longest, groups[last].tokens)
-            if high > TILE_SLACK * low:
+            if high > TILE_SLACK * low or groups[last].in_rows != groups[first].in_rows:
                 break
             shortest, longest, last = low, high, last + 1
         tiles.append(_tile(groups[first:last], -(-longest // LANES) * LANES, token))
@@ -308,7 +323,8 @@ def _tile(groups: Sequence[Group], length: int, start: int) -> Tile:
             segments[row, place:end] = number
             positions[row, place:end] = torch.arange(len(response)) + len(group.prompt_ids)
             place = end
-    return Tile(start, start + len(slots), torch.tensor(slots), segments, positions)
+    rows_layout = _layout(groups) if groups[0].in_rows else None
+    return Tile(start, start + len(slots), torch.tensor(slots), segments, positions, rows_layout)
 
 
 def rows_at_once(elements: int, columns: int, device: torch.device) -> int:

@@ -7,7 +7,7 @@ import torch
 from oracle import gradients, obvious_logps
 from tiny_models import FAST, tiny_model
 
-from spin_utils.model import attention, gpu_attention, layers
+from spin_utils.model import attention, gpu_attention, layers, packing
 from spin_utils.model.attention import packed_attention
 from spin_utils.model.logprobs import sequence_logps
 from spin_utils.model.packing import Group, pack
@@ -26,6 +26,7 @@ GROUPS = [
         ("blocks of 3", None, None),
         ("blocks of 128", None, None),
         ("as on a GPU", None, None),
+        ("as long rows", None, None),
         ("blocks of 3", 4, None),
         ("plain", None, 1.5),
         ("plain", 4, None),
@@ -35,6 +36,8 @@ def test_attention_equals_a_masked_softmax_and_its_gradient_is_exact(monkeypatch
     if way == "as on a GPU":  # which has no window
         monkeypatch.setattr(attention, "attention_forward", lambda *given: gpu_attention.forward(*given[:5]))
         monkeypatch.setattr(attention, "attention_backward", lambda *given: gpu_attention.backward(*given[:6]))
+    elif way == "as long rows":
+        monkeypatch.setattr(packing, "LONG_ROW", 0)
     elif way != "plain":
         monkeypatch.setattr(attention, "BLOCK", int(way.split()[-1]))
     batch = pack(groups)
@@ -113,3 +116,20 @@ def test_layers_and_attention_are_given_back_after_an_error():
         raise KeyError
     assert "forward" not in vars(model.model.layers[0])
     assert model.config._attn_implementation == before
+
+
+def test_a_pair_is_attended_to_alike_in_any_batch():
+    """In bfloat16 too, to the bit, or a policy would not start equal to its opponent."""
+    lengths = [(100, (250, 300)), (90, (200, 260)), (20, (30, 25)), (400, (100, 120)), (150, (90, 110)), (2, (2, 1))]
+    groups = [Group([2] * prompt, tuple([3] * size for size in sizes)) for prompt, sizes in lengths]
+    assert {group.in_rows for group in groups} == {True, False}
+    draw, tokens = torch.Generator().manual_seed(0), pack(groups).tokens
+    query, key, value = (torch.randn(tokens, heads, 8, generator=draw).bfloat16() for heads in (4, 2, 2))
+    together = attention.attention_forward(query, key, value, pack(groups).layout, 0.3).split(
+        [g.tokens for g in groups]
+    )
+    start = 0
+    for group, wanted in zip(groups, together, strict=True):
+        own = slice(start, start := start + group.tokens)
+        alone = attention.attention_forward(query[own], key[own], value[own], pack([group]).layout, 0.3)
+        assert torch.equal(alone, wanted)
