@@ -71,8 +71,6 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
     unnamed = out.with_name(f"{out.name}-{key}")
     if launch.wanted(settings.processes) and not _is_made(out, key):
-        # Every worker checks the rows again; this finds errors before any of them starts.
-        preferences.encode_preferences(base.load_tokenizer(start), settings.template, rows)
         launch.launch(_command(model, pairs, out, settings), settings.processes)
         return out
     with artifacts.lock(unnamed):

@@ -443,25 +443,19 @@ class Wanted(NamedTuple):
 
 def wanted(profile: Profile) -> list[Wanted]:
     """Every hub repository that a run of the profile reads."""
-    models = {
+    sources: dict[str, Any] = {
         "model": profile.model,
         **{f"released.{name}": model for name, model in profile.released.items()},
         "mt_bench.judge": profile.mt_bench and profile.mt_bench.judge,
+        "demonstrations": profile.demonstrations if needs_data(profile) else None,
+        "sft_control.demonstrations": control_demonstrations(profile),
+        "dpo.preferences": profile.dpo.preferences if profile.dpo and not profile.released else None,
     }
-    found = [
-        Wanted("model", model.name, model.revision, f"{where}.revision")
-        for where, model in models.items()
-        if isinstance(model, ModelSettings) and model.source == "hub"
-    ]
-    for where, data in (
-        ("", profile.demonstrations if needs_data(profile) else None),
-        ("sft_control.", control_demonstrations(profile)),
-    ):
-        if data is not None and data.source == "hub":
-            found.append(Wanted("dataset", data.name, data.revision, f"{where}demonstrations.revision"))
-    if profile.dpo and profile.dpo.preferences.source == "hub" and not profile.released:
-        pairs = profile.dpo.preferences
-        found.append(Wanted("dataset", pairs.name, pairs.revision, "dpo.preferences.revision"))
+    found = []
+    for where, of in sources.items():
+        if of is not None and not isinstance(of, str) and of.source == "hub":
+            kind: hub.Kind = "model" if isinstance(of, ModelSettings) else "dataset"
+            found.append(Wanted(kind, of.name, of.revision, f"{where}.revision"))
     if profile.evaluation.suite != "local":
         scored = ("paper", "paper_others") if profile.evaluation.suite == "paper" else (profile.evaluation.suite,)
         names = (benchmark.dataset for suite in scored for benchmark in suites.SUITES[suite].values())

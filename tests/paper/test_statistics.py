@@ -149,12 +149,9 @@ def test_equal_models_differ_by_exactly_nothing():
 
 WORLDS = [
     World(seeds=1, items=50),
-    World(seeds=2, items=50),
     World(seeds=2, items=50, seed_sd=0.05),
-    World(seeds=3, items=50),
     World(seeds=3, items=50, seed_sd=0.02),
     World(seeds=8, items=50),
-    World(seeds=8, items=50, seed_sd=0.02),
     World(seeds=8, items=50, share=0.03),
     World(seeds=3, items=50, cluster=5),
     World(seeds=1, items=50, share=0.97, mean=True),
