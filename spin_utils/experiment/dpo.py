@@ -12,7 +12,7 @@ from typing import Any
 
 from spin_utils.data import preferences
 from spin_utils.experiment import launch
-from spin_utils.experiment.play import train_on_pairs
+from spin_utils.experiment.play import train_from
 from spin_utils.files import artifacts, disk, paths, processes
 from spin_utils.model import base
 from spin_utils.model.packing import Pairs, write_pairs
@@ -83,7 +83,8 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
                 unnamed, stage="dpo", settings=described, inputs=inputs, seed=settings.seed
             ) as work:
                 groups = Pairs([processes.from_first(lambda: write_pairs(work / "pairs.arrow", encoded))])
-                train_on_pairs(start, groups, settings.training, seed=settings.seed, work=work, what="DPO")
+                how = settings.training
+                train_from(start, groups, how, seed=settings.seed, work=work, what="DPO", describe=groups.name)
         if processes.rank() == 0:
             os.replace(unnamed, out)
     return out

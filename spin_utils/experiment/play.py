@@ -44,7 +44,7 @@ from spin_utils.model.vllm import Answer
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.names import ModelName
 from spin_utils.settings.run import Precision, Profile, TrainingSettings
-from spin_utils.training.loop import WORTH_MEASURING, TrainingResult, train
+from spin_utils.training.loop import WORTH_MEASURING, train
 from spin_utils.training.step import matrix_weights
 from spin_utils.training.trackers import TENSORBOARD
 
@@ -101,13 +101,15 @@ def make_model(plan: Plan, step: Step, work: Path) -> None:
     pairs = training_pairs(plan, step.name)
     shown = step.settings.get("epochs_shown", 0)
     kept = range(plan.profile.spin.training.epochs + 1 if name.further else 1, settings.epochs)
-    train_on_pairs(
+    train_from(
         plan.directory(step.inputs[0]),
         _accepted(plan, pairs) if settings.rejection else pairs,
         settings,
         seed=stream(plan.seed, (name.iteration or 0) if ordered_as_spin else 0),
         work=work,
         what=name.label,
+        describe="response {}".format if settings.rejection else pairs.name,
+        opponent=not settings.rejection,
         keep_epochs=kept if name.further or shown else (),
         keep_state=shown > settings.epochs,
         earlier=plan.directory("spin-0") if name.further else None,
@@ -120,25 +122,20 @@ def make_sft(plan: Plan, step: Step, work: Path) -> None:
     tokenizer = base.load_tokenizer(start)
     if not more:
         preflight.check_start(plan, start)
-    encoded = encode_rows(
-        tokenizer, plan.profile.template, read_rows(artifacts.checked(plan.directory(step.inputs[1]), "sft.jsonl"))
-    )
-    groups = [Group(row.prompt_ids, (row.response_ids,)) for row in encoded]
+    rows = read_rows(artifacts.checked(plan.directory(step.inputs[1]), "sft.jsonl"))
+    encoded = encode_rows(tokenizer, plan.profile.template, rows)
     settings = control_training(plan.profile) if more else plan.profile.sft
     assert settings is not None
-    seed = stream(plan.seed, more)
-    settings, model, adapted = _load(start, settings, seed, work)
-    result = train(
-        model,
-        groups,
+    train_from(
+        start,
+        [Group(row.prompt_ids, (row.response_ids,)) for row in encoded],
         settings,
-        seed=seed,
-        work=artifacts.scratch(work),
+        seed=stream(plan.seed, more),
+        work=work,
         what=step.name,
         describe=lambda index: f"row {encoded[index].row['id']}",
+        opponent=False,
     )
-    keep_checkpoint(model, start, work, adapted)
-    keep_metrics(result, work)
 
 
 def make_preferences(plan: Plan, step: Step, work: Path) -> None:
@@ -278,7 +275,7 @@ def _accepted(plan: Plan, pairs: Pairs) -> list[Group]:
     return right
 
 
-def train_on_pairs(
+def train_from(
     start: Path,
     groups: Sequence[Group],
     settings: TrainingSettings,
@@ -286,35 +283,44 @@ def train_on_pairs(
     seed: int,
     work: Path,
     what: str,
+    describe: Callable[[int], str] = "group {}".format,
+    opponent: bool = True,
     keep_epochs: Collection[int] = (),
     keep_state: bool = False,
     earlier: Path | None = None,
 ) -> None:
-    """Train from a checkpoint that is also the opponent, or DPO's reference.
+    """Train from a checkpoint, which is also the opponent of pairs, or DPO's reference.
 
     Writes the model and its tokenizer to `work`, the metrics to `training.json` and the opponent's log-probabilities to
     `opponent_logps.npy`. A stopped run resumes.
 
     Args:
         start: checkpoint to start from and play against.
-        groups: pairs (real, generated) or (chosen, rejected), or single responses for rejection sampling.
+        groups: pairs (real, generated) or (chosen, rejected), or single responses.
         settings: of the run.
-        seed: of the order of the pairs.
+        seed: of the order of the groups.
         work: folder of the artifact being made.
         what: a few words for progress lines.
+        describe: a group's name in messages.
+        opponent: whether there is one.
         keep_epochs: epochs whose checkpoints are kept in `epoch-N`; the last epoch is the model itself.
         keep_state: save in `state` what a later call needs to continue with more epochs.
         earlier: artifact of a run with fewer epochs, which this one continues.
     """
     if earlier is not None:
         processes.from_first(lambda: _go_on_from(earlier, work))
-    settings = replace(settings, precision=_precision(settings, work))
-    opponent_logps = None if settings.rejection else _opponent_logps(start, groups, settings, work)
-    settings, model, adapted = _load(start, settings, seed, work)
+    if opponent or settings.lora is not None:  # which compute as the policy does, and as the weights that stay
+        settings = replace(settings, precision=_precision(settings, work))
+    logps = _opponent_logps(start, groups, settings, work) if opponent else None
+    if settings.lora is None:
+        model, adapted = base.load(start), None
+    else:
+        model = base.load(start, choose_precision(settings.precision, base.device()))
+        adapted = lora.attach(model, settings.lora, seed)
 
     def keep_epoch(epoch: int, model: Any) -> None:
         if epoch in keep_epochs:
-            keep_checkpoint(model, start, work / f"epoch-{epoch}", adapted)
+            _keep_checkpoint(model, start, work / f"epoch-{epoch}", adapted)
             for file in sorted(path for path in (work / f"epoch-{epoch}").rglob("*") if path.is_file()):
                 artifacts.keep(work, file)  # the rest of the run may take hours and several restarts
 
@@ -322,21 +328,24 @@ def train_on_pairs(
         model,
         groups,
         settings,
-        opponent_logps=opponent_logps,
+        opponent_logps=logps,
         seed=seed,
         work=artifacts.scratch(work),
         on_epoch_end=keep_epoch if keep_epochs else None,
         keep_state=keep_state,
         what=what,
-        describe=groups.name if isinstance(groups, Pairs) else "response {}".format,
+        describe=describe,
     )
-    keep_checkpoint(model, start, work, adapted)
-    keep_metrics(result, work)
+    _keep_checkpoint(model, start, work, adapted)
+    artifacts.write_json(work / "training.json", {"precision": result.precision, "rows": result.rows})
+    shown = artifacts.scratch(work) / TENSORBOARD
+    if shown.is_dir() and processes.rank() == 0:
+        shutil.copytree(shown, work / TENSORBOARD, dirs_exist_ok=True)
     if keep_state:
         processes.from_first(lambda: _link_state(artifacts.scratch(work), work / _STATE))
 
 
-def keep_checkpoint(model: Any, start: Path, folder: Path, adapted: Any = None) -> None:
+def _keep_checkpoint(model: Any, start: Path, folder: Path, adapted: Any) -> None:
     """Write a model, whole or as adapters, and its start's tokenizer. All processes call this; the first one writes."""
     weights = sharding.whole_weights(model)
     if processes.rank():
@@ -346,14 +355,6 @@ def keep_checkpoint(model: Any, start: Path, folder: Path, adapted: Any = None) 
     else:
         lora.save(adapted, start, folder)
     base.copy_tokenizer(base.resolve(start), folder)
-
-
-def keep_metrics(result: TrainingResult, work: Path) -> None:
-    """Write `training.json`, with the precision used and the metric rows, and keep the TensorBoard files."""
-    artifacts.write_json(work / "training.json", {"precision": result.precision, "rows": result.rows})
-    shown = artifacts.scratch(work) / TENSORBOARD
-    if shown.is_dir() and processes.rank() == 0:
-        shutil.copytree(shown, work / TENSORBOARD, dirs_exist_ok=True)
 
 
 def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> list[dict[str, Any]]:
@@ -434,16 +435,6 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
             partial.write_bytes(whole.getvalue())
         artifacts.keep(work, path)
     return logps.tolist()
-
-
-def _load(start: Path, settings: TrainingSettings, seed: int, work: Path) -> tuple[TrainingSettings, Any, Any]:
-    """The model to train, with adapters if the settings have them: settings, the model, and its adapters or None."""
-    adapters = settings.lora
-    if adapters is None:
-        return settings, base.load(start), None
-    settings = replace(settings, precision=_precision(settings, work))  # also that of the weights, which stay
-    model = base.load(start, choose_precision(settings.precision, base.device()))
-    return settings, model, lora.attach(model, adapters, seed)
 
 
 def _precision(settings: TrainingSettings, work: Path) -> Precision:

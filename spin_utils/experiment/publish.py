@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from spin_utils.experiment import run
 from spin_utils.experiment.measure import common
 from spin_utils.experiment.plan import Plan, Step
 from spin_utils.files import artifacts, disk, paths
@@ -82,11 +81,6 @@ def _documents(plan: Plan, step: Step) -> Iterator[Document]:
         # Of several answers to a prompt the first one is shown.
         table = pair_table(step.directory).drop(columns=["identical", "shared_tokens"]).drop_duplicates("id")
         yield "generations", generator, {"kind": "generations", "items": table.to_dict("records")}
-
-
-def pairs(plan: Plan, iteration: int) -> pd.DataFrame:
-    """Every pair of an iteration as text and numbers, made first if needed. See `pair_table`."""
-    return pair_table(run.make(plan, f"pairs-{iteration}"))
 
 
 def pair_table(folder: Path) -> pd.DataFrame:

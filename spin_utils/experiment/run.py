@@ -57,10 +57,10 @@ class Run:
         return rows(self.plan, split)
 
     def pairs(self, iteration: int) -> pd.DataFrame:
-        """Every pair of an iteration: real and generated responses as text, with their lengths; see `publish.pairs`."""
+        """Every pair of an iteration as text, with the lengths of its responses; see `publish.pair_table`."""
         from spin_utils.experiment import publish
 
-        return publish.pairs(self.plan, iteration)
+        return publish.pair_table(self.make(f"pairs-{iteration}"))
 
     def training(self, model: str) -> pd.DataFrame:
         """Metrics of a training run, one row per logged optimizer step."""

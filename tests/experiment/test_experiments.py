@@ -77,7 +77,7 @@ def test_algorithm_1_on_checkpoints_gives_the_weights_of_the_plans_steps(tmp_pat
     def update(t: int, opponent: Path, pairs: list[Path]) -> Path:
         work, settings = tmp_path / f"spin-{t}", plan.training_of(profile, f"spin-{t}")
         work.mkdir()
-        play.train_on_pairs(opponent, Pairs(pairs), settings, seed=plan.stream(made.seed, t), work=work, what="SPIN")
+        play.train_from(opponent, Pairs(pairs), settings, seed=plan.stream(made.seed, t), work=work, what="SPIN")
         return work
 
     thetas = plan.algorithm_1(start, 2, generate, update, mix_previous=profile.spin.mix_previous)

@@ -14,7 +14,7 @@ from spin_utils.data import templates
 from spin_utils.data.templates import decode_response, encode_prompts, encode_rows, end_ids
 from spin_utils.experiment import run
 from spin_utils.experiment.plan import Plan
-from spin_utils.experiment.publish import pairs
+from spin_utils.experiment.publish import pair_table
 from spin_utils.files import artifacts
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
@@ -61,9 +61,9 @@ def lengths(plan: Plan, split: str = "sft") -> pd.DataFrame:
 
 
 def made_pairs(plan: Plan) -> pd.DataFrame:
-    """The pairs of every iteration that has them, as `pairs` gives them, with a column `iteration`."""
+    """The pairs of every iteration that has them, from `publish.pair_table`, with a column `iteration`."""
     made = [t for t in range(plan.profile.spin.iterations) if artifacts.is_complete(plan.directory(f"pairs-{t}"))]
-    return pd.concat([pairs(plan, t).assign(iteration=t) for t in made], ignore_index=True)
+    return pd.concat([pair_table(plan.directory(f"pairs-{t}")).assign(iteration=t) for t in made], ignore_index=True)
 
 
 def answers(plan: Plan, checkpoints: Mapping[str, Path], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
