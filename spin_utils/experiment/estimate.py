@@ -541,11 +541,8 @@ def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, found: L
     pair = forward_flops(a, found.prompt, found.real, *[found.generated] * several)
     if step.stage == "pairs":
         return generation_hours(replace(run, prompts=rows["spin"] * several), a)
-    if step.stage == "evaluation":
-        return _suite_hours(profile.evaluation.suite, profile.evaluation, run, a, found, "test")
-    if step.stage == "transfer":
-        suite = "paper_others" if profile.evaluation.suite == "paper" else "local"
-        return _suite_hours(suite, profile.evaluation, run, a, found, "transfer")
+    if step.stage in ("evaluation", "transfer"):
+        return _suite_hours(profile.evaluation, run, a, found, transfer=step.stage == "transfer")
     if step.stage == "heldout":
         answered = replace(run, gpus=1, prompts=rows["validation"])  # by the first process alone
         return generation_hours(answered, a) + _computing(2 * rows["validation"] * pair, run)
@@ -578,12 +575,13 @@ def _each(settings: TrainingSettings) -> int:
 
 
 def _suite_hours(
-    suite: str, settings: EvaluationSettings, run: Workload, a: Architecture, found: Lengths, split: str
+    settings: EvaluationSettings, run: Workload, a: Architecture, found: Lengths, *, transfer: bool
 ) -> float:
     run, total = replace(run, decoded_together=settings.batch_size), 0.0
-    if suite == "local":
-        answer = min(found.real, settings.max_new_tokens)
-        return generation_hours(replace(run, prompts=found.rows[split], generated_tokens=answer), a)
+    if settings.suite == "local" or (transfer and settings.suite != "paper"):
+        rows, answer = found.rows["transfer" if transfer else "test"], min(found.real, settings.max_new_tokens)
+        return generation_hours(replace(run, prompts=rows, generated_tokens=answer), a)
+    suite = "paper_others" if transfer else settings.suite
     for name, benchmark in suites.SUITES[suite].items():
         items = min(published.items(name), settings.limit or published.items(name))
         if benchmark.filter:  # without a chat template the model generates up to the limit

@@ -48,7 +48,7 @@ def check(settings: ProcessSettings) -> None:
     """Raise if the machine cannot run this many processes.
 
     Raises:
-        KitError: there are fewer GPUs than processes, many more processes than cores, or no DeepSpeed for zero3.
+        KitError: there are fewer GPUs than processes, or no DeepSpeed for zero3.
     """
     if settings.count != 1:
         processes.check_available(settings.sharding)
@@ -56,11 +56,9 @@ def check(settings: ProcessSettings) -> None:
         return
     import torch
 
-    cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
-    if torch.cuda.is_available() and devices < settings.count:
+    devices = torch.cuda.device_count()
+    if 0 < devices < settings.count:
         raise KitError(f"processes.count: {settings.count} processes for {devices} GPUs; each needs its own")
-    if not torch.cuda.is_available() and settings.count > max(cores, 8):  # eight, to try out a larger setup
-        raise KitError(f"processes.count: {settings.count} processes for {cores} cores; use at most one per core")
 
 
 def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
