@@ -149,7 +149,6 @@ def reproduce(
     jobs: Annotated[int, Option(min=0, metavar="N", help="steps at the same time (0: one for each GPU, or 1)")] = 0,
     cluster: Annotated[str, Option(help="slurm, or a folder with a Snakemake profile")] = "node",
     dry_run: Annotated[bool, Option("--dry-run", help="show what would be done")] = False,
-    verbose: Annotated[bool, Option("-v", "--verbose", help="show the scheduler's log, which is always kept")] = False,
 ) -> None:
     """Run every step that is missing, then draw tables and figures."""
     profile, loaded = _resolve(profile, model, data, changes, name)
@@ -175,7 +174,7 @@ def reproduce(
         artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
     warm = cluster == scheduler.NODE and bool(clock.missing(plans))  # steps of a cluster start elsewhere
-    shown = None if dry_run else live.Display(plans, verbose=verbose)
+    shown = None if dry_run else live.Display(plans)
     if scheduler.run(command, paths.artifacts(loaded.name), shown, warm=warm):
         if shown is not None:
             shown.failed()
@@ -275,14 +274,11 @@ def show_row(
     log.info("%s", explore.training_text(made, row))
 
 
-@_command(
-    "run 01_sft_baseline -p profile=smoke", "run 03_spin_training -p profile=smoke -p model=spin-1 -o executed.ipynb"
-)
+@_command("run 01_sft_baseline -p profile=smoke", "run 03_spin_training -p profile=smoke -p model=spin-1")
 def run(
     name: Annotated[str, Argument(help="such as 03_spin_training")],
     *,
     parameters: Annotated[list[str], _assignments("-p", "--parameter", help="a parameter")],
-    output: Annotated[str, Option("-o", "--output", metavar="FILE", help="where the executed copy goes")] = "",
 ) -> None:
     """Run one notebook through papermill, with checked parameters."""
     from spin_utils.cli import notebooks
@@ -295,7 +291,7 @@ def run(
         given["profile"] = profile
     if type(given.get("seeds")) is int:  # `-p seeds=1` reads as a number, and the notebook takes a list as text
         given["seeds"] = str(given["seeds"])
-    executed = paths.given(output) if output else paths.executed_notebooks(loaded.name) / f"{name}.ipynb"
+    executed = paths.executed_notebooks(loaded.name) / f"{name}.ipynb"
     log.info("executed copy: %s", paths.relative(notebooks.run(name, given, executed)))
 
 
@@ -432,13 +428,12 @@ def compare(
     log.info(table.to_json(orient="records", indent=1) if as_json else table.round(3).to_string(index=False))
 
 
-@_command("power --items 2400 --seeds 8", "power --profile smoke --items 100 --seeds 1 --json")
+@_command("power --items 2400 --seeds 8", "power --profile smoke --items 100 --seeds 1")
 def power(
     *,
     profile: ProfileName = "cpu",
     items: Annotated[int, typer.Option(min=2, help="planned items, over all tasks")],
     seeds: Annotated[int, typer.Option(min=1, help="planned training seeds")],
-    as_json: Json = False,
 ) -> None:
     """Estimate which differences a run of this size could detect, from the spread of a finished one."""
     import pandas as pd
@@ -447,9 +442,6 @@ def power(
     from spin_utils.settings import profiles
 
     table = pd.DataFrame(power.plan(results.load_evaluations(paths.results(profiles.folder(profile))), items, seeds))
-    if as_json:
-        log.info(table.to_json(orient="records", indent=1))
-        return
     table.columns = pd.Index(["contrast", "measured", "± today", f"± with {items} x {seeds}", "found in 4 of 5 runs"])
     log.info("%s", table.round(2).to_string(index=False))
 

@@ -103,14 +103,6 @@ def test_a_parameter_that_leads_to_no_step_is_a_settings_error(act: Any, message
         act(open_run("smoke"))
 
 
-@pytest.mark.parametrize("place", [ALL[0], ALL[0].parent, Path("/tmp/out.txt")])
-def test_an_executed_copy_takes_no_notebooks_place(place: Path) -> None:
-    with pytest.raises(
-        notebooks.NotebookError, match=r"not a place for an executed copy; name an \.ipynb file outside"
-    ):
-        notebooks.run(ALL[0].stem, {}, place)
-
-
 def write(path: Path, *sources: str) -> Path:
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     cells[0].metadata["tags"] = ["parameters"]
