@@ -13,7 +13,7 @@ from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.data.preferences import as_preference, encode_preferences, load
 from spin_utils.data.rows import RowError
-from spin_utils.data.templates import TooLongError, encode_conversation, encode_prompt, encode_response
+from spin_utils.data.templates import TooLongError, encode_prompt, encode_response
 from spin_utils.model import packing
 from spin_utils.model.packing import Group
 from spin_utils.settings.inputs import PreferenceSettings, TemplateSettings
@@ -72,16 +72,6 @@ def test_every_layout_gives_the_same_pair(record: Any, more: dict[str, str]) -> 
     assert as_preference(record, where="here", default_id="7") == {"id": "7", **GOOD, **more}
 
 
-def test_a_system_message_belongs_to_the_prompt() -> None:
-    tokenizer, row = byte_tokenizer(), GOOD | {"id": "a"}
-    plain, told, later = encode_preferences(
-        tokenizer, TEXT, [row, row | {"system": "S"}, row | {"earlier": ["hi", "yes?"]}]
-    )
-    assert told["prompt_ids"] == encode_prompt(tokenizer, TEXT, "S\n\nwho sat?")
-    assert later["prompt_ids"] == encode_conversation(tokenizer, TEXT, ["hi", "yes?", "who sat?"])
-    assert (told["real_ids"], told["generated_ids"]) == (plain["real_ids"], plain["generated_ids"])
-
-
 def test_pairs_that_are_equal_once_cut_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = byte_tokenizer()
     template = TemplateSettings("text", TEXT.prompt, max_response_tokens=20, too_long="truncate")
@@ -98,19 +88,9 @@ def test_pairs_that_are_equal_once_cut_are_left_out_and_counted(caplog: pytest.L
 
 FAULTS = [
     ({"chosen": "a", "rejected": "b"}, "no key 'prompt' (it has chosen, rejected); use prompt, chosen and rejected"),
-    (GOOD | {"chosen": " \n"}, "empty chosen; remove the row"),
     (GOOD | {"rejected": None}, "empty rejected; remove the row"),
-    (
-        {"chosen": messages("who sat?", "the cat"), "rejected": messages("who ran?", "the dog")},
-        "have different prompts; correct or remove the row",
-    ),
     (GOOD | {"chosen": messages("a", "b", first="assistant")}, "chosen has turns of user, assistant, user; user and"),
     (GOOD | {"chosen": messages("who ran?", "the cat")}, "prompt and chosen have different prompts"),
-    (GOOD | {"chosen": ["the cat"]}, "chosen is ['the cat']; it must be text"),
-    (
-        GOOD | {"chosen": [{"text": "the cat"}]},
-        "message 1 of chosen needs the keys role and content, or from and value",
-    ),
 ]
 """A row and what is said about it; tests/malformed has the faults that go through the command line."""
 
@@ -123,18 +103,11 @@ def test_a_faulty_row_of_a_file_is_refused_with_its_place_and_remedy(record: Any
     assert message in str(caught.value)
 
 
-def test_the_first_rows_are_taken_and_more_than_there_are_refused(tmp_path: Path) -> None:
-    path = file_of(tmp_path, *[GOOD | {"prompt": f"q{i}"} for i in range(4)]).train
-    assert [row["prompt"] for row in load(PreferenceSettings("file", train=path, rows=2))] == ["q0", "q1"]
-    with pytest.raises(RowError, match=r"preferences\.rows: asks for 5 rows, but pairs\.jsonl has 4"):
-        load(PreferenceSettings("file", train=path, rows=5))
-
-
 def test_faulty_hub_rows_are_left_out_and_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = [{"chosen": messages("q", "a"), "rejected": messages("q", answer)} for answer in ("a", "b", "b")]
-    asked = PreferenceSettings("hub", name="someone/prefs", revision=REVISION, train="train_prefs")
+    rows = [{"chosen": messages("q", "a"), "rejected": messages("q", answer)} for answer in ("a", "b", "b", "c")]
+    asked = PreferenceSettings("hub", name="someone/prefs", revision=REVISION, train="train_prefs", rows=2)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **given: datasets.Dataset.from_list(rows))
     assert [row["id"] for row in load(asked)] == ["train_prefs-2", "train_prefs-3"]
     assert "1 faulty rows left out, the first: someone/prefs [train_prefs], row 1: chosen and" in caplog.text
