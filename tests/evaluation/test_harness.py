@@ -71,6 +71,13 @@ def as_result(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"profile": "smoke", "seed": 0, "model": "sft", "provenance": provenance}
 
 
+def stock(model: PreTrainedModel, *tasks: str, manager: TaskManager, tokenizer: Any = TOKENIZER, **options: Any) -> Any:
+    """What lm-eval itself says."""
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, add_bos_token=False, batch_size=1)
+    given = {"tasks": list(tasks), "task_manager": manager, "bootstrap_iters": 0, **options}
+    return lm_eval.simple_evaluate(theirs, **given)
+
+
 def test_rows_are_graded_by_their_grader_or_by_exact_match(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
     record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
     results.validate(as_result(record), "evaluations", "record")
@@ -123,16 +130,11 @@ def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
     )
     results.validate(as_result(record), "evaluations", "record")
     assert list(record["tasks"]) == ["copied", "sums", "mine"]
-    stock = lm_eval.simple_evaluate(
-        HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=3),
-        tasks=["mine"],
-        task_manager=TaskManager(include_path=tmp_path / "mine", include_defaults=False),
-        bootstrap_iters=0,
-    )
+    theirs = stock(model, "mine", manager=TaskManager(include_path=tmp_path / "mine", include_defaults=False))
     mine = record["tasks"]["mine"]
     assert mine["metric"] == "acc"
-    assert mine["value"] == pytest.approx(stock["results"]["mine"]["acc,none"])
-    samples = {sample["doc_id"]: sample for sample in stock["samples"]["mine"]}
+    assert mine["value"] == pytest.approx(theirs["results"]["mine"]["acc,none"])
+    samples = {sample["doc_id"]: sample for sample in theirs["samples"]["mine"]}
     for i, item in enumerate(item for item in record["items"] if item["task"] == "mine"):
         assert item["id"] == str(i)
         assert item["score"] == samples[i]["acc"]
@@ -155,16 +157,11 @@ def test_tasks_of_big_bench_give_the_numbers_of_stock_lm_eval_and_the_probabilit
     assert record["tasks"]["sorting"]["chance"] is None
     scored = {(item["task"], item["id"]): item for item in record["items"]}
     assert {id for task, id in scored if task == "parts"} == {f"one/{i}" for i in (0, 1, 3, 4)} | {"two/0", "two/1"}
-    stock = lm_eval.simple_evaluate(
-        HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=3),
-        tasks=["big_bench_choices"],
-        task_manager=TaskManager(include_path=TASKS, include_defaults=False, metadata={"big_bench": "colours"}),
-        bootstrap_iters=0,
-    )
-    assert record["tasks"]["colours"]["value"] == pytest.approx(
-        stock["results"]["big_bench_choices"]["multiple_choice_grade,none"]
-    )
-    for sample_ in stock["samples"]["big_bench_choices"]:
+    manager = TaskManager(include_path=TASKS, include_defaults=False, metadata={"big_bench": "colours"})
+    theirs = stock(model, "big_bench_choices", manager=manager)
+    value = theirs["results"]["big_bench_choices"]["multiple_choice_grade,none"]
+    assert record["tasks"]["colours"]["value"] == pytest.approx(value)
+    for sample_ in theirs["samples"]["big_bench_choices"]:
         item, document = scored["colours", sample_["doc"]["id"]], sample_["doc"]
         example = big_bench_archive.COLOURS["examples"][int(document["id"])]
         assert sample_["arguments"][0][0].startswith(f"Name the colour.\n\nQ: {example['input']}\n  choice: ")
@@ -180,13 +177,10 @@ def test_examples_come_before_the_question_in_big_benchs_own_words(
 ) -> None:
     big_bench_archive.install(tmp_path, monkeypatch)
     seen: list[str] = []
-    answer = lm.PackedLM.generate_until
-
-    def spy(self: lm.PackedLM, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        seen.extend(request.args[0] for request in requests)
-        return answer(self, requests)
-
-    monkeypatch.setattr(lm.PackedLM, "generate_until", spy)
+    honest = lm.sample
+    monkeypatch.setattr(
+        lm, "sample", lambda model, ids, **rest: seen.extend(map(TOKENIZER.decode, ids)) or honest(model, ids, **rest)
+    )
     asked = {"sorting": BigBenchSettings(shots=1)}
     evaluate(model, TOKENIZER, None, template=None, settings=replace(SETTINGS, big_bench=asked))
     assert sorted(seen) == ["Sort: b a =>a b\nSort: d c =>", "Sort: d c =>c d\nSort: b a =>"]
@@ -346,15 +340,10 @@ def test_a_metric_that_is_no_share_keeps_its_unit_and_enters_no_average(
     found = record.pop("metrics")
     assert record == plain
     monkeypatch.chdir(tmp_path)
-    stock = lm_eval.simple_evaluate(
-        HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=1),
-        tasks=["points.yaml", "rolling.yaml"],
-        task_manager=TaskManager(include_defaults=False),
-        bootstrap_iters=0,
-    )["results"]
+    theirs = stock(model, "points.yaml", "rolling.yaml", manager=TaskManager(include_defaults=False))["results"]
     assert found["points"] == {"metric": "points", "n": 1, "value": 40, "higher_is_better": True}
     expected = {"metric": "word_perplexity", "n": 2, "higher_is_better": False}
-    assert found["rolling"] == expected | {"value": pytest.approx(stock["rolling"]["word_perplexity,none"], rel=1e-4)}
+    assert found["rolling"] == expected | {"value": pytest.approx(theirs["rolling"]["word_perplexity,none"], rel=1e-4)}
     results.validate(as_result(record | {"metrics": found}), "evaluations", "record")
 
 
@@ -368,24 +357,16 @@ def test_what_an_answer_begins_with_follows_the_generation_prompt_as_in_lm_eval(
     )
     seen: list[str] = []
     honest = lm.sample
-
-    def spy(model: Any, prompts: Any, **options: Any) -> Any:
-        seen.extend(tokenizer.decode(ids) for ids in prompts)
-        return honest(model, prompts, **options)
-
-    monkeypatch.setattr(lm, "sample", spy)
+    monkeypatch.setattr(
+        lm, "sample", lambda model, ids, **rest: seen.extend(map(tokenizer.decode, ids)) or honest(model, ids, **rest)
+    )
     task = task_file(tmp_path / "mine.yaml", GENERATING + 'gen_prefix: "So {{question}} then"\n')
     settings, template = replace(SETTINGS, tasks=(str(task),)), TemplateSettings(kind="chat")
     evaluate(model, tokenizer, rows[:1], template=template, settings=settings)
     monkeypatch.chdir(tmp_path)
-    stock = lm_eval.simple_evaluate(
-        HFLM(pretrained=model, tokenizer=tokenizer, add_bos_token=False, batch_size=1),
-        tasks=["mine.yaml"],
-        task_manager=TaskManager(include_defaults=False),
-        apply_chat_template=True,
-        bootstrap_iters=0,
-    )
-    (sample,) = stock["samples"]["mine"]
+    manager = TaskManager(include_defaults=False)
+    theirs = stock(model, "mine.yaml", manager=manager, tokenizer=tokenizer, apply_chat_template=True)
+    (sample,) = theirs["samples"]["mine"]
     assert sample["arguments"][0][0] in seen
     assert sample["arguments"][0][0] == "<user>The cat 0</s><assistant>So The cat 0 then"
 
