@@ -5,7 +5,7 @@
     python -m benchmarks.leaderboard                                 only write docs/benchmarks.md
 
 Every model is scored by the code behind `evaluation.suite: paper`, with its prompts, examples and metrics, on a random
-sample of the rows: about ten minutes on two cores for 135M parameters. Its first items are also put through lm-eval's
+sample of the rows: about seven minutes of one core for 135M parameters. Its first items are also put through lm-eval's
 own `HFLM`, unpatched. ROWS holds a folder for each benchmark with the splits of the hub's data sets as JSONL
 (arc_challenge/test.jsonl, ...). Only numbers are kept, in results/leaderboard; the hashes say which rows they are from.
 """
