@@ -170,8 +170,7 @@ def tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         for i, s in enumerate(own)
     ]
     scores = pd.DataFrame(rows, columns=["seed", "model", "task", "id", "score"])
-    measured = {"sft", "spin-0"} <= set(scores["model"])
-    gains, shown = [], []
+    measured, gains, shown = {"sft", "spin-0"} <= set(scores["model"]), [], []
     for task, own in first["tasks"].items():
         chance = f"{100 * own['chance']:.0f}" if own["chance"] else ""
         shown.append({"benchmark": task, "shots": own["shots"], "items": own["n"], "chance": chance})
@@ -187,7 +186,10 @@ def tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         gains.append(gain)
     yield "gains", gains
     yield "scores", shown
-    yield "stock", [{"benchmark": task, **values} for task, values in first["stock"].items()]
+    told = {
+        task: {k: f"{v:.0e}" if type(v) is float else v for k, v in own.items()} for task, own in first["stock"].items()
+    }
+    yield "stock", [{"benchmark": task, **values} for task, values in told.items()]
     yield "cpu", list(_at_cpu())
 
 
