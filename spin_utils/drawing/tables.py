@@ -305,24 +305,22 @@ def own_units(metrics: pd.DataFrame) -> Table | None:
     Args:
         metrics: From `results.load_summaries(..., part="metrics")`; None is returned if it is empty.
     """
-    kinds = {task: own.iloc[0] for task, own in metrics.groupby("task")}
-    lines, cells = [], []
+    lines: list[tuple[str, ...]] = []
+    cells: list[dict[str, Any]] = []
+    kinds = metrics.drop_duplicates("task").sort_values("task")
     for model, of_model in metrics.groupby("model", sort=False):
-        found = of_model.groupby("task").agg(
-            value=("value", "mean"), low=("value", "min"), high=("value", "max"), seeds=("seed", "nunique")
-        )
-        own = {task: found.loc[task].to_dict() if task in found.index else {} for task in kinds}
-        cells += [{"row": label(str(model)), "column": task, **cell} for task, cell in own.items()]
-        lines.append((label(str(model)), "", *(_shown(cell, digits=2) for cell in own.values())))
-    header = [
-        f"{task}: {kind['metric']}{'' if kind['higher_is_better'] else ' (lower is better)'}"
-        for task, kind in kinds.items()
-    ]
-    notes = [
-        "Mean over training seeds, in brackets the lowest and the highest. Not points: in no average and no verdict."
-    ]
-    title = "Tasks in units of their own"
-    return _finish(0, title, ["Model", "", *header], lines, cells, notes, file="own_units") if lines else None
+        own: list[dict[str, Any]] = []
+        for task in kinds["task"]:
+            values = of_model[of_model["task"] == task]["value"]
+            own.append({"row": label(str(model)), "column": task, "value": None, "seeds": len(values)})
+            if len(values):
+                own[-1] |= {"value": values.mean(), "low": values.min(), "high": values.max()}
+        cells += own
+        lines.append((label(str(model)), "", *(_shown(cell, digits=2) for cell in own)))
+    lower = kinds["higher_is_better"].map({True: "", False: " (lower is better)"})
+    header = ["Model", "", *(kinds["task"] + ": " + kinds["metric"] + lower)]
+    note = "Mean over training seeds, in brackets the lowest and the highest. Not points: in no average and no verdict."
+    return _finish(0, "Tasks in units of their own", header, lines, cells, [note], file="own_units") if lines else None
 
 
 def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) -> Table:

@@ -286,7 +286,7 @@ def _leaves(manager: TaskManager, column: Column) -> Mapping[str, Any]:
         )
     try:
         with chdir(file.parent) if file else nullcontext(), _pinned():
-            return dict(manager.load([*column.parts] or [str(file or spec)])["tasks"])
+            return dict(manager.load([*column.parts] if column.parts else [str(file or spec)])["tasks"])
     except Exception as error:  # a task file, its functions and its data can fail anywhere in lm-eval and datasets
         raise EvaluationError(f"tasks: {spec} cannot be loaded ({_one_line(error)}); correct its file") from error
 
@@ -397,7 +397,7 @@ def _items(
         shown = ", ".join(missing[:5])
         raise EvaluationError(f"{name}: lm-eval returned {len(found)} of {len(expected)} items; missing: {shown}")
     for i, item in enumerate(expected):
-        score = found[i].get(metric)
+        score: Any = found[i].get(metric)
         if not _is_share(score):
             raise EvaluationError(
                 f"{name}: metric {metric!r} of item {item} is {score!r}, but that of the first item is a share from 0 "
