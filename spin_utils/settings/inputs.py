@@ -53,8 +53,12 @@ def require(condition: bool, message: str) -> None:
         raise SettingsError(message)
 
 
-def _require_hub_id(name: str) -> None:
-    require("/" in name, f"name: {name!r} is not a hub id; write it as owner/name")
+def _require_fields(settings: Any, **needed: tuple[str, ...]) -> None:
+    """Raise if a field that the source needs is empty, or a hub id is none."""
+    for name in needed.get(settings.source, ()):
+        require(bool(getattr(settings, name)), f"{name}: empty; the source {settings.source} needs it")
+    if settings.source == "hub":
+        require("/" in settings.name, f"name: {settings.name!r} is not a hub id; write it as owner/name")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -80,12 +84,7 @@ class ModelSettings:
     """Of the tokenizer trained for a `tiny` model: 256 bytes, the markers, and some merges."""
 
     def __post_init__(self) -> None:
-        if self.source == "hub":
-            _require_hub_id(self.name)
-        if self.source == "directory":
-            require(bool(self.path), "path: empty; name the folder that holds config.json and *.safetensors")
-        if self.source == "gguf_package":
-            require(bool(self.name and self.path), "name: give the package (name) and its GGUF file (path)")
+        _require_fields(self, directory=("path",), gguf_package=("name", "path"))
         if self.source == "tiny":
             known = ("llama", "mistral", "qwen2")
             require(self.name in known, f"name: {self.name!r} is not a tiny model; use {', '.join(known)}")
@@ -176,21 +175,13 @@ class DemonstrationSettings:
             bool(self.transfer) == bool(self.transfer_rows),
             "transfer_rows: give transfer families and their rows together, or neither",
         )
-        if self.source == "reasoning_gym":
-            require(bool(self.families), "families: empty; name at least one reasoning-gym family")
-            require(self.sft_rows > 0, "sft_rows: generated data need a number of rows above 0")
-        if self.source == "file":
-            require(bool(self.train), "train: empty; name a .json, .jsonl or .parquet file")
-        if self.source == "hub":
-            _require_hub_id(self.name)
-            require(bool(self.train), "train: empty; name the split, such as train_sft")
-        if self.source == "big_bench":
-            require(bool(self.name), "name: empty; name the task, such as topical_chat")
-        if self.sft_rows:
-            require(
-                self.spin_rows <= self.sft_rows,
-                f"spin_rows: {self.spin_rows} is more than sft_rows ({self.sft_rows})",
-            )
+        _require_fields(
+            self, reasoning_gym=("families", "sft_rows"), file=("train",), hub=("train",), big_bench=("name",)
+        )
+        require(
+            not self.sft_rows or self.spin_rows <= self.sft_rows,
+            f"spin_rows: {self.spin_rows} is more than sft_rows ({self.sft_rows})",
+        )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -210,11 +201,7 @@ class PreferenceSettings:
     """Pairs used, the first ones (App. B.3: 62k, all of UltraFeedback Binarized); 0: all of them."""
 
     def __post_init__(self) -> None:
-        if self.source == "file":
-            require(bool(self.train), "train: empty; name a .json, .jsonl or .parquet file")
-        if self.source == "hub":
-            _require_hub_id(self.name)
-            require(bool(self.train), "train: empty; name the split, such as train_prefs")
+        _require_fields(self, file=("train",), hub=("train",))
 
 
 @dataclass(frozen=True, config=STRICT)
