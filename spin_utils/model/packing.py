@@ -328,13 +328,7 @@ def _tile(groups: Sequence[Group], length: int, start: int) -> Tile:
 
 
 def rows_at_once(elements: int, columns: int, device: torch.device) -> int:
-    """Number of rows per chunk, at least one.
-
-    Args:
-        elements: elements per chunk on a CPU.
-        columns: columns of the matrix.
-        device: the matrix's device.
-    """
+    """Rows of a matrix per chunk, at least one; on a CPU a chunk has that many elements, on a GPU many more."""
     return max(1, (elements if device.type == "cpu" else GPU_ELEMENTS) // columns)
 
 

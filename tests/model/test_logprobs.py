@@ -10,7 +10,7 @@ from oracle import gradients, obvious_logps
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
 from spin_utils.model import logprobs
-from spin_utils.model.logprobs import score, sequence_logps
+from spin_utils.model.logprobs import sequence_logps
 from spin_utils.model.packing import Group, pack
 
 MODELS = {family: tiny_model(family) for family in FAMILIES}
@@ -46,11 +46,3 @@ def test_the_head_in_chunks_equals_the_head_at_once(monkeypatch):
     torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
     for name, gradient in gradients(model, chunked.sum()).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-5)
-
-
-def test_scores_come_in_the_order_given_for_any_number_of_responses():
-    groups = [Group([3] * n, tuple([4 + j] * (1 + (n * j) % 5) for j in range(1 + n % 3))) for n in range(1, 9)]
-    values = score(MODELS["qwen2"], groups, micro_batch_tokens=25)
-    assert [len(row) for row in values] == [len(group.response_ids) for group in groups]
-    expected = obvious_logps(MODELS["qwen2"], groups).tolist()
-    assert [v for row in values for v in row] == pytest.approx(expected, rel=1e-5, abs=1e-5)
