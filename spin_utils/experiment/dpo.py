@@ -27,13 +27,7 @@ _DEFAULTS = {"training.learning_rate": 5e-7, "template": {}}
 
 
 def read_settings(changes: Mapping[str, Any]) -> DpoRunSettings:
-    """Settings of a run: the defaults, which are the paper's, with changes.
-
-    Args:
-        changes: values by dotted name.
-
-    Raises:
-        SettingsError: unknown name, wrong type or impossible value.
+    """Settings of a run: the defaults, which are the paper's, with changes by dotted name.
 
     >>> read_settings({"training.beta": 0.5, "template.kind": "text"}).training.beta
     0.5
@@ -52,13 +46,9 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
         out: folder for the checkpoint, its metrics (training.json), the encoded pairs and the manifest.
         settings: of the run.
 
-    Returns:
-        The folder.
-
     Raises:
-        KitError, RowError, TemplateError: bad input, found before any long work.
+        KitError: bad input, found before any long work, or one of several processes failed.
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
-        LaunchError: one of several processes failed.
     """
     launch.check(settings.processes)
     trackers.check(settings.training.trackers)

@@ -67,10 +67,6 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
     The output of the first one appears here. After Ctrl-C or SIGTERM the workers finish their step and save; they do
     the same when this process is killed.
 
-    Args:
-        arguments: of `spin-repro`.
-        settings: how many processes.
-
     Raises:
         KitError: the machine cannot run that many.
         LaunchError: a worker failed or was killed.

@@ -115,12 +115,9 @@ def pair_examples(plan: Plan, model: str) -> list[Example]:
 
 
 def moments(plan: Plan, model: str) -> dict[str, Path]:
-    """Checkpoints of a training run in order: the start, any kept epochs, the end.
+    """Checkpoints of a training run in order, by name: the start's name, then `epoch 1`, ... or the model's name.
 
-    Iteration 0 keeps its epochs; other runs only have a start and an end.
-
-    Returns:
-        Folders by name: the start's name, then `epoch 1`, ... or the model's name. For a base model, only itself.
+    Only iteration 0 keeps its epochs. For a base model, only itself.
     """
     folder = run.make(plan, model)
     if model == "base":

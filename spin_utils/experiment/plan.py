@@ -101,11 +101,7 @@ class Plan:
         return iter(self.steps.values())
 
     def step(self, name: str) -> Step:
-        """A step by its name.
-
-        Raises:
-            SettingsError: the plan has no such step.
-        """
+        """A step by its name. Raises if there is none."""
         require(name in self.steps, f"step {name!r}: unknown{nearest(name, self.steps)}")
         return self.steps[name]
 
@@ -114,10 +110,7 @@ class Plan:
         return self.steps[name].directory
 
     def checkpoint(self, model: str) -> Path:
-        """Folder of an evaluated model's weights.
-
-        The epochs of iteration 0 are one run, and the earlier ones are stored in its artifact.
-        """
+        """Folder of an evaluated model's weights; earlier epochs of iteration 0 are in its artifact."""
         epoch, spin = ModelName.parse(model).epoch, self.profile.spin
         checkpoint = self.directory(self.steps[f"eval-{model}"].inputs[0])
         last = epoch is None or epoch == spin.epochs_shown > spin.training.epochs
@@ -138,18 +131,12 @@ MEASURED = ("evaluation", "heldout", "transfer", "mt_bench")
 
 
 def make(profile: Profile, seed: int) -> Plan:
-    """Lay out the paper's experiments for a profile.
+    """Lay out the paper's experiments for a profile, the main chain first, so that the main table is ready early.
 
-    The main chain comes first, so that the main table is ready early.
-
-    Args:
-        profile: the validated profile.
-        seed: training and sampling seed. Data and base model do not depend on it.
+    Data and base model do not depend on the seed.
 
     Raises:
-        SettingsError: the seed is not a whole number.
-        base.ModelError: the base model is not where the profile says.
-        RowError: a file of demonstrations or pairs is missing.
+        KitError: the seed is not a whole number, or a model or file is not where the profile says.
     """
     require(
         type(seed) is int and 0 <= seed < LARGEST_SEED,
@@ -380,14 +367,10 @@ def _dpo_left_out(profile: Profile) -> str:
 
 
 def training_of(profile: Profile, model: str) -> TrainingSettings:
-    """Settings of the run that trains a model on pairs.
+    """Settings of the run that trains a model on pairs, for example `spin-2`, `spin-0-more` or `dpo`.
 
     Each iteration has its own learning rate and beta (App. B.1). A subset of Figure 5 is iteration 0 stopped after one
     epoch, and Figure 4 trains iteration 0 for more epochs.
-
-    Args:
-        profile: the validated profile.
-        model: `spin-2`, `spin-0-more`, `spin-0-rows-14`, `spin-0-arm-nll`, `dpo` or `spin-3-dpo`.
     """
     name = ModelName.parse(model)
     spin = of_arm(profile, name.arm).spin if name.arm else profile.spin

@@ -38,7 +38,7 @@ def check_inputs(profile: Profile) -> None:
     """Raise if a run's inputs are wrong or do not fit together, before any long work.
 
     Raises:
-        KitError, RowError, TemplateError, EvaluationError, MtBenchError: naming the file, the row and the remedy.
+        KitError: naming the file, the row and the remedy.
     """
     from spin_utils.experiment import mt_bench
     from spin_utils.model import vllm
@@ -201,12 +201,7 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
 
 
 def check_pair_lengths(model: Path, profile: Profile) -> None:
-    """Encode every pair of a DPO file once, because it is only used after the main chain.
-
-    Raises:
-        TooLongError: a pair is too long; names the response and the row.
-        ModelError: a pair needs more positions than the model has.
-    """
+    """Encode every pair of a DPO file once, because it is only used after the main chain. Raises as `check_fit`."""
     if profile.dpo is None or profile.dpo.preferences.source != "file":
         return
     try:
@@ -489,7 +484,6 @@ def fetch(profile: Profile) -> Iterator[str]:
 
     Raises:
         HubError: one cannot be fetched, or its revision is not pinned.
-        EvaluationError: a further task cannot be loaded.
     """
     for kind, name, revision, setting in wanted(profile):
         if not revision:

@@ -31,9 +31,6 @@ def publish(plans: list[Plan]) -> list[Path]:
     restored when their seeds are run again, as long as their artifacts exist. Until this run has an evaluation there is
     nothing to draw, and the other run's results stay.
 
-    Args:
-        plans: one per training seed, of one profile.
-
     Returns:
         The files under results/PROFILE.
 
@@ -129,13 +126,7 @@ def chain(plan: Plan, name: str) -> dict[str, Any]:
 
 
 def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -> dict[str, Any]:
-    """The chain behind a results file, as data.
-
-    Args:
-        profile: name of the profile.
-        seed: training seed.
-        model: for example `spin-3`.
-        kind: folder of the results: evaluations, transfer, training, generations, heldout or mt_bench.
+    """The chain behind a results file, whose kind is its folder, as data.
 
     Returns:
         `label`, the model's row in the tables; `seed`; `seeds`, all those averaged in that row; `points`, the file's

@@ -56,9 +56,6 @@ def distribution(folder: Path) -> pd.DataFrame:
     """Mean and standard deviation over training seeds of every model and task in results/PROFILE.
 
     `seed` and `key` name one evaluation of each model, whose key stands for the settings of all.
-
-    Raises:
-        ResultsError: a results file is not valid.
     """
     table = summary(by_seed(results.load_evaluations(folder)))
     first = {}

@@ -50,10 +50,8 @@ def place(profile: str, name: str) -> tuple[Path, str]:
 
 
 def items(profile: str, model: str, other: str) -> pd.DataFrame:
-    """Scores and answers of two models on the items and training seeds that they share; arguments as in `compare`.
-
-    Returns:
-        As from `results.load_evaluations`, with the names given here in the column `model`.
+    """Scores and answers of two models on the items and training seeds that they share, as `results.load_evaluations`
+    gives them, with the names given here in the column `model`; arguments as in `compare`.
 
     Raises:
         ResultsError: results are missing or invalid, a model was not evaluated, the two share no training seed or

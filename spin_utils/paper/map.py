@@ -18,10 +18,7 @@ KEY = ["kind", "rate", "beta", "steps"]
 
 
 def load_map(path: Path) -> list[dict[str, Any]]:
-    """Cells of the map, one per seed.
-
-    Args:
-        path: cells.jsonl.
+    """Cells of the map, one per seed, from cells.jsonl.
 
     Raises:
         ResultsError: the file is missing, or a line of it is damaged.
