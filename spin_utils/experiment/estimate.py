@@ -107,10 +107,7 @@ def architecture(
 ) -> tuple[Architecture, str] | None:
     """Sizes of a model and where they come from, without loading it; None if its config.json cannot be read.
 
-    Args:
-        settings: the model's source.
-        reachable: whether to ask the hub for a config.json that has not been downloaded yet.
-        adapters: to count.
+    If the hub is `reachable`, it is asked for a config.json that has not been downloaded yet.
 
     Raises:
         ModelError: a local model does not exist, or the kit cannot train it, or not with these adapters.
@@ -392,7 +389,7 @@ def training_memory(
     Args:
         architecture: sizes of the model.
         settings: of the run.
-        width: bytes per number in the compute precision, 2 or 4.
+        width: bytes per number in the compute precision.
         longest: tokens of the longest row with all its responses; it forms a micro-batch even above the budget.
         fused: whether layers use the path in `layers`, as they do unless their weights are sharded.
         gpu: whether it runs on a GPU.
@@ -447,14 +444,7 @@ def sampling_memory(
 ) -> Need:
     """Memory for decoding `batch_size` rows at once, on a CPU with a second copy of the weights.
 
-    Args:
-        architecture: sizes of the model.
-        settings: rows decoded together.
-        prompt: tokens of the longest prompt.
-        answer: tokens of the longest response.
-        width: bytes per number in the compute precision.
-        gpu: whether it runs on a GPU.
-        stage: its name, which is also the section of the settings.
+    Prompt and answer are the tokens of the longest ones; the stage is named like the section of the settings.
     """
     a, rows = architecture, settings.batch_size
     logits = rows * a.vocabulary

@@ -35,14 +35,8 @@ class Power:
     """The smallest true difference whose interval would exclude 0 in 80 % of such runs."""
 
 
-def plan(scores: pd.DataFrame, items: int, seeds: int, *, power: float = 0.8) -> list[Power]:
-    """Power of a run with other numbers of items (over all tasks) and seeds, for the main contrasts.
-
-    Args:
-        scores: per-item scores of a finished run, from `results.load_evaluations`.
-        items: planned.
-        seeds: planned.
-        power: desired probability of detecting a true difference.
+def plan(scores: pd.DataFrame, items: int, seeds: int) -> list[Power]:
+    """Power of a run with other numbers of items (over all tasks) and seeds, for the main contrasts of a finished one.
 
     Raises:
         StatisticsError: the run has no two models to compare, or it has one seed and more are planned.
@@ -53,13 +47,13 @@ def plan(scores: pd.DataFrame, items: int, seeds: int, *, power: float = 0.8) ->
     if chain:
         others = ("sft", *sorted(name for name in models if ModelName.parse(name).sft_epochs))
         pairs += [(chain[-1], other) for other in others if (chain[-1], other) not in pairs]
-    found = [_power(scores, new, old, items, seeds, power) for new, old in pairs if old in models]
+    found = [_power(scores, new, old, items, seeds) for new, old in pairs if old in models]
     if not found:
         raise StatisticsError("no evaluations of SFT and a SPIN iteration to plan from; run one seed first")
     return found
 
 
-def _power(scores: pd.DataFrame, new: str, old: str, items: int, seeds: int, power: float) -> Power:
+def _power(scores: pd.DataFrame, new: str, old: str, items: int, seeds: int) -> Power:
     estimate = paired(scores, {new: 1.0, old: -1.0}).times(100)
     if estimate.n_seeds == 1 < seeds:
         raise StatisticsError(
@@ -72,19 +66,13 @@ def _power(scores: pd.DataFrame, new: str, old: str, items: int, seeds: int, pow
         difference=estimate.difference,
         half=(estimate.high - estimate.low) / 2,
         planned=float(stats.t.ppf(0.975, freedom) * error),
-        detectable=detectable(error, freedom, power),
+        detectable=detectable(error, freedom),
     )
 
 
-def detectable(error: float, freedom: float, power: float = 0.8) -> float:
-    """The smallest true difference whose 95 % interval would exclude 0 with the given probability.
-
-    Args:
-        error: standard error of the difference, whose units are those of the result.
-        freedom: its degrees of freedom.
-        power: the probability.
-    """
-    return float((stats.t.ppf(0.975, freedom) + stats.t.ppf(power, freedom)) * error)
+def detectable(error: float, freedom: float) -> float:
+    """The smallest true difference, with this standard error, whose 95 % interval would exclude 0 in 80 % of runs."""
+    return float((stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)) * error)
 
 
 def _freedom(estimate: Estimate, items: int, seeds: int) -> float:
