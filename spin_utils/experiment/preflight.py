@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -356,10 +357,9 @@ def _disk(need: float, machine: Machine) -> Finding:
 
 
 def _hours(made: Plan, hours: Mapping[str, float], machine: Machine) -> str:
-    by_stage: dict[str, float] = {}
+    by_stage: dict[str, float] = defaultdict(float)
     for name, value in hours.items():
-        stage = made.steps[name].stage
-        by_stage[stage] = by_stage.get(stage, 0) + value
+        by_stage[made.steps[name].stage] += value
     parts = ", ".join(f"{stage} {_time(value)}" for stage, value in by_stage.items() if value)
     text = (
         f"about {_time(sum(hours.values()))} for {len(hours)} unfinished steps ({parts}), by the cost model at "

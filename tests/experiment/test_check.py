@@ -48,16 +48,8 @@ def test_the_smoke_profile_fits_here_and_everything_is_said() -> None:
     assert report.verdict == "fits"
     assert report.ready()
     said = {finding.what for finding in report.findings}
-    assert said >= {
-        "versions",
-        "device",
-        "demonstrations",
-        "model",
-        "memory: spin",
-        "memory: generation",
-        "disk",
-        "time",
-    }
+    assert said >= {"versions", "device", "demonstrations", "model", "memory: spin", "memory: generation", "disk"}
+    assert "time" in said
     assert "sft 48, spin 24" in text(report)
 
 
