@@ -448,7 +448,6 @@ def _text(text: Any, name: str, where: str) -> str:
 
 
 def _is_conversation(value: Any) -> bool:
-    """Whether a column for a text holds a conversation."""
     if isinstance(value, str):
         return _HH.match(value) is not None
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)

@@ -58,7 +58,9 @@ def server() -> Iterator[LoopbackJudge]:
 # Questions -------------------------------------------------------------------------------------------------------
 
 
-def test_the_questions_are_fastchats_80_with_references_where_its_judge_needs_them() -> None:
+def test_questions_references_and_temperatures_are_fastchats() -> None:
+    theirs = fastchat_source.rules()["temperature_config"]
+    assert MtBenchSettings("gpt-4").temperatures == {category: theirs[category] for category in CATEGORIES}
     asked = questions()
     source = [json.loads(line) for line in (fastchat_source.folder() / "data/mt_bench/question.jsonl").open()]
     assert [(q.id, q.category, list(q.turns)) for q in asked] == [
@@ -82,11 +84,6 @@ def test_the_judge_reads_what_fastchat_shows_it() -> None:
             kind = ("single-math-v1" if reference else "single-v1") + ("-multi-turn" if turn == 2 else "")
             expected = fastchat_source.judge_messages(prompts[kind], row, texts, reference, turn == 2)
             assert judge_messages(prompts, question, texts, turn) == expected
-
-
-def test_temperatures_are_fastchats() -> None:
-    theirs = fastchat_source.rules()["temperature_config"]
-    assert MtBenchSettings("gpt-4").temperatures == {category: theirs[category] for category in CATEGORIES}
 
 
 def test_missing_or_changed_questions_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
