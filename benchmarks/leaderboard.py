@@ -54,8 +54,7 @@ SPLITS = {
     "cais/mmlu": ("mmlu", {"dev": "dev", "test": "test"}),
 }
 """By data set, the folder in ROWS and the file for each split. Examples for ARC are taken from its validation split."""
-HELLASWAG_EXAMPLES = 12
-"""HellaSwag's first rows are its examples, for want of its training split, and the others are items."""
+HELLASWAG_EXAMPLES = 12  # its first rows, for want of its training split; the others are items
 PUBLISHED = {"arc": "37.3 (with ARC-Easy)", "gsm8k": 1.4, "hellaswag": 40.9, "mmlu": "29.3 (cloze)"}
 """Of the base model, from its authors' model card: another harness, zero-shot but for GSM8K, unquantised weights."""
 
@@ -218,7 +217,7 @@ def write_page() -> None:
     page = paths.REPOSITORY / "docs" / "benchmarks.md"
     text = page.read_text(encoding="utf-8")
     for name, rows in tables():
-        table = pd.DataFrame(rows).to_markdown(index=False, missingval="", disable_numparse=True)
+        table = pd.DataFrame(rows, dtype=object).to_markdown(index=False, missingval="", disable_numparse=True)
         text = re.sub(rf"(?<=<!-- {name} -->\n).*?(?=\n\n|\Z)", table, text, count=1, flags=re.DOTALL)
     page.write_text(text, encoding="utf-8", newline="\n")
 
@@ -232,10 +231,9 @@ def main() -> None:
     options = parser.parse_args()
     runtime.configure()
     datasets.disable_progress_bars()
-    for given in options.models:
-        name, _, folder = given.partition("=")
+    for name, _, folder in (given.partition("=") for given in options.models):
         checkpoint = Path(folder or run.make(plan.make(profiles.load("cpu"), options.seed), name))
-        rows, path = Rows(options.rows), RESULTS / f"seed-{options.seed}" / f"{name}.json"
+        rows = Rows(options.rows)
         document = {
             "schema": 1,
             "kind": "leaderboard",
@@ -244,7 +242,7 @@ def main() -> None:
             **measure(checkpoint, rows),
         }
         document["stock"] = compare(checkpoint, rows, options.stock) if options.stock else {}
-        write_text(path, json.dumps(document, indent=1) + "\n")
+        write_text(RESULTS / f"seed-{options.seed}" / f"{name}.json", json.dumps(document, indent=1) + "\n")
     write_page()
 
 
