@@ -41,6 +41,7 @@ from spin_utils.settings import profiles
 from spin_utils.settings.run import EvaluationSettings
 
 RESULTS = paths.home() / "results" / "leaderboard"
+PAGE = paths.REPOSITORY / "docs" / "benchmarks.md"
 WORK = paths.home() / "artifacts" / "leaderboard"
 """Finished answers, so that a stopped run resumes."""
 ITEMS = {"arc": 80, "truthfulqa": 100, "winogrande": 200, "gsm8k": 40, "hellaswag": 88, "mmlu": 2}
@@ -160,7 +161,7 @@ def differences(pairs: Sequence[tuple[Any, Any]], metric: str) -> dict[str, Any]
 
 def tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The tables of docs/benchmarks.md by name, from results/leaderboard and results/cpu."""
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("seed-*/*.json"))]
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     first, sizes = files[0], published.benchmark_settings()["items"]
     rows = [
         (f["seed"], f["model"], t, str(i), s)
@@ -212,14 +213,13 @@ def _cell(task: Mapping[str, Any]) -> str:
     return f"{100 * task['value']:.1f} ± {100 * task['stderr']:.1f}{', at chance' if low else ''}"
 
 
-def write_page() -> None:
-    """Put the tables into docs/benchmarks.md, each below the comment with its name."""
-    page = paths.REPOSITORY / "docs" / "benchmarks.md"
-    text = page.read_text(encoding="utf-8")
+def page() -> str:
+    """docs/benchmarks.md with its tables, each below the comment with its name."""
+    text = PAGE.read_text(encoding="utf-8")
     for name, rows in tables():
         table = pd.DataFrame(rows, dtype=object).to_markdown(index=False, missingval="", disable_numparse=True)
         text = re.sub(rf"(?<=<!-- {name} -->\n).*?(?=\n\n|\Z)", table, text, count=1, flags=re.DOTALL)
-    page.write_text(text, encoding="utf-8", newline="\n")
+    return text
 
 
 def main() -> None:
@@ -242,8 +242,8 @@ def main() -> None:
             **measure(checkpoint, rows),
         }
         document["stock"] = compare(checkpoint, rows, options.stock) if options.stock else {}
-        write_text(RESULTS / f"seed-{options.seed}" / f"{name}.json", json.dumps(document, indent=1) + "\n")
-    write_page()
+        write_text(RESULTS / f"{name}-seed-{options.seed}.json", json.dumps(document, indent=1) + "\n")
+    PAGE.write_text(page(), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

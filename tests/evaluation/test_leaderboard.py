@@ -40,3 +40,8 @@ def test_a_checkpoint_is_scored_as_by_stock_lm_eval_and_only_numbers_are_kept(
     measured = leaderboard.measure(model, leaderboard.Rows(rows))
     assert {task: len(values) for task, values in measured["scores"].items()}["mmlu"] == leaderboard.ITEMS["mmlu"]
     assert not any(word in json.dumps(measured) for word in ("thing", "cups", "sink", "Ann met"))
+
+
+def test_the_tables_of_the_page_are_what_the_committed_results_give() -> None:
+    again = "python -m benchmarks.leaderboard"
+    assert leaderboard.page() == leaderboard.PAGE.read_text(encoding="utf-8"), f"write the page again: {again}"
