@@ -57,21 +57,12 @@ def spin_loss(
             inside l (arXiv 2402.13228, eq. 3).
         reference_free: the reward is beta log p_theta, without the opponent (arXiv 2601.08198, eq. 6 and 7).
 
-    Raises:
-        ValueError: shapes differ, or `loss` is unknown.
-
     Example:
         >>> same = dict(policy_real_logps=torch.tensor([-3.0]), opponent_real_logps=torch.tensor([-3.0]))
         >>> also = dict(policy_generated_logps=torch.tensor([-8.0]), opponent_generated_logps=torch.tensor([-8.0]))
         >>> spin_loss(**same, **also, beta=0.1).losses
         tensor([0.6931])
     """
-    shapes = {
-        tuple(x.shape)
-        for x in (policy_real_logps, policy_generated_logps, opponent_real_logps, opponent_generated_logps)
-    }
-    if len(shapes) != 1:
-        raise ValueError(f"spin_loss: the four log-probabilities must have one shape, got {sorted(shapes)}")
     compared = 0.0 if reference_free else 1.0
     real_rewards = beta * (policy_real_logps - compared * opponent_real_logps)
     generated_rewards = beta * (policy_generated_logps - compared * opponent_generated_logps)
@@ -82,17 +73,12 @@ def spin_loss(
 
 
 def link(margins: Tensor, loss: Loss) -> Tensor:
-    """l(t), convex and decreasing with l'(0) < 0 (paper, Assumption 5.1).
-
-    Raises:
-        ValueError: `loss` is unknown.
-    """
+    """l(t), convex and decreasing with l'(0) < 0 (paper, Assumption 5.1)."""
     if loss == "logistic":
         return F.softplus(-margins)  # log(1 + exp(-t))
     if loss == "hinge":
         return torch.relu(1 - margins)
     if loss == "correlation":
         return 1 - margins
-    if loss == "exponential":
-        return torch.exp(-margins)
-    raise ValueError(f"loss: {loss!r} is unknown; use logistic, hinge, correlation or exponential")
+    assert loss == "exponential"
+    return torch.exp(-margins)

@@ -128,14 +128,7 @@ class MasterOptimizer:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Restore the state returned by `tensors`.
-
-        Raises:
-            ValueError: names or shapes differ from this model's.
-        """
-        shapes = {name: sharding.shape(parameter) for name, _, parameter in self._kept()}
-        if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
-            raise ValueError("the saved optimizer state belongs to another model; remove it to start anew")
+        """Restore the state returned by `tensors`."""
         for name, tensor, parameter in self._kept():
             tensor.copy_(sharding.part(tensors[name], parameter))
         for own, master in zip(self.own, self.masters, strict=True):

@@ -40,22 +40,19 @@ def open_trackers(
     Raises:
         KitError: a name is unknown, or a package is not installed.
     """
-    opened = [_open(name, _import(name), run, folder, done) for name in names]
+    opened = [_open(name, run, folder, done) for name in names]
     opened += [watch(run) for watch in WATCHERS]
     return [tracker for tracker, _ in opened], lambda: [close() for _, close in opened]
 
 
 def check(names: Iterable[str]) -> None:
-    """Raise if a tracker is unknown or not installed.
-
-    Raises:
-        KitError: names the tracker and the remedy.
-    """
+    """Raise a `KitError` if a tracker is unknown or not installed."""
     for name in names:
         _import(name)
 
 
-def _open(name: str, module: Any, run: str, folder: Path, done: int) -> tuple[Tracker, Callable[[], Any]]:
+def _open(name: str, run: str, folder: Path, done: int) -> tuple[Tracker, Callable[[], Any]]:
+    module = _import(name)
     if name == "tensorboard":
         writer = module.SummaryWriter(str(folder / TENSORBOARD), purge_step=done + 1)
 
