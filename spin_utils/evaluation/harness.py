@@ -105,7 +105,7 @@ def evaluate(
         metric is no share per item, in the metric's own unit.
 
     Raises:
-        EvaluationError: No rows, an unknown task, or missing items.
+        EvaluationError: No rows, or an unknown task.
     """
     further = _further_columns(settings.tasks)
     others = [*further, *_big_bench_columns(settings.big_bench)]
@@ -147,11 +147,7 @@ def evaluate(
         if column.name in own_unit:
             record.setdefault("metrics", {}).update(_in_own_unit(leaves, counts, output["results"]))
             continue
-        found = [
-            item
-            for key, task in leaves.items()
-            for item in _items(column, key, task, output["samples"][key], counts[key], lm)
-        ]
+        found = [item for key, task in leaves.items() for item in _items(column, key, task, output["samples"][key], lm)]
         if column in of_rows and sampled:
             found = [item | {"sampled": sampled[item["id"]]} for item in found]
         scores = [item["score"] for item in found]
@@ -382,29 +378,24 @@ def _in_own_unit(
 
 
 def _items(
-    column: Column, key: str, task: Any, samples: Sequence[Mapping[str, Any]], count: int, lm: PackedLM
+    column: Column, key: str, task: Any, samples: Sequence[Mapping[str, Any]], lm: PackedLM
 ) -> Iterator[dict[str, Any]]:
-    """Items of one lm-eval task in order, after checking that none is missing."""
-    documents = list(task.eval_docs)[:count]
+    """Items of one lm-eval task, in order."""
     name = key.removeprefix(f"{column.name}/")
     prefix = "" if name == column.name else f"{name}/"
-    expected = [f"{prefix}{document['id'] if column.identified else i}" for i, document in enumerate(documents)]
-    metric = column.metric or _first_metric(task)
-    chosen = column.filter or samples[0]["filter"] if samples else column.filter
-    found = {sample["doc_id"]: sample for sample in samples if sample["filter"] == chosen}
-    missing = [item for i, item in enumerate(expected) if i not in found]
-    if missing:
-        shown = ", ".join(missing[:5])
-        raise EvaluationError(f"{name}: lm-eval returned {len(found)} of {len(expected)} items; missing: {shown}")
-    for i, item in enumerate(expected):
-        score: Any = found[i].get(metric)
+    metric, chosen = column.metric or _first_metric(task), column.filter or samples[0]["filter"]
+    for sample in samples:
+        if sample["filter"] != chosen:
+            continue
+        item = f"{prefix}{sample['doc']['id'] if column.identified else sample['doc_id']}"
+        score = sample[metric]
         if not _is_share(score):
             raise EvaluationError(
                 f"{name}: metric {metric!r} of item {item} is {score!r}, but that of the first item is a share from 0 "
                 "to 1; correct the task's file"
             )
-        drawn = {"sampled": found[i]["drawn"]} if column.big_bench and "drawn" in found[i] else {}
-        yield {"task": column.name, "id": item, "score": float(score), **_response(task, found[i], lm), **drawn}
+        drawn = {"sampled": sample["drawn"]} if column.big_bench and "drawn" in sample else {}
+        yield {"task": column.name, "id": item, "score": float(score), **_response(task, sample, lm), **drawn}
 
 
 def _rows_of(column: Column, leaves: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
