@@ -78,11 +78,16 @@ class Display:
         self.events = self.log.with_suffix(".events")
         self._told, self._rest = set[str](), b""
         self._begin = time.time()
+        words, text, left = (
+            Column(no_wrap=True, max_width=self.console.width // 2),
+            Column(no_wrap=True),
+            Column(min_width=8),
+        )
         self._bars = Progress(
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-            BarColumn(16),
-            TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True)),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False, table_column=words),
+            BarColumn(12),
+            TextColumn("{task.fields[text]}", markup=False, table_column=text),
+            TimeRemainingColumn(table_column=left),
             console=self.console,
             auto_refresh=False,
             transient=True,
