@@ -79,9 +79,9 @@ class Display:
         self._told, self._rest = set[str](), b""
         self._begin = time.time()
         words, text, left = (
-            Column(no_wrap=True, max_width=self.console.width // 2),
+            Column(no_wrap=True, max_width=self.console.width // 2 - 6),
             Column(no_wrap=True),
-            Column(min_width=8),
+            Column(no_wrap=True, min_width=7),
         )
         self._bars = Progress(
             TextColumn("{task.description}", markup=False, table_column=words),
