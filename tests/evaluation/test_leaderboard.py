@@ -21,8 +21,8 @@ def test_a_checkpoint_is_scored_as_by_stock_lm_eval_and_only_numbers_are_kept(
     subjects = ("abstract_algebra", "college_biology")
     for path, (folder, files) in leaderboard.SPLITS.items():
         (rows / folder).mkdir(parents=True)
-        name = {"allenai/ai2_arc": "ARC-Challenge", "allenai/winogrande": "winogrande_xl", "openai/gsm8k": "main"}
-        names = {"cais/mmlu": subjects, "truthfulqa/truthful_qa": ("multiple_choice",)}.get(path, (name.get(path),))
+        named = {"allenai/ai2_arc": "ARC-Challenge", "allenai/winogrande": "winogrande_xl", "openai/gsm8k": "main"}
+        names = {"cais/mmlu": subjects, "truthfulqa/truthful_qa": ("multiple_choice",)}.get(path, (named.get(path),))
         for split, file in files.items():
             found = [row for each in names for row in hub(path, each)["train" if path.endswith("arc") else split]]
             kept = [{k: v for k, v in row.items() if k not in ("ctx_a", "ctx_b", "activity_label")} for row in found]
