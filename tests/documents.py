@@ -59,7 +59,9 @@ if arguments[0] in {with_profile} and "--profile" not in arguments:
     arguments += ["--profile", "small.yaml" if changed else "smoke"]
 if arguments[0] == "reproduce" and "--jobs" not in arguments:
     arguments += ["--jobs", "2"]
-command = warm_start.command([sys.executable, "-m", "spin_utils", *arguments])
+command = [sys.executable, "-m", "spin_utils", *arguments]
+if arguments[0] != "--show-completion":  # which looks for the shell among its parents
+    command = warm_start.command(command)
 os.execv(command[0], command)
 """
 _WITH_PROFILE = (
