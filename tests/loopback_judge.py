@@ -22,7 +22,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
     instead: str = ""
-    """`drop`: close the connection unanswered. `cut`: close it in the middle of the body. `stall`: never answer."""
+    """`drop`: close the connection unanswered. `stall`: never answer."""
 
 
 @dataclass
@@ -72,12 +72,11 @@ def serving(script: Callable[[dict[str, Any], int], Reply]) -> Iterator[Loopback
                 return
             self.send_response(reply.status)
             self.send_header("Content-Type", reply.content_type)
-            self.send_header("Content-Length", str(len(reply.body) + 100 * (reply.instead == "cut")))
+            self.send_header("Content-Length", str(len(reply.body)))
             for name, text in reply.headers.items():
                 self.send_header(name, text)
             self.end_headers()
             self.wfile.write(reply.body)
-            self.close_connection = reply.instead == "cut"
 
         def log_message(self, *arguments: object) -> None:
             pass

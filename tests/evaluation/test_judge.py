@@ -94,16 +94,7 @@ def test_every_judgment_becomes_a_grade_a_refusal_or_unparsable(
 
 
 @pytest.mark.parametrize(
-    "reply",
-    [
-        failed(429, Retry_After="7"),
-        failed(503),
-        Reply(status=502, body=b"<html>Bad gateway</html>", content_type="text/html"),
-        Reply(instead="drop"),
-        Reply(b'{"choices": [', instead="cut"),
-        Reply(instead="stall"),
-    ],
-    ids=str,
+    "reply", [failed(429, Retry_After="7"), failed(503), Reply(instead="drop"), Reply(instead="stall")], ids=str
 )
 def test_a_failure_that_may_pass_is_tried_again(server: LoopbackJudge, waits: list[float], reply: Reply) -> None:
     answers(server, reply, reply, GOOD)

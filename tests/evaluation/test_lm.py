@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +98,6 @@ def test_a_template_wraps_the_raw_prompt_and_its_end_token_ends_the_answer(monke
     lm.generate_until(requests("generate_until", [("who sat?", {"until": []})]))
     assert seen == [([TOKENIZER.encode("Q: who sat?\nA:", add_special_tokens=False)], {1})]
     assert 1 <= lm.length(Instance("generate_until", {}, ("who sat?", {"until": []}), 0)) <= 5
-
-
-@pytest.mark.parametrize("too_long", ["error", "drop"])
-def test_a_prompt_that_is_too_long_for_the_template_is_asked_for_its_end(too_long: Any) -> None:
-    asked = [("The cat " * 50, {"until": [], "max_gen_toks": 5}), ("The cat", {"until": [], "max_gen_toks": 5})]
-    templates = [replace(TEMPLATE, max_prompt_tokens=20, too_long=rule) for rule in (too_long, "truncate")]
-    made, cut = (
-        PackedLM(model_for(), TOKENIZER, template=template).generate_until(requests("generate_until", asked))
-        for template in templates
-    )
-    assert made == cut
 
 
 @pytest.mark.parametrize("temperature", [{"temperature": 1.0}, {}])
