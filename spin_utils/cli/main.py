@@ -16,15 +16,16 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
-from spin_utils.files import paths, processes, runtime
-
-if TYPE_CHECKING:
-    from spin_utils.settings.run import Profile
+from spin_utils.cli import notebooks
+from spin_utils.files import artifacts, disk, paths, processes, runtime
+from spin_utils.settings import profiles
+from spin_utils.settings.inputs import LARGEST_SEED, SettingsError
+from spin_utils.settings.run import Profile
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,6 @@ def _before(context: typer.Context) -> None:
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
     """Errors that the user can fix, which say their exit status, end in one line; a bug keeps its traceback."""
-    from spin_utils.files import disk
-
     try:
         with disk.explained(paths.REPOSITORY):
             yield
@@ -155,7 +154,6 @@ def reproduce(
     numbers = parse_seeds(seeds)
     from spin_utils.cli import live, scheduler
     from spin_utils.experiment import clock, mt_bench, plan, preflight
-    from spin_utils.files import artifacts, disk
 
     command = scheduler.command(profile, loaded, numbers, cluster=cluster, jobs=jobs, dry_run=dry_run)
     preflight.check_fetched(loaded)
@@ -234,7 +232,6 @@ def plan(
 ) -> None:
     """List the steps and which of them are done."""
     from spin_utils.experiment import plan
-    from spin_utils.files import artifacts
 
     loaded = _resolve(profile, model, data, changes, name)[1]
     steps = [
@@ -281,9 +278,6 @@ def run(
     parameters: Annotated[list[str], _assignments("-p", "--parameter", help="a parameter")],
 ) -> None:
     """Run one notebook through papermill, with checked parameters."""
-    from spin_utils.cli import notebooks
-    from spin_utils.settings import profiles
-
     given = profiles.parse_overrides(parameters)
     profile = _whole_path(str(given.get("profile", "cpu")))
     loaded = profiles.load(profile)  # before a kernel starts
@@ -309,7 +303,6 @@ def dpo(
     """DPO on a file of pairs; a stopped run resumes when called again."""
     runtime.ensure_environment()
     from spin_utils.experiment.dpo import dpo, read_settings
-    from spin_utils.settings import profiles
 
     runtime.configure()
     settings = read_settings(profiles.parse_overrides(changes))
@@ -331,7 +324,6 @@ def step(
 ) -> None:
     """Make one step of the plan, as the Snakefile does."""
     from spin_utils.experiment import plan
-    from spin_utils.settings import profiles
 
     loaded = profiles.load(profile)
     if name in ("tables", "first-tables"):
@@ -340,13 +332,9 @@ def step(
         return
     steps = plan.make(loaded, *parse_seeds(str(seed)))
     made = steps.step(name)
-    from spin_utils.files.runtime import claim_gpus
-
-    with claim_gpus(gpus):
+    with runtime.claim_gpus(gpus):
         _begin(made.directory.name)
         if made.notebook and not processes.launched():
-            from spin_utils.cli import notebooks
-
             executed = paths.executed_notebooks(loaded.name) / f"{made.notebook}-{name}-seed{seed}.ipynb"
             notebooks.run(made.notebook, {"profile": profile, "seed": seed, **made.parameters}, executed)
             return
@@ -362,7 +350,7 @@ def report(*, profile: ProfileName = "cpu") -> None:
     """One HTML page of a run: verdicts, figures, tables, provenance."""
     from spin_utils.drawing.report import write
 
-    log.info("%s", paths.relative(write(_load(profile))[-1]))
+    log.info("%s", paths.relative(write(profiles.load(profile))[-1]))
 
 
 @_command("summary --profile smoke")
@@ -370,7 +358,7 @@ def summary(*, profile: ProfileName = "cpu") -> None:
     """A run on two pages of A4 (PDF), to print and to hand out."""
     from spin_utils.drawing.summary import write
 
-    log.info("%s", paths.relative(write(_load(profile))))
+    log.info("%s", paths.relative(write(profiles.load(profile))))
 
 
 @_command("crate --profile smoke")
@@ -378,7 +366,7 @@ def crate(*, profile: ProfileName = "cpu") -> None:
     """Pack a run as one RO-Crate (Process Run Crate), for an archive."""
     from spin_utils.drawing.crate import write
 
-    log.info("%s", paths.relative(write(_load(profile))))
+    log.info("%s", paths.relative(write(profiles.load(profile))))
 
 
 @_command("verdicts --profile smoke", "verdicts --verdict reproduced --json")
@@ -390,7 +378,6 @@ def verdicts(
 ) -> None:
     """Print the verdict on every table, figure and claim of the paper."""
     from spin_utils.paper.claims import read, tally
-    from spin_utils.settings import profiles
 
     table = read(paths.results(profiles.folder(profile)), verdict)
     if as_json:
@@ -417,13 +404,11 @@ def compare(
 ) -> None:
     """Compare two models, of one run or of two, on the same items, with intervals."""
     from spin_utils.paper.compare import compare
-    from spin_utils.settings import profiles
 
     if html:
         from spin_utils.drawing.comparison import side_by_side
-        from spin_utils.files.disk import write_text
 
-        write_text(paths.given(html), side_by_side(model, other, profiles.folder(profile)).page)
+        disk.write_text(paths.given(html), side_by_side(model, other, profiles.folder(profile)).page)
     table = compare(profiles.folder(profile), model, other)
     log.info(table.to_json(orient="records", indent=1) if as_json else table.round(3).to_string(index=False))
 
@@ -439,7 +424,6 @@ def power(
     import pandas as pd
 
     from spin_utils.paper import power, results
-    from spin_utils.settings import profiles
 
     table = pd.DataFrame(power.plan(results.load_evaluations(paths.results(profiles.folder(profile))), items, seeds))
     table.columns = pd.Index(["contrast", "measured", "± today", f"± with {items} x {seeds}", "found in 4 of 5 runs"])
@@ -457,7 +441,6 @@ def provenance(
 ) -> None:
     """Trace a number back to the model and data it was made from."""
     from spin_utils.experiment import publish
-    from spin_utils.settings import profiles
 
     of = (profiles.folder(profile), seed, model, kind)
     log.info("%s", json.dumps(publish.provenance(*of), indent=1) if as_json else publish.describe_provenance(*of))
@@ -476,7 +459,7 @@ def figures(
     from spin_utils.drawing.report import update
     from spin_utils.paper import agreement
 
-    loaded = _load(profile)
+    loaded = profiles.load(profile)
     for path in draw.everything(loaded):
         log.info("%s", paths.relative(path))
     if readme:
@@ -489,7 +472,7 @@ def card(*, model: TableRow, profile: ProfileName = "cpu", seed: Seed = 0) -> No
     """Write a model card with a run's settings and numbers."""
     from spin_utils.drawing import card
 
-    log.info("%s", paths.relative(card.write(_load(profile), model, seed)))
+    log.info("%s", paths.relative(card.write(profiles.load(profile), model, seed)))
 
 
 @_command("push --model spin-3 --repo owner/name")
@@ -504,7 +487,7 @@ def push(
     """Upload a checkpoint and its card to the hub, with the token in HF_TOKEN."""
     from spin_utils.drawing import card
 
-    log.info("%s", card.push(_load(profile), model, repo, seed, public=public))
+    log.info("%s", card.push(profiles.load(profile), model, repo, seed, public=public))
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -513,8 +496,6 @@ def parse_seeds(text: str) -> list[int]:
     >>> parse_seeds("0,1,2")
     [0, 1, 2]
     """
-    from spin_utils.settings.inputs import LARGEST_SEED, SettingsError
-
     try:
         seeds = [int(part) for part in str(text).replace(",", " ").split()]  # papermill makes a single one a number
     except ValueError:
@@ -529,7 +510,6 @@ def _resolve(profile: str, model: str, data: str, changes: Sequence[str], name: 
 
     The file is named by its content: that of a run in progress stays, whatever is asked under the same name meanwhile.
     """
-    from spin_utils.settings import profiles
 
     changed: dict[str, Any] = {}
     if model:
@@ -549,15 +529,7 @@ def _resolve(profile: str, model: str, data: str, changes: Sequence[str], name: 
     return str(profiles.dump(loaded, file)), loaded
 
 
-def _load(profile: str) -> Profile:
-    from spin_utils.settings import profiles
-
-    return profiles.load(profile)
-
-
 def _digest(data: Any) -> str:
-    from spin_utils.files import disk
-
     return hashlib.sha256(disk.canonical(data).encode()).hexdigest()
 
 
@@ -569,12 +541,8 @@ def _begin(step: str) -> None:
 
 def _draw(name: str, profile: str, seeds: str) -> None:
     """Make `tables` in their notebook, or `first-tables`, those of the main chain, right here."""
-    from spin_utils.settings import profiles
-
     loaded, numbers = profiles.load(profile), parse_seeds(seeds)
     if name == "tables":
-        from spin_utils.cli import notebooks
-
         executed = paths.executed_notebooks(loaded.name) / "05_tables_and_figures.ipynb"
         notebooks.run("05_tables_and_figures", {"profile": profile, "seeds": seeds}, executed)
         return

@@ -90,7 +90,7 @@ def test_help_and_completion_import_nothing_heavy() -> None:
     script = "import sys; from spin_utils.cli.main import main; main(['--help']); print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "spin-repro reproduce" in result.stdout
-    heavy = {"torch", "transformers", "numpy", "pandas", "yaml", "papermill", "nbformat", "matplotlib", "rich"}
+    heavy = {"torch", "transformers", "numpy", "pandas", "papermill", "nbformat", "matplotlib", "rich"}
     assert not heavy & set(result.stdout.splitlines()[-1].split())
 
 
