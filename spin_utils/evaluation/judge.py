@@ -48,7 +48,7 @@ Grade = dict[str, Any]
 
 def can_grade(settings: MtBenchSettings) -> bool:
     """Whether the judge is on this machine, or the environment has a key."""
-    return not isinstance(settings.judge, str) or bool(os.environ.get(KEY, "").strip())
+    return settings.judge_model is not None or bool(os.environ.get(KEY, "").strip())
 
 
 def rating(judgment: str) -> float | None:
@@ -99,7 +99,7 @@ class Judge:
         text = ""
         try:
             reply = self._client.chat.completions.with_raw_response.create(
-                model=settings.judge_name, messages=list(messages), **options
+                model=settings.judge, messages=list(messages), **options
             )
             text = reply.http_response.text
             body = json.loads(text)
@@ -125,7 +125,7 @@ class Judge:
         return _judged(words, model) | {"judgment": self._clean(words)}
 
     def _error(self, reason: str, remedy: str) -> MtBenchError:
-        return MtBenchError(f"judge {self.settings.judge_name} at {self.settings.base_url}: {reason}; {remedy}")
+        return MtBenchError(f"judge {self.settings.judge} at {self.settings.base_url}: {reason}; {remedy}")
 
     def _clean(self, text: object) -> str:
         """The server's words without the key, and without lone surrogates, which cannot be encoded as UTF-8."""
@@ -156,8 +156,8 @@ def grade_all(
     keys = {name: kept.key("grade", list(messages)) for name, messages in requests.items()}
     missing = {key: requests[name] for name, key in keys.items() if key not in kept}
     advance(sum(key not in missing for key in keys.values()))
-    if not isinstance(settings.judge, str):
-        _grade_here(missing, settings.judge, settings, folder, kept, advance)
+    if settings.judge_model is not None:
+        _grade_here(missing, settings.judge_model, settings, folder, kept, advance)
     elif missing:
         asked = Judge(settings)
 

@@ -18,7 +18,7 @@ from spin_utils.experiment.plan import Plan, Step, stream
 from spin_utils.files import artifacts
 from spin_utils.files.runtime import progress
 from spin_utils.model import base
-from spin_utils.settings.inputs import ModelSettings, TemplateSettings
+from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.machine import MtBenchSettings
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def make_grades(plan: Plan, step: Step, work: Path) -> None:
     document = {
         "judge": {
             "name": settings.judge_name,
-            "base_url": settings.base_url if isinstance(settings.judge, str) else "",
+            "base_url": settings.base_url if settings.judge_model is None else "",
             "models": sorted({grade["judge_model"] for grade in grades.values()} - {""}),
         },
         "grades": {status: counts[status] for status in ("graded", "refused", "unparsable")},
@@ -97,9 +97,9 @@ def check(settings: MtBenchSettings) -> None:
     """
     questions(settings.limit)
     judge_prompts()
-    if isinstance(settings.judge, ModelSettings) and settings.judge.source == "directory":
-        base.check_folder(Path(settings.judge.path), TemplateSettings(kind="chat"))
-    elif isinstance(settings.judge, str) and judge.can_grade(settings):
+    if settings.judge_model is not None and settings.judge_model.source == "directory":
+        base.check_folder(Path(settings.judge_model.path), TemplateSettings(kind="chat"))
+    elif settings.judge_model is None and judge.can_grade(settings):
         judge.client_library()
 
 
@@ -111,7 +111,7 @@ def check_judge(plans: Sequence[Plan]) -> None:
     """
     steps = [step for plan in plans for step in plan if step.stage == "mt_bench"]
     missing = [step for step in steps if not artifacts.is_complete(step.directory)]
-    if not missing or not isinstance(_settings(plans[0]).judge, str):
+    if not missing or _settings(plans[0]).judge_model is not None:
         return
     settings = _settings(plans[0])
     Judge(settings).grade([{"role": "user", "content": 'Reply with "[[5]]" and nothing else.'}])

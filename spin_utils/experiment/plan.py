@@ -174,8 +174,8 @@ def make(profile: Profile, seed: int) -> Plan:
         checkpoint = steps[f"eval-{model}"].inputs[:1]
         answers = add(f"mt-answers-{model}", "mt_answers", "", checkpoint, answering, model=model)
         asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
-        if not isinstance(profile.mt_bench.judge, str):
-            asked["model"] = base.identity(profile.mt_bench.judge)
+        if profile.mt_bench.judge_model is not None:
+            asked["model"] = base.identity(profile.mt_bench.judge_model)
         grades = add(f"mt-bench-{model}", "mt_bench", "", (answers,), asked, model=model)
         if not judge.can_grade(profile.mt_bench) and not artifacts.is_complete(steps[grades].directory):
             del steps[grades], steps[answers]  # `left_out` gives the reason

@@ -378,7 +378,7 @@ def _judge(made: Plan) -> Iterator[Finding]:
     missing = [step for step in made if step.stage == "mt_bench" and not artifacts.is_complete(step.directory)]
     if settings is not None and missing:
         each = 2 * len(CATEGORIES) * (settings.limit or 10)
-        here = not isinstance(settings.judge, str)
+        here = settings.judge_model is not None
         whom = f"{settings.judge_name} on this machine" if here else f"{settings.judge} at {settings.base_url}"
         text = f"{len(missing) * each} requests to {whom}, {each} for each of {len(missing)} models"
         text += "" if here else f", on the account of {judge.KEY}"
@@ -441,14 +441,14 @@ def wanted(profile: Profile) -> list[Wanted]:
     sources: dict[str, Any] = {
         "model": profile.model,
         **{f"released.{name}": model for name, model in profile.released.items()},
-        "mt_bench.judge": profile.mt_bench and profile.mt_bench.judge,
+        "mt_bench.judge_model": profile.mt_bench and profile.mt_bench.judge_model,
         "demonstrations": profile.demonstrations if needs_data(profile) else None,
         "sft_control.demonstrations": control_demonstrations(profile),
         "dpo.preferences": profile.dpo.preferences if profile.dpo and not profile.released else None,
     }
     found = []
     for where, of in sources.items():
-        if of is not None and not isinstance(of, str) and of.source == "hub":
+        if of is not None and of.source == "hub":
             kind: hub.Kind = "model" if isinstance(of, ModelSettings) else "dataset"
             found.append(Wanted(kind, of.name, of.revision, f"{where}.revision"))
     if profile.evaluation.suite != "local":

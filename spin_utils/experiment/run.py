@@ -248,7 +248,7 @@ def stays_here(profile: Profile, step: Step) -> bool:
 
 def _is_graded_here(profile: Profile, step: Step) -> bool:
     """Whether the step is MT-Bench's judge, a model that the step itself loads."""
-    return step.stage == "mt_bench" and profile.mt_bench is not None and not isinstance(profile.mt_bench.judge, str)
+    return step.stage == "mt_bench" and profile.mt_bench is not None and profile.mt_bench.judge_model is not None
 
 
 def _is_sampled(profile: Profile, step: Step) -> bool:

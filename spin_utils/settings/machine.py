@@ -84,10 +84,11 @@ def fastchat_temperatures() -> dict[str, float]:
 class MtBenchSettings:
     """MT-Bench (Table 6, Figure 6): two-turn questions, answered by the model and graded by a judge."""
 
-    judge: str | ModelSettings
+    judge: str = ""
     """Name of the judge at its endpoint. FastChat's default is gpt-4, a name whose model has changed over time; the
-    paper does not say which version it used. Or a model, written like the profile's `model`: it grades on this machine
-    and needs no key."""
+    paper does not say which version it used."""
+    judge_model: ModelSettings | None = None
+    """A model that grades on this machine instead, written like the profile's `model`; it needs no key."""
     base_url: str = "https://api.openai.com/v1"
     """Any endpoint with OpenAI's chat completions. The key comes from OPENAI_API_KEY; a local server takes any."""
     judge_temperature: Temperature | None = 0.0
@@ -118,7 +119,7 @@ class MtBenchSettings:
     """Number of questions per category, the first ones; 0: all ten."""
 
     def __post_init__(self) -> None:
-        require(bool(self.judge_name.strip()), "judge: empty; name a model of the endpoint, such as gpt-4")
+        require(bool(self.judge_name.strip()), "judge: empty; name the endpoint's model, such as gpt-4, or judge_model")
         url = urlsplit(self.base_url)
         require(
             url.scheme in ("http", "https") and bool(url.hostname),
@@ -136,9 +137,9 @@ class MtBenchSettings:
 
     @property
     def judge_name(self) -> str:
-        """The judge's name, or that of its file, folder or repository."""
-        judge = self.judge
-        return judge if isinstance(judge, str) else Path(judge.path).name or f"{judge.name}@{judge.revision[:8]}"
+        """The name at the endpoint, or that of the model's file, folder or repository."""
+        model = self.judge_model
+        return (Path(model.path).name or f"{model.name} {model.revision[:8]}".strip()) if model else self.judge
 
 
 def answers_identity(settings: MtBenchSettings) -> dict[str, Any]:

@@ -297,7 +297,7 @@ def test_a_model_on_this_machine_grades_without_a_key(
 
     monkeypatch.setattr(sampling, "sample", say)
     judge = {"source": "directory", "path": str(folder)}
-    profile = profiles.load("smoke", {"mt_bench": {"judge": judge, "judge_max_tokens": 20, "batch_size": 4}})
+    profile = profiles.load("smoke", {"mt_bench": {"judge_model": judge, "judge_max_tokens": 20, "batch_size": 4}})
     settings = profile.mt_bench
     assert settings is not None
     mt_bench.check(settings)
