@@ -4,8 +4,8 @@ Memory counts everything that grows with the model, the micro-batch or the rows 
 `LIBRARIES` allow for the rest. Tests compare it with the peaks of real runs on a CPU and, if there is one, on a GPU.
 
 Hours count no padding, each prompt once per pair, the LM head on response tokens only, and the opponent's
-log-probabilities once per iteration. A multiply-add is two FLOPs. Loading, saving, MT-Bench and the time between steps
-are not counted, so very small models take longer.
+log-probabilities once per iteration. A multiply-add is two FLOPs. Downloads, preference pairs, held-out prompts,
+MT-Bench, loading, saving and the time between steps are not counted, so very small models take longer.
 """
 
 from __future__ import annotations
@@ -533,29 +533,23 @@ def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, found: L
         return generation_hours(replace(run, prompts=rows["spin"] * several), a)
     if step.stage in ("evaluation", "transfer"):
         return _suite_hours(profile.evaluation, run, a, found, transfer=step.stage == "transfer")
-    if step.stage == "heldout":
-        answered = replace(run, gpus=1, prompts=rows["validation"])  # by the first process alone
-        return generation_hours(answered, a) + _computing(2 * rows["validation"] * pair, run)
     if step.stage == "sft":
         training = control_training(profile) if step.parameters["more"] else profile.sft
         assert training is not None
         trained = rows["control" if step.parameters["more"] else "sft"]
         return _computing(trained * training.epochs * _each(training) * forward_flops(a, found.prompt, found.real), run)
-    if step.stage in ("preferences", "dpo"):
+    if step.stage == "dpo":
         assert profile.dpo is not None
-        settings = profile.dpo.preferences
-        pairs = settings.rows or HUB_ROWS.get(settings.name, rows["sft"])
-        if step.stage == "preferences":
-            sampled = pairs * profile.dpo.answers_per_prompt if settings.source == "samples" else 0
-            return generation_hours(replace(run, prompts=sampled), a)
-        return _computing(pairs * pair * (_each(profile.dpo.training) * profile.dpo.training.epochs + 1), run)
+        training, preferences = profile.dpo.training, profile.dpo.preferences
+        pairs = preferences.rows or HUB_ROWS.get(preferences.name, rows["sft"])
+        return _computing(pairs * pair * (_each(training) * training.epochs + 1), run)
     if step.stage in ("spin", "epochs", "subset"):
         training = training_of(plan.profile, step.name)
         pairs = rows["spin"] * sum(name.startswith("pairs-") for name in step.inputs)
         seen = training.epochs - (profile.spin.training.epochs if step.stage == "epochs" else 0)
         passes = _each(training) * seen + (step.stage != "epochs")  # one pass by the opponent
         return _computing(step.settings.get("fiftieths", 50) / 50 * pairs * pair * passes, run)
-    return 0.0  # downloads and a judge's answers, which the cost model cannot predict
+    return 0.0
 
 
 def _each(settings: TrainingSettings) -> int:

@@ -31,17 +31,6 @@ def test_what_is_written_is_read_back_and_has_one_item_a_line(tmp_path, document
     assert sum('"response": ' in line for line in path.read_text().splitlines()) == 24
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, document):
-    path = results.path_of(tmp_path / "cpu", 0, "evaluations", "spin-0")
-    results.write_json(path, document)
-    before = path.read_bytes()
-    document["items"][0]["score"] = math.nan
-    with pytest.raises(results.ResultsError, match=r"items.0.score: Input should be .* found nan"):
-        results.write_json(path, document)
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
-
-
 def test_an_altered_score_is_seen_by_the_hash(tmp_path, document):
     path = results.path_of(tmp_path / "cpu", 0, "evaluations", "spin-0")
     results.write_json(path, document)
