@@ -100,7 +100,6 @@ def paired(
     *,
     tasks: Sequence[str] | None = None,
     column: str = "score",
-    level: float = 0.95,
 ) -> Estimate:
     """Estimate a weighted sum of models' means on the same items, with its interval.
 
@@ -130,7 +129,6 @@ def paired(
         contrast: weight of each model: {"spin-0": 1, "sft": -1} for a difference, {"sft": 1} for a mean.
         tasks: tasks in the unweighted mean; None: all in the table.
         column: what to average, for example `tokens` for lengths.
-        level: coverage of the interval.
 
     Raises:
         StatisticsError: a model or task is missing, no seed has all models, or items do not pair up.
@@ -139,7 +137,7 @@ def paired(
     by_task, seeds = _contrasts_by_source(scores, contrast, names, column)
     pooled = _pooled_seed_variance(scores, contrast, seeds, names, column) if len(seeds) > 1 else None
     ends = _ends(contrast, column)
-    found = crossed(list(by_task.values()), ends, pooled=pooled, level=level)
+    found = crossed(list(by_task.values()), ends, pooled=pooled)
     least, most = ends[:2] if column in SHARES else (-np.inf, np.inf)
     return Estimate(
         difference=round(found.mean, 9),
@@ -150,7 +148,7 @@ def paired(
         n_seeds=len(seeds),
         method=f"paired; items within {len(names)} task{'s' * (len(names) > 1)}"
         + (f" crossed with {len(seeds)} training seeds" if len(seeds) > 1 else ", one training seed (not covered)")
-        + f"; {level:.0%} interval from variance components, {min(found.freedom, 9999):.0f} degrees of freedom",
+        + f"; 95% interval from variance components, {min(found.freedom, 9999):.0f} degrees of freedom",
         spread=found.spread,
     )
 
@@ -179,7 +177,6 @@ def crossed(
     ends: tuple[float, float, float] = (0.0, 0.0, 0.0),
     *,
     pooled: float | None = None,
-    level: float = 0.95,
 ) -> Crossed:
     """Does the computation of `paired` on arrays.
 
@@ -188,7 +185,6 @@ def crossed(
             cluster sizes, shape (clusters,); all tasks have the same seeds.
         ends: smallest and largest value of an item and the number of pseudo-items at each end, over all tasks.
         pooled: the contrast's variance between seeds estimated from other models, with `POOLED_DF` degrees of freedom.
-        level: coverage of the interval.
     """
     least, most, pseudo = ends
     parts = [_components(*task, (least, most, pseudo / len(tasks))) for task in tasks]
@@ -208,7 +204,7 @@ def crossed(
     return Crossed(
         mean=float(by_seed.mean()),
         centre=float(np.mean([part.centre for part in parts])),
-        half=float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5,
+        half=float(stats.t.ppf(0.975, freedom)) * variance**0.5,
         spread=Spread(
             items=max(0.0, float(items.sum()) - rest), interaction=min(rest, float(items.sum())), seeds=added
         ),
