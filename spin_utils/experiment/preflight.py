@@ -421,10 +421,6 @@ def _time(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
-TIMEOUT = 10.0
-"""Seconds to wait for the hub's answer."""
-
-
 class Wanted(NamedTuple):
     """A hub repository that a profile reads."""
 
@@ -511,7 +507,7 @@ def look(repository: Wanted) -> tuple[State, str]:
         return "unknown", "not checked: HF_HUB_OFFLINE is set; only what is already downloaded can be used"
     api = HfApi()
     try:
-        api.repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT)
+        api.repo_info(name, revision=revision, repo_type=kind, timeout=10.0)
         api.auth_check(name, repo_type=kind)
     except errors.GatedRepoError:
         page = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"

@@ -59,13 +59,10 @@ def summary(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     for cell in cells:
         groups.setdefault(_name(cell), []).append(cell)
     start = next(name for name, found in groups.items() if found[0]["steps"] == 0)
-    controls = sorted(
-        (found[0] for found in groups.values() if found[0]["kind"] == "sft" and found[0]["steps"]),
-        key=lambda cell: cell["steps"],
-    )
+    controls = [found[0] for found in groups.values() if found[0]["kind"] == "sft" and found[0]["steps"]]
     lengths = sorted({cell["steps"] for cell in cells if cell["kind"] == "spin"})
     by_length = dict(zip(lengths, sorted({cell["steps"] for cell in controls}), strict=False))
-    rows = []
+    columns, rows = {"greedy": "score", "sampled": "sampled"}, []
     for name, found in groups.items():
         first = found[0]
         drifts = pd.DataFrame(
@@ -84,14 +81,12 @@ def summary(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
         against = {"greedy": start, "sampled": start}
         if first["kind"] == "spin" and first["steps"] in by_length:
             rivals = [cell for cell in controls if cell["steps"] == by_length[first["steps"]]]
-            for measure in ("greedy", "sampled"):
-                column = {"greedy": "score", "sampled": "sampled"}[measure]
+            for measure, column in columns.items():
                 means = {_name(cell): items.loc[items["model"] == _name(cell), column].mean() for cell in rivals}
                 against[f"{measure}_over_sft"] = max(means, key=means.__getitem__)
         for measure, other in against.items():
             if other != name:
-                column = "score" if measure.startswith("greedy") else "sampled"
-                gain = paired(items, {name: 1, other: -1}, column=column).times(100)
+                gain = paired(items, {name: 1, other: -1}, column=columns[measure.partition("_")[0]]).times(100)
                 row |= {measure: gain.difference, f"{measure}_low": gain.low, f"{measure}_high": gain.high}
         rows.append(row)
     return pd.DataFrame(rows)
