@@ -35,31 +35,6 @@ class StageError(paths.KitError):
     exit_status = 1
 
 
-def parameters(path: Path) -> dict[str, Any]:
-    """Names and defaults in the cell tagged `parameters`, which are literals."""
-    from papermill import inspect_notebook  # seconds, which `spin-repro --help` need not wait for
-
-    return {name: ast.literal_eval(found["default"]) for name, found in inspect_notebook(str(path)).items()}
-
-
-def check(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters for a run: the given ones, checked to exist and to have the type of their defaults.
-
-    Raises:
-        NotebookError: unknown or mistyped parameter, with the nearest name.
-    """
-    defaults = parameters(path)
-    for name, value in given.items():
-        if name not in defaults:
-            raise NotebookError(f"{path.name}: no parameter {name!r}{nearest(name, defaults)}")
-        expected = type(defaults[name])
-        if type(value) is not expected and not (expected is float and type(value) is int):
-            raise NotebookError(
-                f"{path.name}: parameter {name} must be {expected.__name__}, found {type(value).__name__} {value!r}"
-            )
-    return dict(given)
-
-
 def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     """Execute a notebook of the kit and keep the executed copy.
 
@@ -79,7 +54,7 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("[0-9]*.ipynb"))
         raise NotebookError(f"notebook {name!r}: unknown{nearest(name, known)}")
-    values = check(path, given)
+    _check(path, given)
     output.parent.mkdir(parents=True, exist_ok=True)
     os.environ.update(runtime.child_environment(headless=True))
 
@@ -95,7 +70,7 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
             execute_notebook(
                 path,
                 output,
-                parameters=values,
+                parameters=dict(given),
                 kernel_name="python3",
                 progress_bar=False,
                 start_timeout=_START_S,
@@ -114,6 +89,21 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
                 f"same command resumes there\n  in {paths.relative(output)}"
             ) from None
     return output
+
+
+def _check(path: Path, given: Mapping[str, Any]) -> None:
+    """Raise if a parameter is not in the cell tagged `parameters`, whose defaults are literals, or of another type."""
+    from papermill import inspect_notebook
+
+    defaults = {name: ast.literal_eval(found["default"]) for name, found in inspect_notebook(str(path)).items()}
+    for name, value in given.items():
+        if name not in defaults:
+            raise NotebookError(f"{path.name}: no parameter {name!r}{nearest(name, defaults)}")
+        expected = type(defaults[name])
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            raise NotebookError(
+                f"{path.name}: parameter {name} must be {expected.__name__}, found {type(value).__name__} {value!r}"
+            )
 
 
 def _manager(busy: threading.Event) -> type[KernelManager]:
