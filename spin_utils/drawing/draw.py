@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spin_utils.drawing import figures, generation_figures, style, tables, training_figures
+from spin_utils.drawing import figures, style, tables, training_figures
 from spin_utils.drawing.tables import Table
 from spin_utils.evaluation import suites
 from spin_utils.experiment import plan
@@ -107,14 +107,14 @@ def compose(profile: Profile) -> Drawing:
         ],
         findings=findings,
         figures={
-            "figure1": generation_figures.figure1(texts),
+            "figure1": figures.figure1(texts),
             "figure2": figures.figure2(measured, profile=name),
             "figure3": figures.figure3(measured, profile=name),
             "figure4": figures.figure4(measured, profile=name),
             "figure5": figures.figure5(measured, profile=name),
-            "figure6": generation_figures.figure6(measured, transfer, grades, profile=name),
+            "figure6": figures.figure6(measured, transfer, grades, profile=name),
             "training": training_figures.training_curves(training, loss=profile.spin.training.loss),
-            "convergence": generation_figures.convergence(answers, bounds),
+            "convergence": figures.convergence(answers, bounds),
         },
         scores=measured,
     )

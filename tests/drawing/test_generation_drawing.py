@@ -1,14 +1,13 @@
 """What is said about generations follows from all of them, and examples are chosen by a rule."""
 
 import math
-import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
-from spin_utils.drawing import generation_figures, tables
+from spin_utils.drawing import figures, tables
 from spin_utils.paper import generations, results
 from spin_utils.paper.statistics import paired
 
@@ -62,17 +61,6 @@ def test_the_example_is_the_first_prompt_with_the_most_different_texts():
         assert (chosen.id, list(chosen.by_model)) == ("1", ["sft", "spin-0"])
 
 
-def test_tables_7_and_8_show_two_families_and_the_generations_as_they_are(texts, measured):
-    seven, eight = tables.table7(texts, measured), tables.table8(texts, measured)
-    families = [re.search(r"family (\w+)", table.notes[0]).group(1) for table in (seven, eight)]
-    assert len(set(families)) == 2
-    shown = {line[0]: line[2] for line in seven.lines[:6]}
-    chosen = generations.example(texts)
-    assert shown["Ground truth"] == chosen.real
-    assert shown["SPIN iteration 1"] == chosen.by_model["spin-1"]["generated"]
-    assert "Chosen by a rule" in seven.notes[0]
-
-
 def test_the_claims_of_tables_7_and_8_are_measured_on_all_prompts_with_paired_intervals(texts, measured):
     frame = tables.table7(texts, measured).frame
     cells = frame[frame["row"] == "SPIN iteration 2"].set_index(["column", "quantity"])
@@ -104,7 +92,7 @@ def words(figure):
 
 def test_figure_1_shows_prompt_truth_and_both_generations_of_one_prompt(texts):
     chosen = generations.example(texts, ("sft", "spin-0"))
-    shown = words(generation_figures.figure1(texts))
+    shown = words(figures.figure1(texts))
     for text in (chosen.real, *(row["generated"] for row in chosen.by_model.values())):
         assert text[:50] in shown
     assert chosen.id in shown
@@ -113,7 +101,7 @@ def test_figure_1_shows_prompt_truth_and_both_generations_of_one_prompt(texts):
 def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_none(root):
     both = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
     scores, transfer = map(synthetic.benchmarked, both)
-    figure = generation_figures.figure6(scores, transfer)
+    figure = figures.figure6(scores, transfer)
     axes = figure.axes[0]
     line = axes.lines[generations.MODELS.index("spin-1")]
     means = pd.concat([scores, transfer]).query("model == 'spin-1'").groupby("task")["score"].mean() * 100
@@ -121,13 +109,13 @@ def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_no
     assert line.get_ydata() == pytest.approx([*(means[task] for task in tasks), means[tasks[0]]])
     assert "prints no numbers" in words(figure)
     some = scores[scores["model"] != "spin-1"]
-    shown = words(generation_figures.figure6(some, scores[:0]))
+    shown = words(figures.figure6(some, scores[:0]))
     assert "Not run: SPIN iteration 1." in shown
     assert "Tasks of Table 6: not run." in shown
 
 
 def test_convergence_draws_each_measure_with_intervals_and_breaks_at_a_missing_model(measured, bounds):
-    figure = generation_figures.convergence(measured, bounds[bounds["model"] != "spin-0"])
+    figure = figures.convergence(measured, bounds[bounds["model"] != "spin-0"])
     jsd, same, length, _ = figure.axes
     assert same.lines[0].get_ydata() == pytest.approx(
         [
