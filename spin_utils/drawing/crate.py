@@ -56,31 +56,14 @@ def write(profile: Profile) -> Path:
         written.setdefault(chain[document["provenance"]["step"]]["manifest_sha256"], []).append(files[path])
     made = [step for seed in results.training_seeds(folder) for step in plan.make(profile, seed)]
     settings = {step.directory.name: step.settings for step in made}  # a key is a hash of them, and so proves them
-    hashes: dict[str, dict[str, None]] = {}  # of each artifact, in their order and once each
+    identifiers: dict[str, dict[str, None]] = {}  # of each artifact, in their order and once each
     for (step, manifest), (_, link) in links.items():
         named = {"manifest": manifest, **link.get("weights_sha256", {})}
-        hashes.setdefault(step, {}).update({f"{file} sha256 {digest}": None for file, digest in named.items()})
-    artifacts_of = {step: _add(crate, f"#{step}", "CreativeWork", f"artifact {step}") for step in hashes}
-    for step, found in hashes.items():
-        artifacts_of[step]["identifier"] = list(found)
+        identifiers.setdefault(step, {}).update({f"{file} sha256 {digest}": None for file, digest in named.items()})
+    for step, found in identifiers.items():
+        _add(crate, f"#{step}", "CreativeWork", f"artifact {step}", identifier=list(found))
     for (step, manifest), (name, link) in links.items():
-        values = {"seed": link["seed"]} | ({"settings": disk.canonical(settings[step])} if step in settings else {})
-        taken = [artifacts_of.get(other["artifact"]) or f"#{other['artifact']}" for other in link["inputs"].values()]
-        taken += [_add(crate, f"#{step}-{key}", "PropertyValue", key, value=value) for key, value in values.items()]
-        start = datetime.datetime.fromisoformat(link["started"])
-        end = start + datetime.timedelta(seconds=link["seconds"])
-        _act(
-            crate,
-            f"#make-{step}-{manifest[:12]}",
-            f"{name}, seed {link['seed']}",
-            f"Stage {link['stage']} on {link['device']}. A step that was stopped and resumed counts as one "
-            "uninterrupted run from its last start.",
-            _software(crate, link),
-            taken,
-            [artifacts_of[step], *written.get(manifest, [])],
-            startTime=start.isoformat(),
-            endTime=end.isoformat(timespec="seconds"),
-        )
+        _add_step(crate, step, name, link, settings.get(step, link.get("settings")), written.get(manifest, []))
     drawn = [
         file
         for path, file in files.items()
@@ -89,13 +72,7 @@ def write(profile: Profile) -> Path:
     kit = _add(crate, "#spin-repro", "SoftwareApplication", KIT, version=__version__)
     said = "Drawn from the results alone; `spin-repro figures` draws them again."
     _act(crate, "#draw", "tables, figures and verdicts", said, kit, [files[path] for path in documents], drawn)
-    crate.name = f"SPIN reproduced at the profile {profile.name}"
-    crate.description = "Results, tables, figures and executed notebooks of a re-measurement of arXiv 2401.01335."
-    if any(link["dirty"] for _, link in links.values()):
-        crate.description += " Some steps ran from a tree with uncommitted changes."
-    crate.datePublished = datetime.datetime.fromisoformat(max(link["started"] for _, link in links.values()))
-    crate.license = _add(crate, LICENCE, "CreativeWork", "Apache License 2.0")
-    crate.root_dataset["conformsTo"] = _add(crate, PROCESS_RUN, "CreativeWork", "Process Run Crate", version="0.5")
+    _describe(crate, profile.name, [link for _, link in links.values()])
     with tempfile.TemporaryDirectory() as work, replacing(folder / NAME) as partial:
         crate.write(work)
         _zip(Path(work), partial)
@@ -121,6 +98,27 @@ def _add_files(crate: Any, folder: Path, figures: Path) -> dict[Path, Any]:
     return files
 
 
+def _add_step(crate: Any, step: str, name: str, link: Mapping[str, Any], settings: Any, files: list[Any]) -> None:
+    """One action with its inputs, settings and results."""
+    values = {"seed": link["seed"]} | ({} if settings is None else {"settings": disk.canonical(settings)})
+    taken = [crate.get(f"#{other['artifact']}") or f"#{other['artifact']}" for other in link["inputs"].values()]
+    taken += [_add(crate, f"#{step}-{key}", "PropertyValue", key, value=value) for key, value in values.items()]
+    start = datetime.datetime.fromisoformat(link["started"])
+    end = start + datetime.timedelta(seconds=link["seconds"])
+    _act(
+        crate,
+        f"#make-{step}-{link['manifest_sha256'][:12]}",
+        f"{name}, seed {link['seed']}",
+        f"Stage {link['stage']} on {link['device']}. A step that was stopped and resumed counts as one uninterrupted "
+        "run from its last start.",
+        _software(crate, link),
+        taken,
+        [crate.get(f"#{step}"), *files],
+        startTime=start.isoformat(),
+        endTime=end.isoformat(timespec="seconds"),
+    )
+
+
 def _act(
     crate: Any, place: str, name: str, said: str, software: Any, taken: list[Any], gave: list[Any], **properties: Any
 ) -> None:
@@ -139,6 +137,16 @@ def _software(crate: Any, link: Mapping[str, Any]) -> Any:
     needed = [f"{package} {version}" for package, version in versions.items()]
     version = f"{own}, commit {tree}"
     return _add(crate, place, "SoftwareApplication", KIT, version=version, softwareRequirements=needed)
+
+
+def _describe(crate: Any, name: str, links: list[Mapping[str, Any]]) -> None:
+    crate.name = f"SPIN reproduced at the profile {name}"
+    crate.description = "Results, tables, figures and executed notebooks of a re-measurement of arXiv 2401.01335."
+    if any(link["dirty"] for link in links):
+        crate.description += " Some steps ran from a tree with uncommitted changes."
+    crate.datePublished = datetime.datetime.fromisoformat(max(link["started"] for link in links))
+    crate.license = _add(crate, LICENCE, "CreativeWork", "Apache License 2.0")
+    crate.root_dataset["conformsTo"] = _add(crate, PROCESS_RUN, "CreativeWork", "Process Run Crate", version="0.5")
 
 
 def _add(crate: Any, place: str, kind: str, name: str, /, **properties: Any) -> Any:

@@ -32,7 +32,6 @@ from spin_utils.drawing.style import (
     footnote,
     new_figure,
     ours_of,
-    same_span,
     say_why_empty,
     style,
 )
@@ -135,7 +134,7 @@ def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     gain.set(title="Gain over SFT (ours: paired, on the same items)", ylabel="points", xlim=(-0.35, 4.55))
     gain.set_xticks(range(5), _CHAIN_TICKS)
     gain.margins(y=0.15)
-    _frame_panels(ours, theirs, bool(found), "no evaluations")
+    _frame_panels(ours, theirs, bool(found))
     after = [label(model) for model in iterates(scores["model"]) if model not in CHAIN]
     further = f" In Table 4 only: {'; '.join(after)}." if after else ""
     footnote(figure, _note(scores, found, CHAIN, _CUT + further))
@@ -211,7 +210,7 @@ def figure4(scores: pd.DataFrame, *, profile: str = "") -> Figure:
         theirs.set_title(f"{name} (paper)")
         for ax in (ours, theirs):
             ax.set(xticks=range(6), xlabel="epoch of iteration 0" if row == 2 else "")
-        _frame_panels(ours, theirs, bool(found), "no evaluations")
+        _frame_panels(ours, theirs, bool(found))
         note = _note(scores, found, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
     footnote(figure, note)
     return figure
@@ -250,7 +249,7 @@ def figure5(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     theirs.set(title="Paper: mean of the six leaderboard benchmarks", ylabel="points", xlim=(-0.4, 5.75))
     theirs.set_xticks(range(6), ["0", "14k", "26k", "50k", "200k", "400k"])
     theirs.set_xlabel("prompts seen by SPIN; further rows seen by SFT")
-    _frame_panels(ours, theirs, bool(found), "no evaluations")
+    _frame_panels(ours, theirs, bool(found))
     footnote(figure, _note(scores, found, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
     return figure
 
@@ -312,10 +311,9 @@ def _figure6_of_grades(grades: pd.DataFrame, profile: str) -> Figure:
         rows.plot([e.low, e.high], [y, y], color=colour(model), lw=0.9)
         rows.plot([e.difference], [y], MARKERS[model], color=colour(model), ms=3)
     rows.set_yticks(range(len(names)), names)
-    rows.set_ylim(len(CATEGORIES) - 0.5, -0.5)
-    rows.set_xlim(0.8, 10.2)
-    rows.set_xticks(range(1, 11))
-    rows.set_xlabel("grade, with 95 % interval")
+    rows.set(
+        xlabel="grade, with 95 % interval", xticks=range(1, 11), xlim=(0.8, 10.2), ylim=(len(CATEGORIES) - 0.5, -0.5)
+    )
     rows.tick_params(axis="y", length=0)
     rows.hlines(np.arange(0.5, len(CATEGORIES) - 1), 0.8, 10.2, color="#e5e5e5", lw=0.5, zorder=0)
     figure.legend(loc="outside upper center", ncols=2, title=f"{ours_of(profile)}: MT-Bench", title_fontsize=7)
@@ -483,12 +481,17 @@ def _reference(axes: Axes, y: float, tint: str) -> None:
     axes.annotate("iter. 1", (1, y), (2, 0), place, va="center", fontsize=6, color=tint, **_OFFSET)
 
 
-def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str) -> None:
-    if drawn:
-        same_span(ours, theirs)
-    else:
+def _frame_panels(ours: Axes, theirs: Axes, drawn: bool) -> None:
+    """Panels whose y axes have the same length in points, so that slopes compare; each keeps its own level."""
+    if not drawn:
         theirs.margins(y=0.2)
-        say_why_empty(ours, reason)
+        say_why_empty(ours, "no evaluations")
+        return
+    limits = [ax.dataLim.intervaly for ax in (ours, theirs)]
+    span = max(high - low for low, high in limits) * 1.24
+    for ax, (low, high) in zip((ours, theirs), limits, strict=True):
+        middle = (low + high) / 2
+        ax.set_ylim(middle - span / 2, middle + span / 2)
 
 
 def _named(tasks: Sequence[str]) -> str:

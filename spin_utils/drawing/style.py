@@ -141,12 +141,8 @@ def _characters(font: str) -> frozenset[int]:
 
 def say_why_empty(axes: Axes, reason: str) -> None:
     """An empty panel states its reason instead of showing axes."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_xlabel("")
-    axes.set_ylabel("")
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
+    axes.spines[:].set_visible(False)
     axes.text(0.5, 0.5, f"not run\n{reason}", ha="center", va="center", color=FAINT, transform=axes.transAxes)
 
 
@@ -159,12 +155,3 @@ def footnote(figure: Figure, text: str) -> None:
     """A few words below the panels, in small grey letters."""
     if text:
         figure.supxlabel(drawable(textwrap.fill(text, 80)), fontsize=5.5, color="#5c5c5c", x=0.01, ha="left")
-
-
-def same_span(*axes: Axes, pad: float = 0.12) -> None:
-    """Give panels y axes of equal length in points, so that slopes compare; each keeps its own level."""
-    limits = [ax.dataLim.intervaly for ax in axes]
-    span = max(high - low for low, high in limits) * (1 + 2 * pad)
-    for ax, (low, high) in zip(axes, limits, strict=True):
-        middle = (low + high) / 2
-        ax.set_ylim(middle - span / 2, middle + span / 2)
