@@ -29,8 +29,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spin_utils.data.templates import EncodedRow, encode_rows, end_ids
-from spin_utils.drawing.map_figure import map_figure
 from spin_utils.drawing.style import save
+from spin_utils.drawing.training_figures import map_figure
 from spin_utils.evaluation.harness import evaluate
 from spin_utils.experiment import plan, run
 from spin_utils.experiment.play import training_pairs

@@ -31,9 +31,8 @@ def photograph() -> bytes:
             lab_browser.run_all(page)
             found = lab_browser.errors(page)
             assert not found, found
-            page.locator("mjx-container").last.wait_for()
             heading = page.get_by_role("heading", name="Many iterations").first
-            for _ in range(3):  # pictures move what is below them until they have loaded
+            for _ in range(5):  # pictures and formulas move what is below them until they are there
                 heading.evaluate("element => element.scrollIntoView()")
                 page.wait_for_timeout(1000)
             return page.screenshot()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spin_utils.drawing.map_figure import map_figure
+from spin_utils.drawing.training_figures import map_figure
 from spin_utils.paper.map import load_map, summary
 from spin_utils.paper.results import ResultsError
 

@@ -15,7 +15,7 @@ from spin_utils.drawing.style import FAINT, GENERATED, REAL, drawable, new_figur
 from spin_utils.settings.names import label
 
 _WIDTH = 6.6
-_SHADES = LinearSegmentedColormap.from_list("scores", [(0.93, 0.91, 0.88), REAL], 101)
+_SHADES = LinearSegmentedColormap.from_list("scores", ["#ede8e0", REAL], 101)
 
 
 @style()
