@@ -133,7 +133,8 @@ def distances(start: Tensor, data: Tensor, betas: Sequence[float], iterations: i
         place = (5, -2) if factor else (5, 4)
         axes.annotate(text, (shown, gaps[shown]), place, textcoords="offset points", fontsize=6, color=shade)
     axes.set(yscale="log", ylim=(floor / 1.6, 1000), ylabel="range of log p/p_data (nats)")
-    axes.set(xlim=(-0.2, iterations + 2.2), xticks=range(iterations + 1), xlabel="iteration")
+    axes.yaxis.set_major_formatter("{x:g}")  # the usual one writes mathematics, which is off
+    axes.set(xlim=(-0.2, iterations + 2.5), xticks=range(iterations + 1), xlabel="iteration")
     footnote(figure, f"Gaps below {floor:g}, and those of 0, are drawn at {floor:g}.")
     return figure
 
@@ -168,6 +169,8 @@ def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float], steps
     top.set(ylabel="loss (nats)", title="the same for every λ")
     bottom.set(xscale="log", yscale="log", xlabel="gradient step", ylabel="KL(data ‖ policy) (nats)")
     bottom.set_ylim(bottom=floor)
+    for axis in (bottom.xaxis, bottom.yaxis):
+        axis.set_major_formatter("{x:g}")
     figure.legend(*bottom.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.2)
     return figure
 

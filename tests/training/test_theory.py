@@ -110,3 +110,14 @@ def test_the_game_of_many_iterations_can_be_played_at_every_place_of_its_sliders
     policy = [bar.get_height() for bar in axes.patches[5:10]]
     expected = theory.iterate(OPPONENT, DATA, beta=beta, iterations=iterations)[-1].exp()
     assert policy == pytest.approx(expected.tolist())
+
+
+def test_logarithmic_axes_have_plain_numbers():
+    figures = theory_figures.distances(OPPONENT, DATA, BETAS), theory_figures.early_stopping(OPPONENT, DATA, BETAS)
+    for figure in figures:
+        figure.canvas.draw()
+        labels = [
+            label.get_text() for axes in figure.axes for label in (*axes.get_xticklabels(), *axes.get_yticklabels())
+        ]
+        assert "0.001" in labels
+        assert not any("$" in label for label in labels)
