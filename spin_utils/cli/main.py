@@ -357,7 +357,6 @@ def report(*, profile: ProfileName = "cpu") -> None:
 def summary(*, profile: ProfileName = "cpu") -> None:
     """A run on two pages of A4 (PDF), to print and to hand out."""
     from spin_utils.drawing.report import write_summary
-    from spin_utils.settings import profiles
 
     log.info("%s", paths.relative(write_summary(profiles.load(profile))))
 
