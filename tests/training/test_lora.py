@@ -71,19 +71,24 @@ def test_targets_that_are_not_there_or_the_head_are_refused() -> None:
         profiles.load("paper", {"spin.training.lora.rank": 8})
 
 
-@pytest.mark.parametrize("where", ["sft", "spin.training", "dpo.training", "arms.two-answers"])
-def test_targets_are_checked_before_any_work_wherever_they_are_set(where: str) -> None:
-    section = where if where != "arms.two-answers" else "arms"
-    value = (
-        {"two-answers": {"spin.training.lora": {"targets": ["c_attn"]}}}
-        if section == "arms"
-        else {"targets": ["c_attn"]}
-    )
-    profile = profiles.load("smoke", {section if section == "arms" else f"{section}.lora": value})
+TYPO = {"targets": ["c_attn"]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sft.lora": TYPO},
+        {"spin.training.lora": TYPO},
+        {"dpo.training.lora": TYPO},
+        {"arms": {"two-answers": {"spin.training.lora": TYPO}}},
+    ],
+)
+def test_targets_are_checked_before_any_work_wherever_they_are_set(changes: dict[str, Any]) -> None:
+    profile = profiles.load("smoke", changes)
     with pytest.raises(ModelError, match="LlamaForCausalLM: lora.targets: it has no linear layer 'c_attn'"):
         preflight.check_inputs(profile)
-    machine = estimate.machine(1, 80)
-    assert any("'c_attn'" in finding.text for finding in preflight.check(profile, machine).findings)
+    findings = preflight.check(profile, estimate.machine(1, 80)).findings
+    assert any("'c_attn'" in finding.text for finding in findings)
 
 
 ROWS = [{"prompt": f"Add {i} and 1.", "chosen": f"{i + 1}", "rejected": f"no {i}"} for i in range(10)]

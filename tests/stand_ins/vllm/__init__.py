@@ -13,6 +13,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -59,23 +60,6 @@ class SamplingParams:
         assert -(2**63) <= self.seed < 2**63, self.seed
 
 
-@dataclass(frozen=True)
-class CompletionOutput:
-    """One answer."""
-
-    token_ids: list[int]
-    cumulative_logprob: float
-    finish_reason: str
-
-
-@dataclass(frozen=True)
-class RequestOutput:
-    """A prompt with its answers."""
-
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-
-
 class LLM:
     """A model that answers."""
 
@@ -110,7 +94,7 @@ class LLM:
 
     def generate(
         self, prompts: list[TokensPrompt], sampling_params: list[SamplingParams], *, use_tqdm: bool
-    ) -> list[RequestOutput]:
+    ) -> list[SimpleNamespace]:
         """Answer the prompts, in their order."""
         self.calls += 1
         if self.calls == 2 and FAULT == "crash":
@@ -125,7 +109,7 @@ class LLM:
         pairs = zip(prompts, sampling_params, strict=True)
         return [self._answer(prompt["prompt_token_ids"], how) for prompt, how in pairs]
 
-    def _answer(self, prompt: list[int], how: SamplingParams) -> RequestOutput:
+    def _answer(self, prompt: list[int], how: SamplingParams) -> SimpleNamespace:
         assert 0 < len(prompt) < self.length, len(prompt)
         ids, logp, random = list(prompt), 0.0, np.random.default_rng(how.seed)
         while True:
@@ -136,9 +120,9 @@ class LLM:
             logp += float(raw[token]) - 0.5 * (FAULT == "other weights")
             ended = token in how.stop_token_ids
             if ended or len(ids) - len(prompt) == how.max_tokens or len(ids) == self.length:
-                return RequestOutput(
-                    prompt, [CompletionOutput(ids[len(prompt) :], logp, "stop" if ended else "length")]
-                )
+                answer = {"cumulative_logprob": logp, "finish_reason": "stop" if ended else "length"}
+                outputs = [SimpleNamespace(token_ids=ids[len(prompt) :], **answer)]
+                return SimpleNamespace(prompt_token_ids=prompt, outputs=outputs)
 
 
 def _draw(logits: np.ndarray, how: SamplingParams, random: np.random.Generator) -> int:
