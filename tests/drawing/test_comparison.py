@@ -20,15 +20,16 @@ HOSTILE = "<script>alert(1)</script>"
 def two_runs(home: Path) -> Path:
     """Runs `cpu` and `mine`, whose first answers are markup, with the rows of `cpu` on this machine."""
     root = synthetic.write(home, seeds=(0, 1), items=12)
+    documents = {path: results.read_json(path) for path in root.glob("seed-*/evaluations/*.json")}
     for ability, model in ((0.0, "sft"), (0.9, "spin-0"), (0.9, "spin-10")):
         for seed in (0, 1):
             document = synthetic.evaluation(model, seed, ability=ability, items=12, profile="mine")
             document["items"] = [{**item, "response": HOSTILE} for item in document["items"]]
-            document["provenance"]["chain"]["data"] = synthetic.link("data")
-            results.write_json(results.path_of(home / "results" / "mine", seed, "evaluations", model), document)
-    for path in root.glob("seed-*/evaluations/*.json"):
-        document = results.read_json(path)
+            documents[results.path_of(home / "results" / "mine", seed, "evaluations", model)] = document
+    for path, document in documents.items():
         document["provenance"]["chain"]["data"] = synthetic.link("data")
+        for task in document["tasks"].values():
+            task["rows_sha256"] = "0" * 64
         results.write_json(path, document)
     folder = paths.artifacts("mine") / "shared" / f"data-{'0' * 12}"
     folder.mkdir(parents=True)
