@@ -235,7 +235,7 @@ def adopt(directory: Path) -> bool:
                     return True
                 copy = directory.with_name(f"{directory.name}.adopted")
                 shutil.rmtree(copy, ignore_errors=True)  # of an earlier call that was killed
-                shutil.copytree(other, copy, copy_function=link)
+                shutil.copytree(other, copy, ignore=shutil.ignore_patterns(SCRATCH), copy_function=link)
                 if directory.is_dir():
                     shutil.rmtree(directory)
                 os.replace(copy, directory)
