@@ -272,12 +272,13 @@ def figure6(
     shown = [table[table["model"].isin(MODELS)] for table in (scores, transfer)]
     together = pd.concat([table for table in shown if not table.empty] or shown[:1])
     means = 100 * together.groupby(["model", "task"])["score"].mean().unstack()
-    means = means.reindex(index=list(MODELS), columns=[*own, *harder])
+    tasks = [*own, *harder]
+    means = means.reindex(index=list(MODELS), columns=tasks)
     figure = new_figure(3.8)
-    if means.shape[1] < 3 or together.empty:
+    if len(tasks) < 3 or together.empty:
         say_why_empty(figure.subplots(), "a radar needs the evaluations of three tasks")
         return figure
-    starred = [_short(task) + "*" * (harder.get(task, task) != task) for task in means]
+    starred = [_short(task) + "*" * (harder.get(task, task) != task) for task in tasks]
     _radar(figure, 111, starred, (25, 50, 75, 100), means)
     figure.legend(loc="outside upper center", ncols=2, title=f"{ours_of(profile)}, points", title_fontsize=7)
     note = {"scores": shown[0], "transfer": shown[1], "models": MODELS, "harder": harder, "absent": _absent(means)}

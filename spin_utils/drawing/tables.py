@@ -276,19 +276,15 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
     for model in rows:
         others = ["", *["sft"] * (model != "sft"), *([plain[model]] if model in plain else [])]
         changed, helped = changes.get(ModelName.parse(model).arm, {}), ""
-        line = (
-            "; ".join(
-                f"{name.removeprefix('spin.').removeprefix('training.')}: {json.dumps(value)}"
-                for name, value in changed.items()
-            ),
-        )
+        short = {name.removeprefix("spin.").removeprefix("training."): value for name, value in changed.items()}
+        line = ["; ".join(f"{name}: {json.dumps(value)}" for name, value in short.items())]
         for kind, column in kinds.items():
             own = [
                 {"row": label(model), "column": f"average{kind}", "quantity": _quantity(other)}
                 | _measured(scores, _over(model, other), column)
                 for other in others
             ]
-            line += (*(_shown(cell, sign=place > 0) for place, cell in enumerate(own)), *[""] * (3 - len(own)))
+            line += [*(_shown(cell, sign=place > 0) for place, cell in enumerate(own)), *[""] * (3 - len(own))]
             helped = helped or (_helped(own[2]) if len(own) == 3 else "")
             cells += own
         lines.append((label(model), *line, helped))
@@ -480,13 +476,14 @@ def compact(frame: pd.DataFrame, *, with_tasks: bool = True) -> tuple[list[str],
     tasks = [name for name in frame["column"].unique() if name != "average" and with_tasks]
     rows = []
     for row, cells in frame.groupby("row", sort=False):
-        level = cells[cells["quantity"] == "score"].set_index("column")
-        gain = cells[(cells["quantity"] != "score") & (cells["column"] == "average")].reset_index().reindex([0]).loc[0]
-        found = [_shown(level.loc[name], interval=False) for name in tasks]
-        found += [_shown(level.loc["average"]), _shown(gain, sign=True), str(gain["verdict"]).replace("nan", "")]
-        theirs = {"value": level.loc["average", "paper"]}, {"value": gain["paper"]}
-        printed = [_shown(cell, sign=place > 0, interval=False) for place, cell in enumerate(theirs)]
-        rows.append([str(row), *found, *printed])
+        level = {cell["column"]: cell for cell in cells[cells["quantity"] == "score"].to_dict("records")}
+        gains = cells[(cells["quantity"] != "score") & (cells["column"] == "average")].to_dict("records")
+        average, gain = level["average"], gains[0] if gains else {}
+        found = [_shown(level[name], interval=False) for name in tasks]
+        found += [_shown(average), _shown(gain, sign=True), str(gain.get("verdict", "")).replace("nan", "")]
+        found.append(_shown({"value": average["paper"]}, interval=False))
+        found.append(_shown({"value": gain.get("paper")}, sign=True, interval=False))
+        rows.append([str(row), *found])
     return ["", *(name.replace("_", "\n") for name in tasks), "average", "gain", "direction", "paper", "gain"], rows
 
 
@@ -693,9 +690,7 @@ def _numbers(estimate: Estimate) -> dict[str, Any]:
     return ours | {"n": estimate.n_items, "seeds": estimate.n_seeds}
 
 
-def _shown(
-    cell: Mapping[str, Any] | pd.Series[Any], *, sign: bool = False, digits: int = 1, interval: bool = True
-) -> str:
+def _shown(cell: Mapping[Any, Any], *, sign: bool = False, digits: int = 1, interval: bool = True) -> str:
     """The value of a cell, with its interval if wanted, or a dash."""
     if pd.isna(cell.get("value")):
         return DASH
