@@ -78,16 +78,12 @@ class Display:
         self.events = self.log.with_suffix(".events")
         self._told, self._rest = set[str](), b""
         self._begin = time.time()
-        words, text, left = (
-            Column(no_wrap=True, max_width=self.console.width // 2 - 6),
-            Column(no_wrap=True),
-            Column(no_wrap=True, min_width=7),
-        )
+        described = Column(no_wrap=True, max_width=self.console.width // 2 - 6)
         self._bars = Progress(
-            TextColumn("{task.description}", markup=False, table_column=words),
+            TextColumn("{task.description}", markup=False, table_column=described),
             BarColumn(12),
-            TextColumn("{task.fields[text]}", markup=False, table_column=text),
-            TimeRemainingColumn(table_column=left),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
             console=self.console,
             auto_refresh=False,
             transient=True,

@@ -272,7 +272,7 @@ def figure6(
     shown = [table[table["model"].isin(MODELS)] for table in (scores, transfer)]
     together = pd.concat([table for table in shown if not table.empty] or shown[:1])
     means = 100 * together.groupby(["model", "task"])["score"].mean().unstack()
-    tasks = [*own, *harder]
+    tasks: list[str] = [*own, *harder]
     means = means.reindex(index=list(MODELS), columns=tasks)
     figure = new_figure(3.8)
     if len(tasks) < 3 or together.empty:

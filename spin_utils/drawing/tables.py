@@ -478,7 +478,7 @@ def compact(frame: pd.DataFrame, *, with_tasks: bool = True) -> tuple[list[str],
     for row, cells in frame.groupby("row", sort=False):
         level = {cell["column"]: cell for cell in cells[cells["quantity"] == "score"].to_dict("records")}
         gains = cells[(cells["quantity"] != "score") & (cells["column"] == "average")].to_dict("records")
-        average, gain = level["average"], gains[0] if gains else {}
+        average, gain = level["average"], (gains or [{}])[0]
         found = [_shown(level[name], interval=False) for name in tasks]
         found += [_shown(average), _shown(gain, sign=True), str(gain.get("verdict", "")).replace("nan", "")]
         found.append(_shown({"value": average["paper"]}, interval=False))

@@ -396,7 +396,7 @@ def _versions() -> Finding:
         return Finding("versions", "unknown", "no requirements.lock next to the package; run from a checkout")
     pinned = [line.split("==") for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line]
     wanted = {_canonical(name): version for name, version in pinned}
-    found = importlib.metadata.distributions()
+    found = list(importlib.metadata.distributions())[::-1]  # of several the first is imported: setuptools brings some
     installed = {_canonical(each.name): each.version.partition("+")[0] for each in found}
     other = [
         f"{name} {installed.get(name, 'missing')} instead of {version}"

@@ -76,9 +76,16 @@ def items(profile: str, model: str, other: str) -> pd.DataFrame:
     for what, found in (("training seed", seeds), ("task", names)):
         if not found:
             raise results.ResultsError(f"{model} and {other}: no {what} in common; evaluate the missing ones")
-    same_run = len({folder for folder, _ in places.values()}) == 1
-    if not same_run and any(asked[0][name] != asked[1][name] for name in names):
-        raise results.ResultsError(
-            f"{model} and {other}: their test rows differ (or one is older than rows_sha256), so items do not pair up"
-        )
+    if len({folder for folder, _ in places.values()}) == 2:
+        for (folder, _), rows in zip(places.values(), asked, strict=True):
+            if any(not isinstance(rows[name], str) for name in names):
+                raise results.ResultsError(
+                    f"{paths.relative(folder)}: older than the hashes of test rows, without which two runs are not "
+                    "compared; reproduce it again"
+                )
+        if differing := sorted(name for name in names if asked[0][name] != asked[1][name]):
+            raise results.ResultsError(
+                f"{model} and {other}: their test rows of {', '.join(differing)} differ, so items do not pair up; run "
+                "both on the same rows"
+            )
     return pd.concat(side[side["seed"].isin(seeds) & side["task"].isin(names)] for side in sides)

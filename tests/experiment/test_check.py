@@ -232,3 +232,7 @@ def test_versions_are_held_to_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path
     installed = version("typing_extensions")
     (tmp_path / "requirements.lock").write_text(f"Typing.Extensions=={installed}\n")
     assert preflight._versions().state == "ok", "names are compared as pip compares them"
+    (tmp_path / "typing_extensions-0.1.dist-info").mkdir()
+    (tmp_path / "typing_extensions-0.1.dist-info" / "METADATA").write_text("Name: typing_extensions\nVersion: 0.1\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert preflight._versions().state == "ok", "the copy further down the path is not the one imported"
