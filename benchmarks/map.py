@@ -45,24 +45,28 @@ from spin_utils.settings import profiles
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.loop import train
 
+
+def _single() -> dict[str, Any]:
+    """One question in a row, where `cpu` has three."""
+    known = profiles.load("cpu").demonstrations
+    families = {"families": known.families, "transfer": known.transfer}
+    return {
+        f"demonstrations.{part}": {name: {"dataset": f.dataset, "options": f.options} for name, f in found.items()}
+        for part, found in families.items()
+    }
+
+
+_OWN = {"demonstrations.seed": 3, "demonstrations.validation_rows": 240, "evaluation.big_bench": {}}
+_SHEETS = _OWN | {"evaluation.samples": 1, "demonstrations.test_rows": 12, "demonstrations.transfer_rows": 12}
 CHANGES: dict[str, dict[str, Any]] = {
-    # pairs that differ only where the answer is wrong
-    "cpu": {
-        "name": "map",
-        "demonstrations.seed": 3,
-        "demonstrations.wordings": "fixed",
-        "demonstrations.spin_rows": 1024,
-        "demonstrations.validation_rows": 240,
-        "evaluation.samples": 2,
-        "evaluation.big_bench": {},
-    },
-    "dialogue": {
-        "name": "map-dialogue",
-        "demonstrations.seed": 3,
-        "demonstrations.validation_rows": 240,
-        "evaluation.samples": 2,
-        "evaluation.big_bench": {},
-    },
+    "worksheets": _SHEETS | {"name": "map-worksheets"},
+    "longer-sft": _SHEETS | {"name": "map-longer-sft", "sft.epochs": 4},
+    "cpu": _OWN
+    | _single()
+    | {"name": "map", "evaluation.samples": 2}
+    | {"demonstrations.sft_rows": 1344, "demonstrations.spin_rows": 1024}
+    | {"evaluation.max_new_tokens": 80, "generation.max_new_tokens": 80, "sft.batch_size": 32},
+    "dialogue": _OWN | {"name": "map-dialogue", "evaluation.samples": 2},
 }
 """What differs from a profile: rows of their own, and no tasks but those of the demonstrations."""
 BETAS = (0.1, 0.3, 1.0, 3.0)
@@ -72,9 +76,13 @@ SFT_RATES = (3e-5, 1e-4)
 SFT = TrainingSettings(
     learning_rate=1e-4, epochs=2, batch_size=32, schedule="constant", optimizer="adamw", max_grad_norm=1.0
 )
+BATCHES = {"map-worksheets": (6, 12), "map-longer-sft": (6, 12)}
+"""Rows in a batch of SPIN and of SFT, where they are longer."""
 
 TITLES = {
-    "cpu": "Generated tasks: an answer is right or wrong",
+    "worksheets": "Worksheets: three generated questions in a row",
+    "longer-sft": "Worksheets, from SFT of four epochs instead of two",
+    "cpu": "Single questions: an answer is right or wrong",
     "dialogue": "Human conversations: how close an answer comes to theirs",
 }
 MEASURES = {
@@ -212,6 +220,8 @@ def _points(row: Mapping[str, Any], measure: str) -> str:
 
 def _seed(steps: plan.Plan, betas: Sequence[float], record: Path) -> None:
     seed = steps.seed
+    sizes = BATCHES.get(steps.profile.name, (SPIN.batch_size, SFT.batch_size))
+    spin, sft = (replace(settings, batch_size=size) for settings, size in zip((SPIN, SFT), sizes, strict=True))
     known = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
     done = {(row["kind"], row["rate"], row["beta"], row["steps"]) for row in known if row["seed"] == seed}
     start = _start(steps)
@@ -234,20 +244,21 @@ def _seed(steps: plan.Plan, betas: Sequence[float], record: Path) -> None:
         measure(base.load(start.folder), {"kind": "sft", "rate": 0.0, "beta": 0.0, "steps": 0})
     pairs = training_pairs(steps, "spin-0")
     opponent: list[list[float]] = []
+    at = [number for number in STEPS if number * spin.batch_size <= len(pairs)]
     for beta in betas:
-        settings = replace(SPIN, beta=beta)
-        missing = stops({"kind": "spin", "rate": settings.learning_rate, "beta": beta}, STEPS)
+        settings = replace(spin, beta=beta)
+        missing = stops({"kind": "spin", "rate": settings.learning_rate, "beta": beta}, at)
         if missing:
             opponent = opponent or _opponent(start, pairs)
             _train(start, pairs, settings, seed, missing, opponent)
     rows = encode_rows(base.load_tokenizer(start.folder), steps.profile.template, run.rows(steps, "sft"))
     demonstrations = [Group(row.prompt_ids, (row.response_ids,)) for row in rows]
-    each = sum(group.tokens for group in pairs) / len(pairs) * SPIN.batch_size
-    own = sum(group.tokens for group in demonstrations) / len(demonstrations) * SFT.batch_size
+    each = sum(group.tokens for group in pairs) / len(pairs) * spin.batch_size
+    own = sum(group.tokens for group in demonstrations) / len(demonstrations) * sft.batch_size
     for rate in SFT_RATES:  # after as many tokens as SPIN's cells
-        missing = stops({"kind": "sft", "rate": rate, "beta": 0.0}, [max(1, round(n * each / own)) for n in STEPS])
+        missing = stops({"kind": "sft", "rate": rate, "beta": 0.0}, [max(1, round(n * each / own)) for n in at])
         if missing:
-            _train(start, demonstrations, replace(SFT, learning_rate=rate), seed, missing, None)
+            _train(start, demonstrations, replace(sft, learning_rate=rate), seed, missing, None)
 
 
 def _train(
