@@ -139,7 +139,8 @@ def main() -> None:
     record = paths.results("map") / f"{chosen.profile}.jsonl"
     record.parent.mkdir(parents=True, exist_ok=True)
     for seed in chosen.seeds:
-        _seed(plan.make(profiles.load(chosen.profile, CHANGES[chosen.profile]), seed), chosen.betas, record)
+        start = "dialogue" if chosen.profile == "dialogue" else "cpu"
+        _seed(plan.make(profiles.load(start, CHANGES[chosen.profile]), seed), chosen.betas, record)
     draw()
 
 
