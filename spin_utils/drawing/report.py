@@ -22,7 +22,7 @@ from spin_utils.drawing import draw, footnotes, tables
 from spin_utils.drawing.footnotes import render
 from spin_utils.drawing.style import FIXED_WIDTH, FORMATS, INK, drawable, png, style
 from spin_utils.drawing.tables import DASH, minus
-from spin_utils.experiment import clock, publish
+from spin_utils.experiment import clock, plan, publish
 from spin_utils.files import paths
 from spin_utils.files.disk import replacing, write_text
 from spin_utils.paper import claims, generations, published, results
@@ -131,6 +131,8 @@ def section(profile: Profile) -> str:
         items=scores.groupby("task")["id"].nunique().sum(),
         tasks=scores["task"].nunique(),
         seeds=seeds,
+        earlier=_made_earlier(profile, seeds[0]),
+        protocol=(folder / "protocol.md").is_file(),
         notes=[footnotes.fewer_seeds(scores, rows), draw.not_the_papers(profile, tasks)],
         last=label(last),
         control=label(compared[0]) if compared else "",
@@ -143,6 +145,13 @@ def section(profile: Profile) -> str:
         theory=judged[exact],
         tally=claims.tally,
     )
+
+
+def _made_earlier(profile: Profile, seed: int) -> bool:
+    """Whether the results were made before the profile's settings changed: a run today would have other keys."""
+    link = results.read_json(paths.results(profile.name) / f"seed-{seed}" / "evaluations" / "sft.json")["provenance"]
+    key = link["chain"][link["step"]]["key"]
+    return not plan.make(profile, seed).directory("eval-sft").name.endswith(f"-{key}")
 
 
 def update(profile: Profile, readme: Path) -> None:
