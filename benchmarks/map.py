@@ -65,7 +65,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     | _single()
     | {"name": "map", "evaluation.samples": 2}
     | {"demonstrations.sft_rows": 1344, "demonstrations.spin_rows": 1024}
-    | {"evaluation.max_new_tokens": 80, "generation.max_new_tokens": 80, "sft.batch_size": 32},
+    | {"demonstrations.test_rows": 900, "demonstrations.transfer_rows": 400}
+    | {"evaluation.max_new_tokens": 80, "generation.max_new_tokens": 80, "sft.batch_size": 32}
+    | {"evaluation.batch_size": 128, "generation.batch_size": 128},
     "dialogue": _OWN | {"name": "map-dialogue", "evaluation.samples": 2},
 }
 """What differs from a profile: rows of their own, and no tasks but those of the demonstrations."""
