@@ -161,8 +161,11 @@ def page(results: Path | None = None) -> tuple[str, dict[str, Figure]]:
         record = (results or paths.results("map")) / f"{profile}.jsonl"
         if record.is_file():
             found = summary(load_map(record))
-            figures[profile] = map_figure(found)
-            text += f"\n## {title}\n\n![{title}](../figures/map/{profile}.png)\n\n{_findings(found)}\n{_table(found)}\n"
+            picture = ""
+            if found.loc[found["kind"] == "spin", "beta"].nunique() > 1:  # one row of cells is no map
+                figures[profile] = map_figure(found)
+                picture = f"![{title}](../figures/map/{profile}.png)\n\n"
+            text += f"\n## {title}\n\n{picture}{_findings(found)}\n{_table(found)}\n"
     return text, figures
 
 
@@ -187,12 +190,13 @@ def _findings(found: pd.DataFrame) -> str:
         f"{apart['accuracy']:.0%} of the held-out pairs that differ "
         f"[{apart['accuracy_low']:.0%}, {apart['accuracy_high']:.0%}].",
     )
-    below, above = (cells[side]["drift_real"] for side in (cells["beta"] < 0.5, cells["beta"] > 0.5))
-    said.insert(
-        1,
-        f"- Real responses became less likely in {(below < 0).sum()} of {len(below)} cells with beta below 1/2 (mean "
-        f"{below.mean():+.2f} nats) and in {(above < 0).sum()} of {len(above)} above it (mean {above.mean():+.2f}).",
-    )
+    sides = {"below": cells[cells["beta"] < 0.5]["drift_real"], "above": cells[cells["beta"] > 0.5]["drift_real"]}
+    drifts = [
+        f"in {(drift < 0).sum()} of {len(drift)} cells with beta {side} 1/2 (mean {drift.mean():+.2f} nats)"
+        for side, drift in sides.items()
+        if len(drift)
+    ]
+    said.insert(1, f"- Real responses became less likely {' and '.join(drifts)}.")
     return "\n".join(said).replace("-0.", "−0.") + "\n"
 
 

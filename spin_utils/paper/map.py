@@ -60,8 +60,9 @@ def summary(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
         groups.setdefault(_name(cell), []).append(cell)
     start = next(name for name, found in groups.items() if found[0]["steps"] == 0)
     controls = [found[0] for found in groups.values() if found[0]["kind"] == "sft" and found[0]["steps"]]
-    lengths = sorted({cell["steps"] for cell in cells if cell["kind"] == "spin"})
-    by_length = dict(zip(lengths, sorted({cell["steps"] for cell in controls}), strict=False))
+    lengths = sorted({cell["steps"] for cell in cells if cell["kind"] == "spin"}, reverse=True)
+    # The longest runs of both saw as many tokens, and so did the next ones.
+    by_length = dict(zip(lengths, sorted({cell["steps"] for cell in controls}, reverse=True), strict=False))
     columns, rows = {"greedy": "score", "sampled": "sampled"}, []
     for name, found in groups.items():
         first = found[0]
