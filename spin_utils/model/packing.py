@@ -92,7 +92,7 @@ class Tile:
     positions: Tensor
     """Shape (B, S): position of each token in its own row of prompt and response; 0 for padding."""
     rows_layout: Layout | None
-    """The tile's groups alone, if attention computes them in rows."""
+    """That of the tile's one group, if attention computes it in rows."""
     _bias: dict[tuple[torch.dtype, int | None], Tensor] = field(default_factory=dict, repr=False)
     _rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -292,7 +292,10 @@ def _layout(groups: Sequence[Group], tiles: tuple[Tile, ...] = ()) -> Layout:
 
 
 def _tiles(groups: Sequence[Group]) -> tuple[Tile, ...]:
-    """Split the groups into runs of similar length: `TILE_SLACK` limits the padding inside attention."""
+    """Split the groups into runs of similar length: `TILE_SLACK` limits the padding inside attention.
+
+    A group in rows is a tile of its own, since the rounding of the fused kernel depends on the length of the rectangle.
+    """
     tiles: list[Tile] = []
     first = token = 0
     while first < len(groups):
@@ -300,7 +303,7 @@ def _tiles(groups: Sequence[Group]) -> tuple[Tile, ...]:
         last = first + 1
         while last < len(groups):
             low, high = min(shortest, groups[last].tokens), max(longest, groups[last].tokens)
-            if high > TILE_SLACK * low or groups[last].in_rows != groups[first].in_rows:
+            if high > TILE_SLACK * low or groups[first].in_rows or groups[last].in_rows:
                 break
             shortest, longest, last = low, high, last + 1
         tiles.append(_tile(groups[first:last], -(-longest // LANES) * LANES, token))
