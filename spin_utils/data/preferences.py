@@ -16,6 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from spin_utils.data.rows import (
+    LINES,
     Row,
     RowError,
     asked_of,
@@ -67,7 +68,7 @@ def as_preference(record: Any, *, where: str, default_id: str) -> Row:
         RowError: something is missing, empty or not text, the responses are equal, or the prompts differ.
     """
     if not isinstance(record, Mapping):
-        raise RowError(f"{where}: {record!r:.40} instead of an object with prompt, chosen and rejected")
+        raise RowError(f"{where}: {record!r:.40} instead of an object with prompt, chosen and rejected; {LINES}")
     asked, said = _asked(record), {}
     systems: list[Any] = []
     for name in ("chosen", "rejected"):

@@ -49,6 +49,7 @@ _MESSAGE = (("role", "content"), ("from", "value"))
 _CONVERSATIONS = ("messages", "real", "conversations")
 _HH = re.compile(r"\n\n(Human|Assistant):")
 DROP = "remove the row or set drop_empty: true"
+LINES = "a .jsonl file has one object per line, a .json file one list"
 SHOWN = 5
 """Number of faulty rows named in one error message."""
 
@@ -171,10 +172,8 @@ def read_records(path: Path) -> list[tuple[int, Any]]:
         try:
             records += [(number, json.loads(part))] if part.strip() else []
         except json.JSONDecodeError as error:
-            line, remedy = number - 1 + error.lineno, "a .jsonl file has one object per line, a .json file one list"
-            raise RowError(
-                f"{path.name}, line {line}: bad JSON ({error.msg}, column {error.colno}); {remedy}"
-            ) from None
+            line = number - 1 + error.lineno
+            raise RowError(f"{path.name}, line {line}: bad JSON ({error.msg}, column {error.colno}); {LINES}") from None
     if by_line:
         return records
     if not isinstance(records[0][1], list):
@@ -251,7 +250,7 @@ def as_row(record: Any, *, where: str, default_id: str, turns: str = "first") ->
         RowError: the row is unusable for another reason.
     """
     if not isinstance(record, Mapping):
-        raise RowError(f"{where}: {record!r:.40} instead of an object with prompt and response")
+        raise RowError(f"{where}: {record!r:.40} instead of an object with prompt and response; {LINES}")
     asked, answer, _ = layout(record, where)
     label = record.get("label") if answer == "completion" else None
     if label not in (None, True, False):

@@ -105,7 +105,7 @@ def evaluate(
         metric is no share per item, in the metric's own unit.
 
     Raises:
-        EvaluationError: No rows, or an unknown task.
+        EvaluationError: No rows, an unknown task, or no task whose metric is a share of each item.
     """
     further = _further_columns(settings.tasks)
     others = [*further, *_big_bench_columns(settings.big_bench)]
@@ -122,6 +122,10 @@ def evaluate(
         counts |= _counts(loaded[column.name], column.limit or settings.limit)
     with _quick_and_quiet():
         own_unit = {column.name for column in further if not _shares(column.spec, loaded[column.name])}
+        if len(own_unit) == len(columns):
+            raise EvaluationError(
+                f"tasks: {', '.join(sorted(own_unit))}: no metric is a share of each item; add one that is"
+            )
         lm = PackedLM(
             model,
             tokenizer,

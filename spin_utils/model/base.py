@@ -183,7 +183,7 @@ def check_directory(folder: Path) -> Path:
         ModelError: missing folder, config, tokenizer or safetensors, or only pickled weights.
     """
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such model folder")
+        raise ModelError(f"{folder}: no such model folder; check the path (from the current folder)")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; give a folder written by save_pretrained")
     if (folder / "adapter_config.json").exists():

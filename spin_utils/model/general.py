@@ -86,7 +86,7 @@ def check_model(model: PreTrainedModel, longest_row: int) -> None:
     if positions and longest_row > positions:
         raise ModelError(
             f"{name}: a row of {longest_row} tokens is longer than its {positions} positions; "
-            "lower template.max_prompt_tokens or template.max_response_tokens"
+            "lower template.max_prompt_tokens, template.max_response_tokens or max_new_tokens"
         )
 
 

@@ -43,7 +43,7 @@ ROW = '{"id": "a", "prompt": "x", "response": "y"}\n'
         (f'{ROW}"text"', r"rows\.jsonl, row 2: 'text' instead of an object with prompt and response"),
         (ROW + ROW.replace("y", "z"), r"row 2: same id 'a' as row 1"),
         ('{"messages": [{"content": "x"}]}', r"row 1: message 1 of messages needs the keys role and content"),
-        (f"[{ROW.strip()}]\n", r"row 1: \[\{'id'.* instead of an object"),
+        (f"[{ROW.strip()}]\n", r"row 1: \[\{'id'.* instead of an object .*; a \.jsonl file has one object per line"),
     ],
 )
 def test_a_broken_file_is_refused_with_file_row_and_remedy(content: str, message: str, tmp_path: Path) -> None:

@@ -330,6 +330,8 @@ def test_a_metric_that_is_no_share_keeps_its_unit_and_enters_no_average(
     expected = {"metric": "word_perplexity", "n": 2, "higher_is_better": False}
     assert found["rolling"] == expected | {"value": pytest.approx(theirs["rolling"]["word_perplexity,none"], rel=1e-4)}
     results.validate(as_result(record | {"metrics": found}), "evaluations", "record")
+    with pytest.raises(EvaluationError, match="points, rolling: no metric is a share of each item"):
+        evaluate(model, TOKENIZER, None, template=None, settings=settings)
 
 
 def test_what_an_answer_begins_with_follows_the_generation_prompt_as_in_lm_eval(
