@@ -1,4 +1,4 @@
-"""Attention over packed groups on a GPU, where one large kernel is faster than many small products.
+"""Attention in rows, for a GPU and for long rows on a CPU, where one large kernel beats many small products.
 
 Each response becomes a row with a copy of its prompt in front, padded on the right, so that plain causal attention is
 exact: no row contains another response, and padding comes after every real token. PyTorch's fused kernels need no mask
