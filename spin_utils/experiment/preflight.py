@@ -363,7 +363,8 @@ def _hours(made: Plan, hours: Mapping[str, float], machine: Machine) -> str:
     parts = ", ".join(f"{stage} {_time(value)}" for stage, value in by_stage.items() if value)
     text = (
         f"about {_time(sum(hours.values()))} for {len(hours)} unfinished steps ({parts}), by the cost model at "
-        f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bandwidth / 1e9:.3g} GB/s per device"
+        f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bandwidth / 1e9:.3g} GB/s per device, which leaves out "
+        "downloads, preference pairs, held-out prompts and MT-Bench"
     )
     measured = clock.expected_seconds(made.profile.name)
     if not measured:

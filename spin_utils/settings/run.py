@@ -120,8 +120,6 @@ class TrainingSettings:
 
 
 _LATER = ("nll", "positive", "reference_free", "historical", "rejection")
-OF_PAIRS = ("beta", "loss", "skip_identical", "end_truncated", *_LATER)
-"""Training settings without effect in SFT, which has no pairs."""
 
 
 def training_identity(settings: TrainingSettings) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from spin_utils.files import artifacts
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.settings import profiles
-from spin_utils.settings import run as settings
 from spin_utils.training import trackers
 
 
@@ -131,9 +130,8 @@ def test_settings_without_an_effect_are_not_shown() -> None:
     smoke, cpu = profiles.load("smoke"), profiles.load("cpu")
     assert "layers" in show.settings(model=smoke.model).data
     assert "layers" not in show.settings(model=cpu.model).data
-    shown = show.settings(sft=cpu.sft, dpo=None, without=settings.OF_PAIRS).data
+    shown = show.settings(sft=cpu.sft, dpo=None).data
     assert f"epochs&nbsp;<b>{cpu.sft.epochs}</b>" in shown
-    assert "beta" not in shown
     assert "<i>dpo</i>: none" in shown
 
 

@@ -5,7 +5,7 @@ Model output is never rendered: markup and mathematics are shown as plain text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from html import escape
 from typing import Any
@@ -52,20 +52,17 @@ def changes(answers: Mapping[str, Sequence[tuple[str, float]]]) -> HTML:
     return HTML(f"<table>{lines}</table><p>{key} {_FULL:g} nats. ∎: the end of the answer.</p>")
 
 
-def settings(*, without: Collection[str] = (), **chosen: Any) -> HTML:
-    """Settings as running text, without those that are left empty or that another source of the same thing needs.
+def settings(**chosen: Any) -> HTML:
+    """Dataclasses of settings, by what they are for, as running text.
 
-    Args:
-        without: names of settings to leave out.
-        chosen: dataclasses of settings by what they are for.
+    Settings that are left empty or that another source of the same thing needs are not shown.
     """
     lines = []
     for name, values in chosen.items():
         parts = [
             f"{escape(field.name)}&nbsp;<b>{escape(str(value))}</b>"
             for field in (fields(values) if values is not None else ())
-            if field.name not in without
-            and all(getattr(values, other) == needed for other, needed in field.metadata.items())
+            if all(getattr(values, other) == needed for other, needed in field.metadata.items())
             and not isinstance(value := getattr(values, field.name), dict)
             and not is_dataclass(value)
             and value not in ("", ())
