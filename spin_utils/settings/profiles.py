@@ -225,8 +225,9 @@ def _find(name_or_path: str) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *extended_by: Path) -> dict[str, Any]:
     """The data of a profile file, merged into what it extends."""
+    require(path not in extended_by, f"{path.name}: extends itself; name another profile")
     try:
         data = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, OSError, UnicodeError) as error:
@@ -238,9 +239,8 @@ def _read(path: Path) -> dict[str, Any]:
         return _anchor(data, path.parent)
     sibling = paths.given(str(parent), path.parent)
     found = sibling if paths.is_yaml(str(parent)) and sibling.is_file() else _find(str(parent))
-    require(found != path, f"{path.name}: extends itself; name another profile")
     data.setdefault("name", path.stem)
-    merged = _merge(_read(found), data)
+    merged = _merge(_read(found, path, *extended_by), data)
     with _named(path.name):
         _refuse_hidden(data, merged)
     return _anchor(merged, path.parent)
