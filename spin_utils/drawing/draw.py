@@ -21,6 +21,7 @@ from spin_utils.files import paths
 from spin_utils.paper import agreement, claims, generations, published, results
 from spin_utils.paper.agreement import Agreement
 from spin_utils.paper.claims import Finding
+from spin_utils.settings.names import ModelName
 from spin_utils.settings.run import Profile
 
 
@@ -173,9 +174,14 @@ def summaries(profile: Profile) -> pd.DataFrame:
 
 
 def with_last_epoch(scores: pd.DataFrame, epochs: int) -> pd.DataFrame:
-    """The scores, with those of iteration 0 repeated under the name of its last epoch."""
+    """The scores, with those of iteration 0 repeated under the name of its last epoch.
+
+    Which epoch that is, results with other epochs say themselves: it is the one they leave out. Otherwise `epochs`.
+    """
+    shown = {epoch for model in scores["model"].unique() if (epoch := ModelName.parse(model).epoch)}
+    epochs = min(set(range(1, max(shown, default=0))) - shown, default=epochs)
     last = f"spin-0-epoch-{epochs}"
-    if last in set(scores["model"]):
+    if epochs in shown:
         return scores
     return pd.concat([scores, scores[scores["model"] == "spin-0"].assign(model=last)], ignore_index=True)
 

@@ -54,6 +54,8 @@ def test_figure_4_shows_iteration_0_at_its_own_last_epoch(scores):
     assert np.flatnonzero(~np.isnan(shown)).tolist() == [1]
     assert shown[1] == pytest.approx(mean)
     assert draw.with_last_epoch(scores, 2) is scores, "an epoch of its own stays"
+    earlier = scores[scores["model"] != "spin-0-epoch-2"]
+    assert points(draw.with_last_epoch(earlier, 1))[1] == pytest.approx(mean), "results of a profile that has changed"
 
 
 def test_figure_5_shows_the_printed_labels_of_the_paper(scores):

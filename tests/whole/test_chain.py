@@ -14,6 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 import smoke_chain
+from filelock import FileLock
 from smoke_home import SECRETS, command, reproduce
 
 from spin_utils.files import artifacts, disk, paths
@@ -106,13 +107,14 @@ def listed(entity: dict[str, Any], name: str) -> list[dict[str, str]]:
 def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
     made = {path: path.stat() for path in sorted(finished.glob("artifacts/smoke/*/*/manifest.json"))}
     before = {path: path.stat().st_mtime_ns for path in finished.glob("results/**/*.json")}
-    for place, manifest in enumerate(made):
-        os.utime(manifest, (place % 3 * 1e9,) * 2)  # as on a machine whose clock went backwards
-    try:
-        result = reproduce(finished, "--profile", "smoke")
-    finally:
-        for manifest, found in made.items():  # the home is shared with other tests
-            os.utime(manifest, ns=(found.st_atime_ns, found.st_mtime_ns))
+    with FileLock(finished.with_suffix(".lock")):  # other tests copy the same home
+        for place, manifest in enumerate(made):
+            os.utime(manifest, (place % 3 * 1e9,) * 2)  # as on a machine whose clock went backwards
+        try:
+            result = reproduce(finished, "--profile", "smoke")
+        finally:
+            for manifest, found in made.items():
+                os.utime(manifest, ns=(found.st_atime_ns, found.st_mtime_ns))
     assert result.returncode == 0
     assert "Every step is done." in result.stdout
     assert "report: results/smoke/report.html" in result.stdout

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import documents
 import pytest
+from filelock import FileLock
 from typer.main import get_command
 
 from spin_utils.cli import main as cli
@@ -43,7 +44,8 @@ def checkout(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     Its `spin-repro` is a fork of a process that has imported everything, or half of the time would go to imports.
     """
     folder = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    with FileLock(finished.with_suffix(".lock")):  # a test sets the clock of its files back for a while
+        shutil.copytree(finished, folder, dirs_exist_ok=True)
     documents.prepare(folder)
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "model").symlink_to(next(folder.glob("artifacts/smoke/seed-0/sft-*")))
