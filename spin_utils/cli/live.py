@@ -143,7 +143,7 @@ class Display:
         if "text" in event and (text := f"{line.words}: {event['text']}" if line else event["text"]) not in self._told:
             self._told.add(text)
             self.say(text, "bold red" if event["level"] == "ERROR" else "yellow")
-        if line is None:
+        if line is None or line.done:  # a notebook goes on after its artifact is there
             return
         if line.bar is None:
             line.started = event["time"]

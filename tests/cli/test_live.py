@@ -88,6 +88,22 @@ def test_a_terminal_shows_the_step_at_work_and_the_time_left(home: Path, monkeyp
     assert re.search(rf"\sWhole run .*0 of {len(run.shown.lines)} steps, 33 s so far", picture)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_notebook_that_goes_on_after_its_artifact_is_there_changes_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    run = Run(monkeypatch, terminal=terminal)
+    progress = {"what": "eval-sft", "total": 2, "unit": "answers", "note": ""}
+    with run.shown:
+        run.tell("eval-sft", done=1, **progress)
+        run.shown.update()
+        run.finish("eval-sft", evaluation={"average": 0.5})
+        run.shown.update()
+        run.tell("eval-sft", done=2, **progress)
+        run.shown.update()
+    assert run.said().count("SFT is tested  average 50.0") == 1
+
+
 def test_half_a_line_of_an_event_waits_for_its_end(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(monkeypatch, terminal=False)
     with run.shown:
