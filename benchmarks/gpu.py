@@ -55,15 +55,8 @@ def configuration(shape: str, tiny: bool) -> PretrainedConfig:
     }
     if shape == "mistral":  # the defaults are those of 7B
         return MistralConfig(**(small if tiny else {}))
-    qwen = {
-        "num_hidden_layers": 24,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": 151_936,
-    }
-    return Qwen2Config(**(small if tiny else qwen), tie_word_embeddings=True, max_position_embeddings=4096)
+    own = small | {"tie_word_embeddings": True} if tiny else estimate.KNOWN["Qwen/Qwen2.5-0.5B"]
+    return Qwen2Config(**{"max_position_embeddings": 4096} | {k: v for k, v in own.items() if k != "model_type"})
 
 
 def model_of(config: PretrainedConfig) -> PreTrainedModel:
