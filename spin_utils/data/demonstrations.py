@@ -25,7 +25,6 @@ from spin_utils.data.rows import (
     first_rows,
     listed,
     question,
-    unused_columns,
 )
 from spin_utils.settings.inputs import DemonstrationSettings
 
@@ -141,8 +140,7 @@ def _demonstrations(
 
 def _read(settings: DemonstrationSettings, given: str) -> list[Row]:
     # The same prompt with a different response is a valid second demonstration.
-    make, unused = partial(as_row, turns=settings.turns), partial(unused_columns, turns=settings.turns)
-    return checked_rows(settings, given, make, ("prompt", "response"), unused, drop_empty=settings.drop_empty)
+    return checked_rows(settings, given, partial(as_row, turns=settings.turns), ("prompt", "response"))
 
 
 def _every_turn(row: Row) -> list[Row]:

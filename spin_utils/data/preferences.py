@@ -16,7 +16,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from spin_utils.data.rows import (
-    LINES,
     Row,
     RowError,
     asked_of,
@@ -52,39 +51,39 @@ def load(settings: PreferenceSettings) -> list[Row]:
     """
     assert settings.source != "samples", "samples are made by a stage"
     fields = ("prompt", "chosen", "rejected")
-    rows = checked_rows(settings, settings.train, as_preference, fields, _unused, drop_repeated=False)
+    rows = checked_rows(settings, settings.train, as_preference, fields, drop_repeated=False)
     return first_rows(rows, settings.rows, "preferences.rows", Path(settings.train).name)
 
 
-def as_preference(record: Any, *, where: str, default_id: str) -> Row:
+def as_preference(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
     """Turn one record into a checked pair.
 
     Args:
         record: an object with chosen and rejected, and with prompt unless they are lists that contain it.
-        where: file and row for error messages, for example `pairs.jsonl, row 17`.
-        default_id: the row's id if the record has no `id`.
+
+    Returns:
+        The pair, whose `id` is missing if the record has none, and what of the record nothing reads.
 
     Raises:
         RowError: something is missing, empty or not text, the responses are equal, or the prompts differ.
     """
-    if not isinstance(record, Mapping):
-        raise RowError(f"{where}: {record!r:.40} instead of an object with prompt, chosen and rejected; {LINES}")
-    asked, said = _asked(record), {}
+    asked, said = next((name for name in _PROMPTS if record.get(name) is not None), ""), {}
     systems: list[Any] = []
     for name in ("chosen", "rejected"):
-        found, said[name] = exchange(record, asked, name, where) if name in record else ([], [("assistant", "")])
+        found, said[name] = exchange(record, asked, name) if name in record else ([], [("assistant", "")])
         systems += found
         if [role for role, _ in said[name]] == ["assistant"]:
             missing, has = ("prompt" if name in record else name), ", ".join(map(str, record)) or "nothing"
-            raise RowError(f"{where}: no key {missing!r} (it has {has}); use prompt, chosen and rejected")
-        check_turns(said[name], name, where)
+            raise RowError(f"no key {missing!r} (it has {has}); use prompt, chosen and rejected")
+        check_turns(said[name], name)
     if said["chosen"][:-1] != said["rejected"][:-1]:
-        raise RowError(f"{where}: chosen and rejected have different prompts; correct or remove the row")
-    row = asked_of(record, systems, said["chosen"][:-1], where, default_id, "remove the row")
-    row |= {name: checked_text(said[name][-1][1], name, where, "remove the row") for name in ("chosen", "rejected")}
+        raise RowError("chosen and rejected have different prompts; correct or remove the row")
+    row = asked_of(record, systems, said["chosen"][:-1])
+    row |= {name: checked_text(said[name][-1][1], name) for name in ("chosen", "rejected")}
     if row["chosen"] == row["rejected"]:
-        raise RowError(f"{where}: chosen and rejected are equal; remove the row")
-    return row
+        raise RowError("chosen and rejected are equal; remove the row")
+    # In UltraFeedback Binarized `messages` repeats the chosen conversation.
+    return row, unread(record, (asked, "chosen", "rejected"), ("messages",))
 
 
 def encode_preferences(
@@ -141,12 +140,3 @@ def encode_preferences(
         }
         for chosen, rejected in kept
     ]
-
-
-def _asked(record: Mapping[str, Any]) -> str:
-    return next((name for name in _PROMPTS if record.get(name) is not None), "")
-
-
-def _unused(record: Mapping[str, Any]) -> list[str]:
-    # In UltraFeedback Binarized `messages` repeats the chosen conversation.
-    return unread(record, (_asked(record), "chosen", "rejected"), ("messages",))

@@ -48,7 +48,6 @@ _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": 
 _MESSAGE = (("role", "content"), ("from", "value"))
 _CONVERSATIONS = ("messages", "real", "conversations")
 _HH = re.compile(r"\n\n(Human|Assistant):")
-DROP = "remove the row or set drop_empty: true"
 LINES = "a .jsonl file has one object per line, a .json file one list"
 SHOWN = 5
 """Number of faulty rows named in one error message."""
@@ -65,11 +64,9 @@ class EmptyRowError(RowError):
 def checked_rows(
     settings: DemonstrationSettings | PreferenceSettings,
     given: str,
-    make: Callable[..., Row | None],
+    make: Callable[[Mapping[str, Any]], tuple[Row | None, list[str]]],
     fields: Sequence[str],
-    unused: Callable[[Mapping[str, Any]], Iterable[str]],
     *,
-    drop_empty: bool = False,
     drop_repeated: bool = True,
 ) -> list[Row]:
     """The checked rows of a file, or of a split of a hub dataset.
@@ -81,16 +78,15 @@ def checked_rows(
     Args:
         settings: source `file` or `hub`, with name and revision of the latter.
         given: the file or the split.
-        make: turns a record into a checked row, for example `as_row`; None leaves it out.
+        make: turns a record into a checked row, for example `as_row`, and names what nothing reads; None instead of a
+            row leaves it out.
         fields: keys of a row; rows with equal values in them and the same question are duplicates.
-        unused: names what a record has and nothing reads.
-        drop_empty: drop rows with an empty text instead of refusing the file.
         drop_repeated: drop repeated rows from the hub.
 
     Raises:
         RowError: a file or row cannot be used, or no row is left; names the file, the row and the remedy.
     """
-    from_file = settings.source == "file"
+    from_file, may_drop = settings.source == "file", isinstance(settings, DemonstrationSettings)
     name, stem = (Path(given).name, Path(given).stem) if from_file else (f"{settings.name} [{given}]", given)
     faults: list[str] = []
     repeated: list[str] = []
@@ -102,17 +98,23 @@ def checked_rows(
     ):
         place = f"{name}, row {number}"
         try:
-            row = make(record, where=place, default_id=f"{stem}-{number}")
-        except RowError as error:
-            if drop_empty and isinstance(error, EmptyRowError):
+            if not isinstance(record, Mapping):
+                raise RowError(f"{record!r:.40} instead of an object with {' and '.join(fields)}; {LINES}")
+            row, unused = make(record)
+        except EmptyRowError as error:
+            if may_drop and settings.drop_empty:
                 left_out["with an empty prompt or response left out (drop_empty)"] += 1
             else:
-                faults.append(str(error))
+                faults.append(f"{place}: {error}{' or set drop_empty: true' * may_drop}")
             continue
-        ignored.update(unused(record))
+        except RowError as error:
+            faults.append(f"{place}: {error}")
+            continue
+        ignored.update(unused)
         if row is None:
             left_out["with the label false left out: a demonstration is a good answer"] += 1
             continue
+        row.setdefault("id", f"{stem}-{number}")
         same = first.setdefault((*question(row), *(row[field] for field in fields)), number)
         id_of = first.setdefault(row["id"], number)
         if same != number:
@@ -233,58 +235,48 @@ def listed(messages: list[str]) -> str:
     return "\n".join(messages[:SHOWN]) + more
 
 
-def as_row(record: Any, *, where: str, default_id: str, turns: str = "first") -> Row | None:
+def as_row(record: Mapping[str, Any], turns: str = "first") -> tuple[Row | None, list[str]]:
     """Turn one record into a checked row.
 
     Args:
         record: an object in one of the layouts.
-        where: file and row for error messages, for example `demonstrations.jsonl, row 17`.
-        default_id: the row's id if the record has no `id`.
         turns: which answer of a conversation is the response: the `first`, or else the last.
 
     Returns:
-        The row, or None if it is labelled as a bad answer.
+        The row, whose `id` is missing if the record has none, or None if it is labelled as a bad answer; and what of
+        the record is neither read nor known to repeat something else.
 
     Raises:
         EmptyRowError: prompt or response is empty or whitespace.
         RowError: the row is unusable for another reason.
     """
-    if not isinstance(record, Mapping):
-        raise RowError(f"{where}: {record!r:.40} instead of an object with prompt and response; {LINES}")
-    asked, answer, _ = layout(record, where)
+    asked, answer, repeated = layout(record)
+    unused = unread(record, (asked, answer), repeated)
     label = record.get("label") if answer == "completion" else None
     if label not in (None, True, False):
-        raise RowError(f"{where}: label is {label!r}; a good answer has true, a bad one false: correct it")
+        raise RowError(f"label is {label!r}; a good answer has true, a bad one false: correct it")
     if label is not None and not label:
-        return None
-    systems, said = exchange(record, asked, answer, where)
+        return None, unused
+    systems, said = exchange(record, asked, answer)
     if turns == "first":
+        unused += [f"later turns of {answer}"] if len(said) > 3 else []
         said = said[:2]
     elif said and said[-1][0] == "user":
         said = said[:-1]  # a question without an answer
-    check_turns(said, answer, where)
+    check_turns(said, answer)
     row = {
-        **asked_of(record, systems, said[:-1], where, default_id, DROP),
-        "response": checked_text(said[-1][1], "response", where, DROP),
-        "family": checked_text(record.get("family") or "demonstrations", "family", where),
+        **asked_of(record, systems, said[:-1]),
+        "response": checked_text(said[-1][1], "response"),
+        "family": checked_text(record.get("family") or "demonstrations", "family"),
     }
     if FAMILY_NAME.fullmatch(row["family"]) is None:
-        raise RowError(f"{where}: family {row['family'][:80]!r} {FAMILY_RULE}")
+        raise RowError(f"family {row['family'][:80]!r} {FAMILY_RULE}")
     grader = record.get("grader")
     if grader is not None:
         if not (isinstance(grader, Mapping) and isinstance(grader.get("dataset"), str) and "entry" in grader):
-            raise RowError(f"{where}: grader needs the keys dataset and entry; correct it or leave grader out")
+            raise RowError("grader needs the keys dataset and entry; correct it or leave grader out")
         row["grader"] = dict(grader)
-    return row
-
-
-def unused_columns(record: Mapping[str, Any], turns: str = "first") -> list[str]:
-    """The columns of a demonstration that are neither read nor known to repeat another, and the later turns if only the
-    first are read."""
-    asked, answer, repeated = layout(record, "")
-    found = unread(record, (asked, answer), repeated)
-    several = _is_conversation(record[answer]) and len(conversation(record[answer], answer, "")[1]) > 3
-    return [*found, f"later turns of {answer}"] if several and turns == "first" else found
+    return row, unused
 
 
 def unread(record: Mapping[str, Any], read: Sequence[str], repeated: Iterable[str]) -> list[str]:
@@ -299,7 +291,7 @@ def unread(record: Mapping[str, Any], read: Sequence[str], repeated: Iterable[st
     return list(dict.fromkeys(found))
 
 
-def layout(record: Mapping[str, Any], where: str) -> tuple[str, str, tuple[str, ...]]:
+def layout(record: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
     """The first of `LAYOUTS` that a record has, one with an answer if there is any.
 
     Raises:
@@ -310,13 +302,13 @@ def layout(record: Mapping[str, Any], where: str) -> tuple[str, str, tuple[str, 
         missing = "response" if "prompt" in record else "prompt"
         has = ", ".join(map(str, record)) or "nothing"
         raise RowError(
-            f"{where}: no key {missing!r} (it has {has}); use prompt and response, or messages with role and content, "
+            f"no key {missing!r} (it has {has}); use prompt and response, or messages with role and content, "
             "or another layout of docs/your-data.md"
         )
     return next((each for each in there if record[each[1]] is not None), there[0])
 
 
-def exchange(record: Mapping[str, Any], asked: str, answer: str, where: str) -> tuple[list[Any], list[tuple[Any, Any]]]:
+def exchange(record: Mapping[str, Any], asked: str, answer: str) -> tuple[list[Any], list[tuple[Any, Any]]]:
     """Leading system messages, and the turns of question and answer as role and text.
 
     A conversation in the answer's column may repeat the question.
@@ -331,57 +323,47 @@ def exchange(record: Mapping[str, Any], asked: str, answer: str, where: str) -> 
             continue
         turns = [(role, record[name])]
         if name in _CONVERSATIONS or _is_conversation(record[name]):
-            system, turns = conversation(record[name], name, where)
+            system, turns = conversation(record[name], name)
             systems.append(system)
         if role == "user" and isinstance(record[name], str) and turns[-1] == ("assistant", ""):
             turns.pop()  # HH's prompts may end in `Assistant:`
         if said and turns and turns[0][0] == "user":
             if turns[: len(said)] != said and not (len(said) == 1 and said[0] in turns[:-1]):
-                raise RowError(f"{where}: {asked} and {answer} have different prompts; correct or remove the row")
+                raise RowError(f"{asked} and {answer} have different prompts; correct or remove the row")
             said = []
         said += turns
     return systems, said
 
 
-def check_turns(said: Sequence[tuple[Any, Any]], name: str, where: str) -> None:
+def check_turns(said: Sequence[tuple[Any, Any]], name: str) -> None:
     """Raise unless user and assistant take turns, beginning with the user and ending with the assistant."""
     roles = [role for role, _ in said]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise RowError(
-            f"{where}: {name} has turns of {', '.join(map(str, roles)) or 'nobody'}; user and assistant must take "
+            f"{name} has turns of {', '.join(map(str, roles)) or 'nobody'}; user and assistant must take "
             "turns, after one system message if any"
         )
 
 
-def asked_of(
-    record: Mapping[str, Any],
-    systems: Iterable[Any],
-    said: Sequence[tuple[Any, Any]],
-    where: str,
-    default_id: str,
-    remedy: str,
-) -> Row:
-    """What is asked: `id`, `prompt`, and if there are any the `system` message and the texts of `earlier` turns.
+def asked_of(record: Mapping[str, Any], systems: Iterable[Any], said: Sequence[tuple[Any, Any]]) -> Row:
+    """What is asked: `prompt`, and if there are any the `id`, the `system` message and the texts of `earlier` turns.
 
     Args:
         record: the row, which may have columns for a system message and for text that follows the prompt.
         systems: the leading system messages of its conversations.
         said: the turns up to the question.
-        where: file and row for error messages.
-        default_id: the id if the record has none.
-        remedy: for an empty text.
     """
-    texts = [checked_text(text, "prompt" if role == "user" else "earlier turn", where, remedy) for role, text in said]
+    texts = [checked_text(text, "prompt" if role == "user" else "earlier turn") for role, text in said]
     for name in ("input", "context"):
-        more = _text(record.get(name), name, where)
+        more = _text(record.get(name), name)
         texts[0] += f"\n\n{more}" if more.strip() else ""
     systems = (*systems, record.get("system"), record.get("system_prompt"))
-    told = {text for each in systems if (text := _text(each, "system message", where)).strip()}
+    told = {text for each in systems if (text := _text(each, "system message")).strip()}
     if len(told) > 1:
-        raise RowError(f"{where}: has different system messages; keep one")
+        raise RowError("has different system messages; keep one")
     name = "" if record.get("id") is None else str(record["id"])
-    row: Row = {"id": name if name.strip() else default_id, "prompt": texts[-1]}
-    return row | ({"system": told.pop()} if told else {}) | ({"earlier": texts[:-1]} if texts[:-1] else {})
+    parts = {"id": name, "prompt": texts[-1], "system": "".join(told), "earlier": texts[:-1]}
+    return {key: value for key, value in parts.items() if value}
 
 
 def question(row: Row) -> tuple[str, ...]:
@@ -389,7 +371,7 @@ def question(row: Row) -> tuple[str, ...]:
     return row.get("system", ""), *row.get("earlier", ()), row["prompt"]
 
 
-def conversation(messages: Any, key: str, where: str) -> tuple[Any, list[tuple[Any, Any]]]:
+def conversation(messages: Any, key: str) -> tuple[Any, list[tuple[Any, Any]]]:
     """The leading system message (empty if there is none), and role and content of every later message.
 
     Raises:
@@ -401,27 +383,27 @@ def conversation(messages: Any, key: str, where: str) -> tuple[Any, list[tuple[A
             {"from": role.lower(), "value": text.strip()} for role, text in zip(parts[::2], parts[1::2], strict=True)
         ]
     if not isinstance(messages, list):
-        raise RowError(f"{where}: {key} is {messages!r:.40}; it must be a list of messages with role and content")
+        raise RowError(f"{key} is {messages!r:.40}; it must be a list of messages with role and content")
     turns = []
     for place, message in enumerate(messages, start=1):
         names = next((n for n in _MESSAGE if isinstance(message, Mapping) and set(n) <= set(message)), None)
         if names is None:
-            raise RowError(f"{where}: message {place} of {key} needs the keys role and content, or from and value")
+            raise RowError(f"message {place} of {key} needs the keys role and content, or from and value")
         role, text = (message[name] for name in names)
         turns.append((_ROLES.get(role, role) if isinstance(role, str) else role, text))
     system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
     return system, turns
 
 
-def checked_text(text: Any, name: str, where: str, remedy: str = DROP) -> str:
+def checked_text(text: Any, name: str) -> str:
     """The text, checked.
 
     Raises:
-        EmptyRowError: it is empty or whitespace; the message ends in `remedy`.
+        EmptyRowError: it is empty or whitespace.
         RowError: it is not text.
     """
-    if not _text(text, name, where).strip():
-        raise EmptyRowError(f"{where}: empty {name}; {remedy}")
+    if not _text(text, name).strip():
+        raise EmptyRowError(f"empty {name}; remove the row")
     return str(text)
 
 
@@ -439,10 +421,10 @@ def read_rows(path: Path) -> list[Row]:
         return [json.loads(line) for line in file]
 
 
-def _text(text: Any, name: str, where: str) -> str:
+def _text(text: Any, name: str) -> str:
     """A text that may be missing."""
     if not isinstance(text, str | None):
-        raise RowError(f"{where}: {name} is {text!r:.40}; it must be text")
+        raise RowError(f"{name} is {text!r:.40}; it must be text")
     return text or ""
 
 
