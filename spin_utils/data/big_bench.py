@@ -10,7 +10,6 @@ nowhere else.
 
 from __future__ import annotations
 
-import hashlib
 import html
 import json
 import os
@@ -30,7 +29,7 @@ from urllib.parse import urljoin
 import numpy as np
 
 from spin_utils.data.rows import Row, RowError
-from spin_utils.files.disk import replacing
+from spin_utils.files.disk import file_hash, replacing
 
 ARCHIVE = "bigbench-1.0.0.tar.gz"
 SHA256 = "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2"
@@ -45,10 +44,6 @@ _SENTENCE = r"[^\.\?\!\;\n]+"
 """What is taken of a free answer unless the task says otherwise: its first sentence."""
 _SEED = 42
 """Big-Bench's seed, which sets the order in which a prompt lists the choices."""
-
-
-class BigBenchError(RowError):
-    """The tasks are not there, or there is none of this name. The message names the remedy."""
 
 
 class Question(NamedTuple):
@@ -74,13 +69,13 @@ def load(name: str) -> dict[str, dict[str, Any]]:
         The content of its task.json under its name, or that of each part of a task that is made of parts.
 
     Raises:
-        BigBenchError: There is no such task, or the tasks are not on this machine and cannot be fetched.
+        RowError: There is no such task, or the tasks are not on this machine and cannot be fetched.
     """
     with zipfile.ZipFile(fetch()) as file:
         known = [member.removesuffix("/task.json") for member in file.namelist()]
         if name not in known:
             near = " or ".join(get_close_matches(name, known, n=3)) or "one listed at github.com/google/BIG-bench"
-            raise BigBenchError(f"big_bench: {ARCHIVE} has no JSON task {name!r}; did you mean {near}?")
+            raise RowError(f"big_bench: {ARCHIVE} has no JSON task {name!r}; did you mean {near}?")
         parts = [name, *sorted(part for part in known if part.startswith(f"{name}/"))]
         tasks = {part: json.loads(file.read(f"{part}/task.json")) for part in parts}
     return {part: task for part, task in tasks.items() if task.get("examples")}
@@ -130,14 +125,14 @@ def demonstrations(name: str) -> list[Row]:
         conversation the prompt has the last turn, and `earlier` the two before it. The grader is the task's metric.
 
     Raises:
-        BigBenchError: There is no such task, or its questions are answered by choosing.
+        RowError: There is no such task, or its questions are answered by choosing.
     """
     rows: list[Row] = []
     turns: Counter[str] = Counter()
     for part, task in load(name).items():
         metric = metric_of(task)
         if metric == CHOICE:
-            raise BigBenchError(f"big_bench: {part} has choices and no free answers; use it in evaluation.big_bench")
+            raise RowError(f"big_bench: {part} has choices and no free answers; use it in evaluation.big_bench")
         for question in questions(task):
             example = task["examples"][question.number]
             said = _UTTERANCE.findall(example["input"])
@@ -226,23 +221,22 @@ def fetch(archive: str = "") -> Path:
         archive: The archive, if it was downloaded by other means; empty: from the package index that pip uses.
 
     Raises:
-        BigBenchError: The archive cannot be had, or is not the pinned one.
+        RowError: The archive cannot be had, or is not the pinned one.
     """
     if TASKS.is_file():
         return TASKS
     try:
         with replacing(TASKS) as partial, TemporaryDirectory(dir=TASKS.parent) as folder:
             path = Path(archive or _download(Path(folder)))
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != SHA256:
-                    raise BigBenchError(f"{path}: differs from the pinned release (sha256 {SHA256[:12]}...)")
+            if file_hash(path) != SHA256:
+                raise RowError(f"{path}: differs from the pinned release (sha256 {SHA256[:12]}...)")
             with zipfile.ZipFile(partial, "w") as kept, tarfile.open(path) as members:
                 for member in members:
                     name = member.name.partition("/benchmark_tasks/")[2]
                     if name.endswith("/task.json") and (content := members.extractfile(member)):
                         kept.writestr(zipfile.ZipInfo(name), content.read(), zipfile.ZIP_DEFLATED, compresslevel=1)
-    except (OSError, BigBenchError) as error:
-        raise BigBenchError(
+    except (OSError, RowError) as error:
+        raise RowError(
             f"{TASKS}: Big-Bench's tasks are not there and cannot be fetched ({' '.join(str(error).split())[:200]}); "
             f"run `make setup` with a network, or download {ARCHIVE} of bigbench 1.0.0 from PyPI elsewhere and run "
             f"`python -m spin_utils.data.big_bench PATH/{ARCHIVE}`"
@@ -262,7 +256,7 @@ def _download(folder: Path) -> Path:
     page.raise_for_status()
     link = re.search(rf'href="([^"]*{re.escape(ARCHIVE)})', page.text)
     if link is None:
-        raise BigBenchError(f"{page.url}: does not offer {ARCHIVE}; set PIP_INDEX_URL to an index that does")
+        raise RowError(f"{page.url}: does not offer {ARCHIVE}; set PIP_INDEX_URL to an index that does")
     address, path = urljoin(page.url, html.unescape(link[1])), folder / ARCHIVE
     plain = {"Accept-Encoding": "identity"}  # the archive's own compression is not the connection's
     with session.get(address, stream=True, timeout=60, headers=plain) as answer, path.open("wb") as file:
@@ -274,5 +268,5 @@ def _download(folder: Path) -> Path:
 if __name__ == "__main__":
     try:
         fetch(*sys.argv[1:2])
-    except BigBenchError as error:
+    except RowError as error:
         sys.exit(str(error))

@@ -61,8 +61,7 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
         sizes = {"train": settings.sft_rows}
         sizes |= {"validation": settings.validation_rows or 0, "test": settings.test_rows or 0}
         how: dict[str, Any] = {"seed": settings.seed, "wordings": settings.wordings}
-        splits = families.generate(settings.families, sizes, **how)
-        made = _demonstrations(settings, splits["train"], splits["validation"], splits["test"])
+        made = _demonstrations(settings, **families.generate(settings.families, sizes, **how))
         transfer = families.generate(settings.transfer, {"test": settings.transfer_rows}, **how)["test"]
         trained_on = {question(row) for row in made.sft}
         for row in transfer:

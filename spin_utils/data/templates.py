@@ -146,25 +146,21 @@ def encode_conversation(
         if plain:
             return _encode(tokenizer, _render(tokenizer, template, texts, system) + made.opening)
         said = [text.strip() for text in said]
-        if _render(tokenizer, template, texts, system) != pieces[0] + _joined(said, pieces):
-            raise TemplateError(
-                "the chat template rewrites a message that holds one of its special tokens; take the token out, or "
-                + _OTHERWISE
-            )
-        pieces[-1] += made.opening
     else:
         pieces = [made.before, *[made.after, made.end + made.before] * (len(texts) // 2), made.after]
+    whole = pieces[0] + "".join(text + piece for text, piece in zip(said, pieces[1:], strict=True))
     if plain:
-        return _encode(tokenizer, pieces[0] + _joined(said, pieces))
+        return _encode(tokenizer, whole)
+    if template.kind == "chat" and whole != _render(tokenizer, template, texts, system):
+        raise TemplateError(
+            "the chat template rewrites a message that holds one of its special tokens; take the token out, or "
+            + _OTHERWISE
+        )
     # Only the template's own markers may act as markers, so the texts are encoded separately.
     ids = _encode(tokenizer, pieces[0])
-    for text, piece in zip(said, pieces[1:], strict=True):
+    for text, piece in zip(said, [*pieces[1:-1], pieces[-1] + made.opening], strict=True):
         ids += _encode(tokenizer, text, plain=True) + _encode(tokenizer, piece)
     return ids
-
-
-def _joined(said: Sequence[str], pieces: Sequence[str]) -> str:
-    return "".join(text + piece for text, piece in zip(said, pieces[1:], strict=True))
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, response: str) -> list[int]:
@@ -235,11 +231,8 @@ def declared_ends(folder: str) -> frozenset[int]:
     path = Path(folder) / "generation_config.json"
     if not folder or not path.is_file():
         return frozenset()
-    try:
-        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        return frozenset(int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise TemplateError(f"{path}: not readable ({error}); correct eos_token_id or save the model again") from None
+    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    return frozenset(int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None)
 
 
 def encode_rows(

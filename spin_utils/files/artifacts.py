@@ -82,8 +82,6 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ArtifactError(f"{relative(path)}: damaged; {remedy}") from None
     if not is_whole(manifest):
         raise ArtifactError(f"{relative(path)}: changed since it was written (hash); {remedy}")
-    if manifest["schema"] != SCHEMA:
-        raise ArtifactError(f"{relative(path)}: not a manifest of schema {SCHEMA}; {remedy}")
     return dict(manifest)
 
 

@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -46,13 +45,10 @@ EVENTS, STEP = "SPIN_EVENTS", "SPIN_STEP"
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 _PATIENCE_S = 5.0
 _TOLD_S = 0.5  # seconds between two reports of progress
-_LONGEST_FOLDER = 60
 WORTH = 1.5
 """How many times faster bfloat16 has to be to be chosen. Below that, float32 costs little and is more precise, and a
 near tie would be decided by chance in each process."""
 _LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} elapsed, {remaining} left{postfix}"
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters other than tab and newline, and lone surrogates."""
 
 
 def child_environment(*, headless: bool) -> dict[str, str]:
@@ -70,12 +66,9 @@ def ensure_environment() -> None:
         os.execve(sys.executable, arguments, child_environment(headless=is_headless()))
 
 
-@contextlib.contextmanager
-def socket_folder() -> Iterator[Path]:
-    """A temporary folder for sockets, whose paths are limited to about 100 characters: in /tmp if TMPDIR is long."""
-    long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER
-    with tempfile.TemporaryDirectory(prefix="spin-", dir="/tmp" if long else None) as folder:
-        yield Path(folder)
+def socket_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder for sockets, whose paths are limited to about 100 characters: TMPDIR may be too long."""
+    return tempfile.TemporaryDirectory(prefix="spin-", dir="/tmp")
 
 
 def trim_memory() -> None:
@@ -120,21 +113,11 @@ def in_notebook() -> bool:
 
 def configure_logging() -> None:
     """Log the kit's own lines plainly to standard output, and only warnings from libraries."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.addFilter(_without_controls)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)
     ours = logging.getLogger("spin_utils")
     ours.setLevel(logging.INFO)
     ours.handlers = [_Told(logging.WARNING)]
-    ours.handlers[0].addFilter(_without_controls)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # warns of options that the kit sets on purpose
-
-
-def _without_controls(record: logging.LogRecord) -> bool:
-    """Escape control characters: lines quote file names, keys and responses, which must not move the cursor."""
-    record.msg = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), record.getMessage())
-    record.args = ()
-    return True
 
 
 def tell(**event: Any) -> None:
@@ -254,21 +237,17 @@ def claim_gpus(count: int) -> Iterator[None]:
         return
     folder = Path(tempfile.gettempdir()) / f"spin-repro-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    before = os.environ.get(VISIBLE_GPUS)
     with contextlib.ExitStack() as claims:
-        taken = _take(count, devices, folder, claims)
-        while len(taken) < count:
+        while len(taken := _take(count, devices, folder, claims)) < count:
             log.info("%d of %d GPUs are free and %d are needed; waiting", len(taken), len(devices), count)
             claims.close()
             time.sleep(_PATIENCE_S)
-            taken = _take(count, devices, folder, claims)
         os.environ[VISIBLE_GPUS] = ",".join(taken)
         log.info("GPUs %s", os.environ[VISIBLE_GPUS])
         try:
             yield
         finally:
-            os.environ.pop(VISIBLE_GPUS)
-            os.environ.update({VISIBLE_GPUS: before} if before is not None else {})
+            os.environ[VISIBLE_GPUS] = ",".join(devices)
 
 
 def _take(count: int, devices: list[str], folder: Path, claims: contextlib.ExitStack) -> list[str]:

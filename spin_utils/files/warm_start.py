@@ -67,12 +67,13 @@ def server(environment: Mapping[str, str], output: IO[bytes] | None = None) -> I
     # Python 3.12 warns of forks in a process with threads; the only one belongs to jemalloc, which restarts it.
     python = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-m", "spin_utils.files.warm_start"]
     with socket_folder() as folder:
-        command = [*python, "serve", str(folder / "server")]
+        address = f"{folder}/server"
+        command = [*python, "serve", address]
         process = subprocess.Popen(
             command, env=own, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
         try:
-            yield {**environment, ADDRESS: str(folder / "server")}
+            yield {**environment, ADDRESS: address}
         finally:
             process.kill()
             process.wait()

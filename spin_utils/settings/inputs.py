@@ -7,7 +7,7 @@ What is done with them is in `run`. Types and ranges are in the annotations; wha
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, field
+from dataclasses import MISSING, asdict, field, fields
 from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
@@ -51,6 +51,14 @@ class SettingsError(KitError):
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise SettingsError(message)
+
+
+def identity(settings: Any, effectless: tuple[str, ...] = (), *, later: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a result depends on, as JSON data. Settings that came `later` than the first artifacts count only when set,
+    so that those keep their keys."""
+    unset = {f.name: f.default if f.default is not MISSING else {} for f in fields(settings) if f.name in later}
+    plain = asdict(settings).items()
+    return {k: v for k, v in plain if k not in effectless and not (k in unset and v == unset[k])}
 
 
 def _require_fields(settings: Any, **needed: tuple[str, ...]) -> None:
@@ -241,8 +249,5 @@ class TemplateSettings:
 
 
 def template_identity(settings: TemplateSettings) -> dict[str, Any]:
-    """What token ids depend on, as JSON data; the date only if it was changed, so that older keys stay the same."""
-    identity = asdict(settings)
-    if settings.date == TemplateSettings.date:
-        del identity["date"]
-    return identity
+    """What token ids depend on, as JSON data."""
+    return identity(settings, later=("date",))

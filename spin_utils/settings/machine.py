@@ -73,11 +73,8 @@ class ResourceSettings:
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 """The categories of MT-Bench, ten questions each, in the order of its questions."""
-
-
-def fastchat_temperatures() -> dict[str, float]:
-    """FastChat's `temperature_config`."""
-    return dict(zip(CATEGORIES, (0.7, 0.7, 0.0, 0.0, 0.0, 0.0, 0.1, 0.1), strict=True))
+TEMPERATURES = dict(zip(CATEGORIES, (0.7, 0.7, 0.0, 0.0, 0.0, 0.0, 0.1, 0.1), strict=True))
+"""FastChat's `temperature_config`."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -104,7 +101,7 @@ class MtBenchSettings:
     the last one fails, and the same command resumes from there."""
     timeout_s: PositiveNumber = 120.0
     """Seconds after which a request is considered lost."""
-    temperatures: dict[str, Temperature] = field(default_factory=fastchat_temperatures)
+    temperatures: dict[str, Temperature] = field(default_factory=TEMPERATURES.copy)
     """Sampling temperature for each category; 0 is greedy (FastChat's values)."""
     top_k: Count = 50
     """Top-k truncation when sampling answers; FastChat leaves it to `generate`, whose default is 50. 0: none."""

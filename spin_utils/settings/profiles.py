@@ -127,7 +127,7 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def dump(profile: Profile, path: Path) -> Path:
     """Write a resolved profile as YAML, so that a command line can be kept as a file."""
-    plain = json.loads(json.dumps(dataclasses.asdict(profile)))
+    plain = TypeAdapter(Profile).dump_python(profile, mode="json")
     write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     return path
 

@@ -7,7 +7,7 @@ names its section and notes where the released code disagrees. Profiles are YAML
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, field, fields
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -27,6 +27,7 @@ from spin_utils.settings.inputs import (
     Seed,
     Temperature,
     TemplateSettings,
+    identity,
     require,
 )
 from spin_utils.settings.machine import MtBenchSettings, ResourceSettings, VllmSettings
@@ -34,8 +35,6 @@ from spin_utils.settings.names import ModelName
 
 Loss = Literal["logistic", "hinge", "correlation", "exponential"]
 Precision = Literal["bfloat16", "float32", "auto"]
-Some = Annotated[int, Field(ge=0, le=1000)]
-"""Iterations, epochs shown or further epochs: each is a step of the plan with its own checkpoint."""
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -119,19 +118,10 @@ class TrainingSettings:
         )
 
 
-_LATER = ("nll", "positive", "reference_free", "historical", "rejection")
-
-
 def training_identity(settings: TrainingSettings) -> dict[str, Any]:
     """What a trained model depends on, as JSON data: everything except trackers and how often the state is saved."""
-    return _identity(settings, ("trackers", "save_minutes"), later=(*_LATER, "lora"))
-
-
-def _identity(settings: Any, effectless: tuple[str, ...] = (), *, later: tuple[str, ...]) -> dict[str, Any]:
-    """Settings as JSON data. Those that came later count only when set, so that older artifacts keep their keys."""
-    unset = {f.name: f.default if f.default is not MISSING else {} for f in fields(settings) if f.name in later}
-    plain = asdict(settings).items()
-    return {k: v for k, v in plain if k not in effectless and not (k in unset and v == unset[k])}
+    later = ("nll", "positive", "reference_free", "historical", "rejection", "lora")
+    return identity(settings, ("trackers", "save_minutes"), later=later)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -174,8 +164,8 @@ class GenerationSettings:
 
 def generation_identity(settings: GenerationSettings) -> dict[str, Any]:
     """What generated responses depend on, as JSON data: the backend, but not where vLLM is or on how many GPUs."""
-    identity = _identity(settings, ("backend", "vllm"), later=("prompt",))
-    return identity if settings.backend == "kit" else {**identity, "backend": settings.backend}
+    found = identity(settings, ("backend", "vllm"), later=("prompt",))
+    return found if settings.backend == "kit" else {**found, "backend": settings.backend}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -184,7 +174,7 @@ class SpinSettings:
 
     training: TrainingSettings
     """Settings shared by all iterations."""
-    iterations: Annotated[Some, Field(ge=1)] = 4
+    iterations: Positive = 4
     """Number of iterations T (sec. 6.1: 0 to 3)."""
     learning_rates: tuple[PositiveNumber, ...] = ()
     """Peak learning rate by iteration; the last one is repeated; empty: that of `training`."""
@@ -195,7 +185,7 @@ class SpinSettings:
     batch, so an iteration keeps its number of steps."""
     mix_previous: bool = True
     """From iteration 1 on, train on the pairs of t-1 and t together (sec. 6.1)."""
-    epochs_shown: Some = 0
+    epochs_shown: Count = 0
     """Epochs of iteration 0 shown in Figure 4; its model is still that after `training.epochs`. 0: no further ones."""
     subsets: tuple[Annotated[int, Field(gt=0, lt=50)], ...] = ()
     """Sizes of the nested subsets of Figure 5, in fiftieths of the prompts (the paper's 14k and 26k of 50k)."""
@@ -254,6 +244,14 @@ class ProcessSettings:
     are sharded, also in scoring the opponent. `zero3`: the same with DeepSpeed, which has to be installed."""
 
 
+def _refuse_sharded_adapters(processes: ProcessSettings, *runs: TrainingSettings | None) -> None:
+    adapted = any(run and run.lora for run in runs)
+    require(
+        not adapted or processes.sharding == "ddp",
+        f"lora: adapters are not sharded; set processes.sharding to ddp instead of {processes.sharding}",
+    )
+
+
 @dataclass(frozen=True, config=STRICT)
 class DpoRunSettings:
     """`spin-repro dpo`: one DPO run on a file of pairs, outside any profile."""
@@ -266,10 +264,7 @@ class DpoRunSettings:
     """Processes that share the work; does not affect the result."""
 
     def __post_init__(self) -> None:
-        require(
-            self.training.lora is None or self.processes.sharding == "ddp",
-            "lora: adapters are not sharded; set processes.sharding to ddp",
-        )
+        _refuse_sharded_adapters(self.processes, self.training)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -295,7 +290,7 @@ class EvaluationSettings:
 
 def evaluation_identity(settings: EvaluationSettings) -> dict[str, Any]:
     """What the scores depend on, as JSON data."""
-    return _identity(settings, later=("samples", "big_bench"))
+    return identity(settings, later=("samples", "big_bench"))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -309,7 +304,7 @@ class Profile:
     sft: TrainingSettings | None
     """SFT before self-play; null: the base model is the SFT model, as in the paper."""
     spin: SpinSettings
-    sft_more: Some = 0
+    sft_more: Count = 0
     """Further SFT epochs, the control of Table 5 and Figure 5: would more of the same data do as well?"""
     sft_control: SftControlSettings | None = None
     """Their settings, and rows if they differ; null: those of `sft`."""
@@ -344,12 +339,8 @@ class Profile:
             "sft_more: sft is null, so the further epochs need settings of their own; write sft_control, or set "
             "sft_more to 0",
         )
-        parts = (self.sft, self.spin.training, self.sft_control and self.sft_control.training)
-        adapted = any(part and part.lora for part in (*parts, self.dpo and self.dpo.training))
-        require(
-            not adapted or self.processes.sharding == "ddp",
-            f"lora: adapters are not sharded; set processes.sharding to ddp instead of {self.processes.sharding}",
-        )
+        further = [part.training for part in (self.sft_control, self.dpo) if part]
+        _refuse_sharded_adapters(self.processes, self.sft, self.spin.training, *further)
         for name in self.arms:
             ModelName.parse(f"spin-0-arm-{name}")  # it names folders
         for name, model in self.released.items():

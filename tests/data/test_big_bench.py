@@ -14,7 +14,7 @@ import big_bench_archive as archive
 import pytest
 
 from spin_utils.data import big_bench, demonstrations
-from spin_utils.data.big_bench import BigBenchError, cut, grade, metric_of, questions
+from spin_utils.data.big_bench import cut, grade, metric_of, questions
 from spin_utils.data.families import grade as grade_row
 from spin_utils.data.rows import RowError
 from spin_utils.settings.inputs import DemonstrationSettings
@@ -60,14 +60,14 @@ def test_nothing_is_kept_of_a_wrong_archive_and_the_message_names_the_remedy(
     if fault == "cut short":
         path.write_bytes(path.read_bytes()[:400])
     message = "Connection" if fault == "no network" else "differs from the pinned release"
-    with pytest.raises(BigBenchError, match=rf"{message}.*make setup"):
+    with pytest.raises(RowError, match=rf"{message}.*make setup"):
         big_bench.fetch("" if fault == "no network" else str(path))
     assert not big_bench.TASKS.exists()
 
 
 def test_a_misspelt_task_is_told_the_nearest_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive.install(tmp_path, monkeypatch)
-    with pytest.raises(BigBenchError, match="did you mean colours"):
+    with pytest.raises(RowError, match="did you mean colours"):
         big_bench.load("colors")
 
 
@@ -161,6 +161,6 @@ def test_people_talking_become_demonstrations_split_by_conversation(
     assert made == demonstrations.load(DemonstrationSettings("big_bench", name="talk", **sizes))
     with pytest.raises(RowError, match="validation_rows: asks for 900"):
         demonstrations.load(DemonstrationSettings("big_bench", name="talk", sft_rows=1, validation_rows=900))
-    with pytest.raises(BigBenchError, match=r"colours has choices.*evaluation\.big_bench"):
+    with pytest.raises(RowError, match=r"colours has choices.*evaluation\.big_bench"):
         big_bench.demonstrations("colours")
     assert [row["id"] for row in big_bench.demonstrations("sorting")] == ["sorting-0/1", "sorting-1/1"]
