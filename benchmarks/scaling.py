@@ -67,18 +67,15 @@ def training_bytes(architecture: Architecture, profile: Profile, gpus: int = 1) 
     template, longest = profile.template, profile.generation.max_new_tokens
     row = template.max_prompt_tokens + template.max_response_tokens + longest
     settings = profile.spin.training
-    need = estimate.training_memory(
-        architecture, settings, width=2, longest=row, fused=gpus == 1, gpu=True, stage="spin"
-    )
+    need = estimate.training_memory(architecture, settings, width=2, longest=row, fused=gpus == 1, gpu=True)
     return need.total(gpus)
 
 
 def sampling_bytes(architecture: Architecture, profile: Profile) -> float:
     """Bytes of the kit's own sampler on one GPU."""
     prompt, answer = profile.template.max_prompt_tokens, profile.generation.max_new_tokens
-    return estimate.sampling_memory(
-        architecture, profile.generation, prompt=prompt, answer=answer, width=2, gpu=True, stage="generation"
-    ).total()
+    rows = profile.generation.batch_size
+    return estimate.sampling_memory(architecture, rows, prompt=prompt, answer=answer, width=2, gpu=True).total()
 
 
 def _head() -> str:

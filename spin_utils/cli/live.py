@@ -127,7 +127,7 @@ class Display:
         done = [line.expected or 1 for line in self.lines.values() if line.done]
         at_work = [line for line in self.lines.values() if line.started and not line.done]
         behind = sum(done) + sum(min(time.time() - line.started, line.expected) for line in at_work)
-        text = f"{len(done)} of {len(self.lines)} steps, {_time(time.time() - self._begin)} so far"
+        text = f"{len(done)} of {len(self.lines)} steps, {clock.duration(time.time() - self._begin)} so far"
         self._bars.update(self._whole, completed=behind, text=text)
         self._bars.refresh()
 
@@ -163,7 +163,7 @@ class Display:
         count, of = sum(other.done for other in self.lines.values()), len(self.lines)
         text = Text.assemble(("✓ ", "green"), (f"{count:{len(str(of))}}/{of} ", "dim"), line.words)
         text.append(f"  {outcome}" if (outcome := _outcome(line)) else "", "cyan")
-        text.append(f"  {_time(line.seconds)}" if line.seconds else "", "dim")
+        text.append(f"  {clock.duration(line.seconds)}" if line.seconds else "", "dim")
         self.console.print(text, soft_wrap=True)
 
 
@@ -209,13 +209,3 @@ def _outcome(line: _Line) -> str:
         return f"average {100 * found['average']:.1f}"
     reached = f"{100 * line.share:.0f} % of the machine's matrix rate" if line.share else ""
     return ", ".join(filter(None, [line.note, reached]))
-
-
-def _time(seconds: float) -> str:
-    """
-    >>> _time(42), _time(100), _time(7200)
-    ('42 s', '1.7 min', '2.0 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

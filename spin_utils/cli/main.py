@@ -180,7 +180,6 @@ def reproduce(
         raise typer.Exit(1)
     if shown is None:
         return
-    log.info(clock.account(plans))
     live.sum_up(loaded)
     for kind, folder in zip(("tables", "figures"), products[1:], strict=True):
         log.info("%s: %s", kind, paths.relative(folder))

@@ -121,6 +121,7 @@ def section(profile: Profile) -> str:
     heldout = results.load_heldout(folder)
     seeds = sorted(int(seed) for seed in scores[scores["model"].isin(rows)]["seed"].unique())
     judged = claims.read(folder).set_index("id")["verdict"]
+    seconds, machine = clock.measured(profile.name)
     exact = judged.index.isin([row.id for row in claims.registry() if row.compute == "theory"])
     return render(
         "readme.md.j2",
@@ -139,8 +140,8 @@ def section(profile: Profile) -> str:
         margin=_gain(scores, last, compared[0]) if compared else "",
         more_sft=_more_sft(scores, last, compared[0]) if compared else "",
         entry=generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
-        minutes=sum(clock.expected_seconds(profile.name).values()) / 60,
-        machine=clock.measured_on(profile.name),
+        minutes=sum(seconds.values()) / 60,
+        machine=machine,
         measured=judged[~exact],
         theory=judged[exact],
         tally=claims.tally,

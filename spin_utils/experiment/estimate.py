@@ -1,11 +1,12 @@
 """What a run costs: memory and disk of its stages and hours of its steps, from the sizes of model, rows and machine.
 
-Memory counts everything that grows with the model, the micro-batch or the rows decoded together; `MARGIN` and
-`LIBRARIES` allow for the rest. Tests compare it with the peaks of real runs on a CPU and, if there is one, on a GPU.
+Memory counts everything that grows with the model, the micro-batch or the rows decoded together, for rows as long as
+the template allows; `MARGIN` and `LIBRARIES` allow for the rest. Tests compare it with the peaks of real runs on a CPU
+and, if there is one, on a GPU.
 
 Hours count no padding, each prompt once per pair, the LM head on response tokens only, and the opponent's
-log-probabilities once per iteration. A multiply-add is two FLOPs. Downloads, preference pairs, held-out prompts,
-MT-Bench, loading, saving and the time between steps are not counted, so very small models take longer.
+log-probabilities once per run. A multiply-add is two FLOPs. Downloads, preference pairs, held-out prompts, MT-Bench,
+loading, saving and the time between steps are not counted, so very small models take longer.
 """
 
 from __future__ import annotations
@@ -28,9 +29,8 @@ from spin_utils.files import artifacts, paths, runtime
 from spin_utils.model import attention, base, general, logprobs, lora, packing, sampling
 from spin_utils.paper import published
 from spin_utils.settings.inputs import ModelSettings, SettingsError
-from spin_utils.settings.machine import MtBenchSettings
 from spin_utils.settings.profiles import of_arm
-from spin_utils.settings.run import EvaluationSettings, GenerationSettings, LoraSettings, Profile, TrainingSettings
+from spin_utils.settings.run import EvaluationSettings, LoraSettings, Profile, TrainingSettings
 
 MARGIN = 1.1
 """Factor on the sum, for fragmentation and allocator caches."""
@@ -42,7 +42,8 @@ BENCHMARK_TOKENS, BENCHMARK_ANSWER = 1400, 1024
 """Assumed longest prompt of a generation task in the paper's suite (three worked examples of Big-Bench-Hard), and the
 longest answer that lm-eval allows there."""
 BENCHMARK_MEAN, CHOICES, CHOICE_TOKENS = 800, 4, 15
-"""Assumed mean prompt in the paper's suite, few-shot examples included, choices per item and tokens per choice."""
+"""Assumed mean prompt in the paper's suite, few-shot examples included, choices per item and tokens per choice; hours
+take every benchmark for a multiple-choice one, because most are."""
 MT_BENCH_TOKENS = 500
 """Longest pair of MT-Bench questions with the template's markers."""
 HUB_ROWS = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 62_000}
@@ -66,8 +67,6 @@ class Architecture:
     """Whether embeddings and LM head are one matrix."""
     path: general.Path = "fast"
     """How the kit computes it, see `general`."""
-    capped: bool = False
-    """Whether logits have a soft cap (Gemma 2)."""
     counted: int = 0
     """All parameters, if they are counted: those of other families than Mistral's have more parts."""
     adapted: Mapping[LoraSettings, int] = field(default_factory=dict)
@@ -161,7 +160,6 @@ def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architect
         heads=heads,
         tied=config.tie_word_embeddings,
         path=general.path_of(model),
-        capped=bool(getattr(config, "final_logit_softcapping", None)),
         counted=model.num_parameters(),
         adapted={each: sum(p.numel() for p in made.parameters() if p.requires_grad) for each, made in adapted.items()},
     )
@@ -192,57 +190,8 @@ class Workload:
     """Sequences that a GPU decodes at once; each step reads the weights once for all of them."""
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Numbers of rows and tokens that the steps process."""
-
-    rows: Mapping[str, int]
-    """By split, with `control` for the SFT control; those of `test` and `transfer` after `evaluation.limit`."""
-    prompt: int
-    """Mean tokens."""
-    real: int
-    generated: int
-    longest_prompt: int
-    """An upper bound."""
-    longest_real: int
-    known: bool
-    """Whether they were counted from the rows; otherwise they are assumptions."""
-
-
-def lengths(profile: Profile, read: Demonstrations | None, control: Demonstrations | None = None) -> Lengths:
-    """Rows and tokens of a profile.
-
-    Without the demonstrations, and without those of the SFT control if it has its own, they are assumptions.
-    """
-    template, data, own = profile.template, profile.demonstrations, control_demonstrations(profile)
-    limit, run = profile.evaluation.limit, Workload()
-    prompt, real, generated = run.prompt_tokens, run.real_tokens, run.generated_tokens
-    longest_prompt, longest_real = template.max_prompt_tokens, template.max_response_tokens
-    if read is None:
-        spin, test = data.spin_rows or data.expected_rows or HUB_ROWS.get(data.name, run.prompts), data.test_rows or 0
-        rows = {"sft": data.sft_rows or spin, "spin": spin, "validation": data.validation_rows or 0}
-        rows |= {"test": min(test, limit or test), "transfer": 0}
-    else:
-        rows = {name: len(found) for name, found in vars(read).items()}
-        rows |= {"test": count_by_family(read.test, limit), "transfer": count_by_family(read.transfer, limit)}
-        texts = [[row[name] for row in read.sft] for name in ("prompt", "response")]
-        prompt, real = (sum(map(len, found)) // (CHARACTERS * len(found)) + 1 for found in texts)
-        generated = real
-        # A text has at most as many tokens as bytes, and some markers.
-        most = [max(len(text.encode()) for text in found) + 32 for found in texts]
-        longest_prompt, longest_real = min(most[0], longest_prompt), min(most[1], longest_real)
-    rows["control"] = rows["sft"] if own is None else own.sft_rows or HUB_ROWS.get(own.name, rows["sft"])
-    if control is not None:
-        rows["control"] = len(control.sft)
-    return Lengths(
-        rows=rows,
-        prompt=min(prompt, template.max_prompt_tokens),
-        real=min(real, template.max_response_tokens),
-        generated=min(generated, profile.generation.max_new_tokens),
-        longest_prompt=longest_prompt,
-        longest_real=longest_real,
-        known=read is not None,
-    )
+PAPER = Workload()
+"""The paper's run."""
 
 
 @dataclass(frozen=True)
@@ -275,8 +224,8 @@ def machine(gpus: int, gigabytes: float) -> Machine:
         return this_machine()
     if gpus < 1 or not 0 < gigabytes < math.inf:
         raise SettingsError("check: --gpus and --gpu-memory go together, for example 8 and 80")
-    sheet, name = Workload(), f"{gpus} x GPU with {gigabytes:g} GB, as fast as an A100"
-    return Machine("cuda", name, gpus, gigabytes * 1e9, math.inf, sheet.peak_flops, sheet.bandwidth, 2)
+    name = f"{gpus} x GPU with {gigabytes:g} GB, as fast as an A100"
+    return Machine("cuda", name, gpus, gigabytes * 1e9, math.inf, PAPER.peak_flops, PAPER.bandwidth, 2)
 
 
 def this_machine() -> Machine:
@@ -314,56 +263,94 @@ def free_memory() -> float:
         return free
 
 
+def rows_of(profile: Profile, read: Demonstrations | None, control: Demonstrations | None = None) -> dict[str, int]:
+    """Rows by split, with `control` for the SFT control; those of `test` and `transfer` after `evaluation.limit`.
+
+    Without the demonstrations, and without those of the SFT control if it has its own, they are assumptions.
+    """
+    data, own, limit = profile.demonstrations, control_demonstrations(profile), profile.evaluation.limit
+    if read is None:
+        spin, test = data.spin_rows or data.expected_rows or HUB_ROWS.get(data.name, PAPER.prompts), data.test_rows or 0
+        rows = {"sft": data.sft_rows or spin, "spin": spin, "test": min(test, limit or test), "transfer": 0}
+    else:
+        rows = {"sft": len(read.sft), "spin": len(read.spin)}
+        rows |= {"test": count_by_family(read.test, limit), "transfer": count_by_family(read.transfer, limit)}
+    rows["control"] = rows["sft"] if own is None else own.sft_rows or HUB_ROWS.get(own.name, rows["sft"])
+    if control is not None:
+        rows["control"] = len(control.sft)
+    return rows
+
+
+def workload(profile: Profile, machine: Machine, read: Demonstrations | None) -> Workload:
+    """A profile's run on a machine, with the mean lengths of the rows, or assumed ones if they cannot be read."""
+    prompt, real, generated = PAPER.prompt_tokens, PAPER.real_tokens, PAPER.generated_tokens
+    if read is not None:
+        texts = [[row[name] for row in read.sft] for name in ("prompt", "response")]
+        prompt, real = (sum(map(len, found)) // (CHARACTERS * len(found)) + 1 for found in texts)
+        generated = real
+    return Workload(
+        prompt_tokens=min(prompt, profile.template.max_prompt_tokens),
+        real_tokens=min(real, profile.template.max_response_tokens),
+        generated_tokens=min(generated, profile.generation.max_new_tokens),
+        gpus=machine.devices,
+        peak_flops=machine.flops,
+        bandwidth=machine.bandwidth,
+        decoded_together=profile.generation.batch_size,
+    )
+
+
 @dataclass(frozen=True)
 class Need:
     """Peak memory of one stage, in bytes."""
 
-    stage: str
     sharded: Mapping[str, float]
     """Parts that can be sharded over processes (FSDP2, ZeRO-3): weights, masters, gradients, moments."""
     own: Mapping[str, float]
     """Parts that every process has in full."""
-    lower: str = ""
-    """Settings that would lower it."""
 
     def total(self, devices: int = 1) -> float:
         """Bytes that have to be free on each device, margin included."""
         return MARGIN * (sum(self.sharded.values()) / devices + sum(self.own.values())) + LIBRARIES
 
 
-def memory(profile: Profile, architecture: Architecture, lengths: Lengths, machine: Machine) -> Iterator[Need]:
-    """Peak memory of each kind of stage."""
-    gpu, prompt, width = machine.kind == "cuda", lengths.longest_prompt, machine.width
-    sample = partial(sampling_memory, architecture, width=width, gpu=gpu)
-    answer = profile.generation.max_new_tokens
+def memory(profile: Profile, architecture: Architecture, machine: Machine) -> Iterator[tuple[str, Need, str]]:
+    """Peak memory of each kind of stage: its name, what it needs, and the settings that would lower it."""
+    gpu, template, answer = machine.kind == "cuda", profile.template, profile.generation.max_new_tokens
+    prompt, response = template.max_prompt_tokens, template.max_response_tokens
     for section, settings in trainings(profile).items():
-        responses = lengths.longest_real
+        longest = prompt + response
         if not section.startswith("sft"):
             played = [profile, *(of_arm(profile, arm) for arm in profile.arms)] if section.startswith("spin") else []
             several = [made.spin.answers_per_prompt + bool(made.spin.training.historical) for made in played]
-            responses += max(several, default=1) * max(answer, lengths.longest_real)
-        shard = ", or shard it over more devices (processes.sharding=fsdp2, resources.training.gpus)"
-        yield training_memory(
+            longest += max(several, default=1) * max(answer, response)
+        need = training_memory(
             architecture,
             settings,
-            width={"bfloat16": 2, "float32": 4, "auto": width}[settings.precision],
-            longest=prompt + responses,
+            width={"bfloat16": 2, "float32": 4, "auto": machine.width}[settings.precision],
+            longest=longest,
             fused=profile.processes.sharding == "ddp" and architecture.path == "fast" and settings.lora is None,
             gpu=gpu,
-            stage=section.partition(".")[0],
-            lower=f"lower {section}.micro_batch_tokens, set {section}.gradient_checkpointing=true"
-            + ("" if settings.lora else shard),
         )
+        lower = f"lower {section}.micro_batch_tokens, set {section}.gradient_checkpointing=true"
+        if settings.lora is None:
+            lower += ", or shard it over more devices (processes.sharding=fsdp2, resources.training.gpus)"
+        yield section.partition(".")[0], need, lower
+    sampled: dict[str, tuple[int, int, int]] = {}
     # Held-out prompts are always answered by the kit itself; vLLM looks at its memory when it starts.
     if not profile.released and (profile.demonstrations.validation_rows != 0 or profile.generation.backend == "kit"):
-        yield sample(profile.generation, prompt=prompt, answer=answer, stage="generation")
-    if profile.evaluation.suite == "local":
-        yield sample(profile.evaluation, prompt=prompt, answer=profile.evaluation.max_new_tokens, stage="evaluation")
-    else:
-        yield sample(profile.evaluation, prompt=BENCHMARK_TOKENS, answer=BENCHMARK_ANSWER, stage="evaluation")
-    if profile.mt_bench is not None and judge.can_grade(profile.mt_bench):
-        answer = profile.mt_bench.max_new_tokens  # the second turn's prompt includes the first answer
-        yield sample(profile.mt_bench, prompt=MT_BENCH_TOKENS + answer, answer=answer, stage="mt_bench")
+        sampled["generation"] = profile.generation.batch_size, prompt, answer
+    evaluation, mt_bench = profile.evaluation, profile.mt_bench
+    local = evaluation.suite == "local"
+    asked = (prompt, evaluation.max_new_tokens) if local else (BENCHMARK_TOKENS, BENCHMARK_ANSWER)
+    sampled["evaluation"] = evaluation.batch_size, *asked
+    if mt_bench is not None and judge.can_grade(mt_bench):  # the second turn's prompt includes the first answer
+        both = MT_BENCH_TOKENS + mt_bench.max_new_tokens
+        sampled["mt_bench"] = mt_bench.batch_size, both, mt_bench.max_new_tokens
+    for stage, (rows, asked_tokens, answer_tokens) in sampled.items():
+        need = sampling_memory(
+            architecture, rows, prompt=asked_tokens, answer=answer_tokens, width=machine.width, gpu=gpu
+        )
+        yield stage, need, f"lower {stage}.batch_size"
 
 
 def shared_by(profile: Profile, machine: Machine) -> int:
@@ -374,29 +361,19 @@ def shared_by(profile: Profile, machine: Machine) -> int:
 
 
 def training_memory(
-    architecture: Architecture,
-    settings: TrainingSettings,
-    *,
-    width: int,
-    longest: int,
-    fused: bool,
-    gpu: bool,
-    stage: str,
-    lower: str = "",
+    a: Architecture, settings: TrainingSettings, *, width: int, longest: int, fused: bool, gpu: bool
 ) -> Need:
     """Memory for forward, backward and optimizer step of one micro-batch.
 
     Args:
-        architecture: sizes of the model.
+        a: sizes of the model.
         settings: of the run.
         width: bytes per number in the compute precision.
         longest: tokens of the longest row with all its responses; it forms a micro-batch even above the budget.
         fused: whether layers use the path in `layers`, as they do unless their weights are sharded.
         gpu: whether it runs on a GPU.
-        stage: its name.
-        lower: settings that would lower it.
     """
-    a, tokens = architecture, max(settings.micro_batch_tokens, longest)
+    tokens = max(settings.micro_batch_tokens, longest)
     if a.path == "padded":  # each response has its own copy of the prompt
         tokens += tokens // 4
     trained, lora = trainable(a, settings), settings.lora is not None
@@ -421,32 +398,21 @@ def training_memory(
         "activations": kept,
         "backward of a layer": tokens * (width * (6 * a.feed_forward + 6 * a.hidden) + 4 * 4 * a.hidden),
         "attention": tokens * _attention_per_token(a, width, longest, gpu),
-        # Elsewhere than on the fast path: the model's own and their derivative; soft caps store two more.
-        "logits": (chunked if a.path == "fast" else (4 if a.capped else 2) * width * logits)
+        # Elsewhere than on the fast path: the model's own and their derivative.
+        "logits": (chunked if a.path == "fast" else 2 * width * logits)
         + (4 * min(logits, packing.GPU_ELEMENTS) if gpu else 0)
         + (4 * a.vocabulary * a.hidden if a.path == "fast" and not lora else 0),
         "one gradient": 0 if lora else width * max(a.vocabulary, a.feed_forward) * a.hidden,
         "adapters in passing": 4 * tokens * width * a.feed_forward if lora else 0,  # unscaled, scaled, and sums
-        "merging": 4 * a.parameters if lora and not gpu else 0,  # the checkpoint, in the host's memory
     }
-    return Need(stage, sharded, own, lower)
+    return Need(sharded, own)
 
 
-def sampling_memory(
-    architecture: Architecture,
-    settings: GenerationSettings | EvaluationSettings | MtBenchSettings,
-    *,
-    prompt: int,
-    answer: int,
-    width: int,
-    gpu: bool,
-    stage: str,
-) -> Need:
-    """Memory for decoding `batch_size` rows at once, on a CPU with a second copy of the weights.
+def sampling_memory(a: Architecture, rows: int, *, prompt: int, answer: int, width: int, gpu: bool) -> Need:
+    """Memory for decoding so many rows at once, on a CPU with a second copy of the weights.
 
-    Prompt and answer are the tokens of the longest ones; the stage is named like the section of the settings.
+    Prompt and answer are the tokens of the longest ones.
     """
-    a, rows = architecture, settings.batch_size
     logits = rows * a.vocabulary
     prefill = sampling.GPU_PREFILL_TOKENS if gpu else sampling.PREFILL_TOKENS
     own = {
@@ -456,7 +422,7 @@ def sampling_memory(
         "prompts": (rows * prompt if a.path != "fast" else prefill) * width * (2 * a.feed_forward + 8 * a.hidden),
         "logits": width * logits + 3 * 4 * (min(logits, packing.GPU_ELEMENTS) if gpu else 2**20),
     }
-    return Need(stage, {}, own, f"lower {stage}.batch_size")
+    return Need({}, own)
 
 
 def _attention_per_token(a: Architecture, width: int, longest: int, gpu: bool) -> int:
@@ -472,8 +438,8 @@ def _attention_per_token(a: Architecture, width: int, longest: int, gpu: bool) -
 
 
 def disk(plan: Plan, architecture: Architecture) -> float:
-    """Bytes on disk for one seed's unfinished artifacts, including the state that a running step saves for resuming."""
-    profile, spin, checkpoints, kept = plan.profile, plan.profile.spin, 0.0, 0
+    """Bytes on disk for one seed's unfinished artifacts, including the states that training saves for resuming."""
+    profile, spin, checkpoints = plan.profile, plan.profile.spin, 0.0
     unfinished = [step for step in plan if not artifacts.is_complete(step.directory)]
     for step in unfinished:
         if step.stage == "base":
@@ -482,13 +448,11 @@ def disk(plan: Plan, architecture: Architecture) -> float:
             checkpoints += {"directory": 0.0, "hub": 0.5}.get(source, 1.0)
         checkpoints += step.stage in ("sft", "spin", "subset", "dpo")  # adapters are small compared with merged weights
         if step.name == "spin-0" and spin.epochs_shown:
-            checkpoints += spin.training.epochs - 1
-        if step.stage == "epochs":
-            checkpoints += spin.epochs_shown - spin.training.epochs
-            kept += optimizer_state(architecture, spin.training)
-    if any("training" in step.settings for step in unfinished):  # a new state is complete before the old one is deleted
-        kept += 2 * max(optimizer_state(architecture, settings) for settings in trainings(profile).values())
-    return checkpoints * checkpoint(architecture) + kept
+            checkpoints += spin.epochs_shown - 1
+    states = [optimizer_state(architecture, settings) for settings in trainings(profile).values()]
+    # A new state is complete before the old one is deleted, and Figure 4 continues from one that is kept.
+    kept = 2 + bool(spin.epochs_shown) if any("training" in step.settings for step in unfinished) else 0
+    return checkpoints * checkpoint(architecture) + kept * max(states, default=0)
 
 
 def checkpoint(architecture: Architecture) -> int:
@@ -506,50 +470,40 @@ def trainable(a: Architecture, settings: TrainingSettings) -> int:
     return a.parameters if settings.lora is None else a.adapted[settings.lora]
 
 
-def hours(plan: Plan, machine: Machine, architecture: Architecture, found: Lengths) -> dict[str, float]:
-    """Hours of each unfinished step, by name; on several devices the work is assumed to split evenly."""
-    run = replace(
-        Workload(),
-        gpus=machine.devices,
-        peak_flops=machine.flops,
-        bandwidth=machine.bandwidth,
-        prompt_tokens=found.prompt,
-        real_tokens=found.real,
-        generated_tokens=found.generated,
-        decoded_together=plan.profile.generation.batch_size,
-    )
-    return {
-        step.name: _step_hours(plan, step, run, architecture, found)
-        for step in plan
-        if not artifacts.is_complete(step.directory)
-    }
+def hours(plan: Plan, run: Workload, architecture: Architecture, rows: Mapping[str, int]) -> dict[str, float]:
+    """Hours of each unfinished step, by name; on several devices the work is assumed to split evenly.
+
+    `rows` are those of `rows_of`.
+    """
+    unfinished = [step for step in plan if not artifacts.is_complete(step.directory)]
+    return {step.name: _step_hours(plan, step, run, architecture, rows) for step in unfinished}
 
 
-def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, found: Lengths) -> float:
-    profile, rows = plan.variant(step), found.rows
-    several = profile.spin.answers_per_prompt if step.stage in ("pairs", "spin", "epochs", "subset") else 1
-    pair = forward_flops(a, found.prompt, found.real, *[found.generated] * several)
+def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, rows: Mapping[str, int]) -> float:
+    profile = plan.variant(step)
     if step.stage == "pairs":
-        return generation_hours(replace(run, prompts=rows["spin"] * several), a)
+        return generation_hours(replace(run, prompts=rows["spin"] * profile.spin.answers_per_prompt), a)
     if step.stage in ("evaluation", "transfer"):
-        return _suite_hours(profile.evaluation, run, a, found, transfer=step.stage == "transfer")
+        return _suite_hours(profile.evaluation, run, a, rows, transfer=step.stage == "transfer")
     if step.stage == "sft":
-        training = control_training(profile) if step.parameters["more"] else profile.sft
+        more = step.parameters["more"]
+        training = control_training(profile) if more else profile.sft
         assert training is not None
-        trained = rows["control" if step.parameters["more"] else "sft"]
-        return _computing(trained * training.epochs * _each(training) * forward_flops(a, found.prompt, found.real), run)
+        once = rows["control" if more else "sft"] * forward_flops(a, run.prompt_tokens, run.real_tokens)
+        return _computing(once * _each(training) * training.epochs, run)
+    if step.stage not in ("spin", "epochs", "subset", "dpo"):
+        return 0.0
+    training, answers = training_of(plan.profile, step.name), profile.spin.answers_per_prompt
     if step.stage == "dpo":
         assert profile.dpo is not None
-        training, preferences = profile.dpo.training, profile.dpo.preferences
-        pairs = preferences.rows or HUB_ROWS.get(preferences.name, rows["sft"])
-        return _computing(pairs * pair * (_each(training) * training.epochs + 1), run)
-    if step.stage in ("spin", "epochs", "subset"):
-        training = training_of(plan.profile, step.name)
-        pairs = rows["spin"] * sum(name.startswith("pairs-") for name in step.inputs)
-        seen = training.epochs - (profile.spin.training.epochs if step.stage == "epochs" else 0)
-        passes = _each(training) * seen + (step.stage != "epochs")  # one pass by the opponent
-        return _computing(step.settings.get("fiftieths", 50) / 50 * pairs * pair * passes, run)
-    return 0.0
+        preferences, answers = profile.dpo.preferences, 1
+        pairs = float(preferences.rows or HUB_ROWS.get(preferences.name, rows["sft"]))
+    else:
+        files = sum(name.startswith("pairs-") for name in step.inputs)
+        pairs = rows["spin"] * files * step.settings.get("fiftieths", 50) / 50
+    pair = forward_flops(a, run.prompt_tokens, run.real_tokens, *[run.generated_tokens] * answers)
+    epochs = training.epochs - (profile.spin.training.epochs if step.stage == "epochs" else 0)
+    return _computing(pairs * pair * (_each(training) * epochs + 1), run)  # one pass by the opponent
 
 
 def _each(settings: TrainingSettings) -> int:
@@ -559,21 +513,15 @@ def _each(settings: TrainingSettings) -> int:
 
 
 def _suite_hours(
-    settings: EvaluationSettings, run: Workload, a: Architecture, found: Lengths, *, transfer: bool
+    settings: EvaluationSettings, run: Workload, a: Architecture, rows: Mapping[str, int], *, transfer: bool
 ) -> float:
-    run, total = replace(run, decoded_together=settings.batch_size), 0.0
     if settings.suite == "local" or (transfer and settings.suite != "paper"):
-        rows, answer = found.rows["transfer" if transfer else "test"], min(found.real, settings.max_new_tokens)
-        return generation_hours(replace(run, prompts=rows, generated_tokens=answer), a)
-    suite = "paper_others" if transfer else settings.suite
-    for name, benchmark in suites.SUITES[suite].items():
-        items = min(published.items(name), settings.limit or published.items(name))
-        if benchmark.filter:  # without a chat template the model generates up to the limit
-            asked = replace(run, prompt_tokens=BENCHMARK_MEAN, generated_tokens=settings.max_new_tokens)
-            total += generation_hours(replace(asked, prompts=items), a)
-        else:
-            total += _computing(items * forward_flops(a, BENCHMARK_MEAN, *[CHOICE_TOKENS] * CHOICES), run)
-    return total
+        items, answer = rows["transfer" if transfer else "test"], min(run.real_tokens, settings.max_new_tokens)
+        asked = replace(run, prompts=items, generated_tokens=answer, decoded_together=settings.batch_size)
+        return generation_hours(asked, a)
+    sizes = [published.items(name) for name in suites.SUITES["paper_others" if transfer else settings.suite]]
+    items = sum(min(size, settings.limit or size) for size in sizes)
+    return _computing(items * forward_flops(a, BENCHMARK_MEAN, *[CHOICE_TOKENS] * CHOICES), run)
 
 
 def _computing(flops: float, run: Workload) -> float:

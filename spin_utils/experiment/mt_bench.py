@@ -19,7 +19,7 @@ from spin_utils.files import artifacts
 from spin_utils.files.runtime import progress
 from spin_utils.model import base
 from spin_utils.settings.inputs import TemplateSettings
-from spin_utils.settings.machine import MtBenchSettings
+from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
 
 log = logging.getLogger(__name__)
 
@@ -109,19 +109,23 @@ def check_judge(plans: Sequence[Plan]) -> None:
     Raises:
         MtBenchError: wrong key, address, name or options.
     """
+    asked = requests(plans)
+    if asked and _settings(plans[0]).judge_model is None:
+        Judge(_settings(plans[0])).grade([{"role": "user", "content": 'Reply with "[[5]]" and nothing else.'}])
+        log.info("MT-Bench: %s (mt_bench=null leaves them out)", asked)
+
+
+def requests(plans: Sequence[Plan]) -> str:
+    """How many requests the missing grades take, and whose account pays for them; empty if none are missing."""
     steps = [step for plan in plans for step in plan if step.stage == "mt_bench"]
-    missing = [step for step in steps if not artifacts.is_complete(step.directory)]
-    if not missing or _settings(plans[0]).judge_model is not None:
-        return
+    missing = sum(not artifacts.is_complete(step.directory) for step in steps)
+    if not missing:
+        return ""
     settings = _settings(plans[0])
-    Judge(settings).grade([{"role": "user", "content": 'Reply with "[[5]]" and nothing else.'}])
-    log.info(
-        "MT-Bench: about %d requests to %s at %s, on the account of %s (mt_bench=null leaves them out)",
-        2 * len(questions(settings.limit)) * len(missing),
-        settings.judge,
-        settings.base_url,
-        judge.KEY,
-    )
+    about = f"about {missing * 2 * len(CATEGORIES) * (settings.limit or 10)} requests to {settings.judge_name}"
+    if settings.judge_model is not None:
+        return f"{about} on this machine"
+    return f"{about} at {settings.base_url}, on the account of {judge.KEY}"
 
 
 def _settings(plan: Plan) -> MtBenchSettings:

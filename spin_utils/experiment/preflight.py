@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +18,14 @@ from spin_utils.data.demonstrations import Demonstrations
 from spin_utils.data.demonstrations import load as load_demonstrations
 from spin_utils.data.rows import Row, RowError, listed, question, read_rows
 from spin_utils.data.templates import TooLongError, encode_rows
-from spin_utils.evaluation import judge, suites
-from spin_utils.experiment import clock, launch, plan
+from spin_utils.evaluation import suites
+from spin_utils.experiment import clock, launch, mt_bench, plan
 from spin_utils.experiment.plan import Plan, control_demonstrations, needs_data, trainings
-from spin_utils.files import artifacts, hub, paths
+from spin_utils.files import hub, paths
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.model.base import ModelError
-from spin_utils.settings.inputs import DemonstrationSettings, ModelSettings
-from spin_utils.settings.machine import CATEGORIES
+from spin_utils.settings.inputs import ModelSettings
 from spin_utils.settings.profiles import of_arm
 from spin_utils.settings.run import LoraSettings, Profile
 
@@ -41,7 +39,6 @@ def check_inputs(profile: Profile) -> None:
     Raises:
         KitError: naming the file, the row and the remedy.
     """
-    from spin_utils.experiment import mt_bench
     from spin_utils.model import vllm
     from spin_utils.training import trackers
 
@@ -242,9 +239,14 @@ class Report:
 
     profile: str
     machine: str
-    verdict: Literal["fits", "does not fit", "unknown"]
-    """About memory and disk."""
     findings: list[Finding]
+
+    @property
+    def verdict(self) -> Literal["fits", "does not fit", "unknown"]:
+        """About memory and disk; unknown if the check ended before the time."""
+        if any(f.state == "refused" and f.what.startswith(("memory", "vLLM", "disk")) for f in self.findings):
+            return "does not fit"
+        return "fits" if self.findings[-1].what == "time" else "unknown"
 
     def ready(self) -> bool:
         """Whether the run can start."""
@@ -252,7 +254,7 @@ class Report:
 
     def document(self) -> dict[str, Any]:
         """The report as data for JSON."""
-        return {**dataclasses.asdict(self), "ready": self.ready()}
+        return {**dataclasses.asdict(self), "verdict": self.verdict, "ready": self.ready()}
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
@@ -264,130 +266,110 @@ class Report:
 
 def check(profile: Profile, machine: Machine) -> Report:
     """Report whether a profile can run on a machine: versions, hub, rows, memory, disk, hours of unfinished steps."""
+    return Report(profile.name, machine.name, list(_findings(profile, machine)))
+
+
+def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
+    """Ends early if the model or the plan cannot be used."""
     from spin_utils.experiment import estimate  # needs torch
     from spin_utils.model import general
 
-    findings = [_versions(), Finding("device", "ok", f"{machine.name}, {_gb(machine.memory)} free on each")]
+    yield _versions()
+    yield Finding("device", "ok", f"{machine.name}, {_gb(machine.memory)} free on each")
     asked = {repository: look(repository) for repository in wanted(profile)}
     for state, text in dict.fromkeys(asked.values()):
         names = ", ".join(repository.name for repository in asked if asked[repository] == (state, text))
-        findings.append(Finding("hub", state, f"{names}: {text}"))
-    rows = _rows("demonstrations", profile.demonstrations if needs_data(profile) else None, findings)
-    control = _rows("sft_control", control_demonstrations(profile), findings)
-    gone = missing(profile)
-    if gone:
-        findings.append(Finding("offline", "note", f"without network a run would fail: {_not_fetched(gone)}"))
-
-    def report(verdict: Literal["fits", "unknown"]) -> Report:
-        full = any(f.state == "refused" and f.what.startswith(("memory", "vLLM", "disk")) for f in findings)
-        return Report(profile.name, machine.name, "does not fit" if full else verdict, findings)
-
+        yield Finding("hub", state, f"{names}: {text}")
+    if gone := missing(profile):
+        yield Finding("offline", "note", f"without network a run would fail: {_not_fetched(gone)}")
+    read: dict[str, Demonstrations] = {}
+    demonstrations = profile.demonstrations if needs_data(profile) else None
+    for what, settings in {"demonstrations": demonstrations, "sft_control": control_demonstrations(profile)}.items():
+        if settings is None:
+            continue
+        try:
+            read[what] = load_demonstrations(settings)
+        except RowError as error:
+            away = settings.source == "hub" and bool(settings.revision) and "expected_rows" not in str(error)
+            yield Finding(what, "unknown" if away else "refused", str(error))
+        else:
+            sizes = (f"{split} {len(found):,}" for split, found in vars(read[what]).items() if found)
+            yield Finding(what, "ok", ", ".join(sizes))
+    rows = read.get("demonstrations")
     try:
         reachable = any(repository.kind == "model" and state == "ok" for repository, (state, _) in asked.items())
-        found = estimate.architecture(profile.model, reachable=reachable, adapters=_adapters(profile))
+        known = estimate.architecture(profile.model, reachable=reachable, adapters=_adapters(profile))
     except ModelError as error:
-        findings.append(Finding("model", "refused", str(error)))
-        return report("unknown")
-    if found is None:
-        text = "the model's sizes are unknown until its config.json can be read"
-        findings.append(Finding("memory", "unknown", text))
-        return report("unknown")
-    architecture, source = found
+        yield Finding("model", "refused", str(error))
+        return
+    if known is None:
+        yield Finding("memory", "unknown", "the model's sizes are unknown until its config.json can be read")
+        return
+    architecture, source = known
     size = f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"
     state = "ok" if architecture.path == "fast" else "note"
-    findings.append(Finding("model", state, f"{size}; {general.COSTS[architecture.path]}"))
-    lengths = estimate.lengths(profile, rows, control)
+    yield Finding("model", state, f"{size}; {general.COSTS[architecture.path]}")
     shared = estimate.shared_by(profile, machine)
-    findings += [_memory(need, shared, machine) for need in estimate.memory(profile, architecture, lengths, machine)]
+    for stage, need, lower in estimate.memory(profile, architecture, machine):
+        yield _memory(stage, need, lower, shared, machine)
     vllm = profile.generation.vllm
     gpus = max(1, vllm.processes) * vllm.tensor_parallel_size if profile.generation.backend == "vllm" else 0
     if gpus > machine.devices:
         text = f"{gpus} GPUs of {machine.devices}; lower generation.vllm.processes or tensor_parallel_size"
-        findings.append(Finding("vLLM", "refused", text))
+        yield Finding("vLLM", "refused", text)
     try:
         made = plan.make(profile, seed=0)
         _check_tasks(profile, _families(rows) if rows else ())
         if rows and profile.dpo and profile.dpo.preferences.source == "file":
             _check_preferences(profile, rows)
     except KitError as error:
-        findings.append(Finding("plan", "refused", str(error)))
-        return report("unknown")
-    hours = estimate.hours(made, machine, architecture, lengths)
-    findings += [Finding("left out", "note", reason) for reason in plan.left_out(profile).splitlines()]
-    findings += [*_judge(made), _disk(estimate.disk(made, architecture), machine)]
-    source = "counted from the rows" if lengths.known else "assumed"
-    counted = f"{lengths.prompt} + {lengths.real} + {lengths.generated} tokens of prompt and responses {source}"
-    findings.append(Finding("time", "ok", f"{_hours(made, hours, machine)}; {counted}"))
-    return report("fits")
+        yield Finding("plan", "refused", str(error))
+        return
+    for reason in plan.left_out(profile).splitlines():
+        yield Finding("left out", "note", reason)
+    if requests := mt_bench.requests([made]):
+        yield Finding("judge", "note", requests)
+    space = estimate.disk(made, architecture)
+    text = f"{_gb(space)} of {_gb(machine.disk)} for one seed"
+    if space <= machine.disk:
+        yield Finding("disk", "ok", text)
+    else:
+        more = "set SPIN_HOME to a larger disk, or lower spin.epochs_shown or spin.subsets"
+        yield Finding("disk", "refused", f"{text}; {more}")
+    run = estimate.workload(profile, machine, rows)
+    hours = estimate.hours(made, run, architecture, estimate.rows_of(profile, rows, read.get("sft_control")))
+    counted = f"{run.prompt_tokens} + {run.real_tokens} + {run.generated_tokens} tokens of prompt and responses "
+    counted += "counted from the rows" if rows else "assumed"
+    yield Finding("time", "ok", f"{_hours(made, hours, machine)}; {counted}")
 
 
-def _rows(what: str, settings: DemonstrationSettings | None, findings: list[Finding]) -> Demonstrations | None:
-    """Demonstrations, None if they cannot be read now; adds what was found to the findings."""
-    if settings is None:
-        return None
-    try:
-        rows = load_demonstrations(settings)
-    except RowError as error:
-        away = settings.source == "hub" and bool(settings.revision) and "expected_rows" not in str(error)
-        findings.append(Finding(what, "unknown" if away else "refused", str(error)))
-        return None
-    sizes = ", ".join(f"{split} {len(found):,}" for split, found in vars(rows).items() if found)
-    findings.append(Finding(what, "ok", sizes))
-    return rows
-
-
-def _memory(need: Need, devices: int, machine: Machine) -> Finding:
+def _memory(stage: str, need: Need, lower: str, devices: int, machine: Machine) -> Finding:
     """Whether a stage fits on a device, alone or sharded over several."""
     parts = sorted({**need.sharded, **need.own}.items(), key=lambda part: -part[1])[:3]
     largest = ", ".join(f"{name} {_gb(size)}" for name, size in parts)
-    what, text = f"memory: {need.stage}", f"{_gb(need.total())} of {_gb(machine.memory)} ({largest})"
+    what, text = f"memory: {stage}", f"{_gb(need.total())} of {_gb(machine.memory)} ({largest})"
     if need.total() <= machine.memory:
         return Finding(what, "ok", text)
     if need.total(devices) <= machine.memory:
         return Finding(what, "note", f"{text}; {_gb(need.total(devices))} each when sharded over {devices} devices")
-    return Finding(what, "refused", f"{text}; {need.lower}")
-
-
-def _disk(need: float, machine: Machine) -> Finding:
-    text = f"{_gb(need)} of {_gb(machine.disk)} for one seed"
-    if need <= machine.disk:
-        return Finding("disk", "ok", text)
-    more = "set SPIN_HOME to a larger disk, or lower spin.epochs_shown or spin.subsets"
-    return Finding("disk", "refused", f"{text}; {more}")
+    return Finding(what, "refused", f"{text}; {lower}")
 
 
 def _hours(made: Plan, hours: Mapping[str, float], machine: Machine) -> str:
     by_stage: dict[str, float] = defaultdict(float)
     for name, value in hours.items():
         by_stage[made.steps[name].stage] += value
-    parts = ", ".join(f"{stage} {_time(value)}" for stage, value in by_stage.items() if value)
+    parts = ", ".join(f"{stage} {clock.duration(3600 * value)}" for stage, value in by_stage.items() if value)
     text = (
-        f"about {_time(sum(hours.values()))} for {len(hours)} unfinished steps ({parts}), by the cost model at "
-        f"{machine.flops / 1e12:.3g} TFLOP/s and {machine.bandwidth / 1e9:.3g} GB/s per device, which leaves out "
-        "downloads, preference pairs, held-out prompts and MT-Bench"
+        f"about {clock.duration(3600 * sum(hours.values()))} for {len(hours)} unfinished steps ({parts}), by the cost "
+        f"model at {machine.flops / 1e12:.3g} TFLOP/s and {machine.bandwidth / 1e9:.3g} GB/s per device, which leaves "
+        "out downloads, preference pairs, held-out prompts and MT-Bench"
     )
-    measured = clock.expected_seconds(made.profile.name)
+    measured, where = clock.measured(made.profile.name)
     if not measured:
         return text
-    known = sum(measured.get(name, 0) for name in hours) / 3600
-    return f"{text}; for the existing results these steps took {_time(known)} on {clock.measured_on(made.profile.name)}"
-
-
-def _judge(made: Plan) -> Iterator[Finding]:
-    """The number of requests to MT-Bench's judge, and whose account pays for them."""
-    settings = made.profile.mt_bench
-    missing = [step for step in made if step.stage == "mt_bench" and not artifacts.is_complete(step.directory)]
-    if settings is not None and missing:
-        each = 2 * len(CATEGORIES) * (settings.limit or 10)
-        here = settings.judge_model is not None
-        whom = f"{settings.judge_name} on this machine" if here else f"{settings.judge} at {settings.base_url}"
-        text = f"{len(missing) * each} requests to {whom}, {each} for each of {len(missing)} models"
-        text += "" if here else f", on the account of {judge.KEY}"
-        yield Finding("judge", "note", text)
-
-
-def _canonical(name: str) -> str:
-    return re.sub("[-_.]+", "-", name).lower()
+    known = clock.duration(sum(measured.get(name, 0) for name in hours))
+    return f"{text}; for the existing results these steps took {known} on {where}"
 
 
 def _versions() -> Finding:
@@ -396,30 +378,23 @@ def _versions() -> Finding:
     if not lock.is_file():
         return Finding("versions", "unknown", "no requirements.lock next to the package; run from a checkout")
     pinned = [line.split("==") for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line]
-    wanted = {_canonical(name): version for name, version in pinned}
-    found = list(importlib.metadata.distributions())[::-1]  # of several the first is imported: setuptools brings some
-    installed = {_canonical(each.name): each.version.partition("+")[0] for each in found}
-    other = [
-        f"{name} {installed.get(name, 'missing')} instead of {version}"
-        for name, version in wanted.items()
-        if installed.get(name) != version.partition("+")[0]
-    ]
+    found = {name: _installed(name) for name, _ in pinned}
+    other = [f"{name} {found[name]} instead of {version}" for name, version in pinned if found[name] != version]
     if not other:
-        return Finding("versions", "ok", f"all {len(wanted)} packages as in requirements.lock")
+        return Finding("versions", "ok", f"all {len(pinned)} packages as in requirements.lock")
     more = f" and {len(other) - 5} more" if len(other) > 5 else ""
     return Finding("versions", "note", f"{', '.join(other[:5])}{more}; make setup installs the lock")
 
 
+def _installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
 def _gb(size: float) -> str:
-    if size == float("inf"):
-        return "an unknown size"
-    if size < 1e9:
-        return f"{size / 1e6:.0f} MB"
-    return f"{size / 1e9:.1f} GB" if size < 1e11 else f"{size / 1e9:.0f} GB"
-
-
-def _time(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+    return f"{size / 1e9:.3g} GB" if size < float("inf") else "an unknown size"
 
 
 class Wanted(NamedTuple):

@@ -146,18 +146,15 @@ def test_the_released_way_asks_under_one_template_and_trains_under_another(tmp_p
 
 def test_the_check_counts_an_arms_memory_and_hours() -> None:
     profile = arm(spin__answers_per_prompt=64).profile
-    known, machine, found = (
-        estimate.architecture(profile.model),
-        estimate.machine(1, 80),
-        estimate.lengths(profile, None),
-    )
+    known, machine = estimate.architecture(profile.model), estimate.machine(1, 80)
     assert known is not None
     spin, plain = (
-        next(need for need in estimate.memory(made, known[0], found, machine) if need.stage == "spin").total()
+        next(need for stage, need, _ in estimate.memory(made, known[0], machine) if stage == "spin").total()
         for made in (profile, replace(profile, arms={}))
     )
     assert spin > 2 * plain - estimate.LIBRARIES
-    hours = estimate.hours(plan.make(profile, 7), machine, known[0], found)
+    run, rows = estimate.workload(profile, machine, None), estimate.rows_of(profile, None)
+    hours = estimate.hours(plan.make(profile, 7), run, known[0], rows)
     assert hours["pairs-0-arm-it"] == pytest.approx(64 * hours["pairs-0"])
 
 

@@ -106,14 +106,14 @@ def test_mt_bench_is_counted_with_a_key_and_said_to_be_left_out_without_one(monk
     report = preflight.check(profile, EIGHT)
     assert not states(report, "left out")
     assert states(report, "memory: mt_bench") == ["ok"]
-    assert "800 requests to gpt-4 at https://api.openai.com/v1, 160 for each of 5 models" in text(report)
+    assert "about 800 requests to gpt-4 at https://api.openai.com/v1, on the account" in text(report)
 
 
 def test_the_control_of_table_5_is_counted_with_its_own_rows() -> None:
     profile = profiles.load("paper", REVISION)
-    lengths = estimate.lengths(profile, None)
-    assert (lengths.rows["spin"], lengths.rows["control"]) == (49_792, 207_865)
-    hours = estimate.hours(plan.make(profile, 0), EIGHT, SEVEN, lengths)
+    rows = estimate.rows_of(profile, None)
+    assert (rows["spin"], rows["control"]) == (49_792, 207_865)
+    hours = estimate.hours(plan.make(profile, 0), estimate.workload(profile, EIGHT, None), SEVEN, rows)
     assert hours["sft-more-2"] == hours["sft-more-1"] > hours["spin-0"] / 2
     unpinned = profiles.load("paper", REVISION | {"sft_control.demonstrations.revision": ""})
     report = preflight.check(unpinned, EIGHT)
@@ -131,8 +131,8 @@ def test_a_disk_too_small_is_refused_and_counts_every_checkpoint(monkeypatch: py
     found = estimate.architecture(profile.model)
     assert found is not None
     one = 4 * found[0].parameters
-    # base, sft, sft-more, spin-0 and -1, epoch 1 and 3, subset, arm, dpo twice; states: kept one, two of AdamW's
-    expected = one * (1 + 2 + 2 + 2 + 1 + 1 + 2) + 2 * one + 2 * 3 * one
+    # base, sft, sft-more, spin-0 and -1, epoch 1 and 3, subset, arm, dpo twice; three states as large as AdamW's
+    expected = one * (1 + 2 + 2 + 2 + 1 + 1 + 2) + 3 * 3 * one
     assert estimate.disk(made, found[0]) == expected
     monkeypatch.setattr(artifacts, "is_complete", lambda folder: folder == made.directory("sft"))
     assert estimate.disk(made, found[0]) == expected - one, "what is finished takes no more"
@@ -213,7 +213,8 @@ def test_the_command_prints_json_asks_the_hub_of_the_environment_and_fails_when_
 def test_hours_follow_the_work_and_the_machine() -> None:
     def hours(machine: Machine, **changes: Any) -> dict[str, float]:
         profile = profiles.load("paper", REVISION | changes)
-        return estimate.hours(plan.make(profile, 0), machine, SEVEN, estimate.lengths(profile, None))
+        run = estimate.workload(profile, machine, None)
+        return estimate.hours(plan.make(profile, 0), run, SEVEN, estimate.rows_of(profile, None))
 
     eight, one = hours(EIGHT), hours(estimate.machine(1, 80))
     assert eight["spin-1"] == pytest.approx(2 * eight["spin-0"]), "pairs of t-1 are mixed in"

@@ -38,17 +38,9 @@ def test_the_estimate_of_a_training_run_is_near_its_measured_peak(way: str) -> N
         adapters = [settings.lora] if settings.lora else []
         architecture = estimate.of_config(measure_memory.model_of(size).config, adapters)
         architecture = dataclasses.replace(architecture, path="fast" if way == "lora" else way)
-        need = estimate.training_memory(
-            architecture,
-            settings,
-            width=4,
-            longest=longest,
-            fused=way == "fast",
-            gpu=False,
-            stage="spin",
-        )
-        need = dataclasses.replace(need, own={**need.own, "merging": 0.0})  # comes after the steps
-        factor = FACTOR if way == "fast" else GENERAL
+        fast = way == "fast"
+        need = estimate.training_memory(architecture, settings, width=4, longest=longest, fused=fast, gpu=False)
+        factor = FACTOR if fast else GENERAL
         assert 1 / factor < (need.total() - estimate.LIBRARIES) / growth < factor, (size, growth, need)
 
 

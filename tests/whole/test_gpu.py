@@ -191,7 +191,7 @@ def test_the_estimate_of_a_training_run_is_near_its_measured_peak(tmp_path: Path
     torch.cuda.reset_peak_memory_stats()
     train(model, groups, settings, opponent_logps=[(-50.0, -50.0)] * len(groups), seed=0, work=tmp_path)
     architecture = estimate.of_config(model.config)
-    need = estimate.training_memory(architecture, settings, width=2, longest=1024, fused=True, gpu=True, stage="spin")
+    need = estimate.training_memory(architecture, settings, width=2, longest=1024, fused=True, gpu=True)
     measured = torch.cuda.max_memory_reserved()
     assert measured < need.total() < 2 * measured
 
