@@ -204,7 +204,7 @@ def _console() -> Console:
 
 def _outcome(line: _Line) -> str:
     """The outcome of a finished step: the average of an evaluation, the last loss of a training run."""
-    if line.step.stage in ("evaluation", "transfer"):
+    if line.step.stage in ("evaluation", "transfer", "instructions"):
         found = json.loads((line.step.directory / "evaluation.json").read_text(encoding="utf-8"))
         return f"average {100 * found['average']:.1f}"
     reached = f"{100 * line.share:.0f} % of the machine's matrix rate" if line.share else ""

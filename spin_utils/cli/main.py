@@ -122,7 +122,7 @@ Seeds = Annotated[str, Option(help="training seeds, such as 0,1,2")]
 Seed = Annotated[int, Option(min=0, metavar="N", help="training seed")]
 TableRow = Annotated[str, Option("--model", help="row of a table, such as spin-3")]
 Json = Annotated[bool, Option("--json", help="for programs")]
-Kind = Literal["evaluations", "transfer", "training", "generations", "heldout", "mt_bench"]
+Kind = Literal["evaluations", "transfer", "training", "generations", "heldout", "mt_bench", "instructions"]
 
 
 def _command(*examples: str, **more: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

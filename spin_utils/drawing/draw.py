@@ -72,7 +72,7 @@ def compose(profile: Profile) -> Drawing:
     answers = generations.measures(texts)
     heldout = results.load_heldout(folder)
     bounds = generations.jsd_bounds(heldout)
-    grades = results.load_mt_bench(folder)
+    grades, followed = results.load_mt_bench(folder), scores(profile, "instructions")
     own = results.load_summaries(folder, part="metrics")
     findings = claims.judge(
         measured,
@@ -90,7 +90,7 @@ def compose(profile: Profile) -> Drawing:
     scored = [
         tables.table3(measured, preferences=profile.dpo.preferences.source if profile.dpo else ""),
         *(make(measured) for make in (tables.table4, tables.table5)),
-        tables.table6(transfer, grades),
+        tables.table6(transfer, grades, followed),
     ]
     other = tuple(filter(None, [not_the_papers(profile, tasks)]))
     scored = [replace(table, notes=table.notes + other) for table in scored]
@@ -113,7 +113,7 @@ def compose(profile: Profile) -> Drawing:
             "figure3": figures.figure3(measured, profile=name),
             "figure4": figures.figure4(measured, profile=name),
             "figure5": figures.figure5(measured, profile=name),
-            "figure6": figures.figure6(measured, transfer, grades, profile=name),
+            "figure6": figures.figure6(measured, transfer, grades, followed, profile=name),
             "training": training_figures.training_curves(training, loss=profile.spin.training.loss),
             "convergence": figures.convergence(answers, bounds),
         },
@@ -149,7 +149,7 @@ def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFra
             f"{paths.relative(folder)}: no evaluations; run `spin-repro reproduce --profile {profile.name}` first"
         )
     found = _with_benchmarks(found, profile, kind)
-    return found if kind == "transfer" else with_last_epoch(found, profile.spin.training.epochs)
+    return with_last_epoch(found, profile.spin.training.epochs) if kind == "evaluations" else found
 
 
 def compared(profile: Profile, scores: pd.DataFrame) -> Agreement | None:

@@ -36,6 +36,7 @@ from spin_utils.drawing.style import (
     style,
 )
 from spin_utils.drawing.tables import benchmarks
+from spin_utils.evaluation.instructions import NAME
 from spin_utils.paper import published
 from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
 from spin_utils.paper.results import judged
@@ -256,18 +257,27 @@ def figure5(scores: pd.DataFrame, *, profile: str = "") -> Figure:
 
 @style()
 def figure6(
-    scores: pd.DataFrame, transfer: pd.DataFrame, grades: pd.DataFrame | None = None, *, profile: str = ""
+    scores: pd.DataFrame,
+    transfer: pd.DataFrame,
+    grades: pd.DataFrame | None = None,
+    instructions: pd.DataFrame | None = None,
+    *,
+    profile: str = "",
 ) -> Figure:
-    """Figure 6: a radar of the eight categories of MT-Bench, or of our tasks if there are no grades.
+    """Figure 6: a radar of the eight categories of MT-Bench; without grades, of kinds of instructions or our tasks.
 
     Args:
         scores: From `draw.scores`.
         transfer: The same of tasks that nothing was trained on.
         grades: From `results.load_mt_bench`.
+        instructions: From `draw.scores(profile, "instructions")`.
         profile: Named in the title.
     """
     if grades is not None and not grades.empty:
         return _figure6_of_grades(grades, profile)
+    of_instructions = instructions is not None and not instructions.empty
+    if instructions is not None and of_instructions:
+        scores, transfer = instructions, instructions.iloc[:0]
     own, harder = benchmarks(scores), benchmarks(transfer)
     shown = [table[table["model"].isin(MODELS)] for table in (scores, transfer)]
     together = pd.concat([table for table in shown if not table.empty] or shown[:1])
@@ -280,8 +290,16 @@ def figure6(
         return figure
     starred = [_short(task) + "*" * (harder.get(task, task) != task) for task in tasks]
     _radar(figure, 111, starred, (25, 50, 75, 100), means)
-    figure.legend(loc="outside upper center", ncols=2, title=f"{ours_of(profile)}, points", title_fontsize=7)
-    note = {"scores": shown[0], "transfer": shown[1], "models": MODELS, "harder": harder, "absent": _absent(means)}
+    measured = f": {NAME}" if of_instructions else ""
+    figure.legend(loc="outside upper center", ncols=2, title=f"{ours_of(profile)}{measured}, points", title_fontsize=7)
+    note = {
+        "instructions": of_instructions,
+        "scores": shown[0],
+        "transfer": shown[1],
+        "models": MODELS,
+        "harder": harder,
+        "absent": _absent(means),
+    }
     note |= {"own": published.other_tasks(own), "starred": published.other_tasks(harder)}
     footnote(figure, footnotes.note("radar", **note))
     return figure

@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from spin_utils.drawing import footnotes
+from spin_utils.evaluation.instructions import NAME
 from spin_utils.experiment import estimate
 from spin_utils.files.disk import write_forms
 from spin_utils.paper import published, results
@@ -196,13 +197,18 @@ def table5(scores: pd.DataFrame) -> Table:
     return _leaderboard(5, "One more epoch of SFT", {"sft": "", "sft-more-1": "sft"}, scores)
 
 
-def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None) -> Table:
+def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None, instructions: pd.DataFrame | None = None) -> Table:
     """Table 6: benchmarks outside the leaderboard; here tasks that no model was trained on, and MT-Bench if it was run.
 
     Args:
         scores: Of tasks that no model was trained on, from `draw.scores(profile, "transfer")`.
         grades: From `results.load_mt_bench`.
+        instructions: From `draw.scores(profile, "instructions")`; all eight kinds are one column.
     """
+    followed = instructions is not None and not instructions.empty
+    if instructions is not None and followed:
+        one = instructions.assign(task=NAME)
+        scores = one if scores.empty else pd.concat([scores, one], ignore_index=True)
     columns = _columns(scores, published.OTHERS, always=True)
     baselines = {"sft": "", **dict.fromkeys(_all_iterations(scores), "sft")}
     judged = grades if grades is not None and not grades.empty else None
@@ -226,6 +232,7 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None) -> Table:
         scores=scores,
         baselines=baselines,
         grades=judged,
+        followed=NAME if followed else "",
         zero_shot="bb_causal" in own.values() and "bb_causal" not in own,
         noises={name: noise for name, noise in noises.items() if noise is not None},
     )

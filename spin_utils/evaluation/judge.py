@@ -47,8 +47,8 @@ Grade = dict[str, Any]
 
 
 def can_grade(settings: MtBenchSettings) -> bool:
-    """Whether the judge is on this machine, or the environment has a key."""
-    return settings.judge_model is not None or bool(os.environ.get(KEY, "").strip())
+    """Whether the judge is a program or a model on this machine, or the environment has a key."""
+    return settings.is_programmatic or settings.judge_model is not None or bool(os.environ.get(KEY, "").strip())
 
 
 def rating(judgment: str) -> float | None:

@@ -1,6 +1,6 @@
-"""The two steps of MT-Bench for one model: its answers, then a judge's grades.
+"""The two steps of MT-Bench for one model: its answers, then a judge's grades; or one step of verifiable instructions.
 
-They are separate because answers need no network, grades need no accelerator, and a new judge needs no new answers.
+The two are separate because answers need no network, grades need no accelerator, and a new judge needs no new answers.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_utils.evaluation import judge
+from spin_utils.evaluation import instructions, judge
 from spin_utils.evaluation.judge import Judge, grade_all
-from spin_utils.evaluation.mt_bench import Message, judge_messages, judge_prompts, questions
+from spin_utils.evaluation.mt_bench import Message, Question, judge_messages, judge_prompts, questions
 from spin_utils.experiment.plan import Plan, Step, stream
 from spin_utils.files import artifacts
 from spin_utils.files.runtime import progress
@@ -29,10 +29,21 @@ STREAM = 600
 
 def make_answers(plan: Plan, step: Step, work: Path) -> None:
     """The model answers both turns of every question: answers.json."""
+    artifacts.write_json(work / "answers.json", _answers(plan, step, work, questions(_settings(plan).limit)))
+
+
+def make_instructions(plan: Plan, step: Step, work: Path) -> None:
+    """The model answers verifiable instructions, and a program checks the answers: evaluation.json."""
+    asked = instructions.questions(_settings(plan).limit)
+    answers = _answers(plan, step, work, [each.question for each in asked])
+    artifacts.write_json(work / "evaluation.json", instructions.evaluation(asked, answers))
+
+
+def _answers(plan: Plan, step: Step, work: Path, asked: Sequence[Question]) -> list[dict[str, Any]]:
+    """A model's answers to both turns of each question, as `converse` returns them."""
     from spin_utils.evaluation.mt_bench import converse
 
-    settings = _settings(plan)
-    folder, asked = plan.checkpoint(step.parameters["model"]), questions(settings.limit)
+    settings, folder = _settings(plan), plan.checkpoint(step.parameters["model"])
     model, tokenizer = base.load_for_inference(folder), base.load_tokenizer(folder)
     with progress(2 * len(asked), step.name, "answers") as bar:
         answers = converse(
@@ -48,7 +59,7 @@ def make_answers(plan: Plan, step: Step, work: Path) -> None:
     cut = sum(turn["cut_tokens"] > 0 for answer in answers for turn in answer["turns"])
     if cut:
         log.warning("%s: %d conversations longer than the model's context lost their beginning", step.name, cut)
-    artifacts.write_json(work / "answers.json", answers)
+    return answers
 
 
 def make_grades(plan: Plan, step: Step, work: Path) -> None:
@@ -95,6 +106,8 @@ def check(settings: MtBenchSettings) -> None:
         MtBenchError: the questions are missing or damaged, or the client is not installed.
         ModelError: the judge's folder is not that of a model with a chat template.
     """
+    if settings.is_programmatic:
+        return
     questions(settings.limit)
     judge_prompts()
     if settings.judge_model is not None and settings.judge_model.source == "directory":

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from spin_utils.data import big_bench
 from spin_utils.data.rows import check_file
-from spin_utils.evaluation import judge
+from spin_utils.evaluation import instructions, judge
 from spin_utils.evaluation.mt_bench import FILES
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.model import base
@@ -126,7 +126,7 @@ class Plan:
         return [step.parameters["model"] for step in self if step.stage == "evaluation"]
 
 
-MEASURED = ("evaluation", "heldout", "transfer", "mt_bench")
+MEASURED = ("evaluation", "heldout", "transfer", "mt_bench", "instructions")
 """Stages whose results go into tables and figures."""
 
 
@@ -170,8 +170,13 @@ def make(profile: Profile, seed: int) -> Plan:
     def grade(model: str) -> None:
         if profile.mt_bench is None:
             return
-        answering = {"mt_bench": answers_identity(profile.mt_bench), "files": FILES, "template": template}
         checkpoint = steps[f"eval-{model}"].inputs[:1]
+        answering: dict[str, Any] = {"mt_bench": answers_identity(profile.mt_bench), "template": template}
+        if profile.mt_bench.is_programmatic:
+            answering["instructions"] = instructions.VERSION
+            add(f"instructions-{model}", "instructions", "", checkpoint, answering, model=model)
+            return
+        answering["files"] = FILES
         answers = add(f"mt-answers-{model}", "mt_answers", "", checkpoint, answering, model=model)
         asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
         if profile.mt_bench.judge_model is not None:
@@ -336,6 +341,7 @@ def in_words(step: Step) -> str:
         "heldout": f"{name} is tried on held-out prompts",
         "mt_answers": f"{name} answers MT-Bench",
         "mt_bench": f"{name}: a judge grades its answers",
+        "instructions": f"{name} answers verifiable instructions",
         "tables": "tables, figures and verdicts",
     }
     return words[step.name if step.name in ("control-data", "first-tables") else step.stage]

@@ -60,8 +60,8 @@ def publish(plans: list[Plan]) -> list[Path]:
 def _documents(plan: Plan, step: Step) -> Iterator[Document]:
     """The results files of a finished step."""
     files, read = artifacts.read_manifest(step.directory)["files"], partial(artifacts.read_json, step.directory)
-    if step.stage in ("evaluation", "transfer"):
-        kind = "evaluations" if step.stage == "evaluation" else "transfer"
+    if step.stage in ("evaluation", "transfer", "instructions"):
+        kind = "evaluations" if step.stage == "evaluation" else step.stage
         yield kind, step.parameters["model"], read("evaluation.json")
     if step.stage == "mt_bench":
         yield step.stage, step.parameters["model"], {"kind": step.stage, **read("mt_bench.json")}

@@ -28,7 +28,7 @@ from spin_utils.settings.run import ProcessSettings, Profile
 
 log = logging.getLogger(__name__)
 
-ALONE = ("data", "base", "mt_answers", "mt_bench")
+ALONE = ("data", "base", "mt_answers", "mt_bench", "instructions")
 """Stages that run in a single process."""
 
 
@@ -178,6 +178,7 @@ def _make(plan: Plan, step: Step, work: Path) -> None:
         "transfer": measure.make_evaluation,
         "mt_answers": mt_bench.make_answers,
         "mt_bench": mt_bench.make_grades,
+        "instructions": mt_bench.make_instructions,
     }
     makers[step.stage](plan, step, work)
 
@@ -225,7 +226,11 @@ def resources(profile: Profile, step: Step) -> StepResources:
     """The resources that a step requests from the scheduler."""
     if step.stage in ("sft", "spin", "epochs", "subset", "dpo"):
         return profile.resources.training
-    if step.stage in ("pairs", "mt_answers") or _is_sampled(profile, step) or _is_graded_here(profile, step):
+    if (
+        step.stage in ("pairs", "mt_answers", "instructions")
+        or _is_sampled(profile, step)
+        or _is_graded_here(profile, step)
+    ):
         return profile.resources.generation
     measured = step.stage in ("evaluation", "heldout", "transfer")
     return profile.resources.evaluation if measured else profile.resources.other

@@ -6,6 +6,7 @@
     results/PROFILE/seed-S/generations/MODEL.json    the model's responses to SPIN's training prompts
     results/PROFILE/seed-S/heldout/MODEL.json        how an iteration changed log-probabilities on held-out pairs
     results/PROFILE/seed-S/mt_bench/MODEL.json       a judge's grades of the model's answers to MT-Bench
+    results/PROFILE/seed-S/instructions/MODEL.json   where a program took the judge's place: instructions followed
 
 Each kind of file has a pydantic model, which checks it when it is written and again when it is read. A bad file is
 refused with its path and the field. Scores are shares (0..1) here and points in tables.
@@ -44,8 +45,8 @@ from spin_utils.settings.names import ModelName
 SCHEMA = 1
 """Version of the file format; other versions are refused."""
 
-Scored = Literal["evaluations", "transfer"]
-"""Folders of evaluations: on the tasks of the training mix, and on tasks not used in training."""
+Scored = Literal["evaluations", "transfer", "instructions"]
+"""Folders of evaluations: on the tasks of the training mix, on tasks not used in training, and on instructions."""
 
 _AGAIN = "run the stage that writes the file again"
 
@@ -261,6 +262,7 @@ _KINDS: dict[str, type[Document]] = {
     "generations": Generations,
     "heldout": Heldout,
     "mt_bench": MtBench,
+    "instructions": Evaluation,
 }
 """Kind of the files in each folder."""
 

@@ -77,13 +77,18 @@ TEMPERATURES = dict(zip(CATEGORIES, (0.7, 0.7, 0.0, 0.0, 0.0, 0.0, 0.1, 0.1), st
 """FastChat's `temperature_config`."""
 
 
+INSTRUCTIONS = "instructions"
+"""The judge that is a program: verifiable instructions instead of MT-Bench."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class MtBenchSettings:
     """MT-Bench (Table 6, Figure 6): two-turn questions, answered by the model and graded by a judge."""
 
     judge: str = ""
     """Name of the judge at its endpoint. FastChat's default is gpt-4, a name whose model has changed over time; the
-    paper does not say which version it used."""
+    paper does not say which version it used. `instructions`: no judge and not MT-Bench, but verifiable instructions,
+    answered in the same way and checked by a program, under a name of their own."""
     judge_model: ModelSettings | None = None
     """A model that grades on this machine instead, written like the profile's `model`; it needs no key."""
     base_url: str = "https://api.openai.com/v1"
@@ -117,6 +122,10 @@ class MtBenchSettings:
 
     def __post_init__(self) -> None:
         require(bool(self.judge_name.strip()), "judge: empty; name the endpoint's model, such as gpt-4, or judge_model")
+        require(
+            not (self.is_programmatic and self.judge_model),
+            f"judge: {INSTRUCTIONS} is a program; leave out judge_model, or judge",
+        )
         url = urlsplit(self.base_url)
         require(
             url.scheme in ("http", "https") and bool(url.hostname),
@@ -131,6 +140,11 @@ class MtBenchSettings:
             set(self.temperatures) == set(CATEGORIES),
             f"temperatures: given for {', '.join(self.temperatures)}; give one for each of {', '.join(CATEGORIES)}",
         )
+
+    @property
+    def is_programmatic(self) -> bool:
+        """Whether verifiable instructions take MT-Bench's place."""
+        return self.judge == INSTRUCTIONS
 
     @property
     def judge_name(self) -> str:

@@ -323,7 +323,7 @@ class Profile:
     resources: ResourceSettings = field(default_factory=ResourceSettings)
     """What each kind of step requests from the scheduler; does not affect results."""
     mt_bench: MtBenchSettings | None = None
-    """MT-Bench for the models of the main chain (Table 6, Figure 6), with a judge that costs money; null: not run."""
+    """MT-Bench, or instructions in its place, for the models of the main chain (Table 6, Figure 6); null: not run."""
 
     def __post_init__(self) -> None:
         require(
