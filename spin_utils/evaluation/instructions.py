@@ -71,7 +71,7 @@ def _is_object(text: str, *keys: str) -> bool:
     fenced = re.fullmatch(r"```(?:json)?\n(.*)```", text.strip(), re.DOTALL)
     try:
         found = json.loads(fenced[1] if fenced else text)
-    except ValueError:
+    except (ValueError, RecursionError):  # a model may open brackets without end
         return False
     return isinstance(found, dict) and sorted(found) == sorted(keys)
 
