@@ -24,7 +24,6 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.interleaved import CLOCKS, RESULTS, column, hand_over, load, machine, ratio, rounds, workload, write
-from spin_utils.evaluation.harness import TASKS
 from spin_utils.evaluation.lm import PackedLM
 
 
@@ -112,8 +111,10 @@ def build_requests(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespa
         for file, count in (("rows", options.questions), ("examples", options.shots + 1)):
             (folder / f"{file}.jsonl").write_text(rows(count))
         (folder / "task.yaml").write_text(
-            f"include: {TASKS / 'spin_choices.yaml'}\ntask: timed\nnum_fewshot: {options.shots}\n"
-            f"dataset_kwargs:\n  rows: {folder / 'rows.jsonl'}\n  examples: {folder / 'examples.jsonl'}\n"
+            "task: timed\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\nfewshot_split: examples\n"
+            f"dataset_kwargs: {{data_files: {{test: {folder}/rows.jsonl, examples: {folder}/examples.jsonl}}}}\n"
+            'doc_to_text: "Question: {{question}}\\nAnswer:"\ndoc_to_choice: choices\ndoc_to_target: answer\n'
+            f"num_fewshot: {options.shots}\nfewshot_config: {{sampler: first_n}}\nmetric_list: [{{metric: acc}}]\n"
         )
         (task,) = TaskManager(include_defaults=False).load([str(folder / "task.yaml")])["tasks"].values()
         task.set_fewshot_seed(seed=0)

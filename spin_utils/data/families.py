@@ -54,7 +54,7 @@ def generate(
     seen: set[str] = set()
     splits: dict[str, list[dict[str, Any]]] = {}
     # The small held-out splits come first, so that their rows do not depend on the size of the training split.
-    for split in sorted(SPLITS, key=("test", "validation", "train").index):
+    for split in reversed(SPLITS):
         rows = []
         for place, (name, family) in enumerate(families.items()):
             share, rest = divmod(sizes.get(split, 0), len(families))
@@ -63,7 +63,7 @@ def generate(
             rows += [_sheet(single[i : i + family.questions]) for i in range(0, len(single), family.questions)]
         Random(f"order/{split}/{seed}").shuffle(rows)
         splits[split] = rows
-    return {split: splits[split] for split in SPLITS}
+    return splits
 
 
 def grade(row: Mapping[str, Any], response: str) -> float:

@@ -203,10 +203,8 @@ def _big_bench_columns(tasks: Mapping[str, BigBenchSettings]) -> list[Column]:
         for part, content in big_bench.load(name).items():
             metric = big_bench.metric_of(content)
             task = load_yaml(TASKS / f"big_bench_{'choices' if metric == big_bench.CHOICE else 'text'}.yaml")
-            task["task"], task["dataset_kwargs"] = (
-                part.removeprefix(f"{name}/"),
-                {"big_bench": part, "cloze": settings.cloze},
-            )
+            task["task"] = part.removeprefix(f"{name}/")
+            task["dataset_kwargs"] = {"big_bench": part, "cloze": settings.cloze}
             task["fewshot_delimiter"] = content.get("few_shot_example_separator", "\n")
             task["metric_list"][0]["metric"] = metric
             parts.append(task)
@@ -267,7 +265,10 @@ def _load(columns: Sequence[Column], taken: Mapping[str, str] | None = None) -> 
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
-            _check_scored(name, task)
+            if not task.config.metric_list or not len(task.eval_docs):
+                raise EvaluationError(f"tasks: {name} has no metric or no items; add them to its file")
+            if task.OUTPUT_TYPE == "generate_until":
+                known_options(task.config.generation_kwargs, where=f"tasks: {name}: ")
             key = f"{column.name}/{name}"
             task.set_config(key="task", value=key)
             loaded[column.name][key] = task
@@ -278,8 +279,6 @@ def _leaves(manager: TaskManager, column: Column) -> Mapping[str, Any]:
     """A column's tasks by lm-eval's names. Paths in a task file are relative to that file."""
     spec = column.spec
     file = Path(spec).resolve() if paths.is_yaml(spec) and not column.parts else None
-    if file and not file.is_file():
-        raise EvaluationError(f"tasks: {spec}: no such file; check the path")
     if not file and not column.parts and spec not in manager.all_tasks:
         raise EvaluationError(
             f"tasks: lm-eval knows no task {spec!r}; check the name, or give the path of its YAML file"
@@ -307,17 +306,6 @@ def _pinned() -> Iterator[None]:
         yield
     finally:
         module.datasets = datasets
-
-
-def _check_scored(name: str, task: Any) -> None:
-    """Raise if a task would not give every item a response and a score."""
-    if not task.config.metric_list or not len(task.eval_docs):
-        raise EvaluationError(f"tasks: {name} has no metric or no items; add them to its file")
-    if task.OUTPUT_TYPE == "generate_until":
-        try:
-            known_options(task.config.generation_kwargs)
-        except EvaluationError as error:
-            raise EvaluationError(f"tasks: {name}: {error}") from None
 
 
 def _shares(spec: str, leaves: Mapping[str, Any]) -> bool:

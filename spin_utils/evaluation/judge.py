@@ -8,8 +8,7 @@
 | rate limit, server error, timeout, lost connection | retried by the `openai` client, then an error |
 | wrong key, unknown model, any other rejected request, a reply that is no chat completion | an error at once |
 
-The key is read from the environment and never written: a key of 8 or more characters is removed from everything the
-server says.
+The key is read from the environment and never written.
 """
 
 from __future__ import annotations
@@ -34,11 +33,9 @@ from spin_utils.settings.run import GenerationSettings
 
 KEY = "OPENAI_API_KEY"
 """The environment variable that holds the key."""
-_SECRET = 8
-"""Length of the shortest key that is removed. A shorter one, like `x` for a local server, is not a secret and occurs in
-ordinary words."""
 _FILTERED = ("content_filter", "content_policy_violation")
 _RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))  # FastChat: one_score_pattern, _backup
+_LATER = "run the same command later to resume"
 _REMEDIES = {401: f"check {KEY}", 403: f"check {KEY}", 404: "check mt_bench.judge and mt_bench.base_url"}
 
 Grade = dict[str, Any]
@@ -79,11 +76,11 @@ class Judge:
 
     def __init__(self, settings: MtBenchSettings) -> None:
         self.settings, self._openai = settings, client_library()
-        self._key = os.environ.get(KEY, "").strip()
-        if not re.fullmatch("[!-~]+", self._key):
+        key = os.environ.get(KEY, "").strip()
+        if not re.fullmatch("[!-~]+", key):
             raise MtBenchError(f"{KEY}: not set, or not a key; put the key for {settings.base_url} in the environment")
         self._client = self._openai.OpenAI(
-            api_key=self._key, base_url=settings.base_url, timeout=settings.timeout_s, max_retries=settings.retries
+            api_key=key, base_url=settings.base_url, timeout=settings.timeout_s, max_retries=settings.retries
         )
 
     def grade(self, messages: Sequence[Message]) -> Grade:
@@ -96,43 +93,31 @@ class Judge:
         options: dict[str, Any] = {settings.token_limit: settings.judge_max_tokens}
         if settings.judge_temperature is not None:
             options["temperature"] = settings.judge_temperature
-        text = ""
+        text, where = "", f"judge {settings.judge} at {settings.base_url}"
         try:
             reply = self._client.chat.completions.with_raw_response.create(
                 model=settings.judge, messages=list(messages), **options
             )
             text = reply.http_response.text
             body = json.loads(text)
-            choice, model = body["choices"][0], self._clean(body.get("model") or "")
+            choice, model = body["choices"][0], str(body.get("model") or "")
             content, refusal = choice["message"].get("content"), choice["message"].get("refusal")
         except openai.APIStatusError as error:
-            words = self._clean(error.message)[:300]
-            if error.status_code == 400 and error.code in _FILTERED:
+            words, status = error.message[:300], error.status_code
+            if status == 400 and error.code in _FILTERED:
                 return _grade("refused", None, words, "")
-            passing = error.status_code == 429 or error.status_code >= 500
-            remedy = "run the same command later to resume" if passing else "see mt_bench in the profile"
-            remedy = _REMEDIES.get(error.status_code, remedy)
-            raise self._error(f"status {error.status_code}: {words}", remedy) from None
+            remedy = _REMEDIES.get(status, _LATER if status == 429 or status >= 500 else "see mt_bench in the profile")
+            raise MtBenchError(f"{where}: status {status}: {words}; {remedy}") from None
         except openai.OpenAIError as error:
-            words = self._clean(error.__cause__ or error)
-            raise self._error(f"no answer ({words})", "run the same command later to resume") from None
+            raise MtBenchError(f"{where}: no answer ({error.__cause__ or error}); {_LATER}") from None
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            words = self._clean(text)[:80]
-            raise self._error(f"a reply that is not a chat completion: {words!r}", "check mt_bench.base_url") from None
+            raise MtBenchError(
+                f"{where}: a reply that is not a chat completion: {text[:80]!r}; check mt_bench.base_url"
+            ) from None
         words = str(refusal or content or "")
         if refusal or choice.get("finish_reason") == "content_filter":
-            return _grade("refused", None, self._clean(words), model)
-        return _judged(words, model) | {"judgment": self._clean(words)}
-
-    def _error(self, reason: str, remedy: str) -> MtBenchError:
-        return MtBenchError(f"judge {self.settings.judge} at {self.settings.base_url}: {reason}; {remedy}")
-
-    def _clean(self, text: object) -> str:
-        """The server's words without the key, and without lone surrogates, which cannot be encoded as UTF-8."""
-        words = str(text)
-        if len(self._key) >= _SECRET:
-            words = words.replace(self._key, "[key]")
-        return words.encode(errors="replace").decode()
+            return _grade("refused", None, words, model)
+        return _judged(words, model)
 
 
 def grade_all(

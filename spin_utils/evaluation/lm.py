@@ -260,7 +260,7 @@ class PackedLM(TemplateLM):
         return str(postprocess_generated_text(text, stop=until, think_end_token=None))
 
 
-def known_options(options: dict[str, Any], max_new_tokens: int = 256) -> dict[str, Any]:
+def known_options(options: dict[str, Any], max_new_tokens: int = 256, *, where: str = "") -> dict[str, Any]:
     """A task's `generation_kwargs` with lm-eval's aliases and defaults resolved.
 
     Raises:
@@ -270,7 +270,7 @@ def known_options(options: dict[str, Any], max_new_tokens: int = 256) -> dict[st
     unknown = sorted(set(known) - _KNOWN_OPTIONS)
     if unknown:
         raise EvaluationError(
-            f"generation_kwargs: {', '.join(unknown)} is not supported; use {', '.join(sorted(_KNOWN_OPTIONS))}"
+            f"{where}generation_kwargs: {', '.join(unknown)} is not supported; use {', '.join(sorted(_KNOWN_OPTIONS))}"
         )
     return known
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spin_utils.files import artifacts
 from spin_utils.files.paths import KitError
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
@@ -87,7 +86,6 @@ def converse(
     settings: MtBenchSettings,
     *,
     seed: int,
-    scratch: Path,
     progress: Callable[[int], object] | None = None,
 ) -> list[dict[str, Any]]:
     """Answer both turns of each question.
@@ -99,7 +97,6 @@ def converse(
         asked: the questions.
         settings: temperatures, top-k and longest answer.
         seed: of the answers; a question's random numbers do not depend on the other questions.
-        scratch: folder that keeps a finished turn, so that a killed run resumes after it.
         progress: called with the number of newly finished answers.
 
     Returns:
@@ -111,13 +108,7 @@ def converse(
     for turn in (0, 1):
         for texts, question in zip(said, asked, strict=True):
             texts.append(question.turns[turn])
-        path = scratch / f"turn-{turn + 1}.json"
-        if not path.is_file():
-            answers = _answer(model, tokenizer, template, asked, said, settings, seed, progress)
-            artifacts.write_json(path, answers)
-        elif progress is not None:
-            progress(len(asked))
-        turns.append(json.loads(path.read_text(encoding="utf-8")))
+        turns.append(_answer(model, tokenizer, template, asked, said, settings, seed, progress))
         for texts, answer in zip(said, turns[-1], strict=True):
             texts.append(answer["text"])
     return [

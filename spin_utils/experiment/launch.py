@@ -8,6 +8,7 @@ over the loopback interface.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import signal
@@ -50,8 +51,11 @@ def check(settings: ProcessSettings) -> None:
     Raises:
         KitError: there are fewer GPUs than processes, or no DeepSpeed for zero3.
     """
-    if settings.count != 1:
-        processes.check_available(settings.sharding)
+    if settings.count != 1 and settings.sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
+        raise KitError(
+            "zero3 needs DeepSpeed, which is not installed: pip install -e '.[deepspeed]', or use fsdp2, which shards "
+            "the same"
+        )
     if not wanted(settings):
         return
     import torch

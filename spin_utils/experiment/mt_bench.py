@@ -53,7 +53,6 @@ def _answers(plan: Plan, step: Step, work: Path, asked: Sequence[Question]) -> l
             asked,
             settings,
             seed=stream(plan.seed, STREAM),
-            scratch=artifacts.scratch(work),
             progress=bar.advance,
         )
     cut = sum(turn["cut_tokens"] > 0 for answer in answers for turn in answer["turns"])

@@ -142,14 +142,16 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
 def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str, Any], seed: int) -> Iterator[Path]:
     work = _partial(directory)
     work.mkdir(parents=True, exist_ok=True)
-    started, clock, spent = time.time(), time.monotonic(), _spent(work)
+    earlier = scratch(work) / "seconds"  # of a run that was stopped
+    spent = float(earlier.read_text()) if earlier.is_file() else 0.0
+    started, clock = time.time(), time.monotonic()
     processes.barrier()
     try:
         yield work
     finally:
         seconds = spent + time.monotonic() - clock
         with contextlib.suppress(OSError):  # a full disk raises its own error
-            write_text(scratch(work) / "seconds", f"{seconds:.3f}")
+            write_text(earlier, f"{seconds:.3f}")
     for leftover in work.rglob(".*.tmp"):  # from a killed writer
         leftover.unlink()
     files = {
@@ -317,13 +319,6 @@ def _device() -> str:
     else:
         device = f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     return device if processes.count() == 1 else f"{device}, {processes.count()} processes"
-
-
-def _spent(work: Path) -> float:
-    try:
-        return float((work / SCRATCH / "seconds").read_text())
-    except (FileNotFoundError, ValueError):
-        return 0.0  # never stopped, or damaged, which only affects the recorded time
 
 
 def _partial(directory: Path) -> Path:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,6 @@ def check_writable(folder: Path) -> None:
     try:
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".{os.getpid()}.tmp"
-            probe.touch()
-            probe.unlink()
+            tempfile.TemporaryFile(dir=folder).close()
     except StorageError as error:
         raise KitError(str(error)) from None

@@ -7,7 +7,6 @@ writes for all.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import signal
@@ -101,7 +100,6 @@ def group(sharding: Sharding) -> Iterator[None]:
     from torch import distributed
 
     place = _Place(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _chosen(sharding))
-    check_available(place.sharding)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -148,15 +146,6 @@ def leave(status: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-def check_available(sharding: Sharding) -> None:
-    """Raise `KitError` if the package for a kind of sharding is missing."""
-    if sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
-        raise KitError(
-            "zero3 needs DeepSpeed, which is not installed: pip install -e '.[deepspeed]', or use fsdp2, which shards "
-            "the same"
-        )
 
 
 def barrier() -> None:

@@ -128,7 +128,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
 
 
 def _shard_by_deepspeed(model: PreTrainedModel) -> None:
-    import deepspeed  # an extra; `processes.check_available` has looked for it
+    import deepspeed  # an extra; `experiment.launch` has looked for it
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (

@@ -118,8 +118,10 @@ def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
     write_questions(tmp_path / "examples.jsonl", 5)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine.yaml").write_text(
-        f"include: {TASKS / 'spin_choices.yaml'}\ntask: mine\nnum_fewshot: 3\n"
-        f"dataset_kwargs:\n  rows: {tmp_path / 'questions.jsonl'}\n  examples: {tmp_path / 'examples.jsonl'}\n"
+        "task: mine\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\nfewshot_split: examples\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/questions.jsonl, examples: {tmp_path}/examples.jsonl}}}}\n"
+        'doc_to_text: "Question: {{question}}\\nAnswer:"\ndoc_to_choice: choices\ndoc_to_target: answer\n'
+        "num_fewshot: 3\nmetric_list: [{metric: acc}]\n"
     )
     record = evaluate(
         model,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -131,25 +130,6 @@ def test_a_failure_that_will_not_pass_stops_at_once_with_the_servers_words(
     with pytest.raises(MtBenchError, match=words):
         Judge(settings(server)).grade(ASK)
     assert len(server.requests) == 1
-
-
-def test_the_key_is_cut_out_of_whatever_the_server_says(
-    server: LoopbackJudge, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    echo = f"you sent {KEY}"
-    answers(server, judged(f"{echo} [[5]] \ud800", model=KEY))
-    grade = Judge(settings(server)).grade(ASK)
-    assert grade["judgment"] == "you sent [key] [[5]] ?", "half a character could not be written to a file"
-    for reply in (failed(401, words=echo), Reply(echo.encode())):
-        answers(server, reply)
-        with pytest.raises(MtBenchError, match=r"you sent \[key\]") as caught:
-            Judge(settings(server)).grade(ASK)
-        assert caught.value.__cause__ is None
-        assert caught.value.__suppress_context__
-        assert KEY not in str(caught.value)
-    logged = [record.getMessage() for record in caplog.records if record.name.startswith("spin_utils")]
-    assert KEY not in " ".join(logged) + str(grade)
 
 
 @pytest.mark.parametrize("text", ["", "sk-a b"])

@@ -164,7 +164,7 @@ def test_the_papers_profiles_grade_sft_and_all_iterations_with_gpt_4_and_fastcha
 
 
 def test_turn_2_sees_the_models_own_first_answer_and_every_category_has_its_temperature(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer, model = byte_tokenizer(), tiny_model("llama", vocabulary=320)
     calls: list[tuple[float, list[str], list[int]]] = []
@@ -177,7 +177,7 @@ def test_turn_2_sees_the_models_own_first_answer_and_every_category_has_its_temp
     monkeypatch.setattr(sampling, "sample", say)
     monkeypatch.setattr(model.config, "max_position_embeddings", 10_000)
     asked = questions(1)
-    answers = converse(model, tokenizer, TEXT, asked, MtBenchSettings("j"), seed=0, scratch=tmp_path)
+    answers = converse(model, tokenizer, TEXT, asked, MtBenchSettings("j"), seed=0)
     assert [temperature for temperature, _, _ in calls] == [0.0, 0.1, 0.7] * 2
     shown = {text for _, texts, _ in calls for text in texts}
     for question, answer in zip(asked, answers, strict=True):
@@ -190,39 +190,21 @@ def test_turn_2_sees_the_models_own_first_answer_and_every_category_has_its_temp
     assert len(set(streams)) == len(streams) == 16
 
 
-def test_answers_do_not_depend_on_which_other_questions_are_asked_and_a_finished_turn_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_do_not_depend_on_which_other_questions_are_asked() -> None:
     tokenizer, model = byte_tokenizer(), tiny_model("llama", vocabulary=320, max_position_embeddings=4096)
     settings = MtBenchSettings("j", max_new_tokens=6, batch_size=3)
-
-    def run(asked: Any, folder: str) -> list[dict[str, Any]]:
-        (tmp_path / folder).mkdir(exist_ok=True)
-        return converse(model, tokenizer, TEXT, asked, settings, seed=5, scratch=tmp_path / folder)
-
     asked = questions(1)
-    whole = run(asked, "whole")
-    some = run(asked[1::3], "some")
+    whole, some = (converse(model, tokenizer, TEXT, chosen, settings, seed=5) for chosen in (asked, asked[1::3]))
     assert some == whole[1::3]
     assert all(turn["cut_tokens"] == 0 for answer in whole for turn in answer["turns"])
     assert len({turn["text"] for answer in whole for turn in answer["turns"]}) > 8
-    (tmp_path / "whole" / "turn-2.json").unlink()  # as if killed in turn 2
-    drawn = sampling.sample
-    sizes: list[int] = []
-    monkeypatch.setattr(
-        sampling,
-        "sample",
-        lambda model, prompts, **rest: sizes.append(len(prompts)) or drawn(model, prompts, **rest),
-    )
-    assert run(asked, "whole") == whole
-    assert sum(sizes) == len(asked), "turn 1 is not drawn again"
 
 
-def test_what_the_context_has_no_room_for_is_cut_at_the_start_and_counted(tmp_path: Path) -> None:
+def test_what_the_context_has_no_room_for_is_cut_at_the_start_and_counted() -> None:
     tokenizer, model = byte_tokenizer(), tiny_model("llama", vocabulary=320, max_position_embeddings=64)
     asked = questions(1)[:1]
     settings = MtBenchSettings("j", max_new_tokens=8)
-    (answer,) = converse(model, tokenizer, TEXT, asked, settings, seed=0, scratch=tmp_path)
+    (answer,) = converse(model, tokenizer, TEXT, asked, settings, seed=0)
     whole = len(tokenizer.encode(f"Q: {asked[0].turns[0]}\nA:"))  # with its start token
     assert answer["turns"][0]["cut_tokens"] == whole - (64 - 8)
 

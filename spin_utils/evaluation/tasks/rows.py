@@ -17,6 +17,7 @@ import datasets
 
 from spin_utils.data import big_bench as tasks
 from spin_utils.data.families import grade
+from spin_utils.data.rows import read_rows
 
 
 def responses(rows: str | Sequence[Mapping[str, Any]], family: str = "", **_: Any) -> dict[str, datasets.Dataset]:
@@ -26,9 +27,8 @@ def responses(rows: str | Sequence[Mapping[str, Any]], family: str = "", **_: An
         rows: Rows with `id`, `prompt` and `response`, or their JSONL file.
         family: Keep only rows of this family; empty: all rows.
     """
-    kept = [
-        row for row in (_read(rows) if isinstance(rows, str) else rows) if not family or row.get("family") == family
-    ]
+    if isinstance(rows, str):
+        rows = read_rows(Path(rows))
     columns = [
         {
             "id": str(row["id"]),
@@ -37,22 +37,10 @@ def responses(rows: str | Sequence[Mapping[str, Any]], family: str = "", **_: An
             "spin_before": json.dumps({name: row[name] for name in ("system", "earlier") if row.get(name)}),
             "row": json.dumps(row),
         }
-        for row in kept
+        for row in rows
+        if not family or row.get("family") == family
     ]
     return {"test": datasets.Dataset.from_list(columns)}
-
-
-def choices(rows: str, examples: str = "", **_: Any) -> dict[str, datasets.Dataset]:
-    """Multiple-choice questions.
-
-    Args:
-        rows: JSONL file of rows with `id`, `question`, `choices` and `answer`, the index of the right choice.
-        examples: Such a file with the examples shown before a question; needed when num_fewshot is above 0.
-    """
-    splits = {"test": datasets.Dataset.from_list(_read(rows))}
-    if examples:
-        splits["examples"] = datasets.Dataset.from_list(_read(examples))
-    return splits
 
 
 def big_bench_questions(big_bench: str, cloze: bool = False, **_: Any) -> dict[str, datasets.Dataset]:
@@ -104,8 +92,3 @@ def grade_response(document: dict[str, Any], results: Sequence[str]) -> dict[str
     if row.get("grader"):
         return {"score": float(grade(row, results[0]))}
     return {"score": float(results[0].strip() == document["response"].strip())}
-
-
-def _read(path: str) -> list[dict[str, Any]]:
-    with Path(path).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
