@@ -37,9 +37,6 @@ _logger = logging.getLogger(__name__)
 def load(settings: PreferenceSettings) -> list[Row]:
     """Read preference pairs and check every row.
 
-    Faulty rows in a file are errors, because the user can correct them; those in a pinned hub dataset are dropped with
-    a warning.
-
     Args:
         settings: source `file` or `hub`, and the number of rows.
 
@@ -47,11 +44,11 @@ def load(settings: PreferenceSettings) -> list[Row]:
         Dicts with `id`, `prompt`, `chosen` and `rejected`, all text, in the source's order.
 
     Raises:
-        RowError: a file or row cannot be used, or there are too few rows; names the file, the row and the remedy.
+        RowError: as `checked_rows`, or there are too few rows.
     """
     assert settings.source != "samples", "samples are made by a stage"
     fields = ("prompt", "chosen", "rejected")
-    rows = checked_rows(settings, settings.train, as_preference, fields, drop_repeated=False)
+    rows = checked_rows(settings, settings.train, as_preference, fields)
     return first_rows(rows, settings.rows, "preferences.rows", Path(settings.train).name)
 
 

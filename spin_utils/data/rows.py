@@ -1,10 +1,10 @@
 """Rows: read from JSON, JSONL and Parquet files and the hub, check one by one, and write.
 
-A demonstration is a dict with `id`, `prompt`, `response`, `family` and, if given, `system`, `earlier` (the turns before
-the prompt) and `grader`. `LAYOUTS` names the columns that hold them. A text may also be a list of messages with role
-and content, or with from and value (ShareGPT), or one string of turns that begin with Human: and Assistant: (HH). A
-leading system message, or a column `system`, is the row's system message. The text of a column `input` (Alpaca) or
-`context` (Dolly) is appended to the first prompt after a blank line.
+A demonstration is a dict with `id`, `prompt`, `response`, `family` and, if there are any, `system` and `earlier` (the
+turns before the prompt); rows that the kit generates also have a `grader`. `LAYOUTS` names the columns that are read. A
+text may also be a list of messages with role and content, or with from and value (ShareGPT), or one string of turns
+that begin with Human: and Assistant: (HH). A leading system message, or a column `system`, is the row's system message.
+The text of a column `input` (Alpaca) or `context` (Dolly) is appended to the first prompt after a blank line.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LAYOUTS = (
 """Columns of the question and the answer, of which the first that are there are read, and columns that repeat them.
 Where there is none for the question, the answer's holds the whole conversation. KTO's `label` is false for a bad
 answer."""
-COMMON = ("id", "family", "grader", "system", "system_prompt", "input", "context")
+COMMON = ("id", "family", "system", "system_prompt", "input", "context")
 """Columns that are read in every layout."""
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
 _MESSAGE = (("role", "content"), ("from", "value"))
@@ -66,8 +66,6 @@ def checked_rows(
     given: str,
     make: Callable[[Mapping[str, Any]], tuple[Row | None, list[str]]],
     fields: Sequence[str],
-    *,
-    drop_repeated: bool = True,
 ) -> list[Row]:
     """The checked rows of a file, or of a split of a hub dataset.
 
@@ -81,15 +79,14 @@ def checked_rows(
         make: turns a record into a checked row, for example `as_row`, and names what nothing reads; None instead of a
             row leaves it out.
         fields: keys of a row; rows with equal values in them and the same question are duplicates.
-        drop_repeated: drop repeated rows from the hub.
 
     Raises:
         RowError: a file or row cannot be used, or no row is left; names the file, the row and the remedy.
     """
-    from_file, may_drop = settings.source == "file", isinstance(settings, DemonstrationSettings)
+    from_file = settings.source == "file"
+    drop_empty = settings.drop_empty if isinstance(settings, DemonstrationSettings) else None
     name, stem = (Path(given).name, Path(given).stem) if from_file else (f"{settings.name} [{given}]", given)
     faults: list[str] = []
-    repeated: list[str] = []
     left_out, ignored = Counter[str](), Counter[str]()
     first: dict[Any, int] = {}
     rows = []
@@ -102,10 +99,10 @@ def checked_rows(
                 raise RowError(f"{record!r:.40} instead of an object with {' and '.join(fields)}; {LINES}")
             row, unused = make(record)
         except EmptyRowError as error:
-            if may_drop and settings.drop_empty:
+            if drop_empty:
                 left_out["with an empty prompt or response left out (drop_empty)"] += 1
             else:
-                faults.append(f"{place}: {error}{' or set drop_empty: true' * may_drop}")
+                faults.append(f"{place}: {error}{'' if drop_empty is None else ' or set drop_empty: true'}")
             continue
         except RowError as error:
             faults.append(f"{place}: {error}")
@@ -118,13 +115,13 @@ def checked_rows(
         same = first.setdefault((*question(row), *(row[field] for field in fields)), number)
         id_of = first.setdefault(row["id"], number)
         if same != number:
-            repeated.append(f"{place}: same {' and '.join(fields)} as row {same}; remove one of them")
+            faults.append(f"{place}: same {' and '.join(fields)} as row {same}; remove one of them")
         elif id_of != number:
-            repeated.append(f"{place}: same id {row['id']!r} as row {id_of}; make ids unique or drop them")
-        if same == number or not drop_repeated:
+            faults.append(f"{place}: same id {row['id']!r} as row {id_of}; make ids unique or drop them")
+        else:
             rows.append(row)
-    if from_file and (faults or repeated):
-        raise RowError(listed(faults + repeated))
+    if from_file and faults:
+        raise RowError(listed(faults))
     if not rows:
         raise RowError(f"{name}: no usable row; {f'the first fault: {faults[0]}' if faults else 'add rows'}")
     if ignored:
@@ -132,9 +129,8 @@ def checked_rows(
         _logger.warning("%s: unused columns: %s", name, columns)
     for what, count in left_out.items():
         _logger.warning("%s: %d rows %s", name, count, what)
-    for what, messages in (("faulty", faults), ("repeated", repeated if drop_repeated else [])):
-        if messages:
-            _logger.warning("%s: %d %s rows left out, the first: %s", name, len(messages), what, messages[0])
+    if faults:
+        _logger.warning("%s: %d faulty or repeated rows left out, the first: %s", name, len(faults), faults[0])
     return rows
 
 
@@ -271,11 +267,6 @@ def as_row(record: Mapping[str, Any], turns: str = "first") -> tuple[Row | None,
     }
     if FAMILY_NAME.fullmatch(row["family"]) is None:
         raise RowError(f"family {row['family'][:80]!r} {FAMILY_RULE}")
-    grader = record.get("grader")
-    if grader is not None:
-        if not (isinstance(grader, Mapping) and isinstance(grader.get("dataset"), str) and "entry" in grader):
-            raise RowError("grader needs the keys dataset and entry; correct it or leave grader out")
-        row["grader"] = dict(grader)
     return row, unused
 
 

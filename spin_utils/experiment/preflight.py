@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from spin_utils.data import families, preferences
+from spin_utils.data import preferences
 from spin_utils.data.demonstrations import Demonstrations
 from spin_utils.data.demonstrations import load as load_demonstrations
 from spin_utils.data.rows import Row, RowError, listed, question, read_rows
@@ -107,21 +107,9 @@ def _check_demonstrations(profile: Profile, demonstrations: Demonstrations) -> N
                 f"spin.subsets: {part} fiftieths of {len(demonstrations.spin)} prompts is less than one; raise "
                 "demonstrations.spin_rows or leave the subsets out: spin.subsets=[]"
             )
-    if profile.demonstrations.source == "file":
-        rows = (*demonstrations.sft, *demonstrations.validation, *demonstrations.test)
-        _refuse(
-            f"row {row['id']}: the grader does not give the row's own response full marks; correct it or leave grader "
-            "out"
-            for row in rows
-            if "grader" in row and families.grade(row, row["response"]) != 1.0
-        )
-        if profile.model.source == "directory":  # the first stage makes or unpacks other tokenizers
-            check_fit(Path(profile.model.path), profile, vars(demonstrations))
-
-
-def _refuse(faults: Iterable[str]) -> None:
-    if found := list(faults):
-        raise RowError(listed(found))
+    # The first stage makes or unpacks other tokenizers.
+    if profile.demonstrations.source == "file" and profile.model.source == "directory":
+        check_fit(Path(profile.model.path), profile, vars(demonstrations))
 
 
 def _check_control(profile: Profile, demonstrations: Demonstrations) -> None:
@@ -150,12 +138,14 @@ def _check_preferences(profile: Profile, demonstrations: Demonstrations) -> None
 def _check_not_held_out(name: str, rows: Sequence[Row], profile: Profile, demonstrations: Demonstrations) -> None:
     if profile.evaluation.suite == "local":
         held_out = {question(row): row["id"] for row in demonstrations.test}
-        _refuse(
+        faults = [
             f"{name}, row {row['id']}: the prompt is held out for evaluation (row {held_out[question(row)]}); "
             "remove one of them"
             for row in rows
             if question(row) in held_out
-        )
+        ]
+        if faults:
+            raise RowError(listed(faults))
 
 
 def check_start(plan: Plan, model: Path) -> None:

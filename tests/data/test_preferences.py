@@ -109,8 +109,8 @@ def test_faulty_hub_rows_are_left_out_and_told(
     rows = [{"chosen": messages("q", "a"), "rejected": messages("q", answer)} for answer in ("a", "b", "b", "c")]
     asked = PreferenceSettings("hub", name="someone/prefs", revision=REVISION, train="train_prefs", rows=2)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **given: datasets.Dataset.from_list(rows))
-    assert [row["id"] for row in load(asked)] == ["train_prefs-2", "train_prefs-3"]
-    assert "1 faulty rows left out, the first: someone/prefs [train_prefs], row 1: chosen and" in caplog.text
+    assert [row["id"] for row in load(asked)] == ["train_prefs-2", "train_prefs-4"]
+    assert "2 faulty or repeated rows left out, the first: someone/prefs [train_prefs], row 1: chosen" in caplog.text
 
 
 def test_pairs_are_the_tokens_of_the_template_and_survive_the_file(tmp_path: Path) -> None:
