@@ -14,7 +14,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager, nullcontext
+from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import datasets
 import lm_eval.api.task
@@ -105,16 +106,12 @@ def evaluate(
         metric is no share per item, in the metric's own unit.
 
     Raises:
-        EvaluationError: No rows, an unknown task, or no task whose metric is a share of each item.
+        EvaluationError: An unknown task, or no task whose metric is a share of each item.
     """
-    further = _further_columns(settings.tasks)
-    others = [*further, *_big_bench_columns(settings.big_bench)]
-    of_rows: list[Column] = []
-    if settings.suite != "local":
-        others = [*_paper_columns(settings.suite), *others]
-    elif rows is not None or not others:
-        of_rows = _row_columns(rows or ())
-    columns = [*of_rows, *others]
+    local, further = settings.suite == "local", _further_columns(settings.tasks)
+    of_rows = _row_columns(rows or ()) if local else []
+    of_paper = [] if local else _paper_columns(settings.suite)
+    columns = [*of_rows, *of_paper, *further, *_big_bench_columns(settings.big_bench)]
     loaded = _load(columns)
     tasks = {key: task for leaves in loaded.values() for key, task in leaves.items()}
     counts: dict[str, int] = {}
@@ -167,8 +164,6 @@ def evaluate(
 
 def _row_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     """A column for each family."""
-    if not rows:
-        raise EvaluationError("evaluation.suite: local needs held-out rows; give at least one")
     families: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         families.setdefault(row.get("family") or "heldout", []).append(row)
@@ -290,9 +285,8 @@ def _leaves(manager: TaskManager, column: Column) -> Mapping[str, Any]:
         raise EvaluationError(f"tasks: {spec} cannot be loaded ({_one_line(error)}); correct its file") from error
 
 
-@contextmanager
-def _pinned() -> Iterator[None]:
-    """Tasks load the datasets of `suites.REVISIONS` at these commits."""
+def _pinned() -> AbstractContextManager[object]:
+    """Inside the block tasks load the datasets of `suites.REVISIONS` at these commits."""
 
     def load(path: str, name: str | None = None, **options: Any) -> Any:
         revision = options.pop("revision", None) or suites.REVISIONS.get(path)
@@ -300,12 +294,7 @@ def _pinned() -> Iterator[None]:
             return hub.load_rows(path, name, revision=revision, **options)
         return datasets.load_dataset(path, name, revision=None, **options)  # a further task, whatever is the latest
 
-    module: Any = lm_eval.api.task
-    module.datasets = SimpleNamespace(**{**vars(datasets), "load_dataset": load})
-    try:
-        yield
-    finally:
-        module.datasets = datasets
+    return patch.object(lm_eval.api.task, "datasets", SimpleNamespace(**{**vars(datasets), "load_dataset": load}))
 
 
 def _shares(spec: str, leaves: Mapping[str, Any]) -> bool:
@@ -458,12 +447,7 @@ def _quick_and_quiet() -> Iterator[None]:
 
     Also hide lm-eval's progress bars on standard error, which notebooks show in red; the kit has its own.
     """
-    environment: Any = lm_eval.utils.env
-    module: Any = lm_eval.api.task
-    drawn = module.tqdm
-    environment.from_string, module.tqdm = cache(environment.from_string), lambda items, **_: items
-    try:
+    environment = lm_eval.utils.env
+    once = patch.object(environment, "from_string", cache(environment.from_string))
+    with once, patch.object(lm_eval.api.task, "tqdm", lambda items, **_: items):
         yield
-    finally:
-        del environment.from_string
-        module.tqdm = drawn
