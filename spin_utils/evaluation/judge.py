@@ -19,7 +19,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -152,14 +152,8 @@ def grade_all(
                 kept.add({key: answer})
 
         with ThreadPoolExecutor(settings.workers) as pool:
-            futures = [pool.submit(grade, key) for key in missing]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    advance(1)
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+            for _ in pool.map(grade, missing):  # after an error, it cancels what has not begun
+                advance(1)
     return {name: kept[key] for name, key in keys.items()}
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from spin_utils.files.paths import NAME
+from spin_utils.files import paths
 from spin_utils.files.processes import Sharding
 from spin_utils.settings.inputs import (
     STRICT,
@@ -326,10 +326,7 @@ class Profile:
     """MT-Bench, or instructions in its place, for the models of the main chain (Table 6, Figure 6); null: not run."""
 
     def __post_init__(self) -> None:
-        require(
-            NAME.fullmatch(self.name) is not None,
-            f"name: {self.name!r} names folders; use letters, digits, - and _ only",
-        )
+        paths.checked(self.name)
         require(
             not self.spin.training.rejection or self.demonstrations.source == "reasoning_gym",
             "rejection: only generated families (source: reasoning_gym) can grade a response; leave it out",
