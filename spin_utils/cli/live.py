@@ -47,8 +47,6 @@ class _Line:
     """From its first event to its end."""
     note: str = ""
     """Of its latest report of progress, such as the loss."""
-    share: float = 0.0
-    """Of the machine's matrix rate, if it says what it reached."""
 
 
 class Display:
@@ -148,7 +146,6 @@ class Display:
         if line.bar is None:
             line.started = event["time"]
             line.bar = self._bars.add_task(line.words, total=None, text="")
-        line.share = event.get("share", line.share)
         if "what" in event:
             line.note = event["note"]
             text = f"{event['done']:,} of {event['total']:,} {event['unit']}" if event["total"] else ""
@@ -207,5 +204,4 @@ def _outcome(line: _Line) -> str:
     if line.step.stage in ("evaluation", "transfer", "instructions"):
         found = json.loads((line.step.directory / "evaluation.json").read_text(encoding="utf-8"))
         return f"average {100 * found['average']:.1f}"
-    reached = f"{100 * line.share:.0f} % of the machine's matrix rate" if line.share else ""
-    return ", ".join(filter(None, [line.note, reached]))
+    return line.note

@@ -84,9 +84,7 @@ def _command(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> l
     """The command line of a run, as passed to a worker."""
     command = ["dpo", "--model", str(model), "--pairs", str(pairs), "--out", str(out)]
     for section, value in asdict(settings).items():
-        named = {f"{section}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {section: value}
-        for name, setting in named.items():
-            command += ["--set", f"{name}={json.dumps(setting, ensure_ascii=False)}"]
+        command += ["--set", f"{section}={json.dumps(value, ensure_ascii=False)}"]
     return command
 
 

@@ -131,7 +131,7 @@ def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -
     Returns:
         `label`, the model's row in the tables; `seed`; `seeds`, all those averaged in that row; `points`, the file's
         numbers by task, if it has any; `file` and its `sha256`; and `chain`, every artifact behind it by step, in the
-        order they were made, each with `presence`: whether it is on this machine with the same manifest.
+        order they were made.
 
     Raises:
         ResultsError: the results file is missing or invalid.
@@ -143,7 +143,6 @@ def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -
     tasks = {task: summary["value"] for task, summary in document.get("tasks", {}).items()}
     if tasks:
         tasks["average"] = document["average"]
-    links = document["provenance"]["chain"]
     return {
         "label": label,
         "seed": seed,
@@ -151,7 +150,7 @@ def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -
         "points": {task: round(100 * value, 6) for task, value in tasks.items()},
         "file": paths.relative(path),
         "sha256": disk.file_hash(path),
-        "chain": {name: {**link, "presence": _presence(profile, name, link)} for name, link in links.items()},
+        "chain": document["provenance"]["chain"],
     }
 
 
@@ -170,7 +169,7 @@ def _paragraph(name: str, link: Mapping[str, Any]) -> str:
     lines = [
         f"{name}-{link['key']}: {link['stage']}, seed {link['seed']}, {link['started']}, {link['seconds']:.0f} s",
         f"  commit {link['commit']}{changes}; {link['device']}; torch {link['versions']['torch']}",
-        f"  manifest sha256 {link['manifest_sha256']} ({link['presence']})",
+        f"  manifest sha256 {link['manifest_sha256']}",
         *(f"  {file} sha256 {digest}" for file, digest in link.get("weights_sha256", {}).items()),
     ]
     if link["inputs"]:
@@ -178,15 +177,6 @@ def _paragraph(name: str, link: Mapping[str, Any]) -> str:
     if "settings" in link:
         lines.append(f"  from {disk.canonical(link['settings'])}")
     return "\n".join(lines)
-
-
-def _presence(profile: str, name: str, link: Mapping[str, Any]) -> str:
-    folder = "shared" if link["stage"] in ("data", "base") else f"seed-{link['seed']}"
-    manifest: Path = paths.artifacts(profile) / folder / f"{name}-{link['key']}" / artifacts.MANIFEST
-    if not manifest.is_file():
-        return "not on this machine"
-    same = disk.file_hash(manifest) == link["manifest_sha256"]
-    return "the same on this machine" if same else "a different one on this machine"
 
 
 def protocol(profile: str) -> str:
@@ -201,16 +191,9 @@ def protocol(profile: str) -> str:
     last = _git("log", "-1", "--format=%H", "--", str(path))
     if not last or _git("status", "--porcelain", "--", str(path)):
         return f"{name} has uncommitted changes, so nothing shows that it is older than the results."
-    younger = {
-        seed
-        for file in results.files(paths.results(profile))
-        for document in [results.read_json(file)]
-        for seed, link in [(document["seed"], document["provenance"]["chain"][document["provenance"]["step"]])]
-        if _git("merge-base", "--is-ancestor", last, link["commit"]) is None
-    }
-    if younger:
-        seeds = ", ".join(map(str, sorted(younger)))
-        return f"{name} (commit {last[:12]}) is not older than all results of seeds {seeds}: it did not plan those."
+    made = {list(links.values())[-1]["commit"] for _, links in results.chains(paths.results(profile))}
+    if any(_git("merge-base", "--is-ancestor", last, commit) is None for commit in made):
+        return f"{name} (commit {last[:12]}) is not older than all results: it did not plan those before it."
     return f"{name} (commit {last[:12]}) is older than every result."
 
 

@@ -28,10 +28,10 @@ def test_a_protocol_is_compared_with_the_commits_of_the_results(
         return git("rev-parse", "HEAD")
 
     def result(seed: int, made_at: str) -> None:
-        document = synthetic_results.heldout("spin-0", seed, gap=1.0)
+        document = synthetic_results.evaluation("spin-0", seed, ability=0.2)
         for link in document["provenance"]["chain"].values():
             link["commit"] = made_at
-        path = results.path_of(folder, seed, "heldout", "spin-0")
+        path = results.path_of(folder, seed, "evaluations", "spin-0")
         path.parent.mkdir(parents=True, exist_ok=True)
         results.write_json(path, json.loads(json.dumps(document)))
 
@@ -49,6 +49,6 @@ def test_a_protocol_is_compared_with_the_commits_of_the_results(
     result(0, planned)
     assert publish.protocol("cpu").endswith(f"(commit {planned[:12]}) is older than every result.")
     result(1, before)
-    assert "not older than all results of seeds 1:" in publish.protocol("cpu")
+    assert "is not older than all results:" in publish.protocol("cpu")
     (folder / "protocol.md").write_text("n = 90")
     assert "has uncommitted changes" in publish.protocol("cpu")
