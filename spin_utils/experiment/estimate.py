@@ -439,7 +439,7 @@ def _attention_per_token(a: Architecture, width: int, longest: int, gpu: bool) -
 
 def disk(plan: Plan, architecture: Architecture) -> float:
     """Bytes on disk for one seed's unfinished artifacts, including the states that training saves for resuming."""
-    profile, spin, checkpoints = plan.profile, plan.profile.spin, 0.0
+    profile, spin, checkpoints, states = plan.profile, plan.profile.spin, 0.0, 0
     unfinished = [step for step in plan if not artifacts.is_complete(step.directory)]
     for step in unfinished:
         if step.stage == "base":
@@ -449,10 +449,10 @@ def disk(plan: Plan, architecture: Architecture) -> float:
         checkpoints += step.stage in ("sft", "spin", "subset", "dpo")  # adapters are small compared with merged weights
         if step.name == "spin-0" and spin.epochs_shown:
             checkpoints += spin.epochs_shown - 1
-    states = [optimizer_state(architecture, settings) for settings in trainings(profile).values()]
-    # A new state is complete before the old one is deleted, and Figure 4 continues from one that is kept.
-    kept = 2 + bool(spin.epochs_shown) if any("training" in step.settings for step in unfinished) else 0
-    return checkpoints * checkpoint(architecture) + kept * max(states, default=0)
+            states += optimizer_state(architecture, spin.training)  # from which Figure 4 continues
+    if any("training" in step.settings for step in unfinished):  # a new state is complete before the old one is deleted
+        states += 2 * max(optimizer_state(architecture, settings) for settings in trainings(profile).values())
+    return checkpoints * checkpoint(architecture) + states
 
 
 def checkpoint(architecture: Architecture) -> int:

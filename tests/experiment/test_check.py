@@ -131,8 +131,8 @@ def test_a_disk_too_small_is_refused_and_counts_every_checkpoint(monkeypatch: py
     found = estimate.architecture(profile.model)
     assert found is not None
     one = 4 * found[0].parameters
-    # base, sft, sft-more, spin-0 and -1, epoch 1 and 3, subset, arm, dpo twice; three states as large as AdamW's
-    expected = one * (1 + 2 + 2 + 2 + 1 + 1 + 2) + 3 * 3 * one
+    # base, sft, sft-more, spin-0 and -1, epoch 1 and 3, subset, arm, dpo twice; states: kept one, two of AdamW's
+    expected = one * (1 + 2 + 2 + 2 + 1 + 1 + 2) + 2 * one + 2 * 3 * one
     assert estimate.disk(made, found[0]) == expected
     monkeypatch.setattr(artifacts, "is_complete", lambda folder: folder == made.directory("sft"))
     assert estimate.disk(made, found[0]) == expected - one, "what is finished takes no more"
