@@ -1,7 +1,8 @@
 """All benchmarks in turn, and their ratios in one file: `make bench`, or `python -m benchmarks`.
 
 Writes benchmarks/results/summary.json: machine, commit, versions, and for each ratio its median, lowest, highest
-and number of runs. Greater is better for speed (ours over theirs), less is better for memory and cost.
+and number of runs. Greater is better for speed (ours over theirs, or the share of the matrix rate), less is better for
+memory and cost.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ BENCHMARKS = {
 NAMES = {
     "full_vs_generate": "sample_vs_generate",
     "full_memory_vs_generate": "sample_memory_vs_generate",
+    "full_fraction_of_matmul_peak": "sample_fraction_of_matmul_peak",
     "ended_vs_generate": "sample_vs_generate_ended",
     "ended_memory_vs_generate": "sample_memory_vs_generate_ended",
     "full_vs_generate_batch": "sample_vs_generate_batch",

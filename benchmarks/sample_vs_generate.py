@@ -11,6 +11,10 @@ with 64 new tokens took longer than 7 minutes.
 Two workloads: in `full` no token ends a response, so that nobody computes a row in vain; in `ended` responses end
 early, as short answers do, and count with the tokens up to there. Random prompts have no answer that ends, so there a
 random set of tokens ends a response; the record holds the mean length that came of it.
+
+`full` also gives the share of the machine's matrix rate: each prompt and response token once through the layers, each
+response token through the head, attention not counted. A third workload, `eight`, is ours alone: the time of eight
+responses to each prompt over that of one, which is at most 8.
 """
 
 from __future__ import annotations
@@ -19,15 +23,33 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-from benchmarks.interleaved import CLOCKS, RESULTS, column, hand_over, load, machine, ratio, rounds, workload, write
+from benchmarks.interleaved import (
+    CLOCKS,
+    RESULTS,
+    column,
+    fast_precision,
+    hand_over,
+    load,
+    machine,
+    matmul_rate,
+    ratio,
+    rounds,
+    workload,
+    write,
+)
 from spin_utils.model.sampling import sample
 from spin_utils.settings.run import GenerationSettings
+from spin_utils.training.step import matrix_weights
+
+EIGHT = 8
+"""Responses to a prompt in the workload `eight`."""
 
 
 def main() -> None:
@@ -41,7 +63,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--workloads", nargs="+", choices=["full", "ended"], default=["full", "ended"])
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS)
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=["generate"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--name", default="sample_vs_generate")
@@ -55,13 +77,21 @@ def main() -> None:
         child(model, prompts, options)
         return
     document: dict[str, Any] = {"machine": machine(), "workload": workload(options), "ratios": {}}
-    for kind in options.workloads:
+    for kind in (kind for kind in options.workloads if kind != "eight"):
         ends = [] if kind == "full" else end_tokens(model, prompts, options.new_tokens, options.mean_response)
         runs = rounds(["ours", *options.peers], options.runs, "--ends", *ends)
         document[kind] = {"runs": runs, "mean_response_tokens": runs["ours"][0]["tokens"] / len(prompts)}
         for peer in options.peers:
             for ratios, name in ((f"{kind}_vs_{peer}", "rate"), (f"{kind}_memory_vs_{peer}", "peak_gib")):
                 document["ratios"][ratios] = ratio(column(runs["ours"], name), column(runs[peer], name))
+        if kind == "full":
+            peak = max(column(runs["ours"], "matmul_gflops"))
+            done = [rate * flop_per_token(model, prompts, options) / 1e9 for rate in column(runs["ours"], "rate")]
+            document["ratios"]["full_fraction_of_matmul_peak"] = ratio(done, [peak] * len(done))
+    if "eight" in options.workloads:
+        document["eight"] = {"runs": (runs := rounds(["ours", "eight"], options.runs))}
+        seconds = {way: [run["tokens"] / run["rate"] for run in runs[way]] for way in runs}
+        document["ratios"]["cost_of_eight_responses"] = ratio(seconds["eight"], seconds["ours"])
     print(document["ratios"])
     print(write(options.name, document, options.out))
 
@@ -73,7 +103,15 @@ def child(model: PreTrainedModel, prompts: list[list[int]], options: argparse.Na
     work, clock = make(model, prompts, options.ends, options.new_tokens, options.batch), CLOCKS[options.clock]
     started = clock()
     tokens = work()
-    hand_over(rate=tokens / (clock() - started), tokens=tokens)
+    rate = tokens / (clock() - started)
+    hand_over(rate=rate, tokens=tokens, matmul_gflops=matmul_rate(fast_precision()))
+
+
+def flop_per_token(model: PreTrainedModel, prompts: list[list[int]], options: argparse.Namespace) -> float:
+    """Products with weights for a response token, its part of the prompt included, nothing computed twice."""
+    body, head = matrix_weights(model)
+    read = sum(map(len, prompts)) / len(prompts) / options.new_tokens
+    return 2 * (body * (1 + read) + head)
 
 
 def random_prompts(count: int, mean: int, vocabulary: int) -> list[list[int]]:
@@ -96,12 +134,13 @@ def end_tokens(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int
 
 
 def ours(
-    model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int, batch: int
+    model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int, batch: int, each: int = 1
 ) -> Callable[[], float]:
     settings = GenerationSettings(max_new_tokens=new_tokens, batch_size=batch)
 
     def work() -> float:
-        return sum(len(s.token_ids) for s in sample(model, prompts, eos_ids=eos_ids, settings=settings, seed=0))
+        made = sample(model, prompts, eos_ids=eos_ids, settings=settings, seed=0, samples_per_prompt=each)
+        return sum(len(one.token_ids) for one in made)
 
     return work
 
@@ -151,7 +190,8 @@ def generate_batch(
 
 
 PEERS = {"generate": generate, "generate_batch": generate_batch}
-WAYS = {"ours": ours, **PEERS}
+WAYS = {"ours": ours, "eight": partial(ours, each=EIGHT), **PEERS}
+WORKLOADS = ["full", "ended", "eight"]
 
 
 def configuration(eos_ids: list[int], new_tokens: int) -> GenerationConfig:
