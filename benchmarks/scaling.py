@@ -16,6 +16,7 @@ from typing import Any
 from spin_utils.experiment import estimate
 from spin_utils.experiment.estimate import CHARACTERS, Architecture, Workload
 from spin_utils.model import logprobs
+from spin_utils.model.sampling import GPU_PREFILL_TOKENS
 from spin_utils.settings import profiles
 from spin_utils.settings.run import Profile
 
@@ -44,7 +45,8 @@ def main() -> None:
 def render() -> str:
     """The page; the same measurements give the same bytes."""
     profile = profiles.load("paper")
-    sections = [_head(), _assumptions(profile), _measured(), _hours(profile), _memory(profile), _disk(profile)]
+    sections = [_head(), _assumptions(profile), _measured(), _hours(profile), _bounds(profile), _memory(profile)]
+    sections.append(_disk(profile))
     return "\n\n".join([*sections, _limits(profile)]) + "\n"
 
 
@@ -54,12 +56,20 @@ def chain_hours(architecture: Architecture, prompts: int, gpus: int, profile: Pr
     A batch is shared out by pairs, so no more GPUs than pairs of a batch take part in training.
     """
     run = dataclasses.replace(Workload(), prompts=prompts, gpus=gpus, epochs=profile.spin.training.epochs)
-    iterations = profile.spin.iterations
-    training = dataclasses.replace(run, gpus=min(gpus, profile.spin.training.batch_size))
+    iterations, (sampled, trained) = profile.spin.iterations, shares()
+    sampling = dataclasses.replace(run, utilisation=sampled)
+    training = dataclasses.replace(run, utilisation=trained, gpus=min(gpus, profile.spin.training.batch_size))
     return (
-        iterations * estimate.generation_hours(run, architecture),
+        iterations * estimate.generation_hours(sampling, architecture),
         sum(estimate.training_hours(training, architecture, t) for t in range(iterations)),
     )
+
+
+def shares() -> tuple[float, float]:
+    """Measured shares of the matrix rate that sampling and training on pairs of the paper's length reach."""
+    ratios = summaries()["results"]["ratios"]
+    trained = ratios["fraction_of_matmul_peak"]["median"]
+    return ratios.get("sample_fraction_of_matmul_peak", {"median": trained})["median"], trained
 
 
 def training_bytes(architecture: Architecture, profile: Profile, gpus: int = 1) -> float:
@@ -87,14 +97,16 @@ def _head() -> str:
 
 
 def _assumptions(profile: Profile) -> str:
-    run = Workload()
+    run, (sampled, trained) = Workload(), shares()
     training = profile.spin.training
     return "\n".join(
         [
             "## Assumptions",
             "",
             f"- A GPU has {run.peak_flops / 1e12:.0f} TFLOP/s in bf16 and {run.bandwidth / 1e12:.2f} TB/s of memory "
-            f"bandwidth (data sheet of the A100 with 80 GB), and reaches {run.utilisation:.0%} of either.",
+            "bandwidth (data sheet of the A100 with 80 GB). Of the limit that bounds it, sampling reaches "
+            f"{sampled:.0%} and training {trained:.0%}: the shares that were measured on the two cores of "
+            "[`results`](results), since no GPU has been measured yet.",
             f"- {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, real and "
             "generated response; the paper does not give lengths.",
             f"- {profile.spin.iterations} iterations of {training.epochs} epochs, batch {training.batch_size}, pairs "
@@ -116,7 +128,7 @@ def _measured() -> str:
         for name, ratio in sorted(summary["ratios"].items()):
             numbers = f"{ratio['median']:.2f} | {ratio['low']:.2f} | {ratio['high']:.2f} | {ratio['runs']}"
             lines.append(f"| {name} | {numbers} |")
-    return "\n".join([*lines, "", "The hours below do not use these numbers; their utilisation is an assumption."])
+    return "\n".join(lines)
 
 
 def summaries() -> dict[str, Mapping[str, Any]]:
@@ -137,6 +149,43 @@ def _hours(profile: Profile) -> str:
             lines.append(f"| {name} | {prompts:,} | {' | '.join(cells)} |")
     batch = profile.spin.training.batch_size
     return "\n".join([*lines, "", f"Training gets no faster above {batch} GPUs, because a batch has {batch} pairs."])
+
+
+def _bounds(profile: Profile) -> str:
+    """What bounds each step of the paper's iteration 0: its operations, or the bytes that it reads and writes."""
+    a, run, training = Architecture(), Workload(), profile.spin.training
+    responses = run.real_tokens + run.generated_tokens
+    pairs = run.prompts * estimate.forward_flops(a, run.prompt_tokens, run.real_tokens, run.generated_tokens)
+    asked = run.prompts * estimate.forward_flops(a, run.prompt_tokens)
+    answered = run.prompts * estimate.forward_flops(a, run.prompt_tokens, run.generated_tokens) - asked
+    weights, tokens = 2 * a.parameters, run.prompts * (run.prompt_tokens + responses)
+    passes = tokens / training.micro_batch_tokens  # each reads all weights once
+    decoded = run.prompts / run.decoded_together * run.generated_tokens
+    cache = 4 * a.layers * a.key_value * (run.prompt_tokens + run.generated_tokens / 2)
+    updates = training.epochs * run.prompts / training.batch_size * run.gpus  # every GPU has a copy of the weights
+    steps = {
+        "sampling: prompts are read": (asked, run.prompts * run.prompt_tokens / GPU_PREFILL_TOKENS * weights),
+        "sampling: token by token": (answered, decoded * (weights + run.decoded_together * cache)),
+        "log-probabilities of the opponent": (pairs, passes * weights),
+        "training: forward and backward": (3 * training.epochs * pairs, 3 * training.epochs * passes * weights),
+        # Reads and writes master weights and RMSprop's average in float32, reads the gradient, writes the weights.
+        "training: weights are updated": (0.0, updates * a.parameters * (2 * (4 + 4) + 2 + 2)),
+    }
+    lines = [
+        "## What bounds each step",
+        "",
+        f"Iteration 0 of the paper's run, {run.prompts:,} prompts with Mistral-7B on {run.gpus} GPUs: hours at full "
+        "matrix rate and at full memory bandwidth. Bytes are those of weights, cache and optimizer; activations "
+        "are not counted.",
+        "",
+        "| step | operations | bytes | bound by |",
+        "|---|---:|---:|---|",
+    ]
+    for name, (flops, read) in steps.items():
+        hours = [flops / run.peak_flops / run.gpus / 3600, read / run.bandwidth / run.gpus / 3600]
+        bound = "matrix rate" if hours[0] > hours[1] else "bandwidth"
+        lines.append(f"| {name} | {_number(hours[0])} | {_number(hours[1])} | {bound} |")
+    return "\n".join(lines)
 
 
 def _memory(profile: Profile) -> str:

@@ -19,6 +19,8 @@ def test_the_committed_page_is_what_the_generator_gives() -> None:
 
 def test_the_papers_cell_is_the_prediction_of_table_2() -> None:
     generation, training = scaling.chain_hours(Architecture(), Workload().prompts, 8, PAPER)
+    assumed, (sampled, trained) = Workload().utilisation, scaling.shares()
+    generation, training = generation * sampled / assumed, training * trained / assumed
     assert generation == pytest.approx(4 * estimate.generation_hours(Workload(), Architecture()))
     assert training == pytest.approx(sum(estimate.training_hours(Workload(), Architecture(), t) for t in range(4)))
     hours = published.wall_clock_hours().groupby("stage")["hours"].sum()
