@@ -468,25 +468,10 @@ def figures(
 
 @_command("card --model spin-3")
 def card(*, model: TableRow, profile: ProfileName = "cpu", seed: Seed = 0) -> None:
-    """Write a model card with a run's settings and numbers."""
+    """Write a model card with a run's settings and numbers, for a checkpoint that you put on the hub (`hf upload`)."""
     from spin_utils.drawing import card
 
     log.info("%s", paths.relative(card.write(profiles.load(profile), model, seed)))
-
-
-@_command("push --model spin-3 --repo owner/name")
-def push(
-    *,
-    model: TableRow,
-    repo: Annotated[str, Option(metavar="OWNER/NAME", help="repository on the hub; created if missing")],
-    profile: ProfileName = "cpu",
-    seed: Seed = 0,
-    public: Annotated[bool, Option("--public", help="make a new repository public; otherwise it is private")] = False,
-) -> None:
-    """Upload a checkpoint and its card to the hub, with the token in HF_TOKEN."""
-    from spin_utils.drawing import card
-
-    log.info("%s", card.push(profiles.load(profile), model, repo, seed, public=public))
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -1,8 +1,4 @@
-"""A model card with a run's settings and numbers, and the upload of both to the hub.
-
-Everything in a card comes from `results/` and from the profile. Nothing is pushed without results of the very
-checkpoint: its manifest must be the one that they name.
-"""
+"""A model card with a run's settings and numbers, all of it from `results/` and the profile."""
 
 from __future__ import annotations
 
@@ -16,22 +12,17 @@ import yaml
 from spin_utils.drawing import draw, tables
 from spin_utils.experiment import plan
 from spin_utils.experiment.plan import Plan
-from spin_utils.files import artifacts, disk, paths
+from spin_utils.files import paths
 from spin_utils.files.disk import write_text
 from spin_utils.files.paths import KitError
 from spin_utils.paper import published, results
-from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
 from spin_utils.settings.names import label
 from spin_utils.settings.run import Profile
 
-PUSHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template.jinja")
-"""Files of a checkpoint that make up the model; anything else in there belongs to the run."""
-
 
 class CardError(KitError):
-    """A card cannot be written or pushed. The message names the model and the remedy."""
+    """A card cannot be written. The message names the model and the remedy."""
 
 
 def write(profile: Profile, model: str, seed: int = 0) -> Path:
@@ -102,51 +93,6 @@ def text(profile: Profile, model: str, seed: int = 0) -> str:
     return f"{filled}\n"
 
 
-def push(profile: Profile, model: str, repository: str, seed: int = 0, *, public: bool = False) -> str:
-    """Upload a checkpoint and its card as one commit.
-
-    Args:
-        profile: the validated profile.
-        model: such as `spin-3`.
-        repository: hub id, owner/name; made if it is not there.
-        seed: training seed.
-        public: whether a repository that is made is public.
-
-    Returns:
-        The commit's address.
-
-    Raises:
-        CardError: no token in the environment, no such checkpoint, or results of another one.
-        ResultsError: the model has no results.
-        ArtifactError: the checkpoint is missing or damaged.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    token = os.environ.get("HF_TOKEN", "").strip()
-    if not token:
-        raise CardError("HF_TOKEN: not set; create a token with write access at https://huggingface.co/settings/tokens")
-    if repository.count("/") != 1:
-        raise CardError(f"{repository!r} is not a hub id; write it as owner/name")
-    card = text(profile, model, seed)
-    made = plan.make(profile, seed)
-    step, link = _link(made, model)
-    artifacts.verify(made.directory(step))
-    if link.get("manifest_sha256") != disk.file_hash(made.directory(step) / artifacts.MANIFEST):
-        raise CardError(f"{model}: its results belong to another checkpoint; run `spin-repro reproduce` again")
-    folder = made.checkpoint(model)
-    files = sorted({path for pattern in (*PUSHED, *TOKENIZER) for path in folder.glob(pattern)})
-    operations = [CommitOperationAdd(path.name, path) for path in files]
-    operations.append(CommitOperationAdd("README.md", card.encode()))
-    api = HfApi(token=token)
-    try:
-        api.create_repo(repository, visibility="public" if public else "private", exist_ok=True)
-        done = api.create_commit(repository, operations, commit_message=f"{label(model)}, seed {seed}")
-    except Exception as error:  # the hub client raises a dozen kinds; all mean the same to the reader
-        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(token, "***")
-        raise CardError(f"{repository}: not pushed ({reason}); check name, network and the token's rights") from None
-    return str(done.commit_url)
-
-
 def _link(made: Plan, model: str) -> tuple[str, dict[str, Any]]:
     """The step that makes a model's checkpoint, and its provenance in the results, or {}."""
     profile = made.profile
@@ -171,15 +117,13 @@ def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> 
         "average": [t for t in record["tasks"] if t in results.judged(scores)]
     }
     for row, names in tasks.items():
-        level = paired(scores, {model: 1.0}, tasks=names).times(100)
-        gain = ""
-        if model != "sft" and "sft" in set(scores["model"]):
-            change = paired(scores, {model: 1.0, "sft": -1.0}, tasks=names).times(100)
-            gain = f"{change.difference:+.1f} [{change.low:+.1f}, {change.high:+.1f}]"
+        shown = scores[scores["task"].isin(names)]
+        level, gain = (tables.measure(shown, tables.contrast_of(model, other)) for other in ("", "sft"))
+        over_sft = "" if model == "sft" or "value" not in gain else tables.cell_text(gain, sign=True)
         column = "average" if row == "average" else benchmark[row]
         theirs = published.score(model, column) if column else None
-        cells = [row, str(level.n_items), f"{level.difference:.1f} [{level.low:.1f}, {level.high:.1f}]", gain]
-        yield [*cells, published.BENCHMARK_LABELS.get(column, ""), "" if theirs is None else f"{theirs:.2f}"]
+        cells = [row, str(level["n"]), tables.cell_text(level), over_sft, published.BENCHMARK_LABELS.get(column, "")]
+        yield [*cells, "" if theirs is None else f"{theirs:.2f}"]
 
 
 def _public(value: Any) -> Any:

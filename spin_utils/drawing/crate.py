@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import datetime
 import mimetypes
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,9 +71,8 @@ def write(profile: Profile) -> Path:
     said = "Drawn from the results alone; `spin-repro figures` draws them again."
     _act(crate, "#draw", "tables, figures and verdicts", said, kit, [files[path] for path in documents], drawn)
     _describe(crate, profile.name, [link for _, link in links.values()])
-    with tempfile.TemporaryDirectory() as work, replacing(folder / NAME) as partial:
-        crate.write(work)
-        _zip(Path(work), partial)
+    with replacing(folder / NAME) as partial:
+        crate.write_zip(partial)
     return folder / NAME
 
 
@@ -155,13 +152,3 @@ def _add(crate: Any, place: str, kind: str, name: str, /, **properties: Any) -> 
 
     made = {"@type": kind, "name": name, **properties}
     return crate.get(place) or crate.add(ContextEntity(crate, place, properties=made))
-
-
-def _zip(folder: Path, target: Path) -> None:
-    with zipfile.ZipFile(target, "w") as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                # Without the time of the copy, so that the same files give the same archive.
-                entry = zipfile.ZipInfo(str(path.relative_to(folder)))
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(entry, path.read_bytes())

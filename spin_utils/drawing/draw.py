@@ -5,7 +5,7 @@ It reads only the files under `results/PROFILE` and the published numbers, so it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from spin_utils.drawing import figures, style, tables, training_figures
+from spin_utils.drawing import figures, footnotes, style, tables, training_figures
 from spin_utils.drawing.tables import Table
 from spin_utils.evaluation import suites
 from spin_utils.experiment import plan
 from spin_utils.files import paths
+from spin_utils.files.disk import write_forms
 from spin_utils.paper import agreement, claims, generations, published, results
 from spin_utils.paper.agreement import Agreement
 from spin_utils.paper.claims import Finding
@@ -53,11 +54,44 @@ def write(drawing: Drawing, profile: Profile) -> list[Path]:
     """Write what `compose` made to results/PROFILE and figures/PROFILE, and close the figures."""
     folder = paths.results(profile.name)
     written = [path for table in drawing.tables for path in tables.write(table, folder / "tables")]
-    written += claims.write(drawing.findings, folder)
+    written += write_verdicts(drawing.findings, folder)
     for name, figure in drawing.figures.items():
         written += style.save(figure, paths.figures(profile.name), name)
         figure.clear()
     return written
+
+
+def write_verdicts(findings: Sequence[Finding], folder: Path) -> list[Path]:
+    """Write verdicts.csv and the readable page verdicts.md."""
+    columns = ["id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict"]
+    table = pd.DataFrame([vars(finding) for finding in findings])[columns].to_csv(index=False, float_format="%.6g")
+    page = footnotes.render("verdicts.md.j2", findings=findings, **verdict_words(findings))
+    return write_forms(folder / "verdicts", {"csv": table, "md": page})
+
+
+def verdict_words(findings: Sequence[Finding]) -> dict[str, Any]:
+    """What the page of verdicts and the report both say: how often each verdict was given, by which rule, and numbers
+    as they print them."""
+    # Times have no items, and rows in -size repeat another row's interval.
+    intervals = sum(finding.n is not None and not finding.id.endswith("-size") for finding in findings)
+    averages = published.leaderboard()[["average_printed", "average_recomputed"]]
+    gain = averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
+    rule, paper = footnotes.notes("verdicts", intervals=intervals, gain=gain)
+    tally = claims.tally(finding.verdict for finding in findings)
+    return {"tally": tally, "rule": rule, "in_paper": paper, "shown": _shown, "with_interval": _with_interval}
+
+
+def _shown(value: float | None) -> str:
+    """A value as printed with a verdict."""
+    if value is None:
+        return ""
+    return tables.minus(f"{value:.1e}" if 0 < abs(value) < 0.005 else f"{value:.2f}")
+
+
+def _with_interval(finding: Finding) -> str:
+    """Our value with its interval; empty if there is no value."""
+    interval = "" if finding.low is None else f" [{_shown(finding.low)}, {_shown(finding.high)}]"
+    return _shown(finding.ours) + interval
 
 
 def compose(profile: Profile) -> Drawing:
@@ -129,7 +163,7 @@ def facts(profile: Profile, drawn: Drawing) -> dict[str, Any]:
         "items": drawn.scores.groupby("task")["id"].nunique().sum(),
         "tasks": drawn.scores["task"].nunique(),
         "seeds": sorted(map(int, drawn.scores["seed"].unique())),
-        "tally": claims.tally(finding.verdict for finding in drawn.findings),
+        **verdict_words(drawn.findings),
         "wholes": [finding for finding in drawn.findings if finding.id.startswith(("table-", "figure-"))],
         "entry": generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
         "agreement": compared(profile, drawn.scores),

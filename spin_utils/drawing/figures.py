@@ -274,83 +274,56 @@ def figure6(
         profile: Named in the title.
     """
     if grades is not None and not grades.empty:
-        return _figure6_of_grades(grades, profile)
-    of_instructions = instructions is not None and not instructions.empty
-    if instructions is not None and of_instructions:
-        scores, transfer = instructions, instructions.iloc[:0]
-    own, harder = benchmarks(scores), benchmarks(transfer)
-    shown = [table[table["model"].isin(MODELS)] for table in (scores, transfer)]
-    together = pd.concat([table for table in shown if not table.empty] or shown[:1])
-    means = 100 * together.groupby(["model", "task"])["score"].mean().unstack()
-    tasks: list[str] = [*own, *harder]
-    means = means.reindex(index=list(MODELS), columns=tasks)
+        means = pd.DataFrame(index=list(MODELS), columns=list(CATEGORIES), dtype=float)
+        for model, category in itertools.product(MODELS, CATEGORIES):
+            with suppress(StatisticsError):  # named in the footnote
+                means.loc[model, category] = mean_grade(grades, {model: 1.0}, category=category).difference
+        names = [category.upper() if category == "stem" else category.capitalize() for category in CATEGORIES]
+        title, ticks = ": MT-Bench", [2, 4, 6, 8, 10]
+        shown = grades[grades["model"].isin(MODELS)]
+        note = footnotes.note("grades", grades=shown, missing=_absent(means)) if len(shown) else ""
+    else:
+        title, ticks = ", points", [25, 50, 75, 100]
+        of_instructions = instructions is not None and not instructions.empty
+        if instructions is not None and of_instructions:
+            scores, transfer, title = instructions, instructions.iloc[:0], f": {NAME}, points"
+        own, harder = benchmarks(scores), benchmarks(transfer)
+        scores, transfer = (table[table["model"].isin(MODELS)] for table in (scores, transfer))
+        parts = [table for table in (scores, transfer) if not table.empty] or [scores]
+        means = 100 * pd.concat(parts).groupby(["model", "task"])["score"].mean().unstack()
+        means = means.reindex(index=list(MODELS), columns=[*own, *harder])
+        names = [_short(task) + "*" * (harder.get(task, task) != task) for task in [*own, *harder]]
+        note = footnotes.note(
+            "radar",
+            instructions=of_instructions,
+            scores=scores,
+            transfer=transfer,
+            models=MODELS,
+            own=published.other_tasks(own),
+            harder=harder,
+            starred=published.other_tasks(harder),
+            absent=_absent(means),
+        )
     figure = new_figure(3.8)
-    if len(tasks) < 3 or together.empty:
-        say_why_empty(figure.subplots(), "a radar needs the evaluations of three tasks")
+    if len(names) < 3 or means.isna().all(axis=None):
+        say_why_empty(figure.subplots(), "a radar needs the measurements of three tasks")
         return figure
-    starred = [_short(task) + "*" * (harder.get(task, task) != task) for task in tasks]
-    _radar(figure, 111, starred, (25, 50, 75, 100), means)
-    measured = f": {NAME}" if of_instructions else ""
-    figure.legend(loc="outside upper center", ncols=2, title=f"{ours_of(profile)}{measured}, points", title_fontsize=7)
-    note = {
-        "instructions": of_instructions,
-        "scores": shown[0],
-        "transfer": shown[1],
-        "models": MODELS,
-        "harder": harder,
-        "absent": _absent(means),
-    }
-    note |= {"own": published.other_tasks(own), "starred": published.other_tasks(harder)}
-    footnote(figure, footnotes.note("radar", **note))
+    _radar(figure, names, ticks, means)
+    figure.legend(loc="outside upper center", ncols=2, title=f"{ours_of(profile)}{title}", title_fontsize=7)
+    footnote(figure, note)
     return figure
 
 
-@style()
-def _figure6_of_grades(grades: pd.DataFrame, profile: str) -> Figure:
-    """Mean grade of each category, SFT and iterations 0 to 2, with intervals below the radar."""
-    grades = grades[grades["model"].isin(MODELS)]
-    found: dict[tuple[str, str], Estimate] = {}
-    for model, category in itertools.product(MODELS, CATEGORIES):
-        with suppress(StatisticsError):  # named in the footnote
-            found[model, category] = mean_grade(grades, {model: 1.0}, category=category)
-    means = pd.DataFrame(index=list(MODELS), columns=list(CATEGORIES), dtype=float)
-    for place, e in found.items():
-        means.loc[place] = e.difference
-    if grades.empty:
-        figure = new_figure(1.9)
-        say_why_empty(figure.subplots(), "no grades of SFT and iterations 0 to 2")
-        return figure
-    figure = new_figure(6.6)
-    grid = figure.add_gridspec(2, 1)
-    names = [category.upper() if category == "stem" else category.capitalize() for category in CATEGORIES]
-    _radar(figure, grid[0], names, (2, 4, 6, 8, 10), means)
-    rows = figure.add_subplot(grid[1])
-    for (model, category), e in found.items():
-        y = CATEGORIES.index(category) + 0.17 * (MODELS.index(model) - 1.5)
-        rows.plot([e.low, e.high], [y, y], color=colour(model), lw=0.9)
-        rows.plot([e.difference], [y], MARKERS[model], color=colour(model), ms=3)
-    rows.set_yticks(range(len(names)), names)
-    rows.set(
-        xlabel="grade, with 95 % interval", xticks=range(1, 11), xlim=(0.8, 10.2), ylim=(len(CATEGORIES) - 0.5, -0.5)
-    )
-    rows.tick_params(axis="y", length=0)
-    rows.hlines(np.arange(0.5, len(CATEGORIES) - 1), 0.8, 10.2, color="#e5e5e5", lw=0.5, zorder=0)
-    figure.legend(loc="outside upper center", ncols=2, title=f"{ours_of(profile)}: MT-Bench", title_fontsize=7)
-    footnote(figure, footnotes.note("grades", grades=grades, missing=_absent(means)))
-    return figure
-
-
-def _radar(figure: Figure, place: Any, names: Sequence[str], ticks: Sequence[int], means: pd.DataFrame) -> None:
+def _radar(figure: Figure, names: Sequence[str], ticks: Sequence[int], means: pd.DataFrame) -> None:
     """A round panel with an axis for each name, clockwise from the top, and a closed line for each model.
 
     Args:
         figure: that the panel is added to.
-        place: in the figure, as `add_subplot` takes it.
         names: of the axes.
         ticks: rings that are drawn and labelled; the last is the rim.
         means: a row for each model, a column for each axis.
     """
-    axes: Any = figure.add_subplot(place, projection="polar")
+    axes: Any = figure.add_subplot(projection="polar")
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import textwrap
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -20,13 +20,12 @@ from matplotlib.image import imread
 
 from spin_utils.drawing import draw, footnotes, tables
 from spin_utils.drawing.footnotes import render
-from spin_utils.drawing.style import FIXED_WIDTH, FORMATS, INK, drawable, png, style
+from spin_utils.drawing.style import FIXED_WIDTH, FONT, FORMATS, INK, drawable, png, style
 from spin_utils.drawing.tables import DASH, minus
 from spin_utils.experiment import clock, plan, publish
 from spin_utils.files import paths
 from spin_utils.files.disk import replacing, write_text
 from spin_utils.paper import claims, generations, published, results
-from spin_utils.paper.statistics import StatisticsError, paired
 from spin_utils.settings.names import label, main_chain
 from spin_utils.settings.run import Profile
 
@@ -43,10 +42,8 @@ FIGURES = {
     "convergence": "Does self-play converge? (not in the paper)",
 }
 """Files of figures/PROFILE and their titles, in the order of the page."""
-_A4 = (8.27, 11.69)
-_MARGIN = 0.07
-"""Of the page, on each side."""
 _DPI = 220
+"""Of the figures on the pages to print."""
 
 
 def write(profile: Profile) -> list[Path]:
@@ -64,12 +61,8 @@ def write(profile: Profile) -> list[Path]:
     page = render(
         "report.html.j2",
         **facts,
-        rule=claims.rule(drawn.findings).replace("*", "").replace("`", ""),
-        speed=_speed(results.load_training(folder)),
         protocol=publish.protocol(profile.name),
         claims=[finding for finding in drawn.findings if finding not in facts["wholes"]],
-        shown=claims.shown,
-        with_interval=claims.with_interval,
         figures=[(title, b64encode((figures / f"{n}.png").read_bytes()).decode()) for n, title in FIGURES.items()],
         tables=drawn.tables,
         label=label,
@@ -78,13 +71,6 @@ def write(profile: Profile) -> list[Path]:
     )
     write_text(folder / "report.html", page + "\n")
     return [*written, folder / "report.html"]
-
-
-def _speed(training: pd.DataFrame) -> str:
-    """The share of the machine's matrix rate that training reached; empty if no run was long enough to measure."""
-    if "matrix_share" not in training or training["matrix_share"].isna().all():
-        return ""
-    return f"{training['matrix_share'].min():.0%} to {training['matrix_share'].max():.0%}"
 
 
 def write_summary(profile: Profile) -> Path:
@@ -117,7 +103,8 @@ def section(profile: Profile) -> str:
     chain = [name for name in main_chain(profile.spin.iterations) if name in measured]
     control = [name for epoch in range(1, profile.sft_more + 1) if (name := f"sft-more-{epoch}") in measured]
     rows, last = chain + control, chain[-1]
-    compared = [name for name in control if _gain(scores, last, name)][-1:]
+    gains = {other: tables.measure(scores, tables.contrast_of(last, other)) for other in ("sft", *control)}
+    compared = next((name for name in reversed(control) if "value" in gains[name]), "")
     heldout = results.load_heldout(folder)
     seeds = sorted(int(seed) for seed in scores[scores["model"].isin(rows)]["seed"].unique())
     judged = claims.read(folder).set_index("id")["verdict"]
@@ -128,7 +115,7 @@ def section(profile: Profile) -> str:
         profile=profile.name,
         rows=[_row(scores, model) for model in rows],
         paper_gain=(published.score("spin-3", "average") or 0.0) - (published.score("sft", "average") or 0.0),
-        gain=_gain(scores, last, "sft"),
+        gain=tables.cell_text(gains["sft"], sign=True) if "value" in gains["sft"] else "",
         items=scores.groupby("task")["id"].nunique().sum(),
         tasks=scores["task"].nunique(),
         seeds=seeds,
@@ -136,9 +123,9 @@ def section(profile: Profile) -> str:
         protocol=(folder / "protocol.md").is_file(),
         notes=[footnotes.fewer_seeds(scores, rows), draw.not_the_papers(profile, tasks)],
         last=label(last),
-        control=label(compared[0]) if compared else "",
-        margin=_gain(scores, last, compared[0]) if compared else "",
-        more_sft=_more_sft(scores, last, compared[0]) if compared else "",
+        control=label(compared) if compared else "",
+        margin=tables.cell_text(gains.get(compared, {}), sign=True),
+        more_sft=_more_sft(gains[compared]) if compared else "",
         entry=generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
         minutes=sum(seconds.values()) / 60,
         machine=machine,
@@ -167,32 +154,18 @@ def update(profile: Profile, readme: Path) -> None:
 
 def _row(scores: pd.DataFrame, model: str) -> Sequence[str]:
     """A model's average and its gain over SFT, ours and the paper's."""
-    gain = "" if model == "sft" else _gain(scores, model, "sft") or DASH
+    cells = [tables.measure(scores, tables.contrast_of(model, other)) for other in ("", "sft")]
     printed, base = published.score(model, "average"), published.score("sft", "average") or 0.0
-    theirs = (DASH, DASH) if printed is None else (f"{printed:.2f}", "" if model == "sft" else f"{printed - base:+.2f}")
-    return label(model), _points(scores, {model: 1}), gain, *map(minus, theirs)
+    theirs = (DASH, DASH) if printed is None else (f"{printed:.2f}", minus(f"{printed - base:+.2f}"))
+    level, gain = tables.cell_text(cells[0]), tables.cell_text(cells[1], sign=True)
+    return (label(model), level, "", theirs[0], "") if model == "sft" else (label(model), level, gain, *theirs)
 
 
-def _more_sft(scores: pd.DataFrame, model: str, control: str) -> str:
-    """How the control compares."""
-    difference = paired(scores, {model: 1, control: -1})
-    if difference.low > 0:
+def _more_sft(margin: Mapping[str, float]) -> str:
+    """How the control compares, from the cell of SPIN's gain over it."""
+    if margin["low"] > 0:
         return "does worse"
-    return "does better" if difference.high < 0 else "does about as well"
-
-
-def _gain(scores: pd.DataFrame, model: str, other: str) -> str:
-    """Points of a model over another; empty where no training seed has both."""
-    try:
-        return _points(scores, {model: 1, other: -1}, "+")
-    except StatisticsError:
-        return ""
-
-
-def _points(scores: pd.DataFrame, contrast: dict[str, float], sign: str = "") -> str:
-    """A contrast in points with its interval."""
-    points = paired(scores, contrast).times(100)
-    return minus(f"{points.difference:{sign}.1f} [{points.low:{sign}.1f}, {points.high:{sign}.1f}]")
+    return "does better" if margin["high"] < 0 else "does about as well"
 
 
 def _first(profile: Profile, drawn: draw.Drawing) -> Figure:
@@ -205,37 +178,44 @@ def _first(profile: Profile, drawn: draw.Drawing) -> Figure:
         f"Entry test: {facts['entry']}." if facts["entry"] else "",
         facts["agreement"].statement if facts["agreement"] else "",
     ]
-    page = Figure(figsize=_A4)
-    page.text(_MARGIN, 0.95, f"SPIN, reproduced at the profile {drawable(profile.name)}", fontsize=16, weight="bold")
-    page.text(_MARGIN, 0.932, "The paper: Self-Play Fine-Tuning, arXiv 2401.01335", fontsize=8, color="#5c5c5c")
-    text = "\n".join(textwrap.fill(drawable(line), 116) for line in filter(None, told))
-    page.text(_MARGIN, 0.915, text, fontsize=8.5, va="top", linespacing=1.5)
-    _table(_axes(page, 0.60, 0.185), drawn.tables[3])
-    _picture(page, drawn, "figure2", 0, 0.645)
-    _picture(page, drawn, "figure5", 1, 0.645)
     lines = [f"{finding.verdict:<15} {finding.statement} ({finding.reason})" for finding in facts["wholes"]]
-    text = "\n".join(textwrap.fill(drawable(line), 122, subsequent_indent=" " * 16) for line in lines)
-    page.text(_MARGIN, 0.26, "Tables and figures, one by one", fontsize=9, weight="bold")
-    page.text(_MARGIN, 0.25, text, fontsize=6.2, va="top", linespacing=1.4, family=FIXED_WIDTH)
+    rows = [["words"] * 2, ["table"] * 2, ["figure2", "figure5"], ["wholes"] * 2]
+    page, panels = _page(drawn, rows, (1, 2.2, 4.6, 3))
+    page.suptitle(f"SPIN, reproduced at the profile {drawable(profile.name)}", fontsize=16, weight="bold")
+    for name, size, width, texts in (("words", 8.5, 116, told), ("wholes", 6.2, 122, lines)):
+        text = "\n".join(
+            textwrap.fill(drawable(line), width, subsequent_indent=" " * 16 * (name == "wholes"))
+            for line in filter(None, texts)
+        )
+        family = FIXED_WIDTH if name == "wholes" else FONT
+        panels[name].text(0, 1, text, fontsize=size, va="top", linespacing=1.45, family=family)
+    panels["words"].set_title("The paper: Self-Play Fine-Tuning, arXiv 2401.01335", fontsize=8)
+    panels["wholes"].set_title("Tables and figures, one by one", fontsize=9, weight="bold")
+    _table(panels["table"], drawn.tables[3])
     return page
 
 
 def _second(profile: Profile, drawn: draw.Drawing) -> Figure:
-    page = Figure(figsize=_A4)
-    for column, (upper, lower) in enumerate((("figure3", "training"), ("figure4", "convergence"))):
-        _picture(page, drawn, upper, column, 0.95)
-        _picture(page, drawn, lower, column, 0.43)
+    page, _ = _page(drawn, [["figure3", "figure4"], ["training", "convergence"]], (1, 1))
     _, links = next(results.chains(paths.results(profile.name)))
     link = list(links.values())[-1]
     made = f"Made from commit {link['commit'][:12]} on {link['device']}, torch {link['versions']['torch']}."
-    page.text(_MARGIN, 0.02, drawable(made), fontsize=7, color="#5c5c5c")
+    page.text(0.07, 0.02, drawable(made), fontsize=7, color="#5c5c5c")
     return page
 
 
-def _axes(page: Figure, bottom: float, height: float, left: float = _MARGIN, width: float = 1 - 2 * _MARGIN) -> Axes:
-    axes = page.add_axes((left, bottom, width, height))
-    axes.set_axis_off()
-    return axes
+def _page(drawn: draw.Drawing, rows: list[list[str]], heights: Sequence[float]) -> tuple[Figure, dict[str, Axes]]:
+    """A page of A4 and its panels by name; those with the name of a figure show it below its title."""
+    page = Figure(figsize=(8.27, 11.69))
+    margins = {"left": 0.07, "right": 0.93, "top": 0.93, "bottom": 0.04, "hspace": 0.1, "wspace": 0.04}
+    panels = page.subplot_mosaic(rows, height_ratios=heights, gridspec_kw=margins)
+    for name, axes in panels.items():
+        axes.set_axis_off()
+        if name in drawn.figures:
+            axes.imshow(imread(io.BytesIO(b64decode(png(drawn.figures[name], _DPI)))), interpolation="none")
+            axes.set_anchor("N")
+            axes.set_title(FIGURES[name], fontsize=8, weight="bold")
+    return page, panels
 
 
 def _table(axes: Axes, table: tables.Table) -> None:
@@ -251,13 +231,3 @@ def _table(axes: Axes, table: tables.Table) -> None:
         cell.get_text().set(color=INK, weight="bold" if row == 0 else "normal")
         if column == 0:
             cell.get_text().set_horizontalalignment("left")
-
-
-def _picture(page: Figure, drawn: draw.Drawing, name: str, column: int, top: float) -> None:
-    """A figure of the run in one of two columns, as wide as that, below its title."""
-    picture = imread(io.BytesIO(b64decode(png(drawn.figures[name], _DPI))))
-    width = 0.5 - _MARGIN - 0.01
-    height = width * _A4[0] / _A4[1] * picture.shape[0] / picture.shape[1]
-    axes = _axes(page, top - height, height, _MARGIN + column * (width + 0.02), width)
-    axes.imshow(picture, interpolation="none", aspect="auto")
-    axes.set_title(FIGURES[name], fontsize=8, weight="bold")

@@ -25,7 +25,7 @@ from spin_utils.evaluation.instructions import NAME
 from spin_utils.experiment import estimate
 from spin_utils.files.disk import write_forms
 from spin_utils.paper import published, results
-from spin_utils.paper.generations import MODELS, RULE, Example, distinct, example, mean_grade, similarity
+from spin_utils.paper.generations import MODELS, RULE, Example, example, mean_grade
 from spin_utils.paper.statistics import (
     DIRECTION_MARGIN,
     SIZE_MARGIN,
@@ -108,24 +108,23 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str] | None = None) -
         summaries: From `results.load_summaries`.
         shots: Few-shot examples in each task's prompt; 0 for tasks not listed.
     """
-    tasks = summaries.drop_duplicates("task")
-    rows = [
-        ("ours", published.BENCHMARK_LABELS.get(task, task), (shots or {}).get(task, "0"), metric, n, chance)
-        for task, metric, n, chance in zip(tasks["task"], tasks["metric"], tasks["n"], tasks["chance"], strict=True)
-    ]
-    rows += [
-        ("paper", published.BENCHMARK_LABELS[str(name)], setting["shots"], setting["metric"], setting["items"], None)
-        for name, setting in published.benchmark_settings().loc[list(published.LEADERBOARD)].iterrows()
-    ]
+    ours = summaries.drop_duplicates("task").set_index("task")[["metric", "n", "chance"]]
     cells, lines = [], []
-    for whose, task, *values, chance in rows:
-        guessed = "" if chance is None or pd.isna(chance) else f"{100 * chance:.1f}"
-        shown = (*map(str, values), guessed)
-        lines.append((task, whose, *shown))
-        for column, value in zip(("few-shot", "metric", "items", "chance"), shown, strict=True):
-            place = {"row": task, "column": column, "quantity": "setting"}
-            cells.append({**place, "value" if whose == "ours" else "paper": value})
-    notes = footnotes.notes("table1", scored="score" in set(tasks["metric"]))
+
+    def add(name: str, whose: str, *settings: str) -> None:
+        row = published.BENCHMARK_LABELS.get(name, name)
+        lines.append((row, whose, *settings))
+        for column, setting in zip(("few-shot", "metric", "items", "chance"), settings, strict=True):
+            place = {"row": row, "column": column, "quantity": "setting"}
+            cells.append(place | {"value" if whose == "ours" else "paper": setting})
+
+    for task, metric, n, chance in ours.itertuples():
+        add(
+            task, "ours", (shots or {}).get(task, "0"), metric, str(n), "" if pd.isna(chance) else f"{100 * chance:.1f}"
+        )
+    for name, setting in published.benchmark_settings().loc[list(published.LEADERBOARD)].iterrows():
+        add(str(name), "paper", setting["shots"], setting["metric"], str(setting["items"]), "")
+    notes = footnotes.notes("table1", scored="score" in set(ours["metric"]))
     header = ["Task", "", "Few-shot", "Metric", "Items", "Chance"]
     return _finish(1, "Benchmarks: few-shot examples, metric and number of items", header, lines, cells, notes)
 
@@ -140,29 +139,28 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
     """
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
     run, architecture = estimate.Workload(), estimate.Architecture()
-    predicted = {"generation": [estimate.generation_hours(run, architecture)] * 4}
-    predicted["training"] = [estimate.training_hours(run, architecture, iteration) for iteration in range(4)]
     cells: list[dict[str, Any]] = []
     lines = []
     for stage in ("generation", "training"):
         ours: list[dict[str, Any]] = []
+        model: list[dict[str, Any]] = []
         for iteration in range(4):
+            place = {"row": stage, "column": f"iteration {iteration}", "paper": paper[stage, iteration]}
             minutes = times[(times["stage"] == stage) & (times["iteration"] == iteration)]["seconds"] / 60
-            ours.append({"row": stage, "column": f"iteration {iteration}", "paper": paper[stage, iteration]})
-            ours[-1]["quantity"] = "minutes (ours), hours (paper)"
+            ours.append(place | {"quantity": "minutes (ours), hours (paper)"})
             if minutes.empty:
                 ours[-1]["reason"] = f"{stage} of iteration {iteration} was not run"
             else:
                 over_seeds = {"low": minutes.min(), "high": minutes.max(), "seeds": len(minutes)}
                 ours[-1] |= {"value": minutes.mean(), **over_seeds}
-        model = [
-            {"row": stage, "column": f"iteration {iteration}", "quantity": "hours (cost model), hours (paper)"}
-            | {"value": hours, "paper": paper[stage, iteration], "difference": hours - paper[stage, iteration]}
-            for iteration, hours in enumerate(predicted[stage])
-        ]
+            hours = estimate.generation_hours(run, architecture)
+            if stage == "training":
+                hours = estimate.training_hours(run, architecture, iteration)
+            values = {"value": hours, "difference": hours - place["paper"]}
+            model.append(place | {"quantity": "hours (cost model), hours (paper)"} | values)
         cells += [*ours, *model]
         digits = 1 if max(cell.get("value", 0.0) for cell in ours) >= 1 else 2  # of minutes
-        minutes_shown = (_shown(cell, digits=digits, interval=cell.get("seeds", 1) > 1) for cell in ours)
+        minutes_shown = (cell_text(cell, digits=digits, interval=cell.get("seeds", 1) > 1) for cell in ours)
         lines.append((stage.capitalize(), "ours, minutes", *minutes_shown))
         lines.append(("", "cost model, hours", *(f"{cell['value']:.2f}" for cell in model)))
         lines.append(("", "paper, hours", *(f"{cell['paper']:.2f}" for cell in model)))
@@ -217,8 +215,8 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None, instruction
     for model, baseline in baselines.items():
         levels, gains = _levels_and_gains(scores, model, baseline, columns)
         if judged is not None:  # MT-Bench is the first column
-            levels[0] = _graded(levels[0], _over(model), judged)
-            gains[:1] = [_graded(gain, _over(model, baseline), judged) for gain in gains[:1]]
+            levels[0] = _graded(levels[0], contrast_of(model), judged)
+            gains[:1] = [_graded(gain, contrast_of(model, baseline), judged) for gain in gains[:1]]
         cells += [*levels, *gains]
         lines.append((label(model), "ours", *map(_score, levels)))
         lines.append(("", "paper", *map(_printed, levels)))
@@ -288,10 +286,10 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
         for kind, column in kinds.items():
             own = [
                 {"row": label(model), "column": f"average{kind}", "quantity": _quantity(other)}
-                | _measured(scores, _over(model, other), column)
+                | measure(scores, contrast_of(model, other), column)
                 for other in others
             ]
-            line += [*(_shown(cell, sign=place > 0) for place, cell in enumerate(own)), *[""] * (3 - len(own))]
+            line += [*(cell_text(cell, sign=place > 0) for place, cell in enumerate(own)), *[""] * (3 - len(own))]
             helped = helped or (_helped(own[2]) if len(own) == 3 else "")
             cells += own
         lines.append((label(model), *line, helped))
@@ -319,7 +317,7 @@ def own_units(metrics: pd.DataFrame) -> Table | None:
             if len(values):
                 own[-1] |= {"value": values.mean(), "low": values.min(), "high": values.max()}
         cells += own
-        lines.append((label(str(model)), "", *(_shown(cell, digits=2) for cell in own)))
+        lines.append((label(str(model)), "", *(cell_text(cell, digits=2) for cell in own)))
     lower = kinds["higher_is_better"].map({True: "", False: " (lower is better)"})
     header = ["Model", "", *(kinds["task"] + ": " + kinds["metric"] + lower)]
     note = "Mean over training seeds, in brackets the lowest and the highest. Not points: in no average and no verdict."
@@ -355,9 +353,9 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
             for other in [""] if table is bounds else ["", "sft"]:
                 cells.append({"row": label(model), "column": name, "quantity": "gain over SFT" if other else "level"})
                 if model in set(table["model"]) and model != other:
-                    cells[-1] |= _measured(table, _over(model, other), column, factor)
+                    cells[-1] |= measure(table, contrast_of(model, other), column, factor)
         digits = {name: digits for name, *_, digits in measures}
-        shown = (_shown(c, sign=c["quantity"] != "level", digits=digits[c["column"]]) for c in cells[first:])
+        shown = (cell_text(c, sign=c["quantity"] != "level", digits=digits[c["column"]]) for c in cells[first:])
         lines.append((label(model), "", *(text.replace(DASH, "") for text in shown)))
     header = ["Model", ""]
     for _, heading, table, *_ in measures:
@@ -368,7 +366,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
     return _finish(0, title, header, lines, cells, notes, file="instruments")
 
 
-def _over(model: str, other: str = "") -> dict[str, float]:
+def contrast_of(model: str, other: str = "") -> dict[str, float]:
     """The contrast of a model with another, or without another its own mean."""
     return {model: 1.0} | ({other: -1.0} if other else {})
 
@@ -377,7 +375,9 @@ def _quantity(other: str) -> str:
     return f"gain over {label(other)}" if other else "score"
 
 
-def _measured(table: pd.DataFrame, contrast: Mapping[str, float], column: str, factor: float = 100) -> dict[str, Any]:
+def measure(
+    table: pd.DataFrame, contrast: Mapping[str, float], column: str = "score", factor: float = 100
+) -> dict[str, Any]:
     """The numbers of a cell, over the tasks that have this measure, or why there are none."""
     try:
         return _numbers(paired(table.dropna(subset=[column]), contrast, column=column).times(factor))
@@ -486,10 +486,10 @@ def compact(frame: pd.DataFrame, *, with_tasks: bool = True) -> tuple[list[str],
         level = {cell["column"]: cell for cell in cells[cells["quantity"] == "score"].to_dict("records")}
         gains = cells[(cells["quantity"] != "score") & (cells["column"] == "average")].to_dict("records")
         average, gain = level["average"], (gains or [{}])[0]
-        found = [_shown(level[name], interval=False) for name in tasks]
-        found += [_shown(average), _shown(gain, sign=True), str(gain.get("verdict", "")).replace("nan", "")]
-        found.append(_shown({"value": average["paper"]}, interval=False))
-        found.append(_shown({"value": gain.get("paper")}, sign=True, interval=False))
+        found = [cell_text(level[name], interval=False) for name in tasks]
+        found += [cell_text(average), cell_text(gain, sign=True), str(gain.get("verdict", "")).replace("nan", "")]
+        found.append(cell_text({"value": average["paper"]}, interval=False))
+        found.append(cell_text({"value": gain.get("paper")}, sign=True, interval=False))
         rows.append([str(row), *found])
     return ["", *(name.replace("_", "\n") for name in tasks), "average", "gain", "direction", "paper", "gain"], rows
 
@@ -511,9 +511,9 @@ def _leaderboard(
         ours, theirs = ["", "", ""], ["", "", ""]
         if gains:
             average = gains[-1]
-            ours = [_shown(average, sign=True), average.get("verdict", DASH), average.get("size_verdict", DASH)]
+            ours = [cell_text(average, sign=True), average.get("verdict", DASH), average.get("size_verdict", DASH)]
             theirs = [_printed(average, sign=True), "", ""]
-        lines.append((label(model), "ours", *map(_shown, levels), *ours))
+        lines.append((label(model), "ours", *map(cell_text, levels), *ours))
         lines.append(("", "paper", *map(_printed, levels), *theirs))
     notes = footnotes.notes(
         "leaderboard", scores=scores, baselines=baselines, direction=DIRECTION_MARGIN, size=SIZE_MARGIN
@@ -548,7 +548,7 @@ def _cell(scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: S
         absent = f"this profile does not measure {published.BENCHMARK_LABELS.get(column, column)}"
         return cell | {"reason": "MT-Bench needs a judge model and none was run" if column == "mt_bench" else absent}
     try:
-        estimate = paired(scores, _over(model, baseline), tasks=tasks).times(100)
+        estimate = paired(scores, contrast_of(model, baseline), tasks=tasks).times(100)
     except StatisticsError as error:
         return cell | {"reason": str(error)}
     cell |= _numbers(estimate)
@@ -623,45 +623,45 @@ def _generations_table(
         tables["generated_surprise"] = heldout
     cells: list[dict[str, Any]] = []
     lines: list[tuple[str, ...]] = []
-    for name, text, counts in _example_lines(shown):
+    for name, text, counts in _example_lines(shown, measured):
         cells.append({"row": name, "column": "text", "quantity": "example", "value": text})
         if text is None:
             cells[-1]["reason"] = f"no generations {'at all' if shown is None else f'of {name}'}"
         lines.append((name, "example", DASH if text is None else text, *(*counts, *[""] * len(tables))[: len(tables)]))
     for model, other in ((model, other) for model in MODELS for other in ("", "spin-0") if model != other):
-        means = [_mean(table, _over(model, other), column) for column, table in tables.items()]
+        means = [_mean(table, contrast_of(model, other), column) for column, table in tables.items()]
         quantity = "difference to iteration 0" if other else "mean of all prompts"
         cells += [{"row": label(model), "quantity": quantity, **cell} for cell in means]
         digits = (_MEASURES[column][2] for column in tables)
-        values = (_shown(cell, sign=bool(other), digits=n) for cell, n in zip(means, digits, strict=True))
+        values = (cell_text(cell, sign=bool(other), digits=n) for cell, n in zip(means, digits, strict=True))
         lines.append(("" if other else label(model), quantity, "", *values))
     first = str(measured["model"].iloc[0]) if len(measured) else "sft"
-    real = {of: _mean(tables[of], _over(first), column) for column, of in _REAL.items() if of in tables}
+    real = {of: _mean(tables[of], contrast_of(first), column) for column, of in _REAL.items() if of in tables}
     cells += [{"row": "Ground truth", "quantity": "mean of all prompts", **cell} for cell in real.values()]
-    tokens, *others = (_shown(cell, digits=_MEASURES[of][2]) for of, cell in real.items())
+    tokens, *others = (cell_text(cell, digits=_MEASURES[of][2]) for of, cell in real.items())
     lines.append(("Ground truth", "mean of all prompts", "", tokens, "", "", *others))
     notes = footnotes.notes("generations", measured=measured, models=MODELS, shown=shown, rule=RULE, number=number)
     header = ["", "", "Text", "Tokens", "Similarity", "Identical, %", "Distinct, %", "Surprise"]
     return _finish(number, title, header[: 3 + len(tables)], lines, cells, notes, text=2)
 
 
-def _example_lines(shown: Example | None) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
+def _example_lines(shown: Example | None, measured: pd.DataFrame) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
     """Name, text and numbers of each line of the example; the text is None if there is no generation."""
     if shown is None:
         yield from ((name, None, ()) for name in ("Prompt", "Ground truth", *map(label, MODELS)))
         return
+    own = measured[(measured["seed"] == shown.seed) & (measured["id"] == shown.id)].set_index("model")
     yield "Prompt", shown.prompt, ()
-    yield "Ground truth", shown.real, (str(shown.real_tokens), "", "", f"{100 * distinct(shown.real):.1f}")
+    yield "Ground truth", shown.real, (str(shown.real_tokens), "", "", f"{100 * own['real_distinct'].iloc[0]:.1f}")
     for model in MODELS:
         if model not in shown.by_model:
             yield label(model), None, (DASH,) * 4
             continue
-        row = shown.by_model[model]
-        text = row["generated"]
+        row, numbers = shown.by_model[model], own.loc[model]
         tokens = f"{row['generated_tokens']}{' (cut)' * (row['finish_reason'] == 'length')}"
-        near = f"{similarity(shown.real, text):.2f}"
-        same = "yes" if text == shown.real else "no"
-        yield label(model), text, (tokens, near, same, f"{100 * distinct(text):.1f}")
+        same = "yes" if numbers["identical"] else "no"
+        near, apart = f"{numbers['similarity']:.2f}", f"{100 * numbers['distinct']:.1f}"
+        yield label(model), row["generated"], (tokens, near, same, apart)
 
 
 def _mean(measured: pd.DataFrame, contrast: Mapping[str, float], column: str) -> dict[str, Any]:
@@ -670,7 +670,7 @@ def _mean(measured: pd.DataFrame, contrast: Mapping[str, float], column: str) ->
     absent = ", ".join(label(model) for model in contrast if model not in set(measured["model"]))
     if absent:
         return {"column": name, "reason": f"no generations {'at all' if measured.empty else f'of {absent}'}"}
-    return {"column": name, **_measured(measured, contrast, column, factor)}
+    return {"column": name, **measure(measured, contrast, column, factor)}
 
 
 def _finish(
@@ -680,15 +680,12 @@ def _finish(
     lines: Sequence[tuple[str, ...]],
     cells: Sequence[Mapping[str, Any]],
     notes: Sequence[str],
-    *,
-    lead: str = "",
-    text: int | None = None,
-    file: str = "",
+    **more: Any,
 ) -> Table:
-    """A table whose notes end with the reasons for its missing cells."""
+    """A table whose notes end with the reasons for its missing cells; `more` are further fields of it."""
     frame = pd.DataFrame(cells).reindex(columns=COLUMNS)
-    reasons = [f"{DASH} {reason}." for reason in frame["reason"].dropna().unique()]
-    return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons), lead, text, file)
+    reasons = (f"{DASH} {reason}." for reason in frame["reason"].dropna().unique())
+    return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons), **more)
 
 
 def _numbers(estimate: Estimate) -> dict[str, Any]:
@@ -697,7 +694,7 @@ def _numbers(estimate: Estimate) -> dict[str, Any]:
     return ours | {"n": estimate.n_items, "seeds": estimate.n_seeds}
 
 
-def _shown(cell: Mapping[Any, Any], *, sign: bool = False, digits: int = 1, interval: bool = True) -> str:
+def cell_text(cell: Mapping[Any, Any], *, sign: bool = False, digits: int = 1, interval: bool = True) -> str:
     """The value of a cell, with its interval if wanted, or a dash."""
     if pd.isna(cell.get("value")):
         return DASH
@@ -712,41 +709,22 @@ def minus(text: str) -> str:
 
 def _score(cell: Mapping[str, Any], *, sign: bool = False) -> str:
     """Our number in a cell: points to one digit, grades to two, as the paper prints them."""
-    return _shown(cell, sign=sign, digits=2 if cell["column"] == "mt_bench" else 1)
+    return cell_text(cell, sign=sign, digits=2 if cell["column"] == "mt_bench" else 1)
 
 
 def _printed(cell: Mapping[str, Any], *, sign: bool = False) -> str:
     """The paper's number in a cell, as it prints it; nothing for a task that is not the paper's."""
     if cell["column"] not in published.BENCHMARK_LABELS:
         return ""
-    return _shown({"value": cell["paper"]}, sign=sign, digits=2, interval=False)
+    return cell_text({"value": cell["paper"]}, sign=sign, digits=2, interval=False)
 
 
+_NAMED = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+_MARKS = {"—": "---", "–": "--", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "’": "'", "“": "``", "”": "''"}
 _TEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "&": r"\&",
-        "%": r"\%",
-        "_": r"\_",
-        "#": r"\#",
-        "$": r"\$",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "—": "---",
-        "–": "--",
-        "−": "$-$",
-        "≥": r"$\geq$",
-        "≤": r"$\leq$",
-        "’": "'",
-        "“": "``",
-        "”": "''",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "\n": r"\newline ",
-    }
+    {character: f"\\{character}" for character in "&%_#${}"}
+    | {character: f"\\text{name}{{}}" for character, name in _NAMED.items()}
+    | {**_MARKS, "\n": r"\newline "}
 )
 
 

@@ -1,4 +1,4 @@
-"""The paper's claims, a verdict on each from our results alone, and the page that shows them.
+"""The paper's claims, and a verdict on each from our results alone.
 
 `registry.yaml` lists everything the paper says that can be checked. Verdicts are `reproduced`, `not reproduced` and
 `inconclusive` by the rule of `statistics.verdict`, `not run` if a measurement is missing, and `not judged` if there is
@@ -20,7 +20,6 @@ import pandas as pd
 import yaml
 from pydantic import AfterValidator, Field, PositiveFloat
 
-from spin_utils.files.disk import write_forms
 from spin_utils.paper import power, published
 from spin_utils.paper.generations import mean_grade
 from spin_utils.paper.results import Part, ResultsError, checked, judged
@@ -43,8 +42,6 @@ SOURCES = {
 Outcome = Literal["reproduced", "not reproduced", "inconclusive", "not run", "not judged"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-VERDICT_COLUMNS = ["id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict"]
-"""Columns of verdicts.csv."""
 Model = Annotated[str, AfterValidator(lambda name: str(ModelName.parse(name)))]
 """The name of a model."""
 
@@ -302,37 +299,6 @@ def _paper_contrast(row: Entry) -> float | None:
     return round(sum(known), 2) if len(known) == len(scores) else None
 
 
-_RULE = (
-    "A claim is *reproduced* if the whole 95 % interval of our measurement agrees with it, *not reproduced* if the "
-    "whole interval contradicts it, and *inconclusive* otherwise. The exact rule for each kind of claim is in "
-    "`statistics.verdict`, and the margins are in `registry.yaml`. Rows that end in -size ask whether a difference is "
-    "as large as the paper's, a separate question from whether it has the same sign. A table or figure is *not run* if "
-    "any of its claims was not run, otherwise *not reproduced* if any was not reproduced, *reproduced* if all were, "
-    "and *inconclusive* in all other cases; rows in -size do not count here. Scores are in points. An average "
-    "is over this profile's tasks, the paper's over its own six; a claim about one benchmark is judged on that one "
-    "alone. Of {intervals} intervals at 95 %, "
-    "about {chance} miss the true value by chance. With one training seed they only cover the choice of items. For "
-    "times the interval is the range over training seeds, so a single seed leaves them inconclusive. Intervals of JSD "
-    "bounds treat the fitted scale as fixed."
-)
-_PAPER = (
-    "*In the paper* says whether a claim holds for the paper's own printed numbers. *Noise* compares the paper's "
-    "difference with the sampling noise of its test sets. Answers to individual items were not published, so it uses "
-    "two bounds, at two standard errors. *Beyond noise* means so even if the two models' answers were independent, "
-    "which understates the significance of a paired comparison. *Within noise* means so for any pairing. Anything in "
-    "between *depends on the pairing*. For this, averages are recomputed from the cells. That matters for DPO after "
-    "SPIN, where the cells give a gain of {recomputed:.2f} and the paper prints {printed:.2f}."
-)
-
-
-def write(findings: Sequence[Finding], results: Path) -> list[Path]:
-    """Write verdicts.csv and the readable page verdicts.md under results/PROFILE."""
-    table = pd.DataFrame([vars(finding) for finding in findings])[VERDICT_COLUMNS]
-    return write_forms(
-        results / "verdicts", {"csv": table.to_csv(index=False, float_format="%.6g"), "md": page(findings)}
-    )
-
-
 def read(results: Path, outcome: str = "") -> pd.DataFrame:
     """The verdicts written under results/PROFILE, all or those with one outcome.
 
@@ -349,54 +315,7 @@ def read(results: Path, outcome: str = "") -> pd.DataFrame:
     return table[table["verdict"] == outcome] if outcome else table
 
 
-def page(findings: Sequence[Finding]) -> str:
-    """The verdict page: counts, the rule, and a table of all findings."""
-    averages = published.leaderboard()[["average_printed", "average_recomputed"]]
-    gain = averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
-    lines = [
-        "# Verdicts",
-        "",
-        tally(finding.verdict for finding in findings) + ".",
-        "",
-        rule(findings),
-        "",
-        _PAPER.format(recomputed=gain["average_recomputed"], printed=gain["average_printed"]),
-        "",
-        "| id | statement | where | in the paper | noise | paper | ours | items × seeds | verdict |",
-        "| --- | --- | --- | --- | --- | ---: | ---: | ---: | --- |",
-    ]
-    for finding in findings:
-        holds = {True: "holds", False: "does not hold", None: ""}[finding.paper_holds]
-        size = f"{finding.n or ''} × {finding.seeds}" if finding.n and finding.seeds else ""
-        status = finding.verdict + (f": {finding.reason}" if finding.reason else "")
-        cells = [finding.id, finding.statement, finding.where, holds, finding.paper_noise]
-        cells += [shown(finding.paper), with_interval(finding), size, status]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join([*lines, ""])
-
-
 def tally(outcomes: Iterable[str]) -> str:
     """How often each verdict was given, in words."""
     counts = Counter(outcomes)
     return ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
-
-
-def rule(findings: Sequence[Finding]) -> str:
-    """How verdicts are reached, in words, with how many intervals miss by chance."""
-    measured = [finding for finding in findings if finding.n is not None]  # times have no items
-    intervals = sum(not finding.id.endswith("-size") for finding in measured)  # these repeat another row's interval
-    return _RULE.format(intervals=intervals, chance=round(intervals / 20))
-
-
-def shown(value: float | None) -> str:
-    """A value as printed on the verdict page."""
-    if value is None:
-        return ""
-    return (f"{value:.1e}" if 0 < abs(value) < 0.005 else f"{value:.2f}").replace("-", "−")
-
-
-def with_interval(finding: Finding) -> str:
-    """Our value with its interval; empty if there is no value."""
-    if finding.low is None or finding.high is None:
-        return shown(finding.ours)
-    return f"{shown(finding.ours)} [{shown(finding.low)}, {shown(finding.high)}]"

@@ -32,10 +32,10 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
     names = sorted(both["task"].unique())
     rows = []
     for title, tasks in [*((name, [name]) for name in names), ("average", names)]:
-        one, two = (paired(both, {name: 1}, tasks=tasks).times(100).difference for name in (model, other))
+        levels = {name: paired(both, {name: 1}, tasks=tasks).times(100).difference for name in (model, other)}
         gain = paired(both, {model: 1, other: -1}, tasks=tasks).times(100)
-        row = {"task": title, model: one, other: two, "difference": gain.difference, "low": gain.low}
-        rows.append(row | {"high": gain.high, "p_value": gain.p_value, "items": gain.n_items, "seeds": gain.n_seeds})
+        numbers = {name: getattr(gain, name) for name in ("difference", "low", "high", "p_value")}
+        rows.append({"task": title, **levels, **numbers, "items": gain.n_items, "seeds": gain.n_seeds})
     return pd.DataFrame(rows)
 
 
@@ -73,19 +73,12 @@ def items(profile: str, model: str, other: str) -> pd.DataFrame:
         own = summaries[summaries["model"] == plain]
         asked.append(dict(zip(own["task"], own["rows_sha256"], strict=True)))
     seeds, names = (set.intersection(*(set(side[column]) for side in sides)) for column in ("seed", "task"))
-    for what, found in (("training seed", seeds), ("task", names)):
-        if not found:
-            raise results.ResultsError(f"{model} and {other}: no {what} in common; evaluate the missing ones")
-    if len({folder for folder, _ in places.values()}) == 2:
-        for (folder, _), rows in zip(places.values(), asked, strict=True):
-            if any(not isinstance(rows[name], str) for name in names):
-                raise results.ResultsError(
-                    f"{paths.relative(folder)}: older than the hashes of test rows, without which two runs are not "
-                    "compared; reproduce it again"
-                )
-        if differing := sorted(name for name in names if asked[0][name] != asked[1][name]):
-            raise results.ResultsError(
-                f"{model} and {other}: their test rows of {', '.join(differing)} differ, so items do not pair up; run "
-                "both on the same rows"
-            )
+    if not (seeds and names):
+        raise results.ResultsError(f"{model} and {other}: no seed or no task in common; evaluate the missing ones")
+    differing = sorted(name for name in names if asked[0][name] != asked[1][name])  # or not known: NaN in old results
+    if differing and len({folder for folder, _ in places.values()}) == 2:
+        raise results.ResultsError(
+            f"{model} and {other}: their test rows of {', '.join(differing)} are not known to be the same, so items do "
+            "not pair up; reproduce both on the same rows"
+        )
     return pd.concat(side[side["seed"].isin(seeds) & side["task"].isin(names)] for side in sides)

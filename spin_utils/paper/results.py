@@ -385,19 +385,18 @@ def load_mt_bench(results: Path) -> pd.DataFrame:
     Its columns are `seed`, `model`, `judge` and `judge_models` (as reported by the endpoint), `task` (the category),
     `id` (question/turn), `status` and `grade` (1 to 10, NaN if there is none).
     """
-    table = _items(results, "mt_bench", ["judge", "judge_models", "category", "id", "status", "score"])
-    return table.rename(columns={"category": "task", "score": "grade"}).astype({"grade": float})
+    table = _items(results, "mt_bench", ["judge", "category", "id", "status", "score"])
+    judges = {"judge": table["judge"].str["name"], "judge_models": table["judge"].str["models"].str.join(", ")}
+    return table.assign(**judges).rename(columns={"category": "task", "score": "grade"}).astype({"grade": float})
 
 
 def _items(results: Path, folder: str, columns: list[str]) -> pd.DataFrame:
     """The items of all files of one folder, each with the fields of its file that are named in `columns`."""
-    rows = []
-    for document in map(read_json, _files(results, folder)):
-        if folder == "mt_bench":
-            judge = document["judge"]
-            document |= {"judge": judge["name"], "judge_models": ", ".join(judge["models"])}
-        common = {name: document[name] for name in ("seed", "model", *columns) if name in document}
-        rows += [common | item for item in document["items"]]
+    rows = [
+        {name: document[name] for name in ("seed", "model", *columns) if name in document} | item
+        for document in map(read_json, _files(results, folder))
+        for item in document["items"]
+    ]
     return pd.DataFrame(rows, columns=["seed", "model", *columns])
 
 

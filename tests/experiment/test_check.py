@@ -205,7 +205,7 @@ def test_the_command_prints_json_asks_the_hub_of_the_environment_and_fails_when_
     assert result.returncode == 1
     assert report["profile"].startswith("paper-released")
     assert not report["ready"]
-    asked = {path for _, path, _, _ in hub.requests}
+    asked = set(hub.requests)
     assert any("zephyr-7b-sft-full-SPIN-iter0/revision/" + "a" * 40 in path for path in asked)
     assert any("SPIN-iter3" in finding["text"] and "no revision" in finding["text"] for finding in report["findings"])
 

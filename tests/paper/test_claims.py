@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
+from spin_utils.drawing import draw
 from spin_utils.paper import claims, generations, published, results
 from spin_utils.paper.generations import mean_grade
 from spin_utils.paper.statistics import paired
@@ -185,7 +186,7 @@ def test_a_claim_without_its_runs_is_not_run_and_says_why(scores):
 
 
 def test_the_two_files_hold_every_finding_and_are_written_identically_twice(tmp_path, findings):
-    first, second = (claims.write(list(findings.values()), tmp_path / name) for name in ("a", "b"))
+    first, second = (draw.write_verdicts(list(findings.values()), tmp_path / name) for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     table = pd.read_csv(first[0])
     assert list(table.columns) == ["id", "statement", "paper", "ours", "low", "high", "n", "seeds", "verdict"]
