@@ -181,7 +181,7 @@ def tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
             error = 100 * own["stderr"] * (own["n"] / n) ** 0.5
             found = power.detectable(2**0.5 * error, n - 1)  # of two models whose answers are independent
             if measured:
-                found = power.plan(scores[scores["task"] == task], items=n, seeds=1)[0].detectable
+                found = power.plan(scores[scores["task"] == task], items=n, seeds=1)["detectable"][0]
             gain |= {f"items, {scale}": n, f"error, {scale}": f"{error:.1f}", f"gain, {scale}": f"{found:.1f}"}
         gains.append(gain)
     yield "gains", gains
@@ -204,7 +204,7 @@ def _at_cpu() -> Iterator[dict[str, Any]]:
             row = {"column": f"{task}, at chance" if task in chance else task, "items": n}
             row["error"] = f"{100 * errors.mean()[task]:.1f}" if task in errors.groups else ""
             for seeds in (1, 3, 8):
-                row[f"gain, seeds: {seeds}"] = f"{power.plan(own, items=n, seeds=seeds)[0].detectable:.1f}"
+                row[f"gain, seeds: {seeds}"] = f"{power.plan(own, items=n, seeds=seeds)['detectable'][0]:.1f}"
             yield row
 
 

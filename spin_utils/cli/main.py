@@ -420,12 +420,12 @@ def power(
     seeds: Annotated[int, typer.Option(min=1, help="planned training seeds")],
 ) -> None:
     """Estimate which differences a run of this size could detect, from the spread of a finished one."""
-    import pandas as pd
-
     from spin_utils.paper import power, results
 
-    table = pd.DataFrame(power.plan(results.load_evaluations(paths.results(profiles.folder(profile))), items, seeds))
-    table.columns = pd.Index(["contrast", "measured", "± today", f"± with {items} x {seeds}", "found in 4 of 5 runs"])
+    table = power.plan(results.load_evaluations(paths.results(profiles.folder(profile))), items, seeds)
+    table = table.set_axis(
+        ["contrast", "measured", "± today", f"± with {items} x {seeds}", "found in 4 of 5 runs"], axis="columns"
+    )
     log.info("%s", table.round(2).to_string(index=False))
 
 

@@ -157,7 +157,6 @@ def compose(profile: Profile) -> Drawing:
 
 def facts(profile: Profile, drawn: Drawing) -> dict[str, Any]:
     """What report and summary both begin with."""
-    heldout = results.load_heldout(paths.results(profile.name))
     return {
         "profile": profile.name,
         "items": drawn.scores.groupby("task")["id"].nunique().sum(),
@@ -165,7 +164,7 @@ def facts(profile: Profile, drawn: Drawing) -> dict[str, Any]:
         "seeds": sorted(map(int, drawn.scores["seed"].unique())),
         **verdict_words(drawn.findings),
         "wholes": [finding for finding in drawn.findings if finding.id.startswith(("table-", "figure-"))],
-        "entry": generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
+        "entry": generations.entry_test(results.load_heldout(paths.results(profile.name))),
         "agreement": compared(profile, drawn.scores),
     }
 

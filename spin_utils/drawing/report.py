@@ -11,6 +11,7 @@ import textwrap
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -105,7 +106,6 @@ def section(profile: Profile) -> str:
     rows, last = chain + control, chain[-1]
     gains = {other: tables.measure(scores, tables.contrast_of(last, other)) for other in ("sft", *control)}
     compared = next((name for name in reversed(control) if "value" in gains[name]), "")
-    heldout = results.load_heldout(folder)
     seeds = sorted(int(seed) for seed in scores[scores["model"].isin(rows)]["seed"].unique())
     judged = claims.read(folder).set_index("id")["verdict"]
     seconds, machine = clock.measured(profile.name)
@@ -115,7 +115,7 @@ def section(profile: Profile) -> str:
         profile=profile.name,
         rows=[_row(scores, model) for model in rows],
         paper_gain=(published.score("spin-3", "average") or 0.0) - (published.score("sft", "average") or 0.0),
-        gain=tables.cell_text(gains["sft"], sign=True) if "value" in gains["sft"] else "",
+        gain=gains["sft"],
         items=scores.groupby("task")["id"].nunique().sum(),
         tasks=scores["task"].nunique(),
         seeds=seeds,
@@ -124,9 +124,9 @@ def section(profile: Profile) -> str:
         notes=[footnotes.fewer_seeds(scores, rows), draw.not_the_papers(profile, tasks)],
         last=label(last),
         control=label(compared) if compared else "",
-        margin=tables.cell_text(gains.get(compared, {}), sign=True),
-        more_sft=_more_sft(gains[compared]) if compared else "",
-        entry=generations.entry_test(heldout)[1] if "spin-0" in set(heldout["model"]) else "",
+        margin=gains.get(compared),
+        shown=_gain,
+        entry=generations.entry_test(results.load_heldout(folder)),
         minutes=sum(seconds.values()) / 60,
         machine=machine,
         measured=judged[~exact],
@@ -157,15 +157,13 @@ def _row(scores: pd.DataFrame, model: str) -> Sequence[str]:
     cells = [tables.measure(scores, tables.contrast_of(model, other)) for other in ("", "sft")]
     printed, base = published.score(model, "average"), published.score("sft", "average") or 0.0
     theirs = (DASH, DASH) if printed is None else (f"{printed:.2f}", minus(f"{printed - base:+.2f}"))
-    level, gain = tables.cell_text(cells[0]), tables.cell_text(cells[1], sign=True)
+    level, gain = tables.cell_text(cells[0]), _gain(cells[1])
     return (label(model), level, "", theirs[0], "") if model == "sft" else (label(model), level, gain, *theirs)
 
 
-def _more_sft(margin: Mapping[str, float]) -> str:
-    """How the control compares, from the cell of SPIN's gain over it."""
-    if margin["low"] > 0:
-        return "does worse"
-    return "does better" if margin["high"] < 0 else "does about as well"
+def _gain(cell: Mapping[str, Any]) -> str:
+    """A gain and the ends of its interval with their signs, or a dash."""
+    return minus("{value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**cell)) if "value" in cell else DASH
 
 
 def _first(profile: Profile, drawn: draw.Drawing) -> Figure:
@@ -204,7 +202,7 @@ def _second(profile: Profile, drawn: draw.Drawing) -> Figure:
     return page
 
 
-def _page(drawn: draw.Drawing, rows: list[list[str]], heights: Sequence[float]) -> tuple[Figure, dict[str, Axes]]:
+def _page(drawn: draw.Drawing, rows: list[Any], heights: Sequence[float]) -> tuple[Figure, dict[str, Axes]]:
     """A page of A4 and its panels by name; those with the name of a figure show it below its title."""
     page = Figure(figsize=(8.27, 11.69))
     margins = {"left": 0.07, "right": 0.93, "top": 0.93, "bottom": 0.04, "hspace": 0.1, "wspace": 0.04}

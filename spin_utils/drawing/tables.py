@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,7 +35,7 @@ from spin_utils.paper.statistics import (
     size_margin,
     verdict,
 )
-from spin_utils.settings.names import ModelName, iterates, label
+from spin_utils.settings.names import ModelName, iterates, label, main_chain
 
 DASH = "—"
 
@@ -79,9 +79,6 @@ class Table:
         return markdown(self)
 
 
-_ITERATIONS = {"spin-0": "sft", "spin-1": "spin-0", "spin-2": "spin-1", "spin-3": "spin-2"}
-"""Model and the one its gain is measured against."""
-
 _SHARED = ("data", "base")
 """Stages whose artifacts all training seeds share."""
 
@@ -109,7 +106,8 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str] | None = None) -
         shots: Few-shot examples in each task's prompt; 0 for tasks not listed.
     """
     ours = summaries.drop_duplicates("task").set_index("task")[["metric", "n", "chance"]]
-    cells, lines = [], []
+    cells: list[dict[str, Any]] = []
+    lines: list[tuple[str, ...]] = []
 
     def add(name: str, whose: str, *settings: str) -> None:
         row = published.BENCHMARK_LABELS.get(name, name)
@@ -145,7 +143,8 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
         ours: list[dict[str, Any]] = []
         model: list[dict[str, Any]] = []
         for iteration in range(4):
-            place = {"row": stage, "column": f"iteration {iteration}", "paper": paper[stage, iteration]}
+            place: dict[str, Any] = {"row": stage, "column": f"iteration {iteration}"}
+            place["paper"] = paper[stage, iteration]
             minutes = times[(times["stage"] == stage) & (times["iteration"] == iteration)]["seconds"] / 60
             ours.append(place | {"quantity": "minutes (ours), hours (paper)"})
             if minutes.empty:
@@ -173,7 +172,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
 
 def table3(scores: pd.DataFrame, *, preferences: str = "samples") -> Table:
     """Table 3: SPIN against DPO, and DPO after SPIN. Arguments as in `table4`; `preferences` is the source of DPO's."""
-    rows = {"dpo": "sft", "sft": "", **_ITERATIONS, "spin-3-dpo": "spin-3"}
+    rows = {"dpo": "sft", "sft": "", **_iterations(), "spin-3-dpo": "spin-3"}
     averages = published.leaderboard()[["average_printed", "average_recomputed"]]
     last, gain = averages.loc["spin-3-dpo"], averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
     note = footnotes.note("table3", preferences=preferences, last=last, gain=gain)
@@ -187,7 +186,7 @@ def table4(scores: pd.DataFrame) -> Table:
         scores: From `draw.scores`, or from `results.load_evaluations` with the columns `benchmark` (the paper's
             benchmark that a task is, or "") and `at_chance`.
     """
-    return _leaderboard(4, "SPIN by iteration", {"sft": "", **_all_iterations(scores)}, scores)
+    return _leaderboard(4, "SPIN by iteration", {"sft": "", **_iterations(scores["model"])}, scores)
 
 
 def table5(scores: pd.DataFrame) -> Table:
@@ -208,7 +207,7 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None, instruction
         one = instructions.assign(task=NAME)
         scores = one if scores.empty else pd.concat([scores, one], ignore_index=True)
     columns = _columns(scores, published.OTHERS, always=True)
-    baselines = {"sft": "", **dict.fromkeys(_all_iterations(scores), "sft")}
+    baselines = {"sft": "", **dict.fromkeys(_iterations(scores["model"]), "sft")}
     judged = grades if grades is not None and not grades.empty else None
     cells: list[dict[str, Any]] = []
     lines = []
@@ -344,7 +343,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
         ("JSD", "JSD (lower bound), nats", bounds, "jsd_bound", 1, 4),
         ("bits per byte", "Bits per byte", bits, "bits_per_byte", 1, 4),
     ]
-    measures = [measure for measure in measures if measure[3] in measure[2] and not measure[2].empty]
+    measures = [row for row in measures if row[3] in row[2] and not row[2].empty]
     cells: list[dict[str, Any]] = []
     lines = []
     for model in rows:
@@ -523,9 +522,9 @@ def _leaderboard(
     return _finish(number, title, header, lines, cells, notes, lead=_lead(scores, columns))
 
 
-def _all_iterations(scores: pd.DataFrame) -> dict[str, str]:
-    """`_ITERATIONS`, and those after the paper's last that were evaluated."""
-    names = [*_ITERATIONS, *(model for model in iterates(scores["model"]) if model not in _ITERATIONS)]
+def _iterations(measured: Iterable[str] = ()) -> dict[str, str]:
+    """The paper's iterations, and later ones that were measured, each with the model that its gain is over."""
+    names = list(dict.fromkeys([*main_chain(4)[1:], *iterates(measured)]))
     return dict(zip(names, ["sft", *names], strict=False))
 
 

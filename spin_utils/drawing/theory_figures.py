@@ -21,9 +21,9 @@ _DASHES = ("-", "--", "-.", ":")
 
 
 @style()
-def losses(limit: float = 3.0) -> Figure:
+def losses() -> Figure:
     """The four losses of Assumption 5.1 over the margin t: convex, decreasing, slope below 0 at 0."""
-    margins = torch.linspace(-limit, limit, 301, dtype=torch.float64)
+    margins = torch.linspace(-3, 3, 301, dtype=torch.float64)
     figure = new_figure(2.1)
     axes = figure.subplots()
     for name, shade, dash in zip(theory.LOSSES, _SHADES, _DASHES, strict=False):
@@ -140,7 +140,7 @@ def distances(start: Tensor, data: Tensor, betas: Sequence[float], iterations: i
 
 
 @style()
-def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float], steps: int = 1000) -> Figure:
+def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float]) -> Figure:
     """Gradient descent inside one iteration: the loss falls to log 2 - JSD, the policy meets the data or passes it.
 
     The loss depends on the policy through f = lambda log p/p_t alone. With a learning rate proportional to
@@ -151,10 +151,9 @@ def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float], steps
         opponent: log p_t, shape (K,).
         data: log p_data.
         betas: a line for each lambda in the lower panel.
-        steps: descent steps.
     """
     bound = math.log(2) - float(theory.pair_divergence(opponent, data))
-    floor = 1e-5
+    floor, steps = 1e-5, 1000
     figure = new_figure(3.4)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
     path = theory.descend(opponent, data, beta=1.0, steps=steps, learning_rate=0.2)

@@ -27,8 +27,6 @@ from spin_utils.settings.names import iterates, label, main_chain
 from spin_utils.settings.run import Loss
 from spin_utils.training.loss import link
 
-ITERATIONS = main_chain(4)[1:]
-"""Those of the paper."""
 PANELS = {
     "accuracy": "Real and generated told apart (%)",
     "drift_real": "Real answers, change in log p (nats)",
@@ -54,7 +52,7 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss:
         models: Models whose training is drawn, in order; by default the paper's iterations and those after them.
         loss: The function l of the run.
     """
-    models = models or [*ITERATIONS, *(name for name in iterates(training["model"]) if name not in ITERATIONS)]
+    models = models or list(dict.fromkeys([*main_chain(4)[1:], *iterates(training["model"])]))
     present = [model for model in models if model in set(training["model"])]
     figure = new_figure(4.2)
     losses, rewards, margin = panels = figure.subplots(3, 1, sharex=True)
@@ -93,23 +91,17 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss:
 
 
 @style()
-def loss_curve(training: pd.DataFrame, title: str = "", *, loss: Loss = "logistic") -> Figure:
-    """Loss of one run by step, thin as logged and thick as a running mean over a tenth of the run.
+def loss_curve(training: pd.DataFrame) -> Figure:
+    """Loss of one run of SFT by step, thin as logged and thick as a running mean over a tenth of the run.
 
     Args:
-        training: One run's metrics: `step`, `loss`; with `margin` it is a loss of pairs, which starts at l(0), and
-            without it that of SFT, in nats per response token.
-        title: A few words above the axes.
-        loss: The function l of a run on pairs.
+        training: The run's metrics: `step` and `loss`, in nats per response token.
     """
-    pairs = "margin" in training
     figure = new_figure(1.9)
     axes = figure.subplots()
     curve(axes, training.assign(seed=0), "loss", 0, REAL)
-    if pairs:
-        _mark_start(axes, loss)
-    axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats)" if pairs else "loss (nats per token)")
-    axes.set_ylim(bottom=min(0, training["loss"].min()))  # l = 1 - t has no floor
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
+    axes.set_ylim(bottom=0)
     return figure
 
 

@@ -120,28 +120,29 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).reindex(columns=columns) if parts else pd.DataFrame(columns=columns)
 
 
-def entry_test(heldout: pd.DataFrame, model: str = "spin-0") -> tuple[bool, str]:
+def entry_test(heldout: pd.DataFrame, model: str = "spin-0") -> str:
     """Whether an iteration learnt to tell real responses from generated ones, on held-out pairs.
 
     If it did not, the opponent may already match the data, and there self-play stops (Theorem 5.2). The loss it reaches
     gives a lower bound on their divergence (Lemma C.2).
 
     Returns:
-        Whether the 95 % interval of the accuracy, clustered by prompt and over pairs that differ, lies above 1/2; and
-        a sentence that says so.
+        How many of the pairs that differ are told apart, with a 95 % interval clustered by prompt, and whether it lies
+        above 1/2, in words without a full stop; empty if the iteration was not tested.
     """
     first = heldout[heldout["model"] == model]
+    if first.empty:
+        return ""
     accuracy, spread, differ = told_apart(first)
     if not differ:
-        return False, "all held-out responses equal the real ones: nothing to learn (Theorem 5.2)"
+        return "all held-out responses equal the real ones: nothing to learn (Theorem 5.2)"
     bound = max(0.0, jsd_bounds(first)["jsd_bound"].mean())
     text = (
         f"real and generated responses are told apart in {accuracy:.1%} of the {differ} held-out pairs that differ "
         f"[{accuracy - spread:.1%}, {accuracy + spread:.1%}], and the Jensen-Shannon divergence (JSD) between data and "
         f"opponent is at least {bound:.4f} nats"
     )
-    learnable = bool(accuracy - spread > 0.5)
-    return learnable, text if learnable else f"{text}: nothing to learn (Theorem 5.2)"
+    return text if accuracy - spread > 0.5 else f"{text}: nothing to learn (Theorem 5.2)"
 
 
 def bits_per_byte(heldout: pd.DataFrame) -> pd.DataFrame:

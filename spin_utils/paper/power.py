@@ -6,7 +6,6 @@ seeds the seed part.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil, inf
 
 import pandas as pd
@@ -19,24 +18,13 @@ MOST = 100
 """Largest multiple of the items or seeds before a claim counts as out of reach."""
 
 
-@dataclass(frozen=True)
-class Power:
-    """What a planned run could say about one contrast, in points."""
-
-    contrast: str
-    """For example `spin-1 over spin-0`."""
-    difference: float
-    """As measured."""
-    half: float
-    """Half width of its interval now."""
-    planned: float
-    """Half width with the planned items and seeds."""
-    detectable: float
-    """The smallest true difference whose interval would exclude 0 in 80 % of such runs."""
-
-
-def plan(scores: pd.DataFrame, items: int, seeds: int) -> list[Power]:
+def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
     """Power of a run with other numbers of items (over all tasks) and seeds, for the main contrasts of a finished one.
+
+    Returns:
+        A row per `contrast`, for example `spin-1 over spin-0`, in points: `difference` as measured, the half width of
+        its interval now (`half`) and with the planned items and seeds (`planned`), and the smallest true difference
+        whose interval would exclude 0 in 80 % of such runs (`detectable`).
 
     Raises:
         StatisticsError: the run has no two models to compare, or it has one seed and more are planned.
@@ -47,27 +35,23 @@ def plan(scores: pd.DataFrame, items: int, seeds: int) -> list[Power]:
     if chain:
         others = ("sft", *sorted(name for name in models if ModelName.parse(name).sft_epochs))
         pairs += [(chain[-1], other) for other in others if (chain[-1], other) not in pairs]
-    found = [_power(scores, new, old, items, seeds) for new, old in pairs if old in models]
-    if not found:
+    rows = []
+    for new, old in pairs:
+        if old not in models:
+            continue
+        estimate = paired(scores, {new: 1.0, old: -1.0}).times(100)
+        if estimate.n_seeds == 1 < seeds:
+            raise StatisticsError(
+                f"{new} over {old}: one training seed does not show how much seeds differ; plan with --seeds 1, or run "
+                "two"
+            )
+        error = estimate.spread.at(items / estimate.n_items, seeds / estimate.n_seeds) ** 0.5
+        freedom = _freedom(estimate, items, seeds)
+        half, planned = (estimate.high - estimate.low) / 2, float(stats.t.ppf(0.975, freedom) * error)
+        rows.append((f"{new} over {old}", estimate.difference, half, planned, detectable(error, freedom)))
+    if not rows:
         raise StatisticsError("no evaluations of SFT and a SPIN iteration to plan from; run one seed first")
-    return found
-
-
-def _power(scores: pd.DataFrame, new: str, old: str, items: int, seeds: int) -> Power:
-    estimate = paired(scores, {new: 1.0, old: -1.0}).times(100)
-    if estimate.n_seeds == 1 < seeds:
-        raise StatisticsError(
-            f"{new} over {old}: one training seed does not show how much seeds differ; plan with --seeds 1, or run two"
-        )
-    error = estimate.spread.at(items / estimate.n_items, seeds / estimate.n_seeds) ** 0.5
-    freedom = _freedom(estimate, items, seeds)
-    return Power(
-        contrast=f"{new} over {old}",
-        difference=estimate.difference,
-        half=(estimate.high - estimate.low) / 2,
-        planned=float(stats.t.ppf(0.975, freedom) * error),
-        detectable=detectable(error, freedom),
-    )
+    return pd.DataFrame(rows, columns=["contrast", "difference", "half", "planned", "detectable"])
 
 
 def detectable(error: float, freedom: float) -> float:

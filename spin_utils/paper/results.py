@@ -386,8 +386,10 @@ def load_mt_bench(results: Path) -> pd.DataFrame:
     `id` (question/turn), `status` and `grade` (1 to 10, NaN if there is none).
     """
     table = _items(results, "mt_bench", ["judge", "category", "id", "status", "score"])
-    judges = {"judge": table["judge"].str["name"], "judge_models": table["judge"].str["models"].str.join(", ")}
-    return table.assign(**judges).rename(columns={"category": "task", "score": "grade"}).astype({"grade": float})
+    names = table["judge"].map(lambda judge: judge["name"])
+    models = table["judge"].map(lambda judge: ", ".join(judge["models"]))
+    table = table.assign(judge=names, judge_models=models)
+    return table.rename(columns={"category": "task", "score": "grade"}).astype({"grade": float})
 
 
 def _items(results: Path, folder: str, columns: list[str]) -> pd.DataFrame:

@@ -29,15 +29,14 @@ def run(items: int, seeds: int, gain: float = 0.03, seed: int = 0) -> pd.DataFra
 
 def test_the_planned_width_is_that_of_such_a_run() -> None:
     small = run(400, 8)
-    planned = {found.contrast: found.planned for found in power.plan(small, items=1600, seeds=16)}
+    planned = power.plan(small, items=1600, seeds=16).set_index("contrast")["planned"]
     widths = [paired(run(1600, 16, seed=number), GAIN).times(100) for number in range(1, 9)]
     measured = np.mean([(found.high - found.low) / 2 for found in widths])
     assert planned["spin-0 over sft"] == pytest.approx(measured, rel=0.35)
 
 
 def test_the_detectable_difference_is_found_in_four_of_five_runs() -> None:
-    (found, *_) = power.plan(run(800, 4, gain=0.0), items=800, seeds=4)
-    true = found.detectable / 100
+    true = power.plan(run(800, 4, gain=0.0), items=800, seeds=4)["detectable"][0] / 100
     runs = [paired(run(800, 4, gain=true, seed=number), GAIN) for number in range(1, 61)]
     assert 0.6 < np.mean([estimate.low > 0 for estimate in runs]) < 0.98
 
@@ -74,6 +73,6 @@ def test_one_seed_cannot_plan_several_and_no_models_cannot_be_compared() -> None
     alone = run(200, 1)
     with pytest.raises(StatisticsError, match="one training seed does not show how much seeds differ"):
         power.plan(alone, items=400, seeds=2)
-    assert power.plan(alone, items=400, seeds=1)[0].planned > 0
+    assert (power.plan(alone, items=400, seeds=1)["planned"] > 0).all()
     with pytest.raises(StatisticsError, match="run one seed first"):
         power.plan(alone[alone["model"] == "sft"], items=400, seeds=1)
