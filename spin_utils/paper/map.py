@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from spin_utils.data.rows import read_records
 from spin_utils.paper.generations import told_apart
-from spin_utils.paper.results import ResultsError
 from spin_utils.paper.statistics import paired
 
 KEY = ["kind", "rate", "beta", "steps"]
@@ -18,21 +17,8 @@ KEY = ["kind", "rate", "beta", "steps"]
 
 
 def load_map(path: Path) -> list[dict[str, Any]]:
-    """Cells of the map, one per seed, from cells.jsonl.
-
-    Raises:
-        ResultsError: the file is missing, or a line of it is damaged.
-    """
-    if not path.is_file():
-        raise ResultsError(f"{path}: no such file; run python -m benchmarks.map")
-    cells = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            cells.append(json.loads(line))
-        except ValueError as error:
-            remedy = "delete the line and run it again"
-            raise ResultsError(f"{path}, line {number}: not JSON ({error}); {remedy}") from None
-    return cells
+    """Cells of the map, one per seed, from cells.jsonl; raises a `RowError` if it is missing or a line is damaged."""
+    return [cell for _, cell in read_records(path)]
 
 
 def summary(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:

@@ -10,7 +10,6 @@ import pytest
 
 from spin_utils.drawing.training_figures import map_figure
 from spin_utils.paper.map import load_map, summary
-from spin_utils.paper.results import ResultsError
 
 ITEMS = 40
 
@@ -46,10 +45,3 @@ def test_gains_are_over_sft_and_over_the_better_of_as_much_sft(tmp_path: Path) -
     panels = map_figure(found.reset_index()).axes
     shown = {text.get_text(): text.get_fontweight() for text in panels[4].texts}
     assert shown == {"+25.0": "bold", "−25.0": "bold"}
-
-
-def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "cells.jsonl"
-    path.write_text(json.dumps(CELLS[0]) + "\n{\n")
-    with pytest.raises(ResultsError, match="line 2"):
-        load_map(path)
