@@ -70,7 +70,13 @@ def write(profile: Profile) -> Path:
     kit = _add(crate, "#spin-repro", "SoftwareApplication", KIT, version=__version__)
     said = "Drawn from the results alone; `spin-repro figures` draws them again."
     _act(crate, "#draw", "tables, figures and verdicts", said, kit, [files[path] for path in documents], drawn)
-    _describe(crate, profile.name, [link for _, link in links.values()])
+    crate.name = f"SPIN reproduced at the profile {profile.name}"
+    crate.description = "Results, tables, figures and executed notebooks of a re-measurement of arXiv 2401.01335."
+    if any(link["dirty"] for _, link in links.values()):
+        crate.description += " Some steps ran from a tree with uncommitted changes."
+    crate.datePublished = datetime.datetime.fromisoformat(max(link["started"] for _, link in links.values()))
+    crate.license = _add(crate, LICENCE, "CreativeWork", "Apache License 2.0")
+    crate.root_dataset["conformsTo"] = _add(crate, PROCESS_RUN, "CreativeWork", "Process Run Crate", version="0.5")
     with replacing(folder / NAME) as partial:
         crate.write_zip(partial)
     return folder / NAME
@@ -134,16 +140,6 @@ def _software(crate: Any, link: Mapping[str, Any]) -> Any:
     needed = [f"{package} {version}" for package, version in versions.items()]
     version = f"{own}, commit {tree}"
     return _add(crate, place, "SoftwareApplication", KIT, version=version, softwareRequirements=needed)
-
-
-def _describe(crate: Any, name: str, links: list[Mapping[str, Any]]) -> None:
-    crate.name = f"SPIN reproduced at the profile {name}"
-    crate.description = "Results, tables, figures and executed notebooks of a re-measurement of arXiv 2401.01335."
-    if any(link["dirty"] for link in links):
-        crate.description += " Some steps ran from a tree with uncommitted changes."
-    crate.datePublished = datetime.datetime.fromisoformat(max(link["started"] for link in links))
-    crate.license = _add(crate, LICENCE, "CreativeWork", "Apache License 2.0")
-    crate.root_dataset["conformsTo"] = _add(crate, PROCESS_RUN, "CreativeWork", "Process Run Crate", version="0.5")
 
 
 def _add(crate: Any, place: str, kind: str, name: str, /, **properties: Any) -> Any:

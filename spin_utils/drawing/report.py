@@ -178,9 +178,9 @@ def _first(profile: Profile, drawn: draw.Drawing) -> Figure:
     ]
     lines = [f"{finding.verdict:<15} {finding.statement} ({finding.reason})" for finding in facts["wholes"]]
     rows = [["words"] * 2, ["table"] * 2, ["figure2", "figure5"], ["wholes"] * 2]
-    page, panels = _page(drawn, rows, (1, 2.2, 4.6, 3))
+    page, panels = _page(drawn, rows, (1.6, 1.9, 4.6, 3))
     page.suptitle(f"SPIN, reproduced at the profile {drawable(profile.name)}", fontsize=16, weight="bold")
-    for name, size, width, texts in (("words", 8.5, 116, told), ("wholes", 6.2, 122, lines)):
+    for name, size, width, texts in (("words", 8, 122, told), ("wholes", 6.2, 122, lines)):
         text = "\n".join(
             textwrap.fill(drawable(line), width, subsequent_indent=" " * 16 * (name == "wholes"))
             for line in filter(None, texts)

@@ -75,7 +75,10 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss:
         for axes in panels:
             axes.axvline(end, color=FAINT, lw=0.4, zorder=0)
         start = end
-    _mark_start(losses, loss)
+    first = float(link(torch.zeros(()), loss))
+    losses.axhline(first, color=FAINT, ls=":", lw=1)
+    name, place = "log 2" if loss == "logistic" else f"l(0) = {first:g}", losses.get_yaxis_transform()
+    losses.annotate(name, (1, first), (2, 0), place, "offset points", va="center", fontsize=6)  # clear of the curves
     for axes in (rewards, margin):
         axes.axhline(0, color=FAINT, lw=0.6, zorder=0)
     rewards.margins(y=0.2)
@@ -155,14 +158,6 @@ def map_figure(summary: pd.DataFrame) -> Figure:
         "below which an exact iteration overshoots (Theorem 5.4).",
     )
     return figure
-
-
-def _mark_start(axes: Axes, loss: Loss) -> None:
-    """A dotted line at l(0), labelled next to the panel, clear of the curves."""
-    start = float(link(torch.zeros(()), loss))
-    axes.axhline(start, color=FAINT, ls=":", lw=1)
-    name = "log 2" if loss == "logistic" else f"l(0) = {start:g}"
-    axes.annotate(name, (1, start), (2, 0), axes.get_yaxis_transform(), "offset points", va="center", fontsize=6)
 
 
 def curve(axes: Axes, rows: pd.DataFrame, column: str, start: float, tint: str, *, dashes: str = "-") -> None:
