@@ -43,8 +43,6 @@ class _Line:
     done: bool
     bar: TaskID | None = None
     started: float = 0.0
-    seconds: float = 0.0
-    """From its first event to its end."""
     note: str = ""
     """Of its latest report of progress, such as the loss."""
 
@@ -155,12 +153,11 @@ class Display:
     def _finish(self, line: _Line) -> None:
         line.done = True
         if line.bar is not None:
-            line.seconds = time.time() - line.started
             self._bars.remove_task(line.bar)
         count, of = sum(other.done for other in self.lines.values()), len(self.lines)
         text = Text.assemble(("✓ ", "green"), (f"{count:{len(str(of))}}/{of} ", "dim"), line.words)
         text.append(f"  {outcome}" if (outcome := _outcome(line)) else "", "cyan")
-        text.append(f"  {clock.duration(line.seconds)}" if line.seconds else "", "dim")
+        text.append(f"  {clock.duration(time.time() - line.started)}" if line.started else "", "dim")
         self.console.print(text, soft_wrap=True)
 
 

@@ -167,9 +167,9 @@ def reproduce(
     if not dry_run:
         mt_bench.check_judge(plans)
         clock.remember(loaded.name)
+        for step in chain.from_iterable(plans):
+            artifacts.adopt(step.directory)
     log.info("profile %s, seeds %s: results go to %s", loaded.name, numbers, paths.relative(paths.results(loaded.name)))
-    for step in [] if dry_run else chain.from_iterable(plans):
-        artifacts.adopt(step.directory)
     log.info(clock.outlook(plans))
     warm = cluster == scheduler.NODE and bool(clock.missing(plans))  # steps of a cluster start elsewhere
     shown = None if dry_run else live.Display(plans)

@@ -65,7 +65,7 @@ def test_elsewhere_than_on_a_terminal_each_step_is_one_line_and_each_warning_ano
     of = len(run.shown.lines)
     assert run.said().splitlines() == [
         "SFT: the model learns from the demonstrations: 7 rows left out",
-        f"✓  1/{of} SFT: the model learns from the demonstrations  loss 4.5",
+        f"✓  1/{of} SFT: the model learns from the demonstrations  loss 4.5  0 s",
         f"✓  2/{of} SFT is tested  average 51.5",
     ]
     assert "a line of the scheduler" in (paths.artifacts("smoke") / "reproduce.log").read_text()
