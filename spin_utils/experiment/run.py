@@ -226,11 +226,7 @@ def resources(profile: Profile, step: Step) -> StepResources:
     """The resources that a step requests from the scheduler."""
     if step.stage in ("sft", "spin", "epochs", "subset", "dpo"):
         return profile.resources.training
-    if (
-        step.stage in ("pairs", "mt_answers", "instructions")
-        or _is_sampled(profile, step)
-        or _is_graded_here(profile, step)
-    ):
+    if step.stage in ("pairs", "mt_answers", "instructions") or _asks_a_model(profile, step):
         return profile.resources.generation
     measured = step.stage in ("evaluation", "heldout", "transfer")
     return profile.resources.evaluation if measured else profile.resources.other
@@ -246,15 +242,11 @@ def processes_of(profile: Profile, step: Step) -> ProcessSettings:
 
 def stays_here(profile: Profile, step: Step) -> bool:
     """Whether a step runs on Snakemake's own machine because it needs the network, which cluster nodes often lack."""
+    return step.stage in ("data", "base", "preferences", "mt_bench") and not _asks_a_model(profile, step)
+
+
+def _asks_a_model(profile: Profile, step: Step) -> bool:
+    """Whether preference pairs or MT-Bench's grades come from a model that the step itself loads."""
     if step.stage == "mt_bench":
-        return not _is_graded_here(profile, step)
-    return step.stage in ("data", "base") or (step.stage == "preferences" and not _is_sampled(profile, step))
-
-
-def _is_graded_here(profile: Profile, step: Step) -> bool:
-    """Whether the step is MT-Bench's judge, a model that the step itself loads."""
-    return step.stage == "mt_bench" and profile.mt_bench is not None and profile.mt_bench.judge_model is not None
-
-
-def _is_sampled(profile: Profile, step: Step) -> bool:
+        return profile.mt_bench is not None and profile.mt_bench.judge_model is not None
     return step.stage == "preferences" and profile.dpo is not None and profile.dpo.preferences.source == "samples"
