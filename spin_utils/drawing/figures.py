@@ -35,7 +35,7 @@ from spin_utils.drawing.style import (
     say_why_empty,
     style,
 )
-from spin_utils.drawing.tables import benchmarks
+from spin_utils.drawing.tables import benchmarks, contrast_of
 from spin_utils.evaluation.instructions import NAME
 from spin_utils.paper import published
 from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
@@ -292,7 +292,10 @@ def figure6(
         parts = [table for table in (scores, transfer) if not table.empty] or [scores]
         means = 100 * pd.concat(parts).groupby(["model", "task"])["score"].mean().unstack()
         means = means.reindex(index=list(MODELS), columns=[*own, *harder])
-        names = [_short(task) + "*" * (harder.get(task, task) != task) for task in [*own, *harder]]
+        names = [
+            textwrap.fill(_named([task]), 12, break_long_words=False) + "*" * (harder.get(task, task) != task)
+            for task in [*own, *harder]
+        ]
         note = footnotes.note(
             "radar",
             instructions=of_instructions,
@@ -429,8 +432,7 @@ def estimates(
     found = {}
     for model in models:
         with suppress(StatisticsError):
-            contrast = {model: 1.0} | ({over: -1.0} if over else {})
-            found[model] = paired(table, contrast, tasks=tasks, column=column).times(factor)
+            found[model] = paired(table, contrast_of(model, over), tasks=tasks, column=column).times(factor)
     return found
 
 
@@ -503,7 +505,3 @@ def _wrapped(text: str) -> list[str]:
     """Lines of a text, cut after `_LINES`."""
     lines = [drawable(line) for part in text.splitlines() for line in (textwrap.wrap(part, _WIDTH) or [""])] or [""]
     return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], "… (cut here; whole in the results)"]
-
-
-def _short(task: str) -> str:
-    return textwrap.fill(drawable(task.replace("_", " ")), 12, break_long_words=False)

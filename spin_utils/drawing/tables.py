@@ -335,7 +335,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
     drawn = scores.dropna(subset=["sampled"]) if "sampled" in scores else scores
     measured = list(dict.fromkeys(scores["model"]))
     control = [model for model in measured if ModelName.parse(model).sft_epochs and not ModelName.parse(model).arm]
-    rows = [model for model in dict.fromkeys(("sft", *iterates(measured), *control)) if model in measured]
+    rows = [model for model in ("sft", *iterates(measured), *control) if model in measured]
     measures = [
         ("greedy", "Greedy", scores, "score", 100, 1),
         ("samples", "Samples", drawn, "sampled", 100, 1),

@@ -228,13 +228,10 @@ def example(
     rows = rows[rows["seed"] == seed]
     elsewhere = rows[~rows["family"].isin(list(other_than))]
     rows = rows if elsewhere.empty else elsewhere
-    different = {
-        (str(family), str(item)): len({*prompt["generated"], *prompt["real"]})
-        for (family, item), prompt in rows.groupby(["family", "id"], sort=True)
-    }
-    family, item = max(different, key=lambda key: different[key])  # the first maximum
-    chosen = rows[(rows["family"] == family) & (rows["id"] == item)]
+    prompts = [prompt for _, prompt in rows.groupby(["family", "id"], sort=True)]
+    chosen = max(prompts, key=lambda prompt: len({*prompt["generated"], *prompt["real"]}))  # the first maximum
     records = {row["model"]: row for row in chosen.to_dict("records")}
     by_model = {model: records[model] for model in models if model in records}
-    first = chosen.iloc[0]
-    return Example(item, family, seed, first["prompt"], first["real"], int(first["real_tokens"]), by_model)
+    first = next(iter(by_model.values()))
+    texts = {name: first[name] for name in ("id", "family", "seed", "prompt", "real", "real_tokens")}
+    return Example(**texts, by_model=by_model)
