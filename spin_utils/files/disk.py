@@ -100,8 +100,8 @@ def is_whole(document: Any) -> bool:
 
 
 @contextlib.contextmanager
-def explained(place: Path) -> Iterator[None]:
-    """Turn errors from a full or unwritable disk inside the block into a `StorageError`.
+def explained(place: Path, kind: type[KitError] = StorageError) -> Iterator[None]:
+    """Turn errors from a full or unwritable disk inside the block into one of a kind that the user can fix.
 
     Args:
         place: what is being written, for errors that name no file.
@@ -114,7 +114,7 @@ def explained(place: Path) -> Iterator[None]:
         if number not in _STORAGE:
             raise
         place = getattr(error, "filename", None) or place
-        raise StorageError(
+        raise kind(
             f"{place}: {os.strerror(number).lower()}; make room or make it writable there, or set SPIN_HOME to another "
             "disk. Finished work is kept, and the same command resumes from it"
         ) from None
@@ -126,9 +126,6 @@ def check_writable(folder: Path) -> None:
     Raises:
         KitError: names the folder and the remedy.
     """
-    try:
-        with explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-    except StorageError as error:
-        raise KitError(str(error)) from None
+    with explained(folder, KitError):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
