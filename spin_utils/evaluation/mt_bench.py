@@ -103,17 +103,45 @@ def converse(
         For each question `id`, `category` and two `turns`, each with `text`, `tokens` (including the end token),
         `finish_reason` and `cut_tokens`: tokens dropped from the start because the context was too short.
     """
+    from spin_utils.data import templates
+    from spin_utils.model.sampling import sample
+
+    start = [tokenizer.bos_token_id] if settings.add_start_token and tokenizer.bos_token_id is not None else []
+    ends = templates.end_ids(tokenizer, template)
+    room = max(1, model.config.max_position_embeddings - settings.max_new_tokens)
+    alike: dict[float, list[int]] = {}  # conversations of the same temperature are sampled together
+    for place, question in enumerate(asked):
+        alike.setdefault(settings.temperatures[question.category], []).append(place)
     said: list[list[str]] = [[] for _ in asked]
-    turns = []
+    answers: list[list[dict[str, Any]]] = [[] for _ in asked]
     for turn in (0, 1):
+        prompts = []
         for texts, question in zip(said, asked, strict=True):
             texts.append(question.turns[turn])
-        turns.append(_answer(model, tokenizer, template, asked, said, settings, seed, progress))
-        for texts, answer in zip(said, turns[-1], strict=True):
-            texts.append(answer["text"])
+            ids = templates.encode_conversation(tokenizer, template, texts)
+            prompts.append(ids if ids[:1] == start else [*start, *ids])
+        for temperature, places in sorted(alike.items()):
+            samples = sample(
+                model,
+                [prompts[place][-room:] for place in places],
+                eos_ids=ends,
+                settings=GenerationSettings(
+                    temperature=temperature,
+                    top_k=settings.top_k,
+                    max_new_tokens=settings.max_new_tokens,
+                    batch_size=settings.batch_size,
+                ),
+                seed=seed,
+                streams=[2 * asked[place].id + turn for place in places],
+                progress=progress,
+            )
+            for place, drawn in zip(places, samples, strict=True):
+                said[place].append(templates.decode_response(tokenizer, template, drawn.token_ids).strip())
+                answer = {"text": said[place][-1], "tokens": len(drawn.token_ids), "finish_reason": drawn.finish_reason}
+                answers[place].append(answer | {"cut_tokens": max(0, len(prompts[place]) - room)})
     return [
-        {"id": question.id, "category": question.category, "turns": list(both)}
-        for question, *both in zip(asked, *turns, strict=True)
+        {"id": question.id, "category": question.category, "turns": turns}
+        for question, turns in zip(asked, answers, strict=True)
     ]
 
 
@@ -139,53 +167,6 @@ def judge_messages(
         {"role": "system", "content": prompt["system_prompt"]},
         {"role": "user", "content": prompt["prompt_template"].format(**fields)},
     ]
-
-
-def _answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    template: TemplateSettings,
-    asked: Sequence[Question],
-    said: Sequence[Sequence[str]],
-    settings: MtBenchSettings,
-    seed: int,
-    progress: Callable[[int], object] | None,
-) -> list[dict[str, Any]]:
-    """One turn: conversations of the same temperature are sampled together."""
-    from spin_utils.data import templates
-    from spin_utils.model.sampling import sample
-
-    prompts = [templates.encode_conversation(tokenizer, template, texts) for texts in said]
-    start = tokenizer.bos_token_id
-    if settings.add_start_token and start is not None:
-        prompts = [ids if ids[:1] == [start] else [start, *ids] for ids in prompts]
-    room = max(1, model.config.max_position_embeddings - settings.max_new_tokens)
-    temperatures = [settings.temperatures[question.category] for question in asked]
-    answers: dict[int, dict[str, Any]] = {}
-    for temperature in sorted(set(temperatures)):
-        places = [place for place, other in enumerate(temperatures) if other == temperature]
-        samples = sample(
-            model,
-            [prompts[place][-room:] for place in places],
-            eos_ids=templates.end_ids(tokenizer, template),
-            settings=GenerationSettings(
-                temperature=temperature,
-                top_k=settings.top_k,
-                max_new_tokens=settings.max_new_tokens,
-                batch_size=settings.batch_size,
-            ),
-            seed=seed,
-            streams=[2 * asked[place].id + len(said[place]) // 2 for place in places],
-            progress=progress,
-        )
-        for place, drawn in zip(places, samples, strict=True):
-            answers[place] = {
-                "text": templates.decode_response(tokenizer, template, drawn.token_ids).strip(),
-                "tokens": len(drawn.token_ids),
-                "finish_reason": drawn.finish_reason,
-                "cut_tokens": max(0, len(prompts[place]) - room),
-            }
-    return [answers[place] for place in range(len(asked))]
 
 
 def _read(name: str) -> list[dict[str, Any]]:
