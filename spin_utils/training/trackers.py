@@ -1,4 +1,4 @@
-"""Send metric rows to TensorBoard, Weights & Biases or trackio.
+"""Send metric rows to TensorBoard, Weights & Biases or trackio, and to a notebook's live curve.
 
 They are always written as JSON lines too.
 """
@@ -19,6 +19,8 @@ MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio"
 
 TENSORBOARD = "tensorboard"
 """Name of the folder that TensorBoard reads."""
+WATCHERS: list[Callable[[str], tuple[Tracker, Callable[[], Any]]]] = []
+"""Further receivers of a run's rows: each takes the run's name and returns a tracker and a function that closes it."""
 
 
 def open_trackers(
@@ -33,12 +35,13 @@ def open_trackers(
         done: steps already taken; TensorBoard discards later ones that a killed run wrote.
 
     Returns:
-        The trackers, and a function that closes them.
+        The trackers, including those of `WATCHERS`, and a function that closes them.
 
     Raises:
         KitError: a name is unknown, or a package is not installed.
     """
     opened = [_open(name, run, folder, done) for name in names]
+    opened += [watch(run) for watch in WATCHERS]
     return [tracker for tracker, _ in opened], lambda: [close() for _, close in opened]
 
 

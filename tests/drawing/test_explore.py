@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +17,13 @@ from oracle import obvious_logps
 
 from spin_utils.data.templates import encode_prompts, end_ids
 from spin_utils.drawing import style
-from spin_utils.drawing.views import ask, explore, items, show, tokens
+from spin_utils.drawing.views import ask, explore, items, live_curve, show, tokens
 from spin_utils.experiment import measure, plan, run
 from spin_utils.files import artifacts
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.settings import profiles
+from spin_utils.training import trackers
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,44 @@ def test_settings_without_an_effect_are_not_shown() -> None:
     shown = show.settings(sft=cpu.sft, dpo=None).data
     assert f"epochs&nbsp;<b>{cpu.sft.epochs}</b>" in shown
     assert "<i>dpo</i>: none" in shown
+
+
+class Screen:
+    """Stands in for the notebook's output: counts pictures."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Any] = []
+
+    def update(self, picture: Any, display_id: bool = False) -> Screen:
+        self.pictures.append(picture)
+        return self
+
+
+def test_the_live_curve_is_redrawn_seconds_apart_and_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, now = Screen(), [0.0]
+    monkeypatch.setattr(live_curve, "display", screen.update)
+    monkeypatch.setattr(live_curve, "monotonic", lambda: now[0])
+    add, close = live_curve.open_curve("SPIN")
+    for step in range(1, 101):
+        add({"step": step, "loss": 0.7, "margin": 0.1})
+        now[0] += 0.1
+    assert 2 <= len(screen.pictures) <= 1 + 10 / live_curve.SECONDS
+    close()
+    assert len(screen.pictures) <= 2 + 10 / live_curve.SECONDS
+    assert len(screen.pictures[-1].axes[0].lines[0].get_ydata()) == 100
+
+
+def test_only_a_notebook_that_someone_watches_gets_a_live_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "WATCHERS", [])
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    live_curve.watch()
+    assert trackers.open_trackers([], "run", tmp_path)[0] == []
+    monkeypatch.delenv("SPIN_HEADLESS")
+    live_curve.watch()
+    live_curve.watch()
+    assert len(trackers.open_trackers([], "run", tmp_path)[0]) == 1
 
 
 # Single tokens ------------------------------------------------------------

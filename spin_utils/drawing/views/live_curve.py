@@ -1,0 +1,74 @@
+"""The loss while a model trains, live in a notebook.
+
+Drawing happens between two steps. It takes at most a fiftieth of the time, and at most one picture is made every
+few seconds, whatever the length of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import pandas as pd
+from IPython.display import display
+
+from spin_utils.drawing.training_figures import loss_curve
+from spin_utils.files import runtime
+from spin_utils.settings.run import Loss
+from spin_utils.training import trackers
+
+SECONDS = 3.0
+"""Minimum time between two pictures."""
+SHARE = 0.02
+"""Maximum share of the time spent on drawing."""
+
+
+def watch(loss: Loss = "logistic") -> None:
+    """Show the curve of every run that this notebook trains, if it is open in a front end.
+
+    Args:
+        loss: the function l of runs on pairs.
+    """
+    if runtime.in_notebook():
+        trackers.WATCHERS[:] = [partial(open_curve, loss=loss)]
+
+
+def open_curve(title: str, *, loss: Loss = "logistic") -> tuple[Callable[[dict[str, float]], None], Callable[[], None]]:
+    """Show a curve that grows.
+
+    Args:
+        title: a few words for the run.
+        loss: as in `watch`.
+
+    Returns:
+        A function that takes one metric row (`step`, `loss`, and `margin` if it is of pairs), and one that draws the
+        last picture.
+    """
+    rows: list[dict[str, float]] = []
+    handle: Any = None
+    due = monotonic()
+
+    def add(row: dict[str, float]) -> None:
+        nonlocal due
+        rows.append(row)
+        begun = monotonic()
+        if begun >= due:
+            draw()
+            drawn = monotonic()
+            due = drawn + max(SECONDS, (drawn - begun) / SHARE)
+
+    def draw() -> None:
+        nonlocal handle
+        figure = loss_curve(pd.DataFrame(rows), title, loss=loss)
+        if handle is None:
+            handle = display(figure, display_id=True)
+        else:
+            handle.update(figure)
+
+    def close() -> None:
+        if rows:
+            draw()
+
+    return add, close
