@@ -134,7 +134,7 @@ def compose(profile: Profile) -> Drawing:
             tables.table2(times, machine=machine, alone=alone),
             *scored,
             *(make(texts, answers, bounds) for make in (tables.table7, tables.table8)),
-            tables.instruments(measured, bounds, generations.bits_per_byte(heldout)),
+            tables.instruments(measured, bounds, generations.bits_per_byte(heldout), discriminated(profile, texts)),
             *filter(
                 None,
                 [tables.arms(measured, profile.arms), tables.own_units(own)],
@@ -199,6 +199,16 @@ def compared(profile: Profile, scores: pd.DataFrame) -> Agreement | None:
         made = plan.make(profile, seed)
         keys |= {(name, seed): made.directory(f"eval-{name}").name.rpartition("-")[2] for name in made.models()}
     return agreement.agree(agreement.by_seed(scores), expected, keys)
+
+
+def discriminated(profile: Profile, texts: pd.DataFrame) -> pd.DataFrame:
+    """From `generations.discriminator` where people wrote the answers; empty where a program did.
+
+    Args:
+        profile: says where the answers come from.
+        texts: from `results.load_generations`.
+    """
+    return generations.discriminator(texts[:0] if profile.demonstrations.source == "reasoning_gym" else texts)
 
 
 def summaries(profile: Profile) -> pd.DataFrame:

@@ -323,13 +323,14 @@ def own_units(metrics: pd.DataFrame) -> Table | None:
     return _finish(0, "Tasks in units of their own", header, lines, cells, [note], file="own_units") if lines else None
 
 
-def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) -> Table:
+def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, discriminated: pd.DataFrame) -> Table:
     """Finer measures of the same models than the greedy score. Not in the paper.
 
     Args:
         scores: From `draw.scores`, with `sampled` where answers were sampled.
         bounds: From `generations.jsd_bounds`.
         bits: From `generations.bits_per_byte`.
+        discriminated: From `draw.discriminated`.
     """
     scores = scores[scores["task"].isin(results.judged(scores))]
     drawn = scores.dropna(subset=["sampled"]) if "sampled" in scores else scores
@@ -340,6 +341,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
         ("greedy", "Greedy", scores, "score", 100, 1),
         ("samples", "Samples", drawn, "sampled", 100, 1),
         ("told apart", "Told apart, %", bounds, "told_apart", 100, 1),
+        ("discriminator", "Discriminator, %", discriminated, "discriminator", 100, 1),
         ("JSD", "JSD (lower bound), nats", bounds, "jsd_bound", 1, 4),
         ("bits per byte", "Bits per byte", bits, "bits_per_byte", 1, 4),
     ]
@@ -360,7 +362,8 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame) 
     for _, heading, table, *_ in measures:
         header += [heading] if table is bounds else [heading, "over SFT"]
     some = sorted(drawn["task"].unique())
-    notes = footnotes.notes("instruments", sampled=some if len(some) < scores["task"].nunique() else [])
+    few = some if len(some) < scores["task"].nunique() else []
+    notes = footnotes.notes("instruments", sampled=few, discriminated=len(discriminated))
     title = "The same models by finer measures"
     return _finish(0, title, header, lines, cells, notes, file="instruments")
 

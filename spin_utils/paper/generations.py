@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import brentq
 
-from spin_utils.paper.statistics import Estimate, StatisticsError, paired
+from spin_utils.paper.statistics import Estimate, StatisticsError, paired, sources
 from spin_utils.settings.names import ModelName, label, main_chain
 
 MODELS = tuple(main_chain(3))
@@ -27,8 +27,20 @@ MODELS = tuple(main_chain(3))
 HELDOUT = "validation prompts"
 """The only task in the table from `jsd_bounds`."""
 
+PLAYED = "self-play prompts"
+"""The only task in the table from `discriminator`."""
+
+FOLDS = 5
+"""Parts of the prompts, of which the discriminator judges all but the first."""
+
+MOST_PAIRS = 2000
+"""The discriminator takes the first pairs only: more would narrow an interval of ±2.5 points, at minutes per model."""
+
 _LARGEST_SCALE = 1024.0
 """If all margins are positive no scale is best; this one separates them as well as any."""
+
+_MARKED = "\x02 {} \x03"
+"""A response between characters that no text has (start and end of text)."""
 
 RULE = (
     "Chosen by a rule and not by hand: of the lowest training seed with most of the models, the prompt with the most "
@@ -118,6 +130,46 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
         parts.append(pairs.assign(model=against, task=HELDOUT, jsd_bound=bound, told_apart=right))
     columns = ["seed", "model", "task", "id", "jsd_bound", "told_apart", "real_surprise", "generated_surprise"]
     return pd.concat(parts).reindex(columns=columns) if parts else pd.DataFrame(columns=columns)
+
+
+def discriminator(texts: pd.DataFrame) -> pd.DataFrame:
+    """Whether a classifier that has no part in self-play tells a real response from the generated one.
+
+    A classifier two-sample test (Lopez-Paz and Oquab 2017, arXiv 1610.06545): logistic regression on TF-IDF weights of
+    words and punctuation marks and of neighbouring pairs of these; beginning and end of a response are marks too. It
+    sees neither the prompt nor any model. Accuracy 1/2 means that this classifier cannot tell the two apart, though another
+    might.
+
+    The prompts are divided into `FOLDS`, and the pairs of each fold but the first are judged by a classifier fitted to
+    all folds before it (progressive validation, Blum, Kalai and Langford 1999). So if nothing can be told apart, the
+    judgments are independent tosses of a coin. Those of ordinary cross-validation are not, because two folds judge
+    each other: on random pairs of human answers their mean varied with 1.2 times the standard deviation.
+
+    Args:
+        texts: From `results.load_generations`; of each seed and model at most the first `MOST_PAIRS` are taken.
+
+    Returns:
+        Columns `seed`, `model` (the generator), `task`, `id` and `discriminator`: 1 if the real response looks more
+        like real ones than the generated response does, 0 if less, 1/2 if the two are the same. Prompts of one source,
+        as ids name it (see `statistics.sources`), share a fold. Without a second fold there are no rows.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    words = TfidfVectorizer(preprocessor=_MARKED.format, token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2))
+    classifier = make_pipeline(words, LogisticRegression(max_iter=1000))
+    columns = ["seed", "model", "task", "id", "discriminator"]
+    parts = []
+    for _, every in texts.groupby(["seed", "model"], sort=False):
+        pairs = every.head(MOST_PAIRS).assign(task=PLAYED)
+        folds = pd.factorize(np.array(sources([str(item) for item in pairs["id"]])))[0] % FOLDS
+        for fold in range(1, int(folds.max()) + 1):
+            known, judged = pairs[folds < fold], pairs[folds == fold]
+            classifier.fit([*known["real"], *known["generated"]], np.repeat([1, 0], len(known)))
+            real, generated = map(classifier.decision_function, (judged["real"], judged["generated"]))
+            parts.append(judged.assign(discriminator=(np.sign(real - generated) + 1) / 2)[columns])
+    return pd.concat(parts) if parts else pd.DataFrame(columns=columns)
 
 
 def entry_test(heldout: pd.DataFrame, model: str = "spin-0") -> str:

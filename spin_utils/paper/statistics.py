@@ -33,7 +33,7 @@ LEAST_SOURCES = 10
 """Sources (for example MMLU's subjects) a task needs before its items are treated as clusters. With fewer, the
 variance between sources cannot be estimated: in 600 simulations of 120 independent items, 95 % intervals by source
 covered the truth in 69 % with two sources, 86 % with five and 93 % with ten."""
-SHARES = ("score", "sampled", "identical", "similarity", "told_apart")
+SHARES = ("score", "sampled", "identical", "similarity", "told_apart", "discriminator")
 """Columns whose values lie between 0 and 1."""
 POOLED_DF = 4
 """Degrees of freedom given to the pooled variance between seeds. A higher number would rely more on all models varying

@@ -145,3 +145,52 @@ def test_bits_per_byte_are_all_bits_over_all_bytes_of_the_real_responses():
     assert means["spin-0"] == pytest.approx(32 / math.log(2) / 20)
     older = heldout_pairs([1.0], [0.0]).assign(real_logp=None, real_bytes=None)
     assert generations.bits_per_byte(older).empty
+
+
+def answers(real, generated, ids=None):
+    ids = ids or [f"prompt-{number}" for number in range(len(real))]
+    return pd.DataFrame({"seed": 0, "model": "sft", "id": ids, "real": real, "generated": generated})
+
+
+def accuracy(texts):
+    return paired(generations.discriminator(texts), {"sft": 1}, column="discriminator")
+
+
+def written(words, number, seed=0):
+    drawn = np.random.default_rng(seed).choice(words.split(), (number, 6))
+    return [" ".join(row) for row in drawn]
+
+
+def test_the_discriminator_tells_apart_what_differs_and_nothing_else():
+    human, model = "well I think so too maybe not", "yes of course here are some facts"
+    alike = accuracy(answers(written(human, 150), written(human, 150, seed=1)))
+    assert alike.low < 0.5 < alike.high
+    assert alike.high - alike.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(120), rel=0.1)
+    assert accuracy(answers(written(human, 150), written(model, 150))).difference == 1
+    same = written(human, 20)
+    assert set(generations.discriminator(answers(same, same))["discriminator"]) == {0.5}
+    longer = [f"{text} {more}" for text, more in zip(written(human, 60), written(human, 60, seed=1), strict=True)]
+    assert accuracy(answers(written(human, 60, seed=2), longer)).low > 0.5, "only their lengths differ"
+
+
+def test_no_answer_is_judged_by_a_classifier_that_saw_its_prompt_or_its_conversation():
+    real, generated = written("a b c", 100), written("a b c", 100, seed=1)
+    # Seen with one of its two answers, a topic would give away that the other is of the other kind.
+    topics = [f"topic{number} " for number in range(100)]
+    both = [[topic + text for topic, text in zip(topics, texts, strict=True)] for texts in (real, generated)]
+    shared = accuracy(answers(*both))
+    assert shared.low < 0.5 < shared.high
+    # Each side of a conversation of five turns has a word of its own, which only another turn could give away.
+    talks = [number // 5 for number in range(100)]
+    real, generated = (
+        [f"{kind}{talk} {text}" for talk, text in zip(talks, texts, strict=True)]
+        for kind, texts in (("human", real), ("model", generated))
+    )
+    own = accuracy(answers(real, generated, [f"talk-{talk}/{number}" for number, talk in enumerate(talks)]))
+    assert own.low < 0.5 < own.high
+    assert accuracy(answers(real, generated)).low > 0.8, "these ids name no conversation"
+
+
+def test_a_model_with_a_single_prompt_has_no_discriminator():
+    assert generations.discriminator(answers(["a"], ["b"])).empty
+    assert generations.discriminator(answers(["a"] * 2, ["b"] * 2))["discriminator"].tolist() == [1]

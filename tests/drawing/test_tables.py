@@ -196,20 +196,25 @@ def test_the_finer_measures_stand_beside_the_greedy_score(root):
     drifts = drifts.assign(real_logp=-20.0 - drifts["real_drift"], real_bytes=10)
     scores = results.load_evaluations(root)
     sampled = scores.assign(sampled=scores["score"] / 2)
-    table = tables.instruments(sampled, generations.jsd_bounds(drifts), generations.bits_per_byte(drifts))
+    bounds, bits = generations.jsd_bounds(drifts), generations.bits_per_byte(drifts)
+    told = generations.discriminator(results.load_generations(root))
+    table = tables.instruments(sampled, bounds, bits, told)
     assert table.name == "instruments"
     cells = table.frame.set_index(["row", "column", "quantity"])
     greedy, samples = (cells.loc[("SPIN iteration 1", name, "level"), "value"] for name in ("greedy", "samples"))
     assert samples == pytest.approx(greedy / 2)
     assert cells.loc[("SFT", "bits per byte", "level"), "value"] > 2
+    found = cell(table, "SPIN iteration 1", "discriminator", "level")
+    assert found["value"] == pytest.approx(100 * told[told["model"] == "spin-1"]["discriminator"].mean())
+    assert found["seeds"] == told["seed"].nunique()
     some = sampled.assign(sampled=sampled["sampled"].where(sampled["task"] == "chain_sum"))
-    table = tables.instruments(some, generations.jsd_bounds(drifts), generations.bits_per_byte(drifts))
+    table = tables.instruments(some, bounds, bits, told)
     mean = 100 * some[some["model"] == "spin-1"]["sampled"].mean()
     assert cell(table, "SPIN iteration 1", "samples", "level")["value"] == pytest.approx(mean)
     assert any(note.startswith("Samples cover chain_sum only") for note in table.notes)
-    plain = tables.instruments(scores, generations.jsd_bounds(drifts), generations.bits_per_byte(drifts[:0]))
-    assert "Samples" not in plain.header
-    assert "Bits per byte" not in plain.header
+    plain = tables.instruments(scores, bounds, bits[:0], told[:0])
+    assert not {"Samples", "Bits per byte", "Discriminator, %"} & set(plain.header)
+    assert not any("Discriminator" in note for note in plain.notes)
 
 
 def structure(text: str) -> None:
