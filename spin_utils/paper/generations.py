@@ -137,8 +137,8 @@ def discriminator(texts: pd.DataFrame) -> pd.DataFrame:
 
     A classifier two-sample test (Lopez-Paz and Oquab 2017, arXiv 1610.06545): logistic regression on TF-IDF weights of
     words and punctuation marks and of neighbouring pairs of these; beginning and end of a response are marks too. It
-    sees neither the prompt nor any model. Accuracy 1/2 means that this classifier cannot tell the two apart, though another
-    might.
+    sees neither the prompt nor any model. Accuracy 1/2 means that this classifier cannot tell the two apart, though
+    another might.
 
     The prompts are divided into `FOLDS`, and the pairs of each fold but the first are judged by a classifier fitted to
     all folds before it (progressive validation, Blum, Kalai and Langford 1999). So if nothing can be told apart, the
