@@ -85,10 +85,7 @@ def wall_clock_hours() -> pd.DataFrame:
     To the last digit, the hours equal 6.69 s (generation) and 10 s (training) per 64 examples at 49,792 prompts and two
     epochs, so they were extrapolated from batch times.
     """
-    wide = _read("wall_clock_hours.csv")
-    long = wide.melt(id_vars="stage", var_name="iteration", value_name="hours")
-    long["iteration"] = long["iteration"].str.removeprefix("iteration_").astype(int)
-    return long
+    return _read("wall_clock_hours.csv")
 
 
 def epochs() -> pd.DataFrame:
@@ -98,10 +95,7 @@ def epochs() -> pd.DataFrame:
         Long form: `benchmark` (arc, truthfulqa, average), `epoch` 0..5, `score`, and `reference`, the figure's dashed
         line (iteration 1 after two epochs).
     """
-    wide = _read("figure4_epochs.csv").rename(columns={"panel": "benchmark"})
-    long = wide.melt(id_vars=["benchmark", "reference"], var_name="epoch", value_name="score")
-    long["epoch"] = long["epoch"].str.removeprefix("epoch_").astype(int)
-    return long[["benchmark", "epoch", "score", "reference"]]
+    return _read("figure4_epochs.csv")
 
 
 def training_sizes() -> pd.DataFrame:
@@ -109,7 +103,7 @@ def training_sizes() -> pd.DataFrame:
 
     SFT at size 0 is the end of that run's first epoch (59.04), not the downloaded checkpoint (58.14).
     """
-    return _read("figure5_training_size.csv").copy()
+    return _read("figure5_training_size.csv")
 
 
 def score(model: str, benchmark: str, source: str = "tables") -> float | None:
