@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -51,9 +50,8 @@ def side_by_side(model: str, other: str, profile: str = "cpu") -> Comparison:
     one, two = (first[first["model"] == name] for name in (model, other))
     joined = one.merge(two, left_index=True, right_index=True, suffixes=("_one", "_two")).reset_index()
     change = joined["score_one"] - joined["score_two"]
-    rows = _rows(compare.place(profile, model)[0])
     turned = {
-        title: [_shown(item, rows) for item in joined[chosen].groupby("task").head(PER_TASK).to_dict("records")]
+        title: joined[chosen].groupby("task").head(PER_TASK).to_dict("records")
         for title, chosen in ((f"Better answered by {model}", change > 0), (f"Better answered by {other}", change < 0))
     }
     counts = [
@@ -61,7 +59,8 @@ def side_by_side(model: str, other: str, profile: str = "cpu") -> Comparison:
         for task, found in change.groupby(joined["task"])
     ]
     values = {"model": model, "other": other, "table": table, "counts": counts, "turned": turned, "seed": seed}
-    return Comparison(render("compare.html.j2", **values, curves=png(_curves(profile, model, other), dpi=150)))
+    values |= {"rows": _rows(compare.place(profile, model)[0]), "curves": png(_curves(profile, model, other), dpi=150)}
+    return Comparison(render("compare.html.j2", **values))
 
 
 def _rows(folder: Path) -> dict[str, dict[str, Any]]:
@@ -71,11 +70,6 @@ def _rows(folder: Path) -> dict[str, dict[str, Any]]:
             file = paths.artifacts(folder.name) / "shared" / f"data-{chain['data']['key']}" / "test.jsonl"
             return {str(row["id"]): row for row in read_rows(file)} if file.is_file() else {}
     return {}
-
-
-def _shown(item: Mapping[Any, Any], rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    row = rows.get(str(item["id"]), {})
-    return {**item, "prompt": row.get("prompt", ""), "real": row.get("response", "")}
 
 
 @style()
