@@ -45,6 +45,8 @@ class _Line:
     started: float = 0.0
     note: str = ""
     """Of its latest report of progress, such as the loss."""
+    share: float = 0.0
+    """Of the machine's matrix rate, if it says what it reached."""
 
 
 class Display:
@@ -144,6 +146,7 @@ class Display:
         if line.bar is None:
             line.started = event["time"]
             line.bar = self._bars.add_task(line.words, total=None, text="")
+        line.share = event.get("share", line.share)
         if "what" in event:
             line.note = event["note"]
             text = f"{event['done']:,} of {event['total']:,} {event['unit']}" if event["total"] else ""
@@ -201,4 +204,5 @@ def _outcome(line: _Line) -> str:
     if line.step.stage in ("evaluation", "transfer", "instructions"):
         found = json.loads((line.step.directory / "evaluation.json").read_text(encoding="utf-8"))
         return f"average {100 * found['average']:.1f}"
-    return line.note
+    reached = f"{100 * line.share:.0f} % of the machine's matrix rate" if line.share else ""
+    return ", ".join(filter(None, [line.note, reached]))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import shutil
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,7 +33,7 @@ from spin_utils.data.templates import (
 )
 from spin_utils.experiment import preflight
 from spin_utils.experiment.plan import Plan, Step, control_training, stream, training_of
-from spin_utils.files import artifacts, processes
+from spin_utils.files import artifacts, processes, runtime
 from spin_utils.files.disk import replacing
 from spin_utils.files.runtime import choose_precision, progress
 from spin_utils.model import base, lora, sharding, vllm
@@ -42,8 +44,11 @@ from spin_utils.model.vllm import Answer
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.names import ModelName
 from spin_utils.settings.run import Precision, Profile, TrainingSettings
-from spin_utils.training.loop import train
+from spin_utils.training.loop import WORTH_MEASURING, train
+from spin_utils.training.step import matrix_weights
 from spin_utils.training.trackers import TENSORBOARD
+
+log = logging.getLogger(__name__)
 
 PREFERENCES = 500
 """Number of the preference pairs' random stream, after those of any iteration."""
@@ -179,6 +184,7 @@ def generate(
     size = max(1, profile.generation.shard_rows // tries)
     shards = {start: artifacts.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
     left = processes.from_first(lambda: [start for start, path in shards.items() if not artifacts.is_kept(work, path)])
+    began = time.perf_counter()
     done = len(encoded) - sum(min(size, len(encoded) - start) for start in left)
     with progress(len(encoded) * tries, what, "answers", done=done * tries) as bar:
 
@@ -201,7 +207,16 @@ def generate(
                 artifacts.write_json(shards[start], answers)
                 artifacts.keep(work, shards[start])
     processes.barrier()
-    return [answer for path in shards.values() for answer in json.loads(path.read_text())]
+    read = {start: json.loads(path.read_text()) for start, path in shards.items()}
+    if (seconds := time.perf_counter() - began) >= WORTH_MEASURING:
+        body, head = matrix_weights(model)
+        prompts = sum(len(row.prompt_ids) for start in left for row in encoded[start : start + size])
+        tokens = sum(len(ids) for start in left for ids, *_ in read[start])
+        rate = runtime.matrix_rate(model.device, model.dtype) * processes.count()
+        share = 2 * (body * (prompts + tokens) + head * tokens) / seconds / rate
+        runtime.tell(share=share)
+        log.info("%s: %.0f tokens/s, %.0f %% of this machine's matrix rate", what, tokens / seconds, 100 * share)
+    return [answer for answers in read.values() for answer in answers]
 
 
 def _vllm_answers(

@@ -143,6 +143,7 @@ def train(
         run.take_steps(stop)
         if step.seconds >= WORTH_MEASURING:
             share = step.flops / step.seconds / runtime.matrix_rate(model.device, dtype) / processes.count()
+            runtime.tell(share=share)
             logger.info("%s: %.0f %% of this machine's matrix rate", what, 100 * share)
             rows[-1]["matrix_share"] = share
         if keep_state:

@@ -56,6 +56,7 @@ def test_elsewhere_than_on_a_terminal_each_step_is_one_line_and_each_warning_ano
         output.write(b"a line of the scheduler\n")
         run.tell("sft")
         run.tell("sft", what="sft", done=3, total=6, unit="steps", note="loss 4.5")
+        run.tell("sft", share=0.41)
         for _ in range(2):
             run.tell("sft", level="WARNING", text="7 rows left out")
         run.shown.update()
@@ -65,7 +66,7 @@ def test_elsewhere_than_on_a_terminal_each_step_is_one_line_and_each_warning_ano
     of = len(run.shown.lines)
     assert run.said().splitlines() == [
         "SFT: the model learns from the demonstrations: 7 rows left out",
-        f"✓  1/{of} SFT: the model learns from the demonstrations  loss 4.5  0 s",
+        f"✓  1/{of} SFT: the model learns from the demonstrations  loss 4.5, 41 % of the machine's matrix rate  0 s",
         f"✓  2/{of} SFT is tested  average 51.5",
     ]
     assert "a line of the scheduler" in (paths.artifacts("smoke") / "reproduce.log").read_text()

@@ -172,6 +172,7 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     weights = disk.file_hash(made.directory("spin-0") / "model.safetensors")
     assert f"model.safetensors sha256 {weights}" in told, "from a cell of a table to the file of its model"
     assert told.index("eval-spin-0-") < told.index("spin-0-") < told.index("base-")
+    assert "not on this machine" not in told
     clock.remember("smoke")
     shutil.rmtree(made.directory("transfer-sft"))
     assert f", as measured on {artifacts.environment()['device']})" in clock.outlook([made])
