@@ -75,10 +75,7 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss:
         for axes in panels:
             axes.axvline(end, color=FAINT, lw=0.4, zorder=0)
         start = end
-    first = float(link(torch.zeros(()), loss))
-    losses.axhline(first, color=FAINT, ls=":", lw=1)
-    name, place = "log 2" if loss == "logistic" else f"l(0) = {first:g}", losses.get_yaxis_transform()
-    losses.annotate(name, (1, first), (2, 0), place, "offset points", va="center", fontsize=6)  # clear of the curves
+    _mark_start(losses, loss)
     for axes in (rewards, margin):
         axes.axhline(0, color=FAINT, lw=0.6, zorder=0)
     rewards.margins(y=0.2)
@@ -94,17 +91,23 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss:
 
 
 @style()
-def loss_curve(training: pd.DataFrame) -> Figure:
-    """Loss of one run of SFT by step, thin as logged and thick as a running mean over a tenth of the run.
+def loss_curve(training: pd.DataFrame, title: str = "", *, loss: Loss = "logistic") -> Figure:
+    """Loss of one run by step, thin as logged and thick as a running mean over a tenth of the run.
 
     Args:
-        training: The run's metrics: `step` and `loss`, in nats per response token.
+        training: One run's metrics: `step`, `loss`; with `margin` it is a loss of pairs, which starts at l(0), and
+            without it that of SFT, in nats per response token.
+        title: A few words above the axes.
+        loss: The function l of a run on pairs.
     """
+    pairs = "margin" in training
     figure = new_figure(1.9)
     axes = figure.subplots()
     curve(axes, training.assign(seed=0), "loss", 0, REAL)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
-    axes.set_ylim(bottom=0)
+    if pairs:
+        _mark_start(axes, loss)
+    axes.set(title=title, xlabel="optimizer step", ylabel="loss (nats)" if pairs else "loss (nats per token)")
+    axes.set_ylim(bottom=min(0, training["loss"].min()))  # l = 1 - t has no floor
     return figure
 
 
@@ -158,6 +161,14 @@ def map_figure(summary: pd.DataFrame) -> Figure:
         "below which an exact iteration overshoots (Theorem 5.4).",
     )
     return figure
+
+
+def _mark_start(axes: Axes, loss: Loss) -> None:
+    """A dotted line at l(0), labelled next to the panel, clear of the curves."""
+    start = float(link(torch.zeros(()), loss))
+    axes.axhline(start, color=FAINT, ls=":", lw=1)
+    name = "log 2" if loss == "logistic" else f"l(0) = {start:g}"
+    axes.annotate(name, (1, start), (2, 0), axes.get_yaxis_transform(), "offset points", va="center", fontsize=6)
 
 
 def curve(axes: Axes, rows: pd.DataFrame, column: str, start: float, tint: str, *, dashes: str = "-") -> None:

@@ -98,11 +98,11 @@ def iterates(plan: Plan) -> dict[str, Path]:
     return {name: plan.directory(name) for name in chain if artifacts.is_complete(plan.directory(name))}
 
 
-def prompts(plan: Plan, count: int = 20) -> list[str]:
+def prompts(plan: Plan) -> list[str]:
     """Some prompts to try, held out if possible; empty if no model has been made."""
     if not iterates(plan):
         return []
-    return [row["prompt"] for row in (run.rows(plan, "validation") or run.rows(plan, "spin"))[:count]]
+    return [row["prompt"] for row in (run.rows(plan, "validation") or run.rows(plan, "spin"))[:20]]
 
 
 def evaluation(plan: Plan, model: str) -> pd.DataFrame:
