@@ -62,6 +62,7 @@ def write(profile: Profile) -> list[Path]:
     page = render(
         "report.html.j2",
         **facts,
+        speed=_speed(results.load_training(folder)),
         protocol=publish.protocol(profile.name),
         claims=[finding for finding in drawn.findings if finding not in facts["wholes"]],
         figures=[(title, b64encode((figures / f"{n}.png").read_bytes()).decode()) for n, title in FIGURES.items()],
@@ -72,6 +73,13 @@ def write(profile: Profile) -> list[Path]:
     )
     write_text(folder / "report.html", page + "\n")
     return [*written, folder / "report.html"]
+
+
+def _speed(training: pd.DataFrame) -> str:
+    """The share of the machine's matrix rate that training reached; empty if no run was long enough to measure."""
+    if "matrix_share" not in training or training["matrix_share"].isna().all():
+        return ""
+    return f"{training['matrix_share'].min():.0%} to {training['matrix_share'].max():.0%}"
 
 
 def write_summary(profile: Profile) -> Path:

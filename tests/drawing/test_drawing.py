@@ -43,6 +43,7 @@ def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
     assert "&lt;script&gt;alert(1)&lt;/script&gt; **bold** [link](http://example.org)" in page
     assert "<script" not in page
     assert re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page) == ["https://arxiv.org/abs/2401.01335"]
+    assert "training reached 41% to 41% of this machine's matrix rate" in page
     assert page.count("<img ") == len(FIGURES)
     assert page.count("<caption>Table ") == 8
     sections = re.findall(r'<h2 id="(\w+)"', page)
