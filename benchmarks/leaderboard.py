@@ -30,6 +30,7 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from spin_utils.drawing import draw
 from spin_utils.evaluation import harness, suites
 from spin_utils.experiment import plan, run
 from spin_utils.files import paths, runtime
@@ -196,12 +197,14 @@ def tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 def _at_cpu() -> Iterator[dict[str, Any]]:
     """One iteration over SFT, column by column; each kind of evaluation ends with its average."""
     for kind in ("evaluations", "transfer"):
-        scores = results.load_evaluations(paths.results("cpu"), kind_folder=kind)
+        scores = draw.scores(profiles.load("cpu"), kind)
         summaries = results.load_summaries(paths.results("cpu"), kind=kind)
         chance, errors = results.at_chance(summaries), summaries[summaries["model"] == "sft"].groupby("task")["stderr"]
-        for task, own in [*scores.groupby("task"), ("average", scores[~scores["task"].isin(chance)])]:
+        counted = scores[scores["task"].isin(results.judged(scores))]
+        for task, own in [*scores.groupby("task"), *([("average", counted)] if len(counted) else [])]:
             n = own[["task", "id"]].drop_duplicates().shape[0]
-            row = {"column": f"{task}, at chance" if task in chance else task, "items": n}
+            outside = "" if task == "average" or task in set(counted["task"]) else ", aside"
+            row = {"column": f"{task}, at chance" if task in chance else f"{task}{outside}", "items": n}
             row["error"] = f"{100 * errors.mean()[task]:.1f}" if task in errors.groups else ""
             for seeds in (1, 3, 8):
                 row[f"gain, seeds: {seeds}"] = f"{power.plan(own, items=n, seeds=seeds)['detectable'][0]:.1f}"

@@ -184,7 +184,7 @@ def table4(scores: pd.DataFrame) -> Table:
 
     Args:
         scores: From `draw.scores`, or from `results.load_evaluations` with the columns `benchmark` (the paper's
-            benchmark that a task is, or "") and `at_chance`.
+            benchmark that a task is, or ""), `at_chance` and `aside`.
     """
     return _leaderboard(4, "SPIN by iteration", {"sft": "", **_iterations(scores["model"])}, scores)
 
@@ -592,10 +592,18 @@ def _columns(scores: pd.DataFrame, wanted: Sequence[str], *, always: bool = Fals
 
 
 def _headings(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> list[str]:
-    """Column headings: the paper's benchmark or a task's own name, and whether the column is at chance."""
-    kept = results.judged(scores)
-    names = {column: published.BENCHMARK_LABELS.get(column, column) for column in columns}
-    return [name + " (at chance)" * bool(columns[c] and not set(columns[c]) & set(kept)) for c, name in names.items()]
+    """Column headings: the paper's benchmark or a task's own name, and whether the column is at chance or aside."""
+    kept, aside = set(results.judged(scores)), set(_aside(scores))
+    headings = []
+    for column, tasks in columns.items():
+        outside = " (aside)" if set(tasks) <= aside else " (at chance)"
+        name = published.BENCHMARK_LABELS.get(column, column)
+        headings.append(name + outside * bool(tasks and not set(tasks) & kept))
+    return headings
+
+
+def _aside(scores: pd.DataFrame) -> list[str]:
+    return sorted(scores[scores["aside"]]["task"].unique()) if "aside" in scores else []
 
 
 def _lead(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]], tasks: str = "tasks of this profile") -> str:
@@ -603,8 +611,9 @@ def _lead(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]], tasks: str
     own = [column for column in columns if column not in published.BENCHMARK_LABELS]
     alone = "average" in columns and len(own) == len(columns) - 1
     six = [published.BENCHMARK_LABELS[name] for name in published.LEADERBOARD] if alone else []
-    weak = bool(set(benchmarks(scores)) - set(results.judged(scores)))
-    return footnotes.note("lead", own=own, tasks=tasks, six=six, at_chance=weak)
+    aside = _aside(scores)
+    weak = bool(set(benchmarks(scores)) - set(results.judged(scores)) - set(aside))
+    return footnotes.note("lead", own=own, tasks=tasks, six=six, at_chance=weak, aside=aside)
 
 
 def _side_by_side(steps: Mapping[tuple[int, str], Mapping[str, Any]]) -> set[int]:

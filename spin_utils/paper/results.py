@@ -438,8 +438,11 @@ def at_chance(summaries: pd.DataFrame) -> set[str]:
 
 
 def judged(scores: pd.DataFrame) -> list[str]:
-    """The tasks of a table of scores that are not `at_chance`, by the column of that name if there is one."""
-    kept = scores[~scores["at_chance"]] if "at_chance" in scores else scores
+    """The tasks of a table of scores that count for averages and verdicts: not `at_chance`, and not `aside` (shown
+    next to the profile's own tasks), by the columns of these names where there are any."""
+    kept = scores
+    for column in ("at_chance", "aside"):
+        kept = kept[~kept[column]] if column in kept else kept
     return sorted(kept["task"].unique())
 
 

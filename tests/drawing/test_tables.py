@@ -74,6 +74,18 @@ def test_a_column_at_chance_says_so_and_judges_nothing(scores):
     assert not pd.isna(cell(table, "SPIN iteration 0", "arc", "gain over SFT")["verdict"])
 
 
+def test_a_real_task_next_to_generated_families_is_shown_and_is_in_no_average(scores):
+    """As results/cpu/protocol.md says: the average over the six families decides, and tasks of Big-Bench are shown."""
+    more = scores[scores["task"] == "chain_sum"].assign(task="social_iqa", benchmark="", score=0.0)
+    table = tables.table4(pd.concat([scores, more]).assign(aside=lambda all_: all_["task"] == "social_iqa"))
+    assert "social_iqa (aside)" in table.header
+    assert "Aside: social_iqa, of Big-Bench, is shown" in table.lead
+    assert "at chance" not in table.lead.lower()
+    alone = tables.table4(scores)
+    for model in ("SFT", "SPIN iteration 3"):
+        assert cell(table, model, "average")["value"] == cell(alone, model, "average")["value"]
+
+
 def test_what_was_not_measured_is_an_em_dash_with_its_reason_below(scores):
     table = tables.table4(scores[scores["model"] != "spin-3"])
     line = next(line for line in table.lines if line[0] == "SPIN iteration 3")
