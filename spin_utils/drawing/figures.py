@@ -138,7 +138,7 @@ def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     _frame_panels(ours, theirs, bool(found))
     after = [label(model) for model in iterates(scores["model"]) if model not in CHAIN]
     further = f" In Table 4 only: {'; '.join(after)}." if after else ""
-    footnote(figure, _note(scores, found, CHAIN, _CUT + further))
+    footnote(figure, _note(scores[scores["task"].isin(tasks)], found, CHAIN, _CUT + further))
     return figure
 
 
@@ -212,7 +212,9 @@ def figure4(scores: pd.DataFrame, *, profile: str = "") -> Figure:
         for ax in (ours, theirs):
             ax.set(xticks=range(6), xlabel="epoch of iteration 0" if row == 2 else "")
         _frame_panels(ours, theirs, bool(found))
-        note = _note(scores, found, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
+        note = (
+            _note(scores[scores["task"].isin(judged(scores))], found, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
+        )
     footnote(figure, note)
     return figure
 
@@ -251,7 +253,7 @@ def figure5(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     theirs.set_xticks(range(6), ["0", "14k", "26k", "50k", "200k", "400k"])
     theirs.set_xlabel("prompts seen by SPIN; further rows seen by SFT")
     _frame_panels(ours, theirs, bool(found))
-    footnote(figure, _note(scores, found, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
+    footnote(figure, _note(scores[scores["task"].isin(tasks)], found, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
     return figure
 
 
