@@ -24,10 +24,11 @@ def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
     Returns:
         A row per `contrast`, for example `spin-1 over spin-0`, in points: `difference` as measured, the half width of
         its interval now (`half`) and with the planned items and seeds (`planned`), and the smallest true difference
-        whose interval would exclude 0 in 80 % of such runs (`detectable`).
+        whose interval would exclude 0 in 80 % of such runs (`detectable`). Contrasts with one seed are left out when
+        more are planned.
 
     Raises:
-        StatisticsError: the run has no two models to compare, or it has one seed and more are planned.
+        StatisticsError: the run has no two models to compare, or one seed of each and more are planned.
     """
     models = set(scores["model"])
     chain = iterates(models)
@@ -35,22 +36,23 @@ def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
     if chain:
         others = ("sft", *sorted(name for name in models if ModelName.parse(name).sft_epochs))
         pairs += [(chain[-1], other) for other in others if (chain[-1], other) not in pairs]
-    rows = []
+    rows, single = [], ""
     for new, old in pairs:
         if old not in models:
             continue
         estimate = paired(scores, {new: 1.0, old: -1.0}).times(100)
         if estimate.n_seeds == 1 < seeds:
-            raise StatisticsError(
+            single = (
                 f"{new} over {old}: one training seed does not show how much seeds differ; plan with --seeds 1, or run "
                 "two"
             )
+            continue
         error = estimate.spread.at(items / estimate.n_items, seeds / estimate.n_seeds) ** 0.5
         freedom = _freedom(estimate, items, seeds)
         half, planned = (estimate.high - estimate.low) / 2, float(stats.t.ppf(0.975, freedom) * error)
         rows.append((f"{new} over {old}", estimate.difference, half, planned, detectable(error, freedom)))
     if not rows:
-        raise StatisticsError("no evaluations of SFT and a SPIN iteration to plan from; run one seed first")
+        raise StatisticsError(single or "no evaluations of SFT and a SPIN iteration to plan from; run one seed first")
     return pd.DataFrame(rows, columns=["contrast", "difference", "half", "planned", "detectable"])
 
 

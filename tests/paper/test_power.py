@@ -74,5 +74,11 @@ def test_one_seed_cannot_plan_several_and_no_models_cannot_be_compared() -> None
     with pytest.raises(StatisticsError, match="one training seed does not show how much seeds differ"):
         power.plan(alone, items=400, seeds=2)
     assert (power.plan(alone, items=400, seeds=1)["planned"] > 0).all()
+    more = pd.concat([run(200, 2), alone[alone["model"] == "sft"].assign(model="sft-more-1")])
+    assert list(power.plan(more, items=400, seeds=8)["contrast"]) == [
+        "spin-0 over sft",
+        "spin-1 over spin-0",
+        "spin-1 over sft",
+    ]
     with pytest.raises(StatisticsError, match="run one seed first"):
         power.plan(alone[alone["model"] == "sft"], items=400, seeds=1)
