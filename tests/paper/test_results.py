@@ -148,7 +148,7 @@ def test_results_of_two_runs_next_to_each_other_are_refused(whole):
 
 def test_every_committed_result_keeps_its_schema():
     files = sorted((paths.REPOSITORY / "results").glob("*/seed-*/*/*.json"))
-    assert {path.parent.name for path in files} >= {"evaluations", "transfer", "training", "generations", "heldout"}
+    assert {path.parent.name for path in files} >= {"evaluations", "training", "generations", "heldout"}
     for path in files:
         results.read_json(path)
     measured = sorted((paths.REPOSITORY / "benchmarks" / "results").glob("*.json"))
