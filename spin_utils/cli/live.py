@@ -23,7 +23,7 @@ from rich.text import Text
 
 from spin_utils.experiment import clock, plan
 from spin_utils.files import artifacts, paths
-from spin_utils.paper import claims, results
+from spin_utils.paper import claims
 from spin_utils.settings.run import Profile
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def sum_up(profile: Profile, console: Console | None = None) -> None:
         table.add_row(*row)
     console.print(table)
     log.info("%s", claims.tally(claims.read(folder)["verdict"]))
-    if compared := draw.compared(profile, results.load_evaluations(folder)):
+    if compared := draw.compared(profile):
         log.info("%s", compared.statement)
     if (folder / "report.html").is_file():
         log.info("report: %s", paths.relative(folder / "report.html"))

@@ -420,9 +420,10 @@ def power(
     seeds: Annotated[int, typer.Option(min=1, help="planned training seeds")],
 ) -> None:
     """Estimate which differences a run of this size could detect, from the spread of a finished one."""
-    from spin_utils.paper import power, results
+    from spin_utils.drawing import draw
+    from spin_utils.paper import power
 
-    table = power.plan(results.load_evaluations(paths.results(profiles.folder(profile))), items, seeds)
+    table = power.plan(draw.scores(profiles.load(profile)), items, seeds)
     table = table.set_axis(
         ["contrast", "measured", "± today", f"± with {items} x {seeds}", "found in 4 of 5 runs"], axis="columns"
     )
@@ -463,7 +464,7 @@ def figures(
         log.info("%s", paths.relative(path))
     if readme:
         update(loaded, paths.REPOSITORY / "README.md")
-        agreement.write(loaded.name, paths.results(loaded.name))
+        agreement.write(loaded.name, draw.scores(loaded), paths.results(loaded.name))
 
 
 @_command("card --model spin-3")

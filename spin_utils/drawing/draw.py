@@ -165,7 +165,7 @@ def facts(profile: Profile, drawn: Drawing) -> dict[str, Any]:
         **verdict_words(drawn.findings),
         "wholes": [finding for finding in drawn.findings if finding.id.startswith(("table-", "figure-"))],
         "entry": generations.entry_test(results.load_heldout(paths.results(profile.name))),
-        "agreement": compared(profile, drawn.scores),
+        "agreement": compared(profile),
     }
 
 
@@ -185,7 +185,7 @@ def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFra
     return with_last_epoch(found, profile.spin.training.epochs) if kind == "evaluations" else found
 
 
-def compared(profile: Profile, scores: pd.DataFrame) -> Agreement | None:
+def compared(profile: Profile) -> Agreement | None:
     """A run against its profile's committed results, for models with the same settings; None if there are none.
 
     Raises:
@@ -198,7 +198,7 @@ def compared(profile: Profile, scores: pd.DataFrame) -> Agreement | None:
     for seed in map(int, expected["seed"].unique()):
         made = plan.make(profile, seed)
         keys |= {(name, seed): made.directory(f"eval-{name}").name.rpartition("-")[2] for name in made.models()}
-    return agreement.agree(agreement.by_seed(scores), expected, keys)
+    return agreement.agree(agreement.by_seed(scores(profile)), expected, keys)
 
 
 def discriminated(profile: Profile, texts: pd.DataFrame) -> pd.DataFrame:

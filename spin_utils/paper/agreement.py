@@ -45,24 +45,27 @@ def committed(profile: str) -> Path:
 
 
 def by_seed(scores: pd.DataFrame) -> pd.DataFrame:
-    """Scores in points by `model`, `task`, which may be `average`, and `seed`, with the number of `items`."""
+    """Scores in points by `model`, `task` and `seed`, with the number of `items`. The task `average` is that of the
+    tasks that are `results.judged`."""
     groups = scores.groupby(["model", "task", "seed"])["score"]
     tasks = groups.agg(value="mean", items="size").reset_index()
-    average = tasks.groupby(["model", "seed"]).agg(value=("value", "mean"), items=("items", "sum")).reset_index()
+    averaged = tasks[tasks["task"].isin(results.judged(scores))].groupby(["model", "seed"])
+    average = averaged.agg(value=("value", "mean"), items=("items", "sum")).reset_index()
     return pd.concat([tasks, average.assign(task=AVERAGE)]).assign(value=lambda found: 100 * found["value"])
 
 
-def distribution(folder: Path) -> pd.DataFrame:
-    """Mean and standard deviation over training seeds of every model and task in results/PROFILE.
+def distribution(scores: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Mean and standard deviation over training seeds of every model and task in results/PROFILE, whose scores and
+    folder these are.
 
     `seed` and `key` name one evaluation of each model, whose key stands for the settings of all.
     """
-    table = summary(by_seed(results.load_evaluations(folder)))
     first = {}
     for path in sorted(folder.glob("seed-*/evaluations/*.json"), reverse=True):
         document = results.read_json(path)
         provenance = document["provenance"]
         first[document["model"]] = document["seed"], provenance["chain"][provenance["step"]]["key"]
+    table = summary(by_seed(scores[scores["model"].isin(first)]))
     return table.assign(**{name: [first[m][i] for m in table["model"]] for i, name in enumerate(("seed", "key"))})
 
 
@@ -73,9 +76,9 @@ def summary(values: pd.DataFrame) -> pd.DataFrame:
     return table[table["seeds"] > 1].reset_index()
 
 
-def write(profile: str, folder: Path) -> None:
-    """Keep the distribution of the results in a folder as the committed one."""
-    write_text(committed(profile), distribution(folder).to_csv(index=False, float_format="%.6g"))
+def write(profile: str, scores: pd.DataFrame, folder: Path) -> None:
+    """Keep the distribution of a profile's scores as the committed one; arguments as in `distribution`."""
+    write_text(committed(profile), distribution(scores, folder).to_csv(index=False, float_format="%.6g"))
 
 
 def agree(values: pd.DataFrame, expected: pd.DataFrame, keys: Mapping[tuple[str, int], str]) -> Agreement:

@@ -11,6 +11,7 @@ from math import ceil, inf
 import pandas as pd
 from scipy import stats
 
+from spin_utils.paper import results
 from spin_utils.paper.statistics import POOLED_DF, Claim, Estimate, StatisticsError, paired
 from spin_utils.settings.names import ModelName, iterates
 
@@ -21,6 +22,11 @@ MOST = 100
 def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
     """Power of a run with other numbers of items (over all tasks) and seeds, for the main contrasts of a finished one.
 
+    Args:
+        scores: of the tasks that count (`results.judged`) and others.
+        items: planned.
+        seeds: planned.
+
     Returns:
         A row per `contrast`, for example `spin-1 over spin-0`, in points: `difference` as measured, the half width of
         its interval now (`half`) and with the planned items and seeds (`planned`), and the smallest true difference
@@ -30,6 +36,7 @@ def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
     Raises:
         StatisticsError: the run has no two models to compare, or one seed of each and more are planned.
     """
+    scores = scores[scores["task"].isin(results.judged(scores))]
     models = set(scores["model"])
     chain = iterates(models)
     pairs = [(name, str(ModelName.parse(name).opponent)) for name in chain]
