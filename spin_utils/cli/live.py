@@ -10,9 +10,10 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import fmean
 from typing import IO, Any
 
 import pandas as pd
@@ -61,8 +62,8 @@ class Display:
     """
 
     def __init__(self, plans: Sequence[plan.Plan], console: Console | None = None) -> None:
-        profile = plans[0].profile.name
-        expected = clock.known_seconds(profile)
+        self.profile = plans[0].profile
+        expected = clock.known_seconds(self.profile.name)
         steps = [(f"seed {made.seed}: " * (len(plans) > 1), step) for made in plans for step in made]
         steps += [("", plan.first_tables(list(plans))), ("", plan.tables(list(plans)))]
         self.lines: dict[str, _Line] = {}
@@ -72,7 +73,7 @@ class Display:
             done = artifacts.is_complete(step.directory)
             self.lines[name] = _Line(step, words[:1].upper() + words[1:], expected.get(step.name, 0.0), done)
         self.console = console or _console()
-        self.log = paths.artifacts(profile) / "reproduce.log"
+        self.log = paths.artifacts(self.profile.name) / "reproduce.log"
         self.events = self.log.with_suffix(".events")
         self._told, self._rest = set[str](), b""
         self._begin = time.time()
@@ -159,7 +160,7 @@ class Display:
             self._bars.remove_task(line.bar)
         count, of = sum(other.done for other in self.lines.values()), len(self.lines)
         text = Text.assemble(("✓ ", "green"), (f"{count:{len(str(of))}}/{of} ", "dim"), line.words)
-        text.append(f"  {outcome}" if (outcome := _outcome(line)) else "", "cyan")
+        text.append(f"  {outcome}" if (outcome := _outcome(line, self.profile.aside)) else "", "cyan")
         text.append(f"  {clock.duration(time.time() - line.started)}" if line.started else "", "dim")
         self.console.print(text, soft_wrap=True)
 
@@ -199,10 +200,12 @@ def _console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
-def _outcome(line: _Line) -> str:
-    """The outcome of a finished step: the average of an evaluation, the last loss of a training run."""
+def _outcome(line: _Line, aside: Collection[str]) -> str:
+    """The outcome of a finished step: the average of an evaluation without the tasks aside, the last loss of a training
+    run."""
     if line.step.stage in ("evaluation", "transfer", "instructions"):
-        found = json.loads((line.step.directory / "evaluation.json").read_text(encoding="utf-8"))
-        return f"average {100 * found['average']:.1f}"
+        tasks = json.loads((line.step.directory / "evaluation.json").read_text(encoding="utf-8"))["tasks"]
+        values = [task["value"] for name, task in tasks.items() if line.step.stage == "transfer" or name not in aside]
+        return f"average {100 * fmean(values):.1f}" if values else ""
     reached = f"{100 * line.share:.0f} % of the machine's matrix rate" if line.share else ""
     return ", ".join(filter(None, [line.note, reached]))

@@ -231,16 +231,15 @@ def with_last_epoch(scores: pd.DataFrame, epochs: int) -> pd.DataFrame:
 
 def _with_benchmarks(table: pd.DataFrame, profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFrame:
     """A table by `task` with the paper's benchmark that each task is, or "", whether it is at chance, and whether it
-    stands aside: a real task next to generated families, which alone make the average (results/cpu/protocol.md)."""
+    stands aside (`Profile.aside`)."""
     benchmarks = {name: str(task.benchmark) for name, task in profile.evaluation.big_bench.items()}
     if profile.evaluation.suite != "local":
         benchmarks |= {name: name for name in published.BENCHMARK_LABELS}
     weak = results.at_chance(results.load_summaries(paths.results(profile.name), kind=kind))
-    aside = profile.evaluation.big_bench if profile.demonstrations.families and kind == "evaluations" else ()
     return table.assign(
         benchmark=[benchmarks.get(task, "") for task in table["task"]],
         at_chance=table["task"].isin(weak),
-        aside=table["task"].isin(aside),
+        aside=table["task"].isin(profile.aside if kind == "evaluations" else ()),
     )
 
 

@@ -141,8 +141,6 @@ def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -
     path = results.path_of(folder, seed, kind, model)
     document = results.read_json(path)
     tasks = {task: summary["value"] for task, summary in document.get("tasks", {}).items()}
-    if tasks:
-        tasks["average"] = document["average"]
     return {
         "label": label,
         "seed": seed,

@@ -348,3 +348,8 @@ class Profile:
             )
             require(model.source in ("hub", "directory"), f"released.{name}: name a hub model or a folder")
         require(self.sft is None or not self.released, "released: then nothing is trained; set sft to null")
+
+    @property
+    def aside(self) -> frozenset[str]:
+        """Real tasks next to generated families, which alone make the average (results/cpu/protocol.md)."""
+        return frozenset(self.evaluation.big_bench if self.demonstrations.families else ())

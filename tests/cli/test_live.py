@@ -52,6 +52,7 @@ def test_elsewhere_than_on_a_terminal_each_step_is_one_line_and_each_warning_ano
 ) -> None:
     run, now = Run(monkeypatch, terminal=False), time.time()
     monkeypatch.setattr(time, "time", lambda: now)  # artifacts take the time, and steps none
+    monkeypatch.setattr(type(run.shown.profile), "aside", frozenset({"beside"}))
     with run.shown as output:
         output.write(b"a line of the scheduler\n")
         run.tell("sft")
@@ -62,7 +63,10 @@ def test_elsewhere_than_on_a_terminal_each_step_is_one_line_and_each_warning_ano
         run.shown.update()
         run.shown.update()
         run.finish("sft")
-        run.finish("eval-sft", evaluation={"average": 0.515})
+        run.finish(
+            "eval-sft",
+            evaluation={"tasks": {"sum": {"value": 0.515}, "beside": {"value": 1}}},
+        )
     of = len(run.shown.lines)
     assert run.said().splitlines() == [
         "SFT: the model learns from the demonstrations: 7 rows left out",
@@ -97,7 +101,7 @@ def test_a_notebook_that_goes_on_after_its_artifact_is_there_changes_nothing(
     with run.shown:
         run.tell("eval-sft", done=1, **progress)
         run.shown.update()
-        run.finish("eval-sft", evaluation={"average": 0.5})
+        run.finish("eval-sft", evaluation={"tasks": {"sum": {"value": 0.5}}})
         run.shown.update()
         run.tell("eval-sft", done=2, **progress)
         run.shown.update()
