@@ -22,6 +22,7 @@ from spin_utils.data.rows import (
     check_turns,
     checked_rows,
     checked_text,
+    conversation,
     exchange,
     first_rows,
     unread,
@@ -65,7 +66,8 @@ def as_preference(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
         RowError: something is missing, empty or not text, the responses are equal, or the prompts differ.
     """
     asked, said = next((name for name in _PROMPTS if record.get(name) is not None), ""), {}
-    systems: list[Any] = []
+    # In UltraFeedback Binarized `messages` repeats the chosen conversation; of others it holds the system message.
+    systems = [conversation(record["messages"], "messages")[0]] if isinstance(record.get("messages"), list) else []
     for name in ("chosen", "rejected"):
         found, said[name] = exchange(record, asked, name) if name in record else ([], [("assistant", "")])
         systems += found
@@ -75,11 +77,10 @@ def as_preference(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
         check_turns(said[name], name)
     if said["chosen"][:-1] != said["rejected"][:-1]:
         raise RowError("chosen and rejected have different prompts; correct or remove the row")
-    row = asked_of(record, systems, said["chosen"][:-1])
+    row = asked_of(record, asked, systems, said["chosen"][:-1])
     row |= {name: checked_text(said[name][-1][1], name) for name in ("chosen", "rejected")}
     if row["chosen"] == row["rejected"]:
         raise RowError("chosen and rejected are equal; remove the row")
-    # In UltraFeedback Binarized `messages` repeats the chosen conversation.
     return row, unread(record, (asked, "chosen", "rejected"), ("messages",))
 
 

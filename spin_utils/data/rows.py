@@ -29,19 +29,19 @@ _logger = logging.getLogger(__name__)
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 LAYOUTS = (
-    ("prompt", "response", ()),
-    ("", "messages", ("prompt",)),
+    ("", "messages", ()),
     ("", "real", ("generated",)),
     ("", "conversations", ()),
+    ("prompt", "response", ()),
     ("instruction", "output", ()),
     ("instruction", "response", ()),
     ("question", "response", ()),
     ("question", "answer", ()),
     ("prompt", "completion", ("label",)),
 )
-"""Columns of the question and the answer, of which the first that are there are read, and columns that repeat them.
-Where there is none for the question, the answer's holds the whole conversation. KTO's `label` is false for a bad
-answer."""
+"""Columns of the question and the answer, of which the first that are there are read, and what else belongs to them.
+Where there is none for the question, the answer's holds the whole conversation: it comes first, because it can have a
+system message and earlier turns. KTO's `label` is false for a bad answer."""
 COMMON = ("id", "family", "system", "system_prompt", "input", "context")
 """Columns that are read in every layout."""
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
@@ -261,7 +261,7 @@ def as_row(record: Mapping[str, Any], turns: str = "first") -> tuple[Row | None,
         said = said[:-1]  # a question without an answer
     check_turns(said, answer)
     row = {
-        **asked_of(record, systems, said[:-1]),
+        **asked_of(record, asked, systems, said[:-1]),
         "response": checked_text(said[-1][1], "response"),
         "family": checked_text(record.get("family") or "demonstrations", "family"),
     }
@@ -271,14 +271,14 @@ def as_row(record: Mapping[str, Any], turns: str = "first") -> tuple[Row | None,
 
 
 def unread(record: Mapping[str, Any], read: Sequence[str], repeated: Iterable[str]) -> list[str]:
-    """Columns of a record that nothing reads, and what its messages have beside role and text, such as a thought, a
-    tool call or a weight."""
+    """Columns of a record that nothing reads, unless they repeat a message, and what its messages have beside role and
+    text, such as a thought, a tool call or a weight."""
     known, in_message = {*read, *repeated, *COMMON}, {key for pair in _MESSAGE for key in pair}
-    found = [str(key) for key, value in record.items() if key not in known and value is not None]
-    for name in read:
-        for message in record[name] if isinstance(record.get(name), list) else ():
-            extras = message.items() if isinstance(message, Mapping) else ()
-            found += [f"{key} in {name}" for key, value in extras if key not in in_message and value is not None]
+    messages = [(name, each) for name in read if isinstance(record.get(name), list) for each in record[name]]
+    extras = [(name, item) for name, message in messages if isinstance(message, Mapping) for item in message.items()]
+    said = [None, *(text for _, (key, text) in extras if key in in_message)]
+    found = [str(key) for key, value in record.items() if key not in known and value not in said]
+    found += [f"{key} in {name}" for name, (key, value) in extras if key not in in_message and value is not None]
     return list(dict.fromkeys(found))
 
 
@@ -296,7 +296,7 @@ def layout(record: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
             f"no key {missing!r} (it has {has}); use prompt and response, or messages with role and content, "
             "or another layout of docs/your-data.md"
         )
-    return next((each for each in there if record[each[1]] is not None), there[0])
+    return next((each for each in there if record[each[1]] not in (None, [])), there[0])
 
 
 def exchange(record: Mapping[str, Any], asked: str, answer: str) -> tuple[list[Any], list[tuple[Any, Any]]]:
@@ -336,18 +336,20 @@ def check_turns(said: Sequence[tuple[Any, Any]], name: str) -> None:
         )
 
 
-def asked_of(record: Mapping[str, Any], systems: Iterable[Any], said: Sequence[tuple[Any, Any]]) -> Row:
+def asked_of(record: Mapping[str, Any], asked: str, systems: Iterable[Any], said: Sequence[tuple[Any, Any]]) -> Row:
     """What is asked: `prompt`, and if there are any the `id`, the `system` message and the texts of `earlier` turns.
 
     Args:
         record: the row, which may have columns for a system message and for text that follows the prompt.
+        asked: its column of the question; empty if it is in a conversation.
         systems: the leading system messages of its conversations.
         said: the turns up to the question.
     """
     texts = [checked_text(text, "prompt" if role == "user" else "earlier turn") for role, text in said]
     for name in ("input", "context"):
         more = _text(record.get(name), name)
-        texts[0] += f"\n\n{more}" if more.strip() else ""
+        there = not asked and more.strip() in texts[0]  # a conversation may hold it already
+        texts[0] += f"\n\n{more}" if more.strip() and not there else ""
     systems = (*systems, record.get("system"), record.get("system_prompt"))
     told = {text for each in systems if (text := _text(each, "system message")).strip()}
     if len(told) > 1:
@@ -381,7 +383,7 @@ def conversation(messages: Any, key: str) -> tuple[Any, list[tuple[Any, Any]]]:
         if names is None:
             raise RowError(f"message {place} of {key} needs the keys role and content, or from and value")
         role, text = (message[name] for name in names)
-        turns.append((_ROLES.get(role, role) if isinstance(role, str) else role, text))
+        turns.append((_ROLES.get(role, role) if isinstance(role, str) else role, _joined(text)))
     system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
     return system, turns
 
@@ -410,6 +412,13 @@ def read_rows(path: Path) -> list[Row]:
     """Rows of a file written by `write_rows`; it may be empty, for example if nothing is held out."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def _joined(text: Any) -> Any:
+    """OpenAI's list of text parts as one text; anything else as it is."""
+    parts = text if isinstance(text, list) and all(isinstance(part, Mapping) for part in text) else []
+    whole = bool(parts) and all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts)
+    return "".join(part["text"] for part in parts) if whole else text
 
 
 def _text(text: Any, name: str) -> str:

@@ -278,6 +278,8 @@ def _leaves(manager: TaskManager, column: Column) -> Mapping[str, Any]:
         raise EvaluationError(
             f"tasks: lm-eval knows no task {spec!r}; check the name, or give the path of its YAML file"
         )
+    if file and not file.is_file():
+        raise EvaluationError(f"tasks: {spec}: no such file; check the path, which starts at the profile's folder")
     try:
         with chdir(file.parent) if file else nullcontext(), _pinned():
             return dict(manager.load([*column.parts] if column.parts else [str(file or spec)])["tasks"])

@@ -308,10 +308,18 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
         text = f"{gpus} GPUs of {machine.devices}; lower generation.vllm.processes or tensor_parallel_size"
         yield Finding("vLLM", "refused", text)
     try:
-        made = plan.make(profile, seed=0)
         _check_tasks(profile, _families(rows) if rows else ())
+    except KitError as error:
+        left = "disk and time below are without further tasks"
+        yield Finding("tasks", "refused", f"{str(error).removeprefix('tasks: ')}; {left}")
+        profile = replace(profile, evaluation=replace(profile.evaluation, tasks=(), big_bench={}))
+    try:
         if rows and profile.dpo and profile.dpo.preferences.source == "file":
             _check_preferences(profile, rows)
+    except KitError as error:
+        yield Finding("dpo", "refused", str(error))
+    try:
+        made = plan.make(profile, seed=0)
     except KitError as error:
         yield Finding("plan", "refused", str(error))
         return

@@ -157,6 +157,9 @@ def parse_yaml(text: str) -> Any:
 
 class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:  # a name is text as it is written, also `no`, `on`, `1` and `2024-07`
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                key.tag = "tag:yaml.org,2002:str"
         names = [key.value for key, _ in node.value]
         for name in names:
             if names.count(name) > 1:
@@ -196,6 +199,8 @@ def _fault(cls: type, fault: Any) -> str:
             return ".".join(map(str, (*place, fault["ctx"]["error"])))
         case "string_pattern_mismatch":
             return f"{dotted}: {found} is not a commit; pin 40 hexadecimal digits (a branch name moves)"
+        case "string_type":
+            return f"{dotted}: should be text, found {found}; put it in quotes"
         case "dataclass_type":
             return f"{dotted}: should be settings by name, found {found}"
     return f"{dotted}: {fault['msg'].removeprefix('Input ')}, found {found}"

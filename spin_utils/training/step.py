@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -194,7 +195,8 @@ class StepRunner:
         """The loss of each group and its parts, shape (parts, groups); several pairs of one prompt are averaged."""
         assert self.opponent_logps is not None
         settings = self.settings
-        opponent = torch.tensor([self.opponent_logps[i] for i in chosen], dtype=torch.float32, device=logps.device)
+        values = np.array([self.opponent_logps[i] for i in chosen])
+        opponent = torch.tensor(values, dtype=torch.float32, device=logps.device)
         policy = logps.view(len(chosen), -1)
 
         def compare(better: slice, worse: slice, positive: float = 0.0) -> SpinLoss:

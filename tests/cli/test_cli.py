@@ -43,6 +43,10 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         (["reproduce", "--profile", "smoke", "--data", "/no/such/rows.jsonl"], "rows.jsonl"),
         (["step", "spin-9", "--profile", "smoke"], "step 'spin-9': unknown; did you mean 'spin-1'?"),
         (["verdicts", "--profile", "smoke"], "no verdicts; run `spin-repro figures --profile smoke`"),
+        (
+            ["power", "--profile", "smoke", "--items", "100", "--seeds", "1"],
+            "results/smoke: no evaluations; run",
+        ),
         (["figures", "--profile", "smoke"], "no evaluations; run `spin-repro reproduce --profile smoke` first"),
     ],
 )

@@ -91,6 +91,11 @@ LATER = messages_of("and", "so")
         ({"real": CHAT, "generated": messages_of("x", "z")}, None),
         ({"messages": [SYSTEM, *CHAT]}, "be brief"),
         ({"prompt": "x", "response": "y", "system": "be brief"}, "be brief"),
+        ({"prompt": "x", "response": "y", "messages": [SYSTEM, *CHAT]}, "be brief"),
+        ({"prompt": "x", "response": "y", "messages": []}, None),
+        ({"instruction": "x", "output": "y", "messages": [SYSTEM, *CHAT]}, "be brief"),
+        ({"messages": [SYSTEM, *CHAT], "context": "x"}, "be brief"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}, CHAT[1]]}, None),
         ({"real": [SYSTEM, *CHAT], "system": "be brief"}, "be brief"),
         ({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}, None),
         ({"conversations": [{"from": m["role"], "value": m["content"]} for m in [SYSTEM, *CHAT]]}, "be brief"),
@@ -163,6 +168,7 @@ def test_bad_and_empty_answers_are_left_out_and_counted(tmp_path: Path, caplog: 
             [{"prompt": "x", "response": "y", "completion": "z", "label": False, "instruction": "w"}],
             "completion (1 rows), label (1 rows), instruction (1 rows)",
         ),
+        ([{"prompt": "x", "response": "another", "messages": CHAT}], "response (1 rows)"),
         (
             [
                 {"messages": [CHAT[0], CHAT[1] | {"reasoning_content": "hm", "weight": 0}]},

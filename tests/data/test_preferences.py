@@ -47,6 +47,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
         ({"prompt": messages("who sat?"), "chosen": CHOSEN[1:], "rejected": REJECTED[1:]}, {}),
         ({"chosen": [SYSTEM, *CHOSEN], "rejected": [SYSTEM, *REJECTED]}, {"system": "be brief"}),
         (GOOD | {"system": "be brief"}, {"system": "be brief"}),
+        (GOOD | {"messages": [SYSTEM, *CHOSEN]}, {"system": "be brief"}),
         (GOOD | {"input": "On the mat."}, {"prompt": "who sat?\n\nOn the mat."}),
         (
             {"question": "who sat?", "chosen": "the cat", "rejected": "the dog", "system": "be brief"},
@@ -88,6 +89,7 @@ def test_pairs_that_are_equal_once_cut_are_left_out_and_counted(caplog: pytest.L
 
 FAULTS = [
     ({"chosen": "a", "rejected": "b"}, "no key 'prompt' (it has chosen, rejected); use prompt, chosen and rejected"),
+    (GOOD | {"system": "be long", "messages": [SYSTEM, *CHOSEN]}, "has different system messages; keep one"),
     (GOOD | {"rejected": None}, "empty rejected; remove the row"),
     (GOOD | {"chosen": messages("a", "b", first="assistant")}, "chosen has turns of user, assistant, user; user and"),
     (GOOD | {"chosen": messages("who ran?", "the cat")}, "prompt and chosen have different prompts"),

@@ -139,18 +139,25 @@ def test_a_disk_too_small_is_refused_and_counts_every_checkpoint(monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "refused", "verdict"),
     [
-        {"demonstrations": {"source": "file", "train": "/no/such/rows.jsonl"}},
-        {"dpo.preferences": {"source": "file", "train": str(BROKEN)}},
-        {"evaluation.tasks": ["/no/such/task.yaml"]},
+        (
+            {"demonstrations": {"source": "file", "train": "/no/such/rows.jsonl"}},
+            {"demonstrations", "plan"},
+            "unknown",
+        ),
+        ({"dpo.preferences": {"source": "file", "train": str(BROKEN)}}, {"dpo"}, "fits"),
+        ({"evaluation.tasks": ["/no/such/task.yaml"]}, {"tasks"}, "fits"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_finding_among_the_others(changes: dict[str, Any]) -> None:
+def test_a_file_that_cannot_be_used_is_one_finding_among_the_others(
+    changes: dict[str, Any], refused: set[str], verdict: str
+) -> None:
     report = preflight.check(profiles.load("smoke", changes), LAPTOP)
-    assert states(report, "plan") == ["refused"]
+    assert {finding.what for finding in report.findings if finding.state == "refused"} == refused
     assert states(report, "memory: spin") == ["ok"]
-    assert report.verdict == "unknown"
+    assert report.verdict == verdict
+    assert states(report, "time") == ["ok"] * (verdict == "fits")
     assert not report.ready()
 
 

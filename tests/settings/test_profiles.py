@@ -42,6 +42,7 @@ def test_every_shipped_profile_loads_and_survives_a_round_trip(name: str, tmp_pa
         ({"template.prompt": "no place"}, "template.prompt: must hold {prompt} exactly once"),
         ({"model": {"source": "hub", "name": "a/b", "revision": "main"}}, "'main' is not a commit"),
         ({"model": "llama"}, "model: should be settings by name, found 'llama'"),
+        ({"template.end": False}, "template.end: should be text, found False; put it in quotes"),
     ],
 )
 def test_an_impossible_value_is_refused_with_its_place(change: dict, message: str) -> None:
@@ -49,6 +50,17 @@ def test_an_impossible_value_is_refused_with_its_place(change: dict, message: st
         profiles.load("smoke", change)
     assert message in str(error.value)
     assert str(error.value).startswith("smoke.yaml: ")
+
+
+def test_a_name_is_text_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    names = ["no", "Yes", "on", "1", "010", "12:30", "1e3", "null"]
+    families = "".join(f"    {name}: *sums\n" for name in names)
+    path.write_text(f"extends: smoke\ndemonstrations:\n  families:\n    a: &sums {{dataset: chain_sum}}\n{families}")
+    smoke = profiles.load("smoke").demonstrations.families
+    profile = profiles.load(str(path))
+    assert list(profile.demonstrations.families) == [*smoke, "a", *names]
+    assert profiles.load(str(profiles.dump(profile, tmp_path / "copy.yaml"))) == profile
 
 
 def test_every_fault_is_named_in_a_line_of_its_own() -> None:
