@@ -128,12 +128,30 @@ def test_convergence_draws_each_measure_with_intervals_and_breaks_at_a_missing_m
     assert length.lines[-1].get_ydata()[0] == pytest.approx(measured["real_tokens"].mean())
 
 
-def test_the_entry_test_says_whether_there_is_anything_to_learn():
-    ids, pairs = [str(i) for i in range(100)], {"seed": 0, "model": "spin-0", "beta": 0.1, "generated_drift": 0.0}
-    for right, learnable in ((80, True), (52, False), (0, False)):
-        drifts = [1.0] * right + [-1.0 if right else 0.0] * (100 - right)
-        said = generations.entry_test(pd.DataFrame({"id": ids, "real_drift": drifts, **pairs}))
-        assert ("nothing to learn (Theorem 5.2)" in said) != learnable
+@pytest.mark.parametrize(
+    ("right", "same", "said"),
+    [
+        (80, 0, "told apart in 80.0% of the 100 held-out pairs that differ"),
+        (80, 100, "told apart in 80.0% of the 100 held-out pairs that differ"),
+        (57, 0, "; more pairs or training seeds would show"),
+        (47, 0, ": nothing to learn (Theorem 5.2)"),
+        (0, 100, "all held-out responses equal the real ones: nothing to learn (Theorem 5.2)"),
+    ],
+)
+def test_the_entry_test_says_whether_there_is_anything_to_learn(right: int, same: int, said: str) -> None:
+    drifts = [1.0] * right + [-1.0] * (100 - right) * bool(right) + [0.0] * same
+    pairs = heldout_pairs(drifts, [0.0] * len(drifts))
+    found = generations.entry_test(pairs)
+    assert said in found
+    assert ("nothing to learn" in found) == ("nothing to learn" in said)
+
+
+def test_the_entry_test_has_the_interval_of_the_table_and_of_the_verdict() -> None:
+    one = heldout_pairs([1.0] * 60 + [-1.0] * 40, [0.0] * 100)
+    both = pd.concat([one, one.assign(seed=1, real_drift=-one["real_drift"].to_numpy()[::-1])])
+    told = paired(generations.jsd_bounds(both), {"sft": 1.0}, column="told_apart").times(100)
+    found = generations.entry_test(both)
+    assert f"[{told.low:.1f}%, {told.high:.1f}%]" in found
 
 
 def test_bits_per_byte_are_all_bits_over_all_bytes_of_the_real_responses():
