@@ -25,6 +25,7 @@ from spin_utils.cli import main as cli
 from spin_utils.files import runtime, warm_start
 from spin_utils.paper import published, results
 from spin_utils.settings import profiles
+from spin_utils.settings.inputs import SettingsError
 
 PRODUCTS = {
     "README.md": ["path/to/result/model.safetensors"],
@@ -177,6 +178,18 @@ def test_profiles_shown_on_a_page_can_be_loaded(checkout: Path) -> None:
         for block in re.findall(r"^```yaml\n(.*?)^```", (documents.ROOT / page).read_text(), re.M | re.S):
             (checkout / "shown.yaml").write_text(block)
             profiles.load(str(checkout / "shown.yaml"))
+
+
+def test_settings_that_a_line_of_a_page_names_are_accepted_together_by_cpu() -> None:
+    pages = {page: (documents.ROOT / page).read_text() for page in documents.PAGES}
+    lines = [(page, line) for page, text in pages.items() for line in text.splitlines()]
+    given = [(page, re.findall(r"`'?([a-z_]+\.[a-z_.]+=[^`']+)'?`", line)) for page, line in lines]
+    assert sum(page == "docs/run-an-ablation.md" for page, found in given if found) > 5
+    for page, found in given:
+        try:
+            profiles.load("cpu", profiles.parse_overrides(found))
+        except SettingsError as error:
+            raise AssertionError(f"{page}: {', '.join(found)}") from error
 
 
 def test_every_test_that_a_page_names_exists() -> None:
