@@ -68,8 +68,8 @@ def chain_hours(architecture: Architecture, prompts: int, gpus: int, profile: Pr
 
 
 def shares() -> tuple[float, float]:
-    """Measured shares of the matrix rate that sampling and training on the paper's lengths reach; training's for both, as
-    long as sampling's has not been measured."""
+    """Measured shares of the matrix rate that sampling and training on the paper's lengths reach; training's for both
+    where sampling's has not been measured."""
     ratios = summaries()["results"]["ratios"]
     trained = ratios["fraction_of_matmul_peak"]["median"]
     return ratios.get(SAMPLED, {"median": trained})["median"], trained
