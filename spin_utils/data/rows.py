@@ -38,6 +38,10 @@ LAYOUTS = (
     ("question", "response", ()),
     ("question", "answer", ()),
     ("prompt", "completion", ("label",)),
+    ("prompt", "chosen", ()),
+    ("instruction", "chosen", ()),
+    ("question", "chosen", ()),
+    ("", "chosen", ()),
 )
 """Columns of the question and the answer, of which the first that are there are read, and what else belongs to them.
 Where there is none for the question, the answer's holds the whole conversation: it comes first, because it can have a

@@ -107,6 +107,9 @@ LATER = messages_of("and", "so")
         ({"prompt": "x", "completion": "y"}, None),
         ({"prompt": CHAT[:1], "completion": CHAT[1:]}, None),
         ({"prompt": "x", "completion": "y", "label": True}, None),
+        ({"chosen": "\n\nHuman: x\n\nAssistant: y", "rejected": "\n\nHuman: x\n\nAssistant: z"}, None),
+        ({"chosen": [SYSTEM, *CHAT], "rejected": [SYSTEM, *messages_of("x", "z")]}, "be brief"),
+        ({"prompt": "x", "chosen": "y", "rejected": "z"}, None),
     ],
 )
 def test_every_layout_gives_the_same_pair_and_keeps_its_system_message(
@@ -169,6 +172,7 @@ def test_bad_and_empty_answers_are_left_out_and_counted(tmp_path: Path, caplog: 
             "completion (1 rows), label (1 rows), instruction (1 rows)",
         ),
         ([{"prompt": "x", "response": "another", "messages": CHAT}], "response (1 rows)"),
+        ([{"prompt": "x", "chosen": "y", "rejected": "z"}], "rejected (1 rows)"),
         (
             [
                 {"messages": [CHAT[0], CHAT[1] | {"reasoning_content": "hm", "weight": 0}]},
