@@ -455,9 +455,11 @@ def fetch(profile: Profile) -> Iterator[str]:
     Raises:
         HubError: one cannot be fetched, or its revision is not pinned.
     """
-    for kind, name, revision, setting in wanted(profile):
-        if not revision:
-            raise hub.HubError(f"{name}: no revision; pin the commit with --set {setting}=COMMIT")
+    repositories = wanted(profile)
+    for each in repositories:  # before gigabytes of the others
+        if not each.revision:
+            raise hub.HubError(f"{each.name}: no revision; pin the commit with --set {each.setting}=COMMIT")
+    for kind, name, revision, _ in repositories:
         yield f"{name} at {revision[:8]}: {hub.fetch(kind, name, revision)}"
     if _check_tasks(profile, ()):
         yield f"further tasks: {', '.join([*profile.evaluation.tasks, *profile.evaluation.big_bench])}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,25 @@ def test_a_failing_cell_gives_the_error_without_a_traceback(tmp_path: Path, monk
         notebooks.run("n", {"a": 3}, tmp_path / "out" / "n.ipynb")
     assert "Traceback" not in str(error.value)
     assert (tmp_path / "out" / "n.ipynb").is_file(), "the executed copy is kept for a look"
+
+
+def test_a_long_tmpdir_and_another_python3_kernel_do_not_steer_a_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, long = tmp_path / "kernels" / "python3", tmp_path / ("x" * 100)
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text(
+        '{"argv": ["/no/such/python"], "display_name": "Python 3", "language": "python"}'
+    )
+    long.mkdir()
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    path = write(tmp_path / "n.ipynb", "a = 1", "import sys, tempfile; print(sys.executable, tempfile.gettempdir())")
+    monkeypatch.setattr(paths, "notebook", lambda name: path)
+    notebooks.run("n", {}, tmp_path / "out" / "n.ipynb")
+    (output,) = nbformat.read(tmp_path / "out" / "n.ipynb", as_version=4).cells[-1].outputs
+    assert output.text.split() == [sys.executable, str(long)]
 
 
 def test_a_kernel_at_rest_that_misses_the_request_to_end_is_stopped_soon(

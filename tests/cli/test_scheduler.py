@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -101,6 +102,14 @@ def test_steps_run_side_by_side_only_where_they_ask_for_gpus(
     plain = scheduler.command("smoke", profiles.load("smoke"), [0], dry_run=False)
     assert plain[-1] == "jobs=1", "on one GPU without reserving it, two steps would be in each other's way"
     assert "--resources" not in plain
+
+
+def test_a_snakemake_profile_of_the_surroundings_is_not_inherited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SNAKEMAKE_PROFILE", "/no/such/profile")
+    looks = [sys.executable, "-c", "import os, sys; sys.exit('SNAKEMAKE_PROFILE' in os.environ)"]
+    assert scheduler.run(looks, tmp_path, None) == 0
 
 
 def test_an_unknown_cluster_and_a_missing_plugin_are_refused(

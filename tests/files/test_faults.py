@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import logging
 import os
 import re
@@ -77,6 +79,15 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(
     out = capsys.readouterr().out
     assert re.search(rf"Error: {home}/results.*: (file exists|not a directory); .*SPIN_HOME", out)
     assert not list(home.glob("artifacts/smoke/*/*"))
+
+
+def test_a_file_system_without_locks_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(disk.StorageError, match=r"\.locks: no locks available; .*SPIN_HOME"):
+        artifacts.lock(tmp_path / "sft").__enter__()
 
 
 def test_headless_progress_is_a_line_per_interval_with_the_time_left(
