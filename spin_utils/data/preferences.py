@@ -16,6 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from spin_utils.data.rows import (
+    CONVERSATIONS,
     Row,
     RowError,
     asked_of,
@@ -66,8 +67,8 @@ def as_preference(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
         RowError: something is missing, empty or not text, the responses are equal, or the prompts differ.
     """
     asked, said = next((name for name in _PROMPTS if record.get(name) is not None), ""), {}
-    # In UltraFeedback Binarized `messages` repeats the chosen conversation; of others it holds the system message.
-    systems = [conversation(record["messages"], "messages")[0]] if isinstance(record.get("messages"), list) else []
+    # In UltraFeedback Binarized `messages` repeats the chosen conversation; elsewhere it may hold the system message.
+    systems = [conversation(record[name], name)[0] for name in CONVERSATIONS if isinstance(record.get(name), list)]
     for name in ("chosen", "rejected"):
         found, said[name] = exchange(record, asked, name) if name in record else ([], [("assistant", "")])
         systems += found

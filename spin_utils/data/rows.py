@@ -50,7 +50,8 @@ COMMON = ("id", "family", "system", "system_prompt", "input", "context")
 """Columns that are read in every layout."""
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
 _MESSAGE = (("role", "content"), ("from", "value"))
-_CONVERSATIONS = ("messages", "real", "conversations")
+CONVERSATIONS = ("messages", "real", "conversations")
+"""Columns that hold a conversation, in every row that has them."""
 _HH = re.compile(r"\n\n(Human|Assistant):")
 LINES = "a .jsonl file has one object per line, a .json file one list"
 SHOWN = 5
@@ -317,7 +318,7 @@ def exchange(record: Mapping[str, Any], asked: str, answer: str) -> tuple[list[A
         if not name:
             continue
         turns = [(role, record[name])]
-        if name in _CONVERSATIONS or _is_conversation(record[name]):
+        if name in CONVERSATIONS or _is_conversation(record[name]):
             system, turns = conversation(record[name], name)
             systems.append(system)
         if role == "user" and isinstance(record[name], str) and turns[-1] == ("assistant", ""):

@@ -48,6 +48,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
         ({"chosen": [SYSTEM, *CHOSEN], "rejected": [SYSTEM, *REJECTED]}, {"system": "be brief"}),
         (GOOD | {"system": "be brief"}, {"system": "be brief"}),
         (GOOD | {"messages": [SYSTEM, *CHOSEN]}, {"system": "be brief"}),
+        (GOOD | {"conversations": [{"from": "system", "value": "be brief"}]}, {"system": "be brief"}),
         (GOOD | {"input": "On the mat."}, {"prompt": "who sat?\n\nOn the mat."}),
         (
             {"question": "who sat?", "chosen": "the cat", "rejected": "the dog", "system": "be brief"},
