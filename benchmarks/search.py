@@ -66,7 +66,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table: the mean score over seeds, and the gain over SFT of the same data and seeds."""
     text = "# The search behind the cpu profile\n\nWritten by `python -m benchmarks.search` from search.jsonl. "
     text += "Average over the families on validation rows, in points, a mean over the training seeds named. Brackets: "
-    text += "95 % intervals of a paired bootstrap over items, and seeds if several, where the record has items.\n\n"
+    text += "95 % intervals over paired items, and seeds if several, where the record has items.\n\n"
     text += "| changes to the profile of the time | model | seeds | rows | average | gain over SFT |\n"
     text += "| --- | --- | --- | ---: | ---: | ---: |\n"
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
