@@ -58,10 +58,11 @@ class Display:
 
     Args:
         plans: of all seeds.
+        verbose: show the log itself instead.
         console: where to; None: standard output.
     """
 
-    def __init__(self, plans: Sequence[plan.Plan], console: Console | None = None) -> None:
+    def __init__(self, plans: Sequence[plan.Plan], *, verbose: bool = False, console: Console | None = None) -> None:
         self.profile = plans[0].profile
         expected = clock.known_seconds(self.profile.name)
         steps = [(f"seed {made.seed}: " * (len(plans) > 1), step) for made in plans for step in made]
@@ -75,7 +76,7 @@ class Display:
         self.console = console or _console()
         self.log = paths.artifacts(self.profile.name) / "reproduce.log"
         self.events = self.log.with_suffix(".events")
-        self._told, self._rest = set[str](), b""
+        self._verbose, self._told, self._rest = verbose, set[str](), b""
         self._begin = time.time()
         described = Column(no_wrap=True, max_width=self.console.width // 2 - 6)
         self._bars = Progress(
@@ -87,7 +88,7 @@ class Display:
             auto_refresh=False,
             transient=True,
             redirect_stderr=False,
-            disable=not self.console.is_terminal,
+            disable=verbose or not self.console.is_terminal,
             speed_estimate_period=600,
             get_time=lambda: time.time(),
         )
@@ -101,13 +102,15 @@ class Display:
         self._output = self.log.open("ab")
         self._output.write(f"\n{datetime.now():%Y-%m-%d %H:%M:%S} {' '.join(sys.argv)}\n".encode())
         self._output.flush()
+        self._copied = self.log.open(errors="replace")
+        self._copied.seek(0, 2)
         self._bars.start()
         return self._output
 
     def __exit__(self, *_: object) -> None:
         self.update()
         self._bars.stop()
-        for file in (self._output, self._reader):
+        for file in (self._output, self._reader, self._copied):
             file.close()
         self.events.unlink(missing_ok=True)
 
@@ -123,6 +126,9 @@ class Display:
         for line in self.lines.values():
             if not line.done and artifacts.is_complete(line.step.directory):
                 self._finish(line)
+        if self._verbose:
+            sys.stdout.write(self._copied.read())
+            sys.stdout.flush()
         done = [line.expected or 1 for line in self.lines.values() if line.done]
         at_work = [line for line in self.lines.values() if line.started and not line.done]
         behind = sum(done) + sum(min(time.time() - line.started, line.expected) for line in at_work)
@@ -131,8 +137,8 @@ class Display:
         self._bars.refresh()
 
     def failed(self) -> None:
-        """Show the end of the log, unless a step has reported why it failed."""
-        if not self._told:
+        """Show the end of the log, unless a step has reported why it failed or the log is on the screen."""
+        if not self._told and not self._verbose:
             for text in self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]:
                 self.say(text)
         self.say(f"log: {paths.relative(self.log)}")
@@ -141,7 +147,8 @@ class Display:
         line = self.lines.get(event["step"])
         if "text" in event and (text := f"{line.words}: {event['text']}" if line else event["text"]) not in self._told:
             self._told.add(text)
-            self.say(text, "bold red" if event["level"] == "ERROR" else "yellow")
+            if not self._verbose:
+                self.say(text, "bold red" if event["level"] == "ERROR" else "yellow")
         if line is None or line.done:  # a notebook goes on after its artifact is there
             return
         if line.bar is None:
@@ -158,6 +165,8 @@ class Display:
         line.done = True
         if line.bar is not None:
             self._bars.remove_task(line.bar)
+        if self._verbose:
+            return
         count, of = sum(other.done for other in self.lines.values()), len(self.lines)
         text = Text.assemble(("✓ ", "green"), (f"{count:{len(str(of))}}/{of} ", "dim"), line.words)
         text.append(f"  {outcome}" if (outcome := _outcome(line, self.profile.aside)) else "", "cyan")

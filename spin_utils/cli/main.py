@@ -148,6 +148,7 @@ def reproduce(
     jobs: Annotated[int, Option(min=0, metavar="N", help="steps at the same time (0: one for each GPU, or 1)")] = 0,
     cluster: Annotated[str, Option(help="slurm, or a folder with a Snakemake profile")] = "node",
     dry_run: Annotated[bool, Option("--dry-run", help="show what would be done")] = False,
+    verbose: Annotated[bool, Option("-v", "--verbose", help="show the scheduler's log, which is always kept")] = False,
 ) -> None:
     """Run every step that is missing, then draw tables and figures."""
     profile, loaded = _resolve(profile, model, data, changes, name)
@@ -172,7 +173,7 @@ def reproduce(
     log.info("profile %s, seeds %s: results go to %s", loaded.name, numbers, paths.relative(paths.results(loaded.name)))
     log.info(clock.outlook(plans))
     warm = cluster == scheduler.NODE and bool(clock.missing(plans))  # steps of a cluster start elsewhere
-    shown = None if dry_run else live.Display(plans)
+    shown = None if dry_run else live.Display(plans, verbose=verbose)
     if scheduler.run(command, paths.artifacts(loaded.name), shown, warm=warm):
         if shown is not None:
             shown.failed()

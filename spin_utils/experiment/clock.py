@@ -57,7 +57,7 @@ def outlook(plans: Sequence[Plan]) -> str:
     expected, where = known_seconds(plans[0].profile.name), measured(plans[0].profile.name)[1]
     known = sum(expected.get(step.name, 0) for step in to_do)
     total = f"about {duration(known)}, as measured{' on ' * bool(where)}{where}" if known else "no earlier times"
-    return f"{len(to_do)} steps to do ({total})"
+    return f"{len(to_do)} steps to do, then tables and figures ({total})"
 
 
 def duration(seconds: float) -> str:
