@@ -91,6 +91,7 @@ def _curves(profile: str, model: str, other: str) -> Figure:
             say_why_empty(axes, "SFT has a different loss" if column == "loss" else "SFT has no margin")
     for name, (folder, _) in places.items():
         scores = results.load_evaluations(folder)
+        scores = scores[~scores["task"].isin(results.aside(folder))]
         chain = [m for m in ("sft", *iterates(scores["model"])) if m in set(scores["model"])]
         means = scores[scores["model"].isin(chain)].groupby(["model", "task"])["score"].mean().groupby("model").mean()
         panels[2].plot(

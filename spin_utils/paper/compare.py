@@ -22,8 +22,9 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
         other: the model to compare it with, for example `sft`.
 
     Returns:
-        One row per task they share and one for the unweighted mean: `task`, the two scores, `difference`, its 95 %
-        interval `low` and `high`, `p_value`, `items` and `seeds`; all over the training seeds they share.
+        One row per task they share and one for the unweighted mean of those that Table 4 averages: `task`, the two
+        scores, `difference`, its 95 % interval `low` and `high`, `p_value`, `items` and `seeds`; all over the training
+        seeds they share.
 
     Raises:
         ResultsError: as `items` does.
@@ -31,7 +32,7 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
     both = items(profile, model, other)
     names = sorted(both["task"].unique())
     rows = []
-    for title, tasks in [*((name, [name]) for name in names), ("average", names)]:
+    for title, tasks in [*((name, [name]) for name in names), ("average", results.judged(both))]:
         levels = {name: paired(both, {name: 1}, tasks=tasks).times(100).difference for name in (model, other)}
         gain = paired(both, {model: 1, other: -1}, tasks=tasks).times(100)
         numbers = {name: getattr(gain, name) for name in ("difference", "low", "high", "p_value")}
@@ -51,7 +52,8 @@ def place(profile: str, name: str) -> tuple[Path, str]:
 
 def items(profile: str, model: str, other: str) -> pd.DataFrame:
     """Scores and answers of two models on the items and training seeds that they share, as `results.load_evaluations`
-    gives them, with the names given here in the column `model`; arguments as in `compare`.
+    gives them, with the names given here in the column `model` and whether the task stands `aside`; arguments as in
+    `compare`.
 
     Raises:
         ResultsError: results are missing or invalid, a model was not evaluated, the two share no training seed or
@@ -69,7 +71,8 @@ def items(profile: str, model: str, other: str) -> pd.DataFrame:
         if plain not in set(scores["model"]):
             there = nearest(plain, sorted(scores["model"].unique()))
             raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of {plain}{there}")
-        sides.append(scores[scores["model"] == plain].assign(model=name))
+        side = scores[scores["model"] == plain]
+        sides.append(side.assign(model=name, aside=side["task"].isin(results.aside(folder))))
         own = summaries[summaries["model"] == plain]
         asked.append(dict(zip(own["task"], own["rows_sha256"], strict=True)))
     seeds, names = (set.intersection(*(set(side[column]) for side in sides)) for column in ("seed", "task"))

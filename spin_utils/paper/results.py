@@ -437,6 +437,14 @@ def at_chance(summaries: pd.DataFrame) -> set[str]:
     return set(means.index[means["value"] <= means["chance"] + 2 * means["stderr"]])
 
 
+def aside(results: Path) -> set[str]:
+    """Tasks of Big-Bench next to generated families, which alone make the average (results/cpu/protocol.md)."""
+    if not any(chain.get("data", {}).get("settings", {}).get("families") for _, chain in chains(results)):
+        return set()
+    table = load_summaries(results)
+    return set(table[table["source"].str.startswith("bigbench")]["task"])
+
+
 def judged(scores: pd.DataFrame) -> list[str]:
     """The tasks of a table of scores that count for averages and verdicts: not `at_chance`, and not `aside` (shown
     next to the profile's own tasks), by the columns of these names where there are any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
@@ -54,6 +55,13 @@ def test_a_page_shows_the_items_that_turned_with_both_answers_and_their_prompts(
     shown = re.findall(r"<p><b>(\w+)</b> (\d+)</p>\n<pre>Prompt (\d+)\?</pre>", page)
     assert shown
     assert all(item == prompt and first.loc[(task, item)].nunique() == 2 for task, item, prompt in shown)
+
+
+def test_the_average_is_that_of_table_4() -> None:
+    table4 = pd.read_csv(paths.results("cpu") / "tables" / "table4.csv").set_index(["row", "column", "quantity"])
+    average = compare.compare("cpu", "spin-0", "sft").iloc[-1]
+    gain = table4.loc[("SPIN iteration 0", "average", "gain over SFT")]
+    assert (average["difference"], average["items"]) == (pytest.approx(gain["value"], abs=0.01), gain["n"])
 
 
 def test_in_a_notebook_the_page_is_in_a_frame_of_its_own(two_runs: Path) -> None:
