@@ -92,5 +92,5 @@ lock:  ## rewrite requirements.lock from pyproject.toml
 	rm -rf $(VENV)-lock
 
 clean:  ## delete artifacts and caches; results and figures stay
-	rm -rf artifacts site .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf artifacts site jupyter_execute .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -78,6 +78,8 @@ def _adapt(app: Sphinx, page: str, source: list[str]) -> None:
 
 _BIG = re.compile(r"\\[bB]igg?(?![a-z])")
 """A size for the next bracket, which the converter does not know and MathML finds by itself."""
+_NAMED = re.compile(r"<mi>(\w+)</mi>\s*<mo>&ApplyFunction;</mo>")
+"""A function such as log, which browsers would join to its neighbours: log 2 would read as a logarithm to base 2."""
 
 
 def _formula(inline: bool) -> Any:
@@ -86,6 +88,7 @@ def _formula(inline: bool) -> Any:
     def visit(writer: Any, node: nodes.Element) -> None:
         try:
             made = tex2mathml(_BIG.sub("", node.astext()), as_block=not inline)
+            made = _NAMED.sub(r'<mo lspace="0.17em" rspace="0.17em">\1</mo>', made)
         except Exception:  # of the converter's many; a formula that it cannot read stands there as it was written
             made = f"<code>{html.escape(node.astext())}</code>"
         writer.body.append(made if inline else f"<div class='math'>{made}</div>")
