@@ -493,7 +493,8 @@ def compact(frame: pd.DataFrame, *, with_tasks: bool = True) -> tuple[list[str],
         found.append(cell_text({"value": average["paper"]}, interval=False))
         found.append(cell_text({"value": gain.get("paper")}, sign=True, interval=False))
         rows.append([str(row), *found])
-    return ["", *(name.replace("_", "\n") for name in tasks), "average", "gain", "direction", "paper", "gain"], rows
+    ours = ["average", "gain over\nrow above", "direction"]
+    return ["", *(name.replace("_", "\n") for name in tasks), *ours, "paper", "gain"], rows
 
 
 def _leaderboard(

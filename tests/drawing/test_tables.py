@@ -281,7 +281,7 @@ def test_every_table_is_latex_that_compiles_whatever_a_model_wrote(root, scores,
 def test_a_compact_table_4_has_a_line_for_each_model_and_dashes_for_what_was_not_run(scores, table4):
     header, rows = tables.compact(table4.frame)
     assert header[1:7] == list(published.LEADERBOARD)
-    assert header[-5:] == ["average", "gain", "direction", "paper", "gain"]
+    assert header[-5:] == ["average", "gain over\nrow above", "direction", "paper", "gain"]
     assert [row[0] for row in rows] == [label(model) for model in ("sft", *(f"spin-{t}" for t in range(4)))]
     assert rows[1][-2:] == ["60.8", "+2.7"]
     fewer = tables.table4(scores[scores["model"] != "spin-2"])
