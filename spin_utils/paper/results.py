@@ -438,7 +438,7 @@ def at_chance(summaries: pd.DataFrame) -> set[str]:
 
 
 def aside(results: Path) -> set[str]:
-    """Tasks of Big-Bench next to generated families, which alone make the average (results/cpu/protocol.md)."""
+    """`Profile.aside` from the results alone, because those of another run may have no profile here."""
     if not any(chain.get("data", {}).get("settings", {}).get("families") for _, chain in chains(results)):
         return set()
     table = load_summaries(results)
