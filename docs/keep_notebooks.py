@@ -2,9 +2,9 @@
 
     python docs/keep_notebooks.py cpu
 
-One of each: 02 and 03 of iteration 0, 04 of the last iteration, all of the lowest training seed; 00 needs no run and is
-executed here. Pictures get a palette and, where a notebook has many, fewer pixels; what names this machine, or only
-works with a kernel, is left out.
+One of each: 02 and 03 of iteration 0, 04 of the last iteration that ran, all of the lowest training seed; 00 needs no
+run and is executed here. Pictures get a palette and, where a notebook has many, fewer pixels; what names this machine
+or only works with a kernel, is left out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def keep(profile: str, folder: Path) -> list[Path]:
     loaded = profiles.load(profile)
     executed = paths.executed_notebooks(loaded.name)
     notebooks.run("00_theory", {}, executed / "00_theory.ipynb")
-    last = f"04_benchmark_evaluation-eval-spin-{loaded.spin.iterations - 1}"
+    tested = [f"04_benchmark_evaluation-eval-spin-{t}-seed" for t in reversed(range(loaded.spin.iterations))]
+    last = next((start for start in tested if any(executed.glob(f"{start}*"))), tested[0])
     kept = []
     for start in (
         "00",
