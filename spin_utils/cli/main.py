@@ -422,9 +422,10 @@ def power(
 ) -> None:
     """Estimate which differences a run of this size could detect, from the spread of a finished one."""
     from spin_utils.drawing import draw
-    from spin_utils.paper import power
+    from spin_utils.paper import power, results
 
-    table = power.plan(draw.scores(profiles.load(profile)), items, seeds)
+    scores = draw.scores(profiles.load(profile))
+    table = power.plan(scores[scores["task"].isin(results.judged(scores))], items, seeds)
     table = table.set_axis(
         ["contrast", "measured", "± today", f"± with {items} x {seeds}", "found in 4 of 5 runs"], axis="columns"
     )

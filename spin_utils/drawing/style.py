@@ -103,12 +103,10 @@ FORMATS = {
     "svg": {"Date": None, "Creator": None},
 }
 """File formats of a figure, and the metadata left out of each."""
-LARGEST_SVG = 150_000
-"""Bytes: a larger one, of many points, draws slowly and is left out."""
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write NAME.pdf, NAME.png and, unless it is large, NAME.svg.
+    """Write NAME.pdf, NAME.png and NAME.svg.
 
     The same figure gives the same bytes: no dates, no versions inside.
     """
@@ -118,10 +116,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
             path = folder / f"{name}.{suffix}"
             with replacing(path) as partial:
                 figure.savefig(partial, format=suffix, metadata=dict(fields))  # it writes into them
-            if suffix == "svg" and path.stat().st_size > LARGEST_SVG:
-                path.unlink()
-            else:
-                paths.append(path)
+            paths.append(path)
     return paths
 
 

@@ -11,7 +11,6 @@ from math import ceil, inf
 import pandas as pd
 from scipy import stats
 
-from spin_utils.paper import results
 from spin_utils.paper.statistics import POOLED_DF, Claim, Estimate, StatisticsError, paired
 from spin_utils.settings.names import ModelName, iterates
 
@@ -23,7 +22,7 @@ def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
     """Power of a run with other numbers of items (over all tasks) and seeds, for the main contrasts of a finished one.
 
     Args:
-        scores: of the tasks that count (`results.judged`) and others.
+        scores: of the tasks that the average is over.
         items: planned.
         seeds: planned.
 
@@ -36,7 +35,6 @@ def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
     Raises:
         StatisticsError: the run has no two models to compare, or one seed of each and more are planned.
     """
-    scores = scores[scores["task"].isin(results.judged(scores))]
     models = set(scores["model"])
     chain = iterates(models)
     pairs = [(name, str(ModelName.parse(name).opponent)) for name in chain]

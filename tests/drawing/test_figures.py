@@ -94,12 +94,8 @@ def test_drawing_leaves_matplotlib_as_it_was_and_ignores_the_users_settings(tmp_
     assert [path.read_bytes() for path in plain] == [path.read_bytes() for path in loud]
 
 
-def test_a_large_svg_is_left_out(tmp_path, scores, monkeypatch):
-    figure = drawn("figure2", scores)
-    assert {path.suffix for path in style.save(figure, tmp_path, "f")} == {".pdf", ".png", ".svg"}
-    monkeypatch.setattr(style, "LARGEST_SVG", 10_000)
-    assert {path.suffix for path in style.save(figure, tmp_path, "f")} == {".pdf", ".png"}
-    assert {path.name for path in tmp_path.iterdir()} == {"f.pdf", "f.png"}, "nor does an older one stay"
+def test_every_figure_is_saved_to_print_to_show_and_to_edit(tmp_path, scores):
+    assert {path.suffix for path in style.save(drawn("figure2", scores), tmp_path, "f")} == {".pdf", ".png", ".svg"}
 
 
 def test_training_curves_start_at_log_2_and_go_through_all_iterations(root):

@@ -82,9 +82,3 @@ def test_one_seed_cannot_plan_several_and_no_models_cannot_be_compared() -> None
     ]
     with pytest.raises(StatisticsError, match="run one seed first"):
         power.plan(alone[alone["model"] == "sft"], items=400, seeds=1)
-
-
-def test_a_task_that_stands_aside_plays_no_part() -> None:
-    scores = run(200, 2).assign(aside=False)
-    beside = scores[scores["task"] == "0"].assign(task="beside", score=1.0, aside=True)
-    pd.testing.assert_frame_equal(power.plan(pd.concat([scores, beside]), 400, 4), power.plan(scores, 400, 4))
