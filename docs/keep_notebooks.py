@@ -77,6 +77,8 @@ def small(path: Path) -> str:
             if output.output_type == "error":
                 raise paths.KitError(f"{paths.relative(path)}: cell {number} failed with {output.ename}; run it again")
             data = output.get("data", {})
+            if "<iframe" in "".join(data.get("text/html", "")):  # repositories do not show it
+                data.clear()
             rich = "text/html" in data or "text/markdown" in data
             for kind in [kind for kind in data if "widget" in kind or (rich and kind == "text/plain")]:
                 del data[kind]
@@ -84,9 +86,9 @@ def small(path: Path) -> str:
                 pictures.append((data, data["image/png"]))
         if "outputs" in cell:
             cell.outputs = [out for out in cell.outputs if out.get("data") or out.get("name") == "stdout"]
-    for scale in (1.0, 0.6, 0.5, 0.4):
+    for scale, colours in ((1.0, 64), (0.6, 64), (0.5, 32), (0.4, 16)):
         for data, png in pictures:
-            data["image/png"] = _smaller(png, scale)
+            data["image/png"] = _smaller(png, scale, colours)
         text = nbformat.writes(notebook) + "\n"
         if len(text.encode()) <= MOST:
             break
@@ -97,13 +99,13 @@ def small(path: Path) -> str:
     return text
 
 
-def _smaller(png: str, scale: float) -> str:
-    """A picture with a palette of 64 colours: a plot loses nothing that one sees, and two thirds of its size."""
+def _smaller(png: str, scale: float, colours: int) -> str:
+    """A picture with a palette: with 64 colours a plot loses nothing that one sees, and two thirds of its size."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     if scale < 1:
         picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.LANCZOS)
     stored = io.BytesIO()
-    picture.quantize(64, dither=Image.Dither.NONE).save(stored, "png", optimize=True)
+    picture.quantize(colours, dither=Image.Dither.NONE).save(stored, "png", optimize=True)
     return base64.b64encode(stored.getvalue()).decode()
 
 
