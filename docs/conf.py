@@ -48,8 +48,10 @@ html_theme = "furo"
 html_title = project
 html_show_sphinx = html_show_copyright = html_copy_source = html_show_sourcelink = False
 html_math_renderer = "mathml"
+html_static_path = html_css_files = ["site.css"]
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # with tables
 myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath", "html_image"]
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type", "misc.highlighting_failure"]

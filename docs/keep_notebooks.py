@@ -86,9 +86,9 @@ def small(path: Path) -> str:
                 pictures.append((data, data["image/png"]))
         if "outputs" in cell:
             cell.outputs = [out for out in cell.outputs if out.get("data") or out.get("name") == "stdout"]
-    for scale, colours in ((1.0, 64), (0.6, 64), (0.5, 32), (0.4, 16)):
+    for scale in (1.0, 0.6, 0.5, 0.4):
         for data, png in pictures:
-            data["image/png"] = _smaller(png, scale, colours)
+            data["image/png"] = _smaller(png, scale)
         text = nbformat.writes(notebook) + "\n"
         if len(text.encode()) <= MOST:
             break
@@ -99,13 +99,13 @@ def small(path: Path) -> str:
     return text
 
 
-def _smaller(png: str, scale: float, colours: int) -> str:
-    """A picture with a palette: with 64 colours a plot loses nothing that one sees, and two thirds of its size."""
+def _smaller(png: str, scale: float) -> str:
+    """A picture with a palette of 64 colours: a plot loses nothing that one sees, and two thirds of its size."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     if scale < 1:
         picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.LANCZOS)
     stored = io.BytesIO()
-    picture.quantize(colours, dither=Image.Dither.NONE).save(stored, "png", optimize=True)
+    picture.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(stored, "png", optimize=True)
     return base64.b64encode(stored.getvalue()).decode()
 
 
