@@ -156,11 +156,12 @@ def compose(profile: Profile) -> Drawing:
 
 
 def facts(profile: Profile, drawn: Drawing) -> dict[str, Any]:
-    """What report and summary both begin with."""
+    """What report and summary both begin with; items and tasks are those that the averages are over."""
+    counted = drawn.scores[drawn.scores["task"].isin(results.judged(drawn.scores))]
     return {
         "profile": profile.name,
-        "items": drawn.scores.groupby("task")["id"].nunique().sum(),
-        "tasks": drawn.scores["task"].nunique(),
+        "items": counted.groupby("task")["id"].nunique().sum(),
+        "tasks": counted["task"].nunique(),
         "seeds": sorted(map(int, drawn.scores["seed"].unique())),
         **verdict_words(drawn.findings),
         "wholes": [finding for finding in drawn.findings if finding.id.startswith(("table-", "figure-"))],
