@@ -200,7 +200,7 @@ def _at_cpu() -> Iterator[dict[str, Any]]:
         scores = draw.scores(profiles.load("cpu"), kind)
         summaries = results.load_summaries(paths.results("cpu"), kind=kind)
         chance, errors = results.at_chance(summaries), summaries[summaries["model"] == "sft"].groupby("task")["stderr"]
-        counted = scores[scores["task"].isin(results.judged(scores))]
+        counted = results.counted(scores)
         for task, own in [*scores.groupby("task"), *([("average", counted)] if len(counted) else [])]:
             n = own[["task", "id"]].drop_duplicates().shape[0]
             outside = "" if task == "average" or task in set(counted["task"]) else ", aside"

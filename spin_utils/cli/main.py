@@ -424,8 +424,7 @@ def power(
     from spin_utils.drawing import draw
     from spin_utils.paper import power, results
 
-    scores = draw.scores(profiles.load(profile))
-    table = power.plan(scores[scores["task"].isin(results.judged(scores))], items, seeds)
+    table = power.plan(results.counted(draw.scores(profiles.load(profile))), items, seeds)
     table = table.set_axis(
         ["contrast", "measured", "± today", f"± with {items} x {seeds}", "found in 4 of 5 runs"], axis="columns"
     )

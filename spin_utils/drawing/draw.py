@@ -157,7 +157,7 @@ def compose(profile: Profile) -> Drawing:
 
 def facts(profile: Profile, drawn: Drawing) -> dict[str, Any]:
     """What report and summary both begin with; items and tasks are those that the averages are over."""
-    counted = drawn.scores[drawn.scores["task"].isin(results.judged(drawn.scores))]
+    counted = results.counted(drawn.scores)
     return {
         "profile": profile.name,
         "items": counted.groupby("task")["id"].nunique().sum(),

@@ -105,7 +105,7 @@ def section(profile: Profile) -> str:
     folder = paths.results(profile.name)
     scores = draw.scores(profile)
     tasks = tables.benchmarks(scores)
-    scores = scores[scores["task"].isin(results.judged(scores))]
+    scores = results.counted(scores)
     measured = set(scores["model"])
     if "sft" not in measured:
         raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, the baseline; evaluate it")

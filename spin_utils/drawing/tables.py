@@ -273,7 +273,7 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
     plain = {model: str(replace(ModelName.parse(model), arm="")) for model in played}
     control = [model for model in measured if ModelName.parse(model).sft_epochs]
     rows = [model for model in ("sft", *control, *iterates(plain.values()), *played) if model in measured]
-    scores = scores[scores["task"].isin(results.judged(scores))]
+    scores = results.counted(scores)
     kinds = {"": "score", " of samples": "sampled"} if "sampled" in scores else {"": "score"}
     cells: list[dict[str, Any]] = []
     lines = []
@@ -332,7 +332,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
         bits: From `generations.bits_per_byte`.
         discriminated: From `draw.discriminated`.
     """
-    scores = scores[scores["task"].isin(results.judged(scores))]
+    scores = results.counted(scores)
     drawn = scores.dropna(subset=["sampled"]) if "sampled" in scores else scores
     measured = list(dict.fromkeys(scores["model"]))
     control = [model for model in measured if ModelName.parse(model).sft_epochs and not ModelName.parse(model).arm]

@@ -454,6 +454,11 @@ def judged(scores: pd.DataFrame) -> list[str]:
     return sorted(kept["task"].unique())
 
 
+def counted(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the tasks that are `judged`."""
+    return scores[scores["task"].isin(judged(scores))]
+
+
 def chains(results: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Training seed and provenance chain of every evaluation, by seed."""
     for document in map(read_json, _files(results, "evaluations")):
