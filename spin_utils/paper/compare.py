@@ -30,14 +30,22 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
         ResultsError: as `items` does.
     """
     both = items(profile, model, other)
+    folders = dict.fromkeys(place(profile, name)[0] for name in (model, other))
+    others = pd.concat(_named_by_run(folder) for folder in folders)
+    others = others[others["task"].isin(both["task"]) & others["seed"].isin(both["seed"])]
     names = sorted(both["task"].unique())
     rows = []
     for title, tasks in [*((name, [name]) for name in names), ("average", results.judged(both))]:
         levels = {name: paired(both, {name: 1}, tasks=tasks).times(100).difference for name in (model, other)}
-        gain = paired(both, {model: 1, other: -1}, tasks=tasks).times(100)
+        gain = paired(both, {model: 1, other: -1}, tasks=tasks, others=others).times(100)
         numbers = {name: getattr(gain, name) for name in ("difference", "low", "high", "p_value")}
         rows.append({"task": title, **levels, **numbers, "items": gain.n_items, "seeds": gain.n_seeds})
     return pd.DataFrame(rows)
+
+
+def _named_by_run(folder: Path) -> pd.DataFrame:
+    scores = results.load_evaluations(folder)
+    return scores.assign(model=f"{folder.name}/" + scores["model"])
 
 
 def place(profile: str, name: str) -> tuple[Path, str]:

@@ -100,6 +100,7 @@ def paired(
     *,
     tasks: Sequence[str] | None = None,
     column: str = "score",
+    others: pd.DataFrame | None = None,
 ) -> Estimate:
     """Estimate a weighted sum of models' means on the same items, with its interval.
 
@@ -129,13 +130,16 @@ def paired(
         contrast: weight of each model: {"spin-0": 1, "sft": -1} for a difference, {"sft": 1} for a mean.
         tasks: tasks in the unweighted mean; None: all in the table.
         column: what to average, for example `tokens` for lengths.
+        others: a table of more models of the same seeds and tasks, whose variance between seeds is used too; None: all
+            models are in `scores`.
 
     Raises:
         StatisticsError: a model or task is missing, no seed has all models, or items do not pair up.
     """
     names = sorted(scores["task"].unique() if tasks is None else tasks)
     by_task, seeds = _contrasts_by_source(scores, contrast, names, column)
-    pooled = _pooled_seed_variance(scores, contrast, seeds, names, column) if len(seeds) > 1 else None
+    pool = scores if others is None else others
+    pooled = _pooled_seed_variance(pool, contrast, seeds, names, column) if len(seeds) > 1 else None
     ends = _ends(contrast, column)
     found = crossed(list(by_task.values()), ends, pooled=pooled)
     least, most = ends[:2] if column in SHARES else (-np.inf, np.inf)
@@ -379,13 +383,15 @@ def _pooled_seed_variance(
     scores: pd.DataFrame, contrast: Mapping[str, float], seeds: Sequence[int], tasks: Sequence[str], column: str
 ) -> float | None:
     """Variance of a contrast between seeds if all models in the table vary alike from seed to seed: the mean square of
-    the interaction of seeds and models times the sum of squared weights. None for a mean, which also includes what all
-    models of a seed share, and for tables with fewer than three models on all these seeds."""
+    the interaction of seeds and models times the sum of squared weights. A model under two names counts once. None for
+    a mean, which also includes what all models of a seed share, and for tables with fewer than three models on all
+    these seeds."""
     if abs(sum(contrast.values())) > 1e-9:
         return None
     grid = _grid(scores, column)
     means = np.mean([pd.DataFrame(grid.tasks[task][0]).mean(axis=1) for task in tasks], axis=0)
-    table = pd.Series(means, index=[grid.models, grid.seeds]).unstack()[list(seeds)].dropna().to_numpy().T
+    by_model = pd.Series(means, index=[grid.models, grid.seeds]).unstack()[list(seeds)]
+    table = by_model.dropna().drop_duplicates().to_numpy().T
     if table.shape[1] < 3:
         return None
     around = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
