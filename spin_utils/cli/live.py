@@ -132,7 +132,8 @@ class Display:
         done = [line.expected or 1 for line in self.lines.values() if line.done]
         at_work = [line for line in self.lines.values() if line.started and not line.done]
         behind = sum(done) + sum(min(time.time() - line.started, line.expected) for line in at_work)
-        text = f"{len(done)} of {len(self.lines)} steps, {clock.duration(time.time() - self._begin)} so far"
+        doing = f"{len(done)} of {len(self.lines)} steps" if len(done) < len(self.lines) else "the report is written"
+        text = f"{doing}, {clock.duration(time.time() - self._begin)} so far"
         self._bars.update(self._whole, completed=behind, text=text)
         self._bars.refresh()
 

@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from typing import Annotated, Any, Literal
 
 import typer
@@ -168,8 +167,8 @@ def reproduce(
     if not dry_run:
         mt_bench.check_judge(plans)
         clock.remember(loaded.name)
-        for step in chain.from_iterable(plans):
-            artifacts.adopt(step.directory)
+        if reused := sum(artifacts.adopt(step.directory) for step in clock.missing(plans)):
+            log.info("%d steps were made with the same settings for another profile, and are taken from there", reused)
     log.info("profile %s, seeds %s: results go to %s", loaded.name, numbers, paths.relative(paths.results(loaded.name)))
     log.info(clock.outlook(plans))
     warm = cluster == scheduler.NODE and bool(clock.missing(plans))  # steps of a cluster start elsewhere

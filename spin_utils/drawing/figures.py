@@ -248,8 +248,8 @@ def figure5(scores: pd.DataFrame, *, profile: str = "") -> Figure:
         if models[-1] in found:
             end = found[models[-1]].difference
             beside = "sft-more-1" in found and method == "SPIN" and found["sft-more-1"].difference > end
-            place = (5, -10) if beside else (5, 2)  # below the line of SFT, which passes above
-            ours.annotate(method, (places[-1], end), place, color=COLOURS[tint], **_OFFSET)
+            under = (5, -10) if beside else (5, 2)  # below the line of SFT, which passes above
+            ours.annotate(method, (places[-1], end), under, color=COLOURS[tint], **_OFFSET)
     ours.set(title=f"{ours_of(profile)}: mean of {len(tasks)} tasks", ylabel="points", xlim=(-0.4, 5.75))
     ours.set_xticks(range(6), ["0", "14/50", "26/50", "all", "+1 ep.", "+2 ep."])
     theirs.set(title="Paper: mean of the six leaderboard benchmarks", ylabel="points", xlim=(-0.4, 5.75))

@@ -239,7 +239,6 @@ def adopt(directory: Path) -> bool:
                 if directory.is_dir():
                     shutil.rmtree(directory)
                 os.replace(copy, directory)
-            log.info("%s: the same as %s", relative(directory), relative(other))
             return True
     return False
 
