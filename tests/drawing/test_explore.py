@@ -85,7 +85,7 @@ def test_every_evaluated_iterate_and_no_other_is_in_the_picture_of_turns(home: P
 
 
 def test_every_iterate_that_is_made_answers_the_prompt_and_its_tokens_are_compared_with_its_opponent(
-    made: plan.Plan, home: Path
+    made: plan.Plan, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = plan.make(profiles.load("smoke"), 0)
     assert explore.prompts(steps) == []
@@ -97,6 +97,7 @@ def test_every_iterate_that_is_made_answers_the_prompt_and_its_tokens_are_compar
     assert growing
     shown = re.findall(r'title="([^ ]*) nats"[^>]*>(.*?)</span>', last, re.S)
     said = "".join(html.unescape(text) for _, text in shown)
+    assert list(ask.ask(made, f"{prompt} ⏎ Why?"))[-1].data == list(ask.ask(made, f"{prompt}\nWhy?"))[-1].data
     expected = explore.answers(made, folders, [{"prompt": prompt}]).iloc[0]
     assert list(folders) == ["sft", "spin-0"]
     assert said.replace("∎", "") == expected["sft"] + expected["spin-0"], (
@@ -111,6 +112,8 @@ def test_every_iterate_that_is_made_answers_the_prompt_and_its_tokens_are_compar
     opponent, policy = (obvious_logps(model, group)[0].item() for model in models)
     assert sum(changes) == pytest.approx(policy - opponent, abs=1e-3)
     assert len(list(ask.ask(made, "longer than the template allows " * 99))[-1].data) > 100
+    monkeypatch.setattr(explore.run, "rows", lambda *_: [{"prompt": "1. Who?\n2. Why?"}])
+    assert explore.prompts(made) == ["1. Who? ⏎ 2. Why?"]
 
 
 def test_a_table_shows_what_a_model_wrote_as_it_is() -> None:

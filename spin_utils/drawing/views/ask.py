@@ -27,7 +27,12 @@ def ask(plan: Plan, prompt: str) -> Iterator[HTML]:
 
     Each answer is the most likely one. A token is blue if the iteration made it more likely than its opponent, the
     model in the line above, had it, and orange if less likely.
+
+    Args:
+        plan: whose models.
+        prompt: a question; `explore.BREAK` stands for a line break.
     """
+    prompt = prompt.replace(explore.BREAK, "\n")
     folders = explore.iterates(plan)
     for folder in folders.values():
         artifacts.verify(folder)

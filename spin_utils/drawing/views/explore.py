@@ -21,6 +21,9 @@ from spin_utils.model import base
 from spin_utils.model.sampling import sample
 from spin_utils.settings.names import main_chain
 
+BREAK = " ⏎ "
+"""A line break in a box of one line, from which a browser takes real ones away."""
+
 
 def demonstrations(plan: Plan) -> pd.DataFrame:
     """One demonstration of each family: `family`, `prompt`, `response`."""
@@ -99,10 +102,11 @@ def iterates(plan: Plan) -> dict[str, Path]:
 
 
 def prompts(plan: Plan) -> list[str]:
-    """Some prompts to try, held out if possible; empty if no model has been made."""
+    """Some prompts to try, held out if possible, each in one line (`BREAK`); empty if no model has been made."""
     if not iterates(plan):
         return []
-    return [row["prompt"] for row in (run.rows(plan, "validation") or run.rows(plan, "spin"))[:20]]
+    rows = (run.rows(plan, "validation") or run.rows(plan, "spin"))[:20]
+    return [row["prompt"].replace("\n", BREAK) for row in rows]
 
 
 def evaluation(plan: Plan, model: str) -> pd.DataFrame:
