@@ -13,7 +13,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -270,7 +270,7 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
     played = [model for arm in changes for model in measured if ModelName.parse(model).arm == arm]
     if not played:
         return None
-    plain = {model: str(replace(ModelName.parse(model), arm="")) for model in played}
+    plain = {model: model.partition("-arm-")[0] for model in played}
     control = [model for model in measured if ModelName.parse(model).sft_epochs]
     rows = [model for model in ("sft", *control, *iterates(plain.values()), *played) if model in measured]
     scores = results.counted(scores)

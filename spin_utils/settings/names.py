@@ -20,15 +20,16 @@ _FORM = re.compile(
 
 @dataclass(frozen=True)
 class ModelName:
-    """The parts of a model's name. `str()` gives the name back; equal names mean the same model.
+    """A model's name and its parts.
 
     >>> name = ModelName.parse("spin-3-dpo")
     >>> name.iteration, name.dpo, name.label
     (3, True, 'SPIN iteration 3 + DPO')
-    >>> str(ModelName(iteration=0, epoch=2)), str(ModelName.parse("spin-1").opponent)
-    ('spin-0-epoch-2', 'spin-0')
+    >>> str(ModelName.parse("spin-1").opponent)
+    'spin-0'
     """
 
+    name: str
     iteration: int | None = None
     """SPIN's iteration t; None for SFT, and for DPO from SFT."""
     epoch: int | None = None
@@ -43,8 +44,6 @@ class ModelName:
     """Variant of SPIN that trained it (the profile's `arms`); empty: SPIN itself."""
     dpo: bool = False
     """DPO from this model."""
-    base: bool = False
-    """The model before any fine-tuning."""
 
     @classmethod
     def parse(cls, name: str) -> ModelName:
@@ -60,39 +59,27 @@ class ModelName:
                 f"names look like sft, spin-0, spin-0-epoch-1, spin-0-arm-nll, sft-more-1, dpo"
             )
         numbers = {key: int(text) for key, text in found.groupdict().items() if text and text.isdigit()}
-        return cls(
-            **numbers,
-            arm=found["arm"] or "",
-            further=bool(found["further"]),
-            dpo=name == "dpo" or bool(found["dpo"]),
-            base=name == "base",
-        )
+        dpo = name == "dpo" or bool(found["dpo"])
+        return cls(name, **numbers, arm=found["arm"] or "", further=bool(found["further"]), dpo=dpo)
 
     def __str__(self) -> str:
-        if self.base:
-            return "base"
-        if self.iteration is None:
-            return "dpo" if self.dpo else f"sft-more-{self.sft_epochs}" if self.sft_epochs else "sft"
-        parts = {"-epoch-": self.epoch, "-rows-": self.fiftieths}
-        ending = "".join(f"{text}{number}" for text, number in parts.items() if number is not None)
-        ending += f"-arm-{self.arm}" if self.arm else ""
-        return f"spin-{self.iteration}{ending}{'-more' * self.further}{'-dpo' * self.dpo}"
+        return self.name
 
     @property
     def is_iterate(self) -> bool:
         """Whether it is theta_t+1, the main player at the end of an iteration of Algorithm 1."""
-        return self == ModelName(iteration=self.iteration) and self.iteration is not None
+        return self.name == f"spin-{self.iteration}"
 
     @property
     def opponent(self) -> ModelName:
         """The model that an iteration starts from and plays against: the iterate before it, or SFT."""
         assert self.iteration is not None, f"{self} is not a SPIN model"
-        return ModelName(iteration=self.iteration - 1) if self.iteration else ModelName()
+        return ModelName.parse(f"spin-{self.iteration - 1}" if self.iteration else "sft")
 
     @property
     def label(self) -> str:
         """Its name in tables and figures."""
-        if self.base:
+        if self.name == "base":
             return "Base model"
         if self.iteration is None:
             more = f", {self.sft_epochs} more epoch{'s' * (self.sft_epochs > 1)}" if self.sft_epochs else ""
@@ -126,7 +113,7 @@ def main_chain(iterations: int) -> list[str]:
     >>> main_chain(2)
     ['sft', 'spin-0', 'spin-1']
     """
-    return [str(ModelName()), *(str(ModelName(iteration=t)) for t in range(iterations))]
+    return ["sft", *(f"spin-{t}" for t in range(iterations))]
 
 
 def iterates(names: Iterable[str]) -> list[str]:
