@@ -54,12 +54,7 @@ class Display:
     """The display of one reproduction; as a context manager it gives the file that the scheduler and steps write to.
 
     The finished steps are printed one after the other. On a terminal there are below them a bar for each step at work
-    and one for the whole run.
-
-    Args:
-        plans: of all seeds.
-        verbose: show the log itself instead.
-        console: where to; None: standard output.
+    and one for the whole run. If `verbose`, the log itself is shown instead.
     """
 
     def __init__(self, plans: Sequence[plan.Plan], *, verbose: bool = False, console: Console | None = None) -> None:
@@ -176,12 +171,7 @@ class Display:
 
 
 def sum_up(profile: Profile, console: Console | None = None) -> None:
-    """Print Table 4, how the claims came out, whether the run agrees with the committed results, and where the rest is.
-
-    Args:
-        profile: whose run has ended.
-        console: where to; None: standard output.
-    """
+    """Print Table 4, how the claims came out, whether the run agrees with the committed results, and where all is."""
     from spin_utils.drawing import draw, tables  # matplotlib need not be there while the steps run
 
     folder, console = paths.results(profile.name), console or _console()

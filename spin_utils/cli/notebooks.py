@@ -40,11 +40,6 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
 
     At Ctrl-C or SIGTERM the kernel finishes its training step and saves before this ends.
 
-    Args:
-        name: stem of the notebook, such as `03_spin_training`.
-        given: its parameters.
-        output: where the executed copy goes, which is returned.
-
     Raises:
         NotebookError: no such notebook, or parameters that do not fit. No kernel was started.
         StageError: a cell raised an error, or the kernel died.

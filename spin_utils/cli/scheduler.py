@@ -38,12 +38,9 @@ def command(
 
     Args:
         name: by which other processes load the profile, or its file.
-        profile: the same, loaded.
-        seeds: training seeds.
         cluster: a folder of cluster/, or any folder with a Snakemake profile.
         jobs: steps at the same time; 0: one for each GPU of this machine if the profile asks for GPUs and else one,
             or what the cluster's profile says.
-        dry_run: only say what would be done.
 
     Raises:
         SettingsError: no such cluster, or its plugin is not installed.

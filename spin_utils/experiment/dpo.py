@@ -41,10 +41,7 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     A stopped run resumes from the folder `OUT-KEY.partial`, where KEY stands for model, pairs and settings.
 
     Args:
-        model: folder of safetensors with its tokenizer.
-        pairs: .json, .jsonl or .parquet; see `preferences`.
         out: folder for the checkpoint, its metrics (training.json), the encoded pairs and the manifest.
-        settings: of the run.
 
     Raises:
         KitError: bad input, found before any long work, or one of several processes failed.

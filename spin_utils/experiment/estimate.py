@@ -366,12 +366,9 @@ def training_memory(
     """Memory for forward, backward and optimizer step of one micro-batch.
 
     Args:
-        a: sizes of the model.
-        settings: of the run.
         width: bytes per number in the compute precision.
         longest: tokens of the longest row with all its responses; it forms a micro-batch even above the budget.
         fused: whether layers use the path in `layers`, as they do unless their weights are sharded.
-        gpu: whether it runs on a GPU.
     """
     tokens = max(settings.micro_batch_tokens, longest)
     if a.path == "padded":  # each response has its own copy of the prompt

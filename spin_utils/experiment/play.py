@@ -167,13 +167,8 @@ def generate(
     run, so the responses are the same.
 
     Args:
-        folder: the model's checkpoint.
-        tokenizer: of the model.
-        encoded: rows with their prompts.
-        profile: for the sampling settings, and whether to use vLLM.
         seed: of the responses, each of which has its own random stream.
         work: folder of the artifact being made, where finished shards are kept.
-        what: a few words for progress lines.
         tries: responses per prompt, which are next to each other in what is returned.
     """
     if profile.generation.backend == "vllm":
@@ -295,14 +290,9 @@ def train_from(
     `opponent_logps.npy`. A stopped run resumes.
 
     Args:
-        start: checkpoint to start from and play against.
         groups: pairs (real, generated) or (chosen, rejected), or single responses.
-        settings: of the run.
         seed: of the order of the groups.
-        work: folder of the artifact being made.
-        what: a few words for progress lines.
         describe: a group's name in messages.
-        opponent: whether there is one.
         keep_epochs: epochs whose checkpoints are kept in `epoch-N`; the last epoch is the model itself.
         keep_state: save in `state` what a later call needs to continue with more epochs.
         earlier: artifact of a run with fewer epochs, which this one continues.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -186,21 +185,10 @@ def protocol(profile: str) -> str:
     if not path.is_file():
         return ""
     name = paths.relative(path)
-    last = _git("log", "-1", "--format=%H", "--", str(path))
-    if not last or _git("status", "--porcelain", "--", str(path)):
+    last = artifacts.git("log", "-1", "--format=%H", "--", str(path))
+    if not last or artifacts.git("status", "--porcelain", "--", str(path)):
         return f"{name} has uncommitted changes, so nothing shows that it is older than the results."
     made = {list(links.values())[-1]["commit"] for _, links in results.chains(paths.results(profile))}
-    if any(_git("merge-base", "--is-ancestor", last, commit) is None for commit in made):
+    if any(artifacts.git("merge-base", "--is-ancestor", last, commit) is None for commit in made):
         return f"{name} (commit {last[:12]}) is not older than all results: it did not plan those before it."
     return f"{name} (commit {last[:12]}) is older than every result."
-
-
-def _git(*arguments: str) -> str | None:
-    """What a git command prints; None if it fails."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(paths.REPOSITORY), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

@@ -94,7 +94,6 @@ def open_run(profile: str = "cpu", seed: int = 0, changes: Mapping[str, Any] | N
 
     Args:
         profile: name of a profile in `profiles/`, or a YAML file.
-        seed: training and sampling seed.
         changes: settings that differ from the profile's, for example {"generation.temperature": 0.0}. Steps that do not
             depend on them are shared with the unchanged run.
 
@@ -149,9 +148,9 @@ def _is_shared(plan: Plan, step: Step) -> bool:
     return step.stage not in ALONE and not (vllm and step.stage in ("pairs", "preferences"))
 
 
-def rows(plan: Plan, split: str, data: str = "data") -> list[dict[str, Any]]:
+def rows(plan: Plan, split: str) -> list[dict[str, Any]]:
     """Demonstrations of a split (sft, spin, validation, test or transfer); makes the step `data` if needed."""
-    return read_rows(artifacts.checked(make(plan, data), f"{split}.jsonl"))
+    return read_rows(artifacts.checked(make(plan, "data"), f"{split}.jsonl"))
 
 
 def opponent(plan: Plan, iteration: int) -> str:

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils import __version__
-from spin_utils.files import processes
+from spin_utils.files import paths, processes
 from spin_utils.files.disk import canonical, explained, file_hash, is_whole, sealed, sync, write_text
-from spin_utils.files.paths import REPOSITORY, KitError, relative
+from spin_utils.files.paths import KitError, relative
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +86,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def verify(directory: Path, *names: str) -> dict[str, Any]:
-    """Check the files of an artifact against the hashes in its manifest, and return the manifest.
+    """Check files of an artifact, all if none are named, against the hashes in its manifest, and return the manifest.
 
     `is_complete` only compares sizes, which is fast. This reads every byte, about a second per gigabyte, once whenever
     a step uses the artifact as an input.
-
-    Args:
-        names: files to check; if none are given, all of them.
 
     Raises:
         ArtifactError: a file is missing or differs; the message names it.
@@ -125,10 +122,7 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
     """Make an artifact: yield the work directory, and complete the artifact if the block succeeds.
 
     Files in the work directory survive an exception, so that the next call resumes from them. Its `scratch` folder is
-    for resume state and not part of the artifact.
-
-    Args:
-        directory: where the artifact will be; its name ends in the key. The other arguments go into the manifest.
+    for resume state and not part of the artifact. All arguments but `directory` go into the manifest.
     """
     if processes.rank():
         processes.barrier()  # until the folder is there
@@ -218,13 +212,7 @@ def _note(work: Path, path: Path) -> Path:
 def adopt(directory: Path) -> bool:
     """Reuse the artifact from another profile in this home, if there is one: equal keys mean equal content.
 
-    Files are linked instead of copied if the file system allows it.
-
-    Args:
-        directory: where the artifact will be: artifacts/PROFILE/SHARED OR SEED/NAME-KEY.
-
-    Returns:
-        Whether the artifact exists now.
+    Files are linked instead of copied if the file system allows it. Returns whether the artifact exists now.
     """
     if is_complete(directory):
         return True
@@ -285,29 +273,28 @@ def write_json(path: Path, data: Any) -> None:
 
 def environment() -> dict[str, Any]:
     """`versions`, `commit`, `dirty` and `device`, as stored in manifests and benchmark records."""
-    commit, dirty = _commit()
+    commit = git("rev-parse", "HEAD")
+    # Results are products of the code, so changed results do not make the tree dirty.
+    changed = git("status", "--porcelain", "--", ".", ":!results", ":!figures", ":!benchmarks/results*")
     return {
         "versions": {
             "spin_utils": __version__,
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
-        "commit": commit,
-        "dirty": dirty,
+        "commit": commit or "unknown",
+        "dirty": commit is None or changed != "",
         "device": _device(),
     }
 
 
-def _commit() -> tuple[str, bool]:
-    # Results are products of the code, so changed results do not make the tree dirty.
+def git(*arguments: str) -> str | None:
+    """What a git command prints about the checkout; None if it fails."""
+    command = ["git", "-C", str(paths.REPOSITORY), *arguments]
     try:
-        git = ["git", "-C", str(REPOSITORY)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        pathspec = ["--", ".", ":!results", ":!figures", ":!benchmarks/results*"]
-        status = subprocess.run([*git, "status", "--porcelain", *pathspec], capture_output=True, text=True, check=True)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown", True
-    return commit, bool(status.stdout.strip())
+        return None
 
 
 def _device() -> str:

@@ -35,11 +35,7 @@ class StorageError(KitError):
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; if the block succeeds, the file is synced and replaces `path`.
-
-    Args:
-        path: of the file; missing folders are created, and an earlier file stays until the new one is complete.
-    """
+    """Yield a temporary path to write to; if the block succeeds, the file is synced and replaces `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -101,11 +97,7 @@ def is_whole(document: Any) -> bool:
 
 @contextlib.contextmanager
 def explained(place: Path, kind: type[KitError] = StorageError) -> Iterator[None]:
-    """Turn errors from a full or unwritable disk inside the block into one of a kind that the user can fix.
-
-    Args:
-        place: what is being written, for errors that name no file.
-    """
+    """Turn errors of a full or unwritable disk into one that the user can fix, which names the file or else `place`."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -85,8 +85,7 @@ def launched() -> bool:
 def group(sharding: Sharding) -> Iterator[None]:
     """Inside the block the processes of a launch work together; a single process is unaffected.
 
-    Args:
-        sharding: unless the configuration file of `accelerate launch` sets it.
+    The configuration file of `accelerate launch` overrides `sharding`.
 
     Raises:
         LostProcessError: another process is gone.

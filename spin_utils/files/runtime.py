@@ -149,18 +149,14 @@ def configure() -> None:
 
 @contextlib.contextmanager
 def progress(total: int, what: str, unit: str = "it", done: int = 0, interval: float = 30.0) -> Iterator[Progress]:
-    """Report the progress of a block: a bar for people, one log line per interval when nobody watches.
+    """Report the progress of a block: a bar for people, one log line per interval (in seconds) when nobody watches.
+
+    >>> with progress(2, "scoring", "pairs") as bar:
+    ...     bar.advance(2)
 
     Args:
         total: units of work; 0 if unknown.
-        what: a few words for the work.
-        unit: name of the unit, in the plural.
         done: units finished earlier, before a resumption.
-        interval: seconds between log lines when nobody watches.
-
-    Example:
-        >>> with progress(2, "scoring", "pairs") as bar:
-        ...     bar.advance(2)
     """
     how: dict[str, Any] = {"total": total or None, "desc": what, "unit": unit, "initial": done}
     if not is_headless() and (sys.stderr.isatty() or "ipykernel" in sys.modules):
@@ -266,11 +262,7 @@ def choose_precision(setting: str = "auto", device: torch.device | str = "cpu") 
     """Compute precision for a setting; `auto` chooses bfloat16 if its matrix products are much faster.
 
     Processors without bfloat16 units emulate it, up to a hundred times slower than float32, so a CPU is measured once
-    per process.
-
-    Args:
-        setting: bfloat16, float32 or auto. For training it is in the settings; sampling and scoring always use `auto`.
-        device: the model's device.
+    per process. Sampling and scoring always use `auto`.
     """
     import torch
 

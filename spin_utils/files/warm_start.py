@@ -47,15 +47,7 @@ _LARGEST = 1_000_000  # bytes read at once
 
 @contextlib.contextmanager
 def server(environment: Mapping[str, str], output: IO[bytes] | None = None) -> Iterator[dict[str, str]]:
-    """Serve forks until the block ends.
-
-    Args:
-        environment: of the server; a fork gets that of its client.
-        output: where the server itself writes; None: where this process does.
-
-    Yields:
-        The environment for processes whose commands ask the server.
-    """
+    """Serve forks until the block ends; yield the environment for processes whose commands ask the server."""
     # A server that is already there serves this block too. On other systems libraries may not survive a fork.
     if ADDRESS in environment or sys.platform != "linux":
         yield dict(environment)
@@ -80,11 +72,7 @@ def server(environment: Mapping[str, str], output: IO[bytes] | None = None) -> I
 
 
 def command(python: Sequence[str]) -> list[str]:
-    """The command that asks the server for a process, or without a server the process's own command.
-
-    Args:
-        python: the process's own command, `PYTHON -m MODULE` with arguments.
-    """
+    """The command that asks the server for a process instead of its own, which is `PYTHON -m MODULE` with arguments."""
     address = os.environ.get(ADDRESS)
     return [sys.executable, "-I", "-S", __file__, "ask", address, *python] if address else list(python)
 
