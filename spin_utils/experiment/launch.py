@@ -46,11 +46,7 @@ def wanted(settings: ProcessSettings) -> bool:
 
 
 def check(settings: ProcessSettings) -> None:
-    """Raise if the machine cannot run this many processes.
-
-    Raises:
-        KitError: there are fewer GPUs than processes, or no DeepSpeed for zero3.
-    """
+    """Raise `KitError` if there are fewer GPUs than processes, or no DeepSpeed for zero3."""
     if settings.count != 1 and settings.sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
         raise KitError(
             "zero3 needs DeepSpeed, which is not installed: pip install -e '.[deepspeed]', or use fsdp2, which shards "

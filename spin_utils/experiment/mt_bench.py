@@ -118,8 +118,7 @@ def check(settings: MtBenchSettings) -> None:
 def check_judge(plans: Sequence[Plan]) -> None:
     """If grades are missing from a judge elsewhere, ask it one short question and log how many requests will follow.
 
-    Raises:
-        MtBenchError: wrong key, address, name or options.
+    Raises `MtBenchError` for a wrong key, address, name or option.
     """
     asked = requests(plans)
     if asked and _settings(plans[0]).judge_model is None:

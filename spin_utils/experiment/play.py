@@ -42,7 +42,7 @@ from spin_utils.model.packing import Group, Pairs, PairsError, write_pairs
 from spin_utils.model.sampling import sample
 from spin_utils.model.vllm import Answer
 from spin_utils.settings.inputs import TemplateSettings
-from spin_utils.settings.names import ModelName
+from spin_utils.settings.names import ModelName, label
 from spin_utils.settings.run import Precision, Profile, TrainingSettings
 from spin_utils.training.loop import WORTH_MEASURING, train
 from spin_utils.training.step import matrix_weights
@@ -107,7 +107,7 @@ def make_model(plan: Plan, step: Step, work: Path) -> None:
         settings,
         seed=stream(plan.seed, (name.iteration or 0) if ordered_as_spin else 0),
         work=work,
-        what=name.label,
+        what=label(step.name),
         describe="response {}".format if settings.rejection else pairs.name,
         opponent=not settings.rejection,
         keep_epochs=kept if name.further or shown else (),

@@ -34,11 +34,7 @@ if TYPE_CHECKING:
 
 
 def check_inputs(profile: Profile) -> None:
-    """Raise if a run's inputs are wrong or do not fit together, before any long work.
-
-    Raises:
-        KitError: naming the file, the row and the remedy.
-    """
+    """Raise `KitError` if a run's inputs are wrong or do not fit together, before any long work."""
     from spin_utils.model import vllm
     from spin_utils.training import trackers
 
@@ -434,11 +430,7 @@ def missing(profile: Profile) -> list[Wanted]:
 
 
 def check_fetched(profile: Profile) -> None:
-    """Raise if HF_HUB_OFFLINE is set and a run would need something that is not in the hub's cache at all.
-
-    Raises:
-        HubError: naming what is missing and the remedy.
-    """
+    """Raise `HubError` if HF_HUB_OFFLINE is set and a run needs something that is not in the hub's cache at all."""
     from huggingface_hub import constants
 
     gone = [each for each in missing(profile) if not hub.snapshot(each.kind, each.name, each.revision).is_dir()]
@@ -447,10 +439,7 @@ def check_fetched(profile: Profile) -> None:
 
 
 def fetch(profile: Profile) -> Iterator[str]:
-    """Download everything that a run reads from the hub into its cache, so that it runs without network.
-
-    Yields:
-        A line for each repository when it is there.
+    """Download everything that a run reads from the hub into its cache; yields a line for each repository.
 
     Raises:
         HubError: one cannot be fetched, or its revision is not pinned.

@@ -15,7 +15,7 @@ from spin_utils.experiment.plan import Plan, Step
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.model.packing import Pairs
 from spin_utils.paper import results
-from spin_utils.settings.names import ModelName
+from spin_utils.settings.names import label
 
 log = logging.getLogger(__name__)
 
@@ -135,13 +135,13 @@ def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -
     Raises:
         ResultsError: the results file is missing or invalid.
     """
-    folder, label = paths.results(profile), ModelName.parse(model).label
+    folder = paths.results(profile)
     files = {each: results.path_of(folder, each, kind, model) for each in results.training_seeds(folder)}
     path = results.path_of(folder, seed, kind, model)
     document = results.read_json(path)
     tasks = {task: summary["value"] for task, summary in document.get("tasks", {}).items()}
     return {
-        "label": label,
+        "label": label(model),
         "seed": seed,
         "seeds": [each for each, file in files.items() if file.is_file()],
         "points": {task: round(100 * value, 6) for task, value in tasks.items()},

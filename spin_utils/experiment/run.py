@@ -82,7 +82,7 @@ class Run:
 
     def opponent(self, iteration: int) -> str:
         """Name of the model that generates in an iteration and is its opponent (Alg. 1)."""
-        return opponent(self.plan, iteration)
+        return self.plan.steps[f"pairs-{iteration}"].inputs[0]
 
     def is_made(self, step: str) -> bool:
         """Whether a step is finished."""
@@ -151,11 +151,6 @@ def _is_shared(plan: Plan, step: Step) -> bool:
 def rows(plan: Plan, split: str) -> list[dict[str, Any]]:
     """Demonstrations of a split (sft, spin, validation, test or transfer); makes the step `data` if needed."""
     return read_rows(artifacts.checked(make(plan, "data"), f"{split}.jsonl"))
-
-
-def opponent(plan: Plan, iteration: int) -> str:
-    """Name of the checkpoint that generates in an iteration and is its opponent (Alg. 1)."""
-    return plan.steps[f"pairs-{iteration}"].inputs[0]
 
 
 def _make(plan: Plan, step: Step, work: Path) -> None:

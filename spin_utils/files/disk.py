@@ -113,11 +113,7 @@ def explained(place: Path, kind: type[KitError] = StorageError) -> Iterator[None
 
 
 def check_writable(folder: Path) -> None:
-    """Raise if a folder cannot be created or written to.
-
-    Raises:
-        KitError: names the folder and the remedy.
-    """
+    """Raise `KitError` if a folder cannot be created or written to."""
     with explained(folder, KitError):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

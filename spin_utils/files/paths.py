@@ -25,11 +25,7 @@ class KitError(ValueError):
 
 
 def checked(name: str) -> str:
-    """The name of a profile, which also names its folders.
-
-    Raises:
-        KitError: it could lead outside those folders.
-    """
+    """The name of a profile, which also names its folders. Raises `KitError` if it could lead outside of them."""
     if NAME.fullmatch(name) is None:
         raise KitError(f"profile {name[:80]!r}: names folders; use letters, digits, - and _ only")
     return name

@@ -23,8 +23,8 @@ class ModelName:
     """A model's name and its parts.
 
     >>> name = ModelName.parse("spin-3-dpo")
-    >>> name.iteration, name.dpo, name.label
-    (3, True, 'SPIN iteration 3 + DPO')
+    >>> name.iteration, name.dpo
+    (3, True)
     >>> str(ModelName.parse("spin-1").opponent)
     'spin-0'
     """
@@ -47,11 +47,7 @@ class ModelName:
 
     @classmethod
     def parse(cls, name: str) -> ModelName:
-        """Split a name into its parts.
-
-        Raises:
-            KitError: it is not the name of a model.
-        """
+        """Split a name into its parts. Raises `KitError` if it is not the name of a model."""
         found = _FORM.fullmatch(name)
         if found is None:
             raise KitError(
@@ -76,35 +72,28 @@ class ModelName:
         assert self.iteration is not None, f"{self} is not a SPIN model"
         return ModelName.parse(f"spin-{self.iteration - 1}" if self.iteration else "sft")
 
-    @property
-    def label(self) -> str:
-        """Its name in tables and figures."""
-        if self.name == "base":
-            return "Base model"
-        if self.iteration is None:
-            more = f", {self.sft_epochs} more epoch{'s' * (self.sft_epochs > 1)}" if self.sft_epochs else ""
-            return "DPO" if self.dpo else f"SFT{more}"
-        text = f"SPIN iteration {self.iteration}"
-        if self.epoch is not None:
-            return f"{text}, epoch {self.epoch}"
-        if self.fiftieths is not None:
-            return f"{text}, {self.fiftieths}/50 of the prompts"
-        if self.arm:
-            return f"{text}, arm {self.arm}"
-        further = ", the epochs after its model" if self.further else ""
-        return text + further + " + DPO" * self.dpo
-
 
 def label(name: str) -> str:
     """A model's name in tables and figures.
 
     >>> label("spin-3-dpo"), label("sft-more-1")
     ('SPIN iteration 3 + DPO', 'SFT, 1 more epoch')
-
-    Raises:
-        KitError: it is not the name of a model.
     """
-    return ModelName.parse(name).label
+    model = ModelName.parse(name)
+    if name == "base":
+        return "Base model"
+    if model.iteration is None:
+        more = f", {model.sft_epochs} more epoch{'s' * (model.sft_epochs > 1)}" if model.sft_epochs else ""
+        return "DPO" if model.dpo else f"SFT{more}"
+    text = f"SPIN iteration {model.iteration}"
+    if model.epoch is not None:
+        return f"{text}, epoch {model.epoch}"
+    if model.fiftieths is not None:
+        return f"{text}, {model.fiftieths}/50 of the prompts"
+    if model.arm:
+        return f"{text}, arm {model.arm}"
+    further = ", the epochs after its model" if model.further else ""
+    return text + further + " + DPO" * model.dpo
 
 
 def main_chain(iterations: int) -> list[str]:

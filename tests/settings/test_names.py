@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from spin_utils.settings.names import ModelName
+from spin_utils.settings.names import ModelName, label
 
 MORE = ("sft-more-2", "dpo", "spin-0-epoch-3", "spin-0-rows-14", "spin-0-more", "spin-3-dpo")
 NAMES = ("base", "sft", "spin-0", "spin-12", *MORE)
 
 
 def test_different_names_are_different_models_with_different_labels() -> None:
-    parsed = [ModelName.parse(name) for name in NAMES]
-    assert len(set(parsed)) == len({p.label for p in parsed}) == len(NAMES)
+    assert len({ModelName.parse(name) for name in NAMES}) == len({label(name) for name in NAMES}) == len(NAMES)
 
 
 @pytest.mark.parametrize("name", ["", "spin-", "spin-01", "spin-0-epoch-0", "sft-1", "dpo-0", "spin-0-rows", "SFT"])
