@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+import loopback
 
 KEY = "sk-loopback-0123456789"
 
@@ -78,18 +80,9 @@ def serving(script: Callable[[dict[str, Any], int], Reply]) -> Iterator[Loopback
             self.end_headers()
             self.wfile.write(reply.body)
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    judge = LoopbackJudge(f"http://127.0.0.1:{server.server_port}/v1", script)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield judge
-    finally:
-        judge.over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with loopback.serving(Handler) as address:
+        judge = LoopbackJudge(f"{address}/v1", script)
+        try:
+            yield judge
+        finally:
+            judge.over.set()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import base64
-import functools
-import http.server
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
+import loopback
 import nbformat
 import pytest
 import yaml
@@ -64,7 +62,12 @@ def test_the_site_is_searched_and_read_on_a_phone(site: Path, tmp_path: Path) ->
     lab_browser = pytest.importorskip("lab_browser")
     if lab_browser.find_browser() is None:
         pytest.skip("no browser")
-    with served(site) as address, lab_browser.opened_browser() as browser:
+
+    class Files(SimpleHTTPRequestHandler):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given, directory=str(site))
+
+    with loopback.serving(Files) as address, lab_browser.opened_browser() as browser:
         page = browser.new_page(viewport={"width": 390, "height": 800})
         for name in PAGES:
             page.goto(f"{address}/{written(name)}.html")
@@ -77,23 +80,6 @@ def test_the_site_is_searched_and_read_on_a_phone(site: Path, tmp_path: Path) ->
         page.locator("ul.search a", has_text="Run an ablation").first.click()
         page.get_by_role("heading", name="Several at once: arms").wait_for()
         page.screenshot(path=Path(os.environ.get("SPIN_SCREENSHOTS") or tmp_path) / "site.png")
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Files, without a line on the terminal for each."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """A folder on loopback; gives its address."""
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
