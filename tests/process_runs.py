@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
+from transformers import PreTrainedModel
 
 from spin_utils.evaluation.lm import PackedLM
 from spin_utils.experiment import plan, run
@@ -54,10 +55,6 @@ def pairs() -> list[Group]:
     return [Group(g.prompt_ids, (g.response_ids[0],) * 2) if i % 4 == 0 else g for i, g in enumerate(made)]
 
 
-def singles() -> list[Group]:
-    return [Group(group.prompt_ids, group.response_ids[:1]) for group in pairs()]
-
-
 def ask() -> list[tuple[float, bool]]:
     """Log-likelihoods of many continuations, in shards of a few."""
     lm = PackedLM(tiny_model("llama"), byte_tokenizer(), micro_batch_tokens=10)
@@ -86,15 +83,21 @@ def in_one(folder: Path) -> dict[str, Any]:
     """What one process makes of the runs: log-probabilities, metric rows and weights by name."""
     logps = score(tiny_model("llama"), pairs(), micro_batch_tokens=40)
     made: dict[str, Any] = {"logps": logps}
+    for name, model, rows in each_run(folder, logps):
+        made[name], made[f"{name} weights"] = rows, {n: p.detach() for n, p in model.named_parameters()}
+    return made
+
+
+def each_run(folder: Path, logps: list[list[float]]) -> Iterator[tuple[str, PreTrainedModel, list[dict[str, Any]]]]:
+    """Train SPIN, SFT, and SPIN in bfloat16: name, trained model and metric rows of each."""
     for name, family, groups, changes, opponent in (
         ("spin", "llama", pairs(), SPIN, logps),
-        ("sft", "mistral", singles(), SFT, None),
+        ("sft", "mistral", [Group(group.prompt_ids, group.response_ids[:1]) for group in pairs()], SFT, None),
         ("rounded", "llama", pairs(), ROUNDED, logps),
     ):
         model = tiny_model(family)
         result = train(model, groups, settings(changes), opponent_logps=opponent, seed=1, work=folder / name)
-        made[name], made[f"{name} weights"] = result.rows, {n: p.detach() for n, p in model.named_parameters()}
-    return made
+        yield name, model, result.rows
 
 
 def in_two(folder: Path, kinds: Sequence[str], logps: list[list[float]]) -> None:

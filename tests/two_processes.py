@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from process_runs import ROUNDED, SFT, SPIN, ask, chain, pairs, settings, singles, stopping
+from process_runs import SPIN, ask, chain, each_run, pairs, settings, stopping
 from safetensors.torch import save_file
 from tiny_models import tiny_model
 
@@ -38,25 +38,18 @@ def main(folder: Path, kinds: Sequence[str]) -> None:
 
 
 def train_all(folder: Path, one_stopped: Path) -> None:
-    """SPIN, SFT, SPIN in bfloat16, a run that is stopped, and one that was stopped in one process."""
-    model, scored = tiny_model("llama"), tiny_model("llama")
+    """The runs of one process, one that is stopped, and one that was stopped in one process."""
+    scored = tiny_model("llama")
     if processes.sharded():
         sharding.shard(scored, torch.float32)
     logps = score(scored, pairs(), micro_batch_tokens=40)
     found: dict[str, Any] = {"logps": logps}
     shapes: list[dict[str, int]] = []
     with watched(shapes):
-        result = train(model, pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=folder / "spin")
-    found |= {"spin": result.rows, "parts": processes.gather(shapes[0])}
-    keep(model, folder / "spin.safetensors")
-
-    model = tiny_model("mistral")
-    found["sft"] = train(model, singles(), settings(SFT), seed=1, work=folder / "sft").rows
-    keep(model, folder / "sft.safetensors")
-
-    model = tiny_model("llama")
-    train(model, pairs(), settings(ROUNDED), opponent_logps=logps, seed=1, work=folder / "rounded")
-    keep(model, folder / "rounded.safetensors")
+        for name, model, rows in each_run(folder, logps):
+            found[name] = rows
+            keep(model, folder / f"{name}.safetensors")
+    found["parts"] = processes.gather(shapes[0])
 
     try:
         with stopping(rank=1, after=3):
