@@ -6,9 +6,7 @@ import json
 import os
 import random
 import subprocess
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import numpy as np
@@ -76,32 +74,6 @@ def test_nothing_that_a_run_leaves_is_a_pickle(finished: Path) -> None:
         assert not head.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")), path
         if path.suffix == ".npy":
             np.load(path, allow_pickle=False)
-
-
-def test_the_crate_of_a_run_leads_from_every_result_to_model_and_data(finished: Path) -> None:
-    environment = {**os.environ, "SPIN_HOME": str(finished)}
-    subprocess.run(command("crate", "--profile", "smoke"), env=environment, check=True, capture_output=True)
-    archive = zipfile.ZipFile(finished / "results" / "smoke" / "run.crate.zip")
-    entities = {entity["@id"]: entity for entity in json.loads(archive.read("ro-crate-metadata.json"))["@graph"]}
-    actions = [entity for entity in entities.values() if entity["@type"] == "CreateAction"]
-    maker = {result["@id"]: action for action in actions for result in listed(action, "result")}
-    for name in archive.namelist():
-        if name.startswith("results/seed-"):
-            before, reached = [name], set()
-            while before:
-                action = maker[before.pop()]
-                reached.add(action["name"].partition(",")[0])
-                inputs = [other["@id"] for other in listed(action, "object")]
-                assert [entities[place]["name"] for place in inputs].count("settings") == 1
-                before += [other for other in inputs if other in maker]
-            assert {"data", "base"} <= reached, name
-    executed = [name for name in archive.namelist() if name.startswith("results/notebooks/")]
-    assert len(executed) > 5
-
-
-def listed(entity: dict[str, Any], name: str) -> list[dict[str, str]]:
-    value = entity.get(name, [])
-    return value if isinstance(value, list) else [value]
 
 
 def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:

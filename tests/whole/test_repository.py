@@ -12,6 +12,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from benchmarks.map import page as map_page
 from spin_utils.drawing import draw, report
@@ -27,11 +28,7 @@ def locked() -> dict[str, str]:
     lines = [
         line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")
     ]
-    return {_plain(name): version for name, version in (line.split("==") for line in lines)}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
 def test_the_lock_holds_every_dependency_in_its_range() -> None:
@@ -39,7 +36,7 @@ def test_the_lock_holds_every_dependency_in_its_range() -> None:
     extras = PROJECT["optional-dependencies"]
     for text in [*PROJECT["dependencies"], *extras["judge"], *extras["dev"]]:
         requirement = Requirement(text)
-        assert versions[_plain(requirement.name)] in requirement.specifier, text
+        assert versions[canonicalize_name(requirement.name)] in requirement.specifier, text
 
 
 def test_the_conda_environment_installs_the_same_lock() -> None:

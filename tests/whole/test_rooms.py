@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from spin_utils.files import paths
 
 PACKAGE = paths.REPOSITORY / "spin_utils"
-
-
-def _make_map() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_map", paths.REPOSITORY / "docs" / "make_map.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MAP = _make_map()
+sys.path.insert(0, str(paths.REPOSITORY / "docs"))
+MAP = importlib.import_module("make_map")
 ROOMS: tuple[str, ...] = MAP.ROOMS
 
 

