@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,11 +51,8 @@ def test_arms_leave_every_other_artifact_alone() -> None:
 
 
 def test_an_arm_is_the_same_model_as_a_profile_with_its_settings() -> None:
-    several, alone = (
-        {"spin.answers_per_prompt": 2, "spin.training.positive": 5.0},
-        {"spin__answers_per_prompt": 2, "spin__training__positive": 5.0},
-    )
-    made, profile = make(arms={"it": several}), make(arms={}, **alone)
+    changes = {"spin__answers_per_prompt": 2, "spin__training__positive": 5.0}
+    made, profile = arm(**changes), make(arms={}, **changes)
     assert equal(run.make(made, "spin-0-arm-it"), run.make(profile, "spin-0"))
     assert not equal(run.make(made, "spin-0-arm-it"), run.make(made, "spin-0"))
 
@@ -77,8 +73,8 @@ def test_each_group_of_an_arm_with_several_answers_has_them_all_and_only_one_is_
 
 
 def test_t_spin_trains_on_triplets_from_iteration_1_on() -> None:
-    changes = {"training.reference_free": True, "training.historical": 0.1, "mix_previous": False, "iterations": 2}
-    made = make(arms={"it": {f"spin.{name}": value for name, value in changes.items()}})
+    objective = {"spin__training__reference_free": True, "spin__training__historical": 0.1}
+    made = arm(**objective, spin__mix_previous=False, spin__iterations=2)
     first, second = (plan.training_of(made.profile, f"spin-{t}-arm-it") for t in (0, 1))
     assert (first.historical, second.historical) == (0.0, 0.1)
     assert steps_of(made)["spin-1-arm-it"] == ("spin-0-arm-it", "pairs-1-arm-it", "pairs-0")
@@ -112,15 +108,6 @@ def test_rejection_sampling_with_nothing_right_says_so(monkeypatch: pytest.Monke
     monkeypatch.setattr(families, "grade", lambda _row, _answer: 0.0)
     with pytest.raises(Exception, match="none of 24 generated responses is right"):
         run.make(arm(spin__training__rejection=True, spin__betas=[0.3]), "spin-0-arm-it")
-
-
-def test_further_sft_has_settings_of_its_own_if_the_profile_gives_them() -> None:
-    own = {"learning_rate": 1e-5, "epochs": 1, "optimizer": "adamw"}
-    steps = {
-        name: make(arms={}, sft_control={"training": own}, sft_more=1).steps[name] for name in ("sft", "sft-more-1")
-    }
-    assert steps["sft-more-1"].settings["training"]["learning_rate"] == 1e-5
-    assert steps["sft"].directory == make(arms={}).directory("sft")
 
 
 def test_the_released_way_asks_under_one_template_and_trains_under_another(tmp_path: Path) -> None:
@@ -159,22 +146,17 @@ def test_the_check_counts_an_arms_memory_and_hours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "changes", "message"),
     [
-        ({}, "arms.it: changes nothing"),
-        ({"sft.epochs": 3}, "arms.it: sft.epochs: not a setting of an arm"),
-        ({"spin.training.nil": 3}, "arms.it: spin.training.nil: unknown setting; did you mean 'nll'"),
-        ({"spin.training.beta": 3}, r"arms.it: spin.training.beta: changes nothing, because spin.betas overrides it"),
-        ({"generation.prompt": "### Response:"}, "arms.it: generation.prompt: .* write {prompt} once"),
-        ({"spin.training.rejection": 1}, "arms.it: spin.training.rejection"),
-        ({"spin.training.historical": 0.1}, "arms.it: spin.training.historical: T-SPIN trains on one triplet"),
+        ("it", {}, "arms.it: changes nothing"),
+        ("it", {"sft.epochs": 3}, "arms.it: sft.epochs: not a setting of an arm"),
+        ("it", {"spin.training.nil": 3}, "arms.it: spin.training.nil: unknown setting; did you mean 'nll'"),
+        ("it", {"spin.training.beta": 3}, "arms.it: spin.training.beta: changes nothing, because spin.betas overrides"),
+        ("it", {"generation.prompt": "### Response:"}, "arms.it: generation.prompt: .* write {prompt} once"),
+        ("it", {"spin.training.historical": 0.1}, "arms.it: spin.training.historical: T-SPIN trains on one triplet"),
+        ("A b", {"spin.training.nll": 1}, "'spin-0-arm-A b' is not the name of a model"),
     ],
 )
-def test_an_impossible_arm_is_refused_when_the_profile_is_read(changes: dict[str, object], message: str) -> None:
+def test_an_impossible_arm_is_refused_when_the_profile_is_read(name: str, changes: dict, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        profiles.load("smoke", {"arms": {"it": changes}})
-
-
-def test_an_arms_name_is_that_of_a_folder() -> None:
-    with pytest.raises(SettingsError, match=re.escape("'spin-0-arm-A b' is not the name of a model")):
-        profiles.load("smoke", {"arms": {"A b": {"spin.training.nll": 1}}})
+        profiles.load("smoke", {"arms": {name: changes}})

@@ -66,7 +66,6 @@ def test_the_result_is_a_checkpoint_that_prefers_the_chosen_answers(model: Path,
     metrics = json.loads((out / "training.json").read_text())["rows"]
     assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "the reference is the start model"
     assert metrics[-1]["accuracy"] == 1
-    assert len(metrics) == 18
     trained, start = (base.load(folder).state_dict() for folder in (out, model))
     assert not all(torch.equal(trained[name], start[name]) for name in start)
     assert base.load_tokenizer(out).chat_template == base.load_tokenizer(model).chat_template
@@ -119,7 +118,6 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
         ({"model": "/no/such/model"}, "/no/such/model: no such model folder"),
         ({"pairs": "pair.jsonl"}, "pairs.jsonl?"),
         ({"set": "beta=1"}, "beta: unknown setting; known: training, template, seed"),
-        ({"set": "training.beta=-1"}, "training.beta: should be greater than 0"),
         ({"set": "training.trackers=[trackio]"}, "tracker 'trackio' is not installed; run: pip install trackio"),
     ],
 )

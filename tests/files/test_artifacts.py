@@ -31,17 +31,6 @@ def test_an_artifact_appears_whole_and_without_its_resume_state(home: Path) -> N
     assert not directory.with_name("thing-abc.partial").exists()
 
 
-def test_the_key_follows_every_setting_and_input() -> None:
-    base = artifacts.key("sft", {"a": 1.0}, seed=0, data="x")
-    others = [
-        artifacts.key("sft", {"a": 2.0}, seed=0, data="x"),
-        artifacts.key("sft", {"a": 1.0}, seed=1, data="x"),
-        artifacts.key("sft", {"a": 1.0}, seed=0, data="z"),
-        artifacts.key("dpo", {"a": 1.0}, seed=0, data="x"),
-    ]
-    assert len({base, *others}) == 5
-
-
 def _hold(directory: Path, seconds: float) -> None:
     with artifacts.lock(directory):
         (directory.parent / "held").touch()

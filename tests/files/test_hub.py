@@ -43,24 +43,19 @@ def own_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
 
 
-def repository(made: datasets.DatasetDict, config: str | None) -> dict[str, bytes]:
-    """The files of a dataset of one configuration: Parquet, and a card that says which files are which split."""
-    files, splits = {}, []
-    for split, rows in made.items():
-        content = io.BytesIO()
-        rows.to_parquet(content)
-        path = f"{config or 'data'}/{split}-00000-of-00001.parquet"
-        files[path] = content.getvalue()
-        splits.append({"split": split, "path": path})
-    card = {"configs": [{"config_name": config or "default", "data_files": splits}]}
-    return files | {"README.md": f"---\n{yaml.safe_dump(card)}---\n".encode()}
-
-
-def merged(repositories: list[dict[str, bytes]]) -> dict[str, bytes]:
-    cards = [yaml.safe_load(each["README.md"].decode().strip("-\n")) for each in repositories]
-    card = {"configs": [config for each in cards for config in each["configs"]]}
-    files = {path: content for each in repositories for path, content in each.items()}
-    return files | {"README.md": f"---\n{yaml.safe_dump(card)}---\n".encode()}
+def repository(rows: hub_rows.Hub, name: str, *configs: str | None) -> dict[str, bytes]:
+    """The files of a dataset: Parquet, and a card that says which files are which split of which configuration."""
+    files, card = {}, []
+    for config in configs:
+        splits = []
+        for split, made in rows(name, config).items():
+            content = io.BytesIO()
+            made.to_parquet(content)
+            path = f"{config or 'data'}/{split}-00000-of-00001.parquet"
+            files[path] = content.getvalue()
+            splits.append({"split": split, "path": path})
+        card.append({"config_name": config or "default", "data_files": splits})
+    return files | {"README.md": f"---\n{yaml.safe_dump({'configs': card})}---\n".encode()}
 
 
 def fill(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -69,9 +64,9 @@ def fill(hub: LoopbackHub, tmp_path: Path) -> None:
     bbh = ("causal_judgement", "formal_fallacies", "sports_understanding")
     hub.files = {
         "models/someone/tiny": {p.name: p.read_bytes() for p in model.iterdir()} | {"pytorch_model.bin": b"a pickle"},
-        "datasets/UCLA-AGI/SPIN_iter0": repository(rows("UCLA-AGI/SPIN_iter0"), None),
-        "datasets/allenai/openbookqa": repository(rows("allenai/openbookqa", "main"), "main"),
-        "datasets/SaylorTwift/bbh": merged([repository(rows("SaylorTwift/bbh", name), name) for name in bbh]),
+        "datasets/UCLA-AGI/SPIN_iter0": repository(rows, "UCLA-AGI/SPIN_iter0", None),
+        "datasets/allenai/openbookqa": repository(rows, "allenai/openbookqa", "main"),
+        "datasets/SaylorTwift/bbh": repository(rows, "SaylorTwift/bbh", *bbh),
     }
     hub.repositories = {place: suites.REVISIONS.get(place.removeprefix("datasets/"), COMMIT) for place in hub.files}
 
