@@ -13,7 +13,7 @@ from typing import Any
 
 from spin_utils.evaluation import instructions, judge
 from spin_utils.evaluation.judge import Judge, grade_all
-from spin_utils.evaluation.mt_bench import Message, Question, judge_messages, judge_prompts, questions
+from spin_utils.evaluation.mt_bench import Message, Question, converse, judge_messages, judge_prompts, questions
 from spin_utils.experiment.plan import Plan, Step, stream
 from spin_utils.files import artifacts
 from spin_utils.files.runtime import progress
@@ -41,8 +41,6 @@ def make_instructions(plan: Plan, step: Step, work: Path) -> None:
 
 def _answers(plan: Plan, step: Step, work: Path, asked: Sequence[Question]) -> list[dict[str, Any]]:
     """A model's answers to both turns of each question, as `converse` returns them."""
-    from spin_utils.evaluation.mt_bench import converse
-
     settings, folder = _settings(plan), plan.checkpoint(step.parameters["model"])
     model, tokenizer = base.load_for_inference(folder), base.load_tokenizer(folder)
     with progress(2 * len(asked), step.name, "answers") as bar:

@@ -24,14 +24,11 @@ Document = tuple[str, str, dict[str, Any]]
 
 
 def publish(plans: list[Plan]) -> list[Path]:
-    """Write the results of every finished step, and remove those of other runs, including the ones in the repository.
+    """Write the results of every finished step to files, which are returned, and remove those of other runs.
 
-    Tables are drawn from everything under results/PROFILE, so the results of two runs must not mix. Removed results are
-    restored when their seeds are run again, as long as their artifacts exist. Until this run has an evaluation there is
-    nothing to draw, and the other run's results stay.
-
-    Returns:
-        The files under results/PROFILE.
+    Tables are drawn from everything under results/PROFILE, so the results of two runs must not mix. Removed results,
+    also committed ones, are restored when their seeds are run again, as long as their artifacts exist. Until this run
+    has an evaluation there is nothing to draw, and the other run's results stay.
 
     Raises:
         ArtifactError: a finished step's output is damaged.

@@ -105,10 +105,7 @@ def open_run(profile: str = "cpu", seed: int = 0, changes: Mapping[str, Any] | N
 
 
 def make(plan: Plan, name: str) -> Path:
-    """Make one step of a plan, after the steps it depends on.
-
-    Returns:
-        The artifact's directory.
+    """Make one step of a plan, after the steps it depends on, and return its folder.
 
     Raises:
         SettingsError: the plan has no such step.
