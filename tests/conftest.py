@@ -16,6 +16,7 @@ from filelock import FileLock
 from loopback_hub import LoopbackHub, serve
 
 from spin_utils.drawing import style
+from spin_utils.files import runtime
 from spin_utils.paper import results
 
 # A slow or busy machine must not fail a property; the same examples on every run.
@@ -46,6 +47,13 @@ def module_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPIN_HOME", str(home))
         yield home
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment that `spin-repro dpo` would otherwise start itself again for, in place of the tests."""
+    for name, value in runtime.ENVIRONMENT.items():
+        monkeypatch.setenv(name, os.environ.get(name, value))
 
 
 @pytest.fixture

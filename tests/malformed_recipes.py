@@ -42,7 +42,7 @@ def broken_model(sound: Path, change: Mapping[str, Any], folder: Path) -> Path:
     """A copy of a sound model with one thing changed; the index says what."""
     shutil.copytree(sound, folder)
     for name, fields in change.get("merge", {}).items():
-        _edit(folder / name, lambda config, fields=fields: config | fields)
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | fields))
     for name, other in change.get("rename", {}).items():
         (folder / name).rename(folder / other)
     for name, text in change.get("write", {}).items():
@@ -56,7 +56,3 @@ def broken_model(sound: Path, change: Mapping[str, Any], folder: Path) -> Path:
         kept = {name: tensor for name, tensor in tensors.items() if name not in change["tensors"]}
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-def _edit(path: Path, change: Any) -> None:
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))

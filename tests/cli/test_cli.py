@@ -30,31 +30,6 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     return status, capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["plann"], "Did you mean 'plan'?"),
-        (["check", "--profile", "smoke", "--seeds", "0,1"], "--seeds"),
-        (["provenance", "spin-1", "--kind", "weights"], "'training'"),
-        (["plan", "--profile", "smoke", "--seeds", "0,x"], "seeds: '0,x'; write whole numbers from 0"),
-        (["plan", "--profile", "smoke", "--seeds", "1,1"], "each once"),
-        (["reproduce", "--profile", "smoke", "--model", "/no/such/model"], "/no/such/model: no such model folder"),
-        (["reproduce", "--profile", "smoke", "--data", "/no/such/rows.jsonl"], "rows.jsonl"),
-        (["step", "spin-9", "--profile", "smoke"], "step 'spin-9': unknown; did you mean 'spin-1'?"),
-        (["verdicts", "--profile", "smoke"], "no verdicts; run `spin-repro figures --profile smoke`"),
-        (["figures", "--profile", "smoke"], "no evaluations; run `spin-repro reproduce --profile smoke` first"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_status_2(
-    arguments: list[str], message: str, home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, out = outcome(capsys, *arguments)
-    assert status == 2
-    assert message in out
-    assert "Traceback" not in out
-    assert len(out.strip().splitlines()) == 1
-
-
 def test_the_plan_lists_every_step_in_order(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out = outcome(capsys, "plan", "--profile", "smoke", "--seeds", "0,1")
     assert status == 0

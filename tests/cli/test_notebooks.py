@@ -62,23 +62,6 @@ def test_the_solution_of_every_exercise_runs_after_its_notebook(
     assert len(capsys.readouterr().out) > 20, "it prints what it found"
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "message"),
-    [
-        ("02_synthetic_generation", {"iterations": 1}, "no parameter 'iterations'; did you mean 'iteration'?"),
-        ("02_synthetic_generation", {"iteration": True}, "parameter iteration must be int, found bool"),
-        ("03_spin_trainig", {}, "did you mean '03_spin_training'"),
-    ],
-)
-def test_wrong_names_and_values_are_refused_before_a_kernel_starts(
-    name: str, given: dict, message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(notebooks.NotebookError) as error:
-        notebooks.run(name, given, tmp_path / "out.ipynb")
-    assert message in str(error.value)
-    assert not (tmp_path / "out.ipynb").exists()
-
-
 def test_in_plain_papermill_a_wrong_parameter_ends_in_the_kits_own_line(tmp_path: Path, home: Path) -> None:
     with pytest.raises(PapermillExecutionError) as error:  # -r seed 0 passes text
         execute_notebook(

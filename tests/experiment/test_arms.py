@@ -14,8 +14,6 @@ from spin_utils.data.templates import EncodedRow, decode_response
 from spin_utils.experiment import estimate, plan, play, publish, run
 from spin_utils.model import base
 from spin_utils.model.packing import Group, Pairs
-from spin_utils.settings import profiles
-from spin_utils.settings.inputs import SettingsError
 from spin_utils.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("module_home")
@@ -143,20 +141,3 @@ def test_the_check_counts_an_arms_memory_and_hours() -> None:
     run, rows = estimate.workload(profile, machine, None), estimate.rows_of(profile, None)
     hours = estimate.hours(plan.make(profile, 7), run, known[0], rows)
     assert hours["pairs-0-arm-it"] == pytest.approx(64 * hours["pairs-0"])
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "message"),
-    [
-        ("it", {}, "arms.it: changes nothing"),
-        ("it", {"sft.epochs": 3}, "arms.it: sft.epochs: not a setting of an arm"),
-        ("it", {"spin.training.nil": 3}, "arms.it: spin.training.nil: unknown setting; did you mean 'nll'"),
-        ("it", {"spin.training.beta": 3}, "arms.it: spin.training.beta: changes nothing, because spin.betas overrides"),
-        ("it", {"generation.prompt": "### Response:"}, "arms.it: generation.prompt: .* write {prompt} once"),
-        ("it", {"spin.training.historical": 0.1}, "arms.it: spin.training.historical: T-SPIN trains on one triplet"),
-        ("A b", {"spin.training.nll": 1}, "'spin-0-arm-A b' is not the name of a model"),
-    ],
-)
-def test_an_impossible_arm_is_refused_when_the_profile_is_read(name: str, changes: dict, message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
-        profiles.load("smoke", {"arms": {name: changes}})

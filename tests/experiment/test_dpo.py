@@ -19,9 +19,12 @@ from spin_utils.experiment.dpo import dpo, read_settings
 from spin_utils.files import artifacts, runtime
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
+from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings
+from spin_utils.settings.run import DpoRunSettings
 from spin_utils.training.step import StepRunner
 
+pytestmark = pytest.mark.usefixtures("home", "settled")
 SETTINGS = ["training.learning_rate=1e-3", "training.batch_size=4", "training.precision=float32"]
 
 
@@ -44,25 +47,17 @@ def pairs(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment that the command would otherwise start itself again for."""
-    for name, value in runtime.ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-
-
 def arguments(model: Path, pairs: Path, out: Path, *changes: str) -> list[str]:
     given = ["dpo", "--model", str(model), "--pairs", str(pairs), "--out", str(out)]
     return given + [part for change in (*SETTINGS, *changes) for part in ("--set", change)]
 
 
-def settings(**changes: Any) -> Any:
-    base = {"training.learning_rate": 1e-3, "training.batch_size": 4, "training.precision": "float32"}
-    return read_settings(base | {f"training.{name}": value for name, value in changes.items()})
+def settings(*changes: str) -> DpoRunSettings:
+    return read_settings(profiles.parse_overrides([*SETTINGS, *changes]))
 
 
 def test_the_result_is_a_checkpoint_that_prefers_the_chosen_answers(model: Path, pairs: Path, tmp_path: Path) -> None:
-    out = dpo(model, pairs, tmp_path / "out", settings(epochs=6))
+    out = dpo(model, pairs, tmp_path / "out", settings("training.epochs=6"))
     metrics = json.loads((out / "training.json").read_text())["rows"]
     assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "the reference is the start model"
     assert metrics[-1]["accuracy"] == 1
@@ -76,15 +71,16 @@ def test_the_result_is_a_checkpoint_that_prefers_the_chosen_answers(model: Path,
 def test_a_second_call_does_nothing_and_another_run_is_not_written_over_it(
     model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = dpo(model, pairs, tmp_path / "out", settings(epochs=1))
+    once = settings("training.epochs=1")
+    out = dpo(model, pairs, tmp_path / "out", once)
     monkeypatch.setattr(play, "train", lambda *given, **named: pytest.fail("trained again"))
-    assert dpo(model, pairs, out, settings(epochs=1)) == out
+    assert dpo(model, pairs, out, once) == out
     with pytest.raises(KitError, match="out: exists, but was not made from this model"):
-        dpo(model, pairs, out, settings(epochs=2))
+        dpo(model, pairs, out, settings())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
     with pytest.raises(KitError, match="mine: exists"):
-        dpo(model, pairs, tmp_path / "mine", settings(epochs=1))
+        dpo(model, pairs, tmp_path / "mine", once)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
 
 
@@ -110,27 +106,6 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
     assert cli.main(command) == 0
     for name in ("model.safetensors", "opponent_logps.npy", "pairs.arrow"):
         assert (tmp_path / "stopped" / name).read_bytes() == (whole / name).read_bytes(), name
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model": "/no/such/model"}, "/no/such/model: no such model folder"),
-        ({"pairs": "pair.jsonl"}, "pairs.jsonl?"),
-        ({"set": "beta=1"}, "beta: unknown setting; known: training, template, seed"),
-        ({"set": "training.trackers=[trackio]"}, "tracker 'trackio' is not installed; run: pip install trackio"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_status_2_before_any_work(
-    change: dict[str, Any], message: str, model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    named = tmp_path / change.get("pairs", "pairs.jsonl")
-    changes = [change["set"]] if "set" in change else []
-    assert cli.main(arguments(Path(change.get("model", model)), named, tmp_path / "out", *changes)) == 2
-    out = capsys.readouterr().out
-    assert message in out
-    assert len(out.strip().splitlines()) == 1
-    assert {path.name for path in tmp_path.iterdir()} <= {"pairs.jsonl", ".locks"}
 
 
 def test_the_command_starts_again_with_the_environment_that_makes_it_fast(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from spin_utils.cli import main as cli
-from spin_utils.files import runtime
 
 CORPUS = Path(__file__).parents[1] / "malformed"
 CASES: list[dict[str, Any]] = yaml.safe_load((CORPUS / "index.yaml").read_text(encoding="utf-8"))
@@ -30,13 +29,6 @@ def name_of(case: dict[str, Any]) -> str:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recipes.sound_model(tmp_path_factory.mktemp("models") / "sound")
-
-
-@pytest.fixture
-def environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the command line would otherwise start itself again for, in place of the tests."""
-    for name, value in runtime.ENVIRONMENT.items():
-        monkeypatch.setenv(name, os.environ.get(name, value))
 
 
 def arguments(case: dict[str, Any], home: Path, sound: Path) -> list[str]:
@@ -68,7 +60,7 @@ def arguments(case: dict[str, Any], home: Path, sound: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-@pytest.mark.usefixtures("environment")
+@pytest.mark.usefixtures("settled")
 def test_malformed_input_is_refused_with_its_message_before_any_work(
     case: dict[str, Any], home: Path, sound: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +69,7 @@ def test_malformed_input_is_refused_with_its_message_before_any_work(
     assert status == 2, out
     assert case["message"] in out
     assert len(out) < 2000, "a message is read by people"
+    assert case["read"] not in ("command", "set") or len(out.splitlines()) == 1
     assert not list(home.glob("artifacts/*/*/*-*")), "nothing was started"
     assert not (home / "out").exists()
 
@@ -98,6 +91,6 @@ def test_the_command_itself_says_it_in_a_line_and_ends_with_status_2(
 
 def test_the_corpus_and_its_index_agree() -> None:
     files = {str(path.relative_to(CORPUS)) for path in CORPUS.rglob("*") if path.is_file()} - {"index.yaml"}
-    assert {case["file"] for case in CASES if "file" in case} == files | {"tasks/nowhere.yaml"}
+    assert {case["file"] for case in CASES if "file" in case} == files | {"tasks/nowhere.yaml", "pairs/nowhere.jsonl"}
     texts = [json.dumps(case, sort_keys=True) for case in CASES]
     assert len(set(texts)) == len(texts) >= 60
