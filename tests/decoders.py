@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import random
 
+import tiny_models
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from spin_utils.model.packing import Group
 
-VOCABULARY, END = 61, 1
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.25,
-    "bos_token_id": 0,
-    "eos_token_id": END,
-    "pad_token_id": END,
-}
+END = 1
+SHAPE = tiny_models.SHAPE | {"num_hidden_layers": 3, "max_position_embeddings": 64, "initializer_range": 0.25}
 WINDOW = {"sliding_window": 5}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 FAMILIES: dict[str, tuple[str, dict]] = {
@@ -80,6 +69,6 @@ def pairs(count: int, seed: int = 0, longest: int = 12) -> list[Group]:
     draw = random.Random(seed)
 
     def ids(most: int) -> list[int]:
-        return [draw.randrange(2, VOCABULARY) for _ in range(draw.randint(1, most))]
+        return [draw.randrange(2, tiny_models.VOCABULARY) for _ in range(draw.randint(1, most))]
 
     return [Group(ids(longest), ([*ids(longest), END], [*ids(longest), END])) for _ in range(count)]

@@ -9,6 +9,19 @@ FAMILIES = ("llama", "mistral", "qwen2")
 FAST = (*FAMILIES, "qwen3", "smollm3")
 """All families with a fast path; the last two differ in their layers only."""
 VOCABULARY = 61
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
 ODD = {"llama": {"tie_word_embeddings": True}, "qwen3": {"head_dim": 16}, "smollm3": {"no_rope_layers": [1, 0]}}
 
 # Threads cost more than they bring at this size.
@@ -23,23 +36,10 @@ def tiny_model(
     llama ties its embeddings, qwen2 has biases on queries, keys and values, qwen3 norms of query and key heads, and
     smollm3 layers without rotation. `options` are further fields of the config.
     """
-    shape = {
-        "vocab_size": vocabulary,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.3,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 1,
-    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = AutoConfig.for_model(family, **(shape | ODD.get(family, {}) | options))
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        given = {**SHAPE, "vocab_size": vocabulary, **ODD.get(family, {}), **options}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **given))
         for layer in model.model.layers if family == "qwen2" else ():
             for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
                 torch.nn.init.normal_(projection.bias, std=0.3)
