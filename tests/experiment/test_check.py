@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub, serve
 
+from spin_utils.cli import main as cli
 from spin_utils.evaluation import suites
 from spin_utils.experiment import estimate, plan, preflight
 from spin_utils.experiment.estimate import Architecture, Machine
@@ -196,18 +194,16 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
     assert "without network a run would fail: not fetched: Qwen/Qwen2.5-0.5B (model), " in text(report)
 
 
-def test_the_command_prints_json_asks_the_hub_of_the_environment_and_fails_when_refused(home: Path) -> None:
-    with serve(LoopbackHub()) as hub:
-        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home / "hf")}
-        command = [sys.executable, "-m", "spin_utils", "check", "--profile", "paper-released", "--json"]
-        command += ["--set", "released.spin-0.revision=" + "a" * 40, "--gpus", "1", "--gpu-memory", "80"]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    report = json.loads(result.stdout)
-    assert result.returncode == 1
+def test_the_command_prints_json_and_fails_when_the_hub_refuses(
+    hub: LoopbackHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pinned = "released.spin-0.revision=" + "a" * 40
+    machine = ["--gpus", "1", "--gpu-memory", "80"]
+    assert cli.main(["check", "--profile", "paper-released", "--json", "--set", pinned, *machine]) == 1
+    report = json.loads(capsys.readouterr().out)
     assert report["profile"].startswith("paper-released")
     assert not report["ready"]
-    asked = set(hub.requests)
-    assert any("zephyr-7b-sft-full-SPIN-iter0/revision/" + "a" * 40 in path for path in asked)
+    assert any("zephyr-7b-sft-full-SPIN-iter0/revision/" + "a" * 40 in path for path in hub.requests)
     assert any("SPIN-iter3" in finding["text"] and "no revision" in finding["text"] for finding in report["findings"])
 
 

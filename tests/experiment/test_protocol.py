@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 
 import pytest
-import synthetic_results
 
 from spin_utils.experiment import publish
 from spin_utils.files import paths
@@ -27,14 +25,8 @@ def test_a_protocol_is_compared_with_the_commits_of_the_results(
         git("commit", "-qm", message)
         return git("rev-parse", "HEAD")
 
-    def result(seed: int, made_at: str) -> None:
-        document = synthetic_results.evaluation("spin-0", seed, ability=0.2)
-        for link in document["provenance"]["chain"].values():
-            link["commit"] = made_at
-        path = results.path_of(folder, seed, "evaluations", "spin-0")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        results.write_json(path, json.loads(json.dumps(document)))
-
+    made_at: list[str] = []
+    monkeypatch.setattr(results, "chains", lambda _: [("", {"eval-sft": {"commit": each}}) for each in made_at])
     monkeypatch.setattr(paths, "REPOSITORY", tmp_path)
     folder = tmp_path / "results" / "cpu"
     monkeypatch.setattr(paths, "results", lambda profile: tmp_path / "results" / profile)
@@ -46,9 +38,9 @@ def test_a_protocol_is_compared_with_the_commits_of_the_results(
     (folder / "protocol.md").write_text("n = 900")
     assert "has uncommitted changes" in publish.protocol("cpu")
     planned = commit("protocol")
-    result(0, planned)
+    made_at.append(planned)
     assert publish.protocol("cpu").endswith(f"(commit {planned[:12]}) is older than every result.")
-    result(1, before)
+    made_at.append(before)
     assert "is not older than all results:" in publish.protocol("cpu")
     (folder / "protocol.md").write_text("n = 90")
     assert "has uncommitted changes" in publish.protocol("cpu")
