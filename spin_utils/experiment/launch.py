@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -106,15 +105,15 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
 def _environment(count: int, rendezvous: Path) -> dict[str, str]:
     import torch
 
-    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
     own = {
         "WORLD_SIZE": str(count),
         processes.RENDEZVOUS: str(rendezvous),
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count)),
         "TQDM_DISABLE": "1",  # keep the libraries' progress bars out of the output
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
     }
-    if loopback:
-        own |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
     return runtime.child_environment(headless=True) | own
 
 

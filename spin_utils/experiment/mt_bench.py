@@ -29,17 +29,17 @@ STREAM = 600
 
 def make_answers(plan: Plan, step: Step, work: Path) -> None:
     """The model answers both turns of every question: answers.json."""
-    artifacts.write_json(work / "answers.json", _answers(plan, step, work, questions(_settings(plan).limit)))
+    artifacts.write_json(work / "answers.json", _answers(plan, step, questions(_settings(plan).limit)))
 
 
 def make_instructions(plan: Plan, step: Step, work: Path) -> None:
     """The model answers verifiable instructions, and a program checks the answers: evaluation.json."""
     asked = instructions.questions(_settings(plan).limit)
-    answers = _answers(plan, step, work, [each.question for each in asked])
+    answers = _answers(plan, step, [each.question for each in asked])
     artifacts.write_json(work / "evaluation.json", instructions.evaluation(asked, answers))
 
 
-def _answers(plan: Plan, step: Step, work: Path, asked: Sequence[Question]) -> list[dict[str, Any]]:
+def _answers(plan: Plan, step: Step, asked: Sequence[Question]) -> list[dict[str, Any]]:
     """A model's answers to both turns of each question, as `converse` returns them."""
     settings, folder = _settings(plan), plan.checkpoint(step.parameters["model"])
     model, tokenizer = base.load_for_inference(folder), base.load_tokenizer(folder)

@@ -63,10 +63,7 @@ def test_elsewhere_than_on_a_terminal_each_step_is_one_line_and_each_warning_ano
         run.shown.update()
         run.shown.update()
         run.finish("sft")
-        run.finish(
-            "eval-sft",
-            evaluation={"tasks": {"sum": {"value": 0.515}, "beside": {"value": 1}}},
-        )
+        run.finish("eval-sft", evaluation={"tasks": {"sum": {"value": 0.515}, "beside": {"value": 1}}})
     of = len(run.shown.lines)
     assert run.said().splitlines() == [
         "SFT: the model learns from the demonstrations: 7 rows left out",
@@ -151,12 +148,9 @@ def test_every_step_of_every_profile_has_words() -> None:
         assert len(set(words)) == len(words)
 
 
-def test_table_4_fits_a_terminal_of_80_columns(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    console = Console(file=io.StringIO(), width=80, highlight=False)
-    live.sum_up(profiles.load("cpu"), console)
-    assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
+def test_table_4_fits_a_terminal_of_80_columns() -> None:
+    file = io.StringIO()
+    live.sum_up(profiles.load("cpu"), Console(file=file, width=80, highlight=False))
+    lines = file.getvalue().splitlines()
     assert not any("…" in line for line in lines)
     assert [line.split("  ")[0].strip() for line in lines[3:4]] == ["SFT"], "a heading of two lines"

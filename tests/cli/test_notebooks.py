@@ -78,18 +78,21 @@ def test_a_model_that_is_not_trained_on_pairs_is_a_settings_error(home: Path) ->
         plan.training_of(open_run("smoke").profile, "sft")
 
 
-def write(path: Path, *sources: str) -> Path:
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+def run(folder: Path, *sources: str) -> list[str]:
+    """Run a notebook with these cells; returns the words that its last one says."""
+    cells = [nbformat.v4.new_code_cell(source) for source in ("a = 1", *sources)]
     cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), path)
-    return path
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), folder / "n.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "notebook", lambda name: folder / f"{name}.ipynb")
+        executed = notebooks.run("n", {"a": 3}, folder / "out" / "n.ipynb")
+    (output,) = nbformat.read(executed, as_version=4).cells[-1].outputs
+    return output.text.split()
 
 
-def test_a_failing_cell_gives_the_error_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "n.ipynb", "a = 1", "assert a == 2, 'a is wrong'")
-    monkeypatch.setattr(paths, "notebook", lambda name: path)
+def test_a_failing_cell_gives_the_error_without_a_traceback(tmp_path: Path) -> None:
     with pytest.raises(notebooks.StageError, match="AssertionError: a is wrong") as error:
-        notebooks.run("n", {"a": 3}, tmp_path / "out" / "n.ipynb")
+        run(tmp_path, "assert a == 2, 'a is wrong'")
     assert "Traceback" not in str(error.value)
     assert (tmp_path / "out" / "n.ipynb").is_file(), "the executed copy is kept for a look"
 
@@ -106,22 +109,15 @@ def test_a_long_tmpdir_and_another_python3_kernel_do_not_steer_a_notebook(
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(long))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    path = write(tmp_path / "n.ipynb", "a = 1", "import sys, tempfile; print(sys.executable, tempfile.gettempdir())")
-    monkeypatch.setattr(paths, "notebook", lambda name: path)
-    notebooks.run("n", {}, tmp_path / "out" / "n.ipynb")
-    (output,) = nbformat.read(tmp_path / "out" / "n.ipynb", as_version=4).cells[-1].outputs
-    assert output.text.split() == [sys.executable, str(long)]
+    said = run(tmp_path, "import sys, tempfile; print(sys.executable, tempfile.gettempdir())")
+    assert said == [sys.executable, str(long)]
 
 
 def test_a_kernel_at_rest_that_misses_the_request_to_end_is_stopped_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deaf = "async def nothing(*_): pass\nget_ipython().kernel.control_handlers['shutdown_request'] = nothing"
-    path = write(tmp_path / "n.ipynb", "a = 1", deaf, "import os, time; print(os.getpid(), time.time())")
-    monkeypatch.setattr(paths, "notebook", lambda name: path)
     monkeypatch.setattr(notebooks, "_REST_S", 1.0)
-    notebooks.run("n", {}, tmp_path / "out" / "n.ipynb")
-    (output,) = nbformat.read(tmp_path / "out" / "n.ipynb", as_version=4).cells[-1].outputs
-    kernel, ended = output.text.split()
+    kernel, ended = run(tmp_path, deaf, "import os, time; print(os.getpid(), time.time())")
     assert not psutil.pid_exists(int(kernel))
     assert time.time() - float(ended) < notebooks._PATIENCE_S / 4

@@ -13,10 +13,9 @@ from spin_utils.data.templates import encode_prompt
 from spin_utils.experiment import preflight
 from spin_utils.model import base
 from spin_utils.settings import profiles
-from spin_utils.settings.inputs import ModelSettings, TemplateSettings
+from spin_utils.settings.inputs import ModelSettings
 
 GOOD = {"prompt": "who sat?", "chosen": "the cat", "rejected": "the dog"}
-TEXT = TemplateSettings(kind="text", prompt="Question: {prompt} Answer:")
 
 
 def file_of(tmp_path: Path, *records: Any) -> str:
@@ -25,27 +24,16 @@ def file_of(tmp_path: Path, *records: Any) -> str:
     return str(path)
 
 
-@pytest.fixture
-def run_with_pairs(tmp_path: Path) -> Any:
-    """A function that looks at the inputs of a small run with these pairs for DPO."""
+def test_pairs_with_a_held_out_prompt_are_refused_before_any_work(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", [{"prompt": f"Say {i}", "response": f"{i}"} for i in range(20)])
     write_rows(tmp_path / "test.jsonl", [{"id": "t", "prompt": "Say it", "response": "it"}])
-
-    def look(*pairs: Any, **changes: Any) -> None:
-        files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
-        changes |= {"demonstrations": {"source": "file", **files}}
-        changes["dpo.preferences"] = {"source": "file", "train": file_of(tmp_path, *pairs)}
-        preflight.check_inputs(profiles.load("smoke", changes))
-
-    return look
-
-
-def test_pairs_with_a_held_out_prompt_are_refused_before_any_work(run_with_pairs: Any) -> None:
-    run_with_pairs(GOOD)
-    with pytest.raises(
-        RowError, match=r"dpo\.preferences, row pairs-2: the prompt is held out for evaluation \(row t\)"
-    ):
-        run_with_pairs(GOOD, GOOD | {"prompt": "Say it"})
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    pairs = {"source": "file", "train": file_of(tmp_path, GOOD)}
+    profile = profiles.load("smoke", {"demonstrations": {"source": "file", **files}, "dpo.preferences": pairs})
+    preflight.check_inputs(profile)
+    file_of(tmp_path, GOOD, GOOD | {"prompt": "Say it"})
+    with pytest.raises(RowError, match=r"dpo\.preferences, row pairs-2: .* is held out for evaluation \(row t\)"):
+        preflight.check_inputs(profile)
 
 
 def test_what_would_end_a_run_after_its_main_chain_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -96,9 +96,7 @@ def test_after_one_fetch_a_run_reads_everything_without_network_at_the_pinned_re
     column = harness._paper_columns("paper_others")[-1]
     counts = dict.fromkeys(loaded["openbookqa"], 4)
     found = harness._rows_of(column, loaded["openbookqa"], counts)
-    assert found["source"] == f"allenai/openbookqa@{suites.REVISIONS['allenai/openbookqa']}", (
-        "recorded with the results"
-    )
+    assert found["source"] == f"allenai/openbookqa@{suites.REVISIONS['allenai/openbookqa']}"
     report = preflight.check(profile, estimate.machine(1, 80))
     assert "ok   hub" in "\n".join(report.lines())
     assert not any(finding.what == "offline" for finding in report.findings)
@@ -125,7 +123,7 @@ def test_without_a_fetch_it_is_said_before_the_first_job_what_would_be_missing(
 
 
 def test_what_cannot_be_fetched_is_named_and_an_incomplete_snapshot_is_not_taken_for_whole(
-    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, tmp_path: Path
 ) -> None:
     fill(hub, tmp_path)
     unpinned = profiles.load("paper", SMALL | {"demonstrations.revision": ""})
