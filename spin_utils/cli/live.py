@@ -171,7 +171,7 @@ class Display:
 
 
 def sum_up(profile: Profile, console: Console | None = None) -> None:
-    """Print Table 4, how the claims came out, whether the run agrees with the committed results, and where all is."""
+    """Print Table 4, the verdicts, whether the run agrees with the committed results, and where the report is."""
     from spin_utils.drawing import draw, tables  # matplotlib need not be there while the steps run
 
     folder, console = paths.results(profile.name), console or _console()
