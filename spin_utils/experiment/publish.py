@@ -132,13 +132,13 @@ def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -
     Raises:
         ResultsError: the results file is missing or invalid.
     """
-    folder = paths.results(profile)
+    folder, named = paths.results(profile), label(model)  # refuses what leads elsewhere than to a model
     files = {each: results.path_of(folder, each, kind, model) for each in results.training_seeds(folder)}
     path = results.path_of(folder, seed, kind, model)
     document = results.read_json(path)
     tasks = {task: summary["value"] for task, summary in document.get("tasks", {}).items()}
     return {
-        "label": label(model),
+        "label": named,
         "seed": seed,
         "seeds": [each for each, file in files.items() if file.is_file()],
         "points": {task: round(100 * value, 6) for task, value in tasks.items()},
