@@ -60,10 +60,7 @@ class Question(NamedTuple):
 
 
 def load(name: str) -> dict[str, dict[str, Any]]:
-    """A task's JSON by its name.
-
-    Args:
-        name: For example `social_iqa`, or `unit_conversion/different_systems`, one part of a task with parts.
+    """A task's JSON by its name, such as `social_iqa`, or `unit_conversion/different_systems`, a part of a task.
 
     Returns:
         The content of its task.json under its name, or that of each part of a task that is made of parts.

@@ -46,12 +46,8 @@ class Demonstrations:
 def load(settings: DemonstrationSettings) -> Demonstrations:
     """Read or generate the demonstrations, check every row and split them.
 
-    Args:
-        settings: source, sizes and data seed. Without a file or split for validation or test, rows with a unique prompt
-            are held out from the training rows, chosen by `settings.seed`.
-
-    Returns:
-        The rows for each use.
+    Without a file or split for validation or test, rows with a unique prompt are held out from the training rows,
+    chosen by `settings.seed`.
 
     Raises:
         RowError: a file or row cannot be used, there are duplicates within or across splits or too few rows for the

@@ -42,7 +42,6 @@ def generate(
         sizes: rows by split (`train`, `validation`, `test`), divided equally among families; any remainder goes to the
             first ones.
         seed: of the items, their wording and their order.
-        wordings: `varied` or `fixed`, see `DemonstrationSettings`.
 
     Returns:
         Rows with `id`, `prompt`, `response`, `family` and `grader`, shuffled within each split. A smaller training

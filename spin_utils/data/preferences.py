@@ -37,10 +37,7 @@ _logger = logging.getLogger(__name__)
 
 
 def load(settings: PreferenceSettings) -> list[Row]:
-    """Read preference pairs and check every row.
-
-    Args:
-        settings: source `file` or `hub`, and the number of rows.
+    """Read preference pairs from a file or the hub, and check every row.
 
     Returns:
         Dicts with `id`, `prompt`, `chosen` and `rejected`, all text, in the source's order.
@@ -89,11 +86,6 @@ def encode_preferences(
     tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, rows: Sequence[Row]
 ) -> list[dict[str, Any]]:
     """Rows of `packing.PAIRS_SCHEMA`, with the chosen response as real and the rejected one as generated.
-
-    Args:
-        tokenizer: a fast tokenizer.
-        template: chat or text template, lengths, and what to do with a pair that is too long.
-        rows: from `load`.
 
     Returns:
         One row per pair in order, without those that are too long (`template.too_long: drop`) or whose responses are

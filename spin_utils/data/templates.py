@@ -127,8 +127,6 @@ def encode_conversation(
     A text template has a single turn; in a longer conversation it is repeated, and each response gets its end token.
 
     Args:
-        tokenizer: a fast tokenizer.
-        template: of the conversation.
         texts: the turns, starting and ending with the user's.
         system: this conversation's system message, instead of `template.system`. A text template has no slot for one,
             so it is put before the first turn, followed by a blank line.

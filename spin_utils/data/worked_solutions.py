@@ -20,12 +20,7 @@ Writer = Callable[[Mapping[str, Any], Random], "tuple[str, str] | None"]
 
 
 def write(dataset: str, entry: Mapping[str, Any], rng: Random) -> tuple[str, str] | None:
-    """Prompt and worked response of one item.
-
-    Args:
-        dataset: the generator's name in reasoning-gym.
-        entry: the item: question, answer and metadata.
-        rng: chooses the wording.
+    """Prompt and worked response of one item (question, answer, metadata) of a generator of reasoning-gym.
 
     Returns:
         Prompt and response, or None if the item should be left out. The response ends in `Answer: ` and the library's

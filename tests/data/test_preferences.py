@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from tiny_tokenizer import byte_tokenizer
 
@@ -18,7 +17,6 @@ from spin_utils.model import packing
 from spin_utils.model.packing import Group
 from spin_utils.settings.inputs import PreferenceSettings, TemplateSettings
 
-REVISION = "0" * 40
 GOOD = {"prompt": "who sat?", "chosen": "the cat", "rejected": "the dog"}
 TEXT = TemplateSettings(kind="text", prompt="Question: {prompt} Answer:")
 
@@ -46,9 +44,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
         ({"chosen": CHOSEN, "rejected": REJECTED}, {}),
         ({"prompt": messages("who sat?"), "chosen": CHOSEN[1:], "rejected": REJECTED[1:]}, {}),
         ({"chosen": [SYSTEM, *CHOSEN], "rejected": [SYSTEM, *REJECTED]}, {"system": "be brief"}),
-        (GOOD | {"system": "be brief"}, {"system": "be brief"}),
         (GOOD | {"messages": [SYSTEM, *CHOSEN]}, {"system": "be brief"}),
-        (GOOD | {"conversations": [{"from": "system", "value": "be brief"}]}, {"system": "be brief"}),
         (GOOD | {"input": "On the mat."}, {"prompt": "who sat?\n\nOn the mat."}),
         (
             {"question": "who sat?", "chosen": "the cat", "rejected": "the dog", "system": "be brief"},
@@ -59,13 +55,6 @@ SYSTEM = {"role": "system", "content": "be brief"}
         (GOOD | {"prompt": "\n\nHuman: who sat?\n\nAssistant:"}, {}),
         (
             {name: [*LATER, *messages("who sat?", GOOD[name])] for name in ("chosen", "rejected")},
-            {"earlier": ["hi", "yes?"]},
-        ),
-        (
-            {
-                name: f"\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: who sat?\n\nAssistant: {GOOD[name]}"
-                for name in ("chosen", "rejected")
-            },
             {"earlier": ["hi", "yes?"]},
         ),
     ],
@@ -104,16 +93,6 @@ def test_a_faulty_row_of_a_file_is_refused_with_its_place_and_remedy(record: Any
         load(file_of(tmp_path, GOOD, record))
     assert str(caught.value).startswith("pairs.jsonl, row 2: ")
     assert message in str(caught.value)
-
-
-def test_faulty_hub_rows_are_left_out_and_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows = [{"chosen": messages("q", "a"), "rejected": messages("q", answer)} for answer in ("a", "b", "b", "c")]
-    asked = PreferenceSettings("hub", name="someone/prefs", revision=REVISION, train="train_prefs", rows=2)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **given: datasets.Dataset.from_list(rows))
-    assert [row["id"] for row in load(asked)] == ["train_prefs-2", "train_prefs-4"]
-    assert "2 faulty or repeated rows left out, the first: someone/prefs [train_prefs], row 1: chosen" in caplog.text
 
 
 def test_pairs_are_the_tokens_of_the_template_and_survive_the_file(tmp_path: Path) -> None:

@@ -69,12 +69,6 @@ def sentence_piece_like() -> PreTrainedTokenizerFast:
     return trained([*TEXTS, "\n<|user|>"], ["</s>"], False, eos_token="</s>")
 
 
-def test_both_kinds_give_the_ids_of_the_whole_text(tokenizer: PreTrainedTokenizerFast) -> None:
-    whole = tokenizer.encode("<|user|>\nHello there<|end|>\n<|assistant|>\n", add_special_tokens=False)
-    assert encode_prompt(tokenizer, TEXT, "Hello there") == whole
-    assert encode_prompt(tokenizer, CHAT, "Hello there") == whole
-
-
 def test_a_rows_own_system_message_is_used(tokenizer: PreTrainedTokenizerFast) -> None:
     row = {"id": "1", "system": "Hello", "prompt": "there", "response": "yes"}
     chat, text = (encode_rows(tokenizer, template, [row])[0].prompt_ids for template in (CHAT, TEXT))
