@@ -74,7 +74,6 @@ def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed:
     """Write the base model as a plain folder.
 
     Args:
-        settings: the model's source.
         work: folder to fill. Models from the hub or a folder are not copied; `model.json` points to them.
         texts: the demonstrations, used to train a tiny model's tokenizer.
         seed: seed of a tiny model's weights.
@@ -208,10 +207,6 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
     Only headers, the config and the tokenizer are loaded, so a folder of 15 GB takes seconds. transformers would only
     warn about missing tensors and fill them with random numbers.
 
-    Args:
-        folder: safetensors with config and tokenizer.
-        template: the run's template, which the tokenizer must support.
-
     Raises:
         ModelError: with the file and the remedy.
     """
@@ -226,8 +221,6 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
         raise ModelError(
             f"{folder}: the tokenizer cannot be loaded ({_reason(error)}); save it again with save_pretrained"
         ) from None
-    if not tokenizer.is_fast:
-        raise ModelError(f"{folder}: the tokenizer has no tokenizer.json; save a fast one with save_pretrained")
     _check_ids(folder, tokenizer)
     largest, places = max(tokenizer.get_vocab().values(), default=-1), model.config.vocab_size
     if largest >= places:

@@ -38,12 +38,7 @@ SHORT = 192
 
 
 def misfit(model: nn.Module, longest: int) -> str:
-    """Why a model's forward pass differs from the one below; empty if it does not.
-
-    Args:
-        model: A causal language model.
-        longest: Positions that the longest row may need (prompt and response).
-    """
+    """Why a model's forward pass, of `longest` positions, differs from the one below; empty if it does not."""
     if not isinstance(model, SUPPORTED):
         return f"{type(model).__name__} has other layers"
     config = model.config

@@ -62,11 +62,7 @@ def use_padded(model: PreTrainedModel) -> None:
 
 
 def check_model(model: PreTrainedModel, longest_row: int) -> None:
-    """Raise if no path is right for a model.
-
-    Args:
-        model: a causal language model from transformers; its weights may be on the meta device.
-        longest_row: tokens of the longest prompt with one response.
+    """Raise if no path is right for a model, whose weights may be on the meta device.
 
     Raises:
         ModelError: it is an encoder and decoder, reads more than text, sees later tokens, or has too few positions.
@@ -106,12 +102,7 @@ def on_its_path(model: PreTrainedModel) -> Iterator[None]:
 
 
 def response_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """The model's own logits for every response token, shape (R, V), in packed order; differentiable.
-
-    Args:
-        model: inside `on_its_path`.
-        batch: packed groups, on the model's device.
-    """
+    """The model's own logits for every response token, shape (R, V), in packed order; inside `on_its_path`."""
     if path_of(model) == "padded":
         return _padded_logits(model, batch)
     # The last token of a row predicts nothing and needs no position of its own.
@@ -265,14 +256,11 @@ def _note(
     """Stands in for attention in the dry run. Without the layout, the layer does not pass arguments on: not counted."""
     if isinstance(packed_layout, _Seen):
         packed_layout.windows.append(sliding_window)
-        packed_layout.unknown |= {name for name, given in others.items() if name not in _KNOWN and not _empty(given)}
+        given = {name for name, value in others.items() if value is not None and value is not False}
+        packed_layout.unknown |= given - _KNOWN
         if query.shape[-1] != value.shape[-1] or attention_mask is not None:
             packed_layout.unknown.add("shape or mask")
     return query.new_empty(*query.transpose(1, 2).shape[:3], value.shape[-1]), None
-
-
-def _empty(given: Any) -> bool:
-    return given is None or given is False
 
 
 AttentionInterface.register(_PROBE, _note)

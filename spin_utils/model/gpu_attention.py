@@ -100,12 +100,8 @@ def _causal(scale: float, query_RHLD: Tensor, key_RKLD: Tensor, value_RKLD: Tens
 
 def _rows_of(layout: Layout, device: torch.device) -> Rows:
     """Built once per batch and shared by all layers."""
-    if "rows" not in layout.memory:
-        layout.memory["rows"] = _rows(layout, device)
-    return layout.memory["rows"]
-
-
-def _rows(layout: Layout, device: torch.device) -> Rows:
+    if "rows" in layout.memory:
+        return layout.memory["rows"]
     there: list[list[int]] = []
     back: list[int] = []
     repeats: dict[int, tuple[list[int], list[int]]] = {}
@@ -129,4 +125,6 @@ def _rows(layout: Layout, device: torch.device) -> Rows:
     def put(numbers: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(numbers).to(device)
 
-    return Rows(put(there), put(back), tuple((put(tokens), put(places)) for tokens, places in repeats.values()))
+    further = tuple((put(tokens), put(places)) for tokens, places in repeats.values())
+    layout.memory["rows"] = Rows(put(there), put(back), further)
+    return layout.memory["rows"]

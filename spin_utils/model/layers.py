@@ -270,10 +270,8 @@ def _norm_backward(
     normed_TE, x_grad_TE = torch.empty_like(x_TE), torch.empty_like(x_TE)
     exact = weight.float()
     weight_grad = torch.zeros_like(exact)
-    parts = (
-        (grad_TE, x_TE, normed_TE, x_grad_TE) if residual is None else (grad_TE, x_TE, normed_TE, x_grad_TE, residual)
-    )
-    for grad, x, normed, x_grad, *rest in _rows(*parts):
+    rest_TE = [] if residual is None else [residual]
+    for grad, x, normed, x_grad, *rest in _rows(grad_TE, x_TE, normed_TE, x_grad_TE, *rest_TE):
         unit, root = _unit(x, epsilon)
         normed.copy_(unit * exact)
         grad = grad.float()

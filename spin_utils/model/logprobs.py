@@ -45,15 +45,7 @@ _PROBED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 
 
 def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """Summed log-probability of every response in a batch.
-
-    Args:
-        model: a causal language model that `check_supported` accepts.
-        batch: packed groups, on the model's device.
-
-    Returns:
-        float32, shape (responses,), in the order of the groups; differentiable.
-    """
+    """Summed log-probability of every response: float32, shape (responses,), in packed order; differentiable."""
     return batch.sums(token_logps(model, batch))
 
 
@@ -130,9 +122,7 @@ def score(
     processes share the micro-batches, and each returns all values.
 
     Args:
-        model: a causal language model from transformers; its training mode does not matter.
         groups: any number, with any number of responses each.
-        micro_batch_tokens: token budget of one forward pass.
         progress: called with the number of groups done after each forward pass.
 
     Returns:

@@ -28,7 +28,6 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
 
     Args:
         model: in the precision of the computation.
-        settings: rank, scale, layers and dropout.
         seed: of the adapters' random halves; the other halves are 0.
 
     Returns:

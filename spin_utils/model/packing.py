@@ -179,11 +179,6 @@ class PackedBatch:
         """Packed length T."""
         return self.input_ids.shape[1]
 
-    @property
-    def responses(self) -> int:
-        """Number of responses."""
-        return len(self.sizes)
-
     def sums(self, values_R: Tensor) -> Tensor:
         """Sum over the tokens of each response, shape (responses,). Deterministic to the byte, on a GPU too."""
         return torch.segment_reduce(values_R, "sum", lengths=self.sizes, unsafe=True)
@@ -198,9 +193,6 @@ class PackedBatch:
 
 def pack(groups: Sequence[Group]) -> PackedBatch:
     """Lay groups end to end, in their order.
-
-    Args:
-        groups: at least one; prompts and responses of at least one token each.
 
     Raises:
         PairsError: no groups, or an empty prompt or response.

@@ -66,8 +66,6 @@ def sample(
         model: Any decoder of transformers. Runs in its own dtype on its own device.
         prompts: Token ids of each prompt, none empty.
         eos_ids: Tokens that end a response; may be empty.
-        settings: Temperature, truncation, longest response, rows decoded together.
-        seed: Seed of all random numbers.
         streams: Number of each response's random stream, by default its index. With the same stream a response is the
             same (up to rounding in the matmuls) in any batch, order or shard.
         samples_per_prompt: Responses per prompt, which is read once for all that start together.

@@ -31,11 +31,7 @@ Parameter = Any
 
 
 def shard(model: PreTrainedModel, dtype: torch.dtype) -> torch.dtype:
-    """Shard a model over the processes, layer by layer. Afterwards it must be called as a whole, in all at once.
-
-    Args:
-        model: whole, the same in every process.
-        dtype: of the computation.
+    """Shard a model, the same in every process, layer by layer. From then on it is called as a whole, in all at once.
 
     Returns:
         Precision that the shards must have in training: float32 if weights are rounded when they are gathered.

@@ -43,7 +43,7 @@ def check_environment(settings: VllmSettings) -> None:
     Raises:
         KitError: names the Python and the remedy.
     """
-    python = _python(settings)
+    python = str(Path(settings.python).expanduser())
     place = f"generation.vllm.python: {python}"
     find = "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"
     try:
@@ -73,8 +73,6 @@ def answer(
         model: folder of the weights.
         prompts: token ids, none empty.
         eos_ids: tokens that end a response.
-        settings: with `backend` vllm.
-        seed: of all random numbers.
         work: folder that keeps finished shards.
         what: a few words for the progress line.
 
@@ -121,12 +119,7 @@ def prompt_seed(seed: int, stream: int) -> int:
 
 
 def engine_arguments(model: Path, settings: GenerationSettings, longest_prompt: int) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`.
-
-    Args:
-        model: folder of the weights.
-        settings: with `backend` vllm.
-        longest_prompt: in tokens.
+    """Arguments of `vllm.LLM`; the longest prompt is in tokens.
 
     Raises:
         KitError: `max_model_len` has no room for the longest prompt and its answer.
@@ -196,7 +189,8 @@ def _running(settings: VllmSettings, devices: Sequence[str], work: Path) -> Iter
         workers = []
         for k, own in enumerate(devices):
             # -I: neither the kit's folder nor PYTHONPATH may shadow the other environment's packages.
-            command = [_python(settings), "-I", str(WORKER), str(work / "job.json"), str(k), str(len(devices))]
+            python = str(Path(settings.python).expanduser())
+            command = [python, "-I", str(WORKER), str(work / "job.json"), str(k), str(len(devices))]
             worker = subprocess.Popen(
                 command,
                 env=environment | {runtime.VISIBLE_GPUS: own},
@@ -226,10 +220,6 @@ def _check_alive(workers: Sequence[subprocess.Popen[bytes]], work: Path) -> None
             )
 
 
-def _python(settings: VllmSettings) -> str:
-    return str(Path(settings.python).expanduser())
-
-
 def health(
     model: Path, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], settings: VllmSettings
 ) -> dict[str, Any]:
@@ -238,14 +228,8 @@ def health(
     This is only a check. The opponent's log-probabilities always come from the kit, since a difference between two
     engines would look like a drift of the policy.
 
-    Args:
-        model: folder of the weights that were sampled from.
-        prompts: token ids.
-        answers: one per prompt.
-        settings: how many rows to check, evenly spaced, and the limit above which to warn.
-
     Returns:
-        JSON data: `rows` compared, `mean_difference`, `largest_difference` (absolute), and the `limit`.
+        JSON data: `rows` compared, evenly spaced, `mean_difference`, `largest_difference` (absolute), and the `limit`.
     """
     from spin_utils.model.logprobs import score  # needs torch
     from spin_utils.model.packing import Group

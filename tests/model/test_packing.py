@@ -42,7 +42,6 @@ def test_the_first_token_of_every_response_is_predicted_from_the_end_of_the_prom
     assert batch.targets.tolist() == [2, 3, 6, 7, 8, 9]
     assert batch.sizes.tolist() == [1, 1, 1, 2, 1]
     assert batch.sums(torch.tensor([1.0, 2, 3, 4, 5, 6])).tolist() == [1, 2, 3, 9, 6]
-    assert batch.responses == 5
 
 
 def test_groups_of_very_different_length_do_not_share_a_tile():
