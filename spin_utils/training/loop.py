@@ -91,7 +91,6 @@ def train(
         model: on its device, the same in every process. Afterwards its weights are the float32 master weights; with
             sharding each process has its shard (`sharding.whole_weights` puts them together).
         groups: one response each (SFT) or two and more (pairs); may read from disk.
-        settings: of this run.
         opponent_logps: summed log-probabilities of every group's responses under the opponent.
         seed: of the order of the groups.
         work: folder for metrics.jsonl and the saved state; a stopped run continues from it.

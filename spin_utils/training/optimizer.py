@@ -35,7 +35,6 @@ class MasterOptimizer:
     Args:
         model: its trainable parameters, or this process's shards of them, are converted to `dtype`; masters start from
             their values before that.
-        settings: for the optimizer, weight decay and clipping.
         dtype: compute precision, bfloat16 or float32; for a sharded model the one returned by `sharding.shard`.
     """
 
@@ -87,9 +86,7 @@ class MasterOptimizer:
     def step(self, learning_rate: float, norm: Tensor | None = None) -> None:
         """Update the master weights, refresh the model's copies and clear the gradients.
 
-        Args:
-            learning_rate: of this step.
-            norm: the gradient norm, if known; only needed for clipping.
+        The norm of the gradients, computed here if it is not given, is only needed for clipping.
         """
         self.steps += 1
         filled = self._filled()
@@ -235,10 +232,7 @@ def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float
     Equal to transformers' `get_linear_schedule_with_warmup`, `get_cosine_schedule_with_warmup` and
     `get_constant_schedule_with_warmup`, where the first step (number 0) has rate 0 if there is any warm-up.
 
-    Args:
-        step: steps taken before this one.
-        total: steps over which the rate decays.
-        settings: peak rate, warm-up ratio and schedule.
+    It decays over `total` steps.
     """
     warmup = math.ceil(total * settings.warmup_ratio)
     if step < warmup:

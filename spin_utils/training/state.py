@@ -43,13 +43,7 @@ class SavedState:
 
 
 def save_state(work: Path, run: dict[str, Any], state: SavedState) -> None:
-    """Write a state to `work`, then delete older ones.
-
-    Args:
-        work: the run's folder.
-        run: identifies the run; must be JSON data.
-        state: the state to save.
-    """
+    """Write a state to `work`, then delete older ones; `run` identifies the run and must be JSON data."""
     final = work / f"state-{state.step:08d}"
     if final.exists():
         return

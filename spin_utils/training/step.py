@@ -60,7 +60,7 @@ class StepRunner:
         self.model, self.groups, self.settings = model, groups, settings
         self.opponent_logps, self.optimizer = opponent_logps, optimizer
         self.budget = settings.micro_batch_tokens
-        self.since_row = _Interval(time.perf_counter())
+        self.row_at, self.tokens_since, self.groups_since = time.perf_counter(), 0, 0
         self.weights = matrix_weights(model)
         self.flops = 0.0
         """Floating-point operations of the steps taken so far, each token counted once."""
@@ -80,8 +80,8 @@ class StepRunner:
         self.last = sums = self._accumulate(batch)
         self.optimizer.add_up()
         norm = self.optimizer.grad_norm() if logged or self.settings.max_grad_norm else None
-        self.since_row.groups += len(batch)
-        self.since_row.tokens += sums.tokens
+        self.groups_since += len(batch)
+        self.tokens_since += sums.tokens
         if logged or self.model.device.type == "cpu":
             self.check_finite()
         row = self._row(batch, norm) if logged and norm is not None else None
@@ -91,8 +91,11 @@ class StepRunner:
         self.seconds += time.perf_counter() - started
         if row is None:
             return None
-        rates, self.since_row = self.since_row.rates(), _Interval(time.perf_counter())
-        return {**row, "learning_rate": learning_rate, **rates}
+        row |= {"learning_rate": learning_rate, "seconds": time.perf_counter() - self.row_at}
+        row["tokens_per_second"] = self.tokens_since / row["seconds"]
+        row["groups_per_second"] = self.groups_since / row["seconds"]
+        self.row_at, self.tokens_since, self.groups_since = time.perf_counter(), 0, 0
+        return row
 
     def check_finite(self) -> None:
         """Raise if a loss, or another value in the metric row, is not finite.
@@ -270,23 +273,6 @@ class _Sums:
     order: list[int] = field(default_factory=list)
     """The groups' indices in the same order."""
     tokens: int = 0
-
-
-@dataclass
-class _Interval:
-    """Work done since the last metric row."""
-
-    started: float
-    groups: int = 0
-    tokens: int = 0
-
-    def rates(self) -> Row:
-        seconds = time.perf_counter() - self.started
-        return {
-            "seconds": seconds,
-            "tokens_per_second": self.tokens / seconds,
-            "groups_per_second": self.groups / seconds,
-        }
 
 
 def _out_of_memory(error: BaseException) -> bool:

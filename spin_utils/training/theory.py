@@ -57,12 +57,7 @@ def check_lambdas(values: Sequence[float]) -> list[float]:
 def population_loss(policy: Tensor, opponent: Tensor, data: Tensor, *, beta: float, loss: Loss = "logistic") -> Tensor:
     """Eq. 4.7 without sampling: the sum over real answers y ~ data and generated answers y' ~ opponent.
 
-    Args:
-        policy: log p_theta, shape (K,); may carry gradients.
-        opponent: log p_theta_t.
-        data: log p_data.
-        beta: the paper's lambda.
-        loss: the function l.
+    The policy may carry gradients; beta is the paper's lambda.
 
     >>> same = distribution([1, 2, 3])
     >>> round(float(population_loss(same, same, same, beta=0.1)), 12) == round(math.log(2), 12)

@@ -29,8 +29,6 @@ def open_trackers(
     """Open trackers by name.
 
     Args:
-        names: any of tensorboard, wandb, trackio.
-        run: name of the run.
         folder: TensorBoard's files go in its subfolder `tensorboard`; the others choose their own place.
         done: steps already taken; TensorBoard discards later ones that a killed run wrote.
 

@@ -95,23 +95,6 @@ def test_a_weight_without_a_gradient_in_a_step_takes_none_from_the_step_before()
     assert torch.equal(network.bias, bias)
 
 
-def test_saved_tensors_take_up_the_run_again():
-    def run(steps, state=None, done=0):
-        network = _network()
-        ours = MasterOptimizer(network, _settings(optimizer="adamw"), torch.float32)
-        if state:
-            ours.load(state, done)
-        for step in range(done, done + steps):
-            network(_data(step)).square().mean().backward()
-            ours.step(1e-3)
-        return network, {name: t.clone() for name, t in ours.tensors().items()}
-
-    whole, _ = run(6)
-    _, half = run(3)
-    resumed, _ = run(3, half, 3)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
-
-
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize(("total", "ratio"), [(10, 0.1), (37, 0.25), (5, 0.0)])
 def test_the_schedule_is_that_of_transformers(schedule, total, ratio):

@@ -190,13 +190,16 @@ def _after_step(patch, number, act):
     patch.setattr(StepRunner, "__call__", disturbed)
 
 
-@pytest.mark.parametrize(("precision", "stop_after"), [("float32", 1), ("float32", 3), ("bfloat16", 5)])
-def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_after, precision):
-    whole, result = _run(tmp_path / "whole", precision=precision)
+@pytest.mark.parametrize(
+    ("stop_after", "how"),
+    [(1, {"precision": "float32"}), (3, {"optimizer": "adamw"}), (5, {"precision": "bfloat16"})],
+)
+def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_after, how):
+    whole, result = _run(tmp_path / "whole", **how)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match=rf"step {stop_after} of 6.*continues"):
         _after_step(patch, stop_after, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        _run(tmp_path / "stopped", precision=precision)
-    resumed, again = _run(tmp_path / "stopped", precision=precision)
+        _run(tmp_path / "stopped", **how)
+    resumed, again = _run(tmp_path / "stopped", **how)
     assert _same(whole, resumed)
     lasting = ("step", "loss", "margin", "grad_norm", "learning_rate")
     assert [[row[k] for k in lasting] for row in again.rows] == [[row[k] for k in lasting] for row in result.rows]
