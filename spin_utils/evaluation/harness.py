@@ -91,10 +91,8 @@ def evaluate(
 
     Args:
         model: The checkpoint, on its device and in its compute dtype.
-        tokenizer: Its tokenizer.
         rows: Held-out rows for the suite `local`; None: only further tasks, or a suite of the paper.
         template: How prompts of generation tasks become tokens; None: plain text, as in lm-eval.
-        settings: Suite, further tasks, items per task, batch size, longest response.
         work: Folder that keeps finished answers, so that a killed evaluation resumes; None: not kept.
         progress: Called with the number of newly finished requests.
 
@@ -211,9 +209,7 @@ def _big_bench_columns(tasks: Mapping[str, BigBenchSettings]) -> list[Column]:
 def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
     """Load further tasks as `evaluate` will, and score one item of each, before anything is trained.
 
-    Args:
-        settings: The tasks, and the suite they are added to.
-        families: Names of the demonstrations' families, which are the columns of the suite `local`.
+    The families of the demonstrations are the columns of the suite `local`.
 
     Raises:
         EvaluationError: A task cannot be loaded or scored, or it has the name of another column.

@@ -42,9 +42,7 @@ def drifts(
         opponent: checkpoint theta_t, which also generates the responses.
         policy: checkpoint theta_t+1.
         rows: held-out demonstrations.
-        template: of prompts and responses.
         generation: how the opponent samples.
-        seed: of its responses.
         independent: a model that took no part, such as the base model, which says how surprising the texts are.
 
     Returns:

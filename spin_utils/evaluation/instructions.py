@@ -156,12 +156,7 @@ def questions(limit: int = 0) -> list[Instructions]:
 
 
 def evaluation(asked: Sequence[Instructions], answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What `results.Evaluation` holds: whether each answer follows its instruction, a task for each kind.
-
-    Args:
-        asked: from `questions`.
-        answers: from `mt_bench.converse`, in the same order.
-    """
+    """What `results.Evaluation` holds: whether each answer follows its instruction, a task for each kind."""
     items = [
         {
             "task": instructions.kind,

@@ -67,9 +67,6 @@ def rating(judgment: str) -> float | None:
 class Judge:
     """A connection to the judge. Safe to use from several threads.
 
-    Args:
-        settings: endpoint, model, timeout and retries.
-
     Raises:
         MtBenchError: no key in the environment, or the `openai` client is not installed.
     """
@@ -105,7 +102,7 @@ class Judge:
         except openai.APIStatusError as error:
             words, status = error.message[:300], error.status_code
             if status == 400 and error.code in _FILTERED:
-                return _grade("refused", None, words, "")
+                return _grade(words, "", refused=True)
             remedy = _REMEDIES.get(status, _LATER if status == 429 or status >= 500 else "see mt_bench in the profile")
             raise MtBenchError(f"{where}: status {status}: {words}; {remedy}") from None
         except openai.OpenAIError as error:
@@ -114,10 +111,8 @@ class Judge:
             raise MtBenchError(
                 f"{where}: a reply that is not a chat completion: {text[:80]!r}; check mt_bench.base_url"
             ) from None
-        words = str(refusal or content or "")
-        if refusal or choice.get("finish_reason") == "content_filter":
-            return _grade("refused", None, words, model)
-        return _judged(words, model)
+        refused = bool(refusal) or choice.get("finish_reason") == "content_filter"
+        return _grade(str(refusal or content or ""), model, refused)
 
 
 def grade_all(
@@ -130,7 +125,6 @@ def grade_all(
 
     Args:
         requests: messages to the judge, by name.
-        settings: the judge.
         folder: keeps the grades; those already there are not requested again.
         advance: called with the number of new grades.
 
@@ -190,7 +184,7 @@ def _grade_here(
         ends = templates.end_ids(tokenizer, chat)
         answers = sample(model, prompts, eos_ids=ends, settings=generation, seed=0, progress=advance)
         texts = [templates.decode_response(tokenizer, chat, answer.token_ids) for answer in answers]
-        kept.add({key: _judged(text, settings.judge_name) for key, text in zip(keys, texts, strict=True)})
+        kept.add({key: _grade(text, settings.judge_name) for key, text in zip(keys, texts, strict=True)})
 
 
 def client_library() -> Any:
@@ -205,10 +199,7 @@ def client_library() -> Any:
         raise MtBenchError("openai: not installed; mt_bench needs it to reach the judge; run `make setup`") from None
 
 
-def _judged(words: str, model: str) -> Grade:
-    score = rating(words)
-    return _grade("unparsable" if score is None else "graded", score, words, model)
-
-
-def _grade(status: str, score: float | None, judgment: str, model: str) -> Grade:
+def _grade(judgment: str, model: str, refused: bool = False) -> Grade:
+    score = None if refused else rating(judgment)
+    status = "refused" if refused else "unparsable" if score is None else "graded"
     return {"status": status, "score": score, "judgment": judgment, "judge_model": model}

@@ -42,8 +42,6 @@ class PackedLM(TemplateLM):
     """An lm-eval model around a loaded policy.
 
     Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
         template: How the context of a generation task becomes tokens; None: plain text, as in lm-eval. Log-likelihood
             tasks are always plain text without a start token, as in the paper's harness.
         batch_size: Rows decoded together.
@@ -155,12 +153,7 @@ class PackedLM(TemplateLM):
         return [self.answers[key][0]["text"] for key in keys]
 
     def draw(self, requests: Sequence[Instance], count: int) -> list[list[str]]:
-        """Draw `count` answers to each request of a generation task at temperature 1, untruncated.
-
-        Args:
-            requests: From tasks with the same `generation_kwargs`.
-            count: Answers to each.
-        """
+        """Draw `count` answers to each request at temperature 1, untruncated; all have the same `generation_kwargs`."""
         plans = self._plans(requests)
         settings = replace(plans[0].settings, temperature=1.0, top_k=0, top_p=1.0)
         keys = [self.answers.key("draw", [*_asked(request), i, count]) for i, request in enumerate(requests)]
@@ -316,7 +309,7 @@ def score_continuations(
         for i in indices:
             results[i] = [next(values) for _ in groups[i].response_ids]
         if progress is not None:
-            progress(batch.responses)
+            progress(len(batch.sizes))
     return results
 
 

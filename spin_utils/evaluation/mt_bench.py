@@ -91,11 +91,7 @@ def converse(
     """Answer both turns of each question.
 
     Args:
-        model: any decoder of transformers.
-        tokenizer: its tokenizer.
         template: of the conversation; its length limits are for training and do not apply here.
-        asked: the questions.
-        settings: temperatures, top-k and longest answer.
         seed: of the answers; a question's random numbers do not depend on the other questions.
         progress: called with the number of newly finished answers.
 

@@ -6,7 +6,6 @@ changed since the paper's version (46c7966, December 2023); these are the curren
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 from spin_utils.paper import published
@@ -70,7 +69,4 @@ def shots(name: str) -> int:
     >>> shots("arc"), shots("bb_causal")
     (25, 3)
     """
-    return int(str(_settings()["shots"][name]).split()[0])
-
-
-_settings = cache(published.benchmark_settings)
+    return int(published.benchmark_settings()["shots"][name].split()[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -101,49 +100,6 @@ def test_rows_are_graded_by_their_grader_or_by_exact_match(model: PreTrainedMode
     assert record["average"] == pytest.approx((3 / 7 + record["tasks"]["sums"]["value"]) / 2)
 
 
-def write_questions(path: Path, count: int) -> None:
-    rng = random.Random(3)
-    words = ["The", "cat", "sat", "on", "the", "mat", "dog", "saw", "One", "two", "three"]
-    with path.open("w") as file:
-        for i in range(count):
-            options = [" ".join(rng.choices(words, k=rng.randint(1, 4))) for _ in range(4)]
-            row = {"id": i, "question": " ".join(rng.choices(words, k=5)), "choices": options, "answer": i % 4}
-            file.write(json.dumps(row) + "\n")
-
-
-def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
-    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    write_questions(tmp_path / "questions.jsonl", 17)
-    write_questions(tmp_path / "examples.jsonl", 5)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "mine.yaml").write_text(
-        "task: mine\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\nfewshot_split: examples\n"
-        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/questions.jsonl, examples: {tmp_path}/examples.jsonl}}}}\n"
-        'doc_to_text: "Question: {{question}}\\nAnswer:"\ndoc_to_choice: choices\ndoc_to_target: answer\n'
-        "num_fewshot: 3\nmetric_list: [{metric: acc}]\n"
-    )
-    record = evaluate(
-        model,
-        TOKENIZER,
-        rows,
-        template=TEMPLATE,
-        settings=replace(SETTINGS, tasks=(str(tmp_path / "mine" / "mine.yaml"),)),
-    )
-    results.validate(as_result(record), "evaluations", "record")
-    assert list(record["tasks"]) == ["copied", "sums", "mine"]
-    theirs = stock(model, "mine", manager=TaskManager(include_path=tmp_path / "mine", include_defaults=False))
-    mine = record["tasks"]["mine"]
-    assert mine["metric"] == "acc"
-    assert mine["value"] == pytest.approx(theirs["results"]["mine"]["acc,none"])
-    samples = {sample["doc_id"]: sample for sample in theirs["samples"]["mine"]}
-    for i, item in enumerate(item for item in record["items"] if item["task"] == "mine"):
-        assert item["id"] == str(i)
-        assert item["score"] == samples[i]["acc"]
-        options = samples[i]["doc"]["choices"]
-        assert item["response"] == options[int(np.argmax([response[0][0] for response in samples[i]["resps"]]))]
-
-
 def test_tasks_of_big_bench_give_the_numbers_of_stock_lm_eval_and_the_probability_of_the_right_choice(
     model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,15 +130,23 @@ def test_tasks_of_big_bench_give_the_numbers_of_stock_lm_eval_and_the_probabilit
     assert "sampled" not in scored["sorting", record["items"][-1]["id"]]
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every prompt that a model is given."""
+    texts, honest = list[str](), lm.sample
+
+    def spy(model: Any, prompts: Any, **rest: Any) -> Any:
+        texts.extend(map(TOKENIZER.decode, prompts))
+        return honest(model, prompts, **rest)
+
+    monkeypatch.setattr(lm, "sample", spy)
+    return texts
+
+
 def test_examples_come_before_the_question_in_big_benchs_own_words(
-    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: list[str]
 ) -> None:
     big_bench_archive.install(tmp_path, monkeypatch)
-    seen: list[str] = []
-    honest = lm.sample
-    monkeypatch.setattr(
-        lm, "sample", lambda model, ids, **rest: seen.extend(map(TOKENIZER.decode, ids)) or honest(model, ids, **rest)
-    )
     asked = {"sorting": BigBenchSettings(shots=1)}
     evaluate(model, TOKENIZER, None, template=None, settings=replace(SETTINGS, big_bench=asked))
     assert sorted(seen) == ["Sort: b a =>a b\nSort: d c =>", "Sort: d c =>c d\nSort: b a =>"]
@@ -255,6 +219,24 @@ def task_file(path: Path, text: str, *, name: str = "", answers: tuple[str, ...]
 
 def check(*tasks: Path | str) -> None:
     harness.check_tasks(replace(SETTINGS, tasks=tuple(map(str, tasks))), ["sums"])
+
+
+def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shots = CHOOSING + "fewshot_split: test\nnum_fewshot: 3\n"
+    mine = task_file(tmp_path / "mine.yaml", shots, answers=("sat", "ran", "ran") * 5, metric="acc")
+    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=replace(SETTINGS, tasks=(str(mine),)))
+    results.validate(as_result(record), "evaluations", "record")
+    assert list(record["tasks"]) == ["copied", "sums", "mine"]
+    monkeypatch.chdir(tmp_path)
+    theirs = stock(model, "mine.yaml", manager=TaskManager(include_defaults=False))
+    assert record["tasks"]["mine"]["value"] == pytest.approx(theirs["results"]["mine"]["acc,none"])
+    items = [item for item in record["items"] if item["task"] == "mine"]
+    assert [item["id"] for item in items] == [str(sample["doc_id"]) for sample in theirs["samples"]["mine"]]
+    for item, found in zip(items, theirs["samples"]["mine"], strict=True):
+        assert item["score"] == found["acc"]
+        assert item["response"] == ["sat", "ran"][int(np.argmax([response[0][0] for response in found["resps"]]))]
 
 
 def test_tasks_of_one_name_are_scored_each_on_its_own_items(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -335,17 +317,16 @@ def test_a_metric_that_is_no_share_keeps_its_unit_and_enters_no_average(
 
 
 def test_what_an_answer_begins_with_follows_the_generation_prompt_as_in_lm_eval(
-    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: PreTrainedModel,
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seen: list[str],
 ) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '</s>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
-    )
-    seen: list[str] = []
-    honest = lm.sample
-    monkeypatch.setattr(
-        lm, "sample", lambda model, ids, **rest: seen.extend(map(tokenizer.decode, ids)) or honest(model, ids, **rest)
     )
     task = task_file(tmp_path / "mine.yaml", GENERATING + 'gen_prefix: "So {{question}} then"\n')
     settings, template = replace(SETTINGS, tasks=(str(task),)), TemplateSettings(kind="chat")
