@@ -61,8 +61,6 @@ class TrainingResult:
     useful operations per second over what the machine's matrix products reach, unless the run was short."""
     precision: str
     """Compute precision used: bfloat16 or float32."""
-    steps: int
-    """Optimizer steps of the whole run."""
 
 
 def train(
@@ -147,7 +145,7 @@ def train(
             rows[-1]["matrix_share"] = share
         if keep_state:
             run.save()
-    return TrainingResult(rows, precision, optimizer.steps)
+    return TrainingResult(rows, precision)
 
 
 class Schedule:
@@ -156,14 +154,12 @@ class Schedule:
     Attributes:
         steps_per_epoch: optimizer steps in one epoch, whose last batch may be smaller.
         steps: optimizer steps in the whole run.
-        scheduled_steps: steps over which the learning rate decays.
     """
 
     def __init__(self, groups: int, settings: TrainingSettings, seed: int) -> None:
         self.groups, self.settings, self.seed = groups, settings, seed
         self.steps_per_epoch = -(-groups // settings.batch_size)
         self.steps = self.steps_per_epoch * settings.epochs
-        self.scheduled_steps = self.steps_per_epoch * (settings.schedule_epochs or settings.epochs)
         self._epoch, self._order = -1, torch.empty(0)
 
     def indices(self, step: int) -> list[int]:
@@ -177,7 +173,8 @@ class Schedule:
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        return learning_rate_at(step, self.scheduled_steps, self.settings)
+        epochs = self.settings.schedule_epochs or self.settings.epochs
+        return learning_rate_at(step, self.steps_per_epoch * epochs, self.settings)
 
     def is_logged(self, step: int) -> bool:
         """Whether a step, counted from 0, gets a metric row."""

@@ -26,12 +26,6 @@ def messages(*contents: str, first: str = "user") -> list[dict[str, str]]:
     return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
 
 
-def file_of(tmp_path: Path, *records: Any) -> PreferenceSettings:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return PreferenceSettings("file", train=str(path))
-
-
 CHOSEN, REJECTED = messages("who sat?", "the cat"), messages("who sat?", "the dog")
 LATER = messages("hi", "yes?")
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -89,8 +83,10 @@ FAULTS = [
 
 @pytest.mark.parametrize(("record", "message"), FAULTS)
 def test_a_faulty_row_of_a_file_is_refused_with_its_place_and_remedy(record: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n{json.dumps(record)}\n")
     with pytest.raises(RowError) as caught:
-        load(file_of(tmp_path, GOOD, record))
+        load(PreferenceSettings("file", train=str(path)))
     assert str(caught.value).startswith("pairs.jsonl, row 2: ")
     assert message in str(caught.value)
 

@@ -10,28 +10,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from oracle import obvious_logps
 from scipy.stats import chisquare
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from spin_utils.model.base import ModelError
 from spin_utils.model.decoding import Decoder
+from spin_utils.model.packing import Group
 from spin_utils.model.sampling import Sample, draw, sample
 from spin_utils.settings.run import GenerationSettings
 
 END = 1
 
 
-def ragged_prompts(count: int, longest: int, seed: int = 0, vocabulary: int = VOCABULARY) -> list[list[int]]:
-    rng = random.Random(seed)
-    return [[rng.randrange(2, vocabulary) for _ in range(rng.randint(1, longest))] for _ in range(count)]
+def ragged_prompts(count: int, longest: int) -> list[list[int]]:
+    rng = random.Random(0)
+    return [[rng.randrange(2, VOCABULARY) for _ in range(rng.randint(1, longest))] for _ in range(count)]
 
 
 def rescored(model: PreTrainedModel, prompt: list[int], response: list[int]) -> float:
-    """Summed log-probability by a plain forward pass of the model."""
     with torch.no_grad():
-        logits = model(torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1 : -1]
-    return float(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum())
+        return obvious_logps(model, [Group(prompt, (response,))]).item()
 
 
 def exact_distribution(model: PreTrainedModel, prompt: list[int], length: int) -> dict[tuple[int, ...], float]:
@@ -43,7 +43,9 @@ def exact_distribution(model: PreTrainedModel, prompt: list[int], length: int) -
         for head in itertools.product([t for t in range(vocabulary) if t != END], repeat=size - 1)
         for last in (range(vocabulary) if size == length else [END])
     ]
-    return {s: float(np.exp(rescored(model, prompt, list(s)))) for s in sequences}
+    with torch.no_grad():
+        logps = obvious_logps(model, [Group(prompt, tuple(sequences))])
+    return dict(zip(sequences, logps.exp().tolist(), strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -113,22 +115,11 @@ def test_an_end_token_can_come_first_and_is_kept() -> None:
     assert response == Sample([token], "stop", pytest.approx(first[0].logp))
 
 
-def obvious_distribution(logits: list[float], settings: GenerationSettings) -> np.ndarray:
-    """Temperature, then the k likeliest, then the smallest set reaching p, one token at a time."""
-    weights = np.exp(np.array(logits) / settings.temperature)
-    order = sorted(range(len(logits)), key=lambda token: -weights[token])
+def distribution_of_transformers(logits: torch.Tensor, settings: GenerationSettings) -> np.ndarray:
+    scores = TemperatureLogitsWarper(settings.temperature)(None, logits.double()[None])
     if settings.top_k:
-        order = order[: settings.top_k]
-    total = sum(weights[token] for token in order)
-    kept, mass = [], 0.0
-    for token in order:
-        kept.append(token)
-        mass += weights[token] / total
-        if mass >= settings.top_p:
-            break
-    result = np.zeros(len(logits))
-    result[kept] = weights[kept]
-    return result / result.sum()
+        scores = TopKLogitsWarper(settings.top_k)(None, scores)
+    return TopPLogitsWarper(settings.top_p)(None, scores).softmax(-1)[0].numpy()
 
 
 @pytest.mark.parametrize(
@@ -141,14 +132,14 @@ def obvious_distribution(logits: list[float], settings: GenerationSettings) -> n
         {"top_p": 0.9, "top_k": 200, "temperature": 1.3},
     ],
 )
-def test_a_fine_grid_of_uniform_numbers_reproduces_the_distribution(options: dict[str, float]) -> None:
+def test_a_fine_grid_of_uniform_numbers_reproduces_the_distribution_of_transformers(options: dict[str, float]) -> None:
     settings = GenerationSettings(**options)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(700, generator=generator) * 2
     points = 40_000
     uniform = (torch.arange(points, dtype=torch.float64) + 0.5) / points
     tokens, logps = draw(logits.expand(points, -1), uniform, settings)
-    exact = obvious_distribution(logits.double().tolist(), settings)
+    exact = distribution_of_transformers(logits, settings)
     share = np.bincount(tokens.numpy(), minlength=700) / points
     # An interval of length p holds p * points grid points, give or take one.
     assert np.abs(share - exact).max() <= 1.5 / points

@@ -23,14 +23,13 @@ FORMULAS = {
 LOGPS = st.floats(-200, 0, width=32)
 
 
-def _loss(policy_real, policy_generated, opponent_real, opponent_generated, beta=0.1, loss="logistic"):
+def _loss(policy_real, policy_generated, opponent_real, opponent_generated, beta):
     return spin_loss(
         policy_real_logps=torch.tensor([policy_real]),
         policy_generated_logps=torch.tensor([policy_generated]),
         opponent_real_logps=torch.tensor([opponent_real]),
         opponent_generated_logps=torch.tensor([opponent_generated]),
         beta=beta,
-        loss=loss,
     )
 
 

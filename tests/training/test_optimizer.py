@@ -26,21 +26,15 @@ def _data(step):
     return torch.randn(5, 7, generator=torch.Generator().manual_seed(step))
 
 
-def _reference(optimizer, weight_decay):
-    network = _network()
-    if optimizer == "rmsprop":
-        reference = torch.optim.RMSprop(network.parameters(), lr=1e-3, alpha=0.99, eps=1e-8, foreach=False)
-    else:
-        reference = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=weight_decay, fused=True)
-    return network, reference
-
-
 @pytest.mark.parametrize(("name", "weight_decay"), [("rmsprop", 0.0), ("adamw", 0.0), ("adamw", 0.1)])
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_float32_steps_equal_torch_optim(name, weight_decay, clip, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 50)
-    expected, reference = _reference(name, weight_decay)
-    network = _network()
+    network, expected = _network(), _network()
+    if name == "rmsprop":
+        reference = torch.optim.RMSprop(expected.parameters(), lr=1e-3, alpha=0.99, eps=1e-8, foreach=False)
+    else:
+        reference = torch.optim.AdamW(expected.parameters(), lr=1e-3, weight_decay=weight_decay, fused=True)
     ours = MasterOptimizer(
         network, _settings(optimizer=name, weight_decay=weight_decay, max_grad_norm=clip), torch.float32
     )

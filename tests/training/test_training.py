@@ -42,10 +42,6 @@ def _pairs(n, seed=0, identical=()):
     return [Group(g.prompt_ids, (g.response_ids[0],) * 2) if i in identical else g for i, g in enumerate(pairs)]
 
 
-def _single(n):
-    return [Group(g.prompt_ids, g.response_ids[:1]) for g in _pairs(n)]
-
-
 def _scores(pairs):
     return score(tiny_model("llama"), pairs, micro_batch_tokens=100)
 
@@ -370,5 +366,5 @@ def test_every_epoch_has_every_pair_once_in_another_order():
 def test_wrong_groups_are_refused_before_any_work(tmp_path):
     with pytest.raises(PairsError, match="group 0: 2 responses; SFT takes one"):
         train(tiny_model("llama"), _pairs(2), _settings(), seed=0, work=tmp_path)
-    with pytest.raises(PairsError, match="group 0: 1 responses; expected 2"):
-        _run(tmp_path, _single(2), opponent_logps=[[0.0, 0.0]] * 2)
+    with pytest.raises(PairsError, match="group 0: 2 responses; expected 3"):
+        _run(tmp_path, _pairs(2), opponent_logps=[[0.0] * 3] * 2)
