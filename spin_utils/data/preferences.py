@@ -9,7 +9,8 @@ work.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,19 +116,29 @@ def encode_preferences(
             raise TooLongError(f"all {all_of} pairs are left out: {why}; raise template.max_response_tokens")
         if left < all_of:
             _logger.warning("%d of %d pairs left out: %s", all_of - left, all_of, why)
-    return [
-        {
-            "id": chosen.row["id"],
-            "iteration": 0,
-            "family": chosen.row.get("family", ""),
-            "prompt": chosen.row["prompt"],
-            "real": decode_response(tokenizer, template, chosen.response_ids),
-            "generated": decode_response(tokenizer, template, rejected),
-            "prompt_ids": chosen.prompt_ids,
-            "real_ids": chosen.response_ids,
-            "generated_ids": rejected,
-            "finish_reason": "stop",  # adds no end token to truncated responses
-            "generated_logp": float("nan"),  # not sampled
-        }
-        for chosen, rejected in kept
-    ]
+    text, nan = partial(decode_response, tokenizer, template), float("nan")  # no log-probability: not sampled
+    # As if they had stopped: no end token is added to truncated responses.
+    return [pair_row(text, chosen, 0, (rejected, "stop", nan)) for chosen, rejected in kept]
+
+
+def pair_row(
+    text: Callable[[Sequence[int]], str], row: EncodedRow, iteration: int, generated: tuple[list[int], str, float]
+) -> dict[str, Any]:
+    """A row of `packing.PAIRS_SCHEMA`: an encoded row, and token ids, finish reason and logp of a generated response.
+
+    `text` decodes a response.
+    """
+    ids, reason, logp = generated
+    return {
+        "id": row.row["id"],
+        "iteration": iteration,
+        "family": row.row.get("family", ""),
+        "prompt": row.row["prompt"],
+        "real": text(row.response_ids),
+        "generated": text(ids),
+        "prompt_ids": row.prompt_ids,
+        "real_ids": row.response_ids,
+        "generated_ids": ids,
+        "finish_reason": reason,
+        "generated_logp": logp,
+    }

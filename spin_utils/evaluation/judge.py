@@ -56,12 +56,9 @@ def rating(judgment: str) -> float | None:
     >>> rating("A good answer. Rating: [[8]]"), rating("Rating: [7.5]"), rating("Rating: 7"), rating("[[11]]")
     (8.0, 7.5, None, None)
     """
-    for pattern in _RATINGS:
-        match = pattern.search(judgment)
-        if match:
-            score = float(match[1])
-            return score if 1 <= score <= 10 else None
-    return None
+    match = next(filter(None, (pattern.search(judgment) for pattern in _RATINGS)), None)
+    score = float(match[1]) if match else 0.0
+    return score if 1 <= score <= 10 else None
 
 
 class Judge:

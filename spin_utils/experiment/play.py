@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from spin_utils.data import families, preferences
+from spin_utils.data.preferences import pair_row
 from spin_utils.data.rows import RowError, read_rows
 from spin_utils.data.templates import (
     EncodedRow,
@@ -79,7 +80,7 @@ def make_pairs(plan: Plan, step: Step, work: Path) -> None:
     repeated = [row for row in encoded for _ in range(tries)]
     text = partial(decode_response, tokenizer, template)
     pairs = zip(repeated, answers, strict=True)
-    write_pairs(work / "pairs.arrow", [_pair(text, row, iteration, row.response_ids, answer) for row, answer in pairs])
+    write_pairs(work / "pairs.arrow", [pair_row(text, row, iteration, answer) for row, answer in pairs])
 
 
 def _as_text(tokenizer: Any, template: TemplateSettings, answer: Answer) -> Answer:
@@ -370,33 +371,14 @@ def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> lis
         grades = [families.grade(row.row, text(ids)) if reason == "stop" else 0.0 for ids, reason, _ in own]
         best, worst = max(grades), min(grades)
         if best > worst:
-            found.append(_pair(text, row, 0, own[grades.index(best)][0], own[grades.index(worst)]))
+            real = row._replace(response_ids=own[grades.index(best)][0])
+            found.append(pair_row(text, real, 0, own[grades.index(worst)]))
     if not found:
         raise RowError(
             f"dpo.preferences: none of {len(encoded)} prompts got answers of which one is better, in {tries} tries; "
             "raise dpo.answers_per_prompt or dpo.preferences.rows"
         )
     return found
-
-
-def _pair(
-    text: Callable[[Sequence[int]], str], row: EncodedRow, iteration: int, real_ids: Sequence[int], generated: Answer
-) -> dict[str, Any]:
-    """A row of `packing.PAIRS_SCHEMA`; `text` decodes a response."""
-    ids, reason, logp = generated
-    return {
-        "id": row.row["id"],
-        "iteration": iteration,
-        "family": row.row.get("family", ""),
-        "prompt": row.row["prompt"],
-        "real": text(real_ids),
-        "generated": text(ids),
-        "prompt_ids": row.prompt_ids,
-        "real_ids": real_ids,
-        "generated_ids": ids,
-        "finish_reason": reason,
-        "generated_logp": logp,
-    }
 
 
 def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSettings, work: Path) -> list[list[float]]:

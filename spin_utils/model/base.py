@@ -71,15 +71,12 @@ def identity(settings: ModelSettings) -> dict[str, Any]:
 
 
 def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed: int) -> Path:
-    """Write the base model as a plain folder.
+    """Write the base model as a plain folder, and return the one to load from.
 
     Args:
         work: folder to fill. Models from the hub or a folder are not copied; `model.json` points to them.
         texts: the demonstrations, used to train a tiny model's tokenizer.
         seed: seed of a tiny model's weights.
-
-    Returns:
-        The folder to load from.
     """
     if settings.source == "gguf_package":
         _dequantize(gguf_path(settings), work)

@@ -365,17 +365,17 @@ def test_big_bench_tasks_are_part_of_the_measurement_and_those_of_table_6_of_tra
     assert "transfer-sft" not in before.steps
 
 
-def test_a_rows_own_system_message_and_earlier_turns_are_part_of_its_prompt(model: PreTrainedModel) -> None:
+def test_a_rows_own_system_message_and_earlier_turns_are_part_of_its_prompt(
+    model: PreTrainedModel, seen: list[str]
+) -> None:
     rows = [
         {"id": "plain", "prompt": "The cat", "response": "sat"},
         {"id": "brief", "prompt": "The cat", "response": "sat", "system": "Be brief."},
         {"id": "later", "prompt": "The cat", "response": "sat", "earlier": ["Who?", "I."]},
     ]
-    items = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)["items"]
-    greedy = GenerationSettings(temperature=0.0, max_new_tokens=SETTINGS.max_new_tokens)
-    for row, item in zip(rows, items, strict=True):
-        texts = [*row.get("earlier", ()), row["prompt"]]
-        ids = templates.encode_conversation(TOKENIZER, TEMPLATE, texts, row.get("system", ""))
-        (answer,) = sample(model, [ids], eos_ids=templates.end_ids(TOKENIZER, TEMPLATE), settings=greedy, seed=0)
-        assert item["response"] == templates.decode_response(TOKENIZER, TEMPLATE, answer.token_ids)
-        assert item["tokens"] == len(answer.token_ids)
+    evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
+    assert sorted(seen) == [
+        "Q: Be brief.\n\nThe cat\nA:",
+        "Q: The cat\nA:",
+        "Q: Who?\nA:I.</s>Q: The cat\nA:",
+    ]
