@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from spin_utils.data import families
+from spin_utils.data.preferences import pair_row
 from spin_utils.data.rows import RowError, read_rows
 from spin_utils.data.templates import encode_rows
 from spin_utils.evaluation import heldout
@@ -64,7 +65,7 @@ def test_algorithm_1_on_checkpoints_gives_the_weights_of_the_plans_steps(tmp_pat
         work.mkdir()
         answers = play.generate(opponent, tokenizer, encoded, profile, seed=seed, work=work, what="answers")
         zipped = zip(encoded, answers, strict=True)
-        rows = [play._pair(tokenizer.decode, row, t, row.response_ids, answer) for row, answer in zipped]
+        rows = [pair_row(tokenizer.decode, row, t, answer) for row, answer in zipped]
         write_pairs(work / "pairs.arrow", rows)
         return work / "pairs.arrow"
 
