@@ -77,14 +77,7 @@ def evaluation(model: str, seed: int, *, ability: float, items: int = 100, profi
 
 def head(kind: str, profile: str, seed: int, model: str, provenance: dict) -> dict:
     """What every kind of results file begins with, and where its numbers come from."""
-    return {
-        "schema": 1,
-        "kind": kind,
-        "profile": profile,
-        "seed": seed,
-        "model": model,
-        "provenance": provenance,
-    }
+    return {"schema": 1, "kind": kind, "profile": profile, "seed": seed, "model": model, "provenance": provenance}
 
 
 def provenance(step: str, stage: str) -> dict:
@@ -111,7 +104,7 @@ def link(stage: str, **more) -> dict:
     }
 
 
-def training(model: str, seed: int, *, steps: int = 60, profile: str = "cpu") -> dict:
+def training(model: str, seed: int, *, steps: int = 60) -> dict:
     """One valid training record whose loss starts at log 2."""
     own = np.random.default_rng([seed, *model.encode()])
     rows = []
@@ -131,10 +124,10 @@ def training(model: str, seed: int, *, steps: int = 60, profile: str = "cpu") ->
             }
         )
     rows[-1]["matrix_share"] = 0.41  # of runs that are long enough to measure
-    return head("training", profile, seed, model, provenance(model, "spin")) | {"rows": rows}
+    return head("training", "cpu", seed, model, provenance(model, "spin")) | {"rows": rows}
 
 
-def generations(model: str, seed: int, *, ability: float, items: int = 30, profile: str = "cpu") -> dict:
+def generations(model: str, seed: int, *, ability: float, items: int) -> dict:
     """Valid generations: with more ability, more of them are right and they ramble less."""
     own = np.random.default_rng([seed, *model.encode(), 5])
     rows = []
@@ -157,21 +150,22 @@ def generations(model: str, seed: int, *, ability: float, items: int = 30, profi
                 "finish_reason": "length" if rambling == 3 else "stop",
             }
         )
-    return head("generations", profile, seed, model, provenance("pairs-0", "pairs")) | {"items": rows}
+    return head("generations", "cpu", seed, model, provenance("pairs-0", "pairs")) | {"items": rows}
 
 
-def heldout(model: str, seed: int, *, gap: float, beta: float = 1.0, items: int = 60, profile: str = "cpu") -> dict:
+def heldout(model: str, seed: int, *, gap: float, items: int) -> dict:
     """Valid drifts on held-out pairs, `gap` nats apart on average."""
     own = np.random.default_rng([seed, *model.encode(), 9])
     drifts = zip(own.normal(gap / 2, 0.4, items), own.normal(-gap / 2, 0.4, items), strict=True)
     rows = [
         {"id": f"validation-{number}", "real_drift": float(real), "generated_drift": float(generated)}
+        | {"real_logp": float(real) - 20, "real_bytes": 10}
         for number, (real, generated) in enumerate(drifts)
     ]
-    return head("heldout", profile, seed, model, provenance(model, "spin")) | {"beta": beta, "items": rows}
+    return head("heldout", "cpu", seed, model, provenance(model, "spin")) | {"beta": 1.0, "items": rows}
 
 
-def mt_bench(model: str, seed: int, *, ability: float, questions: int = 10, profile: str = "cpu") -> dict:
+def mt_bench(model: str, seed: int, *, ability: float, questions: int = 10) -> dict:
     """Valid grades of all categories; a few answers are refused or have no rating."""
     own = np.random.default_rng([seed, *model.encode(), 3])
     rows = []
@@ -197,16 +191,15 @@ def mt_bench(model: str, seed: int, *, ability: float, questions: int = 10, prof
     scores = [row["score"] for row in rows if row["score"] is not None]
     judge = {"name": "made-up-judge", "base_url": "http://localhost/v1", "models": ["made-up-judge-1"]}
     counts = {name: sum(row["status"] == name for row in rows) for name in ("graded", "refused", "unparsable")}
-    document = head("mt_bench", profile, seed, model, provenance(f"mt-bench-{model}", "mt_bench"))
+    document = head("mt_bench", "cpu", seed, model, provenance(f"mt-bench-{model}", "mt_bench"))
     return document | {"judge": judge, "grades": counts, "average": float(np.mean(scores)), "items": rows}
 
 
-def write_mt_bench(root: Path, *, seeds=(0,), questions: int = 10) -> None:
+def write_mt_bench(root: Path, *, seeds=(0,)) -> None:
     """Write grades of the whole chain under results/PROFILE."""
     for seed in seeds:
         for model, ability in ABILITIES.items():
-            document = mt_bench(model, seed, ability=ability, questions=questions)
-            results.write_json(results.path_of(root, seed, "mt_bench", model), document)
+            results.write_json(results.path_of(root, seed, "mt_bench", model), mt_bench(model, seed, ability=ability))
 
 
 def write_generations(root: Path, *, seeds=(0, 1), items: int = 30) -> None:

@@ -31,7 +31,8 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
     """
     both = items(profile, model, other)
     folders = dict.fromkeys(place(profile, name)[0] for name in (model, other))
-    others = pd.concat(_named_by_run(folder) for folder in folders)
+    tables = {folder.name: results.load_evaluations(folder) for folder in folders}
+    others = pd.concat(table.assign(model=f"{run}/" + table["model"]) for run, table in tables.items())
     others = others[others["task"].isin(both["task"]) & others["seed"].isin(both["seed"])]
     names = sorted(both["task"].unique())
     rows = []
@@ -41,11 +42,6 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
         numbers = {name: getattr(gain, name) for name in ("difference", "low", "high", "p_value")}
         rows.append({"task": title, **levels, **numbers, "items": gain.n_items, "seeds": gain.n_seeds})
     return pd.DataFrame(rows)
-
-
-def _named_by_run(folder: Path) -> pd.DataFrame:
-    scores = results.load_evaluations(folder)
-    return scores.assign(model=f"{folder.name}/" + scores["model"])
 
 
 def place(profile: str, name: str) -> tuple[Path, str]:

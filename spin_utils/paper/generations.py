@@ -214,36 +214,16 @@ def bits_per_byte(heldout: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns `seed`, `model`, `task`, `id` and `bits_per_byte`: the response's bits over the mean length of all, so
-        that the mean over items is all bits over all bytes. Empty if the results are older than this measure.
+        that the mean over items is all bits over all bytes.
     """
     columns = ["seed", "model", "task", "id", "bits_per_byte"]
-    if heldout.empty or heldout["real_logp"].isna().any():
+    if heldout.empty:
         return pd.DataFrame(columns=columns)
     first = heldout[heldout["model"] == "spin-0"]
     before = first.assign(model="sft", real_logp=first["real_logp"] - first["real_drift"])
     table = pd.concat([before, heldout], ignore_index=True)
     bits = -table["real_logp"] / math.log(2) / first["real_bytes"].mean()
     return table.assign(task=HELDOUT, bits_per_byte=bits)[columns]
-
-
-def told_apart(drifts: pd.DataFrame) -> tuple[float, float, int]:
-    """Share of pairs in which the real response gained more log-probability than the generated one.
-
-    Args:
-        drifts: `id` of the prompt, `real_drift` and `generated_drift`; several rows of a prompt (training seeds) form
-            one cluster.
-
-    Returns:
-        The share among the pairs that differ, half the width of its 95 % interval, and the number of those pairs.
-    """
-    margin = drifts["real_drift"] - drifts["generated_drift"]  # exactly 0 if the two responses are the same
-    prompts = pd.DataFrame({"id": drifts["id"], "right": margin > 0, "differ": margin != 0}).groupby("id").sum()
-    differ = int(prompts["differ"].sum())
-    if not differ:
-        return math.nan, math.nan, 0
-    accuracy = prompts["right"].sum() / differ
-    spread = 1.96 * float(((prompts["right"] - accuracy * prompts["differ"]) ** 2).sum()) ** 0.5 / differ
-    return float(accuracy), spread, differ
 
 
 def best_scale(margins: npt.NDArray[np.float64]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from spin_utils.data.rows import read_records
-from spin_utils.paper.generations import told_apart
 from spin_utils.paper.statistics import paired
 
 KEY = ["kind", "rate", "beta", "steps"]
@@ -56,7 +56,7 @@ def summary(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
             [(i, *pair) for cell in found for i, pair in enumerate(cell["drifts"])],
             columns=["id", "real_drift", "generated_drift"],
         )
-        accuracy, spread, _ = told_apart(drifts)
+        accuracy, spread = _told_apart(drifts)
         row = {key: first[key] for key in KEY} | {
             "seeds": len(found),
             "accuracy": accuracy,
@@ -77,6 +77,17 @@ def summary(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
                 row |= {measure: gain.difference, f"{measure}_low": gain.low, f"{measure}_high": gain.high}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _told_apart(drifts: pd.DataFrame) -> tuple[float, float]:
+    """The accuracy of a cell, and half the width of its interval; the training seeds of a prompt are one cluster."""
+    margin = drifts["real_drift"] - drifts["generated_drift"]  # exactly 0 if the two responses are the same
+    prompts = pd.DataFrame({"id": drifts["id"], "right": margin > 0, "differ": margin != 0}).groupby("id").sum()
+    differ = int(prompts["differ"].sum())
+    if not differ:
+        return math.nan, math.nan
+    accuracy = float(prompts["right"].sum() / differ)
+    return accuracy, 1.96 * float(((prompts["right"] - accuracy * prompts["differ"]) ** 2).sum()) ** 0.5 / differ
 
 
 def _name(cell: dict[str, Any]) -> str:

@@ -202,10 +202,10 @@ class Drift(Part):
     id: str
     real_drift: float
     generated_drift: float
-    real_logp: float | None = None
+    real_logp: float
     """log p_{theta_t+1} of the real response."""
-    real_bytes: PositiveInt | None = None
-    """Its length in UTF-8. Files written before 2026-11-28 have neither."""
+    real_bytes: PositiveInt
+    """Its length in UTF-8."""
     real_surprise: float | None = None
     """-log p of the real response under the base model, in nats a token; null where there was no SFT."""
     generated_surprise: float | None = None

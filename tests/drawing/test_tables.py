@@ -205,7 +205,6 @@ def test_a_task_in_a_unit_of_its_own_has_a_table_and_no_part_in_the_scores(tmp_p
 
 def test_the_finer_measures_stand_beside_the_greedy_score(root):
     drifts = results.load_heldout(root)
-    drifts = drifts.assign(real_logp=-20.0 - drifts["real_drift"], real_bytes=10)
     scores = results.load_evaluations(root)
     sampled = scores.assign(sampled=scores["score"] / 2)
     bounds, bits = generations.jsd_bounds(drifts), generations.bits_per_byte(drifts)
