@@ -26,12 +26,7 @@ class CardError(KitError):
 
 
 def write(profile: Profile, model: str, seed: int = 0) -> Path:
-    """Write the card of a model to results/PROFILE/seed-S/cards/MODEL.md.
-
-    Args:
-        profile: the validated profile.
-        model: row of a table, such as `spin-3`.
-        seed: training seed.
+    """Write the card of a model, such as `spin-3`, to results/PROFILE/seed-S/cards/MODEL.md.
 
     Raises:
         ResultsError: the model has no results.

@@ -4,6 +4,8 @@ Ours has 95 % intervals (over items and training seeds). The paper's points are 
 digitised where it prints no numbers. A series or point without a run is named below the panels with its reason.
 Figures 1 and 6 have no numbers in the paper, so only ours are shown. Not in the paper: how self-play converges, here,
 and pictures of training and of pairs, in `training_figures`.
+
+Arguments come from where those of `tables` do; `profile` is named in the title of our panel.
 """
 
 from __future__ import annotations
@@ -66,11 +68,7 @@ _LINES = 14
 
 @style()
 def figure1(generations: pd.DataFrame) -> Figure:
-    """Figure 1: a prompt, its real response, and the generations before and after iteration 0.
-
-    Args:
-        generations: From `results.load_generations`.
-    """
+    """Figure 1: a prompt, its real response, and the generations before and after iteration 0."""
     shown = example(generations, MODELS[:2])
     if shown is None:
         figure = new_figure(1.2)
@@ -105,12 +103,7 @@ def figure1(generations: pd.DataFrame) -> Figure:
 
 @style()
 def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
-    """Figure 2: average score by iteration.
-
-    Args:
-        scores: From `draw.scores`, or from `results.load_evaluations` with a column `benchmark` as in `tables.table4`.
-        profile: Named in the title of our panel.
-    """
+    """Figure 2: average score by iteration."""
     tasks = judged(scores)
     found = estimates(scores, CHAIN, tasks)
     gains = estimates(scores, CHAIN[1:], tasks, over="sft")
@@ -144,7 +137,7 @@ def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
 
 @style()
 def figure3(scores: pd.DataFrame, *, profile: str = "") -> Figure:
-    """Figure 3: SFT, DPO and SPIN by benchmark, and on average. Arguments as in `figure2`."""
+    """Figure 3: SFT, DPO and SPIN by benchmark, and on average."""
     measured = [(published.BENCHMARK_LABELS.get(name, task), [task]) for task, name in benchmarks(scores).items()]
     order = list(published.BENCHMARK_LABELS.values())
     measured.sort(key=lambda column: order.index(column[0]) if column[0] in order else len(order))
@@ -188,7 +181,7 @@ def figure3(scores: pd.DataFrame, *, profile: str = "") -> Figure:
 def figure4(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     """Figure 4: more epochs of iteration 0 against iteration 1, on two benchmarks and on average.
 
-    Arguments as in `figure2`; epoch e of iteration 0 is the model `spin-0-epoch-e`.
+    Epoch e of iteration 0 is the model `spin-0-epoch-e`.
     """
     models = ["sft", *(f"spin-0-epoch-{e}" for e in range(1, 6))]
     printed = published.epochs().set_index(["benchmark", "epoch"])
@@ -221,7 +214,7 @@ def figure4(scores: pd.DataFrame, *, profile: str = "") -> Figure:
 
 @style()
 def figure5(scores: pd.DataFrame, *, profile: str = "") -> Figure:
-    """Figure 5: prompts used by one epoch of SPIN against more epochs of SFT. Arguments as in `figure4`.
+    """Figure 5: prompts used by one epoch of SPIN against more epochs of SFT.
 
     The x axis has the paper's sizes as categories: 14, 26 and 50 (thousand there; fiftieths of the profile's
     prompts here), then one and two more epochs of SFT.
@@ -269,15 +262,7 @@ def figure6(
     *,
     profile: str = "",
 ) -> Figure:
-    """Figure 6: a radar of the eight categories of MT-Bench; without grades, of kinds of instructions or our tasks.
-
-    Args:
-        scores: From `draw.scores`.
-        transfer: The same of tasks that nothing was trained on.
-        grades: From `results.load_mt_bench`.
-        instructions: From `draw.scores(profile, "instructions")`.
-        profile: Named in the title.
-    """
+    """Figure 6: a radar of the eight categories of MT-Bench; without grades, of kinds of instructions or our tasks."""
     if grades is not None and not grades.empty:
         means = pd.DataFrame(index=list(MODELS), columns=list(CATEGORIES), dtype=float)
         for model, category in itertools.product(MODELS, CATEGORIES):
@@ -323,14 +308,8 @@ def figure6(
 
 
 def _radar(figure: Figure, names: Sequence[str], ticks: Sequence[int], means: pd.DataFrame) -> None:
-    """A round panel with an axis for each name, clockwise from the top, and a closed line for each model.
-
-    Args:
-        figure: that the panel is added to.
-        names: of the axes.
-        ticks: rings that are drawn and labelled; the last is the rim.
-        means: a row for each model, a column for each axis.
-    """
+    """A round panel with an axis for each column of `means`, clockwise from the top, and a closed line for each row, a
+    model. The last of the `ticks` is the rim."""
     axes: Any = figure.add_subplot(projection="polar")
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
@@ -364,12 +343,7 @@ def _absent(means: pd.DataFrame) -> list[str]:
 
 @style()
 def convergence(measured: pd.DataFrame, bounds: pd.DataFrame) -> Figure:
-    """How far each opponent is from the data: JSD, identical responses, length and similarity.
-
-    Args:
-        measured: From `generations.measures`.
-        bounds: From `generations.jsd_bounds`.
-    """
+    """How far each opponent is from the data: JSD, identical responses, length and similarity."""
     surprising = not bounds.empty and bool(bounds["generated_surprise"].notna().any())
     panels = [
         ("JSD, lower bound (nats)", bounds, "jsd_bound", 1),
@@ -424,15 +398,9 @@ def estimates(
     column: str = "score",
     factor: float = 100,
 ) -> dict[str, Estimate]:
-    """The mean of each model that was measured on these tasks, or its paired difference to another model.
+    """The mean of each model, times a factor, or its paired difference to another one, as `statistics.paired` has it.
 
-    Args:
-        table: As `statistics.paired` takes it.
-        models: Their names; those without a measurement are left out, and a footnote names them.
-        tasks: None: all of them.
-        over: The other model; empty: none.
-        column: What is measured.
-        factor: To the unit of the figure; points for scores.
+    Models without a measurement are left out; a footnote names them.
     """
     found = {}
     for model in models:

@@ -38,11 +38,7 @@ def note(name: str, **values: Any) -> str:
 def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items", group: str = "task") -> str:
     """What the intervals of some models cover, without a full stop; empty if the table has no such model.
 
-    Args:
-        table: Long table with `seed`, `model`, `task` and `id`.
-        models: Those that are shown.
-        unit: What is counted, apart from training seeds.
-        group: What a task is called.
+    Apart from training seeds, it is `unit` that are counted, and a task is called `group`.
     """
     shown = table[table["model"].isin(list(models))]
     if shown.empty:
@@ -57,12 +53,7 @@ def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items"
 
 
 def fewer_seeds(table: pd.DataFrame, models: Iterable[str]) -> str:
-    """Which models lack a training seed that another one has, as sentences; empty if no model does.
-
-    Args:
-        table: Long table with `seed` and `model`.
-        models: Those that are shown; any that the table does not have are left out.
-    """
+    """Which of the models shown lack a training seed that another one has, as sentences; empty if no model does."""
     seeds = {model: sorted(table["seed"][table["model"] == model].unique()) for model in models}
     every = sorted({seed for found in seeds.values() for seed in found})
     lacking = [

@@ -5,6 +5,10 @@ the table. Gains by task and all verdicts on them are in the long form, which be
 
 The paper shows examples in Tables 7 and 8. Its claim about them, that later iterations are more concise than iteration
 0 and closer to the real response, is measured here on all generations, not on the example.
+
+Where the arguments come from: `scores` from `draw.scores` (Table 6: of the kind `transfer`), `summaries` from
+`draw.summaries`, `grades` from `results.load_mt_bench`, `generations` from `results.load_generations`, `measured` from
+`generations.measures` of these, and `heldout` and `bounds` from `generations.jsd_bounds`.
 """
 
 from __future__ import annotations
@@ -79,9 +83,6 @@ class Table:
         return markdown(self)
 
 
-_SHARED = ("data", "base")
-"""Stages whose artifacts all training seeds share."""
-
 _MEASURED = ("pairs", "spin")
 """Stages timed in Table 2."""
 
@@ -98,13 +99,8 @@ _REAL = {"real_tokens": "generated_tokens", "real_distinct": "distinct", "real_s
 """Measures of real responses, and the corresponding ones of generated responses."""
 
 
-def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str] | None = None) -> Table:
-    """Table 1: shots, metric and size of each task, then those of the paper's benchmarks.
-
-    Args:
-        summaries: From `results.load_summaries`.
-        shots: Few-shot examples in each task's prompt; 0 for tasks not listed.
-    """
+def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str]) -> Table:
+    """Table 1: shots, metric and size of each task, then those of the paper's benchmarks; `shots` from `draw.shots`."""
     ours = summaries.drop_duplicates("task").set_index("task")[["metric", "n", "chance"]]
     cells: list[dict[str, Any]] = []
     lines: list[tuple[str, ...]] = []
@@ -117,9 +113,7 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str] | None = None) -
             cells.append(place | {"value" if whose == "ours" else "paper": setting})
 
     for task, metric, n, chance in ours.itertuples():
-        add(
-            task, "ours", (shots or {}).get(task, "0"), metric, str(n), "" if pd.isna(chance) else f"{100 * chance:.1f}"
-        )
+        add(task, "ours", shots.get(task, "0"), metric, str(n), "" if pd.isna(chance) else f"{100 * chance:.1f}")
     for name, setting in published.benchmark_settings().loc[list(published.LEADERBOARD)].iterrows():
         add(str(name), "paper", setting["shots"], setting["metric"], str(setting["items"]), "")
     notes = footnotes.notes("table1", scored="score" in set(ours["metric"]))
@@ -171,7 +165,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
 
 
 def table3(scores: pd.DataFrame, *, preferences: str = "samples") -> Table:
-    """Table 3: SPIN against DPO, and DPO after SPIN. Arguments as in `table4`; `preferences` is the source of DPO's."""
+    """Table 3: SPIN against DPO, and DPO after SPIN; `preferences` is the source of DPO's."""
     rows = {"dpo": "sft", "sft": "", **_iterations(), "spin-3-dpo": "spin-3"}
     averages = published.leaderboard()[["average_printed", "average_recomputed"]]
     last, gain = averages.loc["spin-3-dpo"], averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
@@ -180,27 +174,19 @@ def table3(scores: pd.DataFrame, *, preferences: str = "samples") -> Table:
 
 
 def table4(scores: pd.DataFrame) -> Table:
-    """Table 4: the SFT model and SPIN by iteration on the six benchmarks.
-
-    Args:
-        scores: From `draw.scores`, or from `results.load_evaluations` with the columns `benchmark` (the paper's
-            benchmark that a task is, or ""), `at_chance` and `aside`.
-    """
+    """Table 4: the SFT model and SPIN by iteration on the six benchmarks."""
     return _leaderboard(4, "SPIN by iteration", {"sft": "", **_iterations(scores["model"])}, scores)
 
 
 def table5(scores: pd.DataFrame) -> Table:
-    """Table 5: one more epoch of SFT instead of SPIN. Arguments as in `table4`."""
+    """Table 5: one more epoch of SFT instead of SPIN."""
     return _leaderboard(5, "One more epoch of SFT", {"sft": "", "sft-more-1": "sft"}, scores)
 
 
 def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None, instructions: pd.DataFrame | None = None) -> Table:
     """Table 6: benchmarks outside the leaderboard; here tasks that no model was trained on, and MT-Bench if it was run.
 
-    Args:
-        scores: Of tasks that no model was trained on, from `draw.scores(profile, "transfer")`.
-        grades: From `results.load_mt_bench`.
-        instructions: From `draw.scores(profile, "instructions")`; all eight kinds are one column.
+    All kinds of `instructions`, from `draw.scores(profile, "instructions")`, are one column.
     """
     followed = instructions is not None and not instructions.empty
     if instructions is not None and followed:
@@ -212,10 +198,7 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None, instruction
     cells: list[dict[str, Any]] = []
     lines = []
     for model, baseline in baselines.items():
-        levels, gains = _levels_and_gains(scores, model, baseline, columns)
-        if judged is not None:  # MT-Bench is the first column
-            levels[0] = _graded(levels[0], contrast_of(model), judged)
-            gains[:1] = [_graded(gain, contrast_of(model, baseline), judged) for gain in gains[:1]]
+        levels, gains = _levels_and_gains(scores, model, baseline, columns, judged)
         cells += [*levels, *gains]
         lines.append((label(model), "ours", *map(_score, levels)))
         lines.append(("", "paper", *map(_printed, levels)))
@@ -239,18 +222,12 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None, instruction
 
 
 def table7(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame | None = None) -> Table:
-    """Table 7: generations by iteration for one prompt.
-
-    Args:
-        generations: From `results.load_generations`.
-        measured: From `generations.measures`, of the same generations.
-        heldout: From `generations.jsd_bounds`, for the surprise of held-out responses.
-    """
+    """Table 7: generations by iteration for one prompt."""
     return _generations_table(7, "Generations by iteration for one prompt", example(generations), measured, heldout)
 
 
 def table8(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame | None = None) -> Table:
-    """Table 8: the same for a prompt of another family. Arguments as in `table7`."""
+    """Table 8: the same for a prompt of another family."""
     first = example(generations)
     shown = first and example(generations, other_than=[first.family])
     return _generations_table(8, "Generations by iteration for another prompt", shown, measured, heldout)
@@ -259,12 +236,7 @@ def table8(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFr
 def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Table | None:
     """What would have helped: the profile's arms compared with SFT and with SPIN itself. Not in the paper.
 
-    Args:
-        scores: From `draw.scores`.
-        changes: The settings that each arm changes, by dotted name.
-
-    Returns:
-        None if no arm was evaluated.
+    `changes` are the settings that each arm changes, by dotted name. None if no arm was evaluated.
     """
     measured = list(dict.fromkeys(scores["model"]))
     played = [model for arm in changes for model in measured if ModelName.parse(model).arm == arm]
@@ -302,8 +274,7 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
 def own_units(metrics: pd.DataFrame) -> Table | None:
     """Tasks that are measured in a unit of their own, such as BLEU or perplexity. Not in the paper.
 
-    Args:
-        metrics: From `results.load_summaries(..., part="metrics")`; None is returned if it is empty.
+    `metrics` are those of `results.load_summaries(..., part="metrics")`; None if there are none.
     """
     lines: list[tuple[str, ...]] = []
     cells: list[dict[str, Any]] = []
@@ -326,11 +297,7 @@ def own_units(metrics: pd.DataFrame) -> Table | None:
 def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, discriminated: pd.DataFrame) -> Table:
     """Finer measures of the same models than the greedy score. Not in the paper.
 
-    Args:
-        scores: From `draw.scores`, with `sampled` where answers were sampled.
-        bounds: From `generations.jsd_bounds`.
-        bits: From `generations.bits_per_byte`.
-        discriminated: From `draw.discriminated`.
+    `bits` are from `generations.bits_per_byte`, `discriminated` from `draw.discriminated`.
     """
     scores = results.counted(scores)
     drawn = scores.dropna(subset=["sampled"]) if "sampled" in scores else scores
@@ -411,7 +378,7 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str,
         Columns `seed`, `stage`, `iteration`, `seconds`; the device; and whether they ran alone.
     """
     chains = results.chains(folder)
-    steps = {(seed, n): step for seed, chain in chains for n, step in chain.items() if step["stage"] not in _SHARED}
+    steps = {(s, n): step for s, chain in chains for n, step in chain.items() if step["stage"] not in ("data", "base")}
     timed = {place: step for place, step in steps.items() if step["stage"] in _MEASURED and "-arm-" not in place[1]}
     device = timed[min(timed)]["device"] if timed else "this machine"
     timed = {place: step for place, step in timed.items() if step["device"] == device}
@@ -428,9 +395,7 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str,
 
 
 def benchmarks(scores: pd.DataFrame) -> dict[str, str]:
-    """The paper's benchmark that each task is, or "": from the column `benchmark`, otherwise by name."""
-    if "benchmark" not in scores:
-        return {task: task if task in published.BENCHMARK_LABELS else "" for task in sorted(scores["task"].unique())}
+    """The paper's benchmark that each task is, or ""."""
     tasks = scores.drop_duplicates("task").sort_values("task")
     return dict(zip(tasks["task"], tasks["benchmark"], strict=True))
 
@@ -509,7 +474,7 @@ def _leaderboard(
     cells: list[dict[str, Any]] = []
     lines = []
     for model, baseline in baselines.items():
-        levels, gains = _levels_and_gains(scores, model, baseline, columns)
+        levels, gains = _levels_and_gains(scores, model, baseline, columns, None)
         cells += [*levels, *gains]
         ours, theirs = ["", "", ""], ["", "", ""]
         if gains:
@@ -533,27 +498,34 @@ def _iterations(measured: Iterable[str] = ()) -> dict[str, str]:
 
 
 def _levels_and_gains(
-    scores: pd.DataFrame, model: str, baseline: str, columns: Mapping[str, Sequence[str]]
+    scores: pd.DataFrame, model: str, baseline: str, columns: Mapping[str, Sequence[str]], grades: pd.DataFrame | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A model's cell in every column, and its gain over its baseline in every column, if it has one."""
-    levels = [_cell(scores, model, "", column, tasks) for column, tasks in columns.items()]
-    return levels, [_cell(scores, model, baseline, column, tasks) for column, tasks in columns.items() if baseline]
+    levels = [_cell(scores, model, "", *column, grades) for column in columns.items()]
+    return levels, [_cell(scores, model, baseline, *column, grades) for column in columns.items() if baseline]
 
 
-def _cell(scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: Sequence[str]) -> dict[str, Any]:
-    """One score, or with a baseline one gain: the paper's, and ours with its interval or why it is missing."""
+def _cell(
+    scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: Sequence[str], grades: pd.DataFrame | None
+) -> dict[str, Any]:
+    """One score, or with a baseline one gain: the paper's, and ours with its interval or why it is missing.
+
+    Points; for MT-Bench, with a judge's grades, 1 to 10.
+    """
     printed = [published.score(name, column) for name in (model, baseline) if name]
     paper = None if None in printed else printed[0]
     if baseline and paper is not None:
         paper = round(paper - (printed[1] or 0.0), 2)
     cell: dict[str, Any] = {"row": label(model), "column": column, "quantity": _quantity(baseline), "paper": paper}
-    if not tasks:
+    graded = grades if column == "mt_bench" else None
+    if not tasks and graded is None:
         absent = f"this profile does not measure {published.BENCHMARK_LABELS.get(column, column)}"
         return cell | {"reason": "MT-Bench needs a judge model and none was run" if column == "mt_bench" else absent}
+    contrast = contrast_of(model, baseline)
     try:
-        estimate = paired(scores, contrast_of(model, baseline), tasks=tasks).times(100)
+        estimate = paired(scores, contrast, tasks=tasks).times(100) if graded is None else mean_grade(graded, contrast)
     except StatisticsError as error:
-        return cell | {"reason": str(error)}
+        return cell | {"reason": str(error) if graded is None else f"MT-Bench: {error}"}
     cell |= _numbers(estimate)
     if paper is None:
         return cell
@@ -562,17 +534,6 @@ def _cell(scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: S
         cell["verdict"] = verdict(estimate, DIRECTION_MARGIN, claim="greater" if paper > 0 else "less")
         cell["size_verdict"] = verdict(estimate, size_margin(paper), claim="same_size", value=paper)
     return cell
-
-
-def _graded(cell: Mapping[str, Any], contrast: Mapping[str, float], grades: pd.DataFrame) -> dict[str, Any]:
-    """A cell of MT-Bench from the judge's grades, 1 to 10, or why it is missing."""
-    cell = {name: value for name, value in cell.items() if name != "reason"}
-    try:
-        estimate = mean_grade(grades, contrast)
-    except StatisticsError as error:
-        return cell | {"reason": f"MT-Bench: {error}"}
-    cell |= _numbers(estimate)
-    return cell if cell["paper"] is None else cell | {"difference": estimate.difference - cell["paper"]}
 
 
 def _columns(scores: pd.DataFrame, wanted: Sequence[str], *, always: bool = False) -> dict[str, list[str]]:

@@ -1,4 +1,8 @@
-"""Pictures of the theory: every point in them is exact, nothing is sampled or trained on text."""
+"""Pictures of the theory: every point in them is exact, nothing is sampled or trained on text.
+
+Distributions are log-probabilities of K answers, shape (K,): `data` is log p_data, `opponent` log p_t and `start`
+log p_0. `beta` is the paper's lambda, and each of `betas` has a line or panel of its own.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +44,7 @@ def losses() -> Figure:
 def fixed_point(data: Tensor, opponent: Tensor, betas: Sequence[float]) -> Figure:
     """Theorem 5.2: around p_t = p_data the loss only rises; elsewhere moving to the data lowers it for some lambda.
 
-    Args:
-        data: log p_data, shape (K,).
-        opponent: another distribution, shape (K,).
-        betas: values of lambda for the left panel.
+    `betas` are those of the left panel.
     """
     direction = opponent - data
     shifts = np.linspace(-2, 2, 81)
@@ -69,13 +70,7 @@ def fixed_point(data: Tensor, opponent: Tensor, betas: Sequence[float]) -> Figur
 
 @style()
 def updates(opponent: Tensor, data: Tensor, betas: Sequence[float]) -> Figure:
-    """Theorem 5.4: the next policy for several lambda, by the law (bars) and by optimisation (crosses).
-
-    Args:
-        opponent: log p_t, shape (K,).
-        data: log p_data.
-        betas: a panel for each lambda.
-    """
+    """Theorem 5.4: the next policy for several lambda, by the law (bars) and by optimisation (crosses)."""
     rows = math.ceil(len(betas) / 2)
     figure = new_figure(0.45 + 1.35 * rows)
     panels = np.atleast_1d(figure.subplots(rows, min(2, len(betas)), sharey=True)).ravel()
@@ -92,14 +87,7 @@ def updates(opponent: Tensor, data: Tensor, betas: Sequence[float]) -> Figure:
 
 @style()
 def after(start: Tensor, data: Tensor, beta: float, iterations: int) -> Figure:
-    """The policy after some exact iterations, between where it started and the data.
-
-    Args:
-        start: log p_0, shape (K,).
-        data: log p_data.
-        beta: lambda.
-        iterations: how many exact iterations were played, 0 or more.
-    """
+    """The policy after some exact iterations, 0 or more, between where it started and the data."""
     policy = theory.iterate(start, data, beta=beta, iterations=iterations)[-1]
     figure = new_figure(1.9)
     axes = figure.subplots()
@@ -113,14 +101,7 @@ def after(start: Tensor, data: Tensor, beta: float, iterations: int) -> Figure:
 
 @style()
 def distances(start: Tensor, data: Tensor, betas: Sequence[float], iterations: int = 6) -> Figure:
-    """The gap to the data over exact iterations: times |1 - 1/lambda| each, so it shrinks above 1/2 only.
-
-    Args:
-        start: log p_0, shape (K,).
-        data: log p_data.
-        betas: a line for each lambda.
-        iterations: number of exact iterations.
-    """
+    """The gap to the data over exact iterations: times |1 - 1/lambda| each, so it shrinks above 1/2 only."""
     floor = 1e-4
     figure = new_figure(2.3)
     axes = figure.subplots()
@@ -146,11 +127,6 @@ def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float]) -> Fi
     The loss depends on the policy through f = lambda log p/p_t alone. With a learning rate proportional to
     1/lambda^2 the descent in f, and so the upper panel, is the same for every lambda, while the policy
     p_t exp(f/lambda) goes further the smaller lambda is.
-
-    Args:
-        opponent: log p_t, shape (K,).
-        data: log p_data.
-        betas: a line for each lambda in the lower panel.
     """
     bound = math.log(2) - float(theory.pair_divergence(opponent, data))
     floor, steps = 1e-5, 1000

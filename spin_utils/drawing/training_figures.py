@@ -1,4 +1,7 @@
-"""Pictures of training that the paper does not have: loss, rewards and margin, and when an iteration of SPIN helps."""
+"""Pictures of training that the paper does not have: loss, rewards and margin, and when an iteration of SPIN helps.
+
+`loss` is the function l of the run.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +50,8 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss:
     Every iteration starts at loss l(0), log 2 for the logistic one, and reward 0: there the policy is its own opponent.
 
     Args:
-        training: From `results.load_training`: `seed`, `model`, `step`, `loss`, `rewards_real`,
-            `rewards_generated`, `margin`.
-        models: Models whose training is drawn, in order; by default the paper's iterations and those after them.
-        loss: The function l of the run.
+        training: From `results.load_training`.
+        models: Those that are drawn, in order; by default the paper's iterations and those after them.
     """
     models = models or list(dict.fromkeys([*main_chain(4)[1:], *iterates(training["model"])]))
     present = [model for model in models if model in set(training["model"])]
@@ -98,7 +99,6 @@ def loss_curve(training: pd.DataFrame, title: str = "", *, loss: Loss = "logisti
         training: One run's metrics: `step`, `loss`; with `margin` it is a loss of pairs, which starts at l(0), and
             without it that of SFT, in nats per response token.
         title: A few words above the axes.
-        loss: The function l of a run on pairs.
     """
     pairs = "margin" in training
     figure = new_figure(1.9)
@@ -113,11 +113,7 @@ def loss_curve(training: pd.DataFrame, title: str = "", *, loss: Loss = "logisti
 
 @style()
 def response_lengths(pairs: pd.DataFrame) -> Figure:
-    """How long real and generated responses are.
-
-    Args:
-        pairs: A row per pair: `real_tokens`, `generated_tokens`.
-    """
+    """How long real and generated responses are; `pairs` has a row per pair: `real_tokens`, `generated_tokens`."""
     longest = int(pairs[["real_tokens", "generated_tokens"]].to_numpy().max(initial=1))
     width = max(1, longest // 40)
     edges = [0.5 + width * number for number in range(longest // width + 2)]
@@ -133,11 +129,8 @@ def response_lengths(pairs: pd.DataFrame) -> Figure:
 
 @style()
 def map_figure(summary: pd.DataFrame) -> Figure:
-    """Draw the map: each cell's value, in bold if its 95 % interval excludes no effect, and Theorem 5.4's line.
-
-    Args:
-        summary: from `paper.map.summary`.
-    """
+    """Draw the map, from `paper.map.summary`: each cell's value, in bold if its 95 % interval excludes no effect, and
+    Theorem 5.4's line."""
     cells = summary[summary["kind"] == "spin"]
     betas, steps = sorted(cells["beta"].unique()), sorted(cells["steps"].unique())
     shown = {measure: title for measure, title in PANELS.items() if measure in cells}

@@ -22,8 +22,7 @@ _SHADES = LinearSegmentedColormap.from_list("scores", ["#ede8e0", REAL], 101)
 def turns(scores: pd.DataFrame) -> Figure:
     """Every item under every model, and how many became right or wrong from one model to the next.
 
-    Args:
-        scores: from `Run.scores`: a row per (task, id), a column per model in order, scores from 0 to 1.
+    `scores` are from `Run.scores`: a row per (task, id), a column per model in order, scores from 0 to 1.
     """
     models = list(scores.columns)
     names = [label(model).replace("SPIN iteration", "iter.") for model in models]
@@ -67,11 +66,7 @@ def _steps(axes: Axes, scores: pd.DataFrame, names: list[str]) -> None:
 
 @style()
 def parting(pairs: pd.DataFrame) -> Figure:
-    """Share of the real answer that the opponent writes too before the two diverge, by family.
-
-    Args:
-        pairs: from `explore.pairs`.
-    """
+    """Share of the real answer that the opponent writes too before the two diverge, by family; from `Run.pairs`."""
     families = sorted(pairs["family"].unique())
     share = (pairs["shared_tokens"] / pairs["real_tokens"]).clip(0, 1).where(~pairs["identical"], 1.0)
     figure = new_figure(0.3 * len(families) + 0.65)

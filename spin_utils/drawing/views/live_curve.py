@@ -26,21 +26,13 @@ SHARE = 0.02
 
 
 def watch(loss: Loss = "logistic") -> None:
-    """Show the curve of every run that this notebook trains, if it is open in a front end.
-
-    Args:
-        loss: the function l of runs on pairs.
-    """
+    """Show the curve of every run that this notebook trains, if it is open in a front end."""
     if runtime.in_notebook():
         trackers.WATCHERS[:] = [partial(open_curve, loss=loss)]
 
 
 def open_curve(title: str, *, loss: Loss = "logistic") -> tuple[Callable[[dict[str, float]], None], Callable[[], None]]:
-    """Show a curve that grows.
-
-    Args:
-        title: a few words for the run.
-        loss: as in `watch`.
+    """Show a curve that grows; `loss` is the function l of a run on pairs.
 
     Returns:
         A function that takes one metric row (`step`, `loss`, and `margin` if it is of pairs), and one that draws the

@@ -26,11 +26,7 @@ _TEXT = f"min-width:7em; {_WRAP}; margin:0; font-size:0.9em; background:none"
 
 
 def texts(frame: pd.DataFrame) -> HTML:
-    """A table of texts and numbers; its index is left out.
-
-    Args:
-        frame: rows to show, few enough to read.
-    """
+    """A table of texts and numbers; its index is left out."""
     head = "".join(f'<th style="{_CELL}">{escape(str(name))}</th>' for name in frame.columns)
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in frame.itertuples(index=False))
     rows = rows or f'<tr><td colspan="{len(frame.columns)}" style="{_CELL}"><i>nothing to show</i></td></tr>'
@@ -38,11 +34,7 @@ def texts(frame: pd.DataFrame) -> HTML:
 
 
 def changes(answers: Mapping[str, Sequence[tuple[str, float]]]) -> HTML:
-    """Answers as coloured tokens, one below the other.
-
-    Args:
-        answers: by model, the text of each token and its log policy/opponent in nats.
-    """
+    """Answers by model, one below the other: each token with its log policy/opponent in nats, which is its colour."""
     lines = "".join(
         f'<tr><th style="{_CELL}">{escape(name)}</th><td style="{_CELL}"><pre style="{_TEXT}">'
         f"{''.join(_token(text, change) for text, change in tokens)}</pre></td></tr>"

@@ -2,6 +2,8 @@
 
 Text is set in one fixed-width font, so that widths are counted and not measured. It is drawn character for character:
 nothing in it is taken as mathematics or markup. Characters that the font does not have are shown as an empty box.
+
+`scores` are from `measure.token_scores` and `sums` from `measure.answer_sums`; `example` names the one to draw.
 """
 
 from __future__ import annotations
@@ -34,12 +36,7 @@ _SURPRISE = LinearSegmentedColormap.from_list("surprise", ["#7a2e00", GENERATED,
 
 
 def surprise(scores: pd.DataFrame, example: str) -> Figure:
-    """How likely each checkpoint finds each token of an answer: white is certain, dark is a surprise.
-
-    Args:
-        scores: from `token_scores.score`.
-        example: which one to draw.
-    """
+    """How likely each checkpoint finds each token of an answer: white is certain, dark is a surprise."""
     chosen = scores[scores["example"] == example]
     low = min(-1.0, float(chosen["logp"].quantile(0.02)))
     label = "log-probability of the token (nats)"
@@ -50,12 +47,9 @@ def pushes(scores: pd.DataFrame, example: str, checkpoints: Sequence[str] = ()) 
     """What training did to each token of a pair: blue and a bar up is pushed up against the opponent, orange and a
     bar down is pushed down.
 
-    Tokens before a grey stroke are the same in both answers. They are pushed alike and cancel in the margin.
-
-    Args:
-        scores: from `token_scores.score`, whose first checkpoint is the opponent.
-        example: which one to draw.
-        checkpoints: which of the later ones to draw; all by default. The colours are the same for any choice.
+    Tokens before a grey stroke are the same in both answers. They are pushed alike and cancel in the margin. The first
+    checkpoint is the opponent. Of the later ones `checkpoints` are drawn, or all; the colours are the same for any
+    choice.
     """
     chosen = scores[scores["example"] == example]
     later = list(dict.fromkeys(chosen["checkpoint"]))[1:]
@@ -68,12 +62,7 @@ def pushes(scores: pd.DataFrame, example: str, checkpoints: Sequence[str] = ()) 
 
 @style()
 def followed(sums: pd.DataFrame, example: str) -> Figure:
-    """The two sums of a pair through training: what the loss sees of all those tokens.
-
-    Args:
-        sums: from `token_scores.sums`.
-        example: which pair to draw.
-    """
+    """The two sums of a pair through training: what the loss sees of all those tokens."""
     chosen = sums[sums["example"] == example]
     names = list(dict.fromkeys(chosen["checkpoint"]))
     figure = new_figure(1.9)
