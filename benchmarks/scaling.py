@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from spin_utils.experiment import estimate
 from spin_utils.experiment.estimate import CHARACTERS, Architecture, Workload
@@ -45,11 +47,50 @@ def main() -> None:
 
 
 def render() -> str:
-    """The page; the same measurements give the same bytes."""
-    profile = profiles.load("paper")
-    sections = [_head(), _assumptions(profile), _measured(), _hours(profile), _bounds(profile), _memory(profile)]
-    sections.append(_disk(profile))
-    return "\n\n".join([*sections, _limits(profile)]) + "\n"
+    """The page, from scaling.md.j2; the same measurements give the same bytes."""
+    profile, run, measured = profiles.load("paper"), Workload(), summaries()
+    training, (sampled, trained) = profile.spin.training, shares()
+    fits, samples = (
+        [name for name, a in MODELS.items() if needed(a, profile) <= GPU_MEMORY]
+        for needed in (training_bytes, sampling_bytes)
+    )
+    too_large = [name for name, a in MODELS.items() if 2 * a.parameters > GPU_MEMORY]
+    states = {name: estimate.optimizer_state(a, training) for name, a in MODELS.items()}
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE.parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {"short": _short, "listed": lambda names: ", ".join(names) or "none"}
+    return templates.get_template("scaling.md.j2").render(
+        run=run,
+        spin=profile.spin,
+        training=training,
+        generation=profile.generation,
+        template=profile.template,
+        trained=trained,
+        sampled=sampled,
+        sampling_measured=SAMPLED in measured["results"]["ratios"],
+        summaries=measured,
+        models=MODELS,
+        gpus=GPUS,
+        prompts=PROMPTS,
+        rate=DISK_RATE,
+        tokens=run.prompt_tokens + run.real_tokens + run.generated_tokens,
+        characters=CHARACTERS,
+        kept_logits=logprobs.KEPT_LOGITS,
+        hours=[(m, n, [chain_hours(a, n, gpus, profile) for gpus in GPUS]) for m, a in MODELS.items() for n in PROMPTS],
+        bounds=list(_bounds(profile)),
+        memory=[_memory(name, profile) for name in MODELS],
+        disk=[(name, estimate.checkpoint(a), states[name]) for name, a in MODELS.items()],
+        fits=fits,
+        samples=samples,
+        too_large=too_large,
+        fewer_rows=[name for name in MODELS if name not in (*samples, *too_large)],
+        slow=[name for name, state in states.items() if state / DISK_RATE > 60 * training.save_minutes / 10],
+        saved=_saved,
+    )
 
 
 def chain_hours(architecture: Architecture, prompts: int, gpus: int, profile: Profile) -> tuple[float, float]:
@@ -91,73 +132,14 @@ def sampling_bytes(architecture: Architecture, profile: Profile) -> float:
     return estimate.sampling_memory(architecture, rows, prompt=prompt, answer=answer, width=2, gpu=True).total()
 
 
-def _head() -> str:
-    return (
-        "# Predicted cost at scale\n\n"
-        "Written by `python -m benchmarks.scaling` from the cost model, the memory model and the measured ratios in\n"
-        "[results](results). These are predictions: nothing was run at these sizes."
-    )
-
-
-def _assumptions(profile: Profile) -> str:
-    run, (sampled, trained) = Workload(), shares()
-    training = profile.spin.training
-    measured = SAMPLED in summaries()["results"]["ratios"]
-    source = "as measured there" if measured else "which is training's share: its own has not been measured"
-    return "\n".join(
-        [
-            "## Assumptions",
-            "",
-            f"- A GPU has {run.peak_flops / 1e12:.0f} TFLOP/s in bf16 and {run.bandwidth / 1e12:.2f} TB/s of memory "
-            "bandwidth (data sheet of the A100 with 80 GB). Of the limit that bounds it, training reaches "
-            f"{trained:.0%}, as measured on the two cores of [`results`](results), since no GPU has been measured yet. "
-            f"Sampling reaches {sampled:.0%}, {source}.",
-            f"- {run.prompt_tokens}, {run.real_tokens} and {run.generated_tokens} tokens for prompt, real and "
-            "generated response; the paper does not give lengths.",
-            f"- {profile.spin.iterations} iterations of {training.epochs} epochs, batch {training.batch_size}, pairs "
-            "of t-1 mixed in, as in the profile `paper`. SFT, evaluation and the experiments around the chain are not "
-            "included.",
-            "- Work is split evenly and communication is free, so with several GPUs the true hours are longer.",
-            f"- {run.decoded_together} rows are decoded together. Gradient checkpointing is counted in memory; the "
-            "operations it repeats are not counted in hours.",
-        ]
-    )
-
-
-def _measured() -> str:
-    lines = ["## What was measured", "", "With SmolLM2-135M, on each machine at the commit recorded in its files."]
-    for folder, summary in summaries().items():
-        machine = summary["machine"]
-        lines += ["", f"[`{folder}`]({folder}): {machine['cpu']}, {machine['device']}.", ""]
-        lines += ["| ratio | median | low | high | runs |", "|---|---:|---:|---:|---:|"]
-        for name, ratio in sorted(summary["ratios"].items()):
-            numbers = f"{ratio['median']:.2f} | {ratio['low']:.2f} | {ratio['high']:.2f} | {ratio['runs']}"
-            lines.append(f"| {name} | {numbers} |")
-    return "\n".join(lines)
-
-
 def summaries() -> dict[str, Mapping[str, Any]]:
     """The summary of every machine that was measured, by folder; `make bench` writes into `results`."""
     found = sorted(PAGE.parent.glob("results*/summary.json"))
     return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
 
 
-def _hours(profile: Profile) -> str:
-    lines = ["## Hours of the main chain", "", "Generation + training, by number of GPUs.", ""]
-    lines += [f"| model | prompts | {' | '.join(map(str, GPUS))} |", f"|---|---:|{'---:|' * len(GPUS)}"]
-    for name, architecture in MODELS.items():
-        for prompts in PROMPTS:
-            cells = []
-            for gpus in GPUS:
-                generation, training = chain_hours(architecture, prompts, gpus, profile)
-                cells.append(f"{_number(generation)} + {_number(training)}")
-            lines.append(f"| {name} | {prompts:,} | {' | '.join(cells)} |")
-    batch = profile.spin.training.batch_size
-    return "\n".join([*lines, "", f"Training gets no faster above {batch} GPUs, because a batch has {batch} pairs."])
-
-
-def _bounds(profile: Profile) -> str:
-    """What bounds each step of the paper's iteration 0: its operations, or the bytes that it reads and writes."""
+def _bounds(profile: Profile) -> Iterator[tuple[str, float, float]]:
+    """The steps of the paper's iteration 0: hours of their operations, and of the bytes they read and write."""
     a, run, training = Architecture(), Workload(), profile.spin.training
     responses = run.real_tokens + run.generated_tokens
     pairs = run.prompts * estimate.forward_flops(a, run.prompt_tokens, run.real_tokens, run.generated_tokens)
@@ -176,146 +158,27 @@ def _bounds(profile: Profile) -> str:
         # Reads and writes master weights and RMSprop's average in float32, reads the gradient, writes the weights.
         "training: weights are updated": (0.0, updates * a.parameters * (2 * (4 + 4) + 2 + 2)),
     }
-    lines = [
-        "## What bounds each step",
-        "",
-        f"Iteration 0 of the paper's run, {run.prompts:,} prompts with Mistral-7B on {run.gpus} GPUs: hours at full "
-        "matrix rate and at full memory bandwidth. Bytes are those of weights, cache and optimizer; activations "
-        "are not counted.",
-        "",
-        "| step | operations | bytes | bound by |",
-        "|---|---:|---:|---|",
-    ]
     for name, (flops, read) in steps.items():
-        hours = [flops / run.peak_flops / run.gpus / 3600, read / run.bandwidth / run.gpus / 3600]
-        bound = "matrix rate" if hours[0] > hours[1] else "bandwidth"
-        lines.append(f"| {name} | {_number(hours[0])} | {_number(hours[1])} | {bound} |")
-    return "\n".join(lines)
+        yield name, flops / run.peak_flops / run.gpus / 3600, read / run.bandwidth / run.gpus / 3600
 
 
-def _memory(profile: Profile) -> str:
-    tokens = profile.spin.training.micro_batch_tokens
-    columns = " | ".join(f"training, {n} GPU{'s' if n > 1 else ''}" for n in GPUS)
-    lines = [
-        "## Memory per GPU, GB",
-        "",
-        f"Training with RMSprop, float32 master weights, micro-batches of {tokens:,} tokens and gradient "
-        "checkpointing; sampling with the full weights on each GPU.",
-        "",
-        f"| model | parameters | {columns} | fewest 80 GB GPUs | sampling |",
-        f"|---|---:|{'---:|' * (len(GPUS) + 2)}",
-    ]
-    for name, architecture in MODELS.items():
-        cells = [_number(training_bytes(architecture, profile, gpus) / 1e9) for gpus in GPUS]
-        least = _first(lambda n, a=architecture: training_bytes(a, profile, n) <= GPU_MEMORY, range(1, 4097))
-        sampling = _number(sampling_bytes(architecture, profile) / 1e9)
-        size = f"{architecture.parameters / 1e9:.3g} B"
-        lines.append(f"| {name} | {size} | {' | '.join(cells)} | {least or 'more than 4096'} | {sampling} |")
-    return "\n".join(lines)
+def _memory(name: str, profile: Profile) -> tuple[str, int, list[float], int | None, float]:
+    """A model's parameters, bytes to train it on so many GPUs, the fewest that can, and bytes to sample from it."""
+    a = MODELS[name]
+    fewest = next((n for n in range(1, 4097) if training_bytes(a, profile, n) <= GPU_MEMORY), None)
+    needed = [training_bytes(a, profile, gpus) for gpus in GPUS]
+    return name, a.parameters, needed, fewest, sampling_bytes(a, profile)
 
 
-def _disk(profile: Profile) -> str:
-    lines = [
-        "## Disk, GB",
-        "",
-        "| model | one checkpoint | resume state | seconds to write it |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, architecture in MODELS.items():
-        state = estimate.optimizer_state(architecture, profile.spin.training)
-        checkpoint = estimate.checkpoint(architecture)
-        lines.append(
-            f"| {name} | {_number(checkpoint / 1e9)} | {_number(state / 1e9)} | {_number(state / DISK_RATE)} |"
-        )
-    run = Workload()
-    tokens = run.prompt_tokens + run.real_tokens + run.generated_tokens
-    pairs = ", ".join(f"{prompts:,}: {_number(4 * tokens * prompts / 1e9)} GB" for prompts in PROMPTS)
-    return "\n".join(
-        [*lines, "", f"Writing at {DISK_RATE / 1e9:.0f} GB/s. Pairs per iteration, by number of prompts: {pairs}."]
-    )
+def _saved(name: str) -> float:
+    """Share of a pair's operations that its shared prompt saves."""
+    a, run = MODELS[name], Workload()
+    answers = (run.real_tokens, run.generated_tokens)
+    apart = sum(estimate.forward_flops(a, run.prompt_tokens, answer) for answer in answers)
+    return 1 - estimate.forward_flops(a, run.prompt_tokens, *answers) / apart
 
 
-def _limits(profile: Profile) -> str:
-    return "\n".join(
-        ["## Where each design decision breaks down", "", *(f"- {line}" for line in _limit_lines(profile))]
-    )
-
-
-def _limit_lines(profile: Profile) -> Iterator[str]:
-    run, training = Workload(), profile.spin.training
-    fits = [name for name, a in MODELS.items() if training_bytes(a, profile) <= GPU_MEMORY]
-    yield (
-        f"**Float32 master weights in one process.** 14 bytes per parameter with RMSprop. Of the models above, "
-        f"{_list(fits)} train on one 80 GB GPU; larger ones have to be sharded (FSDP2, ZeRO-3)."
-    )
-    samples = [name for name, a in MODELS.items() if sampling_bytes(a, profile) <= GPU_MEMORY]
-    whole = [name for name, a in MODELS.items() if 2 * a.parameters > GPU_MEMORY]
-    others = [name for name in MODELS if name not in (*samples, *whole)]
-    yield (
-        f"**The kit's sampler keeps the full weights on one device.** With {profile.generation.batch_size} rows of "
-        f"{profile.template.max_prompt_tokens + profile.generation.max_new_tokens} tokens, {_list(samples)} fit in "
-        f"80 GB. {_list(others)}: use fewer rows. {_list(whole)}: the weights alone do not fit, so use vLLM with "
-        "tensor parallelism."
-    )
-    yield (
-        f"**Batch {training.batch_size}, as in the paper.** Pairs are divided among GPUs, so training can use at most "
-        f"{training.batch_size}. More need a larger batch, which is another experiment."
-    )
-    slow = [
-        name
-        for name, a in MODELS.items()
-        if estimate.optimizer_state(a, training) / DISK_RATE > 60 * training.save_minutes / 10
-    ]
-    yield (
-        f"**A resume state every {training.save_minutes:g} minutes.** Written by one process at "
-        f"{DISK_RATE / 1e9:.0f} GB/s it takes more than a tenth of that time for {_list(slow)}: raise `save_minutes`."
-    )
-    row = CHARACTERS * (run.prompt_tokens + run.real_tokens)
-    yield (
-        f"**Demonstrations are read into memory** to check and shuffle them: their text alone is "
-        f"{', '.join(f'{_number(row * n / 1e9)} GB at {n:,} prompts' for n in PROMPTS)}. Pairs stay on disk."
-    )
-    answers = CHARACTERS * (run.prompt_tokens + run.real_tokens + run.generated_tokens)
-    yield (
-        "**Results contain every generated response as text**, so that tables can be drawn without a model: "
-        f"{', '.join(f'{_number(answers * n / 1e9)} GB per iteration at {n:,}' for n in PROMPTS)}. Beyond the "
-        "paper's size they no longer belong in git."
-    )
-    steps = [2 * n * training.epochs // training.batch_size for n in PROMPTS]
-    yield (
-        "**One row of metrics per step.** A later iteration has "
-        f"{', '.join(f'{step:,} steps at {n:,} prompts' for step, n in zip(steps, PROMPTS, strict=True))}: raise "
-        "`log_every`."
-    )
-    seventy = MODELS["Llama-3-70B"]
-    share = estimate.forward_flops(seventy, run.prompt_tokens, run.real_tokens, run.generated_tokens)
-    apart = sum(estimate.forward_flops(seventy, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens))
-    small = MODELS["SmolLM2-135M"]
-    shared = estimate.forward_flops(small, run.prompt_tokens, run.real_tokens, run.generated_tokens)
-    twice = sum(estimate.forward_flops(small, run.prompt_tokens, n) for n in (run.real_tokens, run.generated_tokens))
-    yield (
-        f"**The shared prompt** saves {1 - shared / twice:.0%} of the operations of a pair with SmolLM2-135M and "
-        f"{1 - share / apart:.0%} with Llama-3-70B at the lengths above; it saves little if prompts are short "
-        "compared with responses."
-    )
-    head = Architecture()
-    yield (
-        f"**The LM head in chunks** keeps at most {_number(2 * logprobs.KEPT_LOGITS / 1e9)} GB of logits, whatever "
-        f"the vocabulary; all logits of a micro-batch of {training.micro_batch_tokens:,} tokens would take "
-        f"{_number(2 * training.micro_batch_tokens * seventy.vocabulary / 1e9)} GB with Llama-3's vocabulary and "
-        f"{_number(2 * training.micro_batch_tokens * head.vocabulary / 1e9)} GB with Mistral's."
-    )
-
-
-def _first(holds: Callable[[int], bool], numbers: Sequence[int]) -> int | None:
-    return next((n for n in numbers if holds(n)), None)
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
-
-
-def _number(value: float) -> str:
+def _short(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
 
 
