@@ -28,7 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
 from benchmarks import sample_vs_generate, train_vs_trl
-from benchmarks.interleaved import RESULTS, fast_precision, hand_over, machine, wall, write
+from benchmarks.interleaved import RESULTS, alone, fast_precision, hand_over, machine, wall, write
 from spin_utils.experiment import estimate
 from spin_utils.model import lora, vllm
 from spin_utils.model.base import device
@@ -68,13 +68,13 @@ def model_of(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def train_ours(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    seconds = train_vs_trl.run_ours(folder, "ultrachat", PAIRS, STEPS, wall, fast_precision(), 16_384, False)
+    seconds = train_vs_trl.run_ours(folder, "ultrachat", PAIRS, STEPS, fast_precision(), 16_384, False)
     return {"rate": _rate(PAIRS, seconds)}
 
 
 def train_trl(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     size = min(options.micro_batch, PAIRS)
-    seconds = train_vs_trl.run_trl(folder, "ultrachat", PAIRS, STEPS, wall, fast_precision(), size, True)
+    seconds = train_vs_trl.run_trl(folder, "ultrachat", PAIRS, STEPS, fast_precision(), size, True)
     return {"rate": _rate(PAIRS, seconds)}
 
 
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model_of(configuration("qwen", options.tiny)).save_pretrained(folder)
         for name in wanted:
-            given = PARTS[name](Path(folder), options) if options.tiny else _alone(name, folder, options, until)
+            given = PARTS[name](Path(folder), options) if options.tiny else _alone(name, folder, until)
             found[name] = given
             print(f"{name:24} {json.dumps(given)}", flush=True)
     document = {"machine": machine(), **summary(found, options.tiny), "parts": found}
@@ -184,17 +184,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(write("gpu", document, options.out))
 
 
-def _alone(name: str, folder: str, options: argparse.Namespace, until: float) -> dict[str, Any]:
+def _alone(name: str, folder: str, until: float) -> dict[str, Any]:
     """A part in a process of its own; what went wrong if it did."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--folder", folder]
-    command += ["--vllm", options.vllm, "--micro-batch", str(options.micro_batch)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, until - time.monotonic()))
+        return alone("--part", name, "--folder", folder, seconds=max(1.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
         return {"failed": "the minutes were over"}
-    if done.returncode:
-        return {"failed": (done.stderr or done.stdout)[-1500:]}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    except SystemExit as failure:
+        return {"failed": str(failure)[-1500:]}
 
 
 def summary(found: dict[str, dict[str, Any]], tiny: bool) -> dict[str, Any]:

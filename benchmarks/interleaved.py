@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,25 +37,17 @@ def wall() -> float:
     return time.perf_counter()
 
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": wall, "cpu": time.process_time}
-"""`cpu` counts the processor seconds of this process: for a machine that others use, with one thread."""
-
-
-def alone(*arguments: object, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The benchmark that is running, in a process of its own with further arguments.
-
-    Args:
-        arguments: What is added to this process's own command line.
-        environment: Of the process; None: as here.
-
-    Returns:
-        What that process gave to `hand_over`.
+def alone(
+    *arguments: object, environment: Mapping[str, str] | None = None, seconds: float | None = None
+) -> dict[str, Any]:
+    """The benchmark that is running, in a process of its own with further arguments; what that gave to `hand_over`.
 
     Raises:
         SystemExit: it failed; with the end of what it said.
+        TimeoutExpired: it was not done in so many seconds.
     """
     command = [sys.executable, *sys.orig_argv[1:], *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -75,15 +68,9 @@ def hand_over(**values: Any) -> None:
 
 
 def rounds(ways: Sequence[str], runs: int, *arguments: object) -> dict[str, list[dict[str, Any]]]:
-    """Measure every way `runs` times, each in a process of its own, one after the other in each round.
+    """Measure every way, for the option `--way`, in a process of its own, one after the other in each round.
 
-    Args:
-        ways: Names, for the option `--way`.
-        runs: Rounds.
-        arguments: Further options of each process, which hands over `rate`, the work done in a second.
-
-    Returns:
-        By way, what each round gave.
+    Each process hands over `rate`, the work done in a second. Returned is what each round gave, by way.
     """
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for number in range(runs):
@@ -129,16 +116,12 @@ def load(folder: str | Path, precision: str | None = None) -> PreTrainedModel:
 
 def machine() -> dict[str, Any]:
     """Processor, threads, precision, matmul rate, commit and versions, and the accelerator as `device`."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    fields = [tuple(part.strip() for part in line.split(":", 1)) for line in lines if ":" in line]
-    names = [value for key, value in fields if key == "model name"]
-    units = [
-        unit for unit in ("amx_bf16", "avx512_bf16") if any(key == "flags" and unit in value for key, value in fields)
-    ]
+    known = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = re.search(r"^model name\s*: (.*)", known, re.MULTILINE)
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": name[1] if name else platform.processor(),
         "cores": torch.get_num_threads(),
-        "bf16_units": units,
+        "bf16_units": [unit for unit in ("amx_bf16", "avx512_bf16") if unit in known],
         "precision": (precision := fast_precision()),
         "matmul_gflops": round(matmul_rate(precision)),
         **environment(),
@@ -146,9 +129,9 @@ def machine() -> dict[str, Any]:
 
 
 def workload(options: argparse.Namespace) -> dict[str, str]:
-    """What was asked for, for a record: of the model the folder's name, and not where the record goes."""
+    """What was asked for, for a record: of the model the folder's name."""
     chosen = vars(options) | {"model": Path(options.model).name}
-    return {name: str(value) for name, value in chosen.items() if name != "out" and value is not None}
+    return {name: str(value) for name, value in chosen.items() if value is not None}
 
 
 class Ratio(Part):
@@ -184,9 +167,9 @@ def write(name: str, document: Mapping[str, Any], folder: Path = RESULTS) -> Pat
     return path
 
 
-def read(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+def read(name: str) -> dict[str, Any]:
     """Read one benchmark's record, checked."""
-    path = folder / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     check(document, str(path))
     return dict(document)

@@ -88,17 +88,12 @@ TITLES = {
     "dialogue": "Human conversations: how close an answer comes to theirs",
 }
 MEASURES = {
-    "greedy": "Greedy answers against SFT",
-    "sampled": "Sampled answers against SFT",
-    "greedy_over_sft": "Greedy answers against as much more SFT",
-    "sampled_over_sft": "Sampled answers against as much more SFT",
+    "greedy": ("Greedy answers against SFT", "greedy"),
+    "sampled": ("Sampled answers against SFT", "samples"),
+    "greedy_over_sft": ("Greedy answers against as much more SFT", "greedy, over more SFT"),
+    "sampled_over_sft": ("Sampled answers against as much more SFT", "samples, over more SFT"),
 }
-SHORT = {
-    "greedy": "greedy",
-    "sampled": "samples",
-    "greedy_over_sft": "greedy, over more SFT",
-    "sampled_over_sft": "samples, over more SFT",
-}
+"""In a sentence, and as the head of a column."""
 PAGE = """# When does SPIN help?
 
 Written by `python -m benchmarks.map --seeds` from `results/map`. Every cell is one iteration of SPIN from an SFT model
@@ -173,7 +168,7 @@ def _findings(found: pd.DataFrame) -> str:
     """The findings, as sentences that depend on the cells alone."""
     cells = found[found["kind"] == "spin"]
     said = []
-    for measure, words in MEASURES.items():
+    for measure, (words, _) in MEASURES.items():
         if measure not in cells:
             continue  # there is no control yet
         sure = {"better": cells[cells[f"{measure}_low"] > 0], "worse": cells[cells[f"{measure}_high"] < 0]}
@@ -211,7 +206,7 @@ def _table(found: pd.DataFrame) -> str:
             "seeds": row["seeds"],
             "told apart, %": f"{100 * row['accuracy']:.0f}",
             "real, nats": f"{row['drift_real']:+.2f}",
-            **{words: _points(row, measure) for measure, words in SHORT.items()},
+            **{head: _points(row, measure) for measure, (_, head) in MEASURES.items()},
         }
         for row in found[found["steps"] > 0].to_dict("records")
     ]

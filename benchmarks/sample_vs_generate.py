@@ -24,15 +24,12 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 from benchmarks.interleaved import (
-    CLOCKS,
-    RESULTS,
     column,
     fast_precision,
     hand_over,
@@ -41,6 +38,7 @@ from benchmarks.interleaved import (
     matmul_rate,
     ratio,
     rounds,
+    wall,
     workload,
     write,
 )
@@ -60,17 +58,13 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64, help="longest response")
     parser.add_argument("--mean-response", type=int, default=20, help="length aimed at in `ended`")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS)
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=["generate"])
-    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--name", default="sample_vs_generate")
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--ends", type=int, nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     model = load(options.model)
     prompts = random_prompts(options.prompts, options.prompt_tokens, model.config.vocab_size)
     if options.way:
@@ -93,17 +87,17 @@ def main() -> None:
         seconds = {way: [run["tokens"] / run["rate"] for run in runs[way]] for way in runs}
         document["ratios"]["cost_of_eight_responses"] = ratio(seconds["eight"], seconds["ours"])
     print(document["ratios"])
-    print(write(options.name, document, options.out))
+    print(write(options.name, document))
 
 
 def child(model: PreTrainedModel, prompts: list[list[int]], options: argparse.Namespace) -> None:
     """One measurement: tokens that one way draws per second."""
     make = WAYS[options.way]
     make(model, prompts[:8], options.ends, 4, options.batch)()
-    work, clock = make(model, prompts, options.ends, options.new_tokens, options.batch), CLOCKS[options.clock]
-    started = clock()
+    work = make(model, prompts, options.ends, options.new_tokens, options.batch)
+    started = wall()
     tokens = work()
-    rate = tokens / (clock() - started)
+    rate = tokens / (wall() - started)
     hand_over(rate=rate, tokens=tokens, matmul_gflops=matmul_rate(fast_precision()))
 
 

@@ -18,12 +18,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.interleaved import CLOCKS, RESULTS, column, hand_over, load, machine, ratio, rounds, workload, write
+from benchmarks.interleaved import column, hand_over, load, machine, ratio, rounds, wall, workload, write
 from spin_utils.evaluation.lm import PackedLM
 
 
@@ -35,28 +34,22 @@ def main() -> None:
     parser.add_argument("--question-words", type=int, default=50, help="mean length of a question")
     parser.add_argument("--choice-words", type=int, default=18, help="mean length of a choice; 1: one-token choices")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="tried for HFLM")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--name", default="score_vs_lm_eval")
     parser.add_argument("--way", choices=["ours", "lm_eval"], help=argparse.SUPPRESS)
     parser.add_argument("--batch-size", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     model = load(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False, local_files_only=True)
     requests = build_requests(tokenizer, options)
-    clock = CLOCKS[options.clock]
     if options.way == "ours":
-        child(lambda: PackedLM(model, tokenizer), requests, clock)
+        child(lambda: PackedLM(model, tokenizer), requests)
         return
     stock = functools.partial(HFLM, pretrained=model, tokenizer=tokenizer, add_bos_token=False)
     if options.way == "lm_eval":
-        child(functools.partial(stock, batch_size=options.batch_size), requests, clock)
+        child(functools.partial(stock, batch_size=options.batch_size), requests)
         return
     some = requests[: max(16, len(requests) // 4)]
-    tried = {size: seconds(stock(batch_size=size), some, clock)[0] for size in options.batch_sizes}
+    tried = {size: seconds(stock(batch_size=size), some)[0] for size in options.batch_sizes}
     best = min(tried, key=lambda size: tried[size])
     runs = rounds(["ours", "lm_eval"], options.runs, "--batch-size", best)
     ours, theirs = (runs[way][-1]["answers"] for way in runs)
@@ -75,14 +68,14 @@ def main() -> None:
         },
     }
     print(document["ratios"], document["largest_difference"], document["same_choice"])
-    print(write(options.name, document, options.out))
+    print(write("score_vs_lm_eval", document))
 
 
-def child(make: Callable[[], Any], requests: Sequence[Any], clock: Callable[[], float]) -> None:
+def child(make: Callable[[], Any], requests: Sequence[Any]) -> None:
     """One measurement: requests that one way scores per second."""
-    seconds(make(), requests[:8], clock)
+    seconds(make(), requests[:8])
     # A new object: PackedLM keeps finished answers.
-    took, answers = seconds(make(), requests, clock)
+    took, answers = seconds(make(), requests)
     hand_over(rate=len(requests) / took, answers=answers)
 
 
@@ -122,11 +115,11 @@ def build_requests(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespa
     return list(task.instances)
 
 
-def seconds(lm: Any, requests: Sequence[Any], clock: Callable[[], float]) -> tuple[float, list[tuple[float, bool]]]:
+def seconds(lm: Any, requests: Sequence[Any]) -> tuple[float, list[tuple[float, bool]]]:
     """Time to score requests once, and the answers."""
-    started = clock()
+    started = wall()
     answers = lm.loglikelihood(requests, disable_tqdm=True)
-    return clock() - started, answers
+    return wall() - started, answers
 
 
 def agreement(ours: Sequence[tuple[float, bool]], theirs: Sequence[tuple[float, bool]]) -> float:

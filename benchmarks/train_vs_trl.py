@@ -17,17 +17,15 @@ import argparse
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import AutoConfig, PretrainedConfig, TrainerCallback
 
 from benchmarks.interleaved import (
-    CLOCKS,
     alone,
     column,
     fast_precision,
@@ -36,26 +34,26 @@ from benchmarks.interleaved import (
     machine,
     matmul_rate,
     ratio,
+    wall,
     write,
 )
 from spin_utils.files.runtime import ENVIRONMENT
-from spin_utils.model.packing import Group
+from spin_utils.model.packing import Group, Pairs, write_pairs
 from spin_utils.settings.run import Precision, TrainingSettings
 from spin_utils.training.loop import train
 
-Clock = Callable[[], float]
 EOS, LONGEST = 1, 1000
 REGIMES = {"short": (40, 20, 20), "ultrachat": (128, 300, 230)}
 """Mean tokens of prompt, real and generated response; lengths are log-normal around them."""
 PAIRS = {"short": 32, "ultrachat": 4}
-"""Pairs in a global batch, unless --pairs says otherwise."""
+"""Pairs in a global batch."""
 MICRO_BATCHES = {"short": (8, 16, 32, 64), "ultrachat": (1, 2, 4, 8, 16)}
 """Pairs in a micro-batch of TRL that the search tries."""
 
 
-def make_pairs(regime: str, count: int, vocabulary: int, seed: int = 0) -> list[Group]:
+def make_pairs(regime: str, count: int, vocabulary: int) -> list[Group]:
     """Random tokens with log-normal lengths; no row longer than `LONGEST`."""
-    draw = random.Random(seed)
+    draw = random.Random(0)
 
     def ids(mean: int, end: Sequence[int] = ()) -> list[int]:
         length = max(4, min(LONGEST // 2, int(mean * draw.lognormvariate(-0.15, 0.55))))
@@ -79,40 +77,17 @@ def useful_flop(config: PretrainedConfig, pairs: Sequence[Group]) -> float:
     return 3 * total
 
 
-class DiskPairs(Sequence[Group]):
-    """Pairs read from a memory-mapped file one by one: memory does not grow with their number."""
-
-    def __init__(self, folder: Path) -> None:
-        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
-        self.stops = np.load(folder / "stops.npy")
-
-    @staticmethod
-    def save(folder: Path, pairs: Iterator[Group]) -> None:
-        parts = [part for p in pairs for part in (p.prompt_ids, *p.response_ids)]
-        np.save(folder / "tokens.npy", np.concatenate([np.array(part, dtype=np.int32) for part in parts]))
-        np.save(folder / "stops.npy", np.cumsum([0, *map(len, parts)]).astype(np.int64))
-
-    def __len__(self) -> int:
-        return len(self.stops) // 3
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        edges = self.stops[3 * index : 3 * index + 4]
-        parts = [self.tokens[a:b].tolist() for a, b in pairwise(edges)]
-        return Group(parts[0], (parts[1], parts[2]))
-
-
 def run_ours(
-    model: Path, regime: str, count: int, steps: int, clock: Clock, precision: Precision, budget: int, disk: bool
+    model: Path, regime: str, count: int, steps: int, precision: Precision, budget: int, disk: bool
 ) -> list[float]:
     """Seconds of steps of our trainer: on the same pairs each, or once through `steps` times as many from disk."""
     config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=True)
     with tempfile.TemporaryDirectory() as folder:
         pairs: Sequence[Group] = make_pairs(regime, count * (steps if disk else 1), config.vocab_size)
         if disk:
-            DiskPairs.save(Path(folder), iter(pairs))
-            pairs = DiskPairs(Path(folder))
+            names = ("prompt_ids", "real_ids", "generated_ids")
+            kept = [dict(zip(names, (pair.prompt_ids, *pair.response_ids), strict=True)) for pair in pairs]
+            pairs = Pairs([write_pairs(Path(folder) / "pairs.arrow", kept)])
         settings = TrainingSettings(
             learning_rate=1e-6,
             epochs=1 if disk else steps,
@@ -124,7 +99,7 @@ def run_ours(
         )
         loaded = load(model, precision)
         opponent = np.full((len(pairs), 2), -50.0, dtype=np.float32)
-        edges = [clock()]
+        edges = [wall()]
         rows = train(
             loaded,
             pairs,
@@ -132,13 +107,13 @@ def run_ours(
             opponent_logps=opponent,
             seed=0,
             work=Path(folder) / "work",
-            on_epoch_end=lambda epoch, model: edges.append(clock()),
+            on_epoch_end=lambda epoch, model: edges.append(wall()),
         ).rows
     return [row["seconds"] for row in rows] if disk else [b - a for a, b in pairwise(edges)]
 
 
 def run_trl(
-    model: Path, regime: str, count: int, steps: int, clock: Clock, precision: Precision, micro_batch: int, tuned: bool
+    model: Path, regime: str, count: int, steps: int, precision: Precision, micro_batch: int, tuned: bool
 ) -> list[float]:
     """Seconds of steps of DPOTrainer."""
     from benchmarks import trl_peer
@@ -168,10 +143,10 @@ def run_trl(
 
     class Timer(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            times.append(-clock())
+            times.append(-wall())
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            times[-1] += clock()
+            times[-1] += wall()
 
     trainer.add_callback(Timer())
     trainer.train()
@@ -180,9 +155,7 @@ def run_trl(
 
 def child(arguments: argparse.Namespace) -> None:
     """One measurement; its result is the last line of standard output."""
-    torch.set_num_threads(arguments.threads)
-    clock = CLOCKS[arguments.clock]
-    common = (arguments.model, arguments.regime, arguments.count, arguments.steps, clock, arguments.precision)
+    common = (arguments.model, arguments.regime, arguments.count, arguments.steps, arguments.precision)
     rate = matmul_rate(arguments.precision)
     if arguments.way == "ours":
         seconds = run_ours(*common, arguments.budget, arguments.disk)
@@ -218,10 +191,10 @@ def best_micro_batch(arguments: argparse.Namespace, regime: str, count: int) -> 
 
 def compare(arguments: argparse.Namespace, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Ratios of one regime, and the runs behind them."""
-    count = arguments.pairs or PAIRS[regime]
+    count = PAIRS[regime]
     config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=False, local_files_only=True)
     flop_per_pair = useful_flop(config, make_pairs(regime, count, config.vocab_size)) / count
-    best = arguments.tuned_micro_batch or best_micro_batch(arguments, regime, count)
+    best = best_micro_batch(arguments, regime, count)
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "tuned": []}
     for _ in range(arguments.runs):
         runs["ours"].append(measure("ours", arguments, regime, count, 4, budget=arguments.budget))
@@ -262,11 +235,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="directory of a causal language model")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--regimes", nargs="*", default=list(REGIMES), choices=list(REGIMES))
-    parser.add_argument("--pairs", type=int, default=0, help="pairs in a global batch; 0: as in PAIRS")
     parser.add_argument("--budget", type=int, default=2560, help="tokens in one of our micro-batches")
-    parser.add_argument("--tuned-micro-batch", type=int, default=0, help="pairs; 0: search")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--precision", choices=["bfloat16", "float32"], help="of all ways; the one that is fast here")
     parser.add_argument("--scale", action="store_true", help="measure ten times the pairs instead")
     parser.add_argument("--way", choices=["ours", "trl", "tuned"], help=argparse.SUPPRESS)
@@ -289,7 +258,7 @@ def main() -> None:
         ratios |= {key if regime == "ultrachat" else f"{key}_{regime}": value for key, value in found.items()}
     for key, value in ratios.items():
         print(f"{key:32} {value['median']:.2f}  ({value['low']:.2f} to {value['high']:.2f}, {value['runs']} runs)")
-    run = {"machine": machine(), "precision": arguments.precision, "clock": arguments.clock}
+    run = {"machine": machine(), "precision": arguments.precision}
     path = write(name, {**run, "ratios": ratios, "details": details})
     print(f"written to {path}")
 
