@@ -39,10 +39,7 @@ class Drawing:
 
 
 def everything(profile: Profile) -> list[Path]:
-    """Make and write every table, figure and verdict that the results allow.
-
-    Returns:
-        The files written. Missing runs are named in them.
+    """Make and write every table, figure and verdict that the results allow; they name the missing runs.
 
     Raises:
         ResultsError: No model was evaluated at all, or a results file is not valid.
@@ -135,10 +132,7 @@ def compose(profile: Profile) -> Drawing:
             *scored,
             *(make(texts, answers, bounds) for make in (tables.table7, tables.table8)),
             tables.instruments(measured, bounds, generations.bits_per_byte(heldout), discriminated(profile, texts)),
-            *filter(
-                None,
-                [tables.arms(measured, profile.arms), tables.own_units(own)],
-            ),
+            *filter(None, [tables.arms(measured, profile.arms), tables.own_units(own)]),
         ],
         findings=findings,
         figures={
@@ -203,12 +197,7 @@ def compared(profile: Profile) -> Agreement | None:
 
 
 def discriminated(profile: Profile, texts: pd.DataFrame) -> pd.DataFrame:
-    """From `generations.discriminator` where people wrote the answers; empty where a program did.
-
-    Args:
-        profile: says where the answers come from.
-        texts: from `results.load_generations`.
-    """
+    """From `generations.discriminator` where people wrote the answers; empty where a program did."""
     return generations.discriminator(texts[:0] if profile.demonstrations.source == "reasoning_gym" else texts)
 
 

@@ -70,14 +70,14 @@ _LINES = 14
 def figure1(generations: pd.DataFrame) -> Figure:
     """Figure 1: a prompt, its real response, and the generations before and after iteration 0."""
     shown = example(generations, MODELS[:2])
-    if shown is None:
+    if shown.empty:
         figure = new_figure(1.2)
         say_why_empty(figure.subplots(), "no generations of these models")
         return figure
-    answers = {model: row["generated"] for model, row in shown.by_model.items()}
+    prompt, answers = shown.iloc[0], shown["generated"]
     boxes = [
-        ("Prompt", shown.prompt, FAINT),
-        ("Ground truth (chosen)", shown.real, REAL),
+        ("Prompt", prompt["prompt"], FAINT),
+        ("Ground truth (chosen)", prompt["real"], REAL),
         ("SFT's generation (rejected at iteration 0)", answers.get("sft", "not run"), COLOURS["sft"]),
         ("Generation after iteration 0", answers.get("spin-0", "not run"), COLOURS["spin-0"]),
     ]
@@ -97,7 +97,7 @@ def figure1(generations: pd.DataFrame) -> Figure:
         for place, line in enumerate(lines):
             axes.text(0.03, top + 1.75 + place, line, va="center", fontsize=6.5)
         top = bottom + 0.4
-    footnote(figure, f"Prompt {shown.id}, training seed {shown.seed}. {RULE}")
+    footnote(figure, f"Prompt {prompt['id']}, training seed {prompt['seed']}. {RULE}")
     return figure
 
 
@@ -380,10 +380,7 @@ def _panel(axes: Axes, table: pd.DataFrame, column: str, reason: str, *, factor:
     if not found:
         say_why_empty(axes, reason)
         return
-    nothing = (np.nan,) * 3  # breaks the line
-    rows = [(e.difference, e.low, e.high) if (e := found.get(model)) else nothing for model in MODELS]
-    values, low, high = map(np.array, zip(*rows, strict=True))
-    axes.errorbar(range(4), values, [values - low, high - values], color=COLOURS["spin-2"], marker="o", elinewidth=0.9)
+    _points(axes, range(4), MODELS, found, COLOURS["spin-2"])
     axes.set_xlim(-0.35, 3.45)
     axes.set_xticks(range(4), _OPPONENTS, fontsize=6)
     axes.margins(y=0.15)

@@ -29,7 +29,7 @@ from spin_utils.evaluation.instructions import NAME
 from spin_utils.experiment import estimate
 from spin_utils.files.disk import write_forms
 from spin_utils.paper import published, results
-from spin_utils.paper.generations import MODELS, RULE, Example, example, mean_grade
+from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
 from spin_utils.paper.statistics import (
     DIRECTION_MARGIN,
     SIZE_MARGIN,
@@ -71,12 +71,10 @@ class Table:
 
     @property
     def name(self) -> str:
-        """Its file's name."""
         return f"table{self.number}" if self.number else self.file
 
     @property
     def heading(self) -> str:
-        """Its number."""
         return f"Table {self.number}." if self.number else "Not in the paper."
 
     def _repr_markdown_(self) -> str:
@@ -228,8 +226,7 @@ def table7(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFr
 
 def table8(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame | None = None) -> Table:
     """Table 8: the same for a prompt of another family."""
-    first = example(generations)
-    shown = first and example(generations, other_than=[first.family])
+    shown = example(generations, other_than=list(example(generations)["family"]))
     return _generations_table(8, "Generations by iteration for another prompt", shown, measured, heldout)
 
 
@@ -589,7 +586,7 @@ def _side_by_side(steps: Mapping[tuple[int, str], Mapping[str, Any]]) -> set[int
 
 
 def _generations_table(
-    number: int, title: str, shown: Example | None, measured: pd.DataFrame, heldout: pd.DataFrame | None
+    number: int, title: str, shown: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame | None
 ) -> Table:
     tables = dict.fromkeys(list(_MEASURES)[:-1], measured)
     if heldout is not None and heldout["generated_surprise"].notna().any():
@@ -599,7 +596,7 @@ def _generations_table(
     for name, text, counts in _example_lines(shown, measured):
         cells.append({"row": name, "column": "text", "quantity": "example", "value": text})
         if text is None:
-            cells[-1]["reason"] = f"no generations {'at all' if shown is None else f'of {name}'}"
+            cells[-1]["reason"] = f"no generations {'at all' if shown.empty else f'of {name}'}"
         lines.append((name, "example", DASH if text is None else text, *(*counts, *[""] * len(tables))[: len(tables)]))
     for model, other in ((model, other) for model in MODELS for other in ("", "spin-0") if model != other):
         means = [_mean(table, contrast_of(model, other), column) for column, table in tables.items()]
@@ -613,24 +610,28 @@ def _generations_table(
     cells += [{"row": "Ground truth", "quantity": "mean of all prompts", **cell} for cell in real.values()]
     tokens, *others = (cell_text(cell, digits=_MEASURES[of][2]) for of, cell in real.items())
     lines.append(("Ground truth", "mean of all prompts", "", tokens, "", "", *others))
-    notes = footnotes.notes("generations", measured=measured, models=MODELS, shown=shown, rule=RULE, number=number)
+    prompt = next(iter(shown.to_dict("records")), None)
+    notes = footnotes.notes("generations", measured=measured, models=MODELS, shown=prompt, rule=RULE, number=number)
     header = ["", "", "Text", "Tokens", "Similarity", "Identical, %", "Distinct, %", "Surprise"]
     return _finish(number, title, header[: 3 + len(tables)], lines, cells, notes, text=2)
 
 
-def _example_lines(shown: Example | None, measured: pd.DataFrame) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
+def _example_lines(shown: pd.DataFrame, measured: pd.DataFrame) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
     """Name, text and numbers of each line of the example; the text is None if there is no generation."""
-    if shown is None:
+    if shown.empty:
         yield from ((name, None, ()) for name in ("Prompt", "Ground truth", *map(label, MODELS)))
         return
-    own = measured[(measured["seed"] == shown.seed) & (measured["id"] == shown.id)].set_index("model")
-    yield "Prompt", shown.prompt, ()
-    yield "Ground truth", shown.real, (str(shown.real_tokens), "", "", f"{100 * own['real_distinct'].iloc[0]:.1f}")
+    prompt = shown.iloc[0]
+    own = measured[(measured["seed"] == prompt["seed"]) & (measured["id"] == prompt["id"])].set_index("model")
+    yield "Prompt", prompt["prompt"], ()
+    distinct = f"{100 * own['real_distinct'].iloc[0]:.1f}"
+    yield "Ground truth", prompt["real"], (str(prompt["real_tokens"]), "", "", distinct)
+    answers: dict[Any, Any] = shown.to_dict("index")
     for model in MODELS:
-        if model not in shown.by_model:
+        if model not in answers:
             yield label(model), None, (DASH,) * 4
             continue
-        row, numbers = shown.by_model[model], own.loc[model]
+        row, numbers = answers[model], own.loc[model]
         tokens = f"{row['generated_tokens']}{' (cut)' * (row['finish_reason'] == 'length')}"
         same = "yes" if numbers["identical"] else "no"
         near, apart = f"{numbers['similarity']:.2f}", f"{100 * numbers['distinct']:.1f}"

@@ -130,8 +130,7 @@ def judge(
         benchmarks: Every task and the benchmark of the paper that it is, "" for none.
         times: Columns `seed`, `stage`, `iteration`, `seconds`.
         training: From `results.load_training`.
-        transfer: Tasks not used in training.
-        transfer_benchmarks: Like `benchmarks`, for these tasks.
+        transfer_benchmarks: Like `benchmarks`, for the tasks of `transfer`.
         generations: From `generations.measures`.
         heldout: From `generations.jsd_bounds`.
         grades: From `results.load_mt_bench`.

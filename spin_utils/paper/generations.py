@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,21 +48,6 @@ RULE = (
     "different texts among the real response and the generations shown; of several, the first by family and id in "
     "alphabetical order."
 )
-
-
-@dataclass(frozen=True)
-class Example:
-    """A training prompt, its real response and the models' responses."""
-
-    id: str
-    family: str
-    seed: int
-    """Training seed of the models."""
-    prompt: str
-    real: str
-    real_tokens: int
-    by_model: Mapping[str, Mapping[Any, Any]]
-    """Each model's row from `results.load_generations`, in order."""
 
 
 def measures(generations: pd.DataFrame) -> pd.DataFrame:
@@ -259,14 +242,14 @@ def mean_grade(grades: pd.DataFrame, contrast: Mapping[str, float], *, category:
 
 def example(
     generations: pd.DataFrame, models: Sequence[str] = MODELS, *, other_than: Collection[str] = ()
-) -> Example | None:
-    """One prompt to show, chosen by `RULE` and not by hand; None if none of the models has generations.
+) -> pd.DataFrame:
+    """One prompt to show, chosen by `RULE` and not by hand: its rows of `generations` by model, in order.
 
     Models without generations are left out, and families in `other_than` are avoided if there are others.
     """
     rows = generations[generations["model"].isin(list(models))]
     if rows.empty:
-        return None
+        return rows.set_index("model")
     counts = rows.groupby("seed")["model"].nunique()
     seed = counts.index[int(counts.to_numpy().argmax())]  # the first maximum
     rows = rows[rows["seed"] == seed]
@@ -274,8 +257,5 @@ def example(
     rows = rows if elsewhere.empty else elsewhere
     prompts = [prompt for _, prompt in rows.groupby(["family", "id"], sort=True)]
     chosen = max(prompts, key=lambda prompt: len({*prompt["generated"], *prompt["real"]}))  # the first maximum
-    records = {row["model"]: row for row in chosen.to_dict("records")}
-    by_model = {model: records[model] for model in models if model in records}
-    first = next(iter(by_model.values()))
-    texts = {name: first[name] for name in ("id", "family", "seed", "prompt", "real", "real_tokens")}
-    return Example(**texts, by_model=by_model)
+    by_model = chosen.set_index("model")
+    return by_model.loc[[model for model in models if model in by_model.index]]

@@ -73,9 +73,7 @@ class Estimate:
     difference: float
     """The estimate, in the units of its column (for a single model: the mean)."""
     low: float
-    """Lower end of the interval."""
     high: float
-    """Upper end of the interval."""
     p_value: float
     """Two-sided, for a true value of 0: one minus the largest level whose interval excludes 0."""
     n_items: int

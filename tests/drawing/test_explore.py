@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -138,29 +138,19 @@ def test_settings_without_an_effect_are_not_shown() -> None:
     assert "<i>dpo</i>: none" in shown
 
 
-class Screen:
-    """Stands in for the notebook's output: counts pictures."""
-
-    def __init__(self) -> None:
-        self.pictures: list[Any] = []
-
-    def update(self, picture: Any, display_id: bool = False) -> Screen:
-        self.pictures.append(picture)
-        return self
-
-
 def test_the_live_curve_is_redrawn_seconds_apart_and_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen, now = Screen(), [0.0]
-    monkeypatch.setattr(live_curve, "display", screen.update)
+    pictures, now = [], [0.0]
+    screen = SimpleNamespace(update=pictures.append)
+    monkeypatch.setattr(live_curve, "display", lambda first, display_id: pictures.append(first) or screen)
     monkeypatch.setattr(live_curve, "monotonic", lambda: now[0])
     add, close = live_curve.open_curve("SPIN")
     for step in range(1, 101):
         add({"step": step, "loss": 0.7, "margin": 0.1})
         now[0] += 0.1
-    assert 2 <= len(screen.pictures) <= 1 + 10 / live_curve.SECONDS
+    assert 2 <= len(pictures) <= 1 + 10 / live_curve.SECONDS
     close()
-    assert len(screen.pictures) <= 2 + 10 / live_curve.SECONDS
-    assert len(screen.pictures[-1].axes[0].lines[0].get_ydata()) == 100
+    assert len(pictures) <= 2 + 10 / live_curve.SECONDS
+    assert len(pictures[-1].axes[0].lines[0].get_ydata()) == 100
 
 
 def test_only_a_notebook_that_someone_watches_gets_a_live_curve(

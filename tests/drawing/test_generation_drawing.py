@@ -58,7 +58,7 @@ def test_the_example_is_the_first_prompt_with_the_most_different_texts():
     spin = rows("z", "z", "z", model="spin-0")
     for order in (1, -1):
         chosen = generations.example(pd.concat([spin, sft]).iloc[::order], ["sft", "spin-0"])
-        assert (chosen.id, list(chosen.by_model)) == ("1", ["sft", "spin-0"])
+        assert (set(chosen["id"]), list(chosen.index)) == ({"1"}, ["sft", "spin-0"])
 
 
 def test_the_claims_of_tables_7_and_8_are_measured_on_all_prompts_with_paired_intervals(texts, measured):
@@ -93,9 +93,9 @@ def words(figure):
 def test_figure_1_shows_prompt_truth_and_both_generations_of_one_prompt(texts):
     chosen = generations.example(texts, ("sft", "spin-0"))
     shown = words(figures.figure1(texts))
-    for text in (chosen.real, *(row["generated"] for row in chosen.by_model.values())):
+    for text in (*chosen["real"], *chosen["generated"]):
         assert text[:50] in shown
-    assert chosen.id in shown
+    assert chosen["id"].iloc[0] in shown
 
 
 def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_none(root):

@@ -146,11 +146,7 @@ def test_results_of_two_runs_next_to_each_other_are_refused(whole):
     assert "transfer/spin-1.json" in str(one.value)
 
 
-def test_every_committed_result_keeps_its_schema():
-    files = sorted((paths.REPOSITORY / "results").glob("*/seed-*/*/*.json"))
-    assert {path.parent.name for path in files} >= {"evaluations", "training", "generations", "heldout"}
-    for path in files:
-        results.read_json(path)
+def test_every_committed_benchmark_keeps_its_schema():
     measured = sorted((paths.REPOSITORY / "benchmarks" / "results").glob("*.json"))
     assert measured
     for path in measured:

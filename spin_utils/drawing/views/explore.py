@@ -70,12 +70,7 @@ def made_pairs(plan: Plan) -> pd.DataFrame:
 
 
 def answers(plan: Plan, checkpoints: Mapping[str, Path], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The most likely answers of checkpoints to some prompts.
-
-    Args:
-        plan: for its template and the longest answer.
-        checkpoints: folders of checkpoints by name, such as `iterates` gives.
-        rows: with a `prompt`, and perhaps a `family` and a `response`, such as demonstrations have.
+    """The most likely answers of checkpoints, such as those of `iterates`, to the prompts of rows like demonstrations.
 
     Returns:
         Columns `family`, `prompt`, `real`, and one for each checkpoint.
