@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 
-from spin_utils.data.rows import read_rows
 from spin_utils.evaluation.harness import evaluate
 from spin_utils.experiment import plan, run
 from spin_utils.files import artifacts, paths, runtime
@@ -102,11 +101,11 @@ def _gain(found: list[dict[str, Any]], sft: list[dict[str, Any]]) -> str:
 def _score(steps: plan.Plan, model: str) -> dict[str, Any]:
     """Score a model on the validation rows, in points."""
     run.make(steps, steps.steps[f"eval-{model}"].inputs[0])
-    data, folder = run.make(steps, "data"), steps.checkpoint(model)
+    folder = steps.checkpoint(model)
     result = evaluate(
         base.load_for_inference(folder),
         base.load_tokenizer(folder),
-        read_rows(data / "validation.jsonl"),
+        run.rows(steps, "validation"),
         template=steps.profile.template,
         settings=steps.profile.evaluation,
     )

@@ -37,6 +37,7 @@ from benchmarks.interleaved import (
     wall,
     write,
 )
+from spin_utils.experiment import estimate
 from spin_utils.files.runtime import ENVIRONMENT
 from spin_utils.model.packing import Group, Pairs, write_pairs
 from spin_utils.settings.run import Precision, TrainingSettings
@@ -65,16 +66,8 @@ def make_pairs(regime: str, count: int, vocabulary: int) -> list[Group]:
 
 def useful_flop(config: PretrainedConfig, pairs: Sequence[Group]) -> float:
     """Forward and backward FLOP of the pairs, nothing computed twice."""
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    queries, keys = size * config.num_attention_heads, size * config.num_key_value_heads
-    body = layers * (hidden * (queries + 2 * keys) + queries * hidden + 3 * hidden * config.intermediate_size)
-    total = 0.0
-    for pair in pairs:
-        prompt, lengths = len(pair.prompt_ids), [len(r) for r in pair.response_ids]
-        seen = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in lengths)
-        total += 2 * body * pair.tokens + 4 * queries * layers * seen + 2 * hidden * config.vocab_size * sum(lengths)
-    return 3 * total
+    sizes = estimate.of_config(config)
+    return 3 * sum(estimate.forward_flops(sizes, len(p.prompt_ids), *map(len, p.response_ids)) for p in pairs)
 
 
 def run_ours(
