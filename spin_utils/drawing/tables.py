@@ -120,13 +120,7 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str]) -> Table:
 
 
 def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = True) -> Table:
-    """Table 2: time of generation and training by iteration.
-
-    Args:
-        times: Columns `seed`, `stage` (generation, training), `iteration`, `seconds`.
-        machine: Where the times were measured, for the note.
-        alone: Whether no other step was running at the time.
-    """
+    """Table 2: time of generation and training by iteration. Arguments from `wall_clock`."""
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
     run, architecture = estimate.Workload(), estimate.Architecture()
     cells: list[dict[str, Any]] = []
@@ -367,12 +361,8 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str,
     Only runs on the device of the lowest seed count, and of these, if there are any, only the seeds that had it to
     themselves: a run that shared its cores was not timed under the same conditions.
 
-    Args:
-        folder: results/PROFILE.
-        training: from `results.load_training`.
-
     Returns:
-        Columns `seed`, `stage`, `iteration`, `seconds`; the device; and whether they ran alone.
+        Columns `seed`, `stage` (generation, training), `iteration`, `seconds`; the device; and whether they ran alone.
     """
     chains = results.chains(folder)
     steps = {(s, n): step for s, chain in chains for n, step in chain.items() if step["stage"] not in ("data", "base")}
@@ -438,12 +428,7 @@ def latex(table: Table) -> str:
 
 
 def compact(frame: pd.DataFrame, *, with_tasks: bool = True) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of Table 4 with one line a model, where there is less room: intervals for averages only.
-
-    Args:
-        frame: the table's long form, as it is or from its CSV file.
-        with_tasks: whether to show the tasks' columns.
-    """
+    """Header and rows of Table 4, from its long form, with one line a model: intervals for averages only."""
     tasks = [name for name in frame["column"].unique() if name != "average" and with_tasks]
     rows = []
     for row, cells in frame.groupby("row", sort=False):

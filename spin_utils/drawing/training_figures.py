@@ -49,9 +49,7 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss:
     Thin lines are training seeds, thick ones the running mean of their mean over a tenth of an iteration.
     Every iteration starts at loss l(0), log 2 for the logistic one, and reward 0: there the policy is its own opponent.
 
-    Args:
-        training: From `results.load_training`.
-        models: Those that are drawn, in order; by default the paper's iterations and those after them.
+    By default `models`, which are drawn in order, are the paper's iterations and those after them.
     """
     models = models or list(dict.fromkeys([*main_chain(4)[1:], *iterates(training["model"])]))
     present = [model for model in models if model in set(training["model"])]
@@ -95,10 +93,8 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss:
 def loss_curve(training: pd.DataFrame, title: str = "", *, loss: Loss = "logistic") -> Figure:
     """Loss of one run by step, thin as logged and thick as a running mean over a tenth of the run.
 
-    Args:
-        training: One run's metrics: `step`, `loss`; with `margin` it is a loss of pairs, which starts at l(0), and
-            without it that of SFT, in nats per response token.
-        title: A few words above the axes.
+    With a column `margin` it is a loss of pairs, which starts at l(0), without it that of SFT, in nats per response
+    token.
     """
     pairs = "margin" in training
     figure = new_figure(1.9)

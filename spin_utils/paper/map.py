@@ -22,10 +22,7 @@ def load_map(path: Path) -> list[dict[str, Any]]:
 
 
 def summary(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One row per cell, over its seeds.
-
-    Args:
-        cells: from `load_map`.
+    """One row per cell of `load_map`, over its seeds.
 
     Returns:
         `kind`, `rate`, `beta`, `steps`, `seeds`; `accuracy` with `accuracy_low` and `accuracy_high` (share of held-out
