@@ -380,7 +380,10 @@ def _panel(axes: Axes, table: pd.DataFrame, column: str, reason: str, *, factor:
     if not found:
         say_why_empty(axes, reason)
         return
-    _points(axes, range(4), MODELS, found, COLOURS["spin-2"])
+    nothing = (np.nan,) * 3  # breaks the line
+    rows = [(e.difference, e.low, e.high) if (e := found.get(model)) else nothing for model in MODELS]
+    values, low, high = map(np.array, zip(*rows, strict=True))
+    axes.errorbar(range(4), values, [values - low, high - values], color=COLOURS["spin-2"], marker="o", elinewidth=0.9)
     axes.set_xlim(-0.35, 3.45)
     axes.set_xticks(range(4), _OPPONENTS, fontsize=6)
     axes.margins(y=0.15)
