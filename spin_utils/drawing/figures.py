@@ -54,7 +54,6 @@ _EPOCHS = "Dotted: the mean after iteration 1 (interval in Table 4). The paper's
 _SIZES = "Sizes are not to scale. The paper's SFT line is a different run from the one that SPIN starts from."
 _OFFSET: dict[str, Any] = {"textcoords": "offset points"}
 _HOLLOW: dict[str, Any] = {"linestyle": "--", "marker": "o", "markerfacecolor": "white", "markeredgewidth": 0.9}
-_OPPONENTS = ("SFT", "iter. 0", "iter. 1", "iter. 2")
 
 MARKERS = dict(zip(MODELS, "osD^", strict=True))
 """Marker of each model in Figure 6."""
@@ -385,7 +384,7 @@ def _panel(axes: Axes, table: pd.DataFrame, column: str, reason: str, *, factor:
     values, low, high = map(np.array, zip(*rows, strict=True))
     axes.errorbar(range(4), values, [values - low, high - values], color=COLOURS["spin-2"], marker="o", elinewidth=0.9)
     axes.set_xlim(-0.35, 3.45)
-    axes.set_xticks(range(4), _OPPONENTS, fontsize=6)
+    axes.set_xticks(range(4), _CHAIN_TICKS[:4], fontsize=6)
     axes.margins(y=0.15)
 
 
