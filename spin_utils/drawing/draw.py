@@ -96,7 +96,6 @@ def compose(profile: Profile) -> Drawing:
     folder = paths.results(profile.name)
     measured, transfer = scores(profile), scores(profile, "transfer")
     results.check_one_run(folder)
-    tasks = tables.benchmarks(measured)
     training = results.load_training(folder)
     times, machine, alone = tables.wall_clock(folder, training)
     texts = results.load_generations(folder)
@@ -107,11 +106,9 @@ def compose(profile: Profile) -> Drawing:
     own = results.load_summaries(folder, part="metrics")
     findings = claims.judge(
         measured,
-        tasks,
         times=times,
         training=training,
         transfer=transfer,
-        transfer_benchmarks=tables.benchmarks(transfer),
         generations=answers,
         heldout=bounds,
         grades=grades,
@@ -123,7 +120,7 @@ def compose(profile: Profile) -> Drawing:
         *(make(measured) for make in (tables.table4, tables.table5)),
         tables.table6(transfer, grades, followed),
     ]
-    other = tuple(filter(None, [not_the_papers(profile, tasks)]))
+    other = tuple(filter(None, [not_the_papers(profile, tables.benchmarks(measured))]))
     scored = [replace(table, notes=table.notes + other) for table in scored]
     return Drawing(
         tables=[

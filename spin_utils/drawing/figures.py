@@ -33,7 +33,6 @@ from spin_utils.drawing.style import (
     drawable,
     footnote,
     new_figure,
-    ours_of,
     say_why_empty,
     style,
 )
@@ -101,7 +100,7 @@ def figure1(generations: pd.DataFrame) -> Figure:
 
 
 @style()
-def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
+def figure2(scores: pd.DataFrame, *, profile: str) -> Figure:
     """Figure 2: average score by iteration."""
     tasks = judged(scores)
     found = estimates(scores, CHAIN, tasks)
@@ -122,7 +121,7 @@ def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
     gain.axhline(0, color=FAINT, lw=0.6, zorder=1)
     _name_ends(gain, gains["spin-3"].difference if "spin-3" in gains else None, printed[4] - printed[0])
     ticks = {"xticks": range(5), "xticklabels": ("SFT", *"0123"), "xlabel": "iteration", "xlim": (-2.2, 5.9)}
-    ours.set(title=f"{ours_of(profile)}: {len(tasks)} tasks", ylabel="mean score (points)", **ticks)
+    ours.set(title=f"Ours ({profile}): {len(tasks)} tasks", ylabel="mean score (points)", **ticks)
     theirs.set(title="Paper: six benchmarks", **ticks)
     gain.set(title="Gain over SFT (ours: paired, on the same items)", ylabel="points", xlim=(-0.35, 4.55))
     gain.set_xticks(range(5), _CHAIN_TICKS)
@@ -135,7 +134,7 @@ def figure2(scores: pd.DataFrame, *, profile: str = "") -> Figure:
 
 
 @style()
-def figure3(scores: pd.DataFrame, *, profile: str = "") -> Figure:
+def figure3(scores: pd.DataFrame, *, profile: str) -> Figure:
     """Figure 3: SFT, DPO and SPIN by benchmark, and on average."""
     measured = [(published.BENCHMARK_LABELS.get(name, task), [task]) for task, name in benchmarks(scores).items()]
     order = list(published.BENCHMARK_LABELS.values())
@@ -165,7 +164,7 @@ def figure3(scores: pd.DataFrame, *, profile: str = "") -> Figure:
         [_named([name]).replace(" ", "\n", 1) for name, _ in columns],
         [published.BENCHMARK_LABELS[n] for n in printed],
     )
-    for ax, title, shown in zip((ours, theirs), (ours_of(profile), "Paper"), names, strict=True):
+    for ax, title, shown in zip((ours, theirs), (f"Ours ({profile})", "Paper"), names, strict=True):
         ax.set_yticks(range(len(shown)), shown)
         ax.set(title=title, xlabel="points", xlim=(0, 100), ylim=(len(shown) - 0.5, -0.5))
         ax.tick_params(axis="y", length=0)
@@ -177,7 +176,7 @@ def figure3(scores: pd.DataFrame, *, profile: str = "") -> Figure:
 
 
 @style()
-def figure4(scores: pd.DataFrame, *, profile: str = "") -> Figure:
+def figure4(scores: pd.DataFrame, *, profile: str) -> Figure:
     """Figure 4: more epochs of iteration 0 against iteration 1, on two benchmarks and on average.
 
     Epoch e of iteration 0 is the model `spin-0-epoch-e`.
@@ -212,7 +211,7 @@ def figure4(scores: pd.DataFrame, *, profile: str = "") -> Figure:
 
 
 @style()
-def figure5(scores: pd.DataFrame, *, profile: str = "") -> Figure:
+def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
     """Figure 5: prompts used by one epoch of SPIN against more epochs of SFT.
 
     The x axis has the paper's sizes as categories: 14, 26 and 50 (thousand there; fiftieths of the profile's
@@ -242,7 +241,7 @@ def figure5(scores: pd.DataFrame, *, profile: str = "") -> Figure:
             beside = "sft-more-1" in found and method == "SPIN" and found["sft-more-1"].difference > end
             under = (5, -10) if beside else (5, 2)  # below the line of SFT, which passes above
             ours.annotate(method, (places[-1], end), under, color=COLOURS[tint], **_OFFSET)
-    ours.set(title=f"{ours_of(profile)}: mean of {len(tasks)} tasks", ylabel="points", xlim=(-0.4, 5.75))
+    ours.set(title=f"Ours ({profile}): mean of {len(tasks)} tasks", ylabel="points", xlim=(-0.4, 5.75))
     ours.set_xticks(range(6), ["0", "14/50", "26/50", "all", "+1 ep.", "+2 ep."])
     theirs.set(title="Paper: mean of the six leaderboard benchmarks", ylabel="points", xlim=(-0.4, 5.75))
     theirs.set_xticks(range(6), ["0", "14k", "26k", "50k", "200k", "400k"])
@@ -259,7 +258,7 @@ def figure6(
     grades: pd.DataFrame | None = None,
     instructions: pd.DataFrame | None = None,
     *,
-    profile: str = "",
+    profile: str,
 ) -> Figure:
     """Figure 6: a radar of the eight categories of MT-Bench; without grades, of kinds of instructions or our tasks."""
     if grades is not None and not grades.empty:
@@ -301,7 +300,7 @@ def figure6(
         say_why_empty(figure.subplots(), "a radar needs the measurements of three tasks")
         return figure
     _radar(figure, names, ticks, means)
-    figure.legend(loc="outside upper center", ncols=2, title=f"{ours_of(profile)}{title}", title_fontsize=7)
+    figure.legend(loc="outside upper center", ncols=2, title=f"Ours ({profile}){title}", title_fontsize=7)
     footnote(figure, note)
     return figure
 

@@ -141,11 +141,6 @@ def say_why_empty(axes: Axes, reason: str) -> None:
     axes.text(0.5, 0.5, f"not run\n{reason}", ha="center", va="center", color=FAINT, transform=axes.transAxes)
 
 
-def ours_of(profile: str) -> str:
-    """Title of the panels with our numbers."""
-    return f"Ours ({profile})" if profile else "Ours"
-
-
 def footnote(figure: Figure, text: str) -> None:
     """A few words below the panels, in small grey letters."""
     if text:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -111,12 +111,10 @@ class Finding:
 
 def judge(
     scores: pd.DataFrame,
-    benchmarks: Mapping[str, str],
     *,
     times: pd.DataFrame | None = None,
     training: pd.DataFrame | None = None,
     transfer: pd.DataFrame | None = None,
-    transfer_benchmarks: Mapping[str, str] | None = None,
     generations: pd.DataFrame | None = None,
     heldout: pd.DataFrame | None = None,
     grades: pd.DataFrame | None = None,
@@ -126,11 +124,10 @@ def judge(
     """Judge every row of the registry, in order.
 
     Args:
-        scores: From `results.load_evaluations`, as are those of `transfer`, from which Table 6 is drawn.
-        benchmarks: Every task and the benchmark of the paper that it is, "" for none.
+        scores: From `results.load_evaluations`, as are those of `transfer`, from which Table 6 is drawn; with the
+            paper's benchmark that each task is, or "", as `benchmark`.
         times: Columns `seed`, `stage`, `iteration`, `seconds`.
         training: From `results.load_training`.
-        transfer_benchmarks: Like `benchmarks`, for the tasks of `transfer`.
         generations: From `generations.measures`.
         heldout: From `generations.jsd_bounds`.
         grades: From `results.load_mt_bench`.
@@ -139,7 +136,6 @@ def judge(
     """
     rows = registry() if rows is None else rows
     tables = {EVALUATED: scores, TRANSFERRED: transfer, GENERATED: generations, HELD_OUT: heldout, GRADED: grades}
-    named = {EVALUATED: benchmarks, TRANSFERRED: transfer_benchmarks or {}}
     findings: dict[str, Finding] = {}
     for row in rows:
         blank = Finding(row.id, row.statement, row.where, "not judged", reason=row.reason)
@@ -147,8 +143,7 @@ def judge(
             source = SOURCES[row.column]
             if source == EVALUATED and row.benchmark in published.OTHERS:
                 source = TRANSFERRED
-            judged = _contrast(row, blank, source, tables[source], named.get(source))
-            findings |= {finding.id: finding for finding in judged}
+            findings |= {finding.id: finding for finding in _contrast(row, blank, source, tables[source])}
         elif row.compute == "times":
             findings[row.id] = _times(row, blank, times)
         elif row.compute == "training":
@@ -165,13 +160,8 @@ def judge(
     return list(findings.values())
 
 
-def _contrast(
-    row: Entry, blank: Finding, source: str, table: pd.DataFrame | None, benchmarks: Mapping[str, str] | None
-) -> list[Finding]:
-    """A finding on the claim, and if `size` is set a second one on the size of the difference.
-
-    Without `benchmarks` the contrast is over all tasks in the table.
-    """
+def _contrast(row: Entry, blank: Finding, source: str, table: pd.DataFrame | None) -> list[Finding]:
+    """A finding on the claim, and if `size` is set a second one on the size of the difference."""
     assert row.claim is not None
     paper = _paper_contrast(row)
     value = row.value if row.value is not None else paper or 0.0
@@ -182,7 +172,7 @@ def _contrast(
         point = Estimate(paper, paper, paper, 1.0, 0, 0, "printed")
         finding = replace(finding, paper_holds=verdict(point, row.margin, claim=row.claim, value=value) == "reproduced")
     try:
-        estimate = _estimate(row, source, table, benchmarks)
+        estimate = _estimate(row, source, table)
     except StatisticsError as error:
         return [replace(finding, reason=str(error)), replace(size, reason=str(error))][: 1 + row.size]
     judged = [_judged(finding, estimate, row.claim, row.margin, value)]
@@ -197,8 +187,8 @@ def _contrast(
     return judged
 
 
-def _estimate(row: Entry, source: str, table: pd.DataFrame | None, benchmarks: Mapping[str, str] | None) -> Estimate:
-    """Our value of a contrast, with shares in points.
+def _estimate(row: Entry, source: str, table: pd.DataFrame | None) -> Estimate:
+    """Our value of a contrast, with shares in points; over all tasks, unless the table names their benchmarks.
 
     Raises:
         StatisticsError: it cannot be estimated; the message becomes the finding's reason.
@@ -211,8 +201,9 @@ def _estimate(row: Entry, source: str, table: pd.DataFrame | None, benchmarks: M
     if row.column == "grade":
         return mean_grade(table, row.contrast, category=row.category)
     tasks = None
-    if benchmarks is not None:
-        tasks = [task for task, other in benchmarks.items() if row.benchmark in (other, "average")]
+    if "benchmark" in table:
+        known = table[["task", "benchmark"]].drop_duplicates().itertuples(index=False)
+        tasks = [task for task, other in known if row.benchmark in (other, "average")]
         if not tasks:
             raise StatisticsError(f"this profile does not measure {published.BENCHMARK_LABELS[row.benchmark]}")
         tasks = [task for task in tasks if task in judged(table)]

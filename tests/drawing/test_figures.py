@@ -12,7 +12,7 @@ FIGURES = ("figure2", "figure3", "figure4", "figure5")
 
 
 def drawn(name, scores):
-    return getattr(figures, name)(scores)
+    return getattr(figures, name)(scores, profile="cpu")
 
 
 def texts(figure):

@@ -53,7 +53,7 @@ def test_a_level_of_fewer_seeds_is_named_below_table_3_and_figure_3_and_a_gain_i
     assert cells.loc["gain over SFT", "value"] == gain.difference
     assert list(cells["seeds"]) == [1, 1]
     assert LACKING in table.notes[0]
-    assert LACKING in words(figures.figure3(ragged))
+    assert LACKING in words(figures.figure3(ragged, profile="cpu"))
     assert "Not on all" not in tables.table4(ragged).notes[0]
 
 

@@ -101,7 +101,7 @@ def test_figure_1_shows_prompt_truth_and_both_generations_of_one_prompt(texts):
 def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_none(root):
     both = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
     scores, transfer = map(synthetic.benchmarked, both)
-    figure = figures.figure6(scores, transfer)
+    figure = figures.figure6(scores, transfer, profile="cpu")
     axes = figure.axes[0]
     line = axes.lines[generations.MODELS.index("spin-1")]
     means = pd.concat([scores, transfer]).query("model == 'spin-1'").groupby("task")["score"].mean() * 100
@@ -109,7 +109,7 @@ def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_no
     assert line.get_ydata() == pytest.approx([*(means[task] for task in tasks), means[tasks[0]]])
     assert "prints no numbers" in words(figure)
     some = scores[scores["model"] != "spin-1"]
-    shown = words(figures.figure6(some, scores[:0]))
+    shown = words(figures.figure6(some, scores[:0], profile="cpu"))
     assert "Not run: SPIN iteration 1." in shown
     assert "Tasks of Table 6: not run." in shown
 

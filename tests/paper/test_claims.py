@@ -25,11 +25,9 @@ def findings(root, scores):
     training = results.load_training(root)
     judged = claims.judge(
         scores,
-        synthetic.BENCHMARKS,
         times=TIMES,
         training=training,
-        transfer=results.load_evaluations(root, kind_folder="transfer"),
-        transfer_benchmarks=synthetic.TRANSFER,
+        transfer=synthetic.benchmarked(results.load_evaluations(root, kind_folder="transfer")),
         generations=generations.measures(results.load_generations(root)),
         heldout=generations.jsd_bounds(results.load_heldout(root)),
     )
@@ -88,7 +86,7 @@ def test_a_time_is_compared_with_that_of_its_own_seed():
     first_of_seed_0 = (slower["stage"] == "training") & (slower["iteration"] == 0) & (slower["seed"] == 0)
 
     empty = pd.DataFrame(columns=["seed", "model", "task", "id", "score"])
-    (finding,) = claims.judge(empty, {}, times=slower[~first_of_seed_0], rows=[row])
+    (finding,) = claims.judge(empty, times=slower[~first_of_seed_0], rows=[row])
     assert (finding.ours, finding.seeds) == (pytest.approx(2.0), 1)
     assert (finding.verdict, finding.low, finding.high) == ("inconclusive", None, None), "one ratio has no range"
 
@@ -109,7 +107,7 @@ def test_mt_bench_is_judged_on_grades_and_figure_6_category_by_category(scores, 
     synthetic.write_mt_bench(tmp_path / "cpu", seeds=(0, 1))
     grades = results.load_mt_bench(tmp_path / "cpu")
     rows = [row for row in claims.registry() if row.id == "figure-6" or row.id.startswith("mt-bench")]
-    judged = {row.id: row for row in claims.judge(scores, synthetic.BENCHMARKS, grades=grades, rows=rows)}
+    judged = {row.id: row for row in claims.judge(scores, grades=grades, rows=rows)}
     expected = mean_grade(grades, {"spin-1": 1, "sft": -1}, category="math")
     finding = judged["mt-bench-math"]
     assert (finding.ours, finding.low, finding.high) == (expected.difference, expected.low, expected.high)
@@ -136,7 +134,7 @@ def test_a_bound_that_is_not_above_0_cannot_fall(root, scores):
     bounds = generations.jsd_bounds(results.load_heldout(root))
     nothing = bounds.assign(jsd_bound=bounds["jsd_bound"].where(bounds["model"] != "sft", 0.0))
     (row,) = (row for row in claims.registry() if row.id == "jsd-iteration-0")
-    (found,) = claims.judge(scores, synthetic.BENCHMARKS, heldout=nothing, rows=[row])
+    (found,) = claims.judge(scores, heldout=nothing, rows=[row])
     assert found.verdict == "inconclusive"
     assert "it cannot fall" in found.reason
 
@@ -150,7 +148,7 @@ def test_the_loss_starts_at_log_2_and_another_loss_is_not_held_to_it(root, score
     assert findings["loss-starts-at-log-2"].verdict == "reproduced"
     (row,) = (row for row in claims.registry() if row.id == "loss-starts-at-log-2")
     training = results.load_training(root)
-    (found,) = claims.judge(scores, synthetic.BENCHMARKS, training=training, loss="hinge", rows=[row])
+    (found,) = claims.judge(scores, training=training, loss="hinge", rows=[row])
     assert found.verdict == "not judged"
 
 
@@ -164,8 +162,8 @@ def test_a_table_is_reproduced_only_if_all_its_claims_are(findings):
 
 def test_a_claim_without_its_runs_is_not_run_and_says_why(scores):
     some = scores[scores["model"].isin(["sft", "spin-0", "spin-1"])]
-    known = {task: benchmark for task, benchmark in synthetic.BENCHMARKS.items() if benchmark != "gsm8k"}
-    found = {finding.id: finding for finding in claims.judge(some, known)}
+    some = some.assign(benchmark=some["benchmark"].replace("gsm8k", ""))
+    found = {finding.id: finding for finding in claims.judge(some)}
     assert found["average-iteration-1"].verdict != "not run"
     for name, reason in (
         ("dpo-iteration-0", "no evaluation of dpo"),
@@ -179,7 +177,7 @@ def test_a_claim_without_its_runs_is_not_run_and_says_why(scores):
         assert (found[name].verdict, found[name].reason) == ("not run", reason)
     assert "this profile does not measure GSM8k" in found["gsm8k-iteration-0"].reason
     weak = scores.assign(at_chance=scores["task"] == "chain_sum")
-    (finding,) = (f for f in claims.judge(weak, synthetic.BENCHMARKS) if f.id == "gsm8k-iteration-0")
+    (finding,) = (f for f in claims.judge(weak) if f.id == "gsm8k-iteration-0")
     assert (finding.verdict, finding.reason) == ("not run", "at chance before any training here, so it judges nothing")
     assert found["table-4"].verdict == "not run"
     assert "average-iteration-2" in found["table-4"].reason
