@@ -89,10 +89,10 @@ def sample_with(way: str, shape: str) -> Callable[[Path, argparse.Namespace], di
     def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         config = configuration(shape, options.tiny)
         model, prompts = model_of(config), sample_vs_generate.random_prompts(PROMPTS, 128, config.vocab_size)
-        make = sample_vs_generate.WAYS[way]
-        make(model, prompts[:8], [], 4, BATCH)()
+        draw = sample_vs_generate.WAYS[way]
+        draw(model, prompts[:8], [], 4, BATCH)
         started = wall()
-        tokens = make(model, prompts, [], TOKENS, BATCH)()
+        tokens = draw(model, prompts, [], TOKENS, BATCH)
         return {"rate": tokens / (wall() - started)}
 
     return measure

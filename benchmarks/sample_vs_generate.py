@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import random
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -92,11 +91,10 @@ def main() -> None:
 
 def child(model: PreTrainedModel, prompts: list[list[int]], options: argparse.Namespace) -> None:
     """One measurement: tokens that one way draws per second."""
-    make = WAYS[options.way]
-    make(model, prompts[:8], options.ends, 4, options.batch)()
-    work = make(model, prompts, options.ends, options.new_tokens, options.batch)
+    draw = WAYS[options.way]
+    draw(model, prompts[:8], options.ends, 4, options.batch)
     started = wall()
-    tokens = work()
+    tokens = draw(model, prompts, options.ends, options.new_tokens, options.batch)
     rate = tokens / (wall() - started)
     hand_over(rate=rate, tokens=tokens, matmul_gflops=matmul_rate(fast_precision()))
 
@@ -129,58 +127,39 @@ def end_tokens(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int
 
 def ours(
     model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int, batch: int, each: int = 1
-) -> Callable[[], float]:
+) -> int:
     settings = GenerationSettings(max_new_tokens=new_tokens, batch_size=batch)
-
-    def work() -> float:
-        made = sample(model, prompts, eos_ids=eos_ids, settings=settings, seed=0, samples_per_prompt=each)
-        return sum(len(one.token_ids) for one in made)
-
-    return work
+    made = sample(model, prompts, eos_ids=eos_ids, settings=settings, seed=0, samples_per_prompt=each)
+    return sum(len(one.token_ids) for one in made)
 
 
-def generate(
-    model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int, batch: int
-) -> Callable[[], float]:
-    config = configuration(eos_ids, new_tokens)
-    end = torch.tensor(eos_ids, device=model.device)
-
-    def work() -> float:
-        total = 0
-        for start in range(0, len(prompts), batch):
-            part = prompts[start : start + batch]
-            length = max(map(len, part))
-            ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in part], device=model.device)
-            mask = torch.tensor(
-                [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in part], device=model.device
-            )
-            with torch.inference_mode():
-                made = model.generate(ids, attention_mask=mask, generation_config=config)[:, length:]
-            ended = torch.isin(made, end)
-            first = torch.where(ended.any(1), ended.int().argmax(1) + 1, made.shape[1])
-            total += int(first.sum())
-        return total
-
-    return work
+def generate(model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int, batch: int) -> int:
+    config, end, total = configuration(eos_ids, new_tokens), torch.tensor(eos_ids, device=model.device), 0
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        length = max(map(len, part))
+        ids = torch.tensor([[0] * (length - len(prompt)) + prompt for prompt in part], device=model.device)
+        mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in part], device=model.device)
+        with torch.inference_mode():
+            made = model.generate(ids, attention_mask=mask, generation_config=config)[:, length:]
+        ended = torch.isin(made, end)
+        first = torch.where(ended.any(1), ended.int().argmax(1) + 1, made.shape[1])
+        total += int(first.sum())
+    return total
 
 
 def generate_batch(
     model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int, batch: int
-) -> Callable[[], float]:
-    config = configuration(eos_ids, new_tokens)
-
-    def work() -> float:
-        made = model.generate_batch(
-            inputs=prompts,
-            generation_config=config,
-            # Left alone it takes most of the machine's memory for its cache.
-            continuous_batching_config=ContinuousBatchingConfig(seed=0, num_blocks=2 * batch, max_batch_tokens=2048),
-            warmup=False,
-            progress_bar=False,
-        )
-        return sum(len(output.generated_tokens) for output in made.values())
-
-    return work
+) -> int:
+    made = model.generate_batch(
+        inputs=prompts,
+        generation_config=configuration(eos_ids, new_tokens),
+        # Left alone it takes most of the machine's memory for its cache.
+        continuous_batching_config=ContinuousBatchingConfig(seed=0, num_blocks=2 * batch, max_batch_tokens=2048),
+        warmup=False,
+        progress_bar=False,
+    )
+    return sum(len(output.generated_tokens) for output in made.values())
 
 
 PEERS = {"generate": generate, "generate_batch": generate_batch}
