@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from spin_utils.files.paths import REPOSITORY
-from spin_utils.paper.statistics import Array, crossed
+from spin_utils.paper.statistics import crossed
 
 PAGE = REPOSITORY / "docs" / "statistics.md"
+MODELS = 10
+"""Of a table, from whose seeds a contrast of few seeds borrows strength."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,10 @@ class World:
     """Of each task."""
     share: float = 0.5
     """Mean probability of a right answer."""
-    likeness: float = 1.0
-    """Of the beta distribution of items' probabilities: small, and items are easy or hard for everyone."""
     seed_sd: float = 0.0
     """Standard deviation of a model's ability between seeds, as a share."""
     cluster: int = 1
     """Items of a source, which share their difficulty and the effect of training on them."""
-    models: int = 10
-    """Models of the table, whose seeds a contrast of few seeds borrows strength from."""
     mean: bool = False
     """The mean of one model instead of a difference."""
 
@@ -49,17 +47,12 @@ class World:
 
 def covers(world: World, generator: np.random.Generator) -> tuple[bool, float]:
     """One repetition: whether the interval holds the truth, and its half width in points."""
-    shape = world.seeds, world.tasks, world.items
     clusters = world.items // world.cluster
-    a, b = world.share * world.likeness, (1 - world.share) * world.likeness
-    hard = generator.beta(a, b, size=(1, world.tasks, clusters)).repeat(world.cluster, axis=2)
-
-    def answers(count: int) -> tuple[Array, Array]:
-        shift = generator.normal(0, world.seed_sd, size=(count, world.seeds, 1, 1))
-        chance = np.clip(hard[None] + shift, 0, 1)
-        return (generator.random((count, *shape)) < chance).astype(float), chance
-
-    values, _ = answers(world.models if world.seeds > 1 else 2)
+    # Most items are easy or hard for everyone.
+    hard = generator.beta(world.share, 1 - world.share, size=(1, world.tasks, clusters)).repeat(world.cluster, axis=2)
+    models = MODELS if world.seeds > 1 else 2
+    chance = np.clip(hard + generator.normal(0, world.seed_sd, size=(models, world.seeds, 1, 1)), 0, 1)
+    values = (generator.random((models, world.seeds, world.tasks, world.items)) < chance).astype(float)
     contrast = values[0] if world.mean else values[1] - values[0]
     truth = world.share if world.mean else 0.0
     pooled = None
