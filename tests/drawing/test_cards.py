@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -31,20 +30,17 @@ def profile(module_home: Path) -> Profile:
     return profile
 
 
-def record(profile: Profile, model: str = "spin-0") -> dict[str, Any]:
-    return results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", model))
-
-
 def test_the_card_holds_the_numbers_of_the_results_and_the_settings_of_the_run(profile: Profile) -> None:
     path = card.write(profile, "spin-0")
     loaded = ModelCard.load(path)
-    measured = {name: round(100 * task["value"], 2) for name, task in record(profile)["tasks"].items()}
+    record = results.read_json(results.path_of(paths.results(profile.name), 0, "evaluations", "spin-0"))
+    measured = {name: round(100 * task["value"], 2) for name, task in record["tasks"].items()}
     assert {result.dataset_type: result.metric_value for result in loaded.data.eval_results} == measured
     for name, value in measured.items():
         row = next(line for line in loaded.text.splitlines() if line.startswith(f"| {name} "))
         assert f"| {value:.1f} [" in row
     assert f"learning_rate: {profile.spin.learning_rates[0]}" in loaded.text
-    chain = record(profile)["provenance"]["chain"]
+    chain = record["provenance"]["chain"]
     assert chain["spin-0"]["weights_sha256"]["model.safetensors"] in loaded.text
     assert chain["spin-0"]["commit"] in loaded.text
     assert str(paths.home()) not in loaded.text, "a path of this machine is nobody's business"

@@ -27,13 +27,13 @@ def long_table(arrays):
     )
 
 
-def binary(rng, tasks=("a", "b"), items=80, seeds=1, gain=0.1):
+def binary(rng, seeds=1):
     """Two models that share what makes an item hard."""
     arrays = {"old": {}, "new": {}}
-    for task in tasks:
-        hard = rng.random(items)
-        for model, ability in (("old", 0.5), ("new", 0.5 + gain)):
-            arrays[model][task] = (hard + 0.2 * rng.normal(size=(seeds, items)) < ability).astype(float)
+    for task in ("a", "b"):
+        hard = rng.random(80)
+        for model, ability in (("old", 0.5), ("new", 0.6)):
+            arrays[model][task] = (hard + 0.2 * rng.normal(size=(seeds, 80)) < ability).astype(float)
     return arrays
 
 
