@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import nbformat
 import pytest
 from ipywidgets import IntSlider
 from nbclient import NotebookClient
@@ -32,22 +31,9 @@ def test_headless_a_control_gives_the_picture_of_its_first_value() -> None:
     assert show.controls(lambda n: n + 1, n=IntSlider(value=4)) == 5
 
 
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[list[nbformat.NotebookNode]]:
-    """What nbclient captured for output widgets and would have sent to the kernel, each time."""
-    sent: list[list[nbformat.NotebookNode]] = []
-    monkeypatch.setattr(OutputWidget, "send", lambda self, *_: sent.append(list(self.outputs)))
-    return sent
-
-
-def pictures(outputs: list[Any]) -> list[bytes]:
-    """The PNGs among the outputs."""
-    return [base64.b64decode(output["data"]["image/png"]) for output in outputs if "data" in output]
-
-
-def test_with_someone_watching_a_control_draws_again_when_it_moves(
-    monkeypatch: pytest.MonkeyPatch, captured: list[list[nbformat.NotebookNode]]
-) -> None:
+def test_with_someone_watching_a_control_draws_again_when_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[list[Any]] = []  # for output widgets, and would have been sent to the kernel
+    monkeypatch.setattr(OutputWidget, "send", lambda self, *_: captured.append(list(self.outputs)))
     monkeypatch.delenv("SPIN_HEADLESS")
     notebook = new_notebook(cells=[new_code_cell(SHOWN), new_code_cell("slider.value = 3")])
     client = NotebookClient(notebook, timeout=120)
@@ -58,5 +44,5 @@ def test_with_someone_watching_a_control_draws_again_when_it_moves(
     sliders = [widget for widget in client.widget_state.values() if widget["_model_name"] == "IntSliderModel"]
     assert [slider["description"] for slider in sliders] == ["n"]
     assert captured[-1][0].text == "drawn for 3\n"
-    [after] = pictures(captured[-1])
-    assert after.startswith(b"\x89PNG")
+    [after] = [output["data"]["image/png"] for output in captured[-1] if "data" in output]
+    assert base64.b64decode(after).startswith(b"\x89PNG")
