@@ -162,7 +162,8 @@ def facts(profile: Profile, drawn: Drawing) -> dict[str, Any]:
 
 
 def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFrame:
-    """A profile's scores for tables and figures: `results.load_evaluations` with a column `benchmark`.
+    """A profile's scores for tables and figures: `results.load_evaluations` with the paper's `benchmark` that each task
+    is, or "", whether it is `at_chance`, and whether it stands `aside` (`Profile.aside`).
 
     Raises:
         ResultsError: No model was evaluated at all, or a results file is not valid.
@@ -173,7 +174,15 @@ def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFra
         raise results.ResultsError(
             f"{paths.relative(folder)}: no evaluations; run `spin-repro reproduce --profile {profile.name}` first"
         )
-    found = _with_benchmarks(found, profile, kind)
+    benchmarks = {name: str(task.benchmark) for name, task in profile.evaluation.big_bench.items()}
+    if profile.evaluation.suite != "local":
+        benchmarks |= {name: name for name in published.BENCHMARK_LABELS}
+    weak = results.at_chance(results.load_summaries(folder, kind=kind))
+    found = found.assign(
+        benchmark=[benchmarks.get(task, "") for task in found["task"]],
+        at_chance=found["task"].isin(weak),
+        aside=found["task"].isin(profile.aside if kind == "evaluations" else ()),
+    )
     return with_last_epoch(found, profile.spin.training.epochs) if kind == "evaluations" else found
 
 
@@ -199,8 +208,8 @@ def discriminated(profile: Profile, texts: pd.DataFrame) -> pd.DataFrame:
 
 
 def summaries(profile: Profile) -> pd.DataFrame:
-    """Metric and size of every task, for Table 1: `results.load_summaries` with a column `benchmark`."""
-    return _with_benchmarks(results.load_summaries(paths.results(profile.name)), profile)
+    """Metric and size of every task, for Table 1."""
+    return results.load_summaries(paths.results(profile.name))
 
 
 def with_last_epoch(scores: pd.DataFrame, epochs: int) -> pd.DataFrame:
@@ -214,20 +223,6 @@ def with_last_epoch(scores: pd.DataFrame, epochs: int) -> pd.DataFrame:
     if epochs in shown:
         return scores
     return pd.concat([scores, scores[scores["model"] == "spin-0"].assign(model=last)], ignore_index=True)
-
-
-def _with_benchmarks(table: pd.DataFrame, profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFrame:
-    """A table by `task` with the paper's benchmark that each task is, or "", whether it is at chance, and whether it
-    stands aside (`Profile.aside`)."""
-    benchmarks = {name: str(task.benchmark) for name, task in profile.evaluation.big_bench.items()}
-    if profile.evaluation.suite != "local":
-        benchmarks |= {name: name for name in published.BENCHMARK_LABELS}
-    weak = results.at_chance(results.load_summaries(paths.results(profile.name), kind=kind))
-    return table.assign(
-        benchmark=[benchmarks.get(task, "") for task in table["task"]],
-        at_chance=table["task"].isin(weak),
-        aside=table["task"].isin(profile.aside if kind == "evaluations" else ()),
-    )
 
 
 def not_the_papers(profile: Profile, benchmarks: Mapping[str, str]) -> str:
