@@ -94,6 +94,23 @@ def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):
     assert "SFT, 1 more epoch (1)" in section
 
 
+@pytest.mark.parametrize(
+    ("sft", "control", "gain", "compared"),
+    [
+        (-1.0, -1.0, "SPIN iteration 0 gains +", "More SFT on the same data does worse: "),
+        (0.9, 0.9, "SPIN iteration 0 does worse than SFT: −", "More SFT on the same data does better: "),
+        (0.1, 0.1, "Whether SPIN iteration 0 gains over SFT is not decided: ", "cannot be told from it: "),
+    ],
+)
+def test_the_first_sentence_says_no_more_than_the_interval(home, sft, control, gain, compared):
+    synthetic.write(home, items=50, models={"sft": sft, "spin-0": 0.1, "sft-more-1": control})
+    profile = profiles.load("cpu")
+    draw.write(replace(draw.compose(profile), figures={}), profile)
+    first = report.section(profile).partition("\n")[0]
+    assert gain in first
+    assert compared in first
+
+
 def test_a_readme_without_its_markers_is_left_as_it_is(tmp_path):
     path = tmp_path / "README.md"
     path.write_text(text := f"{report.END} {report.BEGIN}")
