@@ -128,9 +128,12 @@ def make(plan: Plan, name: str) -> Path:
             return step.directory
         inputs = processes.from_first(lambda: {n: _reference(plan.directory(n)) for n in step.inputs})
         log.info("%s, seed %d: %s", name, plan.seed, paths.relative(step.directory))
-        with artifacts.building(
-            step.directory, stage=step.stage, settings=step.settings, inputs=inputs, seed=plan.seed
-        ) as work:
+        with (
+            runtime.telling_of(step.directory.name),
+            artifacts.building(
+                step.directory, stage=step.stage, settings=step.settings, inputs=inputs, seed=plan.seed
+            ) as work,
+        ):
             if _is_shared(plan, step):
                 _make(plan, step, work)
             elif processes.rank() == 0:

@@ -128,6 +128,18 @@ def tell(**event: Any) -> None:
             file.write(line + "\n")
 
 
+@contextlib.contextmanager
+def telling_of(step: str) -> Iterator[None]:
+    """Inside the block, what this process tells is about a step, whichever step it makes that one for."""
+    before = os.environ.get(STEP)
+    os.environ[STEP] = step
+    tell()
+    try:
+        yield
+    finally:
+        os.environ.pop(STEP) if before is None else os.environ.update({STEP: before})
+
+
 class _Told(logging.Handler):
     """Warnings and errors as events."""
 

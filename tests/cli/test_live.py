@@ -12,7 +12,7 @@ from rich.console import Console
 
 from spin_utils.cli import live
 from spin_utils.cli.live import Display
-from spin_utils.experiment import plan
+from spin_utils.experiment import plan, run
 from spin_utils.files import artifacts, paths, runtime
 from spin_utils.settings import profiles
 
@@ -154,3 +154,18 @@ def test_table_4_fits_a_terminal_of_80_columns() -> None:
     lines = file.getvalue().splitlines()
     assert not any("…" in line for line in lines)
     assert [line.split("  ")[0].strip() for line in lines[3:4]] == ["SFT"], "a heading of two lines"
+
+
+def test_a_step_that_another_one_makes_on_its_way_has_its_own_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Run(monkeypatch, terminal=False)
+    with shown.shown, monkeypatch.context() as patch:
+        patch.setenv(runtime.EVENTS, str(shown.shown.events))
+        patch.setenv(runtime.STEP, shown.made.directory("sft").name)
+        run.make(shown.made, "data")
+        runtime.tell(what="sft", done=1, total=6, unit="steps", note="")
+        shown.shown.update()
+        data, sft = (shown.shown.lines[shown.made.directory(name).name] for name in ("data", "sft"))
+        assert data.done
+        assert data.started
+        assert not sft.done
+        assert sft.bar is not None
