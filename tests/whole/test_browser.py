@@ -6,11 +6,13 @@ Screenshots stay in pytest's temporary folder, or in the one that `SPIN_SCREENSH
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from spin_utils.files import paths
@@ -108,12 +110,17 @@ def test_the_opponent_answers_at_smoke_and_what_it_wrote_is_shown_as_it_is(
 @pytest.mark.parametrize(
     "notebook", sorted((paths.REPOSITORY / "notebooks").glob("0[1-5]_*.ipynb")), ids=lambda path: path.stem
 )
-def test_a_notebook_runs_from_the_menu_and_is_photographed_in_both_themes(
+def test_a_notebook_and_its_exercise_run_from_the_menu_in_both_themes(
     opened: Callable[[str], Page], screenshots: Path, notebook: Path
 ) -> None:
     page = opened(f"doc/tree/notebooks/{notebook.name}")
     lab_browser.edit(page, 'profile = "cpu"', 'profile = "smoke"')
     lab_browser.run_all(page)
+    text = "\n".join(cell["source"] for cell in nbformat.read(notebook, 4).cells)
+    solutions = re.findall(r"Solution</summary>\n+```python\n(.*?)```", text, re.DOTALL)
+    assert solutions or notebook.stem.startswith("05")
+    for solution in solutions:
+        lab_browser.run_below(page, solution)
     assert lab_browser.errors(page) == []
     for theme in ("Dark", "Light"):
         lab_browser.choose_theme(page, theme)
