@@ -103,7 +103,7 @@ def figure1(generations: pd.DataFrame) -> Figure:
 def figure2(scores: pd.DataFrame, *, profile: str) -> Figure:
     """Figure 2: average score by iteration."""
     tasks = judged(scores)
-    found = estimates(scores, CHAIN, tasks)
+    found = _of_enough_seeds(estimates(scores, CHAIN, tasks))
     gains = estimates(scores, CHAIN[1:], tasks, over="sft")
     if "sft" in found:
         gains["sft"] = Estimate(0, 0, 0, 1, 0, 0, "itself")
@@ -190,7 +190,7 @@ def figure4(scores: pd.DataFrame, *, profile: str) -> Figure:
         if benchmark != "average":  # the paper's own, else the first two of ours
             tasks = [task for task, name in benchmarks(scores).items() if name == benchmark] or tasks[row : row + 1]
         ours, theirs = (figure.add_subplot(3, 2, 2 * row + column) for column in (1, 2))
-        found = estimates(scores, [*models, "spin-1"], tasks) if tasks else {}
+        found = _of_enough_seeds(estimates(scores, [*models, "spin-1"], tasks)) if tasks else {}
         _points(ours, range(6), models, found, COLOURS["spin-0"])
         theirs.plot(range(6), printed.loc[benchmark]["score"], color=INK, **_HOLLOW)
         _reference(theirs, float(printed.loc[benchmark]["reference"].iloc[0]), INK)
@@ -220,7 +220,7 @@ def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
     spin = ("sft", "spin-0-rows-14", "spin-0-rows-26", "spin-0-epoch-1")
     more = ("sft", "sft-more-1", "sft-more-2")
     tasks = judged(scores)
-    found = estimates(scores, (*spin, *more[1:]), tasks)
+    found = _of_enough_seeds(estimates(scores, (*spin, *more[1:]), tasks))
     sizes = published.training_sizes()
     figure = new_figure(3.9)
     ours, theirs = figure.subplots(2, 1)
@@ -407,6 +407,12 @@ def estimates(
     return found
 
 
+def _of_enough_seeds(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Without models that ran on fewer than half as many seeds as another: a line would join means over other seeds."""
+    most = max((estimate.n_seeds for estimate in found.values()), default=0)
+    return {model: estimate for model, estimate in found.items() if 2 * estimate.n_seeds >= most}
+
+
 def _points(
     axes: Axes,
     places: Sequence[float] | np.ndarray,
@@ -468,8 +474,9 @@ def _note(scores: pd.DataFrame, found: Collection[str], wanted: Sequence[str], r
     if not found:
         return ""
     drawn = [model for model in wanted if model in found]
-    missing = footnotes.missing(wanted, found)
-    return footnotes.note("figure", scores=scores, drawn=drawn, reading=reading, missing=missing)
+    few = footnotes.missing([model for model in wanted if model in set(scores["model"])], found)
+    missing = [name for name in footnotes.missing(wanted, found) if name not in few]
+    return footnotes.note("figure", scores=scores, drawn=drawn, reading=reading, few=few, missing=missing)
 
 
 def _wrapped(text: str) -> list[str]:

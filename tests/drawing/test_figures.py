@@ -77,6 +77,16 @@ def test_a_missing_series_is_named_below_the_figure(scores, name, model, reason)
     assert "Not run" not in texts(drawn(name, scores))
 
 
+def test_a_line_joins_no_model_that_ran_on_fewer_than_half_of_the_seeds(scores):
+    scores = pd.concat([scores[scores["seed"] == 0].assign(seed=seed) for seed in range(3)])
+    few = drawn("figure5", scores[(scores["model"] != "sft-more-2") | (scores["seed"] == 0)])
+    assert len(few.axes[0].lines[0].get_xdata()) == 3
+    assert np.isnan(few.axes[0].lines[0].get_ydata()[2])
+    said = texts(few).replace("\n", " ")
+    assert "Not drawn, run on fewer than half of the seeds: SFT, 2 more epochs." in said
+    assert "Not run" not in said
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_without_any_results_the_paper_is_drawn_and_our_panel_gives_its_reason(scores, name):
     figure = drawn(name, scores[:0])
