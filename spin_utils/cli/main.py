@@ -168,7 +168,7 @@ def reproduce(
         mt_bench.check_judge(plans)
         clock.remember(loaded.name)
         if reused := sum(artifacts.adopt(step.directory) for step in clock.missing(plans)):
-            log.info("%d steps were made with the same settings for another profile, and are taken from there", reused)
+            log.info("steps taken from runs of other profiles with the same settings: %d", reused)
     log.info("profile %s, seeds %s: results go to %s", loaded.name, numbers, paths.relative(paths.results(loaded.name)))
     log.info(clock.outlook(plans))
     warm = cluster == scheduler.NODE and bool(clock.missing(plans))  # steps of a cluster start elsewhere
