@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=["generate"])
     parser.add_argument("--name", default="sample_vs_generate")
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
-    parser.add_argument("--ends", type=int, nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--ends", type=int, nargs="*", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
     model = load(options.model)
     prompts = random_prompts(options.prompts, options.prompt_tokens, model.config.vocab_size)
