@@ -374,7 +374,7 @@ def convergence(measured: pd.DataFrame, bounds: pd.DataFrame) -> Figure:
 
 def _panel(axes: Axes, table: pd.DataFrame, column: str, reason: str, *, factor: float = 1) -> None:
     """One measure by opponent, with intervals; without data, the reason."""
-    found = estimates(table, MODELS, column=column, factor=factor)
+    found = _of_enough_seeds(estimates(table, MODELS, column=column, factor=factor))
     if not found:
         say_why_empty(axes, reason)
         return
