@@ -171,12 +171,13 @@ class Display:
 
 
 def sum_up(profile: Profile, console: Console | None = None) -> None:
-    """Print Table 4, the verdicts, whether the run agrees with the committed results, and where the report is."""
+    """Print Table 4, the verdicts, whether the run agrees with the committed results, and where everything is."""
     from spin_utils.drawing import draw, tables  # matplotlib need not be there while the steps run
 
     folder, console = paths.results(profile.name), console or _console()
     if not (folder / "tables" / "table4.csv").is_file():
-        return  # deleted since they were drawn
+        log.warning("%s: deleted since it was drawn; `spin-repro figures` draws it again", paths.relative(folder))
+        return
     frame = pd.read_csv(folder / "tables" / "table4.csv")
     names = [name for name in frame["column"].unique() if name != "average"]
     header, rows = tables.compact(
@@ -194,6 +195,8 @@ def sum_up(profile: Profile, console: Console | None = None) -> None:
         log.info("%s", compared.statement)
     if (folder / "report.html").is_file():
         log.info("report: %s", paths.relative(folder / "report.html"))
+    log.info("tables: %s", paths.relative(folder))
+    log.info("figures: %s", paths.relative(paths.figures(profile.name)))
 
 
 def _console() -> Console:

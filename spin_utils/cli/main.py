@@ -22,6 +22,7 @@ from typer import Argument, Option
 
 from spin_utils.cli import notebooks
 from spin_utils.files import artifacts, disk, paths, processes, runtime
+from spin_utils.files.paths import KitError
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import LARGEST_SEED, SettingsError
 from spin_utils.settings.run import Profile
@@ -153,14 +154,21 @@ def reproduce(
     profile, loaded = _resolve(profile, model, data, changes, name)
     numbers = parse_seeds(seeds)
     from spin_utils.cli import live, scheduler
-    from spin_utils.experiment import clock, mt_bench, plan, preflight
+    from spin_utils.experiment import clock, plan
 
     command = scheduler.command(profile, loaded, numbers, cluster=cluster, jobs=jobs, dry_run=dry_run)
+    with contextlib.suppress(KitError):  # the checks below say better what is wrong
+        if not dry_run and clock.is_done(plan.make_all(loaded, numbers)):
+            log.info("profile %s, seeds %s: every step is done.", loaded.name, numbers)
+            live.sum_up(loaded)
+            return
+    from spin_utils.experiment import mt_bench, preflight
+
     preflight.check_fetched(loaded)
     preflight.check_inputs(loaded)
-    products = [folder(loaded.name) for folder in (paths.artifacts, paths.results, paths.figures)]
-    for folder in (paths.home() / ".snakemake", *products):
-        disk.check_writable(folder)
+    for folder in (paths.artifacts, paths.results, paths.figures):
+        disk.check_writable(folder(loaded.name))
+    disk.check_writable(paths.home() / ".snakemake")
     if plan.left_out(loaded):
         log.warning(plan.left_out(loaded))
     plans = plan.make_all(loaded, numbers)
@@ -181,8 +189,6 @@ def reproduce(
     if shown is None:
         return
     live.sum_up(loaded)
-    for kind, folder in zip(("tables", "figures"), products[1:], strict=True):
-        log.info("%s: %s", kind, paths.relative(folder))
 
 
 @_command("check --profile cpu", "check --profile paper --gpus 8 --gpu-memory 80")

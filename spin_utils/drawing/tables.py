@@ -26,7 +26,6 @@ import pandas as pd
 
 from spin_utils.drawing import footnotes
 from spin_utils.evaluation.instructions import NAME
-from spin_utils.experiment import estimate
 from spin_utils.files.disk import write_forms
 from spin_utils.paper import published, results
 from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
@@ -121,6 +120,8 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str]) -> Table:
 
 def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = True) -> Table:
     """Table 2: time of generation and training by iteration. Arguments from `wall_clock`."""
+    from spin_utils.experiment import estimate  # imports torch, which no other table needs
+
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
     run, architecture = estimate.Workload(), estimate.Architecture()
     cells: list[dict[str, Any]] = []

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -28,7 +27,6 @@ from spin_utils.drawing.style import (
 )
 from spin_utils.settings.names import iterates, label, main_chain
 from spin_utils.settings.run import Loss
-from spin_utils.training.loss import link
 
 PANELS = {
     "accuracy": "Real and generated told apart (%)",
@@ -154,6 +152,10 @@ def map_figure(summary: pd.DataFrame) -> Figure:
 
 def _mark_start(axes: Axes, loss: Loss) -> None:
     """A dotted line at l(0), labelled next to the panel, clear of the curves."""
+    import torch  # a second of every command that draws no such figure
+
+    from spin_utils.training.loss import link
+
     start = float(link(torch.zeros(()), loss))
     axes.axhline(start, color=FAINT, ls=":", lw=1)
     name = "log 2" if loss == "logistic" else f"l(0) = {start:g}"

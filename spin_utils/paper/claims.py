@@ -27,7 +27,6 @@ from spin_utils.paper.statistics import Claim, Estimate, StatisticsError, paired
 from spin_utils.settings.names import ModelName, iterates
 from spin_utils.settings.profiles import nearest
 from spin_utils.settings.run import Loss
-from spin_utils.training import theory
 
 EVALUATED, TRANSFERRED, GENERATED = "evaluation of", "evaluation on transfer tasks of", "generations of"
 HELD_OUT, GRADED = "held-out pairs against", "MT-Bench grades of"
@@ -149,6 +148,8 @@ def judge(
         elif row.compute == "training":
             findings[row.id] = _training(row, blank, training, loss)
         elif row.compute == "theory":
+            from spin_utils.training import theory  # imports torch, which nothing else here needs
+
             error = float(getattr(theory, row.check)())
             status: Outcome = "reproduced" if error < row.tolerance else "not reproduced"
             findings[row.id] = replace(blank, verdict=status, ours=round(error, 12))
