@@ -1,5 +1,5 @@
-# The experiments as rules, one per step of the plan (spin_utils/experiment/plan.py). Every step is one artifact; every
-# notebook step runs its notebook through the strict papermill wrapper. Usually called by `make reproduce`:
+# The experiments as rules, one per step of the plan (spin_utils/experiment/plan.py). Every step is one artifact; those
+# of the main chain run their notebook through the strict papermill wrapper. Usually called by `make reproduce`:
 #
 #   snakemake --workflow-profile cluster/node --config profile=cpu seeds=0
 #

@@ -144,7 +144,9 @@ def make(profile: Profile, seed: int) -> Plan:
     )
     steps: dict[str, Step] = {}
 
-    def add(name: str, stage: str, notebook: str, inputs: tuple[str, ...], settings: Any, **parameters: Any) -> str:
+    def add(
+        name: str, stage: str, inputs: tuple[str, ...], settings: Any, *, notebook: str = "", **parameters: Any
+    ) -> str:
         keys = {i: steps[i].directory.name.rpartition("-")[2] for i in inputs}
         shared = stage in ("data", "base")
         key = artifacts.key(stage, settings, inputs=keys, seed=0 if shared else seed, name=name)
@@ -155,17 +157,17 @@ def make(profile: Profile, seed: int) -> Plan:
     def evaluate(model: str, checkpoint: str = "") -> None:
         settings = {**evaluation, "task_files": task_files} if task_files else evaluation
         inputs = (checkpoint or model, *(["data"] if "data" in steps else []))
-        notebook = "" if ModelName.parse(model).arm else "04_benchmark_evaluation"
-        add(f"eval-{model}", "evaluation", notebook, inputs, settings, model=model)
+        notebook = "04_benchmark_evaluation" if model in chain else ""
+        add(f"eval-{model}", "evaluation", inputs, settings, notebook=notebook, model=model)
 
     def evaluate_transfer(model: str) -> None:
         others = any(task.benchmark for task in profile.evaluation.big_bench.values())
         if profile.demonstrations.transfer or others or profile.evaluation.suite == "paper":
-            add(f"transfer-{model}", "transfer", "", steps[f"eval-{model}"].inputs, evaluation, model=model)
+            add(f"transfer-{model}", "transfer", steps[f"eval-{model}"].inputs, evaluation, model=model)
 
     def train(model: str, stage: str, inputs: tuple[str, ...], **more: Any) -> str:
         settings = {"training": training_identity(training_of(profile, model)), "template": template, **more}
-        return add(model, stage, "03_spin_training", inputs, settings, model=model)
+        return add(model, stage, inputs, settings, model=model)
 
     def grade(model: str) -> None:
         if profile.mt_bench is None:
@@ -174,31 +176,32 @@ def make(profile: Profile, seed: int) -> Plan:
         answering: dict[str, Any] = {"mt_bench": answers_identity(profile.mt_bench), "template": template}
         if profile.mt_bench.is_programmatic:
             answering["instructions"] = instructions.VERSION
-            add(f"instructions-{model}", "instructions", "", checkpoint, answering, model=model)
+            add(f"instructions-{model}", "instructions", checkpoint, answering, model=model)
             return
         answering["files"] = FILES
-        answers = add(f"mt-answers-{model}", "mt_answers", "", checkpoint, answering, model=model)
+        answers = add(f"mt-answers-{model}", "mt_answers", checkpoint, answering, model=model)
         asked = {"judge": judge_identity(profile.mt_bench), "files": FILES}
         if profile.mt_bench.judge_model is not None:
             asked["model"] = base.identity(profile.mt_bench.judge_model)
-        grades = add(f"mt-bench-{model}", "mt_bench", "", (answers,), asked, model=model)
+        grades = add(f"mt-bench-{model}", "mt_bench", (answers,), asked, model=model)
         if not judge.can_grade(profile.mt_bench) and not artifacts.is_complete(steps[grades].directory):
             del steps[grades], steps[answers]  # `left_out` gives the reason
 
     task_files = _task_identity(profile.evaluation)
     spin, template = profile.spin, template_identity(profile.template)
+    chain = main_chain(spin.iterations)  # what the notebooks tell; the other steps are made without them
     answered = _answering(profile)
     evaluation = {"evaluation": evaluation_identity(profile.evaluation), "template": template}
     if needs_data(profile):
-        add("data", "data", "", (), _data_identity(profile.demonstrations))
+        add("data", "data", (), _data_identity(profile.demonstrations))
     texts = ("data",) if profile.model.source == "tiny" else ()
-    start = first = add("base", "base", "", texts, base.identity(profile.model))
+    start = first = add("base", "base", texts, base.identity(profile.model))
     if profile.sft is not None:
         sft = {"training": training_identity(profile.sft), "template": template}
-        start = add("sft", "sft", "01_sft_baseline", (first, "data"), sft, more=0)
+        start = add("sft", "sft", (first, "data"), sft, notebook="01_sft_baseline", more=0)
     evaluate("sft", start)
     for model, source in profile.released.items():
-        add(model, "base", "", (), base.identity(source))
+        add(model, "base", (), base.identity(source))
         evaluate(model)
     if profile.released:
         for model in ("sft", *profile.released):
@@ -219,7 +222,7 @@ def make(profile: Profile, seed: int) -> Plan:
             name, inputs = f"pairs-{t}", (opponent, "data")
             if not _is_same(steps.get(name), inputs, answering):
                 notebook = "" if arm else "02_synthetic_generation"
-                name = add(name + ending, "pairs", notebook, inputs, answering, iteration=t, **own)
+                name = add(name + ending, "pairs", inputs, answering, notebook=notebook, iteration=t, **own)
             first = first or name
             return name
 
@@ -231,7 +234,7 @@ def make(profile: Profile, seed: int) -> Plan:
                 settings["epochs_shown"] = spin.epochs_shown
             if not _is_same(steps.get(name), inputs, settings):
                 notebook, name = "" if arm else "03_spin_training", name + ending
-                add(name, "spin", notebook, inputs, settings, model=name, **own)
+                add(name, "spin", inputs, settings, notebook=notebook, model=name, **own)
             return name
 
         spins = variant.spin
@@ -240,7 +243,6 @@ def make(profile: Profile, seed: int) -> Plan:
                 evaluate(iterate)
 
     play()
-    chain = main_chain(spin.iterations)
     for model in chain:
         evaluate_transfer(model)
     if profile.sft is not None and profile.evaluation.big_bench:  # which columns are at chance before any training
@@ -249,14 +251,14 @@ def make(profile: Profile, seed: int) -> Plan:
     for model in chain[1:] if profile.demonstrations.validation_rows != 0 else ():
         # Where there is SFT the base model is a third party, which says how surprising sampled text is.
         inputs = (steps[model].inputs[0], model, "data", *(["base"] if profile.sft is not None else []))
-        add(f"heldout-{model}", "heldout", "", inputs, answered, model=model)
+        add(f"heldout-{model}", "heldout", inputs, answered, model=model)
     control, rows = start, "data"
     own = control_demonstrations(profile)
     if own is not None:
-        rows = add("control-data", "data", "", (), _data_identity(own))
+        rows = add("control-data", "data", (), _data_identity(own))
     for epoch in range(1, profile.sft_more + 1):
         once = {"training": training_identity(control_training(profile)), "template": template}
-        control = add(f"sft-more-{epoch}", "sft", "01_sft_baseline", (control, rows), once, more=epoch)
+        control = add(f"sft-more-{epoch}", "sft", (control, rows), once, more=epoch)
         evaluate(control)
     if spin.epochs_shown > spin.training.epochs:
         train("spin-0-more", "epochs", (start, "pairs-0", "spin-0"))
@@ -267,7 +269,7 @@ def make(profile: Profile, seed: int) -> Plan:
         evaluate(train(f"spin-0-rows-{part}", "subset", (start, "pairs-0"), fiftieths=part))
     if profile.dpo is not None and not _dpo_left_out(profile):
         settings = {"preferences": _preferences_identity(profile.dpo), **answered}
-        add("preferences", "preferences", "", (start, "data"), settings)
+        add("preferences", "preferences", (start, "data"), settings)
         evaluate(train("dpo", "dpo", (start, "preferences")))
         evaluate(train(f"{chain[-1]}-dpo", "dpo", (chain[-1], "preferences")))
     for arm in profile.arms:
