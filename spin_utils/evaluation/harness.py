@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import re
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
@@ -30,8 +31,11 @@ import lm_eval.api.task
 import lm_eval.tasks
 import lm_eval.utils
 from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
 from lm_eval.evaluator import evaluate as run_tasks
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -225,9 +229,12 @@ def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
 
 
 @cache
-def _all_tasks() -> TaskManager:
-    """Index of lm-eval's thousands of task files. It takes seconds, so it is built once and only if needed."""
-    return TaskManager(include_defaults=True)
+def _all_tasks(folder: Path | None = None) -> TaskManager:
+    """Index of lm-eval's thousands of task files, and of those in a folder, which come first.
+
+    It takes seconds, so it is built once and only if needed.
+    """
+    return TaskManager(include_path=folder, include_defaults=True)
 
 
 def _load(columns: Sequence[Column], taken: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
@@ -256,13 +263,15 @@ def _load(columns: Sequence[Column], taken: Mapping[str, str] | None = None) -> 
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
-            if not task.config.metric_list or not len(task.eval_docs):
-                raise EvaluationError(f"tasks: {name} has no metric or no items; add them to its file")
+            if not task.aggregation() or not len(task.eval_docs):
+                raise EvaluationError(f"tasks: {column.spec}: {name} has no metric or no items; add them to its file")
             if task.OUTPUT_TYPE == "generate_until":
                 known_options(task.config.generation_kwargs, where=f"tasks: {name}: ")
             key = f"{column.name}/{name}"
             task.set_config(key="task", value=key)
             loaded[column.name][key] = task
+        if not loaded[column.name]:
+            raise EvaluationError(f"tasks: {column.spec} is a group without tasks; list them, or leave out `group`")
     return loaded
 
 
@@ -278,9 +287,33 @@ def _leaves(manager: TaskManager, column: Column) -> Mapping[str, Any]:
         raise EvaluationError(f"tasks: {spec}: no such file; check the path, which starts at the profile's folder")
     try:
         with chdir(file.parent) if file else nullcontext(), _pinned():
-            return dict(manager.load([*column.parts] if column.parts else [str(file or spec)])["tasks"])
+            given: list[Any] = [*column.parts] or [str(file or spec)]
+            if file and "group" in load_yaml(file, resolve_func=False):
+                given = [_group(file)]
+            return dict(manager.load(given)["tasks"])
+    except EvaluationError:
+        raise
     except Exception as error:  # a task file, its functions and its data can fail anywhere in lm-eval and datasets
-        raise EvaluationError(f"tasks: {spec} cannot be loaded ({_one_line(error)}); correct its file") from error
+        away = isinstance(error, (ConnectionError, hub.HubError))
+        remedy = "run `spin-repro fetch` where there is network" if away else "correct its file"
+        raise EvaluationError(f"tasks: {spec} cannot be loaded ({_one_line(error)}); {remedy}") from error
+
+
+def _group(file: Path) -> Any:
+    """A user's group, of lm-eval's tasks and those next to its file. From a path, lm-eval itself makes no group."""
+    manager, content = _all_tasks(file.parent), load_yaml(file, resolve_func=False)
+    members = content.get("task")
+    members = members if isinstance(members, list) else []
+    names = [str(each.get("task", each.get("group"))) if isinstance(each, dict) else str(each) for each in members]
+    for name, member in zip(names, members, strict=True):
+        if isinstance(member, str) and name not in manager.all_tasks:
+            raise EvaluationError(
+                f"tasks: {file}: lm-eval knows no task {name!r}, and no .yaml file next to it has that name; correct it"
+            )
+        if names.count(name) > 1:
+            raise EvaluationError(f"tasks: {file} has {name} twice, and lm-eval would score one of them; rename it")
+    entry = Entry(name=content["group"], kind=Kind.GROUP, yaml_path=file)
+    return TaskFactory().build(entry, registry=manager.task_index)
 
 
 def _pinned() -> AbstractContextManager[object]:
@@ -296,15 +329,15 @@ def _pinned() -> AbstractContextManager[object]:
 
 
 def _shares(spec: str, leaves: Mapping[str, Any]) -> bool:
-    """Whether a column's metric is a share of each item, better when higher, so that points can be made of it.
+    """Whether a column's value is the mean of a share of each item, better when higher, so it can be given in points.
 
     The first item of each task is scored as if the model had given an empty response, and as if it had given the right
     one, so the answer is the same for every model.
     """
     shares = True
     for task in leaves.values():
-        metric = _first_metric(task)
-        shares = shares and task.higher_is_better().get(metric, True)
+        metric, scores = _first_metric(task), defaultdict[str, list[Any]](list)
+        shares = shares and task.higher_is_better().get(metric, True) and task.aggregation()[metric] is mean
         try:
             task.build_all_requests(limit=1)
             document = task.instances[0].doc
@@ -313,8 +346,12 @@ def _shares(spec: str, leaves: Mapping[str, Any]) -> bool:
                     instance.resps, instance.filtered_resps = [answer] * instance.repeats, {}
                 task.apply_filters()
                 chosen = next(iter(task.instances[0].filtered_resps))
-                scores = task.process_results(document, [each.filtered_resps[chosen] for each in task.instances])
-                shares = shares and _is_share(scores[metric])
+                found = task.process_results(document, [each.filtered_resps[chosen] for each in task.instances])
+                for name in {metric, *found}:
+                    scores[name].append(found[name])
+            shares = shares and all(map(_is_share, scores[metric]))
+            for name, values in scores.items():  # lm-eval aggregates all of them
+                float(task.aggregation().get(name, mean)(values))
         except Exception as error:  # a task's functions may be the user's own
             raise EvaluationError(
                 f"tasks: {spec}: metric {metric!r} fails on the first item ({_one_line(error)}); correct its file"
@@ -350,7 +387,7 @@ def _in_own_unit(
         found[column if len(leaves) == 1 or name == column else key] = {
             "metric": metric,
             "n": counts[key],
-            "value": float(value),
+            "value": _finite(float(value), f"{name}: metric {metric!r}"),
             "higher_is_better": bool(task.higher_is_better().get(metric, True)),
         }
     return found
@@ -370,8 +407,8 @@ def _items(
         score = sample[metric]
         if not _is_share(score):
             raise EvaluationError(
-                f"{name}: metric {metric!r} of item {item} is {score!r}, but that of the first item is a share from 0 "
-                "to 1; correct the task's file"
+                f"tasks: {column.spec}: metric {metric!r} of item {item} is {score!r}, but that of the first item is a "
+                "share from 0 to 1; correct the task's file"
             )
         drawn = {"sampled": sample["drawn"]} if column.big_bench and "drawn" in sample else {}
         yield {"task": column.name, "id": item, "score": float(score), **_response(task, sample, lm), **drawn}
@@ -432,11 +469,18 @@ def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM) -> dict[str, A
 
 
 def _first_metric(task: Any) -> str:
-    return str(task.config.metric_list[0]["metric"])
+    return str(next(iter(task.aggregation())))
+
+
+def _finite(value: float, what: str) -> float:
+    if not math.isfinite(value):
+        raise EvaluationError(f"{what} over all items is {value}; correct the task's file, or leave the task out")
+    return value
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    said = str(error) or f"in {traceback.extract_tb(error.__traceback__)[-1].name}"
+    return " ".join(f"{type(error).__name__}: {said}".split())
 
 
 @contextmanager

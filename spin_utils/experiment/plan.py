@@ -7,11 +7,15 @@ for exactly what a stage writes.
 from __future__ import annotations
 
 import dataclasses
+import glob
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import yaml
 
 from spin_utils.data import big_bench
 from spin_utils.data.rows import check_file
@@ -439,29 +443,44 @@ def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
 
 
 def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
-    # An edited task or grader is a different measurement. Which rows the task reads is not known here.
+    # An edited task, grader or file of rows is a different measurement. Which rows of the hub it reads is unknown here.
     found = {big_bench.ARCHIVE: big_bench.SHA256} if settings.big_bench else {}
     for task in filter(paths.is_yaml, settings.tasks):
         file = Path(task)
         require(file.is_file(), f"evaluation.tasks: {file}: no such file; correct the path")
         found[file.name] = disk.file_hash(file)
-        found |= {f"{file.stem}: {used.name}": disk.file_hash(used) for used in _used_by(file, {file.resolve()})}
+        for used in _used_by(file, file.parent, {file.resolve()}):
+            found[f"{file.stem}: {os.path.relpath(used, file.parent)}"] = disk.file_hash(used)
     return found
 
 
-_USES = re.compile(r"""!function\s+([\w.]+)\.\w+|^include:\s*["']?([^"'#\n]+)""", re.MULTILINE)
-"""How an lm-eval task names a function in a Python file next to it, and a task that it includes."""
+def _used_by(task: Path, folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """The tasks, Python files and rows that a task file names, directly or in tasks that it includes or groups.
 
-
-def _used_by(task: Path, seen: set[Path]) -> Iterator[Path]:
-    """The Python files and tasks that a task file uses, directly or through others."""
-    for module, include in _USES.findall(task.read_text(encoding="utf-8", errors="replace")):
-        file = task.parent / (f"{module.replace('.', '/')}.py" if module else include.strip())
+    Args:
+        folder: of the first task file, where lm-eval looks for rows.
+        seen: files that were found before.
+    """
+    text = task.read_text(encoding="utf-8", errors="replace")
+    try:
+        said = [token.value for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken)]
+    except yaml.YAMLError:  # the check refuses it with the reason
+        return
+    places = {task.parent, folder}
+    names = {place / name for place in places for word in said for name in glob.glob(word, root_dir=place)}
+    modules = [word.rpartition(".")[0].replace(".", "/") for word in said if _FUNCTION.fullmatch(word)]
+    names |= {task.parent / f"{module}.py" for module in modules}
+    names |= set(task.parent.glob("**/*.yaml")) if "group" in said else set()  # tasks next to a group are its own
+    for file in sorted(names):
         if file.is_file() and file.resolve() not in seen:
             seen.add(file.resolve())
             yield file
-            if include:
-                yield from _used_by(file, seen)
+            if paths.is_yaml(file.name):
+                yield from _used_by(file, folder, seen)
+
+
+_FUNCTION = re.compile(r"[\w.]{1,200}\.\w+")
+"""How an lm-eval task names a function in a Python file next to it."""
 
 
 def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:

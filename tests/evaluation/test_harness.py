@@ -288,6 +288,10 @@ def test_a_task_whose_functions_fail_is_named_before_training(tmp_path: Path) ->
     failing = GENERATING + "process_results: !function graders.first\n"
     with pytest.raises(EvaluationError, match=r"mine.yaml: metric 'points' fails on the first item \(IndexError"):
         check(task_file(tmp_path / "mine.yaml", failing, metric="points"))
+    aggregated = task_file(tmp_path / "other.yaml", GENERATING)
+    aggregated.write_text(aggregated.read_text().replace("aggregation: mean", "aggregation: no_such"))
+    with pytest.raises(EvaluationError, match=r"other.yaml: metric 'exact_match' fails on the first item"):
+        check(aggregated)
 
 
 def test_a_metric_that_is_no_share_keeps_its_unit_and_enters_no_average(
@@ -314,6 +318,59 @@ def test_a_metric_that_is_no_share_keeps_its_unit_and_enters_no_average(
     results.validate(as_result(record | {"metrics": found}), "evaluations", "record")
     with pytest.raises(EvaluationError, match="points, rolling: no metric is a share of each item"):
         evaluate(model, TOKENIZER, None, template=None, settings=settings)
+
+
+def test_a_value_that_is_no_mean_of_shares_is_lm_evals_own_and_metrics_may_be_functions(
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "graders.py").write_text(
+        "def worst(items): return min(items)\ndef quarter(references, predictions, **_): return 0.25\n"
+    )
+    answers = ("sat", "ran")
+    worst = task_file(tmp_path / "worst.yaml", CHOOSING, answers=answers, metric="acc")
+    worst.write_text(worst.read_text().replace("aggregation: mean", "aggregation: !function graders.worst"))
+    quarter = task_file(tmp_path / "quarter.yaml", GENERATING, metric="!function graders.quarter")
+    default = task_file(tmp_path / "default.yaml", CHOOSING, answers=answers, metric="acc")
+    default.write_text(re.sub("metric_list.*\n", "", default.read_text()))
+    tasks = [worst, quarter, default]
+    check(*tasks)
+    settings = replace(SETTINGS, tasks=tuple(map(str, tasks)))
+    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings)
+    assert record["metrics"] == {"worst": {"metric": "acc", "n": 2, "value": 0, "higher_is_better": True}}
+    found = {name: (task["metric"], task["value"]) for name, task in record["tasks"].items()}
+    assert (found["quarter"], found["default"]) == (("quarter", 0.25), ("acc", 0.5))
+
+
+def test_a_users_group_has_the_tasks_next_to_its_file(
+    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, answers in {"one": ("sat", "ran"), "two": ("sat",)}.items():
+        task_file(tmp_path / f"{name}.yaml", CHOOSING, answers=answers, metric="acc")
+    manager = TaskManager(include_path=tmp_path, include_defaults=False)
+    monkeypatch.setattr(harness, "_all_tasks", lambda folder: manager)
+    group = tmp_path / "both.yaml"
+    group.write_text("group: mine\ntask: [one, two]\n")
+    check(group)
+    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=replace(SETTINGS, tasks=(str(group),)))
+    items = [(item["id"], item["score"]) for item in record["items"] if item["task"] == "both"]
+    assert items == [("one/0", 1), ("one/1", 0), ("two/0", 1)]
+    for text, message in {
+        "group: mine\ntask: [one, tow]\n": "both.yaml: lm-eval knows no task 'tow', and no .yaml file next to it",
+        "group: mine\ntask: [one, {task: one, num_fewshot: 2}]\n": "both.yaml has one twice",
+        "group: mine\n" + (tmp_path / "one.yaml").read_text(): "both.yaml is a group without tasks; .* out `group`",
+    }.items():
+        group.write_text(text)
+        with pytest.raises(EvaluationError, match=message):
+            check(group)
+
+
+def test_what_a_task_needs_from_the_hub_is_said_to_need_a_fetch(tmp_path: Path) -> None:
+    task = task_file(tmp_path / "far.yaml", CHOOSING, metric="acc")
+    task.write_text(re.sub("dataset_kwargs.*\n", "", task.read_text()).replace("path: json", "path: nobody/nothing"))
+    with pytest.raises(
+        EvaluationError, match="far.yaml cannot be loaded .*; run `spin-repro fetch` where there is net"
+    ):
+        check(task)
 
 
 def test_what_an_answer_begins_with_follows_the_generation_prompt_as_in_lm_eval(
@@ -344,9 +401,17 @@ def test_an_edited_task_file_is_another_measurement_and_a_missing_one_is_named(h
     task.write_text("task: mine")
     change = {"evaluation.tasks": [str(task)]}
     before = plan.make(profiles.load("smoke", change), 0)
-    task.write_text("task: mine\nnum_fewshot: 3")
+    task.write_text(
+        "include: [first.yaml]\ntask: mine\nprocess_docs: !function code.of\n"
+        "dataset_kwargs: {data_files: {test: 'test rows.jsonl', train: '*.json'}}\n"
+    )
     after = plan.make(profiles.load("smoke", change), 0)
     assert before.directory("eval-sft") != after.directory("eval-sft")
+    for used in ("first.yaml", "code.py", "test rows.jsonl", "train.json"):
+        (home / used).write_text("task: x")
+        edited = plan.make(profiles.load("smoke", change), 0)
+        assert edited.directory("eval-sft") != after.directory("eval-sft"), used
+        after = edited
     drawn = plan.make(profiles.load("smoke", change | {"evaluation.samples": 4}), 0)
     assert drawn.directory("eval-sft") != after.directory("eval-sft")
     assert before.directory("sft") == after.directory("sft")
