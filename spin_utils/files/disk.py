@@ -22,7 +22,7 @@ SEAL = "sha256"
 _STORAGE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
-    *(errno.EIO, errno.ENOLCK, errno.ENOSYS),
+    *(errno.EIO, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),  # the last three: of file systems without locks
 }
 """Errors of a place and not of the program."""
 

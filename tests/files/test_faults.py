@@ -81,12 +81,15 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(
     assert not list(home.glob("artifacts/smoke/*/*"))
 
 
-def test_a_file_system_without_locks_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_with_the_remedy(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(disk.StorageError, match=r"\.locks: no locks available; .*SPIN_HOME"):
+    with pytest.raises(disk.StorageError, match=rf"\.locks: {os.strerror(number).lower()}; .*SPIN_HOME"):
         artifacts.lock(tmp_path / "sft").__enter__()
 
 
