@@ -164,7 +164,7 @@ def reproduce(
             return
     from spin_utils.experiment import mt_bench, preflight
 
-    preflight.check_fetched(loaded)
+    preflight.check_fetched(loaded, elsewhere=cluster != scheduler.NODE)
     preflight.check_inputs(loaded)
     for folder in (paths.artifacts, paths.results, paths.figures):
         disk.check_writable(folder(loaded.name))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from spin_utils.settings.run import LoraSettings, Profile
 
 if TYPE_CHECKING:
     from spin_utils.experiment.estimate import Machine, Need
+
+_logger = logging.getLogger(__name__)
 
 
 def check_inputs(profile: Profile) -> None:
@@ -429,13 +432,19 @@ def missing(profile: Profile) -> list[Wanted]:
     return [each for each in wanted(profile) if hub.fetched(each.kind, each.name, each.revision) is None]
 
 
-def check_fetched(profile: Profile) -> None:
-    """Raise `HubError` if HF_HUB_OFFLINE is set and a run needs something that is not in the hub's cache at all."""
+def check_fetched(profile: Profile, *, elsewhere: bool = False) -> None:
+    """Raise `HubError` if HF_HUB_OFFLINE is set and a run needs something that is not in the hub's cache at all.
+
+    If steps run `elsewhere`, on nodes that may have no network, warn of all that has not been fetched.
+    """
     from huggingface_hub import constants
 
-    gone = [each for each in missing(profile) if not hub.snapshot(each.kind, each.name, each.revision).is_dir()]
+    not_whole = missing(profile)
+    gone = [each for each in not_whole if not hub.snapshot(each.kind, each.name, each.revision).is_dir()]
     if constants.HF_HUB_OFFLINE and gone:
         raise hub.HubError(f"HF_HUB_OFFLINE is set, but {_not_fetched(gone)}")
+    if elsewhere and not_whole:
+        _logger.warning("steps on nodes without network would fail: %s", _not_fetched(not_whole))
 
 
 def fetch(profile: Profile) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,9 @@ def fill(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.repositories = {place: suites.REVISIONS.get(place.removeprefix("datasets/"), COMMIT) for place in hub.files}
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["HF_HUB_OFFLINE", "cut"])
 def test_after_one_fetch_a_run_reads_everything_without_network_at_the_pinned_revisions(
-    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    told: bool, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(hub, tmp_path)
     profile = profiles.load("paper", SMALL)
@@ -85,7 +87,7 @@ def test_after_one_fetch_a_run_reads_everything_without_network_at_the_pinned_re
     list(preflight.fetch(profile))
     assert len(hub.requests) == asked, "what is there is not asked for again"
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", told)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     preflight.check_fetched(profile)
     made = plan.make(profile, 0)
@@ -104,7 +106,11 @@ def test_after_one_fetch_a_run_reads_everything_without_network_at_the_pinned_re
 
 
 def test_without_a_fetch_it_is_said_before_the_first_job_what_would_be_missing(
-    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub: LoopbackHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     fill(hub, tmp_path)
     cache.fetch("model", "someone/tiny", COMMIT)
@@ -120,6 +126,11 @@ def test_without_a_fetch_it_is_said_before_the_first_job_what_would_be_missing(
     assert main.main(["reproduce", "--profile", str(file), "--dry-run"]) == 2
     assert "HF_HUB_OFFLINE is set, but not fetched: UCLA-AGI/SPIN_iter0 (demonstrations), " in capsys.readouterr().out
     assert not paths.artifacts("away").exists()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    preflight.check_fetched(profile)
+    with caplog.at_level("WARNING", "spin_utils"):
+        preflight.check_fetched(profile, elsewhere=True)
+    assert re.match(f"steps on nodes without network would fail: {message}", caplog.messages[-1])
 
 
 def test_what_cannot_be_fetched_is_named_and_an_incomplete_snapshot_is_not_taken_for_whole(
