@@ -85,6 +85,7 @@ class LLM:
         assert max_num_seqs > 0, max_num_seqs
         assert 0 < gpu_memory_utilization <= 1, gpu_memory_utilization
         assert type(enforce_eager) is bool, enforce_eager
+        assert len(os.environ["VLLM_RPC_BASE_PATH"]) < 60, "paths of sockets are limited to about 100 characters"
         devices = os.environ["CUDA_VISIBLE_DEVICES"]
         assert len(devices.split(",")) == tensor_parallel_size, devices
         self.length, self.calls = max_model_len, 0
