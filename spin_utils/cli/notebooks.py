@@ -107,12 +107,14 @@ def _manager(busy: threading.Event) -> type[KernelManager]:
     A kernel is interrupted before it is asked to end. At rest, the interrupt can make it lose the request.
     """
     from ipykernel.kernelspec import make_ipkernel_cmd
+    from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
+        # JUPYTER_PATH may hold another kernel named python3, with its own command and environment.
+        kernel_spec = KernelSpec(argv=make_ipkernel_cmd(), display_name="Python 3", language="python")
+
         def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
-            assert self.kernel_spec is not None
-            self.kernel_spec.argv = make_ipkernel_cmd()  # JUPYTER_PATH may hold another kernel named python3
             return warm_start.command(super().format_kernel_cmd(extra_arguments))
 
         async def shutdown_kernel(  # type: ignore[override]  # asynchronous, as in its parent
