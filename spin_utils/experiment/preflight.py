@@ -148,12 +148,16 @@ def _check_not_held_out(name: str, rows: Sequence[Row], profile: Profile, demons
 
 
 def check_start(plan: Plan, model: Path) -> None:
-    """Check the lengths of all rows and pairs of a run, and its adapters, as soon as its base model is available."""
+    """Check the lengths of all rows and pairs of a run, its adapters and tasks, as soon as its base model is available.
+
+    A notebook may start without `check_inputs`.
+    """
     _check_adapters(replace(plan.profile, model=ModelSettings(source="directory", path=str(model))))
     data = plan.directory("data")
     asked = {split: read_rows(data / f"{split}.jsonl") for split in ("spin", "validation", "test", "transfer")}
     check_fit(model, plan.profile, asked)
     check_pair_lengths(model, plan.profile)
+    _check_tasks(plan.profile, {row["family"] for rows in asked.values() for row in rows})
 
 
 _ANSWERED = {"spin": "generation", "validation": "generation", "test": "evaluation", "transfer": "evaluation"}

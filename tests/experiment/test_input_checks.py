@@ -10,7 +10,9 @@ import pytest
 
 from spin_utils.data.rows import RowError, write_rows
 from spin_utils.data.templates import encode_prompt
-from spin_utils.experiment import preflight
+from spin_utils.evaluation.answers import EvaluationError
+from spin_utils.experiment import plan, preflight, run
+from spin_utils.files import artifacts
 from spin_utils.model import base
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings
@@ -41,6 +43,15 @@ def test_what_would_end_a_run_after_its_main_chain_is_refused_before_any_work(tm
     data = {"source": "file", "train": str(tmp_path / "rows.jsonl"), "spin_rows": 20}
     with pytest.raises(RowError, match=r"spin\.subsets: 1 fiftieths of 20 prompts is less than one; raise"):
         preflight.check_inputs(profiles.load("smoke", {"demonstrations": data, "spin.subsets": [1]}))
+
+
+def test_a_notebook_on_its_own_refuses_a_task_before_training(home: Path) -> None:
+    (home / "mine.yaml").write_text("task: mine")
+    made = plan.make(profiles.load("smoke", {"evaluation.tasks": [str(home / "mine.yaml")]}), 0)
+    with pytest.raises(EvaluationError, match=r"mine\.yaml cannot be loaded"):
+        run.make(made, "eval-sft")
+    assert artifacts.is_complete(made.directory("base"))
+    assert not artifacts.is_complete(made.directory("sft"))
 
 
 def test_prompts_and_answers_that_need_more_positions_than_the_model_has_are_refused(tmp_path: Path) -> None:
