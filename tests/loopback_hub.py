@@ -48,8 +48,8 @@ def serve(hub: LoopbackHub) -> Iterator[LoopbackHub]:
                 config = hub.configs.get(found[1])
                 if config is not None:
                     return self._answer(200, config, file=found[2])
-            if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)", path):
-                held = hub.files.get(f"{found[1]}/{found[2]}", {})
+            if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)/?(.*)", path):
+                held = [p for p in hub.files.get(f"{found[1]}/{found[2]}", {}) if p.startswith(found[4])]
                 return self._answer(200, [{"type": "file", "path": p, "size": 0, "oid": "0" * 40} for p in held])
             if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
                 content = hub.files.get(f"{(found[1] or 'models/')}{found[2]}", {}).get(found[4])

@@ -480,7 +480,7 @@ def _finite(value: float, what: str) -> float:
 
 def _one_line(error: Exception) -> str:
     said = str(error) or f"in {traceback.extract_tb(error.__traceback__)[-1].name}"
-    return " ".join(f"{type(error).__name__}: {said}".split())
+    return " ".join(f"{type(error).__name__}: {said}".split())[:300]
 
 
 @contextmanager
