@@ -66,7 +66,8 @@ def as_preference(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
     """
     asked, said = next((name for name in _PROMPTS if record.get(name) is not None), ""), {}
     # In UltraFeedback Binarized `messages` repeats the chosen conversation; elsewhere it may hold the system message.
-    systems = [conversation(record[name], name)[0] for name in CONVERSATIONS if isinstance(record.get(name), list)]
+    talks = {name: conversation(record[name], name) for name in CONVERSATIONS if isinstance(record.get(name), list)}
+    systems = [system for system, _ in talks.values()]
     for name in ("chosen", "rejected"):
         found, said[name] = exchange(record, asked, name) if name in record else ([], [("assistant", "")])
         systems += found
@@ -80,7 +81,8 @@ def as_preference(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
     row |= {name: checked_text(said[name][-1][1], name) for name in ("chosen", "rejected")}
     if row["chosen"] == row["rejected"]:
         raise RowError("chosen and rejected are equal; remove the row")
-    return row, unread(record, (asked, "chosen", "rejected"), ("messages",))
+    repeated = [name for name, (_, turns) in talks.items() if turns in (said["chosen"], said["chosen"][:-1])]
+    return row, unread(record, (asked, "chosen", "rejected"), repeated)
 
 
 def encode_preferences(

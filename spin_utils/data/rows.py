@@ -48,11 +48,15 @@ Where there is none for the question, the answer's holds the whole conversation:
 system message and earlier turns. KTO's `label` is false for a bad answer."""
 COMMON = ("id", "family", "system", "system_prompt", "input", "context")
 """Columns that are read in every layout."""
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
+_ROLES = {"human": "user", "developer": "system"} | dict.fromkeys(
+    ("gpt", "chatgpt", "bing", "bard", "model"), "assistant"
+)
 _MESSAGE = (("role", "content"), ("from", "value"))
 CONVERSATIONS = ("messages", "real", "conversations")
 """Columns that hold a conversation, in every row that has them."""
-_HH = re.compile(r"\n\n(Human|Assistant):")
+_HH = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_WHOLE_HH = re.compile(r"\n\n(Human|Assistant):|Human:.*\n\nAssistant:", re.DOTALL)
+"""How a text of such turns begins; some copies have lost the first line breaks."""
 LINES = "a .jsonl file has one object per line, a .json file one list"
 SHOWN = 5
 """Number of faulty rows named in one error message."""
@@ -262,7 +266,7 @@ def as_row(record: Mapping[str, Any], turns: str = "first") -> tuple[Row | None,
     if turns == "first":
         unused += [f"later turns of {answer}"] if len(said) > 3 else []
         said = said[:2]
-    elif said and said[-1][0] == "user":
+    elif len(said) > 1 and said[-1][0] == "user":
         said = said[:-1]  # a question without an answer
     check_turns(said, answer)
     row = {
@@ -322,7 +326,8 @@ def exchange(record: Mapping[str, Any], asked: str, answer: str) -> tuple[list[A
             system, turns = conversation(record[name], name)
             systems.append(system)
         if role == "user" and isinstance(record[name], str) and turns[-1] == ("assistant", ""):
-            turns.pop()  # HH's prompts may end in `Assistant:`
+            turns.pop()  # HH's prompts may end in `Assistant:`, and then its answers begin with a space
+            record = {**record, answer: record[answer].lstrip()} if isinstance(record[answer], str) else record
         if said and turns and turns[0][0] == "user":
             if turns[: len(said)] != said and not (len(said) == 1 and said[0] in turns[:-1]):
                 raise RowError(f"{asked} and {answer} have different prompts; correct or remove the row")
@@ -337,7 +342,7 @@ def check_turns(said: Sequence[tuple[Any, Any]], name: str) -> None:
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise RowError(
             f"{name} has turns of {', '.join(map(str, roles)) or 'nobody'}; user and assistant must take "
-            "turns, after one system message if any"
+            "turns, after one system message if any: correct or remove the row"
         )
 
 
@@ -375,20 +380,24 @@ def conversation(messages: Any, key: str) -> tuple[Any, list[tuple[Any, Any]]]:
     Raises:
         RowError: not a list, or a message without role and content.
     """
-    if isinstance(messages, str) and _HH.match(messages):
+    if isinstance(messages, str) and _WHOLE_HH.match(messages):
         parts = _HH.split(messages)[1:]
-        messages = [
-            {"from": role.lower(), "value": text.strip()} for role, text in zip(parts[::2], parts[1::2], strict=True)
-        ]
+        messages = [{"from": role, "value": text.strip()} for role, text in zip(parts[::2], parts[1::2], strict=True)]
     if not isinstance(messages, list):
-        raise RowError(f"{key} is {messages!r:.40}; it must be a list of messages with role and content")
+        raise RowError(
+            f"{key} is {messages!r:.40}; it must be a list of messages with role and content: correct or remove the row"
+        )
     turns = []
     for place, message in enumerate(messages, start=1):
         names = next((n for n in _MESSAGE if isinstance(message, Mapping) and set(n) <= set(message)), None)
         if names is None:
-            raise RowError(f"message {place} of {key} needs the keys role and content, or from and value")
+            raise RowError(
+                f"message {place} of {key} needs the keys role and content, or from and value: correct or remove "
+                "the row"
+            )
         role, text = (message[name] for name in names)
-        turns.append((_ROLES.get(role, role) if isinstance(role, str) else role, _joined(text)))
+        role = role.lower() if isinstance(role, str) else repr(role)
+        turns.append((_ROLES.get(role, role), _joined(text)))
     system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
     return system, turns
 
@@ -429,11 +438,11 @@ def _joined(text: Any) -> Any:
 def _text(text: Any, name: str) -> str:
     """A text that may be missing."""
     if not isinstance(text, str | None):
-        raise RowError(f"{name} is {text!r:.40}; it must be text")
+        raise RowError(f"{name} is {text!r:.40}; it must be text: correct or remove the row")
     return text or ""
 
 
 def _is_conversation(value: Any) -> bool:
     if isinstance(value, str):
-        return _HH.match(value) is not None
+        return _WHOLE_HH.match(value) is not None
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)

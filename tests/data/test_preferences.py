@@ -47,6 +47,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
         ({"prompt": messages("who sat?"), "chosen": CHOSEN, "rejected": REJECTED}, {}),
         ({name: f"\n\nHuman: who sat?\n\nAssistant: {GOOD[name]}" for name in ("chosen", "rejected")}, {}),
         (GOOD | {"prompt": "\n\nHuman: who sat?\n\nAssistant:"}, {}),
+        ({"prompt": "Human: who sat?\n\nAssistant:", "chosen": " the cat", "rejected": " the dog"}, {}),
         (
             {name: [*LATER, *messages("who sat?", GOOD[name])] for name in ("chosen", "rejected")},
             {"earlier": ["hi", "yes?"]},
@@ -55,6 +56,11 @@ SYSTEM = {"role": "system", "content": "be brief"}
 )
 def test_every_layout_gives_the_same_pair(record: Any, more: dict[str, str]) -> None:
     assert as_preference(record)[0] == GOOD | more
+
+
+def test_a_conversation_that_a_pair_does_not_repeat_is_named() -> None:
+    for talk, unused in ((CHOSEN, []), (CHOSEN[:1], []), ([*LATER, *CHOSEN], ["messages"])):
+        assert as_preference(GOOD | {"messages": talk}) == (GOOD, unused)
 
 
 def test_pairs_that_are_equal_once_cut_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
