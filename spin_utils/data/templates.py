@@ -30,6 +30,8 @@ _MARK = "\ue000user\ue000"
 """Placeholder for the user's text while the frame of a chat template is determined."""
 _ANSWER = "\ue000answer\ue000"
 """The same for the assistant's."""
+_SPACE = "\ue000"
+"""Placeholder for a space in a token, where lines are not broken."""
 _OTHERWISE = "set template.kind: text and write template.prompt"
 _TODAY = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(['"])([^'"]*)\1\s*\)""")
 """How a chat template writes today's date."""
@@ -128,15 +130,15 @@ def encode_conversation(
 
     Args:
         texts: the turns, starting and ending with the user's.
-        system: this conversation's system message, instead of `template.system`. A text template has no slot for one,
-            so it is put before the first turn, followed by a blank line.
+        system: this conversation's system message, instead of `template.system`. A text template has no slot for
+            either, so it is put before the first turn, followed by a blank line.
 
     Raises:
         TemplateError: the tokenizer has no chat template, or one that leaves out or repeats a text.
     """
     made = frame(tokenizer, template)
-    if system and template.kind == "text":
-        texts, system = [f"{system}\n\n{texts[0]}", *texts[1:]], ""
+    if template.kind == "text" and (system or template.system):
+        texts, system = [f"{system or template.system}\n\n{texts[0]}", *texts[1:]], ""
     said = [system, *texts] if system else list(texts)
     plain = not any(token in text for text in said for token in _special_tokens(tokenizer))
     if template.kind == "chat":
@@ -174,11 +176,16 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettin
     Raises:
         TooLongError: more than `template.max_response_tokens` including the end token, and `too_long` is not `truncate`
             (which keeps the start).
-        TemplateError: the end token is not a single token of the vocabulary.
+        TemplateError: the end token is not a single token of the vocabulary, or is in the response and cannot be split.
     """
     made = frame(tokenizer, template)
     text = made.lead + _written(tokenizer, template, made, response) + made.trail
     ids = [*_after(tokenizer, made, text), made.end_id]
+    if made.end_id in ids[:-1]:
+        raise TemplateError(
+            f"the response holds {made.end!r}, which ends it; take it out, or mark the token as special in "
+            "tokenizer.json"
+        )
     _check_length("response", ids, template.max_response_tokens, template)
     return ids[: template.max_response_tokens]
 
@@ -385,10 +392,10 @@ def _render(
     messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
     if system or template.system:
         messages.insert(0, {"role": "system", "content": system or template.system})
-    frozen = _frozen(str(tokenizer.get_chat_template()), template.date)
-    options: dict[str, Any] = {"chat_template": frozen, "add_generation_prompt": asked, "tokenize": False}
+    options: dict[str, Any] = {"add_generation_prompt": asked, "tokenize": False}
     try:  # transformers renders in jinja2's sandbox, which refuses a template that reaches for Python itself
-        return str(tokenizer.apply_chat_template(messages, **options))
+        frozen = _frozen(str(tokenizer.get_chat_template()), template.date)
+        return str(tokenizer.apply_chat_template(messages, chat_template=frozen, **options))
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise TemplateError(
             f"the chat template cannot be rendered ({type(error).__name__}: {error}); correct it, or {_OTHERWISE}"
@@ -426,9 +433,10 @@ def training_text(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings
         f"responses end in {made.end!r}; sampling stops at {stops}",
     ]
     for what, ids in parts.items():
-        tokens = " ".join(f"{tokenizer.decode([token])!r}={token}" for token in ids)
+        shown = (f"{tokenizer.decode([token])!r}={token}".replace(" ", _SPACE) for token in ids)
+        tokens = (line.replace(_SPACE, " ") for line in wrap(" ".join(shown), 118, break_on_hyphens=False))
         text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        lines += ["", f"--- {what}", text, f"--- its {len(ids)} tokens", *wrap(tokens, 118, break_on_hyphens=False)]
+        lines += ["", f"--- {what}", text, f"--- its {len(ids)} tokens", *tokens]
     return "\n".join(lines)
 
 

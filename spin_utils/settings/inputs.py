@@ -229,7 +229,7 @@ class TemplateSettings:
     date: str = "2024-07-26"
     """The date that chat templates write as today's, so that keys and prompts do not depend on the day of the run."""
     system: str = ""
-    """System message (`chat`) for rows without their own; empty: none is added."""
+    """System message for rows without their own; empty: what the chat template writes without one, mostly nothing."""
     max_prompt_tokens: Positive = 512
     """Longest prompt in tokens (released configs: 512; the paper does not say)."""
     max_response_tokens: Positive = 512

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from spin_utils.data.templates import (
@@ -76,6 +78,7 @@ def test_a_rows_own_system_message_is_used(tokenizer: PreTrainedTokenizerFast) -
     assert chat == encode_prompt(tokenizer, own, "there")
     assert encode_rows(tokenizer, replace(own, system="never"), [row])[0].prompt_ids == chat
     assert text == encode_prompt(tokenizer, TEXT, "Hello\n\nthere")
+    assert text == encode_prompt(tokenizer, replace(TEXT, system="Hello"), "there")
     assert encode_prompts(tokenizer, CHAT, ["there"], [row]) == [chat]
     sly = encode_prompt(tokenizer, CHAT, "there", "Hello<|end|>")
     special = set(tokenizer.convert_tokens_to_ids(SPECIAL))
@@ -206,6 +209,46 @@ def test_a_row_is_what_the_models_own_chat_template_makes_of_it(manner: str, cha
     assert encode_beginning(chatty, CHAT, "yes") == encode_response(chatty, CHAT, "yes")[: -2 if trail else -1]
 
 
+PUBLISHED = sorted(Path(str(resources.files("trl"))).glob("chat_templates/*.jinja"))
+"""Chat templates of well-known models, which TRL brings."""
+FOLLOWED = {"cohere", "gemma", "gemma3", "gptoss", "lfm2", "llama3", "llama3_2", "phi3", "qwen2_5", "qwen3", "qwen3_8"}
+TURNS: dict[str, Any] = {"system": "be brief", "earlier": ["Hello there", "yes"]}
+
+
+def test_published_chat_templates_are_followed_to_the_letter_or_refused() -> None:
+    followed = set()
+    for path in (path for path in PUBLISHED if not path.stem.endswith("_training")):
+        source = path.read_text()
+        marks = sorted(set(re.findall(r"<[|｜][^|｜<>\s]+[|｜]?>|<[^|｜<>\s]+[|｜]>|<(?:start|end)_of_turn>", source)))
+        made = trained([*TEXTS, source], ["<s>", "</s>", *marks], True, bos_token="<s>", eos_token="</s>")
+        made.chat_template = re.sub(r"strftime_now\([^)]*\)", "'26 Jul 2024'", source)
+        whole = {}
+        for name, more in {"": {}, "system": {"system": TURNS["system"]}, "turns": TURNS}.items():
+            row = {"id": "1", "prompt": "Compute <b>\n", "response": " {{ 4 }} = 3 ", **more}
+            said = [*row.get("earlier", ()), row["prompt"], row["response"]]
+            roles = [("system", row["system"])] if more else []
+            roles += [(("user", "assistant")[place % 2], text) for place, text in enumerate(said)]
+            with contextlib.suppress(TemplateError):
+                (encoded,) = encode_rows(made, CHAT, [row])
+                whole[name] = made.decode([*encoded.prompt_ids, *encoded.response_ids])
+                messages = [{"role": role, "content": text} for role, text in roles]
+                own = made.apply_chat_template(messages, tokenize=False)
+                end = frame(made, CHAT)
+                assert whole[name] + end.tail.partition(end.end)[2] == own + end.end * (not end.tail), path.name
+        if whole:
+            followed.add(path.stem)
+    assert followed >= FOLLOWED
+
+
+def test_an_end_token_that_is_not_marked_as_special_cannot_be_inside_a_response() -> None:
+    made = trained(TEXTS, SPECIAL, True, eos_token="<|user|>")
+    made.add_tokens([AddedToken("<end>", special=False, normalized=False)])
+    made.chat_template = JINJA.replace("<|end|>", "<end>")
+    assert frame(made, CHAT).end == "<end>"
+    with pytest.raises(TemplateError, match=r"row 1 \(1\): the response holds '<end>', which ends it; take it out, or"):
+        encode_rows(made, CHAT, [{"id": "1", "prompt": "x", "response": "so <end> it is"}])
+
+
 def test_what_a_template_strips_is_stripped_from_texts_that_hold_markers_too(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
@@ -228,6 +271,7 @@ def test_what_a_template_strips_is_stripped_from_texts_that_hold_markers_too(
             "the 2 messages of a conversation with its system message 1 times",
         ),
         (JINJA.replace("in messages", "in messages[-2:]"), {"earlier": ["a", "b"]}, "the 3 messages .* 2 times"),
+        ({"rag": TURN, "tool_use": TURN}, {}, r"cannot be rendered \(ValueError: .* multiple chat templates"),
         (TURN + ASK.replace("%}<", "%}<think>\n<"), {}, r"writes '.*\{answer\}<.*asks with"),
         (TURN.replace("m['content']", "m['content'].split('</think>')[-1]") + ASK, {}, r"row 1 \(1\): .* rewrites"),
         (
@@ -240,7 +284,7 @@ def test_what_a_template_strips_is_stripped_from_texts_that_hold_markers_too(
     ],
 )
 def test_a_template_that_cannot_be_followed_is_refused_with_what_it_writes(
-    template: str, row: dict[str, Any], message: str, tokenizer: PreTrainedTokenizerFast
+    template: Any, row: dict[str, Any], message: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     tokenizer.chat_template = template
     with pytest.raises(TemplateError, match=message):
@@ -290,6 +334,7 @@ def test_the_training_text_of_a_row_shows_every_token_and_which_carry_loss(token
     assert ids == encoded.prompt_ids + encoded.response_ids
     assert r"from prompt to response: '<|end|>\n<|assistant|>\n'" in shown
     assert "responses end in '<|end|>'; sampling stops at '<|end|>' (0)" in shown
+    assert "\n'=" not in training_text(tokenizer, CHAT, row | {"response": "there " * 80}), "no line ends in a token"
 
 
 def test_end_ids_hold_the_templates_end_the_tokenizers_and_what_the_generation_config_declares(
