@@ -9,7 +9,7 @@ import dataclasses
 import importlib.metadata
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -290,6 +290,8 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
             yield Finding(what, "ok", ", ".join(sizes))
     rows = read.get("demonstrations")
     try:
+        if profile.model.source == "directory":
+            base.check_folder(Path(profile.model.path), profile.template)
         reachable = any(repository.kind == "model" and state == "ok" for repository, (state, _) in asked.items())
         known = estimate.architecture(profile.model, reachable=reachable, adapters=_adapters(profile))
     except ModelError as error:
@@ -316,11 +318,16 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
         left = "disk and time below are without further tasks"
         yield Finding("tasks", "refused", f"{str(error).removeprefix('tasks: ')}; {left}")
         profile = replace(profile, evaluation=replace(profile.evaluation, tasks=(), big_bench={}))
-    try:
-        if rows and profile.dpo and profile.dpo.preferences.source == "file":
-            _check_preferences(profile, rows)
-    except KitError as error:
-        yield Finding("dpo", "refused", str(error))
+    checks: dict[str, Callable[[Profile, Demonstrations], None]] = {"demonstrations": _check_demonstrations}
+    if "sft_control" in read:
+        checks["sft_control"] = _check_control
+    if profile.dpo and profile.dpo.preferences.source == "file":
+        checks["dpo"] = _check_preferences
+    for what, fits in checks.items() if rows else ():
+        try:
+            fits(profile, rows)
+        except KitError as error:
+            yield Finding(what, "refused", str(error))
     try:
         made = plan.make(profile, seed=0)
     except KitError as error:

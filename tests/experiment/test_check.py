@@ -13,11 +13,14 @@ from huggingface_hub import constants
 from loopback_hub import LoopbackHub, serve
 
 from spin_utils.cli import main as cli
+from spin_utils.data.rows import write_rows
 from spin_utils.evaluation import suites
 from spin_utils.experiment import estimate, plan, preflight
 from spin_utils.experiment.estimate import Architecture, Machine
 from spin_utils.files import artifacts, paths
+from spin_utils.model import base
 from spin_utils.settings import profiles
+from spin_utils.settings.inputs import ModelSettings
 
 BROKEN = Path(__file__).parents[1] / "malformed" / "demonstrations" / "cut_off.jsonl"
 REVISION = {"demonstrations.revision": "0" * 40}
@@ -151,6 +154,25 @@ def test_a_file_that_cannot_be_used_is_one_finding_among_the_others(
     assert report.verdict == verdict
     assert states(report, "time") == ["ok"] * (verdict == "fits")
     assert not report.ready()
+
+
+def test_a_template_or_a_row_that_a_run_would_refuse_is_refused_by_the_check(tmp_path: Path) -> None:
+    base.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), tmp_path, ["some words"], seed=0)
+    rows = [{"prompt": f"Say {i}", "response": "word " * (1000 if i == 7 else 1)} for i in range(30)]
+    changes = {
+        "model": {"source": "directory", "path": str(tmp_path)},
+        "demonstrations": {"source": "file", "train": str(write_rows(tmp_path / "rows.jsonl", rows))},
+        "template": {"kind": "chat"},
+        "dpo": None,
+    }
+    report = preflight.check(profiles.load("smoke", changes), LAPTOP)
+    assert states(report, "demonstrations") == ["ok", "refused"]
+    assert "(rows-8): response of" in text(report)
+    assert states(report, "model") == ["ok"]
+    (tmp_path / "chat_template.jinja").write_text("hello")
+    report = preflight.check(profiles.load("smoke", changes), LAPTOP)
+    assert states(report, "model") == ["refused"]
+    assert "the chat template writes the user's message 0 times" in text(report)
 
 
 def test_an_unknown_model_and_a_hub_out_of_reach_leave_the_verdict_open(monkeypatch: pytest.MonkeyPatch) -> None:
