@@ -241,7 +241,8 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
 
 
 def _check_ids(folder: Path, tokenizer: Any) -> None:
-    """Raise if the class that tokenizer_config.json names makes other ids of a text than tokenizer.json does."""
+    """Raise if the class that tokenizer_config.json names makes other ids of a text than tokenizer.json does; name the
+    tokens that only the former has."""
     from tokenizers import Tokenizer
 
     stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -256,6 +257,10 @@ def _check_ids(folder: Path, tokenizer: Any) -> None:
             f"{folder}: as {type(tokenizer).__name__}, which tokenizer_config.json names, the tokenizer makes other "
             "ids of a text than tokenizer.json says; write tokenizer_class: PreTrainedTokenizerFast there"
         )
+    others = sorted(token for token, number in tokenizer.get_vocab().items() if stored.token_to_id(token) != number)
+    if others:
+        told = "%s: %s in tokenizer_config.json, but not in tokenizer.json: the model may never have seen it"
+        log.warning(told, folder, ", ".join(map(repr, others[:5])))
 
 
 def _skeleton(folder: Path) -> Any:

@@ -67,6 +67,17 @@ def test_a_tokenizer_class_that_fails_on_a_text_is_refused(folder: Path, monkeyp
         base.check_folder(folder, template)
 
 
+def test_a_token_that_tokenizer_json_lacks_is_named(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "<|other|>"}))
+    with pytest.raises(base.ModelError, match="the tokenizer's vocabulary goes up to id"):
+        base.check_folder(copy, TemplateSettings())
+    assert "copy: '<|other|>' in tokenizer_config.json, but not in tokenizer.json" in caplog.text
+
+
 def test_the_identity_of_a_folder_follows_its_content(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     same = base.identity(ModelSettings("directory", path=str(copy)))
