@@ -37,7 +37,7 @@ LAYOUTS = (
     ("instruction", "response", ()),
     ("question", "response", ()),
     ("question", "answer", ()),
-    ("prompt", "completion", ("label",)),
+    ("prompt", "completion", ()),
     ("prompt", "chosen", ()),
     ("instruction", "chosen", ()),
     ("question", "chosen", ()),
@@ -45,7 +45,7 @@ LAYOUTS = (
 )
 """Columns of the question and the answer, of which the first that are there are read, and what else belongs to them.
 Where there is none for the question, the answer's holds the whole conversation: it comes first, because it can have a
-system message and earlier turns. KTO's `label` is false for a bad answer."""
+system message and earlier turns. KTO's `label` is false for a bad answer, in any layout."""
 COMMON = ("id", "family", "system", "system_prompt", "input", "context")
 """Columns that are read in every layout."""
 _ROLES = {"human": "user", "developer": "system"} | dict.fromkeys(
@@ -256,11 +256,12 @@ def as_row(record: Mapping[str, Any], turns: str = "first") -> tuple[Row | None,
         RowError: the row is unusable for another reason.
     """
     asked, answer, repeated = layout(record)
-    unused = unread(record, (asked, answer), repeated)
-    label = record.get("label") if answer == "completion" else None
-    if label not in (None, True, False):
+    label = record.get("label")
+    rates = answer == "completion" or isinstance(label, bool)  # elsewhere another `label` may be the class of a text
+    unused = unread(record, (asked, answer, *["label"] * rates), repeated)
+    if rates and label not in (None, True, False):
         raise RowError(f"label is {label!r}; a good answer has true, a bad one false: correct it")
-    if label is not None and not label:
+    if rates and label is not None and not label:
         return None, unused
     systems, said = exchange(record, asked, answer)
     if turns == "first":

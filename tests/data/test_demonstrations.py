@@ -156,6 +156,13 @@ def test_bad_and_empty_answers_are_left_out_and_counted(tmp_path: Path, caplog: 
     assert len(load(file_settings(write_rows(tmp_path / "d.jsonl", rows), drop_empty=True)).sft) == 3
     assert "d.jsonl: 2 rows with the label false left out" in caplog.text
     assert "1 rows with an empty prompt or response left out" in caplog.text
+    for asked, layout in {
+        "instruction": {"output": "y"},
+        "input": {"instruction": "x", "output": "y"},
+        "system": {"messages": CHAT},
+    }.items():
+        rated = [{**layout, asked: f"x{i}", "label": i > 1} for i in range(5)]
+        assert len(load(file_settings(write_rows(tmp_path / "d.jsonl", rated))).sft) == 3, layout
     with pytest.raises(RowError, match="d.jsonl, row 1: label is 'false'; a good answer has true, a bad one false"):
         load(file_settings(write_rows(tmp_path / "d.jsonl", [rows[0] | {"label": "false"}])))
 
@@ -168,7 +175,7 @@ def test_bad_and_empty_answers_are_left_out_and_counted(tmp_path: Path, caplog: 
             "score (3 rows), topic (2 rows)",
         ),
         (
-            [{"prompt": "x", "response": "y", "completion": "z", "label": False, "instruction": "w"}],
+            [{"prompt": "x", "response": "y", "completion": "z", "label": "joy", "instruction": "w"}],
             "completion (1 rows), label (1 rows), instruction (1 rows)",
         ),
         ([{"prompt": "x", "response": "another", "messages": CHAT}], "response (1 rows)"),
