@@ -26,7 +26,7 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "olmo2": ("packed", {}),
     "granite": ("packed", {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "attention_multiplier": 0.2}),
     "cohere": ("packed", {"logit_scale": 0.3}),
-    "mixtral": ("packed", EXPERTS),
+    "mixtral": ("packed", {**EXPERTS, "output_router_logits": True}),
     "qwen3_moe": ("packed", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
     "gpt_neox": ("packed", {"rotary_pct": 0.5}),
     "gpt2": ("packed", {"n_inner": 48}),
@@ -44,10 +44,35 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     ),
     # Its config refuses to be without a pad token.
     "modernbert-decoder": ("packed", {"local_attention": 4, "cls_token_id": 0, "sep_token_id": 0}),
+    "gemma3n_text": (
+        "packed",  # a layer that reads the keys and values of another
+        {
+            "head_dim": 8,
+            "num_kv_shared_layers": 1,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": tiny_models.VOCABULARY,
+            "activation_sparsity_pattern": [0.0] * 3,
+            "laurel_rank": 4,
+            **WINDOW,
+        },
+    ),
+    "gemma4_text": (
+        "packed",  # heads of another size in every full layer
+        {
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": tiny_models.VOCABULARY,
+            **WINDOW,
+        },
+    ),
     # Its positions count padding.
     "trocr": ("padded", {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}),
     "gpt_oss": ("padded", {"head_dim": 8, **EXPERTS, **WINDOW}),  # an attention sink in every head
     "bloom": ("padded", {}),  # ALiBi
+    "falcon": ("padded", {"new_decoder_architecture": True, "num_kv_heads": 2, "hidden_dropout": 0.1}),
+    "phimoe": ("packed", EXPERTS),  # a router that is a linear layer by its class
     "falcon_h1": ("padded", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}),
 }
 

@@ -38,8 +38,9 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    odd = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not _is_linear(module)]
     for target in settings.targets:  # peft passes over those that are not there as long as one is
-        found = [module for name, module in model.named_modules() if f".{name}".endswith(f".{target}")]
+        found = [m for name, m in model.named_modules() if f".{name}".endswith(f".{target}") and name not in odd]
         if not target or not found or isinstance(found[0], nn.Embedding):  # whose weights may also be the head's
             raise ModelError(
                 f"{type(model).__name__}: lora.targets: it has no linear layer {target!r}; correct the name"
@@ -50,6 +51,7 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=sorted(settings.targets) or "all-linear",
+        exclude_modules=odd or None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -60,6 +62,18 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
     if any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters()):
         raise ModelError(f"{type(model).__name__}: lora.targets has the head; leave it out")
     return adapted
+
+
+def _is_linear(layer: nn.Linear) -> bool:
+    """Whether a layer gives what its class says: routers choose experts, and grouped ones take groups."""
+    if type(layer).forward is nn.Linear.forward:
+        return True
+    with torch.no_grad():
+        try:
+            output = layer(layer.weight.new_zeros(1, layer.in_features))
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return False
+    return isinstance(output, torch.Tensor) and output.shape == (1, layer.out_features)
 
 
 def save(adapted: Any, start: Path, folder: Path) -> None:
@@ -78,7 +92,8 @@ def save(adapted: Any, start: Path, folder: Path) -> None:
     path = place / "adapter_config.json"
     written = json.loads(path.read_text(encoding="utf-8"))
     # The same bytes on every machine: peft writes a set in any order, and the folder as it is here.
-    written |= {"target_modules": sorted(written["target_modules"]), "base_model_name_or_path": start.name}
+    written |= {name: sorted(written[name]) for name in ("target_modules", "exclude_modules") if written[name]}
+    written["base_model_name_or_path"] = start.name
     path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     whole = base.load(start, place=torch.device("cpu"))
     merged = PeftModel.from_pretrained(whole, place, local_files_only=True).merge_and_unload()

@@ -28,7 +28,7 @@ from spin_utils.training.loop import Interrupted
 from spin_utils.training.step import StepRunner
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "bloom", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2", "bloom", "qwen3_moe", "phimoe"])
 def test_log_probabilities_and_gradients_are_those_of_pefts_own_forward_pass(family: str) -> None:
     model, groups = model_of(family), pairs(3)
     before = sequence_logps(model, pack(groups)).detach()
@@ -64,6 +64,8 @@ def test_targets_that_are_not_there_or_the_head_are_refused() -> None:
         lora.attach(tiny_model("llama"), LoraSettings(targets=("c_attn",)), seed=0)
     with pytest.raises(ModelError, match="has the head"):
         lora.attach(tiny_model("mistral"), LoraSettings(targets=("lm_head", "q_proj")), seed=0)
+    with pytest.raises(ModelError, match="PhimoeForCausalLM: lora.targets: it has no linear layer 'router'"):
+        lora.attach(model_of("phimoe"), LoraSettings(targets=("router", "q_proj")), seed=0)
     for target in ("q_porj", "embed_tokens"):
         with pytest.raises(ModelError, match=f"LlamaForCausalLM: lora.targets: it has no linear layer '{target}'"):
             lora.attach(tiny_model("llama"), LoraSettings(targets=(target, "v_proj")), seed=0)
