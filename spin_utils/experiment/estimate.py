@@ -145,8 +145,8 @@ def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architect
     general.check_model(model, longest_row=1)
     adapted = {each: lora.attach(copy.deepcopy(model), each, seed=0) for each in adapters}
     heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * config.hidden_size
+    size = _largest(config, "head_dim") or config.hidden_size // heads
+    inner = _largest(config, "intermediate_size") or _largest(config, "ffn_dim") or 4 * config.hidden_size
     used = getattr(config, "num_experts_per_tok", None)  # experts that compute one token
     if used:
         inner = used * (getattr(config, "moe_intermediate_size", None) or inner)
@@ -154,15 +154,22 @@ def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architect
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         query=heads * size,
-        key_value=(getattr(config, "num_key_value_heads", None) or heads) * size,
+        key_value=(_largest(config, "num_key_value_heads") or heads) * size,
         feed_forward=inner,
         vocabulary=config.vocab_size,
         heads=heads,
-        tied=config.tie_word_embeddings,
+        tied=getattr(config, "tie_word_embeddings", False),
         path=general.path_of(model),
         counted=model.num_parameters(),
         adapted={each: sum(p.numel() for p in made.parameters() if p.requires_grad) for each, made in adapted.items()},
     )
+
+
+def _largest(config: Any, name: str) -> int:
+    """The largest value of a size that layers may have each their own of (Gemma 3n and 4); 0 if there is none."""
+    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+    found = [getattr(layer, name, None) or 0 for layer in layers]
+    return max(max(each) if isinstance(each, list | tuple) else each for each in found)
 
 
 @dataclass(frozen=True)

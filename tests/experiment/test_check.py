@@ -62,6 +62,7 @@ PINNED = {f"released.spin-{t}.revision": "a" * 40 for t in range(4)}
     [
         ("gpu", {}, 24, "fits"),
         ("gpu", {}, 12, "does not fit"),
+        ("gpu-7b", {}, 24, "fits"),
         ("paper-released", PINNED, 24, "fits"),
     ],
 )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import decoders
 import measure_memory
 import pytest
 import torch
@@ -61,6 +62,17 @@ def test_bytes_of_checkpoints_and_saved_states_are_exact(family: str, tmp_path: 
         (file,) = (tmp_path / name).glob("state-*/state.safetensors")
         assert tensor_bytes(file) == estimate.optimizer_state(architecture, settings)
         optimizer.close()
+
+
+@pytest.mark.parametrize("family", decoders.FAMILIES)
+def test_every_decoder_has_an_estimate(family: str) -> None:
+    model = decoders.model_of(family)
+    architecture = estimate.of_config(model.config)
+    assert architecture.parameters == sum(parameter.numel() for parameter in model.parameters())
+    given = {"width": 2, "longest": 64, "fused": False, "gpu": True}
+    need = estimate.training_memory(architecture, TrainingSettings(learning_rate=1e-6), **given)
+    assert need.total() > estimate.LIBRARIES
+    assert estimate.forward_flops(architecture, 8, 8) > 0
 
 
 def tensor_bytes(file: Path) -> int:
