@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -302,11 +304,9 @@ def _training_mode(model: PreTrainedModel, settings: TrainingSettings) -> Iterat
         model.activation_checkpointing_enable({"use_reentrant": False})
         for module in model.modules():
             if isinstance(module, GradientCheckpointingLayer):  # which look at their own mode, not their parts'
-                if isinstance(getattr(module, "dropout", None), float) and module.dropout:
-                    raise TrainingError(
-                        f"{type(module).__name__}: gradient checkpointing would turn its dropout on; set dropout to 0 "
-                        "in the model's config.json, or gradient_checkpointing: false"
-                    )
+                module._gradient_checkpointing_func = partial(
+                    _in_eval_mode, module, module._gradient_checkpointing_func
+                )
                 module.training = True
     try:
         yield
@@ -314,3 +314,18 @@ def _training_mode(model: PreTrainedModel, settings: TrainingSettings) -> Iterat
         if settings.gradient_checkpointing:
             model.activation_checkpointing_disable()
         model.train(was_training)
+
+
+def _in_eval_mode(
+    layer: nn.Module, checkpoint: Callable[..., Tensor], forward: Callable[..., Tensor], *given: Any
+) -> Any:
+    """Checkpoint a layer that is in training mode only for that; some turn their own dropout on in it."""
+
+    def computed(*given: Any) -> Tensor:
+        layer.training = False
+        try:
+            return forward(*given)
+        finally:
+            layer.training = True
+
+    return checkpoint(computed, *given)
