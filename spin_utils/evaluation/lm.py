@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spin_utils.data import templates
 from spin_utils.evaluation.answers import Answers, EvaluationError
 from spin_utils.files import processes
-from spin_utils.model.general import check_model
+from spin_utils.model.general import check_model, positions
 from spin_utils.model.logprobs import greedy_logps
 from spin_utils.model.packing import Group, micro_batches, pack
 from spin_utils.model.sampling import Sample, sample
@@ -70,7 +70,7 @@ class PackedLM(TemplateLM):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.micro_batch_tokens, self.prefixes, self.progress = micro_batch_tokens, prefixes or {}, progress
-        self.max_length = int(model.config.max_position_embeddings)
+        self.max_length = positions(model.config)
         self.answers = Answers(work, json.dumps([fingerprint(model), repr(template), max_new_tokens]))
 
     @property

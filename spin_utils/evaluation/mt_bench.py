@@ -100,11 +100,12 @@ def converse(
         `finish_reason` and `cut_tokens`: tokens dropped from the start because the context was too short.
     """
     from spin_utils.data import templates
+    from spin_utils.model.general import positions
     from spin_utils.model.sampling import sample
 
     start = [tokenizer.bos_token_id] if settings.add_start_token and tokenizer.bos_token_id is not None else []
     ends = templates.end_ids(tokenizer, template)
-    room = max(1, model.config.max_position_embeddings - settings.max_new_tokens)
+    room = max(1, positions(model.config) - settings.max_new_tokens)
     alike: dict[float, list[int]] = {}  # conversations of the same temperature are sampled together
     for place, question in enumerate(asked):
         alike.setdefault(settings.temperatures[question.category], []).append(place)

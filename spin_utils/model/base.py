@@ -11,7 +11,6 @@ import importlib.util
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -162,8 +161,11 @@ def positions(folder: Path) -> int:
     """Longest row that a model accepts, in tokens."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(resolve(folder), trust_remote_code=False, local_files_only=True)
-    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
+    from spin_utils.model import general
+
+    return general.positions(
+        AutoConfig.from_pretrained(resolve(folder), trust_remote_code=False, local_files_only=True)
+    )
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

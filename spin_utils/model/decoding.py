@@ -47,9 +47,6 @@ def misfit(model: nn.Module, longest: int) -> str:
         for name, projection in {**dict(attention.named_children()), **dict(mlp.named_children())}.items():
             if name.endswith("_proj") and type(projection) is not nn.Linear:
                 return f"{name} is a {type(projection).__name__}"
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
-        return f"rope type {rope} changes with the sequence length"
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     if window and slides and longest > window:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -78,12 +79,24 @@ def check_model(model: PreTrainedModel, longest_row: int) -> None:
         raise ModelError(f"{name}: tokens see later ones (use_bidirectional_attention); use a causal language model")
     if "past_key_values" not in inspect.signature(type(model).forward).parameters:
         raise ModelError(f"{name}: has no cache of keys and values to sample with; use another model")
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and longest_row > positions:
+    if longest_row > positions(config):
         raise ModelError(
-            f"{name}: a row of {longest_row} tokens is longer than its {positions} positions; "
+            f"{name}: a row of {longest_row} tokens is longer than its {positions(config)} positions; "
             "lower template.max_prompt_tokens, template.max_response_tokens or max_new_tokens"
         )
+
+
+def positions(config: Any) -> int:
+    """Longest row that a model accepts, in tokens.
+
+    With longrope a longer row than the original ones turns all its tokens by other angles, those already in a cache
+    included, so that a response would not be sampled from what it is scored by: such rows are too long.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    limits = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
+    limits += [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    return min(filter(None, limits), default=sys.maxsize)
 
 
 @contextmanager
@@ -106,8 +119,7 @@ def response_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     if path_of(model) == "padded":
         return _padded_logits(model, batch)
     # The last token of a row predicts nothing and needs no position of its own.
-    positions = getattr(model.config, "max_position_embeddings", None)
-    position_ids = batch.position_ids.clamp(max=positions - 1) if positions else batch.position_ids
+    position_ids = batch.position_ids.clamp(max=positions(model.config) - 1)
     logits = _forward(model, batch.sources, input_ids=batch.input_ids, position_ids=position_ids,
                       packed_layout=batch.layout)  # fmt: skip
     return logits[0]
@@ -136,18 +148,21 @@ def _padded_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 def _forward(model: PreTrainedModel, kept: Tensor, **inputs: Any) -> Tensor:
     """Logits at the kept positions, by the class's own forward pass: `model.forward` may be lent (`logprobs`)."""
-    forward = type(model).forward
-    if "logits_to_keep" in inspect.signature(forward).parameters:
-        return forward(model, **inputs, use_cache=False, logits_to_keep=kept).logits
-    return forward(model, **inputs, use_cache=False).logits[:, kept]
+    given = _known(model, logits_to_keep=kept, output_router_logits=False)
+    logits = type(model).forward(model, **inputs, **given, use_cache=False).logits
+    return logits if "logits_to_keep" in given else logits[:, kept]
+
+
+def _known(model: PreTrainedModel, **given: Any) -> dict[str, Any]:
+    """Those of the arguments that the model's forward pass has. Router logits are for a loss that is not computed."""
+    known = inspect.signature(type(model).forward).parameters
+    return {name: value for name, value in given.items() if name in known}
 
 
 def next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
     """Logits of the next token, shape (B, V), after reading `ids`, the last columns of the mask."""
-    known = inspect.signature(type(model).forward).parameters
     position_ids = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    more = {"position_ids": position_ids, "logits_to_keep": 1}
-    given = {name: value for name, value in more.items() if name in known}
+    given = _known(model, position_ids=position_ids, logits_to_keep=1, output_router_logits=False)
     return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given).logits[:, -1]
 
 
@@ -155,20 +170,24 @@ def padding(model: PreTrainedModel) -> bool:
     """Whether prompts of different lengths can be sampled from together; determined once per model, on three tokens.
 
     Raises:
-        ModelError: the model does not work with transformers' cache, so that it could not be sampled from.
+        ModelError: the model does not work with transformers' cache, so that it could not be sampled from, or its
+            tokens see later ones.
     """
     if model not in _PADDING:
-        ids = torch.tensor([[1, 2]], device=model.device)
+        two = torch.tensor([[1, 2], [1, 3]], device=model.device)
+        ids = two[:1]
         ones, pad = torch.ones_like(ids), torch.zeros_like(ids[:, :1])
         was_training = model.training
         model.eval()
         try:
             with torch.no_grad():
                 alone = _third(model, ids, ones)
+                rounding = (1e-3, 1e-4) if model.dtype == torch.float32 else (0.1, 0.02)
+                first = model(input_ids=two, use_cache=False).logits[:, 0].float().log_softmax(-1)
+                causal = torch.allclose(first[0], first[1], atol=rounding[0], rtol=rounding[1])
                 same = not has_state(model)
                 if same:  # true of most models that count positions by themselves, but not of all
                     beside = _third(model, torch.cat([ids[:, :1], ids], 1), torch.cat([pad, ones], 1))
-                    rounding = (1e-3, 1e-4) if model.dtype == torch.float32 else (0.1, 0.02)
                     same = torch.allclose(alone, beside, atol=rounding[0], rtol=rounding[1])
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
@@ -177,6 +196,8 @@ def padding(model: PreTrainedModel) -> bool:
             raise ModelError(f"{type(model).__name__}: cannot be sampled from ({reason}); use another model") from None
         finally:
             model.train(was_training)
+        if not causal:
+            raise ModelError(f"{type(model).__name__}: tokens see later ones (is_decoder); use a causal language model")
         _PADDING[model] = same
     return _PADDING[model]
 
@@ -228,8 +249,8 @@ def _fits(model: PreTrainedModel) -> bool:
                 module.forward = lambda hidden, *args, **kwargs: hidden
         ids = torch.zeros(1, 3, dtype=torch.long)
         try:
-            shape.forward(input_ids=ids, position_ids=ids, use_cache=False, packed_layout=seen)
-        except (RuntimeError, TypeError, ValueError):  # it does more than a dry run can show
+            _forward(shape, ids[0], input_ids=ids, position_ids=ids, packed_layout=seen)
+        except (AttributeError, RuntimeError, TypeError, ValueError):  # it does more than a dry run can show
             return False
     layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers

@@ -22,7 +22,7 @@ from spin_utils.model.packing import Group, pack
 from spin_utils.model.sampling import sample
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.run import GenerationSettings, TrainingSettings
-from spin_utils.training.loop import Schedule, TrainingError, train
+from spin_utils.training.loop import Schedule, train
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,7 +70,8 @@ def test_greedy_responses_equal_generate_and_sampled_ones_have_the_models_log_pr
 
 
 @pytest.mark.parametrize(
-    ("family", "checkpointing"), [("gemma2", True), ("opt", False), ("bloom", True), ("qwen3_moe", True)]
+    ("family", "checkpointing"),
+    [("gemma2", True), ("opt", False), ("opt", True), ("falcon", True), ("qwen3_moe", True)],
 )
 def test_training_equals_plain_gradient_steps_without_dropout(family: str, checkpointing: bool, tmp_path: Path) -> None:
     groups = [group._replace(response_ids=group.response_ids[:1]) for group in pairs(8)]
@@ -97,11 +98,27 @@ def test_training_equals_plain_gradient_steps_without_dropout(family: str, check
         optimizer.step()
 
 
-def test_dropout_that_checkpointing_would_turn_on_is_refused(tmp_path: Path) -> None:
-    groups = [group._replace(response_ids=group.response_ids[:1]) for group in pairs(2)]
-    settings = TrainingSettings(learning_rate=1e-3, gradient_checkpointing=True, precision="float32")
-    with pytest.raises(TrainingError, match="OPTDecoderLayer: .*set dropout to 0"):
-        train(model_of("opt"), groups, settings, seed=0, work=tmp_path)
+@pytest.mark.parametrize(("family", "kind"), [("llama", "longrope"), ("llama", "dynamic"), ("phi3", "longrope")])
+def test_rows_for_which_rotary_angles_change_are_refused_and_shorter_ones_are_right(family: str, kind: str) -> None:
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0]}
+        rope |= {"original_max_position_embeddings": 24}
+    longest = 24 if kind == "longrope" else 64
+    model = model_of(family, rope_parameters=rope, original_max_position_embeddings=24, sliding_window=None)
+    groups = [Group([5, 9, 2], ([30] * (longest - 3), [7, 4])), Group([8], ([11, 12],))]
+    check_supported(model, longest)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            sequence_logps(model, pack(groups)), obvious_logps(model, groups), atol=2e-4, rtol=2e-5
+        )
+    settings = GenerationSettings(temperature=0, max_new_tokens=longest - 3, batch_size=2)
+    prompt = [5, 9, 2]
+    (ours, _) = sample(model, [prompt, [8]], eos_ids=set(), settings=settings, seed=0)
+    output = model.generate(torch.tensor([prompt]), max_new_tokens=longest - 3, do_sample=False, eos_token_id=None)
+    assert ours.token_ids == output[0, 3:].tolist()
+    with pytest.raises(ModelError, match=f"{longest + 1} tokens is longer than its {longest} positions"):
+        sample(model, [[8, *prompt]], eos_ids=set(), settings=settings, seed=0)
 
 
 def test_what_cannot_be_right_is_refused_before_any_work() -> None:
@@ -111,6 +128,9 @@ def test_what_cannot_be_right_is_refused_before_any_work() -> None:
     both = AutoConfig.for_model("gemma3_text", **small, head_dim=8, use_bidirectional_attention=True)
     with torch.device("meta"), pytest.raises(ModelError, match="tokens see later ones"):
         check_model(AutoModelForCausalLM.from_config(both), 10)
+    for name in ("roformer", "rembert"):  # whose layers do not say that they are an encoder's
+        with pytest.raises(ModelError, match="tokens see later ones"):
+            check_supported(AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **small)), 10)
     with torch.device("meta"), pytest.raises(ModelError, match="no cache of keys and values"):
         check_model(AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", hidden_size=32)), 10)
     own = {**small, "head_dim": 8, "num_local_experts": 2, "layer_types": ["linear_attention"]}
