@@ -7,7 +7,10 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from peft import PeftModel
 
 from spin_utils.data import families
 from spin_utils.data.preferences import pair_row
@@ -16,7 +19,8 @@ from spin_utils.data.templates import encode_rows
 from spin_utils.evaluation import heldout
 from spin_utils.experiment import clock, plan, play, publish, run
 from spin_utils.files import artifacts, disk, paths
-from spin_utils.model import base
+from spin_utils.model import base, lora
+from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Pairs, write_pairs
 from spin_utils.paper import results
 from spin_utils.settings import profiles
@@ -52,6 +56,22 @@ def test_one_run_of_iteration_0_gives_its_model_and_every_epoch_of_figure_4() ->
     numbers = [[{k: v for k, v in row.items() if "second" not in k} for row in run] for run in rows]
     assert numbers[0] == numbers[1]
     artifacts.verify(folder)
+
+
+def test_sft_self_play_control_and_dpo_train_adapters_and_play_with_the_merged_weights() -> None:
+    adapters = {"rank": 4, "dropout": 0.1}
+    given = {f"{name}__lora": adapters for name in ("sft", "spin__training", "dpo__training")}
+    made, longer = make(arms={}, **given), make(arms={}, spin__epochs_shown=0, spin__training__epochs=3, **given)
+    starts = {"sft": "base", "sft-more-1": "sft", "spin-0": "sft", "spin-1": "spin-0", "dpo": "sft"}
+    ids = torch.tensor([[5, 9, 2, 30]])
+    for name, start in starts.items():
+        folder = run.make(made, name)
+        adapted = PeftModel.from_pretrained(base.load(made.directory(start)), folder / lora.ADAPTERS).eval()
+        torch.testing.assert_close(base.load(folder)(input_ids=ids).logits, adapted(input_ids=ids).logits)
+        assert not equal(folder, base.resolve(made.directory(start)))
+    opponent = score(base.load(made.directory("spin-0")), play.training_pairs(made, "spin-1"), micro_batch_tokens=500)
+    np.testing.assert_allclose(np.load(made.directory("spin-1") / play.LOGPS), opponent, rtol=1e-4)
+    assert equal(run.make(made, "spin-0-more"), run.make(longer, "spin-0")), "as without an interruption"
 
 
 def test_algorithm_1_on_checkpoints_gives_the_weights_of_the_plans_steps(tmp_path: Path) -> None:
