@@ -323,9 +323,10 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
         checks["sft_control"] = _check_control
     if profile.dpo and profile.dpo.preferences.source == "file":
         checks["dpo"] = _check_preferences
-    for what, fits in checks.items() if rows else ():
+    for what, fits in checks.items():
         try:
-            fits(profile, rows)
+            if rows:
+                fits(profile, rows)
         except KitError as error:
             yield Finding(what, "refused", str(error))
     try:

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -302,12 +302,10 @@ def _training_mode(model: PreTrainedModel, settings: TrainingSettings) -> Iterat
             module.train()
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-        for module in model.modules():
-            if isinstance(module, GradientCheckpointingLayer):  # which look at their own mode, not their parts'
-                module._gradient_checkpointing_func = partial(
-                    _in_eval_mode, module, module._gradient_checkpointing_func
-                )
-                module.training = True
+        layers: list[Any] = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+        for layer in layers:  # which look at their own mode, not their parts'
+            layer._gradient_checkpointing_func = partial(_in_eval_mode, layer, layer._gradient_checkpointing_func)
+            layer.training = True
     try:
         yield
     finally:
@@ -316,12 +314,10 @@ def _training_mode(model: PreTrainedModel, settings: TrainingSettings) -> Iterat
         model.train(was_training)
 
 
-def _in_eval_mode(
-    layer: nn.Module, checkpoint: Callable[..., Tensor], forward: Callable[..., Tensor], *given: Any
-) -> Any:
+def _in_eval_mode(layer: nn.Module, checkpoint: Callable[..., Any], forward: Callable[..., Any], *given: Any) -> Any:
     """Checkpoint a layer that is in training mode only for that; some turn their own dropout on in it."""
 
-    def computed(*given: Any) -> Tensor:
+    def computed(*given: Any) -> Any:
         layer.training = False
         try:
             return forward(*given)
