@@ -1,11 +1,9 @@
 """The paper's figures, ours next to theirs: one function per figure, from data frames to a drawing.
 
-Ours has 95 % intervals (over items and training seeds). The paper's points are its printed ones, or
-digitised where it prints no numbers. A series or point without a run is named below the panels with its reason.
-Figures 1 and 6 have no numbers in the paper, so only ours are shown. Not in the paper: how self-play converges, here,
-and pictures of training and of pairs, in `training_figures`.
-
-Arguments come from where those of `tables` do; `profile` is named in the title of our panel.
+Ours has 95 % intervals (over items and training seeds). The paper's points are its printed ones, or digitised where it
+prints no numbers. A series or point without a run is named below the panels with its reason. Figures 1 and 6 have no
+numbers in the paper, so only ours are shown. Not in the paper: how self-play converges, here, and pictures of training
+and of pairs, in `training_figures`.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
 """The paper's tables, ours next to theirs: one function per table, from data frames to a `Table`.
 
-Scores are in points, intervals are 95 %. A cell without a run is an em dash, with the reason below
-the table. Gains by task and all verdicts on them are in the long form, which becomes the CSV file.
+Scores are in points, intervals are 95 %. A cell without a run is an em dash, with the reason below the table. Gains by
+task and all verdicts on them are in the long form, which becomes the CSV file. `draw.compose` and notebook 05 show
+where the data frames come from.
 
 The paper shows examples in Tables 7 and 8. Its claim about them, that later iterations are more concise than iteration
 0 and closer to the real response, is measured here on all generations, not on the example.
-
-Where the arguments come from: `scores` from `draw.scores` (Table 6: of the kind `transfer`), `summaries` from
-`draw.summaries`, `grades` from `results.load_mt_bench`, `generations` from `results.load_generations`, `measured` from
-`generations.measures` of these, and `heldout` and `bounds` from `generations.jsd_bounds`.
 """
 
 from __future__ import annotations

@@ -101,11 +101,8 @@ def evaluate(
         progress: Called with the number of newly finished requests.
 
     Returns:
-        A `results.Evaluation` without profile, seed, model and provenance: `tasks` with metric, n, value (0..1),
-        stderr and the hash of their rows, their unweighted `average`, and `items` with score, response and its tokens.
-        With `settings.samples`, items of the suite `local` also hold `sampled`, the mean score of that many answers
-        drawn at temperature 1; choices of Big-Bench always hold its expectation. `metrics` holds the tasks whose
-        metric is no share per item, in the metric's own unit.
+        A `results.Evaluation` without profile, seed, model and provenance. With `settings.samples`, items of the suite
+        `local` also hold `sampled`, the mean score of that many answers drawn at temperature 1.
 
     Raises:
         EvaluationError: An unknown task, or no task whose metric is a share of each item.

@@ -44,13 +44,11 @@ class PackedLM(TemplateLM):
     Args:
         template: How the context of a generation task becomes tokens; None: plain text, as in lm-eval. Log-likelihood
             tasks are always plain text without a start token, as in the paper's harness.
-        batch_size: Rows decoded together.
         max_new_tokens: Longest response if a task does not set one.
         micro_batch_tokens: Token budget of one scoring pass.
         prefixes: The start of the model's response (lm-eval's `gen_prefix`) as a function of the item, by task.
             lm-eval puts it at the end of the context; with a template it comes after the generation prompt.
-        work: Folder for finished answers, for resuming; None: not kept.
-        progress: Called with the number of newly finished requests.
+        work, progress: As in `harness.evaluate`.
     """
 
     def __init__(

@@ -1,13 +1,11 @@
 """Start processes without importing PyTorch and other large packages, by forking one process that has.
 
-A short step spends most of its time on imports, its own and its notebook's: 7 s of processor time, thirty times in a
-smoke run. While a reproduction runs on this machine, a server imports everything once; when asked for
-`python -m MODULE`, it forks. The module runs as in a new process, because the server never computes and never touches
-a GPU, whose driver would not survive a fork. Without a server a process starts as usual.
+When asked for `python -m MODULE`, the server forks. The module runs as in a new process, because the server never
+computes and never touches a GPU, whose driver would not survive a fork. Without a server a process starts as usual.
 
-The command becomes this file with the server's address: an ordinary process from outside, which starts at once because
-it imports none of these packages. It passes signals on to the fork and ends with its exit status. If it is killed, so
-is the fork. (`multiprocessing`'s own fork server only serves processes of one parent.)
+The command becomes this file with the server's address: an ordinary process from outside, which imports none of these
+packages. It passes signals on to the fork and ends with its exit status. If it is killed, so is the fork.
+(`multiprocessing`'s own fork server only serves processes of one parent.) See docs/speed.md.
 """
 
 from __future__ import annotations

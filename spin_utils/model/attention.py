@@ -1,11 +1,10 @@
 """Attention over packed groups, for unmodified transformers models.
 
-`packed_attention(model)` makes every attention layer of a model call `attend`, which takes the packed queries, keys and
-values and the batch's `Layout`; the layout is passed as the forward argument `packed_layout`. Everything else in the
-model (projections, norms, MLPs) only sees packed tokens.
+`packed_attention(model)` makes every attention layer of a model call `attend` with the batch's `Layout`, the forward
+argument `packed_layout`. Everything else in the model only sees packed tokens.
 
-Shape suffixes: T packed tokens, H query heads, K key heads, N heads of either kind, D head size, B groups of a
-tile, S padded group length, Z groups times key heads, Q places times query heads per key head.
+Shape suffixes: T packed tokens, H query heads, K key heads, N heads of either kind, D head size, B groups of a tile, S
+padded group length, Z groups times key heads, Q places times query heads per key head.
 """
 
 from __future__ import annotations

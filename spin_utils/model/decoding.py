@@ -1,12 +1,10 @@
 """The forward pass of a Llama-like model one token at a time, with its key-value cache.
 
-transformers grows its cache by concatenation and keeps finished rows; at 128 rows of a small model that costs
-more than the arithmetic. Here the cache is laid out once, live rows are always the first ones, a finished row is
-overwritten by the last one, and new prompts enter in packed form while others are half-way. The weights, the
-norms and the rotary table are the model's own.
+The cache is laid out once, and live rows are always the first ones (docs/speed.md). The weights, the norms and the
+rotary table are the model's own.
 
-Shape suffixes: B live rows, T packed prompt tokens, L padded prompt length, E extent of the cache in positions,
-H key-value heads, G query heads per key-value head, D size of a head, W width of the hidden state.
+Shape suffixes: B live rows, T packed prompt tokens, L padded prompt length, E extent of the cache in positions, H
+key-value heads, G query heads per key-value head, D size of a head, W width of the hidden state.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Attention in rows, for a GPU and for long rows on a CPU, where one large kernel beats many small products.
 
 Each response becomes a row with a copy of its prompt in front, padded on the right, so that plain causal attention is
-exact: no row contains another response, and padding comes after every real token. PyTorch's fused kernels need no mask
-for this. Only attention computes a prompt once per response; all other layers compute it once.
+exact and PyTorch's fused kernels need no mask (docs/speed.md).
 
 Shape suffixes: T packed tokens, H query heads, K key heads, N heads of either kind, D head size, R rows, L row length.
 """

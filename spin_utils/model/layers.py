@@ -1,16 +1,11 @@
 """One decoder layer of the Llama family as one differentiable step, for training.
 
-Between two matrix products autograd keeps and copies many intermediate tensors. Here a whole layer
-(RMSNorm, attention, SwiGLU, residuals) is one function with its own backward pass: it keeps eight tensors,
-computes the cheap ones again, adds residuals inside the matrix products and goes over memory once: chains of
-elementwise operations run on a few rows at a time, which stay in the processor's cache.
-Norms, reductions and rotary angles are computed in float32 and rounded once.
+A whole layer (RMSNorm, attention, SwiGLU, residuals) is one function with its own backward pass. Norms, reductions and
+rotary angles are computed in float32 and rounded once. `fast_layers(model)` lends it to the layers it recognises, for
+the length of a block; all other layers keep their own. See docs/speed.md.
 
-`fast_layers(model)` lends this forward pass to the layers it recognises, for the length of a block; all other
-layers keep their own.
-
-Shape suffixes: T packed tokens, E hidden size, H query heads, K key heads, N heads of either kind times D,
-D head size, C = (H + 2 K) D, F inner size of the MLP.
+Shape suffixes: T packed tokens, E hidden size, H query heads, K key heads, N heads of either kind times D, D head size,
+C = (H + 2 K) D, F inner size of the MLP.
 """
 
 from __future__ import annotations

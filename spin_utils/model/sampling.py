@@ -1,10 +1,8 @@
 """Sampling from a policy: y' ~ p_theta(.|x), many prompts at once.
 
-At temperature 1 without truncation this samples as in Algorithm 1; temperature 0 is greedy. Prompts are sorted by
-length, a waiting prompt replaces a finished row, and several responses to one prompt share its prefill. Every response
-has its own stream of random numbers, so it does not depend on what it is decoded with. A model whose forward pass the
-kit's decoder does not have is sampled through its own, with transformers' cache: the same draws, but one batch after
-another.
+At temperature 1 without truncation this samples as in Algorithm 1; temperature 0 is greedy. Every response has its own
+stream of random numbers, so it does not depend on what it is decoded with (docs/speed.md). A model whose forward pass
+the kit's decoder does not have is sampled through its own: the same draws, but one batch after another.
 
 Shape suffixes: B live rows, V vocabulary.
 """

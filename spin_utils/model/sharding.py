@@ -1,13 +1,10 @@
 """Sharding: each process holds its part of weights, gradients and optimizer state, with FSDP2 or DeepSpeed ZeRO-3.
 
-The rest of the package only uses the functions below. With FSDP2, PyTorch's `fully_shard` gathers the weights of one
-layer at a time in compute precision, and sums the gradients in float32 into each process's shard; the shards are the
-float32 master weights. (On a CPU, accelerate's FSDP2 silently trains without sharding. PyTorch's own function does
-shard there, so the tests run the same code as GPUs.)
-
-With ZeRO-3, DeepSpeed splits every weight into equal flat shards, one per process, gathers a layer's weights for its
-computation and releases them afterwards. The kit does everything else: it sums gradients in float32 into each process's
-shard and updates the shards with its own optimizer, so batches, clipping and the saved state are those of one process.
+With FSDP2, PyTorch's `fully_shard` gathers the weights of one layer at a time in compute precision and sums gradients
+in float32; the shards are the float32 master weights. (On a CPU, accelerate's FSDP2 silently trains without sharding;
+PyTorch's own function does shard there, so the tests run the same code as GPUs.) With ZeRO-3, DeepSpeed only splits
+every weight into equal flat shards and gathers a layer's for its computation. The kit sums the gradients and updates
+the shards with its own optimizer, so batches, clipping and the saved state are those of one process.
 """
 
 from __future__ import annotations

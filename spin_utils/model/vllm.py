@@ -1,8 +1,7 @@
 """Sampling with vLLM, in processes of a separate environment because it needs a different torch.
 
-Prompts and responses are exchanged as token ids in JSON files; `vllm_worker.py` runs in vLLM's environment. Every call
-starts new processes on the given checkpoint, so each iteration uses its own weights. Finished shards are kept, and a
-killed run continues with the rest.
+`vllm_worker.py` runs there. Every call starts new processes on the given checkpoint, so each iteration uses its own
+weights. See docs/clusters.md.
 """
 
 from __future__ import annotations
@@ -64,10 +63,7 @@ def answer(
     work: Path,
     what: str,
 ) -> tuple[list[Answer], list[str]]:
-    """Sample one response per prompt.
-
-    A prompt's random numbers depend on the seed and its index, not on the processes or on what is decoded with it.
-    Rounding does, so with a different number of GPUs the same distribution may give different samples.
+    """Sample one response per prompt. Its random numbers depend on the seed and its index alone.
 
     Args:
         model: folder of the weights.

@@ -120,16 +120,12 @@ def judge(
     loss: Loss = "logistic",
     rows: Sequence[Entry] | None = None,
 ) -> list[Finding]:
-    """Judge every row of the registry, in order.
+    """Judge every row of the registry, in order, by the tables that `draw.compose` loads.
 
     Args:
-        scores: From `results.load_evaluations`, as are those of `transfer`, from which Table 6 is drawn; with the
-            paper's benchmark that each task is, or "", as `benchmark`.
+        scores: From `results.load_evaluations`, like `transfer`, with each task's benchmark or "" as `benchmark`.
         times: Columns `seed`, `stage`, `iteration`, `seconds`.
-        training: From `results.load_training`.
-        generations: From `generations.measures`.
-        heldout: From `generations.jsd_bounds`.
-        grades: From `results.load_mt_bench`.
+        generations: From `generations.measures`; `heldout` from `generations.jsd_bounds`.
         loss: The loss function l used in training.
         rows: Other than the package's registry.
     """

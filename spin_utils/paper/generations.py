@@ -122,22 +122,18 @@ def discriminator(texts: pd.DataFrame) -> pd.DataFrame:
     """Whether a classifier that has no part in self-play tells a real response from the generated one.
 
     A classifier two-sample test (Lopez-Paz and Oquab 2017, arXiv 1610.06545): logistic regression on TF-IDF weights of
-    words and punctuation marks and of neighbouring pairs of these; beginning and end of a response are marks too. It
-    sees neither the prompt nor any model. Accuracy 1/2 means that this classifier cannot tell the two apart, though
-    another might.
-
-    The prompts are divided into `FOLDS`, and the pairs of each fold but the first are judged by a classifier fitted to
-    all folds before it (progressive validation, Blum, Kalai and Langford 1999). So if nothing can be told apart, the
-    judgments are independent tosses of a coin. Those of ordinary cross-validation are not, because two folds judge
-    each other: on random pairs of human answers their mean varied with 1.2 times the standard deviation.
+    words, punctuation marks, beginning and end, and neighbouring pairs of these. docs/read-the-results.md says how it
+    is read. Each of `FOLDS` but the first is judged by a classifier fitted to all before it (progressive validation,
+    Blum, Kalai and Langford 1999), so that if nothing can be told apart the judgments are independent tosses of a coin.
+    In ordinary cross-validation folds judge each other, and the mean varied with 1.2 times the standard deviation.
 
     Args:
         texts: From `results.load_generations`; of each seed and model at most the first `MOST_PAIRS` are taken.
 
     Returns:
         Columns `seed`, `model` (the generator), `task`, `id` and `discriminator`: 1 if the real response looks more
-        like real ones than the generated response does, 0 if less, 1/2 if the two are the same. Prompts of one source,
-        as ids name it (see `statistics.sources`), share a fold. Without a second fold there are no rows.
+        like real ones than the generated response does, 0 if less, 1/2 if the two are the same. Prompts of one source
+        (see `statistics.sources`) share a fold. Without a second fold there are no rows.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second
     from sklearn.linear_model import LogisticRegression

@@ -353,10 +353,9 @@ def _check(path: Path, content: bytes) -> None:
 
 
 def load_evaluations(results: Path, *, kind_folder: Scored = "evaluations") -> pd.DataFrame:
-    """All per-item scores under results/PROFILE, one row per seed, model and item; empty if nothing was run.
+    """Scores of all models under results/PROFILE, a row per seed, model and item; empty if nothing was run.
 
-    Its columns are `seed`, `model`, `task`, `id`, `score` (0..1), `tokens`, `response`, and where it was measured
-    `sampled` (see `Item`). Tasks not used in training (`transfer`) are never mixed with the others.
+    Columns `seed`, `model` and those of `Item`; `sampled` only where it was measured.
     """
     columns = ["task", "id", "score", "tokens", "response", "sampled"]
     table = _items(results, kind_folder, columns).astype({"id": str, "score": float})
@@ -364,26 +363,20 @@ def load_evaluations(results: Path, *, kind_folder: Scored = "evaluations") -> p
 
 
 def load_generations(results: Path) -> pd.DataFrame:
-    """Every model's responses to SPIN's training prompts, one row per seed, model and prompt.
-
-    Its columns are `seed`, `model` (the generator) and those of `Generation`.
-    """
+    """Responses to the prompts of self-play: `seed`, `model` (the generator), and the fields of `Generation`."""
     return _items(results, "generations", list(Generation.model_fields))
 
 
 def load_heldout(results: Path) -> pd.DataFrame:
-    """How every iteration changed log-probabilities on held-out pairs, one row per seed, model and prompt.
-
-    Its columns are `seed`, `model` (spin-t, the policy theta_t+1 of iteration t), `beta` and those of `Drift`.
+    """How every iteration changed log-probabilities on held-out pairs: `seed`, `model` (spin-t, the policy theta_t+1 of
+    iteration t), `beta`, and the fields of `Drift`.
     """
     return _items(results, "heldout", ["beta", *Drift.model_fields])
 
 
 def load_mt_bench(results: Path) -> pd.DataFrame:
-    """All grades of MT-Bench, one row per seed, model and turn.
-
-    Its columns are `seed`, `model`, `judge` and `judge_models` (as reported by the endpoint), `task` (the category),
-    `id` (question/turn), `status` and `grade` (1 to 10, NaN if there is none).
+    """All grades of MT-Bench: `seed`, `model`, `judge`, `judge_models` (as reported by the endpoint), `task` (the
+    category), `id` (question/turn), `status` and `grade` (1 to 10, NaN if there is none).
     """
     table = _items(results, "mt_bench", ["judge", "category", "id", "status", "score"])
     names = table["judge"].map(lambda judge: judge["name"])

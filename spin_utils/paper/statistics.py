@@ -102,34 +102,26 @@ def paired(
 ) -> Estimate:
     """Estimate a weighted sum of models' means on the same items, with its interval.
 
-    Let d[s, i] be the contrast for training seed s and item i. The estimate is the mean over tasks of the mean over
-    items and seeds. Its variance is estimated as
+    The contrast of training seed s and item i is d[s, i]. The estimate is its mean over tasks of the mean over items
+    and seeds; its variance, for S seeds and T tasks of n items, is estimated as
 
         V = V_items + max(0, V_seeds - V_rest)
 
-    where, for S seeds and T tasks of n items, V_items = sum over tasks of var_i(mean_s d) / (n T^2) contains items and
-    interaction, V_seeds = var_s(mean over tasks and items) / S contains seeds and interaction, and
-    V_rest = sum of MS_interaction / (S n T^2) is the interaction, which the first two both include. The interval is
-    Student's t with Satterthwaite's degrees of freedom. With one seed V is V_items, and `method` says that seeds are
-    not covered.
+    with V_items = sum over tasks of var_i(mean_s d) / (n T^2), V_seeds = var_s(mean over tasks and items) / S, and
+    V_rest = sum of MS_interaction / (S n T^2), the interaction, which both include. The interval is Student's t with
+    Satterthwaite's degrees of freedom. With one seed V is V_items.
 
-    A few seeds estimate their own variance poorly. So V_seeds is the larger of itself and a weighted mean of itself and
-    the variance of all models in the table around their seeds' means, the latter with `POOLED_DF` degrees of freedom
-    (moderated variances: Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3, with a fixed prior).
-
-    Items named SOURCE/NUMBER share a source and form one cluster if their task has at least `LEAST_SOURCES` of them.
-    Samples of shares near 0 and 1 understate their variance. As in the intervals of Agresti and Coull (1998) and of
-    Bonett and Price (2012), pseudo-items are added at both ends of the possible range, one for a difference and two for
-    a mean, divided among the tasks and with less weight if several seeds answered. They move the interval, not the
-    estimate, and no end goes beyond the possible range.
+    V_seeds is at least its weighted mean with the variance between seeds of all models, which has `POOLED_DF` degrees
+    of freedom (moderated variances: Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3, with a fixed prior). `sources` are
+    clusters. For shares near 0 and 1, pseudo-items at both ends of the range, one for a difference and two for a mean
+    over all tasks, move the interval but not the estimate (Agresti and Coull 1998; Bonett and Price 2012).
 
     Args:
         scores: long table with `seed`, `model`, `task`, `id` and `column`.
         contrast: weight of each model: {"spin-0": 1, "sft": -1} for a difference, {"sft": 1} for a mean.
         tasks: tasks in the unweighted mean; None: all in the table.
         column: what to average, for example `tokens` for lengths.
-        others: a table of more models of the same seeds and tasks, whose variance between seeds is used too; None: all
-            models are in `scores`.
+        others: more models of the same seeds and tasks, for the variance between seeds; None: all are in `scores`.
 
     Raises:
         StatisticsError: a model or task is missing, no seed has all models, or items do not pair up.
@@ -236,7 +228,7 @@ def size_margin(paper: float, most: float = SIZE_MARGIN) -> float:
 
 
 def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", value: float = 0.0) -> Verdict:
-    """Judge a claim by the interval of an estimate.
+    """Judge a claim by the interval of an estimate; what neither column says is inconclusive.
 
     | claim | reproduced if | not reproduced if |
     |---|---|---|
@@ -247,11 +239,8 @@ def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", valu
     | `at_most`: it does not exceed `value` | high <= value | low > value |
     | `same_size`: it is as large as `value` | the interval lies within value ± margin | it lies outside |
 
-    Everything else is inconclusive: the data allow both. "The same direction as the paper" (`greater` or `less`) and
-    "the same size" (`same_size`) are separate claims with separate verdicts. With `greater`, a gain whose whole
-    interval is below the margin counts as not reproduced unless it is also wholly above 0.
-
-    The margin is the smallest difference that matters, above 0, and the value is usually the paper's.
+    The margin is the smallest difference that matters, above 0, and the value is usually the paper's. If both hold, as
+    for a small gain that is wholly above 0 and below the margin, the claim is reproduced.
     """
     low, high = estimate.low, estimate.high
     holds, fails = {

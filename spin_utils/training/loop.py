@@ -83,8 +83,7 @@ def train(
 
     Without `opponent_logps` every group has one response, and the loss is the mean negative log-likelihood of the
     response tokens in the global batch (eq. 3.1). With them every group is a pair (real, generated), or a real response
-    with several generated ones, and the loss is the mean of eq. 4.7 over the pairs in the global batch. Pairs with
-    equal responses give exactly l(0) and no gradient; they are skipped in the computation but count in the mean.
+    with several generated ones, and the loss is the mean of eq. 4.7 over the pairs in the global batch.
     `settings.historical` takes triplets: real, generated, and the SFT model's.
 
     Args:

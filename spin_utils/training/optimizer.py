@@ -1,8 +1,7 @@
 """Optimizers with float32 master weights, and the learning-rate schedule.
 
 At a learning rate of 5e-7 an update is about 1e-5 of a weight, far below half a unit in the last place of bfloat16
-(2e-3), so weights in bfloat16 alone would never move. The optimizer keeps float32 master weights and sums the gradients
-of micro-batches in float32; the model computes with rounded copies. In float32 the masters are the model's own
+(2e-3), so weights in bfloat16 alone would never move (docs/speed.md). In float32 the masters are the model's own
 parameters. With sharding, every process has its shard of masters and moments.
 """
 
