@@ -21,8 +21,12 @@ class HubError(KitError):
     """A repository cannot be fetched, or the cache has another revision. The message names it and the remedy."""
 
 
-def fetch(kind: Kind, name: str, revision: str) -> Path:
-    """Bring a repository into the hub's cache, whole, mark it as complete, and return the folder of its snapshot.
+def fetch(kind: Kind, name: str, revision: str, *, whole: bool = True, weights: bool = True) -> Path:
+    """Bring a repository into the hub's cache, mark it as complete, and return the folder of its snapshot.
+
+    Args:
+        whole: False: where the hub does not answer, take what the cache has, and mark nothing.
+        weights: False: all of a model but its weights, with `whole=False`.
 
     Raises:
         HubError: it cannot be fetched.
@@ -32,16 +36,19 @@ def fetch(kind: Kind, name: str, revision: str) -> Path:
     known = fetched(kind, name, revision)
     if known is not None:
         return known
-    patterns = list(MODEL_FILES) if kind == "model" else None
+    patterns = [each for each in MODEL_FILES if weights or each != "*.safetensors"] if kind == "model" else None
     try:
-        HfApi().repo_info(name, revision=revision, repo_type=kind)  # without it, the next line takes half a snapshot
+        if whole:  # else the next line takes half a snapshot
+            HfApi().repo_info(name, revision=revision, repo_type=kind)
         folder = Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen kinds; each means the same to the reader
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise HubError(
             f"{name} @ {revision[:8]}: cannot be fetched ({reason}); check the network and your access"
+            + ", or put the model in a folder and use source: directory" * (kind == "model")
         ) from None
-    _mark(kind, name, revision).touch()
+    if whole:
+        _mark(kind, name, revision).touch()
     return folder
 
 

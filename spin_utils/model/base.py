@@ -82,7 +82,9 @@ def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed:
     elif settings.source == "tiny":
         _build_tiny(settings, work, texts, seed)
     else:
-        where = settings.path if settings.source == "directory" else download(settings)
+        where = settings.path
+        if settings.source == "hub":
+            where = str(hub.fetch("model", settings.name, settings.revision, whole=False))
         (work / "model.json").write_text(json.dumps({"path": str(Path(where).resolve())}) + "\n")
         if settings.source == "hub":  # a folder was refused
             try:
@@ -332,27 +334,6 @@ def _check_plain(path: Path) -> None:
         )
     if config.get("quantization_config"):
         raise ModelError(f"{path}: quantised weights cannot be trained on; save the model unquantised")
-
-
-def download(settings: ModelSettings, *, weights: bool = True) -> Path:
-    """The folder of a hub model's snapshot in the hub's cache, downloaded if it is not there.
-
-    Raises:
-        ModelError: it is not there and cannot be fetched.
-    """
-    from huggingface_hub import snapshot_download
-
-    known = hub.fetched("model", settings.name, settings.revision)
-    if known is not None:
-        return known
-    patterns = [pattern for pattern in hub.MODEL_FILES if weights or pattern != "*.safetensors"]
-    try:
-        return Path(snapshot_download(settings.name, revision=settings.revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises a dozen kinds; each means the same to the reader
-        raise ModelError(
-            f"{settings.name} @ {settings.revision[:8]}: cannot be fetched ({type(error).__name__}: {error}); "
-            "check the network and your access, or put the model in a folder and use source: directory"
-        ) from None
 
 
 def gguf_path(settings: ModelSettings) -> Path:

@@ -15,7 +15,7 @@ from spin_utils.data.templates import decode_response, encode_prompts, encode_ro
 from spin_utils.experiment import run
 from spin_utils.experiment.plan import Plan
 from spin_utils.experiment.publish import pair_table
-from spin_utils.files import artifacts
+from spin_utils.files import artifacts, hub
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.model.sampling import sample
@@ -49,8 +49,10 @@ def training_text(plan: Plan, row: str | int = 1) -> str:
     if found is None:
         raise KitError(f"row {row}: no row has this id; give an id, or a number from 1 to {len(rows)}")
     settings = plan.profile.model
-    away = settings.source == "hub" and not artifacts.is_complete(plan.directory("base"))
-    folder = base.download(settings, weights=False) if away else base.resolve(run.make(plan, "base"))
+    if settings.source == "hub" and not artifacts.is_complete(plan.directory("base")):
+        folder = hub.fetch("model", settings.name, settings.revision, whole=False, weights=False)
+    else:
+        folder = base.resolve(run.make(plan, "base"))
     return templates.training_text(base.tokenizer_of(folder), plan.profile.template, found)
 
 
