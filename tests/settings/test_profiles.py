@@ -1,7 +1,8 @@
-"""Profiles: read strictly, refused with the place and the nearest name."""
+"""Profiles: read strictly, refused with the place and the nearest name; names of models, and of artifacts."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from spin_utils.experiment import plan
 from spin_utils.experiment.plan import training_of
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError
+from spin_utils.settings.names import ModelName, label
 from spin_utils.settings.run import Profile
 
 SHIPPED = sorted(p.stem for p in profiles.PROFILES.glob("*.yaml"))
@@ -137,3 +139,35 @@ def test_whatever_a_file_holds_ends_in_a_profile_or_a_settings_error(data: dict)
         assert isinstance(profiles.build(Profile, {**base, **data}), Profile)
     except SettingsError as error:
         assert str(error)
+
+
+KEYS = Path(__file__).with_name("keys.json")
+"""Keys of every step, seed 0, as version 0.1.0 computed them. Delete a line only with a reason in the changelog."""
+
+
+@pytest.mark.parametrize("profile", ["smoke", "cpu", "paper"])
+def test_a_refactoring_does_not_invalidate_anybodys_artifacts(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "any")  # so that MT-Bench is planned too
+    steps = plan.make(profiles.load(profile), 0)
+    keys = {step.name: step.directory.name.rpartition("-")[2] for step in steps}
+    assert keys == json.loads(KEYS.read_text())[profile]
+
+
+MORE = ("sft-more-2", "dpo", "spin-0-epoch-3", "spin-0-rows-14", "spin-0-more", "spin-3-dpo")
+NAMES = ("base", "sft", "spin-0", "spin-12", *MORE)
+
+
+def test_different_names_are_different_models_with_different_labels() -> None:
+    assert len({ModelName.parse(name) for name in NAMES}) == len({label(name) for name in NAMES}) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", ["", "spin-", "spin-01", "spin-0-epoch-0", "sft-1", "dpo-0", "spin-0-rows", "SFT"])
+def test_what_is_no_name_is_refused_with_what_names_look_like(name: str) -> None:
+    with pytest.raises(ValueError, match="names look like sft, spin-0"):
+        ModelName.parse(name)
+
+
+def test_an_iterate_plays_the_one_before_it_and_the_first_plays_sft() -> None:
+    opponents = [str(ModelName.parse(name).opponent) for name in ("spin-0", "spin-1", "spin-3")]
+    assert opponents == ["sft", "spin-0", "spin-2"]
+    assert [p for p in NAMES if ModelName.parse(p).is_iterate] == ["spin-0", "spin-12"]
