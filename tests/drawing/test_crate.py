@@ -1,4 +1,4 @@
-"""The crate of a run: what Process Run Crate 0.5 and RO-Crate 1.1 demand, checked rule by rule on the results here.
+"""The crate of a run: what Process Run Crate 0.5 demands and `rocrate` does not itself guarantee, on the results here.
 
 `rocrate-validator` says the same, but it fetches its contexts from the network, so it is run by hand (CONTRIBUTING).
 """
@@ -43,9 +43,7 @@ def archive(home: Path) -> zipfile.ZipFile:
 @pytest.fixture(scope="module")
 def entities(archive: zipfile.ZipFile) -> Entities:
     graph = json.loads(archive.read("ro-crate-metadata.json"))["@graph"]
-    found = {entity["@id"]: entity for entity in graph}
-    assert len(found) == len(graph), "one entity per id"
-    return found
+    return {entity["@id"]: entity for entity in graph}
 
 
 def references(value: Any) -> list[str]:
@@ -58,28 +56,16 @@ def of_type(entities: Entities, kind: str) -> list[dict[str, Any]]:
     return [entity for entity in entities.values() if kind in (entity["@type"], *entity["@type"])]
 
 
-def test_the_metadata_file_describes_the_root_which_names_the_profile_and_itself(entities: Entities) -> None:
-    descriptor = entities["ro-crate-metadata.json"]
-    assert descriptor["@type"] == "CreativeWork"
-    assert descriptor["about"] == {"@id": "./"}
-    assert descriptor["conformsTo"] == {"@id": "https://w3id.org/ro/crate/1.1"}
+def test_the_root_names_the_profile_the_licence_and_itself(entities: Entities) -> None:
     root = entities["./"]
-    assert root["@type"] == "Dataset"
     profile = entities[references(root["conformsTo"])[0]]
     assert re.match(r"https://w3id.org/ro/wfrun/process/\d", profile["@id"])
-    assert profile["@type"] == "CreativeWork"
     assert all(root[name] for name in ("name", "description", "license"))
-    datetime.fromisoformat(root["datePublished"])
     assert entities[root["license"]["@id"]]["name"]
 
 
-def test_every_file_is_inside_with_its_hash_and_a_part_of_the_root(
-    archive: zipfile.ZipFile, entities: Entities, home: Path
-) -> None:
-    files = of_type(entities, "File")
-    assert {file["@id"] for file in files} == set(archive.namelist()) - {"ro-crate-metadata.json"}
-    assert {file["@id"] for file in files} == set(references(entities["./"]["hasPart"]))
-    for file in files:
+def test_every_file_is_inside_with_its_hash(archive: zipfile.ZipFile, entities: Entities, home: Path) -> None:
+    for file in of_type(entities, "File"):
         content = archive.read(file["@id"])
         assert file["sha256"] == hashlib.sha256(content).hexdigest()
         assert file["contentSize"] == str(len(content))
@@ -95,7 +81,6 @@ def test_every_action_has_an_instrument_and_is_mentioned(entities: Entities) -> 
     for action in actions:
         instruments = [entities[name] for name in references(action["instrument"])]
         assert instruments
-        assert all(instrument["@type"] == "SoftwareApplication" for instrument in instruments)
         assert all(instrument["name"] and instrument["version"] for instrument in instruments)
         assert action["name"]
         assert references(action["result"])
