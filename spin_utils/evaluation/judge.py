@@ -33,6 +33,8 @@ from spin_utils.settings.run import GenerationSettings
 
 KEY = "OPENAI_API_KEY"
 """The environment variable that holds the key."""
+WORKERS, RETRIES, TIMEOUT_S = 4, 8, 120.0
+"""Requests at the same time, how often a failed one is sent again, and after how many seconds it counts as lost."""
 _FILTERED = ("content_filter", "content_policy_violation")
 _RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))  # FastChat: one_score_pattern, _backup
 _LATER = "run the same command later to resume"
@@ -74,14 +76,14 @@ class Judge:
         if not re.fullmatch("[!-~]+", key):
             raise MtBenchError(f"{KEY}: not set, or not a key; put the key for {settings.base_url} in the environment")
         self._client = self._openai.OpenAI(
-            api_key=key, base_url=settings.base_url, timeout=settings.timeout_s, max_retries=settings.retries
+            api_key=key, base_url=settings.base_url, timeout=TIMEOUT_S, max_retries=RETRIES
         )
 
     def grade(self, messages: Sequence[Message]) -> Grade:
         """Ask for one grade; the client retries temporary failures.
 
         Raises:
-            MtBenchError: the endpoint rejects the request, or fails more often than `retries` allows.
+            MtBenchError: the endpoint rejects the request, or fails more often than `RETRIES` allow.
         """
         settings, openai = self.settings, self._openai
         options: dict[str, Any] = {settings.token_limit: settings.judge_max_tokens}
@@ -142,7 +144,7 @@ def grade_all(
             with lock:
                 kept.add({key: answer})
 
-        with ThreadPoolExecutor(settings.workers) as pool:
+        with ThreadPoolExecutor(WORKERS) as pool:
             for _ in pool.map(grade, missing):  # after an error, it cancels what has not begun
                 advance(1)
     return {name: kept[key] for name, key in keys.items()}

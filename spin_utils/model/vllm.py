@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 WORKER = Path(__file__).with_name("vllm_worker.py")
 _POLL_S = 0.1
 _TAIL = 15  # lines of a failed process's output to show
-_CHECKED_TOKENS = 4096  # per pass of the health check
+_CHECKED_ROWS, _CHECKED_TOKENS = 64, 4096  # responses of the health check, and tokens per pass
 Answer = tuple[list[int], str, float]
 """Token ids, finish reason and summed log-probability."""
 
@@ -231,7 +231,7 @@ def health(
     from spin_utils.model.logprobs import score  # needs torch
     from spin_utils.model.packing import Group
 
-    rows = np.unique(np.linspace(0, len(prompts) - 1, min(settings.checked_rows, len(prompts))).astype(int)).tolist()
+    rows = np.unique(np.linspace(0, len(prompts) - 1, min(_CHECKED_ROWS, len(prompts))).astype(int)).tolist()
     groups = [Group(list(prompts[i]), (answers[i][0],)) for i in rows]
     ours = score(base.load_for_inference(model), groups, micro_batch_tokens=_CHECKED_TOKENS)
     differences = np.array([(answers[i][2] - own) / len(answers[i][0]) for i, (own,) in zip(rows, ours, strict=True)])

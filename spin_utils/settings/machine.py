@@ -32,8 +32,6 @@ class VllmSettings:
     """Longest prompt and response together, in tokens; 0: the longest prompt plus `generation.max_new_tokens`."""
     enforce_eager: bool = False
     """Disable CUDA graphs: starts faster, decodes more slowly."""
-    checked_rows: Positive = 64
-    """Responses whose log-probability the kit also computes, as a check."""
     largest_difference: PositiveNumber = 0.1
     """Warn about differences above this, in nats per response token. The rounding of bfloat16 gives hundredths; a wrong
     start token or wrong weights give tenths or more."""
@@ -99,13 +97,6 @@ class MtBenchSettings:
     """Longest judgment in tokens (FastChat: 2048)."""
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """The endpoint's name for that limit; OpenAI's newer models only accept the second."""
-    workers: Positive = 4
-    """Number of concurrent requests."""
-    retries: Count = 8
-    """Retries after a rate limit, a server error, a timeout or a dropped connection. Grades received so far are kept if
-    the last one fails, and the same command resumes from there."""
-    timeout_s: PositiveNumber = 120.0
-    """Seconds after which a request is considered lost."""
     temperatures: dict[str, Temperature] = field(default_factory=TEMPERATURES.copy)
     """Sampling temperature for each category; 0 is greedy (FastChat's values)."""
     top_k: Count = 50

@@ -38,7 +38,7 @@ def server() -> Iterator[LoopbackJudge]:
 
 
 def settings(server: LoopbackJudge, **options: Any) -> MtBenchSettings:
-    return MtBenchSettings(**{"judge": "gpt-4", "base_url": server.url, "retries": 2, **options})
+    return MtBenchSettings(**{"judge": "gpt-4", "base_url": server.url, **options})
 
 
 def answers(server: LoopbackJudge, *replies: Reply) -> None:
@@ -95,10 +95,12 @@ def test_every_judgment_becomes_a_grade_a_refusal_or_unparsable(
 @pytest.mark.parametrize(
     "reply", [failed(429, Retry_After="7"), failed(503), Reply(instead="drop"), Reply(instead="stall")], ids=str
 )
-def test_a_failure_that_may_pass_is_tried_again(server: LoopbackJudge, waits: list[float], reply: Reply) -> None:
+def test_a_failure_that_may_pass_is_tried_again(
+    server: LoopbackJudge, waits: list[float], reply: Reply, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers(server, reply, reply, GOOD)
-    options = settings(server, timeout_s=0.3 if reply.instead == "stall" else 30.0)
-    assert Judge(options).grade(ASK)["score"] == 3.0
+    monkeypatch.setattr(judge, "TIMEOUT_S", 0.3 if reply.instead == "stall" else 30.0)
+    assert Judge(settings(server)).grade(ASK)["score"] == 3.0
     assert len(server.requests) == 3
     assert waits == [7, 7] if reply.status == 429 else len(waits) == 2
 
@@ -110,7 +112,7 @@ def test_after_the_last_try_it_stops_and_says_how_to_resume(
     answers(server, reply)
     with pytest.raises(MtBenchError, match=rf"gpt-4 at http.*: {words}.*; run the same command"):
         Judge(settings(server)).grade(ASK)
-    assert len(server.requests) == 3
+    assert len(server.requests) == 1 + judge.RETRIES
 
 
 @pytest.mark.parametrize(

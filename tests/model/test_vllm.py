@@ -173,11 +173,11 @@ def test_pairs_of_a_profile_are_drawn_by_vllm_and_other_weights_show_in_its_heal
     home: Path, python: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("STAND_IN", "other weights")
-    vllm = {"generation.backend": "vllm", "generation.vllm": {"python": python, "checked_rows": 5}}
+    vllm = {"generation.backend": "vllm", "generation.vllm": {"python": python}}
     made = plan.make(profiles.load("smoke", vllm | {"sft": None, "sft_more": 0}), 0)
     folder = run.make(made, "pairs-0")
     assert len(Pairs([folder / "pairs.arrow"])) == made.profile.demonstrations.spin_rows
     health = json.loads((folder / "vllm.json").read_text())
-    assert (health["rows"], health["limit"], health["versions"]) == (5, 0.1, ["0.33.0"])
+    assert (health["rows"], health["limit"], health["versions"]) == (24, 0.1, ["0.33.0"])
     assert health["mean_difference"] == pytest.approx(-0.5, abs=0.02)
     assert "the largest difference is above" in caplog.text
