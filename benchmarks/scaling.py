@@ -98,10 +98,12 @@ def chain_hours(architecture: Architecture, prompts: int, gpus: int, profile: Pr
 
     A batch is shared out by pairs, so no more GPUs than pairs of a batch take part in training.
     """
-    run = dataclasses.replace(Workload(), prompts=prompts, gpus=gpus, epochs=profile.spin.training.epochs)
+    machine = dataclasses.replace(estimate.A100S, devices=gpus)
+    run = dataclasses.replace(Workload(), prompts=prompts, machine=machine, epochs=profile.spin.training.epochs)
     iterations, (sampled, trained) = profile.spin.iterations, shares()
     sampling = dataclasses.replace(run, utilisation=sampled)
-    training = dataclasses.replace(run, utilisation=trained, gpus=min(gpus, profile.spin.training.batch_size))
+    shared = dataclasses.replace(machine, devices=min(gpus, profile.spin.training.batch_size))
+    training = dataclasses.replace(run, utilisation=trained, machine=shared)
     return (
         iterations * estimate.generation_hours(sampling, architecture),
         sum(estimate.training_hours(training, architecture, t) for t in range(iterations)),
@@ -149,7 +151,7 @@ def _bounds(profile: Profile) -> Iterator[tuple[str, float, float]]:
     passes = tokens / training.micro_batch_tokens  # each reads all weights once
     decoded = run.prompts / run.decoded_together * run.generated_tokens
     cache = 4 * a.layers * a.key_value * (run.prompt_tokens + run.generated_tokens / 2)
-    updates = training.epochs * run.prompts / training.batch_size * run.gpus  # every GPU has a copy of the weights
+    updates = training.epochs * run.prompts / training.batch_size * run.machine.devices  # each holds all weights
     steps = {
         "sampling: prompts are read": (asked, run.prompts * run.prompt_tokens / GPU_PREFILL_TOKENS * weights),
         "sampling: token by token": (answered, decoded * (weights + run.decoded_together * cache)),
@@ -159,7 +161,8 @@ def _bounds(profile: Profile) -> Iterator[tuple[str, float, float]]:
         "training: weights are updated": (0.0, updates * a.parameters * (2 * (4 + 4) + 2 + 2)),
     }
     for name, (flops, read) in steps.items():
-        yield name, flops / run.peak_flops / run.gpus / 3600, read / run.bandwidth / run.gpus / 3600
+        each = 3600 * run.machine.devices
+        yield name, flops / run.machine.flops / each, read / run.machine.bandwidth / each
 
 
 def _memory(name: str, profile: Profile) -> tuple[str, int, list[float], int | None, float]:

@@ -173,35 +173,6 @@ def _largest(config: Any, name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Workload:
-    """A run and its hardware. The defaults are the paper's; lengths and utilisation are assumptions."""
-
-    prompts: int = 49_792
-    """Rows in one iteration of the released data."""
-    epochs: int = 2
-    """App. B.1."""
-    prompt_tokens: int = 128
-    """Assumed mean: the paper does not give one."""
-    real_tokens: int = 300
-    """Assumed mean."""
-    generated_tokens: int = 230
-    """Assumed mean; the released code stops at 256."""
-    gpus: int = 8
-    peak_flops: float = 312e12
-    """Dense bf16 FLOP/s of an A100 (data sheet)."""
-    bandwidth: float = 2.04e12
-    """Bytes per second of an A100-80GB (data sheet)."""
-    utilisation: float = 0.45
-    """Assumed fraction of either peak. Public 7B training runs report 0.43 to 0.64 (llm-foundry)."""
-    decoded_together: int = 128
-    """Sequences that a GPU decodes at once; each step reads the weights once for all of them."""
-
-
-PAPER = Workload()
-"""The paper's run."""
-
-
-@dataclass(frozen=True)
 class Machine:
     """The machine a profile would run on."""
 
@@ -221,6 +192,35 @@ class Machine:
     """Bytes per number under `precision: auto`."""
 
 
+A100S = Machine("cuda", "8 x A100-80GB", 8, 80e9, math.inf, 312e12, 2.04e12, 2)
+"""The paper's machine (App. B.2), with dense bf16 FLOP/s and bandwidth from the data sheet."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run and its hardware. The defaults are the paper's; lengths and utilisation are assumptions."""
+
+    prompts: int = 49_792
+    """Rows in one iteration of the released data."""
+    epochs: int = 2
+    """App. B.1."""
+    prompt_tokens: int = 128
+    """Assumed mean: the paper does not give one."""
+    real_tokens: int = 300
+    """Assumed mean."""
+    generated_tokens: int = 230
+    """Assumed mean; the released code stops at 256."""
+    machine: Machine = A100S
+    utilisation: float = 0.45
+    """Assumed fraction of either peak. Public 7B training runs report 0.43 to 0.64 (llm-foundry)."""
+    decoded_together: int = 128
+    """Sequences that a GPU decodes at once; each step reads the weights once for all of them."""
+
+
+PAPER = Workload()
+"""The paper's run."""
+
+
 def machine(gpus: int, gigabytes: float) -> Machine:
     """The machine described by the arguments, as fast as an A100's data sheet, or this one if both are 0.
 
@@ -232,7 +232,7 @@ def machine(gpus: int, gigabytes: float) -> Machine:
     if gpus < 1 or not 0 < gigabytes < math.inf:
         raise SettingsError("check: --gpus and --gpu-memory go together, for example 8 and 80")
     name = f"{gpus} x GPU with {gigabytes:g} GB, as fast as an A100"
-    return Machine("cuda", name, gpus, gigabytes * 1e9, math.inf, PAPER.peak_flops, PAPER.bandwidth, 2)
+    return replace(A100S, name=name, devices=gpus, memory=gigabytes * 1e9)
 
 
 def this_machine() -> Machine:
@@ -299,9 +299,7 @@ def workload(profile: Profile, machine: Machine, read: Demonstrations | None) ->
         prompt_tokens=min(prompt, profile.template.max_prompt_tokens),
         real_tokens=min(real, profile.template.max_response_tokens),
         generated_tokens=min(generated, profile.generation.max_new_tokens),
-        gpus=machine.devices,
-        peak_flops=machine.flops,
-        bandwidth=machine.bandwidth,
+        machine=machine,
         decoded_together=profile.generation.batch_size,
     )
 
@@ -529,7 +527,7 @@ def _suite_hours(
 
 
 def _computing(flops: float, run: Workload) -> float:
-    return flops / (run.gpus * run.peak_flops * run.utilisation) / 3600
+    return flops / (run.machine.devices * run.machine.flops * run.utilisation) / 3600
 
 
 def forward_flops(architecture: Architecture, prompt: int, *responses: int) -> float:
@@ -543,12 +541,12 @@ def forward_flops(architecture: Architecture, prompt: int, *responses: int) -> f
 
 def generation_hours(run: Workload, architecture: Architecture) -> float:
     """Hours to generate one response per prompt, limited by compute or by memory bandwidth, whichever is slower."""
-    computing = run.prompts * forward_flops(architecture, run.prompt_tokens, run.generated_tokens) / run.peak_flops
+    computing = run.prompts * forward_flops(architecture, run.prompt_tokens, run.generated_tokens) / run.machine.flops
     context = run.prompt_tokens + run.generated_tokens / 2
     cache = 2 * 2 * architecture.layers * architecture.key_value * context  # keys and values in two bytes each
     step = 2 * architecture.parameters + run.decoded_together * cache
-    reading = run.prompts / run.decoded_together * run.generated_tokens * step / run.bandwidth
-    return max(computing, reading) / (run.gpus * run.utilisation) / 3600
+    reading = run.prompts / run.decoded_together * run.generated_tokens * step / run.machine.bandwidth
+    return max(computing, reading) / (run.machine.devices * run.utilisation) / 3600
 
 
 def training_hours(run: Workload, architecture: Architecture, iteration: int) -> float:

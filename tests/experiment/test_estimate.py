@@ -88,8 +88,8 @@ def test_a_small_forward_pass_equals_counting_by_hand() -> None:
 
 def test_generation_one_by_one_is_bound_by_reading_the_weights() -> None:
     alone = estimate.generation_hours(dataclasses.replace(RUN, decoded_together=1), MISTRAL)
-    reading = RUN.prompts * RUN.generated_tokens * 2 * MISTRAL.parameters / RUN.bandwidth
-    assert alone == pytest.approx(reading / (RUN.gpus * RUN.utilisation) / 3600, rel=0.01)
+    reading = RUN.prompts * RUN.generated_tokens * 2 * MISTRAL.parameters / RUN.machine.bandwidth
+    assert alone == pytest.approx(reading / (RUN.machine.devices * RUN.utilisation) / 3600, rel=0.01)
 
 
 def test_utilisation_undoes_the_prediction_and_is_low_for_the_papers_hours() -> None:
