@@ -312,7 +312,7 @@ def dpo(
     runtime.configure()
     settings = read_settings(profiles.parse_overrides(changes))
     result = paths.given(out)
-    with processes.group(settings.processes.sharding):
+    with processes.group("ddp"):
         dpo(paths.given(model), paths.given(pairs), result, settings)
     if not processes.launched():
         log.info("checkpoint, tokenizer and training.json: %s", paths.relative(result))

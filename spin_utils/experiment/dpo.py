@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from spin_utils.data import preferences
-from spin_utils.experiment import launch
 from spin_utils.experiment.play import train_from
 from spin_utils.files import artifacts, disk, paths, processes
 from spin_utils.model import base
@@ -44,10 +41,9 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
         out: folder for the checkpoint, its metrics (training.json), the encoded pairs and the manifest.
 
     Raises:
-        KitError: bad input, found before any long work, or one of several processes failed.
+        KitError: bad input, found before any long work.
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
     """
-    launch.check(settings.processes)
     trackers.check(settings.training.trackers)
     start = base.resolve(model)
     base.check_folder(start, settings.template)
@@ -57,9 +53,6 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     inputs = {"model": identity, "pairs": disk.file_hash(pairs)}
     key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
     unnamed = out.with_name(f"{out.name}-{key}")
-    if launch.wanted(settings.processes) and not _is_made(out, key):
-        launch.launch(_command(model, pairs, out, settings), settings.processes)
-        return out
     with artifacts.lock(unnamed):
         if processes.from_first(lambda: _is_made(out, key)):
             log.info("%s: already made from this model, these pairs and settings", paths.relative(out))
@@ -75,14 +68,6 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
         if processes.rank() == 0:
             os.replace(unnamed, out)
     return out
-
-
-def _command(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> list[str]:
-    """The command line of a run, as passed to a worker."""
-    command = ["dpo", "--model", str(model), "--pairs", str(pairs), "--out", str(out)]
-    for section, value in asdict(settings).items():
-        command += ["--set", f"{section}={json.dumps(value, ensure_ascii=False)}"]
-    return command
 
 
 def _is_made(out: Path, key: str) -> bool:

@@ -260,11 +260,6 @@ class DpoRunSettings:
     template: TemplateSettings
     seed: Seed = 0
     """Seed of the order of the pairs."""
-    processes: ProcessSettings = field(default_factory=ProcessSettings)
-    """Processes that share the work; does not affect the result."""
-
-    def __post_init__(self) -> None:
-        _refuse_sharded_adapters(self.processes, self.training)
 
 
 @dataclass(frozen=True, config=STRICT)

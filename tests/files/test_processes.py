@@ -28,11 +28,8 @@ from process_runs import (
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.elastic import multiprocessing
-from typer.main import get_command
 
-from spin_utils.cli import main as cli
 from spin_utils.experiment import launch, plan, preflight, run
-from spin_utils.experiment.dpo import _command, read_settings
 from spin_utils.experiment.launch import LaunchError
 from spin_utils.files import artifacts, paths, processes
 from spin_utils.files.paths import KitError
@@ -210,23 +207,6 @@ def test_a_step_takes_a_process_for_each_of_its_gpus(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
         counts = [run.processes_of(profile, steps[name]).count for name in ("spin-0", "pairs-0", "eval-sft")]
         assert counts == expected
-
-
-def test_workers_of_dpo_get_the_settings_of_the_run() -> None:
-    chosen = read_settings(
-        {
-            "training.beta": 0.3,
-            "training.learning_rate": 1e-7,
-            "template.kind": "text",
-            "template.prompt": "<{prompt}>\n\U0001f642",
-            "processes.count": 2,
-            "seed": 4,
-        }
-    )
-    command = _command(Path("m"), Path("p.jsonl"), Path("o"), chosen)
-    given = get_command(cli.app).commands["dpo"].make_context("dpo", command[1:]).params
-    assert (given["model"], given["pairs"], given["out"]) == ("m", "p.jsonl", "o")
-    assert read_settings(profiles.parse_overrides(given["changes"])) == chosen
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
