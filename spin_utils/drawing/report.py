@@ -27,6 +27,7 @@ from spin_utils.experiment import clock, plan, publish
 from spin_utils.files import paths
 from spin_utils.files.disk import replacing, write_text
 from spin_utils.paper import claims, generations, published, results
+from spin_utils.paper.statistics import DIRECTION_MARGIN
 from spin_utils.settings.names import label, main_chain
 from spin_utils.settings.run import Profile
 
@@ -133,6 +134,7 @@ def section(profile: Profile) -> str:
         last=label(last),
         control=label(compared) if compared else "",
         margin=gains.get(compared),
+        direction=DIRECTION_MARGIN,
         shown=_gain,
         entry=generations.entry_test(results.load_heldout(folder)),
         minutes=sum(seconds.values()) / 60,

@@ -111,6 +111,16 @@ def test_the_first_sentence_says_no_more_than_the_interval(home, sft, control, g
     assert compared in first
 
 
+def test_a_control_that_spin_surely_does_not_beat_is_said_to_do_as_well(home, monkeypatch):
+    synthetic.write(home, items=4, models={"sft": 0.0, "spin-0": 0.1, "sft-more-1": 0.1})
+    profile = profiles.load("cpu")
+    draw.write(replace(draw.compose(profile), figures={}), profile)
+    measured = report.tables.measure
+    surely = {"value": -1.1, "low": -2.3, "high": 0.2}
+    monkeypatch.setattr(report.tables, "measure", lambda *given: measured(*given) | surely)
+    assert "does at least as well, to within half a point: " in report.section(profile).partition("\n")[0]
+
+
 def test_a_readme_without_its_markers_is_left_as_it_is(tmp_path):
     path = tmp_path / "README.md"
     path.write_text(text := f"{report.END} {report.BEGIN}")
