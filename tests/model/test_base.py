@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from spin_utils.files import hub
 from spin_utils.model import base
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
@@ -106,7 +107,7 @@ def test_a_missing_folder_package_or_file_or_another_hash_is_named() -> None:
     ):
         with pytest.raises(base.ModelError, match=message):
             base.identity(settings)
-    with pytest.raises(base.ModelError, match="put the model in a folder"):
+    with pytest.raises(hub.HubError, match="put the model in a folder"):
         base.materialise(ModelSettings("hub", name="owner/model", revision="0" * 40), Path(), [], seed=0)
 
 
