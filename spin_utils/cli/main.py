@@ -157,11 +157,13 @@ def reproduce(
     from spin_utils.experiment import clock, plan
 
     command = scheduler.command(profile, loaded, numbers, cluster=cluster, jobs=jobs, dry_run=dry_run)
+    done = False
     with contextlib.suppress(KitError):  # the checks below say better what is wrong
-        if not dry_run and clock.is_done(plan.make_all(loaded, numbers)):
-            log.info("profile %s, seeds %s: every step is done.", loaded.name, numbers)
-            live.sum_up(loaded)
-            return
+        done = not dry_run and clock.is_done(plan.make_all(loaded, numbers))
+    if done:
+        log.info("profile %s, seeds %s: every step is done.", loaded.name, numbers)
+        live.sum_up(loaded)
+        return
     from spin_utils.experiment import mt_bench, preflight
 
     preflight.check_fetched(loaded, elsewhere=cluster != scheduler.NODE)

@@ -33,7 +33,7 @@ from spin_utils.settings.run import LoraSettings, Profile
 if TYPE_CHECKING:
     from spin_utils.experiment.estimate import Machine, Need
 
-_logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def check_inputs(profile: Profile) -> None:
@@ -456,7 +456,7 @@ def check_fetched(profile: Profile, *, elsewhere: bool = False) -> None:
     if constants.HF_HUB_OFFLINE and gone:
         raise hub.HubError(f"HF_HUB_OFFLINE is set, but {_not_fetched(gone)}")
     if elsewhere and not_whole:
-        _logger.warning("steps on nodes without network would fail: %s", _not_fetched(not_whole))
+        log.warning("steps on nodes without network would fail: %s", _not_fetched(not_whole))
 
 
 def fetch(profile: Profile) -> Iterator[str]:
