@@ -90,12 +90,13 @@ def positions(config: Any) -> int:
     """Longest row that a model accepts, in tokens.
 
     With longrope a longer row than the original ones turns all its tokens by other angles, those already in a cache
-    included, so that a response would not be sampled from what it is scored by: such rows are too long.
+    included, so that a response would not be sampled from what it is scored by: such rows are too long. So are those in
+    which a token sees only some of those before it, chosen by scores that depend on rounding (DeepSeek V3.2).
     """
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
     limits = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
-    limits += [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    limits += [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "index_topk")]
     return min(filter(None, limits), default=sys.maxsize)
 
 

@@ -125,6 +125,9 @@ def test_what_cannot_be_right_is_refused_before_any_work() -> None:
     with pytest.raises(ModelError, match="300 tokens is longer than its 256 positions"):
         check_model(tiny_model("llama"), 300)
     small = {**SHAPE, "num_hidden_layers": 1}
+    sparse = AutoConfig.for_model("deepseek_v32", **small, index_topk=8)
+    with torch.device("meta"), pytest.raises(ModelError, match="9 tokens is longer than its 8 positions"):
+        check_model(AutoModelForCausalLM.from_config(sparse), 9)
     both = AutoConfig.for_model("gemma3_text", **small, head_dim=8, use_bidirectional_attention=True)
     with torch.device("meta"), pytest.raises(ModelError, match="tokens see later ones"):
         check_model(AutoModelForCausalLM.from_config(both), 10)
