@@ -5,7 +5,7 @@ have a short question and show the working, worded in more than one way, as peop
 single string, and a generated response could differ from the real one in one way only.
 
 A writer takes an item and a random generator, and returns the prompt and the working before the answer, or None if the
-item should be left out because its label does not follow from its text.
+item's label does not follow from its text.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def write(dataset: str, entry: Mapping[str, Any], rng: Random) -> tuple[str, str
     """Prompt and worked response of one item (question, answer, metadata) of a generator of reasoning-gym.
 
     Returns:
-        Prompt and response, or None if the item should be left out. The response ends in `Answer: ` and the library's
-        answer. For a generator without a writer here, the library's question and answer.
+        Prompt and response, which ends in `Answer: ` and the library's answer; None if the item should be left out. For
+        a generator without a writer here, the library's question and answer.
     """
     if dataset not in WRITERS:
         return entry["question"].strip(), str(entry["answer"]).strip()
@@ -77,12 +77,12 @@ def letter_counting(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
     prompt = f'Count the letter "{letter}" in: {" ".join(words)}'
     if not found:
         return prompt, rng.choice([f"No word has {letter}.", f"There is no {letter}."])
-    style = rng.randrange(3)
-    if style == 0:
-        return prompt, ", ".join(f"{word} {count}" for word, count in found) + "."
-    if style == 1:
-        return prompt, f"{letter} is in " + ", ".join(f"{word} ({count})" for word, count in found) + "."
-    return prompt, " + ".join(f"{count} in {word}" for word, count in found) + "."
+    wordings = [
+        ", ".join(f"{word} {count}" for word, count in found),
+        f"{letter} is in " + ", ".join(f"{word} ({count})" for word, count in found),
+        " + ".join(f"{count} in {word}" for word, count in found),
+    ]
+    return prompt, f"{rng.choice(wordings)}."
 
 
 def family_relationships(entry: Mapping[str, Any], rng: Random) -> tuple[str, str] | None:
@@ -129,16 +129,10 @@ def syllogism(entry: Mapping[str, Any], rng: Random) -> tuple[str, str] | None:
     prompt = f"{premises[0]}. {premises[1]}. Does it follow that {_lower(conclusion)}?"
     first, second = (_lower(p) for p in premises)
     if entry["answer"] == "Yes":
-        reasons = [
-            f"If {first} and {second}, then {_lower(conclusion)}.",
-            f"Since {first} and {second}, {_lower(conclusion)}.",
-        ]
+        reasons = [f"If {first} and {second}, then", f"Since {first} and {second},"]
     else:
-        reasons = [
-            f"If {first} and {second}, it need not be that {_lower(conclusion)}.",
-            f"That {first} and {second} does not mean that {_lower(conclusion)}.",
-        ]
-    return prompt, rng.choice(reasons)
+        reasons = [f"If {first} and {second}, it need not be that", f"That {first} and {second} does not mean that"]
+    return prompt, f"{rng.choice(reasons)} {_lower(conclusion)}."
 
 
 def spell_backward(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
@@ -149,29 +143,15 @@ def spell_backward(entry: Mapping[str, Any], rng: Random) -> tuple[str, str]:
     return f"Spell backward: {word}", rng.choice(styles)
 
 
-WRITERS: dict[str, Writer] = {
-    writer.__name__: writer
-    for writer in (
-        chain_sum,
-        number_filtering,
-        gcd,
-        letter_counting,
-        family_relationships,
-        syllogism,
-        spell_backward,
-    )
-}
+_WRITERS = (chain_sum, number_filtering, gcd, letter_counting, family_relationships, syllogism, spell_backward)
+WRITERS: dict[str, Writer] = {writer.__name__: writer for writer in _WRITERS}
 """Writers by the generator's name; any other generator works with its question and bare answer."""
 
 
 def _steps(steps: Iterable[tuple[str, object]], rng: Random) -> str:
     """Calculations in one of three wordings."""
-    style = rng.randrange(3)
-    if style == 0:
-        return ", ".join(f"{left} = {right}" for left, right in steps) + "."
-    if style == 1:
-        return "; ".join(f"{left} is {right}" for left, right in steps) + "."
-    return "First " + ". Then ".join(f"{left} = {right}" for left, right in steps) + "."
+    head, equals, joint = rng.choice([("", "=", ", "), ("", "is", "; "), ("First ", "=", ". Then ")])
+    return head + joint.join(f"{left} {equals} {right}" for left, right in steps) + "."
 
 
 def _lower(statement: str) -> str:
@@ -205,8 +185,4 @@ def _parse(statement: str) -> tuple[str, str, str]:
 
 def _holds(quantifier: str, subject: str, predicate: str, things: list[dict[str, bool]]) -> bool:
     members = [thing[predicate] for thing in things if thing[subject]]
-    if quantifier == "All":
-        return all(members)
-    if quantifier == "No":
-        return not any(members)
-    return any(members) if quantifier == "Some" else not all(members)
+    return {"All": all(members), "No": not any(members), "Some": any(members), "Some not": not all(members)}[quantifier]
