@@ -1,8 +1,7 @@
 """The SFT data: prompts x and human responses y, from files, the hub or a generator, and their splits.
 
-Every row is checked before any work, and no prompt is in two splits. Training rows are shuffled once with the data
-seed. The SPIN rows are the first ones, so they are a random subset of the SFT rows (sec. 6.1: 50k prompts chosen at
-random), and so is any shorter prefix.
+Training rows are shuffled once with the data seed. The SPIN rows are the first ones, so they are a random subset of the
+SFT rows (sec. 6.1: 50k prompts chosen at random), and so is any shorter prefix.
 """
 
 from __future__ import annotations
@@ -16,19 +15,13 @@ from random import Random
 from typing import Any
 
 from spin_utils.data import big_bench, families
-from spin_utils.data.rows import (
-    Row,
-    RowError,
-    as_row,
-    check_file,
-    checked_rows,
-    first_rows,
-    listed,
-    question,
-)
+from spin_utils.data.rows import Row, RowError, as_row, check_file, checked_rows, first_rows, listed, question
 from spin_utils.settings.inputs import DemonstrationSettings
 
 _logger = logging.getLogger(__name__)
+
+_HELD_OUT = {"test": 600, "validation": 300}
+"""Most rows to hold out if the settings do not say how many; else it is a tenth. The test rows are drawn first."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +37,13 @@ class Demonstrations:
 
 
 def load(settings: DemonstrationSettings) -> Demonstrations:
-    """Read or generate the demonstrations, check every row and split them.
+    """Read or generate the demonstrations, check every row and split them, so that no prompt is in two splits.
 
-    Without a file or split for validation or test, rows with a unique prompt are held out from the training rows,
-    chosen by `settings.seed`.
+    Without a file or split for validation or test, rows with a unique prompt are held out from the training rows.
 
     Raises:
-        RowError: a file or row cannot be used, there are duplicates within or across splits or too few rows for the
-            requested sizes, or a task family cannot be generated. Names the file, the row and the remedy.
+        RowError: a file or row cannot be used, there are duplicates or too few rows, or a task family cannot be
+            generated.
     """
     if settings.source == "reasoning_gym":
         sizes = {"train": settings.sft_rows}
@@ -80,16 +72,15 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
             "accept any number"
         )
     held_out: dict[str, list[Row]] = {}
-    for split, wanted in (("test", settings.test_rows), ("validation", settings.validation_rows)):
-        given = getattr(settings, split)
-        if given:
-            held_out[split] = first_rows(_read(settings, given), wanted or 0, f"demonstrations.{split}_rows", given)
+    for split in _HELD_OUT:
+        if given := getattr(settings, split):
+            wanted = _wanted(settings, split, 0)
+            held_out[split] = first_rows(_read(settings, given), wanted, f"demonstrations.{split}_rows", given)
             train = _disjoint(settings, train, settings.train, held_out[split], split)
-    tenth = len(train) // 10
-    for split, wanted, most in (("test", settings.test_rows, 600), ("validation", settings.validation_rows, 300)):
+    rows = len(train)
+    for split in _HELD_OUT:
         if split not in held_out:
-            wanted = min(tenth, most) if wanted is None else wanted
-            train, held_out[split] = _hold_out(train, wanted, split, settings)
+            train, held_out[split] = _hold_out(train, _wanted(settings, split, rows), split, settings)
     validation = _disjoint(settings, held_out["validation"], settings.validation, held_out["test"], "test")
     if settings.turns == "all":  # held-out rows are asked for the last answer
         train = [turn for row in train for turn in _every_turn(row)]
@@ -100,7 +91,7 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
 def _by_conversation(settings: DemonstrationSettings, rows: list[Row]) -> Demonstrations:
     """Rows of Big-Bench, split so that no conversation and no question is in two splits.
 
-    A held-out conversation gives one row, so that items are independent of each other.
+    A held-out conversation gives one row, so that items are independent.
     """
     talks: dict[str, list[Row]] = {}
     for row in rows:
@@ -109,8 +100,8 @@ def _by_conversation(settings: DemonstrationSettings, rows: list[Row]) -> Demons
     draw.shuffle(left)
     taken: set[tuple[str, ...]] = set()
     held_out: dict[str, list[Row]] = {}
-    for split, wanted, most in (("test", settings.test_rows, 600), ("validation", settings.validation_rows, 300)):
-        wanted = min(len(rows) // 10, most) if wanted is None else wanted
+    for split in _HELD_OUT:
+        wanted = _wanted(settings, split, len(rows))
         found = held_out[split] = []
         while left and len(found) < wanted:
             row = draw.choice(talks[left.pop()])
@@ -133,6 +124,12 @@ def _demonstrations(
     return Demonstrations(sft=sft, spin=spin, validation=validation, test=test)
 
 
+def _wanted(settings: DemonstrationSettings, split: str, rows: int) -> int:
+    """How many of these rows to hold out for a split."""
+    wanted: int | None = getattr(settings, f"{split}_rows")
+    return min(rows // 10, _HELD_OUT[split]) if wanted is None else wanted
+
+
 def _read(settings: DemonstrationSettings, given: str) -> list[Row]:
     # The same prompt with a different response is a valid second demonstration.
     return checked_rows(settings, given, partial(as_row, turns=settings.turns), ("prompt", "response"))
@@ -153,8 +150,7 @@ def _every_turn(row: Row) -> list[Row]:
 def _disjoint(
     settings: DemonstrationSettings, rows: list[Row], source: str, held_out: list[Row], split: str
 ) -> list[Row]:
-    """The rows whose prompts are not held out. Any others are an error in a file, and dropped with a warning if they
-    come from the hub."""
+    """The rows whose prompts are not held out. Others are an error in a file, and left out if they are from the hub."""
     taken = {question(row): row["id"] for row in held_out}
     shared = [row for row in rows if question(row) in taken]
     if not shared:
