@@ -2,8 +2,7 @@
 
 The package is data only: its code is neither built nor imported. The `task.json` files of its 167 JSON tasks are taken
 from the archive once, as a zip file in the Python environment, by `make setup` or else on first use. Big-Bench is under
-the Apache licence 2.0. Its canary string, by which training corpora leave it out, stays in the zip file and goes
-nowhere else.
+the Apache licence 2.0. Its canary string stays in the zip file and goes nowhere else.
 
     python -m spin_utils.data.big_bench [ARCHIVE]
 """
@@ -60,10 +59,7 @@ class Question(NamedTuple):
 
 
 def load(name: str) -> dict[str, dict[str, Any]]:
-    """A task's JSON by its name, such as `social_iqa`, or `unit_conversion/different_systems`, a part of a task.
-
-    Returns:
-        The content of its task.json under its name, or that of each part of a task that is made of parts.
+    """A task's JSON under its name, such as `social_iqa`; of a task made of parts, that of each part.
 
     Raises:
         RowError: There is no such task, or the tasks are not on this machine and cannot be fetched.
@@ -81,9 +77,7 @@ def load(name: str) -> dict[str, dict[str, Any]]:
 def questions(task: Mapping[str, Any], *, cloze: bool = False) -> list[Question]:
     """Its distinct examples, worded by the task's own prefixes exactly as Big-Bench's `json_task.py` does it.
 
-    Args:
-        task: The content of a task.json that has examples.
-        cloze: Leave out the list of choices that most tasks add to the question.
+    `cloze` leaves out the list of choices that most tasks add to the question.
     """
     before, after = task.get("example_input_prefix", "\nQ: "), task.get("example_output_prefix", "\nA: ")
     mark, listed = task.get("choice_prefix", "\n  choice: "), task.get("append_choices_to_input", True) and not cloze
@@ -112,10 +106,7 @@ def metric_of(task: Mapping[str, Any]) -> str:
 
 
 def demonstrations(name: str) -> list[Row]:
-    """The free answers of a task as demonstrations.
-
-    Args:
-        name: For example `topical_chat`: people talking, of which every turn but the first is an answer.
+    """The free answers of a task as demonstrations; in `topical_chat`, people talking, every turn but the first is one.
 
     Returns:
         Rows whose ids are CONVERSATION/TURN; a question that belongs to no conversation is one of its own. Of a

@@ -1,7 +1,6 @@
 """Task families from reasoning-gym: generated demonstrations whose answers a program can grade.
 
-Train, validation and test use seeds that are far apart, and no prompt occurs twice. Nothing here depends on the date,
-the network or Python's hash seed.
+No prompt occurs twice, and nothing here depends on the date, the network or Python's hash seed.
 """
 
 from __future__ import annotations
@@ -67,12 +66,7 @@ def generate(
 
 def grade(row: Mapping[str, Any], response: str) -> float:
     """1.0 if the response's final answer gets full marks from the library's own scorer, else 0.0; the mean over its
-    numbered answers if the row has several questions. A row of Big-Bench is graded from 0 to 1 by its task's metric.
-
-    Args:
-        row: a row whose `grader` has the generator's name and the item.
-        response: text; the answer is whatever follows the last `Answer:`, or all of it.
-    """
+    numbered answers if the row has several questions. A row of Big-Bench is graded from 0 to 1 by its task's metric."""
     grader = row["grader"]
     if grader["dataset"] == big_bench.GRADER:
         return big_bench.grade(grader["entry"]["metric"], grader["entry"]["targets"], response.strip())

@@ -2,8 +2,7 @@
 
 A row is `{"prompt", "chosen", "rejected"}`, each either text or a conversation (see `rows`). A response given as a
 conversation ends with the assistant's message and may repeat the prompt before it, as in UltraFeedback Binarized
-(App. B.3); then the row needs no `prompt`. Both must answer the same conversation. Every row is checked before any
-work.
+(App. B.3); then the row needs no `prompt`. Both must answer the same conversation.
 """
 
 from __future__ import annotations
@@ -16,19 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from spin_utils.data.rows import (
-    CONVERSATIONS,
-    Row,
-    RowError,
-    asked_of,
-    check_turns,
-    checked_rows,
-    checked_text,
-    conversation,
-    exchange,
-    first_rows,
-    unread,
-)
+from spin_utils.data import rows as records
+from spin_utils.data.rows import Row, RowError
 from spin_utils.data.templates import EncodedRow, TooLongError, decode_response, encode_rows
 from spin_utils.settings.inputs import PreferenceSettings, TemplateSettings
 
@@ -48,41 +36,35 @@ def load(settings: PreferenceSettings) -> list[Row]:
     """
     assert settings.source != "samples", "samples are made by a stage"
     fields = ("prompt", "chosen", "rejected")
-    rows = checked_rows(settings, settings.train, as_preference, fields)
-    return first_rows(rows, settings.rows, "preferences.rows", Path(settings.train).name)
+    rows = records.checked_rows(settings, settings.train, as_preference, fields)
+    return records.first_rows(rows, settings.rows, "preferences.rows", Path(settings.train).name)
 
 
 def as_preference(record: Mapping[str, Any]) -> tuple[Row, list[str]]:
-    """Turn one record into a checked pair.
-
-    Args:
-        record: an object with chosen and rejected, and with prompt unless they are lists that contain it.
-
-    Returns:
-        The pair, whose `id` is missing if the record has none, and what of the record nothing reads.
+    """Turn one record into a checked pair, whose `id` is missing if the record has none; also what nothing reads.
 
     Raises:
         RowError: something is missing, empty or not text, the responses are equal, or the prompts differ.
     """
     asked, said = next((name for name in _PROMPTS if record.get(name) is not None), ""), {}
     # In UltraFeedback Binarized `messages` repeats the chosen conversation; elsewhere it may hold the system message.
-    talks = {name: conversation(record[name], name) for name in CONVERSATIONS if isinstance(record.get(name), list)}
+    talks = {n: records.conversation(record[n], n) for n in records.CONVERSATIONS if isinstance(record.get(n), list)}
     systems = [system for system, _ in talks.values()]
     for name in ("chosen", "rejected"):
-        found, said[name] = exchange(record, asked, name) if name in record else ([], [("assistant", "")])
+        found, said[name] = records.exchange(record, asked, name) if name in record else ([], [("assistant", "")])
         systems += found
         if [role for role, _ in said[name]] == ["assistant"]:
             missing, has = ("prompt" if name in record else name), ", ".join(map(str, record)) or "nothing"
             raise RowError(f"no key {missing!r} (it has {has}); use prompt, chosen and rejected")
-        check_turns(said[name], name)
+        records.check_turns(said[name], name)
     if said["chosen"][:-1] != said["rejected"][:-1]:
         raise RowError("chosen and rejected have different prompts; correct or remove the row")
-    row = asked_of(record, asked, systems, said["chosen"][:-1])
-    row |= {name: checked_text(said[name][-1][1], name) for name in ("chosen", "rejected")}
+    row = records.asked_of(record, asked, systems, said["chosen"][:-1])
+    row |= {name: records.checked_text(said[name][-1][1], name) for name in ("chosen", "rejected")}
     if row["chosen"] == row["rejected"]:
         raise RowError("chosen and rejected are equal; remove the row")
     repeated = [name for name, (_, turns) in talks.items() if turns in (said["chosen"], said["chosen"][:-1])]
-    return row, unread(record, (asked, "chosen", "rejected"), repeated)
+    return row, records.unread(record, (asked, "chosen", "rejected"), repeated)
 
 
 def encode_preferences(
@@ -91,8 +73,8 @@ def encode_preferences(
     """Rows of `packing.PAIRS_SCHEMA`, with the chosen response as real and the rejected one as generated.
 
     Returns:
-        One row per pair in order, without those that are too long (`template.too_long: drop`) or whose responses are
-        equal once cut to the template's length.
+        One row per pair in order, without those that are too long (`template.too_long: drop`) or equal once cut to the
+        template's length.
 
     Raises:
         TooLongError: a response is too long (names it and the row), or no pair is left.

@@ -44,13 +44,11 @@ LAYOUTS = (
     ("", "chosen", ()),
 )
 """Columns of the question and the answer, of which the first that are there are read, and what else belongs to them.
-Where there is none for the question, the answer's holds the whole conversation: it comes first, because it can have a
-system message and earlier turns. KTO's `label` is false for a bad answer, in any layout."""
+Where there is none for the question, the answer's holds the whole conversation."""
 COMMON = ("id", "family", "system", "system_prompt", "input", "context")
 """Columns that are read in every layout."""
-_ROLES = {"human": "user", "developer": "system"} | dict.fromkeys(
-    ("gpt", "chatgpt", "bing", "bard", "model"), "assistant"
-)
+_ASSISTANTS = ("gpt", "chatgpt", "bing", "bard", "model")
+_ROLES = {"human": "user", "developer": "system"} | dict.fromkeys(_ASSISTANTS, "assistant")
 _MESSAGE = (("role", "content"), ("from", "value"))
 CONVERSATIONS = ("messages", "real", "conversations")
 """Columns that hold a conversation, in every row that has them."""
@@ -83,14 +81,12 @@ def checked_rows(
     every row twice). Columns that are not used are named in the log.
 
     Args:
-        settings: source `file` or `hub`, with name and revision of the latter.
         given: the file or the split.
-        make: turns a record into a checked row, for example `as_row`, and names what nothing reads; None instead of a
-            row leaves it out.
+        make: turns a record into a checked row, like `as_row`, and names what nothing reads; None leaves a row out.
         fields: keys of a row; rows with equal values in them and the same question are duplicates.
 
     Raises:
-        RowError: a file or row cannot be used, or no row is left; names the file, the row and the remedy.
+        RowError: a file or row cannot be used, or no row is left.
     """
     from_file = settings.source == "file"
     drop_empty = settings.drop_empty if isinstance(settings, DemonstrationSettings) else None
@@ -144,13 +140,7 @@ def checked_rows(
 
 
 def read_records(path: Path) -> list[tuple[int, Any]]:
-    """All records of a file with their row numbers, unchecked.
-
-    Args:
-        path: a .json (one list), .jsonl (one object per line; blank lines are skipped) or .parquet file.
-
-    Returns:
-        Pairs of row number, from 1 (the line number in JSONL), and record.
+    """All records of a file with their row numbers (line numbers in JSONL), from 1; unchecked.
 
     Raises:
         RowError: the file is missing, not UTF-8, bad JSON (with its line) or damaged Parquet.
@@ -202,7 +192,7 @@ def check_file(path: Path) -> None:
 
 
 def hub_records(name: str, revision: str, split: str) -> Iterator[tuple[int, Any]]:
-    """All records of a split of a hub dataset with their row numbers, unchecked.
+    """The same for a split of a hub dataset.
 
     Raises:
         RowError: no revision, or the dataset cannot be loaded.
@@ -244,12 +234,11 @@ def as_row(record: Mapping[str, Any], turns: str = "first") -> tuple[Row | None,
     """Turn one record into a checked row.
 
     Args:
-        record: an object in one of the layouts.
         turns: which answer of a conversation is the response: the `first`, or else the last.
 
     Returns:
-        The row, whose `id` is missing if the record has none, or None if it is labelled as a bad answer; and what of
-        the record is neither read nor known to repeat something else.
+        The row, whose `id` is missing if the record has none, or None if KTO's `label` calls it a bad answer; and what
+        of the record is neither read nor known to repeat something else.
 
     Raises:
         EmptyRowError: prompt or response is empty or whitespace.
@@ -281,8 +270,7 @@ def as_row(record: Mapping[str, Any], turns: str = "first") -> tuple[Row | None,
 
 
 def unread(record: Mapping[str, Any], read: Sequence[str], repeated: Iterable[str]) -> list[str]:
-    """Columns of a record that nothing reads, unless they repeat a message, and what its messages have beside role and
-    text, such as a thought, a tool call or a weight."""
+    """Columns that nothing reads and that repeat no message, and what messages have beside role and text."""
     known, in_message = {*read, *repeated, *COMMON}, {key for pair in _MESSAGE for key in pair}
     messages = [(name, each) for name in read if isinstance(record.get(name), list) for each in record[name]]
     extras = [(name, item) for name, message in messages if isinstance(message, Mapping) for item in message.items()]
@@ -312,10 +300,8 @@ def layout(record: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
 def exchange(record: Mapping[str, Any], asked: str, answer: str) -> tuple[list[Any], list[tuple[Any, Any]]]:
     """Leading system messages, and the turns of question and answer as role and text.
 
-    A conversation in the answer's column may repeat the question.
-
     Raises:
-        RowError: a conversation is malformed, or repeats another question.
+        RowError: a conversation is malformed, or the answer's repeats another question.
     """
     systems: list[Any] = []
     said: list[tuple[Any, Any]] = []
@@ -351,8 +337,7 @@ def asked_of(record: Mapping[str, Any], asked: str, systems: Iterable[Any], said
     """What is asked: `prompt`, and if there are any the `id`, the `system` message and the texts of `earlier` turns.
 
     Args:
-        record: the row, which may have columns for a system message and for text that follows the prompt.
-        asked: its column of the question; empty if it is in a conversation.
+        asked: the record's column of the question; empty if it is in a conversation.
         systems: the leading system messages of its conversations.
         said: the turns up to the question.
     """
@@ -404,7 +389,7 @@ def conversation(messages: Any, key: str) -> tuple[Any, list[tuple[Any, Any]]]:
 
 
 def checked_text(text: Any, name: str) -> str:
-    """The text, checked.
+    """The text.
 
     Raises:
         EmptyRowError: it is empty or whitespace.

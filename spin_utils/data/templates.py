@@ -1,9 +1,8 @@
 """Text to token ids and back: one template for SFT, generation, SPIN and evaluation.
 
 Prompt and response are encoded separately and concatenated, and nothing downstream encodes them again: training sees
-exactly the sampled ids. What stands around an answer is read off the tokenizer's own chat template, see `Frame`. The
-only special tokens come from the template and the end token. Strings that look like special tokens inside a user's text
-stay plain text.
+exactly the sampled ids. What stands around an answer is read off the tokenizer's own chat template, see `Frame`.
+Strings that look like special tokens inside a user's text stay plain text.
 """
 
 from __future__ import annotations
@@ -26,10 +25,8 @@ from spin_utils.settings.inputs import TemplateSettings
 
 log = logging.getLogger(__name__)
 
-_MARK = "\ue000user\ue000"
-"""Placeholder for the user's text while the frame of a chat template is determined."""
-_ANSWER = "\ue000answer\ue000"
-"""The same for the assistant's."""
+_MARK, _ANSWER = "\ue000user\ue000", "\ue000answer\ue000"
+"""Placeholders for the texts while the frame of a chat template is determined."""
 _SPACE = "\ue000"
 """Placeholder for a space in a token, where lines are not broken."""
 _OTHERWISE = "set template.kind: text and write template.prompt"
@@ -99,13 +96,11 @@ def encode_prompts(
     prompts: Sequence[str],
     rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[list[int]]:
-    """Token ids of evaluation prompts; none is dropped, because all models answer the same ones.
+    """Token ids of prompts that are only asked; none is dropped, because all models answer the same ones.
 
     `rows` hold the prompts' own `system` messages and `earlier` turns, if any. Whatever `too_long` is, a prompt with
-    more than `template.max_prompt_tokens` tokens is truncated on the left, with a warning.
-
-    Raises:
-        TemplateError: the tokenizer has no chat template, or one that leaves out or repeats a text.
+    more than `template.max_prompt_tokens` tokens is truncated on the left, with a warning. Errors as in
+    `encode_conversation`.
     """
     most = template.max_prompt_tokens
     encoded = [
@@ -126,15 +121,15 @@ def encode_conversation(
 ) -> list[int]:
     """Token ids of a conversation of any length, up to where the next response begins.
 
-    A text template has a single turn; in a longer conversation it is repeated, and each response gets its end token.
+    In a longer conversation a text template is repeated, and each response gets its end token.
 
     Args:
         texts: the turns, starting and ending with the user's.
-        system: this conversation's system message, instead of `template.system`. A text template has no slot for
-            either, so it is put before the first turn, followed by a blank line.
+        system: instead of `template.system`. A text template has no slot for either: it comes before the first turn,
+            with a blank line between.
 
     Raises:
-        TemplateError: the tokenizer has no chat template, or one that leaves out or repeats a text.
+        TemplateError: as `frame`, or the chat template rewrites a text.
     """
     made = frame(tokenizer, template)
     if template.kind == "text" and (system or template.system):
@@ -167,16 +162,13 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettin
     """Token ids of the response and its end token.
 
     The response is encoded in its place after the template. This matters for tokenizers that mark the start of a text
-    (SentencePiece): encoded on its own, a response would begin with a token that the model never samples.
-
-    Returns:
-        The ids. The last one is the end token, except for a truncated response: there an end token would teach the
-        policy to stop mid-sentence.
+    (SentencePiece): encoded on its own, a response would begin with a token that the model never samples. A truncated
+    response has no end token, which would teach the policy to stop mid-sentence.
 
     Raises:
         TooLongError: more than `template.max_response_tokens` including the end token, and `too_long` is not `truncate`
             (which keeps the start).
-        TemplateError: the end token is not a single token of the vocabulary, or is in the response and cannot be split.
+        TemplateError: as `frame`, or the end token is in the response and cannot be split.
     """
     made = frame(tokenizer, template)
     text = made.lead + _written(tokenizer, template, made, response) + made.trail
@@ -222,8 +214,7 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettin
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings) -> set[int]:
-    """Ids that end a response: the template's end token, the tokenizer's end-of-sequence token, and those that the
-    generation_config.json next to the tokenizer declares."""
+    """Ids that end a response: the template's end token, the tokenizer's, and those of generation_config.json."""
     ids = {frame(tokenizer, template).end_id, *declared_ends(str(tokenizer.name_or_path))}
     if tokenizer.eos_token_id is not None:
         ids.add(int(tokenizer.eos_token_id))
@@ -232,7 +223,7 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings) -> s
 
 @lru_cache(maxsize=16)
 def declared_ends(folder: str) -> frozenset[int]:
-    """The end tokens in a model folder's generation_config.json; none if it has no such file."""
+    """The end tokens in a model folder's generation_config.json, if it has one."""
     path = Path(folder) / "generation_config.json"
     if not folder or not path.is_file():
         return frozenset()
@@ -243,17 +234,13 @@ def declared_ends(folder: str) -> frozenset[int]:
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, rows: Sequence[Mapping[str, Any]]
 ) -> list[EncodedRow]:
-    """Encode demonstrations. Depending on `template.too_long`, rows that are too long raise, are truncated or dropped.
+    """Encode demonstrations: dicts with `id`, `prompt`, `response` and optionally `system` and `earlier`.
 
-    Args:
-        rows: dicts with `id`, `prompt`, `response` and optionally `system` and `earlier`.
-
-    Returns:
-        One entry per row in order; with `template.too_long: drop` possibly fewer, with a warning.
+    Depending on `template.too_long`, rows that are too long raise, are truncated, or are left out with a warning.
 
     Raises:
-        TooLongError: a row is too long; the message names it.
-        TemplateError: the chat template rewrites a response, such as one that holds a thought of its own.
+        TooLongError: a row is too long, or all are; the message names it.
+        TemplateError: as `frame`, or the chat template rewrites a text, such as a response with a thought of its own.
     """
     encoded = []
     frame(tokenizer, template)  # a fault of the template is not one of the first row
@@ -306,7 +293,7 @@ def _frame(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, chat_
         between, tail = places[0][1].split(_ANSWER)
         if places[0][0] != before or not between.startswith(after):
             raise TemplateError(
-                f"in the chat template an answer does not follow the generation prompt: it writes "
+                "in the chat template an answer does not follow the generation prompt: it writes "
                 f"{_legible(whole)!r}, but asks with {_legible(before + _MARK + after)!r}; {_OTHERWISE}"
             )
         opening = between[len(after) :]
@@ -419,9 +406,9 @@ def _legible(text: str) -> str:
 
 
 def training_text(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, row: Mapping[str, Any]) -> str:
-    """What a row is in training, for people to read: its text with every special token, and its tokens with their ids.
+    """A row as the model is trained on it, for people to read: its text with every special token, and its tokens.
 
-    Args and errors as in `encode_rows`.
+    Errors as in `encode_rows`.
     """
     made, (encoded,) = frame(tokenizer, template), encode_rows(tokenizer, template, [row])
     stops = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in sorted(end_ids(tokenizer, template)))
