@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,12 +41,12 @@ class PackedLM(TemplateLM):
     """An lm-eval model around a loaded policy.
 
     Args:
-        template: How the context of a generation task becomes tokens; None: plain text, as in lm-eval. Log-likelihood
-            tasks are always plain text without a start token, as in the paper's harness.
+        template: Of generation tasks; None: plain text, as in lm-eval. Log-likelihood tasks are always plain text
+            without a start token, as in the paper's harness.
         max_new_tokens: Longest response if a task does not set one.
         micro_batch_tokens: Token budget of one scoring pass.
-        prefixes: The start of the model's response (lm-eval's `gen_prefix`) as a function of the item, by task.
-            lm-eval puts it at the end of the context; with a template it comes after the generation prompt.
+        prefixes: The start of the model's response (lm-eval's `gen_prefix`) as a function of the item, by task. With a
+            template it moves from the end of the context to behind the generation prompt.
         work, progress: As in `harness.evaluate`.
     """
 
@@ -162,9 +161,27 @@ class PackedLM(TemplateLM):
         self, plans: list[_Plan], keys: list[str], members: Sequence[int], settings: GenerationSettings, count: int
     ) -> None:
         """Keep `count` answers to each request among `members`."""
+
+        def answer(shard: list[int]) -> list[list[dict[str, Any]]]:
+            samples = sample(
+                self.model,
+                [plans[i].prompt_ids for i in shard],
+                eos_ids=self._end_ids(),
+                settings=settings,
+                seed=0,
+                streams=[count * i + k for i in shard for k in range(count)],
+                samples_per_prompt=count,
+                progress=processes.shown(self.progress),
+            )
+            kept = [
+                {"text": self._text(each, plans[i].until), "tokens": len(each.token_ids)}
+                for each, i in zip(samples, [i for i in shard for _ in range(count)], strict=True)
+            ]
+            return [kept[start : start + count] for start in range(0, len(kept), count)]
+
         size = max(1, self.batch_size * SHARD_BATCHES // count)
         shards = [list(members[start : start + size]) for start in range(0, len(members), size)]
-        self._answer_all(keys, shards, partial(self._answer, plans, settings, count))
+        self._answer_all(keys, shards, answer)
 
     def _answer_all(
         self, keys: list[str], shards: Iterable[list[int]], answer: Callable[[list[int]], list[Any]]
@@ -193,28 +210,6 @@ class PackedLM(TemplateLM):
     def length(self, request: Instance) -> int:
         """Tokens, including the end token, of the greedy answer that `generate_until` gave to a request."""
         return int(self.answers[self.answers.key("generate", [*_asked(request), 0])][0]["tokens"])
-
-    def _answer(
-        self, plans: list[_Plan], settings: GenerationSettings, count: int, shard: list[int]
-    ) -> list[list[dict[str, Any]]]:
-        """`count` answers to each request of a shard."""
-        samples = sample(
-            self.model,
-            [plans[i].prompt_ids for i in shard],
-            eos_ids=self._end_ids(),
-            settings=settings,
-            seed=0,
-            streams=[count * i + k for i in shard for k in range(count)],
-            samples_per_prompt=count,
-            progress=processes.shown(self.progress),
-        )
-        return [
-            [
-                {"text": self._text(answer, plans[i].until), "tokens": len(answer.token_ids)}
-                for answer in samples[count * place : count * (place + 1)]
-            ]
-            for place, i in enumerate(shard)
-        ]
 
     def _plans(self, requests: Sequence[Instance]) -> list[_Plan]:
         plans = []
