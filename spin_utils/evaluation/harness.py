@@ -50,7 +50,6 @@ from spin_utils.settings.run import EvaluationSettings
 
 TASKS = Path(__file__).parent / "tasks"
 """The kit's own task files."""
-LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
 FEWSHOT_SEED = 1234
 """lm-eval's default seed for choosing few-shot examples."""
 
@@ -67,7 +66,7 @@ class Column:
     spec: str
     """Task name, or path of a YAML file, that lm-eval loads."""
     parts: tuple[dict[str, Any], ...] = ()
-    """Instead of `spec`, tasks of the kit as they would be in files; the items of all are one column."""
+    """Instead of `spec`, tasks of the kit as they would be in files, whose items have their own `id`."""
     big_bench: bool = False
     metric: str = ""
     """Metric per item; empty: the task's first."""
@@ -75,8 +74,6 @@ class Column:
     """Filter of a generation task; empty: the task's first."""
     shots: int | None = None
     """Few-shot examples; None: as in the task."""
-    identified: bool = False
-    """Whether items have their own `id`; otherwise their number in the task is used."""
     limit: int = 0
     """Items to use; 0: as in the settings."""
 
@@ -165,11 +162,10 @@ def _row_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     """A column for each family."""
     families: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        families.setdefault(row.get("family") or "heldout", []).append(row)
+        families.setdefault(row["family"], []).append(row)
     task = load_yaml(TASKS / "spin_responses.yaml")
     return [
-        Column(name, name, (task | {"task": name, "dataset_kwargs": {"rows": own}},), identified=True)
-        for name, own in families.items()
+        Column(name, name, (task | {"task": name, "dataset_kwargs": {"rows": own}},)) for name, own in families.items()
     ]
 
 
@@ -202,15 +198,13 @@ def _big_bench_columns(tasks: Mapping[str, BigBenchSettings]) -> list[Column]:
             task["fewshot_delimiter"] = content.get("few_shot_example_separator", "\n")
             task["metric_list"][0]["metric"] = metric
             parts.append(task)
-        more: dict[str, Any] = {"shots": settings.shots, "limit": settings.limit, "identified": True}
-        columns.append(Column(name, f"big_bench {name}", tuple(parts), big_bench=True, **more))
+        asked = {"shots": settings.shots, "limit": settings.limit}
+        columns.append(Column(name, f"big_bench {name}", tuple(parts), big_bench=True, **asked))
     return columns
 
 
 def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
-    """Load further tasks as `evaluate` will, and score one item of each, before anything is trained.
-
-    The families of the demonstrations are the columns of the suite `local`.
+    """Load further tasks as `evaluate` will, and score one item of each; `families` are columns of the suite `local`.
 
     Raises:
         EvaluationError: A task cannot be loaded or scored, or it has the name of another column.
@@ -227,18 +221,14 @@ def check_tasks(settings: EvaluationSettings, families: Iterable[str]) -> None:
 
 @cache
 def _all_tasks(folder: Path | None = None) -> TaskManager:
-    """Index of lm-eval's thousands of task files, and of those in a folder, which come first.
-
-    It takes seconds, so it is built once and only if needed.
-    """
+    """Index of lm-eval's thousands of task files, and of those in a folder, which come first. It takes seconds."""
     return TaskManager(include_path=folder, include_defaults=True)
 
 
 def _load(columns: Sequence[Column], taken: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """lm-eval's tasks by column, then by a key that is unique in the run: COLUMN/TASK.
+    """lm-eval's tasks by column, then by COLUMN/TASK, because two files may name their tasks alike.
 
-    A group has several tasks. Two files may give their task the same name, or that of a task in the suite. `taken` says
-    what else has a column's name.
+    `taken` says what else has a column's name.
     """
     names = {name.lower(): what for name, what in (taken or {}).items()}
     for column in columns:
@@ -246,8 +236,9 @@ def _load(columns: Sequence[Column], taken: Mapping[str, str] | None = None) -> 
             same = names[column.name.lower()]
             raise EvaluationError(f"tasks: {column.spec} has the name of {same}; rename it or leave it out")
         names[column.name.lower()] = column.spec
-    shipped = [LM_EVAL_TASKS / b.folder for suite in suites.SUITES.values() for b in suite.values()]
-    manager = TaskManager(include_path=list(dict.fromkeys(shipped)), include_defaults=False)
+    theirs = Path(lm_eval.tasks.__file__).parent
+    shipped = {theirs / benchmark.folder for suite in suites.SUITES.values() for benchmark in suite.values()}
+    manager = TaskManager(include_path=sorted(shipped), include_defaults=False)
     named = [column.spec for column in columns if not column.parts and not paths.is_yaml(column.spec)]
     if not set(named) <= set(manager.all_tasks):
         manager = _all_tasks()
@@ -255,10 +246,8 @@ def _load(columns: Sequence[Column], taken: Mapping[str, str] | None = None) -> 
     for column in columns:
         loaded[column.name] = {}
         for name, task in _leaves(manager, column).items():
-            if column.shots is not None:
-                task.set_config(key="num_fewshot", value=column.shots)
-            elif task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
+            shots = task.get_config("num_fewshot") if column.shots is None else column.shots
+            task.set_config(key="num_fewshot", value=shots or 0)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
             if not task.aggregation() or not len(task.eval_docs):
                 raise EvaluationError(f"tasks: {column.spec}: {name} has no metric or no items; add them to its file")
@@ -328,8 +317,7 @@ def _pinned() -> AbstractContextManager[object]:
 def _shares(spec: str, leaves: Mapping[str, Any]) -> bool:
     """Whether a column's value is the mean of a share of each item, better when higher, so it can be given in points.
 
-    The first item of each task is scored as if the model had given an empty response, and as if it had given the right
-    one, so the answer is the same for every model.
+    The first item of each task is scored with an empty response and with the right one, whatever the model is.
     """
     shares = True
     for task in leaves.values():
@@ -380,11 +368,15 @@ def _in_own_unit(
     found = {}
     for key, task in leaves.items():
         metric, (column, _, name) = _first_metric(task), key.partition("/")
-        value = next(value for label, value in aggregated[key].items() if label.partition(",")[0] == metric)
+        value = float(next(value for label, value in aggregated[key].items() if label.partition(",")[0] == metric))
+        if not math.isfinite(value):
+            raise EvaluationError(
+                f"{name}: metric {metric!r} over all items is {value}; correct the task's file, or leave the task out"
+            )
         found[column if len(leaves) == 1 or name == column else key] = {
             "metric": metric,
             "n": counts[key],
-            "value": _finite(float(value), f"{name}: metric {metric!r}"),
+            "value": value,
             "higher_is_better": bool(task.higher_is_better().get(metric, True)),
         }
     return found
@@ -400,7 +392,7 @@ def _items(
     for sample in samples:
         if sample["filter"] != chosen:
             continue
-        item = f"{prefix}{sample['doc']['id'] if column.identified else sample['doc_id']}"
+        item = f"{prefix}{sample['doc']['id'] if column.parts else sample['doc_id']}"
         score = sample[metric]
         if not _is_share(score):
             raise EvaluationError(
@@ -467,12 +459,6 @@ def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM) -> dict[str, A
 
 def _first_metric(task: Any) -> str:
     return str(next(iter(task.aggregation())))
-
-
-def _finite(value: float, what: str) -> float:
-    if not math.isfinite(value):
-        raise EvaluationError(f"{what} over all items is {value}; correct the task's file, or leave the task out")
-    return value
 
 
 def _one_line(error: Exception) -> str:

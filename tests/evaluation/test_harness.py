@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from spin_utils.settings.run import EvaluationSettings, GenerationSettings
 TEMPLATE = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:", end="</s>")
 TOKENIZER = byte_tokenizer()
 SETTINGS = EvaluationSettings(batch_size=4, max_new_tokens=6)
+Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +67,19 @@ def rows(model: PreTrainedModel) -> list[dict[str, Any]]:
     return made
 
 
-def as_result(record: dict[str, Any]) -> dict[str, Any]:
-    provenance = synthetic.provenance("eval-sft", "evaluation")
-    return record | {"profile": "smoke", "seed": 0, "model": "sft", "provenance": provenance}
+@pytest.fixture
+def run(model: PreTrainedModel, rows: list[dict[str, Any]]) -> Run:
+    """Valid results of an evaluation of these rows and of further tasks."""
+
+    def scored(*tasks: Path | str, of: Any = rows, options: Any = None, **settings: Any) -> dict[str, Any]:
+        own = replace(SETTINGS, tasks=tuple(map(str, tasks)), **settings)
+        record = evaluate(model, TOKENIZER, of, template=TEMPLATE if of else None, settings=own, **options or {})
+        provenance = synthetic.provenance("eval-sft", "evaluation")
+        whole = record | {"profile": "smoke", "seed": 0, "model": "sft", "provenance": provenance}
+        results.validate(whole, "evaluations", "record")
+        return record
+
+    return scored
 
 
 def stock(model: PreTrainedModel, *tasks: str, manager: TaskManager, tokenizer: Any = TOKENIZER, **options: Any) -> Any:
@@ -77,9 +89,23 @@ def stock(model: PreTrainedModel, *tasks: str, manager: TaskManager, tokenizer: 
     return lm_eval.simple_evaluate(theirs, **given)
 
 
-def test_rows_are_graded_by_their_grader_or_by_exact_match(model: PreTrainedModel, rows: list[dict[str, Any]]) -> None:
-    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
-    results.validate(as_result(record), "evaluations", "record")
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every prompt that a model is given."""
+    texts, honest = list[str](), lm.sample
+
+    def spy(model: Any, prompts: Any, **rest: Any) -> Any:
+        texts.extend(map(TOKENIZER.decode, prompts))
+        return honest(model, prompts, **rest)
+
+    monkeypatch.setattr(lm, "sample", spy)
+    return texts
+
+
+def test_rows_are_graded_by_their_grader_or_by_exact_match(
+    run: Run, model: PreTrainedModel, rows: list[dict[str, Any]]
+) -> None:
+    record = run()
     assert [item["id"] for item in record["items"]] == [row["id"] for row in rows]
     for item, row in zip(record["items"], rows, strict=True):
         assert (item["response"], item["tokens"]) == greedy(model, row["prompt"])
@@ -98,15 +124,16 @@ def test_rows_are_graded_by_their_grader_or_by_exact_match(model: PreTrainedMode
         "stderr": pytest.approx(np.std(scores[:7], ddof=1) / 7**0.5),
     }
     assert record["average"] == pytest.approx((3 / 7 + record["tasks"]["sums"]["value"]) / 2)
+    assert run(limit=2)["items"] == record["items"][:2] + record["items"][7:9], "the first two of each family"
 
 
 def test_tasks_of_big_bench_give_the_numbers_of_stock_lm_eval_and_the_probability_of_the_right_choice(
-    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: list[str]
 ) -> None:
     big_bench_archive.install(tmp_path, monkeypatch)
-    asked = {"colours": BigBenchSettings(), "parts": BigBenchSettings(shots=1), "sorting": BigBenchSettings(limit=1)}
-    record = evaluate(model, TOKENIZER, None, template=None, settings=replace(SETTINGS, big_bench=asked))
-    results.validate(as_result(record), "evaluations", "record")
+    asked = {"colours": BigBenchSettings(), "parts": BigBenchSettings(shots=1)}
+    record = run(of=None, big_bench=asked | {"sorting": BigBenchSettings(shots=1, limit=1)})
+    assert seen in (["Sort: b a =>a b\nSort: d c =>"], ["Sort: d c =>c d\nSort: b a =>"])
     assert {name: task["n"] for name, task in record["tasks"].items()} == {"colours": 4, "parts": 6, "sorting": 1}
     assert {task["source"] for task in record["tasks"].values()} == {"bigbench-1.0.0.tar.gz"}
     assert len({task["rows_sha256"] for task in record["tasks"].values()}) == 3
@@ -130,42 +157,16 @@ def test_tasks_of_big_bench_give_the_numbers_of_stock_lm_eval_and_the_probabilit
     assert "sampled" not in scored["sorting", record["items"][-1]["id"]]
 
 
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every prompt that a model is given."""
-    texts, honest = list[str](), lm.sample
-
-    def spy(model: Any, prompts: Any, **rest: Any) -> Any:
-        texts.extend(map(TOKENIZER.decode, prompts))
-        return honest(model, prompts, **rest)
-
-    monkeypatch.setattr(lm, "sample", spy)
-    return texts
-
-
-def test_examples_come_before_the_question_in_big_benchs_own_words(
-    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: list[str]
-) -> None:
-    big_bench_archive.install(tmp_path, monkeypatch)
-    asked = {"sorting": BigBenchSettings(shots=1)}
-    evaluate(model, TOKENIZER, None, template=None, settings=replace(SETTINGS, big_bench=asked))
-    assert sorted(seen) == ["Sort: b a =>a b\nSort: d c =>", "Sort: d c =>c d\nSort: b a =>"]
-
-
 def test_sampled_answers_are_scored_as_well_as_the_greedy_one(
-    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(**options: Any) -> dict[str, Any]:
-        settings = replace(SETTINGS, samples=4)
-        return evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings, **options)
-
-    record = run(work=tmp_path)
-    results.validate(as_result(record), "evaluations", "record")
-    assert run(work=tmp_path, progress=lambda _: pytest.fail("nothing is left to do")) == record
+    record = run(samples=4, options={"work": tmp_path})
+    done = {"work": tmp_path, "progress": lambda _: pytest.fail("nothing is left to do")}
+    assert run(samples=4, options=done) == record
     monkeypatch.setattr(lm.PackedLM, "draw", lambda self, requests, count: [["no", "yes", "no", "no"]] * len(requests))
-    drawn = run()["items"]
+    drawn = run(samples=4)["items"]
     assert [item.pop("sampled") for item in drawn] == [0.75 * (row["response"] == "no") for row in rows]
-    assert drawn == evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)["items"]
+    assert drawn == run()["items"]
 
 
 def test_sampled_answers_are_drawn_from_the_model(model: PreTrainedModel) -> None:
@@ -180,22 +181,9 @@ def test_sampled_answers_are_drawn_from_the_model(model: PreTrainedModel) -> Non
     assert len(set(texts)) > 10
 
 
-def test_rows_without_families_form_one_task(model: PreTrainedModel) -> None:
-    plain = [{"id": i, "prompt": f"The {i}", "response": "cat"} for i in range(3)]
-    record = evaluate(model, TOKENIZER, plain, template=TEMPLATE, settings=replace(SETTINGS, limit=2))
-    assert list(record["tasks"]) == ["heldout"]
-    assert [item["id"] for item in record["items"]] == ["0", "1"], "the first two"
-
-
-def test_impossible_evaluations_are_refused(model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    def run(*tasks: str) -> None:
-        evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=replace(SETTINGS, tasks=tasks))
-
+def test_an_unknown_task_is_refused(run: Run) -> None:
     with pytest.raises(EvaluationError, match="no task 'no_such_task'; check the name, or give the path of its YAML"):
         run("no_such_task")
-    with pytest.raises(EvaluationError, match=r"sums\.yaml has the name of sums; rename"):
-        (tmp_path / "sums.yaml").write_text("task: sums\n")
-        run(str(tmp_path / "sums.yaml"))
 
 
 # Tasks of a user ---------------------------------------------------------------------------------------------------
@@ -204,7 +192,16 @@ GENERATING = "output_type: generate_until\ngeneration_kwargs: {until: [], max_ge
 CHOOSING = "output_type: multiple_choice\ndoc_to_choice: [sat, ran]\n"
 
 
-def task_file(path: Path, text: str, *, name: str = "", answers: tuple[str, ...] = ("sat",), metric: str = "") -> Path:
+def task_file(
+    path: Path,
+    text: str,
+    *,
+    name: str = "",
+    answers: tuple[str, ...] = ("sat",),
+    metric: str = "exact_match",
+    aggregation: str = "mean",
+    higher: str = "true",
+) -> Path:
     """A task file and its items, which it names by a path relative to itself."""
     path.parent.mkdir(exist_ok=True)
     items = [{"question": f"The cat {i}", "answer": answer} for i, answer in enumerate(answers)]
@@ -212,7 +209,7 @@ def task_file(path: Path, text: str, *, name: str = "", answers: tuple[str, ...]
     path.write_text(
         f"task: {name or path.stem}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {path.stem}.jsonl}}}}\n"
         f"test_split: test\ndoc_to_text: question\ndoc_to_target: answer\n"
-        f"metric_list: [{{metric: {metric or 'exact_match'}, aggregation: mean, higher_is_better: true}}]\n{text}"
+        f"metric_list: [{{metric: {metric}, aggregation: {aggregation}, higher_is_better: {higher}}}]\n{text}"
     )
     return path
 
@@ -222,12 +219,11 @@ def check(*tasks: Path | str) -> None:
 
 
 def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
-    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shots = CHOOSING + "fewshot_split: test\nnum_fewshot: 3\n"
     mine = task_file(tmp_path / "mine.yaml", shots, answers=("sat", "ran", "ran") * 5, metric="acc")
-    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=replace(SETTINGS, tasks=(str(mine),)))
-    results.validate(as_result(record), "evaluations", "record")
+    record = run(mine)
     assert list(record["tasks"]) == ["copied", "sums", "mine"]
     monkeypatch.chdir(tmp_path)
     theirs = stock(model, "mine.yaml", manager=TaskManager(include_defaults=False))
@@ -239,31 +235,28 @@ def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
         assert item["response"] == ["sat", "ran"][int(np.argmax([response[0][0] for response in found["resps"]]))]
 
 
-def test_tasks_of_one_name_are_scored_each_on_its_own_items(model: PreTrainedModel, tmp_path: Path) -> None:
+def test_tasks_of_one_name_are_scored_each_on_its_own_items(run: Run, tmp_path: Path) -> None:
     """Two files whose `task:` is the same, which is also the name of a family."""
     rows = [{"id": i, "prompt": f"One {i}", "response": "x", "family": "quiz"} for i in range(4)]
     easy = task_file(tmp_path / "easy.yaml", CHOOSING, name="quiz", answers=("sat",) * 3, metric="acc")
     hard = task_file(tmp_path / "hard.yaml", CHOOSING, name="quiz", answers=("sat", "ran") * 3, metric="acc")
     check(easy, hard)
-    settings = replace(SETTINGS, tasks=(str(easy), str(hard)))
-    together = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings)
+    together = run(easy, hard, of=rows)
     assert {name: task["n"] for name, task in together["tasks"].items()} == {"quiz": 4, "easy": 3, "hard": 6}
     for file in (easy, hard):
-        alone = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=replace(SETTINGS, tasks=(str(file),)))
-        assert alone["tasks"][file.stem] == together["tasks"][file.stem]
+        assert run(file, of=rows)["tasks"][file.stem] == together["tasks"][file.stem]
     assert together["tasks"]["hard"]["value"] == 0.5
 
 
 def test_files_that_a_task_names_lie_next_to_it_wherever_the_command_runs(
-    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = task_file(tmp_path / "tasks" / "colours.yaml", GENERATING)
     for folder in (tmp_path, task.parent):
         monkeypatch.chdir(folder)
         check(task.relative_to(folder))
     monkeypatch.chdir("/")
-    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=replace(SETTINGS, tasks=(str(task),)))
-    assert record["tasks"]["colours"]["n"] == 1
+    assert run(task)["tasks"]["colours"]["n"] == 1
 
 
 def test_tasks_that_no_evaluation_could_score_are_refused_before_training(
@@ -288,61 +281,55 @@ def test_a_task_whose_functions_fail_is_named_before_training(tmp_path: Path) ->
     failing = GENERATING + "process_results: !function graders.first\n"
     with pytest.raises(EvaluationError, match=r"mine.yaml: metric 'points' fails on the first item \(IndexError"):
         check(task_file(tmp_path / "mine.yaml", failing, metric="points"))
-    aggregated = task_file(tmp_path / "other.yaml", GENERATING)
-    aggregated.write_text(aggregated.read_text().replace("aggregation: mean", "aggregation: no_such"))
+    aggregated = task_file(tmp_path / "other.yaml", GENERATING, aggregation="no_such")
     with pytest.raises(EvaluationError, match=r"other.yaml: metric 'exact_match' fails on the first item"):
         check(aggregated)
 
 
 def test_a_metric_that_is_no_share_keeps_its_unit_and_enters_no_average(
-    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Points are a mean over items, perplexity is of all items together; both are lm-eval's own numbers."""
     (tmp_path / "graders.py").write_text(GRADERS)
-    points = task_file(tmp_path / "points.yaml", GENERATING + "process_results: !function graders.points\n")
-    rolling = task_file(tmp_path / "rolling.yaml", "output_type: loglikelihood_rolling\n", answers=("sat", "ran"))
-    points.write_text(points.read_text().replace("metric: exact_match", "metric: points"))
-    perplexity = "metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false"
-    rolling.write_text(re.sub("metric: exact_match.*true", perplexity, rolling.read_text()))
+    graded = GENERATING + "process_results: !function graders.points\n"
+    points = task_file(tmp_path / "points.yaml", graded, metric="points")
+    perplexity = {"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher": "false"}
+    text = "output_type: loglikelihood_rolling\n"
+    rolling = task_file(tmp_path / "rolling.yaml", text, answers=("sat", "ran"), **perplexity)
     check(points, rolling)
-    plain = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
-    settings = replace(SETTINGS, tasks=(str(points), str(rolling)))
-    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings)
+    record = run(points, rolling)
     found = record.pop("metrics")
-    assert record == plain
+    assert record == run()
     monkeypatch.chdir(tmp_path)
     theirs = stock(model, "points.yaml", "rolling.yaml", manager=TaskManager(include_defaults=False))["results"]
     assert found["points"] == {"metric": "points", "n": 1, "value": 40, "higher_is_better": True}
     expected = {"metric": "word_perplexity", "n": 2, "higher_is_better": False}
     assert found["rolling"] == expected | {"value": pytest.approx(theirs["rolling"]["word_perplexity,none"], rel=1e-4)}
-    results.validate(as_result(record | {"metrics": found}), "evaluations", "record")
     with pytest.raises(EvaluationError, match="points, rolling: no metric is a share of each item"):
-        evaluate(model, TOKENIZER, None, template=None, settings=settings)
+        run(points, rolling, of=None)
 
 
 def test_a_value_that_is_no_mean_of_shares_is_lm_evals_own_and_metrics_may_be_functions(
-    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "graders.py").write_text(
         "def worst(items): return min(items)\ndef quarter(references, predictions, **_): return 0.25\n"
     )
     answers = ("sat", "ran")
-    worst = task_file(tmp_path / "worst.yaml", CHOOSING, answers=answers, metric="acc")
-    worst.write_text(worst.read_text().replace("aggregation: mean", "aggregation: !function graders.worst"))
+    least = "!function graders.worst"
+    worst = task_file(tmp_path / "worst.yaml", CHOOSING, answers=answers, metric="acc", aggregation=least)
     quarter = task_file(tmp_path / "quarter.yaml", GENERATING, metric="!function graders.quarter")
     default = task_file(tmp_path / "default.yaml", CHOOSING, answers=answers, metric="acc")
     default.write_text(re.sub("metric_list.*\n", "", default.read_text()))
-    tasks = [worst, quarter, default]
-    check(*tasks)
-    settings = replace(SETTINGS, tasks=tuple(map(str, tasks)))
-    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=settings)
+    check(worst, quarter, default)
+    record = run(worst, quarter, default)
     assert record["metrics"] == {"worst": {"metric": "acc", "n": 2, "value": 0, "higher_is_better": True}}
     found = {name: (task["metric"], task["value"]) for name, task in record["tasks"].items()}
     assert (found["quarter"], found["default"]) == (("quarter", 0.25), ("acc", 0.5))
 
 
 def test_a_users_group_has_the_tasks_next_to_its_file(
-    model: PreTrainedModel, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, answers in {"one": ("sat", "ran"), "two": ("sat",)}.items():
         task_file(tmp_path / f"{name}.yaml", CHOOSING, answers=answers, metric="acc")
@@ -351,8 +338,7 @@ def test_a_users_group_has_the_tasks_next_to_its_file(
     group = tmp_path / "both.yaml"
     group.write_text("group: mine\ntask: [one, two]\n")
     check(group)
-    record = evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=replace(SETTINGS, tasks=(str(group),)))
-    items = [(item["id"], item["score"]) for item in record["items"] if item["task"] == "both"]
+    items = [(item["id"], item["score"]) for item in run(group)["items"] if item["task"] == "both"]
     assert items == [("one/0", 1), ("one/1", 0), ("two/0", 1)]
     for text, message in {
         "group: mine\ntask: [one, tow]\n": "both.yaml: lm-eval knows no task 'tow', and no .yaml file next to it",
@@ -430,15 +416,10 @@ def test_big_bench_tasks_are_part_of_the_measurement_and_those_of_table_6_of_tra
     assert "transfer-sft" not in before.steps
 
 
-def test_a_rows_own_system_message_and_earlier_turns_are_part_of_its_prompt(
-    model: PreTrainedModel, seen: list[str]
-) -> None:
-    rows = [
-        {"id": "plain", "prompt": "The cat", "response": "sat"},
-        {"id": "brief", "prompt": "The cat", "response": "sat", "system": "Be brief."},
-        {"id": "later", "prompt": "The cat", "response": "sat", "earlier": ["Who?", "I."]},
-    ]
-    evaluate(model, TOKENIZER, rows, template=TEMPLATE, settings=SETTINGS)
+def test_a_rows_own_system_message_and_earlier_turns_are_part_of_its_prompt(run: Run, seen: list[str]) -> None:
+    before: list[dict[str, Any]] = [{}, {"system": "Be brief."}, {"earlier": ["Who?", "I."]}]
+    row = {"prompt": "The cat", "response": "sat", "family": "cats"}
+    run(of=[{"id": i, **row, **more} for i, more in enumerate(before)])
     assert sorted(seen) == [
         "Q: Be brief.\n\nThe cat\nA:",
         "Q: The cat\nA:",
