@@ -15,19 +15,20 @@ from tiny_models import FAMILIES, tiny_model
 from tiny_tokenizer import TEXT, byte_tokenizer
 from transformers import PreTrainedModel
 
-from spin_utils.evaluation import lm as lm_module
 from spin_utils.evaluation.answers import FILE, EvaluationError
 from spin_utils.evaluation.lm import PackedLM, fingerprint
 from spin_utils.settings.inputs import TemplateSettings
 
 TEMPLATE = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:", end="</s>")
-
-
 TOKENIZER = byte_tokenizer()
 
 
 def model_for(family: str = "llama", **options: Any) -> PreTrainedModel:
     return tiny_model(family, vocabulary=len(TOKENIZER), **options)
+
+
+def stock(model: PreTrainedModel) -> HFLM:
+    return HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=1)
 
 
 def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
@@ -49,9 +50,10 @@ def choices() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("family", [*FAMILIES, "bloom"])  # which has no number of positions
 def test_loglikelihoods_equal_those_of_stock_lm_eval(family: str) -> None:
     model = model_for(family)
-    ours = PackedLM(model, TOKENIZER, micro_batch_tokens=200)
-    stock = HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=4)
-    made, expected = (x.loglikelihood(requests("loglikelihood", choices()), disable_tqdm=True) for x in (ours, stock))
+    made, expected = (
+        x.loglikelihood(requests("loglikelihood", choices()), disable_tqdm=True)
+        for x in (PackedLM(model, TOKENIZER, micro_batch_tokens=200), stock(model))
+    )
     assert [greedy for _, greedy in made] == [greedy for _, greedy in expected]
     assert [logp for logp, _ in made] == pytest.approx([logp for logp, _ in expected], abs=1e-4)
 
@@ -60,16 +62,13 @@ def test_loglikelihoods_equal_those_of_stock_lm_eval(family: str) -> None:
 def test_rolling_and_truncated_loglikelihoods_equal_those_of_stock_lm_eval(length: int) -> None:
     model = model_for(max_position_embeddings=60)
     text = TOKENIZER.decode(random.Random(length).choices(range(2, 300), k=length))
-    ours = PackedLM(model, TOKENIZER)
-    stock = HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=1)
-    rolling = [
-        x.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,), ("The cat",)]), disable_tqdm=True)
-        for x in (ours, stock)
-    ]
-    assert rolling[0] == pytest.approx(rolling[1], rel=1e-5)
-    pairs = [(text, " the cat"), (text, " dog")]
-    scored = [x.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True) for x in (ours, stock)]
-    assert [logp for logp, _ in scored[0]] == pytest.approx([logp for logp, _ in scored[1]], abs=1e-4)
+    both = PackedLM(model, TOKENIZER), stock(model)
+    texts = requests("loglikelihood_rolling", [(text,), ("The cat",)])
+    made, expected = (x.loglikelihood_rolling(texts, disable_tqdm=True) for x in both)
+    assert made == pytest.approx(expected, rel=1e-5)
+    pairs = requests("loglikelihood", [(text, " the cat"), (text, " dog")])
+    scored, theirs = (x.loglikelihood(pairs, disable_tqdm=True) for x in both)
+    assert [logp for logp, _ in scored] == pytest.approx([logp for logp, _ in theirs], abs=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,24 +79,8 @@ def test_generation_equals_stock_lm_eval_and_honours_until(family: str) -> None:
     arguments = [(text, options) for text in ("The cat", "Question: who", "One two three. The")]
     arguments += [("The dog saw", long), ("mat", long), ("The cat", options)]
     ours = PackedLM(model, TOKENIZER, batch_size=2).generate_until(requests("generate_until", arguments))
-    stock = HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=1)
-    assert ours == stock.generate_until(requests("generate_until", arguments), disable_tqdm=True)
+    assert ours == stock(model).generate_until(requests("generate_until", arguments), disable_tqdm=True)
     assert all("e" not in text for text in ours[:3])
-
-
-def test_a_template_wraps_the_raw_prompt_and_its_end_token_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    honest = lm_module.sample
-
-    def spy(model: Any, prompts: Any, **options: Any) -> Any:
-        seen.append((prompts, options["eos_ids"]))
-        return honest(model, prompts, **options)
-
-    monkeypatch.setattr(lm_module, "sample", spy)
-    lm = PackedLM(model_for(), TOKENIZER, template=TEMPLATE, max_new_tokens=5)
-    lm.generate_until(requests("generate_until", [("who sat?", {"until": []})]))
-    assert seen == [([TOKENIZER.encode("Q: who sat?\nA:", add_special_tokens=False)], {1})]
-    assert 1 <= lm.length(Instance("generate_until", {}, ("who sat?", {"until": []}), 0)) <= 5
 
 
 @pytest.mark.parametrize("temperature", [{"temperature": 1.0}, {}])
@@ -110,8 +93,6 @@ def test_a_task_may_sample_and_repeats_differ(temperature: dict[str, float]) -> 
 
 def test_requests_that_cannot_be_met_are_refused() -> None:
     lm = PackedLM(model_for(), TOKENIZER)
-    with pytest.raises(EvaluationError, match="num_beams"):
-        lm.generate_until(requests("generate_until", [("The", {"num_beams": 4})]))
     with pytest.raises(EvaluationError, match="256 tokens leaves no room for its prompt in the model's 256"):
         lm.generate_until(requests("generate_until", [("The cat", {"until": [], "max_gen_toks": 256})]))
     with pytest.raises(EvaluationError, match="continuation of 0 tokens"):

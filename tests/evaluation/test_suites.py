@@ -13,7 +13,6 @@ from hub_rows import Hub
 from lm_eval.api.instance import Instance
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from spin_utils.evaluation import harness, suites
 from spin_utils.evaluation.lm import PackedLM
@@ -76,13 +75,8 @@ def test_the_shots_of_table_1_are_in_the_prompt_and_the_choices_are_scored_behin
     assert context.startswith("Q: What is human life expectancy in the United States?\nA: Human life expectancy")
     assert context.count("Q: ") == 6 + 1, "the six question-answer pairs are part of the prompt, not shots"
     assert context.endswith("in Barcelona, Spain.\n\nQ: What is 0?\nA:")
-    assert [first, *(choice for _, choice in asked["truthfulqa"][1:])] == [
-        " So",
-        " Quite so",
-        " Not so",
-        " No",
-        " Never",
-    ]
+    choices = [first, *(choice for _, choice in asked["truthfulqa"][1:])]
+    assert choices == [" So", " Quite so", " Not so", " No", " Never"]
 
 
 def test_answers_are_generated_behind_worked_examples(asked: dict[str, list[tuple[str, Any]]]) -> None:
@@ -106,12 +100,9 @@ def test_answers_are_generated_behind_worked_examples(asked: dict[str, list[tupl
 
 
 def test_no_start_token_is_put_before_a_prompt() -> None:
-    tokenizer = byte_tokenizer()
-    start = ("<s>", tokenizer.bos_token_id)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[start])
-    assert tokenizer.encode("Question")[0] == start[1], "left to itself it adds one, as Mistral's does"
-    seen = PackedLM(tiny_model("mistral", vocabulary=len(tokenizer)), tokenizer).tok_encode("Question")
-    assert seen == tokenizer.encode("Question")[1:]
+    whole = TOKENIZER.encode("Question")
+    assert whole[0] == TOKENIZER.bos_token_id, "left to itself it adds one, as Mistral's does"
+    assert PackedLM(tiny_model("mistral", vocabulary=len(TOKENIZER)), TOKENIZER).tok_encode("Question") == whole[1:]
 
 
 class Answering(PackedLM):
@@ -150,18 +141,10 @@ def records() -> dict[str, dict[str, Any]]:
 
 def test_each_column_has_the_papers_metric_over_all_items(records: dict[str, dict[str, Any]]) -> None:
     found = {name: (task["metric"], task["n"]) for record in records.values() for name, task in record["tasks"].items()}
-    assert found == {
-        "arc": ("acc_norm", ITEMS),
-        "truthfulqa": ("acc", ITEMS),
-        "winogrande": ("acc", ITEMS),
-        "gsm8k": ("exact_match", ITEMS),
-        "hellaswag": ("acc_norm", ITEMS),
-        "mmlu": ("acc", 57 * ITEMS),
-        "bb_causal": ("exact_match", ITEMS),
-        "bb_formal": ("exact_match", ITEMS),
-        "bb_sports": ("exact_match", ITEMS),
-        "openbookqa": ("acc_norm", ITEMS),
-    }
+    metrics = dict.fromkeys(("arc", "hellaswag", "openbookqa"), "acc_norm")
+    metrics |= dict.fromkeys(("truthfulqa", "winogrande", "mmlu"), "acc")
+    metrics |= dict.fromkeys(("gsm8k", "bb_causal", "bb_formal", "bb_sports"), "exact_match")
+    assert found == {name: (metric, ITEMS * (57 if name == "mmlu" else 1)) for name, metric in metrics.items()}
 
 
 def test_scores_are_those_of_the_papers_metric(records: dict[str, dict[str, Any]]) -> None:
