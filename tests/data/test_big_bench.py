@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import http.server
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import big_bench_archive as archive
+import loopback
 import pytest
 
 from spin_utils.data import big_bench, demonstrations
@@ -27,11 +26,13 @@ def index(tmp_path: Path) -> Iterator[str]:
     page = f'<a href="../../files/{big_bench.ARCHIVE}#sha256=0&amp;x">{big_bench.ARCHIVE}</a>'
     (tmp_path / "simple" / "bigbench" / "index.html").write_text(page)
     (tmp_path / "files").mkdir()
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/simple"
-        server.shutdown()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given, directory=str(tmp_path))
+
+    with loopback.serving(Handler) as address:
+        yield f"{address}/simple"
 
 
 def test_the_archive_comes_from_pips_index_once_and_only_tasks_are_kept(
@@ -154,9 +155,7 @@ def test_people_talking_become_demonstrations_split_by_conversation(
     made = demonstrations.load(DemonstrationSettings("big_bench", name="talk", **sizes))
     talks = [{row["id"].partition("/")[0] for row in part} for part in (made.sft, made.validation, made.test)]
     assert len(talks[1]) == len(talks[2]) == 2
-    assert not talks[0] & talks[1]
-    assert not talks[0] & talks[2]
-    assert not talks[1] & talks[2]
+    assert sum(map(len, talks)) == len(set.union(*talks))
     assert made.spin == made.sft[:8]
     assert made == demonstrations.load(DemonstrationSettings("big_bench", name="talk", **sizes))
     with pytest.raises(RowError, match="validation_rows: asks for 900"):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tiny_tokenizer import START, trained
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from spin_utils.data.templates import (
@@ -34,41 +35,23 @@ from spin_utils.settings.inputs import SettingsError, TemplateSettings, template
 TEXTS = ["Compute 4 - 1 - 7.", "4 - 1 = 3, 3 - 7 = -4. Answer: -4", "user assistant system Hello there"]
 TEXT = TemplateSettings(kind="text", prompt="<|user|>\n{prompt}<|end|>\n<|assistant|>\n", end="<|end|>")
 CHAT = TemplateSettings(kind="chat")
-JINJA = (
-    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
+TURN = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+ASK = "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+JINJA = TURN + ASK
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-
-
-def trained(texts: list[str], specials: list[str], byte_level: bool, **tokens: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of byte-level BPE, or one that marks the start of a text with a space of its own, as Llama 2's."""
-    inner = Tokenizer(models.BPE(unk_token=tokens.get("unk_token")))
-    kind: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.pre_tokenizer = kind if byte_level else pre_tokenizers.Metaspace(prepend_scheme="first")
-    inner.decoder = decoders.ByteLevel() if byte_level else decoders.Metaspace(prepend_scheme="first")
-    alphabet = pre_tokenizers.ByteLevel.alphabet() if byte_level else []
-    trainer = trainers.BpeTrainer(
-        vocab_size=400 if byte_level else 120,
-        special_tokens=specials,
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    inner.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **tokens)
 
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE with chat markers and a chat template."""
-    made = trained(TEXTS, SPECIAL, True, eos_token="<|end|>", pad_token="<|end|>")
+    made = trained(TEXTS, SPECIAL, eos_token="<|end|>", pad_token="<|end|>")
     made.chat_template = JINJA
     return made
 
 
 @pytest.fixture
 def sentence_piece_like() -> PreTrainedTokenizerFast:
-    return trained([*TEXTS, "\n<|user|>"], ["</s>"], False, eos_token="</s>")
+    return trained([*TEXTS, "\n<|user|>"], ["</s>"], byte_level=False, size=120, eos_token="</s>")
 
 
 def test_a_rows_own_system_message_is_used(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -118,22 +101,13 @@ def test_response_begins_as_it_does_after_the_template(sentence_piece_like: PreT
     assert sentence_piece_like.convert_ids_to_tokens(merged)[0] == "\n", "no mark of a text's start"
 
 
-TALK = ["Hello there", "4 - 1 = 3", "user assistant"]
-
-
-def test_a_conversation_is_what_the_chat_template_makes_of_it(tokenizer: PreTrainedTokenizerFast) -> None:
-    roles = ("user", "assistant", "user")
-    messages = [{"role": role, "content": text} for role, text in zip(roles, TALK, strict=True)]
-    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert encode_conversation(tokenizer, CHAT, TALK) == tokenizer.encode(whole, add_special_tokens=False)
-    assert encode_conversation(tokenizer, TEXT, TALK) == tokenizer.encode(
+def test_a_text_template_is_repeated_in_a_conversation(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert encode_conversation(tokenizer, TEXT, ["Hello there", "4 - 1 = 3", "user assistant"]) == tokenizer.encode(
         "<|user|>\nHello there<|end|>\n<|assistant|>\n4 - 1 = 3<|end|><|user|>\nuser assistant<|end|>\n<|assistant|>\n",
         add_special_tokens=False,
     )
 
 
-TURN = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
-ASK = "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 MANNERS = {
     "a space before the answer and before its end, as Llama 2": (
         "{{ '<s>' }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] | trim }} [/INST]"
@@ -180,9 +154,9 @@ def chatty(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     """A tokenizer whose end-of-sequence token ends no turn, and which puts a start token before every text."""
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     texts = [*TEXTS, "[INST] [/INST] <think>\n\n</think>\n\n:there  yes"] * 2
-    made = trained(texts, [*tokens.values(), *SPECIAL], request.param == "bytes", **tokens)
-    single = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    made.backend_tokenizer.post_processor = single
+    kind: dict[str, Any] = {"byte_level": False, "size": 120} if request.param == "pieces" else {}
+    made = trained(texts, [*tokens.values(), *SPECIAL], **kind, **tokens)
+    made.backend_tokenizer.post_processor = START
     return made
 
 
@@ -220,7 +194,7 @@ def test_published_chat_templates_are_followed_to_the_letter_or_refused() -> Non
     for path in (path for path in PUBLISHED if not path.stem.endswith("_training")):
         source = path.read_text()
         marks = sorted(set(re.findall(r"<[|｜][^|｜<>\s]+[|｜]?>|<[^|｜<>\s]+[|｜]>|<(?:start|end)_of_turn>", source)))
-        made = trained([*TEXTS, source], ["<s>", "</s>", *marks], True, bos_token="<s>", eos_token="</s>")
+        made = trained([*TEXTS, source], ["<s>", "</s>", *marks], bos_token="<s>", eos_token="</s>")
         made.chat_template = re.sub(r"strftime_now\([^)]*\)", "'26 Jul 2024'", source)
         whole = {}
         for name, more in {"": {}, "system": {"system": TURNS["system"]}, "turns": TURNS}.items():
@@ -241,7 +215,7 @@ def test_published_chat_templates_are_followed_to_the_letter_or_refused() -> Non
 
 
 def test_an_end_token_that_is_not_marked_as_special_cannot_be_inside_a_response() -> None:
-    made = trained(TEXTS, SPECIAL, True, eos_token="<|user|>")
+    made = trained(TEXTS, SPECIAL, eos_token="<|user|>")
     made.add_tokens([AddedToken("<end>", special=False, normalized=False)])
     made.chat_template = JINJA.replace("<|end|>", "<end>")
     assert frame(made, CHAT).end == "<end>"
