@@ -98,33 +98,28 @@ def checked_rows(
     for number, record in (
         read_records(Path(given)) if from_file else hub_records(settings.name, settings.revision, given)
     ):
-        place = f"{name}, row {number}"
         try:
             if not isinstance(record, Mapping):
                 raise RowError(f"{record!r:.40} instead of an object with {' and '.join(fields)}; {LINES}")
             row, unused = make(record)
-        except EmptyRowError as error:
-            if drop_empty:
+            ignored.update(unused)
+            if row is None:
+                left_out["with the label false left out: a demonstration is a good answer"] += 1
+                continue
+            row.setdefault("id", f"{stem}-{number}")
+            same = first.setdefault((*question(row), *(row[field] for field in fields)), number)
+            id_of = first.setdefault(row["id"], number)
+            if same != number:
+                raise RowError(f"same {' and '.join(fields)} as row {same}; remove one of them")
+            if id_of != number:
+                raise RowError(f"same id {row['id']!r} as row {id_of}; make ids unique or drop them")
+            rows.append(row)
+        except RowError as error:
+            droppable = isinstance(error, EmptyRowError) and drop_empty is not None
+            if droppable and drop_empty:
                 left_out["with an empty prompt or response left out (drop_empty)"] += 1
             else:
-                faults.append(f"{place}: {error}{'' if drop_empty is None else ' or set drop_empty: true'}")
-            continue
-        except RowError as error:
-            faults.append(f"{place}: {error}")
-            continue
-        ignored.update(unused)
-        if row is None:
-            left_out["with the label false left out: a demonstration is a good answer"] += 1
-            continue
-        row.setdefault("id", f"{stem}-{number}")
-        same = first.setdefault((*question(row), *(row[field] for field in fields)), number)
-        id_of = first.setdefault(row["id"], number)
-        if same != number:
-            faults.append(f"{place}: same {' and '.join(fields)} as row {same}; remove one of them")
-        elif id_of != number:
-            faults.append(f"{place}: same id {row['id']!r} as row {id_of}; make ids unique or drop them")
-        else:
-            rows.append(row)
+                faults.append(f"{name}, row {number}: {error}{' or set drop_empty: true' if droppable else ''}")
     if from_file and faults:
         raise RowError(listed(faults))
     if not rows:
