@@ -104,10 +104,9 @@ def evaluate(
     Raises:
         EvaluationError: An unknown task, or no task whose metric is a share of each item.
     """
-    local, further = settings.suite == "local", _further_columns(settings.tasks)
-    of_rows = _row_columns(rows or ()) if local else []
-    of_paper = [] if local else _paper_columns(settings.suite)
-    columns = [*of_rows, *of_paper, *further, *_big_bench_columns(settings.big_bench)]
+    of_rows = _row_columns(rows or ()) if settings.suite == "local" else []
+    further = _further_columns(settings.tasks)
+    columns = [*of_rows, *_paper_columns(settings.suite), *further, *_big_bench_columns(settings.big_bench)]
     loaded = _load(columns)
     tasks = {key: task for leaves in loaded.values() for key, task in leaves.items()}
     counts: dict[str, int] = {}
@@ -172,7 +171,7 @@ def _row_columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
 def _paper_columns(suite: str) -> list[Column]:
     return [
         Column(name, b.task, metric=b.metric, filter=b.filter, shots=suites.shots(name))
-        for name, b in suites.SUITES[suite].items()
+        for name, b in suites.SUITES.get(suite, {}).items()
     ]
 
 

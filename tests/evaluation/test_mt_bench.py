@@ -218,14 +218,11 @@ def test_a_killed_process_goes_on_with_what_is_missing(server: LoopbackJudge, tm
         "import json, sys; from pathlib import Path\n"
         "from spin_utils.evaluation import judge\n"
         "from spin_utils.settings.machine import MtBenchSettings\n"
-        "requests = json.loads(Path(sys.argv[3]).read_text())\n"
         "settings = MtBenchSettings('gpt-4', base_url=sys.argv[1])\n"
         "judge.WORKERS = 1\n"
-        "judge.grade_all(requests, settings, Path(sys.argv[2]), lambda n: print('done', flush=True))\n"
+        "judge.grade_all(json.loads(sys.argv[3]), settings, Path(sys.argv[2]), lambda n: print('done', flush=True))\n"
     )
-    given = tmp_path / "requests.json"
-    given.write_text(json.dumps(REQUESTS))
-    command = [sys.executable, "-c", script, server.url, str(tmp_path), str(given)]
+    command = [sys.executable, "-c", script, server.url, str(tmp_path), json.dumps(REQUESTS)]
     process = subprocess.Popen(command, cwd=paths.REPOSITORY, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for _ in range(5):  # one for the grades found, then one each
