@@ -28,7 +28,7 @@ def rules() -> dict[str, Any]:
         wanted = [
             node
             for node in tree.body
-            if (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) not in ("reverse_model_map",))
+            if (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) != "reverse_model_map")
             or (isinstance(node, ast.FunctionDef) and node.name == "create_conv_single")
         ]
         namespace: dict[str, Any] = {"re": re, "get_conversation_template": lambda model: Conversation()}
