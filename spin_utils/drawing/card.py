@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from spin_utils.drawing import draw, tables
 from spin_utils.experiment import plan
-from spin_utils.experiment.plan import Plan
 from spin_utils.files import paths
 from spin_utils.files.disk import write_text
 from spin_utils.files.paths import KitError
@@ -32,52 +32,26 @@ def write(profile: Profile, model: str, seed: int = 0) -> Path:
         ResultsError: the model has no results.
         CardError: the profile does not train it, or not as it was when the results were made.
     """
-    card = text(profile, model, seed)
     made = plan.make(profile, seed)
-    step, link = _link(made, model)
-    found, wanted = f"{step}-{link.get('key')}", made.directory(step).name
+    if profile.released:
+        raise CardError(f"{model}: profile {profile.name} trains nothing; released models have cards of their own")
+    if model == "sft" and profile.sft is None:
+        raise CardError(f"{model}: is the base model of profile {profile.name}, which has a card of its own")
+    if f"eval-{model}" not in made.steps:
+        raise CardError(f"{model}: unknown{profiles.nearest(model, made.models())}")
+    folder, step = paths.results(profile.name), made.steps[f"eval-{model}"].inputs[0]
+    record = results.read_json(results.path_of(folder, seed, "evaluations", model))
+    chain = record["provenance"]["chain"]
+    found, wanted = f"{step}-{chain.get(step, {}).get('key')}", made.directory(step).name
     if found != wanted:
         raise CardError(
             f"{model}: its results are from {found}, but the profile's current settings give {wanted}; undo "
             "the changes to the profile, or reproduce it again"
         )
-    path = paths.results(profile.name) / f"seed-{seed}" / "cards" / f"{model}.md"
-    write_text(path, card)
-    return path
-
-
-def text(profile: Profile, model: str, seed: int = 0) -> str:
-    """The card: the hub's metadata, then Markdown. Errors as in `write`."""
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-    made = plan.make(profile, seed)
-    _link(made, model)  # refuses what the profile does not make
-    record = results.read_json(results.path_of(paths.results(profile.name), seed, "evaluations", model))
     name = f"{label(model)} ({profile.name})"
-    scores = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=task,
-            dataset_name=published.BENCHMARK_LABELS.get(task, task),
-            metric_type=summary["metric"],
-            metric_value=round(100 * summary["value"], 2),
-        )
-        for task, summary in record["tasks"].items()
-    ]
-    data, base = profile.demonstrations, profile.model
-    card = ModelCardData(
-        model_name=name,
-        base_model=base.name if base.source == "hub" else None,
-        datasets=[data.name] if data.source == "hub" else None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["self-play", "spin", "arxiv:2401.01335"],
-        eval_results=scores,
-    )
-    chain = record["provenance"]["chain"]
-    settings = {name: _public(made.steps[name].settings) for name in chain if name in made.steps}
-    filled = ModelCard.from_template(
-        card,
+    settings = {step: _public(made.steps[step].settings) for step in chain if step in made.steps}
+    card = ModelCard.from_template(
+        metadata(profile, name, record),
         template_path=str(Path(__file__).parent / "templates" / "card.md.j2"),
         name=name,
         scores=list(_scores(profile, model, seed, record)),
@@ -85,21 +59,32 @@ def text(profile: Profile, model: str, seed: int = 0) -> str:
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         chain=chain,
     )
-    return f"{filled}\n"
+    path = folder / f"seed-{seed}" / "cards" / f"{model}.md"
+    write_text(path, f"{card}\n")
+    return path
 
 
-def _link(made: Plan, model: str) -> tuple[str, dict[str, Any]]:
-    """The step that makes a model's checkpoint, and its provenance in the results, or {}."""
-    profile = made.profile
-    if profile.released:
-        raise CardError(f"{model}: profile {profile.name} trains nothing; released models have cards of their own")
-    if model == "sft" and profile.sft is None:
-        raise CardError(f"{model}: is the base model of profile {profile.name}, which has a card of its own")
-    if f"eval-{model}" not in made.steps:
-        raise CardError(f"{model}: unknown{profiles.nearest(model, made.models())}")
-    step = made.steps[f"eval-{model}"].inputs[0]
-    path = results.path_of(paths.results(profile.name), made.seed, "evaluations", model)
-    return step, results.read_json(path)["provenance"]["chain"].get(step, {})
+def metadata(profile: Profile, name: str, record: dict[str, Any]) -> ModelCardData:
+    """What the hub reads: the names of base model and data there, and the scores of an evaluation."""
+    data, base = profile.demonstrations, profile.model
+    return ModelCardData(
+        model_name=name,
+        base_model=base.name if base.source == "hub" else None,
+        datasets=[data.name] if data.source == "hub" else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["self-play", "spin", "arxiv:2401.01335"],
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=task,
+                dataset_name=published.BENCHMARK_LABELS.get(task, task),
+                metric_type=summary["metric"],
+                metric_value=round(100 * summary["value"], 2),
+            )
+            for task, summary in record["tasks"].items()
+        ],
+    )
 
 
 def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> Iterator[list[str]]:
@@ -108,10 +93,7 @@ def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> 
     scores = draw.scores(profile)
     scores = scores[scores["seed"] == seed]
     benchmark = tables.benchmarks(scores)
-    tasks = {task: [task] for task in record["tasks"]} | {
-        "average": [t for t in record["tasks"] if t in results.judged(scores)]
-    }
-    for row, names in tasks.items():
+    for row, names in [*((task, [task]) for task in record["tasks"]), ("average", results.judged(scores))]:
         shown = scores[scores["task"].isin(names)]
         level, gain = (tables.measure(shown, tables.contrast_of(model, other)) for other in ("", "sft"))
         over_sft = "" if model == "sft" or "value" not in gain else tables.cell_text(gain, sign=True)
