@@ -1,9 +1,8 @@
 """The whole of a run as one RO-Crate: results, tables, figures and notebooks, and every step that they came from.
 
-An RO-Crate (version 1.1, https://w3id.org/ro/crate/1.1) is a set of files with `ro-crate-metadata.json`, which says in
-the words of schema.org what each file is. This one keeps the profile Process Run Crate 0.5: each step is a
-`CreateAction` with what it took, what it gave, its settings, seed, times, and the software that ran it. Checkpoints and
-pairs are too large to be inside; they are named by the hashes of their manifests and weights.
+By RO-Crate 1.1 (https://w3id.org/ro/crate/1.1) and its profile Process Run Crate 0.5: each step is a `CreateAction`
+with what it took, what it gave, its settings, seed, times and software. Checkpoints and pairs are too large to be
+inside; they are named by the hashes of their manifests and weights.
 """
 
 from __future__ import annotations
@@ -54,12 +53,10 @@ def write(profile: Profile) -> Path:
         written.setdefault(chain[document["provenance"]["step"]]["manifest_sha256"], []).append(files[path])
     made = [step for seed in results.training_seeds(folder) for step in plan.make(profile, seed)]
     settings = {step.directory.name: step.settings for step in made}  # a key is a hash of them, and so proves them
-    identifiers: dict[str, dict[str, None]] = {}  # of each artifact, in their order and once each
     for (step, manifest), (_, link) in links.items():
         named = {"manifest": manifest, **link.get("weights_sha256", {})}
-        identifiers.setdefault(step, {}).update({f"{file} sha256 {digest}": None for file, digest in named.items()})
-    for step, found in identifiers.items():
-        _add(crate, f"#{step}", "CreativeWork", f"artifact {step}", identifier=list(found))
+        artifact = _add(crate, f"#{step}", "CreativeWork", f"artifact {step}")
+        artifact.append_to("identifier", [f"{file} sha256 {digest}" for file, digest in named.items()])
     for (step, manifest), (name, link) in links.items():
         _add_step(crate, step, name, link, settings.get(step, link.get("settings")), written.get(manifest, []))
     drawn = [
@@ -69,7 +66,12 @@ def write(profile: Profile) -> Path:
     ]
     kit = _add(crate, "#spin-repro", "SoftwareApplication", KIT, version=__version__)
     said = "Drawn from the results alone; `spin-repro figures` draws them again."
-    _act(crate, "#draw", "tables, figures and verdicts", said, kit, [files[path] for path in documents], drawn)
+    properties = {"name": "tables, figures and verdicts", "description": said}
+    crate.add_action(kit, "#draw", [files[path] for path in documents], drawn, properties)
+    actions = crate.get_by_type("CreateAction")
+    for action in actions:
+        action["actionStatus"] = "http://schema.org/CompletedActionStatus"
+    crate.root_dataset["mentions"] = actions
     crate.name = f"SPIN reproduced at the profile {profile.name}"
     crate.description = "Results, tables, figures and executed notebooks of a re-measurement of arXiv 2401.01335."
     if any(link["dirty"] for _, link in links.values()):
@@ -108,27 +110,15 @@ def _add_step(crate: Any, step: str, name: str, link: Mapping[str, Any], setting
     taken += [_add(crate, f"#{step}-{key}", "PropertyValue", key, value=value) for key, value in values.items()]
     start = datetime.datetime.fromisoformat(link["started"])
     end = start + datetime.timedelta(seconds=link["seconds"])
-    _act(
-        crate,
-        f"#make-{step}-{link['manifest_sha256'][:12]}",
-        f"{name}, seed {link['seed']}",
-        f"Stage {link['stage']} on {link['device']}. A step that was stopped and resumed counts as one uninterrupted "
-        "run from its last start.",
-        _software(crate, link),
-        taken,
-        [crate.get(f"#{step}"), *files],
-        startTime=start.isoformat(),
-        endTime=end.isoformat(timespec="seconds"),
-    )
-
-
-def _act(
-    crate: Any, place: str, name: str, said: str, software: Any, taken: list[Any], gave: list[Any], **properties: Any
-) -> None:
-    """One action, which the root mentions."""
-    more = {"name": name, "description": said, "actionStatus": "http://schema.org/CompletedActionStatus"}
-    action = crate.add_action(software, place, taken, gave, {**more, **properties})
-    crate.root_dataset.append_to("mentions", action)
+    properties = {
+        "name": f"{name}, seed {link['seed']}",
+        "description": f"Stage {link['stage']} on {link['device']}. A step that was stopped and resumed counts as one "
+        "uninterrupted run from its last start.",
+        "startTime": start.isoformat(),
+        "endTime": end.isoformat(timespec="seconds"),
+    }
+    place = f"#make-{step}-{link['manifest_sha256'][:12]}"
+    crate.add_action(_software(crate, link), place, taken, [crate.get(f"#{step}"), *files], properties)
 
 
 def _software(crate: Any, link: Mapping[str, Any]) -> Any:
