@@ -1,14 +1,12 @@
 """The paper's figures, ours next to theirs: one function per figure, from data frames to a drawing.
 
 Ours has 95 % intervals (over items and training seeds). The paper's points are its printed ones, or digitised where it
-prints no numbers. A series or point without a run is named below the panels with its reason. Figures 1 and 6 have no
-numbers in the paper, so only ours are shown. Not in the paper: how self-play converges, here, and pictures of training
-and of pairs, in `training_figures`.
+prints no numbers; Figures 1 and 6 have none. What was not run is named below the panels. `convergence` is not in the
+paper.
 """
 
 from __future__ import annotations
 
-import itertools
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -37,8 +35,8 @@ from spin_utils.drawing.style import (
 from spin_utils.drawing.tables import benchmarks, contrast_of
 from spin_utils.evaluation.instructions import NAME
 from spin_utils.paper import published
-from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
-from spin_utils.paper.results import judged
+from spin_utils.paper.generations import MODELS, RULE, example
+from spin_utils.paper.results import counted, judged
 from spin_utils.paper.statistics import Estimate, StatisticsError, paired
 from spin_utils.settings.machine import CATEGORIES
 from spin_utils.settings.names import iterates, label, main_chain
@@ -82,8 +80,7 @@ def figure1(generations: pd.DataFrame) -> Figure:
     figure = new_figure(0.118 * rows + 0.55)
     axes = figure.subplots()
     axes.set_axis_off()
-    axes.set_xlim(0, 1)
-    axes.set_ylim(rows, 0)
+    axes.set(xlim=(0, 1), ylim=(rows, 0))
     top = 0.0
     for (title, _, tint), lines in zip(boxes, texts, strict=True):
         bottom = top + len(lines) + 1.5
@@ -127,7 +124,7 @@ def figure2(scores: pd.DataFrame, *, profile: str) -> Figure:
     _frame_panels(ours, theirs, bool(found))
     after = [label(model) for model in iterates(scores["model"]) if model not in CHAIN]
     further = f" In Table 4 only: {'; '.join(after)}." if after else ""
-    footnote(figure, _note(scores[scores["task"].isin(tasks)], found, CHAIN, _CUT + further))
+    footnote(figure, _note(counted(scores), found, CHAIN, _CUT + further))
     return figure
 
 
@@ -158,11 +155,9 @@ def figure3(scores: pd.DataFrame, *, profile: str) -> Figure:
                 theirs.barh(y, score, height * 0.8, fc="white", ec=colour(model), lw=0.9, **look)
         if not found:
             ours.text(2, row, "not run", va="center", color=FAINT, fontsize=6)
-    names = (
-        [_named([name]).replace(" ", "\n", 1) for name, _ in columns],
-        [published.BENCHMARK_LABELS[n] for n in printed],
-    )
-    for ax, title, shown in zip((ours, theirs), (f"Ours ({profile})", "Paper"), names, strict=True):
+    names = [_named([name]).replace(" ", "\n", 1) for name, _ in columns]
+    papers = [published.BENCHMARK_LABELS[name] for name in printed]
+    for ax, title, shown in ((ours, f"Ours ({profile})", names), (theirs, "Paper", papers)):
         ax.set_yticks(range(len(shown)), shown)
         ax.set(title=title, xlabel="points", xlim=(0, 100), ylim=(len(shown) - 0.5, -0.5))
         ax.tick_params(axis="y", length=0)
@@ -175,10 +170,7 @@ def figure3(scores: pd.DataFrame, *, profile: str) -> Figure:
 
 @style()
 def figure4(scores: pd.DataFrame, *, profile: str) -> Figure:
-    """Figure 4: more epochs of iteration 0 against iteration 1, on two benchmarks and on average.
-
-    Epoch e of iteration 0 is the model `spin-0-epoch-e`.
-    """
+    """Figure 4: more epochs of iteration 0 against iteration 1, on two benchmarks and on average."""
     models = ["sft", *(f"spin-0-epoch-{e}" for e in range(1, 6))]
     printed = published.epochs().set_index(["benchmark", "epoch"])
     note = ""
@@ -201,9 +193,7 @@ def figure4(scores: pd.DataFrame, *, profile: str) -> Figure:
         for ax in (ours, theirs):
             ax.set(xticks=range(6), xlabel="epoch of iteration 0" if row == 2 else "")
         _frame_panels(ours, theirs, bool(found))
-        note = (
-            _note(scores[scores["task"].isin(judged(scores))], found, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
-        )
+        note = _note(counted(scores), found, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
     footnote(figure, note)
     return figure
 
@@ -212,8 +202,8 @@ def figure4(scores: pd.DataFrame, *, profile: str) -> Figure:
 def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
     """Figure 5: prompts used by one epoch of SPIN against more epochs of SFT.
 
-    The x axis has the paper's sizes as categories: 14, 26 and 50 (thousand there; fiftieths of the profile's
-    prompts here), then one and two more epochs of SFT.
+    The paper's sizes are categories: 14, 26 and 50 (thousand there, fiftieths of our prompts here), then one and two
+    more epochs of SFT.
     """
     spin = ("sft", "spin-0-rows-14", "spin-0-rows-26", "spin-0-epoch-1")
     more = ("sft", "sft-more-1", "sft-more-2")
@@ -245,7 +235,7 @@ def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
     theirs.set_xticks(range(6), ["0", "14k", "26k", "50k", "200k", "400k"])
     theirs.set_xlabel("prompts seen by SPIN; further rows seen by SFT")
     _frame_panels(ours, theirs, bool(found))
-    footnote(figure, _note(scores[scores["task"].isin(tasks)], found, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
+    footnote(figure, _note(counted(scores), found, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
     return figure
 
 
@@ -260,13 +250,11 @@ def figure6(
 ) -> Figure:
     """Figure 6: a radar of the eight categories of MT-Bench; without grades, of kinds of instructions or our tasks."""
     if grades is not None and not grades.empty:
-        means = pd.DataFrame(index=list(MODELS), columns=list(CATEGORIES), dtype=float)
-        for model, category in itertools.product(MODELS, CATEGORIES):
-            with suppress(StatisticsError):  # named in the footnote
-                means.loc[model, category] = mean_grade(grades, {model: 1.0}, category=category).difference
-        names = [category.upper() if category == "stem" else category.capitalize() for category in CATEGORIES]
         title, ticks = ": MT-Bench", [2, 4, 6, 8, 10]
         shown = grades[grades["model"].isin(MODELS)]
+        means = shown.groupby(["model", "task"])["grade"].mean().unstack()
+        means = means.reindex(index=list(MODELS), columns=list(CATEGORIES))
+        names = [category.upper() if category == "stem" else category.capitalize() for category in CATEGORIES]
         note = footnotes.note("grades", grades=shown, missing=_absent(means)) if len(shown) else ""
     else:
         title, ticks = ", points", [25, 50, 75, 100]
