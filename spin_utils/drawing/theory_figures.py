@@ -75,13 +75,16 @@ def updates(opponent: Tensor, data: Tensor, betas: Sequence[float]) -> Figure:
     figure = new_figure(0.45 + 1.35 * rows)
     panels = np.atleast_1d(figure.subplots(rows, min(2, len(betas)), sharey=True)).ravel()
     for axes, beta in zip(panels, betas, strict=False):
-        _update(axes, opponent, data, beta)
+        law = theory.update_law(opponent, data, beta=beta)
+        found = theory.best_response(opponent, data, beta=beta).exp().numpy()
+        _bars(axes, opponent, law, data, ("opponent", "next policy, by the law"))
+        axes.plot(np.arange(len(data)), found, "x", color=INK, ms=4, mew=0.8, label="next policy, by optimisation")
+        axes.set_title(f"λ = {beta:.3g}")
     for axes in panels[len(betas) :]:
         axes.set_visible(False)
     for axes in panels[:: min(2, len(betas))]:
         axes.set_ylabel("probability")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=2)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
@@ -148,14 +151,6 @@ def early_stopping(opponent: Tensor, data: Tensor, betas: Sequence[float]) -> Fi
         axis.set_major_formatter("{x:g}")
     figure.legend(*bottom.get_legend_handles_labels(), loc="outside upper center", ncols=4, columnspacing=1.2)
     return figure
-
-
-def _update(axes: Axes, opponent: Tensor, data: Tensor, beta: float) -> None:
-    law = theory.update_law(opponent, data, beta=beta)
-    found = theory.best_response(opponent, data, beta=beta).exp().numpy()
-    _bars(axes, opponent, law, data, ("opponent", "next policy, by the law"))
-    axes.plot(np.arange(len(data)), found, "x", color=INK, ms=4, mew=0.8, label="next policy, by optimisation")
-    axes.set_title(f"λ = {beta:.3g}")
 
 
 def _bars(axes: Axes, before: Tensor, now: Tensor, data: Tensor, names: tuple[str, str]) -> None:

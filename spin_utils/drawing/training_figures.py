@@ -14,17 +14,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from spin_utils.drawing import footnotes
-from spin_utils.drawing.style import (
-    FAINT,
-    GENERATED,
-    INK,
-    REAL,
-    colour,
-    footnote,
-    new_figure,
-    say_why_empty,
-    style,
-)
+from spin_utils.drawing.style import FAINT, GENERATED, INK, REAL, colour, footnote, new_figure, say_why_empty, style
 from spin_utils.settings.names import iterates, label, main_chain
 from spin_utils.settings.run import Loss
 
@@ -192,6 +182,5 @@ def _map_panel(axes: Axes, cells: pd.DataFrame, measure: str, betas: list[float]
     below = [beta for beta in betas if beta < CRITICAL_BETA]
     if below and len(below) < len(betas):
         axes.axhline(len(below) - 0.5, color=INK, lw=0.8, ls="--")
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
