@@ -33,16 +33,7 @@ class Comparison:
 
 
 def side_by_side(model: str, other: str, profile: str = "cpu") -> Comparison:
-    """Compare two models of one run or of two.
-
-    Args:
-        model: for example `spin-3`; `mine/spin-3` is that of another run, and `mine` stands for its last iterate.
-        other: the model to compare it with.
-        profile: name of the run that the models belong to, unless they name another.
-
-    Raises:
-        ResultsError: they cannot be compared; see `paper.compare.items`.
-    """
+    """Compare two models of one run or of two; arguments and errors as in `paper.compare.compare`."""
     table = compare.compare(profile, model, other)
     both = compare.items(profile, model, other)
     seed = int(both["seed"].min())
@@ -76,29 +67,28 @@ def _rows(folder: Path) -> dict[str, dict[str, Any]]:
 def _curves(profile: str, model: str, other: str) -> Figure:
     """Loss and margin of both training runs, and the averages by iteration, overlaid."""
     places = {name: compare.place(profile, name) for name in (model, other)}
-    folders = {folder: results.load_training(folder) for folder, _ in places.values()}
-    training = {name: folders[folder].query("model == @plain") for name, (folder, plain) in places.items()}
-    tints = dict(zip(places, (REAL, GENERATED), strict=True))
+    one_run = len({folder for folder, _ in places.values()}) == 1
     alike = len({plain.startswith("sft") for _, plain in places.values()}) == 1
     figure = new_figure(2.1, 6.6)
-    panels = figure.subplots(1, 3)
-    for axes, column in zip(panels, ("loss", "margin"), strict=False):
-        for name, rows in training.items():
-            if column in rows and rows[column].notna().any() and (alike or column != "loss"):
-                training_figures.curve(axes, rows, column, 0, tints[name])
-        axes.set(xlabel="optimizer step", ylabel=f"{column} (nats)")
-        if not axes.lines:
-            say_why_empty(axes, "SFT has a different loss" if column == "loss" else "SFT has no margin")
-    for name, (folder, _) in places.items():
+    loss, margin, average = figure.subplots(1, 3)
+    for (name, (folder, plain)), tint in zip(places.items(), (REAL, GENERATED), strict=True):
+        rows = results.load_training(folder)
+        rows = rows[rows["model"] == plain]
+        if alike and len(rows):
+            training_figures.curve(loss, rows, "loss", 0, tint)
+        if "margin" in rows and rows["margin"].notna().any():
+            training_figures.curve(margin, rows, "margin", 0, tint)
         scores = results.load_evaluations(folder)
         scores = scores[~scores["task"].isin(results.aside(folder))]
         chain = [m for m in ("sft", *iterates(scores["model"])) if m in set(scores["model"])]
         means = scores[scores["model"].isin(chain)].groupby(["model", "task"])["score"].mean().groupby("model").mean()
-        panels[2].plot(
-            range(len(chain)), 100 * means[chain], "o-", color=tints[name] if len(folders) > 1 else INK, ms=3
-        )
-        panels[2].set_xticks(range(len(chain)), [m.replace("spin-", "") for m in chain])
-    panels[2].set(xlabel="iteration", ylabel="average, points")
-    handles = [panels[2].plot([], [], color=tint)[0] for tint in tints.values()]
-    figure.legend(handles, list(tints), loc="outside upper left", ncols=2)
+        average.plot(range(len(chain)), 100 * means[chain], "o-", color=INK if one_run else tint, ms=3)
+        average.set_xticks(range(len(chain)), [m.replace("spin-", "") for m in chain])
+        average.plot([], [], color=tint, label=name)
+    for axes, name, reason in ((loss, "loss", "SFT has a different loss"), (margin, "margin", "SFT has no margin")):
+        axes.set(xlabel="optimizer step", ylabel=f"{name} (nats)")
+        if not axes.lines:
+            say_why_empty(axes, reason)
+    average.set(xlabel="iteration", ylabel="average, points")
+    figure.legend(loc="outside upper left", ncols=2)
     return figure
