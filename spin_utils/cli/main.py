@@ -468,7 +468,7 @@ def figures(
     from spin_utils.paper import agreement
 
     loaded = profiles.load(profile)
-    for path in draw.everything(loaded):
+    for path in draw.write(draw.compose(loaded), loaded):
         log.info("%s", paths.relative(path))
     if readme:
         update(loaded, paths.REPOSITORY / "README.md")
@@ -543,6 +543,6 @@ def _draw(name: str, profile: str, seeds: str) -> None:
     from spin_utils.experiment import plan, publish, run
 
     plans = plan.make_all(loaded, numbers)
-    written = publish.publish(plans) + draw.everything(loaded)
+    written = publish.publish(plans) + draw.write(draw.compose(loaded), loaded)
     run.record_drawing(plan.first_tables(plans), plans[:1], written)
     log.info("tables and figures of the main chain: %s", paths.relative(paths.results(loaded.name)))

@@ -38,15 +38,6 @@ class Drawing:
     """From `scores`."""
 
 
-def everything(profile: Profile) -> list[Path]:
-    """Make and write every table, figure and verdict that the results allow; they name the missing runs.
-
-    Raises:
-        ResultsError: No model was evaluated at all, or a results file is not valid.
-    """
-    return write(compose(profile), profile)
-
-
 def write(drawing: Drawing, profile: Profile) -> list[Path]:
     """Write what `compose` made to results/PROFILE and figures/PROFILE, and close the figures."""
     folder = paths.results(profile.name)
@@ -92,7 +83,11 @@ def _with_interval(finding: Finding) -> str:
 
 
 def compose(profile: Profile) -> Drawing:
-    """Make tables, figures and verdicts from the results, without writing any. Errors as in `everything`."""
+    """Make every table, figure and verdict that the results allow; they name the missing runs.
+
+    Raises:
+        ResultsError: No model was evaluated at all, or a results file is not valid.
+    """
     folder = paths.results(profile.name)
     measured, transfer = scores(profile), scores(profile, "transfer")
     results.check_one_run(folder)
