@@ -140,8 +140,7 @@ def test_settings_without_an_effect_are_not_shown() -> None:
 
 def test_the_live_curve_is_redrawn_seconds_apart_and_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, now = [], [0.0]
-    screen = SimpleNamespace(update=pictures.append)
-    monkeypatch.setattr(live_curve, "display", lambda first, display_id: pictures.append(first) or screen)
+    monkeypatch.setattr(live_curve, "display", lambda display_id: SimpleNamespace(update=pictures.append))
     monkeypatch.setattr(live_curve, "monotonic", lambda: now[0])
     add, close = live_curve.open_curve("SPIN")
     for step in range(1, 101):

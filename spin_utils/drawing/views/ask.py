@@ -23,14 +23,10 @@ SECONDS = 0.1
 
 
 def ask(plan: Plan, prompt: str) -> Iterator[HTML]:
-    """The answers of all models made so far as they grow; the last picture has them whole.
+    """The most likely answers of all models made so far as they grow; the last picture has them whole.
 
-    Each answer is the most likely one. A token is blue if the iteration made it more likely than its opponent, the
-    model in the line above, had it, and orange if less likely.
-
-    Args:
-        plan: whose models.
-        prompt: a question; `explore.BREAK` stands for a line break.
+    In the prompt `explore.BREAK` stands for a line break. A token is blue if the iteration made it more likely than its
+    opponent, the model in the line above, had it, and orange if less likely.
     """
     prompt = prompt.replace(explore.BREAK, "\n")
     folders = explore.iterates(plan)
@@ -63,17 +59,10 @@ def ask(plan: Plan, prompt: str) -> Iterator[HTML]:
 def stream(
     model: Any, opponent: Any, prompt: Sequence[int], ends: Collection[int], most: int
 ) -> Iterator[tuple[int, float]]:
-    """The most likely answer, token by token.
-
-    Args:
-        model: that answers.
-        opponent: that its tokens are compared with; None: the model itself.
-        prompt: token ids.
-        ends: tokens that end an answer.
-        most: longest answer.
+    """The most likely answer to a prompt, at most `most` tokens that stop after one of `ends`.
 
     Yields:
-        A token, the end token included, and its log policy/opponent in nats.
+        A token, the end token included, and its log policy/opponent in nats; without an opponent 0.
     """
     check_model(model, 1)
     ids = torch.tensor([list(prompt)], device=model.device)

@@ -34,9 +34,8 @@ def demonstrations(plan: Plan) -> pd.DataFrame:
 def training_text(plan: Plan, row: str | int = 1) -> str:
     """A row as it is trained on: its text with every special token, and which tokens carry the loss.
 
-    Args:
-        plan: whose model and demonstrations; makes its data, and its base model unless that is on the hub.
-        row: the row's id, or its place among the training rows, from 1.
+    `row` is its id, or its place among the training rows, from 1. The data are made, and a base model that is not on
+    the hub.
 
     Raises:
         KitError: there is no such row.

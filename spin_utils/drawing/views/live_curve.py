@@ -1,8 +1,4 @@
-"""The loss while a model trains, live in a notebook.
-
-Drawing happens between two steps. It takes at most a fiftieth of the time, and at most one picture is made every
-few seconds, whatever the length of a step.
-"""
+"""The loss while a model trains, live in a notebook; drawn between two steps, at most every few seconds."""
 
 from __future__ import annotations
 
@@ -39,7 +35,7 @@ def open_curve(title: str, *, loss: Loss = "logistic") -> tuple[Callable[[dict[s
         last picture.
     """
     rows: list[dict[str, float]] = []
-    handle: Any = None
+    picture: Any = display(display_id=True)
     due = monotonic()
 
     def add(row: dict[str, float]) -> None:
@@ -52,15 +48,7 @@ def open_curve(title: str, *, loss: Loss = "logistic") -> tuple[Callable[[dict[s
             due = drawn + max(SECONDS, (drawn - begun) / SHARE)
 
     def draw() -> None:
-        nonlocal handle
-        figure = loss_curve(pd.DataFrame(rows), title, loss=loss)
-        if handle is None:
-            handle = display(figure, display_id=True)
-        else:
-            handle.update(figure)
-
-    def close() -> None:
         if rows:
-            draw()
+            picture.update(loss_curve(pd.DataFrame(rows), title, loss=loss))
 
-    return add, close
+    return add, draw

@@ -1,7 +1,7 @@
 """Answers as coloured tokens, with a bar below each: which ones surprise a model, which ones training pushes.
 
-Text is set in one fixed-width font, so that widths are counted and not measured. It is drawn character for character:
-nothing in it is taken as mathematics or markup. Characters that the font does not have are shown as an empty box.
+Text is in a fixed-width font, so that widths are counted and not measured, and drawn character for character: nothing
+in it is mathematics or markup.
 
 `scores` are from `measure.token_scores` and `sums` from `measure.answer_sums`; `example` names the one to draw.
 """
@@ -44,12 +44,11 @@ def surprise(scores: pd.DataFrame, example: str) -> Figure:
 
 
 def pushes(scores: pd.DataFrame, example: str, checkpoints: Sequence[str] = ()) -> Figure:
-    """What training did to each token of a pair: blue and a bar up is pushed up against the opponent, orange and a
-    bar down is pushed down.
+    """What training did to each token of a pair: blue and a bar up is pushed up against the opponent, the first
+    checkpoint; orange and a bar down is pushed down.
 
-    Tokens before a grey stroke are the same in both answers. They are pushed alike and cancel in the margin. The first
-    checkpoint is the opponent. Of the later ones `checkpoints` are drawn, or all; the colours are the same for any
-    choice.
+    Tokens before a grey stroke are the same in both answers: they are pushed alike and cancel in the margin. Of the
+    later checkpoints these are drawn, or all; the colours are the same for any choice.
     """
     chosen = scores[scores["example"] == example]
     later = list(dict.fromkeys(chosen["checkpoint"]))[1:]
@@ -114,16 +113,8 @@ def _token(axes: Axes, place: tuple[float, float], text: str, value: float, norm
     left, top = place
     fill = colours(norm(value))
     axes.add_patch(Rectangle((left, top + 0.04), len(text), 0.92, fc=fill, ec="white", lw=0.5))
-    dark = np.dot(fill[:3], (0.299, 0.587, 0.114)) < 0.5
-    axes.text(
-        left,
-        top + 0.5,
-        text,
-        va="center_baseline",
-        family=FIXED_WIDTH,
-        fontsize=_SIZE,
-        color="white" if dark else INK,
-    )
+    ink = "white" if np.dot(fill[:3], (0.299, 0.587, 0.114)) < 0.5 else INK
+    axes.text(left, top + 0.5, text, va="center_baseline", family=FIXED_WIDTH, fontsize=_SIZE, color=ink)
     share = float(np.clip(norm(value), 0, 1)) - float(norm(0))
     zero = top + 1 + _BAR * 0.92 * (1 - float(norm(0)))
     axes.plot([left, left + len(text)], [zero, zero], color=FAINT, lw=0.3)
