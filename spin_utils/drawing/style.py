@@ -1,9 +1,8 @@
 """What all figures share: sizes, colours, and files that come out the same twice.
 
-Figures are made with matplotlib's objects, never with pyplot, so drawing leaves no global state behind and
-needs no display. Ours is solid with filled markers, the paper's is dashed and hollow. The iterations go from
-light to dark blue, so their order survives grey printing and colour-blind eyes; DPO is orange, SFT grey, and
-their bars have patterns.
+Figures are made with matplotlib's objects, never with pyplot: no global state, no display. Ours is solid with filled
+markers, the paper's dashed and hollow. The iterations go from light to dark blue, so their order survives grey printing
+and colour-blind eyes; DPO is orange, SFT grey, and their bars have patterns.
 """
 
 from __future__ import annotations
@@ -73,10 +72,8 @@ def new_figure(height: float, width: float = COLUMN_INCHES) -> Figure:
 
 def _picture(figure: Figure) -> tuple[str, dict[str, int]]:
     """PNG in base64, as notebooks keep it, and the size to show it at: sharp, and as wide as half a page."""
-    return png(figure), {
-        "width": round(130 * figure.get_figwidth()),
-        "height": round(130 * figure.get_figheight()),
-    }
+    width, height = (round(130 * inches) for inches in figure.get_size_inches())
+    return png(figure), {"width": width, "height": height}
 
 
 def png(figure: Figure, dpi: int = 300) -> str:
@@ -106,10 +103,7 @@ FORMATS = {
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write NAME.pdf, NAME.png and NAME.svg.
-
-    The same figure gives the same bytes: no dates, no versions inside.
-    """
+    """Write NAME.pdf, NAME.png and NAME.svg, without dates or versions: the same figure gives the same bytes."""
     paths = []
     with style():
         for suffix, fields in FORMATS.items():
