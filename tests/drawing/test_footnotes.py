@@ -24,6 +24,13 @@ def ragged(scores):
     return without(scores, "dpo", 0)
 
 
+def readme_section():
+    """The README's section on results whose figures nobody looks at."""
+    profile = profiles.load("cpu")
+    draw.write(replace(draw.compose(profile), figures={}), profile)
+    return report.section(profile)
+
+
 def words(figure):
     return figure.get_supxlabel().replace("\n", " ")
 
@@ -87,9 +94,7 @@ def test_what_is_not_the_papers_is_said(name, benchmarks, said):
 def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):
     synthetic.write(home, seeds=(0,), items=4, models={"sft": 0.0, "spin-0": 0.1})
     synthetic.write(home, seeds=(1,), items=4, models={"spin-1": 0.1, "sft-more-1": 0.0})
-    profile = profiles.load("cpu")
-    draw.write(replace(draw.compose(profile), figures={}), profile)
-    section = report.section(profile)
+    section = readme_section()
     assert re.search(r"\| SPIN iteration 1 \| [^|]+ \| — \| 62\.12 \|", section)
     assert "SFT, 1 more epoch (1)" in section
 
@@ -104,21 +109,16 @@ def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):
 )
 def test_the_first_sentence_says_no_more_than_the_interval(home, sft, control, gain, compared):
     synthetic.write(home, items=50, models={"sft": sft, "spin-0": 0.1, "sft-more-1": control})
-    profile = profiles.load("cpu")
-    draw.write(replace(draw.compose(profile), figures={}), profile)
-    first = report.section(profile).partition("\n")[0]
+    first = readme_section().partition("\n")[0]
     assert gain in first
     assert compared in first
 
 
 def test_a_control_that_spin_surely_does_not_beat_is_said_to_do_as_well(home, monkeypatch):
     synthetic.write(home, items=4, models={"sft": 0.0, "spin-0": 0.1, "sft-more-1": 0.1})
-    profile = profiles.load("cpu")
-    draw.write(replace(draw.compose(profile), figures={}), profile)
-    measured = report.tables.measure
     surely = {"value": -1.1, "low": -2.3, "high": 0.2}
-    monkeypatch.setattr(report.tables, "measure", lambda *given: measured(*given) | surely)
-    assert "does at least as well, to within half a point: " in report.section(profile).partition("\n")[0]
+    monkeypatch.setattr(report.tables, "measure", lambda *_: surely)
+    assert "does at least as well, to within half a point: " in readme_section().partition("\n")[0]
 
 
 def test_a_readme_without_its_markers_is_left_as_it_is(tmp_path):
