@@ -95,7 +95,7 @@ def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> 
     benchmark = tables.benchmarks(scores)
     for row, names in [*((task, [task]) for task in record["tasks"]), ("average", results.judged(scores))]:
         shown = scores[scores["task"].isin(names)]
-        level, gain = (tables.measure(shown, tables.contrast_of(model, other)) for other in ("", "sft"))
+        level, gain = (tables.measure(shown, model, other) for other in ("", "sft"))
         over_sft = "" if model == "sft" or "value" not in gain else tables.cell_text(gain, sign=True)
         column = "average" if row == "average" else benchmark[row]
         theirs = published.score(model, column) if column else None

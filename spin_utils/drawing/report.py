@@ -21,7 +21,7 @@ from matplotlib.image import imread
 
 from spin_utils.drawing import draw, footnotes, tables
 from spin_utils.drawing.footnotes import render
-from spin_utils.drawing.style import FIXED_WIDTH, FONT, FORMATS, INK, drawable, png, style
+from spin_utils.drawing.style import FIXED_WIDTH, FORMATS, INK, drawable, png, style
 from spin_utils.drawing.tables import DASH, minus
 from spin_utils.experiment import clock, plan, publish
 from spin_utils.files import paths
@@ -60,10 +60,12 @@ def write(profile: Profile) -> list[Path]:
     last = next((step for step in reversed(main_chain(profile.spin.iterations)) if step in measured), measured[-1])
     traced = sorted(drawn.scores["seed"][drawn.scores["model"] == last].unique())
     folder, figures, facts = paths.results(profile.name), paths.figures(profile.name), draw.facts(profile, drawn)
+    # Of the machine's matrix rate, as far as runs were long enough to measure it.
+    shares = results.load_training(folder).get("matrix_share", pd.Series(dtype=float)).dropna()
     page = render(
         "report.html.j2",
         **facts,
-        speed=_speed(results.load_training(folder)),
+        speed=f"{shares.min():.0%} to {shares.max():.0%}" if len(shares) else "",
         protocol=publish.protocol(profile.name),
         claims=[finding for finding in drawn.findings if finding not in facts["wholes"]],
         figures=[(title, b64encode((figures / f"{n}.png").read_bytes()).decode()) for n, title in FIGURES.items()],
@@ -74,13 +76,6 @@ def write(profile: Profile) -> list[Path]:
     )
     write_text(folder / "report.html", page + "\n")
     return [*written, folder / "report.html"]
-
-
-def _speed(training: pd.DataFrame) -> str:
-    """The share of the machine's matrix rate that training reached; empty if no run was long enough to measure."""
-    if "matrix_share" not in training or training["matrix_share"].isna().all():
-        return ""
-    return f"{training['matrix_share'].min():.0%} to {training['matrix_share'].max():.0%}"
 
 
 def write_summary(profile: Profile) -> Path:
@@ -113,7 +108,7 @@ def section(profile: Profile) -> str:
     chain = [name for name in main_chain(profile.spin.iterations) if name in measured]
     control = [name for epoch in range(1, profile.sft_more + 1) if (name := f"sft-more-{epoch}") in measured]
     rows, last = chain + control, chain[-1]
-    gains = {other: tables.measure(scores, tables.contrast_of(last, other)) for other in ("sft", *control)}
+    gains = {other: tables.measure(scores, last, other) for other in ("sft", *control)}
     compared = next((name for name in reversed(control) if "value" in gains[name]), "")
     seeds = sorted(int(seed) for seed in scores[scores["model"].isin(rows)]["seed"].unique())
     judged = claims.read(folder).set_index("id")["verdict"]
@@ -147,24 +142,23 @@ def section(profile: Profile) -> str:
 
 def _made_earlier(profile: Profile, seed: int) -> bool:
     """Whether the results were made before the profile's settings changed: a run today would have other keys."""
-    link = results.read_json(paths.results(profile.name) / f"seed-{seed}" / "evaluations" / "sft.json")["provenance"]
-    key = link["chain"][link["step"]]["key"]
-    return not plan.make(profile, seed).directory("eval-sft").name.endswith(f"-{key}")
+    file = results.path_of(paths.results(profile.name), seed, "evaluations", "sft")
+    key = results.read_json(file)["provenance"]["chain"]["eval-sft"]["key"]
+    return plan.make(profile, seed).directory("eval-sft").name != f"eval-sft-{key}"
 
 
 def update(profile: Profile, readme: Path) -> None:
     """Write the section between its markers; the same results give the same bytes."""
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or END not in text.partition(BEGIN)[2]:
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
         raise results.ResultsError(f"{readme}: no place for the table; restore the lines {BEGIN} and {END}")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
     write_text(readme, f"{before}{BEGIN}\n{section(profile)}\n{END}{after}")
 
 
 def _row(scores: pd.DataFrame, model: str) -> Sequence[str]:
     """A model's average and its gain over SFT, ours and the paper's."""
-    cells = [tables.measure(scores, tables.contrast_of(model, other)) for other in ("", "sft")]
+    cells = [tables.measure(scores, model, other) for other in ("", "sft")]
     printed, base = published.score(model, "average"), published.score("sft", "average") or 0.0
     theirs = (DASH, DASH) if printed is None else (f"{printed:.2f}", minus(f"{printed - base:+.2f}"))
     level, gain = tables.cell_text(cells[0]), _gain(cells[1])
@@ -190,13 +184,8 @@ def _first(profile: Profile, drawn: draw.Drawing) -> Figure:
     rows = [["words"] * 2, ["table"] * 2, ["figure2", "figure5"], ["wholes"] * 2]
     page, panels = _page(drawn, rows, (1.6, 1.9, 4.6, 3))
     page.suptitle(f"SPIN, reproduced at the profile {drawable(profile.name)}", fontsize=16, weight="bold")
-    for name, size, width, texts in (("words", 8, 122, told), ("wholes", 6.2, 122, lines)):
-        text = "\n".join(
-            textwrap.fill(drawable(line), width, subsequent_indent=" " * 16 * (name == "wholes"))
-            for line in filter(None, texts)
-        )
-        family = FIXED_WIDTH if name == "wholes" else FONT
-        panels[name].text(0, 1, text, fontsize=size, va="top", linespacing=1.45, family=family)
+    _text(panels["words"], told, fontsize=8)
+    _text(panels["wholes"], lines, indent=" " * 16, fontsize=6.2, family=FIXED_WIDTH)
     panels["words"].set_title("The paper: Self-Play Fine-Tuning, arXiv 2401.01335", fontsize=8)
     panels["wholes"].set_title("Tables and figures, one by one", fontsize=9, weight="bold")
     _table(panels["table"], drawn.tables[3])
@@ -224,6 +213,11 @@ def _page(drawn: draw.Drawing, rows: list[Any], heights: Sequence[float]) -> tup
             axes.set_anchor("N")
             axes.set_title(FIGURES[name], fontsize=8, weight="bold")
     return page, panels
+
+
+def _text(axes: Axes, lines: Sequence[str], *, indent: str = "", **font: Any) -> None:
+    text = "\n".join(textwrap.fill(drawable(line), 122, subsequent_indent=indent) for line in lines if line)
+    axes.text(0, 1, text, va="top", linespacing=1.45, **font)
 
 
 def _table(axes: Axes, table: tables.Table) -> None:

@@ -1,11 +1,10 @@
 """The paper's tables, ours next to theirs: one function per table, from data frames to a `Table`.
 
 Scores are in points, intervals are 95 %. A cell without a run is an em dash, with the reason below the table. Gains by
-task and all verdicts on them are in the long form, which becomes the CSV file. `draw.compose` and notebook 05 show
-where the data frames come from.
+task and the verdicts on them are in the long form, which becomes the CSV file.
 
-The paper shows examples in Tables 7 and 8. Its claim about them, that later iterations are more concise than iteration
-0 and closer to the real response, is measured here on all generations, not on the example.
+The paper's claim about Tables 7 and 8, that later iterations are more concise than iteration 0 and closer to the real
+response, is measured on all generations, not on the example.
 """
 
 from __future__ import annotations
@@ -96,22 +95,20 @@ _REAL = {"real_tokens": "generated_tokens", "real_distinct": "distinct", "real_s
 def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str]) -> Table:
     """Table 1: shots, metric and size of each task, then those of the paper's benchmarks; `shots` from `draw.shots`."""
     ours = summaries.drop_duplicates("task").set_index("task")[["metric", "n", "chance"]]
-    cells: list[dict[str, Any]] = []
-    lines: list[tuple[str, ...]] = []
-
-    def add(name: str, whose: str, *settings: str) -> None:
-        row = published.BENCHMARK_LABELS.get(name, name)
-        lines.append((row, whose, *settings))
-        for column, setting in zip(("few-shot", "metric", "items", "chance"), settings, strict=True):
-            place = {"row": row, "column": column, "quantity": "setting"}
-            cells.append(place | {"value" if whose == "ours" else "paper": setting})
-
-    for task, metric, n, chance in ours.itertuples():
-        add(task, "ours", shots.get(task, "0"), metric, str(n), "" if pd.isna(chance) else f"{100 * chance:.1f}")
-    for name, setting in published.benchmark_settings().loc[list(published.LEADERBOARD)].iterrows():
-        add(str(name), "paper", setting["shots"], setting["metric"], str(setting["items"]), "")
-    notes = footnotes.notes("table1", scored="score" in set(ours["metric"]))
+    theirs = published.benchmark_settings().loc[list(published.LEADERBOARD), ["shots", "metric", "items"]]
+    name = published.BENCHMARK_LABELS
+    lines = [
+        (name.get(task, task), "ours", shots.get(task, "0"), metric, str(n), "" if pd.isna(c) else f"{100 * c:.1f}")
+        for task, metric, n, c in ours.itertuples()
+    ]
+    lines += [(name[task], "paper", few, metric, str(items), "") for task, few, metric, items in theirs.itertuples()]
     header = ["Task", "", "Few-shot", "Metric", "Items", "Chance"]
+    cells = [
+        {"row": row, "column": column.lower(), "quantity": "setting", "value" if whose == "ours" else "paper": setting}
+        for row, whose, *settings in lines
+        for column, setting in zip(header[2:], settings, strict=True)
+    ]
+    notes = footnotes.notes("table1", scored="score" in set(ours["metric"]))
     return _finish(1, "Benchmarks: few-shot examples, metric and number of items", header, lines, cells, notes)
 
 
@@ -127,15 +124,10 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
         ours: list[dict[str, Any]] = []
         model: list[dict[str, Any]] = []
         for iteration in range(4):
-            place: dict[str, Any] = {"row": stage, "column": f"iteration {iteration}"}
-            place["paper"] = paper[stage, iteration]
+            place: dict[str, Any] = {"row": stage, "column": f"iteration {iteration}", "paper": paper[stage, iteration]}
             minutes = times[(times["stage"] == stage) & (times["iteration"] == iteration)]["seconds"] / 60
-            ours.append(place | {"quantity": "minutes (ours), hours (paper)"})
-            if minutes.empty:
-                ours[-1]["reason"] = f"{stage} of iteration {iteration} was not run"
-            else:
-                over_seeds = {"low": minutes.min(), "high": minutes.max(), "seeds": len(minutes)}
-                ours[-1] |= {"value": minutes.mean(), **over_seeds}
+            measured = _over_seeds(minutes) or {"reason": f"{stage} of iteration {iteration} was not run"}
+            ours.append(place | {"quantity": "minutes (ours), hours (paper)"} | measured)
             hours = estimate.generation_hours(run, architecture)
             if stage == "training":
                 hours = estimate.training_hours(run, architecture, iteration)
@@ -246,7 +238,7 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
         for kind, column in kinds.items():
             own = [
                 {"row": label(model), "column": f"average{kind}", "quantity": _quantity(other)}
-                | measure(scores, contrast_of(model, other), column)
+                | measure(scores, model, other, column)
                 for other in others
             ]
             line += [*(cell_text(cell, sign=place > 0) for place, cell in enumerate(own)), *[""] * (3 - len(own))]
@@ -272,9 +264,7 @@ def own_units(metrics: pd.DataFrame) -> Table | None:
         own: list[dict[str, Any]] = []
         for task in kinds["task"]:
             values = of_model[of_model["task"] == task]["value"]
-            own.append({"row": label(str(model)), "column": task, "value": None, "seeds": len(values)})
-            if len(values):
-                own[-1] |= {"value": values.mean(), "low": values.min(), "high": values.max()}
+            own.append({"row": label(str(model)), "column": task} | _over_seeds(values))
         cells += own
         lines.append((label(str(model)), "", *(cell_text(cell, digits=2) for cell in own)))
     lower = kinds["higher_is_better"].map({True: "", False: " (lower is better)"})
@@ -291,7 +281,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
     scores = results.counted(scores)
     drawn = scores.dropna(subset=["sampled"]) if "sampled" in scores else scores
     measured = list(dict.fromkeys(scores["model"]))
-    control = [model for model in measured if ModelName.parse(model).sft_epochs and not ModelName.parse(model).arm]
+    control = [model for model in measured if ModelName.parse(model).sft_epochs]
     rows = [model for model in ("sft", *iterates(measured), *control) if model in measured]
     measures = [
         ("greedy", "Greedy", scores, "score", 100, 1),
@@ -302,21 +292,20 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
         ("bits per byte", "Bits per byte", bits, "bits_per_byte", 1, 4),
     ]
     measures = [row for row in measures if row[3] in row[2] and not row[2].empty]
+    columns = [(*row, other) for row in measures for other in ("", "sft") if not (other and row[2] is bounds)]
     cells: list[dict[str, Any]] = []
     lines = []
     for model in rows:
-        first = len(cells)
-        for name, _, table, column, factor, _ in measures:
-            for other in [""] if table is bounds else ["", "sft"]:
-                cells.append({"row": label(model), "column": name, "quantity": "gain over SFT" if other else "level"})
-                if model in set(table["model"]) and model != other:
-                    cells[-1] |= measure(table, contrast_of(model, other), column, factor)
-        digits = {name: digits for name, *_, digits in measures}
-        shown = (cell_text(c, sign=c["quantity"] != "level", digits=digits[c["column"]]) for c in cells[first:])
-        lines.append((label(model), "", *(text.replace(DASH, "") for text in shown)))
-    header = ["Model", ""]
-    for _, heading, table, *_ in measures:
-        header += [heading] if table is bounds else [heading, "over SFT"]
+        line = []
+        for name, _, table, column, factor, digits, other in columns:
+            cell: dict[str, Any] = {"row": label(model), "column": name}
+            cell["quantity"] = "gain over SFT" if other else "level"
+            if model in set(table["model"]) and model != other:
+                cell |= measure(table, model, other, column, factor)
+            cells.append(cell)
+            line.append(cell_text(cell, sign=bool(other), digits=digits).replace(DASH, ""))
+        lines.append((label(model), "", *line))
+    header = ["Model", "", *("over SFT" if other else heading for _, heading, *_, other in columns)]
     some = sorted(drawn["task"].unique())
     few = some if len(some) < scores["task"].nunique() else []
     notes = footnotes.notes("instruments", sampled=few, discriminated=len(discriminated))
@@ -325,8 +314,15 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
 
 
 def contrast_of(model: str, other: str = "") -> dict[str, float]:
-    """The contrast of a model with another, or without another its own mean."""
+    """The contrast of a model with another, or without one its own mean."""
     return {model: 1.0} | ({other: -1.0} if other else {})
+
+
+def _over_seeds(values: pd.Series) -> dict[str, Any]:
+    """Mean, lowest and highest of a cell, from a value for each training seed; empty if there is none."""
+    if values.empty:
+        return {}
+    return {"value": values.mean(), "low": values.min(), "high": values.max(), "seeds": len(values)}
 
 
 def _quantity(other: str) -> str:
@@ -334,11 +330,12 @@ def _quantity(other: str) -> str:
 
 
 def measure(
-    table: pd.DataFrame, contrast: Mapping[str, float], column: str = "score", factor: float = 100
+    table: pd.DataFrame, model: str, other: str = "", column: str = "score", factor: float = 100
 ) -> dict[str, Any]:
-    """The numbers of a cell, over the tasks that have this measure, or why there are none."""
+    """The numbers of a cell, over the tasks that have this measure, or why there are none; arguments as in
+    `contrast_of`."""
     try:
-        return _numbers(paired(table.dropna(subset=[column]), contrast, column=column).times(factor))
+        return _numbers(paired(table.dropna(subset=[column]), contrast_of(model, other), column=column).times(factor))
     except StatisticsError as error:
         return {"reason": str(error)}
 
@@ -352,10 +349,9 @@ def _helped(gain: Mapping[str, Any]) -> str:
 
 
 def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str, bool]:
-    """Measured seconds of generation and training.
+    """Measured seconds of generation (the whole stage) and training (the sum of its steps, so that iteration 0 counts
+    the epochs that its model has, not those that Figure 4 adds).
 
-    Generation is the whole stage, from the provenance of the evaluations. Training is the sum of its steps, so that
-    iteration 0 counts the epochs that its model has, not those that Figure 4 adds; without its record it has no time.
     Only runs on the device of the lowest seed count, and of these, if there are any, only the seeds that had it to
     themselves: a run that shared its cores was not timed under the same conditions.
 
@@ -395,16 +391,15 @@ def markdown(table: Table) -> str:
     """The table with its notes as GitHub Markdown."""
     lines = [[_md(cell) if column == table.text else cell for column, cell in enumerate(line)] for line in table.lines]
     shown = pd.DataFrame(lines, columns=list(table.header))
-    sides = ["right" if _is_number(table, column) else "left" for column in range(len(table.header))]
-    rows = shown.to_markdown(index=False, tablefmt="pipe", colalign=sides, disable_numparse=True)
-    notes = [f"- {note}" for note in table.notes]
+    rows = shown.to_markdown(index=False, tablefmt="pipe", colalign=_sides(table), disable_numparse=True)
     lead = [table.lead, ""] if table.lead else []
+    notes = [f"- {note}" for note in table.notes]
     return "\n".join([f"**{table.heading}** {table.title}", "", *lead, rows, "", *notes, ""])
 
 
 def latex(table: Table) -> str:
     """The table as a booktabs `tabular` with a caption; the notes follow below."""
-    columns = ["r" if _is_number(table, column) else "l" for column in range(len(table.header))]
+    columns = [side[0] for side in _sides(table)]
     if table.text is not None:
         columns[table.text] = "p{9cm}"
     lines = [[_tex(cell) for cell in line] for line in table.lines]
@@ -442,13 +437,7 @@ def compact(frame: pd.DataFrame, *, with_tasks: bool = True) -> tuple[list[str],
     return ["", *(name.replace("_", "\n") for name in tasks), *ours, "paper", "gain"], rows
 
 
-def _leaderboard(
-    number: int,
-    title: str,
-    baselines: Mapping[str, str],
-    scores: pd.DataFrame,
-    note: str = "",
-) -> Table:
+def _leaderboard(number: int, title: str, baselines: Mapping[str, str], scores: pd.DataFrame, *notes: str) -> Table:
     """Models by benchmarks, two lines a model: ours with intervals, the paper's as printed."""
     columns = _columns(scores, published.LEADERBOARD) | {"average": results.judged(scores)}
     cells: list[dict[str, Any]] = []
@@ -463,12 +452,11 @@ def _leaderboard(
             theirs = [_printed(average, sign=True), "", ""]
         lines.append((label(model), "ours", *map(cell_text, levels), *ours))
         lines.append(("", "paper", *map(_printed, levels), *theirs))
-    notes = footnotes.notes(
+    said = footnotes.notes(
         "leaderboard", scores=scores, baselines=baselines, direction=DIRECTION_MARGIN, size=SIZE_MARGIN
     )
-    notes += [note] if note else []
     header = ["Model", "", *_headings(scores, columns), "Gain", "Direction", "Size"]
-    return _finish(number, title, header, lines, cells, notes, lead=_lead(scores, columns))
+    return _finish(number, title, header, lines, cells, [*said, *notes], lead=_lead(scores, columns))
 
 
 def _iterations(measured: Iterable[str] = ()) -> dict[str, str]:
@@ -582,14 +570,14 @@ def _generations_table(
             cells[-1]["reason"] = f"no generations {'at all' if shown.empty else f'of {name}'}"
         lines.append((name, "example", DASH if text is None else text, *(*counts, *[""] * len(tables))[: len(tables)]))
     for model, other in ((model, other) for model in MODELS for other in ("", "spin-0") if model != other):
-        means = [_mean(table, contrast_of(model, other), column) for column, table in tables.items()]
+        means = [_mean(table, model, other, column) for column, table in tables.items()]
         quantity = "difference to iteration 0" if other else "mean of all prompts"
         cells += [{"row": label(model), "quantity": quantity, **cell} for cell in means]
         digits = (_MEASURES[column][2] for column in tables)
         values = (cell_text(cell, sign=bool(other), digits=n) for cell, n in zip(means, digits, strict=True))
         lines.append(("" if other else label(model), quantity, "", *values))
     first = str(measured["model"].iloc[0]) if len(measured) else "sft"
-    real = {of: _mean(tables[of], contrast_of(first), column) for column, of in _REAL.items() if of in tables}
+    real = {of: _mean(tables[of], first, "", column) for column, of in _REAL.items() if of in tables}
     cells += [{"row": "Ground truth", "quantity": "mean of all prompts", **cell} for cell in real.values()]
     tokens, *others = (cell_text(cell, digits=_MEASURES[of][2]) for of, cell in real.items())
     lines.append(("Ground truth", "mean of all prompts", "", tokens, "", "", *others))
@@ -621,13 +609,13 @@ def _example_lines(shown: pd.DataFrame, measured: pd.DataFrame) -> Iterator[tupl
         yield label(model), row["generated"], (tokens, near, same, apart)
 
 
-def _mean(measured: pd.DataFrame, contrast: Mapping[str, float], column: str) -> dict[str, Any]:
+def _mean(measured: pd.DataFrame, model: str, other: str, column: str) -> dict[str, Any]:
     """A mean or a difference with its interval, or why it is missing."""
     name, factor, _ = _MEASURES[_REAL.get(column, column)]
-    absent = ", ".join(label(model) for model in contrast if model not in set(measured["model"]))
+    absent = ", ".join(label(one) for one in (model, other) if one and one not in set(measured["model"]))
     if absent:
         return {"column": name, "reason": f"no generations {'at all' if measured.empty else f'of {absent}'}"}
-    return {"column": name, **measure(measured, contrast, column, factor)}
+    return {"column": name, **measure(measured, model, other, column, factor)}
 
 
 def _finish(
@@ -690,9 +678,9 @@ def _tex(text: str) -> str:
     return "".join(c if ord(c) < 0x250 or ord(c) in _TEX else f"[U+{ord(c):04X}]" for c in text).translate(_TEX)
 
 
-def _is_number(table: Table, column: int) -> bool:
-    """Whether a column holds numbers, which are right-aligned: all but the first two and running text."""
-    return column not in (0, 1, table.text)
+def _sides(table: Table) -> list[str]:
+    """The alignment of each column: right for numbers, which are all but the first two and running text."""
+    return ["left" if column in (0, 1, table.text) else "right" for column in range(len(table.header))]
 
 
 def _md(text: str) -> str:
