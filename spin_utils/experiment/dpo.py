@@ -14,8 +14,8 @@ from spin_utils.files import artifacts, disk, paths, processes
 from spin_utils.model import base
 from spin_utils.model.packing import Pairs, write_pairs
 from spin_utils.settings import profiles
-from spin_utils.settings.inputs import ModelSettings, PreferenceSettings, template_identity
-from spin_utils.settings.run import DpoRunSettings, training_identity
+from spin_utils.settings.inputs import ModelSettings, PreferenceSettings, identity
+from spin_utils.settings.run import DpoRunSettings
 from spin_utils.training import trackers
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,9 @@ def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:
     start = base.resolve(model)
     base.check_folder(start, settings.template)
     rows = preferences.load(PreferenceSettings("file", train=str(pairs)))
-    described = {"training": training_identity(settings.training), "template": template_identity(settings.template)}
-    identity = base.identity(ModelSettings("directory", path=str(start)))
-    inputs = {"model": identity, "pairs": disk.file_hash(pairs)}
+    described = {"training": identity(settings.training), "template": identity(settings.template)}
+    model_identity = base.identity(ModelSettings("directory", path=str(start)))
+    inputs = {"model": model_identity, "pairs": disk.file_hash(pairs)}
     key = artifacts.key("dpo", described, seed=settings.seed, **inputs)
     unnamed = out.with_name(f"{out.name}-{key}")
     with artifacts.lock(unnamed):

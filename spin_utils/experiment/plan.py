@@ -11,7 +11,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,19 +23,11 @@ from spin_utils.evaluation import instructions, judge
 from spin_utils.evaluation.mt_bench import FILES
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.model import base
-from spin_utils.settings.inputs import LARGEST_SEED, DemonstrationSettings, require, template_identity
+from spin_utils.settings.inputs import LARGEST_SEED, DemonstrationSettings, identity, require
 from spin_utils.settings.machine import answers_identity, judge_identity
 from spin_utils.settings.names import ModelName, label, main_chain
 from spin_utils.settings.profiles import nearest, of_arm
-from spin_utils.settings.run import (
-    DpoSettings,
-    EvaluationSettings,
-    Profile,
-    TrainingSettings,
-    evaluation_identity,
-    generation_identity,
-    training_identity,
-)
+from spin_utils.settings.run import DpoSettings, EvaluationSettings, Profile, TrainingSettings
 
 Model = TypeVar("Model")
 Pairs = TypeVar("Pairs")
@@ -170,7 +162,7 @@ def make(profile: Profile, seed: int) -> Plan:
             add(f"transfer-{model}", "transfer", steps[f"eval-{model}"].inputs, evaluation, model=model)
 
     def train(model: str, stage: str, inputs: tuple[str, ...], **more: Any) -> str:
-        settings = {"training": training_identity(training_of(profile, model)), "template": template, **more}
+        settings = {"training": identity(training_of(profile, model)), "template": template, **more}
         return add(model, stage, inputs, settings, model=model)
 
     def grade(model: str) -> None:
@@ -192,16 +184,16 @@ def make(profile: Profile, seed: int) -> Plan:
             del steps[grades], steps[answers]  # `left_out` gives the reason
 
     task_files = _task_identity(profile.evaluation)
-    spin, template = profile.spin, template_identity(profile.template)
+    spin, template = profile.spin, identity(profile.template)
     chain = main_chain(spin.iterations)  # what the notebooks tell; the other steps are made without them
     answered = _answering(profile)
-    evaluation = {"evaluation": evaluation_identity(profile.evaluation), "template": template}
+    evaluation = {"evaluation": identity(profile.evaluation), "template": template}
     if needs_data(profile):
         add("data", "data", (), _data_identity(profile.demonstrations))
     texts = ("data",) if profile.model.source == "tiny" else ()
     start = first = add("base", "base", texts, base.identity(profile.model))
     if profile.sft is not None:
-        sft = {"training": training_identity(profile.sft), "template": template}
+        sft = {"training": identity(profile.sft), "template": template}
         start = add("sft", "sft", (first, "data"), sft, notebook="01_sft_baseline", more=0)
     evaluate("sft", start)
     for model, source in profile.released.items():
@@ -233,7 +225,7 @@ def make(profile: Profile, seed: int) -> Plan:
         def update(t: int, opponent: str, pairs: list[str]) -> str:
             name = f"spin-{t}"
             inputs = (opponent, *pairs, *([first] if t and variant.spin.training.historical else []))
-            settings: dict[str, Any] = {"training": training_identity(training_of(variant, name)), "template": template}
+            settings: dict[str, Any] = {"training": identity(training_of(variant, name)), "template": template}
             if not t and not arm:
                 settings["epochs_shown"] = spin.epochs_shown
             if not _is_same(steps.get(name), inputs, settings):
@@ -261,7 +253,7 @@ def make(profile: Profile, seed: int) -> Plan:
     if own is not None:
         rows = add("control-data", "data", (), _data_identity(own))
     for epoch in range(1, profile.sft_more + 1):
-        once = {"training": training_identity(control_training(profile)), "template": template}
+        once = {"training": identity(control_training(profile)), "template": template}
         control = add(f"sft-more-{epoch}", "sft", (control, rows), once, more=epoch)
         evaluate(control)
     if spin.epochs_shown > spin.training.epochs:
@@ -284,7 +276,7 @@ def make(profile: Profile, seed: int) -> Plan:
 
 
 def _answering(profile: Profile) -> dict[str, Any]:
-    return {"generation": generation_identity(profile.generation), "template": template_identity(profile.template)}
+    return {"generation": identity(profile.generation), "template": identity(profile.template)}
 
 
 def _is_same(step: Step | None, inputs: tuple[str, ...], settings: dict[str, Any]) -> bool:
@@ -436,7 +428,7 @@ def stream(seed: int, number: int) -> int:
 
 
 def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
-    preferences = asdict(dpo.preferences)
+    preferences = identity(dpo.preferences)
     if dpo.preferences.source == "file":
         preferences["train"] = _content(dpo.preferences.train)
     return {**preferences, "answers_per_prompt": dpo.answers_per_prompt}
@@ -485,13 +477,7 @@ _FUNCTION = re.compile(r"[\w.]{1,200}\.\w+")
 
 def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
     # Files are identified by content: a moved file is the same data, an edited one is not.
-    data = asdict(settings)
-    del data["expected_rows"]  # only a check: it does not change the rows
-    if data["turns"] == "first":
-        del data["turns"]  # as it was before there was a choice
-    for family in (*data["families"].values(), *data["transfer"].values()):
-        if family["questions"] == 1:
-            del family["questions"]  # likewise
+    data = identity(settings)
     if settings.source == "big_bench":
         data[big_bench.ARCHIVE] = big_bench.SHA256
     if settings.source == "file":

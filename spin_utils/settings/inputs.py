@@ -7,7 +7,7 @@ What is done with them is in `run`. Types and ranges are in the annotations; wha
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, asdict, field, fields
+from dataclasses import MISSING, field, fields, is_dataclass
 from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
@@ -53,12 +53,25 @@ def require(condition: bool, message: str) -> None:
         raise SettingsError(message)
 
 
-def identity(settings: Any, effectless: tuple[str, ...] = (), *, later: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What a result depends on, as JSON data. Settings that came `later` than the first artifacts count only when set,
-    so that those keep their keys."""
-    unset = {f.name: f.default if f.default is not MISSING else {} for f in fields(settings) if f.name in later}
-    plain = asdict(settings).items()
-    return {k: v for k, v in plain if k not in effectless and not (k in unset and v == unset[k])}
+EFFECTLESS = {"identity": "never"}
+"""Metadata of a setting that does not change the result."""
+LATER = {"identity": "if set"}
+"""Metadata of a setting that is younger than the first artifacts: they keep their keys where it has its default."""
+
+
+def identity(settings: Any) -> Any:
+    """What a result depends on, as JSON data."""
+    if isinstance(settings, dict):
+        return {name: identity(value) for name, value in settings.items()}
+    if not is_dataclass(settings):
+        return settings
+    found = {}
+    for each in fields(settings):
+        value, counts = getattr(settings, each.name), each.metadata.get("identity")
+        default = {} if each.default is MISSING else each.default
+        if counts is None or (counts == "if set" and value != default):
+            found[each.name] = identity(value)
+    return found
 
 
 def _require_fields(settings: Any, **needed: tuple[str, ...]) -> None:
@@ -106,7 +119,7 @@ class FamilySettings:
     """Name of the generator in reasoning-gym."""
     options: dict[str, Any] = field(default_factory=dict)
     """Its keyword options, which set the difficulty."""
-    questions: Positive = 1
+    questions: Positive = field(default=1, metadata=LATER)
     """Questions in a row, numbered; the score is the share answered right. The longer a response is, the easier it is
     to tell from a real one."""
 
@@ -156,9 +169,9 @@ class DemonstrationSettings:
     """Rows for choosing settings. Null: the file or split, else a tenth, at most 300; none of generated rows."""
     test_rows: Count | None = None
     """Rows for the reported numbers. Null: the file or split, else a tenth, at most 600; none of generated rows."""
-    expected_rows: Count = 0
+    expected_rows: Count = field(default=0, metadata=EFFECTLESS)
     """Distinct rows that the training file or split must have, so that another upload is noticed; 0: any number."""
-    turns: Literal["first", "last", "all"] = "first"
+    turns: Literal["first", "last", "all"] = field(default="first", metadata=LATER)
     """Which answers of a conversation are trained on. `first`: the first, as SPIN's rows of Ultrachat200k (sec. 6.1).
     `last`: the last, with all turns before it as its prompt. `all`: each; held-out rows are asked for the last."""
     drop_empty: bool = False
@@ -226,7 +239,7 @@ class TemplateSettings:
     """Text around the prompt (`text`); must hold {prompt} once."""
     end: str = ""
     """Token that ends a response; empty: that of the chat template, or else the tokenizer's end-of-sequence token."""
-    date: str = "2024-07-26"
+    date: str = field(default="2024-07-26", metadata=LATER)
     """The date that chat templates write as today's, so that keys and prompts do not depend on the day of the run."""
     system: str = ""
     """System message for rows without their own; empty: what the chat template writes without one, mostly nothing."""
@@ -246,8 +259,3 @@ class TemplateSettings:
             date.fromisoformat(self.date)
         except ValueError:
             raise SettingsError(f"date: {self.date!r} is not a date; write one such as 2024-07-26") from None
-
-
-def template_identity(settings: TemplateSettings) -> dict[str, Any]:
-    """What token ids depend on, as JSON data."""
-    return identity(settings, later=("date",))

@@ -16,6 +16,8 @@ from pydantic.dataclasses import dataclass
 from spin_utils.files import paths
 from spin_utils.files.processes import Sharding
 from spin_utils.settings.inputs import (
+    EFFECTLESS,
+    LATER,
     STRICT,
     BigBenchSettings,
     Count,
@@ -27,7 +29,6 @@ from spin_utils.settings.inputs import (
     Seed,
     Temperature,
     TemplateSettings,
-    identity,
     require,
 )
 from spin_utils.settings.machine import MtBenchSettings, ResourceSettings, VllmSettings
@@ -80,24 +81,24 @@ class TrainingSettings:
     """Token budget of one forward and backward pass."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
-    lora: LoraSettings | None = None
+    lora: LoraSettings | None = field(default=None, metadata=LATER)
     """Train low-rank adapters on top of the start checkpoint, and merge them into the next one; null: all weights."""
     beta: PositiveNumber = 0.1
     """The paper's lambda (sec. B.1: 0.1, at iteration 3: 5.0)."""
     loss: Loss = "logistic"
     """The loss l of eq. 4.7 (sec. 4.1: logistic)."""
-    nll: Annotated[float, Field(ge=0)] = 0.0
+    nll: Annotated[float, Field(ge=0)] = field(default=0.0, metadata=LATER)
     """Weight of the real responses' negative log-likelihood per token in the loss (TRL: `sft` among the loss types;
     iterative RPO, arXiv 2404.19733). 0: none, as in the paper."""
-    positive: Annotated[float, Field(ge=0)] = 0.0
+    positive: Annotated[float, Field(ge=0)] = field(default=0.0, metadata=LATER)
     """DPO-positive's penalty on real responses that became less likely (arXiv 2402.13228, eq. 3; 50 there). 0: none."""
-    reference_free: bool = False
+    reference_free: bool = field(default=False, metadata=LATER)
     """Reward beta times the log-probability, without the opponent's, as T-SPIN does (arXiv 2601.08198, eq. 7, where
     beta is called alpha and is 1)."""
-    historical: Annotated[float, Field(ge=0)] = 0.0
+    historical: Annotated[float, Field(ge=0)] = field(default=0.0, metadata=LATER)
     """Weight of T-SPIN's historical advantage (eq. 7; 0.1 there): the opponent's response should beat the SFT model's.
     0: none."""
-    rejection: bool = False
+    rejection: bool = field(default=False, metadata=LATER)
     """Fine-tune on those of the opponent's responses that the grader of generated families accepts, as SFT does, and
     compare no pairs (rejection sampling; arXiv 2308.01825). It is a control: SPIN gets no grades."""
     skip_identical: bool = True
@@ -106,9 +107,9 @@ class TrainingSettings:
     """In training, append the end token to generated responses cut at the length limit, as the released code does."""
     log_every: Positive = 1
     """Optimizer steps between metric rows."""
-    save_minutes: Annotated[float, Field(ge=0)] = 3.0
+    save_minutes: Annotated[float, Field(ge=0)] = field(default=3.0, metadata=EFFECTLESS)
     """Minutes between checkpoints for resuming."""
-    trackers: tuple[TrackerName, ...] = ()
+    trackers: tuple[TrackerName, ...] = field(default=(), metadata=EFFECTLESS)
     """Further destinations of the metrics, which are always written to JSON."""
 
     def __post_init__(self) -> None:
@@ -116,12 +117,6 @@ class TrainingSettings:
             self.schedule_epochs == 0 or self.schedule_epochs >= self.epochs,
             f"schedule_epochs: {self.schedule_epochs} is less than epochs ({self.epochs}); use 0 or more epochs",
         )
-
-
-def training_identity(settings: TrainingSettings) -> dict[str, Any]:
-    """What a trained model depends on, as JSON data: everything except trackers and how often the state is saved."""
-    later = ("nll", "positive", "reference_free", "historical", "rejection", "lora")
-    return identity(settings, ("trackers", "save_minutes"), later=later)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -138,16 +133,16 @@ class GenerationSettings:
     """Longest generated response (released code: 256; the paper does not say)."""
     batch_size: Positive = 128
     """Rows decoded together."""
-    prompt: str = ""
+    prompt: str = field(default="", metadata=LATER)
     """Text around the prompt while the opponent answers, such as "### Instruction: {prompt}\\n\\n### Response: " in
     the released code, which then trains under the chat template. Empty: what was sampled is what is trained on.
     Held-out pairs keep the training template."""
     shard_rows: Positive = 512
     """Prompts per shard; a shard is either finished or absent."""
-    backend: Literal["kit", "vllm"] = "kit"
+    backend: Literal["kit", "vllm"] = field(default="kit", metadata=LATER)
     """What generates the responses used in training: the kit's sampler, or vLLM in its own processes; held-out ones
     always come from the kit's. The distribution is the same, but the samples differ."""
-    vllm: VllmSettings = field(default_factory=VllmSettings)
+    vllm: VllmSettings = field(default_factory=VllmSettings, metadata=EFFECTLESS)
     """Where and how vLLM runs."""
 
     def __post_init__(self) -> None:
@@ -160,12 +155,6 @@ class GenerationSettings:
                 bool(self.vllm.python),
                 "vllm.python: missing; name the Python of the environment in which vLLM is installed",
             )
-
-
-def generation_identity(settings: GenerationSettings) -> dict[str, Any]:
-    """What generated responses depend on, as JSON data: the backend, but not where vLLM is or on how many GPUs."""
-    found = identity(settings, ("backend", "vllm"), later=("prompt",))
-    return found if settings.backend == "kit" else {**found, "backend": settings.backend}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -271,7 +260,7 @@ class EvaluationSettings:
     benchmarks of Table 1, and for the main chain those of Table 6 as transfer. `paper_others`: only the latter."""
     tasks: tuple[str, ...] = ()
     """Further lm-eval tasks, by name or path of a YAML file; each becomes a column."""
-    big_bench: dict[str, BigBenchSettings] = field(default_factory=dict)
+    big_bench: dict[str, BigBenchSettings] = field(default_factory=dict, metadata=LATER)
     """Tasks of Big-Bench by name, from the package `bigbench`; each becomes a column."""
     limit: Count = 0
     """Items per benchmark, the first ones (of a group like MMLU equally many from each task); 0: all."""
@@ -279,13 +268,8 @@ class EvaluationSettings:
     """Rows decoded or scored together."""
     max_new_tokens: Positive = 128
     """Longest response in generation tasks."""
-    samples: Count = 0
+    samples: Count = field(default=0, metadata=LATER)
     """Responses sampled at temperature 1 for each held-out row of the suite `local`, besides the greedy one."""
-
-
-def evaluation_identity(settings: EvaluationSettings) -> dict[str, Any]:
-    """What the scores depend on, as JSON data."""
-    return identity(settings, later=("samples", "big_bench"))
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -30,7 +30,8 @@ from spin_utils.model import sharding
 from spin_utils.model.general import on_its_path
 from spin_utils.model.logprobs import check_supported
 from spin_utils.model.packing import Group, PairsError, check_groups
-from spin_utils.settings.run import TrainingSettings, training_identity
+from spin_utils.settings.inputs import identity as identity_of
+from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.optimizer import MasterOptimizer, learning_rate_at
 from spin_utils.training.state import SavedState, StopRequest, load_state, save_state
 from spin_utils.training.step import Row, StepRunner, TrainingError
@@ -114,7 +115,7 @@ def train(
     schedule = Schedule(len(groups), settings, seed)
     # A saved state depends on all settings except the number of epochs, which only ends the run.
     own = {"epochs": None, "schedule_epochs": settings.schedule_epochs or settings.epochs}
-    identity = {"settings": {**training_identity(settings), **own}, "seed": seed, "groups": len(groups)}
+    identity = {"settings": {**identity_of(settings), **own}, "seed": seed, "groups": len(groups)}
     identity["pairs"] = opponent_logps is not None
     saved = load_state(work, identity)
     wanted = saved.precision if saved else settings.precision

@@ -30,7 +30,7 @@ from spin_utils.data.templates import (
     training_text,
 )
 from spin_utils.settings import profiles
-from spin_utils.settings.inputs import SettingsError, TemplateSettings, template_identity
+from spin_utils.settings.inputs import SettingsError, TemplateSettings, identity
 
 TEXTS = ["Compute 4 - 1 - 7.", "4 - 1 = 3, 3 - 7 = -4. Answer: -4", "user assistant system Hello there"]
 TEXT = TemplateSettings(kind="text", prompt="<|user|>\n{prompt}<|end|>\n<|assistant|>\n", end="<|end|>")
@@ -280,8 +280,8 @@ def test_a_template_that_dates_itself_gives_the_same_ids_on_every_day(tokenizer:
     tokenizer.chat_template = dated + JINJA
     own = TemplateSettings(date="2025-02-01")
     assert "Today is 01 Feb 2025." in tokenizer.decode(encode_prompt(tokenizer, own, "there"))
-    assert "date" not in template_identity(CHAT), "older keys stay"
-    assert template_identity(own)["date"] == "2025-02-01"
+    assert "date" not in identity(CHAT), "older keys stay"
+    assert identity(own)["date"] == "2025-02-01"
     assert profiles.parse_overrides(["template.date=2025-02-01"]) == {"template.date": "2025-02-01"}
     with pytest.raises(SettingsError, match=r"template\.date: 'today' is not a date; write one such as"):
         profiles.load("smoke", {"template.date": "today"})

@@ -54,7 +54,7 @@ def settings(**chosen: Any) -> HTML:
         parts = [
             f"{escape(field.name)}&nbsp;<b>{escape(str(value))}</b>"
             for field in (fields(values) if values is not None else ())
-            if all(getattr(values, other) == needed for other, needed in field.metadata.items())
+            if field.metadata.get("source") in (None, getattr(values, "source", None))
             and not isinstance(value := getattr(values, field.name), dict)
             and not is_dataclass(value)
             and value not in ("", ())
