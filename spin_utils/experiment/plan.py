@@ -23,11 +23,18 @@ from spin_utils.evaluation import instructions, judge
 from spin_utils.evaluation.mt_bench import FILES
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.model import base
-from spin_utils.settings.inputs import LARGEST_SEED, DemonstrationSettings, identity, require
+from spin_utils.settings.inputs import (
+    LARGEST_SEED,
+    DemonstrationSettings,
+    PreferenceSettings,
+    SettingsError,
+    identity,
+    require,
+)
 from spin_utils.settings.machine import answers_identity, judge_identity
 from spin_utils.settings.names import ModelName, label, main_chain
 from spin_utils.settings.profiles import nearest, of_arm
-from spin_utils.settings.run import DpoSettings, EvaluationSettings, Profile, TrainingSettings
+from spin_utils.settings.run import EvaluationSettings, Profile, TrainingSettings
 
 Model = TypeVar("Model")
 Pairs = TypeVar("Pairs")
@@ -161,9 +168,11 @@ def make(profile: Profile, seed: int) -> Plan:
         if profile.demonstrations.transfer or others or profile.evaluation.suite == "paper":
             add(f"transfer-{model}", "transfer", steps[f"eval-{model}"].inputs, evaluation, model=model)
 
+    def trained(settings: TrainingSettings, **more: Any) -> dict[str, Any]:
+        return {"training": identity(settings), "template": template, **more}
+
     def train(model: str, stage: str, inputs: tuple[str, ...], **more: Any) -> str:
-        settings = {"training": identity(training_of(profile, model)), "template": template, **more}
-        return add(model, stage, inputs, settings, model=model)
+        return add(model, stage, inputs, trained(training_of(profile, model), **more), model=model)
 
     def grade(model: str) -> None:
         if profile.mt_bench is None:
@@ -189,12 +198,11 @@ def make(profile: Profile, seed: int) -> Plan:
     answered = _answering(profile)
     evaluation = {"evaluation": identity(profile.evaluation), "template": template}
     if needs_data(profile):
-        add("data", "data", (), _data_identity(profile.demonstrations))
+        add("data", "data", (), _rows_identity(profile.demonstrations))
     texts = ("data",) if profile.model.source == "tiny" else ()
     start = first = add("base", "base", texts, base.identity(profile.model))
     if profile.sft is not None:
-        sft = {"training": identity(profile.sft), "template": template}
-        start = add("sft", "sft", (first, "data"), sft, notebook="01_sft_baseline", more=0)
+        start = add("sft", "sft", (first, "data"), trained(profile.sft), notebook="01_sft_baseline", more=0)
     evaluate("sft", start)
     for model, source in profile.released.items():
         add(model, "base", (), base.identity(source))
@@ -225,7 +233,7 @@ def make(profile: Profile, seed: int) -> Plan:
         def update(t: int, opponent: str, pairs: list[str]) -> str:
             name = f"spin-{t}"
             inputs = (opponent, *pairs, *([first] if t and variant.spin.training.historical else []))
-            settings: dict[str, Any] = {"training": identity(training_of(variant, name)), "template": template}
+            settings = trained(training_of(variant, name))
             if not t and not arm:
                 settings["epochs_shown"] = spin.epochs_shown
             if not _is_same(steps.get(name), inputs, settings):
@@ -248,12 +256,10 @@ def make(profile: Profile, seed: int) -> Plan:
         # Where there is SFT the base model is a third party, which says how surprising sampled text is.
         inputs = (steps[model].inputs[0], model, "data", *(["base"] if profile.sft is not None else []))
         add(f"heldout-{model}", "heldout", inputs, answered, model=model)
-    control, rows = start, "data"
-    own = control_demonstrations(profile)
-    if own is not None:
-        rows = add("control-data", "data", (), _data_identity(own))
+    control, own = start, control_demonstrations(profile)
+    rows = add("control-data", "data", (), _rows_identity(own)) if own else "data"
     for epoch in range(1, profile.sft_more + 1):
-        once = {"training": identity(control_training(profile)), "template": template}
+        once = trained(control_training(profile))
         control = add(f"sft-more-{epoch}", "sft", (control, rows), once, more=epoch)
         evaluate(control)
     if spin.epochs_shown > spin.training.epochs:
@@ -264,8 +270,8 @@ def make(profile: Profile, seed: int) -> Plan:
     for part in spin.subsets:
         evaluate(train(f"spin-0-rows-{part}", "subset", (start, "pairs-0"), fiftieths=part))
     if profile.dpo is not None and not _dpo_left_out(profile):
-        settings = {"preferences": _preferences_identity(profile.dpo), **answered}
-        add("preferences", "preferences", (start, "data"), settings)
+        pairs = _rows_identity(profile.dpo.preferences) | {"answers_per_prompt": profile.dpo.answers_per_prompt}
+        add("preferences", "preferences", (start, "data"), {"preferences": pairs, **answered})
         evaluate(train("dpo", "dpo", (start, "preferences")))
         evaluate(train(f"{chain[-1]}-dpo", "dpo", (chain[-1], "preferences")))
     for arm in profile.arms:
@@ -379,11 +385,11 @@ def training_of(profile: Profile, model: str) -> TrainingSettings:
     name = ModelName.parse(model)
     spin = of_arm(profile, name.arm).spin if name.arm else profile.spin
     if name.dpo:
-        require(profile.dpo is not None, f"{model}: profile {profile.name} has no dpo")
-        assert profile.dpo is not None
+        if profile.dpo is None:
+            raise SettingsError(f"{model}: profile {profile.name} has no dpo")
         return profile.dpo.training
-    require(name.iteration is not None, f"{model}: is not trained on pairs; name an iteration such as spin-0")
-    assert name.iteration is not None
+    if name.iteration is None:
+        raise SettingsError(f"{model}: is not trained on pairs; name an iteration such as spin-0")
     change: dict[str, Any] = {}
     if not name.iteration and spin.training.historical:
         change["historical"] = 0.0  # T-SPIN's iteration 0 has one opponent, the SFT model (arXiv 2601.08198, sec. 4.3)
@@ -427,13 +433,6 @@ def stream(seed: int, number: int) -> int:
     return 1000 * seed + number
 
 
-def _preferences_identity(dpo: DpoSettings) -> dict[str, Any]:
-    preferences = identity(dpo.preferences)
-    if dpo.preferences.source == "file":
-        preferences["train"] = _content(dpo.preferences.train)
-    return {**preferences, "answers_per_prompt": dpo.answers_per_prompt}
-
-
 def _task_identity(settings: EvaluationSettings) -> dict[str, str]:
     # An edited task, grader or file of rows is a different measurement. Which rows of the hub it reads is unknown here.
     found = {big_bench.ARCHIVE: big_bench.SHA256} if settings.big_bench else {}
@@ -475,18 +474,13 @@ _FUNCTION = re.compile(r"[\w.]{1,200}\.\w+")
 """How an lm-eval task names a function in a Python file next to it."""
 
 
-def _data_identity(settings: DemonstrationSettings) -> dict[str, Any]:
+def _rows_identity(settings: DemonstrationSettings | PreferenceSettings) -> dict[str, Any]:
     # Files are identified by content: a moved file is the same data, an edited one is not.
-    data = identity(settings)
+    found = identity(settings)
     if settings.source == "big_bench":
-        data[big_bench.ARCHIVE] = big_bench.SHA256
-    if settings.source == "file":
-        for name in ("train", "validation", "test"):
-            if data[name]:
-                data[name] = _content(data[name])
-    return data
-
-
-def _content(file: str) -> str:
-    check_file(Path(file))
-    return disk.file_hash(Path(file))
+        found[big_bench.ARCHIVE] = big_bench.SHA256
+    for name in ("train", "validation", "test") if settings.source == "file" else ():
+        if found.get(name):
+            check_file(Path(found[name]))
+            found[name] = disk.file_hash(Path(found[name]))
+    return found

@@ -5,7 +5,7 @@ FastChat's values are from `fastchat/llm_judge` (common.py, gen_model_answer.py,
 
 from __future__ import annotations
 
-from dataclasses import asdict, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -147,10 +147,10 @@ class MtBenchSettings:
 def answers_identity(settings: MtBenchSettings) -> dict[str, Any]:
     """What a model's answers depend on, as JSON data."""
     names = ("temperatures", "top_k", "max_new_tokens", "add_start_token", "batch_size", "limit")
-    return {name: value for name, value in asdict(settings).items() if name in names}
+    return {name: getattr(settings, name) for name in names}
 
 
 def judge_identity(settings: MtBenchSettings) -> dict[str, Any]:
     """What a grade depends on apart from the answer, as JSON data."""
     names = ("judge", "base_url", "judge_temperature", "judge_max_tokens")
-    return {name: value for name, value in asdict(settings).items() if name in names}
+    return {name: getattr(settings, name) for name in names}

@@ -233,14 +233,6 @@ class ProcessSettings:
     are sharded, also in scoring the opponent. `zero3`: the same with DeepSpeed, which has to be installed."""
 
 
-def _refuse_sharded_adapters(processes: ProcessSettings, *runs: TrainingSettings | None) -> None:
-    adapted = any(run and run.lora for run in runs)
-    require(
-        not adapted or processes.sharding == "ddp",
-        f"lora: adapters are not sharded; set processes.sharding to ddp instead of {processes.sharding}",
-    )
-
-
 @dataclass(frozen=True, config=STRICT)
 class DpoRunSettings:
     """`spin-repro dpo`: one DPO run on a file of pairs, outside any profile."""
@@ -315,8 +307,11 @@ class Profile:
             "sft_more: sft is null, so the further epochs need settings of their own; write sft_control, or set "
             "sft_more to 0",
         )
-        further = [part.training for part in (self.sft_control, self.dpo) if part]
-        _refuse_sharded_adapters(self.processes, self.sft, self.spin.training, *further)
+        trained = [self.sft, *(part.training for part in (self.spin, self.sft_control, self.dpo) if part)]
+        require(
+            self.processes.sharding == "ddp" or not any(each and each.lora for each in trained),
+            f"lora: adapters are not sharded; set processes.sharding to ddp instead of {self.processes.sharding}",
+        )
         for name in self.arms:
             ModelName.parse(f"spin-0-arm-{name}")  # it names folders
         for name, model in self.released.items():
