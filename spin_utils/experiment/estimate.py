@@ -1,12 +1,11 @@
 """What a run costs: memory and disk of its stages and hours of its steps, from the sizes of model, rows and machine.
 
 Memory counts everything that grows with the model, the micro-batch or the rows decoded together, for rows as long as
-the template allows; `MARGIN` and `LIBRARIES` allow for the rest. Tests compare it with the peaks of real runs on a CPU
-and, if there is one, on a GPU.
+the template allows; `MARGIN` and `LIBRARIES` allow for the rest. Tests compare it with the peaks of real runs.
 
-Hours count no padding, each prompt once per pair, the LM head on response tokens only, and the opponent's
-log-probabilities once per run. A multiply-add is two FLOPs. Downloads, preference pairs, held-out prompts, MT-Bench,
-loading, saving and the time between steps are not counted, so very small models take longer.
+Hours count no padding, each prompt once per pair, the LM head on response tokens only, and the opponent once per run.
+A multiply-add is two FLOPs. Downloads, preference pairs, held-out prompts, MT-Bench, loading, saving and the time
+between steps are not counted.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ from typing import Any, Literal
 from spin_utils.data.demonstrations import Demonstrations
 from spin_utils.data.rows import count_by_family
 from spin_utils.evaluation import judge, suites
+from spin_utils.experiment import clock
 from spin_utils.experiment.plan import Plan, Step, control_demonstrations, control_training, training_of, trainings
-from spin_utils.files import artifacts, paths, runtime
+from spin_utils.files import paths, runtime
 from spin_utils.model import attention, base, general, logprobs, lora, packing, sampling
 from spin_utils.paper import published
 from spin_utils.settings.inputs import ModelSettings, SettingsError
@@ -39,11 +39,9 @@ LIBRARIES = 600 * 2**20
 CHARACTERS = 4
 """Assumed characters per token."""
 BENCHMARK_TOKENS, BENCHMARK_ANSWER = 1400, 1024
-"""Assumed longest prompt of a generation task in the paper's suite (three worked examples of Big-Bench-Hard), and the
-longest answer that lm-eval allows there."""
+"""Assumed longest prompt of the paper's generation tasks (Big-Bench-Hard), and the longest answer lm-eval allows."""
 BENCHMARK_MEAN, CHOICES, CHOICE_TOKENS = 800, 4, 15
-"""Assumed mean prompt in the paper's suite, few-shot examples included, choices per item and tokens per choice; hours
-take every benchmark for a multiple-choice one, because most are."""
+"""Assumed mean prompt of the paper's suite, choices per item and tokens per choice; most tasks are multiple-choice."""
 MT_BENCH_TOKENS = 500
 """Longest pair of MT-Bench questions with the template's markers."""
 HUB_ROWS = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 62_000}
@@ -411,14 +409,11 @@ def training_memory(
 
 
 def sampling_memory(a: Architecture, rows: int, *, prompt: int, answer: int, width: int, gpu: bool) -> Need:
-    """Memory for decoding so many rows at once, on a CPU with a second copy of the weights.
-
-    Prompt and answer are the tokens of the longest ones.
-    """
+    """Memory for decoding so many rows at once; `prompt` and `answer` are the tokens of the longest ones."""
     logits = rows * a.vocabulary
     prefill = sampling.GPU_PREFILL_TOKENS if gpu else sampling.PREFILL_TOKENS
     own = {
-        "weights": width * (1 if gpu else 2) * a.parameters,
+        "weights": width * (1 if gpu else 2) * a.parameters,  # twice on a CPU: decoding has its own copy
         # Keys and values; one layer is held twice while it grows.
         "key-value cache": rows * (prompt + answer) * 2 * width * a.key_value * (a.layers + 1),
         "prompts": (rows * prompt if a.path != "fast" else prefill) * width * (2 * a.feed_forward + 8 * a.hidden),
@@ -428,12 +423,8 @@ def sampling_memory(a: Architecture, rows: int, *, prompt: int, answer: int, wid
 
 
 def _attention_per_token(a: Architecture, width: int, longest: int, gpu: bool) -> int:
-    """Bytes per token for attention weights, their gradient and one copy, and for the mask.
-
-    GPU kernels do not store the weights. There it is queries, keys, values, output and their gradients, twice, because
-    each response has its own copy of the prompt.
-    """
-    if gpu:
+    """Bytes per token for attention weights, their gradient and one copy, and for the mask."""
+    if gpu:  # weights are not stored: queries, keys, values, output, gradients; twice, for the prompt's copies
         keys = a.key_value if width == 2 else a.query
         return 2 * width * (4 * a.query + 4 * keys)
     return 3 * width * a.heads * min(2 * attention.BLOCK, longest) + (width + 2) * longest
@@ -442,7 +433,7 @@ def _attention_per_token(a: Architecture, width: int, longest: int, gpu: bool) -
 def disk(plan: Plan, architecture: Architecture) -> float:
     """Bytes on disk for one seed's unfinished artifacts, including the states that training saves for resuming."""
     profile, spin, checkpoints, states = plan.profile, plan.profile.spin, 0.0, 0
-    unfinished = [step for step in plan if not artifacts.is_complete(step.directory)]
+    unfinished = clock.missing([plan])
     for step in unfinished:
         if step.stage == "base":
             source = profile.released.get(step.name, profile.model).source
@@ -458,7 +449,7 @@ def disk(plan: Plan, architecture: Architecture) -> float:
 
 
 def checkpoint(architecture: Architecture) -> int:
-    """Bytes of a trained model's weights, in float32. The file's header adds a few kilobytes."""
+    """Bytes of a trained model's weights, in float32."""
     return 4 * architecture.parameters
 
 
@@ -473,12 +464,8 @@ def trainable(a: Architecture, settings: TrainingSettings) -> int:
 
 
 def hours(plan: Plan, run: Workload, architecture: Architecture, rows: Mapping[str, int]) -> dict[str, float]:
-    """Hours of each unfinished step, by name; on several devices the work is assumed to split evenly.
-
-    `rows` are those of `rows_of`.
-    """
-    unfinished = [step for step in plan if not artifacts.is_complete(step.directory)]
-    return {step.name: _step_hours(plan, step, run, architecture, rows) for step in unfinished}
+    """Hours of each unfinished step by name, for `rows` from `rows_of`; devices are assumed to share work evenly."""
+    return {step.name: _step_hours(plan, step, run, architecture, rows) for step in clock.missing([plan])}
 
 
 def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, rows: Mapping[str, int]) -> float:
@@ -509,8 +496,7 @@ def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, rows: Ma
 
 
 def _each(settings: TrainingSettings) -> int:
-    """Cost of one epoch in forward passes: a backward pass counts as two, or as one where the weights do not train, and
-    checkpointing adds one."""
+    """Cost of an epoch in forward passes: a backward pass is two, or one for adapters; checkpointing adds one."""
     return 1 + (2 if settings.lora is None else 1) + settings.gradient_checkpointing
 
 
@@ -550,12 +536,8 @@ def generation_hours(run: Workload, architecture: Architecture) -> float:
 
 
 def training_hours(run: Workload, architecture: Architecture, iteration: int) -> float:
-    """Hours to train one iteration: forward and backward in every epoch, and one forward pass by the opponent.
-
-    A backward pass costs two forward passes. Iterations after the first have twice the pairs, because the previous
-    iteration's are mixed in (sec. 6.1).
-    """
-    pairs = run.prompts * (2 if iteration else 1)
+    """Hours to train one iteration: forward and backward in every epoch, and one forward pass by the opponent."""
+    pairs = run.prompts * (2 if iteration else 1)  # with those of the previous iteration (sec. 6.1)
     pair = forward_flops(architecture, run.prompt_tokens, run.real_tokens, run.generated_tokens)
     return _computing(pairs * pair * (3 * run.epochs + 1), run)
 

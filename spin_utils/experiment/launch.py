@@ -1,9 +1,7 @@
 """Run one command of the kit in several processes on this machine, with their progress, shutdown and errors.
 
-The workers run the command line that you would give to `torchrun` or `accelerate launch`, so a stage started from a
-notebook runs the same code as one on a cluster. They are started with torchrun's own worker API. Unlike torchrun, this
-waits until the workers have saved when asked to stop, and opens no port: they find each other through a file and talk
-over the loopback interface.
+The workers run what `torchrun` would run on a cluster, and are started with its worker API. Unlike torchrun, this waits
+until they have saved when asked to stop, and opens no port: they meet through a file and talk over loopback.
 """
 
 from __future__ import annotations
@@ -47,10 +45,7 @@ def wanted(settings: ProcessSettings) -> bool:
 def check(settings: ProcessSettings) -> None:
     """Raise `KitError` if there are fewer GPUs than processes, or no DeepSpeed for zero3."""
     if settings.count != 1 and settings.sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
-        raise KitError(
-            "zero3 needs DeepSpeed, which is not installed: pip install -e '.[deepspeed]', or use fsdp2, which shards "
-            "the same"
-        )
+        raise KitError("zero3 needs DeepSpeed, which is not installed: pip install -e '.[deepspeed]', or use fsdp2")
     if not wanted(settings):
         return
     import torch
@@ -63,8 +58,8 @@ def check(settings: ProcessSettings) -> None:
 def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
     """Run a command of the kit in several processes and wait for it.
 
-    The output of the first one appears here. After Ctrl-C or SIGTERM the workers finish their step and save; they do
-    the same when this process is killed.
+    The output of the first one appears here. After Ctrl-C, SIGTERM or a kill of this process they finish their step
+    and save.
 
     Raises:
         KitError: the machine cannot run that many.

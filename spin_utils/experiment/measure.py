@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,15 @@ def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
     """Score a model on the profile's tasks, or for `transfer` on other tasks: evaluation.json."""
     from spin_utils.evaluation.harness import evaluate  # lm-eval takes seconds
 
-    profile, settings = plan.profile, plan.profile.evaluation
+    settings, transfer = plan.profile.evaluation, step.stage == "transfer"
     folder = plan.checkpoint(step.parameters["model"])
     model, tokenizer = base.load_for_inference(folder), base.load_tokenizer(folder)
-    split = "test"
-    if step.stage == "transfer":  # other tasks, graded in the same way
-        split, suite = "transfer", settings.suite
-        settings = replace(settings, suite="paper_others" if suite == "paper" else "local", tasks=())
     # Those that are a benchmark of Table 6 are measured with the other tasks.
-    chosen = {n: task for n, task in settings.big_bench.items() if bool(task.benchmark) == (step.stage == "transfer")}
+    chosen = {name: task for name, task in settings.big_bench.items() if bool(task.benchmark) == transfer}
     settings = replace(settings, big_bench=chosen)
-    local = settings.suite == "local"
+    if transfer:
+        settings = replace(settings, suite="paper_others" if settings.suite == "paper" else "local", tasks=())
+    local, split = settings.suite == "local", "transfer" if transfer else "test"
     rows = read_rows(artifacts.checked(plan.directory("data"), f"{split}.jsonl")) if local else []
     answers = count_by_family(rows, settings.limit) * (1 + settings.samples)
     with progress(answers, step.name, "answers") as bar:
@@ -52,7 +49,7 @@ def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
             tokenizer,
             rows or None,
             # The paper's harness gives its benchmarks as plain text, without a chat template.
-            template=profile.template if local else None,
+            template=plan.profile.template if local else None,
             settings=settings,
             work=artifacts.scratch(work),
             progress=bar.advance,
@@ -65,16 +62,17 @@ def make_heldout(plan: Plan, step: Step, work: Path) -> None:
     profile, model = plan.profile, step.parameters["model"]
     opponent, policy = (plan.directory(name) for name in step.inputs[:2])
     rows = read_rows(plan.directory("data") / "validation.jsonl")
-    seed = stream(plan.seed, ModelName.parse(model).iteration or 0)
-    independent = plan.directory("base") if "base" in step.inputs else None
-    drifts = partial(
-        heldout.drifts,
-        template=profile.template,
-        generation=profile.generation,
-        independent=independent,
-        seed=seed,
-    )
-    items = drifts(opponent, policy, rows) if rows else []
+    items: list[dict[str, Any]] = []
+    if rows:
+        items = heldout.drifts(
+            opponent,
+            policy,
+            rows,
+            template=profile.template,
+            generation=profile.generation,
+            independent=plan.directory("base") if "base" in step.inputs else None,
+            seed=stream(plan.seed, ModelName.parse(model).iteration or 0),
+        )
     artifacts.write_json(work / "heldout.json", {"beta": training_of(profile, model).beta, "items": items})
 
 
@@ -99,8 +97,7 @@ def demonstration_examples(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> lis
 
 
 def pair_examples(plan: Plan, model: str) -> list[Example]:
-    """The first pair of each family whose two responses differ, among a model's training pairs; if none differ, the
-    first pair."""
+    """The first of a model's training pairs in each family whose responses differ; if none differ, the first pair."""
     found: dict[str, Example] = {}
     trained_on = play.training_pairs(plan, model)
     families = {row["id"]: row.get("family", "") for row in run.rows(plan, "spin")}

@@ -19,16 +19,12 @@ from spin_utils.settings.names import label
 
 log = logging.getLogger(__name__)
 
-Document = tuple[str, str, dict[str, Any]]
-"""Kind of the results file (its folder), name of the model, and the file's content."""
-
 
 def publish(plans: list[Plan]) -> list[Path]:
     """Write the results of every finished step to files, which are returned, and remove those of other runs.
 
-    Tables are drawn from everything under results/PROFILE, so the results of two runs must not mix. Removed results,
-    also committed ones, are restored when their seeds are run again, as long as their artifacts exist. Until this run
-    has an evaluation there is nothing to draw, and the other run's results stay.
+    Tables are drawn from everything under results/PROFILE, so two runs must not mix. Running the other seeds again
+    restores their results, as long as the artifacts exist. Before this run's first evaluation nothing is removed.
 
     Raises:
         ArtifactError: a finished step's output is damaged.
@@ -53,8 +49,8 @@ def publish(plans: list[Plan]) -> list[Path]:
     return written
 
 
-def _documents(plan: Plan, step: Step) -> Iterator[Document]:
-    """The results files of a finished step."""
+def _documents(plan: Plan, step: Step) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The results files of a finished step: kind (the folder), model and content."""
     files, read = artifacts.read_manifest(step.directory)["files"], partial(artifacts.read_json, step.directory)
     if step.stage in ("evaluation", "transfer", "instructions"):
         kind = "evaluations" if step.stage == "evaluation" else step.stage
@@ -125,9 +121,8 @@ def provenance(profile: str, seed: int, model: str, kind: str = "evaluations") -
     """The chain behind a results file, whose kind is its folder, as data.
 
     Returns:
-        `label`, the model's row in the tables; `seed`; `seeds`, all those averaged in that row; `points`, the file's
-        numbers by task, if it has any; `file` and its `sha256`; and `chain`, every artifact behind it by step, in the
-        order they were made.
+        `label`, the model's row in the tables; `seed`; `seeds`, all those averaged in that row; `points` by task, if
+        the file has any; `file` and its `sha256`; `chain`, every artifact behind it by step, oldest first.
 
     Raises:
         ResultsError: the results file is missing or invalid.
