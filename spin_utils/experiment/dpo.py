@@ -29,7 +29,7 @@ def read_settings(changes: Mapping[str, Any]) -> DpoRunSettings:
     >>> read_settings({"training.beta": 0.5, "template.kind": "text"}).training.beta
     0.5
     """
-    return profiles.build(DpoRunSettings, profiles.nested(_DEFAULTS | dict(changes)))
+    return profiles.build(DpoRunSettings, profiles.assign({}, _DEFAULTS | dict(changes)))
 
 
 def dpo(model: Path, pairs: Path, out: Path, settings: DpoRunSettings) -> Path:

@@ -47,10 +47,10 @@ def load(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Profi
     path = _find(name_or_path)
     data = _read(path)
     with _named(path.name):
-        _set(data, overrides or {})
+        assign(data, overrides or {})
         _anchor(data, Path.cwd())
         profile = build(Profile, data)
-        _refuse_hidden(nested(overrides or {}), data)
+        _refuse_hidden(assign({}, overrides or {}), data)
         for arm in profile.arms:
             of_arm(profile, arm)
     return profile
@@ -72,8 +72,7 @@ def of_arm(profile: Profile, arm: str) -> Profile:
                 dotted.startswith(("spin.", "generation.")) and dotted not in ("spin.epochs_shown", "spin.subsets"),
                 f"{dotted}: not a setting of an arm, which changes those of spin and generation",
             )
-        _set(data, change)
-        _refuse_hidden(nested(change), data)
+        _refuse_hidden(assign({}, change), assign(data, change))
         return build(Profile, data)
 
 
@@ -114,14 +113,19 @@ def build(cls: type[Settings], data: Any) -> Settings:
         raise SettingsError("\n".join(_fault(cls, fault) for fault in error.errors())) from None
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted name as sections.
+def assign(data: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Set values by dotted name in nested data, which is returned.
 
-    >>> nested({"training.beta": 1.0, "seed": 4})
-    {'training': {'beta': 1.0}, 'seed': 4}
+    >>> assign({"seed": 3}, {"training.beta": 1.0, "seed": 4})
+    {'seed': 4, 'training': {'beta': 1.0}}
     """
-    data: dict[str, Any] = {}
-    _set(data, values)
+    for dotted, value in values.items():
+        *sections, name = dotted.split(".")
+        place = data
+        for section in sections:
+            place = place.setdefault(section, {})
+            require(isinstance(place, dict), f"{dotted}: {section} is a value, not a section")
+        place[name] = value
     return data
 
 
@@ -296,14 +300,3 @@ def _merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[name] = value
     return merged
-
-
-def _set(data: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Set values by dotted name in nested data."""
-    for dotted, value in values.items():
-        *sections, name = dotted.split(".")
-        place = data
-        for section in sections:
-            place = place.setdefault(section, {})
-            require(isinstance(place, dict), f"{dotted}: {section} is a value, not a section")
-        place[name] = value
