@@ -1,6 +1,6 @@
-"""The two steps of MT-Bench for one model: its answers, then a judge's grades; or one step of verifiable instructions.
+"""The two steps of MT-Bench for one model, its answers and a judge's grades; or one step of verifiable instructions.
 
-The two are separate because answers need no network, grades need no accelerator, and a new judge needs no new answers.
+Answers need no network, grades no accelerator, and a new judge no new answers.
 """
 
 from __future__ import annotations

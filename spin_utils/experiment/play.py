@@ -1,8 +1,6 @@
-"""The two steps of Algorithm 1: the opponent generates responses, and the main player trains against it.
+"""The two steps of Algorithm 1, whose loop is `plan.algorithm_1`: `make_pairs` (line 3) and `make_model` (line 5).
 
-`plan.algorithm_1` has the loop. In `make_pairs` the opponent answers every prompt (line 3), and `make_model` trains
-against it (line 5). SFT and DPO are trained here too, with the same trainer: SFT on demonstrations alone, DPO on
-preference pairs instead of SPIN's (sec. 4.2).
+SFT and DPO use the same trainer: SFT on demonstrations alone, DPO on preference pairs instead of SPIN's (sec. 4.2).
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ from spin_utils.model.sampling import sample
 from spin_utils.model.vllm import Answer
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.names import ModelName, label
-from spin_utils.settings.run import Precision, Profile, TrainingSettings
+from spin_utils.settings.run import DpoSettings, Precision, Profile, TrainingSettings
 from spin_utils.training.loop import WORTH_MEASURING, train
 from spin_utils.training.step import matrix_weights
 from spin_utils.training.trackers import TENSORBOARD
@@ -92,11 +90,8 @@ def _as_text(tokenizer: Any, template: TemplateSettings, answer: Answer) -> Answ
 
 
 def make_model(plan: Plan, step: Step, work: Path) -> None:
-    """Train on pairs: an iteration of SPIN (Algorithm 1, line 5) or an arm, its further epochs, a subset, or DPO.
-
-    Figure 4 shows every epoch of iteration 0; the further ones continue from the saved state. Figure 5 trains on
-    subsets, and Table 3 has DPO.
-    """
+    """Train on pairs: an iteration of SPIN (Algorithm 1, line 5) or of an arm, iteration 0's further epochs, which
+    continue from its saved state (Figure 4), a subset (Figure 5), or DPO (Table 3)."""
     name, settings = ModelName.parse(step.name), training_of(plan.profile, step.name)
     ordered_as_spin = name.is_iterate or name.arm
     pairs = training_pairs(plan, step.name)
@@ -141,13 +136,13 @@ def make_sft(plan: Plan, step: Step, work: Path) -> None:
 
 def make_preferences(plan: Plan, step: Step, work: Path) -> None:
     """Make the preference pairs for DPO, from the source in the profile: pairs.arrow."""
-    assert plan.profile.dpo is not None
-    folder, settings = plan.directory(step.inputs[0]), plan.profile.dpo.preferences
+    folder, dpo = plan.directory(step.inputs[0]), plan.profile.dpo
+    assert dpo is not None
     tokenizer = base.load_tokenizer(folder)
-    if settings.source == "samples":
-        rows = _graded_samples(plan, folder, tokenizer, work)
+    if dpo.preferences.source == "samples":
+        rows = _graded_samples(plan, dpo, folder, tokenizer, work)
     else:
-        rows = preferences.encode_preferences(tokenizer, plan.profile.template, preferences.load(settings))
+        rows = preferences.encode_preferences(tokenizer, plan.profile.template, preferences.load(dpo.preferences))
     write_pairs(work / "pairs.arrow", rows)
 
 
@@ -164,8 +159,7 @@ def generate(
 ) -> list[Answer]:
     """Sample a model's responses to every prompt: y' ~ p_theta_t(.|x), Algorithm 1, line 3.
 
-    Several processes take turns at shards, each decoded by one of them with the same neighbours as in a single-process
-    run, so the responses are the same.
+    Several processes take turns at shards, and the responses are those of a single one.
 
     Args:
         seed: of the responses, each of which has its own random stream.
@@ -236,9 +230,8 @@ def _vllm_answers(
 def training_pairs(plan: Plan, name: str) -> Pairs:
     """The pairs that a model is trained on.
 
-    Iteration t of SPIN uses those of t and, if the profile mixes them in, of t-1 (sec. 6.1); with T-SPIN's historical
-    advantage they are triplets, with an answer of the SFT model. A subset of Figure 5 uses the first n fiftieths of
-    iteration 0, and DPO the preference pairs.
+    With T-SPIN's historical advantage they are triplets, with an answer of the SFT model. A subset of Figure 5 uses the
+    first n fiftieths of iteration 0.
     """
     step, settings = plan.steps[name], training_of(plan.profile, name)
     files = [plan.directory(i) / "pairs.arrow" for i in step.inputs if plan.steps[i].stage in ("pairs", "preferences")]
@@ -249,10 +242,10 @@ def training_pairs(plan: Plan, name: str) -> Pairs:
     answers = 1 if step.stage == "dpo" else plan.variant(step).spin.answers_per_prompt
     first = files.pop() if settings.historical else None
     pairs = Pairs(files, end_truncated=end, answers=answers, first=first)
-    if step.stage != "subset":
-        return pairs
-    count = len(pairs) * step.settings["fiftieths"] // 50
-    return Pairs(files, end_truncated=end, answers=answers, rows=count * answers)
+    if step.stage == "subset":
+        count = len(pairs) * step.settings["fiftieths"] // 50
+        pairs = Pairs(files, end_truncated=end, answers=answers, rows=count * answers)
+    return pairs
 
 
 def _accepted(plan: Plan, pairs: Pairs) -> list[Group]:
@@ -348,19 +341,15 @@ def _keep_checkpoint(model: Any, start: Path, folder: Path, adapted: Any) -> Non
     base.copy_tokenizer(base.resolve(start), folder)
 
 
-def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> list[dict[str, Any]]:
-    """The start model's best and worst response to each prompt whose responses are not equally right.
+def _graded_samples(plan: Plan, dpo: DpoSettings, folder: Path, tokenizer: Any, work: Path) -> list[dict[str, Any]]:
+    """The start model's best and worst response to each prompt whose responses the grader does not find equally right.
 
-    The demonstration's grader says which is which. That is more supervision than SPIN gets, as for DPO in the paper.
-    The prompts are those that SPIN does not use, if there are any.
+    That is more supervision than SPIN gets, as for DPO in the paper. The prompts are those SPIN does not use, if any.
     """
-    assert plan.profile.dpo is not None
-    dpo = plan.profile.dpo
     data = plan.directory("data")
     used, rows = ({row["id"]: row for row in read_rows(data / f"{split}.jsonl")} for split in ("spin", "sft"))
     unused = [row for name, row in rows.items() if name not in used] or list(rows.values())
-    encoded = encode_rows(tokenizer, plan.profile.template, unused)
-    encoded = encoded[: dpo.preferences.rows or None]
+    encoded = encode_rows(tokenizer, plan.profile.template, unused)[: dpo.preferences.rows or None]
     tries = dpo.answers_per_prompt
     seed, what = stream(plan.seed, PREFERENCES), "answers for preferences"
     answers = generate(folder, tokenizer, encoded, plan.profile, seed=seed, work=work, what=what, tries=tries)
@@ -384,8 +373,7 @@ def _graded_samples(plan: Plan, folder: Path, tokenizer: Any, work: Path) -> lis
 def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSettings, work: Path) -> list[list[float]]:
     """Both log-probabilities of every pair under the opponent, computed once and kept with the artifact.
 
-    theta_t also scores the pairs of t-1: an iteration has one opponent, whichever model generated the pairs. It uses
-    the policy's precision, so that the two start equal.
+    theta_t also scores the pairs of t-1, which another model generated, in the policy's precision: the two start equal.
     """
     path = work / LOGPS
     if processes.from_first(lambda: artifacts.is_kept(work, path)):
@@ -434,7 +422,7 @@ def _go_on_from(earlier: Path, work: Path) -> None:
 
 
 def _link_state(source: Path, target: Path) -> None:
-    """Link a run's state to another place. Its files are as large as two models, and are replaced but never changed."""
+    """Link a run's state to another place: its files are as large as two models, and are replaced but never changed."""
     for path in (p for pattern in _STATE_FILES for p in source.glob(pattern)):
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -94,8 +94,8 @@ def open_run(profile: str = "cpu", seed: int = 0, changes: Mapping[str, Any] | N
 
     Args:
         profile: name of a profile in `profiles/`, or a YAML file.
-        changes: settings that differ from the profile's, for example {"generation.temperature": 0.0}. Steps that do not
-            depend on them are shared with the unchanged run.
+        changes: settings that differ, for example {"generation.temperature": 0.0}; steps that do not depend on them are
+            shared with the unchanged run.
 
     Raises:
         SettingsError: no such profile, or it is invalid.
