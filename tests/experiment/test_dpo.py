@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from spin_utils.cli import main as cli
+from spin_utils.data.rows import write_rows
 from spin_utils.experiment import play
 from spin_utils.experiment.dpo import dpo, read_settings
 from spin_utils.files import artifacts, runtime
@@ -42,9 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    return path
+    return write_rows(tmp_path / "pairs.jsonl", rows())
 
 
 def arguments(model: Path, pairs: Path, out: Path, *changes: str) -> list[str]:

@@ -20,20 +20,18 @@ from spin_utils.settings.inputs import ModelSettings
 GOOD = {"prompt": "who sat?", "chosen": "the cat", "rejected": "the dog"}
 
 
-def file_of(tmp_path: Path, *records: Any) -> str:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return str(path)
+def pairs(tmp_path: Path, *records: Any) -> dict[str, str]:
+    return {"source": "file", "train": str(write_rows(tmp_path / "pairs.jsonl", records))}
 
 
 def test_pairs_with_a_held_out_prompt_are_refused_before_any_work(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", [{"prompt": f"Say {i}", "response": f"{i}"} for i in range(20)])
     write_rows(tmp_path / "test.jsonl", [{"id": "t", "prompt": "Say it", "response": "it"}])
     files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
-    pairs = {"source": "file", "train": file_of(tmp_path, GOOD)}
-    profile = profiles.load("smoke", {"demonstrations": {"source": "file", **files}, "dpo.preferences": pairs})
+    changes = {"demonstrations": {"source": "file", **files}, "dpo.preferences": pairs(tmp_path, GOOD)}
+    profile = profiles.load("smoke", changes)
     preflight.check_inputs(profile)
-    file_of(tmp_path, GOOD, GOOD | {"prompt": "Say it"})
+    pairs(tmp_path, GOOD, GOOD | {"prompt": "Say it"})
     with pytest.raises(RowError, match=r"dpo\.preferences, row pairs-2: .* is held out for evaluation \(row t\)"):
         preflight.check_inputs(profile)
 
@@ -80,7 +78,6 @@ def test_rows_and_pairs_longer_than_the_model_are_refused_before_training(tmp_pa
     for split in ("sft", "spin"):
         with pytest.raises(base.ModelError, match=f"has 96 positions, and the longest {split} row needs"):
             preflight.check_fit(tmp_path, profiles.load("smoke", few), {split: rows})
-    file = file_of(tmp_path, GOOD | {"rejected": "cat " * 100})
-    profile = profiles.load("smoke", {"dpo.preferences": {"source": "file", "train": file}})
+    profile = profiles.load("smoke", {"dpo.preferences": pairs(tmp_path, GOOD | {"rejected": "cat " * 100})})
     with pytest.raises(base.ModelError, match=r"the longest row of dpo\.preferences needs"):
         preflight.check_pair_lengths(tmp_path, profile)
