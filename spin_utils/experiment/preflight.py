@@ -383,10 +383,8 @@ def _hours(made: Plan, hours: Mapping[str, float], machine: Machine) -> str:
 
 def _versions() -> Finding:
     """Installed versions compared with the lock; builds like 2.13.0+cpu count as 2.13.0."""
-    lock = paths.REPOSITORY / "requirements.lock"
-    if not lock.is_file():
-        return Finding("versions", "unknown", "no requirements.lock next to the package; run from a checkout")
-    pinned = [line.split("==") for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line]
+    lock = (paths.REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
+    pinned = [line.split("==") for line in lock.splitlines() if "==" in line]
     found = {name: _installed(name) for name, _ in pinned}
     other = [f"{name} {found[name]} instead of {version}" for name, version in pinned if found[name] != version]
     if not other:
