@@ -10,7 +10,7 @@ import hypothesis
 import loopback_judge
 import pandas as pd
 import pytest
-import smoke_home
+import smoke_chain
 import synthetic_results as synthetic
 from filelock import FileLock
 from loopback_hub import LoopbackHub, serve
@@ -98,7 +98,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
     with FileLock(home.with_suffix(".lock")):
         if not (home / "output.log").is_file():
-            result = smoke_home.reproduce(home, "--profile", "smoke", "--jobs", "2")
+            result = smoke_chain.reproduce(home, "--profile", "smoke", "--jobs", "2")
             assert result.returncode == 0, result.stdout
             (home / "output.log").write_text(result.stdout)
     return home

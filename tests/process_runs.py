@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from smoke_chain import TIMES
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 from transformers import PreTrainedModel
@@ -32,7 +33,6 @@ from spin_utils.training.step import StepRunner
 
 KINDS = ("ddp", "fsdp2")
 """Ways of sharing that are always there; `test_zero3.py` has the other."""
-TIMES = {"seconds", "tokens_per_second", "groups_per_second"}
 SPIN = {"learning_rate": 1e-4, "micro_batch_tokens": 30}
 ROUNDED = {"precision": "bfloat16", "learning_rate": 1e-6, "epochs": 1}
 """Steps that are lost in weights of bfloat16."""

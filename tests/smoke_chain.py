@@ -1,4 +1,4 @@
-"""The smoke chain in child processes that can be killed, and what must be the same however often they were."""
+"""The smoke chain, by the command line or in child processes that can be killed, and what must be the same after it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,7 +21,22 @@ from spin_utils.files import artifacts
 CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(["spin_utils.experiment.run", "spin_utils.experiment.play", "lm_eval.tasks"])
 
+SECRETS = {name: f"marker-of-{name.lower()}" for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")}
+"""In the environment of every run of the command line, so that a test can look for them in what it left."""
 TIMES = {"seconds", "tokens_per_second", "groups_per_second"}
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line with this Python."""
+    return [sys.executable, "-m", "spin_utils", *arguments]
+
+
+def reproduce(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`spin-repro reproduce` with its products below `home`; output and errors in one text."""
+    environment = {**os.environ, "SPIN_HOME": str(home), **SECRETS}
+    return subprocess.run(
+        command("reproduce", *arguments), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def make(home: Path, *names: str) -> None:

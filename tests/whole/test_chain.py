@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import smoke_chain
 from filelock import FileLock
-from smoke_home import SECRETS, command, reproduce
+from smoke_chain import SECRETS, command, reproduce
 
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.paper import results

@@ -20,7 +20,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from oracle import gradients, obvious_logps
-from smoke_home import reproduce
+from smoke_chain import reproduce
 from tiny_models import FAMILIES, tiny_model
 from tiny_tokenizer import byte_tokenizer
 from transformers import PreTrainedModel
