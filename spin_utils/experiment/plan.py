@@ -195,14 +195,14 @@ def make(profile: Profile, seed: int) -> Plan:
     task_files = _task_identity(profile.evaluation)
     spin, template = profile.spin, identity(profile.template)
     chain = main_chain(spin.iterations)  # what the notebooks tell; the other steps are made without them
-    answered = _answering(profile)
+    answered = {"generation": identity(profile.generation), "template": template}
     evaluation = {"evaluation": identity(profile.evaluation), "template": template}
     if needs_data(profile):
         add("data", "data", (), _rows_identity(profile.demonstrations))
     texts = ("data",) if profile.model.source == "tiny" else ()
-    start = first = add("base", "base", texts, base.identity(profile.model))
+    start = add("base", "base", texts, base.identity(profile.model))
     if profile.sft is not None:
-        start = add("sft", "sft", (first, "data"), trained(profile.sft), notebook="01_sft_baseline", more=0)
+        start = add("sft", "sft", (start, "data"), trained(profile.sft), notebook="01_sft_baseline", more=0)
     evaluate("sft", start)
     for model, source in profile.released.items():
         add(model, "base", (), base.identity(source))
@@ -216,30 +216,33 @@ def make(profile: Profile, seed: int) -> Plan:
     def play(arm: str = "") -> None:
         """Algorithm 1, in an arm with its settings; steps that it shares with SPIN are not made again."""
         variant, first = of_arm(profile, arm) if arm else profile, ""
-        ending, own = (f"-arm-{arm}", {"arm": arm}) if arm else ("", {})
-        answering = _answering(variant)
+        answering = {**answered, "generation": identity(variant.generation)}
         if variant.spin.answers_per_prompt > 1:
             answering["answers_per_prompt"] = variant.spin.answers_per_prompt
 
+        def share(stage: str, t: int, notebook: str, inputs: tuple[str, ...], settings: dict[str, Any]) -> str:
+            name, shown = f"{stage}-{t}", {"epochs_shown": 0}  # which only add checkpoints
+            made = steps.get(name)
+            if made and made.inputs == inputs and made.settings | shown == settings | shown:
+                return name
+            parameters: dict[str, Any] = {}
+            if arm:
+                name, notebook, parameters = f"{name}-arm-{arm}", "", {"arm": arm}
+            parameters |= {"iteration": t} if stage == "pairs" else {"model": name}
+            return add(name, stage, inputs, settings, notebook=notebook, **parameters)
+
         def generate(t: int, opponent: str) -> str:
             nonlocal first
-            name, inputs = f"pairs-{t}", (opponent, "data")
-            if not _is_same(steps.get(name), inputs, answering):
-                notebook = "" if arm else "02_synthetic_generation"
-                name = add(name + ending, "pairs", inputs, answering, notebook=notebook, iteration=t, **own)
+            name = share("pairs", t, "02_synthetic_generation", (opponent, "data"), answering)
             first = first or name
             return name
 
         def update(t: int, opponent: str, pairs: list[str]) -> str:
-            name = f"spin-{t}"
-            inputs = (opponent, *pairs, *([first] if t and variant.spin.training.historical else []))
-            settings = trained(training_of(variant, name))
+            settings = trained(training_of(variant, f"spin-{t}"))
             if not t and not arm:
                 settings["epochs_shown"] = spin.epochs_shown
-            if not _is_same(steps.get(name), inputs, settings):
-                notebook, name = "" if arm else "03_spin_training", name + ending
-                add(name, "spin", inputs, settings, notebook=notebook, model=name, **own)
-            return name
+            opening = [first] if t and variant.spin.training.historical else []
+            return share("spin", t, "03_spin_training", (opponent, *pairs, *opening), settings)
 
         spins = variant.spin
         for iterate in algorithm_1(start, spins.iterations, generate, update, mix_previous=spins.mix_previous):
@@ -279,19 +282,6 @@ def make(profile: Profile, seed: int) -> Plan:
     for model in chain:
         grade(model)
     return Plan(profile, seed, steps)
-
-
-def _answering(profile: Profile) -> dict[str, Any]:
-    return {"generation": identity(profile.generation), "template": identity(profile.template)}
-
-
-def _is_same(step: Step | None, inputs: tuple[str, ...], settings: dict[str, Any]) -> bool:
-    """Whether a step gives the same result from these inputs and settings; the epochs shown only add checkpoints."""
-    return (
-        step is not None
-        and step.inputs == inputs
-        and {**step.settings, "epochs_shown": 0} == {**settings, "epochs_shown": 0}
-    )
 
 
 def make_all(profile: Profile, seeds: Iterable[int]) -> list[Plan]:
