@@ -1,4 +1,4 @@
-"""What `spin-repro check` says before a run: fits, does not fit or unknown, and which settings need less."""
+"""What `spin-repro check` says before a run, and what is refused then because it would end a run after hours."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from huggingface_hub import constants
 from loopback_hub import LoopbackHub, serve
 
 from spin_utils.cli import main as cli
-from spin_utils.data.rows import write_rows
+from spin_utils.data.rows import RowError, write_rows
+from spin_utils.data.templates import encode_prompt
 from spin_utils.evaluation import suites
-from spin_utils.experiment import estimate, plan, preflight
+from spin_utils.evaluation.answers import EvaluationError
+from spin_utils.experiment import estimate, plan, preflight, run
 from spin_utils.experiment.estimate import Architecture, Machine
 from spin_utils.files import artifacts, paths
 from spin_utils.model import base
@@ -27,13 +29,21 @@ REVISION = {"demonstrations.revision": "0" * 40}
 EIGHT = estimate.machine(8, 80)
 SEVEN = Architecture()
 LAPTOP = Machine("cpu", "a laptop", 1, 10e9, 50e9, 600e9, 20e9, 2)
+GOOD = {"prompt": "who sat?", "chosen": "the cat", "rejected": "the dog"}
 
 
 @pytest.fixture(autouse=True)
 def _quick(home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Versions of 200 packages take a second; the test of them is the last one."""
+    """Versions of 200 packages take a second; one test is of them."""
     if "versions" not in request.node.name:
         monkeypatch.setattr(preflight, "_versions", lambda: preflight.Finding("versions", "ok", ""))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """The folder of a tiny model."""
+    settings = ModelSettings("tiny", name="llama", hidden_size=16, layers=1)
+    return base.materialise(settings, tmp_path, ["some words"], seed=0)
 
 
 def states(report: preflight.Report, what: str) -> list[str]:
@@ -157,12 +167,11 @@ def test_a_file_that_cannot_be_used_is_one_finding_among_the_others(
     assert not report.ready()
 
 
-def test_a_template_or_a_row_that_a_run_would_refuse_is_refused_by_the_check(tmp_path: Path) -> None:
-    base.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), tmp_path, ["some words"], seed=0)
+def test_a_template_or_a_row_that_a_run_would_refuse_is_refused_by_the_check(tiny: Path) -> None:
     rows = [{"prompt": f"Say {i}", "response": "word " * (1000 if i == 7 else 1)} for i in range(30)]
     changes = {
-        "model": {"source": "directory", "path": str(tmp_path)},
-        "demonstrations": {"source": "file", "train": str(write_rows(tmp_path / "rows.jsonl", rows))},
+        "model": {"source": "directory", "path": str(tiny)},
+        "demonstrations": {"source": "file", "train": str(write_rows(tiny / "rows.jsonl", rows))},
         "template": {"kind": "chat"},
         "dpo": None,
     }
@@ -170,7 +179,7 @@ def test_a_template_or_a_row_that_a_run_would_refuse_is_refused_by_the_check(tmp
     assert states(report, "demonstrations") == ["ok", "refused"]
     assert "(rows-8): response of" in text(report)
     assert states(report, "model") == ["ok"]
-    (tmp_path / "chat_template.jinja").write_text("hello")
+    (tiny / "chat_template.jinja").write_text("hello")
     report = preflight.check(profiles.load("smoke", changes), LAPTOP)
     assert states(report, "model") == ["refused"]
     assert "the chat template writes the user's message 0 times" in text(report)
@@ -253,3 +262,64 @@ def test_versions_are_held_to_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path
     installed = version("typing_extensions")
     (tmp_path / "requirements.lock").write_text(f"Typing.Extensions=={installed}\n")
     assert preflight._versions().state == "ok", "names are compared as pip compares them"
+
+
+def pairs(tmp_path: Path, *records: Any) -> dict[str, str]:
+    return {"source": "file", "train": str(write_rows(tmp_path / "pairs.jsonl", records))}
+
+
+def test_pairs_with_a_held_out_prompt_are_refused_before_any_work(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", [{"prompt": f"Say {i}", "response": f"{i}"} for i in range(20)])
+    write_rows(tmp_path / "test.jsonl", [{"id": "t", "prompt": "Say it", "response": "it"}])
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    changes = {"demonstrations": {"source": "file", **files}, "dpo.preferences": pairs(tmp_path, GOOD)}
+    profile = profiles.load("smoke", changes)
+    preflight.check_inputs(profile)
+    pairs(tmp_path, GOOD, GOOD | {"prompt": "Say it"})
+    with pytest.raises(RowError, match=r"dpo\.preferences, row pairs-2: .* is held out for evaluation \(row t\)"):
+        preflight.check_inputs(profile)
+
+
+def test_what_would_end_a_run_after_its_main_chain_is_refused_before_any_work(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": f"Say {i}", "response": f"{i}"} for i in range(30)])
+    data = {"source": "file", "train": str(tmp_path / "rows.jsonl"), "spin_rows": 20}
+    with pytest.raises(RowError, match=r"spin\.subsets: 1 fiftieths of 20 prompts is less than one; raise"):
+        preflight.check_inputs(profiles.load("smoke", {"demonstrations": data, "spin.subsets": [1]}))
+
+
+def test_a_notebook_on_its_own_refuses_a_task_before_training(home: Path) -> None:
+    (home / "mine.yaml").write_text("task: mine")
+    made = plan.make(profiles.load("smoke", {"evaluation.tasks": [str(home / "mine.yaml")]}), 0)
+    with pytest.raises(EvaluationError, match=r"mine\.yaml cannot be loaded"):
+        run.make(made, "eval-sft")
+    assert artifacts.is_complete(made.directory("base"))
+    assert not artifacts.is_complete(made.directory("sft"))
+
+
+def test_prompts_and_answers_that_need_more_positions_than_the_model_has_are_refused(tiny: Path) -> None:
+    rows = {"spin": [{"id": "1", "prompt": "some words", "response": "yes"}]}
+    profile = profiles.load("smoke")
+    preflight.check_fit(tiny, profile, rows)
+    with pytest.raises(base.ModelError, match=r"has 2048 positions, .* needs .* lower .* generation\.max_new_tokens"):
+        preflight.check_fit(tiny, profiles.load("smoke", {"generation.max_new_tokens": 2048}), rows)
+    prompt = len(encode_prompt(base.load_tokenizer(tiny), profile.template, "some words"))
+    full = {"generation.max_new_tokens": 2048 - prompt, "evaluation.max_new_tokens": 2048 - prompt}
+    preflight.check_fit(tiny, profiles.load("smoke", {**full, "spin.training.end_truncated": False}), rows)
+    with pytest.raises(base.ModelError, match="needs 2049; shorten it"):
+        preflight.check_fit(tiny, profiles.load("smoke", full), rows)
+    rows = {"transfer": [{"id": "1", "prompt": "some more words", "response": "yes"}]}
+    with pytest.raises(base.ModelError, match=r"the longest transfer prompt .* evaluation\.max_new_tokens"):
+        preflight.check_fit(tiny, profiles.load("smoke", full), rows)
+
+
+def test_rows_and_pairs_longer_than_the_model_are_refused_before_training(tiny: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 96}))
+    rows = [{"id": "1", "prompt": "some words", "response": "cat " * 100}]
+    few = {"generation.max_new_tokens": 8, "evaluation.max_new_tokens": 8}
+    for split in ("sft", "spin"):
+        with pytest.raises(base.ModelError, match=f"has 96 positions, and the longest {split} row needs"):
+            preflight.check_fit(tiny, profiles.load("smoke", few), {split: rows})
+    profile = profiles.load("smoke", {"dpo.preferences": pairs(tiny, GOOD | {"rejected": "cat " * 100})})
+    with pytest.raises(base.ModelError, match=r"the longest row of dpo\.preferences needs"):
+        preflight.check_pair_lengths(tiny, profile)
