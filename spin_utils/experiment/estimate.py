@@ -320,12 +320,11 @@ def memory(profile: Profile, architecture: Architecture, machine: Machine) -> It
     """Peak memory of each kind of stage: its name, what it needs, and the settings that would lower it."""
     gpu, template, answer = machine.kind == "cuda", profile.template, profile.generation.max_new_tokens
     prompt, response = template.max_prompt_tokens, template.max_response_tokens
+    played = [made.spin for made in (profile, *(of_arm(profile, arm) for arm in profile.arms))]
+    several = max(spin.answers_per_prompt + bool(spin.training.historical) for spin in played)
     for section, settings in trainings(profile).items():
-        longest = prompt + response
-        if not section.startswith("sft"):
-            played = [profile, *(of_arm(profile, arm) for arm in profile.arms)] if section.startswith("spin") else []
-            several = [made.spin.answers_per_prompt + bool(made.spin.training.historical) for made in played]
-            longest += max(several, default=1) * max(answer, response)
+        against = {"spin.training": several, "dpo.training": 1}.get(section, 0)  # responses besides the real one
+        longest = prompt + response + against * max(answer, response)
         need = training_memory(
             architecture,
             settings,

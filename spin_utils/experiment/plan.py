@@ -383,10 +383,9 @@ def training_of(profile: Profile, model: str) -> TrainingSettings:
     change: dict[str, Any] = {}
     if not name.iteration and spin.training.historical:
         change["historical"] = 0.0  # T-SPIN's iteration 0 has one opponent, the SFT model (arXiv 2601.08198, sec. 4.3)
-    if spin.learning_rates:
-        change["learning_rate"] = spin.learning_rates[min(name.iteration, len(spin.learning_rates) - 1)]
-    if spin.betas:
-        change["beta"] = spin.betas[min(name.iteration, len(spin.betas) - 1)]
+    for setting, values in {"learning_rate": spin.learning_rates, "beta": spin.betas}.items():
+        if values:
+            change[setting] = values[min(name.iteration, len(values) - 1)]
     if name.further or name.fiftieths:
         epochs = spin.epochs_shown if name.further else 1
         change |= {"epochs": epochs, "schedule_epochs": spin.training.schedule_epochs or spin.training.epochs}

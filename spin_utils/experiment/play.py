@@ -93,7 +93,6 @@ def make_model(plan: Plan, step: Step, work: Path) -> None:
     """Train on pairs: an iteration of SPIN (Algorithm 1, line 5) or of an arm, iteration 0's further epochs, which
     continue from its saved state (Figure 4), a subset (Figure 5), or DPO (Table 3)."""
     name, settings = ModelName.parse(step.name), training_of(plan.profile, step.name)
-    ordered_as_spin = name.is_iterate or name.arm
     pairs = training_pairs(plan, step.name)
     shown = step.settings.get("epochs_shown", 0)
     kept = range(plan.profile.spin.training.epochs + 1 if name.further else 1, settings.epochs)
@@ -101,11 +100,10 @@ def make_model(plan: Plan, step: Step, work: Path) -> None:
         plan.directory(step.inputs[0]),
         _accepted(plan, pairs) if settings.rejection else pairs,
         settings,
-        seed=stream(plan.seed, (name.iteration or 0) if ordered_as_spin else 0),
+        seed=stream(plan.seed, 0 if name.dpo else name.iteration or 0),
         work=work,
         what=label(step.name),
         describe="response {}".format if settings.rejection else pairs.name,
-        opponent=not settings.rejection,
         keep_epochs=kept if name.further or shown else (),
         keep_state=shown > settings.epochs,
         earlier=plan.directory("spin-0") if name.further else None,
@@ -130,7 +128,6 @@ def make_sft(plan: Plan, step: Step, work: Path) -> None:
         work=work,
         what=step.name,
         describe=lambda index: f"row {encoded[index].row['id']}",
-        opponent=False,
     )
 
 
@@ -273,15 +270,14 @@ def train_from(
     work: Path,
     what: str,
     describe: Callable[[int], str] = "group {}".format,
-    opponent: bool = True,
     keep_epochs: Collection[int] = (),
     keep_state: bool = False,
     earlier: Path | None = None,
 ) -> None:
     """Train from a checkpoint, which is also the opponent of pairs, or DPO's reference.
 
-    Writes the model and its tokenizer to `work`, the metrics to `training.json` and the opponent's log-probabilities to
-    `opponent_logps.npy`. A stopped run resumes.
+    Writes the model and its tokenizer to `work`, the metrics to `training.json` and the opponent's log-probabilities of
+    pairs to `opponent_logps.npy`. A stopped run resumes.
 
     Args:
         groups: pairs (real, generated) or (chosen, rejected), or single responses.
@@ -293,9 +289,10 @@ def train_from(
     """
     if earlier is not None:
         processes.from_first(lambda: _go_on_from(earlier, work))
-    if opponent or settings.lora is not None:  # which compute as the policy does, and as the weights that stay
+    paired = len(groups) > 0 and len(groups[0].response_ids) > 1
+    if paired or settings.lora is not None:  # an opponent computes as the policy does, and adapters as their base
         settings = replace(settings, precision=_precision(settings, work))
-    logps = _opponent_logps(start, groups, settings, work) if opponent else None
+    logps = _opponent_logps(start, groups, settings, work) if paired else None
     if settings.lora is None:
         model, adapted = base.load(start), None
     else:
