@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from disturbed import after_step
 from safetensors.torch import load_file
 from smoke_chain import TIMES
 from tiny_models import tiny_model
@@ -23,13 +22,12 @@ from transformers import PreTrainedModel
 
 from spin_utils.evaluation.lm import PackedLM
 from spin_utils.experiment import plan, run
-from spin_utils.files import processes, runtime
+from spin_utils.files import runtime
 from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group
 from spin_utils.settings import profiles
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.loop import Interrupted, train
-from spin_utils.training.step import StepRunner
 
 KINDS = ("ddp", "fsdp2")
 """Ways of sharing that are always there; `test_zero3.py` has the other."""
@@ -105,7 +103,7 @@ def in_two(folder: Path, kinds: Sequence[str], logps: list[list[float]]) -> None
     for kind in kinds:
         (folder / kind).mkdir()
         work = folder / f"one-stopped-{kind}"
-        with stopping(rank=0, after=3), pytest.raises(Interrupted):
+        with after_step(3), pytest.raises(Interrupted):
             train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     script = Path(__file__).with_name("two_processes.py")
@@ -158,22 +156,6 @@ def assert_like_one(one: dict[str, Any], folder: Path, *, share: float, apart: f
     assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
     assert _distance({n: p.detach() for n, p in model.named_parameters()}, one["spin weights"], "llama") < 0.01
     assert _distance(load_file(folder / "resumed.safetensors"), one["spin weights"], "llama") < 0.01
-
-
-@contextmanager
-def stopping(rank: int, after: int) -> Iterator[None]:
-    """SIGTERM reaches one process after a number of steps."""
-    step = StepRunner.__call__
-
-    def stopped(runner: Any, *arguments: Any) -> Any:
-        row = step(runner, *arguments)
-        if runner.optimizer.steps == after and processes.rank() == rank:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return row
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StepRunner, "__call__", stopped)
-        yield
 
 
 def _distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], family: str) -> float:

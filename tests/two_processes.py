@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from process_runs import SPIN, ask, chain, each_run, pairs, settings, stopping
+from disturbed import after_step
+from process_runs import SPIN, ask, chain, each_run, pairs, settings
 from safetensors.torch import save_file
 from tiny_models import tiny_model
 
@@ -52,7 +53,7 @@ def train_all(folder: Path, one_stopped: Path) -> None:
     found["parts"] = processes.gather(shapes[0])
 
     try:
-        with stopping(rank=1, after=3):
+        with after_step(3, rank=1):
             train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=folder / "stopped")
         found["stopped"] = "no"
     except Interrupted as request:

@@ -8,10 +8,10 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from disturbed import after_step
 
 from spin_utils.cli import main as cli
 from spin_utils.data.rows import write_rows
@@ -23,7 +23,6 @@ from spin_utils.model import base
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings
 from spin_utils.settings.run import DpoRunSettings
-from spin_utils.training.step import StepRunner
 
 pytestmark = pytest.mark.usefixtures("home", "settled")
 SETTINGS = ["training.learning_rate=1e-3", "training.batch_size=4", "training.precision=float32"]
@@ -87,17 +86,8 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
     model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = dpo(model, pairs, tmp_path / "whole", settings())
-    step = StepRunner.__call__
-
-    def stopping(self: Any, *given: Any) -> Any:
-        row = step(self, *given)
-        if self.optimizer.steps == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return row
-
     command = arguments(model, pairs, tmp_path / "stopped")
-    with monkeypatch.context() as patch:
-        patch.setattr(StepRunner, "__call__", stopping)
+    with after_step(2, lambda: os.kill(os.getpid(), signal.SIGINT)):
         assert cli.main(command) == 130
     assert "stopped after step 2 of 6" in capsys.readouterr().out
     assert not (tmp_path / "stopped").exists()

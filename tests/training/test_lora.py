@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from decoders import model_of, pairs
+from disturbed import after_step
 from oracle import gradients, obvious_logps
 from tiny_models import tiny_model
 
@@ -25,7 +24,6 @@ from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings, SettingsError
 from spin_utils.settings.run import LoraSettings, TrainingSettings
 from spin_utils.training.loop import Interrupted
-from spin_utils.training.step import StepRunner
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2", "bloom", "qwen3_moe", "phimoe"])
@@ -137,16 +135,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(
     again = tmp_path / "again"
     again.mkdir()
     monkeypatch.setenv("SPIN_HOME", str(tmp_path / "elsewhere"))
-    step = StepRunner.__call__
-
-    def stopped(runner: Any, *given: Any) -> Any:
-        row = step(runner, *given)
-        if runner.optimizer.steps == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return row
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(StepRunner, "__call__", stopped)
+    with after_step(3), pytest.raises(Interrupted):
         dpo(*inputs, again / "out", settings(epochs=2))
     resumed = dpo(*inputs, again / "out", settings(epochs=2))
     for file in ("model.safetensors", "adapters/adapter_model.safetensors", "adapters/adapter_config.json"):

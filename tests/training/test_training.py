@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+from disturbed import after_step
 from oracle import gradients, obvious_logps
 from safetensors.torch import load_file
 from tiny_models import tiny_model
@@ -23,7 +22,6 @@ from spin_utils.settings.run import TrainingSettings
 from spin_utils.training import loop
 from spin_utils.training.loop import Interrupted, TrainingError, train
 from spin_utils.training.optimizer import MasterOptimizer
-from spin_utils.training.step import StepRunner
 
 
 def _settings(**changes):
@@ -173,27 +171,13 @@ def test_what_saves_memory_or_time_does_not_change_the_result(tmp_path, changes)
     assert sum(row["skipped"] for row in other.rows) == (0 if "skip_identical" in changes else 6)
 
 
-def _after_step(patch, number, act):
-    """Do something right after a step of the runs from here on."""
-    step = StepRunner.__call__
-
-    def disturbed(self, *arguments):
-        row = step(self, *arguments)
-        if self.optimizer.steps == number:
-            act()
-        return row
-
-    patch.setattr(StepRunner, "__call__", disturbed)
-
-
 @pytest.mark.parametrize(
     ("stop_after", "how"),
     [(1, {"precision": "float32"}), (3, {"optimizer": "adamw"}), (5, {"precision": "bfloat16"})],
 )
-def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_after, how):
+def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, stop_after, how):
     whole, result = _run(tmp_path / "whole", **how)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=rf"step {stop_after} of 6.*continues"):
-        _after_step(patch, stop_after, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with after_step(stop_after), pytest.raises(Interrupted, match=rf"step {stop_after} of 6.*continues"):
         _run(tmp_path / "stopped", **how)
     resumed, again = _run(tmp_path / "stopped", **how)
     assert _same(whole, resumed)
@@ -202,15 +186,14 @@ def test_a_stopped_run_ends_with_the_same_bytes(tmp_path, monkeypatch, stop_afte
 
 
 @pytest.fixture
-def stopped(tmp_path, monkeypatch):
+def stopped(tmp_path):
     """The folder of a run that was killed in its fifth step, and the model of an undisturbed one."""
     whole, result = _run(tmp_path / "whole")
 
     def die():
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        _after_step(patch, 5, die)
+    with after_step(5, die), pytest.raises(KeyboardInterrupt):
         _run(tmp_path / "killed", save_minutes=0)
     return tmp_path / "killed", whole, result
 

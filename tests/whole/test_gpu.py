@@ -6,17 +6,14 @@ The oracles are those of the CPU's tests, in float32 on the GPU, or the CPU itse
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import decoders
 import pytest
 import torch
+from disturbed import after_step
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from oracle import gradients, obvious_logps
@@ -32,7 +29,6 @@ from spin_utils.model.packing import Group, pack
 from spin_utils.model.sampling import draw, sample
 from spin_utils.settings.run import GenerationSettings, TrainingSettings
 from spin_utils.training.loop import Interrupted, TrainingResult, train
-from spin_utils.training.step import StepRunner
 
 pytestmark = pytest.mark.gpu
 END = 1
@@ -159,22 +155,10 @@ def test_training_in_bfloat16_follows_that_in_float32(checkpointing: bool, tmp_p
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_stopped_run_ends_with_the_same_bytes(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_ends_with_the_same_bytes(precision: str, tmp_path: Path) -> None:
     whole = on_gpu("llama")
     trained(whole, tmp_path / "whole", longest=80, precision=precision)
-    step: Callable[..., Any] = StepRunner.__call__
-    numbers = count(1)
-
-    def stopping(*arguments: Any) -> Any:
-        row = step(*arguments)
-        if next(numbers) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return row
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(StepRunner, "__call__", stopping)
+    with after_step(4), pytest.raises(Interrupted):
         trained(on_gpu("llama"), tmp_path / "stopped", longest=80, precision=precision)
     resumed = on_gpu("llama")
     trained(resumed, tmp_path / "stopped", longest=80, precision=precision)
