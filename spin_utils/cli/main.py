@@ -184,13 +184,12 @@ def reproduce(
     warm = cluster == scheduler.NODE and bool(clock.missing(plans))  # steps of a cluster start elsewhere
     shown = None if dry_run else live.Display(plans, verbose=verbose)
     if scheduler.run(command, paths.artifacts(loaded.name), shown, warm=warm):
-        if shown is not None:
+        if shown:
             shown.failed()
         log.error("A step failed; see its message above. Fix the cause and run the same command: it resumes there.")
         raise typer.Exit(1)
-    if shown is None:
-        return
-    live.sum_up(loaded)
+    if shown:
+        live.sum_up(loaded)
 
 
 @_command("check --profile cpu", "check --profile paper --gpus 8 --gpu-memory 80")
@@ -286,10 +285,9 @@ def run(
 ) -> None:
     """Run one notebook through papermill, with checked parameters."""
     given = profiles.parse_overrides(parameters)
-    profile = _whole_path(str(given.get("profile", "cpu")))
-    loaded = profiles.load(profile)  # before a kernel starts
-    if isinstance(given.get("profile"), str):
-        given["profile"] = profile
+    if "profile" in given:
+        given["profile"] = _whole_path(str(given["profile"]))
+    loaded = profiles.load(given.get("profile", "cpu"))  # before a kernel starts
     if type(given.get("seeds")) is int:  # `-p seeds=1` reads as a number, and the notebook takes a list as text
         given["seeds"] = str(given["seeds"])
     executed = paths.executed_notebooks(loaded.name) / f"{name}.ipynb"
@@ -334,13 +332,12 @@ def step(
 
     loaded = profiles.load(profile)
     if name in ("tables", "first-tables"):
-        _begin(name)
-        _draw(name, profile, seeds)
+        with runtime.telling_of(name):
+            _draw(name, profile, seeds)
         return
     steps = plan.make(loaded, *parse_seeds(str(seed)))
     made = steps.step(name)
-    with runtime.claim_gpus(gpus):
-        _begin(made.directory.name)
+    with runtime.claim_gpus(gpus), runtime.telling_of(made.directory.name):
         if made.notebook and not processes.launched():
             executed = paths.executed_notebooks(loaded.name) / f"{made.notebook}-{name}-seed{seed}.ipynb"
             notebooks.run(made.notebook, {"profile": profile, "seed": seed, **made.parameters}, executed)
@@ -524,12 +521,6 @@ def _resolve(profile: str, model: str, data: str, changes: Sequence[str], name: 
 
 def _digest(data: Any) -> str:
     return hashlib.sha256(disk.canonical(data).encode()).hexdigest()
-
-
-def _begin(step: str) -> None:
-    """Tell a reproduction's display that a step begins; later reports of this process and its kernel are about it."""
-    os.environ[runtime.STEP] = step
-    runtime.tell()
 
 
 def _draw(name: str, profile: str, seeds: str) -> None:

@@ -61,10 +61,9 @@ def key(stage: str, settings: Any, **inputs: Any) -> str:
 def is_complete(directory: Path) -> bool:
     """Whether the artifact exists: a directory with a readable manifest, and all files with the right size."""
     try:
-        manifest = read_manifest(directory)
+        files = read_manifest(directory)["files"]
     except ArtifactError:
         return False
-    files = manifest["files"]
     return all(
         (directory / name).is_file() and (directory / name).stat().st_size == f["bytes"] for name, f in files.items()
     )
@@ -72,7 +71,7 @@ def is_complete(directory: Path) -> bool:
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of an artifact. Raises `ArtifactError` if it is missing or damaged."""
-    path = Path(directory) / MANIFEST
+    path = directory / MANIFEST
     remedy = f"delete {relative(directory)} and run again"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -96,10 +95,8 @@ def verify(directory: Path, *names: str) -> dict[str, Any]:
     """
     manifest, remedy = read_manifest(directory), f"delete {relative(directory)} and run again"
     for name in names or manifest["files"]:
-        path, expected = Path(directory) / name, manifest["files"].get(name)
-        if expected is None:
-            raise ArtifactError(f"{relative(path)}: not in the manifest; {remedy}")
-        if not path.is_file():
+        path, expected = directory / name, manifest["files"].get(name)
+        if expected is None or not path.is_file():
             raise ArtifactError(f"{relative(path)}: missing; {remedy}")
         if path.stat().st_size != expected["bytes"] or file_hash(path) != expected["sha256"]:
             raise ArtifactError(f"{relative(path)}: changed since it was written (hash); {remedy}")
@@ -109,7 +106,7 @@ def verify(directory: Path, *names: str) -> dict[str, Any]:
 def checked(directory: Path, name: str) -> Path:
     """Path of a file in an artifact, after checking its hash. Errors as in `verify`."""
     verify(directory, name)
-    return Path(directory) / name
+    return directory / name
 
 
 def read_json(directory: Path, name: str) -> Any:
@@ -130,7 +127,7 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
         processes.barrier()  # until the artifact is
         return
     with explained(directory):
-        yield from _building(Path(directory), stage=stage, settings=settings, inputs=inputs, seed=seed)
+        yield from _building(directory, stage=stage, settings=settings, inputs=inputs, seed=seed)
 
 
 def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str, Any], seed: int) -> Iterator[Path]:
@@ -179,7 +176,7 @@ def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str
 
 def scratch(work: Path) -> Path:
     """The folder for resume state inside a work directory."""
-    path = Path(work) / SCRATCH
+    path = work / SCRATCH
     path.mkdir(exist_ok=True)
     return path
 
