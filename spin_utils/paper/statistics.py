@@ -228,25 +228,16 @@ def size_margin(paper: float, most: float = SIZE_MARGIN) -> float:
 
 
 def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", value: float = 0.0) -> Verdict:
-    """Judge a claim by the interval of an estimate; what neither column says is inconclusive.
+    """Judge a claim by the interval of an estimate.
 
-    | claim | reproduced if | not reproduced if |
-    |---|---|---|
-    | `greater`: the contrast is above 0 | low > 0 | high < margin |
-    | `less`: it is below 0 | high < 0 | low > -margin |
-    | `not_less`: no loss beyond the margin | low > -margin | high < -margin |
-    | `at_least`: it reaches `value` | low >= value | high < value |
-    | `at_most`: it does not exceed `value` | high <= value | low > value |
-    | `same_size`: it is as large as `value` | the interval lies within value ± margin | it lies outside |
-
-    The margin is the smallest difference that matters, above 0, and the value is usually the paper's. If both hold, as
-    for a small gain that is wholly above 0 and below the margin, the claim is reproduced.
+    The margin is the smallest difference that matters, above 0, and the value is usually the paper's. What neither
+    holds nor fails is inconclusive. A claim that does both, as a gain wholly between 0 and the margin, is reproduced.
     """
     low, high = estimate.low, estimate.high
     holds, fails = {
         "greater": (low > 0, high < margin),
         "less": (high < 0, low > -margin),
-        "not_less": (low > -margin, high < -margin),
+        "not_less": (low > -margin, high < -margin),  # no loss beyond the margin
         "at_least": (low >= value, high < value),
         "at_most": (high <= value, low > value),
         "same_size": (
@@ -265,18 +256,18 @@ def _contrasts_by_source(
     """Per task, the contrast summed over the items of each source, shape (seeds, sources), and the sources' sizes;
     and the seeds. An item without a source is a source of its own."""
     grid = _grid(scores, column)
-    seeds_of = {model: set(grid.seeds[grid.models == model].tolist()) for model in contrast}
+    seeds_of = {model: {seed for name, seed in grid.runs if name == model} for model in contrast}
     absent = [model for model, found in seeds_of.items() if not found]
     if absent:
         raise StatisticsError(f"no evaluation of {', '.join(absent)}")
     seeds = sorted(set.intersection(*seeds_of.values()))
     if not seeds:
         raise StatisticsError(f"no training seed has all of {', '.join(contrast)}; run the missing ones")
-    rows = {model: [grid.run(model, seed) for seed in seeds] for model in contrast}
+    rows = {model: [grid.runs[model, seed] for seed in seeds] for model in contrast}
     every = sorted({row for found in rows.values() for row in found})
     by_task = {}
     for task in tasks:
-        values, ids = grid.tasks.get(task, (np.empty((len(grid.models), 0)), np.empty(0)))
+        values, ids = grid.tasks.get(task, (np.empty((len(grid.runs), 0)), np.empty(0)))
         scored = ~np.isnan(values[every]).all(axis=0)
         if not scored.any():
             raise StatisticsError(f"task {task!r} was not evaluated for {', '.join(contrast)}")
@@ -292,15 +283,12 @@ def _contrasts_by_source(
 
 @dataclass(frozen=True)
 class _Grid:
-    """A table of scores as arrays, with a row for each run (a model and seed)."""
+    """A table of scores as arrays, with a row for each run."""
 
-    models: npt.NDArray[np.object_]
-    seeds: npt.NDArray[np.int64]
+    runs: dict[tuple[str, int], int]
+    """The row of each model and seed."""
     tasks: dict[str, tuple[Array, npt.NDArray[np.object_]]]
     """Values of each task, shape (runs, items), NaN where a run has no such item; and the items' ids."""
-
-    def run(self, model: str, seed: int) -> int:
-        return int(np.flatnonzero((self.models == model) & (self.seeds == seed))[0])
 
 
 _GRIDS: dict[tuple[int, str], tuple[weakref.ref[pd.DataFrame], _Grid]] = {}
@@ -314,8 +302,8 @@ def _grid(scores: pd.DataFrame, column: str) -> _Grid:
     table = scores.pivot(index=["model", "seed"], columns=["task", "id"], values=column).sort_index(axis=1)
     found, ids = (table.columns.get_level_values(level).to_numpy() for level in ("task", "id"))
     values = table.to_numpy(dtype=float)
-    models, seeds = (table.index.get_level_values(level).to_numpy() for level in ("model", "seed"))
-    grid = _Grid(models, seeds, {task: (values[:, found == task], ids[found == task]) for task in np.unique(found)})
+    runs = {(str(model), int(seed)): row for row, (model, seed) in enumerate(table.index)}
+    grid = _Grid(runs, {task: (values[:, found == task], ids[found == task]) for task in np.unique(found)})
     _GRIDS[key] = weakref.ref(scores, lambda _: _GRIDS.pop(key, None)), grid
     return grid
 
@@ -377,7 +365,7 @@ def _pooled_seed_variance(
         return None
     grid = _grid(scores, column)
     means = np.mean([pd.DataFrame(grid.tasks[task][0]).mean(axis=1) for task in tasks], axis=0)
-    by_model = pd.Series(means, index=[grid.models, grid.seeds]).unstack()[list(seeds)]
+    by_model = pd.Series(means, index=pd.MultiIndex.from_tuples(grid.runs)).unstack()[list(seeds)]
     table = by_model.dropna().drop_duplicates().to_numpy().T
     if table.shape[1] < 3:
         return None

@@ -60,13 +60,6 @@ def test_a_claim_on_the_line_between_two_verdicts_is_out_of_reach() -> None:
     assert "would decide it" in power.needed(estimate, 0.5)
 
 
-def test_parts_of_the_variance_add_up_and_scale_with_the_units() -> None:
-    estimate = paired(run(200, 4), GAIN)
-    points = estimate.times(100)
-    assert points.spread.at() == pytest.approx(100**2 * estimate.spread.at())
-    assert points.spread.at(items=1e12, seeds=1) == pytest.approx(points.spread.seeds)
-
-
 def test_one_seed_cannot_plan_several_and_no_models_cannot_be_compared() -> None:
     alone = run(200, 1)
     with pytest.raises(StatisticsError, match="one training seed does not show how much seeds differ"):
