@@ -181,10 +181,11 @@ def crossed(
         pooled: the contrast's variance between seeds estimated from other models, with `POOLED_DF` degrees of freedom.
     """
     least, most, pseudo = ends
-    parts = [_components(*task, (least, most, pseudo / len(tasks))) for task in tasks]
-    by_seed = np.mean([part.by_seed for part in parts], axis=0)
-    items = np.array([part.items for part in parts]) / len(parts) ** 2
-    rest = sum(part.rest for part in parts) / len(parts) ** 2
+    parts = zip(*(_components(*task, (least, most, pseudo / len(tasks))) for task in tasks), strict=True)
+    of_tasks, centres, items, rests, degrees = map(np.array, parts)
+    by_seed = of_tasks.mean(axis=0)
+    items = items / len(tasks) ** 2
+    rest = float(sum(rests)) / len(tasks) ** 2
     seeds, seed_part, seed_degrees, added = len(by_seed), 0.0, 1, 0.0
     if seeds > 1:
         seed_part, seed_degrees = float(by_seed.var(ddof=1)) / seeds, seeds - 1
@@ -193,11 +194,11 @@ def crossed(
             seed_part, seed_degrees = max(seed_part, mean), seed_degrees + POOLED_DF
         added = max(0.0, seed_part - rest)
     variance = float(items.sum()) + added
-    doubt = float((items**2 / [part.degrees for part in parts]).sum()) + seed_part * added / seed_degrees
+    doubt = float((items**2 / degrees).sum()) + seed_part * added / seed_degrees
     freedom = max(1.0, variance**2 / doubt) if doubt else np.inf
     return Crossed(
         mean=float(by_seed.mean()),
-        centre=float(np.mean([part.centre for part in parts])),
+        centre=float(centres.mean()),
         half=float(stats.t.ppf(0.975, freedom)) * variance**0.5,
         spread=Spread(
             items=max(0.0, float(items.sum()) - rest), interaction=min(rest, float(items.sum())), seeds=added
@@ -308,25 +309,14 @@ def _grid(scores: pd.DataFrame, column: str) -> _Grid:
     return grid
 
 
-@dataclass(frozen=True)
-class _Task:
-    """One task's part of a contrast."""
-
-    by_seed: Array
-    """Mean over items for each seed."""
-    centre: float
-    """Mean over items and seeds, with the pseudo-items."""
-    items: float
-    """Variance of the mean due to items, including their interaction with seeds."""
-    rest: float
-    """Variance of the mean due to the interaction alone."""
-    degrees: int
-    """Degrees of freedom of `items`."""
-
-
-def _components(sums: Array, sizes: Array, ends: tuple[float, float, float]) -> _Task:
+def _components(sums: Array, sizes: Array, ends: tuple[float, float, float]) -> tuple[Array, float, float, float, int]:
     """Variance components of one task. `sums` has shape (seeds, clusters), `sizes` (clusters,). A mean over items is a
-    ratio of sums over clusters, and a cluster's residual is its sum minus its size times the mean."""
+    ratio of sums over clusters, and a cluster's residual is its sum minus its size times the mean.
+
+    Returns:
+        The mean over items for each seed; the mean over both, with the pseudo-items; its variance due to items,
+        interaction with seeds included; that due to the interaction alone; the degrees of freedom of the former.
+    """
     (seeds, clusters), n = sums.shape, float(sizes.sum())
     by_seed = sums.sum(axis=1) / n
     correction = clusters / max(1, clusters - 1)
@@ -342,7 +332,7 @@ def _components(sums: Array, sizes: Array, ends: tuple[float, float, float]) -> 
     squares = float(((sums.mean(axis=0) - centre * sizes) ** 2).sum())
     squares += pseudo * ((least - centre) ** 2 + (most - centre) ** 2)
     items = correction * squares / (n + 2 * pseudo) ** 2
-    return _Task(by_seed, centre, items, rest, max(1, clusters - 1))
+    return by_seed, centre, items, rest, max(1, clusters - 1)
 
 
 def _ends(contrast: Mapping[str, float], column: str) -> tuple[float, float, float]:
