@@ -44,6 +44,9 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 Model = Annotated[str, AfterValidator(lambda name: str(ModelName.parse(name)))]
 """The name of a model."""
 
+NOTHING = pd.DataFrame(columns=["seed", "model", "step", "stage", "iteration", "seconds"])
+"""What was not measured."""
+
 
 class Entry(Part):
     """One table, figure or claim. The comment at the top of `registry.yaml` explains the fields."""
@@ -111,12 +114,12 @@ class Finding:
 def judge(
     scores: pd.DataFrame,
     *,
-    times: pd.DataFrame | None = None,
-    training: pd.DataFrame | None = None,
-    transfer: pd.DataFrame | None = None,
-    generations: pd.DataFrame | None = None,
-    heldout: pd.DataFrame | None = None,
-    grades: pd.DataFrame | None = None,
+    times: pd.DataFrame = NOTHING,
+    training: pd.DataFrame = NOTHING,
+    transfer: pd.DataFrame = NOTHING,
+    generations: pd.DataFrame = NOTHING,
+    heldout: pd.DataFrame = NOTHING,
+    grades: pd.DataFrame = NOTHING,
     loss: Loss = "logistic",
     rows: Sequence[Entry] | None = None,
 ) -> list[Finding]:
@@ -157,7 +160,7 @@ def judge(
     return list(findings.values())
 
 
-def _contrast(row: Entry, blank: Finding, source: str, table: pd.DataFrame | None) -> list[Finding]:
+def _contrast(row: Entry, blank: Finding, source: str, table: pd.DataFrame) -> list[Finding]:
     """A finding on the claim, and if `size` is set a second one on the size of the difference."""
     assert row.claim is not None
     paper = _paper_contrast(row)
@@ -173,7 +176,7 @@ def _contrast(row: Entry, blank: Finding, source: str, table: pd.DataFrame | Non
     except StatisticsError as error:
         return [replace(finding, reason=str(error)), replace(size, reason=str(error))][: 1 + row.size]
     judged = [_judged(finding, estimate, row.claim, row.margin, value)]
-    if row.column == "jsd_bound" and table is not None:
+    if row.column == "jsd_bound":
         (before,) = (model for model, weight in row.contrast.items() if weight < 0)
         if paired(table, {before: 1}, column=row.column).low <= 0:
             reason = f"the bound for {before} is not above 0, so it cannot fall"
@@ -184,16 +187,16 @@ def _contrast(row: Entry, blank: Finding, source: str, table: pd.DataFrame | Non
     return judged
 
 
-def _estimate(row: Entry, source: str, table: pd.DataFrame | None) -> Estimate:
+def _estimate(row: Entry, source: str, table: pd.DataFrame) -> Estimate:
     """Our value of a contrast, with shares in points; over all tasks, unless the table names their benchmarks.
 
     Raises:
         StatisticsError: it cannot be estimated; the message becomes the finding's reason.
     """
-    if row.column == "grade" and (table is None or table.empty):
+    if row.column == "grade" and table.empty:
         raise StatisticsError("needs a judge model and none was run")
-    absent = [model for model in row.contrast if table is None or model not in table["model"].unique()]
-    if table is None or absent:
+    absent = [model for model in row.contrast if model not in table["model"].unique()]
+    if absent:
         raise StatisticsError(f"no {source} {', '.join(absent)}")
     if row.column == "grade":
         return mean_grade(table, row.contrast, category=row.category)
@@ -210,16 +213,14 @@ def _estimate(row: Entry, source: str, table: pd.DataFrame | None) -> Estimate:
     return estimate.times(100) if row.column in ("score", "identical") else estimate
 
 
-def _times(row: Entry, blank: Finding, times: pd.DataFrame | None) -> Finding:
+def _times(row: Entry, blank: Finding, times: pd.DataFrame) -> Finding:
     """The ratio of two times; its interval is the range over training seeds, so a single seed settles nothing."""
     assert row.claim is not None
     hours = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
     above, below = (tuple(part) for part in row.ratio)
     paper = float(hours[above]) / float(hours[below])
     finding = replace(blank, verdict="not run", paper=paper, paper_holds=True)
-    table = pd.DataFrame()
-    if times is not None:
-        table = times.pivot(index="seed", columns=["stage", "iteration"], values="seconds")
+    table = times.pivot(index="seed", columns=["stage", "iteration"], values="seconds")
     for part in (above, below):
         if part not in table:
             return replace(finding, reason=f"{part[0]} of iteration {part[1]} was not run")
@@ -233,11 +234,11 @@ def _times(row: Entry, blank: Finding, times: pd.DataFrame | None) -> Finding:
     return _judged(finding, estimate, row.claim, row.margin, paper if row.value is None else row.value)
 
 
-def _training(row: Entry, blank: Finding, training: pd.DataFrame | None, loss: Loss) -> Finding:
+def _training(row: Entry, blank: Finding, training: pd.DataFrame, loss: Loss) -> Finding:
     """Distance of every SPIN run's first logged loss from log 2; only runs logged from step 1 count."""
     if loss != "logistic":
         return replace(blank, reason=f"this run's loss is {loss}, which does not start at log 2")
-    if training is None or training.empty:
+    if training.empty:
         return replace(blank, verdict="not run", reason="no training records")
     first = training[training["model"].isin(iterates(training["model"])) & (training["step"] == 1)]
     if first.empty:
