@@ -195,14 +195,11 @@ def bits_per_byte(heldout: pd.DataFrame) -> pd.DataFrame:
         Columns `seed`, `model`, `task`, `id` and `bits_per_byte`: the response's bits over the mean length of all, so
         that the mean over items is all bits over all bytes.
     """
-    columns = ["seed", "model", "task", "id", "bits_per_byte"]
-    if heldout.empty:
-        return pd.DataFrame(columns=columns)
     first = heldout[heldout["model"] == "spin-0"]
     before = first.assign(model="sft", real_logp=first["real_logp"] - first["real_drift"])
     table = pd.concat([before, heldout], ignore_index=True)
     bits = -table["real_logp"] / math.log(2) / first["real_bytes"].mean()
-    return table.assign(task=HELDOUT, bits_per_byte=bits)[columns]
+    return table.assign(task=HELDOUT, bits_per_byte=bits)[["seed", "model", "task", "id", "bits_per_byte"]]
 
 
 def best_scale(margins: npt.NDArray[np.float64]) -> float:

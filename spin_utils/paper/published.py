@@ -42,8 +42,6 @@ BENCHMARK_LABELS = {
     "openbookqa": "OpenBookQA",
 }
 
-_NOT_BINARY = ("truthfulqa", "mt_bench")  # mc2 is a probability mass; the judge rates from 1 to 10
-
 
 def leaderboard() -> pd.DataFrame:
     """Tables 3 and 4 (App. B.3, B.4): the Open LLM Leaderboard, seven models.
@@ -170,7 +168,7 @@ def noise(contrast: Mapping[str, float], benchmark: str) -> Noise | None:
         gain = sum(weight * scores[model] for model, weight in contrast.items())
         difference += gain / len(parts)
         unpaired += sum(w**2 * scores[model] * (100 - scores[model]) for model, w in contrast.items()) / items(part)
-        if plain and part not in _NOT_BINARY:
+        if plain and part != "truthfulqa":  # whose mc2 is a probability mass
             best += 100**2 * (abs(gain / 100) - (gain / 100) ** 2) / items(part)
     error_unpaired, error_best = math.sqrt(unpaired) / len(parts), math.sqrt(best) / len(parts)
     status = "depends on the pairing"
