@@ -1,9 +1,8 @@
 """Agreement: whether a run's scores lie where its profile's committed results predict them.
 
-A user's run replaces the committed results in their checkout, so what is needed of those is kept in `numbers`: for each
-model and task the mean and the standard deviation over training seeds. With the same settings the items are the same,
-and two runs differ only by their seeds and by the rounding of their machines. So k new seeds should lie within the
-prediction interval mean ± t sd sqrt(1/S + 1/k) of S committed ones.
+A user's run replaces the committed results in their checkout, so `numbers` keeps the mean and standard deviation over
+training seeds of each model and task. With the same settings the items are the same, and runs differ only by seeds and
+rounding: k new seeds should lie within the prediction interval mean ± t sd sqrt(1/S + 1/k) of S committed ones.
 """
 
 from __future__ import annotations

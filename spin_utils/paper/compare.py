@@ -24,10 +24,7 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
     Returns:
         One row per task they share and one for the unweighted mean of those that Table 4 averages: `task`, the two
         scores, `difference`, its 95 % interval `low` and `high`, `p_value`, `items` and `seeds`; all over the training
-        seeds they share.
-
-    Raises:
-        ResultsError: as `items` does.
+        seeds they share. Errors as in `items`.
     """
     both = items(profile, model, other)
     folders = dict.fromkeys(place(profile, name)[0] for name in (model, other))

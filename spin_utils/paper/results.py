@@ -461,8 +461,8 @@ def chains(results: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def check_one_run(results: Path) -> None:
     """Raise if results of two runs are mixed: a difference between them could come from settings or data.
 
-    A step's key stands for its settings and inputs, so all files of a seed that name the step must have the same key.
-    The keys of data and base model must be the same for all seeds.
+    A step's key, which stands for its settings and inputs, must be the same in all files of a seed; that of data or
+    base model in all files.
 
     Raises:
         ResultsError: Two files name different artifacts of one step, or a file is not valid.
