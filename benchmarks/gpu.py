@@ -69,18 +69,13 @@ def model_of(config: PretrainedConfig) -> PreTrainedModel:
 
 def train_ours(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     seconds = train_vs_trl.run_ours(folder, "ultrachat", PAIRS, STEPS, fast_precision(), 16_384, False)
-    return {"rate": _rate(PAIRS, seconds)}
+    return {"rate": train_vs_trl.rate(PAIRS, seconds)}
 
 
 def train_trl(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     size = min(options.micro_batch, PAIRS)
     seconds = train_vs_trl.run_trl(folder, "ultrachat", PAIRS, STEPS, fast_precision(), size, True)
-    return {"rate": _rate(PAIRS, seconds)}
-
-
-def _rate(pairs: int, seconds: Sequence[float]) -> float:
-    """Pairs per second over all steps but the first."""
-    return pairs * len(seconds[1:]) / sum(seconds[1:])
+    return {"rate": train_vs_trl.rate(PAIRS, seconds)}
 
 
 def sample_with(way: str, shape: str) -> Callable[[Path, argparse.Namespace], dict[str, float]]:
@@ -127,7 +122,7 @@ def lora_step(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     opponent = [[-50.0, -50.0]] * len(pairs)
     with tempfile.TemporaryDirectory() as work:
         rows = train(model, pairs, settings, opponent_logps=opponent, seed=0, work=Path(work)).rows
-    return {"rate": _rate(PAIRS // 4, [row["seconds"] for row in rows])}
+    return {"rate": train_vs_trl.rate(PAIRS // 4, [row["seconds"] for row in rows])}
 
 
 def tests(folder: Path, options: argparse.Namespace) -> dict[str, float]:

@@ -149,16 +149,21 @@ def run_trl(
 def child(arguments: argparse.Namespace) -> None:
     """One measurement; its result is the last line of standard output."""
     common = (arguments.model, arguments.regime, arguments.count, arguments.steps, arguments.precision)
-    rate = matmul_rate(arguments.precision)
+    peak = matmul_rate(arguments.precision)
     if arguments.way == "ours":
         seconds = run_ours(*common, arguments.budget, arguments.disk)
     else:
         seconds = run_trl(*common, arguments.micro_batch, arguments.way == "tuned")
-    hand_over(seconds=seconds, matmul_gflops=max(rate, matmul_rate(arguments.precision)))
+    hand_over(seconds=seconds, matmul_gflops=max(peak, matmul_rate(arguments.precision)))
+
+
+def rate(pairs: int, seconds: Sequence[float]) -> float:
+    """Pairs per second over all steps but the first."""
+    return pairs * len(seconds[1:]) / sum(seconds[1:])
 
 
 def measure(way: str, arguments: argparse.Namespace, regime: str, count: int, steps: int, **options: Any) -> dict:
-    """Run `child` in a process of its own; pairs per second over all steps but the first."""
+    """Run `child` in a process of its own, and add its `pairs_per_second`."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not True]
     flags += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is True]
     flags += [f"--way={way}", f"--regime={regime}", f"--count={count}", f"--steps={steps}"]
@@ -166,8 +171,7 @@ def measure(way: str, arguments: argparse.Namespace, regime: str, count: int, st
     environment = plain if way == "trl" else {**plain, **ENVIRONMENT}
     environment |= {"SPIN_HEADLESS": "1", "PYTHONWARNINGS": "ignore"}
     result = alone(*flags, f"--precision={arguments.precision}", environment=environment)
-    counted = result["seconds"][1:] or result["seconds"]
-    result["pairs_per_second"] = count * len(counted) / sum(counted)
+    result["pairs_per_second"] = rate(count, result["seconds"])
     print(
         f"{regime:9} {way:5} {options}: {result['pairs_per_second']:.3f} pairs/s, {result['peak_gib']:.2f} GiB",
         flush=True,
