@@ -30,7 +30,6 @@ from spin_utils.settings.run import Profile
 log = logging.getLogger(__name__)
 
 NAME = "spin-repro"
-INTERRUPTED = 130
 HELP = """\b
 Re-measure the paper Self-Play Fine-Tuning (SPIN) at the scale of this machine.
 
@@ -86,7 +85,7 @@ def _one_line_errors() -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         log.error("Interrupted. Finished steps are kept; the same command resumes there.")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(130) from None
     except Exception as error:
         if (status := getattr(error, "exit_status", None)) is None:
             raise
@@ -507,11 +506,11 @@ def _resolve(profile: str, model: str, data: str, changes: Sequence[str], name: 
     if data:
         changed["demonstrations"] = {"source": "file", "train": str(paths.given(data))}
     changed |= profiles.parse_overrides(changes)  # last: they refine a section given above
-    if not changed and not name:
-        return profile, profiles.load(profile)
     if name:
         changed["name"] = name
-    loaded = profiles.load(profile, changed)  # refuses what the next line could not write
+    loaded = profiles.load(profile, changed)
+    if not changed:
+        return profile, loaded
     lasting = {key: value for key, value in changed.items() if not key.startswith(("processes.", "resources."))}
     if "name" not in changed and lasting:
         loaded = dataclasses.replace(loaded, name=f"{loaded.name[:57]}-{_digest([profile, lasting])[:6]}")
