@@ -130,7 +130,7 @@ def tell(**event: Any) -> None:
 
 @contextlib.contextmanager
 def telling_of(step: str) -> Iterator[None]:
-    """Inside the block, what this process tells is about a step, whichever step it makes that one for."""
+    """Tell that a step begins; inside the block, what this process and its children tell is about it."""
     before = os.environ.get(STEP)
     os.environ[STEP] = step
     tell()
@@ -176,8 +176,8 @@ def progress(total: int, what: str, unit: str = "it", done: int = 0, interval: f
             yield Progress(bar)
         return
     how |= {"bar_format": _LINE, "file": _LogLines(), "mininterval": interval, "miniters": 1, "smoothing": 0}
-    how["disable"] = False  # whatever TQDM_DISABLE says of the bars of libraries
-    with std.tqdm(**how, leave=False, delay=1e-3) as bar:  # the delay: no line before anything is done
+    # TQDM_DISABLE is for the bars of libraries; the delay: no line before anything is done.
+    with std.tqdm(**how, disable=False, leave=False, delay=1e-3) as bar:
         reported = Progress(bar)
         reported.tell()
         yield reported
