@@ -37,9 +37,6 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     """
     config = model.config
     before = config._attn_implementation
-    if before == NAME:
-        yield
-        return
     config._attn_implementation = NAME
     try:
         with gpu_attention.fused_kernels():
@@ -61,19 +58,12 @@ def attend(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function with the signature that transformers calls.
-
-    Other arguments that change the result are not passed here: `general.path_of` looks what a model passes.
+    """Attention function with the signature that transformers calls; `general.path_of` looks what else a model passes.
 
     Args:
-        module: the attention layer, for error messages.
-        query: shape (1, H, T, D).
-        key: shape (1, K, T, D).
-        value: shape (1, K, T, D).
+        query: shape (1, H, T, D); key and value have shape (1, K, T, D).
         attention_mask: ignored; the layout says which tokens see which.
         scaling: factor on the scores; 1 / sqrt(D) if None.
-        dropout: must be 0.
-        packed_layout: where the groups are.
         sliding_window: number of tokens, itself included, that a token sees of its row; None: all of them.
         softcap: c, where scores s become c tanh(s / c) before the mask (Gemma 2); None: they stay as they are.
 

@@ -20,7 +20,6 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -44,8 +43,9 @@ COSTS: dict[Path, str] = {
 }
 """What each path means, for `spin-repro check`."""
 _PROBE = "spin_probe"
-_KNOWN = {"position_ids", "cache_position", "position_embeddings", "packed_layout", "use_cache", "is_causal"}
-"""Arguments of attention that do not change what it computes on packed groups, besides those of `attention.attend`."""
+_KNOWN = {"position_ids", "cache_position", "position_embeddings", "use_cache", "is_causal"}
+_KNOWN |= {"scaling", "dropout", "softcap"}
+"""Arguments of attention that change nothing on packed groups, and those that `attention.attend` takes."""
 _PADDING: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 _PATHS: weakref.WeakKeyDictionary[PreTrainedModel, Path] = weakref.WeakKeyDictionary()
 
@@ -229,20 +229,12 @@ def _path(model: PreTrainedModel) -> Path:
     return "packed" if _fits(model) else "padded"
 
 
-@dataclass
-class _Seen:
-    """What the attention layers of a model pass to their attention function."""
-
-    windows: list[int | None] = field(default_factory=list)
-    unknown: set[str] = field(default_factory=set)
-
-
 def _fits(model: PreTrainedModel) -> bool:
     """Whether every attention layer passes the layout on, and nothing that `attend` does not know."""
     config = copy.deepcopy(model.config)
     config._attn_implementation = _PROBE
     vars(config)["pad_token_id"] = None  # it would make the model look at the ids; some configs refuse to have none
-    seen = _Seen()
+    seen: list[tuple[int | None, bool]] = []
     with torch.device("meta"):
         shape = type(model)(config).eval()
         for module in shape.modules():
@@ -256,9 +248,8 @@ def _fits(model: PreTrainedModel) -> bool:
     layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
     wanted = [window if kind == "sliding_attention" else None for kind in kinds]
-    slides = [found or None for found in seen.windows]
-    return (
-        not seen.unknown and len(slides) == layers and all(w in (None, s) for w, s in zip(wanted, slides, strict=True))
+    return len(seen) == layers and all(
+        known and wish in (None, found or None) for wish, (found, known) in zip(wanted, seen, strict=True)
     )
 
 
@@ -268,20 +259,18 @@ def _note(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    packed_layout: Any = None,
+    packed_layout: list[tuple[int | None, bool]] | None = None,
     sliding_window: int | None = None,
-    softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Stands in for attention in the dry run. Without the layout, the layer does not pass arguments on: not counted."""
-    if isinstance(packed_layout, _Seen):
-        packed_layout.windows.append(sliding_window)
+    """Stands in for attention in the dry run: notes the window, and whether `attend` would compute the same.
+
+    Without the layout the layer does not pass arguments on, and is not counted.
+    """
+    if packed_layout is not None:
         given = {name for name, value in others.items() if value is not None and value is not False}
-        packed_layout.unknown |= given - _KNOWN
-        if query.shape[-1] != value.shape[-1] or attention_mask is not None:
-            packed_layout.unknown.add("shape or mask")
+        known = given <= _KNOWN and query.shape[-1] == value.shape[-1] and attention_mask is None
+        packed_layout.append((sliding_window, known))
     return query.new_empty(*query.transpose(1, 2).shape[:3], value.shape[-1]), None
 
 

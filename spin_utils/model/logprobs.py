@@ -59,17 +59,12 @@ def token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 def greedy_logps(model: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """Log-probability of every response token, and whether it is the most likely one; each of shape (R,)."""
     with on_its_path(model):
-        if path_of(model) == "fast":
-            hidden_RD, head = _hidden(model, batch), model.get_output_embeddings()
-            rows = rows_at_once(HEAD_ELEMENTS, head.weight.shape[0], head.weight.device)
-            logits = (head(part) for part in hidden_RD.split(rows))
-        else:
-            logits_RV = response_logits(model, batch)
-            rows = rows_at_once(HEAD_ELEMENTS, logits_RV.shape[1], logits_RV.device)
-            logits = iter(logits_RV.split(rows))
+        fast, head = path_of(model) == "fast", model.get_output_embeddings()
+        found = _hidden(model, batch) if fast else response_logits(model, batch)
+        rows = rows_at_once(HEAD_ELEMENTS, head.weight.shape[0], found.device)
         logps, hits = [], []
-        for logits_CV, targets in zip(logits, batch.targets.split(rows), strict=True):
-            log_softmax = logits_CV.float().log_softmax(-1)
+        for part, targets in zip(found.split(rows), batch.targets.split(rows), strict=True):
+            log_softmax = (head(part) if fast else part).float().log_softmax(-1)
             logps.append(log_softmax.gather(1, targets[:, None])[:, 0])
             hits.append(log_softmax.argmax(-1) == targets)
     return torch.cat(logps), torch.cat(hits)
@@ -83,12 +78,8 @@ def _token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 def _hidden(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Last hidden states that predict the response tokens, shape (R, D)."""
-    hidden = model.get_decoder()(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        packed_layout=batch.layout,
-    ).last_hidden_state
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "packed_layout": batch.layout}
+    hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     # The gradient of index_select is faster on a CPU; on a GPU its order of summation would be random.
     on_cpu = hidden.device.type == "cpu"
     return hidden[0].index_select(0, batch.sources) if on_cpu else hidden[0][batch.sources]
