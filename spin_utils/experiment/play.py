@@ -43,7 +43,7 @@ from spin_utils.model.vllm import Answer
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.names import ModelName, label
 from spin_utils.settings.run import DpoSettings, Precision, Profile, TrainingSettings
-from spin_utils.training.loop import WORTH_MEASURING, train
+from spin_utils.training.loop import WORTH_MEASURING, Schedule, train
 from spin_utils.training.step import matrix_weights
 from spin_utils.training.trackers import TENSORBOARD
 
@@ -299,12 +299,12 @@ def train_from(
         model = base.load(start, choose_precision(settings.precision, base.device()))
         adapted = lora.attach(model, settings.lora, seed)
 
-    def keep_epoch(epoch: int, model: Any) -> None:
-        if epoch in keep_epochs:
-            _keep_checkpoint(model, start, work / f"epoch-{epoch}", adapted)
-            for file in sorted(path for path in (work / f"epoch-{epoch}").rglob("*") if path.is_file()):
-                artifacts.keep(work, file)  # the rest of the run may take hours and several restarts
+    def keep_epoch(model: Any, folder: Path) -> None:
+        _keep_checkpoint(model, start, folder, adapted)
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            artifacts.keep(work, file)  # the rest of the run may take hours and several restarts
 
+    epoch_steps = Schedule(len(groups), settings, seed).steps_per_epoch
     result = train(
         model,
         groups,
@@ -312,7 +312,7 @@ def train_from(
         opponent_logps=logps,
         seed=seed,
         work=artifacts.scratch(work),
-        on_epoch_end=keep_epoch if keep_epochs else None,
+        stops={epoch * epoch_steps: partial(keep_epoch, folder=work / f"epoch-{epoch}") for epoch in keep_epochs},
         keep_state=keep_state,
         what=what,
         describe=describe,

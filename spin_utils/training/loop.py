@@ -74,7 +74,6 @@ def train(
     opponent_logps: Sequence[Sequence[float]] | None = None,
     seed: int,
     work: Path,
-    on_epoch_end: Callable[[int, PreTrainedModel], None] | None = None,
     stops: Mapping[int, Callable[[PreTrainedModel], None]] = MappingProxyType({}),
     keep_state: bool = False,
     what: str = "training",
@@ -94,9 +93,8 @@ def train(
         opponent_logps: summed log-probabilities of every group's responses under the opponent.
         seed: of the order of the groups.
         work: folder for metrics.jsonl and the saved state; a stopped run continues from it.
-        on_epoch_end: called with the number of epochs done and the model with its float32 weights; called again for the
-            same epoch if the run is stopped right after it.
-        stops: what to do with the model, with its float32 weights, after some numbers of steps.
+        stops: what to do with the model, with its float32 weights, after some numbers of steps; done again if the run
+            is stopped right after it.
         keep_state: also save the state after the last step, so that a run with more epochs can continue from it.
         what: a few words for progress lines and trackers.
         describe: a group's name in messages by its index, for example the id of its row.
@@ -138,7 +136,7 @@ def train(
         stop = stack.enter_context(StopRequest())
         schedule.warn_if_idle(what)
         step = StepRunner(model, groups, settings, opponent_logps, optimizer, describe)
-        run = _Run(step, schedule, rows, trackers, identity, precision, work, what, on_epoch_end, stops)
+        run = _Run(step, schedule, rows, trackers, identity, precision, work, what, stops)
         run.take_steps(stop)
         if step.seconds >= WORTH_MEASURING:
             share = step.flops / step.seconds / runtime.matrix_rate(model.device, dtype) / processes.count()
@@ -178,10 +176,6 @@ class Schedule:
         epochs = self.settings.schedule_epochs or self.settings.epochs
         return learning_rate_at(step, self.steps_per_epoch * epochs, self.settings)
 
-    def is_logged(self, step: int) -> bool:
-        """Whether a step, counted from 0, gets a metric row."""
-        return (step + 1) % self.settings.log_every == 0 or step + 1 == self.steps
-
     def warn_if_idle(self, what: str) -> None:
         """Warn if the run is so short that every step has the learning rate of 0 with which warm-up starts."""
         if not any(map(self.learning_rate, range(self.steps))):
@@ -195,7 +189,7 @@ class Schedule:
 
 @dataclass
 class _Run:
-    """The loop over the steps, with metrics, saved states and end-of-epoch calls."""
+    """The loop over the steps, with metrics, saved states and stops."""
 
     step: StepRunner
     schedule: Schedule
@@ -206,7 +200,6 @@ class _Run:
     precision: str
     work: Path
     what: str
-    on_epoch_end: Callable[[int, PreTrainedModel], None] | None
     stops: Mapping[int, Callable[[PreTrainedModel], None]]
 
     def take_steps(self, stop: StopRequest) -> None:
@@ -214,7 +207,7 @@ class _Run:
         optimizer, saved_at = self.step.optimizer, time.monotonic()
         if processes.rank() == 0:
             write_text(self.work / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._end_epoch()  # the run may have been stopped before the last call finished
+        self._stop_over()  # the run may have been stopped before the last call finished
         with progress(self.schedule.steps, self.what, "steps", done=optimizer.steps) as bar:
             while optimizer.steps < self.schedule.steps:
                 row = self._take_step(optimizer.steps)
@@ -231,7 +224,7 @@ class _Run:
                         f"{self.what}: stopped after step {optimizer.steps} of {self.schedule.steps}; the state is in "
                         f"{self.work}, and the same command continues from there"
                     )
-                self._end_epoch()
+                self._stop_over()
         self.step.check_weights()
 
     def save(self) -> None:
@@ -248,7 +241,8 @@ class _Run:
         schedule, lora = self.schedule, self.step.settings.lora
         if lora is not None and lora.dropout:  # drawn anew for every step, so that a resumed run draws the same
             torch.manual_seed((schedule.seed * 1_000_003 + number) * 1009 + processes.rank())
-        row = self.step(schedule.indices(number), schedule.learning_rate(number), schedule.is_logged(number))
+        logged = (number + 1) % self.step.settings.log_every == 0 or number + 1 == schedule.steps
+        row = self.step(schedule.indices(number), schedule.learning_rate(number), logged)
         if row is not None:
             row = {"step": number + 1, "epoch": (number + 1) / schedule.steps_per_epoch, **row}
             self.rows.append(row)
@@ -259,11 +253,7 @@ class _Run:
                 tracker(row)
         return row
 
-    def _end_epoch(self) -> None:
-        epochs, rest = divmod(self.step.optimizer.steps, self.schedule.steps_per_epoch)
-        if self.on_epoch_end is not None and epochs and not rest:
-            with self.step.optimizer.exact():
-                self.on_epoch_end(epochs, self.step.model)
+    def _stop_over(self) -> None:
         if (stop := self.stops.get(self.step.optimizer.steps)) is not None:
             with self.step.optimizer.exact():
                 stop(self.step.model)

@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,11 +53,10 @@ class StepRunner:
         settings: TrainingSettings,
         opponent_logps: Sequence[Sequence[float]] | None,
         optimizer: MasterOptimizer,
-        describe: Callable[[int], str] = "group {}".format,
+        describe: Callable[[int], str],
     ) -> None:
-        self.describe = describe
         self.model, self.groups, self.settings = model, groups, settings
-        self.opponent_logps, self.optimizer = opponent_logps, optimizer
+        self.opponent_logps, self.optimizer, self.describe = opponent_logps, optimizer, describe
         self.budget = settings.micro_batch_tokens
         self.row_at, self.tokens_since, self.groups_since = time.perf_counter(), 0, 0
         self.weights = matrix_weights(model)
@@ -66,7 +64,11 @@ class StepRunner:
         """Floating-point operations of the steps taken so far, each token counted once."""
         self.seconds = 0.0
         """Their time."""
-        self.last = _Sums()
+        self.values: list[Tensor] = []
+        """Of the last global batch, per micro-batch, on the device until a row is requested. Shape (parts, groups): the
+        loss, and for pairs also the share won, the margin, real and generated reward, real and generated drift."""
+        self.order: list[int] = []
+        """The groups' indices in the same order."""
 
     def __call__(self, indices: list[int], learning_rate: float, logged: bool) -> Row | None:
         """Take a step; return the metric row if `logged`.
@@ -77,11 +79,16 @@ class StepRunner:
         """
         started = time.perf_counter()
         batch = {index: self.groups[index] for index in indices}
-        self.last = sums = self._accumulate(batch)
+        shares = self._shares(batch)
+        self._accumulate(batch, shares)
         self.optimizer.add_up()
         norm = self.optimizer.grad_norm() if logged or self.settings.max_grad_norm else None
+        computed = [batch[i] for share in shares for i in share]
+        tokens = sum(group.tokens for group in computed)
+        body, head = self.weights
+        self.flops += 6.0 * (body * tokens + head * sum(len(ids) for group in computed for ids in group.response_ids))
         self.groups_since += len(batch)
-        self.tokens_since += sums.tokens
+        self.tokens_since += tokens
         if logged or self.model.device.type == "cpu":
             self.check_finite()
         row = self._row(batch, norm) if logged and norm is not None else None
@@ -98,24 +105,18 @@ class StepRunner:
         return row
 
     def check_finite(self) -> None:
-        """Raise if a loss, or another value in the metric row, is not finite.
-
-        Raises:
-            TrainingError: names the groups.
-        """
-        found = [index for indices in processes.gather(self._not_finite()) for index in indices]
+        """Raise a `TrainingError` that names the groups if a loss or another value in the metric row is not finite."""
+        finite = torch.cat(self.values, 1).isfinite().all(0).tolist() if self.values else []
+        own = [index for index, fine in zip(self.order, finite, strict=True) if not fine]
+        found = [index for indices in processes.gather(own) for index in indices]
         if found:
             raise TrainingError(f"the loss of {self._names(found)} is not finite; {_REMEDY}")
 
     def check_weights(self) -> None:
-        """Raise if weights are not finite: a gradient can overflow even if the loss does not.
-
-        Raises:
-            TrainingError: names a weight and the groups of the last step.
-        """
+        """Raise a `TrainingError` if weights are not finite: a gradient can overflow even if the loss does not."""
         finite = torch.stack([master.sum() for master in self.optimizer.masters]).isfinite().tolist()
         bad = [name for name, fine in zip(self.optimizer.names, finite, strict=True) if not fine]
-        order = [index for indices in processes.gather(self.last.order) for index in indices]
+        order = [index for indices in processes.gather(self.order) for index in indices]
         for name in (name for names in processes.gather(bad) for name in names):
             raise TrainingError(f"{name} is not finite after a step on {self._names(order)}; {_REMEDY}")
 
@@ -123,19 +124,13 @@ class StepRunner:
         more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
         return ", ".join(map(self.describe, indices[:_NAMED])) + more
 
-    def _not_finite(self) -> list[int]:
-        if not self.last.values:
-            return []
-        bad = ~torch.isfinite(torch.cat(self.last.values, 1)).all(0)
-        return [self.last.order[i] for i in bad.nonzero()[:, 0].tolist()]
-
-    def _accumulate(self, batch: dict[int, Group]) -> _Sums:
+    def _accumulate(self, batch: dict[int, Group], shares: list[list[int]]) -> None:
         """Sum the gradients of a global batch; if memory runs out, start again with half the budget."""
-        shares = self._shares(batch)
         own = shares[processes.rank()]
         while True:
             try:
-                return self._accumulate_once(batch, shares)
+                self._accumulate_once(batch, shares)
+                return
             except (RuntimeError, MemoryError) as error:
                 if not (own and _out_of_memory(error)):
                     raise
@@ -165,16 +160,11 @@ class StepRunner:
         kept = [i for i, g in batch.items() if not (skip and len({tuple(ids) for ids in g.response_ids}) == 1)]
         return processes.deal(kept, [batch[i].tokens for i in kept])
 
-    def _accumulate_once(self, batch: dict[int, Group], shares: list[list[int]]) -> _Sums:
-        sums = _Sums()
+    def _accumulate_once(self, batch: dict[int, Group], shares: list[list[int]]) -> None:
+        self.values, self.order = [], []
         pairs = self.opponent_logps is not None
         tokens = sum(len(g.response_ids[0]) for g in batch.values())
         denominator = len(batch) if pairs else tokens
-        computed = [batch[i] for share in shares for i in share]
-        sums.tokens = sum(group.tokens for group in computed)
-        body, head = self.weights
-        answers = sum(len(ids) for group in computed for ids in group.response_ids)
-        self.flops += 6.0 * (body * sums.tokens + head * answers)
         planned = [
             [[share[i] for i in chosen] for chosen in micro_batches([batch[i].tokens for i in share], self.budget)]
             for share in shares
@@ -188,11 +178,10 @@ class StepRunner:
             else:
                 losses, values = -logps, -logps.detach()[None]
             (losses.sum() / denominator).backward()
-            sums.values.append(values)
-            sums.order += chosen
+            self.values.append(values)
+            self.order += chosen
         for _ in range(max(map(len, planned)) - len(own)):
             (sequence_logps(self.model, pack([IDLE]).to(self.model.device)).sum() * 0).backward()
-        return sums
 
     def _pair_losses(self, logps: Tensor, chosen: list[int], groups_per_token: float) -> tuple[Tensor, Tensor]:
         """The loss of each group and its parts, shape (parts, groups); several pairs of one prompt are averaged."""
@@ -233,7 +222,7 @@ class StepRunner:
         opponent log-probability) are means over the pairs that were computed, by all processes.
         """
         parts = 1 if self.opponent_logps is None else 7
-        values = torch.cat(self.last.values, 1) if self.last.values else torch.zeros(parts, 0, device=norm.device)
+        values = torch.cat(self.values, 1) if self.values else torch.zeros(parts, 0, device=norm.device)
         count = torch.tensor([values.shape[1]], device=norm.device)
         sums = torch.cat([count, values.double().sum(1)])
         processes.add_up(sums)
@@ -261,18 +250,6 @@ def matrix_weights(model: PreTrainedModel) -> tuple[int, int]:
     head, table = (module.weight for module in heads)
     outside = head.numel() + (0 if head is table else table.numel())
     return sum(parameter.numel() for parameter in model.parameters()) - outside, head.numel()
-
-
-@dataclass
-class _Sums:
-    """Values from one global batch; tensors stay on the device until a row is requested."""
-
-    values: list[Tensor] = field(default_factory=list)
-    """Per micro-batch, shape (parts, groups): the loss, and for pairs also the share won, the margin, real and
-    generated reward, real and generated drift."""
-    order: list[int] = field(default_factory=list)
-    """The groups' indices in the same order."""
-    tokens: int = 0
 
 
 def _out_of_memory(error: BaseException) -> bool:

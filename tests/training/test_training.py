@@ -48,7 +48,7 @@ def _run(work, pairs=None, model=None, opponent_logps=None, **changes):
     pairs = _pairs(10) if pairs is None else pairs
     model = model or tiny_model("llama")
     opponent_logps = _scores(pairs) if opponent_logps is None else opponent_logps
-    options = {k: changes.pop(k) for k in ("on_epoch_end", "seed", "describe") if k in changes}
+    options = {k: changes.pop(k) for k in ("stops", "seed", "describe") if k in changes}
     result = train(
         model, pairs, _settings(**changes), opponent_logps=opponent_logps, work=work, **({"seed": 1} | options)
     )
@@ -314,11 +314,11 @@ def test_memory_that_nobody_uses_goes_back_to_the_kernel():
 def test_an_epoch_ends_with_the_exact_weights_and_goes_on_as_if_nothing_was_looked_at(tmp_path):
     seen = []
 
-    def look(epoch, model):
+    def look(model):
         seen.append([p.detach().clone() for p in model.parameters()])
 
     alone, _ = _run(tmp_path / "alone", precision="bfloat16")
-    looked_at, _ = _run(tmp_path / "looked at", precision="bfloat16", on_epoch_end=look)
+    looked_at, _ = _run(tmp_path / "looked at", precision="bfloat16", stops={3: look, 6: look})
     assert _same(alone, looked_at)
     assert [weights[0].dtype for weights in seen] == [torch.float32] * 2
     assert all(torch.equal(a, b) for a, b in zip(seen[1], alone.parameters(), strict=True))
