@@ -8,8 +8,9 @@ parameters. With sharding, every process has its shard of masters and moments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class MasterOptimizer:
         moments = ("square_avg",) if settings.optimizer == "rmsprop" else ("exp_avg", "exp_avg_sq")
         self.moments = {moment: [torch.zeros_like(master) for master in self.masters] for moment in moments}
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(self._collector(index))
+            parameter.register_post_accumulate_grad_hook(partial(self._collect, index))
             for index, parameter in enumerate(self.parameters)
         ]
 
@@ -95,18 +96,15 @@ class MasterOptimizer:
             scale = (self.settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_
         rounded = self.own[0].dtype != torch.float32
         for parts in self._parts():
-
-            def together(tensors: list[Tensor], parts: _Parts = parts) -> list[Tensor]:
-                return [tensors[index].view(-1)[part] for index, part in parts]
-
-            gradients, masters = _floats(filled, parts), together(self.masters)
+            gradients, masters = _floats(filled, parts), _views(self.masters, parts)
             if scale is not None:
                 torch._foreach_mul_(gradients, scale)
             if self.settings.weight_decay:
                 torch._foreach_mul_(masters, 1 - learning_rate * self.settings.weight_decay)
-            self._update(masters, gradients, [together(moment) for moment in self.moments.values()], learning_rate)
+            moments = [_views(moment, parts) for moment in self.moments.values()]
+            self._update(masters, gradients, moments, learning_rate)
             if rounded:
-                torch._foreach_copy_(together(self.own), masters)
+                torch._foreach_copy_(_views(self.own, parts), masters)
         self.gradients = [None] * len(self.masters)
 
     def clear(self) -> None:
@@ -161,15 +159,12 @@ class MasterOptimizer:
             for name, tensor, parameter in zip(self.names, tensors, self.parameters, strict=True):
                 yield f"{kind}.{name}", tensor, parameter
 
-    def _collector(self, index: int) -> Callable[[Tensor], None]:
-        def collect(parameter: Tensor) -> None:
-            if parameter.grad is not None:
-                gradient, total = sharding.gradient(parameter), self.gradients[index]
-                # A first gradient is kept as it is, without a pass over memory; sums are in float32.
-                self.gradients[index] = gradient if total is None else total.float().add_(gradient)
-                parameter.grad = None
-
-        return collect
+    def _collect(self, index: int, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            gradient, total = sharding.gradient(parameter), self.gradients[index]
+            # A first gradient is kept as it is, without a pass over memory; sums are in float32.
+            self.gradients[index] = gradient if total is None else total.float().add_(gradient)
+            parameter.grad = None
 
     def _filled(self) -> list[Tensor]:
         """The gradients, with zeros where a weight got none."""
@@ -220,18 +215,19 @@ class MasterOptimizer:
         )
 
 
+def _views(tensors: list[Tensor], parts: _Parts) -> list[Tensor]:
+    return [tensors[index].view(-1)[part] for index, part in parts]
+
+
 def _floats(gradients: list[Tensor], parts: _Parts) -> list[Tensor]:
     """Parts of gradients in float32: a copy of what is in bfloat16."""
     return [gradients[index].reshape(-1)[part].float() for index, part in parts]
 
 
 def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float:
-    """Learning rate of an optimizer step: linear warm-up, then linear decay, cosine decay or a constant.
+    """Learning rate of an optimizer step: linear warm-up, then linear or cosine decay over `total` steps or a constant.
 
-    Equal to transformers' `get_linear_schedule_with_warmup`, `get_cosine_schedule_with_warmup` and
-    `get_constant_schedule_with_warmup`, where the first step (number 0) has rate 0 if there is any warm-up.
-
-    It decays over `total` steps.
+    Equal to transformers' `get_scheduler`: step 0 has rate 0 if there is any warm-up.
     """
     warmup = math.ceil(total * settings.warmup_ratio)
     if step < warmup:
