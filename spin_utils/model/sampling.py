@@ -61,7 +61,6 @@ def sample(
     """Sample one or more responses per prompt.
 
     Args:
-        model: Any decoder of transformers. Runs in its own dtype on its own device.
         prompts: Token ids of each prompt, none empty.
         eos_ids: Tokens that end a response; may be empty.
         streams: Number of each response's random stream, by default its index. With the same stream a response is the
@@ -90,7 +89,7 @@ def sample(
             finished = run.advance()
             if progress is not None and finished:
                 progress(finished)
-    return run.samples()
+    return _samples(run.tokens, run.counts, run.stopped, run.logps)
 
 
 def uniforms(seed: int, stream: int, count: int) -> np.ndarray:
@@ -201,10 +200,7 @@ class _Run:
         self.rows, self.live = rows, 0
         self.prefill_tokens = PREFILL_TOKENS if device.type == "cpu" else GPU_PREFILL_TOKENS
         self.eos = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
-        self.response_of = torch.zeros(rows, dtype=torch.long, device=device)
-        self.token = torch.zeros(rows, dtype=torch.long, device=device)
-        self.count = torch.zeros(rows, dtype=torch.long, device=device)
-        self.size = torch.zeros(rows, dtype=torch.long, device=device)
+        self.response_of, self.token, self.count, self.size = torch.zeros(4, rows, dtype=torch.long, device=device)
         self.uniform = torch.zeros(rows, settings.max_new_tokens, dtype=torch.float64, device=device)
         self.reach = 0
         self.tokens = torch.zeros(len(streams), settings.max_new_tokens, dtype=torch.int32, device=device)
@@ -238,14 +234,14 @@ class _Run:
     def _admit(self, free: int) -> list[Tensor]:
         hidden = []
         while free and self.waiting:
-            chosen = [self.waiting.pop()]
-            prompts = {chosen[0] // self.samples_per_prompt: self._prompt(chosen[0])}
-            total = len(self._prompt(chosen[0]))
+            chosen: list[int] = []
+            prompts: dict[int, Sequence[int]] = {}
+            total = 0
             while self.waiting and len(chosen) < free and total < self.prefill_tokens:
                 chosen.append(self.waiting.pop())
-                if chosen[-1] // self.samples_per_prompt not in prompts:
-                    prompts[chosen[-1] // self.samples_per_prompt] = self._prompt(chosen[-1])
-                    total += len(self._prompt(chosen[-1]))
+                owner = chosen[-1] // self.samples_per_prompt
+                total += 0 if owner in prompts else len(self.prompts[owner])
+                prompts[owner] = self.prompts[owner]
             rows = slice(self.live, self.live + len(chosen))
             sizes = [len(self._prompt(i)) for i in chosen]
             self.reach = max(self.reach, *sizes) if self.live else max(sizes)
@@ -290,13 +286,6 @@ class _Run:
                 state[holes] = state[movers]
         self.live = left
         return len(finished)
-
-    def samples(self) -> list[Sample]:
-        counts, logps, stopped = self.counts.tolist(), self.logps.float().tolist(), self.stopped.tolist()
-        return [
-            Sample(row[:count], "stop" if stop else "length", logp)
-            for row, count, stop, logp in zip(self.tokens.tolist(), counts, stopped, logps, strict=True)
-        ]
 
 
 def _sample_with_cache(
@@ -381,5 +370,9 @@ def _decode(
             token, mask, live = token[left], mask[left], live[left]
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
         logits = next_logits(model, token[:, None], mask, cache)
+    return _samples(tokens, counts, stopped, logps)
+
+
+def _samples(tokens: Tensor, counts: Tensor, stopped: Tensor, logps: Tensor) -> list[Sample]:
     parts = zip(tokens.tolist(), counts.tolist(), stopped.tolist(), logps.float().tolist(), strict=True)
     return [Sample(row[:count], "stop" if stop else "length", logp) for row, count, stop, logp in parts]
