@@ -183,13 +183,12 @@ def padding(model: PreTrainedModel) -> bool:
         try:
             with torch.no_grad():
                 alone = _third(model, ids, ones)
-                rounding = (1e-3, 1e-4) if model.dtype == torch.float32 else (0.1, 0.02)
                 first = model(input_ids=two, use_cache=False).logits[:, 0].float().log_softmax(-1)
-                causal = torch.allclose(first[0], first[1], atol=rounding[0], rtol=rounding[1])
+                causal = torch.allclose(first[0], first[1], **rounding(model))
                 same = not has_state(model)
                 if same:  # true of most models that count positions by themselves, but not of all
                     beside = _third(model, torch.cat([ids[:, :1], ids], 1), torch.cat([pad, ones], 1))
-                    same = torch.allclose(alone, beside, atol=rounding[0], rtol=rounding[1])
+                    same = torch.allclose(alone, beside, **rounding(model))
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -201,6 +200,11 @@ def padding(model: PreTrainedModel) -> bool:
             raise ModelError(f"{type(model).__name__}: tokens see later ones (is_decoder); use a causal language model")
         _PADDING[model] = same
     return _PADDING[model]
+
+
+def rounding(model: PreTrainedModel) -> dict[str, Any]:
+    """How far log-probabilities of the same tokens may be apart, for `torch.allclose`."""
+    return {"atol": 1e-3, "rtol": 1e-4} if model.dtype == torch.float32 else {"atol": 0.1, "rtol": 0.02}
 
 
 def _third(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:

@@ -24,7 +24,15 @@ from transformers import PreTrainedModel
 from spin_utils.files import processes
 from spin_utils.model import sharding
 from spin_utils.model.base import ModelError
-from spin_utils.model.general import check_model, on_its_path, padding, path_of, response_logits, use_padded
+from spin_utils.model.general import (
+    check_model,
+    on_its_path,
+    padding,
+    path_of,
+    response_logits,
+    rounding,
+    use_padded,
+)
 from spin_utils.model.packing import Group, PackedBatch, check_groups, micro_batches, pack, rows_at_once
 
 KEPT_LOGITS = 2**27
@@ -166,19 +174,16 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        packed = sequence_logps(model, pack([Group(prompt, tuple(responses))]).to(model.device)).tolist()
-        plain = []
-        for response in responses:
-            ids = torch.tensor([prompt + response], device=model.device)
-            logps = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, 1:-1].float(), -1)
-            plain.append(logps.gather(1, ids[0, 2:, None]).sum().item())
+        packed = sequence_logps(model, pack([Group(prompt, tuple(responses))]).to(model.device))
+        ids = torch.tensor([prompt + response for response in responses], device=model.device)
+        logps = model(input_ids=ids, use_cache=False).logits[:, 1:-1].float().log_softmax(-1)
+        plain = logps.gather(2, ids[:, 2:, None]).sum((1, 2))
     model.train(was_training)
     _PROBED.add(model)
-    rounding = (0.1, 0.02) if model.dtype != torch.float32 else (1e-3, 1e-4)
-    if all(abs(a - b) <= rounding[0] + rounding[1] * abs(b) for a, b in zip(packed, plain, strict=True)):
+    if torch.allclose(packed, plain, **rounding(model)):
         return
     name = type(model).__name__
-    found = f"log-probabilities of packed groups ({packed}) differ from the model's own ({plain})"
+    found = f"log-probabilities of packed groups ({packed.tolist()}) differ from the model's own ({plain.tolist()})"
     if path_of(model) == "fast":
         raise ModelError(f"{name}: {found}; its layers are changed: use the model as transformers loads it")
     logger.warning("%s: %s; continuing with padded rows, one row per response", name, found)
