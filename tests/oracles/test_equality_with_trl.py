@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
+from decoders import END, pairs
 from tiny_models import FAMILIES, tiny_model
 from transformers import PreTrainedModel
 
@@ -21,38 +22,22 @@ from spin_utils.settings.run import LoraSettings, TrainingSettings
 from spin_utils.training import loop
 from spin_utils.training.loop import train
 
-STEPS, BATCH, EOS = 20, 4, 1
+STEPS, BATCH = 20, 4
 RELATIVE = 2e-5
 """Tolerance on loss and gradient norm over all steps; float32 rounding grows while both train."""
 
 
-def _pairs(n):
-    draw = torch.Generator().manual_seed(0)
-
-    def ids(low, high, end=()):
-        length = int(torch.randint(low, high, (1,), generator=draw))
-        return [*torch.randint(2, 61, (length,), generator=draw).tolist(), *end]
-
-    return [Group(ids(1, 12), (ids(0, 12, [EOS]), ids(0, 12, [EOS]))) for _ in range(n)]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_twenty_steps_equal_trl(family: str, tmp_path: Path) -> None:
-    _assert_equal_training(
-        lambda: tiny_model(family, initializer_range=0.2), _pairs(STEPS * BATCH), EOS, 1e-4, tmp_path
-    )
-
-
-def test_twenty_steps_with_the_likelihood_of_the_real_answer_equal_trl(tmp_path: Path) -> None:
-    _assert_equal_training(
-        lambda: tiny_model("llama", initializer_range=0.2), _pairs(STEPS * BATCH), EOS, 1e-4, tmp_path, nll=0.3
-    )
-
-
-def test_twenty_steps_with_adapters_equal_trl_with_the_same_adapters(tmp_path: Path) -> None:
-    settings = LoraSettings(rank=4, alpha=8)
-    load = partial(tiny_model, "llama", initializer_range=0.2)
-    _assert_equal_training(load, _pairs(STEPS * BATCH), EOS, 1e-3, tmp_path, adapters=settings)
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        *((family, {}) for family in FAMILIES),
+        ("llama", {"nll": 0.3}),
+        ("llama", {"lora": LoraSettings(rank=4, alpha=8), "learning_rate": 1e-3}),
+    ],
+)
+def test_twenty_steps_equal_trl(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    load = partial(tiny_model, family, initializer_range=0.2)
+    _assert_equal_training(load, pairs(STEPS * BATCH), END, tmp_path, **changes)
 
 
 @pytest.mark.slow
@@ -71,34 +56,21 @@ def test_twenty_steps_on_smollm2_equal_trl(tmp_path: Path) -> None:
         for i in range(STEPS * BATCH)
     ]
     encoded = encode_preferences(tokenizer, template, rows)
-    pairs = [Group(row["prompt_ids"], (row["real_ids"], row["generated_ids"])) for row in encoded]
-    _assert_equal_training(lambda: base.load(folder), pairs, tokenizer.eos_token_id, 1e-6, tmp_path)
+    groups = [Group(row["prompt_ids"], (row["real_ids"], row["generated_ids"])) for row in encoded]
+    _assert_equal_training(partial(base.load, folder), groups, tokenizer.eos_token_id, tmp_path, learning_rate=1e-6)
 
 
 def _assert_equal_training(
-    load: Callable[[], PreTrainedModel],
-    pairs: list[Group],
-    eos_id: int,
-    learning_rate: float,
-    work: Path,
-    nll: float = 0.0,
-    adapters: LoraSettings | None = None,
+    load: Callable[[], PreTrainedModel], groups: list[Group], eos_id: int, work: Path, **changes: Any
 ) -> None:
     """Train once with TRL and once with the kit and compare every step's loss and gradient norm."""
     from benchmarks import trl_peer
 
-    settings = TrainingSettings(
-        learning_rate=learning_rate,
-        epochs=1,
-        batch_size=BATCH,
-        max_grad_norm=1.0,
-        precision="float32",
-        micro_batch_tokens=80,
-        nll=nll,
-        lora=adapters,
-    )
-    plan = loop.Schedule(len(pairs), settings, seed=3)
-    in_order = [pairs[i] for step in range(STEPS) for i in plan.indices(step)]
+    fixed = {"epochs": 1, "batch_size": BATCH, "max_grad_norm": 1.0, "precision": "float32", "micro_batch_tokens": 80}
+    settings = TrainingSettings(**{"learning_rate": 1e-4, **fixed, **changes})
+    nll, adapters = settings.nll, settings.lora
+    plan = loop.Schedule(len(groups), settings, seed=3)
+    in_order = [groups[i] for step in range(STEPS) for i in plan.indices(step)]
     trainer = trl_peer.dpo_trainer(
         lora.attach(load(), adapters, seed=5) if adapters else load(),
         load(),
@@ -124,8 +96,8 @@ def _assert_equal_training(
     model = load()
     if adapters:
         lora.attach(model, adapters, seed=5)
-    opponent = score(model, pairs, micro_batch_tokens=80)
-    ours = train(model, pairs, settings, opponent_logps=opponent, seed=3, work=work / "run").rows
+    opponent = score(model, groups, micro_batch_tokens=80)
+    ours = train(model, groups, settings, opponent_logps=opponent, seed=3, work=work / "run").rows
     assert len(ours) == len(theirs) == STEPS
     for our, their in zip(ours, theirs, strict=True):
         assert our["learning_rate"] == pytest.approx(their["learning_rate"], rel=1e-9)
