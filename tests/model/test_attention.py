@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import gradients, obvious_logps
+from oracle import gradients
 from tiny_models import FAST, tiny_model
 
 from spin_utils.model import attention, gpu_attention, layers, packing
@@ -69,20 +69,6 @@ def test_attention_equals_a_masked_softmax_and_its_gradient_is_exact(monkeypatch
         torch.autograd.grad(x.sin().sum(), (query, key, value), retain_graph=True) for x in (made, expected)
     )
     torch.testing.assert_close(grads, wanted, **tolerance)
-
-
-@pytest.mark.parametrize("family", FAST)
-def test_the_models_own_layers_give_the_obvious_gradients_too(monkeypatch, family):
-    """As the fused ones do, see test_general."""
-    model = tiny_model(family)
-    monkeypatch.setattr(layers, "LAYERS", ())
-    signs = torch.tensor([1.0, -1, 0.5, 2, -1, 1, 3])
-    expected = obvious_logps(model, GROUPS)
-    wanted = gradients(model, (expected * signs).sum())
-    packed = sequence_logps(model, pack(GROUPS))
-    torch.testing.assert_close(packed, expected, rtol=1e-5, atol=1e-5)
-    for name, gradient in gradients(model, (packed * signs).sum()).items():
-        torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-5 * float(wanted[name].abs().max()))
 
 
 @pytest.mark.parametrize("family", FAST)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,16 +31,6 @@ def test_micro_batches_hold_every_group_once_within_the_budget(tokens, budget):
 def test_micro_batches_are_of_about_equal_size():
     sizes = [len(batch) for batch in micro_batches([10] * 64, 250)]
     assert max(sizes) - min(sizes) <= 1
-
-
-def test_the_first_token_of_every_response_is_predicted_from_the_end_of_the_prompt():
-    batch = pack([Group([1], ([2], [3])), Group([4, 5], ([6], [7, 8], [9]))])
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
-    assert batch.position_ids.tolist() == [[0, 1, 1, 0, 1, 2, 2, 3, 2]]
-    assert batch.sources.tolist() == [0, 0, 4, 4, 6, 4]
-    assert batch.targets.tolist() == [2, 3, 6, 7, 8, 9]
-    assert batch.sizes.tolist() == [1, 1, 1, 2, 1]
-    assert batch.sums(torch.tensor([1.0, 2, 3, 4, 5, 6])).tolist() == [1, 2, 3, 9, 6]
 
 
 def test_groups_of_very_different_length_do_not_share_a_tile():

@@ -15,10 +15,9 @@ from scipy.stats import chisquare
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from spin_utils.model.base import ModelError
 from spin_utils.model.decoding import Decoder
 from spin_utils.model.packing import Group
-from spin_utils.model.sampling import Sample, draw, sample
+from spin_utils.model.sampling import draw, sample
 from spin_utils.settings.run import GenerationSettings
 
 END = 1
@@ -106,15 +105,6 @@ def test_responses_that_share_a_prompts_pass_are_those_of_separate_rows(
     assert sum(read) <= most
 
 
-def test_an_end_token_can_come_first_and_is_kept() -> None:
-    model = tiny_model("llama")
-    first = sample(model, [[5, 6]], eos_ids=set(), settings=GenerationSettings(temperature=0, max_new_tokens=1), seed=0)
-    token = first[0].token_ids[0]
-    settings = GenerationSettings(temperature=0, max_new_tokens=8)
-    (response,) = sample(model, [[5, 6]], eos_ids={token}, settings=settings, seed=0)
-    assert response == Sample([token], "stop", pytest.approx(first[0].logp))
-
-
 def distribution_of_transformers(logits: torch.Tensor, settings: GenerationSettings) -> np.ndarray:
     scores = TemperatureLogitsWarper(settings.temperature)(None, logits.double()[None])
     if settings.top_k:
@@ -162,8 +152,3 @@ def test_a_cache_that_grows_and_shrinks_keeps_its_rows() -> None:
     settings = GenerationSettings(max_new_tokens=90, batch_size=2)
     for prompt, response in zip(prompts, sample(model, prompts, eos_ids=set(), settings=settings, seed=1), strict=True):
         assert response.logp == pytest.approx(rescored(model, prompt, response.token_ids), abs=2e-3)
-
-
-def test_a_row_longer_than_the_models_positions_is_refused() -> None:
-    with pytest.raises(ModelError, match="256"):
-        sample(tiny_model("llama"), [[2] * 253], eos_ids=set(), settings=GenerationSettings(max_new_tokens=4), seed=0)
