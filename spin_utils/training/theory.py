@@ -36,18 +36,14 @@ def distribution(weights: Sequence[float]) -> Tensor:
     return (tensor / tensor.sum()).log()
 
 
-def random_distribution(answers: int, seed: int, spread: float = 1.0) -> Tensor:
-    """Log-probabilities with normal logits of the given standard deviation."""
+def random_distribution(answers: int, seed: int) -> Tensor:
+    """Log-probabilities with standard normal logits."""
     generator = torch.Generator().manual_seed(seed)
-    return (spread * torch.randn(answers, dtype=torch.float64, generator=generator)).log_softmax(0)
+    return torch.randn(answers, dtype=torch.float64, generator=generator).log_softmax(0)
 
 
 def check_lambdas(values: Sequence[float]) -> list[float]:
-    """Values of lambda as floats, all above 0.
-
-    Raises:
-        KitError: The list is empty, or a value is not above 0.
-    """
+    """Values of lambda as floats; a `KitError` if there is none, or one is not above 0."""
     numbers = [float(value) for value in values]
     if not numbers or not all(0 < value < math.inf for value in numbers):
         raise KitError(f"lambdas are {list(values)}; give at least one number, all above 0")
@@ -168,8 +164,7 @@ def descend(opponent: Tensor, data: Tensor, *, beta: float, steps: int, learning
 def fixed_point_error(seed: int = 0) -> float:
     """Theorem 5.2, sufficiency: if p_t = p_data the policy does not move, for every loss and lambda.
 
-    Returns:
-        The largest deviation over random data distributions, of the loss from l(0) and of the gradient from 0.
+    The largest deviation over random data distributions, of the loss from l(0) and of the gradient from 0.
     """
     return max(
         max(abs(_excess(data, data, beta, loss)), float(gradient(data, data, data, beta=beta, loss=loss).abs().max()))
@@ -182,8 +177,7 @@ def fixed_point_error(seed: int = 0) -> float:
 def necessity_margin(seed: int = 0) -> float:
     """Theorem 5.2, necessity: if p_t != p_data, for some lambda the data distribution has a lower loss than p_t.
 
-    Returns:
-        The maximum over losses and random cases of min over lambda of loss(p_data) - l(0); negative if it holds.
+    The maximum over losses and random cases of min over lambda of loss(p_data) - l(0); negative if it holds.
     """
     return max(
         min(_excess(data, opponent, beta, loss) for beta in (0.001, 0.01, 0.1, 0.5, 1.0))

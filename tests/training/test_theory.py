@@ -41,16 +41,6 @@ def test_the_theorems_of_section_5_hold_as_equalities(seed):
     assert theory.minimum_error(seed) < 1e-12
 
 
-@given(seed=st.integers(0, 10_000), beta=st.floats(0.01, 10))
-@settings(max_examples=40)
-def test_no_policy_beats_the_data_when_the_opponent_is_the_data(seed, beta):
-    policy = theory.random_distribution(5, seed, spread=3.0)
-    for loss in theory.LOSSES:
-        value = theory.population_loss(policy, DATA, DATA, beta=beta, loss=loss)
-        at_zero = link(torch.zeros((), dtype=torch.float64), loss)
-        assert float(value) >= float(at_zero) - 1e-12
-
-
 def test_the_slope_at_lambda_0_is_minus_half_the_two_divergences():
     # g'(0) = l'(0) [KL(data || opponent) + KL(opponent || data)] with l'(0) = -1/2 for the logistic loss
     step = 1e-5
