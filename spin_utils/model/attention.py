@@ -30,11 +30,7 @@ NAME = "spin_packed"
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the model's attention layers work on packed groups.
-
-    With gradient checkpointing, keep the block open until the backward pass is done, because the recomputation looks
-    the attention function up again.
-    """
+    """Inside the block the model's attention layers work on packed groups."""
     config = model.config
     before = config._attn_implementation
     config._attn_implementation = NAME
@@ -91,24 +87,15 @@ class _Attention(torch.autograd.Function):
     """Softmax attention within groups; only queries, keys and values are stored for the backward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query_THD: Tensor,
-        key_TKD: Tensor,
-        value_TKD: Tensor,
-        layout: Layout,
-        scale: float,
-        window: int | None = None,
-    ) -> Tensor:
+    def forward(ctx: Any, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, *layout_scale_window: Any) -> Tensor:
         ctx.save_for_backward(query_THD, key_TKD, value_TKD)
-        ctx.layout, ctx.scale, ctx.window = layout, scale, window
-        return attention_forward(query_THD, key_TKD, value_TKD, layout, scale, window)
+        ctx.layout_scale_window = layout_scale_window
+        return attention_forward(query_THD, key_TKD, value_TKD, *layout_scale_window)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:
-        query_THD, key_TKD, value_TKD = ctx.saved_tensors
-        grads = attention_backward(grad_THD, query_THD, key_TKD, value_TKD, ctx.layout, ctx.scale, ctx.window)
+        grads = attention_backward(grad_THD, *ctx.saved_tensors, *ctx.layout_scale_window)
         return (*grads, None, None, None)
 
 
@@ -149,9 +136,7 @@ def attention_forward(
 ) -> Tensor:
     """Attention output, shape (T, H, D), from packed queries (T, H, D), keys and values (T, K, D).
 
-    On a CPU, plain matrix products with the query heads of one key head folded into rows are several times faster at
-    short lengths than scaled_dot_product_attention. Each block of queries skips most keys that none of them may see. On
-    a GPU, and for long rows, `gpu_attention.py` takes over, which has no window.
+    On a GPU, and for long rows, `gpu_attention.py` takes over, which has no window.
     """
     if query_THD.device.type != "cpu":
         return gpu_attention.forward(query_THD, key_TKD, value_TKD, layout, scale)

@@ -177,11 +177,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def check_directory(folder: Path) -> Path:
-    """Raise if a model folder cannot be loaded; return it otherwise.
-
-    Raises:
-        ModelError: missing folder, config, tokenizer or safetensors, or only pickled weights.
-    """
+    """Return a model's folder, or raise a `ModelError`: no config, tokenizer or safetensors, or an adapter alone."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such model folder; check the path (from the current folder)")
     if not (folder / "config.json").is_file():

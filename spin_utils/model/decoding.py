@@ -112,12 +112,9 @@ class Decoder:
             buffer[targets] = buffer[sources]
 
     def prefill(self, prompts: Sequence[Sequence[int]], row: int) -> Tensor:
-        """Read prompts into the rows from `row` on.
+        """Read prompts into the rows from `row` on; normalised hidden states of their last tokens, (len(prompts), W).
 
         Linear layers run on the packed tokens, without padding; only attention sees rows. Call `fit` first.
-
-        Returns:
-            Normalised hidden states of the last token of each prompt, shape (len(prompts), W).
         """
         n, device = len(prompts), self.device
         sizes = torch.tensor([len(prompt) for prompt in prompts])
@@ -250,13 +247,9 @@ def _norm(norm: Any, hidden: Tensor) -> Tensor:
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Causal attention of right-padded rows, query heads grouped over key-value heads.
+    """Causal attention of right-padded rows: (n, H * G, L, D), meaningless at padded positions.
 
-    Args:
-        query: (n, H * G, L, D). key, value: (n, H, L, D). scale: factor of the scores.
-
-    Returns:
-        (n, H * G, L, D); values at padded positions are meaningless.
+    The query has that shape too, key and value have (n, H, L, D).
     """
     n, heads, length, size = query.shape
     kv_heads = key.shape[1]

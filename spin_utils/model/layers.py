@@ -45,11 +45,7 @@ class _Shape(NamedTuple):
 
 @contextmanager
 def fast_layers(model: PreTrainedModel) -> Iterator[int]:
-    """Inside the block the recognised decoder layers of a model take the fused path.
-
-    Yields:
-        The number of layers that do.
-    """
+    """Inside the block the recognised decoder layers of a model take the fused path; yields their number."""
     layers = [m for m in model.modules() if _recognised(m)]
     changed = [layer for layer in layers if "forward" not in vars(layer)]
     for layer in changed:

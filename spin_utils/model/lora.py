@@ -77,13 +77,7 @@ def _is_linear(layer: nn.Linear) -> bool:
 
 
 def save(adapted: Any, start: Path, folder: Path) -> None:
-    """Write the adapters, and the start checkpoint with them merged in, in float32.
-
-    Args:
-        adapted: from `attach`.
-        start: the checkpoint that they were trained on.
-        folder: of the new checkpoint.
-    """
+    """Write the adapters from `attach`, and the checkpoint they were trained on with them merged in, in float32."""
     from peft import PeftModel
 
     place = folder / ADAPTERS

@@ -1,8 +1,7 @@
 """Groups of one prompt and several responses, laid end to end without padding.
 
 A group is packed as `[prompt | response 1 | ... | response k]`: the prompt is stored and computed once, and the linear
-layers see no padding at all. Only attention needs to know where the groups are, which it gets as a `Layout` (see
-`attention.py`).
+layers see no padding at all. Only attention needs to know where the groups are, from a `Layout`.
 
 Shape suffixes: T packed tokens, R response tokens, B groups of one tile, S padded group length.
 """
@@ -97,14 +96,10 @@ class Tile:
     _rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def rows(self, heads: int) -> tuple[Tensor, Tensor]:
-        """Indices from (token, head) rows to (group, head, position) order, and back.
+        """Indices from (token, head) rows to (group, head, position) order, and back, for `heads` heads per token.
 
-        Args:
-            heads: heads per token, stored side by side.
-
-        Returns:
-            Index into all packed rows, shape (B heads S), arbitrary at padding, which the bias hides; and index into
-            that order, shape (T heads). Built once per batch and shared by all layers.
+        The first has shape (B heads S) and is arbitrary at padding, which the bias hides; the other has (T heads).
+        Built once per batch and shared by all layers.
         """
         if heads not in self._rows:
             batch, length = self.segments.shape
@@ -234,11 +229,7 @@ def pack(groups: Sequence[Group]) -> PackedBatch:
 
 
 def check_groups(groups: Sequence[Group]) -> None:
-    """Raise if groups cannot be packed.
-
-    Raises:
-        PairsError: names the first group with an empty prompt or response.
-    """
+    """Raise a `PairsError` that names the first group with an empty prompt or response."""
     if not groups:
         raise PairsError("nothing to pack: no groups were given")
     for number, group in enumerate(groups):

@@ -82,11 +82,9 @@ def gradient(parameter: Parameter) -> Tensor:
 
 
 def whole(part: Tensor, like: Parameter) -> Tensor:
-    """The full tensor from all processes' shards: on the first process's CPU, empty elsewhere.
+    """The full tensor from the shards of all processes, cut like a parameter: on the first one's CPU, empty elsewhere.
 
-    Args:
-        part: this process's shard.
-        like: a parameter sharded in the same way; if it is not sharded, `part` is returned.
+    If the parameter is not sharded, `part` is returned.
     """
     if _is_cut(like):
         flat = part.new_empty(part.numel() * processes.count())

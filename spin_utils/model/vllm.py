@@ -37,11 +37,7 @@ Answer = tuple[list[int], str, float]
 
 
 def check_environment(settings: VllmSettings) -> None:
-    """Raise if there is no such Python or it has no vLLM.
-
-    Raises:
-        KitError: names the Python and the remedy.
-    """
+    """Raise a `KitError` if there is no such Python or it has no vLLM."""
     python = str(Path(settings.python).expanduser())
     place = f"generation.vllm.python: {python}"
     find = "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"
@@ -106,20 +102,12 @@ def answer(
 
 
 def prompt_seed(seed: int, stream: int) -> int:
-    """Seed of a prompt's random numbers: 63 bits of a hash, so that neighbouring seeds are unrelated.
-
-    >>> prompt_seed(0, 1) != prompt_seed(1, 0)
-    True
-    """
+    """Seed of a prompt's random numbers: 63 bits of a hash, so that neighbouring seeds are unrelated."""
     return int.from_bytes(hashlib.sha256(f"{seed} {stream}".encode()).digest()[:8], "big") >> 1
 
 
 def engine_arguments(model: Path, settings: GenerationSettings, longest_prompt: int) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`; the longest prompt is in tokens.
-
-    Raises:
-        KitError: `max_model_len` has no room for the longest prompt and its answer.
-    """
+    """Arguments of `vllm.LLM`; a `KitError` if `max_model_len` has no room for the longest prompt and its answer."""
     needed = longest_prompt + settings.max_new_tokens
     length = settings.vllm.max_model_len or needed
     if length < needed:
@@ -159,11 +147,7 @@ def sampling_arguments(settings: GenerationSettings, eos_ids: Collection[int]) -
 
 
 def worker_devices(settings: VllmSettings, shards: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each process. Their number follows from settings and GPUs, at most one per shard.
-
-    Raises:
-        KitError: more GPUs are requested than are visible.
-    """
+    """CUDA_VISIBLE_DEVICES of each process, at most one per shard; a `KitError` if more are requested than visible."""
     devices, each = runtime.visible_gpus(), settings.tensor_parallel_size
     count = min(shards, settings.processes or max(1, len(devices) // each))
     if not devices:  # let vLLM report what it needs
