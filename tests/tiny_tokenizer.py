@@ -14,8 +14,8 @@ START = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Bytes and a few merges, with a start token that the tokenizer adds when asked for special tokens."""
-    tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
-    made = trained([TEXT] * 3, ["<s>", "</s>"], size=320, **tokens)
+    specials = ["<s>", "</s>"]
+    made = trained([TEXT] * 3, specials, size=320, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     made.backend_tokenizer.post_processor = START
     return made
 

@@ -197,8 +197,8 @@ def _big_bench_columns(tasks: Mapping[str, BigBenchSettings]) -> list[Column]:
             task["fewshot_delimiter"] = content.get("few_shot_example_separator", "\n")
             task["metric_list"][0]["metric"] = metric
             parts.append(task)
-        asked = {"shots": settings.shots, "limit": settings.limit}
-        columns.append(Column(name, f"big_bench {name}", tuple(parts), big_bench=True, **asked))
+        spec, own = f"big_bench {name}", tuple(parts)
+        columns.append(Column(name, spec, own, big_bench=True, shots=settings.shots, limit=settings.limit))
     return columns
 
 

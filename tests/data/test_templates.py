@@ -152,7 +152,7 @@ EDGES = ["yes", " 4 - 1 = 3\n", "there  "]
 @pytest.fixture(params=["bytes", "pieces"])
 def chatty(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     """A tokenizer whose end-of-sequence token ends no turn, and which puts a start token before every text."""
-    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokens: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     texts = [*TEXTS, "[INST] [/INST] <think>\n\n</think>\n\n:there  yes"] * 2
     kind: dict[str, Any] = {"byte_level": False, "size": 120} if request.param == "pieces" else {}
     made = trained(texts, [*tokens.values(), *SPECIAL], **kind, **tokens)
