@@ -43,7 +43,7 @@ def modules(room: str) -> dict[str, Path]:
 def imported(path: Path) -> Iterator[str]:
     """Dotted names of the package that a file imports, lazy imports included; a name taken from a module counts too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spin_utils."):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spin_utils"):
             yield from (f"{node.module}.{alias.name}".removeprefix("spin_utils.") for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (a.name.removeprefix("spin_utils.") for a in node.names if a.name.startswith("spin_utils."))
