@@ -9,12 +9,9 @@ from collections.abc import Iterator
 import nbformat
 import pandas as pd
 import pytest
-from tiny_tokenizer import byte_tokenizer
 
-from spin_utils.data.templates import TemplateError, encode_prompt
 from spin_utils.drawing import tables
 from spin_utils.files import paths
-from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.names import label
 
 SOURCES = [
@@ -52,28 +49,20 @@ def faults(place: str, tree: ast.AST) -> Iterator[str]:
                 yield f"{place}:{node.lineno} imports a pickle module"
         if not isinstance(node, ast.Call):
             continue
-        name, given = ast.unparse(node.func), {word.arg: word.value for word in node.keywords}
+        name, given = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
         where, method = f"{place}:{node.lineno} {name}", name.rpartition(".")[2]
         if name in REFUSED:
             yield f"{where} {REFUSED[name]}"
-        remote = given.get("trust_remote_code")
-        if remote is not None and not (isinstance(remote, ast.Constant) and remote.value is False):
-            yield f"{where}: trust_remote_code must be the word False"
-        if "allow_pickle" in given and not (
-            isinstance(given["allow_pickle"], ast.Constant) and not given["allow_pickle"].value
-        ):
-            yield f"{where}: allow_pickle must be the word False"
-        if name == "yaml.load" and not ast.unparse(given.get("Loader", ast.Constant(""))).endswith(
-            ("SafeLoader", "_StrictLoader")
-        ):
+        for word in ("trust_remote_code", "allow_pickle"):
+            if given.get(word, "False") != "False":
+                yield f"{where}: {word} must be the word False"
+        if name == "yaml.load" and not given.get("Loader", "").endswith(("SafeLoader", "_StrictLoader")):
             yield f"{where} makes any object; use profiles.parse_yaml"
-        if given.get("shell") is not None:
+        if "shell" in given:
             yield f"{where} runs a shell"
-        if method in ("from_pretrained", "from_config") and name.startswith("Auto") and remote is None:
+        if name.startswith("Auto") and method.startswith("from_") and "trust_remote_code" not in given:
             yield f"{where} without trust_remote_code=False"
-        local = (
-            ast.unparse(given["local_files_only"]) == "True" if "local_files_only" in given else "gguf_file" in given
-        )
+        local = given.get("local_files_only", "True" if "gguf_file" in given else "False") == "True"
         if method == "from_pretrained" and not local and "revision" not in given:
             yield f"{where} neither local nor at a pinned revision"
         if method in ("load_dataset", "snapshot_download", "hf_hub_download") and "revision" not in given:
@@ -103,29 +92,12 @@ def test_the_scan_sees_what_it_looks_for(source: str) -> None:
     assert list(faults("here", ast.parse(source)))
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append({'role': 'user', 'content': 'more'}) }}",
-    ],
-)
-def test_a_chat_template_that_reaches_for_python_is_refused(attack: str) -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = attack + "{{ messages[0]['content'] }}"
-    with pytest.raises(TemplateError, match=r"cannot be rendered \(SecurityError"):
-        encode_prompt(tokenizer, TemplateSettings(), "hello")
-
-
-def hostile_table() -> tables.Table:
-    return tables.Table(7, "title", ("model", "answer"), (("a", HOSTILE),), pd.DataFrame(), text=1)
-
-
 HOSTILE = "<script>alert(1)</script> <img src=x onerror=alert(1)> [click](javascript:alert(1)) `a` **b** $x$ | c"
 
 
 def test_generated_text_in_a_markdown_table_shows_character_for_character() -> None:
-    cell = re.split(r"(?<!\\)\|", tables.markdown(hostile_table()).splitlines()[4])[2].strip()
+    table = tables.Table(7, "title", ("model", "answer"), (("a", HOSTILE),), pd.DataFrame(), text=1)
+    cell = re.split(r"(?<!\\)\|", tables.markdown(table).splitlines()[4])[2].strip()
     assert re.sub(r"\\(.)", r"\1", cell) == HOSTILE
     assert not re.search(r"(?<!\\)[<>\[\]`*|$&]", cell)
 
