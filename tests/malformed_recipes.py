@@ -1,4 +1,4 @@
-"""Malformed inputs that cannot be kept as text files: folders, Parquet files and models, made on the spot."""
+"""Malformed inputs that cannot be kept as files: models, made on the spot."""
 
 from __future__ import annotations
 
@@ -8,27 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.torch import load_file, save_file
 
 from spin_utils.model import base
 from spin_utils.settings.inputs import ModelSettings
 
 _TEXTS = ["What is 3 + 4? Answer: 7", "Spell this word backward: sun"] * 10
-
-
-def demonstrations(recipe: str, folder: Path) -> Path:
-    """What is given as a file of demonstrations."""
-    if recipe == "folder":
-        path = folder / "rows.jsonl"
-        path.mkdir()
-        return path
-    path = folder / "rows.parquet"
-    pq.write_table(pa.table({"prompt": ["a"] * 40, "response": ["b"] * 40}), path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    return path
 
 
 def sound_model(folder: Path) -> Path:

@@ -40,7 +40,9 @@ def arguments(case: dict[str, Any], home: Path, sound: Path) -> list[str]:
     if case["read"] == "set":
         return ["plan", "--profile", "smoke", "--set", case["value"]]
     if case["read"] == "demonstrations":
-        return [*reproduce, "--data", path or str(recipes.demonstrations(case["make"], home))]
+        folder = home / "rows.jsonl"
+        folder.mkdir()
+        return [*reproduce, "--data", path or str(folder)]
     if case["read"] == "pairs":
         return ["dpo", "--model", str(sound), "--pairs", path, "--out", str(home / "out")]
     if case["read"] == "model":
