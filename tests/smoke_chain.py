@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -103,15 +102,3 @@ def _digest(path: Path) -> str:
         rows = [{name: row[name] for name in row.keys() - TIMES} for row in document["rows"]]
         data = json.dumps({**document, "rows": rows, "sha256": None}, sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()
-
-
-def undisturbed(home: Path) -> tuple[dict[str, str], float]:
-    """What a chain that nobody disturbs leaves, and its seconds."""
-    home.mkdir()
-    first = start(home, "data")  # starts the server
-    first.join()
-    begin = time.monotonic()
-    process = start(home)
-    process.join()
-    assert process.exitcode == 0
-    return contents(home), time.monotonic() - begin
