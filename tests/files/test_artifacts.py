@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -29,25 +27,6 @@ def test_an_artifact_appears_whole_and_without_its_resume_state(home: Path) -> N
     assert (manifest["key"], manifest["seed"], manifest["stage"], manifest["settings"]) == ("abc", 3, "test", {"a": 1})
     assert {"torch", "transformers", "spin_utils"} <= set(manifest["versions"])
     assert not directory.with_name("thing-abc.partial").exists()
-
-
-def _hold(directory: Path, seconds: float) -> None:
-    with artifacts.lock(directory):
-        (directory.parent / "held").touch()
-        time.sleep(seconds)
-        (directory.parent / "let go").touch()
-
-
-def test_a_second_process_waits_for_the_first(home: Path) -> None:
-    directory = home / "artifacts" / "thing-abc"
-    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(directory, 0.5))
-    process.start()
-    while not (directory.parent / "held").exists():
-        assert process.is_alive()
-        time.sleep(0.01)
-    with artifacts.lock(directory):
-        assert (directory.parent / "let go").exists()
-    process.join()
 
 
 def test_json_is_written_whole_and_with_the_same_bytes(tmp_path: Path) -> None:
