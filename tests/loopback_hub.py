@@ -37,13 +37,11 @@ def serve(hub: LoopbackHub) -> Iterator[LoopbackHub]:
         def do_GET(self) -> None:
             hub.requests.append(self.path)
             path = self.path.partition("?")[0]
-            if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/revision/([^/]+)", path):
-                return self._repository(f"{found[1]}/{found[2]}", found[3])
             if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/auth-check", path):
                 gated = f"{found[1]}/{found[2]}" in hub.gated
                 return self._answer(403, {}, "GatedRepo") if gated else self._answer(200, {})
-            if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)", path):
-                return self._repository(f"{found[1]}/{found[2]}", None)
+            if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+                return self._repository(f"{found[1]}/{found[2]}", found[3])
             if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/config\.json", path):
                 config = hub.configs.get(found[1])
                 if config is not None:
