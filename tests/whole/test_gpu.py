@@ -31,7 +31,6 @@ from spin_utils.settings.run import GenerationSettings, TrainingSettings
 from spin_utils.training.loop import Interrupted, TrainingResult, train
 
 pytestmark = pytest.mark.gpu
-END = 1
 
 
 def on_gpu(family: str, **options: Any) -> PreTrainedModel:
@@ -92,14 +91,14 @@ def test_greedy_answers_equal_generate_and_their_log_probability_the_models_own(
     model, rng = on_gpu(family), random.Random(0)
     prompts = [[rng.randrange(2, 61) for _ in range(rng.randint(1, 40))] for _ in range(30)]
     settings = GenerationSettings(temperature=0, max_new_tokens=24, batch_size=8)
-    answers = sample(model, prompts, eos_ids={END, 7}, settings=settings, seed=0)
+    answers = sample(model, prompts, eos_ids={decoders.END, 7}, settings=settings, seed=0)
     for prompt, answer in zip(prompts, answers, strict=True):
         made = model.generate(
             torch.tensor([prompt], device="cuda"),
             max_new_tokens=24,
             do_sample=False,
-            eos_token_id=[END, 7],
-            pad_token_id=END,
+            eos_token_id=[decoders.END, 7],
+            pad_token_id=decoders.END,
         )
         assert answer.token_ids == made[0, len(prompt) :].tolist()
         (own,) = obvious_logps(model, [Group(prompt, (answer.token_ids,))]).tolist()
