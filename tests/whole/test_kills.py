@@ -61,7 +61,7 @@ def test_the_command_killed_as_a_whole_or_in_one_process_ends_with_the_same_byte
     for change in SHORTER:
         command += ["--set", change]
     environment = {**os.environ, "SPIN_HOME": str(tmp_path)}
-    moments, landed, kills = random.Random(2), Counter[str](), 0
+    moments, kills = random.Random(2), 0
     while True:
         with (tmp_path / "log").open("a") as file:
             process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
@@ -74,23 +74,12 @@ def test_the_command_killed_as_a_whole_or_in_one_process_ends_with_the_same_byte
                 tree = [moments.choice(tree)]
             for victim in tree:
                 with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
-                    landed[_what(victim)] += 1
                     victim.kill()
         if process.wait() == 0:
             break
-    text = (tmp_path / "log").read_text()
-    log.warning("%d kills, processes: %s", kills, dict(landed))
-    assert kills >= KILLS // 20, text
+    assert kills >= KILLS // 20, (tmp_path / "log").read_text()
     made = smoke_chain.contents(tmp_path, "killed")
     assert {name.split("/")[0].rpartition("-")[0] for name in made} >= {"sft", "spin-0", "spin-0-more", "eval-spin-0"}
     assert made == {name: digest for name, digest in undisturbed[0].items() if name in made}
     assert {*results.load_evaluations(tmp_path / "results" / "killed")["model"]} >= {"sft", "spin-0"}
     assert (tmp_path / "results" / "killed" / "tables" / "table4.md").is_file()
-
-
-def _what(process: psutil.Process) -> str:
-    words = " ".join(process.cmdline())
-    for name in ("ipykernel", "snakemake", "spin_utils step", "spin_utils reproduce"):
-        if name in words:
-            return name
-    return "another"
