@@ -100,17 +100,6 @@ def test_a_broken_document_is_refused_naming_file_field_and_remedy(folder, break
     assert "\n" not in str(refusal.value)
 
 
-def test_scores_of_all_seeds_and_models_come_as_one_long_table(tmp_path):
-    root = synthetic.write(tmp_path, seeds=(0, 2), items=5)
-    table = results.load_evaluations(root)
-    assert list(table.columns) == ["seed", "model", "task", "id", "score", "tokens", "response"]
-    assert len(table) == 2 * 5 * 6 * 5
-    assert set(table["seed"]) == {0, 2}
-    document = results.read_json(results.path_of(root, 2, "evaluations", "spin-1"))
-    mine = table[(table["seed"] == 2) & (table["model"] == "spin-1")]
-    assert mine.groupby("task")["score"].mean().mean() == pytest.approx(document["average"])
-
-
 def test_training_records_generations_and_held_out_pairs_come_as_long_tables(tmp_path, whole):
     synthetic.write(tmp_path, seeds=(0, 1), items=5)
     training, texts, pairs = (
