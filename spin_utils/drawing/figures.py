@@ -7,6 +7,7 @@ paper.
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -35,7 +36,7 @@ from spin_utils.drawing.style import (
 from spin_utils.drawing.tables import benchmarks, contrast_of
 from spin_utils.evaluation.instructions import NAME
 from spin_utils.paper import published
-from spin_utils.paper.generations import MODELS, RULE, example
+from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
 from spin_utils.paper.results import counted, judged
 from spin_utils.paper.statistics import Estimate, StatisticsError, paired
 from spin_utils.settings.machine import CATEGORIES
@@ -252,8 +253,10 @@ def figure6(
     if grades is not None and not grades.empty:
         title, ticks = ": MT-Bench", [2, 4, 6, 8, 10]
         shown = grades[grades["model"].isin(MODELS)]
-        means = shown.groupby(["model", "task"])["grade"].mean().unstack()
-        means = means.reindex(index=list(MODELS), columns=list(CATEGORIES))
+        means = pd.DataFrame(index=list(MODELS), columns=list(CATEGORIES), dtype=float)
+        for model, category in itertools.product(MODELS, CATEGORIES):
+            with suppress(StatisticsError):  # named in the footnote
+                means.loc[model, category] = mean_grade(grades, {model: 1.0}, category=category).difference
         names = [category.upper() if category == "stem" else category.capitalize() for category in CATEGORIES]
         note = footnotes.note("grades", grades=shown, missing=_absent(means)) if len(shown) else ""
     else:
