@@ -6,7 +6,7 @@ Token scores are the terms of the sums used in training: log p(y|x) = sum_j log 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +76,29 @@ def make_heldout(plan: Plan, step: Step, work: Path) -> None:
     artifacts.write_json(work / "heldout.json", {"beta": training_of(profile, model).beta, "items": items})
 
 
-def demonstration_examples(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Group]:
-    """The first demonstration of each family, by the id of its row."""
+@dataclass(frozen=True)
+class Example:
+    """A demonstration or a pair to look at."""
+
+    name: str
+    """Id of its row."""
+    group: Group
+    """The prompt with its real response, and for a pair also the generated one."""
+
+
+def demonstration_examples(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+    """The first demonstration of each family."""
     tokenizer = base.load_tokenizer(run.make(plan, "base"))
     first: dict[str, EncodedRow] = {}
     for encoded in encode_rows(tokenizer, plan.profile.template, rows):  # may drop rows that are too long
         first.setdefault(encoded.row.get("family", ""), encoded)
     chosen = [first[family] for family in sorted(first)]
-    return {str(row.row["id"]): Group(row.prompt_ids, (row.response_ids,)) for row in chosen}
+    return [Example(str(row.row["id"]), Group(row.prompt_ids, (row.response_ids,))) for row in chosen]
 
 
-def pair_examples(plan: Plan, model: str) -> dict[str, Group]:
+def pair_examples(plan: Plan, model: str) -> list[Example]:
     """The first of a model's training pairs in each family whose responses differ; if none differ, the first pair."""
-    found: dict[str, int] = {}
+    found: dict[str, Example] = {}
     trained_on = play.training_pairs(plan, model)
     families = {row["id"]: row.get("family", "") for row in run.rows(plan, "spin")}
     ids = trained_on.table["id"].to_pylist()[:: trained_on.answers]
@@ -97,9 +107,8 @@ def pair_examples(plan: Plan, model: str) -> dict[str, Group]:
         if family not in found:
             real, generated = map(list, trained_on[place].response_ids)
             if real != generated:
-                found[family] = place
-    places = [found[family] for family in sorted(found)] or [0]
-    return {str(ids[place]): trained_on[place] for place in places}
+                found[family] = Example(str(name), trained_on[place])
+    return [found[family] for family in sorted(found)] or [Example(str(ids[0]), trained_on[0])]
 
 
 def moments(plan: Plan, model: str) -> dict[str, Path]:
@@ -119,11 +128,11 @@ def moments(plan: Plan, model: str) -> dict[str, Path]:
 
 
 @torch.no_grad()
-def token_scores(examples: Mapping[str, Group], checkpoints: Mapping[str, Path]) -> pd.DataFrame:
+def token_scores(examples: Sequence[Example], checkpoints: Mapping[str, Path]) -> pd.DataFrame:
     """Log-probability of every token under every checkpoint, computed in float32.
 
     Args:
-        examples: demonstrations or pairs by name; only a few, since each is scored in its own pass.
+        examples: only a few, since each is scored in its own pass.
         checkpoints: folders by name, as from `moments`; the others are compared with the first.
 
     Returns:
@@ -134,11 +143,11 @@ def token_scores(examples: Mapping[str, Group], checkpoints: Mapping[str, Path])
     rows: list[dict[str, Any]] = []
     for checkpoint, folder in checkpoints.items():
         tokenizer, model = base.load_tokenizer(folder), base.load(folder)
-        check_supported(model, max(group.longest_row for group in examples.values()))
-        for name, group in examples.items():
-            logps = iter(token_logps(model, pack([group]).to(model.device)).tolist())
-            for token in _tokens(tokenizer, group.response_ids):
-                rows.append({"checkpoint": checkpoint, "example": name, **token, "logp": next(logps)})
+        check_supported(model, max(example.group.longest_row for example in examples))
+        for example in examples:
+            logps = iter(token_logps(model, pack([example.group]).to(model.device)).tolist())
+            for token in _tokens(tokenizer, example):
+                rows.append({"checkpoint": checkpoint, **token, "logp": next(logps)})
         del model
     frame = pd.DataFrame(rows)
     first = frame.groupby(["example", "answer", "place"], sort=False)["logp"].transform("first")
@@ -161,7 +170,8 @@ def common(real: Sequence[int], generated: Sequence[int]) -> int:
     return next(differs, min(len(real), len(generated)))
 
 
-def _tokens(tokenizer: Any, answers: Sequence[Sequence[int]]) -> Iterator[dict[str, Any]]:
+def _tokens(tokenizer: Any, example: Example) -> Iterator[dict[str, Any]]:
+    answers = example.group.response_ids
     agreed = common(*answers) if len(answers) > 1 else 0
     for answer, ids in zip((REAL, GENERATED), answers, strict=False):
         for place, token in enumerate(ids):
@@ -169,4 +179,5 @@ def _tokens(tokenizer: Any, answers: Sequence[Sequence[int]]) -> Iterator[dict[s
             piece = tokenizer.convert_ids_to_tokens(int(token)) or ""
             if piece.startswith("▁") and not text.startswith(" "):  # SentencePiece drops the space before a first word
                 text = f" {text}"
-            yield {"answer": answer, "place": place, "token": text, "shared": place < agreed}
+            where = {"example": example.name, "answer": answer, "place": place}
+            yield {**where, "token": text, "shared": place < agreed}
