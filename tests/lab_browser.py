@@ -18,6 +18,14 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from spin_utils.files import paths, runtime
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
 _SETTINGS = {
     # Without these JupyterLab keeps only the cells in sight in the page, and asks the network for news.
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -85,9 +93,7 @@ def running_lab(folder: Path, home: Path) -> Iterator[str]:
 def opened_browser() -> Iterator[Browser]:
     """The system's browser without a window."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=find_browser(), args=["--disable-gpu"], timeout=_PATIENCE_MS
-        )
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=list(_FLAGS), timeout=_PATIENCE_MS)
         yield browser
         browser.close()
 

@@ -6,9 +6,9 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import loopback
 import nbformat
@@ -58,8 +58,12 @@ def test_the_site_is_searched_and_read_on_a_phone(site: Path, tmp_path: Path) ->
     lab_browser = pytest.importorskip("lab_browser")
     if lab_browser.find_browser() is None:
         pytest.skip("no browser")
-    files = partial(SimpleHTTPRequestHandler, directory=str(site))
-    with loopback.serving(files) as address, lab_browser.opened_browser() as browser:
+
+    class Files(SimpleHTTPRequestHandler):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given, directory=str(site))
+
+    with loopback.serving(Files) as address, lab_browser.opened_browser() as browser:
         page = browser.new_page(viewport={"width": 390, "height": 800})
         for name in PAGES:
             page.goto(f"{address}/{written(name)}.html")
