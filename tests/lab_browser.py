@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,8 +70,12 @@ def running_lab(folder: Path, home: Path) -> Iterator[str]:
     layout = paths.REPOSITORY / "notebooks" / "spin.jupyterlab-workspace"
     imported = [sys.executable, "-m", "jupyterlab", "workspaces", "import", str(layout)]
     subprocess.run(imported, env=environment, check=True, capture_output=True)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", "--port=0"]
-    command.append(f"--notebook-dir={folder}")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = secrets.token_hex(16)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--port={port}"]
+    command += [f"--IdentityProvider.token={token}", f"--notebook-dir={folder}", "--ServerApp.port_retries=0"]
     if os.geteuid() == 0:
         command.append("--allow-root")
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -77,13 +83,13 @@ def running_lab(folder: Path, home: Path) -> Iterator[str]:
     assert output is not None
     try:
         said = ""
-        while not (address := re.search(r"http://127\.0\.0\.1:\d+/lab\?token=\w+", said)):
+        while f"127.0.0.1:{port}/lab" not in said:
             line = output.readline()
             assert line, said
             said += line
         # Read on, so that the server never waits for a full pipe.
         Thread(target=lambda: (lab / "log.txt").write_text(said + output.read()), daemon=True).start()
-        yield address[0]
+        yield f"http://127.0.0.1:{port}/lab?token={token}"
     finally:
         process.terminate()
         process.wait()
