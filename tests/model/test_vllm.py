@@ -27,8 +27,9 @@ from spin_utils.model.packing import Pairs
 from spin_utils.model.sampling import sample
 from spin_utils.model.vllm import Answer
 from spin_utils.settings import profiles
+from spin_utils.settings.inputs import identity
 from spin_utils.settings.machine import VllmSettings
-from spin_utils.settings.run import GenerationSettings, generation_identity
+from spin_utils.settings.run import GenerationSettings
 
 EOS = set(range(1, 60, 4))
 PROMPTS = [[7 + i, 11, 3 * i % 60, 2][: 2 + i % 3] for i in range(10)]
@@ -163,10 +164,10 @@ def test_settings_that_vllm_cannot_have_are_refused(settings: GenerationSettings
 
 def test_other_answers_have_another_key_but_not_for_where_vllm_runs(settings: GenerationSettings) -> None:
     kit = replace(settings, backend="kit")
-    assert generation_identity(kit) != generation_identity(settings)
-    assert "vllm" not in generation_identity(kit), "the keys of what the kit draws are as they were"
+    assert identity(kit) != identity(settings)
+    assert "vllm" not in identity(kit), "the keys of what the kit draws are as they were"
     elsewhere = replace(settings, vllm=VllmSettings(python="/opt/vllm/bin/python", processes=8))
-    assert generation_identity(elsewhere) == generation_identity(settings)
+    assert identity(elsewhere) == identity(settings)
 
 
 def test_pairs_of_a_profile_are_drawn_by_vllm_and_other_weights_show_in_its_health_figure(
