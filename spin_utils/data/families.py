@@ -66,7 +66,10 @@ def generate(
 
 def grade(row: Mapping[str, Any], response: str) -> float:
     """1.0 if the response's final answer gets full marks from the library's own scorer, else 0.0; the mean over its
-    numbered answers if the row has several questions. A row of Big-Bench is graded from 0 to 1 by its task's metric."""
+    numbered answers if the row has several questions. A row of Big-Bench is graded from 0 to 1 by its task's metric.
+
+    The answer is whatever follows the response's last `Answer:`, or all of it.
+    """
     grader = row["grader"]
     if grader["dataset"] == big_bench.GRADER:
         return big_bench.grade(grader["entry"]["metric"], grader["entry"]["targets"], response.strip())

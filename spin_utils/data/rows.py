@@ -44,7 +44,8 @@ LAYOUTS = (
     ("", "chosen", ()),
 )
 """Columns of the question and the answer, of which the first that are there are read, and what else belongs to them.
-Where there is none for the question, the answer's holds the whole conversation."""
+Where there is none for the question, the answer's holds the whole conversation: it comes first, because it can have a
+system message and earlier turns. KTO's `label` is false for a bad answer, in any layout."""
 COMMON = ("id", "family", "system", "system_prompt", "input", "context")
 """Columns that are read in every layout."""
 _ASSISTANTS = ("gpt", "chatgpt", "bing", "bard", "model")
@@ -135,7 +136,9 @@ def checked_rows(
 
 
 def read_records(path: Path) -> list[tuple[int, Any]]:
-    """All records of a file with their row numbers (line numbers in JSONL), from 1; unchecked.
+    """All records of a .json (one list), .jsonl or .parquet file, unchecked, with their row numbers.
+
+    They count from 1, and are line numbers in JSONL.
 
     Raises:
         RowError: the file is missing, not UTF-8, bad JSON (with its line) or damaged Parquet.

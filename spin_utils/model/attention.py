@@ -30,7 +30,11 @@ NAME = "spin_packed"
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the model's attention layers work on packed groups."""
+    """Inside the block the model's attention layers work on packed groups.
+
+    With gradient checkpointing, keep the block open until the backward pass is done, because the recomputation looks
+    the attention function up again.
+    """
     config = model.config
     before = config._attn_implementation
     config._attn_implementation = NAME
@@ -87,15 +91,24 @@ class _Attention(torch.autograd.Function):
     """Softmax attention within groups; only queries, keys and values are stored for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, *layout_scale_window: Any) -> Tensor:
+    def forward(
+        ctx: Any,
+        query_THD: Tensor,
+        key_TKD: Tensor,
+        value_TKD: Tensor,
+        layout: Layout,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
         ctx.save_for_backward(query_THD, key_TKD, value_TKD)
-        ctx.layout_scale_window = layout_scale_window
-        return attention_forward(query_THD, key_TKD, value_TKD, *layout_scale_window)
+        ctx.layout, ctx.scale, ctx.window = layout, scale, window
+        return attention_forward(query_THD, key_TKD, value_TKD, layout, scale, window)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:
-        grads = attention_backward(grad_THD, *ctx.saved_tensors, *ctx.layout_scale_window)
+        query_THD, key_TKD, value_TKD = ctx.saved_tensors
+        grads = attention_backward(grad_THD, query_THD, key_TKD, value_TKD, ctx.layout, ctx.scale, ctx.window)
         return (*grads, None, None, None)
 
 

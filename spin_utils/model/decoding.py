@@ -247,9 +247,13 @@ def _norm(norm: Any, hidden: Tensor) -> Tensor:
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Causal attention of right-padded rows: (n, H * G, L, D), meaningless at padded positions.
+    """Causal attention of right-padded rows, query heads grouped over key-value heads.
 
-    The query has that shape too, key and value have (n, H, L, D).
+    Args:
+        query: (n, H * G, L, D). key, value: (n, H, L, D). scale: factor of the scores.
+
+    Returns:
+        (n, H * G, L, D); values at padded positions are meaningless.
     """
     n, heads, length, size = query.shape
     kv_heads = key.shape[1]

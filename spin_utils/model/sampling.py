@@ -61,6 +61,7 @@ def sample(
     """Sample one or more responses per prompt.
 
     Args:
+        model: Any decoder of transformers. Runs in its own dtype on its own device.
         prompts: Token ids of each prompt, none empty.
         eos_ids: Tokens that end a response; may be empty.
         streams: Number of each response's random stream, by default its index. With the same stream a response is the

@@ -47,8 +47,10 @@ def spin_loss(
     """The loss of each pair.
 
     Args:
-        policy_real_logps: log p_theta(y|x) summed over tokens, float32, of any shape, one element per pair; the other
-            three likewise.
+        policy_real_logps: log p_theta(y|x) summed over tokens, float32, of any shape, one element per pair.
+        policy_generated_logps: log p_theta(y'|x), likewise.
+        opponent_real_logps: log p_theta_t(y|x), likewise.
+        opponent_generated_logps: log p_theta_t(y'|x), likewise.
         beta: the paper's lambda.
         loss: the function l, one of `link`.
         positive: weight of DPO-positive's penalty max(0, log p_theta_t(y|x) - log p_theta(y|x)), which is subtracted
