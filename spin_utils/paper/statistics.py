@@ -229,16 +229,25 @@ def size_margin(paper: float, most: float = SIZE_MARGIN) -> float:
 
 
 def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", value: float = 0.0) -> Verdict:
-    """Judge a claim by the interval of an estimate.
+    """Judge a claim by the interval of an estimate; what neither column says is inconclusive.
 
-    The margin is the smallest difference that matters, above 0, and the value is usually the paper's. What neither
-    holds nor fails is inconclusive. A claim that does both, as a gain wholly between 0 and the margin, is reproduced.
+    | claim | reproduced if | not reproduced if |
+    |---|---|---|
+    | `greater`: the contrast is above 0 | low > 0 | high < margin |
+    | `less`: it is below 0 | high < 0 | low > -margin |
+    | `not_less`: no loss beyond the margin | low > -margin | high < -margin |
+    | `at_least`: it reaches `value` | low >= value | high < value |
+    | `at_most`: it does not exceed `value` | high <= value | low > value |
+    | `same_size`: it is as large as `value` | the interval lies within value ± margin | it lies outside |
+
+    The margin is the smallest difference that matters, above 0, and the value is usually the paper's. If both hold, as
+    for a small gain that is wholly above 0 and below the margin, the claim is reproduced.
     """
     low, high = estimate.low, estimate.high
     holds, fails = {
         "greater": (low > 0, high < margin),
         "less": (high < 0, low > -margin),
-        "not_less": (low > -margin, high < -margin),  # no loss beyond the margin
+        "not_less": (low > -margin, high < -margin),
         "at_least": (low >= value, high < value),
         "at_most": (high <= value, low > value),
         "same_size": (
