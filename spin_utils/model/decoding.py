@@ -295,16 +295,16 @@ class _Projection(NamedTuple):
 
 
 def _can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN can keep the weight in the layout of its bf16 kernels: 1.1 times faster at 128 rows, 1.7 at 8.
+    """Whether oneDNN can keep the weight in the layout of its kernels. The operators are the ones torch.compile uses.
 
-    F.linear converts the layout on every call. The operators are the ones torch.compile uses.
+    F.linear converts the layout on every call: in bf16 a packed weight is 1.1 times faster at 128 rows, 1.7 at 8. In
+    float32 F.linear is MKL's, which is slow where the weight is large and the rows are few: on two AVX2 cores a
+    packed head of 49,152 tokens is 2.0 times faster at 128 rows and at 32.
     """
-    return (
-        weight.dtype == torch.bfloat16
-        and weight.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bfloat16 or weight.dtype == torch.float32
 
 
 class _Layer(NamedTuple):
