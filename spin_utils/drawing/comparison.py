@@ -80,7 +80,8 @@ def _curves(profile: str, model: str, other: str) -> Figure:
             training_figures.curve(margin, rows, "margin", 0, tint)
         scores = results.load_evaluations(folder)
         scores = scores[~scores["task"].isin(results.aside(folder))]
-        chain = [m for m in ("sft", *iterates(scores["model"])) if m in set(scores["model"])]
+        measured = set(scores["model"].unique())
+        chain = [m for m in ("sft", *iterates(measured)) if m in measured]
         means = scores[scores["model"].isin(chain)].groupby(["model", "task"])["score"].mean().groupby("model").mean()
         average.plot(range(len(chain)), 100 * means[chain], "o-", color=INK if one_run else tint, ms=3)
         average.set_xticks(range(len(chain)), [m.replace("spin-", "") for m in chain])

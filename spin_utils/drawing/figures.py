@@ -123,7 +123,7 @@ def figure2(scores: pd.DataFrame, *, profile: str) -> Figure:
     gain.set_xticks(range(5), _CHAIN_TICKS)
     gain.margins(y=0.15)
     _frame_panels(ours, theirs, bool(found))
-    after = [label(model) for model in iterates(scores["model"]) if model not in CHAIN]
+    after = [label(model) for model in iterates(scores["model"].unique()) if model not in CHAIN]
     further = f" In Table 4 only: {'; '.join(after)}." if after else ""
     footnote(figure, _note(counted(scores), found, CHAIN, _CUT + further))
     return figure
@@ -463,7 +463,8 @@ def _note(scores: pd.DataFrame, found: Collection[str], wanted: Sequence[str], r
     if not found:
         return ""
     drawn = [model for model in wanted if model in found]
-    few = footnotes.missing([model for model in wanted if model in set(scores["model"])], found)
+    measured = set(scores["model"].unique())
+    few = footnotes.missing([model for model in wanted if model in measured], found)
     missing = [name for name in footnotes.missing(wanted, found) if name not in few]
     return footnotes.note("figure", scores=scores, drawn=drawn, reading=reading, few=few, missing=missing)
 

@@ -56,7 +56,7 @@ def write(profile: Profile) -> list[Path]:
     """
     drawn = draw.compose(profile)
     written = draw.write(drawn, profile)
-    measured = list(dict.fromkeys(drawn.scores["model"]))
+    measured = list(drawn.scores["model"].unique())
     last = next((step for step in reversed(main_chain(profile.spin.iterations)) if step in measured), measured[-1])
     traced = sorted(drawn.scores["seed"][drawn.scores["model"] == last].unique())
     folder, figures, facts = paths.results(profile.name), paths.figures(profile.name), draw.facts(profile, drawn)
@@ -102,7 +102,7 @@ def section(profile: Profile) -> str:
     scores = draw.scores(profile)
     tasks = tables.benchmarks(scores)
     scores = results.counted(scores)
-    measured = set(scores["model"])
+    measured = set(scores["model"].unique())
     if "sft" not in measured:
         raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, the baseline; evaluate it")
     chain = [name for name in main_chain(profile.spin.iterations) if name in measured]

@@ -103,13 +103,17 @@ FORMATS = {
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write NAME.pdf, NAME.png and NAME.svg, without dates or versions: the same figure gives the same bytes."""
+    """Write NAME.pdf, NAME.png and NAME.svg, without dates or versions: the same figure gives the same bytes.
+
+    It is laid out once, for the first of them.
+    """
     paths = []
     with style():
         for suffix, fields in FORMATS.items():
             path = folder / f"{name}.{suffix}"
             with replacing(path) as partial:
                 figure.savefig(partial, format=suffix, metadata=dict(fields))  # it writes into them
+            figure.set_layout_engine("none")
             paths.append(path)
     return paths
 

@@ -219,7 +219,7 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
 
     `changes` are the settings that each arm changes, by dotted name. None if no arm was evaluated.
     """
-    measured = list(dict.fromkeys(scores["model"]))
+    measured = list(scores["model"].unique())
     played = [model for arm in changes for model in measured if ModelName.parse(model).arm == arm]
     if not played:
         return None
@@ -280,7 +280,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
     """
     scores = results.counted(scores)
     drawn = scores.dropna(subset=["sampled"]) if "sampled" in scores else scores
-    measured = list(dict.fromkeys(scores["model"]))
+    measured = list(scores["model"].unique())
     control = [model for model in measured if ModelName.parse(model).sft_epochs]
     rows = [model for model in ("sft", *iterates(measured), *control) if model in measured]
     measures = [
@@ -300,7 +300,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
         for name, _, table, column, factor, digits, other in columns:
             cell: dict[str, Any] = {"row": label(model), "column": name}
             cell["quantity"] = "gain over SFT" if other else "level"
-            if model in set(table["model"]) and model != other:
+            if (table["model"] == model).any() and model != other:
                 cell |= measure(table, model, other, column, factor)
             cells.append(cell)
             line.append(cell_text(cell, sign=bool(other), digits=digits).replace(DASH, ""))
@@ -612,7 +612,7 @@ def _example_lines(shown: pd.DataFrame, measured: pd.DataFrame) -> Iterator[tupl
 def _mean(measured: pd.DataFrame, model: str, other: str, column: str) -> dict[str, Any]:
     """A mean or a difference with its interval, or why it is missing."""
     name, factor, _ = _MEASURES[_REAL.get(column, column)]
-    absent = ", ".join(label(one) for one in (model, other) if one and one not in set(measured["model"]))
+    absent = ", ".join(label(one) for one in (model, other) if one and not (measured["model"] == one).any())
     if absent:
         return {"column": name, "reason": f"no generations {'at all' if measured.empty else f'of {absent}'}"}
     return {"column": name, **measure(measured, model, other, column, factor)}

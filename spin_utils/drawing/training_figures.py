@@ -39,8 +39,8 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss:
 
     By default `models`, which are drawn in order, are the paper's iterations and those after them.
     """
-    models = models or list(dict.fromkeys([*main_chain(4)[1:], *iterates(training["model"])]))
-    present = [model for model in models if model in set(training["model"])]
+    models = models or list(dict.fromkeys([*main_chain(4)[1:], *iterates(training["model"].unique())]))
+    present = [model for model in models if (training["model"] == model).any()]
     figure = new_figure(4.2)
     losses, rewards, margin = panels = figure.subplots(3, 1, sharex=True)
     if not present:

@@ -22,7 +22,7 @@ from spin_utils.files import artifacts
 from spin_utils.files.runtime import progress
 from spin_utils.model import base
 from spin_utils.model.logprobs import check_supported, token_logps
-from spin_utils.model.packing import Group, pack
+from spin_utils.model.packing import Group, common, pack
 from spin_utils.settings.names import ModelName
 
 REAL, GENERATED = "real", "generated"
@@ -158,16 +158,6 @@ def answer_sums(frame: pd.DataFrame) -> pd.DataFrame:
     """Sums over the tokens of each response: `example`, `checkpoint`, `answer`, `logp`, `change`, in that order."""
     by = ["example", "checkpoint", "answer"]
     return frame.groupby(by, sort=False)[["logp", "change"]].sum().reset_index()
-
-
-def common(real: Sequence[int], generated: Sequence[int]) -> int:
-    """Length of the common prefix of two responses, in tokens.
-
-    >>> common([1, 2, 3], [1, 2, 4, 3]), common([1, 2], [1, 2])
-    (2, 2)
-    """
-    differs = (place for place, (a, b) in enumerate(zip(real, generated, strict=False)) if a != b)
-    return next(differs, min(len(real), len(generated)))
 
 
 def _tokens(tokenizer: Any, example: Example) -> Iterator[dict[str, Any]]:

@@ -10,10 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from spin_utils.experiment.measure import common
 from spin_utils.experiment.plan import Plan, Step
 from spin_utils.files import artifacts, disk, paths
-from spin_utils.model.packing import Pairs
+from spin_utils.model.packing import Pairs, common
 from spin_utils.paper import results
 from spin_utils.settings.names import label
 

@@ -318,6 +318,16 @@ def rows_at_once(elements: int, columns: int, device: torch.device) -> int:
     return max(1, (elements if device.type == "cpu" else GPU_ELEMENTS) // columns)
 
 
+def common(real: Sequence[int], generated: Sequence[int]) -> int:
+    """Length of the common prefix of two responses, in tokens.
+
+    >>> common([1, 2, 3], [1, 2, 4, 3]), common([1, 2], [1, 2])
+    (2, 2)
+    """
+    differs = (place for place, (a, b) in enumerate(zip(real, generated, strict=False)) if a != b)
+    return next(differs, min(len(real), len(generated)))
+
+
 def write_pairs(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write rows of `PAIRS_SCHEMA` as one Arrow IPC file, uncompressed so that it can be memory-mapped.
 

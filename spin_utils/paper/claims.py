@@ -240,7 +240,7 @@ def _training(row: Entry, blank: Finding, training: pd.DataFrame, loss: Loss) ->
         return replace(blank, reason=f"this run's loss is {loss}, which does not start at log 2")
     if training.empty:
         return replace(blank, verdict="not run", reason="no training records")
-    first = training[training["model"].isin(iterates(training["model"])) & (training["step"] == 1)]
+    first = training[training["model"].isin(iterates(training["model"].unique())) & (training["step"] == 1)]
     if first.empty:
         return replace(blank, verdict="not run", reason="no SPIN run logged its first step")
     error = float((first["loss"] - math.log(2)).abs().max())

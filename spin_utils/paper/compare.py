@@ -69,7 +69,7 @@ def items(profile: str, model: str, other: str) -> pd.DataFrame:
         scores, summaries = results.load_evaluations(folder), results.load_summaries(folder)
         if scores.empty:
             raise results.ResultsError(f"{paths.relative(folder)}: no evaluations; reproduce it first")
-        if plain not in set(scores["model"]):
+        if not (scores["model"] == plain).any():
             there = nearest(plain, sorted(scores["model"].unique()))
             raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of {plain}{there}")
         side = scores[scores["model"] == plain]

@@ -35,7 +35,7 @@ def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
     Raises:
         StatisticsError: the run has no two models to compare, or one seed of each and more are planned.
     """
-    models = set(scores["model"])
+    models = set(scores["model"].unique())
     chain = iterates(models)
     pairs = [(name, str(ModelName.parse(name).opponent)) for name in chain]
     if chain:

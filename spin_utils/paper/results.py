@@ -424,7 +424,7 @@ def at_chance(summaries: pd.DataFrame) -> set[str]:
     Better is more than two standard errors above it. The score is that of the base model where it was measured, else
     of the SFT model, averaged over training seeds.
     """
-    first = "base" if "base" in set(summaries["model"]) else "sft"
+    first = "base" if "base" in set(summaries["model"].unique()) else "sft"
     choices = summaries[(summaries["model"] == first) & summaries["chance"].notna()]
     means = choices.groupby("task")[["value", "stderr", "chance"]].mean()
     return set(means.index[means["value"] <= means["chance"] + 2 * means["stderr"]])
