@@ -15,8 +15,9 @@ from typing import Any
 
 import jinja2
 
-from spin_utils.experiment import estimate
-from spin_utils.experiment.estimate import CHARACTERS, Architecture, Workload
+from spin_utils.experiment import cost, estimate
+from spin_utils.experiment.cost import Architecture, Workload
+from spin_utils.experiment.estimate import CHARACTERS
 from spin_utils.model import logprobs
 from spin_utils.model.sampling import GPU_PREFILL_TOKENS
 from spin_utils.settings import profiles
@@ -98,15 +99,15 @@ def chain_hours(architecture: Architecture, prompts: int, gpus: int, profile: Pr
 
     A batch is shared out by pairs, so no more GPUs than pairs of a batch take part in training.
     """
-    machine = dataclasses.replace(estimate.A100S, devices=gpus)
+    machine = dataclasses.replace(cost.A100S, devices=gpus)
     run = dataclasses.replace(Workload(), prompts=prompts, machine=machine, epochs=profile.spin.training.epochs)
     iterations, (sampled, trained) = profile.spin.iterations, shares()
     sampling = dataclasses.replace(run, utilisation=sampled)
     shared = dataclasses.replace(machine, devices=min(gpus, profile.spin.training.batch_size))
     training = dataclasses.replace(run, utilisation=trained, machine=shared)
     return (
-        iterations * estimate.generation_hours(sampling, architecture),
-        sum(estimate.training_hours(training, architecture, t) for t in range(iterations)),
+        iterations * cost.generation_hours(sampling, architecture),
+        sum(cost.training_hours(training, architecture, t) for t in range(iterations)),
     )
 
 
@@ -144,9 +145,9 @@ def _bounds(profile: Profile) -> Iterator[tuple[str, float, float]]:
     """The steps of the paper's iteration 0: hours of their operations, and of the bytes they read and write."""
     a, run, training = Architecture(), Workload(), profile.spin.training
     responses = run.real_tokens + run.generated_tokens
-    pairs = run.prompts * estimate.forward_flops(a, run.prompt_tokens, run.real_tokens, run.generated_tokens)
-    asked = run.prompts * estimate.forward_flops(a, run.prompt_tokens)
-    answered = run.prompts * estimate.forward_flops(a, run.prompt_tokens, run.generated_tokens) - asked
+    pairs = run.prompts * cost.forward_flops(a, run.prompt_tokens, run.real_tokens, run.generated_tokens)
+    asked = run.prompts * cost.forward_flops(a, run.prompt_tokens)
+    answered = run.prompts * cost.forward_flops(a, run.prompt_tokens, run.generated_tokens) - asked
     weights, tokens = 2 * a.parameters, run.prompts * (run.prompt_tokens + responses)
     passes = tokens / training.micro_batch_tokens  # each reads all weights once
     decoded = run.prompts / run.decoded_together * run.generated_tokens
@@ -177,8 +178,8 @@ def _saved(name: str) -> float:
     """Share of a pair's operations that its shared prompt saves."""
     a, run = MODELS[name], Workload()
     answers = (run.real_tokens, run.generated_tokens)
-    apart = sum(estimate.forward_flops(a, run.prompt_tokens, answer) for answer in answers)
-    return 1 - estimate.forward_flops(a, run.prompt_tokens, *answers) / apart
+    apart = sum(cost.forward_flops(a, run.prompt_tokens, answer) for answer in answers)
+    return 1 - cost.forward_flops(a, run.prompt_tokens, *answers) / apart
 
 
 def _short(value: float) -> str:

@@ -37,7 +37,7 @@ from benchmarks.interleaved import (
     wall,
     write,
 )
-from spin_utils.experiment import estimate
+from spin_utils.experiment import cost, estimate
 from spin_utils.files.runtime import ENVIRONMENT
 from spin_utils.model.packing import Group, Pairs, write_pairs
 from spin_utils.settings.run import Precision, TrainingSettings
@@ -67,7 +67,7 @@ def make_pairs(regime: str, count: int, vocabulary: int) -> list[Group]:
 def useful_flop(config: PretrainedConfig, pairs: Sequence[Group]) -> float:
     """Forward and backward FLOP of the pairs, nothing computed twice."""
     sizes = estimate.of_config(config)
-    return 3 * sum(estimate.forward_flops(sizes, len(p.prompt_ids), *map(len, p.response_ids)) for p in pairs)
+    return 3 * sum(cost.forward_flops(sizes, len(p.prompt_ids), *map(len, p.response_ids)) for p in pairs)
 
 
 def run_ours(

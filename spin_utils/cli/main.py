@@ -460,13 +460,14 @@ def figures(
 ) -> None:
     """Redraw tables and figures from the results, without a model."""
     from spin_utils.drawing import draw
-    from spin_utils.drawing.report import update
-    from spin_utils.paper import agreement
 
     loaded = profiles.load(profile)
     for path in draw.write(draw.compose(loaded), loaded):
         log.info("%s", paths.relative(path))
     if readme:
+        from spin_utils.drawing.report import update
+        from spin_utils.paper import agreement
+
         update(loaded, paths.REPOSITORY / "README.md")
         agreement.write(loaded.name, draw.scores(loaded), paths.results(loaded.name))
 

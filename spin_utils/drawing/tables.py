@@ -22,6 +22,7 @@ import pandas as pd
 
 from spin_utils.drawing import footnotes
 from spin_utils.evaluation.instructions import NAME
+from spin_utils.experiment import cost
 from spin_utils.files.disk import write_forms
 from spin_utils.paper import published, results
 from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
@@ -114,10 +115,8 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str]) -> Table:
 
 def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = True) -> Table:
     """Table 2: time of generation and training by iteration. Arguments from `wall_clock`."""
-    from spin_utils.experiment import estimate  # imports torch, which no other table needs
-
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
-    run, architecture = estimate.Workload(), estimate.Architecture()
+    run, architecture = cost.Workload(), cost.Architecture()
     cells: list[dict[str, Any]] = []
     lines = []
     for stage in ("generation", "training"):
@@ -128,9 +127,9 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
             minutes = times[(times["stage"] == stage) & (times["iteration"] == iteration)]["seconds"] / 60
             measured = _over_seeds(minutes) or {"reason": f"{stage} of iteration {iteration} was not run"}
             ours.append(place | {"quantity": "minutes (ours), hours (paper)"} | measured)
-            hours = estimate.generation_hours(run, architecture)
+            hours = cost.generation_hours(run, architecture)
             if stage == "training":
-                hours = estimate.training_hours(run, architecture, iteration)
+                hours = cost.training_hours(run, architecture, iteration)
             values = {"value": hours, "difference": hours - place["paper"]}
             model.append(place | {"quantity": "hours (cost model), hours (paper)"} | values)
         cells += [*ours, *model]
@@ -139,7 +138,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
         lines.append((stage.capitalize(), "ours, minutes", *minutes_shown))
         lines.append(("", "cost model, hours", *(f"{cell['value']:.2f}" for cell in model)))
         lines.append(("", "paper, hours", *(f"{cell['paper']:.2f}" for cell in model)))
-    reached = estimate.utilisation(run, architecture, 0, paper["training", 0])
+    reached = cost.utilisation(run, architecture, 0, paper["training", 0])
     seeds = sorted({cell["seeds"] for cell in cells if "seeds" in cell})
     notes = footnotes.notes("table2", seeds=seeds, machine=machine, alone=alone, run=run, reached=reached)
     header = ["", "", *(f"Iteration {iteration}" for iteration in range(4))]

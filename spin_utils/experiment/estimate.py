@@ -3,9 +3,8 @@
 Memory counts everything that grows with the model, the micro-batch or the rows decoded together, for rows as long as
 the template allows; `MARGIN` and `LIBRARIES` allow for the rest. Tests compare it with the peaks of real runs.
 
-Hours count no padding, each prompt once per pair, the LM head on response tokens only, and the opponent once per run.
-A multiply-add is two FLOPs. Downloads, preference pairs, held-out prompts, MT-Bench, loading, saving and the time
-between steps are not counted.
+Hours are those of `cost`. Downloads, preference pairs, held-out prompts, MT-Bench, loading, saving and the time between
+steps are not counted.
 """
 
 from __future__ import annotations
@@ -15,15 +14,25 @@ import copy
 import math
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from spin_utils.data.demonstrations import Demonstrations
 from spin_utils.data.rows import count_by_family
 from spin_utils.evaluation import judge, suites
 from spin_utils.experiment import clock
+from spin_utils.experiment.cost import (
+    A100S,
+    PAPER,
+    Architecture,
+    Machine,
+    Workload,
+    computing,
+    forward_flops,
+    generation_hours,
+)
 from spin_utils.experiment.plan import Plan, Step, control_demonstrations, control_training, training_of, trainings
 from spin_utils.files import paths, runtime
 from spin_utils.model import attention, base, general, logprobs, lora, packing, sampling
@@ -46,41 +55,6 @@ MT_BENCH_TOKENS = 500
 """Longest pair of MT-Bench questions with the template's markers."""
 HUB_ROWS = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 62_000}
 """Rows in a hub data set's training split, used if they have not been counted."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of a decoder; the defaults are those of Mistral-7B (Jiang et al. 2023, Table 1)."""
-
-    layers: int = 32
-    hidden: int = 4096
-    query: int = 4096
-    """Query heads times head dimension."""
-    key_value: int = 1024
-    """Key-value heads times head dimension (grouped-query attention)."""
-    feed_forward: int = 14_336
-    vocabulary: int = 32_000
-    heads: int = 32
-    tied: bool = False
-    """Whether embeddings and LM head are one matrix."""
-    path: general.Path = "fast"
-    """How the kit computes it, see `general`."""
-    counted: int = 0
-    """All parameters, if they are counted: those of other families than Mistral's have more parts."""
-    adapted: Mapping[LoraSettings, int] = field(default_factory=dict)
-    """Parameters of each kind of adapters."""
-
-    @property
-    def body(self) -> int:
-        """Parameters of all layers that a token uses, without embeddings and norms."""
-        attention = self.hidden * (self.query + 2 * self.key_value) + self.query * self.hidden
-        return self.layers * (attention + 3 * self.hidden * self.feed_forward)
-
-    @property
-    def parameters(self) -> int:
-        """All parameters, including embeddings, LM head, norms and biases."""
-        embeddings = (1 if self.tied else 2) * self.hidden * self.vocabulary
-        return self.counted or self.body + embeddings + (2 * self.layers + 1) * self.hidden
 
 
 KNOWN: dict[str, dict[str, Any]] = {
@@ -168,55 +142,6 @@ def _largest(config: Any, name: str) -> int:
     layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
     found = [getattr(layer, name, None) or 0 for layer in layers]
     return max(max(each) if isinstance(each, list | tuple) else each for each in found)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The machine a profile would run on."""
-
-    kind: Literal["cpu", "cuda"]
-    name: str
-    """In words."""
-    devices: int
-    memory: float
-    """Free bytes of one device (of the host for a CPU)."""
-    disk: float
-    """Free bytes where artifacts are written; infinite if unknown."""
-    flops: float
-    """FLOP/s of one device for matrix products in the compute precision."""
-    bandwidth: float
-    """Bytes per second that one device reads."""
-    width: int
-    """Bytes per number under `precision: auto`."""
-
-
-A100S = Machine("cuda", "8 x A100-80GB", 8, 80e9, math.inf, 312e12, 2.04e12, 2)
-"""The paper's machine (App. B.2), with dense bf16 FLOP/s and bandwidth from the data sheet."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A run and its hardware. The defaults are the paper's; lengths and utilisation are assumptions."""
-
-    prompts: int = 49_792
-    """Rows in one iteration of the released data."""
-    epochs: int = 2
-    """App. B.1."""
-    prompt_tokens: int = 128
-    """Assumed mean: the paper does not give one."""
-    real_tokens: int = 300
-    """Assumed mean."""
-    generated_tokens: int = 230
-    """Assumed mean; the released code stops at 256."""
-    machine: Machine = A100S
-    utilisation: float = 0.45
-    """Assumed fraction of either peak. Public 7B training runs report 0.43 to 0.64 (llm-foundry)."""
-    decoded_together: int = 128
-    """Sequences that a GPU decodes at once; each step reads the weights once for all of them."""
-
-
-PAPER = Workload()
-"""The paper's run."""
 
 
 def machine(gpus: int, gigabytes: float) -> Machine:
@@ -478,7 +403,7 @@ def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, rows: Ma
         training = control_training(profile) if more else profile.sft
         assert training is not None
         once = rows["control" if more else "sft"] * forward_flops(a, run.prompt_tokens, run.real_tokens)
-        return _computing(once * _each(training) * training.epochs, run)
+        return computing(once * _each(training) * training.epochs, run)
     if step.stage not in ("spin", "epochs", "subset", "dpo"):
         return 0.0
     training, answers = training_of(plan.profile, step.name), profile.spin.answers_per_prompt
@@ -491,7 +416,7 @@ def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, rows: Ma
         pairs = rows["spin"] * files * step.settings.get("fiftieths", 50) / 50
     pair = forward_flops(a, run.prompt_tokens, run.real_tokens, *[run.generated_tokens] * answers)
     epochs = training.epochs - (profile.spin.training.epochs if step.stage == "epochs" else 0)
-    return _computing(pairs * pair * (_each(training) * epochs + 1), run)  # one pass by the opponent
+    return computing(pairs * pair * (_each(training) * epochs + 1), run)  # one pass by the opponent
 
 
 def _each(settings: TrainingSettings) -> int:
@@ -508,39 +433,4 @@ def _suite_hours(
         return generation_hours(asked, a)
     sizes = [published.items(name) for name in suites.SUITES["paper_others" if transfer else settings.suite]]
     items = sum(min(size, settings.limit or size) for size in sizes)
-    return _computing(items * forward_flops(a, BENCHMARK_MEAN, *[CHOICE_TOKENS] * CHOICES), run)
-
-
-def _computing(flops: float, run: Workload) -> float:
-    return flops / (run.machine.devices * run.machine.flops * run.utilisation) / 3600
-
-
-def forward_flops(architecture: Architecture, prompt: int, *responses: int) -> float:
-    """FLOPs of one forward pass over responses, of so many tokens each, to a prompt that is computed once."""
-    linear = 2 * architecture.body * (prompt + sum(responses))
-    seen = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in responses)  # causal
-    attention = 4 * architecture.query * architecture.layers * seen
-    head = 2 * architecture.hidden * architecture.vocabulary * sum(responses)
-    return linear + attention + head
-
-
-def generation_hours(run: Workload, architecture: Architecture) -> float:
-    """Hours to generate one response per prompt, limited by compute or by memory bandwidth, whichever is slower."""
-    computing = run.prompts * forward_flops(architecture, run.prompt_tokens, run.generated_tokens) / run.machine.flops
-    context = run.prompt_tokens + run.generated_tokens / 2
-    cache = 2 * 2 * architecture.layers * architecture.key_value * context  # keys and values in two bytes each
-    step = 2 * architecture.parameters + run.decoded_together * cache
-    reading = run.prompts / run.decoded_together * run.generated_tokens * step / run.machine.bandwidth
-    return max(computing, reading) / (run.machine.devices * run.utilisation) / 3600
-
-
-def training_hours(run: Workload, architecture: Architecture, iteration: int) -> float:
-    """Hours to train one iteration: forward and backward in every epoch, and one forward pass by the opponent."""
-    pairs = run.prompts * (2 if iteration else 1)  # with those of the previous iteration (sec. 6.1)
-    pair = forward_flops(architecture, run.prompt_tokens, run.real_tokens, run.generated_tokens)
-    return _computing(pairs * pair * (3 * run.epochs + 1), run)
-
-
-def utilisation(run: Workload, architecture: Architecture, iteration: int, hours: float) -> float:
-    """Model FLOPs utilisation that follows from a measured training time: FLOPs needed over FLOPs at peak."""
-    return run.utilisation * training_hours(run, architecture, iteration) / hours
+    return computing(items * forward_flops(a, BENCHMARK_MEAN, *[CHOICE_TOKENS] * CHOICES), run)

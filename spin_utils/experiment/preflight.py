@@ -31,7 +31,8 @@ from spin_utils.settings.profiles import of_arm
 from spin_utils.settings.run import LoraSettings, Profile
 
 if TYPE_CHECKING:
-    from spin_utils.experiment.estimate import Machine, Need
+    from spin_utils.experiment.cost import Machine
+    from spin_utils.experiment.estimate import Need
 
 log = logging.getLogger(__name__)
 

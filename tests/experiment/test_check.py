@@ -18,7 +18,7 @@ from spin_utils.data.templates import encode_prompt
 from spin_utils.evaluation import suites
 from spin_utils.evaluation.answers import EvaluationError
 from spin_utils.experiment import estimate, plan, preflight, run
-from spin_utils.experiment.estimate import Architecture, Machine
+from spin_utils.experiment.cost import Architecture, Machine
 from spin_utils.files import artifacts, paths
 from spin_utils.model import base
 from spin_utils.settings import profiles

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 
-from spin_utils.experiment import estimate
+from spin_utils.experiment import cost, estimate
 from spin_utils.paper import published
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.optimizer import MasterOptimizer
 from spin_utils.training.state import SavedState, save_state
 
-RUN, MISTRAL = estimate.Workload(), estimate.Architecture()
+RUN, MISTRAL = cost.Workload(), cost.Architecture()
 LOWEST, HIGHEST = 1 / 1.45, 2.0
 """The estimate lies between these shares of the measured growth of a process.
 
@@ -72,7 +72,7 @@ def test_every_decoder_has_an_estimate(family: str) -> None:
     given = {"width": 2, "longest": 64, "fused": False, "gpu": True}
     need = estimate.training_memory(architecture, TrainingSettings(learning_rate=1e-6), **given)
     assert need.total() > estimate.LIBRARIES
-    assert estimate.forward_flops(architecture, 8, 8) > 0
+    assert cost.forward_flops(architecture, 8, 8) > 0
 
 
 def tensor_bytes(file: Path) -> int:
@@ -80,20 +80,20 @@ def tensor_bytes(file: Path) -> int:
 
 
 def test_a_small_forward_pass_equals_counting_by_hand() -> None:
-    tiny = estimate.Architecture(layers=1, hidden=2, query=2, key_value=1, feed_forward=3, vocabulary=5)
+    tiny = cost.Architecture(layers=1, hidden=2, query=2, key_value=1, feed_forward=3, vocabulary=5)
     weights = 2 * (2 + 2 * 1) + 2 * 2 + 3 * 2 * 3
     seen = 1 + 2 + 3  # each of three tokens attends to itself and those before it
-    assert estimate.forward_flops(tiny, 1, 2) == 2 * weights * 3 + 4 * 2 * seen + 2 * 2 * 5 * 2
+    assert cost.forward_flops(tiny, 1, 2) == 2 * weights * 3 + 4 * 2 * seen + 2 * 2 * 5 * 2
 
 
 def test_generation_one_by_one_is_bound_by_reading_the_weights() -> None:
-    alone = estimate.generation_hours(dataclasses.replace(RUN, decoded_together=1), MISTRAL)
+    alone = cost.generation_hours(dataclasses.replace(RUN, decoded_together=1), MISTRAL)
     reading = RUN.prompts * RUN.generated_tokens * 2 * MISTRAL.parameters / RUN.machine.bandwidth
     assert alone == pytest.approx(reading / (RUN.machine.devices * RUN.utilisation) / 3600, rel=0.01)
 
 
 def test_utilisation_undoes_the_prediction_and_is_low_for_the_papers_hours() -> None:
-    hours = estimate.training_hours(RUN, MISTRAL, 0)
-    assert estimate.utilisation(RUN, MISTRAL, 0, hours) == pytest.approx(RUN.utilisation)
+    hours = cost.training_hours(RUN, MISTRAL, 0)
+    assert cost.utilisation(RUN, MISTRAL, 0, hours) == pytest.approx(RUN.utilisation)
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]["training", 0]
-    assert 0.05 < estimate.utilisation(RUN, MISTRAL, 0, paper) < RUN.utilisation
+    assert 0.05 < cost.utilisation(RUN, MISTRAL, 0, paper) < RUN.utilisation

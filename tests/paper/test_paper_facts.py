@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from spin_utils.experiment import estimate
+from spin_utils.experiment import cost
 from spin_utils.experiment.plan import training_of
 from spin_utils.files import paths
 from spin_utils.settings import profiles
@@ -60,4 +60,4 @@ def test_each_iteration_trains_as_appendix_b_says() -> None:
 def test_the_rows_are_whole_batches_and_those_behind_the_hours_of_table_2() -> None:
     rows = PAPER["demonstrations"]["expected_rows"]
     assert rows == 778 * PAPER["spin"]["training"]["batch_size"], "step 778 ends epoch 1"
-    assert rows == estimate.Workload().prompts, "test_published.py has the hours that follow from them"
+    assert rows == cost.Workload().prompts, "test_published.py has the hours that follow from them"

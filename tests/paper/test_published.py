@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from spin_utils.experiment.estimate import Workload
+from spin_utils.experiment.cost import Workload
 from spin_utils.paper import published
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import gpu, scaling
 from benchmarks.search import summary
-from spin_utils.experiment import estimate
-from spin_utils.experiment.estimate import Architecture, Workload
+from spin_utils.experiment import cost
+from spin_utils.experiment.cost import Architecture, Workload
 from spin_utils.files import artifacts, paths
 from spin_utils.paper import published
 from spin_utils.settings import profiles
@@ -27,8 +27,8 @@ def test_the_papers_cell_is_the_prediction_of_table_2() -> None:
     generation, training = scaling.chain_hours(Architecture(), Workload().prompts, 8, PAPER)
     assumed, (sampled, trained) = Workload().utilisation, scaling.shares()
     generation, training = generation * sampled / assumed, training * trained / assumed
-    assert generation == pytest.approx(4 * estimate.generation_hours(Workload(), Architecture()))
-    assert training == pytest.approx(sum(estimate.training_hours(Workload(), Architecture(), t) for t in range(4)))
+    assert generation == pytest.approx(4 * cost.generation_hours(Workload(), Architecture()))
+    assert training == pytest.approx(sum(cost.training_hours(Workload(), Architecture(), t) for t in range(4)))
     hours = published.wall_clock_hours().groupby("stage")["hours"].sum()
     assert training < hours["training"], "a prediction without communication is below what was needed"
 
