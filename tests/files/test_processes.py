@@ -114,10 +114,13 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     partial = made.directory("spin-0").with_name(made.directory("spin-0").name + ".partial")
     metrics = partial / "scratch" / "metrics.jsonl"
 
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     watcher = after(3, metrics, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match=r"SPIN iteration 0: stopped after step \d+ of 24"):
         run.make(made, "spin-0")
     watcher.join()
+    left = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert left == handlers, "what comes next stops as usual"
     (state,) = (partial / "scratch").glob("state-*")
     stopped = int(state.name.removeprefix("state-"))
 
