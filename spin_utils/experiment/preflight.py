@@ -60,7 +60,7 @@ def check_inputs(profile: Profile) -> None:
     _check_tasks(profile, names)
     if profile.generation.backend == "vllm" and not profile.released:
         vllm.check_environment(profile.generation.vllm)
-    if profile.mt_bench is not None and not profile.released:
+    if profile.mt_bench is not None:
         mt_bench.check(profile.mt_bench)
 
 

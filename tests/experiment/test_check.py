@@ -21,6 +21,7 @@ from spin_utils.experiment import estimate, plan, preflight, run
 from spin_utils.experiment.cost import Architecture, Machine
 from spin_utils.files import artifacts, paths
 from spin_utils.model import base
+from spin_utils.model.base import ModelError
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings
 
@@ -285,6 +286,13 @@ def test_what_would_end_a_run_after_its_main_chain_is_refused_before_any_work(tm
     data = {"source": "file", "train": str(tmp_path / "rows.jsonl"), "spin_rows": 20}
     with pytest.raises(RowError, match=r"spin\.subsets: 1 fiftieths of 20 prompts is less than one; raise"):
         preflight.check_inputs(profiles.load("smoke", {"demonstrations": data, "spin.subsets": [1]}))
+
+
+def test_the_judge_of_released_checkpoints_is_checked_before_any_work(tmp_path: Path) -> None:
+    judge = {"source": "directory", "path": str(tmp_path / "none")}
+    released = profiles.load("paper-released", PINNED | {"mt_bench.judge_model": judge})
+    with pytest.raises(ModelError, match="none"):
+        preflight.check_inputs(released)
 
 
 def test_a_notebook_on_its_own_refuses_a_task_before_training(home: Path) -> None:
