@@ -412,7 +412,8 @@ def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, rows: Ma
         preferences, answers = profile.dpo.preferences, 1
         pairs = float(preferences.rows or HUB_ROWS.get(preferences.name, rows["sft"]))
     else:
-        files = sum(name.startswith("pairs-") for name in step.inputs)
+        triplets = training.historical > 0  # whose last response is in a file of its own
+        files, answers = sum(name.startswith("pairs-") for name in step.inputs) - triplets, answers + triplets
         pairs = rows["spin"] * files * step.settings.get("fiftieths", 50) / 50
     pair = forward_flops(a, run.prompt_tokens, run.real_tokens, *[run.generated_tokens] * answers)
     epochs = training.epochs - (profile.spin.training.epochs if step.stage == "epochs" else 0)
@@ -429,6 +430,7 @@ def _suite_hours(
 ) -> float:
     if settings.suite == "local" or (transfer and settings.suite != "paper"):
         items, answer = rows["transfer" if transfer else "test"], min(run.real_tokens, settings.max_new_tokens)
+        items *= 1 + settings.samples
         asked = replace(run, prompts=items, generated_tokens=answer, decoded_together=settings.batch_size)
         return generation_hours(asked, a)
     sizes = [published.items(name) for name in suites.SUITES["paper_others" if transfer else settings.suite]]

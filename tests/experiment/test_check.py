@@ -252,6 +252,12 @@ def test_hours_follow_the_work_and_the_machine() -> None:
     assert one["spin-0"] == pytest.approx(8 * eight["spin-0"])
     assert 0 < eight["transfer-sft"] < eight["eval-sft"]
     assert hours(EIGHT, **{"evaluation.limit": 100})["eval-dpo"] < eight["eval-dpo"] / 5
+    alone = hours(EIGHT, **{"spin.mix_previous": False})
+    triplets = hours(EIGHT, **{"spin.mix_previous": False, "spin.training.historical": 0.1})
+    assert triplets["spin-0"] == alone["spin-1"] < triplets["spin-1"] < 1.5 * alone["spin-1"], "one more response"
+    local = {"evaluation.suite": "local", "demonstrations.test_rows": 100}
+    drawn = hours(EIGHT, **local, **{"evaluation.samples": 2})["eval-sft"]
+    assert drawn == pytest.approx(3 * hours(EIGHT, **local)["eval-sft"])
 
 
 def test_versions_are_held_to_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
