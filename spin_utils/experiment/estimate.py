@@ -33,7 +33,15 @@ from spin_utils.experiment.cost import (
     forward_flops,
     generation_hours,
 )
-from spin_utils.experiment.plan import Plan, Step, control_demonstrations, control_training, training_of, trainings
+from spin_utils.experiment.plan import (
+    Plan,
+    Step,
+    all_trainings,
+    control_demonstrations,
+    control_training,
+    training_of,
+    trainings,
+)
 from spin_utils.files import paths, runtime
 from spin_utils.model import attention, base, general, logprobs, lora, packing, sampling
 from spin_utils.paper import published
@@ -246,18 +254,21 @@ def memory(profile: Profile, architecture: Architecture, machine: Machine) -> It
     gpu, template, answer = machine.kind == "cuda", profile.template, profile.generation.max_new_tokens
     prompt, response = template.max_prompt_tokens, template.max_response_tokens
     played = [made.spin for made in (profile, *(of_arm(profile, arm) for arm in profile.arms))]
-    several = max(spin.answers_per_prompt + bool(spin.training.historical) for spin in played)
-    for section, settings in trainings(profile).items():
-        against = {"spin.training": several, "dpo.training": 1}.get(section, 0)  # responses besides the real one
-        longest = prompt + response + against * max(answer, response)
-        need = training_memory(
+
+    def needed(settings: TrainingSettings, against: int) -> Need:  # so many responses besides the real one
+        return training_memory(
             architecture,
             settings,
             width={"bfloat16": 2, "float32": 4, "auto": machine.width}[settings.precision],
-            longest=longest,
+            longest=prompt + response + against * max(answer, response),
             fused=profile.processes.sharding == "ddp" and architecture.path == "fast" and settings.lora is None,
             gpu=gpu,
         )
+
+    self_play = [(spin.training, spin.answers_per_prompt + bool(spin.training.historical)) for spin in played]
+    for section, settings in trainings(profile).items():
+        runs = {"spin.training": self_play, "dpo.training": [(settings, 1)]}.get(section, [(settings, 0)])
+        need = max((needed(*each) for each in runs), key=Need.total)
         lower = f"lower {section}.micro_batch_tokens, set {section}.gradient_checkpointing=true"
         if settings.lora is None:
             lower += ", or shard it over more devices (processes.sharding=fsdp2, resources.training.gpus)"
@@ -368,7 +379,7 @@ def disk(plan: Plan, architecture: Architecture) -> float:
             checkpoints += spin.epochs_shown - 1
             states += optimizer_state(architecture, spin.training)  # from which Figure 4 continues
     if any("training" in step.settings for step in unfinished):  # a new state is complete before the old one is deleted
-        states += 2 * max(optimizer_state(architecture, settings) for settings in trainings(profile).values())
+        states += 2 * max(optimizer_state(architecture, settings) for settings in all_trainings(profile))
     return checkpoints * checkpoint(architecture) + states
 
 

@@ -404,6 +404,12 @@ def trainings(profile: Profile) -> dict[str, TrainingSettings]:
     return {name: settings for name, settings in found.items() if settings is not None and not profile.released}
 
 
+def all_trainings(profile: Profile) -> list[TrainingSettings]:
+    """Settings of all training runs, those of arms included."""
+    played = (profile, *(of_arm(profile, arm) for arm in profile.arms))
+    return [settings for made in played for settings in trainings(made).values()]
+
+
 def control_training(profile: Profile) -> TrainingSettings:
     """Settings of one further SFT epoch, for Table 5 and Figure 5."""
     settings = profile.sft_control.training if profile.sft_control is not None else profile.sft

@@ -21,13 +21,12 @@ from spin_utils.data.rows import Row, RowError, listed, question, read_rows
 from spin_utils.data.templates import TooLongError, encode_rows
 from spin_utils.evaluation import suites
 from spin_utils.experiment import clock, launch, mt_bench, plan
-from spin_utils.experiment.plan import Plan, control_demonstrations, needs_data, trainings
+from spin_utils.experiment.plan import Plan, all_trainings, control_demonstrations, needs_data
 from spin_utils.files import hub, paths
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.model.base import ModelError
 from spin_utils.settings.inputs import ModelSettings
-from spin_utils.settings.profiles import of_arm
 from spin_utils.settings.run import LoraSettings, Profile
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def check_inputs(profile: Profile) -> None:
     from spin_utils.model import vllm
     from spin_utils.training import trackers
 
-    trackers.check({name for training in trainings(profile).values() for name in training.trackers})
+    trackers.check({name for training in all_trainings(profile) for name in training.trackers})
     launch.check(profile.processes)
     for settings in (profile.model, *profile.released.values()):
         base.identity(settings)
@@ -89,10 +88,7 @@ def _check_adapters(profile: Profile) -> None:
 
 def _adapters(profile: Profile) -> set[LoraSettings]:
     """Of all training runs, variants of SPIN included."""
-    used = [
-        each for made in (profile, *(of_arm(profile, arm) for arm in profile.arms)) for each in trainings(made).values()
-    ]
-    return {each.lora for each in used if each.lora is not None}
+    return {each.lora for each in all_trainings(profile) if each.lora is not None}
 
 
 def _check_demonstrations(profile: Profile, demonstrations: Demonstrations) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from spin_utils.evaluation.answers import EvaluationError
 from spin_utils.experiment import estimate, plan, preflight, run
 from spin_utils.experiment.cost import Architecture, Machine
 from spin_utils.files import artifacts, paths
+from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.model.base import ModelError
 from spin_utils.settings import profiles
@@ -292,6 +294,20 @@ def test_what_would_end_a_run_after_its_main_chain_is_refused_before_any_work(tm
     data = {"source": "file", "train": str(tmp_path / "rows.jsonl"), "spin_rows": 20}
     with pytest.raises(RowError, match=r"spin\.subsets: 1 fiftieths of 20 prompts is less than one; raise"):
         preflight.check_inputs(profiles.load("smoke", {"demonstrations": data, "spin.subsets": [1]}))
+
+
+def test_what_an_arm_trains_with_is_checked_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    arm = {"spin.training.optimizer": "adamw", "spin.training.trackers": ["wandb"]}
+    plain, armed = (
+        profiles.load("smoke", {"sft": None, "sft_more": 0, "dpo": None, "arms": a}) for a in ({}, {"it": arm})
+    )
+    with pytest.raises(KitError, match="wandb"):
+        preflight.check_inputs(armed)
+    needs = [next(n for s, n, _ in estimate.memory(p, SEVEN, EIGHT) if s == "spin").sharded for p in (plain, armed)]
+    assert needs[1]["moments"] == 2 * needs[0]["moments"]
+    more = estimate.disk(plan.make(armed, 0), SEVEN) - estimate.disk(plan.make(plain, 0), SEVEN)
+    assert more == 3 * estimate.checkpoint(SEVEN), "its model, and two states with another moment"
 
 
 def test_the_judge_of_released_checkpoints_is_checked_before_any_work(tmp_path: Path) -> None:
