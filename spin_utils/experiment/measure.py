@@ -97,7 +97,10 @@ def demonstration_examples(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> lis
 
 
 def pair_examples(plan: Plan, model: str) -> list[Example]:
-    """The first of a model's training pairs in each family whose responses differ; if none differ, the first pair."""
+    """The first of a model's training pairs in each family whose responses differ; if none differ, the first pair.
+
+    Of several generated responses to a prompt it has the first one.
+    """
     found: dict[str, Example] = {}
     trained_on = play.training_pairs(plan, model)
     families = {row["id"]: row.get("family", "") for row in run.rows(plan, "spin")}
@@ -105,10 +108,15 @@ def pair_examples(plan: Plan, model: str) -> list[Example]:
     for place, name in enumerate(ids):
         family = families.get(name, "")
         if family not in found:
-            real, generated = map(list, trained_on[place].response_ids)
+            pair = _first_pair(trained_on[place])
+            real, generated = map(list, pair.response_ids)
             if real != generated:
-                found[family] = Example(str(name), trained_on[place])
-    return [found[family] for family in sorted(found)] or [Example(str(ids[0]), trained_on[0])]
+                found[family] = Example(str(name), pair)
+    return [found[family] for family in sorted(found)] or [Example(str(ids[0]), _first_pair(trained_on[0]))]
+
+
+def _first_pair(group: Group) -> Group:
+    return Group(group.prompt_ids, group.response_ids[:2])
 
 
 def moments(plan: Plan, model: str) -> dict[str, Path]:

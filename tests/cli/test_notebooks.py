@@ -63,6 +63,29 @@ def test_the_solution_of_every_exercise_runs_after_its_notebook(
     assert len(capsys.readouterr().out) > 20, "it prints what it found"
 
 
+@pytest.mark.parametrize(
+    "spin",
+    ["{answers_per_prompt: 3}", "{mix_previous: false, training: {historical: 0.1, reference_free: true}}"],
+    ids=["several answers", "triplets"],
+)
+def test_pairs_and_training_are_shown_whatever_number_of_answers_a_prompt_has(
+    spin: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / "artifacts", tmp_path / "artifacts")
+    monkeypatch.setenv("SPIN_HOME", str(tmp_path))
+    monkeypatch.setenv(runtime.HEADLESS, "1")
+    profile = tmp_path / "other.yaml"
+    profile.write_text(f"extends: smoke\narms: {{}}\nspin: {spin}\n")
+    for path, name, value in ((ALL[2], "iteration", 1), (ALL[3], "model", "spin-1")):
+        names: dict[str, Any] = {}
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                exec(cell.source, names)
+                if "parameters" in cell.metadata.get("tags", []):
+                    names |= {"profile": str(profile), name: value}
+        assert all(len(example.group.response_ids) == 2 for example in names["examples"])
+
+
 def test_in_plain_papermill_a_wrong_parameter_ends_in_the_kits_own_line(tmp_path: Path, home: Path) -> None:
     with pytest.raises(PapermillExecutionError) as error:  # -r seed 0 passes text
         execute_notebook(
