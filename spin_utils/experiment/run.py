@@ -113,7 +113,7 @@ def make(plan: Plan, name: str) -> Path:
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
     """
     step = plan.step(name)
-    if processes.from_first(lambda: artifacts.adopt(step.directory)):
+    if processes.from_first(lambda: _is_found(plan, step)):
         return step.directory
     for needed in step.inputs:
         make(plan, needed)
@@ -140,6 +140,16 @@ def make(plan: Plan, name: str) -> Path:
                 with processes.alone():
                     _make(plan, step, work)
     return step.directory
+
+
+def _is_found(plan: Plan, step: Step) -> bool:
+    """Whether a step is finished, or was by another run, from which it is taken with all that it was made from."""
+    if artifacts.is_complete(step.directory):
+        return True
+    found = artifacts.adopt(step.directory)
+    for needed in step.inputs if found else ():
+        _is_found(plan, plan.steps[needed])
+    return found
 
 
 def _is_shared(plan: Plan, step: Step) -> bool:

@@ -39,6 +39,13 @@ def equal(a: Path, b: Path) -> bool:
     return (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
 
 
+def test_a_step_taken_from_another_run_comes_with_all_that_it_was_made_from() -> None:
+    run.make(make(), "sft")
+    other = make(name="other")
+    run.make(other, "sft")
+    assert list(publish.chain(other, "sft")["chain"]) == ["data", "base", "sft"]
+
+
 def test_one_run_of_iteration_0_gives_its_model_and_every_epoch_of_figure_4() -> None:
     shown = make()
     folder = run.make(shown, "spin-0")
