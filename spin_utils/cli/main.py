@@ -206,10 +206,9 @@ def check(
     """Check before a run whether it fits this machine, and how long it will take."""
     from spin_utils.experiment import estimate, preflight
 
-    package = logging.getLogger("spin_utils")
-    package.setLevel(logging.ERROR if as_json else logging.INFO)
+    logging.disable(logging.WARNING if as_json else logging.NOTSET)  # what the kit says and libraries warn of
     report = preflight.check(_resolve(profile, model, data, changes, name)[1], estimate.machine(gpus, gpu_memory))
-    package.setLevel(logging.INFO)
+    logging.disable(logging.NOTSET)
     log.info("%s", json.dumps(report.document(), indent=1) if as_json else "\n".join(report.lines()))
     raise typer.Exit(int(not report.ready()))
 

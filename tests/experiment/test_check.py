@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -230,8 +231,10 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
 
 
 def test_the_command_prints_json_and_fails_when_the_hub_refuses(
-    hub: LoopbackHub, capsys: pytest.CaptureFixture[str]
+    hub: LoopbackHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    retried = logging.getLogger("huggingface_hub.utils._http").warning
+    monkeypatch.setattr(preflight, "_versions", lambda: retried("again") or preflight.Finding("versions", "ok", ""))
     pinned = "released.spin-0.revision=" + "a" * 40
     machine = ["--gpus", "1", "--gpu-memory", "80"]
     assert cli.main(["check", "--profile", "paper-released", "--json", "--set", pinned, *machine]) == 1
