@@ -84,7 +84,8 @@ def to_decide(
     Either number is 0 if `MOST` times as many would not be enough on their own; None if neither settles it, for example
     when the estimate lies on the border of two verdicts. Arguments as in `statistics.verdict`.
     """
-    x = estimate.difference
+    # From the middle of the interval, so that an undecided claim always needs more than it has.
+    x, half = (estimate.low + estimate.high) / 2, (estimate.high - estimate.low) / 2
     distance = {
         "greater": max(x, margin - x),
         "less": max(-x, margin + x),
@@ -93,7 +94,8 @@ def to_decide(
         "at_most": abs(x - value),
         "same_size": abs(abs(x - value) - margin),
     }[claim]
-    allowed, spread = (distance / 1.96) ** 2, estimate.spread
+    spread = estimate.spread
+    allowed = spread.at() * (distance / half) ** 2 if half else 0.0
     items = _multiple(spread.items + spread.interaction, allowed - spread.seeds)
     seeds = _multiple(spread.interaction + spread.seeds, allowed - spread.items)
     if not items and not seeds:

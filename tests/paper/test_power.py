@@ -53,6 +53,16 @@ def test_what_is_said_to_decide_a_claim_does() -> None:
         assert 1.96 * estimate.spread.at(seeds=seeds / estimate.n_seeds) ** 0.5 <= distance
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_claim_that_is_just_undecided_needs_more_than_it_has(seeds: int) -> None:
+    estimate = paired(run(200, seeds), GAIN).times(100)
+    claim = {"claim": "at_most", "value": estimate.high - 0.01}
+    assert verdict(estimate, 0.5, **claim) == "inconclusive"
+    found = power.to_decide(estimate, 0.5, **claim) or (0, 0)
+    assert any(found)
+    assert all(not more or more > now for more, now in zip(found, (estimate.n_items, seeds), strict=True))
+
+
 def test_a_claim_on_the_line_between_two_verdicts_is_out_of_reach() -> None:
     estimate = paired(run(200, 4), GAIN).times(100)
     assert power.to_decide(estimate, 0.5, claim="at_least", value=estimate.difference) is None
