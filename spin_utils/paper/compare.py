@@ -45,7 +45,7 @@ def place(profile: str, name: str) -> tuple[Path, str]:
     """Results folder and plain name of a model: of `spin-3` in the profile, of `mine/spin-3`, or for the name of
     another run, `mine`, of its last iterate."""
     folder, _, plain = name.rpartition("/")
-    if not folder and (paths.results(plain) / "seed-0").is_dir():
+    if not folder and results.training_seeds(paths.results(plain)):
         measured = iterates(path.stem for path in paths.results(plain).glob("seed-*/evaluations/spin-*.json"))
         return paths.results(plain), (measured or ["sft"])[-1]
     return paths.results(folder or profile), plain

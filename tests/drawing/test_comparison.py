@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -55,6 +56,11 @@ def test_a_page_shows_the_items_that_turned_with_both_answers_and_their_prompts(
     shown = re.findall(r"<p><b>(\w+)</b> (\d+)</p>\n<pre>Prompt (\d+)\?</pre>", page)
     assert shown
     assert all(item == prompt and first.loc[(task, item)].nunique() == 2 for task, item, prompt in shown)
+
+
+def test_a_run_is_found_by_its_name_whatever_its_seeds(two_runs: Path) -> None:
+    shutil.rmtree(paths.results("mine") / "seed-0")
+    assert compare.place("cpu", "mine") == (paths.results("mine"), "spin-10")
 
 
 def test_the_average_is_that_of_table_4() -> None:
