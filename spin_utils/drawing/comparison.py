@@ -79,7 +79,8 @@ def _curves(profile: str, model: str, other: str) -> Figure:
         if "margin" in rows and rows["margin"].notna().any():
             training_figures.curve(margin, rows, "margin", 0, tint)
         scores = results.load_evaluations(folder)
-        scores = scores[~scores["task"].isin(results.aside(folder))]
+        outside = results.aside(folder) | results.at_chance(results.load_summaries(folder))
+        scores = scores[~scores["task"].isin(outside)]
         measured = set(scores["model"].unique())
         chain = [m for m in ("sft", *iterates(measured)) if m in measured]
         means = scores[scores["model"].isin(chain)].groupby(["model", "task"])["score"].mean().groupby("model").mean()

@@ -22,9 +22,9 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
         other: the model to compare it with, for example `sft`.
 
     Returns:
-        One row per task they share and one for the unweighted mean of those that Table 4 averages: `task`, the two
-        scores, `difference`, its 95 % interval `low` and `high`, `p_value`, `items` and `seeds`; all over the training
-        seeds they share. Errors as in `items`.
+        One row per task they share and one for the unweighted mean of those that Table 4 averages, if any: `task`,
+        the two scores, `difference`, its 95 % interval `low` and `high`, `p_value`, `items` and `seeds`; all over the
+        training seeds they share. Errors as in `items`.
     """
     both = items(profile, model, other)
     folders = dict.fromkeys(place(profile, name)[0] for name in (model, other))
@@ -32,8 +32,8 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
     others = pd.concat(table.assign(model=f"{run}/" + table["model"]) for run, table in tables.items())
     others = others[others["task"].isin(both["task"]) & others["seed"].isin(both["seed"])]
     names = sorted(both["task"].unique())
-    rows = []
-    for title, tasks in [*((name, [name]) for name in names), ("average", results.judged(both))]:
+    averaged, rows = results.judged(both), []
+    for title, tasks in [*((name, [name]) for name in names), *[("average", averaged)] * bool(averaged)]:
         levels = {name: paired(both, {name: 1}, tasks=tasks).times(100).difference for name in (model, other)}
         gain = paired(both, {model: 1, other: -1}, tasks=tasks, others=others).times(100)
         numbers = {name: getattr(gain, name) for name in ("difference", "low", "high", "p_value")}
@@ -53,8 +53,8 @@ def place(profile: str, name: str) -> tuple[Path, str]:
 
 def items(profile: str, model: str, other: str) -> pd.DataFrame:
     """Scores and answers of two models on the items and training seeds that they share, as `results.load_evaluations`
-    gives them, with the names given here in the column `model` and whether the task stands `aside`; arguments as in
-    `compare`.
+    gives them, with the names given here in the column `model` and whether the task is `at_chance` or stands `aside`;
+    arguments as in `compare`.
 
     Raises:
         ResultsError: results are missing or invalid, a model was not evaluated, the two share no training seed or
@@ -73,7 +73,8 @@ def items(profile: str, model: str, other: str) -> pd.DataFrame:
             there = nearest(plain, sorted(scores["model"].unique()))
             raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of {plain}{there}")
         side = scores[scores["model"] == plain]
-        sides.append(side.assign(model=name, aside=side["task"].isin(results.aside(folder))))
+        weak, aside = results.at_chance(summaries), results.aside(folder)
+        sides.append(side.assign(model=name, at_chance=side["task"].isin(weak), aside=side["task"].isin(aside)))
         own = summaries[summaries["model"] == plain]
         asked.append(dict(zip(own["task"], own["rows_sha256"], strict=True)))
     seeds, names = (set.intersection(*(set(side[column]) for side in sides)) for column in ("seed", "task"))

@@ -288,6 +288,8 @@ def _contrasts_by_source(
         _, source, sizes = np.unique(drawn, return_inverse=True, return_counts=True)
         sums = np.array([np.bincount(source, weights=row, minlength=len(sizes)) for row in items])
         by_task[task] = sums, sizes.astype(float)
+    if not by_task:
+        raise StatisticsError("no task counts: all are at chance or aside")
     return by_task, seeds
 
 

@@ -63,6 +63,21 @@ def test_a_run_is_found_by_its_name_whatever_its_seeds(two_runs: Path) -> None:
     assert compare.place("cpu", "mine") == (paths.results("mine"), "spin-10")
 
 
+def test_tasks_outside_the_average_of_table_4_are_not_in_this_one(
+    two_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in two_runs.glob("seed-*/evaluations/*.json"):
+        document = results.read_json(path)
+        document["tasks"]["syllogism"]["chance"] = 1.0
+        results.write_json(path, document)
+    table = compare.compare("cpu", "spin-0", "sft").set_index("task")
+    others = table.drop(index=["syllogism", "average"])
+    assert table["difference"]["average"] == pytest.approx(others["difference"].mean())
+    monkeypatch.setattr(results, "aside", lambda folder: set(others.index))
+    assert list(compare.compare("cpu", "spin-0", "sft")["task"]) == sorted(synthetic.BENCHMARKS), "no average"
+    assert "spin-0 minus sft:" not in side_by_side("spin-0", "sft").page
+
+
 def test_the_average_is_that_of_table_4() -> None:
     table4 = pd.read_csv(paths.results("cpu") / "tables" / "table4.csv").set_index(["row", "column", "quantity"])
     average = compare.compare("cpu", "spin-0", "sft").iloc[-1]

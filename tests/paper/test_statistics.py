@@ -165,6 +165,8 @@ def test_what_cannot_be_compared_is_named():
         paired(table, {"dpo": 1, "old": -1})
     with pytest.raises(StatisticsError, match="'mmlu' was not evaluated"):
         paired(table, DIFFERENCE, tasks=["mmlu"])
+    with pytest.raises(StatisticsError, match="no task counts: all are at chance or aside"):
+        paired(table, DIFFERENCE, tasks=[])
     with pytest.raises(StatisticsError, match="'a': models or seeds were scored on different items"):
         paired(table.drop(index=0), DIFFERENCE)
 
