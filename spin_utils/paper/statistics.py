@@ -281,7 +281,10 @@ def _contrasts_by_source(
         scored = ~np.isnan(values[every]).all(axis=0)
         if not scored.any():
             raise StatisticsError(f"task {task!r} was not evaluated for {', '.join(contrast)}")
-        if np.isnan(values[every][:, scored]).any():
+        gaps = np.isnan(values[every][:, scored])
+        if gaps.all(axis=1).any():
+            raise StatisticsError(f"task {task!r} was not evaluated for every model and seed; run the missing ones")
+        if gaps.any():
             raise StatisticsError(f"task {task!r}: models or seeds were scored on different items; evaluate them again")
         items = sum((weight * values[rows[model]][:, scored] for model, weight in contrast.items()), np.zeros(()))
         drawn = sources([str(item) for item in ids[scored]])

@@ -167,6 +167,9 @@ def test_what_cannot_be_compared_is_named():
         paired(table, DIFFERENCE, tasks=["mmlu"])
     with pytest.raises(StatisticsError, match="no task counts: all are at chance or aside"):
         paired(table, DIFFERENCE, tasks=[])
+    later = long_table(binary(np.random.default_rng(11), seeds=2))
+    with pytest.raises(StatisticsError, match="'a' was not evaluated for every model and seed; run the missing ones"):
+        paired(later[(later["seed"] == 0) | (later["task"] == "b")], DIFFERENCE, tasks=["a"])
     with pytest.raises(StatisticsError, match="'a': models or seeds were scored on different items"):
         paired(table.drop(index=0), DIFFERENCE)
 
