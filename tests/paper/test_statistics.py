@@ -144,7 +144,7 @@ WORLDS = [
 
 @pytest.mark.parametrize("world", WORLDS, ids=str)
 def test_intervals_cover_the_truth_as_often_as_they_say(world):
-    # 400 repetitions know the coverage to within 0.022; docs/statistics.md has more worlds and 4,000 each
+    # 400 repetitions know the coverage to within 0.022; docs/statistics.md has more worlds and repetitions
     held, _ = coverage(world, repetitions=400, seed=9)
     assert 0.925 <= held <= 0.985
 
