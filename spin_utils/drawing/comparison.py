@@ -54,12 +54,13 @@ def side_by_side(model: str, other: str, profile: str = "cpu") -> Comparison:
     return Comparison(render("compare.html.j2", **values))
 
 
-def _rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """The test rows of a run by id, if its data are on this machine: results hold no prompts."""
+def _rows(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The test rows of a run by family and id, if its data are on this machine: results hold no prompts."""
     for _, chain in results.chains(folder):
         if "data" in chain:
             file = paths.artifacts(folder.name) / "shared" / f"data-{chain['data']['key']}" / "test.jsonl"
-            return {str(row["id"]): row for row in read_rows(file)} if file.is_file() else {}
+            rows = read_rows(file) if file.is_file() else []
+            return {(row["family"], str(row["id"])): row for row in rows}
     return {}
 
 

@@ -35,7 +35,10 @@ def two_runs(home: Path) -> Path:
         results.write_json(path, document)
     folder = paths.artifacts("mine") / "shared" / f"data-{'0' * 12}"
     folder.mkdir(parents=True)
-    write_rows(folder / "test.jsonl", [{"id": str(i), "prompt": f"Prompt {i}?", "response": "yes"} for i in range(12)])
+    write_rows(
+        folder / "test.jsonl",
+        [{"id": str(i), "family": "syllogism", "prompt": f"Prompt {i}?", "response": "yes"} for i in range(12)],
+    )
     return root
 
 
@@ -53,9 +56,9 @@ def test_a_page_shows_the_items_that_turned_with_both_answers_and_their_prompts(
         better, worse = (scores["mine"] > scores["cpu"]).sum(), (scores["mine"] < scores["cpu"]).sum()
         cells = f"<td>{task}</td><td>{better}</td><td>{worse}</td><td>{12 - better - worse}</td>"
         assert cells in page
-    shown = re.findall(r"<p><b>(\w+)</b> (\d+)</p>\n<pre>Prompt (\d+)\?</pre>", page)
-    assert shown
-    assert all(item == prompt and first.loc[(task, item)].nunique() == 2 for task, item, prompt in shown)
+    shown = re.findall(r"<p><b>(\w+)</b> (\d+)</p>\n(?:<pre>Prompt (\d+)\?</pre>)?", page)
+    assert {task for task, _, prompt in shown if prompt} == {"syllogism"}, "ids of other tasks are their own"
+    assert all(prompt in ("", item) and first.loc[(task, item)].nunique() == 2 for task, item, prompt in shown)
 
 
 def test_a_run_is_found_by_its_name_whatever_its_seeds(two_runs: Path) -> None:

@@ -34,12 +34,12 @@ def made(module_home: Path) -> plan.Plan:
     return made
 
 
-def evaluated(steps: plan.Plan, model: str, scores: list[float]) -> None:
-    """An evaluation of the first test rows, as if the model had been run."""
+def evaluated(steps: plan.Plan, model: str, scores: list[float], task: str = "") -> None:
+    """An evaluation of the first test rows, as if the model had been run, or of a further task with the same ids."""
     step = steps.steps[f"eval-{model}"]
     rows = run.rows(steps, "test")
     items = [
-        {"task": row["family"], "id": row["id"], "score": score, "response": f"{model} says {i}", "tokens": 3}
+        {"task": task or row["family"], "id": row["id"], "score": score, "response": f"{model} says {i}", "tokens": 3}
         for i, (row, score) in enumerate(zip(rows, scores, strict=False))
     ]
     with artifacts.building(step.directory, stage="evaluation", settings={}, inputs={}, seed=0) as work:
@@ -70,6 +70,12 @@ def test_an_item_turns_against_the_model_before_it(home: Path) -> None:
     both = explore.turned(steps, "spin-1")
     assert both["turn"].tolist() == ["same", "wrong", "same", "same"]
     assert (explore.turned(steps, "sft")["turn"] == "same").all()
+
+
+def test_an_item_of_a_further_task_is_not_shown_with_the_prompt_of_a_row_that_has_its_id(home: Path) -> None:
+    steps = plan.make(profiles.load("smoke"), 0)
+    evaluated(steps, "sft", [1.0, 0.0], task="social_iqa")
+    assert explore.evaluation(steps, "sft")[["prompt", "real"]].eq("").all(axis=None)
 
 
 def test_every_evaluated_iterate_and_no_other_is_in_the_picture_of_turns(home: Path) -> None:

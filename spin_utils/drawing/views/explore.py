@@ -117,10 +117,10 @@ def evaluation(plan: Plan, model: str) -> pd.DataFrame:
         raise KitError(f"{step}: not made yet; make it with `{command}`, or in a notebook with run.make({step!r})")
     items = pd.DataFrame(artifacts.read_json(plan.directory(step), "evaluation.json")["items"])
     local = plan.profile.evaluation.suite == "local"
-    rows = {row["id"]: row for row in run.rows(plan, "test")} if local else {}
+    rows = {(row["family"], row["id"]): row for row in run.rows(plan, "test")} if local else {}
+    asked = [rows.get(item, {}) for item in zip(items["task"], items["id"], strict=True)]  # further tasks have own ids
     return items.assign(
-        prompt=[rows.get(i, {}).get("prompt", "") for i in items["id"]],
-        real=[rows.get(i, {}).get("response", "") for i in items["id"]],
+        prompt=[row.get("prompt", "") for row in asked], real=[row.get("response", "") for row in asked]
     )
 
 
