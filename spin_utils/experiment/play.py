@@ -408,18 +408,14 @@ def _precision(settings: TrainingSettings, work: Path) -> Precision:
 
 
 def _go_on_from(earlier: Path, work: Path) -> None:
-    """Take over the state, precision and opponent's log-probabilities of a run with fewer epochs, once.
-
-    Rejection sampling has no opponent, and its precision is in the state.
-    """
+    """Take over the state, precision and opponent's log-probabilities of a run with fewer epochs, once."""
     path, precision = work / LOGPS, artifacts.scratch(work) / _PRECISION
     if not (artifacts.is_kept(work, path) and artifacts.is_kept(work, precision)):
         _link_state(earlier / _STATE, artifacts.scratch(work))
-        if (earlier / LOGPS).is_file():
-            with replacing(path) as partial:
-                shutil.copyfile(earlier / LOGPS, partial)
-        for file in filter(Path.is_file, (precision, path)):
-            artifacts.keep(work, file)
+        with replacing(path) as partial:
+            shutil.copyfile(earlier / LOGPS, partial)
+        artifacts.keep(work, precision)
+        artifacts.keep(work, path)
 
 
 def _link_state(source: Path, target: Path) -> None:

@@ -102,13 +102,6 @@ def test_rejection_sampling_is_sft_on_the_accepted_answers(tmp_path: Path, monke
         assert torch.equal(weight, trained[name])
 
 
-def test_rejection_sampling_goes_on_for_the_epochs_of_figure_4(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families, "grade", lambda _row, answer: float(len(answer) % 2))
-    shown = make(arms={}, spin__training__rejection=True)
-    longer = make(arms={}, spin__training__rejection=True, spin__epochs_shown=0, spin__training__epochs=3)
-    assert equal(run.make(shown, "spin-0-more"), run.make(longer, "spin-0"))
-
-
 def test_rejection_sampling_with_nothing_right_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "grade", lambda _row, _answer: 0.0)
     with pytest.raises(Exception, match="none of 24 generated responses is right"):
