@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spin_utils.data.demonstrations import load
-from spin_utils.data.rows import RowError, as_row, read_rows, write_rows
+from spin_utils.data.rows import RowError, as_row, question, read_rows, write_rows
 from spin_utils.settings.inputs import DemonstrationSettings, FamilySettings
 
 REVISION = "0" * 40
@@ -143,6 +143,11 @@ def test_of_a_conversation_the_first_answer_is_trained_on_or_the_last_or_all(
 
 
 def test_no_conversation_is_in_two_splits_whatever_turns_are_trained_on(tmp_path: Path) -> None:
+    begun = [{"messages": messages_of(f"b{i}", "y")} for i in range(12)]
+    talks = [{"messages": [*messages_of(f"b{i}", "y"), *messages_of("and", "so")]} for i in range(12)]
+    made = load(file_settings(write_rows(tmp_path / "b.jsonl", talks + begun), turns="all", test_rows=9))
+    assert len(made.test) == 9
+    assert not {question(row) for row in made.test} & {question(row) for row in made.sft}
     talks = [{"messages": [*messages_of(f"x{i}", "y"), *messages_of("and", f"so{i}")]} for i in range(12)]
     made = load(file_settings(write_rows(tmp_path / "d.jsonl", talks), turns="all", test_rows=3))
     assert [len(made.sft), len(made.test)] == [18, 3]
