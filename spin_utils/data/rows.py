@@ -348,7 +348,7 @@ def asked_of(record: Mapping[str, Any], asked: str, systems: Iterable[Any], said
     told = {text for each in systems if (text := _text(each, "system message")).strip()}
     if len(told) > 1:
         raise RowError("has different system messages; keep one")
-    name = "" if record.get("id") is None else str(record["id"])
+    name = "" if record.get("id") is None else _text(str(record["id"]), "id")
     parts = {"id": name, "prompt": texts[-1], "system": "".join(told), "earlier": texts[:-1]}
     return {key: value for key, value in parts.items() if value}
 
@@ -423,6 +423,11 @@ def _text(text: Any, name: str) -> str:
     """A text that may be missing."""
     if not isinstance(text, str | None):
         raise RowError(f"{name} is {text!r:.40}; it must be text: correct or remove the row")
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair
+        half = ascii(error.object[error.start])
+        raise RowError(f"{name} has {half}, half of a character; correct or remove the row") from None
     return text or ""
 
 

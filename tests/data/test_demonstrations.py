@@ -42,6 +42,7 @@ ROW = '{"id": "a", "prompt": "x", "response": "y"}\n'
     [
         (f'{ROW}"text"', r"rows\.jsonl, row 2: 'text' instead of an object with prompt and response"),
         (ROW + ROW.replace("y", "z"), r"row 2: same id 'a' as row 1"),
+        (ROW + r'{"prompt": "x", "response": "cut \ud83d"}', r"row 2: response has '\\ud83d', half of a character"),
         ('{"messages": [{"content": "x"}]}', r"row 1: message 1 of messages needs the keys role and content"),
         (f"[{ROW.strip()}]\n", r"row 1: \[\{'id'.* instead of an object .*; a \.jsonl file has one object per line"),
     ],
