@@ -125,6 +125,11 @@ def _rows(
         written = write(family.dataset, entry, choice) if isinstance(entry["answer"], str) else None
         if written is None or written[0] in seen:
             continue
+        if family.questions > 1 and "\n" in written[1]:
+            raise RowError(
+                f"demonstrations.families.{name}: {family.dataset} has answers of several lines, which are not graded "
+                "by number; set questions to 1 or choose another generator"
+            )
         row: dict[str, Any] = {
             "id": f"{name}-{split}-{index}",
             "prompt": written[0],

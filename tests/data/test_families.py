@@ -133,6 +133,12 @@ def test_impossible_families_are_refused_by_name(name: str, options: dict[str, i
         generate({"f": FamilySettings(name, options)}, {"train": 5000}, seed=0)
 
 
+def test_answers_of_several_lines_are_not_numbered() -> None:
+    with pytest.raises(RowError, match=r"families\.f: rotate_matrix has answers of several lines"):
+        generate({"f": FamilySettings("rotate_matrix", questions=2)}, {"train": 1}, seed=0)
+    assert generate({"f": FamilySettings("rotate_matrix")}, {"train": 1}, seed=0)["train"]
+
+
 def test_several_questions_in_a_row_are_graded_one_by_one() -> None:
     one, three = ({"gcd": FamilySettings(dataset="gcd", questions=n)} for n in (1, 3))
     singles = generate(one, {"train": 12}, seed=5, wordings="fixed")["train"]
