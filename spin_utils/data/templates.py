@@ -190,14 +190,13 @@ def encode_beginning(tokenizer: PreTrainedTokenizerBase, template: TemplateSetti
 
 def _after(tokenizer: PreTrainedTokenizerBase, made: Frame, text: str) -> list[int]:
     """Ids of a text that follows the template, without the mark that a tokenizer may put at the start of a text."""
-    if any(token in text for token in _special_tokens(tokenizer)):
-        return _encode(tokenizer, text, plain=True)
+    plain = any(token in text for token in _special_tokens(tokenizer))
     # If its first characters merged with the template's last ones, it is encoded behind a token that does not merge.
     for before in (made.after, made.end):
-        anchor, ids = _encode(tokenizer, before), _encode(tokenizer, before + text)
+        anchor, ids = (_encode(tokenizer, each, plain) for each in (before, before + text))
         if ids[: len(anchor)] == anchor:
             return ids[len(anchor) :]
-    return _encode(tokenizer, text)
+    return _encode(tokenizer, text, plain)
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, ids: Iterable[int]) -> str:

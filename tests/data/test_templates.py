@@ -97,6 +97,8 @@ def test_response_begins_as_it_does_after_the_template(sentence_piece_like: PreT
     assert prompt + response[:-1] == sentence_piece_like.encode("Hello\nthere", add_special_tokens=False)
     alone = sentence_piece_like.encode("there", add_special_tokens=False)
     assert response[:-1] != alone
+    marked = encode_response(sentence_piece_like, template, "there </s>")
+    assert marked[: len(response) - 1] == response[:-1], "also before a text that looks like a special token"
     merged = encode_response(sentence_piece_like, template, "\nthere")
     assert sentence_piece_like.convert_ids_to_tokens(merged)[0] == "\n", "no mark of a text's start"
 
