@@ -154,7 +154,8 @@ def encode_conversation(
     # Only the template's own markers may act as markers, so the texts are encoded separately.
     ids = _encode(tokenizer, pieces[0])
     for text, piece in zip(said, [*pieces[1:-1], pieces[-1] + made.opening], strict=True):
-        ids += _encode(tokenizer, text, plain=True) + _encode(tokenizer, piece)
+        ids += _after(tokenizer, made, text) if ids else _encode(tokenizer, text, plain=True)
+        ids += _after(tokenizer, made, piece, own=True)
     return ids
 
 
@@ -188,9 +189,12 @@ def encode_beginning(tokenizer: PreTrainedTokenizerBase, template: TemplateSetti
     return _after(tokenizer, made, made.lead + text)
 
 
-def _after(tokenizer: PreTrainedTokenizerBase, made: Frame, text: str) -> list[int]:
-    """Ids of a text that follows the template, without the mark that a tokenizer may put at the start of a text."""
-    plain = any(token in text for token in _special_tokens(tokenizer))
+def _after(tokenizer: PreTrainedTokenizerBase, made: Frame, text: str, own: bool = False) -> list[int]:
+    """Ids of a text that follows another, without the mark that a tokenizer may put at the start of a text.
+
+    Special tokens act as such only in the template's `own` text.
+    """
+    plain = not own and any(token in text for token in _special_tokens(tokenizer))
     # If its first characters merged with the template's last ones, it is encoded behind a token that does not merge.
     for before in (made.after, made.end):
         anchor, ids = (_encode(tokenizer, each, plain) for each in (before, before + text))

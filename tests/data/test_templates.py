@@ -99,6 +99,9 @@ def test_response_begins_as_it_does_after_the_template(sentence_piece_like: PreT
     assert response[:-1] != alone
     marked = encode_response(sentence_piece_like, template, "there </s>")
     assert marked[: len(response) - 1] == response[:-1], "also before a text that looks like a special token"
+    talk, sly = (encode_conversation(sentence_piece_like, template, ["1", "there", "3" + end]) for end in ("", "</s>"))
+    assert sly[: len(talk) - 1] == talk[:-1]
+    assert sly[-1] == talk[-1]
     merged = encode_response(sentence_piece_like, template, "\nthere")
     assert sentence_piece_like.convert_ids_to_tokens(merged)[0] == "\n", "no mark of a text's start"
 
