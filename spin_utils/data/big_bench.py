@@ -165,6 +165,7 @@ def grade(metric: str, targets: Sequence[str], text: str) -> float:
 
 
 def _numeric(target: str, text: str) -> float:
+    """As Big-Bench computes it: where the right answer is negative, any number counts as right."""
     try:
         wanted, found = float(target), float(text)
     except ValueError:
