@@ -187,7 +187,7 @@ def check_directory(folder: Path) -> Path:
             f"{folder}: adapter_config.json says it is an adapter for another model; merge the two (merge_and_unload) "
             "and save the whole model"
         )
-    for name in ("config.json", "tokenizer_config.json"):
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         _check_plain(folder / name)
     if not any(folder.glob("*.safetensors")):
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
