@@ -53,8 +53,8 @@ def load(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Profi
         _refuse_hidden(assign({}, overrides or {}), data)
         require(
             not profile.spin.training.rejection,
-            "spin.training.rejection: it compares no pairs, so it is a control of SPIN and not SPIN itself; write it as "
-            "an arm (docs/run-an-ablation.md)",
+            "spin.training.rejection: it compares no pairs, so it is a control and not SPIN; write it as an arm "
+            "(docs/run-an-ablation.md)",
         )
         for arm in profile.arms:
             of_arm(profile, arm)
