@@ -23,8 +23,9 @@ from spin_utils.training import loop
 from spin_utils.training.loop import train
 
 STEPS, BATCH = 20, 4
-RELATIVE = 2e-5
-"""Tolerance on loss and gradient norm over all steps; float32 rounding grows while both train."""
+RELATIVE = 5e-5
+"""Tolerance on loss and gradient norm over all steps; float32 rounding grows while both train (the most measured is
+2.2e-5, with adapters on AVX2)."""
 
 
 @pytest.mark.parametrize(
