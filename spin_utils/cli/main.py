@@ -207,8 +207,10 @@ def check(
     from spin_utils.experiment import estimate, preflight
 
     logging.disable(logging.WARNING if as_json else logging.NOTSET)  # what the kit says and libraries warn of
-    report = preflight.check(_resolve(profile, model, data, changes, name)[1], estimate.machine(gpus, gpu_memory))
-    logging.disable(logging.NOTSET)
+    try:
+        report = preflight.check(_resolve(profile, model, data, changes, name)[1], estimate.machine(gpus, gpu_memory))
+    finally:
+        logging.disable(logging.NOTSET)
     log.info("%s", json.dumps(report.document(), indent=1) if as_json else "\n".join(report.lines()))
     raise typer.Exit(int(not report.ready()))
 
