@@ -298,8 +298,7 @@ def _can_pack(weight: Tensor) -> bool:
     """Whether oneDNN can keep the weight in the layout of its kernels. The operators are the ones torch.compile uses.
 
     F.linear converts the layout on every call: in bf16 a packed weight is 1.1 times faster at 128 rows, 1.7 at 8. In
-    float32 F.linear is MKL's, which is slow where the weight is large and the rows are few: on two AVX2 cores a
-    packed head of 49,152 tokens is 2.0 times faster at 128 rows and at 32.
+    float32 F.linear is MKL's, which is slow where the weight is large and the rows are few (docs/speed.md).
     """
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
