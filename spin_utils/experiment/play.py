@@ -43,7 +43,7 @@ from spin_utils.model.vllm import Answer
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.names import ModelName, label
 from spin_utils.settings.run import DpoSettings, Precision, Profile, TrainingSettings
-from spin_utils.training.loop import WORTH_MEASURING, Schedule, train
+from spin_utils.training.loop import WORTH_MEASURING, Schedule, first_micro_batches, train
 from spin_utils.training.step import matrix_weights
 from spin_utils.training.trackers import TENSORBOARD
 
@@ -292,7 +292,7 @@ def train_from(
     paired = len(groups) > 0 and len(groups[0].response_ids) > 1
     if paired or settings.lora is not None:  # an opponent computes as the policy does, and adapters as their base
         settings = replace(settings, precision=_precision(settings, work))
-    logps = _opponent_logps(start, groups, settings, work) if paired else None
+    logps = _opponent_logps(start, groups, settings, seed, work) if paired else None
     if settings.lora is None:
         model, adapted = base.load(start), None
     else:
@@ -367,10 +367,13 @@ def _graded_samples(plan: Plan, dpo: DpoSettings, folder: Path, tokenizer: Any, 
     return found
 
 
-def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSettings, work: Path) -> list[list[float]]:
+def _opponent_logps(
+    start: Path, groups: Sequence[Group], settings: TrainingSettings, seed: int, work: Path
+) -> list[list[float]]:
     """Both log-probabilities of every pair under the opponent, computed once and kept with the artifact.
 
-    theta_t also scores the pairs of t-1, which another model generated, in the policy's precision: the two start equal.
+    theta_t also scores the pairs of t-1, which another model generated, in the policy's precision and micro-batches:
+    the two start equal.
     """
     path = work / LOGPS
     if processes.from_first(lambda: artifacts.is_kept(work, path)):
@@ -383,7 +386,8 @@ def _opponent_logps(start: Path, groups: Sequence[Group], settings: TrainingSett
         sharding.shard(model, dtype)
     with progress(len(groups), "opponent log-probabilities", "pairs") as bar:
         shown = processes.shown(bar.advance)
-        values = score(model, groups, micro_batch_tokens=settings.micro_batch_tokens, progress=shown)
+        batches = first_micro_batches(groups, settings, seed)
+        values = score(model, groups, batches=batches, progress=shown)
     logps = np.asarray(values, dtype=np.float32)
     if processes.rank() == 0:
         whole = io.BytesIO()  # when writing directly to a file, NumPy hides the reason for a failure

@@ -112,16 +112,18 @@ def score(
     model: PreTrainedModel,
     groups: Sequence[Group],
     *,
-    micro_batch_tokens: int,
+    micro_batch_tokens: int = 0,
+    batches: Sequence[Sequence[int]] = (),
     progress: Callable[[int], Any] | None = None,
 ) -> list[list[float]]:
     """Summed log-probability of every response of every group, without gradients.
 
-    Groups are computed exactly as in training, so that even in bfloat16 a policy starts equal to its opponent. Several
-    processes share the micro-batches, and each returns all values.
+    Micro-batches are computed exactly as in training. Several processes share them, and each returns all values.
 
     Args:
         groups: any number, with any number of responses each.
+        micro_batch_tokens: the size of micro-batches of groups of similar length.
+        batches: given micro-batches instead, which have every group once, by index.
         progress: called with the number of groups done after each forward pass.
 
     Returns:
@@ -137,15 +139,15 @@ def score(
     check_supported(model, max(group.longest_row for group in groups))
     device = model.device
     results: list[list[float]] = [[] for _ in groups]
-    batches = micro_batches([group.tokens for group in groups], micro_batch_tokens)
-    batches += [[]] * (-len(batches) % processes.count())  # with sharded weights every round needs all processes
-    found: list[tuple[list[int], list[float]]] = []
-    for indices in batches[processes.rank() :: processes.count()]:
+    parts = list(batches) or micro_batches([group.tokens for group in groups], micro_batch_tokens)
+    parts += [[]] * (-len(parts) % processes.count())  # with sharded weights every round needs all processes
+    found: list[tuple[Sequence[int], list[float]]] = []
+    for indices in parts[processes.rank() :: processes.count()]:
         batch = pack([groups[i] for i in indices] or [IDLE])
         found.append((indices, sequence_logps(model, batch.to(device)).tolist()))
         if progress is not None:
             progress(len(indices))
-    for indices, logps in (part for parts in processes.gather(found) for part in parts):
+    for indices, logps in (each for own in processes.gather(found) for each in own):
         values = iter(logps)
         for i in indices:
             results[i] = [next(values) for _ in groups[i].response_ids]
@@ -216,10 +218,12 @@ class _TargetLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> Tensor:
         vocabulary = len(weight_VD)
-        ctx.kept = any(ctx.needs_input_grad) and len(targets_R) * vocabulary <= KEPT_LOGITS
+        few = len(targets_R) * vocabulary <= KEPT_LOGITS
+        ctx.kept = few and any(ctx.needs_input_grad)
         logps_R = hidden_RD.new_empty(len(targets_R), dtype=torch.float32)
         slope_RV = None
-        for chunk in _chunks(len(targets_R), KEPT_LOGITS if ctx.kept else CHUNK_LOGITS, vocabulary):
+        # The same chunks with and without gradients, since rounding can depend on the number of rows.
+        for chunk in _chunks(len(targets_R), KEPT_LOGITS if few else CHUNK_LOGITS, vocabulary):
             logps_R[chunk], slope_RV = _logps_and_slope(hidden_RD[chunk] @ weight_VD.T, targets_R[chunk])
         ctx.save_for_backward(hidden_RD, weight_VD, targets_R, slope_RV if ctx.kept else None)
         return logps_R

@@ -34,7 +34,7 @@ from spin_utils.settings.inputs import identity as identity_of
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.optimizer import MasterOptimizer, learning_rate_at
 from spin_utils.training.state import SavedState, StopRequest, load_state, save_state
-from spin_utils.training.step import Row, StepRunner, TrainingError
+from spin_utils.training.step import Row, StepRunner, TrainingError, pair_micro_batches
 from spin_utils.training.trackers import Tracker, open_trackers
 
 __all__ = ["Interrupted", "Row", "Schedule", "TrainingError", "TrainingResult", "train"]
@@ -185,6 +185,17 @@ class Schedule:
                 what,
                 self.settings.batch_size,
             )
+
+
+def first_micro_batches(groups: Sequence[Group], settings: TrainingSettings, seed: int) -> list[list[int]]:
+    """Every pair once, in the micro-batch in which `train` sees it first.
+
+    On some processors (AMX) the rounding of a product depends on its number of rows. An opponent that is scored in
+    these micro-batches is therefore exactly equal to the policy before the first step, and its noise is the policy's.
+    """
+    schedule = Schedule(len(groups), settings, seed)
+    steps = map(schedule.indices, range(schedule.steps_per_epoch))
+    return [chosen for indices in steps for chosen in pair_micro_batches({i: groups[i] for i in indices}, settings)]
 
 
 @dataclass

@@ -79,7 +79,7 @@ class StepRunner:
         """
         started = time.perf_counter()
         batch = {index: self.groups[index] for index in indices}
-        shares = self._shares(batch)
+        shares = _shares(batch, self.settings, paired=self.opponent_logps is not None)
         self._accumulate(batch, shares)
         self.optimizer.add_up()
         norm = self.optimizer.grad_norm() if logged or self.settings.max_grad_norm else None
@@ -152,23 +152,12 @@ class StepRunner:
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _shares(self, batch: dict[int, Group]) -> list[list[int]]:
-        """The groups that each process computes, by index."""
-        settings = self.settings
-        moves = settings.nll or settings.positive or settings.historical  # even if real and generated are equal
-        skip = self.opponent_logps is not None and settings.skip_identical and not moves
-        kept = [i for i, g in batch.items() if not (skip and len({tuple(ids) for ids in g.response_ids}) == 1)]
-        return processes.deal(kept, [batch[i].tokens for i in kept])
-
     def _accumulate_once(self, batch: dict[int, Group], shares: list[list[int]]) -> None:
         self.values, self.order = [], []
         pairs = self.opponent_logps is not None
         tokens = sum(len(g.response_ids[0]) for g in batch.values())
         denominator = len(batch) if pairs else tokens
-        planned = [
-            [[share[i] for i in chosen] for chosen in micro_batches([batch[i].tokens for i in share], self.budget)]
-            for share in shares
-        ]
+        planned = [_planned(batch, share, self.budget) for share in shares]
         own = planned[processes.rank()]
         for chosen in own:
             packed = pack([batch[i] for i in chosen]).to(self.model.device)
@@ -242,6 +231,27 @@ class StepRunner:
             "skipped": skipped,
             "grad_norm": grad_norm,
         }
+
+
+def pair_micro_batches(batch: dict[int, Group], settings: TrainingSettings) -> list[list[int]]:
+    """All micro-batches of a global batch of pairs, by index; pairs that are not computed are in the last ones."""
+    parts = _shares(batch, settings, paired=True)
+    computed = {index for part in parts for index in part}
+    parts.append([index for index in batch if index not in computed])
+    return [chosen for part in parts for chosen in _planned(batch, part, settings.micro_batch_tokens)]
+
+
+def _shares(batch: dict[int, Group], settings: TrainingSettings, paired: bool) -> list[list[int]]:
+    """The groups that each process computes, by index."""
+    moves = settings.nll or settings.positive or settings.historical  # even if real and generated are equal
+    skip = paired and settings.skip_identical and not moves
+    kept = [i for i, g in batch.items() if not (skip and len({tuple(ids) for ids in g.response_ids}) == 1)]
+    return processes.deal(kept, [batch[i].tokens for i in kept])
+
+
+def _planned(batch: dict[int, Group], share: list[int], budget: int) -> list[list[int]]:
+    """The micro-batches of one process, by index."""
+    return [[share[i] for i in chosen] for chosen in micro_batches([batch[i].tokens for i in share], budget)]
 
 
 def matrix_weights(model: PreTrainedModel) -> tuple[int, int]:
