@@ -113,7 +113,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
             path = folder / f"{name}.{suffix}"
             with replacing(path) as partial:
                 figure.savefig(partial, format=suffix, metadata=dict(fields))  # it writes into them
-            figure.set_layout_engine("none")
+            figure.set_layout_engine(None)
             paths.append(path)
     return paths
 
