@@ -24,7 +24,7 @@ from rich.text import Text
 
 from spin_utils.experiment import clock, plan
 from spin_utils.files import artifacts, paths
-from spin_utils.paper import claims
+from spin_utils.paper import claims, results
 from spin_utils.settings.run import Profile
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,8 @@ class Display:
             return
         count, of = sum(other.done for other in self.lines.values()), len(self.lines)
         text = Text.assemble(("✓ ", "green"), (f"{count:{len(str(of))}}/{of} ", "dim"), line.words)
-        text.append(f"  {outcome}" if (outcome := _outcome(line, self.profile.aside)) else "", "cyan")
+        outcome = _outcome(line, self.lines.values(), self.profile.aside)
+        text.append(f"  {outcome}" if outcome else "", "cyan")
         text.append(f"  {clock.duration(time.time() - line.started)}" if line.started else "", "dim")
         self.console.print(text, soft_wrap=True)
 
@@ -203,12 +204,22 @@ def _console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
-def _outcome(line: _Line, aside: Collection[str]) -> str:
-    """The outcome of a finished step: the average of an evaluation without the tasks aside, the last loss of a training
-    run."""
-    if line.step.stage in ("evaluation", "transfer", "instructions"):
-        tasks = json.loads((line.step.directory / "evaluation.json").read_text(encoding="utf-8"))["tasks"]
-        values = [task["value"] for name, task in tasks.items() if line.step.stage == "transfer" or name not in aside]
+def _outcome(line: _Line, lines: Collection[_Line], aside: Collection[str]) -> str:
+    """The outcome of a finished step: an evaluation's average over the tasks that count, where the finished ones among
+    `lines` tell which are at chance, or the last loss of a training run."""
+    stage = line.step.stage
+    if stage in ("evaluation", "transfer", "instructions"):
+        finished = [each.step for each in lines if each.done and each.step.stage == stage]
+        models = [(step, step.parameters["model"]) for step in finished if step.parameters["model"] in ("base", "sft")]
+        rows = [{"model": model, "task": name, **task} for step, model in models for name, task in _tasks(step).items()]
+        outside = results.at_chance(pd.DataFrame(rows, columns=["model", "task", "value", "stderr", "chance"]))
+        outside |= set() if stage == "transfer" else set(aside)
+        values = [task["value"] for name, task in _tasks(line.step).items() if name not in outside]
         return f"average {100 * fmean(values):.1f}" if values else ""
     reached = f"{100 * line.share:.0f} % of the machine's matrix rate" if line.share else ""
     return ", ".join(filter(None, [line.note, reached]))
+
+
+def _tasks(step: plan.Step) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((step.directory / "evaluation.json").read_text(encoding="utf-8"))["tasks"]
+    return found

@@ -74,6 +74,17 @@ def test_elsewhere_than_on_a_terminal_each_step_is_one_line_and_each_warning_ano
     assert not run.shown.events.exists()
 
 
+def test_the_running_average_leaves_out_a_task_that_was_at_chance_before_any_training(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(monkeypatch, terminal=False)
+    choice = {"stderr": 0.02, "chance": 0.25}
+    with run.shown:
+        for name, value in (("eval-sft", 0.26), ("eval-spin-0", 0.4)):
+            run.finish(name, evaluation={"tasks": {"sum": {"value": 0.5}, "choice": {"value": value, **choice}}})
+    assert [line.split("  ")[-1] for line in run.said().splitlines()] == ["average 50.0"] * 2
+
+
 def test_a_terminal_shows_the_step_at_work_and_the_time_left(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, now = Run(monkeypatch, terminal=True), time.time()
     monkeypatch.setattr(time, "time", lambda: now)
