@@ -84,6 +84,9 @@ def test_pairs_and_training_are_shown_whatever_number_of_answers_a_prompt_has(
                 if "parameters" in cell.metadata.get("tags", []):
                     names |= {"profile": str(profile), name: value}
         assert all(len(example.group.response_ids) == 2 for example in names["examples"])
+    by_hand, training, compared = names["trained"], names["training"], names["theirs"]["opponent_real_logps"]
+    reference = 0 if training.reference_free else compared
+    assert by_hand.real_rewards.allclose(training.beta * (names["real"] - reference)), "as it was trained"
 
 
 def test_in_plain_papermill_a_wrong_parameter_ends_in_the_kits_own_line(tmp_path: Path, home: Path) -> None:
