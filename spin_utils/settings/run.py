@@ -119,6 +119,15 @@ class TrainingSettings:
         )
 
 
+def _without_opponent(place: str, settings: TrainingSettings | None) -> None:
+    """Refuse what would change nothing outside self-play."""
+    for name in ("rejection", "historical"):
+        require(
+            settings is None or not getattr(settings, name),
+            f"{place}.{name}: changes nothing, because only self-play has responses of an opponent; leave it out",
+        )
+
+
 @dataclass(frozen=True, config=STRICT)
 class GenerationSettings:
     """How the opponent generates: y' ~ p_theta_t(.|x)."""
@@ -204,6 +213,7 @@ class SftControlSettings:
     """Rows to train on (App. B.4: Ultrachat200k), without held-out ones; null: the profile's own SFT rows."""
 
     def __post_init__(self) -> None:
+        _without_opponent("training", self.training)
         epochs = self.training.epochs
         require(epochs == 1, f"training.epochs: {epochs}; write 1, and the number of further epochs in sft_more")
 
@@ -219,6 +229,9 @@ class DpoSettings:
     """The pairs."""
     answers_per_prompt: Annotated[int, Field(ge=2)] = 4
     """Responses sampled per prompt (`samples`); the best and the worst make a pair."""
+
+    def __post_init__(self) -> None:
+        _without_opponent("training", self.training)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -241,6 +254,9 @@ class DpoRunSettings:
     template: TemplateSettings
     seed: Seed = 0
     """Seed of the order of the pairs."""
+
+    def __post_init__(self) -> None:
+        _without_opponent("training", self.training)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -298,6 +314,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         paths.checked(self.name)
+        _without_opponent("sft", self.sft)
         require(
             not self.spin.training.rejection or self.demonstrations.source == "reasoning_gym",
             "rejection: only generated families (source: reasoning_gym) can grade a response; leave it out",
