@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -152,6 +153,8 @@ def _explanation(failures: dict[int, tuple[int, str]], count: int) -> str:
 
 
 def _last_line(ended: RunProcsResult, rank: int) -> str:
-    texts = [Path(files[rank]).read_text(errors="replace") for files in (ended.stderrs, ended.stdouts)]
-    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    """What a worker said last: the error of a bug, whose traceback is in stderr; the kit's own errors are in stdout."""
+    error, said = (Path(files[rank]).read_text(errors="replace") for files in (ended.stderrs, ended.stdouts))
+    bugs = re.findall(r"^(?:\[rank\d+\]: )?([\w.]+(?:Error|Exception)\b.*)", error, re.MULTILINE)
+    lines = bugs or [line.strip() for text in (error, said) for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it wrote nothing"

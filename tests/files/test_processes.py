@@ -151,6 +151,23 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     assert base.load(folder).config.architectures == base.load(alone).config.architectures
 
 
+BUG = "[rank0]: Traceback (most recent call last):\n[rank0]:   File x\n[rank0]: ValueError: odd\nnot destroyed"
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "quoted"),
+    [("3 of 8 steps", BUG, "ValueError: odd"), ("Failed: no memory", "slow", "Failed: no memory")],
+)
+def test_of_a_worker_that_died_its_error_is_quoted_wherever_it_is(
+    out: str, error: str, quoted: str, tmp_path: Path
+) -> None:
+    files = {name: tmp_path / name for name in ("out", "error")}
+    for name, text in (("out", out), ("error", error)):
+        files[name].write_text(text)
+    ended = multiprocessing.RunProcsResult(stdouts={0: str(files["out"])}, stderrs={0: str(files["error"])})
+    assert launch._last_line(ended, 0) == quoted
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "deepspeed-zero3"])
 def test_the_files_for_accelerate_launch_say_how_processes_start_and_what_the_kit_does_with_them(
     kind: str, monkeypatch: pytest.MonkeyPatch
