@@ -39,6 +39,7 @@ from spin_utils.experiment.plan import (
     all_trainings,
     control_demonstrations,
     control_training,
+    played,
     training_of,
     trainings,
 )
@@ -46,7 +47,6 @@ from spin_utils.files import paths, runtime
 from spin_utils.model import attention, base, general, logprobs, lora, packing, sampling
 from spin_utils.paper import published
 from spin_utils.settings.inputs import ModelSettings, SettingsError
-from spin_utils.settings.profiles import of_arm
 from spin_utils.settings.run import EvaluationSettings, LoraSettings, Profile, TrainingSettings
 
 MARGIN = 1.1
@@ -253,9 +253,8 @@ def memory(profile: Profile, architecture: Architecture, machine: Machine) -> It
     """Peak memory of each kind of stage: its name, what it needs, and the settings that would lower it."""
     gpu, template, answer = machine.kind == "cuda", profile.template, profile.generation.max_new_tokens
     prompt, response = template.max_prompt_tokens, template.max_response_tokens
-    played = [made.spin for made in (profile, *(of_arm(profile, arm) for arm in profile.arms))]
 
-    def needed(settings: TrainingSettings, against: int) -> Need:  # so many responses besides the real one
+    def needed(settings: TrainingSettings, against: int, answer: int) -> Need:  # responses besides the real one
         return training_memory(
             architecture,
             settings,
@@ -265,30 +264,33 @@ def memory(profile: Profile, architecture: Architecture, machine: Machine) -> It
             gpu=gpu,
         )
 
-    self_play = [(spin.training, spin.answers_per_prompt + bool(spin.training.historical)) for spin in played]
+    variants = [(variant.spin, variant.generation.max_new_tokens) for variant in played(profile)]
+    self_play = [(s.training, s.answers_per_prompt + bool(s.training.historical), most) for s, most in variants]
     for section, settings in trainings(profile).items():
-        runs = {"spin.training": self_play, "dpo.training": [(settings, 1)]}.get(section, [(settings, 0)])
-        need = max((needed(*each) for each in runs), key=Need.total)
+        run = [(settings, int(section == "dpo.training"), answer)]
+        need = max((needed(*each) for each in (self_play if section == "spin.training" else run)), key=Need.total)
         lower = f"lower {section}.micro_batch_tokens, set {section}.gradient_checkpointing=true"
         if settings.lora is None:
             lower += ", or shard it over more devices (processes.sharding=fsdp2, resources.training.gpus)"
         yield section.partition(".")[0], need, lower
-    sampled: dict[str, tuple[int, int, int]] = {}
+    sampled: dict[str, list[tuple[int, int, int]]] = {}
     # Held-out prompts are always answered by the kit itself; vLLM looks at its memory when it starts.
     if not profile.released and (profile.demonstrations.validation_rows != 0 or profile.generation.backend == "kit"):
-        sampled["generation"] = profile.generation.batch_size, prompt, answer
+        made = [variant.generation for variant in played(profile)]
+        sampled["generation"] = [(way.batch_size, prompt, way.max_new_tokens) for way in made]
     evaluation, mt_bench = profile.evaluation, profile.mt_bench
     local = evaluation.suite == "local"
     asked = (prompt, evaluation.max_new_tokens) if local else (BENCHMARK_TOKENS, BENCHMARK_ANSWER)
-    sampled["evaluation"] = evaluation.batch_size, *asked
+    sampled["evaluation"] = [(evaluation.batch_size, *asked)]
     if mt_bench is not None and judge.can_grade(mt_bench):  # the second turn's prompt includes the first answer
         both = MT_BENCH_TOKENS + mt_bench.max_new_tokens
-        sampled["mt_bench"] = mt_bench.batch_size, both, mt_bench.max_new_tokens
-    for stage, (rows, asked_tokens, answer_tokens) in sampled.items():
-        need = sampling_memory(
-            architecture, rows, prompt=asked_tokens, answer=answer_tokens, width=machine.width, gpu=gpu
+        sampled["mt_bench"] = [(mt_bench.batch_size, both, mt_bench.max_new_tokens)]
+    for stage, ways in sampled.items():
+        needs = (
+            sampling_memory(architecture, rows, prompt=asked_tokens, answer=answer, width=machine.width, gpu=gpu)
+            for rows, asked_tokens, answer in ways
         )
-        yield stage, need, f"lower {stage}.batch_size"
+        yield stage, max(needs, key=Need.total), f"lower {stage}.batch_size"
 
 
 def shared_by(profile: Profile, machine: Machine) -> int:

@@ -406,8 +406,12 @@ def trainings(profile: Profile) -> dict[str, TrainingSettings]:
 
 def all_trainings(profile: Profile) -> list[TrainingSettings]:
     """Settings of all training runs, those of arms included."""
-    played = (profile, *(of_arm(profile, arm) for arm in profile.arms))
-    return [settings for made in played for settings in trainings(made).values()]
+    return [settings for made in played(profile) for settings in trainings(made).values()]
+
+
+def played(profile: Profile) -> list[Profile]:
+    """The profile as it is, and as each arm changes it."""
+    return [profile, *(of_arm(profile, arm) for arm in profile.arms)]
 
 
 def control_training(profile: Profile) -> TrainingSettings:

@@ -21,7 +21,7 @@ from spin_utils.data.rows import Row, RowError, listed, question, read_rows
 from spin_utils.data.templates import TooLongError, encode_rows
 from spin_utils.evaluation import suites
 from spin_utils.experiment import clock, launch, mt_bench, plan
-from spin_utils.experiment.plan import Plan, all_trainings, control_demonstrations, needs_data
+from spin_utils.experiment.plan import Plan, all_trainings, control_demonstrations, needs_data, played
 from spin_utils.files import hub, paths
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
@@ -183,7 +183,8 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
         if split in _ANSWERED:
             setting = f"{_ANSWERED[split]}.max_new_tokens"
             answer = getattr(profile, _ANSWERED[split]).max_new_tokens
-            answer += split == "spin" and profile.spin.training.end_truncated  # an end token after a truncated answer
+            if split == "spin":  # an end token after a truncated answer
+                answer = max(p.generation.max_new_tokens + p.spin.training.end_truncated for p in played(profile))
             answered = (len(row.prompt_ids) + answer for row in encoded)
             _check_positions(model, f"{split} prompt with its answer", answered, setting)
 

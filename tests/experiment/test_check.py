@@ -313,6 +313,20 @@ def test_what_an_arm_trains_with_is_checked_as_well(monkeypatch: pytest.MonkeyPa
     assert more == 3 * estimate.checkpoint(SEVEN), "its model, and two states with another moment"
 
 
+def test_answers_of_an_arm_that_are_longer_or_more_at_once_are_counted(tiny: Path) -> None:
+    def needs(**arm: int) -> dict[str, float]:
+        changes = {f"generation.{name}": value for name, value in arm.items()}
+        profile = profiles.load("smoke", {"arms": {"it": changes} if arm else {}})
+        return {stage: need.total() for stage, need, _ in estimate.memory(profile, SEVEN, EIGHT)}
+
+    plain, wide, long = needs(), needs(batch_size=512), needs(max_new_tokens=2048)
+    assert [stage for stage in plain if wide[stage] > plain[stage]] == ["generation"]
+    assert [stage for stage in plain if long[stage] > plain[stage]] == ["spin", "generation"]
+    with pytest.raises(base.ModelError, match=r"the longest spin prompt with its answer"):
+        armed = profiles.load("smoke", {"arms": {"it": {"generation.max_new_tokens": 2048}}})
+        preflight.check_fit(tiny, armed, {"spin": [{"id": "1", "prompt": "some words", "response": "yes"}]})
+
+
 def test_the_judge_of_released_checkpoints_is_checked_before_any_work(tmp_path: Path) -> None:
     judge = {"source": "directory", "path": str(tmp_path / "none")}
     released = profiles.load("paper-released", PINNED | {"mt_bench.judge_model": judge})
