@@ -131,7 +131,7 @@ def requests(plans: Sequence[Plan]) -> str:
     if not missing:
         return ""
     settings = _settings(plans[0])
-    about = f"about {missing * 2 * len(CATEGORIES) * (settings.limit or 10)} requests to {settings.judge_name}"
+    about = f"about {missing * 2 * len(CATEGORIES) * min(settings.limit or 10, 10)} requests to {settings.judge_name}"
     if settings.judge_model is not None:
         return f"{about} on this machine"
     return f"{about} at {settings.base_url}, on the account of {judge.KEY}"

@@ -249,6 +249,8 @@ def test_the_judge_is_tried_before_any_work(
     mt_bench.check_judge(plans)
     assert len(server.requests) == 1
     assert "about 96 requests to gpt-4" in caplog.text  # 8 questions, 2 turns, 3 models, 2 seeds
+    whole = [plan.make(profiles.load("smoke", {"mt_bench": {"judge": "gpt-4", "limit": n}}), 0) for n in (0, 50)]
+    assert mt_bench.requests(whole[:1]) == mt_bench.requests(whole[1:]), "no category has more than ten questions"
     server.script = lambda body, number: failed(401, words="who are you")
     with pytest.raises(MtBenchError, match="who are you.*check OPENAI_API_KEY"):
         mt_bench.check_judge(plans)
