@@ -265,6 +265,16 @@ def test_hours_follow_the_work_and_the_machine() -> None:
     assert drawn == pytest.approx(3 * hours(EIGHT, **local)["eval-sft"])
 
 
+def test_the_gpu_profile_says_the_minutes_of_the_cost_model() -> None:
+    profile = profiles.load("gpu")
+    known = estimate.architecture(profile.model)
+    assert known is not None
+    run, rows = estimate.workload(profile, estimate.machine(1, 80), None), estimate.rows_of(profile, None)
+    minutes = 60 * sum(estimate.hours(plan.make(profile, 0), run, known[0], rows).values())
+    for file in (profiles.PROFILES / "gpu.yaml", paths.REPOSITORY / "README.md"):
+        assert f"{minutes:.0f} minutes by the cost model" in file.read_text().replace("\n# ", " "), file
+
+
 def test_versions_are_held_to_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "requirements.lock").write_text("# a lock\nnumpy==0.0.1\nno-such-package==1.0\n")
     monkeypatch.setattr(paths, "REPOSITORY", tmp_path)
