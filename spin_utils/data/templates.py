@@ -231,7 +231,10 @@ def declared_ends(folder: str) -> frozenset[int]:
     if not folder or not path.is_file():
         return frozenset()
     ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    return frozenset(int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None)
+    found = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
+    if not all(isinstance(end, int) for end in found):
+        raise TemplateError(f"{path.name}: eos_token_id is {ends!r}; write the token's id, a whole number, or a list")
+    return frozenset(found)
 
 
 def encode_rows(
