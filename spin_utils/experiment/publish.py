@@ -176,6 +176,8 @@ def protocol(profile: str) -> str:
     if not path.is_file():
         return ""
     name = paths.relative(path)
+    if artifacts.git("rev-parse", "--is-shallow-repository") != "false":
+        return f"{name}: the repository's history is missing, so nothing shows that it is older than the results."
     last = artifacts.git("log", "-1", "--format=%H", "--", str(path))
     if not last or artifacts.git("status", "--porcelain", "--", str(path)):
         return f"{name} has uncommitted changes, so nothing shows that it is older than the results."

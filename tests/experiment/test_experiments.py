@@ -250,3 +250,9 @@ def test_a_protocol_is_compared_with_the_commits_of_the_results(
     assert "is not older than all results:" in publish.protocol("cpu")
     (folder / "protocol.md").write_text("n = 90")
     assert "has uncommitted changes" in publish.protocol("cpu")
+    shallow, none = tmp_path / "shallow", tmp_path.parent
+    git("clone", "-q", "--depth=1", f"file://{tmp_path}", str(shallow))
+    monkeypatch.setattr(paths, "results", lambda profile: shallow / "results" / profile)
+    for repository in (shallow, none):
+        monkeypatch.setattr(paths, "REPOSITORY", repository)
+        assert "history is missing, so nothing shows" in publish.protocol("cpu")
