@@ -84,7 +84,8 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
     validation = _disjoint(settings, held_out["validation"], settings.validation, held_out["test"], "test")
     if settings.turns == "all":  # held-out rows are asked for the last answer
         taken = {question(row) for held in held_out.values() for row in held}  # conversations may begin alike
-        train = [turn for row in train for turn in _every_turn(row) if question(turn) not in taken]
+        turns = (turn for row in train for turn in _every_turn(row) if question(turn) not in taken)
+        train = list({(question(turn), turn["response"]): turn for turn in turns}.values())
     Random(f"order/{settings.seed}").shuffle(train)
     return _demonstrations(settings, train, validation, held_out["test"])
 

@@ -157,6 +157,12 @@ def test_no_conversation_is_in_two_splits_whatever_turns_are_trained_on(tmp_path
     assert not held & {row.get("earlier", [row["prompt"]])[0] for row in made.sft}
 
 
+def test_conversations_that_begin_alike_give_each_turn_once(tmp_path: Path) -> None:
+    talks = [{"messages": [*messages_of("x", f"y{i // 2}"), *messages_of("and", f"so{i}")]} for i in range(4)]
+    made = load(file_settings(write_rows(tmp_path / "d.jsonl", talks), turns="all"))
+    assert sorted(row["response"] for row in made.sft) == ["so0", "so1", "so2", "so3", "y0", "y1"]
+
+
 def test_bad_and_empty_answers_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"prompt": f"x{i}", "completion": "y" * (i < 5), "label": i % 3 > 0} for i in range(6)]
     assert len(load(file_settings(write_rows(tmp_path / "d.jsonl", rows), drop_empty=True)).sft) == 3
