@@ -24,6 +24,8 @@ from spin_utils.settings.run import GenerationSettings
 MICRO_BATCH_TOKENS = 4096
 FIRST_STREAM = 1 << 40
 """Random streams of held-out prompts, disjoint from those of the iteration's training prompts."""
+_OF_BOTH = {"real_drift", "real_surprise"}
+"""What is measured of the generated response as well."""
 
 
 def drifts(
@@ -44,7 +46,8 @@ def drifts(
         independent: a model that took no part, such as the base model, which says how surprising the texts are.
 
     Returns:
-        For each row `id`, `real_drift` and `generated_drift` (log p_policy - log p_opponent in nats), and `real_logp`
+        For each row `id`, `real_drift` and `generated_drift` (log p_policy - log p_opponent in nats, exactly the same
+        if the responses are the same, so that such a pair counts as a tie), and `real_logp`
         (log p_policy of the real response) with its `real_bytes` in UTF-8. With an independent model also
         `real_surprise` and `generated_surprise`, its -log p of each response, in nats a token.
     """
@@ -73,7 +76,7 @@ def drifts(
         for found, group, logp in zip(surprise, groups, logps, strict=True):
             real, generated = (-float(x) / len(ids) for x, ids in zip(logp, group.response_ids, strict=True))
             found |= {"real_surprise": real, "generated_surprise": generated}
-    return [
+    items = [
         {
             "id": row.row["id"],
             "real_drift": a[0] - b[0],
@@ -84,3 +87,8 @@ def drifts(
         }
         for row, a, b, more in zip(encoded, after, before, surprise, strict=True)
     ]
+    for item, group in zip(items, groups, strict=True):
+        real, generated = map(list, group.response_ids)
+        if real == generated:  # at two places of a packed row, so rounded differently
+            item |= {name.replace("real", "generated"): item[name] for name in _OF_BOTH & item.keys()}
+    return items

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,6 +170,31 @@ def test_a_player_equal_to_its_opponent_drifts_nowhere_on_held_out_prompts(monke
     assert document["items"][0]["generated_surprise"] != judged[0]["generated_surprise"], (
         "of the base model, not of SPIN"
     )
+
+
+def test_a_generated_response_equal_to_the_real_one_is_a_tie_however_the_two_are_rounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, honest = make(), heldout.score
+    folder, rows = run.make(made, "spin-0"), run.rows(made, "validation")
+    encoded = encode_rows(base.load_tokenizer(folder), made.profile.template, rows)
+
+    def sample(*given: object, **named: object) -> list[SimpleNamespace]:
+        drawn = [list(row.response_ids) for row in encoded]
+        return [SimpleNamespace(token_ids=ids if place else ids[1:]) for place, ids in enumerate(drawn)]
+
+    def score(*given: object, **named: object) -> list[list[float]]:
+        return [[pair[0] + noise.gauss(0, 0.1), pair[1] + noise.gauss(0, 0.1)] for pair in honest(*given, **named)]
+
+    noise = random.Random(0)
+    monkeypatch.setattr(heldout, "sample", sample)
+    monkeypatch.setattr(heldout, "score", score)
+    how = {"template": made.profile.template, "generation": made.profile.generation, "seed": 1}
+    differs, *equal = heldout.drifts(folder, folder, rows, **how, independent=folder)
+    assert differs["real_drift"] != differs["generated_drift"]
+    assert len(equal) > 1
+    assert all(item["real_drift"] == item["generated_drift"] for item in equal)
+    assert all(item["real_surprise"] == item["generated_surprise"] for item in equal)
 
 
 def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow_them() -> None:
