@@ -112,7 +112,7 @@ def section(profile: Profile) -> str:
     compared = next((name for name in reversed(control) if "value" in gains[name]), "")
     seeds = sorted(int(seed) for seed in scores[scores["model"].isin(rows)]["seed"].unique())
     judged = claims.read(folder).set_index("id")["verdict"]
-    seconds, machine = clock.measured(profile.name)
+    seconds, machine = clock.measured(profile.name, seeds[0])
     exact = judged.index.isin([row.id for row in claims.registry() if row.compute == "theory"])
     return render(
         "readme.md.j2",

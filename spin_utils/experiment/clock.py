@@ -13,13 +13,18 @@ from spin_utils.files.disk import write_text
 from spin_utils.paper import results
 
 
-def measured(profile: str) -> tuple[dict[str, float], str]:
-    """Seconds per step in the lowest seed in results/PROFILE, and the device; empty without any."""
+def measured(profile: str, seed: int | None = None) -> tuple[dict[str, float], str]:
+    """Seconds per step in results/PROFILE, and the device of the first; empty without any.
+
+    Of one training seed, or without one of each step's lowest seed: the sum is then of no seed, and of no machine."""
     seconds: dict[str, float] = {}
     device = ""
     try:
         for path in results.files(paths.results(profile)):
-            chain = results.read_json(path)["provenance"]["chain"]
+            document = results.read_json(path)
+            if seed not in (None, document["seed"]):
+                continue
+            chain = document["provenance"]["chain"]
             device = device or str(list(chain.values())[-1]["device"])
             for name, link in chain.items():
                 seconds.setdefault(name, link["seconds"])

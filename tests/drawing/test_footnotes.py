@@ -1,5 +1,6 @@
 """The notes below tables and figures say over what intervals are, and whose numbers rest on fewer training seeds."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -97,6 +98,20 @@ def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):
     section = readme_section()
     assert re.search(r"\| SPIN iteration 1 \| [^|]+ \| — \| 62\.12 \|", section)
     assert "SFT, 1 more epoch (1)" in section
+
+
+def test_the_readmes_minutes_are_of_one_seed_and_its_machine(home):
+    synthetic.write(home, seeds=(0,), items=4, models={"sft": 0.0, "spin-0": 0.1})
+    alone = re.search(r"of seed 0 what has run took .*", readme_section())
+    synthetic.write(home, seeds=(1,), items=4)
+    for path in home.glob("results/cpu/seed-1/*/*.json"):
+        document = json.loads(path.read_text())
+        document.pop("sha256")
+        for step in document["provenance"]["chain"].values():
+            step["seconds"] = 6000.0
+        results.write_json(path, document)
+    assert alone
+    assert alone.group() in readme_section()
 
 
 @pytest.mark.parametrize(
