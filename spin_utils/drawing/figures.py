@@ -165,7 +165,8 @@ def figure3(scores: pd.DataFrame, *, profile: str) -> Figure:
     patches = [Patch(fc=colour(model), hatch=HATCHES.get(model), ec="white", lw=0) for model in _BARS]
     models = [label(model).replace("SPIN iteration", "SPIN iter.") for model in _BARS]
     figure.legend(patches, models, loc="outside upper center", ncols=3, handlelength=1.2, columnspacing=1.2)
-    footnote(figure, _note(scores, everywhere, _BARS, "Gains, paired on the same items, are in Table 3."))
+    reading = f"Gains, paired on the same items, are in Table 3. {footnotes.note('stands_aside', scores=scores)}"
+    footnote(figure, _note(scores, everywhere, _BARS, reading))
     return figure
 
 

@@ -307,7 +307,9 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
     header = ["Model", "", *("over SFT" if other else heading for _, heading, *_, other in columns)]
     some = sorted(drawn["task"].unique())
     few = some if len(some) < scores["task"].nunique() else []
-    notes = footnotes.notes("instruments", sampled=few, discriminated=len(discriminated))
+    tables = {heading.partition(" (")[0].partition(",")[0]: table for _, heading, table, *_ in measures}
+    shown = {"models": rows, "drawn": not drawn.empty and "sampled" in drawn, "sampled": few}
+    notes = footnotes.notes("instruments", measures=tables, **shown, discriminated=len(discriminated))
     title = "The same models by finer measures"
     return _finish(0, title, header, lines, cells, notes, file="instruments")
 

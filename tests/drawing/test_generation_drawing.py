@@ -114,6 +114,16 @@ def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_no
     assert "Tasks of Table 6: not run." in shown
 
 
+def test_figure_6_counts_the_seeds_of_both_kinds_of_tasks_and_figures_3_and_6_name_what_stands_aside(root):
+    both = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
+    scores, transfer = map(synthetic.benchmarked, both)
+    scores = scores.assign(aside=scores["task"] == "syllogism")
+    shown = words(figures.figure6(scores, transfer[transfer["seed"] == 0], profile="cpu"))
+    assert "Means over 2 training seeds, in the tasks from Table 6 over 1." in shown
+    for text in (shown, words(figures.figure3(scores, profile="cpu"))):
+        assert "Aside, in no average: syllogism, of Big-Bench." in text
+
+
 def test_convergence_draws_each_measure_with_intervals_and_breaks_at_a_missing_model(measured, bounds):
     figure = figures.convergence(measured, bounds[bounds["model"] != "spin-0"])
     jsd, same, length, _ = figure.axes

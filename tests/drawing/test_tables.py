@@ -238,6 +238,19 @@ def test_the_finer_measures_stand_beside_the_greedy_score(root):
     assert not any("Discriminator" in note for note in plain.notes)
 
 
+def test_a_finer_measure_of_fewer_seeds_is_named_below_its_table(root):
+    drifts = results.load_heldout(root)
+    scores, bits = results.load_evaluations(root), generations.bits_per_byte(drifts)
+    bounds = generations.jsd_bounds(drifts[(drifts["model"] != "spin-1") | (drifts["seed"] == 0)])
+    whole, lacking = (
+        tables.instruments(scores, table, bits, bits[:0]).notes for table in (generations.jsd_bounds(drifts), bounds)
+    )
+    assert not any("Not on all" in note or "not on all" in note for note in whole)
+    named = [note for note in lacking if "not on all of the seeds 0, 1: SPIN iteration 0 (0)." in note]
+    assert [note.partition(":")[0] for note in named] == ["Told apart", "JSD"]
+    assert not any("Samples" in note for note in lacking), "a column that is not there"
+
+
 COMPILED = r"""\documentclass{article}
 \usepackage{booktabs}\usepackage{graphicx}\begin{document}
 %s
