@@ -102,7 +102,7 @@ def test_a_gain_over_a_model_of_other_seeds_is_a_dash_in_the_readme(home):
 
 def test_the_readmes_minutes_are_of_one_seed_and_its_machine(home):
     synthetic.write(home, seeds=(0,), items=4, models={"sft": 0.0, "spin-0": 0.1})
-    alone = re.search(r"of seed 0 what has run took .*", readme_section())
+    alone = re.search(r"what has run of seed 0 took .*", readme_section())
     synthetic.write(home, seeds=(1,), items=4)
     for path in home.glob("results/cpu/seed-1/*/*.json"):
         document = json.loads(path.read_text())
