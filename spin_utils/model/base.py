@@ -189,7 +189,12 @@ def check_directory(folder: Path) -> Path:
         )
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         _check_plain(folder / name)
-    if not any(folder.glob("*.safetensors")):
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        if parts := sorted(p.name for p in folder.glob("*.safetensors")):
+            raise ModelError(
+                f"{folder}: has {parts[0]}, but neither model.safetensors nor model.safetensors.index.json, one of "
+                "which transformers reads; copy all files of the model again"
+            )
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
         found = f" ({pickled[0]} is a pickle, which can run code)" if pickled else ""
         raise ModelError(f"{folder}: no *.safetensors{found}; save the model with safe_serialization=True")
