@@ -28,6 +28,7 @@ from unittest.mock import patch
 
 import datasets
 import lm_eval.api.task
+import lm_eval.config.task
 import lm_eval.tasks
 import lm_eval.utils
 from lm_eval.api.instance import Instance
@@ -271,7 +272,7 @@ def _leaves(manager: TaskManager, column: Column) -> Mapping[str, Any]:
     if file and not file.is_file():
         raise EvaluationError(f"tasks: {spec}: no such file; check the path, which starts at the profile's folder")
     try:
-        with chdir(file.parent) if file else nullcontext(), _pinned():
+        with chdir(file.parent) if file else nullcontext(), _pinned(), _of_the_settings_length():
             given: list[Any] = [*column.parts] or [str(file or spec)]
             if file and "group" in load_yaml(file, resolve_func=False):
                 given = [_group(file)]
@@ -311,6 +312,11 @@ def _pinned() -> AbstractContextManager[object]:
         return datasets.load_dataset(path, name, revision=None, **options)  # a further task, whatever is the latest
 
     return patch.object(lm_eval.api.task, "datasets", SimpleNamespace(**{**vars(datasets), "load_dataset": load}))
+
+
+def _of_the_settings_length() -> AbstractContextManager[object]:
+    """Inside the block tasks without `generation_kwargs` get lm-eval's other defaults, but not its 256 tokens."""
+    return patch.object(lm_eval.config.task, "default_gen_kwargs", lambda until: {"do_sample": False, "until": [until]})
 
 
 def _shares(spec: str, leaves: Mapping[str, Any]) -> bool:

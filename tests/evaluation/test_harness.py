@@ -350,6 +350,11 @@ def test_a_users_group_has_the_tasks_next_to_its_file(
             check(group)
 
 
+def test_an_answer_to_a_task_without_options_is_as_long_as_the_settings_allow(run: Run, tmp_path: Path) -> None:
+    items = run(task_file(tmp_path / "plain.yaml", "output_type: generate_until\n"))["items"]
+    assert 0 < max(item["tokens"] for item in items if item["task"] == "plain") <= SETTINGS.max_new_tokens
+
+
 def test_what_a_task_needs_from_the_hub_is_said_to_need_a_fetch(tmp_path: Path) -> None:
     task = task_file(tmp_path / "far.yaml", CHOOSING, metric="acc")
     task.write_text(re.sub("dataset_kwargs.*\n", "", task.read_text()).replace("path: json", "path: nobody/nothing"))
