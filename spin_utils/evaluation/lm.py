@@ -42,7 +42,7 @@ class PackedLM(TemplateLM):
 
     Args:
         template: Of generation tasks; None: plain text, as in lm-eval. Log-likelihood tasks are always plain text
-            without a start token, as in the paper's harness.
+            without a start token, as in the paper's harness, except with Gemma.
         max_new_tokens: Longest response if a task does not set one.
         micro_batch_tokens: Token budget of one scoring pass.
         prefixes: The start of the model's response (lm-eval's `gen_prefix`) as a function of the item, by task. With a
@@ -81,7 +81,9 @@ class PackedLM(TemplateLM):
         return self.eot_token_id if start is None else int(start)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return list(self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens)))
+        if add_special_tokens is None:  # Gemma underperforms without its start token
+            add_special_tokens = "gemma" in self.model.config.model_type
+        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)

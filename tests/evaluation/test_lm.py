@@ -28,7 +28,8 @@ def model_for(family: str = "llama", **options: Any) -> PreTrainedModel:
 
 
 def stock(model: PreTrainedModel) -> HFLM:
-    return HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=False, batch_size=1)
+    start = "gemma" in model.config.model_type
+    return HFLM(pretrained=model, tokenizer=TOKENIZER, add_bos_token=start, batch_size=1)
 
 
 def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
@@ -47,7 +48,7 @@ def choices() -> list[tuple[str, str]]:
     return [*pairs, ("", "The cat"), ("", "One two"), pairs[0]]
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "bloom"])  # which has no number of positions
+@pytest.mark.parametrize("family", [*FAMILIES, "bloom", "gemma2"])  # without a number of positions; with a start token
 def test_loglikelihoods_equal_those_of_stock_lm_eval(family: str) -> None:
     model = model_for(family)
     made, expected = (
