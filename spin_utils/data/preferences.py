@@ -93,11 +93,11 @@ def encode_preferences(
     # Equal responses give a loss of log 2 and no gradient for any policy: there is nothing to learn from them.
     kept = [(chosen, rejected) for chosen, rejected in whole if chosen.response_ids != rejected]
     for all_of, left, why in (
-        (len(rows), len(whole), "too long for the template"),
-        (len(whole), len(kept), "their responses are equal once cut to the template's length"),
+        (len(rows), len(whole), "too long for the template; raise template.max_response_tokens"),
+        (len(whole), len(kept), "equal once cut to template.max_response_tokens or stripped by the chat template"),
     ):
         if not left:
-            raise TooLongError(f"all {all_of} pairs are left out: {why}; raise template.max_response_tokens")
+            raise TooLongError(f"all {all_of} pairs are left out: {why}")
         if left < all_of:
             _logger.warning("%d of %d pairs left out: %s", all_of - left, all_of, why)
     text, nan = partial(decode_response, tokenizer, template), float("nan")  # no log-probability: not sampled

@@ -70,11 +70,18 @@ def test_pairs_that_are_equal_once_cut_are_left_out_and_counted(caplog: pytest.L
     equal = GOOD | {"id": "a", "chosen": f"{start} sat", "rejected": f"{start} ran"}
     encoded = encode_preferences(tokenizer, template, [equal, GOOD | {"id": "b"}])
     assert [row["id"] for row in encoded] == ["b"]
-    assert "1 of 2 pairs left out: their responses are equal once cut" in caplog.text
+    assert "1 of 2 pairs left out: equal once cut" in caplog.text
     with pytest.raises(
-        TooLongError, match=r"all 1 pairs are left out: .* equal once cut .* raise template\.max_response_tokens"
+        TooLongError, match=r"all 1 pairs are left out: equal once cut to template\.max_response_tokens"
     ):
         encode_preferences(tokenizer, template, [equal])
+
+
+def test_pairs_that_differ_in_white_space_that_the_chat_template_strips_are_not_called_too_long() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | trim }}</s>{% endfor %}"
+    with pytest.raises(TooLongError, match=r"equal once cut .* or stripped by the chat template$"):
+        encode_preferences(tokenizer, TemplateSettings(), [GOOD | {"id": "a", "rejected": f"{GOOD['chosen']} "}])
 
 
 FAULTS = [
