@@ -111,5 +111,5 @@ def iterates(names: Iterable[str]) -> list[str]:
     >>> iterates(["spin-10", "sft", "spin-2", "spin-0-epoch-1"])
     ['spin-2', 'spin-10']
     """
-    found = {name: ModelName.parse(name) for name in names}
+    found = {name: ModelName.parse(name) for name in set(names)}
     return sorted((n for n in found if found[n].is_iterate), key=lambda name: found[name].iteration or 0)
