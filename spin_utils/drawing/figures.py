@@ -45,6 +45,7 @@ from spin_utils.settings.names import iterates, label, main_chain
 CHAIN = main_chain(4)
 _CHAIN_TICKS = ("SFT", "iter. 0", "iter. 1", "iter. 2", "iter. 3")
 _BARS = ("sft", "dpo", *CHAIN[1:])
+_MORE_SFT = ("sft-more-1", "sft-more-2")
 _CUT = "Axes may not start at 0; panels of scores span the same number of points."
 _EPOCHS = "Dotted: the mean after iteration 1 (interval in Table 4). The paper's points are digitised from its figure."
 _SIZES = "Sizes are not to scale. The paper's SFT line is a different run from the one that SPIN starts from."
@@ -97,12 +98,13 @@ def figure1(generations: pd.DataFrame) -> Figure:
 
 @style()
 def figure2(scores: pd.DataFrame, *, profile: str) -> Figure:
-    """Figure 2: average score by iteration."""
+    """Figure 2: average score by iteration, and as a control (Table 5) what further epochs of SFT gain."""
     tasks = judged(scores)
     found = _of_enough_seeds(estimates(scores, CHAIN, tasks))
     gains = estimates(scores, CHAIN[1:], tasks, over="sft")
     if "sft" in found:
         gains["sft"] = Estimate(0, 0, 0, 1, 0, 0, "itself")
+    control = estimates(scores, _MORE_SFT, tasks, over="sft")
     printed = [published.score(model, "average") or 0.0 for model in CHAIN]
     figure = new_figure(3.4)
     grid = figure.add_gridspec(2, 2)
@@ -116,16 +118,22 @@ def figure2(scores: pd.DataFrame, *, profile: str) -> Figure:
     gain.plot(np.arange(5) + 0.05, [value - printed[0] for value in printed], color=INK, zorder=4, **_HOLLOW)
     gain.axhline(0, color=FAINT, lw=0.6, zorder=1)
     _name_ends(gain, gains["spin-3"].difference if "spin-3" in gains else None, printed[4] - printed[0])
+    if control:
+        _points(gain, range(5, 5 + len(control)), list(control), control, COLOURS["sft-more"], "s")
+        epoch = (published.score("sft-more-1", "average") or 0.0) - printed[0]
+        gain.plot(5.1, epoch, color=COLOURS["sft-more"], zorder=4, **(_HOLLOW | {"marker": "s"}))
     ticks = {"xticks": range(5), "xticklabels": ("SFT", *"0123"), "xlabel": "iteration", "xlim": (-2.2, 5.9)}
     ours.set(title=f"Ours ({profile}): {len(tasks)} tasks", ylabel="mean score (points)", **ticks)
     theirs.set(title="Paper: six benchmarks", **ticks)
-    gain.set(title="Gain over SFT (ours: paired, on the same items)", ylabel="points", xlim=(-0.35, 4.55))
-    gain.set_xticks(range(5), _CHAIN_TICKS)
+    gain.set(title="Gain over SFT (ours: paired, on the same items)", ylabel="points")
+    gain.set_xlim(-0.35, 4.55 + len(control))
+    gain.set_xticks(range(5 + len(control)), [*_CHAIN_TICKS, *(f"SFT +{model[-1]}" for model in control)])
     gain.margins(y=0.15)
     _frame_panels(ours, theirs, bool(found))
     after = [label(model) for model in iterates(scores["model"].unique()) if model not in CHAIN]
     further = f" In Table 4 only: {'; '.join(after)}." if after else ""
-    footnote(figure, _note(counted(scores), found, CHAIN, _CUT + further))
+    further += " SFT +1, +2: after further epochs of SFT on the same rows." if control else ""
+    footnote(figure, _note(counted(scores), [*found, *control], [*CHAIN, *control], _CUT + further))
     return figure
 
 
@@ -208,7 +216,7 @@ def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
     more epochs of SFT.
     """
     spin = ("sft", "spin-0-rows-14", "spin-0-rows-26", "spin-0-epoch-1")
-    more = ("sft", "sft-more-1", "sft-more-2")
+    more = ("sft", *_MORE_SFT)
     tasks = judged(scores)
     found = _of_enough_seeds(estimates(scores, (*spin, *more[1:]), tasks))
     sizes = published.training_sizes()

@@ -36,6 +36,18 @@ def test_figure_2_draws_our_means_solid_and_the_papers_printed_averages_dashed(s
     assert np.diff(ours.get_ylim()) == pytest.approx(np.diff(theirs.get_ylim())), "slopes compare"
 
 
+def test_figure_2_shows_further_epochs_of_sft_where_they_were_measured(scores):
+    def drawn_gains(table):
+        lines = drawn("figure2", table).axes[2].lines
+        return [list(zip(*line.get_data(), strict=True)) for line in lines if line.get_marker() == "s"]
+
+    means = {model: 100 * own.groupby("task")["score"].mean().mean() for model, own in scores.groupby("model")}
+    ours, theirs = drawn_gains(scores)
+    assert ours == [(4 + n, pytest.approx(means[f"sft-more-{n}"] - means["sft"])) for n in (1, 2)]
+    assert theirs == [(5.1, pytest.approx(57.23 - 58.14))]
+    assert not drawn_gains(scores[~scores["model"].str.startswith("sft-more")])
+
+
 def test_figure_3_bars_are_the_papers_table_3(scores):
     theirs = drawn("figure3", scores).axes[1]
     widths = [bar.get_width() for bar in theirs.patches]
