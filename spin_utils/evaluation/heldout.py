@@ -88,7 +88,6 @@ def drifts(
         for row, a, b, more in zip(encoded, after, before, surprise, strict=True)
     ]
     for item, group in zip(items, groups, strict=True):
-        real, generated = map(list, group.response_ids)
-        if real == generated:  # at two places of a packed row, so rounded differently
+        if len(set(map(tuple, group.response_ids))) == 1:  # at two places of a packed row, so rounded differently
             item |= {name.replace("real", "generated"): item[name] for name in _OF_BOTH & item.keys()}
     return items
