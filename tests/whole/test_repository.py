@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 import tomllib
@@ -30,15 +29,6 @@ def locked() -> dict[str, str]:
         line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")
     ]
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
-
-
-def test_reproducing_names_the_seeds_whose_loss_does_not_start_at_log_2() -> None:
-    training = results.load_training(ROOT / "results" / "cpu")
-    first = training[(training["step"] == 1) & training["margin"].notna()]
-    off = (first["loss"] - math.log(2)).abs()
-    seeds = " and ".join(map(str, sorted(first["seed"][off > 0.001].unique())))
-    said = " ".join((ROOT / "REPRODUCING.md").read_text(encoding="utf-8").split())
-    assert f"the loss of seeds {seeds}, which ran on AMX cores, starts up to {off.max():.2f} off log 2" in said
 
 
 def test_the_lock_holds_every_dependency_in_its_range() -> None:
