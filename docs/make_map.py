@@ -17,16 +17,16 @@ ROOMS = ("files", "settings", "data", "model", "training", "paper", "evaluation"
 """In their order: a room imports only rooms before it."""
 PATH = (
     ("drawing", "tables", "table4", "puts it into the table"),
-    ("experiment", "publish", "publish", "copied the scores of items to `results/PROFILE/seed-N/evaluations`"),
-    ("experiment", "measure", "make_evaluation", "had measured them, on the checkpoint of an iteration"),
-    ("experiment", "play", "make_model", "which made that checkpoint: one iteration of Algorithm 1"),
-    ("evaluation", "harness", "evaluate", "asked the checkpoint every item and graded the answers"),
+    ("experiment", "publish", "publish", "copies the scores of items to `results/PROFILE/seed-N/evaluations`"),
+    ("experiment", "measure", "make_evaluation", "is the step that measures a checkpoint and keeps these scores"),
+    ("experiment", "play", "make_model", "is the step that makes the checkpoint: one iteration of Algorithm 1"),
+    ("evaluation", "harness", "evaluate", "asks the checkpoint every item and grades the answers"),
     ("paper", "statistics", "paired", "turns the scores of items and seeds into a difference with its interval"),
-    ("training", "loop", "train", "took the optimizer steps of the iteration"),
-    ("training", "loss", "spin_loss", "with the loss of eq. 4.7"),
-    ("model", "logprobs", "score", "on log-probabilities of real and generated answers"),
-    ("model", "sampling", "sample", "the generated ones sampled from the opponent"),
-    ("data", "demonstrations", "load", "for the prompts of the demonstrations"),
+    ("training", "loop", "train", "takes the optimizer steps of the iteration"),
+    ("training", "loss", "spin_loss", "computes the loss of each pair (eq. 4.7)"),
+    ("model", "logprobs", "score", "computes the opponent's log-probabilities in that loss"),
+    ("model", "sampling", "sample", "samples the generated answers from the opponent"),
+    ("data", "demonstrations", "load", "reads the demonstrations: prompts and real answers"),
 )
 """From a cell of Table 4 down to a row of demonstrations: room, module, function, and what it does."""
 
@@ -101,13 +101,13 @@ def page() -> str:
         "# The rooms",
         "",
         "<!-- written by docs/make_map.py from the code, do not edit -->",
-        "The package is ten rooms in one order: a room imports only those below it, and an arrow that follows from "
-        "others is left out. Blue: where a number of Table 4 passes on its way from the demonstrations.",
+        "The package is ten subpackages, called rooms, in one order: a room imports only those below it. Arrows that "
+        "follow from others are left out. Blue: the rooms through which a number of Table 4 passes.",
         "",
         *diagram({room: rooms[room] for room in reversed(ROOMS)}, frozenset(step[0] for step in PATH)),
         "## The way of one number",
         "",
-        "From a cell of Table 4 down to the row of demonstrations that it goes back to:",
+        "The functions behind a cell of Table 4, from the room that draws it down to the one that reads the data:",
         "",
     ]
     for number, (room, module, function, what) in enumerate(PATH, 1):
