@@ -90,17 +90,18 @@ def worlds() -> list[World]:
 
 TEXT = """# How sure is a number?
 
-Every interval in the kit comes from [`paired`](../spin_utils/paper/statistics.py). All models and all training seeds
-answer the same items, so a comparison takes differences item by item and estimates how much of their variance comes
-from items, from seeds, and from the interaction of the two (an analysis of variance with crossed random effects).
-A bootstrap over items and seeds counts the interaction three times: with 900 items and 3 seeds its 95 % intervals
-covered 99.5 % and were 1.4 times as wide.
+Every interval in tables, figures and verdicts comes from [`paired`](../spin_utils/paper/statistics.py). All models
+and all training seeds answer the same items, so a comparison takes differences item by item and estimates how much of
+their variance comes from items, from seeds, and from the interaction of the two (an analysis of variance with crossed
+random effects). (A bootstrap over items and seeds would count the interaction three times: in simulations of 900
+items and 3 seeds its 95 % intervals covered 99.5 % and were 1.4 times as wide.)
 
-The table shows the simulated coverage of 95 % intervals, from {repetitions:,} repetitions each.
-Each figure is known to about ±{error:.1f} points.
+The table shows how often 95 % intervals held the truth, in {repetitions:,} simulations for each row; each share is
+known to about ±{error:.1f} points. `6 x 150 items` are six tasks of 150 items; with `sources of 10`, ten items at a
+time share their difficulty; `mean` is the score of one model, `difference` that of two. Half widths are medians.
 
 - **With one seed** the interval only covers the choice of items, not how much another training seed would change.
-  Every table that is based on one seed has a note about it.
+  A note below the table says so.
 - **With two or three seeds** the variance between seeds is poorly estimated, so it is pooled with that of the other
   models in the table. This assumes that all models vary alike between seeds. If they do not, coverage falls: in a
   simulation where the variation grows from iteration to iteration, to 85 to 93 % for the last iteration with two seeds.
