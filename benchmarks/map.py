@@ -98,14 +98,14 @@ PAGE = """# When does SPIN help?
 
 Written by `python -m benchmarks.map --seeds` from `results/map`. Every cell is one iteration of SPIN from an SFT model
 of SmolLM2-135M, with one value of beta (the paper's lambda) and one length of training, at a constant learning rate.
-The control is more SFT on the same demonstrations for as many tokens, at the better of two learning rates. All rows are
-validation rows of a data seed that no profile uses, so the map may be used to choose settings. Brackets are 95 %
+The control is more SFT on the same demonstrations for as many tokens, at the better of two learning rates. Scores are
+of validation rows of a data seed that no profile uses, so the map may be used to choose settings. Brackets are 95 %
 intervals over items and, if there are several, training seeds. With this many cells, about one in twenty is significant
 by chance, so look for neighbouring cells that agree.
 
-Theorem 5.4 says that an exact iteration with beta below 1/2 overshoots the data. The question is whether learning to
-tell real from generated responses also makes the real ones less likely, and whether the scores follow. Changes in
-log-probability are in nats (units of the natural logarithm; +0.69 nats doubles a probability).
+Theorem 5.4 says that an exact iteration with beta below 1/2 overshoots the data. The questions are whether learning to
+tell real from generated responses also makes the real ones less likely, and whether the scores rise or fall with it.
+Changes in log-probability are in nats (units of the natural logarithm; +0.69 nats doubles a probability).
 """
 
 log = logging.getLogger("spin_utils.map")
@@ -177,12 +177,13 @@ def _findings(found: pd.DataFrame) -> str:
                 named = "; ".join(f"beta {row.beta:g} after {row.steps} steps" for row in there.itertuples())
                 said.append(f"- {words}: significantly {side} in {len(there)} of {len(cells)} cells ({named}).")
         if not sum(map(len, sure.values())):
-            said.append(f"- {words}: no cell is significantly better or worse.")
+            nothing = "no cell is significantly better or worse" if len(cells) > 1 else "no significant difference"
+            said.append(f"- {words}: {nothing}.")
     apart = cells.loc[cells["accuracy"].idxmax()]
     said.insert(
         0,
-        f"- Real and generated responses are told apart best with beta {apart['beta']:g} after {apart['steps']} steps: "
-        f"{apart['accuracy']:.0%} of the held-out pairs that differ "
+        f"- Real and generated responses are told apart{' best' if len(cells) > 1 else ''} with beta {apart['beta']:g} "
+        f"after {apart['steps']} steps: {apart['accuracy']:.0%} of the held-out pairs that differ "
         f"[{apart['accuracy_low']:.0%}, {apart['accuracy_high']:.0%}].",
     )
     sides = {"below": cells[cells["beta"] < 0.5]["drift_real"], "above": cells[cells["beta"] > 0.5]["drift_real"]}
@@ -191,7 +192,10 @@ def _findings(found: pd.DataFrame) -> str:
         for side, drift in sides.items()
         if len(drift)
     ]
-    said.insert(1, f"- Real responses became less likely {' and '.join(drifts)}.")
+    if len(cells) > 1:
+        said.insert(1, f"- Real responses became less likely {' and '.join(drifts)}.")
+    else:
+        said.insert(1, f"- Log-probability of the real responses: {cells['drift_real'].iloc[0]:+.2f} nats on average.")
     return "\n".join(said).replace("-0.", "−0.") + "\n"
 
 
