@@ -36,7 +36,7 @@ from spin_utils.files import artifacts, processes, runtime
 from spin_utils.files.disk import replacing
 from spin_utils.files.runtime import choose_precision, progress
 from spin_utils.model import base, lora, sharding, vllm
-from spin_utils.model.logprobs import score
+from spin_utils.model.logprobs import check_supported, score
 from spin_utils.model.packing import Group, Pairs, PairsError, write_pairs
 from spin_utils.model.sampling import sample
 from spin_utils.model.vllm import Answer
@@ -379,9 +379,14 @@ def _opponent_logps(
     if processes.from_first(lambda: artifacts.is_kept(work, path)):
         return np.load(path, allow_pickle=False).tolist()
     dtype = choose_precision(settings.precision)
-    model = base.load(start, dtype)
     if settings.lora is not None:
+        model = base.load(start, dtype)
         lora.attach(model, settings.lora, seed=0)  # which adds 0, along the policy's own way
+    else:  # as the optimizer rounds the policy: buffers and fixed weights stay in float32
+        model = base.load(start)
+        check_supported(model, 1)  # as the policy, before it is rounded: both take one path
+        for weight in filter(lambda weight: weight.requires_grad, model.parameters()):
+            weight.data = weight.data.to(dtype)
     if processes.sharded():
         sharding.shard(model, dtype)
     with progress(len(groups), "opponent log-probabilities", "pairs") as bar:

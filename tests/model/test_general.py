@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +13,12 @@ from decoders import END, FAMILIES, SHAPE, model_of, pairs
 from oracle import gradients, obvious_logps
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
+from tiny_tokenizer import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from spin_utils.evaluation.lm import score_continuations
-from spin_utils.model import base
+from spin_utils.experiment import play
+from spin_utils.model import base, logprobs
 from spin_utils.model.base import ModelError
 from spin_utils.model.general import check_model, path_of
 from spin_utils.model.logprobs import check_supported, score, sequence_logps
@@ -96,6 +100,22 @@ def test_training_equals_plain_gradient_steps_without_dropout(family: str, check
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+@pytest.mark.parametrize("family", ["falcon_h1", "olmo2"])
+def test_a_policy_in_bfloat16_starts_equal_to_its_opponent(
+    family: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where loading in bfloat16 rounds buffers (falcon_h1), and where only it would send a model another way."""
+    monkeypatch.setattr(logprobs, "rounding", lambda model: {"atol": 1e-3 * (model.dtype == torch.float32), "rtol": 0})
+    start, work = tmp_path / "start", tmp_path / "work"
+    base.save(model_of(family), byte_tokenizer(), start)
+    work.mkdir()
+    settings = TrainingSettings(learning_rate=1e-3, epochs=1, precision="bfloat16", micro_batch_tokens=40, beta=1.0)
+    play.train_from(start, pairs(9), settings, seed=1, work=work, what="SPIN")
+    (row,) = json.loads((work / "training.json").read_text())["rows"]
+    assert row["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert row["drift_real"] == row["drift_generated"] == 0
 
 
 @pytest.mark.parametrize(("family", "kind"), [("llama", "longrope"), ("llama", "dynamic"), ("phi3", "longrope")])
