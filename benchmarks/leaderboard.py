@@ -24,6 +24,7 @@ from typing import Any
 from unittest.mock import patch
 
 import datasets
+import numpy as np
 import pandas as pd
 import torch
 from lm_eval import simple_evaluate
@@ -39,6 +40,7 @@ from spin_utils.files.disk import file_hash, write_text
 from spin_utils.model import base
 from spin_utils.paper import power, published, results
 from spin_utils.settings import profiles
+from spin_utils.settings.names import label
 from spin_utils.settings.run import EvaluationSettings
 
 RESULTS = paths.home() / "results" / "leaderboard"
@@ -163,6 +165,7 @@ def differences(pairs: Sequence[tuple[Any, Any]], metric: str) -> dict[str, Any]
 def tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The tables of docs/benchmarks.md by name, from results/leaderboard and results/cpu."""
     files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    files.sort(key=lambda f: (f["model"] != "base", f["model"] != "sft", f["model"].startswith("sft-more"), f["model"]))
     first, sizes = files[0], published.benchmark_settings()["items"]
     rows = [
         (f["seed"], f["model"], t, str(i), s)
@@ -171,12 +174,18 @@ def tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         for i, s in enumerate(own)
     ]
     scores = pd.DataFrame(rows, columns=["seed", "model", "task", "id", "score"])
-    measured, gains, shown = {"sft", "spin-0"} <= set(scores["model"]), [], []
-    for task, own in first["tasks"].items():
-        chance = f"{100 * own['chance']:.0f}" if own["chance"] else ""
-        shown.append({"benchmark": task, "shots": own["shots"], "items": own["n"], "chance": chance})
-        shown[-1] |= {f"{file['model']}, seed {file['seed']}": _cell(file["tasks"][task]) for file in files}
-        shown[-1]["published"] = PUBLISHED.get(task, "")
+    measured, gains = {"sft", "spin-0"} <= set(scores["model"]), []
+    tasks = first["tasks"]
+    heads: dict[str, dict[str, Any]] = {
+        "shots": {task: own["shots"] for task, own in tasks.items()},
+        "items": {task: own["n"] for task, own in tasks.items()},
+        "chance": {task: f"{100 * own['chance']:.0f}" if own["chance"] else "" for task, own in tasks.items()},
+    }
+    shown = [{"model": name, **values} for name, values in heads.items()]
+    shown += [{"model": _name(f), **{task: _cell(f["tasks"][task]) for task in tasks}} for f in files]
+    shown.append({"model": "Base model, published", **{task: PUBLISHED.get(task, "") for task in tasks}})
+    over = [{"model": _name(f), **dict(_over_sft(f, files))} for f in files if f["model"] not in ("base", "sft")]
+    for task, own in tasks.items():
         gain: dict[str, Any] = {"benchmark": task}
         for scale, n in (("here", own["n"]), ("`gpu`", min(500, int(sizes[task]))), ("`paper`", int(sizes[task]))):
             error = 100 * own["stderr"] * (own["n"] / n) ** 0.5
@@ -187,6 +196,7 @@ def tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         gains.append(gain)
     yield "gains", gains
     yield "scores", shown
+    yield "over SFT", over
     told = {
         task: {k: f"{v:.0e}" if type(v) is float else v for k, v in own.items()} for task, own in first["stock"].items()
     }
@@ -209,6 +219,19 @@ def _at_cpu() -> Iterator[dict[str, Any]]:
             for seeds in (1, 3, 8):
                 row[f"gain, seeds: {seeds}"] = f"{power.plan(own, items=n, seeds=seeds)['detectable'][0]:.1f}"
             yield row
+
+
+def _name(file: Mapping[str, Any]) -> str:
+    return f"{label(file['model'])}, seed {file['seed']}"
+
+
+def _over_sft(file: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The mean difference to the SFT model of the same seed, item by item, and its standard error, by benchmark."""
+    sft = next(other for other in files if (other["model"], other["seed"]) == ("sft", file["seed"]))
+    for task, own in file["scores"].items():
+        apart = 100 * (np.array(own) - np.array(sft["scores"][task]))
+        error = apart.std(ddof=1) / len(apart) ** 0.5
+        yield task, f"{apart.mean():+.1f} ± {error:.1f}".replace("-", "−")
 
 
 def _cell(task: Mapping[str, Any]) -> str:
