@@ -24,8 +24,6 @@ from spin_utils.settings.run import GenerationSettings
 MICRO_BATCH_TOKENS = 4096
 FIRST_STREAM = 1 << 40
 """Random streams of held-out prompts, disjoint from those of the iteration's training prompts."""
-_OF_BOTH = {"real_drift", "real_surprise"}
-"""What is measured of the generated response as well."""
 
 
 def drifts(
@@ -67,16 +65,16 @@ def drifts(
         # There are few prompts, and different batches would round differently, so only the first process samples.
         samples = processes.from_first(partial(draw, progress=bar.advance))
     groups = [Group(r.prompt_ids, (r.response_ids, s.token_ids)) for r, s in zip(encoded, samples, strict=True)]
-    before = score(model, groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    before = _scored(model, groups)
     del model, draw
-    after = score(base.load_for_inference(policy), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    after = _scored(base.load_for_inference(policy), groups)
     surprise: list[dict[str, float]] = [{} for _ in groups]
     if independent is not None:
-        logps = score(base.load_for_inference(independent), groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+        logps = _scored(base.load_for_inference(independent), groups)
         for found, group, logp in zip(surprise, groups, logps, strict=True):
             real, generated = (-float(x) / len(ids) for x, ids in zip(logp, group.response_ids, strict=True))
             found |= {"real_surprise": real, "generated_surprise": generated}
-    items = [
+    return [
         {
             "id": row.row["id"],
             "real_drift": a[0] - b[0],
@@ -87,7 +85,10 @@ def drifts(
         }
         for row, a, b, more in zip(encoded, after, before, surprise, strict=True)
     ]
-    for item, group in zip(items, groups, strict=True):
-        if len(set(map(tuple, group.response_ids))) == 1:  # at two places of a packed row, so rounded differently
-            item |= {name.replace("real", "generated"): item[name] for name in _OF_BOTH & item.keys()}
-    return items
+
+
+def _scored(model: Any, groups: Sequence[Group]) -> list[list[float]]:
+    """Log-probabilities of both responses; two equal ones, at two places of a packed row, are rounded differently."""
+    logps = score(model, groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    equal = (len(set(map(tuple, group.response_ids))) == 1 for group in groups)
+    return [[pair[0]] * 2 if same else pair for pair, same in zip(logps, equal, strict=True)]
