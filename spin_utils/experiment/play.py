@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 PREFERENCES = 500
 """Number of the preference pairs' random stream, after those of any iteration."""
 LOGPS = "opponent_logps.npy"
+SHARD_BATCHES = 64
+"""Micro-batches that a process scores between two times that the opponent's log-probabilities are saved."""
 _STATE = "state"
 _PRECISION = "precision.json"
 _STATE_FILES = ("state-*/*", _PRECISION)
@@ -370,14 +372,46 @@ def _graded_samples(plan: Plan, dpo: DpoSettings, folder: Path, tokenizer: Any, 
 def _opponent_logps(
     start: Path, groups: Sequence[Group], settings: TrainingSettings, seed: int, work: Path
 ) -> list[list[float]]:
-    """Both log-probabilities of every pair under the opponent, computed once and kept with the artifact.
+    """Both log-probabilities of every pair under the opponent, computed once, saved as it goes.
 
     theta_t also scores the pairs of t-1, which another model generated, in the policy's precision and micro-batches:
-    the two start equal.
+    the two start equal. Other numbers of processes have other micro-batches, hence the names of the shards.
     """
     path = work / LOGPS
     if processes.from_first(lambda: artifacts.is_kept(work, path)):
         return np.load(path, allow_pickle=False).tolist()
+    model = _opponent(start, settings)
+    batches, size = first_micro_batches(groups, settings, seed), SHARD_BATCHES * processes.count()
+    shards = {
+        artifacts.scratch(work) / f"opponent-{processes.count()}-{start:06d}.json": batches[start : start + size]
+        for start in range(0, len(batches), size)
+    }
+    kept = processes.from_first(lambda: {shard.name for shard in shards if artifacts.is_kept(work, shard)})
+    done = sum(len(batch) for shard, scored in shards.items() if shard.name in kept for batch in scored)
+    logps = np.empty((len(groups), len(groups[0].response_ids)), dtype=np.float32)
+    with progress(len(groups), "opponent log-probabilities", "pairs", done=done) as bar:
+        for shard, scored in shards.items():
+            chosen = [i for batch in scored for i in batch]
+            if shard.name in kept:
+                logps[chosen] = json.loads(shard.read_text())
+                continue
+            places = iter(range(len(chosen)))
+            own = [[next(places) for _ in batch] for batch in scored]
+            values = score(model, [groups[i] for i in chosen], batches=own, progress=processes.shown(bar.advance))
+            logps[chosen] = values
+            if processes.rank() == 0:
+                artifacts.write_json(shard, values)
+                artifacts.keep(work, shard)
+    if processes.rank() == 0:
+        whole = io.BytesIO()  # when writing directly to a file, NumPy hides the reason for a failure
+        np.save(whole, logps, allow_pickle=False)
+        with replacing(path) as partial:
+            partial.write_bytes(whole.getvalue())
+        artifacts.keep(work, path)
+    return logps.tolist()
+
+
+def _opponent(start: Path, settings: TrainingSettings) -> Any:
     dtype = choose_precision(settings.precision)
     if settings.lora is not None:
         model = base.load(start, dtype)
@@ -389,18 +423,7 @@ def _opponent_logps(
             weight.data = weight.data.to(dtype)
     if processes.sharded():
         sharding.shard(model, dtype)
-    with progress(len(groups), "opponent log-probabilities", "pairs") as bar:
-        shown = processes.shown(bar.advance)
-        batches = first_micro_batches(groups, settings, seed)
-        values = score(model, groups, batches=batches, progress=shown)
-    logps = np.asarray(values, dtype=np.float32)
-    if processes.rank() == 0:
-        whole = io.BytesIO()  # when writing directly to a file, NumPy hides the reason for a failure
-        np.save(whole, logps, allow_pickle=False)
-        with replacing(path) as partial:
-            partial.write_bytes(whole.getvalue())
-        artifacts.keep(work, path)
-    return logps.tolist()
+    return model
 
 
 def _precision(settings: TrainingSettings, work: Path) -> Precision:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from spin_utils.experiment import clock, plan, play, publish, run
 from spin_utils.files import artifacts, disk, paths
 from spin_utils.model import base, lora
 from spin_utils.model.logprobs import score
-from spin_utils.model.packing import Pairs, write_pairs
+from spin_utils.model.packing import Group, Pairs, write_pairs
 from spin_utils.paper import results
 from spin_utils.settings import profiles
 
@@ -82,6 +83,26 @@ def test_sft_self_play_control_and_dpo_train_adapters_and_play_with_the_merged_w
     opponent = score(base.load(made.directory("spin-0")), play.training_pairs(made, "spin-1"), micro_batch_tokens=500)
     np.testing.assert_allclose(np.load(made.directory("spin-1") / play.LOGPS), opponent, rtol=1e-4)
     assert equal(run.make(made, "spin-0-more"), run.make(longer, "spin-0")), "as without an interruption"
+
+
+def test_an_interrupted_scoring_of_the_opponent_continues(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.load(run.make(make(), "spin-0") / play.LOGPS)
+    stopped, scored = make(spin__learning_rates=[2.0e-4, 5.0e-5]), []
+
+    def counted(model: Any, groups: list[Group], **given: Any) -> list[list[float]]:
+        if len(scored) == 2:
+            scored.append(0)
+            raise KeyboardInterrupt
+        scored.append(len(groups))
+        return score(model, groups, **given)
+
+    monkeypatch.setattr(play, "SHARD_BATCHES", 1)
+    monkeypatch.setattr(play, "score", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run.make(stopped, "spin-0")
+    folder = run.make(stopped, "spin-0")
+    assert scored == [8, 8, 0, 8], "24 pairs, none of them twice"
+    np.testing.assert_array_equal(np.load(folder / play.LOGPS), whole)
 
 
 def test_algorithm_1_on_checkpoints_gives_the_weights_of_the_plans_steps(tmp_path: Path) -> None:
