@@ -432,7 +432,8 @@ def at_chance(summaries: pd.DataFrame) -> set[str]:
 
 def aside(results: Path) -> set[str]:
     """`Profile.aside` from the results alone, because those of another run may have no profile here."""
-    if not any(chain.get("data", {}).get("settings", {}).get("families") for _, chain in chains(results)):
+    settings = [chain.get("data", {}).get("settings", {}) for _, chain in chains(results)]
+    if not any(data.get("families") or data.get("source") == "big_bench" for data in settings):
         return set()
     table = load_summaries(results)
     return set(table[table["source"].str.startswith("bigbench")]["task"])

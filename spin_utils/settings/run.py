@@ -342,5 +342,6 @@ class Profile:
 
     @property
     def aside(self) -> frozenset[str]:
-        """Real tasks next to generated families, which alone make the average (results/cpu/protocol.md)."""
-        return frozenset(self.evaluation.big_bench if self.demonstrations.families else ())
+        """Tasks next to what a model was trained for, which alone makes the average (protocols in results/)."""
+        own = self.demonstrations.families or self.demonstrations.source == "big_bench"
+        return frozenset(self.evaluation.big_bench if own else ())

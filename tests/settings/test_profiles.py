@@ -36,6 +36,15 @@ def test_every_shipped_profile_loads_and_survives_a_round_trip(name: str, tmp_pa
     assert profiles.load(str(profiles.dump(profile, tmp_path / "copy.yaml"))) == profile
 
 
+def test_other_tasks_stand_aside_of_what_a_model_is_trained_for() -> None:
+    real = {"evaluation.big_bench": {"social_iqa": {}}}
+    assert (
+        profiles.load("cpu").aside == profiles.load("dialogue").aside == set(profiles.load("cpu").evaluation.big_bench)
+    )
+    own = {"demonstrations": {"source": "file", "train": "rows.jsonl"}}
+    assert not profiles.load("smoke", real | own).aside
+
+
 def test_a_name_is_text_as_it_is_written(tmp_path: Path) -> None:
     names = ["no", "Yes", "on", "1", "010", "12:30", "1e3", "null"]
     families = "".join(f"    {name}: *sums\n" for name in names)
