@@ -278,13 +278,14 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
     `bits` are from `generations.bits_per_byte`, `discriminated` from `draw.discriminated`.
     """
     scores = results.counted(scores)
-    drawn = scores.dropna(subset=["sampled"]) if "sampled" in scores else scores
+    drawn, surprising = (scores.dropna(subset=[n]) if n in scores else scores for n in ("sampled", "surprise"))
     measured = list(scores["model"].unique())
     control = [model for model in measured if ModelName.parse(model).sft_epochs]
     rows = [model for model in ("sft", *iterates(measured), *control) if model in measured]
     measures = [
         ("greedy", "Greedy", scores, "score", 100, 1),
         ("samples", "Samples", drawn, "sampled", 100, 1),
+        ("surprise", "Surprise, nats per token", surprising, "surprise", 1, 2),
         ("told apart", "Told apart, %", bounds, "told_apart", 100, 1),
         ("discriminator", "Discriminator, %", discriminated, "discriminator", 100, 1),
         ("JSD", "JSD (lower bound), nats", bounds, "jsd_bound", 1, 4),
@@ -309,7 +310,8 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
     few = some if len(some) < scores["task"].nunique() else []
     tables = {heading.partition(" (")[0].partition(",")[0]: table for _, heading, table, *_ in measures}
     shown = {"models": rows, "drawn": not drawn.empty and "sampled" in drawn, "sampled": few}
-    notes = footnotes.notes("instruments", measures=tables, **shown, discriminated=len(discriminated))
+    real = bounds["real_surprise"].astype(float).mean()
+    notes = footnotes.notes("instruments", measures=tables, **shown, discriminated=len(discriminated), real=real)
     title = "The same models by finer measures"
     return _finish(0, title, header, lines, cells, notes, file="instruments")
 

@@ -45,6 +45,8 @@ from spin_utils.evaluation import suites
 from spin_utils.evaluation.answers import EvaluationError
 from spin_utils.evaluation.lm import PackedLM, known_options
 from spin_utils.files import hub, paths
+from spin_utils.model import base
+from spin_utils.model.logprobs import score
 from spin_utils.paper.results import SCHEMA
 from spin_utils.settings.inputs import BigBenchSettings, TemplateSettings
 from spin_utils.settings.run import EvaluationSettings
@@ -86,6 +88,7 @@ def evaluate(
     *,
     template: TemplateSettings | None,
     settings: EvaluationSettings,
+    independent: Path | None = None,
     work: Path | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
@@ -95,12 +98,14 @@ def evaluate(
         model: The checkpoint, on its device and in its compute dtype.
         rows: Held-out rows for the suite `local`; None: only further tasks, or a suite of the paper.
         template: How prompts of generation tasks become tokens; None: plain text, as in lm-eval.
+        independent: A checkpoint that took no part, which says how surprising drawn answers are; None: not measured.
         work: Folder that keeps finished answers, so that a killed evaluation resumes; None: not kept.
         progress: Called with the number of newly finished requests.
 
     Returns:
         A `results.Evaluation` without profile, seed, model and provenance. With `settings.samples`, items of the suite
-        `local` also hold `sampled`, the mean score of that many answers drawn at temperature 1.
+        `local` also hold `sampled`, the mean score of that many answers drawn at temperature 1, and `surprise`, their
+        mean -log p a token under `independent`, in nats.
 
     Raises:
         EvaluationError: An unknown task, or no task whose metric is a share of each item.
@@ -137,7 +142,7 @@ def evaluate(
             log_samples=True,
         )
     rows_asked = [task for column in of_rows for task in loaded[column.name].values()]
-    sampled = _sampled(lm, rows_asked, settings.samples) if settings.samples and rows_asked else {}
+    sampled = _sampled(lm, rows_asked, settings.samples, independent) if settings.samples and rows_asked else {}
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "evaluation", "tasks": {}, "average": 0.0, "items": []}
     for column in columns:
         leaves = loaded[column.name]
@@ -146,7 +151,7 @@ def evaluate(
             continue
         found = [item for key, task in leaves.items() for item in _items(column, key, task, output["samples"][key], lm)]
         if column in of_rows and sampled:
-            found = [item | {"sampled": sampled[item["id"]]} for item in found]
+            found = [item | sampled[item["id"]] for item in found]
         scores = [item["score"] for item in found]
         metric = column.metric or _first_metric(next(iter(leaves.values())))
         deviation = stdev(scores) if len(scores) > 1 else 0.0
@@ -435,15 +440,22 @@ def _is_share(score: Any) -> bool:
     return isinstance(score, Real) and 0 <= float(score) <= 1
 
 
-def _sampled(lm: PackedLM, tasks: Sequence[Any], samples: int) -> dict[str, float]:
-    """Mean score of answers drawn at temperature 1 to held-out rows, by the row's id."""
+def _sampled(lm: PackedLM, tasks: Sequence[Any], samples: int, independent: Path | None) -> dict[str, dict[str, float]]:
+    """What is measured of answers drawn at temperature 1 to held-out rows, by the row's id."""
     asked = [(task, request) for task in tasks for request in task.instances]
-    drawn = lm.draw([request for _, request in asked], samples)
-    return {
-        request.doc["id"]: math.fsum(task.process_results(request.doc, [text])[_first_metric(task)] for text in texts)
-        / samples
+    groups, drawn = lm.draw([request for _, request in asked], samples)
+    found = {
+        request.doc["id"]: {
+            "sampled": fmean(task.process_results(request.doc, [text])[_first_metric(task)] for text in texts)
+        }
         for (task, request), texts in zip(asked, drawn, strict=True)
     }
+    if independent is not None:
+        logps = score(base.load_for_inference(independent), groups, micro_batch_tokens=lm.micro_batch_tokens)
+        for measured, group, values in zip(found.values(), groups, logps, strict=True):
+            lengths = map(len, group.response_ids)
+            measured["surprise"] = fmean(-logp / tokens for logp, tokens in zip(values, lengths, strict=True))
+    return found
 
 
 def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM) -> dict[str, Any]:

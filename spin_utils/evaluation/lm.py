@@ -151,13 +151,20 @@ class PackedLM(TemplateLM):
             self._generate(plans, keys, members, settings, 1)
         return [self.answers[key][0]["text"] for key in keys]
 
-    def draw(self, requests: Sequence[Instance], count: int) -> list[list[str]]:
-        """Draw `count` answers to each request at temperature 1, untruncated; all have the same `generation_kwargs`."""
+    def draw(self, requests: Sequence[Instance], count: int) -> tuple[list[Group], list[list[str]]]:
+        """Draw `count` answers to each request at temperature 1, untruncated; all have the same `generation_kwargs`.
+
+        Returns:
+            The answers' tokens behind those of the prompt, and the answers' texts, for each request.
+        """
         plans = self._plans(requests)
         settings = replace(plans[0].settings, temperature=1.0, top_k=0, top_p=1.0)
         keys = [self.answers.key("draw", [*_asked(request), i, count]) for i, request in enumerate(requests)]
         self._generate(plans, keys, range(len(plans)), settings, count)
-        return [[answer["text"] for answer in self.answers[key]] for key in keys]
+        answers = [self.answers[key] for key in keys]
+        tokens = [tuple(each["ids"] for each in drawn) for drawn in answers]
+        groups = [Group(plan.prompt_ids, ids) for plan, ids in zip(plans, tokens, strict=True)]
+        return groups, [[each["text"] for each in drawn] for drawn in answers]
 
     def _generate(
         self, plans: list[_Plan], keys: list[str], members: Sequence[int], settings: GenerationSettings, count: int
@@ -176,7 +183,7 @@ class PackedLM(TemplateLM):
                 progress=processes.shown(self.progress),
             )
             kept = [
-                {"text": self._text(each, plans[i].until), "tokens": len(each.token_ids)}
+                {"text": self._text(each, plans[i].until), "ids": each.token_ids}
                 for each, i in zip(samples, [i for i in shard for _ in range(count)], strict=True)
             ]
             return [kept[start : start + count] for start in range(0, len(kept), count)]
@@ -211,7 +218,7 @@ class PackedLM(TemplateLM):
 
     def length(self, request: Instance) -> int:
         """Tokens, including the end token, of the greedy answer that `generate_until` gave to a request."""
-        return int(self.answers[self.answers.key("generate", [*_asked(request), 0])][0]["tokens"])
+        return len(self.answers[self.answers.key("generate", [*_asked(request), 0])][0]["ids"])
 
     def _plans(self, requests: Sequence[Instance]) -> list[_Plan]:
         plans = []

@@ -286,10 +286,12 @@ def memory(profile: Profile, architecture: Architecture, machine: Machine) -> It
         both = MT_BENCH_TOKENS + mt_bench.max_new_tokens
         sampled["mt_bench"] = [(mt_bench.batch_size, both, mt_bench.max_new_tokens)]
     for stage, ways in sampled.items():
-        needs = (
+        needs = [
             sampling_memory(architecture, rows, prompt=asked_tokens, answer=answer, width=machine.width, gpu=gpu)
             for rows, asked_tokens, answer in ways
-        )
+        ]
+        if stage == "evaluation" and evaluation.samples and profile.sft is not None:  # the base model scores them
+            needs.append(Need({}, {"weights": 2 * machine.width * architecture.parameters}))
         yield stage, max(needs, key=Need.total), f"lower {stage}.batch_size"
 
 

@@ -51,6 +51,7 @@ def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
             # The paper's harness gives its benchmarks as plain text, without a chat template.
             template=plan.profile.template if local else None,
             settings=settings,
+            independent=plan.directory("base") if "base" in step.inputs[2:] else None,
             work=artifacts.scratch(work),
             progress=bar.advance,
         )

@@ -160,13 +160,15 @@ def make(profile: Profile, seed: int) -> Plan:
     def evaluate(model: str, checkpoint: str = "") -> None:
         settings = {**evaluation, "task_files": task_files} if task_files else evaluation
         inputs = (checkpoint or model, *(["data"] if "data" in steps else []))
+        if profile.evaluation.samples and profile.sft is not None and model != "base":
+            inputs = (*inputs, "base")  # a third party, which says how surprising sampled text is
         notebook = "04_benchmark_evaluation" if model in chain else ""
         add(f"eval-{model}", "evaluation", inputs, settings, notebook=notebook, model=model)
 
     def evaluate_transfer(model: str) -> None:
         others = any(task.benchmark for task in profile.evaluation.big_bench.values())
         if profile.demonstrations.transfer or others or profile.evaluation.suite == "paper":
-            add(f"transfer-{model}", "transfer", steps[f"eval-{model}"].inputs, evaluation, model=model)
+            add(f"transfer-{model}", "transfer", steps[f"eval-{model}"].inputs[:2], evaluation, model=model)
 
     def trained(settings: TrainingSettings, **more: Any) -> dict[str, Any]:
         return {"training": identity(settings), "template": template, **more}
@@ -256,7 +258,7 @@ def make(profile: Profile, seed: int) -> Plan:
         evaluate("base")
         evaluate_transfer("base")
     for model in chain[1:] if profile.demonstrations.validation_rows != 0 else ():
-        # Where there is SFT the base model is a third party, which says how surprising sampled text is.
+        # Where there is SFT the base model is a third party here too.
         inputs = (steps[model].inputs[0], model, "data", *(["base"] if profile.sft is not None else []))
         add(f"heldout-{model}", "heldout", inputs, answered, model=model)
     control, own = start, control_demonstrations(profile)

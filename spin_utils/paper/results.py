@@ -130,6 +130,8 @@ class Item(Part):
     sampled: Annotated[float, Field(ge=0, le=1)] | None = None
     """Mean score of answers drawn at temperature 1, where they were; for choices of Big-Bench its expectation, which
     is the probability of the right choice."""
+    surprise: float | None = None
+    """Mean -log p a token, in nats, of answers drawn at temperature 1 under a model that took no part."""
 
 
 class Metric(Part):
@@ -355,11 +357,10 @@ def _check(path: Path, content: bytes) -> None:
 def load_evaluations(results: Path, *, kind_folder: Scored = "evaluations") -> pd.DataFrame:
     """Scores of all models under results/PROFILE, a row per seed, model and item; empty if nothing was run.
 
-    Columns `seed`, `model` and those of `Item`; `sampled` only where it was measured.
+    Columns `seed`, `model` and those of `Item`; `sampled` and `surprise` only where they were measured.
     """
-    columns = ["task", "id", "score", "tokens", "response", "sampled"]
-    table = _items(results, kind_folder, columns).astype({"id": str, "score": float})
-    return table.drop(columns="sampled") if table["sampled"].isna().all() else table
+    table = _items(results, kind_folder, list(Item.model_fields)).astype({"id": str, "score": float})
+    return table.drop(columns=[name for name in ("sampled", "surprise") if table[name].isna().all()])
 
 
 def load_generations(results: Path) -> pd.DataFrame:

@@ -216,7 +216,7 @@ def test_a_task_in_a_unit_of_its_own_has_a_table_and_no_part_in_the_scores(tmp_p
 def test_the_finer_measures_stand_beside_the_greedy_score(root):
     drifts = results.load_heldout(root)
     scores = results.load_evaluations(root)
-    sampled = scores.assign(sampled=scores["score"] / 2)
+    sampled = scores.assign(sampled=scores["score"] / 2, surprise=scores["score"] + 3)
     bounds, bits = generations.jsd_bounds(drifts), generations.bits_per_byte(drifts)
     told = generations.discriminator(results.load_generations(root))
     table = tables.instruments(sampled, bounds, bits, told)
@@ -224,6 +224,7 @@ def test_the_finer_measures_stand_beside_the_greedy_score(root):
     cells = table.frame.set_index(["row", "column", "quantity"])
     greedy, samples = (cells.loc[("SPIN iteration 1", name, "level"), "value"] for name in ("greedy", "samples"))
     assert samples == pytest.approx(greedy / 2)
+    assert cells.loc[("SPIN iteration 1", "surprise", "level"), "value"] == pytest.approx(greedy / 100 + 3)
     assert cells.loc[("SFT", "bits per byte", "level"), "value"] > 2
     found = cell(table, "SPIN iteration 1", "discriminator", "level")
     assert found["value"] == pytest.approx(100 * told[told["model"] == "spin-1"]["discriminator"].mean())

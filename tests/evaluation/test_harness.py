@@ -26,6 +26,7 @@ from spin_utils.data import templates
 from spin_utils.evaluation import harness, lm
 from spin_utils.evaluation.harness import TASKS, EvaluationError, evaluate
 from spin_utils.experiment import plan
+from spin_utils.model.packing import Group
 from spin_utils.model.sampling import sample
 from spin_utils.paper import results
 from spin_utils.settings import profiles
@@ -163,9 +164,21 @@ def test_sampled_answers_are_scored_as_well_as_the_greedy_one(
     record = run(samples=4, options={"work": tmp_path})
     done = {"work": tmp_path, "progress": lambda _: pytest.fail("nothing is left to do")}
     assert run(samples=4, options=done) == record
-    monkeypatch.setattr(lm.PackedLM, "draw", lambda self, requests, count: [["no", "yes", "no", "no"]] * len(requests))
-    drawn = run(samples=4)["items"]
+    groups = [Group([5, 1 + place], ([7, 8], [9, 8, 7])) for place in range(len(rows))]
+    texts = [["no", "yes", "no", "no"]] * len(rows)
+    monkeypatch.setattr(lm.PackedLM, "draw", lambda *_: (groups, texts))
+    third = tiny_model("llama", vocabulary=len(TOKENIZER), seed=1)
+    for part in (third, TOKENIZER):
+        part.save_pretrained(tmp_path / "third")
+    drawn = run(samples=4, options={"independent": tmp_path / "third"})["items"]
     assert [item.pop("sampled") for item in drawn] == [0.75 * (row["response"] == "no") for row in rows]
+    for item, group in zip(drawn, groups, strict=True):
+        expected = []
+        for ids in group.response_ids:
+            whole = torch.tensor([[*group.prompt_ids, *ids]])
+            logps = third(whole).logits[0].log_softmax(-1)
+            expected += [-sum(float(logps[1 + i, token]) for i, token in enumerate(ids)) / len(ids)]
+        assert item.pop("surprise") == pytest.approx(sum(expected) / 2, abs=0.03)  # bfloat16
     assert drawn == run()["items"]
 
 
@@ -175,7 +188,9 @@ def test_sampled_answers_are_drawn_from_the_model(model: PreTrainedModel) -> Non
     with torch.no_grad():
         expected = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
     request = Instance("generate_until", {}, ("The cat", {"until": [], "max_gen_toks": 1}), 0)
-    (texts,) = lm.PackedLM(model, TOKENIZER, template=TEMPLATE).draw([request], 400)
+    (group,), (texts,) = lm.PackedLM(model, TOKENIZER, template=TEMPLATE).draw([request], 400)
+    assert list(group.prompt_ids) == prompt
+    assert [TOKENIZER.decode(ids, skip_special_tokens=True) for ids in group.response_ids] == texts
     likely = TOKENIZER.decode([int(expected.argmax())])
     assert texts.count(likely) / 400 == pytest.approx(float(expected.max()), abs=0.08)
     assert len(set(texts)) > 10
