@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from spin_utils.model import gpu_attention
 from spin_utils.model.attention import packed_attention
 from spin_utils.model.base import ModelError
 from spin_utils.model.decoding import SUPPORTED
@@ -127,24 +128,16 @@ def response_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 
 def _padded_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    rows: list[Tensor] = []
-    places: list[Tensor] = []
-    token = 0
-    for prompt, responses in batch.layout.lengths:
-        head = torch.arange(token, token + prompt)
-        token += prompt
-        for size in responses:
-            rows.append(torch.cat([head, torch.arange(token, token + size - 1)]))  # the last token predicts nothing
-            places.append(torch.arange(prompt - 1, prompt + size - 1))
-            token += size
-    device = batch.input_ids.device
-    index_NL = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)  # padding repeats the first token
-    mask_NL = nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-    first = min(prompt for prompt, _ in batch.layout.lengths) - 1
-    kept = torch.arange(first, index_NL.shape[1], device=device)
-    logits_NLV = _forward(model, kept, input_ids=batch.input_ids[0][index_NL], attention_mask=mask_NL.to(device))
-    row_R = torch.cat([torch.full_like(place, number) for number, place in enumerate(places)]).to(device)
-    return logits_NLV[row_R, (torch.cat(places) - first).to(device)]
+    layout, device = batch.layout, batch.input_ids.device
+    rows = gpu_attention.rows_of(layout, device)
+    index_NL = rows.there[:, :-1]  # the last token predicts nothing
+    columns = torch.arange(index_NL.shape[1], device=device)
+    read = [prompt + size - 1 for prompt, responses in layout.lengths for size in responses]
+    mask_NL = (columns < torch.tensor(read, device=device)[:, None]).long()
+    first = min(prompt for prompt, _ in layout.lengths) - 1
+    logits_NLV = _forward(model, columns[first:], input_ids=batch.input_ids[0][index_NL], attention_mask=mask_NL)
+    place_R = rows.back[batch.sources]
+    return logits_NLV[place_R // layout.longest_row, place_R % layout.longest_row - first]
 
 
 def _forward(model: PreTrainedModel, kept: Tensor, **inputs: Any) -> Tensor:

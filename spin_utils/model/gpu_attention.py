@@ -42,7 +42,7 @@ def fused_kernels() -> AbstractContextManager[None]:
 
 def forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float) -> Tensor:
     """See `attention.attention_forward`."""
-    rows = _rows_of(layout, query_THD.device)
+    rows = rows_of(layout, query_THD.device)
     output_RHLD = _causal(scale, *(x[rows.there].transpose(1, 2) for x in (query_THD, key_TKD, value_TKD)))
     return output_RHLD.transpose(1, 2).flatten(0, 1)[rows.back]
 
@@ -51,7 +51,7 @@ def backward(
     grad_THD: Tensor, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `attention.attention_backward`. Equal calls give equal bytes."""
-    rows = _rows_of(layout, query_THD.device)
+    rows = rows_of(layout, query_THD.device)
     leaves = [x[rows.there].transpose(1, 2).detach().requires_grad_() for x in (query_THD, key_TKD, value_TKD)]
     with torch.enable_grad():
         output_RHLD = _causal(scale, *leaves)  # recomputing is cheaper than storing it
@@ -97,7 +97,7 @@ def _causal(scale: float, query_RHLD: Tensor, key_RKLD: Tensor, value_RKLD: Tens
     )
 
 
-def _rows_of(layout: Layout, device: torch.device) -> Rows:
+def rows_of(layout: Layout, device: torch.device) -> Rows:
     """Built once per batch and shared by all layers."""
     if "rows" in layout.memory:
         return layout.memory["rows"]
