@@ -44,16 +44,15 @@ class _Shape(NamedTuple):
 
 
 @contextmanager
-def fast_layers(model: PreTrainedModel) -> Iterator[int]:
-    """Inside the block the recognised decoder layers of a model take the fused path; yields their number."""
-    layers = [m for m in model.modules() if _recognised(m)]
-    changed = [layer for layer in layers if "forward" not in vars(layer)]
-    for layer in changed:
+def fast_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the recognised decoder layers of a model take the fused path."""
+    layers = [m for m in model.modules() if _recognised(m) and "forward" not in vars(m)]
+    for layer in layers:
         layer.forward = partial(_forward, layer)
     try:
-        yield len(layers)
+        yield
     finally:
-        for layer in changed:
+        for layer in layers:
             del layer.forward
 
 
