@@ -22,7 +22,6 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from spin_utils.files import processes
-from spin_utils.model import sharding
 from spin_utils.model.base import ModelError
 from spin_utils.model.general import (
     check_model,
@@ -171,8 +170,7 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
     if path_of(model) == "padded":
         _PROBED.add(model)
         return
-    vocabulary = sharding.shape(model.get_output_embeddings().weight)[0]
-    prompt, *responses = ([(7 * i + 3) % vocabulary for i in ids] for ids in ((1, 2), (4, 5), (8, 9)))
+    prompt, *responses = ([(7 * i + 3) % model.config.vocab_size for i in ids] for ids in ((1, 2), (4, 5), (8, 9)))
     was_training = model.training
     model.eval()
     with torch.no_grad():

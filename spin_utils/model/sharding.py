@@ -66,11 +66,6 @@ def local(parameter: Parameter) -> Tensor:
     return own.to_local() if isinstance(own, DTensor) else own
 
 
-def shape(parameter: Parameter) -> torch.Size:
-    """Shape of the whole parameter."""
-    return parameter.ds_shape if _is_cut(parameter) else parameter.shape
-
-
 def gradient(parameter: Parameter) -> Tensor:
     """Gradient after a backward pass: this process's shard of the sum over processes, or its own if not sharded."""
     assert parameter.grad is not None
