@@ -72,24 +72,6 @@ class EncodedRow(NamedTuple):
     response_ids: list[int]
 
 
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase,
-    template: TemplateSettings,
-    prompt: str,
-    system: str = "",
-    earlier: Sequence[str] = (),
-) -> list[int]:
-    """Token ids of a prompt and the turns before it, up to where the response begins.
-
-    Raises:
-        TooLongError: more than `template.max_prompt_tokens`, and `too_long` is not `truncate` (which keeps the end).
-        TemplateError: as `encode_conversation`.
-    """
-    ids = encode_conversation(tokenizer, template, [*earlier, prompt], system)
-    _check_length("prompt", ids, template.max_prompt_tokens, template)
-    return ids[-template.max_prompt_tokens :]
-
-
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
     template: TemplateSettings,
@@ -242,7 +224,8 @@ def encode_rows(
 ) -> list[EncodedRow]:
     """Encode demonstrations: dicts with `id`, `prompt`, `response` and optionally `system` and `earlier`.
 
-    Depending on `template.too_long`, rows that are too long raise, are truncated, or are left out with a warning.
+    Depending on `template.too_long`, rows that are too long raise, are truncated (a prompt keeps its end), or are left
+    out with a warning.
 
     Raises:
         TooLongError: a row is too long, or all are; the message names it.
@@ -252,14 +235,15 @@ def encode_rows(
     frame(tokenizer, template)  # a fault of the template is not one of the first row
     for number, row in enumerate(rows, start=1):
         try:
-            before = row.get("system", ""), row.get("earlier", ())
-            prompt_ids = encode_prompt(tokenizer, template, row["prompt"], *before)
+            texts = [*row.get("earlier", ()), row["prompt"]]
+            prompt_ids = encode_conversation(tokenizer, template, texts, row.get("system", ""))
+            _check_length("prompt", prompt_ids, template.max_prompt_tokens, template)
             response_ids = encode_response(tokenizer, template, row["response"])
         except TemplateError as error:
             if isinstance(error, TooLongError) and template.too_long == "drop":
                 continue
             raise type(error)(f"row {number} ({row.get('id', 'no id')}): {error}") from None
-        encoded.append(EncodedRow(row, prompt_ids, response_ids))
+        encoded.append(EncodedRow(row, prompt_ids[-template.max_prompt_tokens :], response_ids))
     if rows and not encoded:
         raise TooLongError(f"all {len(rows)} rows are too long for the template; raise template.max_prompt_tokens")
     if len(encoded) < len(rows):
@@ -440,8 +424,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool = False) -> list[int]:
-    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=plain) if text else []
-    return list(ids)
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=plain) if text else []
 
 
 def _check_length(what: str, ids: Sequence[int], allowed: int, template: TemplateSettings) -> None:

@@ -11,6 +11,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hub_rows import chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,10 +29,6 @@ def file_settings(train: str | Path, **sizes: Any) -> DemonstrationSettings:
 
 def pairs(count: int, name: str = "p") -> list[dict[str, str]]:
     return [{"prompt": f"{name} question {i}", "response": f"answer {i}"} for i in range(count)]
-
-
-def messages_of(prompt: str, response: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
 ROW = '{"id": "a", "prompt": "x", "response": "y"}\n'
@@ -72,7 +69,7 @@ def test_json_jsonl_a_byte_order_mark_and_parquet_with_messages_give_the_same_ro
     write_rows(tmp_path / "a.jsonl", pairs(5))
     (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes())
     (tmp_path / "c.json").write_text(json.dumps(pairs(5)))
-    chats = [messages_of(row["prompt"], row["response"]) for row in pairs(5)]
+    chats = [chat(row["prompt"], row["response"]) for row in pairs(5)]
     pyarrow.parquet.write_table(pyarrow.table({"messages": chats}), tmp_path / "d.parquet")
     for path in tmp_path.iterdir():
         rows = load(file_settings(path)).sft
@@ -80,8 +77,8 @@ def test_json_jsonl_a_byte_order_mark_and_parquet_with_messages_give_the_same_ro
         assert found == [(row["prompt"], row["response"]) for row in pairs(5)], path.name
 
 
-CHAT, SYSTEM = messages_of("x", "y"), {"role": "system", "content": "be brief"}
-LATER = messages_of("and", "so")
+CHAT, SYSTEM = chat("x", "y"), {"role": "system", "content": "be brief"}
+LATER = chat("and", "so")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +86,7 @@ LATER = messages_of("and", "so")
     [
         ({"prompt": "x", "response": "y"}, None),
         ({"prompt": "x", "prompt_id": "1", "messages": [*CHAT, *LATER]}, None),
-        ({"real": CHAT, "generated": messages_of("x", "z")}, None),
+        ({"real": CHAT, "generated": chat("x", "z")}, None),
         ({"messages": [SYSTEM, *CHAT]}, "be brief"),
         ({"prompt": "x", "response": "y", "system": "be brief"}, "be brief"),
         ({"prompt": "x", "response": "y", "messages": [SYSTEM, *CHAT]}, "be brief"),
@@ -109,7 +106,7 @@ LATER = messages_of("and", "so")
         ({"chosen": "Human: x\n\nAssistant: y", "rejected": "Human: x\n\nAssistant: z"}, None),
         ({"prompt": "Human: x\n\nAssistant:", "response": " y"}, None),
         ({"conversations": [{"from": "Human", "value": "x"}, {"from": "bing", "value": "y"}]}, None),
-        ({"chosen": [SYSTEM, *CHAT], "rejected": [SYSTEM, *messages_of("x", "z")]}, "be brief"),
+        ({"chosen": [SYSTEM, *CHAT], "rejected": [SYSTEM, *chat("x", "z")]}, "be brief"),
         ({"prompt": "x", "chosen": "y", "rejected": "z"}, None),
     ],
 )
@@ -144,12 +141,12 @@ def test_of_a_conversation_the_first_answer_is_trained_on_or_the_last_or_all(
 
 
 def test_no_conversation_is_in_two_splits_whatever_turns_are_trained_on(tmp_path: Path) -> None:
-    begun = [{"messages": messages_of(f"b{i}", "y")} for i in range(12)]
-    talks = [{"messages": [*messages_of(f"b{i}", "y"), *messages_of("and", "so")]} for i in range(12)]
+    begun = [{"messages": chat(f"b{i}", "y")} for i in range(12)]
+    talks = [{"messages": [*chat(f"b{i}", "y"), *chat("and", "so")]} for i in range(12)]
     made = load(file_settings(write_rows(tmp_path / "b.jsonl", talks + begun), turns="all", test_rows=9))
     assert len(made.test) == 9
     assert not {question(row) for row in made.test} & {question(row) for row in made.sft}
-    talks = [{"messages": [*messages_of(f"x{i}", "y"), *messages_of("and", f"so{i}")]} for i in range(12)]
+    talks = [{"messages": [*chat(f"x{i}", "y"), *chat("and", f"so{i}")]} for i in range(12)]
     made = load(file_settings(write_rows(tmp_path / "d.jsonl", talks), turns="all", test_rows=3))
     assert [len(made.sft), len(made.test)] == [18, 3]
     assert all(row["prompt"] == "and" and len(row["earlier"]) == 2 for row in made.test)
@@ -158,7 +155,7 @@ def test_no_conversation_is_in_two_splits_whatever_turns_are_trained_on(tmp_path
 
 
 def test_conversations_that_begin_alike_give_each_turn_once(tmp_path: Path) -> None:
-    talks = [{"messages": [*messages_of("x", f"y{i // 2}"), *messages_of("and", f"so{i}")]} for i in range(4)]
+    talks = [{"messages": [*chat("x", f"y{i // 2}"), *chat("and", f"so{i}")]} for i in range(4)]
     made = load(file_settings(write_rows(tmp_path / "d.jsonl", talks), turns="all"))
     assert sorted(row["response"] for row in made.sft) == ["so0", "so1", "so2", "so3", "y0", "y1"]
 
@@ -195,7 +192,7 @@ def test_bad_and_empty_answers_are_left_out_and_counted(tmp_path: Path, caplog: 
         (
             [
                 {"messages": [CHAT[0], CHAT[1] | {"reasoning_content": "hm", "weight": 0}]},
-                {"messages": [*messages_of("z", "y")[:1], CHAT[1] | {"weight": 0, "tool_calls": None}]},
+                {"messages": [*chat("z", "y")[:1], CHAT[1] | {"weight": 0, "tool_calls": None}]},
             ],
             "reasoning_content in messages (1 rows), weight in messages (2 rows)",
         ),
@@ -280,11 +277,11 @@ def ultrachat(split: str, count: int) -> datasets.Dataset:
     """A data set with UltraChat200k's columns, a repeated row, an empty one, and one prompt that is in both splits."""
     records = []
     for i in range(count):
-        messages = [*messages_of(f"{split} {i}", f"answer {i}"), *messages_of("more", "less")]
+        messages = [*chat(f"{split} {i}", f"answer {i}"), *chat("more", "less")]
         records.append({"prompt": f"{split} {i}", "prompt_id": f"{i:064x}", "messages": messages})
     records.append(records[0])
     for prompt, answer in (("in both", split), ("empty", "")):
-        records.append({"prompt": prompt, "prompt_id": prompt, "messages": messages_of(prompt, answer)})
+        records.append({"prompt": prompt, "prompt_id": prompt, "messages": chat(prompt, answer)})
     return datasets.Dataset.from_list(records)
 
 

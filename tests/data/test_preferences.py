@@ -12,9 +12,7 @@ from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.data.preferences import as_preference, encode_preferences, load
 from spin_utils.data.rows import RowError
-from spin_utils.data.templates import TooLongError, encode_prompt, encode_response
-from spin_utils.model import packing
-from spin_utils.model.packing import Group
+from spin_utils.data.templates import TooLongError, encode_conversation, encode_response
 from spin_utils.settings.inputs import PreferenceSettings, TemplateSettings
 
 GOOD = {"prompt": "who sat?", "chosen": "the cat", "rejected": "the dog"}
@@ -104,16 +102,12 @@ def test_a_faulty_row_of_a_file_is_refused_with_its_place_and_remedy(record: Any
     assert message in str(caught.value)
 
 
-def test_pairs_are_the_tokens_of_the_template_and_survive_the_file(tmp_path: Path) -> None:
+def test_pairs_are_the_tokens_of_the_template() -> None:
     tokenizer = byte_tokenizer()
-    encoded = encode_preferences(tokenizer, TEXT, [GOOD | {"id": "a"}])
-    prompt = encode_prompt(tokenizer, TEXT, "who sat?")
-    answers = tuple(encode_response(tokenizer, TEXT, answer) for answer in ("the cat", "the dog"))
-    stored = packing.Pairs(
-        [packing.write_pairs(tmp_path / "pairs.arrow", encoded)], end_truncated=tokenizer.eos_token_id
-    )
-    assert list(stored) == [Group(prompt, answers)]
-    assert stored.table["id"].to_pylist() == ["a"]
+    (pair,) = encode_preferences(tokenizer, TEXT, [GOOD | {"id": "a"}])
+    assert pair["prompt_ids"] == encode_conversation(tokenizer, TEXT, ["who sat?"])
+    assert pair["real_ids"] == encode_response(tokenizer, TEXT, "the cat")
+    assert pair["generated_ids"] == encode_response(tokenizer, TEXT, "the dog")
 
 
 def test_a_pair_is_dropped_or_truncated_whole(caplog: pytest.LogCaptureFixture) -> None:

@@ -46,7 +46,7 @@ def model() -> PreTrainedModel:
 
 def greedy(model: PreTrainedModel, prompt: str) -> tuple[str, int]:
     settings = GenerationSettings(temperature=0, max_new_tokens=6)
-    ids = templates.encode_prompt(TOKENIZER, TEMPLATE, prompt)
+    ids = templates.encode_conversation(TOKENIZER, TEMPLATE, [prompt])
     (answer,) = sample(model, [ids], eos_ids=templates.end_ids(TOKENIZER, TEMPLATE), settings=settings, seed=0)
     return templates.decode_response(TOKENIZER, TEMPLATE, answer.token_ids), len(answer.token_ids)
 
@@ -184,7 +184,7 @@ def test_sampled_answers_are_scored_as_well_as_the_greedy_one(
 
 def test_sampled_answers_are_drawn_from_the_model(model: PreTrainedModel) -> None:
     """Shares of first tokens are those of the softmax."""
-    prompt = templates.encode_prompt(TOKENIZER, TEMPLATE, "The cat")
+    prompt = templates.encode_conversation(TOKENIZER, TEMPLATE, ["The cat"])
     with torch.no_grad():
         expected = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
     request = Instance("generate_until", {}, ("The cat", {"until": [], "max_gen_toks": 1}), 0)

@@ -16,7 +16,7 @@ from loopback_hub import LoopbackHub, serve
 
 from spin_utils.cli import main as cli
 from spin_utils.data.rows import RowError, write_rows
-from spin_utils.data.templates import encode_prompt
+from spin_utils.data.templates import encode_conversation
 from spin_utils.evaluation import suites
 from spin_utils.evaluation.answers import EvaluationError
 from spin_utils.experiment import estimate, plan, preflight, run
@@ -359,7 +359,7 @@ def test_prompts_and_answers_that_need_more_positions_than_the_model_has_are_ref
     preflight.check_fit(tiny, profile, rows)
     with pytest.raises(base.ModelError, match=r"has 2048 positions, .* needs .* lower .* generation\.max_new_tokens"):
         preflight.check_fit(tiny, profiles.load("smoke", {"generation.max_new_tokens": 2048}), rows)
-    prompt = len(encode_prompt(base.load_tokenizer(tiny), profile.template, "some words"))
+    prompt = len(encode_conversation(base.load_tokenizer(tiny), profile.template, ["some words"]))
     full = {"generation.max_new_tokens": 2048 - prompt, "evaluation.max_new_tokens": 2048 - prompt}
     preflight.check_fit(tiny, profiles.load("smoke", {**full, "spin.training.end_truncated": False}), rows)
     with pytest.raises(base.ModelError, match="needs 2049; shorten it"):
