@@ -27,7 +27,6 @@ Row = dict[str, Any]
 
 _logger = logging.getLogger(__name__)
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
 LAYOUTS = (
     ("", "messages", ()),
     ("", "real", ("generated",)),
@@ -185,7 +184,7 @@ def check_file(path: Path) -> None:
         near = get_close_matches(path.name, files, n=1, cutoff=0.5)
         hint = f"did you mean {path.parent / near[0]}?" if near else "check the path (from the current folder)"
         raise RowError(f"{path}: no such file; {hint}")
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in (".json", ".jsonl", ".parquet"):
         raise RowError(f"{path.name}: unknown extension {path.suffix!r}; use .json, .jsonl or .parquet")
 
 

@@ -59,12 +59,10 @@ def answer(
     work: Path,
     what: str,
 ) -> tuple[list[Answer], list[str]]:
-    """Sample one response per prompt. Its random numbers depend on the seed and its index alone.
+    """Sample one response per prompt, as `sampling.sample`. Its random numbers depend on the seed and its index alone.
 
     Args:
         model: folder of the weights.
-        prompts: token ids, none empty.
-        eos_ids: tokens that end a response.
         work: folder that keeps finished shards.
         what: a few words for the progress line.
 
