@@ -397,13 +397,8 @@ class Pairs(Sequence[Group]):
 
 def _open(path: Path) -> pa.Table:
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (pa.ArrowInvalid, OSError) as error:
         raise PairsError(
             f"{path}: not a readable file of pairs ({error}); delete its folder and generate again"
         ) from None
-    if table.schema.names != PAIRS_SCHEMA.names:
-        raise PairsError(
-            f"{path}: columns {table.schema.names}, expected {PAIRS_SCHEMA.names}; delete its folder and generate again"
-        )
-    return table
