@@ -180,13 +180,13 @@ def check_directory(folder: Path) -> Path:
     """Return a model's folder, or raise a `ModelError`: no config, tokenizer or safetensors, or an adapter alone."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such model folder; check the path (from the current folder)")
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no config.json; give a folder written by save_pretrained")
     if (folder / "adapter_config.json").exists():
         raise ModelError(
             f"{folder}: adapter_config.json says it is an adapter for another model; merge the two (merge_and_unload) "
             "and save the whole model"
         )
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json; give a folder written by save_pretrained")
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         _check_plain(folder / name)
     if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
