@@ -10,8 +10,8 @@ C = (H + 2 K) D, F inner size of the MLP.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,17 +43,25 @@ class _Shape(NamedTuple):
     """Of the norm before attention, the one after it, and those of query and key heads (Qwen3)."""
 
 
-@contextmanager
-def fast_layers(model: PreTrainedModel) -> Iterator[None]:
+def fast_layers(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Inside the block the recognised decoder layers of a model take the fused path."""
-    layers = [m for m in model.modules() if _recognised(m) and "forward" not in vars(m)]
-    for layer in layers:
-        layer.forward = partial(_forward, layer)
+    return lending(_forward, [m for m in model.modules() if _recognised(m) and "forward" not in vars(m)])
+
+
+@contextmanager
+def lending(function: Callable[..., Tensor], modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside the block, calling one of the modules calls `function` with it."""
+    before = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        module.forward = partial(function, module)
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for module, own in zip(modules, before, strict=True):
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
 
 
 def _recognised(layer: nn.Module) -> bool:

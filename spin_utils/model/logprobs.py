@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +30,7 @@ from spin_utils.model.general import (
     rounding,
     use_padded,
 )
+from spin_utils.model.layers import lending
 from spin_utils.model.packing import Group, PackedBatch, check_groups, micro_batches, pack, rows_at_once
 
 KEPT_LOGITS = 2**27
@@ -58,7 +57,7 @@ def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 def token_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Log-probability of every response token: float32, shape (R,), in packed order; differentiable."""
-    with on_its_path(model), _as_forward(model, _token_logps):
+    with on_its_path(model), lending(_token_logps, [model]):  # sharded weights are only gathered during a call
         return model(batch)
 
 
@@ -90,20 +89,6 @@ def _hidden(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     # The gradient of index_select is faster on a CPU; on a GPU its order of summation would be random.
     on_cpu = hidden.device.type == "cpu"
     return hidden[0].index_select(0, batch.sources) if on_cpu else hidden[0][batch.sources]
-
-
-@contextmanager
-def _as_forward(model: PreTrainedModel, function: Callable[..., Tensor]) -> Iterator[None]:
-    """Inside the block, calling the model calls `function`: sharded weights are only gathered during a call."""
-    before = vars(model).get("forward")
-    model.forward = partial(function, model)
-    try:
-        yield
-    finally:
-        if before is None:
-            del model.forward
-        else:
-            model.forward = before
 
 
 @torch.no_grad()
