@@ -30,11 +30,7 @@ NAME = "spin_packed"
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the model's attention layers work on packed groups.
-
-    With gradient checkpointing, keep the block open until the backward pass is done, because the recomputation looks
-    the attention function up again.
-    """
+    """Inside the block the model's attention layers work on packed groups; see `general.on_its_path`."""
     config = model.config
     before = config._attn_implementation
     config._attn_implementation = NAME
