@@ -313,9 +313,12 @@ def exchange(record: Mapping[str, Any], asked: str, answer: str) -> tuple[list[A
             turns.pop()  # HH's prompts may end in `Assistant:`, and then its answers begin with a space
             record = {**record, answer: record[answer].lstrip()} if isinstance(record[answer], str) else record
         if said and turns and turns[0][0] == "user":
-            if turns[: len(said)] != said and not (len(said) == 1 and said[0] in turns[:-1]):
+            if turns[: len(said)] == said or (len(said) == 1 and said[0] in turns[:-1]):
+                said = []
+            elif isinstance(record[name], str):
+                turns = [(role, record[name])]  # an answer that is a dialogue of its own
+            else:
                 raise RowError(f"{asked} and {answer} have different prompts; correct or remove the row")
-            said = []
         said += turns
     return systems, said
 

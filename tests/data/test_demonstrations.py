@@ -117,6 +117,12 @@ def test_every_layout_gives_the_same_pair_and_keeps_its_system_message(
     assert (row["prompt"], row["response"], row.get("system")) == ("x", "y", system)
 
 
+def test_an_answer_that_is_a_dialogue_is_one_text() -> None:
+    dialogue = "Human: hi\n\nAssistant: hello"
+    row, _ = as_row({"prompt": "Write a dialogue.", "response": dialogue})
+    assert (row["prompt"], row["response"]) == ("Write a dialogue.", dialogue)
+
+
 TALK = [SYSTEM, *CHAT, *LATER, {"role": "user", "content": "unanswered"}]
 
 
