@@ -1,17 +1,15 @@
-"""Whatever a file of rows holds, it ends in checked rows or in an error that says what is wrong."""
+"""Whatever a record holds, it ends in a checked row or in an error that says what is wrong."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spin_utils.data import preferences, rows
 
-TEXT = st.text(alphabet="[]{}:,\"'#\\n 0123456789.eE+_~ynaNtrufls", max_size=60)
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 VALUE = st.recursive(
     SCALAR,
@@ -31,15 +29,3 @@ def test_a_record_ends_in_a_checked_row_or_a_row_error(record: dict[str, Any]) -
         with contextlib.suppress(rows.RowError):
             row, _ = make(record)
             assert row is None or all(isinstance(row[name], str) and row[name].strip() for name in names)
-
-
-@given(st.sampled_from(["a.json", "a.jsonl", "a.parquet"]), TEXT.map(str.encode) | st.binary(max_size=80))
-def test_a_file_of_rows_of_any_content_ends_in_records_or_a_row_error(
-    tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes
-) -> None:
-    path = tmp_path_factory.getbasetemp() / name
-    path.write_bytes(content)
-    try:
-        assert all(number >= 1 for number, _ in rows.read_records(path))
-    except rows.RowError as error:
-        assert str(error).startswith(name)
