@@ -164,15 +164,14 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
         logps = model(input_ids=ids, use_cache=False).logits[:, 1:-1].float().log_softmax(-1)
         plain = logps.gather(2, ids[:, 2:, None]).sum((1, 2))
     model.train(was_training)
+    if not torch.allclose(packed, plain, **rounding(model)):
+        name = type(model).__name__
+        found = f"log-probabilities of packed groups ({packed.tolist()}) differ from the model's own ({plain.tolist()})"
+        if path_of(model) == "fast":
+            raise ModelError(f"{name}: {found}; its layers are changed: use the model as transformers loads it")
+        logger.warning("%s: %s; continuing with padded rows, one row per response", name, found)
+        use_padded(model)
     _PROBED.add(model)
-    if torch.allclose(packed, plain, **rounding(model)):
-        return
-    name = type(model).__name__
-    found = f"log-probabilities of packed groups ({packed.tolist()}) differ from the model's own ({plain.tolist()})"
-    if path_of(model) == "fast":
-        raise ModelError(f"{name}: {found}; its layers are changed: use the model as transformers loads it")
-    logger.warning("%s: %s; continuing with padded rows, one row per response", name, found)
-    use_padded(model)
 
 
 class _LogitLogps(torch.autograd.Function):

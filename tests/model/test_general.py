@@ -174,6 +174,14 @@ def test_packed_rows_that_differ_from_the_models_own_are_left_for_padded_ones(mo
     torch.testing.assert_close(sequence_logps(model, pack(groups)), obvious_logps(model, groups), atol=2e-4, rtol=2e-5)
 
 
+def test_a_model_with_changed_layers_is_refused_each_time() -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.forward = lambda hidden: hidden
+    for _ in range(2):
+        with pytest.raises(ModelError, match="LlamaForCausalLM: .* its layers are changed"):
+            check_supported(model, 9)
+
+
 @pytest.mark.parametrize("family", ["gemma2", "mixtral", "gpt2", "opt", "gpt_neox"])
 def test_a_saved_model_passes_the_folder_check_and_comes_back_as_it_was(family: str, tmp_path: Path) -> None:
     words = [f"{a}{b}" for a in "abcdefgh" for b in "abcdefgh"]
