@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from spin_utils.experiment import cost
-from spin_utils.experiment.plan import training_of
 from spin_utils.files import paths
 from spin_utils.settings import profiles
 
@@ -48,13 +47,6 @@ def test_every_disagreement_is_in_the_table_of_the_documents(setting: str) -> No
     section, _, name = setting.rpartition(".")
     known = (setting, f"{section}.max_*_tokens" if name in ("max_prompt_tokens", "max_response_tokens") else setting)
     assert any(f"`{shown}" in table for shown in known), setting
-
-
-def test_each_iteration_trains_as_appendix_b_says() -> None:
-    profile = profiles.load("paper")
-    runs = [training_of(profile, f"spin-{t}") for t in range(4)]
-    assert [(run.learning_rate, run.beta) for run in runs] == [(5e-7, 0.1), (5e-7, 0.1), (1e-7, 0.1), (1e-7, 5.0)]
-    assert all((run.epochs, run.batch_size, run.optimizer) == (2, 64, "rmsprop") for run in runs)
 
 
 def test_the_rows_are_whole_batches_and_those_behind_the_hours_of_table_2() -> None:
