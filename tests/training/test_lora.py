@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from disturbed import after_step
 from oracle import gradients, obvious_logps
 from tiny_models import tiny_model
 
+from spin_utils.data.rows import write_rows
 from spin_utils.experiment import estimate, preflight
 from spin_utils.experiment.dpo import dpo, read_settings
 from spin_utils.model import base, lora
@@ -91,52 +90,23 @@ def test_targets_are_checked_before_any_work_wherever_they_are_set(changes: dict
     assert any("'c_attn'" in finding.text for finding in findings)
 
 
-ROWS = [{"prompt": f"Add {i} and 1.", "chosen": f"{i + 1}", "rejected": f"no {i}"} for i in range(10)]
-
-
-def settings(**changes: Any) -> Any:
-    fixed = {"learning_rate": 1e-2, "batch_size": 4, "precision": "float32", "lora.rank": 4, "lora.dropout": 0.2}
-    return read_settings({f"training.{name}": value for name, value in {**fixed, **changes}.items()})
-
-
-@pytest.fixture
-def inputs(tmp_path: Path) -> tuple[Path, Path]:
+def test_a_stopped_run_ends_with_the_same_bytes_in_every_home(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"Add {i} and 1.", "chosen": f"{i + 1}", "rejected": f"no {i}"} for i in range(10)]
+    pairs = write_rows(tmp_path / "pairs.jsonl", rows)
     (tmp_path / "tiny").mkdir()
-    texts = [text for row in ROWS for text in row.values()]
+    texts = [text for row in rows for text in row.values()]
     model = base.materialise(ModelSettings("tiny", name="llama", hidden_size=32), tmp_path / "tiny", texts, seed=0)
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return model, path
-
-
-def test_a_run_keeps_the_adapters_and_the_checkpoint_that_they_merge_into(
-    inputs: tuple[Path, Path], tmp_path: Path, home: Path
-) -> None:
-    from peft import PeftModel
-
-    model, path = inputs
-    out = dpo(model, path, tmp_path / "out", settings(epochs=10, learning_rate=2e-3, beta=1.0, **{"lora.dropout": 0.0}))
-    metrics = json.loads((out / "training.json").read_text())["rows"]
-    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "adapters start at 0"
-    assert metrics[-1]["loss"] < 0.6
-    ids = torch.tensor([[5, 9, 2, 30]])
-    merged, start = base.load(out), base.load(model)
-    adapted = PeftModel.from_pretrained(base.load(model), out / lora.ADAPTERS).eval()
-    expected = adapted(input_ids=ids).logits
-    torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
-    assert (expected - start(input_ids=ids).logits).abs().max() > 0.01
-    base.check_folder(out, read_settings({"training.learning_rate": 1e-3}).template)
-
-
-def test_a_stopped_run_ends_with_the_same_bytes(
-    inputs: tuple[Path, Path], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = dpo(*inputs, tmp_path / "whole", settings(epochs=2))
+    fixed = {"learning_rate": 1e-2, "batch_size": 4, "epochs": 2, "precision": "float32"}
+    adapters = {"lora.rank": 4, "lora.dropout": 0.2}
+    settings = read_settings({f"training.{name}": value for name, value in {**fixed, **adapters}.items()})
+    whole = dpo(model, pairs, tmp_path / "whole", settings)
     again = tmp_path / "again"
     again.mkdir()
     monkeypatch.setenv("SPIN_HOME", str(tmp_path / "elsewhere"))
     with after_step(3), pytest.raises(Interrupted):
-        dpo(*inputs, again / "out", settings(epochs=2))
-    resumed = dpo(*inputs, again / "out", settings(epochs=2))
+        dpo(model, pairs, again / "out", settings)
+    resumed = dpo(model, pairs, again / "out", settings)
     for file in ("model.safetensors", "adapters/adapter_model.safetensors", "adapters/adapter_config.json"):
         assert (resumed / file).read_bytes() == (whole / file).read_bytes()
