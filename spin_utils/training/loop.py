@@ -34,10 +34,8 @@ from spin_utils.settings.inputs import identity as identity_of
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.optimizer import MasterOptimizer, learning_rate_at
 from spin_utils.training.state import SavedState, StopRequest, load_state, save_state
-from spin_utils.training.step import Row, StepRunner, TrainingError, pair_micro_batches
+from spin_utils.training.step import Row, StepRunner, pair_micro_batches
 from spin_utils.training.trackers import Tracker, open_trackers
-
-__all__ = ["Interrupted", "Row", "Schedule", "TrainingError", "TrainingResult", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -276,10 +274,7 @@ def _check_data(
     """Raise if the data are impossible; return the longest row in tokens."""
     check_groups(groups)
     expected = 1 if opponent_logps is None else len(opponent_logps[0]) if len(opponent_logps) else 2
-    if settings.historical and expected not in (1, 3):
-        raise PairsError(
-            f"historical: it compares three responses, and these groups have {expected}; set it to 0 for them"
-        )
+    assert expected in (1, 3) or not settings.historical
     longest_row = 0
     for number, group in enumerate(groups):
         if len(group.response_ids) != expected:

@@ -102,7 +102,7 @@ def test_training_equals_plain_gradient_steps_without_dropout(family: str, check
         optimizer.step()
 
 
-@pytest.mark.parametrize("family", ["falcon_h1", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "falcon_h1", "olmo2"])
 def test_a_policy_in_bfloat16_starts_equal_to_its_opponent(
     family: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
