@@ -295,11 +295,7 @@ def score_continuations(
     micro_batch_tokens: int,
     progress: Callable[[int], object] | None = None,
 ) -> list[list[tuple[float, bool]]]:
-    """Like `logprobs.score`, plus whether greedy decoding would give the response.
-
-    Returns:
-        For each group and response, the summed log-probability and whether every token is the most likely one.
-    """
+    """For each group and response, its summed log-probability and whether greedy decoding would give it."""
     # The last token of a row predicts nothing, so it needs no position of its own.
     check_model(model, max(group.longest_row for group in groups) - 1)
     results: list[list[tuple[float, bool]]] = [[] for _ in groups]

@@ -73,11 +73,7 @@ class Entry(Part):
 
 
 def registry() -> list[Entry]:
-    """Every row of the registry.
-
-    Raises:
-        ResultsError: An unknown or missing field, or a name that does not exist.
-    """
+    """Every row of the registry; a `ResultsError` names an unknown or missing field, or a wrong name."""
     document = yaml.safe_load((Path(__file__).parent / "registry.yaml").read_text(encoding="utf-8"))
     return [
         checked(Entry, {**document["defaults"], **row}, f"registry, {row.get('id')}", "mend registry.yaml")

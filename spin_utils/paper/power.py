@@ -21,10 +21,7 @@ MOST = 100
 def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
     """Power of a run with other numbers of items (over all tasks) and seeds, for the main contrasts of a finished one.
 
-    Args:
-        scores: of the tasks that the average is over.
-        items: planned.
-        seeds: planned.
+    `scores` are of the tasks that the average is over.
 
     Returns:
         A row per `contrast`, for example `spin-1 over spin-0`, in points: `difference` as measured, the half width of
