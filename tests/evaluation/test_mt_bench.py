@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -213,31 +211,20 @@ def test_what_the_context_has_no_room_for_is_cut_at_the_start_and_counted() -> N
 REQUESTS = {f"{n}/1": [{"role": "user", "content": f"Grade {n}: {'word ' * n}"}] for n in range(12)}
 
 
-def test_a_killed_process_goes_on_with_what_is_missing(server: LoopbackJudge, tmp_path: Path) -> None:
-    script = (
-        "import json, sys; from pathlib import Path\n"
-        "from spin_utils.evaluation import judge\n"
-        "from spin_utils.settings.machine import MtBenchSettings\n"
-        "settings = MtBenchSettings('gpt-4', base_url=sys.argv[1])\n"
-        "judge.WORKERS = 1\n"
-        "judge.grade_all(json.loads(sys.argv[3]), settings, Path(sys.argv[2]), lambda n: print('done', flush=True))\n"
-    )
-    command = [sys.executable, "-c", script, server.url, str(tmp_path), json.dumps(REQUESTS)]
-    process = subprocess.Popen(command, cwd=paths.REPOSITORY, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for _ in range(5):  # one for the grades found, then one each
-        assert process.stdout.readline() == "done\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = len(server.requests)
-    kept = (tmp_path / "answers.jsonl").read_bytes().count(b"\n")
-    assert kept >= 4
-    grades = grade_all(REQUESTS, MtBenchSettings("gpt-4", base_url=server.url), tmp_path)
-    assert len(server.requests) - before == len(REQUESTS) - kept
+def test_grades_from_before_a_failure_are_kept_and_only_what_is_missing_is_asked(
+    server: LoopbackJudge, tmp_path: Path
+) -> None:
+    settings = MtBenchSettings("gpt-4", base_url=server.url)
+    server.script = lambda body, number: rate(body) if number < 5 else failed(401)
+    with pytest.raises(MtBenchError, match="status 401"):
+        grade_all(REQUESTS, settings, tmp_path)
+    server.requests.clear()
+    server.script = rate
+    grades = grade_all(REQUESTS, settings, tmp_path)
+    assert len(server.requests) == len(REQUESTS) - 5
     for name, messages in REQUESTS.items():
         said = json.loads(rate({"messages": messages}).body)["choices"][0]["message"]["content"]
         assert grades[name]["judgment"] == said, name
-    assert KEY not in (tmp_path / "answers.jsonl").read_text()
 
 
 def test_the_judge_is_tried_before_any_work(

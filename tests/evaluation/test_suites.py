@@ -99,12 +99,6 @@ def test_answers_are_generated_behind_worked_examples(asked: dict[str, list[tupl
     assert asked["openbookqa"] == [(context, f" stone {k}") for k in range(4)]
 
 
-def test_no_start_token_is_put_before_a_prompt() -> None:
-    whole = TOKENIZER.encode("Question")
-    assert whole[0] == TOKENIZER.bos_token_id, "left to itself it adds one, as Mistral's does"
-    assert PackedLM(tiny_model("mistral", vocabulary=len(TOKENIZER)), TOKENIZER).tok_encode("Question") == whole[1:]
-
-
 class Answering(PackedLM):
     """Answers by a rule instead of a model: the first choice is likeliest, and texts hold right or wrong results."""
 
