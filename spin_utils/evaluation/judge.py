@@ -154,6 +154,7 @@ def _grade_here(
     """Grade with a model on this machine, under its own chat template, a batch at a time."""
     from spin_utils.data import templates
     from spin_utils.model import base
+    from spin_utils.model.general import positions
     from spin_utils.model.sampling import sample
 
     work, chat = folder / "judge", TemplateSettings(kind="chat")
@@ -165,14 +166,21 @@ def _grade_here(
         max_new_tokens=settings.judge_max_tokens,
         batch_size=settings.batch_size,
     )
-    waiting = iter(requests)
+    ends = templates.end_ids(tokenizer, chat)
+    prompts = {
+        key: templates.encode_conversation(tokenizer, chat, [asked["content"]], system["content"])
+        for key, (system, asked) in requests.items()
+    }
+    longest, most = max(map(len, prompts.values())), positions(model.config)
+    if longest + settings.judge_max_tokens > most:
+        raise MtBenchError(
+            f"mt_bench.judge_model: a request of {longest} tokens leaves no room for mt_bench.judge_max_tokens "
+            f"({settings.judge_max_tokens}) in its {most} positions; lower it, or use a judge with a longer context"
+        )
+    waiting = iter(prompts)
     while keys := list(islice(waiting, settings.batch_size)):
-        prompts = [
-            templates.encode_conversation(tokenizer, chat, [asked["content"]], system["content"])
-            for system, asked in map(requests.__getitem__, keys)
-        ]
-        ends = templates.end_ids(tokenizer, chat)
-        answers = sample(model, prompts, eos_ids=ends, settings=generation, seed=0, progress=advance)
+        batch = [prompts[key] for key in keys]
+        answers = sample(model, batch, eos_ids=ends, settings=generation, seed=0, progress=advance)
         texts = [templates.decode_response(tokenizer, chat, answer.token_ids) for answer in answers]
         kept.add({key: _grade(text, settings.judge_name) for key, text in zip(keys, texts, strict=True)})
 

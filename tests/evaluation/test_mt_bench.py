@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,8 @@ def test_a_model_on_this_machine_grades_without_a_key(
     assert sum(done) == 6
     assert grade_all(requests, settings, tmp_path / "kept") == grades
     assert len(shown) == 6, "kept grades are not asked for again"
+    with pytest.raises(MtBenchError, match=r"judge_max_tokens \(4090\) in its 4096 positions; lower it, or"):
+        grade_all(requests, replace(settings, judge_max_tokens=4090), tmp_path / "kept")
 
 
 # From the plan to Figure 6 ---------------------------------------------------------------------------------------
