@@ -201,8 +201,6 @@ def test_an_unknown_task_is_refused(run: Run) -> None:
         run("no_such_task")
 
 
-# Tasks of a user ---------------------------------------------------------------------------------------------------
-
 GENERATING = "output_type: generate_until\ngeneration_kwargs: {until: [], max_gen_toks: 5}\n"
 CHOOSING = "output_type: multiple_choice\ndoc_to_choice: [sat, ran]\n"
 

@@ -54,9 +54,6 @@ def server() -> Iterator[LoopbackJudge]:
         yield running
 
 
-# Questions -------------------------------------------------------------------------------------------------------
-
-
 def test_questions_references_and_temperatures_are_fastchats() -> None:
     theirs = fastchat_source.rules()["temperature_config"]
     assert MtBenchSettings("gpt-4").temperatures == {category: theirs[category] for category in CATEGORIES}
@@ -92,9 +89,6 @@ def test_missing_or_changed_questions_are_refused_with_the_remedy(monkeypatch: p
     monkeypatch.setattr(benchmark, "PACKAGE", "no_such_package_of_questions")
     with pytest.raises(MtBenchError, match="not installed.*make setup"):
         mt_bench.check(MtBenchSettings("gpt-4"))
-
-
-# Settings --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -158,9 +152,6 @@ def test_the_papers_profiles_grade_sft_and_all_iterations_with_gpt_4_and_fastcha
         assert made.steps[f"mt-answers-{model}"].inputs == made.steps[f"eval-{model}"].inputs[:1]
 
 
-# Conversations ---------------------------------------------------------------------------------------------------
-
-
 def test_turn_2_sees_the_models_own_first_answer_and_every_category_has_its_temperature(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -206,8 +197,6 @@ def test_what_the_context_has_no_room_for_is_cut_at_the_start_and_counted() -> N
     whole = len(tokenizer.encode(f"Q: {asked[0].turns[0]}\nA:"))  # with its start token
     assert answer["turns"][0]["cut_tokens"] == whole - (64 - 8)
 
-
-# Grades ----------------------------------------------------------------------------------------------------------
 
 REQUESTS = {f"{n}/1": [{"role": "user", "content": f"Grade {n}: {'word ' * n}"}] for n in range(12)}
 
@@ -288,9 +277,6 @@ def test_a_model_on_this_machine_grades_without_a_key(
         grade_all(requests, replace(settings, judge_max_tokens=4090), tmp_path / "kept")
 
 
-# From the plan to Figure 6 ---------------------------------------------------------------------------------------
-
-
 def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server: LoopbackJudge, home: Path) -> None:
     torch.set_num_threads(1)
     server.script = rate_in_bad_mood
@@ -328,9 +314,6 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     asked = len(server.requests)
     run.make(plan.make(profile, 0), "mt-bench-spin-1")
     assert len(server.requests) == asked, "a finished step is not graded again"
-
-
-# Numbers ---------------------------------------------------------------------------------------------------------
 
 
 def table(**models: list[float | None]) -> pd.DataFrame:
