@@ -17,13 +17,6 @@ def document():
     return synthetic.evaluation("spin-0", 0, ability=0.2, items=4)
 
 
-@pytest.fixture
-def whole(tmp_path):
-    root = tmp_path / "results" / "cpu"
-    synthetic.write_generations(root, seeds=(0, 1), items=9)
-    return root
-
-
 def test_what_is_written_is_read_back_and_has_one_item_a_line(tmp_path, document):
     path = results.path_of(tmp_path / "cpu", 0, "evaluations", "spin-0")
     results.write_json(path, document)
@@ -77,42 +70,36 @@ BROKEN = [
     ("generations", _item(finish_reason="eos"), r"items.1.finish_reason: .*found 'eos'"),
     ("generations", lambda d: d.update(items=[]), r"items: .*at least 1 item"),
     ("heldout", lambda d: d.update(model="spin0"), "'spin0' is not the name of a model"),
-    ("mt_bench", _item(score=11.0), "items.1.score: .*less than or equal to 10"),
 ]
 
 
 @pytest.mark.parametrize(("folder", "breakage", "message"), BROKEN, ids=[row[2] for row in BROKEN])
-def test_a_broken_document_is_refused_naming_file_field_and_remedy(folder, breakage, message):
-    document = {
-        "evaluations": lambda: synthetic.evaluation("spin-0", 0, ability=0.2, items=4),
-        "training": lambda: synthetic.training("spin-0", 0, steps=3),
-        "generations": lambda: synthetic.generations("spin-0", 0, ability=0.2, items=4),
-        "heldout": lambda: synthetic.heldout("spin-0", 0, gap=0.2, items=4),
-        "mt_bench": lambda: synthetic.mt_bench("spin-0", 0, ability=0.2, questions=2),
-    }[folder]()
-    results.validate(document, folder, "file")
+def test_a_broken_document_is_refused_naming_file_field_and_remedy(root, folder, breakage, message):
+    document = results.read_json(results.path_of(root, 0, folder, "spin-0"))
     breakage(document)
     with pytest.raises(results.ResultsError, match=f"^file: .*{message}.*; run the stage") as refusal:
         results.validate(document, folder, "file")
     assert "\n" not in str(refusal.value)
 
 
-def test_training_records_generations_and_held_out_pairs_come_as_long_tables(tmp_path, whole):
-    synthetic.write(tmp_path, seeds=(0, 1), items=5)
+def test_training_records_generations_and_held_out_pairs_come_as_long_tables(root):
     training, texts, pairs = (
-        load(whole) for load in (results.load_training, results.load_generations, results.load_heldout)
+        load(root) for load in (results.load_training, results.load_generations, results.load_heldout)
     )
-    assert set(training["model"]) == {"spin-0", "spin-1", "spin-2", "spin-3"}
+    assert set(training["model"]) >= {"spin-0", "spin-1", "spin-2", "spin-3"}
     assert training.groupby(["seed", "model"])["step"].is_monotonic_increasing.all()
-    assert (set(texts["model"]), len(texts)) == ({"sft", "spin-0", "spin-1", "spin-2"}, 2 * 4 * 9)
+    assert (set(texts["model"]), len(texts)) == ({"sft", "spin-0", "spin-1", "spin-2"}, 2 * 4 * 30)
     assert list(pairs.columns) == ["seed", "model", "beta", *results.Drift.model_fields]
-    assert len(pairs) == 2 * 4 * 9
-    transfer = results.load_evaluations(whole, kind_folder="transfer")
+    assert len(pairs) == 2 * 4 * 30
+    transfer = results.load_evaluations(root, kind_folder="transfer")
     assert set(transfer["task"]) == set(synthetic.TRANSFER)
-    assert set(results.load_evaluations(whole)["task"]) == set(synthetic.BENCHMARKS)
+    assert set(results.load_evaluations(root)["task"]) == set(synthetic.BENCHMARKS)
 
 
-def test_results_of_two_runs_next_to_each_other_are_refused(whole):
+def test_results_of_two_runs_next_to_each_other_are_refused(tmp_path):
+    whole = tmp_path / "cpu"
+    synthetic.write_generations(whole, items=3)
+
     def put(seed, folder, model, step, key):
         path = results.path_of(whole, seed, folder, model)
         document = results.read_json(path)
