@@ -64,9 +64,5 @@ SUITES = {"paper": LEADERBOARD, "paper_others": OTHERS}
 
 
 def shots(name: str) -> int:
-    """Number of few-shot examples in the paper.
-
-    >>> shots("arc"), shots("bb_causal")
-    (25, 3)
-    """
+    """Number of few-shot examples in the paper."""
     return int(published.benchmark_settings()["shots"][name].split()[0])

@@ -243,8 +243,7 @@ def example(
     rows = generations[generations["model"].isin(list(models))]
     if rows.empty:
         return rows.set_index("model")
-    counts = rows.groupby("seed")["model"].nunique()
-    seed = counts.index[int(counts.to_numpy().argmax())]  # the first maximum
+    seed = rows.groupby("seed")["model"].nunique().idxmax()  # the first maximum
     rows = rows[rows["seed"] == seed]
     elsewhere = rows[~rows["family"].isin(list(other_than))]
     rows = rows if elsewhere.empty else elsewhere

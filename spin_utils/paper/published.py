@@ -69,11 +69,7 @@ def benchmark_settings() -> pd.DataFrame:
 
 
 def items(benchmark: str) -> int:
-    """Number of items in a benchmark's test set.
-
-    >>> items("gsm8k")
-    1319
-    """
+    """Number of items in a benchmark's test set."""
     return int(benchmark_settings()["items"][benchmark])
 
 

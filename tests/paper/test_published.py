@@ -55,7 +55,6 @@ def test_the_best_pairing_is_reached_when_only_the_needed_answers_change():
     ("after", "before", "benchmark", "status"),
     [
         ("spin-3", "sft", "average", "beyond noise"),
-        ("spin-3", "spin-2", "average", "depends on the pairing"),
         ("spin-1", "spin-0", "bb_sports", "within noise"),
     ],
 )
