@@ -400,24 +400,28 @@ def test_what_an_answer_begins_with_follows_the_generation_prompt_as_in_lm_eval(
     assert sample["arguments"][0][0] == "<user>The cat 0</s><assistant>So The cat 0 then"
 
 
-def test_an_edited_file_of_a_task_is_another_measurement_and_a_missing_task_is_named(home: Path) -> None:
+def test_an_edited_task_file_is_another_measurement_and_a_missing_one_is_named(home: Path) -> None:
     task = home / "mine.yaml"
+    task.write_text("task: mine")
+    change = {"evaluation.tasks": [str(task)]}
+    before = plan.make(profiles.load("smoke", change), 0)
     task.write_text(
-        "include: [first.yaml]\ntask: mine\ndataset_kwargs: {data_files: {test: 'test rows.jsonl', train: '*.json'}}\n"
+        "include: [first.yaml]\ntask: mine\nprocess_docs: !function code.of\n"
+        "dataset_kwargs: {data_files: {test: 'test rows.jsonl', train: '*.json'}}\n"
     )
-
-    def made(**more: Any) -> plan.Plan:
-        return plan.make(profiles.load("smoke", {"evaluation.tasks": [str(task)], **more}), 0)
-
-    found = [made(), made(**{"evaluation.samples": 4})]
-    for used in ("first.yaml", "test rows.jsonl", "train.json"):
+    after = plan.make(profiles.load("smoke", change), 0)
+    assert before.directory("eval-sft") != after.directory("eval-sft")
+    for used in ("first.yaml", "code.py", "test rows.jsonl", "train.json"):
         (home / used).write_text("task: x")
-        found.append(made())
-    assert len({each.directory("eval-sft") for each in found}) == len(found)
-    assert len({each.directory("sft") for each in found}) == 1
+        edited = plan.make(profiles.load("smoke", change), 0)
+        assert edited.directory("eval-sft") != after.directory("eval-sft"), used
+        after = edited
+    drawn = plan.make(profiles.load("smoke", change | {"evaluation.samples": 4}), 0)
+    assert drawn.directory("eval-sft") != after.directory("eval-sft")
+    assert before.directory("sft") == after.directory("sft")
     task.unlink()
     with pytest.raises(SettingsError, match=r"mine\.yaml: no such file"):
-        made()
+        plan.make(profiles.load("smoke", change), 0)
 
 
 def test_big_bench_tasks_are_part_of_the_measurement_and_those_of_table_6_of_transfer(home: Path) -> None:
