@@ -21,7 +21,6 @@ from spin_utils.model.sampling import sample
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.run import GenerationSettings
 
-MICRO_BATCH_TOKENS = 4096
 FIRST_STREAM = 1 << 40
 """Random streams of held-out prompts, disjoint from those of the iteration's training prompts."""
 
@@ -89,6 +88,6 @@ def drifts(
 
 def _scored(model: Any, groups: Sequence[Group]) -> list[list[float]]:
     """Log-probabilities of both responses; two equal ones, at two places of a packed row, are rounded differently."""
-    logps = score(model, groups, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    logps = score(model, groups, micro_batch_tokens=4096)
     equal = (len(set(map(tuple, group.response_ids))) == 1 for group in groups)
     return [[pair[0]] * 2 if same else pair for pair, same in zip(logps, equal, strict=True)]

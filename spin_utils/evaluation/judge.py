@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from spin_utils.evaluation.answers import Answers
-from spin_utils.evaluation.mt_bench import Message, MtBenchError
+from spin_utils.evaluation.mt_bench import Message
 from spin_utils.files import disk
+from spin_utils.files.paths import KitError
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
 from spin_utils.settings.machine import MtBenchSettings, judge_identity
 from spin_utils.settings.run import GenerationSettings
@@ -65,14 +66,14 @@ class Judge:
     """A connection to the judge. Safe to use from several threads.
 
     Raises:
-        MtBenchError: no key in the environment, or the `openai` client is not installed.
+        KitError: no key in the environment, or the `openai` client is not installed.
     """
 
     def __init__(self, settings: MtBenchSettings) -> None:
         self.settings, self._openai = settings, client_library()
         key = os.environ.get(KEY, "").strip()
         if not re.fullmatch("[!-~]+", key):
-            raise MtBenchError(f"{KEY}: not set, or not a key; put the key for {settings.base_url} in the environment")
+            raise KitError(f"{KEY}: not set, or not a key; put the key for {settings.base_url} in the environment")
         self._client = self._openai.OpenAI(
             api_key=key, base_url=settings.base_url, timeout=TIMEOUT_S, max_retries=RETRIES
         )
@@ -81,7 +82,7 @@ class Judge:
         """Ask for one grade; the client retries temporary failures.
 
         Raises:
-            MtBenchError: the endpoint rejects the request, or still fails after `RETRIES`.
+            KitError: the endpoint rejects the request, or still fails after `RETRIES`.
         """
         settings, openai = self.settings, self._openai
         options: dict[str, Any] = {settings.token_limit: settings.judge_max_tokens}
@@ -101,11 +102,11 @@ class Judge:
             if status == 400 and error.code in _FILTERED:
                 return _grade(words, "", refused=True)
             remedy = _REMEDIES.get(status, _LATER if status == 429 or status >= 500 else "see mt_bench in the profile")
-            raise MtBenchError(f"{where}: status {status}: {words}; {remedy}") from None
+            raise KitError(f"{where}: status {status}: {words}; {remedy}") from None
         except openai.OpenAIError as error:
-            raise MtBenchError(f"{where}: no answer ({error.__cause__ or error}); {_LATER}") from None
+            raise KitError(f"{where}: no answer ({error.__cause__ or error}); {_LATER}") from None
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise MtBenchError(
+            raise KitError(
                 f"{where}: a reply that is not a chat completion: {text[:80]!r}; check mt_bench.base_url"
             ) from None
         refused = bool(refusal) or choice.get("finish_reason") == "content_filter"
@@ -121,7 +122,7 @@ def grade_all(
     """A grade for every request, by name, several at a time; `folder` keeps them, and none is requested again.
 
     Raises:
-        MtBenchError: the judge cannot be asked. Requests in flight still finish, and their grades are kept.
+        KitError: the judge cannot be asked. Requests in flight still finish, and their grades are kept.
     """
     kept, lock = Answers(folder, disk.canonical(judge_identity(settings))), threading.Lock()
     keys = {name: kept.key("grade", list(messages)) for name, messages in requests.items()}
@@ -173,7 +174,7 @@ def _grade_here(
     }
     longest, most = max(map(len, prompts.values())), positions(model.config)
     if longest + settings.judge_max_tokens > most:
-        raise MtBenchError(
+        raise KitError(
             f"mt_bench.judge_model: a request of {longest} tokens leaves no room for mt_bench.judge_max_tokens "
             f"({settings.judge_max_tokens}) in its {most} positions; lower it, or use a judge with a longer context"
         )
@@ -186,11 +187,11 @@ def _grade_here(
 
 
 def client_library() -> Any:
-    """The `openai` client, or an MtBenchError if it is not installed."""
+    """The `openai` client, or a `KitError` if it is not installed."""
     try:
         return importlib.import_module("openai")
     except ImportError:
-        raise MtBenchError("openai: not installed; mt_bench needs it to reach the judge; run `make setup`") from None
+        raise KitError("openai: not installed; mt_bench needs it to reach the judge; run `make setup`") from None
 
 
 def _grade(judgment: str, model: str, refused: bool = False) -> Grade:

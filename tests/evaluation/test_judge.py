@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from loopback_judge import KEY, LoopbackJudge, Reply, failed, judged, serving
 
 from spin_utils.evaluation import judge
-from spin_utils.evaluation.judge import Judge, MtBenchError
+from spin_utils.evaluation.judge import Judge
+from spin_utils.files.paths import KitError
 from spin_utils.settings.machine import MtBenchSettings
 
 pytestmark = pytest.mark.usefixtures("judge_key")
@@ -110,7 +111,7 @@ def test_after_the_last_try_it_stops_and_says_how_to_resume(
     server: LoopbackJudge, waits: list[float], reply: Reply, words: str
 ) -> None:
     answers(server, reply)
-    with pytest.raises(MtBenchError, match=rf"gpt-4 at http.*: {words}.*; run the same command"):
+    with pytest.raises(KitError, match=rf"gpt-4 at http.*: {words}.*; run the same command"):
         Judge(settings(server)).grade(ASK)
     assert len(server.requests) == 1 + judge.RETRIES
 
@@ -129,7 +130,7 @@ def test_a_failure_that_will_not_pass_stops_at_once_with_the_servers_words(
     server: LoopbackJudge, reply: Reply, words: str
 ) -> None:
     answers(server, reply)
-    with pytest.raises(MtBenchError, match=words):
+    with pytest.raises(KitError, match=words):
         Judge(settings(server)).grade(ASK)
     assert len(server.requests) == 1
 
@@ -139,7 +140,7 @@ def test_a_missing_or_broken_key_is_refused_without_showing_it(
     server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", text)
-    with pytest.raises(MtBenchError, match="OPENAI_API_KEY") as caught:
+    with pytest.raises(KitError, match="OPENAI_API_KEY") as caught:
         Judge(settings(server))
     assert not text or text not in str(caught.value)
 

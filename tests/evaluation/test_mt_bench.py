@@ -21,9 +21,10 @@ from tiny_tokenizer import byte_tokenizer
 from spin_utils.drawing import draw, footnotes
 from spin_utils.evaluation import mt_bench as benchmark
 from spin_utils.evaluation.judge import grade_all
-from spin_utils.evaluation.mt_bench import MtBenchError, converse, judge_messages, judge_prompts, questions
+from spin_utils.evaluation.mt_bench import converse, judge_messages, judge_prompts, questions
 from spin_utils.experiment import mt_bench, plan, preflight, publish, run
 from spin_utils.files import artifacts, paths
+from spin_utils.files.paths import KitError
 from spin_utils.model import sampling
 from spin_utils.model.sampling import Sample
 from spin_utils.paper import claims, results
@@ -84,10 +85,10 @@ def test_the_judge_reads_what_fastchat_shows_it() -> None:
 
 def test_missing_or_changed_questions_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(benchmark.FILES, "mt_bench/question.jsonl", "0" * 64)
-    with pytest.raises(MtBenchError, match=r"question.jsonl: differs from release 26.3 .*requirements-data.lock"):
+    with pytest.raises(KitError, match=r"question.jsonl: differs from release 26.3 .*requirements-data.lock"):
         mt_bench.check(MtBenchSettings("gpt-4"))
     monkeypatch.setattr(benchmark, "PACKAGE", "no_such_package_of_questions")
-    with pytest.raises(MtBenchError, match="not installed.*make setup"):
+    with pytest.raises(KitError, match="not installed.*make setup"):
         mt_bench.check(MtBenchSettings("gpt-4"))
 
 
@@ -206,7 +207,7 @@ def test_grades_from_before_a_failure_are_kept_and_only_what_is_missing_is_asked
 ) -> None:
     settings = MtBenchSettings("gpt-4", base_url=server.url)
     server.script = lambda body, number: rate(body) if number < 5 else failed(401)
-    with pytest.raises(MtBenchError, match="status 401"):
+    with pytest.raises(KitError, match="status 401"):
         grade_all(REQUESTS, settings, tmp_path)
     server.requests.clear()
     server.script = rate
@@ -229,7 +230,7 @@ def test_the_judge_is_tried_before_any_work(
     whole = [plan.make(profiles.load("smoke", {"mt_bench": {"judge": "gpt-4", "limit": n}}), 0) for n in (0, 50)]
     assert mt_bench.requests(whole[:1]) == mt_bench.requests(whole[1:]), "no category has more than ten questions"
     server.script = lambda body, number: failed(401, words="who are you")
-    with pytest.raises(MtBenchError, match="who are you.*check OPENAI_API_KEY"):
+    with pytest.raises(KitError, match="who are you.*check OPENAI_API_KEY"):
         mt_bench.check_judge(plans)
 
 
@@ -273,7 +274,7 @@ def test_a_model_on_this_machine_grades_without_a_key(
     assert sum(done) == 6
     assert grade_all(requests, settings, tmp_path / "kept") == grades
     assert len(shown) == 6, "kept grades are not asked for again"
-    with pytest.raises(MtBenchError, match=r"judge_max_tokens \(4090\) in its 4096 positions; lower it, or"):
+    with pytest.raises(KitError, match=r"judge_max_tokens \(4090\) in its 4096 positions; lower it, or"):
         grade_all(requests, replace(settings, judge_max_tokens=4090), tmp_path / "kept")
 
 
