@@ -50,9 +50,6 @@ def leaderboard() -> pd.DataFrame:
         One row per model, indexed by the kit's name: six scores in points, `average_printed` as in the paper
         and `average_recomputed` from the six cells. The two differ in one row, SPIN iteration 3 + DPO: the paper prints
         64.05, but the cells average 64.74, so either the average or a cell is wrong.
-
-    >>> leaderboard().loc["spin-3-dpo", ["average_printed", "average_recomputed"]].round(2).tolist()
-    [64.05, 64.74]
     """
     table = _read("leaderboard.csv").set_index("model")
     return table.assign(average_recomputed=table[list(LEADERBOARD)].mean(axis=1))

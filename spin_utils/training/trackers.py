@@ -33,10 +33,7 @@ def open_trackers(
         done: steps already taken; TensorBoard discards later ones that a killed run wrote.
 
     Returns:
-        The trackers, including those of `WATCHERS`, and a function that closes them.
-
-    Raises:
-        KitError: a name is unknown, or a package is not installed.
+        The trackers, including those of `WATCHERS`, and a function that closes them. Errors as in `check`.
     """
     opened = [_open(name, run, folder, done) for name in names]
     opened += [watch(run) for watch in WATCHERS]
