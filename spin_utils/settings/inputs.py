@@ -11,19 +11,13 @@ from dataclasses import MISSING, field, fields, is_dataclass
 from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from spin_utils.files.paths import KitError
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """For every class of settings: unknown names are refused, and "2" does not count as 2, nor true as 1."""
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-"""A whole number; 0 usually means all, or none."""
-PositiveNumber = Annotated[float, Field(gt=0)]
-Temperature = Annotated[float, Field(ge=0)]
-"""0 is greedy decoding."""
 LARGEST_SEED = 2**31
 """Random streams are numbered from 1000 times the seed, in 64 bits."""
 Seed = Annotated[int, Field(ge=0, lt=LARGEST_SEED)]
@@ -99,7 +93,7 @@ class ModelSettings:
     """Expected hash of the GGUF file."""
     hidden_size: Annotated[int, Field(ge=16, multiple_of=16)] = field(default=64, metadata={"source": "tiny"})
     """Width of a `tiny` model."""
-    layers: Positive = field(default=2, metadata={"source": "tiny"})
+    layers: PositiveInt = field(default=2, metadata={"source": "tiny"})
     """Depth of a `tiny` model."""
     vocabulary_size: Annotated[int, Field(ge=300)] = field(default=384, metadata={"source": "tiny"})
     """Of the tokenizer trained for a `tiny` model: 256 bytes, the markers, and some merges."""
@@ -119,7 +113,7 @@ class FamilySettings:
     """Name of the generator in reasoning-gym."""
     options: dict[str, Any] = field(default_factory=dict)
     """Its keyword options, which set the difficulty."""
-    questions: Positive = field(default=1, metadata=LATER)
+    questions: PositiveInt = field(default=1, metadata=LATER)
     """Questions in a row, numbered; the score is the share answered right. The longer a response is, the easier it is
     to tell from a real one."""
 
@@ -128,9 +122,9 @@ class FamilySettings:
 class BigBenchSettings:
     """How one task of Big-Bench is measured."""
 
-    limit: Count = 0
+    limit: NonNegativeInt = 0
     """Items, a random sample that is the same for every model; 0: `evaluation.limit`."""
-    shots: Count = 0
+    shots: NonNegativeInt = 0
     """Examples in the prompt, drawn from the task's other items."""
     cloze: bool = False
     """The prompt does not list the choices, which are compared by log-probability a character (lm-eval's acc_norm).
@@ -161,15 +155,15 @@ class DemonstrationSettings:
     """Hub id of the dataset (`hub`), or the task, such as topical_chat (`big_bench`)."""
     revision: Commit = ""
     """The dataset's commit (`hub`)."""
-    sft_rows: Count = 0
+    sft_rows: NonNegativeInt = 0
     """Rows used for SFT; 0: all of them."""
-    spin_rows: Count = 0
+    spin_rows: NonNegativeInt = 0
     """Rows used for SPIN, the first of the SFT rows (sec. 6.1: 50k of Ultrachat200k); 0: all of them."""
-    validation_rows: Count | None = None
+    validation_rows: NonNegativeInt | None = None
     """Rows for choosing settings. Null: the file or split, else a tenth, at most 300; none of generated rows."""
-    test_rows: Count | None = None
+    test_rows: NonNegativeInt | None = None
     """Rows for the reported numbers. Null: the file or split, else a tenth, at most 600; none of generated rows."""
-    expected_rows: Count = field(default=0, metadata=EFFECTLESS)
+    expected_rows: NonNegativeInt = field(default=0, metadata=EFFECTLESS)
     """Distinct rows that the training file or split must have, so that another upload is noticed; 0: any number."""
     turns: Literal["first", "last", "all"] = field(default="first", metadata=LATER)
     """Which answers of a conversation are trained on. `first`: the first, as SPIN's rows of Ultrachat200k (sec. 6.1).
@@ -178,7 +172,7 @@ class DemonstrationSettings:
     """Drop rows with an empty prompt or response instead of refusing the file."""
     transfer: dict[str, FamilySettings] = field(default_factory=dict)
     """Task families not used in training (`reasoning_gym`), for Table 6."""
-    transfer_rows: Count = 0
+    transfer_rows: NonNegativeInt = 0
     """Number of rows from these families."""
     seed: Seed = 0
     """Of generated and held-out rows; separate from the training seed."""
@@ -218,7 +212,7 @@ class PreferenceSettings:
     """Hub id of the dataset (`hub`)."""
     revision: Commit = ""
     """The dataset's commit (`hub`)."""
-    rows: Count = 0
+    rows: NonNegativeInt = 0
     """Pairs used, the first ones (App. B.3: 62k, all of UltraFeedback Binarized); 0: all of them."""
 
     def __post_init__(self) -> None:
@@ -243,9 +237,9 @@ class TemplateSettings:
     """The date that chat templates write as today's, so that keys and prompts do not depend on the day of the run."""
     system: str = ""
     """System message for rows without their own; empty: what the chat template writes without one, mostly nothing."""
-    max_prompt_tokens: Positive = 512
+    max_prompt_tokens: PositiveInt = 512
     """Longest prompt in tokens (released configs: 512; the paper does not say)."""
-    max_response_tokens: Positive = 512
+    max_response_tokens: PositiveInt = 512
     """Longest response in tokens (released configs: 1024 - 512; sec. B.1 says 2048 for the whole)."""
     too_long: Literal["error", "truncate", "drop"] = "error"
     """What to do with a longer row. `error`: refuse it before training. `truncate`: keep the end of prompts and the

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from spin_utils.settings.inputs import STRICT, Count, ModelSettings, Positive, PositiveNumber, Temperature, require
+from spin_utils.settings.inputs import STRICT, ModelSettings, require
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -22,17 +22,17 @@ class VllmSettings:
 
     python: str = ""
     """Absolute path of the Python whose environment has vLLM, for example /opt/vllm/bin/python."""
-    processes: Count = 0
+    processes: NonNegativeInt = 0
     """Copies of the model, each with its own GPUs and every n-th shard; 0: as many as the GPUs allow."""
-    tensor_parallel_size: Positive = 1
+    tensor_parallel_size: PositiveInt = 1
     """GPUs per copy of the model."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Fraction of a GPU's memory for weights, activations and KV cache."""
-    max_model_len: Count = 0
+    max_model_len: NonNegativeInt = 0
     """Longest prompt and response together, in tokens; 0: the longest prompt plus `generation.max_new_tokens`."""
     enforce_eager: bool = False
     """Disable CUDA graphs: starts faster, decodes more slowly."""
-    largest_difference: PositiveNumber = 0.1
+    largest_difference: PositiveFloat = 0.1
     """Warn about differences above this, in nats per response token. The rounding of bfloat16 gives hundredths; a wrong
     start token or wrong weights give tenths or more."""
 
@@ -45,13 +45,13 @@ class VllmSettings:
 class StepResources:
     """What one step requests from the scheduler."""
 
-    gpus: Count = 0
+    gpus: NonNegativeInt = 0
     """GPUs; 0: use what is available, without reserving it."""
-    cpus: Count = 0
+    cpus: NonNegativeInt = 0
     """Processor cores; 0: an equal share of the machine's, or one on a cluster."""
-    memory_gb: Positive = 12
+    memory_gb: PositiveInt = 12
     """Main memory."""
-    hours: PositiveNumber = 12.0
+    hours: PositiveFloat = 12.0
     """Time limit on a cluster; when submitted again, the step resumes from its last saved state."""
 
 
@@ -91,24 +91,24 @@ class MtBenchSettings:
     """A model that grades on this machine instead, written like the profile's `model`; it needs no key."""
     base_url: str = "https://api.openai.com/v1"
     """Any endpoint with OpenAI's chat completions. The key comes from OPENAI_API_KEY; a local server takes any."""
-    judge_temperature: Temperature | None = 0.0
+    judge_temperature: NonNegativeFloat | None = 0.0
     """FastChat: 0. Null: not sent, for judges that do not accept one."""
-    judge_max_tokens: Positive = 2048
+    judge_max_tokens: PositiveInt = 2048
     """Longest judgment in tokens (FastChat: 2048)."""
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """The endpoint's name for that limit; OpenAI's newer models only accept the second."""
-    temperatures: dict[str, Temperature] = field(default_factory=TEMPERATURES.copy)
+    temperatures: dict[str, NonNegativeFloat] = field(default_factory=TEMPERATURES.copy)
     """Sampling temperature for each category; 0 is greedy (FastChat's values)."""
-    top_k: Count = 50
+    top_k: NonNegativeInt = 50
     """Top-k truncation when sampling answers; FastChat leaves it to `generate`, whose default is 50. 0: none."""
-    max_new_tokens: Positive = 1024
+    max_new_tokens: PositiveInt = 1024
     """Longest answer per turn in tokens (FastChat: 1024)."""
     add_start_token: bool = True
     """Begin with the tokenizer's start token, as in FastChat. SPIN's own template has none (released code:
     add_special_tokens=False)."""
-    batch_size: Positive = 32
+    batch_size: PositiveInt = 32
     """Conversations answered together."""
-    limit: Count = 0
+    limit: NonNegativeInt = 0
     """Number of questions per category, the first ones; 0: all ten."""
 
     def __post_init__(self) -> None:

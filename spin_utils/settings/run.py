@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from spin_utils.files import paths
@@ -20,14 +20,10 @@ from spin_utils.settings.inputs import (
     LATER,
     STRICT,
     BigBenchSettings,
-    Count,
     DemonstrationSettings,
     ModelSettings,
-    Positive,
-    PositiveNumber,
     PreferenceSettings,
     Seed,
-    Temperature,
     TemplateSettings,
     require,
 )
@@ -43,9 +39,9 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 class LoraSettings:
     """Low-rank adapters instead of full fine-tuning (Hu et al. 2021, arXiv 2106.09685), through peft."""
 
-    rank: Positive = 64
+    rank: PositiveInt = 64
     """Rank of each adapter."""
-    alpha: Positive = 64
+    alpha: PositiveInt = 64
     """Adapters are scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Names of the linear layers that get one, such as q_proj; empty: all of them but the head."""
@@ -57,45 +53,45 @@ class LoraSettings:
 class TrainingSettings:
     """One training run: SFT, one SPIN iteration, or DPO."""
 
-    learning_rate: PositiveNumber
+    learning_rate: PositiveFloat
     """Peak learning rate (sec. B.1: 5e-7 for iterations 0 and 1, 1e-7 for 2 and 3)."""
-    epochs: Positive = 2
+    epochs: PositiveInt = 2
     """Passes over the pairs (sec. B.1: 2)."""
-    schedule_epochs: Count = 0
+    schedule_epochs: NonNegativeInt = 0
     """Epochs over which the learning rate decays; 0: `epochs`. The released scripts say 6, the model cards 2."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Decay after the warm-up (released configs: linear; the base model's SFT recipe: cosine)."""
-    batch_size: Positive = 64
+    batch_size: PositiveInt = 64
     """Exact number of pairs per optimizer step (sec. B.1: 64). The last batch of an epoch may be smaller."""
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
     """RMSprop as in sec. B.1 (alpha 0.99, eps 1e-8), or AdamW (0.9, 0.999, eps 1e-8)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay (sec. B.1: none)."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Fraction of the scheduled steps used for warm-up (sec. B.1: 10 %)."""
-    max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: NonNegativeFloat = 0.0
     """Gradient clipping by global norm; 0: none (the released ZeRO-3 file does not clip)."""
     precision: Precision = "auto"
     """Of the computation; master weights are float32. `auto` uses bfloat16 if it is fast on this machine."""
-    micro_batch_tokens: Positive = 2560
+    micro_batch_tokens: PositiveInt = 2560
     """Token budget of one forward and backward pass."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     lora: LoraSettings | None = field(default=None, metadata=LATER)
     """Train low-rank adapters on top of the start checkpoint, and merge them into the next one; null: all weights."""
-    beta: PositiveNumber = 0.1
+    beta: PositiveFloat = 0.1
     """The paper's lambda (sec. B.1: 0.1, at iteration 3: 5.0)."""
     loss: Loss = "logistic"
     """The loss l of eq. 4.7 (sec. 4.1: logistic)."""
-    nll: Annotated[float, Field(ge=0)] = field(default=0.0, metadata=LATER)
+    nll: NonNegativeFloat = field(default=0.0, metadata=LATER)
     """Weight of the real responses' negative log-likelihood per token in the loss (TRL: `sft` among the loss types;
     iterative RPO, arXiv 2404.19733). 0: none, as in the paper."""
-    positive: Annotated[float, Field(ge=0)] = field(default=0.0, metadata=LATER)
+    positive: NonNegativeFloat = field(default=0.0, metadata=LATER)
     """DPO-positive's penalty on real responses that became less likely (arXiv 2402.13228, eq. 3; 50 there). 0: none."""
     reference_free: bool = field(default=False, metadata=LATER)
     """Reward beta times the log-probability, without the opponent's, as T-SPIN does (arXiv 2601.08198, eq. 7, where
     beta is called alpha and is 1)."""
-    historical: Annotated[float, Field(ge=0)] = field(default=0.0, metadata=LATER)
+    historical: NonNegativeFloat = field(default=0.0, metadata=LATER)
     """Weight of T-SPIN's historical advantage (eq. 7; 0.1 there): the opponent's response should beat the SFT model's.
     0: none."""
     rejection: bool = field(default=False, metadata=LATER)
@@ -105,9 +101,9 @@ class TrainingSettings:
     """Skip pairs whose generated tokens equal the real ones: they give exactly l(0) and no gradient."""
     end_truncated: bool = True
     """In training, append the end token to generated responses cut at the length limit, as the released code does."""
-    log_every: Positive = 1
+    log_every: PositiveInt = 1
     """Optimizer steps between metric rows."""
-    save_minutes: Annotated[float, Field(ge=0)] = field(default=3.0, metadata=EFFECTLESS)
+    save_minutes: NonNegativeFloat = field(default=3.0, metadata=EFFECTLESS)
     """Minutes between checkpoints for resuming."""
     trackers: tuple[TrackerName, ...] = field(default=(), metadata=EFFECTLESS)
     """Further destinations of the metrics, which are always written to JSON."""
@@ -132,21 +128,21 @@ def _without_opponent(place: str, settings: TrainingSettings | None) -> None:
 class GenerationSettings:
     """How the opponent generates: y' ~ p_theta_t(.|x)."""
 
-    temperature: Temperature = 1.0
+    temperature: NonNegativeFloat = 1.0
     """1 samples from the model as in Algorithm 1; 0 is greedy, as the released code in effect decodes."""
-    top_k: Count = 0
+    top_k: NonNegativeInt = 0
     """0: no truncation (transformers still defaults to 50)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """1: no truncation."""
-    max_new_tokens: Positive = 256
+    max_new_tokens: PositiveInt = 256
     """Longest generated response (released code: 256; the paper does not say)."""
-    batch_size: Positive = 128
+    batch_size: PositiveInt = 128
     """Rows decoded together."""
     prompt: str = field(default="", metadata=LATER)
     """Text around the prompt while the opponent answers, such as "### Instruction: {prompt}\\n\\n### Response: " in
     the released code, which then trains under the chat template. Empty: what was sampled is what is trained on.
     Held-out pairs keep the training template."""
-    shard_rows: Positive = 512
+    shard_rows: PositiveInt = 512
     """Prompts per shard; a shard is either finished or absent."""
     backend: Literal["kit", "vllm"] = field(default="kit", metadata=LATER)
     """What generates the responses used in training: the kit's sampler, or vLLM in its own processes; held-out ones
@@ -172,18 +168,18 @@ class SpinSettings:
 
     training: TrainingSettings
     """Settings shared by all iterations."""
-    iterations: Positive = 4
+    iterations: PositiveInt = 4
     """Number of iterations T (sec. 6.1: 0 to 3)."""
-    learning_rates: tuple[PositiveNumber, ...] = ()
+    learning_rates: tuple[PositiveFloat, ...] = ()
     """Peak learning rate by iteration; the last one is repeated; empty: that of `training`."""
-    betas: tuple[PositiveNumber, ...] = ()
+    betas: tuple[PositiveFloat, ...] = ()
     """Beta by iteration; the last one is repeated; empty: that of `training`."""
     answers_per_prompt: Annotated[int, Field(ge=1, le=64)] = 1
     """Responses that the opponent gives to a prompt, each a pair with the real one. Their mean counts as one pair in a
     batch, so an iteration keeps its number of steps."""
     mix_previous: bool = True
     """From iteration 1 on, train on the pairs of t-1 and t together (sec. 6.1)."""
-    epochs_shown: Count = 0
+    epochs_shown: NonNegativeInt = 0
     """Epochs of iteration 0 shown in Figure 4; its model is still that after `training.epochs`. 0: no further ones."""
     subsets: tuple[Annotated[int, Field(gt=0, lt=50)], ...] = ()
     """Sizes of the nested subsets of Figure 5, in fiftieths of the prompts (the paper's 14k and 26k of 50k)."""
@@ -238,7 +234,7 @@ class DpoSettings:
 class ProcessSettings:
     """How many processes share the work of a stage; it only changes the rounding of sums in training."""
 
-    count: Count = 0
+    count: NonNegativeInt = 0
     """Processes on this machine, each with its own GPU. 0: one per GPU that a step requests in `resources` and the
     machine has, or one if it requests none. Ignored under another launcher (torchrun, accelerate)."""
     sharding: Sharding = "ddp"
@@ -270,13 +266,13 @@ class EvaluationSettings:
     """Further lm-eval tasks, by name or path of a YAML file; each becomes a column."""
     big_bench: dict[str, BigBenchSettings] = field(default_factory=dict, metadata=LATER)
     """Tasks of Big-Bench by name, from the package `bigbench`; each becomes a column."""
-    limit: Count = 0
+    limit: NonNegativeInt = 0
     """Items per benchmark, the first ones (of a group like MMLU equally many from each task); 0: all."""
-    batch_size: Positive = 128
+    batch_size: PositiveInt = 128
     """Rows decoded or scored together."""
-    max_new_tokens: Positive = 128
+    max_new_tokens: PositiveInt = 128
     """Longest response in generation tasks."""
-    samples: Count = field(default=0, metadata=LATER)
+    samples: NonNegativeInt = field(default=0, metadata=LATER)
     """Responses sampled at temperature 1 for each held-out row of the suite `local`, besides the greedy one."""
 
 
@@ -291,7 +287,7 @@ class Profile:
     sft: TrainingSettings | None
     """SFT before self-play; null: the base model is the SFT model, as in the paper."""
     spin: SpinSettings
-    sft_more: Count = 0
+    sft_more: NonNegativeInt = 0
     """Further SFT epochs, the control of Table 5 and Figure 5: would more of the same data do as well?"""
     sft_control: SftControlSettings | None = None
     """Their settings, and rows if they differ; null: those of `sft`."""
