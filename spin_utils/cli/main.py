@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -124,10 +123,10 @@ Json = Annotated[bool, Option("--json", help="for programs")]
 Kind = Literal["evaluations", "transfer", "training", "generations", "heldout", "mt_bench", "instructions"]
 
 
-def _command(*examples: str, **more: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command with the name and the docstring of its function, and examples below its help."""
     lines = "\n".join(f"  {NAME} {example}".rstrip() for example in examples)
-    return app.command(epilog=f"\b\nExamples:\n{lines}", **more)
+    return app.command(epilog=f"\b\nExamples:\n{lines}")
 
 
 @_command(
@@ -333,7 +332,7 @@ def step(
     loaded = profiles.load(profile)
     if name in ("tables", "first-tables"):
         with runtime.telling_of(name):
-            _draw(name, profile, seeds)
+            _draw(name, profile, loaded, seeds)
         return
     steps = plan.make(loaded, *parse_seeds(str(seed)))
     made = steps.step(name)
@@ -501,7 +500,6 @@ def _resolve(profile: str, model: str, data: str, changes: Sequence[str], name: 
 
     The file is named by its content: that of a run in progress stays, whatever is asked under the same name meanwhile.
     """
-
     changed: dict[str, Any] = {}
     if model:
         changed["model"] = {"source": "directory", "path": str(paths.given(model))}
@@ -515,18 +513,14 @@ def _resolve(profile: str, model: str, data: str, changes: Sequence[str], name: 
         return profile, loaded
     lasting = {key: value for key, value in changed.items() if not key.startswith(("processes.", "resources."))}
     if "name" not in changed and lasting:
-        loaded = dataclasses.replace(loaded, name=f"{loaded.name[:57]}-{_digest([profile, lasting])[:6]}")
-    file = paths.artifacts(loaded.name) / f"profile-{_digest(dataclasses.asdict(loaded))[:12]}.yaml"
+        loaded = dataclasses.replace(loaded, name=f"{loaded.name[:57]}-{disk.digest([profile, lasting])[:6]}")
+    file = paths.artifacts(loaded.name) / f"profile-{disk.digest(dataclasses.asdict(loaded))[:12]}.yaml"
     return str(profiles.dump(loaded, file)), loaded
 
 
-def _digest(data: Any) -> str:
-    return hashlib.sha256(disk.canonical(data).encode()).hexdigest()
-
-
-def _draw(name: str, profile: str, seeds: str) -> None:
+def _draw(name: str, profile: str, loaded: Profile, seeds: str) -> None:
     """Make `tables` in their notebook, or `first-tables`, those of the main chain, right here."""
-    loaded, numbers = profiles.load(profile), parse_seeds(seeds)
+    numbers = parse_seeds(seeds)
     if name == "tables":
         executed = paths.executed_notebooks(loaded.name) / "05_tables_and_figures.ipynb"
         notebooks.run("05_tables_and_figures", {"profile": profile, "seeds": seeds}, executed)

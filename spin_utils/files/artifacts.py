@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -29,7 +28,7 @@ from typing import Any
 
 from spin_utils import __version__
 from spin_utils.files import paths, processes
-from spin_utils.files.disk import canonical, explained, file_hash, is_whole, sealed, sync, write_text
+from spin_utils.files.disk import digest, explained, file_hash, is_whole, sealed, sync, write_text
 from spin_utils.files.paths import KitError, relative
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,6 @@ MANIFEST = "manifest.json"
 SCHEMA = 1
 SCRATCH = "scratch"
 """Folder for resume state inside the work directory of an artifact; removed when the artifact is complete."""
-_NOTES = "pieces"
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "lm-eval", "reasoning-gym", "tokenizers", "numpy")
 
 
@@ -54,8 +52,7 @@ def key(stage: str, settings: Any, **inputs: Any) -> str:
     >>> key("sft", {"learning_rate": 1e-5}, seed=0) == key("sft", {"learning_rate": 1e-5}, seed=1)
     False
     """
-    text = canonical({"stage": stage, "version": __version__, "settings": settings, "inputs": inputs})
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return digest({"stage": stage, "version": __version__, "settings": settings, "inputs": inputs})[:12]
 
 
 def is_complete(directory: Path) -> bool:
@@ -203,7 +200,7 @@ def is_kept(work: Path, path: Path) -> bool:
 
 
 def _note(work: Path, path: Path) -> Path:
-    return scratch(work) / _NOTES / path.relative_to(work)
+    return scratch(work) / "pieces" / path.relative_to(work)
 
 
 def adopt(directory: Path) -> bool:

@@ -74,6 +74,11 @@ def canonical(data: Any) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def digest(data: Any) -> str:
+    """sha256 of JSON data, the same for equal data."""
+    return hashlib.sha256(canonical(data).encode()).hexdigest()
+
+
 def file_hash(path: Path) -> str:
     """sha256 of a file, read in chunks."""
     with open(path, "rb") as file:
@@ -87,7 +92,7 @@ def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
     (True, False)
     """
     content = {name: value for name, value in document.items() if name != SEAL}
-    return {**content, SEAL: hashlib.sha256(canonical(content).encode()).hexdigest()}
+    return {**content, SEAL: digest(content)}
 
 
 def is_whole(document: Any) -> bool:
