@@ -11,16 +11,12 @@ import pytest
 from spin_utils.files import artifacts
 
 
-def make(directory: Path, text: str = "hello") -> None:
-    with artifacts.building(directory, stage="test", settings={"a": 1}, inputs={"x": "y"}, seed=3) as work:
-        (artifacts.scratch(work) / "state").write_text("resume")
-        (work / "sub").mkdir(exist_ok=True)
-        (work / "sub" / "file.txt").write_text(text)
-
-
 def test_an_artifact_appears_whole_and_without_its_resume_state(home: Path) -> None:
     directory = home / "artifacts" / "thing-abc"
-    make(directory)
+    with artifacts.building(directory, stage="test", settings={"a": 1}, inputs={"x": "y"}, seed=3) as work:
+        (artifacts.scratch(work) / "state").write_text("resume")
+        (work / "sub").mkdir()
+        (work / "sub" / "file.txt").write_text("hello")
     assert artifacts.is_complete(directory)
     manifest = artifacts.verify(directory)
     assert list(manifest["files"]) == ["sub/file.txt"]

@@ -86,7 +86,7 @@ def test_a_damaged_measurement_is_not_published(damage: Damage, step: str, file:
 @pytest.mark.parametrize(
     ("step", "name", "count", "piece", "damage"),
     [
-        *(("pairs-0", "sample", 1, "scratch/00000000.json", damage) for damage in (flip, Path.unlink)),
+        ("pairs-0", "sample", 1, "scratch/00000000.json", flip),
         ("spin-0", "train", 0, "opponent_logps.npy", flip),
         ("spin-0", "train", 0, "scratch/precision.json", cut),
     ],
@@ -118,7 +118,7 @@ def test_a_damaged_piece_of_a_stopped_step_is_made_again(
     damage(path)
     with caplog.at_level(logging.WARNING):
         run.make(steps, step)
-    assert (f"{path.name}: changed since it was written (hash)" in caplog.text) is (damage in (flip, cut))
+    assert f"{path.name}: changed since it was written (hash)" in caplog.text
     assert smoke_chain.contents(home) == before
 
 

@@ -16,15 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from process_runs import (
-    KINDS,
-    ask,
-    assert_like_one,
-    chain,
-    in_one,
-    in_two,
-    small_plan,
-)
+from process_runs import KINDS, ask, assert_like_one, chain, in_one, in_two, small_plan
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.elastic import multiprocessing

@@ -188,9 +188,3 @@ def test_different_names_are_different_models_with_different_labels() -> None:
 def test_what_is_no_name_is_refused_with_what_names_look_like(name: str) -> None:
     with pytest.raises(ValueError, match="names look like sft, spin-0"):
         ModelName.parse(name)
-
-
-def test_an_iterate_plays_the_one_before_it_and_the_first_plays_sft() -> None:
-    opponents = [str(ModelName.parse(name).opponent) for name in ("spin-0", "spin-1", "spin-3")]
-    assert opponents == ["sft", "spin-0", "spin-2"]
-    assert [p for p in NAMES if ModelName.parse(p).is_iterate] == ["spin-0", "spin-12"]
