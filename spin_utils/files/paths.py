@@ -33,7 +33,7 @@ def checked(name: str) -> str:
 
 def given(text: str, folder: Path | None = None) -> Path:
     """Make a path given by the user absolute: `~` is their home directory, and relative paths start at `folder`."""
-    return ((folder or Path.cwd()) / Path(text).expanduser()).resolve()
+    return ((folder or Path.cwd()) / os.path.expanduser(text)).resolve()  # Path's raises if there is no such user
 
 
 def is_yaml(text: str) -> bool:
@@ -43,7 +43,7 @@ def is_yaml(text: str) -> bool:
 
 def home() -> Path:
     """Directory of artifacts/, results/ and figures/: `SPIN_HOME`, or the checkout."""
-    path = Path(os.environ.get("SPIN_HOME") or REPOSITORY).expanduser()
+    path = Path(os.path.expanduser(os.environ.get("SPIN_HOME") or REPOSITORY))
     if not path.is_absolute():  # kernels work in the notebooks' folder
         raise KitError(f"SPIN_HOME: {str(path)!r} is relative; write the whole path, such as {path.resolve()}")
     return path.resolve()

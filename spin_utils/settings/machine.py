@@ -5,6 +5,7 @@ FastChat's values are from `fastchat/llm_judge` (common.py, gen_model_answer.py,
 
 from __future__ import annotations
 
+import os
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,8 +38,8 @@ class VllmSettings:
     start token or wrong weights give tenths or more."""
 
     def __post_init__(self) -> None:
-        python = Path(self.python).expanduser()
-        require(not self.python or python.is_absolute(), f"python: {self.python!r}; write an absolute path")
+        absolute = os.path.isabs(os.path.expanduser(self.python))
+        require(absolute or not self.python, f"python: {self.python!r}; write an absolute path")
 
 
 @dataclass(frozen=True, config=STRICT)
