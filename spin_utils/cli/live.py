@@ -221,5 +221,4 @@ def _outcome(line: _Line, lines: Collection[_Line], aside: Collection[str]) -> s
 
 
 def _tasks(step: plan.Step) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((step.directory / "evaluation.json").read_text(encoding="utf-8"))["tasks"]
-    return found
+    return json.loads((step.directory / "evaluation.json").read_text(encoding="utf-8"))["tasks"]

@@ -72,7 +72,7 @@ def _before(context: typer.Context) -> None:
     paths.settle_home()
     if processes.launched():
         os.environ[runtime.HEADLESS] = "1"  # no bars of several processes in one terminal
-    elif hasattr(signal, "SIGPIPE"):  # a worker saves its state even if its output is closed
+    else:  # a worker saves its state even if its output is closed
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
 
 

@@ -9,9 +9,6 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 """The checkout: notebooks, profiles and the Snakefile are read from here."""
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""A name for a folder of products: no separators, so that nothing outside it is read or written."""
-
 
 class KitError(ValueError):
     """An error that the user can fix: the message names the thing, the place and the remedy."""
@@ -26,7 +23,7 @@ class KitError(ValueError):
 
 def checked(name: str) -> str:
     """The name of a profile, which also names its folders. Raises `KitError` if it could lead outside of them."""
-    if NAME.fullmatch(name) is None:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) is None:
         raise KitError(f"profile {name[:80]!r}: names folders; use letters, digits, - and _ only")
     return name
 

@@ -309,7 +309,7 @@ def _fast_on_this_cpu() -> torch.dtype:
     return chosen
 
 
-def _seconds_of_a_product(dtype: torch.dtype, budget: float = 0.1) -> float:
+def _seconds_of_a_product(dtype: torch.dtype) -> float:
     """The fastest of many repetitions, in processor time of one thread, which other load affects least."""
     import torch
 
@@ -318,7 +318,7 @@ def _seconds_of_a_product(dtype: torch.dtype, budget: float = 0.1) -> float:
     torch.set_num_threads(1)
     try:
         torch.nn.functional.linear(inputs, weight)
-        best, stop = float("inf"), time.thread_time() + budget
+        best, stop = float("inf"), time.thread_time() + 0.1
         while (started := time.thread_time()) < stop:
             torch.nn.functional.linear(inputs, weight)
             best = min(best, time.thread_time() - started)

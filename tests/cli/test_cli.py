@@ -137,9 +137,6 @@ def test_the_verdicts_of_one_kind_are_listed(home: Path, capsys: pytest.CaptureF
     assert [(row["id"], row["verdict"]) for row in json.loads(out)] == [("b", "not run")]
     assert outcome(capsys, "verdicts")[1].endswith("1 reproduced, 1 not run\n")
     assert "did you mean 'reproduced'?" in outcome(capsys, "verdicts", "--verdict", "reproducd")[1]
-    (home / "results" / "cpu" / "verdicts.csv").unlink()
-    status, out = outcome(capsys, "verdicts")
-    assert (status, "verdicts.csv" in out, "spin-repro figures" in out) == (2, True, True)
 
 
 def test_a_relative_home_is_one_folder_for_all_processes_of_a_command(

@@ -100,11 +100,10 @@ def test_a_terminal_shows_the_step_at_work_and_the_time_left(home: Path, monkeyp
     assert re.search(rf"\sWhole run .*0 of {len(run.shown.lines)} steps, 33 s so far", picture)
 
 
-@pytest.mark.parametrize("terminal", [True, False])
 def test_a_notebook_that_goes_on_after_its_artifact_is_there_changes_nothing(
-    home: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+    home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(monkeypatch, terminal=terminal)
+    run = Run(monkeypatch, terminal=True)
     progress = {"what": "eval-sft", "total": 2, "unit": "answers", "note": ""}
     with run.shown:
         run.tell("eval-sft", done=1, **progress)

@@ -129,7 +129,7 @@ raise RuntimeError("stopped")
 WRAPPER = """
 import sys
 from pathlib import Path
-from spin_utils.cli import main as cli, notebooks; from spin_utils.files import paths
+from spin_utils.cli import notebooks; from spin_utils.files import paths
 paths.notebook = lambda name: Path("n.ipynb").resolve()
 notebooks.run("n", {}, Path("out/n.ipynb"))
 """
