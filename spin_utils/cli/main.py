@@ -334,7 +334,7 @@ def step(
         with runtime.telling_of(name):
             _draw(name, profile, loaded, seeds)
         return
-    steps = plan.make(loaded, *parse_seeds(str(seed)))
+    steps = plan.make(loaded, seed)
     made = steps.step(name)
     with runtime.claim_gpus(gpus), runtime.telling_of(made.directory.name):
         if made.notebook and not processes.launched():

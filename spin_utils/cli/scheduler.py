@@ -18,7 +18,7 @@ import yaml
 
 from spin_utils.cli.live import Display
 from spin_utils.files import artifacts, paths, runtime, warm_start
-from spin_utils.settings.inputs import SettingsError
+from spin_utils.settings.inputs import SettingsError, require
 from spin_utils.settings.profiles import nearest
 from spin_utils.settings.run import Profile
 
@@ -126,8 +126,7 @@ def _folder(cluster: str) -> Path:
     known = sorted(path.name for path in CLUSTERS.iterdir() if path.is_dir())
     folder = CLUSTERS / cluster if cluster in known else paths.given(cluster)
     config = folder / "config.yaml"
-    if not config.is_file():
-        raise SettingsError(f"cluster {cluster!r}: no folder with a config.yaml{nearest(cluster, known)}")
+    require(config.is_file(), f"cluster {cluster!r}: no folder with a config.yaml{nearest(cluster, known)}")
     try:
         executor = yaml.safe_load(config.read_text(encoding="utf-8")).get("executor", "local")
     except (yaml.YAMLError, ValueError, AttributeError) as error:

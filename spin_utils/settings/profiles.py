@@ -230,12 +230,10 @@ def _fields_at(cls: type, place: Iterable[Any]) -> list[str]:
 def _find(name_or_path: str) -> Path:
     known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
     if not paths.is_yaml(name_or_path):
-        if name_or_path not in known:
-            raise SettingsError(f"profile {name_or_path!r}: unknown{nearest(name_or_path, known)}")
+        require(name_or_path in known, f"profile {name_or_path!r}: unknown{nearest(name_or_path, known)}")
         return PROFILES / f"{name_or_path}.yaml"
     path = paths.given(name_or_path)
-    if not path.is_file():
-        raise SettingsError(f"{name_or_path[:200]}: no such file; give a YAML file or one of: {', '.join(known)}")
+    require(path.is_file(), f"{name_or_path[:200]}: no such file; give a YAML file or one of: {', '.join(known)}")
     return path
 
 
@@ -246,8 +244,7 @@ def _read(path: Path, *extended_by: Path) -> dict[str, Any]:
         data = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, OSError, UnicodeError) as error:
         raise SettingsError(f"{path.name}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise SettingsError(f"{path.name}: should be settings by name, found {repr(data)[:80]}")
+    require(isinstance(data, dict), f"{path.name}: should be settings by name, found {repr(data)[:80]}")
     parent = data.pop("extends", None)
     if parent is None:
         return _anchor(data, path.parent)
