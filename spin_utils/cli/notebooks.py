@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin_utils.files import paths, runtime, warm_start
+from spin_utils.files.paths import KitError
 from spin_utils.settings.profiles import nearest
 
 if TYPE_CHECKING:
@@ -25,11 +26,7 @@ _REST_S = 10.0  # a kernel with nothing to save ends at once, but it can miss th
 _START_S = 300  # for a kernel to start on a busy machine
 
 
-class NotebookError(paths.KitError):
-    """A notebook or its parameters cannot be used."""
-
-
-class StageError(paths.KitError):
+class StageError(KitError):
     """A cell failed. The message is the error's own, with the executed notebook to look into."""
 
     exit_status = 1
@@ -41,14 +38,14 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     At Ctrl-C or SIGTERM the kernel finishes its training step and saves before this ends.
 
     Raises:
-        NotebookError: no such notebook, or parameters that do not fit. No kernel was started.
+        KitError: no such notebook, or parameters that do not fit. No kernel was started.
         StageError: a cell raised an error, or the kernel died.
         KeyboardInterrupt: SIGINT or SIGTERM arrived.
     """
     path = paths.notebook(name)
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("[0-9]*.ipynb"))
-        raise NotebookError(f"notebook {name!r}: unknown{nearest(name, known)}")
+        raise KitError(f"notebook {name!r}: unknown{nearest(name, known)}")
     _check(path, given)
     output.parent.mkdir(parents=True, exist_ok=True)
     os.environ.update(runtime.child_environment(headless=True))
@@ -93,10 +90,10 @@ def _check(path: Path, given: Mapping[str, Any]) -> None:
     defaults = {name: ast.literal_eval(found["default"]) for name, found in inspect_notebook(str(path)).items()}
     for name, value in given.items():
         if name not in defaults:
-            raise NotebookError(f"{path.name}: no parameter {name!r}{nearest(name, defaults)}")
+            raise KitError(f"{path.name}: no parameter {name!r}{nearest(name, defaults)}")
         expected = type(defaults[name])
         if type(value) is not expected and not (expected is float and type(value) is int):
-            raise NotebookError(
+            raise KitError(
                 f"{path.name}: parameter {name} must be {expected.__name__}, found {type(value).__name__} {value!r}"
             )
 
