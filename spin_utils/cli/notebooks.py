@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin_utils.files import paths, runtime, warm_start
-from spin_utils.files.paths import KitError
+from spin_utils.files.paths import KitError, WorkError
 from spin_utils.settings.profiles import nearest
 
 if TYPE_CHECKING:
@@ -26,12 +26,6 @@ _REST_S = 10.0  # a kernel with nothing to save ends at once, but it can miss th
 _START_S = 300  # for a kernel to start on a busy machine
 
 
-class StageError(KitError):
-    """A cell failed. The message is the error's own, with the executed notebook to look into."""
-
-    exit_status = 1
-
-
 def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     """Execute a notebook of the kit and keep the executed copy.
 
@@ -39,7 +33,7 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
 
     Raises:
         KitError: no such notebook, or parameters that do not fit. No kernel was started.
-        StageError: a cell raised an error, or the kernel died.
+        WorkError: a cell raised an error, which the message gives with the executed notebook, or the kernel died.
         KeyboardInterrupt: SIGINT or SIGTERM arrived.
     """
     path = paths.notebook(name)
@@ -74,9 +68,9 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
                 on_cell_executed=lambda **_: busy.clear(),
             )
         except PapermillExecutionError as error:
-            raise StageError(f"{error.ename}: {error.evalue}\n  in {paths.relative(output)}") from None
+            raise WorkError(f"{error.ename}: {error.evalue}\n  in {paths.relative(output)}") from None
         except DeadKernelError:
-            raise StageError(
+            raise WorkError(
                 "the notebook's kernel died: killed, perhaps because memory ran out; finished work is kept, and the "
                 f"same command resumes there\n  in {paths.relative(output)}"
             ) from None

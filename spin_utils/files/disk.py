@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from spin_utils.files.paths import KitError
+from spin_utils.files.paths import KitError, WorkError
 
 SEAL = "sha256"
 """Field of a JSON document with the hash of all its other fields."""
@@ -25,12 +25,6 @@ _STORAGE = {
     *(errno.EIO, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),  # the last three: of file systems without locks
 }
 """Errors of a place and not of the program."""
-
-
-class StorageError(KitError):
-    """A file could not be written during a run. The message names the place, the reason and the remedy."""
-
-    exit_status = 1
 
 
 @contextlib.contextmanager
@@ -101,7 +95,7 @@ def is_whole(document: Any) -> bool:
 
 
 @contextlib.contextmanager
-def explained(place: Path, kind: type[KitError] = StorageError) -> Iterator[None]:
+def explained(place: Path, kind: type[KitError] = WorkError) -> Iterator[None]:
     """Turn errors of a full or unwritable disk into one that the user can fix, which names the file or else `place`."""
     try:
         yield

@@ -21,6 +21,12 @@ class KitError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+class WorkError(KitError):
+    """Work has failed: a full disk, a lost process, a notebook's cell. The same command resumes it."""
+
+    exit_status = 1
+
+
 def checked(name: str) -> str:
     """The name of a profile, which also names its folders. Raises `KitError` if it could lead outside of them."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) is None:

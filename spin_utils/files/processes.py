@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
-from spin_utils.files.paths import KitError
+from spin_utils.files.paths import KitError, WorkError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,12 +38,6 @@ LOST = "another process is gone"
 PATIENCE = timedelta(hours=6)
 """Longest wait for another process: the first one may be writing or making data for all."""
 _LOOK_S = 1.0
-
-
-class LostProcessError(KitError):
-    """Another process ended in the middle of the work, which can resume from its last saved state."""
-
-    exit_status = 1
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ def group(sharding: Sharding) -> Iterator[None]:
     The configuration file of `accelerate launch` overrides `sharding`.
 
     Raises:
-        LostProcessError: another process is gone.
+        WorkError: another process is gone.
         KitError: the launcher asks for something that the kit does not support.
     """
     global _place
@@ -120,7 +114,7 @@ def group(sharding: Sharding) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "gloo/transport" in str(error) or isinstance(error, distributed.DistError):
-            raise LostProcessError(f"{LOST}, and this one cannot continue without it") from error
+            raise WorkError(f"{LOST}, and this one cannot continue without it") from error
         raise
     finally:
         _place = _Place()

@@ -20,7 +20,7 @@ from spin_utils.cli import main as cli
 from spin_utils.cli import notebooks
 from spin_utils.drawing import draw
 from spin_utils.experiment import plan
-from spin_utils.files import paths, processes
+from spin_utils.files import paths
 from spin_utils.paper import claims, results
 from spin_utils.settings import profiles
 
@@ -153,8 +153,7 @@ def test_a_relative_home_is_one_folder_for_all_processes_of_a_command(
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (processes.LostProcessError("another process is gone"), 1, "Failed: another process is gone"),
-        (notebooks.StageError("a cell failed"), 1, "Failed: a cell failed"),
+        (paths.WorkError("another process is gone"), 1, "Failed: another process is gone"),
         (paths.KitError("rows.jsonl, row 17"), 2, "Error: rows.jsonl, row 17"),
         (KeyboardInterrupt(), 130, "Interrupted. Finished steps are kept; the same command resumes there."),
     ],

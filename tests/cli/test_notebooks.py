@@ -118,7 +118,7 @@ def run(folder: Path, *sources: str) -> list[str]:
 
 
 def test_a_failing_cell_gives_the_error_without_a_traceback(tmp_path: Path) -> None:
-    with pytest.raises(notebooks.StageError, match="AssertionError: a is wrong") as error:
+    with pytest.raises(paths.WorkError, match="AssertionError: a is wrong") as error:
         run(tmp_path, "assert a == 2, 'a is wrong'")
     assert "Traceback" not in str(error.value)
     assert (tmp_path / "out" / "n.ipynb").is_file(), "the executed copy is kept for a look"

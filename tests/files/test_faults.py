@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from spin_utils.cli import main as cli
-from spin_utils.files import artifacts, disk, paths, runtime
+from spin_utils.files import artifacts, paths, runtime
 from spin_utils.files.disk import write_text
 from spin_utils.files.runtime import progress
 from spin_utils.training.state import StopRequest
@@ -61,7 +61,7 @@ def test_a_full_disk_is_named_and_the_step_goes_on_when_there_is_room(name: str,
     made: list[str] = []
     with (
         files_up_to(100_000),
-        pytest.raises(disk.StorageError, match=r": file too large; make room.*SPIN_HOME"),
+        pytest.raises(paths.WorkError, match=r": file too large; make room.*SPIN_HOME"),
     ):
         build()
     assert not directory.exists()
@@ -89,7 +89,7 @@ def test_a_file_system_without_locks_is_named_with_the_remedy(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(disk.StorageError, match=rf"\.locks: {os.strerror(number).lower()}; .*SPIN_HOME"):
+    with pytest.raises(paths.WorkError, match=rf"\.locks: {os.strerror(number).lower()}; .*SPIN_HOME"):
         artifacts.lock(tmp_path / "sft").__enter__()
 
 
