@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import logging
 import os
 import shlex
 import signal
@@ -21,8 +20,6 @@ from spin_utils.files import artifacts, paths, runtime, warm_start
 from spin_utils.settings.inputs import SettingsError, require
 from spin_utils.settings.profiles import nearest
 from spin_utils.settings.run import Profile
-
-log = logging.getLogger(__name__)
 
 CLUSTERS = paths.REPOSITORY / "cluster"
 """Snakemake's profiles of the kit, a folder each."""
