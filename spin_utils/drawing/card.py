@@ -21,30 +21,26 @@ from spin_utils.settings.names import label
 from spin_utils.settings.run import Profile
 
 
-class CardError(KitError):
-    """A card cannot be written. The message names the model and the remedy."""
-
-
 def write(profile: Profile, model: str, seed: int = 0) -> Path:
     """Write the card of a model, such as `spin-3`, to results/PROFILE/seed-S/cards/MODEL.md.
 
     Raises:
         ResultsError: the model has no results.
-        CardError: the profile does not train it, or not as it was when the results were made.
+        KitError: the profile does not train it, or not as it was when the results were made.
     """
     made = plan.make(profile, seed)
     if profile.released:
-        raise CardError(f"{model}: profile {profile.name} trains nothing; released models have cards of their own")
+        raise KitError(f"{model}: profile {profile.name} trains nothing; released models have cards of their own")
     if model == "sft" and profile.sft is None:
-        raise CardError(f"{model}: is the base model of profile {profile.name}, which has a card of its own")
+        raise KitError(f"{model}: is the base model of profile {profile.name}, which has a card of its own")
     if f"eval-{model}" not in made.steps:
-        raise CardError(f"{model}: unknown{profiles.nearest(model, made.models())}")
+        raise KitError(f"{model}: unknown{profiles.nearest(model, made.models())}")
     folder, step = paths.results(profile.name), made.steps[f"eval-{model}"].inputs[0]
     record = results.read_json(results.path_of(folder, seed, "evaluations", model))
     chain = record["provenance"]["chain"]
     found, wanted = f"{step}-{chain.get(step, {}).get('key')}", made.directory(step).name
     if found != wanted:
-        raise CardError(
+        raise KitError(
             f"{model}: its results are from {found}, but the profile's current settings give {wanted}; undo "
             "the changes to the profile, or reproduce it again"
         )

@@ -9,9 +9,9 @@ import synthetic_results as synthetic
 from huggingface_hub import ModelCard
 
 from spin_utils.drawing import card
-from spin_utils.drawing.card import CardError
 from spin_utils.experiment import plan, publish, run
 from spin_utils.files import paths
+from spin_utils.files.paths import KitError
 from spin_utils.paper import results
 from spin_utils.settings import profiles
 from spin_utils.settings.run import Profile
@@ -48,7 +48,7 @@ def test_the_card_holds_the_numbers_of_the_results_and_the_settings_of_the_run(p
 
 def test_settings_that_changed_since_the_run_are_not_put_on_its_card(profile: Profile) -> None:
     changed = profiles.load("smoke", QUICK | {"spin.learning_rates": [3e-4]})
-    with pytest.raises(CardError, match="spin-0: its results are from spin-0-.*, but the profile's current settings"):
+    with pytest.raises(KitError, match="spin-0: its results are from spin-0-.*, but the profile's current settings"):
         card.write(changed, "spin-0")
 
 
@@ -59,5 +59,5 @@ def test_the_hubs_names_of_base_model_and_data_are_metadata() -> None:
 
 
 def test_models_that_were_not_trained_here_have_no_card() -> None:
-    with pytest.raises(CardError, match="base model of profile paper, which has a card of its own"):
+    with pytest.raises(KitError, match="base model of profile paper, which has a card of its own"):
         card.write(profiles.load("paper"), "sft")
