@@ -96,10 +96,6 @@ class Workload:
     """Sequences that a GPU decodes at once; each step reads the weights once for all of them."""
 
 
-PAPER = Workload()
-"""The paper's run."""
-
-
 def forward_flops(architecture: Architecture, prompt: int, *responses: int) -> float:
     """FLOPs of one forward pass over responses, of so many tokens each, to a prompt that is computed once."""
     linear = 2 * architecture.body * (prompt + sum(responses))

@@ -25,7 +25,6 @@ from spin_utils.evaluation import judge, suites
 from spin_utils.experiment import clock
 from spin_utils.experiment.cost import (
     A100S,
-    PAPER,
     Architecture,
     Machine,
     Workload,
@@ -208,7 +207,10 @@ def rows_of(profile: Profile, read: Demonstrations | None, control: Demonstratio
     """
     data, own, limit = profile.demonstrations, control_demonstrations(profile), profile.evaluation.limit
     if read is None:
-        spin, test = data.spin_rows or data.expected_rows or HUB_ROWS.get(data.name, PAPER.prompts), data.test_rows or 0
+        spin, test = (
+            data.spin_rows or data.expected_rows or HUB_ROWS.get(data.name, Workload.prompts),
+            data.test_rows or 0,
+        )
         rows = {"sft": data.sft_rows or spin, "spin": spin, "test": min(test, limit or test), "transfer": 0}
     else:
         rows = {"sft": len(read.sft), "spin": len(read.spin)}
@@ -221,7 +223,7 @@ def rows_of(profile: Profile, read: Demonstrations | None, control: Demonstratio
 
 def workload(profile: Profile, machine: Machine, read: Demonstrations | None) -> Workload:
     """A profile's run on a machine, with the mean lengths of the rows, or assumed ones if they cannot be read."""
-    prompt, real, generated = PAPER.prompt_tokens, PAPER.real_tokens, PAPER.generated_tokens
+    prompt, real, generated = Workload.prompt_tokens, Workload.real_tokens, Workload.generated_tokens
     if read is not None:
         texts = [[row[name] for row in read.sft] for name in ("prompt", "response")]
         prompt, real = (sum(map(len, found)) // (CHARACTERS * len(found)) + 1 for found in texts)
