@@ -43,11 +43,6 @@ class Run:
         """The validated profile."""
         return self.plan.profile
 
-    @property
-    def seed(self) -> int:
-        """Training and sampling seed."""
-        return self.plan.seed
-
     def make(self, step: str) -> Path:
         """Make a step, for example `spin-0`, with everything it still needs, and return its folder."""
         return make(self.plan, step)
