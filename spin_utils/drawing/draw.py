@@ -83,11 +83,7 @@ def _with_interval(finding: Finding) -> str:
 
 
 def compose(profile: Profile) -> Drawing:
-    """Make every table, figure and verdict that the results allow; they name the missing runs.
-
-    Raises:
-        ResultsError: No model was evaluated at all, or a results file is not valid.
-    """
+    """Make every table, figure and verdict that the results allow and name the missing runs; errors as in `scores`."""
     folder = paths.results(profile.name)
     measured, transfer = scores(profile), scores(profile, "transfer")
     results.check_one_run(folder)

@@ -51,8 +51,7 @@ _DPI = 220
 def write(profile: Profile) -> list[Path]:
     """Draw everything and write results/PROFILE/report.html; returns the files written, the report last.
 
-    Raises:
-        ResultsError: nothing was evaluated, or a results file is not valid.
+    Errors as in `draw.scores`.
     """
     drawn = draw.compose(profile)
     written = draw.write(drawn, profile)
@@ -79,11 +78,7 @@ def write(profile: Profile) -> list[Path]:
 
 
 def write_summary(profile: Profile) -> Path:
-    """Write results/PROFILE/summary.pdf from the results alone.
-
-    Raises:
-        ResultsError: nothing was evaluated, or a results file is not valid.
-    """
+    """Write results/PROFILE/summary.pdf from the results alone; errors as in `draw.scores`."""
     drawn = draw.compose(profile)
     path = paths.results(profile.name) / "summary.pdf"
     with style(), replacing(path) as partial, PdfPages(partial, metadata=dict(FORMATS["pdf"])) as pages:

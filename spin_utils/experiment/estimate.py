@@ -111,11 +111,7 @@ def architecture(
 
 
 def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architecture:
-    """Sizes from a transformers configuration.
-
-    Raises:
-        ModelError: a model that the kit cannot train or sample from, or that has no layers for the adapters.
-    """
+    """Sizes from a transformers configuration; errors as in `architecture`."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -207,10 +203,8 @@ def rows_of(profile: Profile, read: Demonstrations | None, control: Demonstratio
     """
     data, own, limit = profile.demonstrations, control_demonstrations(profile), profile.evaluation.limit
     if read is None:
-        spin, test = (
-            data.spin_rows or data.expected_rows or HUB_ROWS.get(data.name, Workload.prompts),
-            data.test_rows or 0,
-        )
+        spin = data.spin_rows or data.expected_rows or HUB_ROWS.get(data.name, Workload.prompts)
+        test = data.test_rows or 0
         rows = {"sft": data.sft_rows or spin, "spin": spin, "test": min(test, limit or test), "transfer": 0}
     else:
         rows = {"sft": len(read.sft), "spin": len(read.spin)}
