@@ -260,10 +260,8 @@ def own_units(metrics: pd.DataFrame) -> Table | None:
     cells: list[dict[str, Any]] = []
     kinds = metrics.drop_duplicates("task").sort_values("task")
     for model, of_model in metrics.groupby("model", sort=False):
-        own: list[dict[str, Any]] = []
-        for task in kinds["task"]:
-            values = of_model[of_model["task"] == task]["value"]
-            own.append({"row": label(str(model)), "column": task} | _over_seeds(values))
+        values = {task: of_model[of_model["task"] == task]["value"] for task in kinds["task"]}
+        own = [{"row": label(str(model)), "column": task} | _over_seeds(found) for task, found in values.items()]
         cells += own
         lines.append((label(str(model)), "", *(cell_text(cell, digits=2) for cell in own)))
     lower = kinds["higher_is_better"].map({True: "", False: " (lower is better)"})

@@ -115,7 +115,7 @@ def evaluation(plan: Plan, model: str) -> pd.DataFrame:
     if not artifacts.is_complete(plan.directory(step)):
         command = f"spin-repro step {step} --profile {plan.profile.name} --seed {plan.seed}"
         raise KitError(f"{step}: not made yet; make it with `{command}`, or in a notebook with run.make({step!r})")
-    items = pd.DataFrame(artifacts.read_json(plan.directory(step), "evaluation.json")["items"])
+    items = run.Run(plan).evaluation(model)
     local = plan.profile.evaluation.suite == "local"
     rows = {(row["family"], row["id"]): row for row in run.rows(plan, "test")} if local else {}
     asked = [rows.get(item, {}) for item in zip(items["task"], items["id"], strict=True)]  # further tasks have own ids
