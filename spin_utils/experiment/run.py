@@ -77,11 +77,11 @@ class Run:
 
     def opponent(self, iteration: int) -> str:
         """Name of the model that generates in an iteration and is its opponent (Alg. 1)."""
-        return self.plan.steps[f"pairs-{iteration}"].inputs[0]
+        return self.plan.step(f"pairs-{iteration}").inputs[0]
 
     def is_made(self, step: str) -> bool:
-        """Whether a step is finished."""
-        return artifacts.is_complete(self.plan.directory(step))
+        """Whether a step is finished, and part of the plan at all."""
+        return step in self.plan.steps and artifacts.is_complete(self.plan.directory(step))
 
 
 def open_run(profile: str = "cpu", seed: int = 0, changes: Mapping[str, Any] | None = None) -> Run:

@@ -90,6 +90,13 @@ def test_every_evaluated_iterate_and_no_other_is_in_the_picture_of_turns(home: P
     assert image.get_array().shape == (2, 5)
 
 
+def test_without_held_out_prompts_or_self_play_there_is_nothing_to_look_at_and_no_error(home: Path) -> None:
+    paper = plan.make(profiles.load("paper", {"demonstrations.revision": "0" * 40}), 0)
+    assert not run.Run(paper).is_made("heldout-spin-0"), "as notebook 02 asks"
+    pinned = {f"released.spin-{t}.revision": "a" * 40 for t in range(4)}
+    assert explore.prompts(plan.make(profiles.load("paper-released", pinned), 0)) == [], "as notebook 05 does"
+
+
 def test_every_iterate_that_is_made_answers_the_prompt_and_its_tokens_are_compared_with_its_opponent(
     made: plan.Plan, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

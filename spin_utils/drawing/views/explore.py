@@ -92,7 +92,9 @@ def answers(plan: Plan, checkpoints: Mapping[str, Path], rows: Sequence[Mapping[
 
 
 def iterates(plan: Plan) -> dict[str, Path]:
-    """Folders, by name, of the starting model and of every iteration made so far."""
+    """Folders, by name, of the starting model and of every iteration made so far; none of released checkpoints."""
+    if plan.profile.released:
+        return {}
     chain = [plan.steps["pairs-0"].inputs[0], *main_chain(plan.profile.spin.iterations)[1:]]
     return {name: plan.directory(name) for name in chain if artifacts.is_complete(plan.directory(name))}
 
