@@ -45,7 +45,6 @@ def two_runs(home: Path) -> Path:
 def test_a_page_shows_the_items_that_turned_with_both_answers_and_their_prompts(two_runs: Path) -> None:
     both = compare.items("cpu", "mine", "cpu")
     assert set(both["model"]) == {"mine", "cpu"}
-    assert compare.place("cpu", "mine") == (paths.results("mine"), "spin-10"), "the last iterate, by number"
     page = side_by_side("mine", "cpu").page
     assert "&lt;script&gt;" in page
     assert "<script" not in page
@@ -63,7 +62,7 @@ def test_a_page_shows_the_items_that_turned_with_both_answers_and_their_prompts(
 
 def test_a_run_is_found_by_its_name_whatever_its_seeds(two_runs: Path) -> None:
     shutil.rmtree(paths.results("mine") / "seed-0")
-    assert compare.place("cpu", "mine") == (paths.results("mine"), "spin-10")
+    assert compare.place("cpu", "mine") == (paths.results("mine"), "spin-10"), "the last iterate, by number"
 
 
 def test_tasks_outside_the_average_of_table_4_are_not_in_this_one(

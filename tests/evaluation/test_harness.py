@@ -411,11 +411,14 @@ def test_an_edited_task_file_is_another_measurement_and_a_missing_one_is_named(h
     )
     after = plan.make(profiles.load("smoke", change), 0)
     assert before.directory("eval-sft") != after.directory("eval-sft")
-    for used in ("first.yaml", "code.py", "test rows.jsonl", "train.json"):
-        (home / used).write_text("task: x")
+    for used in ("first.yaml", "code.py", "words.py", "test rows.jsonl", "train.json"):
+        (home / used).write_text("doc_to_text: !function words.prompt")
         edited = plan.make(profiles.load("smoke", change), 0)
         assert edited.directory("eval-sft") != after.directory("eval-sft"), used
         after = edited
+    (home / "other.py").write_text("")
+    unused = plan.make(profiles.load("smoke", change), 0)
+    assert unused.directory("eval-sft") == after.directory("eval-sft"), "a file that the task does not use"
     drawn = plan.make(profiles.load("smoke", change | {"evaluation.samples": 4}), 0)
     assert drawn.directory("eval-sft") != after.directory("eval-sft")
     assert before.directory("sft") == after.directory("sft")
