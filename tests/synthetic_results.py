@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from spin_utils.paper import results
 from spin_utils.settings.machine import CATEGORIES
@@ -37,6 +39,11 @@ TRANSFER = {
 def benchmarked(table: pd.DataFrame, known: Mapping[str, str] = BENCHMARKS | TRANSFER) -> pd.DataFrame:
     """A table by `task` with the benchmark of the paper that each is; without the tasks that are not named."""
     return table[table["task"].isin(list(known))].assign(benchmark=lambda kept: kept["task"].map(known))
+
+
+def words(figure: Figure) -> str:
+    """All that a figure says, on one line."""
+    return " ".join(text.get_text() for text in figure.findobj(Text)).replace("\n", " ")
 
 
 ABILITIES = {"sft": 0.00, "spin-0": 0.16, "spin-1": 0.24, "spin-2": 0.29, "spin-3": 0.30}

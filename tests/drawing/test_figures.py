@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_results as synthetic
+from synthetic_results import words
 
 from spin_utils.drawing import draw, figures, style, training_figures
 from spin_utils.paper import published, results
@@ -14,11 +15,6 @@ FIGURES = ("figure2", "figure3", "figure4", "figure5")
 
 def drawn(name, scores):
     return getattr(figures, name)(scores, profile="cpu")
-
-
-def texts(figure):
-    found = [text.get_text() for ax in figure.axes for text in (*ax.texts, ax.title, ax._left_title)]
-    return " | ".join([*found, figure.get_supxlabel()])
 
 
 def test_figure_2_draws_our_means_solid_and_the_papers_printed_averages_dashed(scores):
@@ -71,7 +67,7 @@ def test_figure_4_shows_iteration_0_at_its_own_last_epoch(scores):
 
 
 def test_figure_5_shows_the_printed_labels_of_the_paper(scores):
-    shown = texts(drawn("figure5", scores))
+    shown = words(drawn("figure5", scores))
     for value in published.training_sizes()["average"]:
         assert f"{value:.2f}" in shown
 
@@ -86,8 +82,8 @@ def test_figure_5_shows_the_printed_labels_of_the_paper(scores):
     ],
 )
 def test_a_missing_series_is_named_below_the_figure(scores, name, model, reason):
-    assert reason in texts(drawn(name, scores[scores["model"] != model])).replace("\n", " ")
-    assert "Not run" not in texts(drawn(name, scores))
+    assert reason in words(drawn(name, scores[scores["model"] != model]))
+    assert "Not run" not in words(drawn(name, scores))
 
 
 def test_a_line_joins_no_model_that_ran_on_fewer_than_half_of_the_seeds(scores):
@@ -95,7 +91,7 @@ def test_a_line_joins_no_model_that_ran_on_fewer_than_half_of_the_seeds(scores):
     few = drawn("figure5", scores[(scores["model"] != "sft-more-2") | (scores["seed"] == 0)])
     assert len(few.axes[0].lines[0].get_xdata()) == 3
     assert np.isnan(few.axes[0].lines[0].get_ydata()[2])
-    said = texts(few).replace("\n", " ")
+    said = words(few)
     assert "Not drawn, run on fewer than half of the seeds: SFT, 2 more epochs." in said
     assert "Not run" not in said
 
@@ -103,7 +99,7 @@ def test_a_line_joins_no_model_that_ran_on_fewer_than_half_of_the_seeds(scores):
 @pytest.mark.parametrize("name", FIGURES)
 def test_without_any_results_the_paper_is_drawn_and_our_panel_gives_its_reason(scores, name):
     figure = drawn(name, scores[:0])
-    assert "not run" in texts(figure)
+    assert "not run" in words(figure)
     assert figure.axes[1].lines or figure.axes[1].patches
 
 
@@ -124,9 +120,9 @@ def test_training_curves_start_at_log_2_and_go_through_all_iterations(root):
     starts = [line.get_ydata()[0] for line in loss.lines if line.get_linewidth() == 0.4 and len(line.get_ydata()) > 2]
     assert starts == pytest.approx([np.log(2)] * 8)
     assert figure.axes[2].get_xlim()[1] == 4 * 60
-    assert "log 2" in texts(figure)
-    assert "l(0) = 1" in texts(training_figures.training_curves(training, loss="hinge"))
-    assert "Not run" in texts(training_figures.training_curves(training[training["model"] != "spin-3"]))
+    assert "log 2" in words(figure)
+    assert "l(0) = 1" in words(training_figures.training_curves(training, loss="hinge"))
+    assert "Not run" in words(training_figures.training_curves(training[training["model"] != "spin-3"]))
 
 
 def test_every_model_of_a_shorter_run_has_a_colour() -> None:

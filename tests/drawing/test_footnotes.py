@@ -7,6 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import synthetic_results as synthetic
+from synthetic_results import words
 
 from spin_utils.drawing import draw, figures, footnotes, report, tables
 from spin_utils.paper import results
@@ -30,10 +31,6 @@ def readme_section():
     profile = profiles.load("cpu")
     draw.write(replace(draw.compose(profile), figures={}), profile)
     return report.section(profile)
-
-
-def words(figure):
-    return figure.get_supxlabel().replace("\n", " ")
 
 
 def test_intervals_are_over_the_items_and_seeds_of_the_models_shown(scores):

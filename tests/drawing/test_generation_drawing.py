@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_results as synthetic
+from synthetic_results import words
 
 from spin_utils.drawing import figures, tables
 from spin_utils.paper import generations, results
@@ -83,11 +84,6 @@ def test_tables_7_and_8_have_the_surprise_of_sampled_text_beside_that_of_real_te
     assert {len(line) for line in table.lines} == {len(table.header)}
     mean = 100 * measured[measured["model"] == "spin-1"].groupby("task")["distinct"].mean().mean()
     assert shown["SPIN iteration 1"][-2].startswith(f"{mean:.1f} [")
-
-
-def words(figure):
-    found = [text.get_text() for ax in figure.axes for text in ax.texts]
-    return " ".join([*found, figure.get_supxlabel()]).replace("\n", " ")
 
 
 def test_figure_1_shows_prompt_truth_and_both_generations_of_one_prompt(texts):
