@@ -323,15 +323,16 @@ def test_what_an_arm_trains_with_is_checked_as_well(monkeypatch: pytest.MonkeyPa
     assert more == 3 * estimate.checkpoint(SEVEN), "its model, and two states with another moment"
 
 
-def test_answers_of_an_arm_that_are_longer_or_more_at_once_are_counted(tiny: Path) -> None:
-    def needs(**arm: int) -> dict[str, float]:
-        changes = {f"generation.{name}": value for name, value in arm.items()}
-        profile = profiles.load("smoke", {"arms": {"it": changes} if arm else {}})
+def test_answers_of_an_arm_that_are_longer_or_more_are_counted(tiny: Path) -> None:
+    def needs(arm: dict[str, Any]) -> dict[str, float]:
+        profile = profiles.load("smoke", {"arms": {"it": arm} if arm else {}})
         return {stage: need.total() for stage, need, _ in estimate.memory(profile, SEVEN, EIGHT)}
 
-    plain, wide, long = needs(), needs(batch_size=512), needs(max_new_tokens=2048)
+    plain, many = needs({}), needs({"spin.answers_per_prompt": 64})
+    wide, long = needs({"generation.batch_size": 512}), needs({"generation.max_new_tokens": 2048})
     assert [stage for stage in plain if wide[stage] > plain[stage]] == ["generation"]
     assert [stage for stage in plain if long[stage] > plain[stage]] == ["spin", "generation"]
+    assert [stage for stage in plain if many[stage] > plain[stage]] == ["spin"]
     with pytest.raises(base.ModelError, match=r"the longest spin prompt with its answer"):
         armed = profiles.load("smoke", {"arms": {"it": {"generation.max_new_tokens": 2048}}})
         preflight.check_fit(tiny, armed, {"spin": [{"id": "1", "prompt": "some words", "response": "yes"}]})
