@@ -64,6 +64,8 @@ def _link(**changes):
 BROKEN = [
     ("evaluations", lambda d: d.pop("tasks"), "tasks: Field required"),
     ("evaluations", lambda d: d.update(stderr=0.1), "stderr: Extra inputs are not permitted, found 0.1"),
+    ("evaluations", lambda d: d.update(schema=2), "schema: Input should be 1, found 2"),
+    ("evaluations", _item(score=45.0), "items.1.score: .*less than or equal to 1, found 45"),
     ("evaluations", lambda d: d.update(seed=True), "seed: Input should be a valid integer, found True"),
     ("evaluations", _link(key="sft"), "provenance.chain.eval-spin-0.key: String should match"),
     ("training", lambda d: d["rows"][1].update(margin=math.inf), r"rows.1.margin: .*finite number, found inf"),

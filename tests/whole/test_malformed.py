@@ -53,11 +53,10 @@ def arguments(case: dict[str, Any], home: Path, sound: Path) -> list[str]:
     if case["read"] == "cluster":
         return [*reproduce, "--cluster", str(Path(path).parent)]
     if case["read"] == "results":
-        kind = "training" if "training" in case["file"] else "evaluations"
-        place = home / "results" / "cpu" / "seed-0" / kind / "spin-0.json"
+        place = home / "results" / "cpu" / "seed-0" / "evaluations" / "spin-0.json"
         place.parent.mkdir(parents=True)
         shutil.copyfile(path, place)
-        return ["provenance", "spin-0", "--kind", kind]
+        return ["provenance", "spin-0", "--kind", "evaluations"]
     return list(case["arguments"])
 
 
