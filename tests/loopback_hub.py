@@ -18,8 +18,6 @@ class LoopbackHub:
     """What the hub holds and what it was asked."""
 
     url: str = ""
-    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """config.json of models, by name."""
     repositories: dict[str, str] = field(default_factory=dict)
     """Commit of each repository, by `models/NAME` or `datasets/NAME`."""
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -42,10 +40,6 @@ def serve(hub: LoopbackHub) -> Iterator[LoopbackHub]:
                 return self._answer(403, {}, "GatedRepo") if gated else self._answer(200, {})
             if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
                 return self._repository(f"{found[1]}/{found[2]}", found[3])
-            if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/config\.json", path):
-                config = hub.configs.get(found[1])
-                if config is not None:
-                    return self._answer(200, config, file=found[2])
             if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)/?(.*)", path):
                 held = [p for p in hub.files.get(f"{found[1]}/{found[2]}", {}) if p.startswith(found[4])]
                 return self._answer(200, [{"type": "file", "path": p, "size": 0, "oid": "0" * 40} for p in held])

@@ -215,7 +215,8 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
     }
     hub.gated = {"datasets/cais/mmlu"}
     config = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "num_hidden_layers": 2}
-    hub.configs["Qwen/Qwen2.5-0.5B"] = {"model_type": "qwen2", **config, "intermediate_size": 96, "vocab_size": 300}
+    config |= {"model_type": "qwen2", "intermediate_size": 96, "vocab_size": 300}
+    hub.files["models/Qwen/Qwen2.5-0.5B"] = {"config.json": json.dumps(config).encode()}
     found = {wanted.name: preflight.look(wanted) for wanted in preflight.wanted(profile)}
     assert found["Qwen/Qwen2.5-0.5B"] == ("ok", f"reachable at {profile.model.revision[:8]}")
     assert found["HuggingFaceH4/ultrachat_200k"][1].endswith("--set demonstrations.revision=COMMIT")
