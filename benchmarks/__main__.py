@@ -8,6 +8,7 @@ memory and cost.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.runs < 1:
         parser.error(f"--runs {options.runs}: give at least 1")
-    from benchmarks.interleaved import RESULTS, machine, read, write  # seconds of imports, after what can be refused
+    from benchmarks.interleaved import RESULTS, machine, write  # seconds of imports, after what can be refused
     from spin_utils.experiment import plan, run
     from spin_utils.files import runtime
     from spin_utils.settings import profiles
@@ -56,8 +57,8 @@ def main() -> None:
             command = [sys.executable, "-m", f"benchmarks.{module}", "--model", os.path.relpath(model)]
             environment = runtime.child_environment(headless=True)
             subprocess.run([*command, "--runs", str(options.runs), *arguments], check=True, env=environment)
-        if (RESULTS / f"{name}.json").is_file():
-            ratios |= {NAMES.get(k, k): v for k, v in read(name)["ratios"].items()}
+        if (record := RESULTS / f"{name}.json").is_file():
+            ratios |= {NAMES.get(k, k): v for k, v in json.loads(record.read_text())["ratios"].items()}
     write("summary", {"machine": machine(), "ratios": ratios})
     for name, value in ratios.items():
         print(f"{name:32s} {value['median']:8.2f}  [{value['low']:.2f}, {value['high']:.2f}]  {value['runs']} runs")

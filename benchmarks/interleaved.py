@@ -13,11 +13,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spin_utils.files import paths
@@ -25,7 +24,7 @@ from spin_utils.files.artifacts import environment
 from spin_utils.files.disk import write_text
 from spin_utils.files.runtime import choose_precision
 from spin_utils.model.base import device
-from spin_utils.paper.results import SCHEMA, Part, checked
+from spin_utils.paper.results import SCHEMA
 
 RESULTS = paths.home() / "benchmarks" / "results"
 
@@ -134,42 +133,8 @@ def workload(options: argparse.Namespace) -> dict[str, str]:
     return {name: str(value) for name, value in chosen.items() if value is not None}
 
 
-class Ratio(Part):
-    """Ours over another's, over several runs."""
-
-    median: PositiveFloat
-    low: PositiveFloat
-    high: PositiveFloat
-    runs: PositiveInt
-
-
-class Record(Part):
-    """A file of `benchmarks/results`, the summary included."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    version: Literal[1] = Field(alias="schema")
-    machine: dict[str, Any]
-    ratios: dict[str, Ratio]
-
-
-def check(document: Any, where: str) -> None:
-    """Raise a `ResultsError` if a record is not valid."""
-    checked(Record, document, where, "run the benchmark again")
-
-
 def write(name: str, document: Mapping[str, Any], folder: Path = RESULTS) -> Path:
-    """Write one benchmark's record as JSON, checked."""
+    """Write one benchmark's record as JSON."""
     path = folder / f"{name}.json"
-    document = {"schema": SCHEMA, **document}
-    check(document, str(path))
-    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps({"schema": SCHEMA, **document}, indent=1, allow_nan=False) + "\n")
     return path
-
-
-def read(name: str) -> dict[str, Any]:
-    """Read one benchmark's record, checked."""
-    path = RESULTS / f"{name}.json"
-    document = json.loads(path.read_text(encoding="utf-8"))
-    check(document, str(path))
-    return dict(document)

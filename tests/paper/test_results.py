@@ -6,8 +6,6 @@ import math
 import pytest
 import synthetic_results as synthetic
 
-from benchmarks import interleaved
-from spin_utils.files import paths
 from spin_utils.files.disk import sealed
 from spin_utils.paper import results
 
@@ -119,10 +117,3 @@ def test_results_of_two_runs_next_to_each_other_are_refused(tmp_path):
         results.check_one_run(whole)
     assert "heldout/spin-2.json" in str(one.value)
     assert "transfer/spin-1.json" in str(one.value)
-
-
-def test_every_committed_benchmark_keeps_its_schema():
-    measured = sorted((paths.REPOSITORY / "benchmarks" / "results").glob("*.json"))
-    assert measured
-    for path in measured:
-        interleaved.check(json.loads(path.read_text(encoding="utf-8")), str(path))
