@@ -1,30 +1,144 @@
 """Every command of the README, of CONTRIBUTING and of docs/ works as it stands there, at the size of a test.
 
-`documents.py` holds the rules. Pages share one home, which starts with a finished smoke reproduction, so that a command
-finds what others made: that is what happens to a reader, too.
+Pages share one home, which starts with a finished smoke reproduction, so that a command finds what others made: that is
+what happens to a reader, too.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import documents
 import pytest
 from filelock import FileLock
 from typer.main import get_command
 
 from spin_utils.cli import main as cli
-from spin_utils.files import runtime, warm_start
+from spin_utils.files import paths, runtime, warm_start
 from spin_utils.paper import published, results
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError
+
+ROOT = paths.REPOSITORY
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+"""Documents whose commands are run."""
+
+NOT_RUN = {
+    "make test": "it would run itself",
+    "make lint": "`.ci/run` calls it beside the tests",
+    ".venv/bin/python -m pytest tests/model/test_packing.py": "part of these tests",
+    ".venv/bin/python -m pytest tests/training/test_loss.py": "part of these tests",
+    ".venv/bin/python -m pytest -m slow": "the slow tests would run themselves",
+    ".venv/bin/python -m pytest -m gpu": "for a machine with a GPU",
+    "SPIN_SCREENSHOTS=shots .venv/bin/python -m pytest tests/whole/test_browser.py": "part of these tests",
+    ".venv/bin/python -m benchmarks.search": "half an hour on a real model",
+    ".venv/bin/python -m benchmarks.coverage": "minutes; test_statistics.py runs its functions",
+    ".venv/bin/python docs/make_map.py": "writes into the repository; test_rooms.py calls its functions",
+}
+"""Commands that no test types, and why."""
+SLOW = (
+    ".venv/bin/python -m benchmarks --runs 3 --only sample_vs_generate",
+    # docs/your-data.md runs it by another name
+    ".venv/bin/spin-repro reproduce --model path/to/model --data rows.jsonl --set 'template={kind: chat}' --name mine",
+    ".venv/bin/spin-repro reproduce --profile with-colours.yaml",
+    ".venv/bin/spin-repro compare spin-3 sft --profile with-colours.yaml",
+    ".venv/bin/spin-repro reproduce --profile hinge.yaml",
+    ".venv/bin/spin-repro compare hinge/spin-3 cpu/spin-3",
+)
+"""Commands that only `python -m pytest -m slow` types."""
+SERVER = "make lab"
+"""It runs until it is stopped: it is started, waited for and stopped."""
+
+SMALL = """\
+# The profile smoke without the experiments around its main chain.
+extends: smoke
+sft_more: 0
+dpo: null
+spin: {iterations: 1, epochs_shown: 0, subsets: []}
+"""
+
+_SPIN_REPRO = """\
+#!{python}
+import os
+import sys
+from spin_utils.files import warm_start
+arguments = sys.argv[1:]
+if arguments[0] in {with_profile} and "--profile" not in arguments:
+    changed = {{"--model", "--data", "--set"}} & set(arguments)
+    arguments += ["--profile", "small.yaml" if changed else "smoke"]
+if arguments[0] == "reproduce" and "--jobs" not in arguments:
+    arguments += ["--jobs", "2"]
+command = [sys.executable, "-m", "spin_utils", *arguments]
+if arguments[0] != "--show-completion":  # which looks for the shell among its parents
+    command = warm_start.command(command)
+os.execv(command[0], command)
+"""
+_WITH_PROFILE = ("reproduce", "power", "plan", "step", "report", "verdicts", "compare", "provenance", "figures")
+
+
+def commands(page: str) -> list[str]:
+    """The commands of a page's bash blocks in order, without comments: a line, or several up to the end of a text.
+
+    >>> commands("docs/several-gpus.md")[0]
+    '.venv/bin/spin-repro reproduce --profile smoke --jobs 2'
+    """
+    found: list[str] = []
+    for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S):
+        end, going_on = "", False
+        for line in block.splitlines():
+            if end or going_on:
+                found[-1] += f"\n{line}"
+            elif line.strip():
+                line = re.sub(r"\s+#.*", "", line)
+                found.append(line)
+            here = re.search(r"<<\s*'?(\w+)'?", line)
+            end = "" if line == end else here.group(1) if here else end
+            going_on = line.endswith("\\")
+    return found
+
+
+def at_smoke(command: str) -> str:
+    """A command at the size of a test.
+
+    The profile `cpu` is `smoke`, or `small` where a profile extends it, and the last iteration is the first. The
+    `spin-repro` of `prepare` has these profiles as defaults.
+    """
+    command = command.replace("extends: cpu", "extends: small.yaml")
+    command = re.sub(r"\bcpu\b", "smoke", command).replace("spin-3", "spin-0")
+    if command.startswith("make ") and "PROFILE=" not in command:
+        command += " PROFILE=smoke"
+    return command
+
+
+def prepare(folder: Path) -> None:
+    """Make a folder look like a checkout after `make setup`: links to its files, and this Python in .venv/bin."""
+    written = ("results", "figures", "benchmarks")
+    for path in ROOT.iterdir():
+        if not (folder / path.name).exists() and path.name not in (".git", ".venv", "artifacts", *written):
+            (folder / path.name).symlink_to(path)
+    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("results", "__pycache__"))
+    python = shlex.quote(sys.executable)
+    scripts = {
+        "spin-repro": _SPIN_REPRO.format(python=sys.executable, with_profile=_WITH_PROFILE),
+        "python": f'#!/bin/sh\nexec {python} "$@"\n',
+        "jupyter": f'#!/bin/sh\nname=$1; shift; exec {python} -m jupyter$name "$@"\n',
+    }
+    binaries = folder / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    for name, text in scripts.items():
+        (binaries / name).write_text(text)
+        (binaries / name).chmod(0o755)
+    (folder / ".venv" / ".ready").touch()
+    (folder / "small.yaml").write_text(SMALL)
+
 
 PRODUCTS = {
     "README.md": ["path/to/result/model.safetensors"],
@@ -46,28 +160,28 @@ def checkout(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("checkout")
     with FileLock(finished.with_suffix(".lock")):  # a test sets the clock of its files back for a while
         shutil.copytree(finished, folder, dirs_exist_ok=True)
-    documents.prepare(folder)
+    prepare(folder)
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "model").symlink_to(next(folder.glob("artifacts/smoke/seed-0/sft-*")))
-    shutil.copyfile(documents.ROOT / "profiles" / "smoke_preferences.jsonl", folder / "pairs.jsonl")
+    shutil.copyfile(ROOT / "profiles" / "smoke_preferences.jsonl", folder / "pairs.jsonl")
     with warm_start.server(os.environ) as served, pytest.MonkeyPatch.context() as patch:
         for name in served.keys() - os.environ.keys():
             patch.setenv(name, served[name])
-        type_in(folder, documents.commands("docs/your-data.md")[0])  # rows.jsonl
+        type_in(folder, commands("docs/your-data.md")[0])  # rows.jsonl
         yield folder
 
 
 def type_in(folder: Path, command: str) -> str:
     """Run a command of a page in a checkout; returns what it says."""
     result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", documents.at_smoke(command)],
+        ["bash", "-euo", "pipefail", "-c", at_smoke(command)],
         cwd=folder,
         env=environment(folder),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    assert result.returncode == 0, f"{documents.at_smoke(command)}\n{result.stdout}"
+    assert result.returncode == 0, f"{at_smoke(command)}\n{result.stdout}"
     return result.stdout
 
 
@@ -80,13 +194,13 @@ TYPED: set[str] = set()
 """Commands typed so far, at the size of a test: what two pages say need be typed once only."""
 
 
-@pytest.mark.parametrize("page", documents.PAGES)
+@pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_run(page: str, checkout: Path) -> None:
-    for command in documents.commands(page):
-        if command in (*documents.NOT_RUN, *documents.SLOW, *documents.SERVERS) or documents.at_smoke(command) in TYPED:
+    for command in commands(page):
+        if command in (*NOT_RUN, *SLOW, SERVER) or at_smoke(command) in TYPED:
             continue
         type_in(checkout, command)
-        TYPED.add(documents.at_smoke(command))
+        TYPED.add(at_smoke(command))
     for product in PRODUCTS.get(page, []):
         assert (checkout / product).exists(), product
     if page == "docs/your-data.md":
@@ -95,10 +209,10 @@ def test_the_commands_of_a_page_run(page: str, checkout: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in documents.PAGES if {*documents.commands(page)} & {*documents.SLOW}])
+@pytest.mark.parametrize("page", [page for page in PAGES if {*commands(page)} & {*SLOW}])
 def test_the_slow_commands_of_a_page_run_after_its_others(page: str, checkout: Path) -> None:
-    for command in documents.commands(page):
-        if command not in (*documents.NOT_RUN, *documents.SERVERS):
+    for command in commands(page):
+        if command not in (*NOT_RUN, SERVER):
             said = type_in(checkout, command)
     if page == "docs/add-a-benchmark.md":
         assert "colours" in said
@@ -108,14 +222,13 @@ def test_the_slow_commands_of_a_page_run_after_its_others(page: str, checkout: P
         assert (checkout / "benchmarks" / "results" / "sample_vs_generate.json").is_file(), "not in the repository"
 
 
-@pytest.mark.parametrize("command", documents.SERVERS)
-def test_a_server_starts_and_stops(command: str, checkout: Path) -> None:
+def test_the_server_starts_and_stops(checkout: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address, said = f"http://127.0.0.1:{port}/", ""
     with subprocess.Popen(
-        f"exec timeout -k 10 120 {documents.at_smoke(command)} PORT={port}",
+        f"exec timeout -k 10 120 {at_smoke(SERVER)} PORT={port}",
         shell=True,
         cwd=checkout,
         env=environment(checkout),
@@ -132,24 +245,24 @@ def test_a_server_starts_and_stops(command: str, checkout: Path) -> None:
 
 
 def test_what_is_not_run_stands_in_a_page() -> None:
-    said = [command for page in documents.PAGES for command in documents.commands(page)]
-    for command in (*documents.NOT_RUN, *documents.SLOW, *documents.SERVERS):
+    said = [command for page in PAGES for command in commands(page)]
+    for command in (*NOT_RUN, *SLOW, SERVER):
         assert command in said, f"{command}: no page says it any more; take it off the list"
 
 
 def test_commands_within_sentences_exist() -> None:
     commands = set(get_command(cli.app).commands)
-    targets = set(re.findall(r"^([a-z-]+):", (documents.ROOT / "Makefile").read_text(), re.M))
-    templates = [str(path.relative_to(documents.ROOT)) for path in (documents.ROOT / ".github").rglob("*.*")]
-    for page in [*documents.PAGES, "REPRODUCING.md", *templates]:
-        text = (documents.ROOT / page).read_text()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    templates = [str(path.relative_to(ROOT)) for path in (ROOT / ".github").rglob("*.*")]
+    for page in [*PAGES, "REPRODUCING.md", *templates]:
+        text = (ROOT / page).read_text()
         assert set(re.findall(r"`make ([a-z]+)\b", text)) <= targets, page
         assert set(re.findall(r"`(?:\.venv/bin/)?spin-repro ([a-z]+)", text)) <= commands, page
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*documents.PAGES, "REPRODUCING.md", "CHANGELOG.md"]:
-        path = documents.ROOT / page
+    for page in [*PAGES, "REPRODUCING.md", "CHANGELOG.md"]:
+        path = ROOT / page
         for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
             if not target.startswith("http"):
                 file, _, place = target.partition("#")
@@ -161,14 +274,14 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_profiles_shown_on_a_page_can_be_loaded(checkout: Path) -> None:
-    for page in documents.PAGES:
-        for block in re.findall(r"^```yaml\n(.*?)^```", (documents.ROOT / page).read_text(), re.M | re.S):
+    for page in PAGES:
+        for block in re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S):
             (checkout / "shown.yaml").write_text(block)
             profiles.load(str(checkout / "shown.yaml"))
 
 
 def test_settings_that_a_line_of_a_page_names_are_accepted_together_by_cpu() -> None:
-    pages = {page: (documents.ROOT / page).read_text() for page in documents.PAGES}
+    pages = {page: (ROOT / page).read_text() for page in PAGES}
     lines = [(page, line) for page, text in pages.items() for line in text.splitlines()]
     given = [(page, re.findall(r"`'?([a-z_]+\.[a-z_.]+=[^`']+)'?`", line)) for page, line in lines]
     assert sum(page == "docs/run-an-ablation.md" for page, found in given if found) > 5
@@ -180,15 +293,15 @@ def test_settings_that_a_line_of_a_page_names_are_accepted_together_by_cpu() -> 
 
 
 def test_every_test_that_a_page_names_exists() -> None:
-    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (documents.ROOT / "docs" / "speed.md").read_text())
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (ROOT / "docs" / "speed.md").read_text())
     assert named
     for file, name in named:
-        (path,) = (documents.ROOT / "tests").rglob(file)
+        (path,) = (ROOT / "tests").rglob(file)
         assert f"def {name}(" in path.read_text(), f"{file}::{name}"
 
 
 def test_the_numbers_of_the_errata_are_those_of_the_published_tables() -> None:
-    text = (documents.ROOT / "docs" / "errata.md").read_text().partition("## The released code")[0]
+    text = (ROOT / "docs" / "errata.md").read_text().partition("## The released code")[0]
     table = published.leaderboard()
     gain = table.loc["spin-3-dpo", "average_recomputed"] - table.loc["spin-3", "average_recomputed"]
     printed = table.loc["spin-3-dpo", "average_printed"] - table.loc["spin-3", "average_printed"]
