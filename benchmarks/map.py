@@ -149,11 +149,11 @@ def draw() -> None:
     write_text(paths.REPOSITORY / "docs" / "map.md", text)
 
 
-def page(results: Path | None = None) -> tuple[str, dict[str, Figure]]:
+def page() -> tuple[str, dict[str, Figure]]:
     """The page and the figures of the cells under results/map; figures by profile."""
     text, figures = PAGE, {}
     for profile, title in TITLES.items():
-        record = (results or paths.results("map")) / f"{profile}.jsonl"
+        record = paths.results("map") / f"{profile}.jsonl"
         if record.is_file():
             found = summary(load_map(record))
             picture = ""
@@ -255,7 +255,9 @@ def _seed(steps: plan.Plan, betas: Sequence[float], record: Path) -> None:
         settings = replace(spin, beta=beta)
         missing = stops({"kind": "spin", "rate": settings.learning_rate, "beta": beta}, at)
         if missing:
-            opponent = opponent or _opponent(start, pairs)
+            if not opponent:
+                start.scratch.load_state_dict(base.load(start.folder).state_dict())
+                opponent = score(start.scratch, pairs, micro_batch_tokens=SPIN.micro_batch_tokens)
             _train(start, pairs, settings, seed, missing, opponent)
     rows = encode_rows(base.load_tokenizer(start.folder), steps.profile.template, run.rows(steps, "sft"))
     demonstrations = [Group(row.prompt_ids, (row.response_ids,)) for row in rows]
@@ -293,11 +295,6 @@ def _train(
             stops={**missing, last: end},
             what=f"beta {settings.beta:g}" if opponent else f"more SFT at {settings.learning_rate:g}",
         )
-
-
-def _opponent(start: _Start, pairs: Sequence[Group]) -> list[list[float]]:
-    start.scratch.load_state_dict(base.load(start.folder).state_dict())
-    return score(start.scratch, pairs, micro_batch_tokens=SPIN.micro_batch_tokens)
 
 
 class _Done(Exception):  # noqa: N818 - no error: the last cell of a run is measured
