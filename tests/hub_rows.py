@@ -5,6 +5,7 @@ The hub cannot be reached from a test. Columns and types are those of the data s
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import datasets
@@ -131,16 +132,14 @@ class Hub:
 
     def __init__(self, items: int = 3, examples: int = 30) -> None:
         self.items, self.examples = items, examples
-        self._made: dict[tuple[str, str | None], datasets.DatasetDict] = {}
 
     def __call__(
         self, path: str, name: str | None = None, *, split: str | None = None, revision: str | None = None
     ) -> Any:
-        if (path, name) not in self._made:
-            self._made[path, name] = self._make(path, name)
-        found = self._made[path, name]
+        found = self._make(path, name)
         return found if split is None else found[split]
 
+    @cache  # noqa: B019 (lives as long as a test)
     def _make(self, path: str, name: str | None) -> datasets.DatasetDict:
         features = None
         if path == "cais/mmlu":
