@@ -27,11 +27,7 @@ MOST = 400_000
 
 
 def keep(profile: str, folder: Path) -> list[Path]:
-    """Write the small copies.
-
-    Args:
-        profile: name of a profile that was reproduced here.
-        folder: where they go.
+    """Write the small copies of the notebooks of a profile that was reproduced here.
 
     Raises:
         KitError: an executed notebook is missing, one of its cells failed, or its copy is too large.
