@@ -25,15 +25,6 @@ BENCHMARKS = {
     "score_vs_lm_eval": ["score_vs_lm_eval"],
 }
 """By name of the file of results, the module and its options."""
-NAMES = {
-    "full_vs_generate": "sample_vs_generate",
-    "full_memory_vs_generate": "sample_memory_vs_generate",
-    "full_fraction_of_matmul_peak": "sample_fraction_of_matmul_peak",
-    "ended_vs_generate": "sample_vs_generate_ended",
-    "ended_memory_vs_generate": "sample_memory_vs_generate_ended",
-    "full_vs_generate_batch": "sample_vs_generate_batch",
-    "full_memory_vs_generate_batch": "sample_memory_vs_generate_batch",
-}
 
 
 def main() -> None:
@@ -58,10 +49,16 @@ def main() -> None:
             environment = runtime.child_environment(headless=True)
             subprocess.run([*command, "--runs", str(options.runs), *arguments], check=True, env=environment)
         if (record := RESULTS / f"{name}.json").is_file():
-            ratios |= {NAMES.get(k, k): v for k, v in json.loads(record.read_text())["ratios"].items()}
+            ratios |= {_public(key): value for key, value in json.loads(record.read_text())["ratios"].items()}
     write("summary", {"machine": machine(), "ratios": ratios})
     for name, value in ratios.items():
         print(f"{name:32s} {value['median']:8.2f}  [{value['low']:.2f}, {value['high']:.2f}]  {value['runs']} runs")
+
+
+def _public(ratio: str) -> str:
+    """A ratio's name in the summary, which says what was timed."""
+    workload, _, rest = ratio.partition("_")
+    return {"full": f"sample_{rest}", "ended": f"sample_{rest}_ended"}.get(workload, ratio)
 
 
 if __name__ == "__main__":
