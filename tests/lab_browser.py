@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,14 +18,6 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from spin_utils.files import paths, runtime
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
 _SETTINGS = {
     # Without these JupyterLab keeps only the cells in sight in the page, and asks the network for news.
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -44,25 +34,18 @@ def find_browser() -> str | None:
 
 @contextmanager
 def running_lab(folder: Path, home: Path) -> Iterator[str]:
-    """Start JupyterLab with a token, folders of its own and the layout of `make lab`; gives its address.
+    """Start JupyterLab in a folder, with settings of its own and the layout of `make lab`; gives its address and token.
 
-    Args:
-        folder: where it runs, with everything that it may write.
-        home: `SPIN_HOME` of its kernels.
+    `home` is the `SPIN_HOME` of its kernels.
     """
     lab = folder / "lab"
     for name, values in _SETTINGS.items():
-        path = lab / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path = lab / "lab" / "user-settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
     environment = runtime.child_environment(headless=False) | {
         "HOME": str(lab),
-        "JUPYTER_CONFIG_DIR": str(lab / "config"),
-        "JUPYTER_DATA_DIR": str(lab / "data"),
-        "JUPYTER_RUNTIME_DIR": str(lab / "runtime"),
-        "JUPYTERLAB_SETTINGS_DIR": str(lab / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(lab / "layouts"),
-        "IPYTHONDIR": str(lab / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(lab),
         "SPIN_HOME": str(home),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(paths.REPOSITORY), os.environ.get("PYTHONPATH")))),
     }
@@ -70,26 +53,23 @@ def running_lab(folder: Path, home: Path) -> Iterator[str]:
     layout = paths.REPOSITORY / "notebooks" / "spin.jupyterlab-workspace"
     imported = [sys.executable, "-m", "jupyterlab", "workspaces", "import", str(layout)]
     subprocess.run(imported, env=environment, check=True, capture_output=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    token = secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--port={port}"]
-    command += [f"--IdentityProvider.token={token}", f"--notebook-dir={folder}", "--ServerApp.port_retries=0"]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1"]
     if os.geteuid() == 0:
         command.append("--allow-root")
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     output = process.stdout
     assert output is not None
     try:
         said = ""
-        while f"127.0.0.1:{port}/lab" not in said:
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+/lab\?token=\w+", said)):
             line = output.readline()
             assert line, said
             said += line
         # Read on, so that the server never waits for a full pipe.
         Thread(target=lambda: (lab / "log.txt").write_text(said + output.read()), daemon=True).start()
-        yield f"http://127.0.0.1:{port}/lab?token={token}"
+        yield address[0]
     finally:
         process.terminate()
         process.wait()
@@ -99,19 +79,13 @@ def running_lab(folder: Path, home: Path) -> Iterator[str]:
 def opened_browser() -> Iterator[Browser]:
     """The system's browser without a window."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=list(_FLAGS), timeout=_PATIENCE_MS)
+        browser = playwright.chromium.launch(executable_path=find_browser(), timeout=_PATIENCE_MS)
         yield browser
         browser.close()
 
 
 def open_page(browser: Browser, address: str, path: str) -> Page:
-    """A page of JupyterLab whose notebook has a kernel.
-
-    Args:
-        browser: from `opened_browser`.
-        address: from `running_lab`.
-        path: `doc/tree/NOTEBOOK` for a notebook by itself, `lab/workspaces/NAME` for a layout.
-    """
+    """A page with a notebook whose kernel runs: `doc/tree/NOTEBOOK` by itself, `lab/workspaces/NAME` in a layout."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(_PATIENCE_MS)
     page.goto(address.replace("/lab?", f"/{path}?"))
