@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,14 +13,11 @@ import pytest
 from spin_utils.files import processes
 from spin_utils.training.step import StepRunner
 
-
-def stop() -> None:
-    """Ask this process to stop."""
-    os.kill(os.getpid(), signal.SIGTERM)
+STOP = partial(signal.raise_signal, signal.SIGTERM)
 
 
 @contextmanager
-def after_step(number: int, act: Callable[[], object] = stop, rank: int = 0) -> Iterator[None]:
+def after_step(number: int, act: Callable[[], object] = STOP, rank: int = 0) -> Iterator[None]:
     """Do something in one process right after a step of the runs in this block."""
     step = StepRunner.__call__
 
