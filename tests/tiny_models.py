@@ -28,9 +28,7 @@ ODD = {"llama": {"tie_word_embeddings": True}, "qwen3": {"head_dim": 16}, "smoll
 torch.set_num_threads(1)
 
 
-def tiny_model(
-    family: str, seed: int = 0, dtype: torch.dtype = torch.float32, vocabulary: int = VOCABULARY, **options: object
-) -> PreTrainedModel:
+def tiny_model(family: str, seed: int = 0, vocabulary: int = VOCABULARY, **options: object) -> PreTrainedModel:
     """A model of two layers with grouped query heads and weights large enough that attention matters.
 
     llama ties its embeddings, qwen2 has biases on queries, keys and values, qwen3 norms of query and key heads, and
@@ -43,4 +41,4 @@ def tiny_model(
         for layer in model.model.layers if family == "qwen2" else ():
             for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
                 torch.nn.init.normal_(projection.bias, std=0.3)
-    return model.to(dtype)
+    return model
