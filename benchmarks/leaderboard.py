@@ -13,6 +13,7 @@ own `HFLM`, unpatched. ROWS holds a folder for each benchmark with the splits of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -184,7 +185,9 @@ def tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     shown = [{"model": name, **values} for name, values in heads.items()]
     shown += [{"model": _name(f), **{task: _cell(f["tasks"][task]) for task in tasks}} for f in files]
     shown.append({"model": "Base model, published", **{task: PUBLISHED.get(task, "") for task in tasks}})
-    over = [{"model": _name(f), **dict(_over_sft(f, files))} for f in files if f["model"] not in ("base", "sft")]
+    sft = {f["seed"] for f in files if f["model"] == "sft"}
+    trained = [f for f in files if f["model"] not in ("base", "sft") and f["seed"] in sft]
+    over = [{"model": _name(f), **dict(_over_sft(f, files))} for f in trained]
     for task, own in tasks.items():
         gain: dict[str, Any] = {"benchmark": task}
         for scale, n in (("here", own["n"]), ("`gpu`", min(500, int(sizes[task]))), ("`paper`", int(sizes[task]))):
@@ -222,7 +225,10 @@ def _at_cpu() -> Iterator[dict[str, Any]]:
 
 
 def _name(file: Mapping[str, Any]) -> str:
-    return f"{label(file['model'])}, seed {file['seed']}"
+    shown = file["model"]
+    with contextlib.suppress(paths.KitError):  # no step of a profile: the name that was given with a folder
+        shown = label(shown)
+    return f"{shown}, seed {file['seed']}"
 
 
 def _over_sft(file: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

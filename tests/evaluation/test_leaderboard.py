@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import hub_rows
@@ -45,3 +46,14 @@ def test_a_checkpoint_is_scored_as_by_stock_lm_eval_and_only_numbers_are_kept(
 def test_the_tables_of_the_page_are_what_the_committed_results_give() -> None:
     again = "python -m benchmarks.leaderboard"
     assert leaderboard.page() == leaderboard.PAGE.read_text(encoding="utf-8"), f"write the page again: {again}"
+
+
+def test_a_folder_by_its_own_name_is_in_the_scores_and_without_sft_of_its_seed_not_among_the_differences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = json.loads((leaderboard.RESULTS / "spin-0-seed-7.json").read_text())
+    (tmp_path / "mine-seed-0.json").write_text(json.dumps(kept | {"model": "mine", "seed": 0}))
+    monkeypatch.setattr(leaderboard, "RESULTS", tmp_path)
+    _, (_, scores), (_, differences) = islice(leaderboard.tables(), 3)
+    assert [row["model"] for row in scores][3:] == ["mine, seed 0", "Base model, published"]
+    assert differences == []
