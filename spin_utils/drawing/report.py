@@ -44,6 +44,15 @@ FIGURES = {
     "convergence": "Does self-play converge? (not in the paper)",
 }
 """Files of figures/PROFILE and their titles, in the order of the page."""
+_BESIDE = {
+    "told apart": ("Real and generated told apart, %", 1),
+    "greedy": ("Score, points", 1),
+    "samples": ("Score of samples, points", 1),
+    "surprise": ("Surprise of samples, nats per token", 2),
+    "discriminator": ("Recognised by a discriminator, %", 1),
+    "bits per byte": ("Bits per byte of real responses", 4),
+}
+"""Columns of the table `instruments`, with their headings and digits in a comparison of runs."""
 _DPI = 220
 """Of the figures on the pages to print."""
 
@@ -69,6 +78,7 @@ def write(profile: Profile) -> list[Path]:
         claims=[finding for finding in drawn.findings if finding not in facts["wholes"]],
         figures=[(title, b64encode((figures / f"{n}.png").read_bytes()).decode()) for n, title in FIGURES.items()],
         tables=drawn.tables,
+        beside=beside(profile),
         label=label,
         last=label(last),
         chains=[publish.describe_provenance(profile.name, int(seed), last) for seed in traced],
@@ -130,9 +140,38 @@ def section(profile: Profile) -> str:
         minutes=sum(seconds.values()) / 60,
         machine=machine,
         measured=judged[~exact],
+        beside=beside(profile),
         theory=judged[exact],
         tally=claims.tally,
     )
+
+
+def beside(profile: Profile) -> pd.DataFrame:
+    """What self-play does on other demonstrations: a row per measure, a column for this run and each with a protocol.
+
+    From the drawn tables `instruments`, as text with 95 % intervals in brackets; no columns unless there are two.
+    """
+    known = {path.parent.name: path.parent for path in sorted(paths.results(profile.name).parent.glob("*/protocol.md"))}
+    folders = {profile.name: paths.results(profile.name)} | known
+    files = {name: folder / "tables" / "instruments.csv" for name, folder in folders.items()}
+    columns = {name: _beside(pd.read_csv(file)) for name, file in files.items() if file.is_file()}
+    found = pd.DataFrame(columns if len(columns) > 1 else {}).fillna(DASH)
+    order = ["Training seeds", *(heading for heading, _ in _BESIDE.values())]
+    return found.loc[sorted(found.index, key=lambda row: order.index(row.partition(":")[0]))]
+
+
+def _beside(cells: pd.DataFrame) -> dict[str, str]:
+    """Where SFT stands by each measure, and what the last iteration and the longest further SFT gain from there."""
+    found = {"Training seeds": f"{cells['seeds'].max():.0f}"}
+    for column, (heading, digits) in _BESIDE.items():
+        own = cells[(cells["column"] == column) & cells["value"].notna()]
+        gains, start = own[own["quantity"] == "gain over SFT"], own[own["row"] == label("sft")]
+        last = [gains[gains["row"].str.startswith(kind)].tail(1) for kind in ("SPIN ", "SFT, ")]
+        for cell in pd.concat([start, *last]).to_dict("records"):
+            gain = cell["quantity"] != "level"
+            row = f"{heading}: {cell['row']}{' over SFT' if gain else ''}"
+            found[row] = tables.cell_text(cell, sign=gain, digits=digits)
+    return found
 
 
 def _made_earlier(profile: Profile, seed: int) -> bool:

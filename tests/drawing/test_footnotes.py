@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -75,6 +76,21 @@ def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_th
     section = report.section(profile)
     assert "2 training seeds" in section
     assert "Not on all of the seeds 0, 1: SPIN iteration 1 (0), SPIN iteration 2 (0), SPIN iteration 3 (0)." in section
+
+
+def test_a_run_with_a_protocol_stands_beside_this_one(home):
+    root = synthetic.write(home, seeds=(0, 1), items=8)
+    readme_section()
+    assert report.beside(profiles.load("cpu")).empty
+    shutil.copytree(root / "tables", root.parent / "talk" / "tables")
+    assert report.beside(profiles.load("cpu")).empty, "no protocol"
+    (root.parent / "talk" / "protocol.md").touch()
+    found = report.beside(profiles.load("cpu"))
+    assert list(found) == ["cpu", "talk"]
+    assert found["cpu"].equals(found["talk"].rename("cpu"))
+    assert found.loc["Training seeds", "talk"] == "2"
+    gain = found.loc["Score, points: SPIN iteration 3 over SFT", "talk"]
+    assert f"| Score, points: SPIN iteration 3 over SFT | {gain} | {gain} |" in report.section(profiles.load("cpu"))
 
 
 @pytest.mark.parametrize(
