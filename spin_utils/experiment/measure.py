@@ -151,7 +151,7 @@ def token_scores(examples: Sequence[Example], checkpoints: Mapping[str, Path]) -
     """
     rows: list[dict[str, Any]] = []
     for checkpoint, folder in checkpoints.items():
-        tokenizer, model = base.load_tokenizer(folder), base.load(folder)
+        tokenizer, [model] = base.load_tokenizer(folder), base.load_to_compare([folder])
         check_supported(model, max(example.group.longest_row for example in examples))
         for example in examples:
             logps = iter(token_logps(model, pack([example.group]).to(model.device)).tolist())

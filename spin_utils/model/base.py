@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,25 @@ def load_for_inference(folder: Path) -> Any:
     from spin_utils.files.runtime import choose_precision
 
     return load(folder, choose_precision("auto", device()))
+
+
+def load_to_compare(folders: Collection[Path], dtype: Any = None) -> list[Any]:
+    """Load models together, on the accelerator if all of them fit there beside what it holds, else in main memory.
+
+    `dtype` as in `load`: float32 if None, as training scores them.
+    """
+    import torch
+    from safetensors import safe_open
+
+    place = device()
+    if place.type == "cuda":
+        numbers = 0
+        for file in (file for folder in folders for file in resolve(folder).glob("*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                numbers += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 (no iterator)
+        if (dtype or torch.float32).itemsize * numbers > 0.8 * torch.cuda.mem_get_info()[0]:
+            place = torch.device("cpu")
+    return [load(folder, dtype, place=place) for folder in folders]
 
 
 def device() -> Any:

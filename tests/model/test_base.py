@@ -118,3 +118,13 @@ def test_weights_that_are_no_numbers_are_refused_where_they_are_loaded(folder: P
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(base.ModelError, match=r"copy: model\.norm\.weight contains NaN or infinity; copy the model"):
         base.load(copy)
+
+
+@pytest.mark.parametrize(("free", "place"), [(2**40, "cuda"), (2**10, "cpu")])
+def test_models_that_do_not_fit_on_the_accelerator_together_are_compared_in_main_memory(
+    folder: Path, free: int, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2**40))
+    monkeypatch.setattr(base, "load", lambda folder, dtype, place: place.type)
+    assert base.load_to_compare([folder, folder]) == [place] * 2

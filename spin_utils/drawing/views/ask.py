@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from spin_utils.data.templates import decode_response, encode_prompts, end_ids
 from spin_utils.drawing.views import explore, show
 from spin_utils.experiment.plan import Plan
-from spin_utils.files import artifacts
+from spin_utils.files import artifacts, runtime
 from spin_utils.model import base
 from spin_utils.model.general import check_model, next_logits
 from spin_utils.settings.inputs import TemplateSettings
@@ -32,7 +32,7 @@ def ask(plan: Plan, prompt: str) -> Iterator[HTML]:
     folders = explore.iterates(plan)
     for folder in folders.values():
         artifacts.verify(folder)
-    models = [base.load_for_inference(folder) for folder in folders.values()]
+    models = base.load_to_compare(folders.values(), runtime.choose_precision("auto", base.device()))
     said: dict[str, list[tuple[str, float]]] = {name: [] for name in folders}
     answers = {}
     if models:
