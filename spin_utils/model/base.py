@@ -154,7 +154,8 @@ def load_to_compare(folders: Collection[Path], dtype: Any = None) -> list[Any]:
         numbers = 0
         for file in (file for folder in folders for file in resolve(folder).glob("*.safetensors")):
             with safe_open(file, "pt") as tensors:
-                numbers += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 (no iterator)
+                names = tensors.keys()
+                numbers += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
         if (dtype or torch.float32).itemsize * numbers > 0.8 * torch.cuda.mem_get_info()[0]:
             place = torch.device("cpu")
     return [load(folder, dtype, place=place) for folder in folders]
