@@ -53,19 +53,24 @@ def intervals(table: pd.DataFrame, models: Iterable[str], *, unit: str = "items"
 
 
 def fewer_seeds(table: pd.DataFrame, models: Iterable[str]) -> str:
-    """Which of the models shown lack a training seed that another one has, as sentences; empty if no model does."""
-    seeds = {model: sorted(table["seed"][table["model"] == model].unique()) for model in models}
-    every = sorted({seed for found in seeds.values() for seed in found})
-    lacking = [
-        f"{label(model)} ({', '.join(map(str, found))})" for model, found in seeds.items() if found and found != every
-    ]
-    if not lacking:
+    """Which of the models shown lack a training seed that another one has, and what follows; empty if no model does."""
+    found = lacking(table, models)
+    if not found:
         return ""
     return (
-        f"Not on all of the seeds {', '.join(map(str, every))}: {', '.join(lacking)}. A score is averaged over its "
-        "model's seeds and a gain over the seeds that both models have, so scores over different seeds are not "
-        "comparable."
+        f"N{found[1:]} A score is averaged over its model's seeds and a gain over the seeds that both models have, so "
+        "scores over different seeds are not comparable."
     )
+
+
+def lacking(table: pd.DataFrame, models: Iterable[str]) -> str:
+    """The models alone, after a colon."""
+    seeds = {model: sorted(table["seed"][table["model"] == model].unique()) for model in models}
+    every = sorted({seed for found in seeds.values() for seed in found})
+    few = [
+        f"{label(model)} ({', '.join(map(str, found))})" for model, found in seeds.items() if found and found != every
+    ]
+    return f"not on all of the seeds {', '.join(map(str, every))}: {', '.join(few)}." if few else ""
 
 
 def grading(grades: pd.DataFrame) -> str:
@@ -101,6 +106,7 @@ _NOTES = jinja2.Environment(loader=_LOADER, undefined=jinja2.StrictUndefined).ge
         "label": label,
         "intervals": intervals,
         "fewer_seeds": fewer_seeds,
+        "lacking": lacking,
         "grading": grading,
         "listed": lambda names: " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])),
         "minus": lambda text: text.replace("-", "−"),
