@@ -162,8 +162,8 @@ class Decoder:
             rows //= SHRINK
         if rows not in self.graphs:
             self.beside = self.beside or torch.cuda.Stream(self.device)
-            self.graphs[rows] = _Graph(self._step, rows, self.beside)
-        return self.graphs[rows](token_B, position_B)
+            self.graphs[rows] = _Graph(rows, self.beside)
+        return self.graphs[rows](self._step, token_B, position_B)
 
     def _step(self, token_B: Tensor, position_B: Tensor) -> Tensor:
         n = len(token_B)
@@ -204,37 +204,41 @@ class Decoder:
         return layer.down(layer.activation(gate).mul_(up)).add_(hidden)
 
 
+_Step = Callable[[Tensor, Tensor], Tensor]
+
+
 class _Graph:
     """A step for a fixed number of rows, as a CUDA graph.
 
     The output of rows that are not live is never read: each writes to its own position 0, which its next prompt
-    overwrites.
+    overwrites. It does not hold the step, which is the decoder's: in a cycle of references cache and weights would stay
+    on the GPU after the decoder's life.
     """
 
-    def __init__(self, step: Callable[[Tensor, Tensor], Tensor], rows: int, beside: torch.cuda.Stream) -> None:
-        self.step, self.beside = step, beside
+    def __init__(self, rows: int, beside: torch.cuda.Stream) -> None:
+        self.beside = beside
         self.token, self.position = torch.zeros(2, rows, dtype=torch.long, device=beside.device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.hidden = torch.empty(0)
 
-    def __call__(self, token_B: Tensor, position_B: Tensor) -> Tensor:
+    def __call__(self, step: _Step, token_B: Tensor, position_B: Tensor) -> Tensor:
         n = len(token_B)
         self.token[:n] = token_B
         self.position[:n] = position_B
         self.position[n:] = 0
         if self.graph is None:
-            self._record()
+            self._record(step)
         assert self.graph is not None
         self.graph.replay()
         return self.hidden[:n]
 
-    def _record(self) -> None:
+    def _record(self, step: _Step) -> None:
         self.beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.beside):
-            self.step(self.token, self.position)  # lets libraries initialise; writes the same values as the replay
+            step(self.token, self.position)  # lets libraries initialise; writes the same values as the replay
             self.graph = torch.cuda.CUDAGraph()
             self.graph.capture_begin()
-            self.hidden = self.step(self.token, self.position)
+            self.hidden = step(self.token, self.position)
             self.graph.capture_end()
         torch.cuda.current_stream().wait_stream(self.beside)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
+import weakref
 from collections import Counter
+from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -152,3 +155,23 @@ def test_a_cache_that_grows_and_shrinks_keeps_its_rows() -> None:
     settings = GenerationSettings(max_new_tokens=90, batch_size=2)
     for prompt, response in zip(prompts, sample(model, prompts, eos_ids=set(), settings=settings, seed=1), strict=True):
         assert response.logp == pytest.approx(rescored(model, prompt, response.token_ids), abs=2e-3)
+
+
+def test_a_decoder_and_its_cache_end_with_its_last_use_also_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gpu(str):
+        type = "cuda"
+
+    device = Gpu("cpu")
+    for name in ("Stream", "CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: MagicMock(device="cpu"))
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    decoder = Decoder(tiny_model("llama"), 2, 16)
+    decoder.device = device
+    decoder.fit(0, 9)
+    with torch.inference_mode():
+        decoder.prefill([[2, 3], [4, 5]], 0)
+        decoder.step(torch.tensor([6, 7]), torch.tensor([2, 2]))
+    assert decoder.graphs
+    left = weakref.ref(decoder)
+    del decoder
+    assert left() is None
