@@ -137,7 +137,8 @@ def train(
         run = _Run(step, schedule, rows, trackers, identity, precision, work, what, stops)
         run.take_steps(stop)
         if step.seconds >= WORTH_MEASURING:
-            share = step.flops / step.seconds / runtime.matrix_rate(model.device, dtype) / processes.count()
+            rate = runtime.matrix_rate(model.device, choose_precision(precision))  # `dtype` may be that of shards
+            share = step.flops / step.seconds / rate / processes.count()
             runtime.tell(share=share)
             logger.info("%s: %.0f %% of this machine's matrix rate", what, 100 * share)
             rows[-1]["matrix_share"] = share

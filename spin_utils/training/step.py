@@ -86,7 +86,9 @@ class StepRunner:
         computed = [batch[i] for share in shares for i in share]
         tokens = sum(group.tokens for group in computed)
         body, head = self.weights
-        self.flops += 6.0 * (body * tokens + head * sum(len(ids) for group in computed for ids in group.response_ids))
+        passes = 3.0 if self.settings.lora is None else 2.0  # weights that do not train need no gradient
+        head *= sum(len(ids) for group in computed for ids in group.response_ids)
+        self.flops += 2 * passes * (body * tokens + head)
         self.groups_since += len(batch)
         self.tokens_since += tokens
         if logged or self.model.device.type == "cpu":
@@ -258,8 +260,13 @@ def matrix_weights(model: PreTrainedModel) -> tuple[int, int]:
     """Weights that every token is multiplied with, and those of the head, which only response tokens meet."""
     heads: list[Any] = [model.get_output_embeddings(), model.get_input_embeddings()]
     head, table = (module.weight for module in heads)
-    outside = head.numel() + (0 if head is table else table.numel())
-    return sum(parameter.numel() for parameter in model.parameters()) - outside, head.numel()
+    outside = _size(head) + (0 if head is table else _size(table))
+    return sum(map(_size, model.parameters())) - outside, _size(head)
+
+
+def _size(parameter: Tensor) -> int:
+    """Numbers in a whole parameter; in itself it has none if DeepSpeed shards it."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -14,11 +14,12 @@ from oracle import gradients, obvious_logps
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 
-from spin_utils.files import runtime
+from spin_utils.files import processes, runtime
 from spin_utils.files.paths import KitError
+from spin_utils.model import lora, sharding
 from spin_utils.model.logprobs import score, sequence_logps
 from spin_utils.model.packing import Group, PairsError, pack
-from spin_utils.settings.run import TrainingSettings
+from spin_utils.settings.run import LoraSettings, TrainingSettings
 from spin_utils.training import loop, step
 from spin_utils.training.loop import Interrupted, train
 from spin_utils.training.optimizer import MasterOptimizer
@@ -326,6 +327,27 @@ def test_a_long_run_says_what_share_of_the_machine_it_used(tmp_path, monkeypatch
     (row,) = result.rows
     counted = row["matrix_share"] * 1e9 * row["seconds"]  # these seconds also have the time between the steps
     assert flops <= counted < 100 * flops
+
+
+def test_the_share_is_that_of_the_work_done_with_adapters_and_with_shards(tmp_path, monkeypatch):
+    asked, runs = [], []
+    monkeypatch.setattr(loop, "WORTH_MEASURING", 0.0)
+    monkeypatch.setattr(runtime, "matrix_rate", lambda device, dtype: asked.append(dtype) or 1e9)
+    monkeypatch.setattr(loop, "StepRunner", lambda *given: runs.append(step.StepRunner(*given)) or runs[-1])
+    pairs, model = _pairs(4), tiny_model("llama")
+    adapters = LoraSettings(rank=2)
+    lora.attach(model, adapters, seed=0)
+    _run(tmp_path / "adapters", pairs, model, epochs=1, lora=adapters)
+    body, head = step.matrix_weights(model)
+    responses = sum(len(ids) for g in pairs for ids in g.response_ids)
+    assert runs[-1].flops == 4 * (body * sum(g.tokens for g in pairs) + head * responses), "no gradient of a weight"
+    monkeypatch.setattr(processes, "sharded", lambda: True)
+    monkeypatch.setattr(sharding, "shard", lambda model, dtype: torch.float32)  # FSDP2's shards
+    _run(tmp_path / "shards", pairs, precision="bfloat16", epochs=1)
+    assert asked == [torch.float32, torch.bfloat16]
+    for parameter in model.parameters():  # as DeepSpeed leaves it
+        parameter.ds_numel, parameter.data = parameter.numel(), torch.empty(0)
+    assert step.matrix_weights(model) == (body, head)
 
 
 def test_every_epoch_has_every_pair_once_in_another_order():
