@@ -225,10 +225,10 @@ def resources(profile: Profile, step: Step) -> StepResources:
     """The resources that a step requests from the scheduler."""
     if step.stage in ("sft", "spin", "epochs", "subset", "dpo"):
         return profile.resources.training
-    if step.stage in ("pairs", "mt_answers", "instructions") or _asks_a_model(profile, step):
+    if step.stage == "pairs" or (step.stage == "preferences" and _asks_a_model(profile, step)):
         return profile.resources.generation
-    measured = step.stage in ("evaluation", "heldout", "transfer")
-    return profile.resources.evaluation if measured else profile.resources.other
+    measured = step.stage in ("evaluation", "heldout", "transfer", "mt_answers", "instructions")
+    return profile.resources.evaluation if measured or _asks_a_model(profile, step) else profile.resources.other
 
 
 def processes_of(profile: Profile, step: Step) -> ProcessSettings:

@@ -65,7 +65,7 @@ class ResourceSettings:
     generation: StepResources = field(default_factory=StepResources)
     """Generated responses and preference pairs."""
     evaluation: StepResources = field(default_factory=StepResources)
-    """Scores of a checkpoint."""
+    """Scores of a checkpoint, MT-Bench included."""
     other: StepResources = field(default_factory=StepResources)
     """Data, base model, tables and figures."""
 

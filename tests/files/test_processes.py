@@ -221,6 +221,13 @@ def test_a_step_takes_a_process_for_each_of_its_gpus(monkeypatch: pytest.MonkeyP
         assert counts == expected
 
 
+def test_a_step_of_a_single_process_asks_for_the_gpus_of_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    profile = profiles.load("paper", {"demonstrations.revision": "0" * 40})
+    alone = {step.stage: run.resources(profile, step).gpus for step in plan.make(profile, 0) if step.stage in run.ALONE}
+    assert alone == {"data": 0, "base": 0, "mt_answers": 1, "mt_bench": 0}
+
+
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_work_is_dealt_once_and_evenly(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     sizes = torch.randint(1, 1000, (64,), generator=torch.Generator().manual_seed(0)).tolist()
