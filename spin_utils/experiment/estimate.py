@@ -239,10 +239,12 @@ class Need:
     """Parts that can be sharded over processes (FSDP2, ZeRO-3): weights, masters, gradients, moments."""
     own: Mapping[str, float]
     """Parts that every process has in full."""
+    loaded: float = 0.0
+    """The whole model as every process loads it, before it is sharded and before there is anything else."""
 
     def total(self, devices: int = 1) -> float:
         """Bytes that have to be free on each device, margin included."""
-        return MARGIN * (sum(self.sharded.values()) / devices + sum(self.own.values())) + LIBRARIES
+        return MARGIN * max(self.loaded, sum(self.sharded.values()) / devices + sum(self.own.values())) + LIBRARIES
 
 
 def memory(profile: Profile, architecture: Architecture, machine: Machine) -> Iterator[tuple[str, Need, str]]:
@@ -268,6 +270,8 @@ def memory(profile: Profile, architecture: Architecture, machine: Machine) -> It
         lower = f"lower {section}.micro_batch_tokens, set {section}.gradient_checkpointing=true"
         if settings.lora is None:
             lower += ", or shard it over more devices (processes.sharding=fsdp2, resources.training.gpus)"
+        if MARGIN * need.loaded + LIBRARIES > machine.memory:
+            lower = f"every process loads the whole model first; train adapters ({section}.lora), without sharding"
         yield section.partition(".")[0], need, lower
     sampled: dict[str, list[tuple[int, int, int]]] = {}
     # Held-out prompts are always answered by the kit itself; vLLM looks at its memory when it starts.
@@ -340,7 +344,7 @@ def training_memory(
         "one gradient": 0 if lora else width * max(a.vocabulary, a.feed_forward) * a.hidden,
         "adapters in passing": 4 * tokens * width * a.feed_forward if lora else 0,  # unscaled, scaled, and sums
     }
-    return Need(sharded, own)
+    return Need(sharded, own, loaded=sharded["weights"] if lora else checkpoint(a))
 
 
 def sampling_memory(a: Architecture, rows: int, *, prompt: int, answer: int, width: int, gpu: bool) -> Need:
@@ -376,8 +380,10 @@ def disk(plan: Plan, architecture: Architecture) -> float:
             checkpoints += {"directory": 0.0, "hub": 0.5}.get(source, 1.0)
         checkpoints += step.stage in ("sft", "spin", "subset", "dpo")  # adapters are small compared with merged weights
         if step.name == "spin-0" and spin.epochs_shown:
-            checkpoints += spin.epochs_shown - 1
+            checkpoints += min(spin.epochs_shown, spin.training.epochs) - 1
             states += optimizer_state(architecture, spin.training)  # from which Figure 4 continues
+        if step.stage == "epochs":
+            checkpoints += spin.epochs_shown - spin.training.epochs
     if any("training" in step.settings for step in unfinished):  # a new state is complete before the old one is deleted
         states += 2 * max(optimizer_state(architecture, settings) for settings in all_trainings(profile))
     return checkpoints * checkpoint(architecture) + states

@@ -101,6 +101,10 @@ def test_the_paper_profile_fits_eight_gpus_only_when_it_is_sharded() -> None:
     whole = preflight.check(profiles.load("paper", REVISION | {"processes.sharding": "ddp"}), EIGHT)
     assert states(whole, "memory: spin") == ["refused"]
     assert "processes.sharding=fsdp2" in text(whole)
+    small = {"spin.training.micro_batch_tokens": 2048, "dpo": None, "sft_more": 0}
+    loaded = preflight.check(profiles.load("paper", REVISION | small), estimate.machine(8, 24))
+    assert states(loaded, "memory: spin") == ["refused"], "its shard fits, but every process loads all 29 GB first"
+    assert "every process loads the whole model first" in text(loaded)
 
 
 def test_vllm_needs_a_gpu_for_each_part_of_each_process() -> None:
@@ -150,6 +154,8 @@ def test_a_disk_too_small_is_refused_and_counts_every_checkpoint(monkeypatch: py
     assert estimate.disk(made, found[0]) == expected
     monkeypatch.setattr(artifacts, "is_complete", lambda folder: folder == made.directory("sft"))
     assert estimate.disk(made, found[0]) == expected - one, "what is finished takes no more"
+    monkeypatch.setattr(artifacts, "is_complete", lambda folder: folder != made.directory("spin-0-more"))
+    assert estimate.disk(made, found[0]) == one + 2 * 3 * one, "epoch 3, and states"
 
 
 @pytest.mark.parametrize(
