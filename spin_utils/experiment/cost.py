@@ -69,6 +69,8 @@ class Machine:
     """Bytes per second that one device reads."""
     width: int
     """Bytes per number under `precision: auto`."""
+    host: float = math.inf
+    """Free bytes of main memory beside GPUs; infinite if unknown."""
 
 
 A100S = Machine("cuda", "8 x A100-80GB", 8, 80e9, math.inf, 312e12, 2.04e12, 2)

@@ -182,6 +182,7 @@ def this_machine() -> Machine:
         flops=runtime.matrix_rate(device, dtype),
         bandwidth=values.nbytes / reading.blocked_autorange(min_run_time=0.5).median,
         width=dtype.itemsize,
+        host=free_memory() if cuda else math.inf,
     )
 
 
@@ -297,9 +298,21 @@ def memory(profile: Profile, architecture: Architecture, machine: Machine) -> It
 
 def shared_by(profile: Profile, machine: Machine) -> int:
     """Number of devices over which training shards weights, gradients and optimizer state."""
-    if profile.processes.sharding == "ddp":
-        return 1
+    return 1 if profile.processes.sharding == "ddp" else _processes(profile, machine)
+
+
+def _processes(profile: Profile, machine: Machine) -> int:
     return profile.processes.count or max(1, min(profile.resources.training.gpus, machine.devices))
+
+
+def main_memory(profile: Profile, architecture: Architecture, machine: Machine) -> float:
+    """Bytes of main memory beside GPUs: there every process loads the whole model before it moves to its GPU, adapters
+    are merged, and the first process saves a state."""
+    states = [optimizer_state(architecture, settings) for settings in all_trainings(profile)]
+    if not states:
+        return machine.width * architecture.parameters + LIBRARIES
+    count = _processes(profile, machine)
+    return max(count * checkpoint(architecture), *states) + count * LIBRARIES
 
 
 def training_memory(

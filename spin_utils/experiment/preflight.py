@@ -305,6 +305,12 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
     shared = estimate.shared_by(profile, machine)
     for stage, need, lower in estimate.memory(profile, architecture, machine):
         yield _memory(stage, need, lower, shared, machine)
+    if machine.kind == "cuda":
+        main = estimate.main_memory(profile, architecture, machine)
+        text = f"{_gb(main)} of {_gb(machine.host)} beside the GPUs, where each process loads the whole model"
+        fewer = "; use a machine with more, or fewer processes (processes.count)"
+        enough = main <= machine.host
+        yield Finding("memory: main", "ok" if enough else "refused", text if enough else text + fewer)
     vllm = profile.generation.vllm
     gpus = max(1, vllm.processes) * vllm.tensor_parallel_size if profile.generation.backend == "vllm" else 0
     if gpus > machine.devices:

@@ -89,6 +89,15 @@ def test_profiles_fit_the_memory_that_they_and_the_readme_name(
     assert (set(states(report, "memory: ")) == {"ok"}) == (verdict == "fits")
 
 
+def test_main_memory_has_room_for_the_whole_model_of_every_process() -> None:
+    for name, changes, gpus, needed in (("gpu-7b", {}, 1, 29.6), ("paper", REVISION, 8, 237)):
+        machine, profile = estimate.machine(gpus, 80), profiles.load(name, changes)
+        assert f"{needed} GB of an unknown size beside the GPUs" in text(preflight.check(profile, machine))
+        report = preflight.check(profile, dataclasses.replace(machine, host=needed * 0.9e9))
+        assert states(report, "memory: main") == ["refused"]
+        assert report.verdict == "does not fit"
+
+
 def test_the_paper_profile_fits_eight_gpus_only_when_it_is_sharded() -> None:
     eight = preflight.check(profiles.load("paper", REVISION), EIGHT)
     assert eight.verdict == "fits"
