@@ -177,24 +177,13 @@ def this_machine() -> Machine:
         kind="cuda" if cuda else "cpu",
         name=f"{count} x {torch.cuda.get_device_name()}" if cuda else words,
         devices=count,
-        memory=min(torch.cuda.mem_get_info(i)[0] for i in range(count)) if cuda else free_memory(),
+        memory=min(torch.cuda.mem_get_info(i)[0] for i in range(count)) if cuda else runtime.free_memory(),
         disk=float(shutil.disk_usage(home).free),
         flops=runtime.matrix_rate(device, dtype),
         bandwidth=values.nbytes / reading.blocked_autorange(min_run_time=0.5).median,
         width=dtype.itemsize,
-        host=free_memory() if cuda else math.inf,
+        host=runtime.free_memory() if cuda else math.inf,
     )
-
-
-def free_memory() -> float:
-    """Bytes that a new process can use: the system's free memory, within any limit of a container or batch job."""
-    import psutil
-
-    free, group = float(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
-    try:
-        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no such file, or "max": no limit here
-        return free
 
 
 def rows_of(profile: Profile, read: Demonstrations | None, control: Demonstrations | None = None) -> dict[str, int]:

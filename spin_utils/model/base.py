@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from spin_utils.files import hub
+from spin_utils.files import hub, runtime
 from spin_utils.files.disk import file_hash
 from spin_utils.files.paths import KitError
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
@@ -145,19 +145,27 @@ def load_to_compare(folders: Collection[Path], dtype: Any = None) -> list[Any]:
     """Load models together, on the accelerator if all of them fit there beside what it holds, else in main memory.
 
     `dtype` as in `load`: float32 if None, as training scores them.
+
+    Raises:
+        ModelError: several fit nowhere together.
     """
     import torch
     from safetensors import safe_open
 
-    place = device()
-    if place.type == "cuda":
-        numbers = 0
-        for file in (file for folder in folders for file in resolve(folder).glob("*.safetensors")):
-            with safe_open(file, "pt") as tensors:
-                names = tensors.keys()
-                numbers += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
-        if (dtype or torch.float32).itemsize * numbers > 0.8 * torch.cuda.mem_get_info()[0]:
-            place = torch.device("cpu")
+    numbers = 0
+    for file in (file for folder in folders for file in resolve(folder).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            names = tensors.keys()
+            numbers += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    needed, place = (dtype or torch.float32).itemsize * numbers, device()
+    if place.type == "cuda" and needed > 0.8 * torch.cuda.mem_get_info()[0]:
+        place = torch.device("cpu")
+    free = runtime.free_memory()
+    if place.type == "cpu" and len(folders) > 1 and needed > free:
+        raise ModelError(
+            f"these {len(folders)} models take {needed / 1e9:.3g} GB together, and {free / 1e9:.3g} GB of main memory "
+            "are free; compare them on a machine with more"
+        )
     return [load(folder, dtype, place=place) for folder in folders]
 
 

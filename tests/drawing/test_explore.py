@@ -19,7 +19,7 @@ from spin_utils.data.templates import encode_prompts, end_ids
 from spin_utils.drawing import style
 from spin_utils.drawing.views import ask, explore, items, live_curve, show, tokens
 from spin_utils.experiment import measure, plan, run
-from spin_utils.files import artifacts
+from spin_utils.files import artifacts, runtime
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.settings import profiles
@@ -125,6 +125,8 @@ def test_every_iterate_that_is_made_answers_the_prompt_and_its_tokens_are_compar
     opponent, policy = (obvious_logps(model, group)[0].item() for model in models)
     assert sum(changes) == pytest.approx(policy - opponent, abs=1e-3)
     assert len(list(ask.ask(made, "longer than the template allows " * 99))[-1].data) > 100
+    monkeypatch.setattr(runtime, "free_memory", lambda: 2.0**10)
+    assert "GB together" in list(ask.ask(made, "Who?"))[-1].data, "five 7B models in main memory"
     monkeypatch.setattr(explore.run, "rows", lambda *_: [{"prompt": "1. Who?\n2. Why?"}])
     assert explore.prompts(made) == ["1. Who? ⏎ 2. Why?"]
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_model
 
 from spin_utils.experiment import cost, estimate
+from spin_utils.files import runtime
 from spin_utils.paper import published
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.optimizer import MasterOptimizer
@@ -97,3 +98,16 @@ def test_utilisation_undoes_the_prediction_and_is_low_for_the_papers_hours() -> 
     assert cost.utilisation(RUN, MISTRAL, 0, hours) == pytest.approx(RUN.utilisation)
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]["training", 0]
     assert 0.05 < cost.utilisation(RUN, MISTRAL, 0, paper) < RUN.utilisation
+
+
+def test_files_that_a_container_has_read_leave_its_memory_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    whole = runtime.free_memory()
+    for name, text in {
+        "max": "9000",
+        "current": "8000",
+        "stat": "anon 1000\nactive_file 3000\ninactive_file 4000",
+    }.items():
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    assert runtime.free_memory() == 8000 < whole

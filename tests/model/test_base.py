@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from spin_utils.files import hub
+from spin_utils.files import hub, runtime
 from spin_utils.model import base
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
@@ -128,3 +128,8 @@ def test_models_that_do_not_fit_on_the_accelerator_together_are_compared_in_main
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2**40))
     monkeypatch.setattr(base, "load", lambda folder, dtype, place: place.type)
     assert base.load_to_compare([folder, folder]) == [place] * 2
+    monkeypatch.setattr(runtime, "free_memory", lambda: 2.0**10)
+    assert base.load_to_compare([folder]) == [place]
+    if place == "cpu":
+        with pytest.raises(base.ModelError, match="these 2 models take .* GB together"):
+            base.load_to_compare([folder, folder])

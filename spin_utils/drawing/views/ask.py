@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from html import escape
 from typing import Any
 
 import torch
@@ -32,7 +33,11 @@ def ask(plan: Plan, prompt: str) -> Iterator[HTML]:
     folders = explore.iterates(plan)
     for folder in folders.values():
         artifacts.verify(folder)
-    models = base.load_to_compare(folders.values(), runtime.choose_precision("auto", base.device()))
+    try:
+        models = base.load_to_compare(folders.values(), runtime.choose_precision("auto", base.device()))
+    except base.ModelError as error:
+        yield HTML(f"<p>{escape(str(error))}</p>")
+        return
     said: dict[str, list[tuple[str, float]]] = {name: [] for name in folders}
     answers = {}
     if models:
