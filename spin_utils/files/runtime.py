@@ -43,7 +43,7 @@ HEADLESS = "SPIN_HEADLESS"
 EVENTS, STEP = "SPIN_EVENTS", "SPIN_STEP"
 """File to which `tell` appends, for the display of a reproduction, and the name under which this process does."""
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
-_GROUP = Path("/sys/fs/cgroup")
+_GROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _PATIENCE_S = 5.0
 _TOLD_S = 0.5  # seconds between two reports of progress
 WORTH = 1.5
@@ -86,14 +86,16 @@ def free_memory() -> float:
     """Bytes that a new process can use: the system's free memory, within any limit of a container or batch job."""
     import psutil
 
-    free = float(psutil.virtual_memory().available)
-    try:
-        limit, used = (int((_GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        parts = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-        # Files that were read count as used until somebody needs the memory.
-        return min(free, limit - used + int(parts["active_file"]) + int(parts["inactive_file"]))
-    except (OSError, ValueError, KeyError):  # no such file, or "max": no limit here
-        return free
+    free, group = float(psutil.virtual_memory().available), _GROUPS
+    with contextlib.suppress(OSError):  # a batch job's limit is that of a group above this process's own
+        group /= _OWN_GROUP.read_text().rpartition("::")[2].strip().lstrip("/")
+    for place in (group, *group.parents):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit here
+            limit, used = (int((place / f"memory.{name}").read_text()) for name in ("max", "current"))
+            parts = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+            # Files that were read count as used until somebody needs the memory.
+            free = min(free, limit - used + int(parts["active_file"]) + int(parts["inactive_file"]))
+    return free
 
 
 def is_headless() -> bool:

@@ -100,14 +100,18 @@ def test_utilisation_undoes_the_prediction_and_is_low_for_the_papers_hours() -> 
     assert 0.05 < cost.utilisation(RUN, MISTRAL, 0, paper) < RUN.utilisation
 
 
-def test_files_that_a_container_has_read_leave_its_memory_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_GROUP", tmp_path)
-    (tmp_path / "memory.max").write_text("max\n")
+def test_free_memory_is_that_of_the_batch_job_or_container_without_the_files_it_has_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_GROUPS", tmp_path)
+    monkeypatch.setattr(runtime, "_OWN_GROUP", tmp_path / "own")
     whole = runtime.free_memory()
-    for name, text in {
-        "max": "9000",
-        "current": "8000",
-        "stat": "anon 1000\nactive_file 3000\ninactive_file 4000",
-    }.items():
-        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
-    assert runtime.free_memory() == 8000 < whole
+    for place in (tmp_path, tmp_path / "slurm" / "job_7"):
+        (place / "step_0").mkdir(parents=True)
+        (tmp_path / "own").write_text(f"0::/{(place / 'step_0').relative_to(tmp_path)}\n")
+        (place / "memory.max").write_text("9000\n")
+        (place / "memory.current").write_text("8000\n")
+        (place / "memory.stat").write_text("anon 1000\nactive_file 3000\ninactive_file 4000\n")
+        assert runtime.free_memory() == 8000 < whole
+        (place / "memory.max").write_text("max\n")
+        assert runtime.free_memory() > 8000
