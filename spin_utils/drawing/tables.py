@@ -208,8 +208,10 @@ def table7(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFr
 
 
 def table8(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame | None = None) -> Table:
-    """Table 8: the same for a prompt of another family."""
-    shown = example(generations, other_than=list(example(generations)["family"]))
+    """Table 8: the same for a prompt of another family, or of the only one."""
+    first = example(generations)
+    rest = (generations[~generations[name].isin(first[name])] for name in ("family", "id"))
+    shown = example(next((rows for rows in rest if len(rows)), generations))
     return _generations_table(8, "Generations by iteration for another prompt", shown, measured, heldout)
 
 

@@ -7,7 +7,7 @@ Each function returns a long table with `seed`, `model`, `task`, `id` and one co
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
 
@@ -233,20 +233,14 @@ def mean_grade(grades: pd.DataFrame, contrast: Mapping[str, float], *, category:
     return paired(graded.assign(task="MT-Bench"), contrast, column="grade")
 
 
-def example(
-    generations: pd.DataFrame, models: Sequence[str] = MODELS, *, other_than: Collection[str] = ()
-) -> pd.DataFrame:
-    """One prompt to show, chosen by `RULE` and not by hand: its rows of `generations` by model, in order.
-
-    Models without generations are left out, and families in `other_than` are avoided if there are others.
-    """
+def example(generations: pd.DataFrame, models: Sequence[str] = MODELS) -> pd.DataFrame:
+    """One prompt to show, chosen by `RULE` and not by hand: its rows of `generations` by model, in order; models
+    without generations are left out."""
     rows = generations[generations["model"].isin(list(models))]
     if rows.empty:
         return rows.set_index("model")
     seed = rows.groupby("seed")["model"].nunique().idxmax()  # the first maximum
     rows = rows[rows["seed"] == seed]
-    elsewhere = rows[~rows["family"].isin(list(other_than))]
-    rows = rows if elsewhere.empty else elsewhere
     prompts = [prompt for _, prompt in rows.groupby(["family", "id"], sort=True)]
     chosen = max(prompts, key=lambda prompt: len({*prompt["generated"], *prompt["real"]}))  # the first maximum
     by_model = chosen.set_index("model")

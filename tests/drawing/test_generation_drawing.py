@@ -62,6 +62,14 @@ def test_the_example_is_the_first_prompt_with_the_most_different_texts():
         assert (set(chosen["id"]), list(chosen.index)) == ({"1"}, ["sft", "spin-0"])
 
 
+def test_table_8_shows_another_prompt_than_table_7_where_all_are_of_one_family(texts, measured):
+    assert "a different family" in " ".join(tables.table8(texts, measured).notes)
+    one, counted = texts.assign(family="topical_chat"), measured.assign(task="topical_chat")
+    first, second = (make(one, counted) for make in (tables.table7, tables.table8))
+    assert first.lines[0][2] != second.lines[0][2]
+    assert "a different family" not in " ".join(second.notes)
+
+
 def test_the_claims_of_tables_7_and_8_are_measured_on_all_prompts_with_paired_intervals(texts, measured):
     frame = tables.table7(texts, measured).frame
     cells = frame[frame["row"] == "SPIN iteration 2"].set_index(["column", "quantity"])
