@@ -123,7 +123,9 @@ def figure2(scores: pd.DataFrame, *, profile: str) -> Figure:
         epoch = (published.score("sft-more-1", "average") or 0.0) - printed[0]
         gain.plot(5.1, epoch, color=COLOURS["sft-more"], zorder=4, **(_HOLLOW | {"marker": "s"}))
     ticks = {"xticks": range(5), "xticklabels": ("SFT", *"0123"), "xlabel": "iteration", "xlim": (-2.2, 5.9)}
-    ours.set(title=f"Ours ({profile}): {len(tasks)} tasks", ylabel="mean score (points)", **ticks)
+    ours.set(
+        title=f"Ours ({profile}): {len(tasks)} task{'s' * (len(tasks) != 1)}", ylabel="mean score (points)", **ticks
+    )
     theirs.set(title="Paper: six benchmarks", **ticks)
     gain.set(title="Gain over SFT (ours: paired, on the same items)", ylabel="points")
     gain.set_xlim(-0.35, 4.55 + len(control))
@@ -197,12 +199,12 @@ def figure4(scores: pd.DataFrame, *, profile: str) -> Figure:
         if "spin-1" in found:
             _reference(ours, found["spin-1"].difference, COLOURS["spin-1"])
         name = published.BENCHMARK_LABELS[benchmark]
-        title = f"{name if benchmark in ('average', *tasks) else _named(tasks)} (ours)"
+        title = f"{name if benchmark in ('average', *tasks) else _named(tasks)} (ours)" if tasks else ""
         ours.set(title=textwrap.fill(title, 24), ylabel="points")  # as long as half a column
         theirs.set_title(f"{name} (paper)")
         for ax in (ours, theirs):
             ax.set(xticks=range(6), xlabel="epoch of iteration 0" if row == 2 else "")
-        _frame_panels(ours, theirs, bool(found))
+        _frame_panels(ours, theirs, bool(found), "no second task" if judged(scores) and not tasks else "no evaluations")
         note = _note(counted(scores), found, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
     footnote(figure, note)
     return figure
@@ -239,7 +241,8 @@ def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
             beside = "sft-more-1" in found and method == "SPIN" and found["sft-more-1"].difference > end
             under = (5, -10) if beside else (5, 2)  # below the line of SFT, which passes above
             ours.annotate(method, (places[-1], end), under, color=COLOURS[tint], **_OFFSET)
-    ours.set(title=f"Ours ({profile}): mean of {len(tasks)} tasks", ylabel="points", xlim=(-0.4, 5.75))
+    averaged = f"{len(tasks)} task{'s' * (len(tasks) != 1)}"
+    ours.set(title=f"Ours ({profile}): mean of {averaged}", ylabel="points", xlim=(-0.4, 5.75))
     ours.set_xticks(range(6), ["0", "14/50", "26/50", "all", "+1 ep.", "+2 ep."])
     theirs.set(title="Paper: mean of the six leaderboard benchmarks", ylabel="points", xlim=(-0.4, 5.75))
     theirs.set_xticks(range(6), ["0", "14k", "26k", "50k", "200k", "400k"])
@@ -450,11 +453,11 @@ def _reference(axes: Axes, y: float, tint: str) -> None:
     axes.annotate("iter. 1", (1, y), (2, 0), place, va="center", fontsize=6, color=tint, **_OFFSET)
 
 
-def _frame_panels(ours: Axes, theirs: Axes, drawn: bool) -> None:
+def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str = "no evaluations") -> None:
     """Panels whose y axes have the same length in points, so that slopes compare; each keeps its own level."""
     if not drawn:
         theirs.margins(y=0.2)
-        say_why_empty(ours, "no evaluations")
+        say_why_empty(ours, reason)
         return
     limits = [ax.dataLim.intervaly for ax in (ours, theirs)]
     span = max(high - low for low, high in limits) * 1.24

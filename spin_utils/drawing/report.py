@@ -206,10 +206,10 @@ def _gain(cell: Mapping[str, Any]) -> str:
 
 def _first(profile: Profile, drawn: draw.Drawing) -> Figure:
     facts = draw.facts(profile, drawn)
-    seeds = len(facts["seeds"])
+    tasks, seeds = facts["tasks"], len(facts["seeds"])
     told = [
-        f"{facts['items']} held-out items of {facts['tasks']} tasks, {seeds} training seed{'s' * (seeds > 1)}. "
-        + draw.not_the_papers(profile, tables.benchmarks(drawn.scores)),
+        f"{facts['items']} held-out items of {tasks} task{'s' * (tasks != 1)}, "
+        f"{seeds} training seed{'s' * (seeds > 1)}. " + draw.not_the_papers(profile, tables.benchmarks(drawn.scores)),
         f"Tables, figures and claims of the paper: {facts['tally']}.",
         f"Entry test: {facts['entry']}." if facts["entry"] else "",
         facts["agreement"].statement if facts["agreement"] else "",
