@@ -101,7 +101,7 @@ def section(profile: Profile) -> str:
     """Averages and gains over SFT of every iteration and of the SFT control, next to the paper's, as Markdown.
 
     Raises:
-        ResultsError: SFT was not evaluated, or nothing was judged yet.
+        ResultsError: SFT or every iteration was not evaluated, or nothing was judged yet.
     """
     folder = paths.results(profile.name)
     scores = draw.scores(profile)
@@ -111,6 +111,8 @@ def section(profile: Profile) -> str:
     if "sft" not in measured:
         raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of sft, the baseline; evaluate it")
     chain = [name for name in main_chain(profile.spin.iterations) if name in measured]
+    if len(chain) < 2:
+        raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of an iteration of SPIN; evaluate spin-0")
     control = [name for epoch in range(1, profile.sft_more + 1) if (name := f"sft-more-{epoch}") in measured]
     rows, last = chain + control, chain[-1]
     gains = {other: tables.measure(scores, last, other) for other in ("sft", *control)}

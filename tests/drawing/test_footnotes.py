@@ -142,6 +142,12 @@ def test_the_first_sentence_says_no_more_than_the_interval(home, sft, control, g
     assert compared in first
 
 
+def test_without_an_iteration_the_readme_reports_no_gain_of_sft_over_itself(home):
+    synthetic.write(home, items=4, seeds=(0,), models={"sft": 0.0, "sft-more-1": 0.1})
+    with pytest.raises(results.ResultsError, match="no evaluation of an iteration of SPIN; evaluate spin-0"):
+        report.section(profiles.load("cpu"))
+
+
 def test_a_control_that_spin_surely_does_not_beat_is_said_to_do_as_well(home, monkeypatch):
     synthetic.write(home, items=4, models={"sft": 0.0, "spin-0": 0.1, "sft-more-1": 0.1})
     surely = {"value": -1.1, "low": -2.3, "high": 0.2}
