@@ -72,9 +72,11 @@ def _curves(profile: str, model: str, other: str) -> Figure:
     alike = len({plain.startswith("sft") for _, plain in places.values()}) == 1
     figure = new_figure(2.1, 6.6)
     loss, margin, average = figure.subplots(1, 3)
+    recorded = False
     for (name, (folder, plain)), tint in zip(places.items(), (REAL, GENERATED), strict=True):
         rows = results.load_training(folder)
         rows = rows[rows["model"] == plain]
+        recorded |= len(rows) > 0
         if alike and len(rows):
             training_figures.curve(loss, rows, "loss", 0, tint)
         if "margin" in rows and rows["margin"].notna().any():
@@ -91,7 +93,7 @@ def _curves(profile: str, model: str, other: str) -> Figure:
     for axes, name, reason in ((loss, "loss", "SFT has a different loss"), (margin, "margin", "SFT has no margin")):
         axes.set(xlabel="optimizer step", ylabel=f"{name} (nats)")
         if not axes.lines:
-            say_why_empty(axes, reason)
+            say_why_empty(axes, reason if recorded else "no training records")
     average.set(xlabel="iteration", ylabel="average, points")
     figure.legend(loc="outside upper left", ncols=2)
     return figure

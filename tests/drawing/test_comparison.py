@@ -11,6 +11,7 @@ import pytest
 import synthetic_results as synthetic
 
 from spin_utils.data.rows import write_rows
+from spin_utils.drawing import comparison
 from spin_utils.drawing.comparison import side_by_side
 from spin_utils.files import paths
 from spin_utils.paper import compare, results
@@ -86,6 +87,17 @@ def test_the_average_is_that_of_table_4() -> None:
     gain = table4.loc[("SPIN iteration 0", "average", "gain over SFT")]
     assert average["items"] == gain["n"]
     assert average[["difference", "low", "high"]].tolist() == pytest.approx(gain[["value", "low", "high"]], abs=0.01)
+
+
+def test_models_without_training_records_are_not_said_to_have_another_loss(
+    two_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "png", lambda figure, **_: synthetic.words(figure))
+    assert "SFT has a different loss" in side_by_side("spin-3", "sft").page
+    for path in two_runs.glob("seed-*/training"):
+        shutil.rmtree(path)
+    page = side_by_side("spin-3", "sft").page
+    assert ("SFT has" in page, "no training records" in page) == (False, True)
 
 
 def test_in_a_notebook_the_page_is_in_a_frame_of_its_own(two_runs: Path) -> None:
