@@ -23,7 +23,7 @@ from spin_utils.paper import agreement, claims, generations, published, results
 from spin_utils.paper.agreement import Agreement
 from spin_utils.paper.claims import Finding
 from spin_utils.settings.names import ModelName
-from spin_utils.settings.run import Profile
+from spin_utils.settings.run import Profile, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def compose(profile: Profile) -> Drawing:
         generations=answers,
         heldout=bounds,
         grades=grades,
-        loss=profile.spin.training.loss,
+        loss=loss_of(profile.spin.training),
     )
     name = profile.name
     scored = [
@@ -135,6 +135,12 @@ def compose(profile: Profile) -> Drawing:
         },
         scores=measured,
     )
+
+
+def loss_of(training: TrainingSettings) -> str:
+    """The loss function l, and the settings with which a first step does not have the loss l(0)."""
+    terms = [name for name in ("nll", "reference_free", "historical") if getattr(training, name)]
+    return " with ".join([training.loss, *terms])
 
 
 def facts(profile: Profile, drawn: Drawing) -> dict[str, Any]:

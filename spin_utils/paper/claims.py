@@ -26,7 +26,6 @@ from spin_utils.paper.results import Part, ResultsError, checked, judged
 from spin_utils.paper.statistics import Claim, Estimate, StatisticsError, paired, size_margin, verdict
 from spin_utils.settings.names import ModelName, iterates
 from spin_utils.settings.profiles import nearest
-from spin_utils.settings.run import Loss
 
 EVALUATED, TRANSFERRED, GENERATED = "evaluation of", "evaluation on transfer tasks of", "generations of"
 HELD_OUT, GRADED = "held-out pairs against", "MT-Bench grades of"
@@ -116,7 +115,7 @@ def judge(
     generations: pd.DataFrame = NOTHING,
     heldout: pd.DataFrame = NOTHING,
     grades: pd.DataFrame = NOTHING,
-    loss: Loss = "logistic",
+    loss: str = "logistic",
     rows: Sequence[Entry] | None = None,
 ) -> list[Finding]:
     """Judge every row of the registry, in order, by the tables that `draw.compose` loads.
@@ -125,7 +124,7 @@ def judge(
         scores: From `results.load_evaluations`, like `transfer`, with each task's benchmark or "" as `benchmark`.
         times: Columns `seed`, `stage`, `iteration`, `seconds`.
         generations: From `generations.measures`; `heldout` from `generations.jsd_bounds`.
-        loss: The loss function l used in training.
+        loss: The loss function l used in training, and what changes its start.
         rows: Other than the package's registry.
     """
     rows = registry() if rows is None else rows
@@ -230,7 +229,7 @@ def _times(row: Entry, blank: Finding, times: pd.DataFrame) -> Finding:
     return _judged(finding, estimate, row.claim, row.margin, paper if row.value is None else row.value)
 
 
-def _training(row: Entry, blank: Finding, training: pd.DataFrame, loss: Loss) -> Finding:
+def _training(row: Entry, blank: Finding, training: pd.DataFrame, loss: str) -> Finding:
     """Distance of every SPIN run's first logged loss from log 2; only runs logged from step 1 count."""
     if loss != "logistic":
         return replace(blank, reason=f"this run's loss is {loss}, which does not start at log 2")

@@ -9,6 +9,7 @@ from spin_utils.paper import claims, generations, published, results
 from spin_utils.paper.generations import mean_grade
 from spin_utils.paper.statistics import paired
 from spin_utils.settings.machine import CATEGORIES
+from spin_utils.settings.run import TrainingSettings
 
 TIMES = pd.DataFrame(
     [
@@ -138,8 +139,12 @@ def test_the_loss_starts_at_log_2_and_another_loss_is_not_held_to_it(root, score
     assert findings["loss-starts-at-log-2"].verdict == "reproduced"
     (row,) = (row for row in claims.registry() if row.id == "loss-starts-at-log-2")
     training = results.load_training(root)
-    (found,) = claims.judge(scores, training=training, loss="hinge", rows=[row])
-    assert found.verdict == "not judged"
+    changed = ({"loss": "hinge"}, {"nll": 0.2}, {"reference_free": True})
+    for change in changed:
+        loss = draw.loss_of(TrainingSettings(learning_rate=1.0, **change))
+        (found,) = claims.judge(scores, training=training, loss=loss, rows=[row])
+        assert found.verdict == "not judged"
+    assert draw.loss_of(TrainingSettings(learning_rate=1.0, positive=5.0)) == "logistic", "it adds nothing at the start"
 
 
 def test_a_table_is_reproduced_only_if_all_its_claims_are(findings):
