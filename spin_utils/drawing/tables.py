@@ -147,10 +147,12 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
 
 def table3(scores: pd.DataFrame, *, preferences: str = "samples") -> Table:
     """Table 3: SPIN against DPO, and DPO after SPIN; `preferences` is the source of DPO's."""
-    rows = {"dpo": "sft", "sft": "", **_iterations(), "spin-3-dpo": "spin-3"}
+    trained = [name for name in sorted(scores["model"].unique()) if ModelName.parse(name).dpo]
+    after = {name: name.removesuffix("-dpo") for name in [*trained, "spin-3-dpo"] if name != "dpo"}
+    rows = {"dpo": "sft", "sft": "", **_iterations(), **after}
     averages = published.leaderboard()[["average_printed", "average_recomputed"]]
     last, gain = averages.loc["spin-3-dpo"], averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
-    note = footnotes.note("table3", preferences=preferences, last=last, gain=gain)
+    note = footnotes.note("table3", preferences=preferences if trained else "", last=last, gain=gain)
     return _leaderboard(3, "SPIN, DPO, and DPO after SPIN", rows, scores, note)
 
 

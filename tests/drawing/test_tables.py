@@ -106,6 +106,14 @@ def test_iterations_after_the_papers_last_have_their_rows(scores):
     assert [line[0] for line in table.lines if line[1] == "ours"][-2:] == ["SPIN iteration 4", "SPIN iteration 10"]
 
 
+def test_dpo_after_a_shorter_run_has_its_row_and_no_note_is_on_dpo_that_was_not_run(scores):
+    shorter = scores[~scores["model"].isin(["dpo", "spin-2", "spin-3", "spin-3-dpo"])]
+    assert "DPO here" not in tables.markdown(tables.table3(shorter))
+    table = tables.table3(pd.concat([shorter, shorter[shorter["model"] == "spin-0"].assign(model="spin-1-dpo")]))
+    assert cell(table, "SPIN iteration 1 + DPO", "average", "gain over SPIN iteration 1")["n"] == 240
+    assert "DPO here" in tables.markdown(table)
+
+
 def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
     times = pd.DataFrame(
         [{"stage": "training", "iteration": 0, "seconds": s} for s in (60.0, 120.0)]
