@@ -39,7 +39,7 @@ def turns(scores: pd.DataFrame) -> Figure:
     top.set_xticks(middles, [drawable(str(tasks[edge]).replace("_", "\n")) for edge in edges[:-1]])
     top.tick_params(length=0)
     top.spines[:].set_visible(False)
-    top.set_title(f"{len(ordered)} items by task: blue is right, pale is wrong")
+    top.set_title(f"{len(ordered)} items by task: the bluer, the higher the score")
     if len(models) < 2:
         say_why_empty(bottom, "only one model is evaluated")
     else:
