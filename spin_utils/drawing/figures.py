@@ -161,11 +161,12 @@ def figure3(scores: pd.DataFrame, *, profile: str) -> Figure:
                 ours.barh(y, e.difference, height, color=colour(model), edgecolor="white", lw=0, **look)
                 ours.plot([e.low, e.high], [y, y], color="white", lw=1.7)
                 ours.plot([e.low, e.high], [y, y], color=INK, lw=0.7)
-            if row < len(printed):
-                score = published.score(model, printed[row]) or 0
-                theirs.barh(y, score, height * 0.8, fc="white", ec=colour(model), lw=0.9, **look)
         if not found:
             ours.text(2, row, "not run", va="center", color=FAINT, fontsize=6)
+    for (row, benchmark), (place, model) in itertools.product(enumerate(printed), enumerate(_BARS)):
+        y, look = row - 0.4 + (place + 0.5) * height, {"hatch": HATCHES.get(model)}
+        score = published.score(model, benchmark) or 0
+        theirs.barh(y, score, height * 0.8, fc="white", ec=colour(model), lw=0.9, **look)
     names = [_named([name]).replace(" ", "\n", 1) for name, _ in columns]
     papers = [published.BENCHMARK_LABELS[name] for name in printed]
     for ax, title, shown in ((ours, f"Ours ({profile})", names), (theirs, "Paper", papers)):
