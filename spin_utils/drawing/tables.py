@@ -98,8 +98,10 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str]) -> Table:
     ours = summaries.drop_duplicates("task").set_index("task")[["metric", "n", "chance"]]
     theirs = published.benchmark_settings().loc[list(published.LEADERBOARD), ["shots", "metric", "items"]]
     name = published.BENCHMARK_LABELS
+    # A task of the user's may share a benchmark's name; those of a suite have the paper's number of examples.
+    called = {task: name.get(task, task) for task, few in shots.items() if few.isdigit()}
     lines = [
-        (name.get(task, task), "ours", shots.get(task, "0"), metric, str(n), "" if pd.isna(c) else f"{100 * c:.1f}")
+        (called.get(task, task), "ours", shots.get(task, "0"), metric, str(n), "" if pd.isna(c) else f"{100 * c:.1f}")
         for task, metric, n, c in ours.itertuples()
     ]
     lines += [(name[task], "paper", few, metric, str(items), "") for task, few, metric, items in theirs.itertuples()]

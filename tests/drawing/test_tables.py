@@ -64,6 +64,13 @@ def test_a_task_stands_under_its_own_name_unless_it_is_the_papers_benchmark(scor
     assert own.lines[1][2:9] == ("",) * 6 + ("58.14",), "the paper has no number under a task that is not its own"
 
 
+def test_table_1_calls_a_task_the_papers_benchmark_only_where_a_suite_measures_it():
+    summary = pd.DataFrame([{"task": "hellaswag", "metric": "acc", "n": 3, "chance": None}])
+    every = ({"hellaswag": "10"}, {"hellaswag": "as in its file"}, {})
+    names = [tables.table1(summary, shots=shots).lines[0][0] for shots in every]
+    assert names == ["HellaSwag", "hellaswag", "hellaswag"]
+
+
 def test_a_column_at_chance_says_so_and_judges_nothing(scores):
     table = tables.table4(scores.assign(at_chance=scores["task"] == "chain_sum"))
     assert table.header[2:8] == ("Arc", "TruthfulQA", "Winogrande", "GSM8k (at chance)", "HellaSwag", "MMLU")
