@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from html import escape
 from typing import Any
 
+import pandas as pd
 import torch
 from IPython.display import HTML
 from transformers import DynamicCache
@@ -36,7 +36,7 @@ def ask(plan: Plan, prompt: str) -> Iterator[HTML]:
     try:
         models = base.load_to_compare(folders.values(), runtime.choose_precision("auto", base.device()))
     except base.ModelError as error:
-        yield HTML(f"<p>{escape(str(error))}</p>")
+        yield show.texts(pd.DataFrame({"no answers": [str(error)]}))
         return
     said: dict[str, list[tuple[str, float]]] = {name: [] for name in folders}
     answers = {}
