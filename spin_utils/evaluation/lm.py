@@ -68,7 +68,7 @@ class PackedLM(TemplateLM):
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.micro_batch_tokens, self.prefixes, self.progress = micro_batch_tokens, prefixes or {}, progress
         self.max_length = positions(model.config)
-        self.answers = Answers(work, json.dumps([fingerprint(model), repr(template), max_new_tokens]))
+        self.answers = Answers(work, json.dumps([fingerprint(model), repr(template), max_new_tokens, "ids"]))
 
     @property
     def eot_token_id(self) -> int:

@@ -136,9 +136,7 @@ def load(folder: Path, dtype: Any = None, *, place: Any = None) -> Any:
 
 def load_for_inference(folder: Path) -> Any:
     """Load a model for sampling or scoring, in this machine's faster precision. See `load`."""
-    from spin_utils.files.runtime import choose_precision
-
-    return load(folder, choose_precision("auto", device()))
+    return load(folder, runtime.choose_precision("auto", device()))
 
 
 def load_to_compare(folders: Collection[Path], dtype: Any = None) -> list[Any]:
