@@ -26,11 +26,11 @@ _DASHES = ("-", "--", "-.", ":")
 
 @style()
 def losses() -> Figure:
-    """The four losses of Assumption 5.1 over the margin t: convex, decreasing, slope below 0 at 0."""
+    """The losses of Assumption 5.1 over the margin t: convex, decreasing, slope below 0 at 0."""
     margins = torch.linspace(-3, 3, 301, dtype=torch.float64)
     figure = new_figure(2.1)
     axes = figure.subplots()
-    for name, shade, dash in zip(theory.LOSSES, _SHADES, _DASHES, strict=False):
+    for name, shade, dash in zip(theory.LOSSES, cycle(_SHADES), cycle(_DASHES), strict=False):
         axes.plot(margins, link(margins, name), color=shade, ls=dash, label=name)
     axes.plot(0, math.log(2), "o", color=_SHADES[0])
     axes.annotate("log 2", (0, math.log(2)), (-4, -8), textcoords="offset points", ha="right", fontsize=6)

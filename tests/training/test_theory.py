@@ -85,6 +85,12 @@ def test_the_game_of_many_iterations_can_be_played_at_every_place_of_its_sliders
     assert policy == pytest.approx(expected.tolist())
 
 
+def test_a_loss_of_ones_own_is_drawn_however_many_there_are(monkeypatch):
+    monkeypatch.setattr(theory, "LOSSES", theory.LOSSES * 3)
+    labels = [line.get_label() for line in theory_figures.losses().axes[0].lines]
+    assert [label for label in labels if label in theory.LOSSES] == list(theory.LOSSES)
+
+
 def test_logarithmic_axes_have_plain_numbers():
     figures = theory_figures.distances(OPPONENT, DATA, BETAS), theory_figures.early_stopping(OPPONENT, DATA, BETAS)
     for figure in figures:
