@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import os
 import re
 import types
 import typing
@@ -75,7 +76,7 @@ def of_arm(profile: Profile, arm: str) -> Profile:
         for dotted in change:
             require(
                 dotted.startswith(("spin.", "generation.")) and dotted not in ("spin.epochs_shown", "spin.subsets"),
-                f"{dotted}: not a setting of an arm, which changes those of spin and generation",
+                f"{dotted}: not a setting of an arm; write one of spin or generation by its dotted name, as spin.betas",
             )
         _refuse_hidden(assign({}, change), assign(data, change))
         return build(Profile, data)
@@ -210,7 +211,7 @@ def _fault(cls: type, fault: Any) -> str:
             return f"{dotted}: {found} is not a commit; pin 40 hexadecimal digits (a branch name moves)"
         case "string_type":
             return f"{dotted}: should be text, found {found}; put it in quotes"
-        case "dataclass_type":
+        case "dataclass_type" | "dict_type":
             return f"{dotted}: should be settings by name, found {found}"
     return f"{dotted}: {fault['msg'].removeprefix('Input ')}, found {found}"
 
@@ -230,7 +231,11 @@ def _fields_at(cls: type, place: Iterable[Any]) -> list[str]:
 def _find(name_or_path: str) -> Path:
     known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
     if not paths.is_yaml(name_or_path):
-        require(name_or_path in known, f"profile {name_or_path!r}: unknown{nearest(name_or_path, known)}")
+        runs = [file for file in paths.home().glob("artifacts/*/profile-*.yaml") if file.parent.name == name_or_path]
+        hint = nearest(name_or_path, known)
+        if runs:
+            hint = f"; a run of changed settings has this name, give its file: {max(runs, key=os.path.getmtime)}"
+        require(name_or_path in known, f"profile {name_or_path!r}: unknown{hint}")
         return PROFILES / f"{name_or_path}.yaml"
     path = paths.given(name_or_path)
     require(path.is_file(), f"{name_or_path[:200]}: no such file; give a YAML file or one of: {', '.join(known)}")
