@@ -15,7 +15,6 @@ import synthetic_results as synthetic
 from filelock import FileLock
 from loopback_hub import LoopbackHub, serve
 
-from spin_utils.drawing import style
 from spin_utils.files import runtime
 from spin_utils.paper import results
 
@@ -74,12 +73,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + files)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         yield running
-
-
-@pytest.fixture
-def png_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are written as PNG alone, where a test looks at no PDF: most of their time is cutting fonts for it."""
-    monkeypatch.setattr(style, "FORMATS", {"png": style.FORMATS["png"]})
 
 
 @pytest.fixture(scope="session")

@@ -353,7 +353,7 @@ def report(*, profile: ProfileName = "cpu") -> None:
     """One HTML page of a run: verdicts, figures, tables, provenance."""
     from spin_utils.drawing.report import write
 
-    log.info("%s", paths.relative(write(profiles.load(profile))[-1]))
+    log.info("%s", paths.relative(write(profiles.load(profile), figures=False)[-1]))
 
 
 @_command("summary --profile smoke")

@@ -10,6 +10,7 @@ import io
 import textwrap
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,17 @@ _DPI = 220
 """Of the figures on the pages to print."""
 
 
-def write(profile: Profile) -> list[Path]:
-    """Draw everything and write results/PROFILE/report.html; returns the files written, the report last.
+def write(profile: Profile, *, figures: bool = True) -> list[Path]:
+    """Write every table, the verdicts and results/PROFILE/report.html; returns the files written, the report last.
 
-    Errors as in `draw.scores`.
+    Also the files of figures/PROFILE, unless `figures` are to be in the page only. Errors as in `draw.scores`.
     """
     drawn = draw.compose(profile)
-    written = draw.write(drawn, profile)
+    written = draw.write(drawn if figures else replace(drawn, figures={}), profile)
     measured = list(drawn.scores["model"].unique())
     last = next((step for step in reversed(main_chain(profile.spin.iterations)) if step in measured), measured[-1])
     traced = sorted(drawn.scores["seed"][drawn.scores["model"] == last].unique())
-    folder, figures, facts = paths.results(profile.name), paths.figures(profile.name), draw.facts(profile, drawn)
+    folder, files, facts = paths.results(profile.name), paths.figures(profile.name), draw.facts(profile, drawn)
     # Of the machine's matrix rate, as far as runs were long enough to measure it.
     shares = results.load_training(folder).get("matrix_share", pd.Series(dtype=float)).dropna()
     page = render(
@@ -76,7 +77,10 @@ def write(profile: Profile) -> list[Path]:
         speed=f"{shares.min():.0%} to {shares.max():.0%}" if len(shares) else "",
         protocol=publish.protocol(profile.name),
         claims=[finding for finding in drawn.findings if finding not in facts["wholes"]],
-        figures=[(title, b64encode((figures / f"{n}.png").read_bytes()).decode()) for n, title in FIGURES.items()],
+        figures=[
+            (title, b64encode((files / f"{n}.png").read_bytes()).decode() if figures else png(drawn.figures[n]))
+            for n, title in FIGURES.items()
+        ],
         tables=drawn.tables,
         beside=beside(profile),
         label=label,
