@@ -154,7 +154,7 @@ def facts(profile: Profile, drawn: Drawing) -> dict[str, Any]:
         **verdict_words(drawn.findings),
         "wholes": [finding for finding in drawn.findings if finding.id.startswith(("table-", "figure-"))],
         "entry": generations.entry_test(results.load_heldout(paths.results(profile.name))),
-        "agreement": compared(profile),
+        "agreement": compared(profile, drawn.scores),
     }
 
 
@@ -183,8 +183,9 @@ def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFra
     return with_last_epoch(found, profile.spin.training.epochs) if kind == "evaluations" else found
 
 
-def compared(profile: Profile) -> Agreement | None:
-    """A run against its profile's committed results, for models with the same settings; None if there are none.
+def compared(profile: Profile, own: pd.DataFrame | None = None) -> Agreement | None:
+    """A run, with its scores if they are loaded, against its profile's committed results, for models with the same
+    settings; None if there are none.
 
     Raises:
         ModelError, RowError: the plan cannot be made, because a file that the profile names is missing.
@@ -196,7 +197,7 @@ def compared(profile: Profile) -> Agreement | None:
     for seed in map(int, expected["seed"].unique()):
         made = plan.make(profile, seed)
         keys |= {(name, seed): made.directory(f"eval-{name}").name.rpartition("-")[2] for name in made.models()}
-    return agreement.agree(agreement.by_seed(scores(profile)), expected, keys)
+    return agreement.agree(agreement.by_seed(scores(profile) if own is None else own), expected, keys)
 
 
 def discriminated(profile: Profile, texts: pd.DataFrame) -> pd.DataFrame:

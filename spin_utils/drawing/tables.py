@@ -341,8 +341,9 @@ def measure(
 ) -> dict[str, Any]:
     """The numbers of a cell, over the tasks that have this measure, or why there are none; arguments as in
     `contrast_of`."""
+    kept = table if table[column].notna().all() else table.dropna(subset=[column])  # `paired` keeps the grid of a table
     try:
-        return _numbers(paired(table.dropna(subset=[column]), contrast_of(model, other), column=column).times(factor))
+        return _numbers(paired(kept, contrast_of(model, other), column=column).times(factor))
     except StatisticsError as error:
         return {"reason": str(error)}
 

@@ -201,7 +201,7 @@ def _estimate(row: Entry, source: str, table: pd.DataFrame) -> Estimate:
         tasks = [task for task, other in known if row.benchmark in (other, "average")]
         if not tasks:
             raise StatisticsError(f"this profile does not measure {published.BENCHMARK_LABELS[row.benchmark]}")
-        tasks = [task for task in tasks if task in judged(table)]
+        tasks = [task for task in judged(table) if task in tasks]
         if not tasks:
             raise StatisticsError("at chance before any training here, so it judges nothing")
     estimate = paired(table, row.contrast, tasks=tasks, column=row.column)

@@ -135,13 +135,15 @@ def discriminator(texts: pd.DataFrame) -> pd.DataFrame:
         like real ones than the generated response does, 0 if less, 1/2 if the two are the same. Prompts of one source
         (see `statistics.sources`) share a fold. Without a second fold there are no rows.
     """
+    columns = ["seed", "model", "task", "id", "discriminator"]
+    if texts.empty:
+        return pd.DataFrame(columns=columns)
     from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
     words = TfidfVectorizer(preprocessor=_MARKED.format, token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2))
     classifier = make_pipeline(words, LogisticRegression(max_iter=1000))
-    columns = ["seed", "model", "task", "id", "discriminator"]
     parts = []
     for _, every in texts.groupby(["seed", "model"], sort=False):
         pairs = every.head(MOST_PAIRS).assign(task=PLAYED)

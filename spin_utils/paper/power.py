@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import ceil, inf
 
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from spin_utils.paper.statistics import POOLED_DF, Claim, Estimate, StatisticsError, paired
 from spin_utils.settings.names import ModelName, iterates
@@ -51,7 +51,7 @@ def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
             continue
         error = estimate.spread.at(items / estimate.n_items, seeds / estimate.n_seeds) ** 0.5
         freedom = _freedom(estimate, items, seeds)
-        half, planned = (estimate.high - estimate.low) / 2, float(stats.t.ppf(0.975, freedom) * error)
+        half, planned = (estimate.high - estimate.low) / 2, float(special.stdtrit(freedom, 0.975) * error)
         rows.append((f"{new} over {old}", estimate.difference, half, planned, detectable(error, freedom)))
     if not rows:
         raise StatisticsError(single or "no evaluations of SFT and a SPIN iteration to plan from; run one seed first")
@@ -60,7 +60,7 @@ def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
 
 def detectable(error: float, freedom: float) -> float:
     """The smallest true difference, with this standard error, whose 95 % interval would exclude 0 in 80 % of runs."""
-    return float((stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)) * error)
+    return float(special.stdtrit(freedom, [0.975, 0.8]).sum() * error)
 
 
 def _freedom(estimate: Estimate, items: int, seeds: int) -> float:

@@ -443,10 +443,8 @@ def aside(results: Path) -> set[str]:
 def judged(scores: pd.DataFrame) -> list[str]:
     """The tasks of a table of scores that count for averages and verdicts: not `at_chance`, and not `aside` (shown
     next to the profile's own tasks), by the columns of these names where there are any."""
-    kept = scores
-    for column in ("at_chance", "aside"):
-        kept = kept[~kept[column]] if column in kept else kept
-    return sorted(kept["task"].unique())
+    left_out = scores[[column for column in ("at_chance", "aside") if column in scores]].any(axis=1)
+    return sorted(scores["task"][~left_out].unique())
 
 
 def counted(scores: pd.DataFrame) -> pd.DataFrame:

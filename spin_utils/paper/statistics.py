@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy import special  # `scipy.stats` takes a second to import
 
 from spin_utils.files.paths import KitError
 
@@ -163,7 +163,7 @@ class Crossed:
     def p_value(self) -> float:
         """Two-sided, for a true mean of 0."""
         error = self.spread.at() ** 0.5
-        return float(2 * stats.t.sf(abs(self.centre) / error, self.freedom)) if error else float(not self.centre)
+        return float(2 * special.stdtr(self.freedom, -abs(self.centre) / error)) if error else float(not self.centre)
 
 
 def crossed(
@@ -199,7 +199,7 @@ def crossed(
     return Crossed(
         mean=float(by_seed.mean()),
         centre=float(centres.mean()),
-        half=float(stats.t.ppf(0.975, freedom)) * variance**0.5,
+        half=float(special.stdtrit(freedom, 0.975)) * variance**0.5,
         spread=Spread(
             items=max(0.0, float(items.sum()) - rest), interaction=min(rest, float(items.sum())), seeds=added
         ),
@@ -304,6 +304,8 @@ class _Grid:
     """The row of each model and seed."""
     tasks: dict[str, tuple[Array, npt.NDArray[np.object_]]]
     """Values of each task, shape (runs, items), NaN where a run has no such item; and the items' ids."""
+    means: dict[str, pd.Series]
+    """Of each task, over the items that a run has."""
 
 
 _GRIDS: dict[tuple[int, str], tuple[weakref.ref[pd.DataFrame], _Grid]] = {}
@@ -318,7 +320,8 @@ def _grid(scores: pd.DataFrame, column: str) -> _Grid:
     found, ids = (table.columns.get_level_values(level).to_numpy() for level in ("task", "id"))
     values = table.to_numpy(dtype=float)
     runs = {(str(model), int(seed)): row for row, (model, seed) in enumerate(table.index)}
-    grid = _Grid(runs, {task: (values[:, found == task], ids[found == task]) for task in np.unique(found)})
+    tasks = {task: (values[:, found == task], ids[found == task]) for task in np.unique(found)}
+    grid = _Grid(runs, tasks, {task: pd.DataFrame(items).mean(axis=1) for task, (items, _) in tasks.items()})
     _GRIDS[key] = weakref.ref(scores, lambda _: _GRIDS.pop(key, None)), grid
     return grid
 
@@ -368,7 +371,7 @@ def _pooled_seed_variance(
     if abs(sum(contrast.values())) > 1e-9:
         return None
     grid = _grid(scores, column)
-    means = np.mean([pd.DataFrame(grid.tasks[task][0]).mean(axis=1) for task in tasks], axis=0)
+    means = np.mean([grid.means[task] for task in tasks], axis=0)
     by_model = pd.Series(means, index=pd.MultiIndex.from_tuples(grid.runs)).unstack()[list(seeds)]
     table = by_model.dropna().drop_duplicates().to_numpy().T
     if table.shape[1] < 3:
