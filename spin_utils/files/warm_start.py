@@ -30,6 +30,7 @@ MODULES = (
     "ipywidgets",
     "matplotlib_inline.backend_inline",
     "papermill",
+    "reasoning_gym",
     "spin_utils.cli.main",
     "spin_utils.drawing.draw",
     "spin_utils.drawing.training_figures",
@@ -38,6 +39,7 @@ MODULES = (
     "spin_utils.drawing.views.show",
     "spin_utils.drawing.views.tokens",
     "spin_utils.evaluation.harness",
+    "spin_utils.experiment.measure",
 )
 """What the server imports: with what these import, nearly everything that steps and notebooks need."""
 _LARGEST = 1_000_000  # bytes read at once
