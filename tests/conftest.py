@@ -91,7 +91,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
     with FileLock(home.with_suffix(".lock")):
         if not (home / "output.log").is_file():
-            result = smoke_chain.reproduce(home, "--profile", "smoke", "--jobs", "2")
+            result = smoke_chain.reproduce(home, "--profile", "smoke")
             assert result.returncode == 0, result.stdout
             (home / "output.log").write_text(result.stdout)
     return home

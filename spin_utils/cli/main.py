@@ -143,7 +143,7 @@ def reproduce(
     changes: Changes,
     name: ResultsName = "",
     seeds: Seeds = "0",
-    jobs: Annotated[int, Option(min=0, metavar="N", help="steps at the same time (0: one for each GPU, or 1)")] = 0,
+    jobs: Annotated[int, Option(min=0, metavar="N", help="steps at the same time (0: one per GPU, or as fits)")] = 0,
     cluster: Annotated[str, Option(help="slurm, or a folder with a Snakemake profile")] = "node",
     dry_run: Annotated[bool, Option("--dry-run", help="show what would be done")] = False,
     verbose: Annotated[bool, Option("-v", "--verbose", help="show the scheduler's log, which is always kept")] = False,

@@ -36,8 +36,8 @@ def command(
     Args:
         name: by which other processes load the profile, or its file.
         cluster: a folder of cluster/, or any folder with a Snakemake profile.
-        jobs: steps at the same time; 0: one for each GPU of this machine if the profile asks for GPUs and else one,
-            or what the cluster's profile says.
+        jobs: steps at the same time; 0: one for each GPU of this machine if the profile asks for GPUs, two of a tiny
+            model, which has no use for a second thread, and else one, or what the cluster's profile says.
 
     Raises:
         SettingsError: no such cluster, or its plugin is not installed.
@@ -50,7 +50,7 @@ def command(
         kinds = (profile.resources.training, profile.resources.generation, profile.resources.evaluation)
         devices = len(runtime.visible_gpus()) if any(kind.gpus for kind in kinds) else 0
         words += ["--resources", f"gpu={devices}"] if devices else []
-        config.append(f"jobs={jobs or max(1, devices)}")
+        config.append(f"jobs={jobs or max(1 + (profile.model.source == 'tiny'), devices)}")
     elif jobs:
         words += ["--jobs", str(jobs)]
     return [*words, "--config", *config]

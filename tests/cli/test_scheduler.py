@@ -90,7 +90,8 @@ def test_steps_run_side_by_side_only_where_they_ask_for_gpus(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     assert scheduler.command(*clustered, [0], dry_run=False)[-1] == "jobs=3"
     assert scheduler.command(*clustered, [0], jobs=2, dry_run=False)[-1] == "jobs=2"
-    plain = scheduler.command("smoke", profiles.load("smoke"), [0], dry_run=False)
+    assert scheduler.command("smoke", profiles.load("smoke"), [0], dry_run=False)[-1] == "jobs=2", "a tiny model"
+    plain = scheduler.command("laptop", profiles.load("laptop"), [0], dry_run=False)
     assert plain[-1] == "jobs=1", "on one GPU without reserving it, two steps would be in each other's way"
     assert "--resources" not in plain
 
