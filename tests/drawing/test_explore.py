@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import sys
 import warnings
@@ -19,7 +20,7 @@ from spin_utils.data.templates import encode_prompts, end_ids
 from spin_utils.drawing import style
 from spin_utils.drawing.views import ask, explore, items, live_curve, show, tokens
 from spin_utils.experiment import measure, plan, run
-from spin_utils.files import artifacts, runtime
+from spin_utils.files import artifacts, paths, runtime
 from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.settings import profiles
@@ -129,6 +130,25 @@ def test_every_iterate_that_is_made_answers_the_prompt_and_its_tokens_are_compar
     assert "GB together" in list(ask.ask(made, "Who?"))[-1].data, "five 7B models in main memory"
     monkeypatch.setattr(explore.run, "rows", lambda *_: [{"prompt": "1. Who?\n2. Why?"}])
     assert explore.prompts(made) == ["1. Who? ⏎ 2. Why?"]
+
+
+def test_a_second_question_hashes_no_model_again_unless_one_changed(
+    made: plan.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    file_hash = artifacts.file_hash
+    monkeypatch.setattr(artifacts, "file_hash", lambda path: hashed.append(path) or file_hash(path))
+    monkeypatch.setattr(runtime, "free_memory", lambda: 2.0**10)  # the answers do not matter here
+    ask._verify.cache_clear()
+    weights = made.directory("sft") / "model.safetensors"
+    counts = []
+    for _ in range(3):
+        hashed.clear()
+        list(ask.ask(made, "Who?"))
+        counts.append(hashed.count(weights))
+        if len(counts) == 2:
+            weights.touch()
+    assert counts == [1, 0, 1]
 
 
 def test_a_table_shows_what_a_model_wrote_as_it_is() -> None:
