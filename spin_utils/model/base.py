@@ -156,6 +156,7 @@ def load_to_compare(folders: Collection[Path], dtype: Any = None) -> list[Any]:
             names = tensors.keys()
             numbers += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
     needed, place = (dtype or torch.float32).itemsize * numbers, device()
+    torch.cuda.empty_cache()  # which PyTorch would use, but the device counts as taken
     if place.type == "cuda" and needed > 0.8 * torch.cuda.mem_get_info()[0]:
         place = torch.device("cpu")
     free = runtime.free_memory()

@@ -125,7 +125,9 @@ def test_models_that_do_not_fit_on_the_accelerator_together_are_compared_in_main
     folder: Path, free: int, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2**40))
+    released: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(True))  # it holds all that is free
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * bool(released), 2**40))
     monkeypatch.setattr(base, "load", lambda folder, dtype, place: place.type)
     assert base.load_to_compare([folder, folder]) == [place] * 2
     monkeypatch.setattr(runtime, "free_memory", lambda: 2.0**10)
