@@ -36,7 +36,8 @@ rule all:
 
 
 def asked(resources):
-    return {"gpu": resources.gpus, "mem_mb": 1000 * resources.memory_gb, "runtime": int(60 * resources.hours)}
+    mega, minutes = 1000 * resources.memory_gb, int(60 * resources.hours)
+    return {"nodes": 1, "gpu": resources.gpus, "mem_mb": mega, "runtime": minutes}  # not GPUs of several nodes
 
 
 for directory, (p, step) in STEPS.items():

@@ -50,7 +50,8 @@ def asked(output: str) -> dict[str, tuple[int, dict[str, int], list[str]]]:
     found = {}
     for block in re.split(r"\n(?=(?:local)?rule )", output)[1:]:
         lines = dict(line.strip().partition(": ")[::2] for line in block.splitlines())
-        numbers = {key: int(n) for key, n in re.findall(r"\b(gpu|mem_mb|runtime)=(\d+)", lines.get("resources", ""))}
+        resources = re.findall(r"\b(nodes|gpu|mem_mb|runtime)=(\d+)", lines.get("resources", ""))
+        numbers = {key: int(n) for key, n in resources}
         name = block.split()[1].rstrip(":")
         found[name] = int(lines.get("threads", 1)), numbers, shlex.split(lines.get("Shell command", ""))
     return found
@@ -65,10 +66,10 @@ def test_what_downloads_runs_where_the_network_is_and_asks_for_nothing_special(c
 
 def test_a_dry_run_on_slurm_asks_for_each_kinds_resources(clustered: tuple[str, Profile]) -> None:
     rules = asked(snakemake(clustered, "slurm", dry_run=True))
-    assert rules["spin-0-seed-0"][1] == {"gpu": 8, "mem_mb": 40_000, "runtime": 90}
-    assert rules["pairs-0-seed-0"][1] == {"gpu": 4, "mem_mb": 30_000, "runtime": 120}
-    assert rules["eval-dpo-seed-0"][1] == {"gpu": 1, "mem_mb": 20_000, "runtime": 180}
-    assert rules["tables"][1] == {"gpu": 0, "mem_mb": 12_000, "runtime": 720}
+    assert rules["spin-0-seed-0"][1] == {"nodes": 1, "gpu": 8, "mem_mb": 40_000, "runtime": 90}
+    assert rules["pairs-0-seed-0"][1] == {"nodes": 1, "gpu": 4, "mem_mb": 30_000, "runtime": 120}
+    assert rules["eval-dpo-seed-0"][1] == {"nodes": 1, "gpu": 1, "mem_mb": 20_000, "runtime": 180}
+    assert rules["tables"][1] == {"nodes": 1, "gpu": 0, "mem_mb": 12_000, "runtime": 720}
     assert all(re.fullmatch(r"[\w-]+", name) for name in rules), "executors write names into commands unquoted"
 
 
@@ -161,6 +162,6 @@ def test_a_step_goes_through_the_slurm_plugin_to_its_artifact(
     artifacts.verify(target)
     assert output.count("has been submitted with SLURM jobid") == 1, "data and base ran here"
     call = (calls / "1.call").read_text().splitlines()
-    assert {"--gpus=8", "--cpus-per-task=5"} <= set(call)
+    assert {"--nodes=1", "--gpus=8", "--cpus-per-task=5"} <= set(call)
     assert (call[call.index("--mem") + 1], call[call.index("-t") + 1]) == ("40000", "90")
     assert (calls / "1.state").read_text() == "COMPLETED\n"
