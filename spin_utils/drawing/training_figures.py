@@ -28,6 +28,8 @@ PANELS = {
 }
 CRITICAL_BETA = 0.5
 """Below it an exact iteration overshoots the data: the gap is multiplied by |1 - 1/beta| > 1 (Theorem 5.4)."""
+_GAP = "—"
+"""In a cell of the map that has no value."""
 
 
 @style()
@@ -130,12 +132,13 @@ def map_figure(summary: pd.DataFrame) -> Figure:
     for axes in figure.axes[::2]:
         axes.set_yticks(range(len(betas)), [f"{beta:g}" for beta in betas])
         axes.set_ylabel("beta")
+    gaps = any(text.get_text() == _GAP for axes in figure.axes for text in axes.texts)
     fewest, most = cells["seeds"].min(), cells["seeds"].max()
     seeds = f"{most} training seed{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} seeds"
     footnote(
         figure,
         f"{seeds}. Bold: the 95 % interval excludes no effect (50 % told apart, 0 points). Dashed: beta 1/2, "
-        "below which an exact iteration overshoots (Theorem 5.4).",
+        f"below which an exact iteration overshoots (Theorem 5.4).{f' {_GAP}: not run, or nothing to compare.' * gaps}",
     )
     return figure
 
@@ -168,6 +171,8 @@ def _map_panel(axes: Axes, cells: pd.DataFrame, measure: str, betas: list[float]
     reach = float(np.nanmax(np.abs(grid.to_numpy() - neutral))) or 1.0
     norm = TwoSlopeNorm(neutral, neutral - reach, neutral + reach)
     axes.imshow(grid.to_numpy(), origin="lower", aspect="auto", cmap="PuOr", norm=norm, alpha=0.55)
+    for y, x in np.argwhere(grid.isna().to_numpy()):
+        axes.text(x, y, _GAP, ha="center", va="center", color=INK)
     for row in cells.to_dict("records"):
         value = row[measure] * factor
         if np.isnan(value):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.text import Text
 
 from spin_utils.drawing.training_figures import map_figure
 from spin_utils.paper.map import load_map, summary
@@ -45,3 +46,11 @@ def test_gains_are_over_sft_and_over_the_better_of_as_much_sft(tmp_path: Path) -
     panels = map_figure(found.reset_index()).axes
     shown = {text.get_text(): text.get_fontweight() for text in panels[4].texts}
     assert shown == {"+25.0": "bold", "−25.0": "bold"}
+
+
+def test_a_cell_of_the_map_that_was_not_run_says_so() -> None:
+    figure = map_figure(summary([*CELLS, cell("spin", 5e-6, 1.0, 16, 30, 0)]))
+    assert [text.get_text() for text in figure.axes[1].texts].count("—") == 1
+    assert "—: not run" in " ".join(text.get_text() for text in figure.findobj(Text)).replace("\n", " ")
+    whole = map_figure(summary(CELLS))
+    assert not any("not run" in text.get_text() for text in whole.findobj(Text))
