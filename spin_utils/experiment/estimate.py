@@ -58,8 +58,8 @@ BENCHMARK_TOKENS, BENCHMARK_ANSWER = 1400, 1024
 """Assumed longest prompt of the paper's generation tasks (Big-Bench-Hard), and the longest answer lm-eval allows."""
 BENCHMARK_MEAN, CHOICES, CHOICE_TOKENS = 800, 4, 15
 """Assumed mean prompt of the paper's suite, choices per item and tokens per choice; most tasks are multiple-choice."""
-MT_BENCH_TOKENS = 500
-"""Longest pair of MT-Bench questions with the template's markers."""
+MT_BENCH_TOKENS, JUDGE_TOKENS = 500, 1250
+"""Longest pair of MT-Bench questions with the template's markers, and longest request to a judge without answers."""
 HUB_ROWS = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 62_000}
 """Rows in a hub data set's training split, used if they have not been counted."""
 
@@ -215,9 +215,8 @@ def workload(profile: Profile, machine: Machine, read: Demonstrations | None) ->
     return Workload(
         prompt_tokens=min(prompt, profile.template.max_prompt_tokens),
         real_tokens=min(real, profile.template.max_response_tokens),
-        generated_tokens=min(generated, profile.generation.max_new_tokens),
+        generated_tokens=min(generated, max(each.generation.max_new_tokens for each in played(profile))),
         machine=machine,
-        decoded_together=profile.generation.batch_size,
     )
 
 
@@ -237,8 +236,13 @@ class Need:
         return MARGIN * max(self.loaded, sum(self.sharded.values()) / devices + sum(self.own.values())) + LIBRARIES
 
 
-def memory(profile: Profile, architecture: Architecture, machine: Machine) -> Iterator[tuple[str, Need, str]]:
-    """Peak memory of each kind of stage: its name, what it needs, and the settings that would lower it."""
+def memory(
+    profile: Profile, architecture: Architecture, machine: Machine, judging: Architecture | None = None
+) -> Iterator[tuple[str, Need, str]]:
+    """Peak memory of each kind of stage: its name, what it needs, and the settings that would lower it.
+
+    `judging` is MT-Bench's judge, if it is a model on the machine.
+    """
     gpu, template, answer = machine.kind == "cuda", profile.template, profile.generation.max_new_tokens
     prompt, response = template.max_prompt_tokens, template.max_response_tokens
 
@@ -283,6 +287,12 @@ def memory(profile: Profile, architecture: Architecture, machine: Machine) -> It
         if stage == "evaluation" and evaluation.samples and profile.sft is not None:  # the base model scores them
             needs.append(Need({}, {"weights": 2 * machine.width * architecture.parameters}))
         yield stage, max(needs, key=Need.total), f"lower {stage}.batch_size"
+    if mt_bench is not None and judging is not None:
+        asked_tokens, answer = JUDGE_TOKENS + 2 * mt_bench.max_new_tokens, mt_bench.judge_max_tokens
+        need = sampling_memory(
+            judging, mt_bench.batch_size, prompt=asked_tokens, answer=answer, width=machine.width, gpu=gpu
+        )
+        yield "judge", need, "lower mt_bench.batch_size, or take a smaller mt_bench.judge_model"
 
 
 def shared_by(profile: Profile, machine: Machine) -> int:
@@ -294,14 +304,17 @@ def _processes(profile: Profile, machine: Machine) -> int:
     return profile.processes.count or max(1, min(profile.resources.training.gpus, machine.devices))
 
 
-def main_memory(profile: Profile, architecture: Architecture, machine: Machine) -> float:
+def main_memory(
+    profile: Profile, architecture: Architecture, machine: Machine, judging: Architecture | None = None
+) -> float:
     """Bytes of main memory beside GPUs: there every process loads the whole model before it moves to its GPU, adapters
-    are merged, and the first process saves a state."""
+    are merged, and the first process saves a state. `judging` as in `memory`."""
     states = [optimizer_state(architecture, settings) for settings in all_trainings(profile)]
+    loaded = LIBRARIES + machine.width * max(a.parameters for a in (architecture, judging) if a is not None)
     if not states:
-        return machine.width * architecture.parameters + LIBRARIES
+        return loaded
     count = _processes(profile, machine)
-    return max(count * checkpoint(architecture), *states) + count * LIBRARIES
+    return max(loaded, max(count * checkpoint(architecture), *states) + count * LIBRARIES)
 
 
 def training_memory(
@@ -413,6 +426,8 @@ def hours(plan: Plan, run: Workload, architecture: Architecture, rows: Mapping[s
 
 def _step_hours(plan: Plan, step: Step, run: Workload, a: Architecture, rows: Mapping[str, int]) -> float:
     profile = plan.variant(step)
+    way = profile.generation
+    run = replace(run, generated_tokens=min(run.generated_tokens, way.max_new_tokens), decoded_together=way.batch_size)
     if step.stage == "pairs":
         return generation_hours(replace(run, prompts=rows["spin"] * profile.spin.answers_per_prompt), a)
     if step.stage in ("evaluation", "transfer"):

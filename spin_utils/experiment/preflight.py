@@ -292,21 +292,25 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
             base.check_folder(Path(profile.model.path), profile.template)
         reachable = any(repository.kind == "model" and state == "ok" for repository, (state, _) in asked.items())
         known = estimate.architecture(profile.model, reachable=reachable, adapters=_adapters(profile))
+        judge = profile.mt_bench.judge_model if profile.mt_bench else None
+        judging = estimate.architecture(judge, reachable=reachable) if judge else None
     except ModelError as error:
         yield Finding("model", "refused", str(error))
         return
-    if known is None:
-        yield Finding("memory", "unknown", "the model's sizes are unknown until its config.json can be read")
+    if known is None or (judge and judging is None):
+        whose = "judge" if known else "model"
+        yield Finding("memory", "unknown", f"the {whose}'s sizes are unknown until its config.json can be read")
         return
     architecture, source = known
     size = f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"
     state = "ok" if architecture.path == "fast" else "note"
     yield Finding("model", state, f"{size}; {general.COSTS[architecture.path]}")
     shared = estimate.shared_by(profile, machine)
-    for stage, need, lower in estimate.memory(profile, architecture, machine):
+    judged = judging[0] if judging else None
+    for stage, need, lower in estimate.memory(profile, architecture, machine, judged):
         yield _memory(stage, need, lower, shared, machine)
     if machine.kind == "cuda":
-        main = estimate.main_memory(profile, architecture, machine)
+        main = estimate.main_memory(profile, architecture, machine, judged)
         text = f"{_gb(main)} of {_gb(machine.host)} beside the GPUs, where each process loads the whole model"
         fewer = "; use a machine with more, or fewer processes (processes.count)"
         enough = main <= machine.host

@@ -136,6 +136,22 @@ def test_mt_bench_is_counted_with_a_key_and_said_to_be_left_out_without_one(monk
     assert "about 800 requests to gpt-4 at https://api.openai.com/v1, on the account" in text(report)
 
 
+def test_a_judge_on_this_machine_has_to_fit_as_well(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = {"source": "directory", "path": str(tiny)}
+    profile = profiles.load("gpu", {"mt_bench.judge_model": judge})
+    assert states(preflight.check(profile, estimate.machine(1, 24)), "memory: judge") == ["ok"]
+    config = json.loads((tiny / "config.json").read_text())
+    big = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "vocab_size": 128_256}
+    (tiny / "config.json").write_text(json.dumps({**config, **big, "num_attention_heads": 64, "head_dim": 128}))
+    report = preflight.check(profile, dataclasses.replace(estimate.machine(1, 80), host=100e9))
+    assert states(report, "memory: judge") == states(report, "memory: main") == ["refused"]
+    assert "take a smaller mt_bench.judge_model" in text(report)
+    hub = {"source": "hub", "name": "someone/judge", "revision": "1" * 40}
+    report = preflight.check(profiles.load("gpu", {"mt_bench.judge_model": hub}), estimate.machine(1, 24))
+    assert report.verdict == "unknown"
+    assert "the judge's sizes are unknown" in text(report)
+
+
 def test_the_control_of_table_5_is_counted_with_its_own_rows() -> None:
     profile = profiles.load("paper", REVISION)
     rows = estimate.rows_of(profile, None)
@@ -277,6 +293,10 @@ def test_hours_follow_the_work_and_the_machine() -> None:
     triplets = hours(EIGHT, **{"spin.mix_previous": False, "spin.training.historical": 0.1})
     assert triplets["spin-0"] == alone["spin-1"] < triplets["spin-1"] < 1.5 * alone["spin-1"], "one more response"
     local = {"evaluation.suite": "local", "demonstrations.test_rows": 100}
+    arms = {"it": {"generation.max_new_tokens": 64}, "one": {"generation.batch_size": 1, "generation.temperature": 0.5}}
+    armed = hours(EIGHT, arms=arms)
+    assert 1.5 * armed["pairs-0-arm-it"] < eight["pairs-0"] < armed["pairs-0-arm-one"] / 2
+    assert armed["spin-0-arm-it"] < armed["spin-0-arm-one"] == eight["spin-0"]
     drawn = hours(EIGHT, **local, **{"evaluation.samples": 2})["eval-sft"]
     assert drawn == pytest.approx(3 * hours(EIGHT, **local)["eval-sft"])
 
