@@ -134,7 +134,7 @@ def figure2(scores: pd.DataFrame, *, profile: str) -> Figure:
     _frame_panels(ours, theirs, bool(found))
     after = [label(model) for model in iterates(scores["model"].unique()) if model not in CHAIN]
     further = f" In Table 4 only: {'; '.join(after)}." if after else ""
-    further += " SFT +1, +2: after further epochs of SFT on the same rows." if control else ""
+    further += " SFT +1, +2: after further epochs of SFT." if control else ""
     footnote(figure, _note(counted(scores), [*found, *control], [*CHAIN, *control], _CUT + further))
     return figure
 

@@ -139,6 +139,7 @@ def section(profile: Profile) -> str:
         notes=[footnotes.fewer_seeds(scores, rows), draw.not_the_papers(profile, tasks)],
         last=label(last),
         control=label(compared) if compared else "",
+        same_data=plan.control_demonstrations(profile) is None,
         margin=gains.get(compared),
         direction=DIRECTION_MARGIN,
         shown=_gain,

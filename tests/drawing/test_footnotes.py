@@ -141,6 +141,14 @@ def test_the_first_sentence_says_no_more_than_the_interval(home, sft, control, g
     assert compared in first
 
 
+def test_a_control_with_its_own_demonstrations_is_not_said_to_have_the_same(home):
+    synthetic.write(home, seeds=(0,), items=4, models={"sft": 0.0, "spin-0": 0.1, "sft-more-1": 0.1})
+    readme_section()
+    paper = profiles.load("paper", {"demonstrations.revision": "0" * 40})
+    own = replace(profiles.load("cpu"), sft_control=paper.sft_control)
+    assert "More SFT on other data " in report.section(own)
+
+
 def test_without_an_iteration_the_readme_reports_no_gain_of_sft_over_itself(home):
     synthetic.write(home, items=4, seeds=(0,), models={"sft": 0.0, "sft-more-1": 0.1})
     with pytest.raises(results.ResultsError, match="no evaluation of an iteration of SPIN; evaluate spin-0"):
