@@ -179,11 +179,10 @@ def sum_up(profile: Profile, console: Console | None = None) -> None:
     if not (folder / "tables" / "table4.csv").is_file():
         log.warning("%s: deleted since it was drawn; `spin-repro figures` draws it again", paths.relative(folder))
         return
-    frame = pd.read_csv(folder / "tables" / "table4.csv")
-    names = [name for name in frame["column"].unique() if name != "average"]
-    header, rows = tables.compact(
-        frame, with_tasks=console.width >= 77 + sum(max(map(len, name.split("_"))) + 1 for name in names)
-    )
+    drawn = tables.table4(draw.scores(profile))
+    header, rows = tables.compact(drawn)
+    if console.width < 77 + sum(max(map(len, name.split("\n"))) + 1 for name in header[1:-5]):
+        header, rows = tables.compact(drawn, with_tasks=False)
     table = Table(title="Table 4. SPIN by iteration, in points, with 95 % intervals", title_justify="left", box=None)
     table.padding = (0, 1, 0, 0)
     for name in header:

@@ -88,14 +88,15 @@ def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> 
     results.check_one_run(paths.results(profile.name))
     scores = draw.scores(profile)
     scores = scores[scores["seed"] == seed]
-    benchmark = tables.benchmarks(scores)
+    benchmark, outside = tables.benchmarks(scores), tables.outside(scores)
     for row, names in [*((task, [task]) for task in record["tasks"]), ("average", results.judged(scores))]:
         shown = scores[scores["task"].isin(names)]
         level, gain = (tables.measure(shown, model, other) for other in ("", "sft"))
         over_sft = "" if model == "sft" or "value" not in gain else tables.cell_text(gain, sign=True)
         column = "average" if row == "average" else benchmark[row]
         theirs = published.score(model, column) if column else None
-        cells = [row, str(level["n"]), tables.cell_text(level), over_sft, published.BENCHMARK_LABELS.get(column, "")]
+        name = f"{row} ({outside[row]})" if row in outside else row
+        cells = [name, str(level["n"]), tables.cell_text(level), over_sft, published.BENCHMARK_LABELS.get(column, "")]
         yield [*cells, "" if theirs is None else f"{theirs:.2f}"]
 
 

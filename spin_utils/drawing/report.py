@@ -262,15 +262,16 @@ def _text(axes: Axes, lines: Sequence[str], *, indent: str = "", **font: Any) ->
 
 
 def _table(axes: Axes, table: tables.Table) -> None:
-    header, rows = tables.compact(table.frame)
+    header, rows = tables.compact(table)
     axes.set_title(f"Table {table.number}. {table.title}, in points", fontsize=9, weight="bold")
     drawn = axes.table(rows, colLabels=header, loc="upper center", edges="horizontal", cellLoc="right")
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(6.8)
     drawn.auto_set_column_width(list(range(len(header))))
     drawn.scale(1, 1.25)
+    lines = 1 + max(name.count("\n") for name in header)
     for (row, column), cell in drawn.get_celld().items():
-        cell.set(edgecolor="#cccccc", linewidth=0.5)
+        cell.set(edgecolor="#cccccc", linewidth=0.5, height=cell.get_height() * (1 if row else max(1, 0.6 * lines)))
         cell.get_text().set(color=INK, weight="bold" if row == 0 else "normal")
         if column == 0:
             cell.get_text().set_horizontalalignment("left")

@@ -428,11 +428,12 @@ def latex(table: Table) -> str:
 """
 
 
-def compact(frame: pd.DataFrame, *, with_tasks: bool = True) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of Table 4, from its long form, with one line a model: intervals for averages only."""
-    tasks = [name for name in frame["column"].unique() if name != "average" and with_tasks]
+def compact(table: Table, *, with_tasks: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of Table 4, with one line a model: intervals for averages only."""
+    columns = dict(zip(table.frame["column"].unique(), table.header[2:], strict=False))
+    tasks = [name for name in columns if name != "average" and with_tasks]
     rows = []
-    for row, cells in frame.groupby("row", sort=False):
+    for row, cells in table.frame.groupby("row", sort=False):
         level = {cell["column"]: cell for cell in cells[cells["quantity"] == "score"].to_dict("records")}
         gains = cells[(cells["quantity"] != "score") & (cells["column"] == "average")].to_dict("records")
         average, gain = level["average"], (gains or [{}])[0]
@@ -442,7 +443,7 @@ def compact(frame: pd.DataFrame, *, with_tasks: bool = True) -> tuple[list[str],
         found.append(cell_text({"value": gain.get("paper")}, sign=True, interval=False))
         rows.append([str(row), *found])
     ours = ["average", "gain over\nrow above", "direction"]
-    return ["", *(name.replace("_", "\n") for name in tasks), *ours, "paper", "gain"], rows
+    return ["", *(re.sub("_| (?=[(])", "\n", columns[name]) for name in tasks), *ours, "paper", "gain"], rows
 
 
 def _leaderboard(number: int, title: str, baselines: Mapping[str, str], scores: pd.DataFrame, *notes: str) -> Table:
@@ -531,17 +532,19 @@ def _columns(scores: pd.DataFrame, wanted: Sequence[str], *, always: bool = Fals
 
 def _headings(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> list[str]:
     """Column headings: the paper's benchmark or a task's own name, and whether the column is at chance or aside."""
-    kept, aside = set(results.judged(scores)), set(_aside(scores))
-    headings = []
+    left_out, headings = outside(scores), []
     for column, tasks in columns.items():
-        outside = " (aside)" if set(tasks) <= aside else " (at chance)"
+        why = [left_out.get(task, "") for task in tasks]
         name = published.BENCHMARK_LABELS.get(column, column)
-        headings.append(name + outside * bool(tasks and not set(tasks) & kept))
+        headings.append(f"{name} ({max(why)})" if why and all(why) else name)
     return headings
 
 
-def _aside(scores: pd.DataFrame) -> list[str]:
-    return sorted(scores[scores["aside"]]["task"].unique()) if "aside" in scores else []
+def outside(scores: pd.DataFrame) -> dict[str, str]:
+    """The tasks that are in no average, and why: `aside` or `at chance`."""
+    aside = set(scores[scores["aside"]]["task"]) if "aside" in scores else set()
+    left_out = sorted(set(scores["task"]) - set(results.judged(scores)))
+    return {task: "aside" if task in aside else "at chance" for task in left_out}
 
 
 def _lead(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]], tasks: str = "tasks of this profile") -> str:
@@ -549,8 +552,8 @@ def _lead(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]], tasks: str
     own = [column for column in columns if column not in published.BENCHMARK_LABELS]
     alone = "average" in columns and len(own) == len(columns) - 1
     six = [published.BENCHMARK_LABELS[name] for name in published.LEADERBOARD] if alone else []
-    aside = _aside(scores)
-    weak = bool(set(benchmarks(scores)) - set(results.judged(scores)) - set(aside))
+    left_out = outside(scores)
+    aside, weak = [task for task, why in left_out.items() if why == "aside"], "at chance" in left_out.values()
     return footnotes.note("lead", own=own, tasks=tasks, six=six, at_chance=weak, aside=aside)
 
 

@@ -164,6 +164,8 @@ def test_table_4_fits_a_terminal_of_80_columns() -> None:
     lines = file.getvalue().splitlines()
     assert not any("…" in line for line in lines)
     assert [line.split("  ")[0].strip() for line in lines[3:4]] == ["SFT"], "a heading of two lines"
+    live.sum_up(profiles.load("cpu"), Console(file=file, width=200, highlight=False))
+    assert "(aside)" in file.getvalue()
 
 
 def test_a_step_that_another_one_makes_on_its_way_has_its_own_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,15 @@ def test_the_card_holds_the_numbers_of_the_results_and_the_settings_of_the_run(p
     assert str(paths.home()) not in loaded.text, "a path of this machine is nobody's business"
 
 
+def test_the_card_says_which_tasks_its_average_leaves_out(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = results.load_summaries(paths.results(profile.name))["task"].iloc[0]
+    assert "(aside)" not in card.write(profile, "spin-0").read_text()
+    monkeypatch.setattr(Profile, "aside", frozenset({first}))
+    text = card.write(profile, "spin-0").read_text()
+    assert f"| {first} (aside) |" in text
+    assert text.count("(aside)") == 1
+
+
 def test_settings_that_changed_since_the_run_are_not_put_on_its_card(profile: Profile) -> None:
     changed = profiles.load("smoke", QUICK | {"spin.learning_rates": [3e-4]})
     with pytest.raises(KitError, match="spin-0: its results are from spin-0-.*, but the profile's current settings"):

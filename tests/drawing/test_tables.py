@@ -88,6 +88,7 @@ def test_a_real_task_next_to_generated_families_is_shown_and_is_in_no_average(sc
     more = scores[scores["task"] == "chain_sum"].assign(task="social_iqa", benchmark="", score=0.0)
     table = tables.table4(pd.concat([scores, more]).assign(aside=lambda all_: all_["task"] == "social_iqa"))
     assert "social_iqa (aside)" in table.header
+    assert "social\niqa\n(aside)" in tables.compact(table)[0]
     assert "Aside: social_iqa, of Big-Bench, is shown" in table.lead
     assert "at chance" not in table.lead.lower()
     alone = tables.table4(scores)
@@ -300,11 +301,11 @@ def test_every_table_is_latex_that_compiles_whatever_a_model_wrote(root, scores,
 
 
 def test_a_compact_table_4_has_a_line_for_each_model_and_dashes_for_what_was_not_run(scores, table4):
-    header, rows = tables.compact(table4.frame)
-    assert header[1:7] == list(published.LEADERBOARD)
+    header, rows = tables.compact(table4)
+    assert tuple(header[1:7]) == table4.header[2:8]
     assert header[-5:] == ["average", "gain over\nrow above", "direction", "paper", "gain"]
     assert [row[0] for row in rows] == [label(model) for model in ("sft", *(f"spin-{t}" for t in range(4)))]
     assert rows[1][-2:] == ["60.8", "+2.7"]
     fewer = tables.table4(scores[scores["model"] != "spin-2"])
-    header, rows = tables.compact(fewer.frame, with_tasks=False)
+    header, rows = tables.compact(fewer, with_tasks=False)
     assert rows[3][:3] == ["SPIN iteration 2", "—", "—"]
