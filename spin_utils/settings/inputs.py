@@ -47,6 +47,10 @@ def require(condition: bool, message: str) -> None:
         raise SettingsError(message)
 
 
+def require_line_breaks(prompt: str) -> None:
+    require(r"\n" not in prompt, r"prompt: has a backslash and an n, which are a line break in double quotes only")
+
+
 EFFECTLESS = {"identity": "never"}
 """Metadata of a setting that does not change the result."""
 LATER = {"identity": "if set"}
@@ -68,12 +72,23 @@ def identity(settings: Any) -> Any:
     return found
 
 
-def _require_fields(settings: Any, **needed: tuple[str, ...]) -> None:
-    """Raise if a field that the source needs is empty, or a hub id is none."""
-    for name in needed.get(settings.source, ()):
-        require(bool(getattr(settings, name)), f"{name}: empty; the source {settings.source} needs it")
+def _require_fields(settings: Any, **read: str) -> None:
+    """Raise if a field that the source needs is empty, one that it does not read is set, or a hub id is none.
+
+    `read` names what each source reads; what it can do without has a question mark.
+    """
+    for name in read[settings.source].split():
+        given = name.endswith("?") or bool(getattr(settings, name))
+        require(given, f"{name}: empty; the source {settings.source} needs it")
+    for each in fields(settings):
+        readers = [source for source, names in read.items() if each.name in names.replace("?", "").split()]
+        value = getattr(settings, each.name)
+        require(
+            not readers or settings.source in readers or not value or value == each.default,
+            f"{each.name}: the source {settings.source} does not read it; set source to {' or '.join(readers)} as well",
+        )
     if settings.source == "hub":
-        require("/" in settings.name, f"name: {settings.name!r} is not a hub id; write it as owner/name")
+        require(settings.name.count("/") == 1, f"name: {settings.name!r} is not a hub id; write it as owner/name")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -99,7 +114,13 @@ class ModelSettings:
     """Of the tokenizer trained for a `tiny` model: 256 bytes, the markers, and some merges."""
 
     def __post_init__(self) -> None:
-        _require_fields(self, directory=("path",), gguf_package=("name", "path"))
+        _require_fields(
+            self,
+            hub="name revision?",
+            directory="path",
+            gguf_package="name path sha256?",
+            tiny="name hidden_size? layers? vocabulary_size?",
+        )
         if self.source == "tiny":
             known = ("llama", "mistral", "qwen2")
             require(self.name in known, f"name: {self.name!r} is not a tiny model; use {', '.join(known)}")
@@ -178,10 +199,6 @@ class DemonstrationSettings:
     """Of generated and held-out rows; separate from the training seed."""
 
     def __post_init__(self) -> None:
-        require(
-            not self.transfer or self.source == "reasoning_gym",
-            "transfer: only generated families can be held out; use evaluation.tasks for other tasks",
-        )
         for name in (*self.families, *self.transfer):
             require(FAMILY_NAME.fullmatch(name) is not None, f"families: {name[:80]!r} {FAMILY_RULE}")
         shared = sorted(self.transfer.keys() & self.families.keys())
@@ -190,8 +207,13 @@ class DemonstrationSettings:
             bool(self.transfer) == bool(self.transfer_rows),
             "transfer_rows: give transfer families and their rows together, or neither",
         )
+        rows = "train validation? test? expected_rows? turns? drop_empty? sft_rows?"
         _require_fields(
-            self, reasoning_gym=("families", "sft_rows"), file=("train",), hub=("train",), big_bench=("name",)
+            self,
+            reasoning_gym="families wordings? transfer? sft_rows",
+            file=rows,
+            hub=f"name revision? {rows}",
+            big_bench="name sft_rows?",
         )
         require(
             not self.sft_rows or self.spin_rows <= self.sft_rows,
@@ -216,7 +238,7 @@ class PreferenceSettings:
     """Pairs used, the first ones (App. B.3: 62k, all of UltraFeedback Binarized); 0: all of them."""
 
     def __post_init__(self) -> None:
-        _require_fields(self, file=("train",), hub=("train",))
+        _require_fields(self, samples="", file="train", hub="name revision? train")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -249,6 +271,7 @@ class TemplateSettings:
     def __post_init__(self) -> None:
         if self.kind == "text":
             require(self.prompt.count("{prompt}") == 1, "prompt: must hold {prompt} exactly once")
+        require_line_breaks(self.prompt)
         try:
             date.fromisoformat(self.date)
         except ValueError:

@@ -26,6 +26,7 @@ from spin_utils.settings.inputs import (
     Seed,
     TemplateSettings,
     require,
+    require_line_breaks,
 )
 from spin_utils.settings.machine import MtBenchSettings, ResourceSettings, VllmSettings
 from spin_utils.settings.names import ModelName
@@ -155,6 +156,7 @@ class GenerationSettings:
             not self.prompt or self.prompt.count("{prompt}") == 1,
             f"prompt: {self.prompt!r}; write {{prompt}} once where the prompt goes, or leave it empty",
         )
+        require_line_breaks(self.prompt)
         if self.backend == "vllm":
             require(
                 bool(self.vllm.python),
