@@ -178,7 +178,7 @@ def _hold_out(
         raise RowError(
             f"{settings.train}: {len(train)} rows are left ({len(single)} with a unique prompt), but "
             f"demonstrations.{split}_rows asks to hold out {wanted} and training needs some too; "
-            f"add rows or set {split}_rows to a tenth of the rows"
+            f"add rows with other prompts, lower {split}_rows, or name a file in demonstrations.{split}"
         )
     chosen = set(Random(f"{split}/{settings.seed}").sample(single, wanted))
     kept = [row for place, row in enumerate(train) if place not in chosen]

@@ -251,7 +251,7 @@ def as_row(record: Mapping[str, Any], turns: str = "first") -> tuple[Row | None,
         return None, unused
     systems, said = exchange(record, asked, answer)
     if turns == "first":
-        unused += [f"later turns of {answer}"] if len(said) > 3 else []
+        unused += [f"later turns of {answer}"] if len(said) > 2 else []
         said = said[:2]
     elif len(said) > 1 and said[-1][0] == "user":
         said = said[:-1]  # a question without an answer

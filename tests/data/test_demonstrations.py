@@ -143,7 +143,9 @@ def test_of_a_conversation_the_first_answer_is_trained_on_or_the_last_or_all(
     ]
     assert not caplog.messages
     assert read("first") == [("d-1", "be brief", None, "x", "y")]
-    assert caplog.messages == ["d.jsonl: unused columns: later turns of messages (1 rows)"]
+    write_rows(path, [{"messages": [*CHAT, {"role": "assistant", "content": "and more"}]}])
+    assert read("first") == [("d-1", None, None, "x", "y")]
+    assert caplog.messages == ["d.jsonl: unused columns: later turns of messages (1 rows)"] * 2
 
 
 def test_no_conversation_is_in_two_splits_whatever_turns_are_trained_on(tmp_path: Path) -> None:
