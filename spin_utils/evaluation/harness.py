@@ -301,7 +301,7 @@ def _group(file: Path) -> Any:
             raise EvaluationError(
                 f"tasks: {file}: lm-eval knows no task {name!r}, and no .yaml file next to it has that name; correct it"
             )
-        if names.count(name) > 1:
+        if [content["group"], *names].count(name) > 1:
             raise EvaluationError(f"tasks: {file} has {name} twice, and lm-eval would score one of them; rename it")
     entry = Entry(name=content["group"], kind=Kind.GROUP, yaml_path=file)
     return TaskFactory().build(entry, registry=manager.task_index)
@@ -344,6 +344,8 @@ def _shares(spec: str, leaves: Mapping[str, Any]) -> bool:
                 found = task.process_results(document, [each.filtered_resps[chosen] for each in task.instances])
                 for name in {metric, *found}:
                     scores[name].append(found[name])
+            if task.OUTPUT_TYPE == "multiple_choice" and not any(scores[metric]):
+                raise LookupError("no choice is right; doc_to_target must give the number from 0 or the text of one")
             shares = shares and all(map(_is_share, scores[metric]))
             for name, values in scores.items():  # lm-eval aggregates all of them
                 float(task.aggregation().get(name, mean)(values))

@@ -279,6 +279,8 @@ def test_tasks_that_no_evaluation_could_score_are_refused_before_training(
     check(task_file(tmp_path / "good.yml", GENERATING))
     with pytest.raises(EvaluationError, match="tasks: beams: generation_kwargs: num_beams is not supported"):
         check(task_file(tmp_path / "beams.yml", GENERATING.replace("5}", "5, num_beams: 4}")))
+    with pytest.raises(EvaluationError, match="'acc' fails on the first item .* no choice is right; doc_to_target"):
+        check(task_file(tmp_path / "hidden.yml", CHOOSING, answers=("-1",), metric="acc"))
     with pytest.raises(EvaluationError, match=r"good.yml has the name of .*good.yml; rename it or leave it out"):
         check(tmp_path / "good.yml", tmp_path / "good.yml")
 
@@ -355,6 +357,7 @@ def test_a_users_group_has_the_tasks_next_to_its_file(
     assert items == [("one/0", 1), ("one/1", 0), ("two/0", 1)]
     for text, message in {
         "group: mine\ntask: [one, tow]\n": "both.yaml: lm-eval knows no task 'tow', and no .yaml file next to it",
+        "group: one\ntask: [one, two]\n": "both.yaml has one twice",
         "group: mine\ntask: [one, {task: one, num_fewshot: 2}]\n": "both.yaml has one twice",
         "group: mine\n" + (tmp_path / "one.yaml").read_text(): "both.yaml is a group without tasks; .* out `group`",
     }.items():
