@@ -11,6 +11,7 @@ import importlib.util
 import json
 import logging
 import math
+import re
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -184,7 +185,12 @@ def tokenizer_of(folder: Path) -> Any:
     """Load the tokenizer in a folder that may have no weights."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # the library raises a dozen kinds for a broken file, all meaning the same here
+        raise ModelError(
+            f"{folder}: the tokenizer cannot be loaded ({_reason(error)}); save it again with save_pretrained"
+        ) from None
 
 
 def positions(folder: Path) -> int:
@@ -245,12 +251,7 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
     check_directory(folder)
     model = _skeleton(folder)
     _check_weights(folder, model)
-    try:
-        tokenizer = load_tokenizer(folder)
-    except Exception as error:  # the library raises a dozen kinds for a broken file, all meaning the same here
-        raise ModelError(
-            f"{folder}: the tokenizer cannot be loaded ({_reason(error)}); save it again with save_pretrained"
-        ) from None
+    tokenizer = load_tokenizer(folder)
     _check_ids(folder, tokenizer)
     largest, places = max(tokenizer.get_vocab().values(), default=-1), model.config.vocab_size
     if largest >= places:
@@ -336,7 +337,13 @@ def _check_weights(folder: Path, model: Any) -> None:
     if get_model_conversion_mapping(model, add_legacy=False):
         return
     prefix = f"{model.base_model_prefix}."
-    for full, tensor in model.state_dict().items():
+    state = model.state_dict()
+    ignored = re.compile("|".join([*model._keys_to_ignore_on_load_unexpected, r"rotary_emb\.inv_freq"]))
+    unused = [name for name in stored if name.startswith(prefix) and name not in state and not ignored.search(name)]
+    if unused:
+        told = "%s: %d tensors have no place in the model of config.json and are left out, such as %s; compare the two"
+        log.warning(told, folder, len(unused), unused[0])
+    for full, tensor in state.items():
         found = stored.get(full, stored.get(full.removeprefix(prefix)))  # old files begin at the body
         if found is None and full not in model.all_tied_weights_keys:
             raise ModelError(f"{folder}: no tensor {full} in its safetensors; copy all files of the model again")

@@ -79,6 +79,25 @@ def test_a_token_that_tokenizer_json_lacks_is_named(
     assert "copy: '<|other|>' in tokenizer_config.json, but not in tokenizer.json" in caplog.text
 
 
+def test_a_tokenizer_that_was_not_downloaded_is_named_whatever_loads_it(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(base.ModelError, match="copy: the tokenizer cannot be loaded"):
+        base.tokenizer_of(copy)
+
+
+def test_weights_without_a_place_in_the_model_are_named(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    base.check_folder(folder, TemplateSettings())
+    assert not caplog.messages
+    base.check_folder(copy, TemplateSettings())
+    assert "copy: 9 tensors have no place in the model of config.json and are left out, such as model.l" in caplog.text
+
+
 def test_the_identity_of_a_folder_follows_its_content(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     same = base.identity(ModelSettings("directory", path=str(copy)))
