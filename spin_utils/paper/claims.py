@@ -291,10 +291,16 @@ def read(results: Path, outcome: str = "") -> pd.DataFrame:
     if outcome not in ("", *OUTCOMES):
         raise ResultsError(f"verdict {outcome!r}: unknown{nearest(outcome, OUTCOMES)}")
     path = results / "verdicts.csv"
+    again = f"run `spin-repro figures --profile {results.name}` to write them"
     if not path.is_file():
-        again = f"run `spin-repro figures --profile {results.name}` to write them"
         raise ResultsError(f"{path}: no verdicts; {again}")
-    table = pd.read_csv(path)
+    try:
+        table = pd.read_csv(path)
+        whole = table["verdict"].isin(OUTCOMES).all()
+    except (ValueError, KeyError):  # pandas' parsers raise kinds of ValueError
+        whole = False
+    if not whole:
+        raise ResultsError(f"{path}: changed since it was written; {again}")
     return table[table["verdict"] == outcome] if outcome else table
 
 

@@ -140,6 +140,11 @@ def test_the_verdicts_of_one_kind_are_listed(home: Path, capsys: pytest.CaptureF
     assert [(row["id"], row["verdict"]) for row in json.loads(out)] == [("b", "not run")]
     assert outcome(capsys, "verdicts")[1].endswith("1 reproduced, 1 not run\n")
     assert "did you mean 'reproduced'?" in outcome(capsys, "verdicts", "--verdict", "reproducd")[1]
+    file = home / "results" / "cpu" / "verdicts.csv"
+    whole = file.read_text()
+    for marked in (f"<<<<<<< HEAD\n{whole}", f"{whole}>>>>>>> other\n"):
+        file.write_text(marked)
+        assert "verdicts.csv: changed since it was written; run `spin-repro figures" in outcome(capsys, "verdicts")[1]
 
 
 def test_a_relative_home_is_one_folder_for_all_processes_of_a_command(
