@@ -296,7 +296,7 @@ def read(results: Path, outcome: str = "") -> pd.DataFrame:
         raise ResultsError(f"{path}: no verdicts; {again}")
     try:
         table = pd.read_csv(path)
-        whole = table["verdict"].isin(OUTCOMES).all()
+        whole = bool(table["verdict"].isin(OUTCOMES).all())
     except (ValueError, KeyError):  # pandas' parsers raise kinds of ValueError
         whole = False
     if not whole:
