@@ -407,7 +407,7 @@ def _build_tiny(settings: ModelSettings, folder: Path, texts: Iterable[str], see
     tokenizer = train_tokenizer(texts, settings.vocabulary_size)
     end = tokenizer.eos_token_id
     config = tiny_config(settings, len(tokenizer), bos_token_id=None, eos_token_id=end, pad_token_id=end)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # by default it starts every GPU
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     save(model, tokenizer, folder)

@@ -53,7 +53,7 @@ def attach(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Any:
         target_modules=sorted(settings.targets) or "all-linear",
         exclude_modules=odd or None,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # by default it starts every GPU
         torch.manual_seed(seed)
         try:
             adapted = get_peft_model(model, config)

@@ -56,6 +56,11 @@ def test_the_estimate_counts_the_adapters_that_peft_makes() -> None:
         assert estimate.trainable(architecture, TrainingSettings(learning_rate=1e-3, lora=settings)) == count
 
 
+def test_attaching_adapters_starts_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # neither can be started here
+    lora.attach(tiny_model("llama"), LoraSettings(), seed=0)
+
+
 def test_targets_that_are_not_there_or_the_head_are_refused() -> None:
     with pytest.raises(ModelError, match=r"LlamaForCausalLM: lora\.targets: .*c_attn"):
         lora.attach(tiny_model("llama"), LoraSettings(targets=("c_attn",)), seed=0)
