@@ -394,9 +394,10 @@ def disk(plan: Plan, architecture: Architecture) -> float:
             # A folder is used in place, and the hub's weights are bfloat16.
             checkpoints += {"directory": 0.0, "hub": 0.5}.get(source, 1.0)
         checkpoints += step.stage in ("sft", "spin", "subset", "dpo")  # adapters are small compared with merged weights
-        if step.name == "spin-0" and spin.epochs_shown:
-            checkpoints += min(spin.epochs_shown, spin.training.epochs) - 1
-            states += optimizer_state(architecture, spin.training)  # from which Figure 4 continues
+        if shown := step.settings.get("epochs_shown", 0):
+            checkpoints += min(shown, spin.training.epochs) - 1
+            if shown > spin.training.epochs:  # Figure 4 continues from a state
+                states += optimizer_state(architecture, spin.training)
         if step.stage == "epochs":
             checkpoints += spin.epochs_shown - spin.training.epochs
     if any("training" in step.settings for step in unfinished):  # a new state is complete before the old one is deleted

@@ -183,6 +183,11 @@ def test_a_disk_too_small_is_refused_and_counts_every_checkpoint(monkeypatch: py
     assert estimate.disk(made, found[0]) == one + 2 * 3 * one, "epoch 3, and states"
 
 
+def test_released_checkpoints_take_their_downloads_on_disk_and_no_more() -> None:
+    profile = profiles.load("paper-released", {f"released.spin-{t}.revision": "0" * 40 for t in range(4)})
+    assert estimate.disk(plan.make(profile, 0), SEVEN) == 5 * 2 * SEVEN.parameters
+
+
 @pytest.mark.parametrize(
     ("changes", "refused", "verdict"),
     [
