@@ -44,16 +44,23 @@ def wanted(settings: ProcessSettings) -> bool:
     return settings.count > 1 and not processes.launched()
 
 
-def check(settings: ProcessSettings) -> None:
-    """Raise `KitError` if there are fewer GPUs than processes, or no DeepSpeed for zero3."""
+def check(settings: ProcessSettings, gpus: int = 0) -> None:
+    """Raise `KitError` if `gpus` are asked for and PyTorch cannot use those that are here, if there are fewer than
+    processes, or no DeepSpeed for zero3."""
     if settings.count != 1 and settings.sharding == "zero3" and importlib.util.find_spec("deepspeed") is None:
         raise KitError("zero3 needs DeepSpeed, which is not installed: pip install -e '.[deepspeed]', or use fsdp2")
-    if not wanted(settings):
+    here = len(runtime.visible_gpus()) if gpus else 0
+    if not (here or wanted(settings)):
         return
     import torch
 
-    devices = torch.cuda.device_count()
-    if 0 < devices < settings.count:
+    if here and not torch.cuda.is_available():  # it would compute on the CPU
+        raise KitError(
+            f"{here} GPUs are here, and PyTorch {torch.__version__} can use none: the driver is too old for it, or it "
+            "is a build for CPUs; install a build for this driver (https://pytorch.org/get-started/previous-versions), "
+            "or hide the GPUs: CUDA_VISIBLE_DEVICES="
+        )
+    if wanted(settings) and 0 < (devices := torch.cuda.device_count()) < settings.count:
         raise KitError(f"processes.count: {settings.count} processes for {devices} GPUs; each needs its own")
 
 
@@ -64,7 +71,6 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
     and save.
 
     Raises:
-        KitError: the machine cannot run that many.
         LaunchError: a worker failed or was killed.
         Interrupted: the workers were asked to stop and saved their state.
         KeyboardInterrupt: they were asked to stop and had nothing to save.
@@ -74,7 +80,6 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
     from spin_utils.training.loop import Interrupted
     from spin_utils.training.state import StopRequest
 
-    check(settings)
     # We report failures in one line.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="spin-") as folder, StopRequest() as stop:

@@ -42,7 +42,7 @@ def check_inputs(profile: Profile) -> None:
     from spin_utils.training import trackers
 
     trackers.check({name for training in all_trainings(profile) for name in training.trackers})
-    launch.check(profile.processes)
+    _check_devices(profile)
     for settings in (profile.model, *profile.released.values()):
         base.identity(settings)
     if profile.model.source == "directory":
@@ -61,6 +61,11 @@ def check_inputs(profile: Profile) -> None:
         vllm.check_environment(profile.generation.vllm)
     if profile.mt_bench is not None:
         mt_bench.check(profile.mt_bench)
+
+
+def _check_devices(profile: Profile) -> None:
+    asked = profile.resources
+    launch.check(profile.processes, max(kind.gpus for kind in (asked.training, asked.generation, asked.evaluation)))
 
 
 def _families(demonstrations: Demonstrations) -> set[str]:
@@ -267,6 +272,11 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
 
     yield _versions()
     yield Finding("device", "ok", f"{machine.name}, {_gb(machine.memory)} free on each")
+    try:
+        if machine.kind == "cpu":
+            _check_devices(profile)
+    except KitError as error:
+        yield Finding("device", "refused", str(error))
     asked = {repository: look(repository) for repository in wanted(profile)}
     for state, text in dict.fromkeys(asked.values()):
         names = ", ".join(repository.name for repository in asked if asked[repository] == (state, text))

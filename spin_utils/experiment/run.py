@@ -113,6 +113,7 @@ def make(plan: Plan, name: str) -> Path:
     for needed in step.inputs:
         make(plan, needed)
     shared = processes_of(plan.profile, step) if _is_shared(plan, step) else ProcessSettings(1)
+    launch.check(shared, resources(plan.profile, step).gpus)
     if launch.wanted(shared):
         with tempfile.TemporaryDirectory(prefix="spin-") as folder:  # with the command that makes it in one process
             file = profiles.dump(plan.profile, Path(folder) / "profile.yaml")

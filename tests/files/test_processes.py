@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.elastic import multiprocessing
 
-from spin_utils.experiment import launch, plan, preflight, run
+from spin_utils.experiment import estimate, launch, plan, preflight, run
 from spin_utils.experiment.launch import LaunchError
 from spin_utils.files import artifacts, paths, processes
 from spin_utils.files.paths import KitError
@@ -210,6 +210,19 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(KitError, match="2 processes for 1 GPUs"):
         preflight.check_inputs(profiles.load("smoke", {"processes.count": 2}))
+
+
+def test_gpus_that_pytorch_cannot_use_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # NVML counts them whatever the driver's version
+    profile = profiles.load("smoke", {"resources.training.gpus": 2})
+    for begin in (lambda: preflight.check_inputs(profile), lambda: run.make(plan.make(profile, 0), "sft")):
+        with pytest.raises(KitError, match=r"2 GPUs are here, and PyTorch .* can use none: the driver is too old"):
+            begin()
+    launch.check(ProcessSettings(1))  # of a step that asks for none
+    told = preflight.check(profile, estimate.this_machine()).findings
+    assert [finding.state for finding in told if finding.what == "device"] == ["ok", "refused"]
 
 
 def test_a_step_takes_a_process_for_each_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
