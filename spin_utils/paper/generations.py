@@ -35,7 +35,7 @@ MOST_PAIRS = 2000
 """The discriminator takes the first pairs only: more would narrow an interval of ±2.5 points, at minutes per model."""
 
 LITTLE = 0.6
-"""Where surely no more of the held-out pairs are told apart, an iteration has next to nothing to learn from."""
+"""The entry test: where no more held-out pairs are told apart, an iteration has next to nothing to learn from."""
 
 _LARGEST_SCALE = 1024.0
 """If all margins are positive no scale is best; this one separates them as well as any."""
@@ -90,10 +90,11 @@ def similarity(real: str, generated: str) -> float:
 
 
 def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
-    """Contribution of each held-out pair to a lower bound on the JSD between data and opponent, in nats.
+    """Contribution of each held-out pair to a lower bound on the JSD of Lemma C.2, in nats.
 
     Lemma C.2: the minimum of the loss over all f is log 2 - JSD(p+ || p-), where p+ is the distribution of
-    (real, generated) and p- of (generated, real). Any f gives a bound: log 2 minus its loss on fresh pairs. Here
+    (real, generated) and p- of (generated, real); the JSD of data and opponent themselves is between half of this and
+    all of it. Any f gives a bound: log 2 minus its loss on fresh pairs. Here
     f = c log(p_theta_t+1 / p_theta_t). The direction is what the iteration learnt; the scale c >= 0 corrects for how
     far it went. The scale for each pair is fitted on the other half of the pairs, so the fit does not inflate the
     bound. Intervals of the returned values treat the scales as fixed and leave out the uncertainty of the fit. The
@@ -160,11 +161,12 @@ def entry_test(heldout: pd.DataFrame, model: str = "spin-0") -> str:
     """Whether an iteration learnt to tell real responses from generated ones, on held-out pairs.
 
     If it did not, the opponent may already match the data, and there self-play stops (Theorem 5.2). The loss it reaches
-    gives a lower bound on their divergence (Lemma C.2).
+    gives a lower bound on a divergence (Lemma C.2, see `jsd_bounds`).
 
     Returns:
-        How many of the pairs that differ are told apart, with its 95 % interval over pairs and seeds, and what follows
-        if that is not surely more than 1/2, in words without a full stop; empty if the iteration was not tested.
+        How many of the pairs that differ are told apart, and the bound, with 95 % intervals over pairs and seeds, and
+        what follows if not surely more than `LITTLE` are, in words without a full stop; empty if the iteration was not
+        tested.
     """
     first = heldout[heldout["model"] == model]
     if first.empty:
@@ -177,14 +179,17 @@ def entry_test(heldout: pd.DataFrame, model: str = "spin-0") -> str:
     # Pairs that are the same count 1/2 there; here they are left out.
     share = differ / len(first)
     accuracy, low, high = (min(1.0, max(0.0, 0.5 + (x - 0.5) / share)) for x in (told.difference, told.low, told.high))
-    bound = max(0.0, bounds[bounds["model"] == opponent]["jsd_bound"].mean())
+    jsd = paired(bounds, {opponent: 1.0}, column="jsd_bound")
+    bound, least, most = (max(0.0, x) for x in (jsd.difference, jsd.low, jsd.high))
     text = (
         f"real and generated responses are told apart in {accuracy:.1%} of the {differ} held-out pairs that differ "
-        f"[{low:.1%}, {high:.1%}], and the Jensen-Shannon divergence (JSD) between data and opponent is at least "
-        f"{bound:.4f} nats"
+        f"[{low:.1%}, {high:.1%}], and the lower bound on the Jensen-Shannon divergence (JSD) between pairs (real, "
+        f"generated) and the same pairs swapped (Lemma C.2) is {bound:.4f} nats [{least:.4f}, {most:.4f}]"
     )
-    if low > 0.5:
+    if low > LITTLE:
         return text
+    if low > 0.5:
+        return f"{text}; the entry test asks for surely more than {LITTLE:.0%}"
     if high < LITTLE:
         return f"{text}: nothing to learn (Theorem 5.2)"
     return f"{text}; more pairs or training seeds would show whether they are told apart more often than by chance"

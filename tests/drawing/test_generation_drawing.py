@@ -147,6 +147,7 @@ def test_convergence_draws_each_measure_with_intervals_and_breaks_at_a_missing_m
     [
         (80, 0, "told apart in 80.0% of the 100 held-out pairs that differ"),
         (80, 100, "told apart in 80.0% of the 100 held-out pairs that differ"),
+        (62, 0, "; the entry test asks for surely more than 60%"),
         (57, 0, "; more pairs or training seeds would show"),
         (47, 0, ": nothing to learn (Theorem 5.2)"),
         (0, 100, "all held-out responses equal the real ones: nothing to learn (Theorem 5.2)"),
@@ -166,6 +167,8 @@ def test_the_entry_test_has_the_interval_of_the_table_and_of_the_verdict() -> No
     told = paired(generations.jsd_bounds(both), {"sft": 1.0}, column="told_apart").times(100)
     found = generations.entry_test(both)
     assert f"[{told.low:.1f}%, {told.high:.1f}%]" in found
+    jsd = paired(generations.jsd_bounds(both), {"sft": 1.0}, column="jsd_bound")
+    assert f"is {max(0, jsd.difference):.4f} nats [{max(0, jsd.low):.4f}, {max(0, jsd.high):.4f}]" in found
 
 
 def test_bits_per_byte_are_all_bits_over_all_bytes_of_the_real_responses():
