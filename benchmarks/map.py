@@ -101,7 +101,8 @@ of SmolLM2-135M, with one value of beta (the paper's lambda) and one length of t
 The control is more SFT on the same demonstrations for as many tokens, at the better of two learning rates. Scores are
 of validation rows of a data seed that no profile uses, so the map may be used to choose settings. Brackets are 95 %
 intervals over items and, if there are several, training seeds. With this many cells, about one in twenty is significant
-by chance, so look for neighbouring cells that agree.
+by chance, so look for neighbouring cells that agree; a best cell is flattered by having been chosen. Changes in
+log-probability have intervals of ±0.05 to 0.4 nats over prompts, so one of a few hundredths has no sure sign.
 
 Theorem 5.4 says that an exact iteration with beta below 1/2 overshoots the data. The questions are whether learning to
 tell real from generated responses also makes the real ones less likely, and whether the scores rise or fall with it.
