@@ -122,9 +122,12 @@ def section(profile: Profile) -> str:
     gains = {other: tables.measure(scores, last, other) for other in ("sft", *control)}
     compared = next((name for name in reversed(control) if "value" in gains[name]), "")
     seeds = sorted(int(seed) for seed in scores[scores["model"].isin(rows)]["seed"].unique())
-    judged = claims.read(folder).set_index("id")["verdict"]
+    found = claims.read(folder).set_index("id")
+    judged, decided = found["verdict"], found["verdict"].isin(["reproduced", "not reproduced"])
     seconds, machine = clock.measured(profile.name, seeds[0])
-    exact = judged.index.isin([row.id for row in claims.registry() if row.compute == "theory"])
+    registry = claims.registry()
+    exact = judged.index.isin([row.id for row in registry if row.compute == "theory"])
+    other = exact | judged.index.isin([row.id for row in registry if row.where.endswith("not in the paper")])
     return render(
         "readme.md.j2",
         profile=profile.name,
@@ -146,7 +149,8 @@ def section(profile: Profile) -> str:
         entry=generations.entry_test(results.load_heldout(folder)),
         minutes=sum(seconds.values()) / 60,
         machine=machine,
-        measured=judged[~exact],
+        measured=judged[~other],
+        once=(decided & (found["seeds"] == 1))[~other].sum(),
         beside=beside(profile),
         theory=judged[exact],
         tally=claims.tally,
@@ -169,7 +173,7 @@ def beside(profile: Profile) -> pd.DataFrame:
 
 def _beside(cells: pd.DataFrame) -> dict[str, str]:
     """Where SFT stands by each measure, and what the last iteration and the longest further SFT gain from there."""
-    found = {"Training seeds": f"{cells['seeds'].max():.0f}"}
+    found = {"Training seeds": f"{(most := cells['seeds'].max()):.0f}"}
     for column, (heading, digits) in _BESIDE.items():
         own = cells[(cells["column"] == column) & cells["value"].notna()]
         gains, start = own[own["quantity"] == "gain over SFT"], own[own["row"] == label("sft")]
@@ -177,7 +181,8 @@ def _beside(cells: pd.DataFrame) -> dict[str, str]:
         for cell in pd.concat([start, *last]).to_dict("records"):
             gain = cell["quantity"] != "level"
             row = f"{heading}: {cell['row']}{' over SFT' if gain else ''}"
-            found[row] = tables.cell_text(cell, sign=gain, digits=digits)
+            fewer = f" ({cell['seeds']:.0f} of {most:.0f} seeds)" if cell["seeds"] < most else ""
+            found[row] = tables.cell_text(cell, sign=gain, digits=digits) + fewer
     return found
 
 

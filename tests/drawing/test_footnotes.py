@@ -90,6 +90,11 @@ def test_a_run_with_a_protocol_stands_beside_this_one(home):
     assert found.loc["Training seeds", "talk"] == "2"
     gain = found.loc["Score, points: SPIN iteration 3 over SFT", "talk"]
     assert f"| Score, points: SPIN iteration 3 over SFT | {gain} | {gain} |" in report.section(profiles.load("cpu"))
+    cells = pd.read_csv(file := root.parent / "talk" / "tables" / "instruments.csv")
+    fewer = (cells["row"] == "SPIN iteration 3") & (cells["column"] == "greedy")
+    cells.assign(seeds=cells["seeds"].mask(fewer, 1)).to_csv(file, index=False)
+    found = report.beside(profiles.load("cpu"))
+    assert found.loc["Score, points: SPIN iteration 3 over SFT", "talk"] == f"{gain} (1 of 2 seeds)"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +164,10 @@ def test_a_control_that_spin_surely_does_not_beat_is_said_to_do_as_well(home, mo
     synthetic.write(home, items=4, models={"sft": 0.0, "spin-0": 0.1, "sft-more-1": 0.1})
     surely = {"value": -1.1, "low": -2.3, "high": 0.2}
     monkeypatch.setattr(report.tables, "measure", lambda *_: surely)
-    assert "does at least as well, to within half a point: " in readme_section().partition("\n")[0]
+    assert "does at least as well, to within half a point: " in (first := readme_section().partition("\n")[0])
+    assert "not reproduced at this size" not in first, "no protocol says so"
+    (home / "results" / "cpu" / "protocol.md").touch()
+    assert "SPIN is *not reproduced at this size*" in report.section(profiles.load("cpu")).partition("\n")[0]
 
 
 def test_a_readme_without_its_markers_is_left_as_it_is(tmp_path):
