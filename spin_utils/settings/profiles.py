@@ -48,10 +48,12 @@ def load(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Profi
     path = _find(name_or_path)
     data = _read(path)
     with _named(path.name):
-        assign(data, overrides or {})
+        given = dict(overrides or {})
+        kinds = {dotted: value for dotted, value in given.items() if dotted.endswith((".source", ".kind"))}
+        data = assign(_merge(data, assign({}, kinds)), given)
         _anchor(data, Path.cwd())
         profile = build(Profile, data)
-        _refuse_hidden(assign({}, overrides or {}), data)
+        _refuse_hidden(assign({}, given), data)
         require(
             not profile.spin.training.rejection,
             "spin.training.rejection: it compares no pairs, so it is a control and not SPIN; write it as an arm "

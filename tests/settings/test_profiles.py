@@ -72,6 +72,9 @@ def test_a_profile_of_three_lines_changes_model_and_data(tmp_path: Path) -> None
     assert profile.demonstrations.train == str(tmp_path / "rows.jsonl")
     assert profile.demonstrations.families == {}, "settings of the old source must not leak into the new one"
     assert profile.spin == profiles.load("cpu").spin
+    given = {"demonstrations.source": "file", "demonstrations.train": "rows.jsonl", "template.kind": "chat"}
+    profile = profiles.load("cpu", given)
+    assert (profile.demonstrations.families, profile.template.end) == ({}, ""), "one by one, too"
 
 
 def test_an_empty_section_takes_away_what_the_profile_below_has(tmp_path: Path) -> None:
