@@ -146,7 +146,7 @@ def section(profile: Profile) -> str:
         margin=gains.get(compared),
         direction=DIRECTION_MARGIN,
         shown=_gain,
-        entry=generations.entry_test(results.load_heldout(folder)),
+        entry=generations.entry_test(results.load_heldout(folder), jsd=False),
         minutes=sum(seconds.values()) / 60,
         machine=machine,
         measured=judged[~other],

@@ -114,7 +114,8 @@ def paired(
     V_seeds is at least its weighted mean with the variance between seeds of all models, which has `POOLED_DF` degrees
     of freedom (moderated variances: Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3, with a fixed prior). `sources` are
     clusters. For shares near 0 and 1, pseudo-items at both ends of the range, one for a difference and two for a mean
-    over all tasks, move the interval but not the estimate (Agresti and Coull 1998; Bonett and Price 2012).
+    over all tasks, move the interval but not the estimate (Agresti and Coull 1998; Bonett and Price 2012). They count
+    less the more answers lie between right and wrong, as a ROUGE does, and so vary less.
 
     Args:
         scores: long table with `seed`, `model`, `task`, `id` and `column`.
@@ -127,12 +128,12 @@ def paired(
         StatisticsError: a model or task is missing, no seed has all models, or items do not pair up.
     """
     names = sorted(scores["task"].unique() if tasks is None else tasks)
-    by_task, seeds = _contrasts_by_source(scores, contrast, names, column)
+    by_task, seeds, extreme = _contrasts_by_source(scores, contrast, names, column)
     pool = scores if others is None else others
     pooled = _pooled_seed_variance(pool, contrast, seeds, names, column) if len(seeds) > 1 else None
-    ends = _ends(contrast, column)
-    found = crossed(list(by_task.values()), ends, pooled=pooled)
-    least, most = ends[:2] if column in SHARES else (-np.inf, np.inf)
+    least, most, pseudo = _ends(contrast, column)
+    found = crossed(list(by_task.values()), (least, most, pseudo * extreme), pooled=pooled)
+    least, most = (least, most) if column in SHARES else (-np.inf, np.inf)
     return Estimate(
         difference=round(found.mean, 9),
         low=round(max(least, found.centre - found.half), 9),
@@ -262,9 +263,9 @@ def verdict(estimate: Estimate, margin: float, *, claim: Claim = "greater", valu
 
 def _contrasts_by_source(
     scores: pd.DataFrame, contrast: Mapping[str, float], tasks: Sequence[str], column: str
-) -> tuple[dict[str, tuple[Array, Array]], list[int]]:
+) -> tuple[dict[str, tuple[Array, Array]], list[int], float]:
     """Per task, the contrast summed over the items of each source, shape (seeds, sources), and the sources' sizes;
-    and the seeds. An item without a source is a source of its own."""
+    the seeds; and how extreme the items are. An item without a source is a source of its own."""
     grid = _grid(scores, column)
     seeds_of = {model: {seed for name, seed in grid.runs if name == model} for model in contrast}
     absent = [model for model, found in seeds_of.items() if not found]
@@ -275,7 +276,7 @@ def _contrasts_by_source(
         raise StatisticsError(f"no training seed has all of {', '.join(contrast)}; run the missing ones")
     rows = {model: [grid.runs[model, seed] for seed in seeds] for model in contrast}
     every = sorted({row for found in rows.values() for row in found})
-    by_task = {}
+    by_task, answers = {}, []
     for task in tasks:
         values, ids = grid.tasks.get(task, (np.empty((len(grid.runs), 0)), np.empty(0)))
         scored = ~np.isnan(values[every]).all(axis=0)
@@ -291,9 +292,20 @@ def _contrasts_by_source(
         _, source, sizes = np.unique(drawn, return_inverse=True, return_counts=True)
         sums = np.array([np.bincount(source, weights=row, minlength=len(sizes)) for row in items])
         by_task[task] = sums, sizes.astype(float)
+        answers.append(items)
     if not by_task:
         raise StatisticsError("no task counts: all are at chance or aside")
-    return by_task, seeds
+    return by_task, seeds, extremity(answers)
+
+
+def extremity(answers: Sequence[Array]) -> float:
+    """1 if every item, or difference of two, is -1, 0 or 1; the closer to 0 they are, the less.
+
+    >>> extremity([np.array([0.0, 1.0, 1.0])]), extremity([np.array([0.0, 0.25, 0.25])])
+    (1.0, 0.25)
+    """
+    size = sum(float(abs(items).sum()) for items in answers)
+    return min(1.0, sum(float((items**2).sum()) for items in answers) / size) if size else 1.0
 
 
 @dataclass(frozen=True)

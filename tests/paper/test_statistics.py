@@ -139,6 +139,9 @@ WORLDS = [
     World(seeds=8, items=50, share=0.03),
     World(seeds=3, items=50, cluster=5),
     World(seeds=1, items=50, share=0.97, mean=True),
+    World(seeds=1, tasks=1, items=300, share=0.14, graded=True),
+    World(seeds=3, tasks=1, items=300, share=0.5, graded=True),
+    World(seeds=1, tasks=1, items=300, share=0.14, graded=True, mean=True),
 ]
 
 
