@@ -280,14 +280,16 @@ def test_profiles_shown_on_a_page_can_be_loaded(checkout: Path) -> None:
             profiles.load(str(checkout / "shown.yaml"))
 
 
-def test_settings_that_a_line_of_a_page_names_are_accepted_together_by_cpu() -> None:
+def test_settings_that_a_line_of_a_page_names_are_accepted_together_by_cpu_and_about_rows_with_your_rows() -> None:
     pages = {page: (ROOT / page).read_text() for page in PAGES}
     lines = [(page, line) for page, text in pages.items() for line in text.splitlines()]
     given = [(page, re.findall(r"`'?([a-z_]+\.[a-z_.]+=[^`']+)'?`", line)) for page, line in lines]
     assert sum(page == "docs/run-an-ablation.md" for page, found in given if found) > 5
+    rows = {"demonstrations": {"source": "file", "train": "rows.jsonl"}}
     for page, found in given:
         try:
-            profiles.load("cpu", profiles.parse_overrides(found))
+            yours = rows if page == "docs/your-data.md" else {}
+            profiles.load("cpu", yours | profiles.parse_overrides(found))
         except SettingsError as error:
             raise AssertionError(f"{page}: {', '.join(found)}") from error
 
