@@ -133,7 +133,8 @@ def paired(
     pooled = _pooled_seed_variance(pool, contrast, seeds, names, column) if len(seeds) > 1 else None
     least, most, pseudo = _ends(contrast, column)
     found = crossed(list(by_task.values()), (least, most, pseudo * extreme), pooled=pooled)
-    least, most = (least, most) if column in SHARES else (-np.inf, np.inf)
+    if column not in SHARES:
+        least, most = -np.inf, np.inf
     return Estimate(
         difference=round(found.mean, 9),
         low=round(max(least, found.centre - found.half), 9),
