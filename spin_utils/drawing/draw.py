@@ -176,7 +176,7 @@ def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFra
         benchmarks |= {name: name for name in published.BENCHMARK_LABELS}
     weak = results.at_chance(results.load_summaries(folder, kind=kind))
     found = found.assign(
-        benchmark=[benchmarks.get(task, "") for task in found["task"]],
+        benchmark=found["task"].map(lambda task: benchmarks.get(task, "")),
         at_chance=found["task"].isin(weak),
         aside=found["task"].isin(profile.aside if kind == "evaluations" else ()),
     )

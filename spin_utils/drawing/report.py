@@ -16,7 +16,6 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -93,6 +92,8 @@ def write(profile: Profile, *, figures: bool = True) -> list[Path]:
 
 def write_summary(profile: Profile) -> Path:
     """Write results/PROFILE/summary.pdf from the results alone; errors as in `draw.scores`."""
+    from matplotlib.backends.backend_pdf import PdfPages  # a third of a second, which the report does not need
+
     drawn = draw.compose(profile)
     path = paths.results(profile.name) / "summary.pdf"
     with style(), replacing(path) as partial, PdfPages(partial, metadata=dict(FORMATS["pdf"])) as pages:

@@ -77,10 +77,12 @@ def _picture(figure: Figure) -> tuple[str, dict[str, int]]:
 
 
 def png(figure: Figure, dpi: int = 300) -> str:
-    """A figure as PNG in base64."""
-    buffer = io.BytesIO()
+    """A figure as PNG in base64. The canvas writes it in one pass, where `savefig` first draws all of it to lay it out."""
+    buffer, resolution = io.BytesIO(), figure.dpi
     with style():
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        figure.dpi = dpi
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+        figure.dpi = resolution
     return b64encode(buffer.getvalue()).decode()
 
 

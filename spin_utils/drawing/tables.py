@@ -542,8 +542,8 @@ def _headings(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> lis
 
 def outside(scores: pd.DataFrame) -> dict[str, str]:
     """The tasks that are in no average, and why: `aside` or `at chance`."""
-    aside = set(scores[scores["aside"]]["task"]) if "aside" in scores else set()
-    left_out = sorted(set(scores["task"]) - set(results.judged(scores)))
+    aside = set(scores["task"][scores["aside"]].unique()) if "aside" in scores else set()
+    left_out = sorted(set(scores["task"].unique()) - set(results.judged(scores)))
     return {task: "aside" if task in aside else "at chance" for task in left_out}
 
 
