@@ -11,7 +11,9 @@ import synthetic_results as synthetic
 from synthetic_results import words
 
 from spin_utils.drawing import draw, figures, footnotes, report, tables
+from spin_utils.files import paths
 from spin_utils.paper import results
+from spin_utils.paper.claims import Finding
 from spin_utils.paper.statistics import paired
 from spin_utils.settings import profiles
 
@@ -27,11 +29,10 @@ def ragged(scores):
     return without(scores, "dpo", 0)
 
 
-def readme_section():
-    """The README's section on results whose figures nobody looks at."""
-    profile = profiles.load("cpu")
-    draw.write(replace(draw.compose(profile), figures={}), profile)
-    return report.section(profile)
+def readme_section(profile=None):
+    """The README's section on results whose verdicts nobody looks at."""
+    draw.write_verdicts([Finding("a", "A holds", "Table 1", "not run")], paths.results("cpu"))
+    return report.section(profile or profiles.load("cpu"))
 
 
 def test_intervals_are_over_the_items_and_seeds_of_the_models_shown(scores):
@@ -79,21 +80,22 @@ def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_th
 
 def test_a_run_with_a_protocol_stands_beside_this_one(home):
     root = synthetic.write(home, seeds=(0, 1), items=8)
-    readme_section()
-    assert report.beside(profiles.load("cpu")).empty
+    profile = profiles.load("cpu")
+    draw.write(replace(draw.compose(profile), figures={}), profile)
+    assert report.beside(profile).empty
     shutil.copytree(root / "tables", root.parent / "talk" / "tables")
-    assert report.beside(profiles.load("cpu")).empty, "no protocol"
+    assert report.beside(profile).empty, "no protocol"
     (root.parent / "talk" / "protocol.md").touch()
-    found = report.beside(profiles.load("cpu"))
+    found = report.beside(profile)
     assert list(found) == ["cpu", "talk"]
     assert found["cpu"].equals(found["talk"].rename("cpu"))
     assert found.loc["Training seeds", "talk"] == "2"
     gain = found.loc["Score, points: SPIN iteration 3 over SFT", "talk"]
-    assert f"| Score, points: SPIN iteration 3 over SFT | {gain} | {gain} |" in report.section(profiles.load("cpu"))
+    assert f"| Score, points: SPIN iteration 3 over SFT | {gain} | {gain} |" in report.section(profile)
     cells = pd.read_csv(file := root.parent / "talk" / "tables" / "instruments.csv")
     fewer = (cells["row"] == "SPIN iteration 3") & (cells["column"] == "greedy")
     cells.assign(seeds=cells["seeds"].mask(fewer, 1)).to_csv(file, index=False)
-    found = report.beside(profiles.load("cpu"))
+    found = report.beside(profile)
     assert found.loc["Score, points: SPIN iteration 3 over SFT", "talk"] == f"{gain} (1 of 2 seeds)"
 
 
@@ -148,10 +150,9 @@ def test_the_first_sentence_says_no_more_than_the_interval(home, sft, control, g
 
 def test_a_control_with_its_own_demonstrations_is_not_said_to_have_the_same(home):
     synthetic.write(home, seeds=(0,), items=4, models={"sft": 0.0, "spin-0": 0.1, "sft-more-1": 0.1})
-    readme_section()
     paper = profiles.load("paper", {"demonstrations.revision": "0" * 40})
     own = replace(profiles.load("cpu"), sft_control=paper.sft_control)
-    assert "More SFT on other data " in report.section(own)
+    assert "More SFT on other data " in readme_section(own)
 
 
 def test_without_an_iteration_the_readme_reports_no_gain_of_sft_over_itself(home):
