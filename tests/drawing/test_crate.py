@@ -26,10 +26,11 @@ Entities = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The committed results of the cpu profile."""
+    """Two seeds of the committed results of the cpu profile, which have every kind of results between them."""
     home = tmp_path_factory.mktemp("home")
     for kind in ("results", "figures"):
-        shutil.copytree(paths.REPOSITORY / kind / "cpu", home / kind / "cpu")
+        some = shutil.ignore_patterns("seed-[!23]")
+        shutil.copytree(paths.REPOSITORY / kind / "cpu", home / kind / "cpu", ignore=some)
     return home
 
 
@@ -134,10 +135,10 @@ def test_a_profile_without_results_is_refused(tmp_path: Path, monkeypatch: pytes
 
 
 def test_results_of_a_dirty_tree_are_marked(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = home / "results" / "cpu" / "seed-0" / "training" / "sft.json"
+    source = home / "results" / "cpu" / "seed-2" / "training" / "sft.json"
     document = results.read_json(source)
     document["provenance"]["chain"]["sft"]["dirty"] = True
-    results.write_json(tmp_path / "results" / "cpu" / "seed-0" / "training" / "sft.json", document)
+    results.write_json(tmp_path / "results" / "cpu" / "seed-2" / "training" / "sft.json", document)
     monkeypatch.setenv("SPIN_HOME", str(tmp_path))
     graph = json.loads(zipfile.ZipFile(crate.write(profiles.load("cpu"))).read("ro-crate-metadata.json"))["@graph"]
     marked = [entity for entity in graph if "with uncommitted changes" in str(entity.get("version", ""))]
