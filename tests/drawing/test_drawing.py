@@ -2,16 +2,15 @@
 
 import json
 import re
-from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
 import synthetic_results as synthetic
 from matplotlib.text import Text
 
-from spin_utils.drawing import draw, report, style, tables
+from spin_utils.drawing import draw, figures, report, style, tables
 from spin_utils.files import paths
-from spin_utils.paper import results
+from spin_utils.paper import generations, results
 from spin_utils.settings import profiles
 
 FIGURES = (*(f"figure{number}" for number in range(1, 7)), "training", "convergence")
@@ -70,13 +69,14 @@ def test_texts_that_the_font_lacks_or_that_look_like_mathematics_are_drawn_witho
             if "generated" in item:
                 item |= {"id": f"{item['id']} $x^$", "prompt": "$_$ \u6c49\U0001f600\x85\u200f\t"}
         results.write_json(path, {name: value for name, value in document.items() if name != "sha256"})
-    profile = profiles.load("cpu")
-    drawn = draw.compose(profile)
-    shown = [text.get_text() for text in drawn.figures["figure1"].findobj(Text)]
+    texts, bounds = results.load_generations(root), generations.jsd_bounds(results.load_heldout(root))
+    both = (draw.scores(profiles.load("cpu"), kind) for kind in ("evaluations", "transfer"))
+    drawn = [figures.figure1(texts), figures.figure6(*both, profile="cpu")]
+    shown = [text.get_text() for text in drawn[0].findobj(Text)]
     assert any("▯" in line and "$_$" in line for line in shown)
-    assert "cost $^$ ▯" in synthetic.words(drawn.figures["figure6"])
-    hostile = {name: drawn.figures[name] for name in ("figure1", "figure6", "convergence")}
-    draw.write(replace(drawn, figures=hostile), profile)
+    assert "cost $^$ ▯" in synthetic.words(drawn[1])
+    for figure in (*drawn, figures.convergence(generations.measures(texts), bounds)):
+        style.save(figure, home, "figure")
 
 
 @pytest.mark.parametrize(

@@ -279,9 +279,10 @@ def test_every_table_is_latex_that_compiles_whatever_a_model_wrote(root, scores,
     texts = results.load_generations(root)
     hostile = "50% of $x_1^2$ & \\end{tabular} {open} #3 ~ 汉 😀 “so” ≤ 2 – 1 — done\n[next"
     texts = texts.assign(prompt=hostile, generated=hostile)
+    measured = generations.measures(texts)
     drawn = [
         *(make(scores) for make in (tables.table3, tables.table4, tables.table5)),
-        *(make(texts, generations.measures(texts)) for make in (tables.table7, tables.table8)),
+        *(make(texts, measured) for make in (tables.table7, tables.table8)),
     ]
     for table in drawn:
         body = tables.latex(table).partition("\n")[2]
