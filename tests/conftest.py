@@ -67,7 +67,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     """A hub on loopback, which is asked instead of the real one."""
     from huggingface_hub import constants  # reads the environment that is set above
 
-    with serve(LoopbackHub()) as running:
+    with serve() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         files = "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + files)

@@ -28,8 +28,9 @@ class LoopbackHub:
 
 
 @contextmanager
-def serve(hub: LoopbackHub) -> Iterator[LoopbackHub]:
-    """Run the hub on a free port of this machine."""
+def serve() -> Iterator[LoopbackHub]:
+    """Run an empty hub on a free port of this machine."""
+    hub = LoopbackHub()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

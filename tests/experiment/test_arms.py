@@ -13,7 +13,7 @@ from spin_utils.data.templates import EncodedRow, decode_response
 from spin_utils.experiment import estimate, plan, play, publish, run
 from spin_utils.experiment.cost import Architecture
 from spin_utils.model import base
-from spin_utils.model.packing import Group, Pairs
+from spin_utils.model.packing import Group, Pairs, PairsError
 from spin_utils.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("module_home")
@@ -104,7 +104,7 @@ def test_rejection_sampling_is_sft_on_the_accepted_answers(tmp_path: Path, monke
 
 def test_rejection_sampling_with_nothing_right_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "grade", lambda _row, _answer: 0.0)
-    with pytest.raises(Exception, match="none of 24 generated responses is right"):
+    with pytest.raises(PairsError, match="none of 24 generated responses is right"):
         run.make(arm(spin__training__rejection=True, spin__betas=[0.3]), "spin-0-arm-it")
 
 

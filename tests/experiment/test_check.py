@@ -36,11 +36,13 @@ LAPTOP = Machine("cpu", "a laptop", 1, 10e9, 50e9, 600e9, 20e9, 2)
 GOOD = {"prompt": "who sat?", "chosen": "the cat", "rejected": "the dog"}
 
 
+versions = preflight._versions
+
+
 @pytest.fixture(autouse=True)
-def _quick(home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def _quick(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Versions of 200 packages take a second; one test is of them."""
-    if "versions" not in request.node.name:
-        monkeypatch.setattr(preflight, "_versions", lambda: preflight.Finding("versions", "ok", ""))
+    monkeypatch.setattr(preflight, "_versions", lambda: preflight.Finding("versions", "ok", ""))
 
 
 @pytest.fixture
@@ -184,7 +186,7 @@ def test_a_disk_too_small_is_refused_and_counts_every_checkpoint(monkeypatch: py
 
 
 def test_released_checkpoints_take_their_downloads_on_disk_and_no_more() -> None:
-    profile = profiles.load("paper-released", {f"released.spin-{t}.revision": "0" * 40 for t in range(4)})
+    profile = profiles.load("paper-released", PINNED)
     assert estimate.disk(plan.make(profile, 0), SEVEN) == 5 * 2 * SEVEN.parameters
 
 
@@ -231,7 +233,7 @@ def test_an_unknown_model_and_a_hub_out_of_reach_leave_the_verdict_open(monkeypa
     assert report.verdict == "unknown"
     assert "sizes are unknown until its config.json can be read" in text(report)
     assert "not checked: HF_HUB_OFFLINE is set" in text(report)
-    with serve(LoopbackHub()) as gone:
+    with serve() as gone:
         pass
     monkeypatch.setattr(constants, "ENDPOINT", gone.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -319,12 +321,12 @@ def test_the_gpu_profile_says_the_minutes_of_the_cost_model() -> None:
 def test_versions_are_held_to_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "requirements.lock").write_text("# a lock\nnumpy==0.0.1\nno-such-package==1.0\n")
     monkeypatch.setattr(paths, "REPOSITORY", tmp_path)
-    finding = preflight._versions()
+    finding = versions()
     assert finding.state == "note"
     assert "instead of 0.0.1, no-such-package missing instead of 1.0" in finding.text
     installed = version("typing_extensions")
     (tmp_path / "requirements.lock").write_text(f"Typing.Extensions=={installed}\n")
-    assert preflight._versions().state == "ok", "names are compared as pip compares them"
+    assert versions().state == "ok", "names are compared as pip compares them"
 
 
 def pairs(tmp_path: Path, *records: Any) -> dict[str, str]:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from tiny_models import tiny_model
+from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.files import runtime
 from spin_utils.files.runtime import choose_precision
 from spin_utils.model import base
-from tests.tiny_models import tiny_model
-from tests.tiny_tokenizer import byte_tokenizer
 
 
 @pytest.fixture
