@@ -101,3 +101,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scores(root: Path) -> pd.DataFrame:
     """All per-item scores below `root`."""
     return synthetic.benchmarked(results.load_evaluations(root))
+
+
+@pytest.fixture(scope="session")
+def transfer(root: Path) -> pd.DataFrame:
+    """The same on tasks that nothing was trained on."""
+    return synthetic.benchmarked(results.load_evaluations(root, kind_folder="transfer"))

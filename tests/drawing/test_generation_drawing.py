@@ -102,9 +102,7 @@ def test_figure_1_shows_prompt_truth_and_both_generations_of_one_prompt(texts):
     assert chosen["id"].iloc[0] in shown
 
 
-def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_none(root):
-    both = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
-    scores, transfer = map(synthetic.benchmarked, both)
+def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_none(scores, transfer):
     figure = figures.figure6(scores, transfer, profile="cpu")
     axes = figure.axes[0]
     line = axes.lines[generations.MODELS.index("spin-1")]
@@ -118,9 +116,7 @@ def test_figure_6_draws_the_means_of_all_tasks_and_says_that_the_paper_prints_no
     assert "Tasks of Table 6: not run." in shown
 
 
-def test_figure_6_counts_the_seeds_of_both_kinds_of_tasks_and_figures_3_and_6_name_what_stands_aside(root):
-    both = results.load_evaluations(root), results.load_evaluations(root, kind_folder="transfer")
-    scores, transfer = map(synthetic.benchmarked, both)
+def test_figure_6_counts_the_seeds_of_both_kinds_of_tasks_and_figures_3_and_6_name_what_stands_aside(scores, transfer):
     scores = scores.assign(aside=scores["task"] == "syllogism")
     shown = words(figures.figure6(scores, transfer[transfer["seed"] == 0], profile="cpu"))
     assert "Means over 2 training seeds, in the tasks from Table 6 over 1." in shown

@@ -136,11 +136,6 @@ def test_table_2_gives_minutes_over_seeds_and_says_what_was_not_run():
     assert "seeds, with several steps at once" in tables.table2(times, alone=False).notes[0]
 
 
-@pytest.fixture(scope="module")
-def transfer(root):
-    return synthetic.benchmarked(results.load_evaluations(root, kind_folder="transfer"))
-
-
 def test_table_6_has_the_papers_benchmarks_and_our_transfer_tasks_under_their_own_names(transfer):
     own = tables.table6(transfer.assign(benchmark=""))
     assert own.header[2:] == (

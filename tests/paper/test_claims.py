@@ -22,13 +22,13 @@ TIMES = pd.DataFrame(
 
 
 @pytest.fixture(scope="module")
-def findings(root, scores):
+def findings(root, scores, transfer):
     training = results.load_training(root)
     judged = claims.judge(
         scores,
         times=TIMES,
         training=training,
-        transfer=synthetic.benchmarked(results.load_evaluations(root, kind_folder="transfer")),
+        transfer=transfer,
         generations=generations.measures(results.load_generations(root)),
         heldout=generations.jsd_bounds(results.load_heldout(root)),
     )
@@ -87,8 +87,7 @@ def test_a_time_is_compared_with_that_of_its_own_seed():
     assert (finding.verdict, finding.low, finding.high) == ("inconclusive", None, None), "one ratio has no range"
 
 
-def test_claims_on_other_benchmarks_are_judged_on_transfer_tasks_only(root, findings):
-    transfer = results.load_evaluations(root, kind_folder="transfer")
+def test_claims_on_other_benchmarks_are_judged_on_transfer_tasks_only(transfer, findings):
     expected = paired(transfer, {"spin-2": 1, "sft": -1}, tasks=["long_words"]).times(100)
     finding = findings["bb-sports-kept"]
     assert (finding.ours, finding.low, finding.n) == (expected.difference, expected.low, 30)
@@ -172,7 +171,8 @@ def test_a_claim_without_its_runs_is_not_run_and_says_why(scores):
         assert (found[name].verdict, found[name].reason) == ("not run", reason)
     assert "this profile does not measure GSM8k" in found["gsm8k-iteration-0"].reason
     weak = scores.assign(at_chance=scores["task"] == "chain_sum")
-    (finding,) = (f for f in claims.judge(weak) if f.id == "gsm8k-iteration-0")
+    (row,) = (row for row in claims.registry() if row.id == "gsm8k-iteration-0")
+    (finding,) = claims.judge(weak, rows=[row])
     assert (finding.verdict, finding.reason) == ("not run", "at chance before any training here, so it judges nothing")
     assert found["table-4"].verdict == "not run"
     assert "average-iteration-2" in found["table-4"].reason
