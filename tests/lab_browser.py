@@ -145,22 +145,6 @@ def photograph(page: Page, path: Path) -> None:
     page.screenshot(path=path)
 
 
-def run_below(page: Page, source: str) -> None:
-    """Put a code cell below the last one, as a reader types a solution, and run it."""
-    page.locator(".jp-Cell").last.click()
-    page.keyboard.press("Escape")
-    page.keyboard.press("b")
-    cell = page.locator(".jp-CodeCell").last
-    cell.locator(".cm-content").click()
-    page.keyboard.insert_text(source)
-    page.keyboard.press("Control+Enter")
-    page.wait_for_function(
-        "([cell, errors]) => /\\[\\d+\\]/.test(cell.querySelector('.jp-InputPrompt').textContent)"
-        " || document.querySelector(errors) !== null",
-        arg=[cell.element_handle(), _ERRORS],
-    )
-
-
 def choose_theme(page: Page, theme: str) -> None:
     """Settings > Theme > JupyterLab Light or Dark."""
     page.locator(".lm-MenuBar-itemLabel", has_text="Settings").first.click()
