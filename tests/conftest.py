@@ -75,6 +75,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
         yield running
 
 
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of few pixels in report and summary, for tests of what stands around them."""
+    from spin_utils.drawing.style import png
+
+    monkeypatch.setattr("spin_utils.drawing.report.png", lambda figure, *_: png(figure, dpi=40))
+
+
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Synthetic results of all kinds and models, two seeds and 40 items a task; to be read only."""

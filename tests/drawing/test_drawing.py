@@ -29,6 +29,7 @@ def test_without_generations_every_table_and_figure_comes_out_and_no_figure_stay
     assert "no held-out pairs against" in draw.page(profile, "verdicts")
 
 
+@pytest.mark.usefixtures("coarse")
 def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
     root = synthetic.write(home, seeds=(0,), items=8)
     synthetic.write_generations(root, seeds=(0,), items=9)
@@ -50,6 +51,7 @@ def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
     assert page.index("<small>table-4<") < page.index('id="figures"') < page.index("<small>average-final<")
 
 
+@pytest.mark.usefixtures("coarse")
 def test_the_summary_has_two_pages(home):
     root = synthetic.write(home, seeds=(0,), items=8)
     synthetic.write_generations(root, seeds=(0,), items=9)

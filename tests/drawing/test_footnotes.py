@@ -64,6 +64,7 @@ def test_a_level_of_fewer_seeds_is_named_below_table_3_and_figure_3_and_a_gain_i
     assert "Not on all" not in tables.table4(ragged).notes[0]
 
 
+@pytest.mark.usefixtures("coarse")
 def test_a_run_whose_second_seed_is_half_done_has_its_report_and_its_table_in_the_readme(home):
     synthetic.write(home, seeds=(0,), items=8)
     some = {model: synthetic.ABILITIES[model] for model in ("sft", "spin-0")}

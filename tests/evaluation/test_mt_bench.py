@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -282,13 +283,11 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     torch.set_num_threads(1)
     server.script = rate_in_bad_mood
     options = {"judge": "gpt-4", "base_url": server.url, "limit": 2, "max_new_tokens": 8}
-    profile = profiles.load(
-        "smoke", {"mt_bench": options, "spin.epochs_shown": 0, "spin.subsets": [], "sft_more": 0, "dpo": None}
-    )
+    profile = profiles.load("smoke", {"mt_bench": options, "spin.epochs_shown": 0})
     preflight.check_inputs(profile)
     made = plan.make(profile, 0)
-    for step in made:
-        run.make(made, step.name)
+    for kind, model in product(("eval", "mt-bench"), ("sft", "spin-0", "spin-1")):
+        run.make(made, f"{kind}-{model}")
     publish.publish([made])
     drawn = draw.compose(profile)
     folder = paths.results("smoke")
