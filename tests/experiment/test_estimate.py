@@ -53,7 +53,6 @@ def test_the_estimate_of_a_training_run_is_near_its_measured_peak(way: str) -> N
 def test_bytes_of_checkpoints_and_saved_states_are_exact(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
     architecture = estimate.of_config(model.config)
-    assert architecture.parameters == sum(parameter.numel() for parameter in model.parameters())
     model.save_pretrained(tmp_path)
     assert tensor_bytes(tmp_path / "model.safetensors") == estimate.checkpoint(architecture)
     for name in ("rmsprop", "adamw"):

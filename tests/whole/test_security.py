@@ -12,7 +12,6 @@ import pytest
 
 from spin_utils.drawing import tables
 from spin_utils.files import paths
-from spin_utils.settings.names import label
 
 SOURCES = [
     path for folder in ("spin_utils", "benchmarks") for path in sorted((paths.REPOSITORY / folder).rglob("*.py"))
@@ -114,8 +113,6 @@ def test_no_name_leads_out_of_the_folders_of_products(name: str) -> None:
     for folder in (paths.artifacts, paths.results, paths.figures, paths.executed_notebooks):
         with pytest.raises(paths.KitError, match="names folders"):
             folder(name)
-    with pytest.raises(paths.KitError):
-        label(f"../{name}")
 
 
 def test_jupyter_listens_on_this_machine_only_and_keeps_its_token() -> None:
