@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tomllib
 from pathlib import Path
@@ -16,7 +17,7 @@ from packaging.utils import canonicalize_name
 from benchmarks.map import page as map_page
 from spin_utils.drawing import draw, report
 from spin_utils.files import paths
-from spin_utils.paper import agreement, results
+from spin_utils.paper import agreement
 from spin_utils.settings import profiles
 
 ROOT = paths.REPOSITORY
@@ -86,5 +87,5 @@ def test_what_runs_agree_with_is_the_distribution_of_the_committed_results() -> 
 
 def test_committed_results_come_from_a_clean_tree() -> None:
     for path in (ROOT / "results").glob("*/seed-*/*/*.json"):
-        chain = results.read_json(path)["provenance"]["chain"]
+        chain = json.loads(path.read_text())["provenance"]["chain"]
         assert not any(link["dirty"] for link in chain.values()), path
