@@ -237,12 +237,17 @@ def _over_sft(file: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> It
     for task, own in file["scores"].items():
         apart = 100 * (np.array(own) - np.array(sft["scores"][task]))
         error = apart.std(ddof=1) / len(apart) ** 0.5
-        yield task, f"{apart.mean():+.1f} ± {error:.1f}".replace("-", "−")
+        yield task, f"{apart.mean():+.1f} ± {error:.1f}".replace("-", "−") if apart.any() else "no item differs"
 
 
 def _cell(task: Mapping[str, Any]) -> str:
     low = task["chance"] is not None and task["value"] <= task["chance"] + 2 * task["stderr"]
-    return f"{100 * task['value']:.1f} ± {100 * task['stderr']:.1f}{', at chance' if low else ''}"
+    value, error = 100 * task["value"], 100 * task["stderr"]
+    spread = f"± {error:.1f}"
+    if not error:  # all answers are wrong, or right: Clopper and Pearson's interval (1934, Biometrika 26)
+        reach = 100 * (1 - 0.025 ** (1 / task["n"]))
+        spread = f"[{max(0.0, value - reach):.1f}, {min(100.0, value + reach):.1f}]"
+    return f"{value:.1f} {spread}{', at chance' if low else ''}"
 
 
 def page() -> str:

@@ -56,4 +56,8 @@ def test_a_folder_by_its_own_name_is_in_the_scores_and_without_sft_of_its_seed_n
     monkeypatch.setattr(leaderboard, "RESULTS", tmp_path)
     _, (_, scores), (_, differences) = islice(leaderboard.tables(), 3)
     assert [row["model"] for row in scores][3:] == ["mine, seed 0", "Base model, published"]
+    assert scores[3]["gsm8k"] == "0.0 [0.0, 8.8]", "of 40 wrong answers nothing is known to within 0"
     assert differences == []
+    (tmp_path / "sft-seed-0.json").write_text(json.dumps(kept | {"model": "sft", "seed": 0}))
+    _, _, (_, (same,)) = islice(leaderboard.tables(), 3)
+    assert same["gsm8k"] == "no item differs"
