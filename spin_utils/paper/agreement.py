@@ -83,7 +83,7 @@ def write(profile: str, scores: pd.DataFrame, folder: Path) -> None:
 def agree(values: pd.DataFrame, expected: pd.DataFrame, keys: Mapping[tuple[str, int], str]) -> Agreement:
     """Compare a run with the committed distribution.
 
-    A few seeds estimate their own variance poorly, so it is moderated by that of all models on the task, as in
+    A few seeds estimate their own variance poorly, so it is moderated by that of all trained models on the task, as in
     `statistics.paired`, and is at least that of one item. All cells together are judged by Simes' test (1986,
     Biometrika 73), which allows for cells that vary together.
 
@@ -103,12 +103,13 @@ def agree(values: pd.DataFrame, expected: pd.DataFrame, keys: Mapping[tuple[str,
         )
     if (cells["own_seeds"] == cells["seeds"]).all() and np.allclose(cells["value"], cells["mean"], atol=1e-3):
         return Agreement(cells.iloc[:0], 1.0, "These are the committed results themselves.")
-    of_task = cells.assign(variance=cells["sd"] ** 2).groupby("task")["variance"]
+    seeded = cells.groupby("model")["sd"].transform("max") > 0  # all but the base model, which no seed changes
+    of_task = cells.assign(variance=(cells["sd"] ** 2).where(seeded)).groupby("task")["variance"]
     free = cells["seeds"] - 1
-    prior = np.minimum(POOLED_DF, free * (of_task.transform("size") - 1))
+    prior = np.clip(free * (of_task.transform("count") - 1), 0, POOLED_DF)
     degrees = free + prior
     variance = (free * cells["sd"] ** 2 + prior * of_task.transform("mean")) / degrees
-    variance = np.maximum(variance, (100 / cells["items"]) ** 2)
+    variance = np.maximum(variance.where(seeded, 0.0), (100 / cells["items"]) ** 2)
     error = np.sqrt(variance * (1 / cells["seeds"] + 1 / cells["own_seeds"]))
     half = special.stdtrit(degrees, 0.975) * error
     off = cells["value"] - cells["mean"]

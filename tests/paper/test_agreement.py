@@ -66,3 +66,17 @@ def test_one_item_more_or_less_is_no_disagreement_where_no_seed_differs() -> Non
     own = values[values["seed"] == 3].copy()
     own["value"] += 100 / own["items"]
     assert agreement.agree(own, expected(values[values["seed"] < 3]), KEYS).cells["inside"].all()
+
+
+def test_a_model_that_no_seed_changes_makes_no_interval_of_the_others_narrower() -> None:
+    values = runs(np.random.default_rng(0), 4, 0.04)
+    base = values[(values["model"] == "spin-0") & (values["seed"] == 0)].assign(model="base")
+    both = pd.concat([values, *(base.assign(seed=seed) for seed in range(4))])
+    without, with_base = (
+        agreement.agree(table[table["seed"] == 3], expected(table[table["seed"] < 3]), KEYS | {("base", 0): "k"})
+        for table in (values, both)
+    )
+    cells = with_base.cells[with_base.cells["model"] != "base"]
+    pd.testing.assert_frame_equal(cells.reset_index(drop=True), without.cells)
+    own = with_base.cells[with_base.cells["model"] == "base"]
+    assert ((own["high"] - own["low"]) * own["items"] / 100 < 8).all(), "a few items either way"
