@@ -84,12 +84,12 @@ def metadata(profile: Profile, name: str, record: dict[str, Any]) -> ModelCardDa
 
 
 def _scores(profile: Profile, model: str, seed: int, record: dict[str, Any]) -> Iterator[list[str]]:
-    """Rows of the table: each task and their average."""
+    """Rows of the table: each task, and the average of those that count, if any does."""
     results.check_one_run(paths.results(profile.name))
     scores = draw.scores(profile)
     scores = scores[scores["seed"] == seed]
-    benchmark, outside = tables.benchmarks(scores), tables.outside(scores)
-    for row, names in [*((task, [task]) for task in record["tasks"]), ("average", results.judged(scores))]:
+    benchmark, outside, averaged = tables.benchmarks(scores), tables.outside(scores), results.judged(scores)
+    for row, names in [*((task, [task]) for task in record["tasks"]), *[("average", averaged)] * bool(averaged)]:
         shown = scores[scores["task"].isin(names)]
         level, gain = (tables.measure(shown, model, other) for other in ("", "sft"))
         over_sft = "" if model == "sft" or "value" not in gain else tables.cell_text(gain, sign=True)

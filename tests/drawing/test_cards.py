@@ -53,6 +53,9 @@ def test_the_card_says_which_tasks_its_average_leaves_out(profile: Profile, monk
     text = card.write(profile, "spin-0").read_text()
     assert f"| {first} (aside) |" in text
     assert text.count("(aside)") == 1
+    monkeypatch.setattr(Profile, "aside", frozenset(results.load_summaries(paths.results(profile.name))["task"]))
+    text = card.write(profile, "spin-0").read_text()
+    assert (f"| {first} (aside) |" in text, "| average |" in text) == (True, False)
 
 
 def test_settings_that_changed_since_the_run_are_not_put_on_its_card(profile: Profile) -> None:
