@@ -36,6 +36,7 @@ from spin_utils.drawing.style import (
 from spin_utils.drawing.tables import benchmarks, contrast_of
 from spin_utils.evaluation.instructions import NAME
 from spin_utils.paper import published
+from spin_utils.paper.claims import NOTHING
 from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
 from spin_utils.paper.results import counted, judged
 from spin_utils.paper.statistics import Estimate, StatisticsError, paired
@@ -131,7 +132,7 @@ def figure2(scores: pd.DataFrame, *, profile: str) -> Figure:
     gain.set_xlim(-0.35, 4.55 + len(control))
     gain.set_xticks(range(5 + len(control)), [*_CHAIN_TICKS, *(f"SFT +{model[-1]}" for model in control)])
     gain.margins(y=0.15)
-    _frame_panels(ours, theirs, bool(found))
+    _frame_panels(ours, theirs, bool(found), _why_none(scores, tasks))
     after = [label(model) for model in iterates(scores["model"].unique()) if model not in CHAIN]
     further = f" In Table 4 only: {'; '.join(after)}." if after else ""
     further += " SFT +1, +2: after further epochs of SFT." if control else ""
@@ -205,7 +206,7 @@ def figure4(scores: pd.DataFrame, *, profile: str) -> Figure:
         theirs.set_title(f"{name} (paper)")
         for ax in (ours, theirs):
             ax.set(xticks=range(6), xlabel="epoch of iteration 0" if row == 2 else "")
-        _frame_panels(ours, theirs, bool(found), "no second task" if judged(scores) and not tasks else "no evaluations")
+        _frame_panels(ours, theirs, bool(found), _why_none(scores, tasks))
         note = _note(counted(scores), found, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
     footnote(figure, note)
     return figure
@@ -248,7 +249,7 @@ def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
     theirs.set(title="Paper: mean of the six leaderboard benchmarks", ylabel="points", xlim=(-0.4, 5.75))
     theirs.set_xticks(range(6), ["0", "14k", "26k", "50k", "200k", "400k"])
     theirs.set_xlabel("prompts seen by SPIN; further rows seen by SFT")
-    _frame_panels(ours, theirs, bool(found))
+    _frame_panels(ours, theirs, bool(found), _why_none(scores, tasks))
     footnote(figure, _note(counted(scores), found, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
     return figure
 
@@ -257,13 +258,13 @@ def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
 def figure6(
     scores: pd.DataFrame,
     transfer: pd.DataFrame,
-    grades: pd.DataFrame | None = None,
-    instructions: pd.DataFrame | None = None,
+    grades: pd.DataFrame = NOTHING,
+    instructions: pd.DataFrame = NOTHING,
     *,
     profile: str,
 ) -> Figure:
     """Figure 6: a radar of the eight categories of MT-Bench; without grades, of kinds of instructions or our tasks."""
-    if grades is not None and not grades.empty:
+    if not grades.empty:
         title, ticks = ": MT-Bench", [2, 4, 6, 8, 10]
         shown = grades[grades["model"].isin(MODELS)]
         means = pd.DataFrame(index=list(MODELS), columns=list(CATEGORIES), dtype=float)
@@ -274,8 +275,7 @@ def figure6(
         note = footnotes.note("grades", grades=shown, missing=_absent(means)) if len(shown) else ""
     else:
         title, ticks = ", points", [25, 50, 75, 100]
-        of_instructions = instructions is not None and not instructions.empty
-        if instructions is not None and of_instructions:
+        if not instructions.empty:
             scores, transfer, title = instructions, instructions.iloc[:0], f": {NAME}, points"
         own, harder = benchmarks(scores), benchmarks(transfer)
         scores, transfer = (table[table["model"].isin(MODELS)] for table in (scores, transfer))
@@ -288,7 +288,7 @@ def figure6(
         ]
         note = footnotes.note(
             "radar",
-            instructions=of_instructions,
+            instructions=not instructions.empty,
             scores=scores,
             transfer=transfer,
             models=MODELS,
@@ -344,7 +344,7 @@ def _absent(means: pd.DataFrame) -> list[str]:
 @style()
 def convergence(measured: pd.DataFrame, bounds: pd.DataFrame) -> Figure:
     """How far each opponent is from the data: JSD, identical responses, length and similarity."""
-    surprising = not bounds.empty and bool(bounds["generated_surprise"].notna().any())
+    surprising = bool(bounds["generated_surprise"].notna().any())
     panels = [
         ("JSD, lower bound (nats)", bounds, "jsd_bound", 1),
         ("identical to real (%)", measured, "identical", 100),
@@ -454,7 +454,14 @@ def _reference(axes: Axes, y: float, tint: str) -> None:
     axes.annotate("iter. 1", (1, y), (2, 0), place, va="center", fontsize=6, color=tint, **_OFFSET)
 
 
-def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str = "no evaluations") -> None:
+def _why_none(scores: pd.DataFrame, tasks: Sequence[str]) -> str:
+    """Why nothing is drawn of some tasks."""
+    if tasks or scores.empty:
+        return "no evaluations"
+    return "no second task" if judged(scores) else "all tasks are at chance or aside"
+
+
+def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str) -> None:
     """Panels whose y axes have the same length in points, so that slopes compare; each keeps its own level."""
     if not drawn:
         theirs.margins(y=0.2)

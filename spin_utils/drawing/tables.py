@@ -25,6 +25,7 @@ from spin_utils.evaluation.instructions import NAME
 from spin_utils.experiment import cost
 from spin_utils.files.disk import write_forms
 from spin_utils.paper import published, results
+from spin_utils.paper.claims import GENERATED, HELD_OUT, NOTHING
 from spin_utils.paper.generations import MODELS, RULE, example, mean_grade
 from spin_utils.paper.statistics import (
     DIRECTION_MARGIN,
@@ -147,8 +148,8 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
     return _finish(2, "Time of generation and training", header, lines, cells, notes)
 
 
-def table3(scores: pd.DataFrame, *, preferences: str = "samples") -> Table:
-    """Table 3: SPIN against DPO, and DPO after SPIN; `preferences` is the source of DPO's."""
+def table3(scores: pd.DataFrame, *, preferences: str) -> Table:
+    """Table 3: SPIN against DPO, and DPO after SPIN; `preferences` is the source of DPO's, or "" without DPO."""
     trained = [name for name in sorted(scores["model"].unique()) if ModelName.parse(name).dpo]
     after = {name: name.removesuffix("-dpo") for name in [*trained, "spin-3-dpo"] if name != "dpo"}
     rows = {"dpo": "sft", "sft": "", **_iterations(), **after}
@@ -168,22 +169,20 @@ def table5(scores: pd.DataFrame) -> Table:
     return _leaderboard(5, "One more epoch of SFT", {"sft": "", "sft-more-1": "sft"}, scores)
 
 
-def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None, instructions: pd.DataFrame | None = None) -> Table:
+def table6(scores: pd.DataFrame, grades: pd.DataFrame = NOTHING, instructions: pd.DataFrame = NOTHING) -> Table:
     """Table 6: benchmarks outside the leaderboard; here tasks that no model was trained on, and MT-Bench if it was run.
 
     All kinds of `instructions`, from `draw.scores(profile, "instructions")`, are one column.
     """
-    followed = instructions is not None and not instructions.empty
-    if instructions is not None and followed:
+    if not instructions.empty:
         one = instructions.assign(task=NAME)
         scores = one if scores.empty else pd.concat([scores, one], ignore_index=True)
     columns = _columns(scores, published.OTHERS, always=True)
     baselines = {"sft": "", **dict.fromkeys(_iterations(scores["model"]), "sft")}
-    judged = grades if grades is not None and not grades.empty else None
     cells: list[dict[str, Any]] = []
     lines = []
     for model, baseline in baselines.items():
-        levels, gains = _levels_and_gains(scores, model, baseline, columns, judged)
+        levels, gains = _levels_and_gains(scores, model, baseline, columns, grades)
         cells += [*levels, *gains]
         lines.append((label(model), "ours", *map(_score, levels)))
         lines.append(("", "paper", *map(_printed, levels)))
@@ -196,8 +195,8 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None, instruction
         "table6",
         scores=scores,
         baselines=baselines,
-        grades=judged,
-        followed=NAME if followed else "",
+        grades=grades,
+        followed="" if instructions.empty else NAME,
         zero_shot="bb_causal" in own.values() and "bb_causal" not in own,
         noises={name: noise for name, noise in noises.items() if noise is not None},
     )
@@ -206,12 +205,12 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame | None = None, instruction
     return _finish(6, "SPIN by iteration on other benchmarks", header, lines, cells, notes, lead=lead)
 
 
-def table7(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame | None = None) -> Table:
+def table7(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame = NOTHING) -> Table:
     """Table 7: generations by iteration for one prompt."""
     return _generations_table(7, "Generations by iteration for one prompt", example(generations), measured, heldout)
 
 
-def table8(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame | None = None) -> Table:
+def table8(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame = NOTHING) -> Table:
     """Table 8: the same for a prompt of another family, or of the only one."""
     first = example(generations)
     rest = (generations[~generations[name].isin(first[name])] for name in ("family", "id"))
@@ -452,7 +451,7 @@ def _leaderboard(number: int, title: str, baselines: Mapping[str, str], scores: 
     cells: list[dict[str, Any]] = []
     lines = []
     for model, baseline in baselines.items():
-        levels, gains = _levels_and_gains(scores, model, baseline, columns, None)
+        levels, gains = _levels_and_gains(scores, model, baseline, columns, NOTHING)
         cells += [*levels, *gains]
         ours, theirs = ["", "", ""], ["", "", ""]
         if gains:
@@ -475,7 +474,7 @@ def _iterations(measured: Iterable[str] = ()) -> dict[str, str]:
 
 
 def _levels_and_gains(
-    scores: pd.DataFrame, model: str, baseline: str, columns: Mapping[str, Sequence[str]], grades: pd.DataFrame | None
+    scores: pd.DataFrame, model: str, baseline: str, columns: Mapping[str, Sequence[str]], grades: pd.DataFrame
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A model's cell in every column, and its gain over its baseline in every column, if it has one."""
     levels = [_cell(scores, model, "", *column, grades) for column in columns.items()]
@@ -483,7 +482,7 @@ def _levels_and_gains(
 
 
 def _cell(
-    scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: Sequence[str], grades: pd.DataFrame | None
+    scores: pd.DataFrame, model: str, baseline: str, column: str, tasks: Sequence[str], grades: pd.DataFrame
 ) -> dict[str, Any]:
     """One score, or with a baseline one gain: the paper's, and ours with its interval or why it is missing.
 
@@ -494,15 +493,15 @@ def _cell(
     if baseline and paper is not None:
         paper = round(paper - (printed[1] or 0.0), 2)
     cell: dict[str, Any] = {"row": label(model), "column": column, "quantity": _quantity(baseline), "paper": paper}
-    graded = grades if column == "mt_bench" else None
-    if not tasks and graded is None:
+    graded = column == "mt_bench" and not grades.empty
+    if not tasks and not graded:
         absent = f"this profile does not measure {published.BENCHMARK_LABELS.get(column, column)}"
         return cell | {"reason": "MT-Bench needs a judge model and none was run" if column == "mt_bench" else absent}
     contrast = contrast_of(model, baseline)
     try:
-        estimate = paired(scores, contrast, tasks=tasks).times(100) if graded is None else mean_grade(graded, contrast)
+        estimate = mean_grade(grades, contrast) if graded else paired(scores, contrast, tasks=tasks).times(100)
     except StatisticsError as error:
-        return cell | {"reason": str(error) if graded is None else f"MT-Bench: {error}"}
+        return cell | {"reason": f"MT-Bench: {error}" if graded else str(error)}
     cell |= _numbers(estimate)
     if paper is None:
         return cell
@@ -568,10 +567,10 @@ def _side_by_side(steps: Mapping[tuple[int, str], Mapping[str, Any]]) -> set[int
 
 
 def _generations_table(
-    number: int, title: str, shown: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame | None
+    number: int, title: str, shown: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame
 ) -> Table:
     tables = dict.fromkeys(list(_MEASURES)[:-1], measured)
-    if heldout is not None and heldout["generated_surprise"].notna().any():
+    if "generated_surprise" in heldout and heldout["generated_surprise"].notna().any():
         tables["generated_surprise"] = heldout
     cells: list[dict[str, Any]] = []
     lines: list[tuple[str, ...]] = []
@@ -625,7 +624,8 @@ def _mean(measured: pd.DataFrame, model: str, other: str, column: str) -> dict[s
     name, factor, _ = _MEASURES[_REAL.get(column, column)]
     absent = ", ".join(label(one) for one in (model, other) if one and not (measured["model"] == one).any())
     if absent:
-        return {"column": name, "reason": f"no generations {'at all' if measured.empty else f'of {absent}'}"}
+        source = HELD_OUT if column.endswith("surprise") else GENERATED
+        return {"column": name, "reason": "no generations at all" if measured.empty else f"no {source} {absent}"}
     return {"column": name, **measure(measured, model, other, column, factor)}
 
 

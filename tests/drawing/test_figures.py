@@ -67,10 +67,12 @@ def test_figure_4_shows_iteration_0_at_its_own_last_epoch(scores):
     assert points(draw.with_last_epoch(earlier, 1))[1] == pytest.approx(mean), "results of a profile that has changed"
 
 
-def test_of_a_single_task_figure_4_says_that_there_is_no_second(scores):
+def test_a_panel_of_ours_says_why_it_is_empty(scores):
     one = scores[scores["task"] == "chain_sum"].assign(benchmark="")
     shown = words(drawn("figure4", one))
     assert ("no second task" in shown, "no evaluations" in shown) == (True, False)
+    weak = words(drawn("figure2", one.assign(at_chance=True)))
+    assert ("all tasks are at chance" in weak, "no evaluations" in weak) == (True, False)
     assert "1 tasks" not in words(drawn("figure2", one)) + words(drawn("figure5", one))
 
 

@@ -54,7 +54,7 @@ def test_only_models_that_lack_a_seed_of_another_one_shown_are_named(scores, rag
 
 
 def test_a_level_of_fewer_seeds_is_named_below_table_3_and_figure_3_and_a_gain_is_of_common_seeds(scores, ragged):
-    table = tables.table3(ragged)
+    table = tables.table3(ragged, preferences="samples")
     cells = table.frame[(table.frame["row"] == "DPO") & (table.frame["column"] == "average")].set_index("quantity")
     gain = paired(scores[scores["seed"] == 1], {"dpo": 1, "sft": -1}).times(100)
     assert cells.loc["gain over SFT", "value"] == gain.difference

@@ -84,7 +84,8 @@ def test_the_claims_of_tables_7_and_8_are_measured_on_all_prompts_with_paired_in
 def test_tables_7_and_8_have_the_surprise_of_sampled_text_beside_that_of_real_text(texts, measured, bounds):
     assert tables.table7(texts, measured, bounds).header[-1] == "Distinct, %", "it was not measured"
     surprise = bounds["model"].map({"sft": 4.25, "spin-0": 4.0, "spin-1": 3.75, "spin-2": 3.5})
-    table = tables.table7(texts, measured, bounds.assign(generated_surprise=surprise, real_surprise=3.875))
+    bounds = bounds.assign(generated_surprise=surprise, real_surprise=3.875)
+    table = tables.table7(texts, measured, bounds)
     assert table.header[-2:] == ("Distinct, %", "Surprise")
     shown = {line[0]: line for line in table.lines if line[1] == "mean of all prompts"}
     assert shown["SPIN iteration 0"][-1].startswith("4.00 [")
@@ -92,6 +93,9 @@ def test_tables_7_and_8_have_the_surprise_of_sampled_text_beside_that_of_real_te
     assert {len(line) for line in table.lines} == {len(table.header)}
     mean = 100 * measured[measured["model"] == "spin-1"].groupby("task")["distinct"].mean().mean()
     assert shown["SPIN iteration 1"][-2].startswith(f"{mean:.1f} [")
+    fewer = tables.table7(texts, measured, bounds[bounds["model"] != "spin-1"])
+    assert "— no held-out pairs against SPIN iteration 1." in fewer.notes
+    assert not any("no generations of" in note for note in fewer.notes)
 
 
 def test_figure_1_shows_prompt_truth_and_both_generations_of_one_prompt(texts):

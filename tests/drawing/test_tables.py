@@ -116,8 +116,10 @@ def test_iterations_after_the_papers_last_have_their_rows(scores):
 
 def test_dpo_after_a_shorter_run_has_its_row_and_no_note_is_on_dpo_that_was_not_run(scores):
     shorter = scores[~scores["model"].isin(["dpo", "spin-2", "spin-3", "spin-3-dpo"])]
-    assert "DPO here" not in tables.markdown(tables.table3(shorter))
-    table = tables.table3(pd.concat([shorter, shorter[shorter["model"] == "spin-0"].assign(model="spin-1-dpo")]))
+    assert "DPO here" not in tables.markdown(tables.table3(shorter, preferences="samples"))
+    more = pd.concat([shorter, shorter[shorter["model"] == "spin-0"].assign(model="spin-1-dpo")])
+    assert "DPO here" not in tables.markdown(tables.table3(more, preferences="hub"))
+    table = tables.table3(more, preferences="samples")
     assert cell(table, "SPIN iteration 1 + DPO", "average", "gain over SPIN iteration 1")["n"] == 240
     assert "DPO here" in tables.markdown(table)
 
@@ -276,7 +278,8 @@ def test_every_table_is_latex_that_compiles_whatever_a_model_wrote(root, scores,
     texts = texts.assign(prompt=hostile, generated=hostile)
     measured = generations.measures(texts)
     drawn = [
-        *(make(scores) for make in (tables.table3, tables.table4, tables.table5)),
+        tables.table3(scores, preferences="samples"),
+        *(make(scores) for make in (tables.table4, tables.table5)),
         *(make(texts, measured) for make in (tables.table7, tables.table8)),
     ]
     for table in drawn:
