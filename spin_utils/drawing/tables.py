@@ -280,9 +280,8 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
 
     `bits` are from `generations.bits_per_byte`, `discriminated` from `draw.discriminated`.
     """
-    scores = results.counted(scores)
+    measured, scores = list(scores["model"].unique()), results.counted(scores)
     drawn, surprising = (scores.dropna(subset=[n]) if n in scores else scores for n in ("sampled", "surprise"))
-    measured = list(scores["model"].unique())
     control = [model for model in measured if ModelName.parse(model).sft_epochs]
     rows = [model for model in ("sft", *iterates(measured), *control) if model in measured]
     measures = [

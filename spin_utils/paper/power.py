@@ -54,7 +54,8 @@ def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
         half, planned = (estimate.high - estimate.low) / 2, float(special.stdtrit(freedom, 0.975) * error)
         rows.append((f"{new} over {old}", estimate.difference, half, planned, detectable(error, freedom)))
     if not rows:
-        raise StatisticsError(single or "no evaluations of SFT and a SPIN iteration to plan from; run one seed first")
+        absent = "no evaluations of SFT and a SPIN iteration on tasks that count; run one seed first"
+        raise StatisticsError(single or absent)
     return pd.DataFrame(rows, columns=["contrast", "difference", "half", "planned", "detectable"])
 
 

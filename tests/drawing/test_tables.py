@@ -250,6 +250,9 @@ def test_the_finer_measures_stand_beside_the_greedy_score(root):
     plain = tables.instruments(scores, bounds, bits[:0], told[:0])
     assert not {"Samples", "Bits per byte", "Discriminator, %"} & set(plain.header)
     assert not any("Discriminator" in note for note in plain.notes)
+    weak = tables.instruments(scores.assign(at_chance=True), bounds, bits[:0], told[:0])
+    assert "Greedy" not in weak.header, "all tasks are at chance"
+    assert "| SPIN iteration 1 |" in tables.markdown(weak)
 
 
 def test_a_finer_measure_of_fewer_seeds_is_named_below_its_table(root):
