@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -34,7 +33,7 @@ def ask(plan: Plan, prompt: str) -> Iterator[HTML]:
     prompt = prompt.replace(explore.BREAK, "\n")
     folders = explore.iterates(plan)
     for folder in folders.values():
-        _verify(folder, tuple(file.stat().st_ctime_ns for file in sorted(folder.rglob("*"))))
+        _verify(folder)
     try:
         models = base.load_to_compare(folders.values(), runtime.choose_precision("auto", base.device()))
     except base.ModelError as error:
@@ -62,10 +61,8 @@ def ask(plan: Plan, prompt: str) -> Iterator[HTML]:
     yield show.changes(said)
 
 
-@cache
-def _verify(folder: Path, changed: tuple[int, ...]) -> None:
-    """Once for all questions, until a file changes; `changed` says when each did last."""
-    artifacts.verify(folder)
+_verify = cache(artifacts.verify)
+"""Once for all questions."""
 
 
 @torch.inference_mode()
