@@ -28,7 +28,7 @@ BREAK = " ⏎ "
 def demonstrations(plan: Plan) -> pd.DataFrame:
     """One demonstration of each family: `family`, `prompt`, `response`."""
     rows = pd.DataFrame(run.rows(plan, "sft"), columns=["family", "prompt", "response"])
-    return rows.fillna("").drop_duplicates("family").sort_values("family").reset_index(drop=True)
+    return rows.drop_duplicates("family").sort_values("family").reset_index(drop=True)
 
 
 def training_text(plan: Plan, row: str | int = 1) -> str:
@@ -59,7 +59,7 @@ def lengths(plan: Plan) -> pd.DataFrame:
     """Rows and mean tokens of each family: `rows`, `prompt_tokens`, `response_tokens`."""
     tokenizer = base.load_tokenizer(run.make(plan, "base"))
     encoded = encode_rows(tokenizer, plan.profile.template, run.rows(plan, "sft"))
-    counts = [(row.row.get("family", ""), len(row.prompt_ids), len(row.response_ids)) for row in encoded]
+    counts = [(row.row["family"], len(row.prompt_ids), len(row.response_ids)) for row in encoded]
     by_family = pd.DataFrame(counts, columns=["family", "prompt_tokens", "response_tokens"]).groupby("family")
     return by_family.mean().round(1).assign(rows=by_family.size())[["rows", "prompt_tokens", "response_tokens"]]
 

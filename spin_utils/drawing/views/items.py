@@ -78,7 +78,7 @@ def parting(pairs: pd.DataFrame) -> Figure:
         axes.plot(shown, place + jitter, "o", color=GENERATED, ms=2, alpha=0.6, mew=0)
         same = int(pairs.loc[chosen, "identical"].sum())
         axes.text(1.04, place, f"{same} of {int(chosen.sum())} identical", va="center", fontsize=6.5)
-    axes.set_yticks(range(len(families)), [drawable(str(family).replace("_", " ")) or "all" for family in families])
+    axes.set_yticks(range(len(families)), [drawable(family.replace("_", " ")) for family in families])
     axes.set(xlim=(-0.02, 1.02), ylim=(len(families) - 0.5, -0.5))
     axes.set_xlabel("share of the real answer before the two diverge")
     axes.tick_params(axis="y", length=0)
