@@ -282,8 +282,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
     """
     measured, scores = list(scores["model"].unique()), results.counted(scores)
     drawn, surprising = (scores.dropna(subset=[n]) if n in scores else scores for n in ("sampled", "surprise"))
-    control = [model for model in measured if ModelName.parse(model).sft_epochs]
-    rows = [model for model in ("sft", *iterates(measured), *control) if model in measured]
+    rows = ["sft", *iterates(measured), *(model for model in measured if ModelName.parse(model).sft_epochs)]
     measures = [
         ("greedy", "Greedy", scores, "score", 100, 1),
         ("samples", "Samples", drawn, "sampled", 100, 1),
