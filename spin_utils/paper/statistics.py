@@ -378,15 +378,16 @@ def _pooled_seed_variance(
     scores: pd.DataFrame, contrast: Mapping[str, float], seeds: Sequence[int], tasks: Sequence[str], column: str
 ) -> float | None:
     """Variance of a contrast between seeds if all models in the table vary alike from seed to seed: the mean square of
-    the interaction of seeds and models times the sum of squared weights. A model under two names counts once. None for
-    a mean, which also includes what all models of a seed share, and for tables with fewer than three models on all
-    these seeds."""
+    the interaction of seeds and models times the sum of squared weights. A model under two names counts once, and one
+    that no seed changes, the base model, not at all. None for a mean, which also includes what all models of a seed
+    share, and for tables with fewer than three models on all these seeds."""
     if abs(sum(contrast.values())) > 1e-9:
         return None
     grid = _grid(scores, column)
     means = np.mean([grid.means[task] for task in tasks], axis=0)
     by_model = pd.Series(means, index=pd.MultiIndex.from_tuples(grid.runs)).unstack()[list(seeds)]
-    table = by_model.dropna().drop_duplicates().to_numpy().T
+    by_model = by_model.dropna().drop_duplicates()
+    table = by_model[by_model.nunique(axis=1) > 1].to_numpy().T
     if table.shape[1] < 3:
         return None
     around = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
