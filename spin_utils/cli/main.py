@@ -74,6 +74,7 @@ def _before(context: typer.Context) -> None:
         os.environ[runtime.HEADLESS] = "1"  # no bars of several processes in one terminal
     else:  # a worker saves its state even if its output is closed
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `spin-repro plan | head` ends quietly
+        context.with_resource(runtime.sigterm_as_ctrl_c())
 
 
 @contextlib.contextmanager

@@ -29,12 +29,12 @@ _START_S = 300  # for a kernel to start on a busy machine
 def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     """Execute a notebook of the kit and keep the executed copy.
 
-    At Ctrl-C or SIGTERM the kernel finishes its training step and saves before this ends.
+    At Ctrl-C the kernel finishes its training step and saves before this ends.
 
     Raises:
         KitError: no such notebook, or parameters that do not fit. No kernel was started.
         WorkError: a cell raised an error, which the message gives with the executed notebook, or the kernel died.
-        KeyboardInterrupt: SIGINT or SIGTERM arrived.
+        KeyboardInterrupt: SIGINT arrived, or SIGTERM in `runtime.sigterm_as_ctrl_c`.
     """
     path = paths.notebook(name)
     if not path.is_file():
@@ -49,7 +49,7 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
     from traitlets.config import Config
 
     # Sockets in a private folder: parallel kernels must not share names, and other users must not read them.
-    with runtime.socket_folder() as sockets, runtime.sigterm_as_ctrl_c():
+    with runtime.socket_folder() as sockets:
         kernel = {"transport": "ipc", "ip": f"{sockets}/kernel", "shutdown_wait_time": _PATIENCE_S}
         busy = threading.Event()
         try:

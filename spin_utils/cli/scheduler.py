@@ -72,7 +72,7 @@ def run(command: Sequence[str], folder: Path, shown: Display | None, *, warm: bo
     kernels are forks of one process (`warm_start`).
 
     Of two reproductions in one folder the second waits: each would delete, as not its own, what the
-    other has just made. SIGTERM is passed on, and means what Ctrl-C means.
+    other has just made. A request to stop is passed on.
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM arrived; the running step has saved its state.
@@ -89,12 +89,10 @@ def run(command: Sequence[str], folder: Path, shown: Display | None, *, warm: bo
             # The scheduler holds the lock as well: it may outlive this process.
             process = subprocess.Popen(command, env=environment, pass_fds=(held,), stdout=output, stderr=output)
             try:
-                with runtime.sigterm_as_ctrl_c():
-                    return _ended(process, shown)
-            except KeyboardInterrupt as request:
+                return _ended(process, shown)
+            except KeyboardInterrupt:
                 shown.say("Stopping: the running step saves its state (Ctrl-C again stops at once).")
-                if isinstance(request, runtime.Terminated):
-                    _pass_on(process.pid)
+                _pass_on(process.pid)
                 _ended(process, shown)
                 raise
 
@@ -109,7 +107,8 @@ def _ended(process: subprocess.Popen[bytes], shown: Display) -> int:
 
 
 def _pass_on(scheduler: int) -> None:
-    """SIGTERM for the scheduler and its steps, which may not have received it: `kill` reaches one process only."""
+    """SIGTERM for the scheduler and its steps. `kill` reaches one process only; after Ctrl-C, which reaches all, a
+    SIGTERM changes nothing."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(scheduler)
         for process in [parent, *parent.children(recursive=True)]:

@@ -103,24 +103,26 @@ def is_headless() -> bool:
     return os.environ.get(HEADLESS) == "1"
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived: a scheduler or another program wants what a person wants with Ctrl-C."""
-
-
 @contextlib.contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Inside the block the first SIGTERM raises `Terminated`; further ones are ignored."""
+    """Inside the block SIGTERM raises `KeyboardInterrupt`, as Ctrl-C does, unless one of the two did before."""
+    asked = False
 
     def stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        nonlocal asked
+        if number == signal.SIGTERM and asked:
+            return
+        asked = True
+        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # by a shell, for a job in the background
+    numbers = [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGINT]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is stop:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def in_notebook() -> bool:

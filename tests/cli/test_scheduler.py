@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from spin_utils.cli import scheduler
+from spin_utils.cli.live import Display
 from spin_utils.experiment import plan, run
 from spin_utils.files import artifacts, runtime
 from spin_utils.settings import profiles
@@ -103,6 +109,38 @@ def test_a_snakemake_profile_of_the_surroundings_is_not_inherited(
     monkeypatch.setenv("SNAKEMAKE_PROFILE", "/no/such/profile")
     looks = [sys.executable, "-c", "import os, sys; sys.exit('SNAKEMAKE_PROFILE' in os.environ)"]
     assert scheduler.run(looks, tmp_path, None) == 0
+
+
+STEP = """
+import pathlib, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("saved").touch(), sys.exit(1)))
+pathlib.Path("started").touch()
+signal.pause()
+"""
+SCHEDULER = f"""
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, lambda *_: None)
+subprocess.call([sys.executable, "-c", {STEP!r}])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_reproductions_own_process_alone_stops_its_steps(
+    number: signal.Signals, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop() -> None:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.chdir(tmp_path)
+    shown = Display([plan.make(profiles.load("smoke"), 0)], console=Console(file=io.StringIO()))
+    watcher = threading.Thread(target=stop)
+    watcher.start()
+    with runtime.sigterm_as_ctrl_c(), pytest.raises(KeyboardInterrupt):
+        scheduler.run([sys.executable, "-c", SCHEDULER], tmp_path, shown)
+    watcher.join()
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_missing_plugin_is_refused(tmp_path: Path) -> None:

@@ -129,13 +129,15 @@ raise RuntimeError("stopped")
 WRAPPER = """
 import sys
 from pathlib import Path
-from spin_utils.cli import notebooks; from spin_utils.files import paths
+from spin_utils.cli import notebooks; from spin_utils.files import paths, runtime
 paths.notebook = lambda name: Path("n.ipynb").resolve()
-notebooks.run("n", {}, Path("out/n.ipynb"))
+with runtime.sigterm_as_ctrl_c():
+    notebooks.run("n", {}, Path("out/n.ipynb"))
 """
 
 
-def test_sigterm_to_a_job_waits_until_the_kernel_has_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_job_that_is_asked_to_stop_waits_until_the_kernel_has_saved(first: signal.Signals, tmp_path: Path) -> None:
     cells = [nbformat.v4.new_code_cell(source) for source in ("a = 1", KERNEL)]
     cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), tmp_path / "n.ipynb")
@@ -146,11 +148,11 @@ def test_sigterm_to_a_job_waits_until_the_kernel_has_saved(tmp_path: Path) -> No
     while not (tmp_path / "started").exists():
         assert process.poll() is None
         time.sleep(0.02)
-    for _ in range(2):
-        os.killpg(process.pid, signal.SIGTERM)
+    for number in (first, signal.SIGTERM):
+        os.killpg(process.pid, number)
     _, error = process.communicate(timeout=60)
     assert (tmp_path / "saved").exists()
-    assert b"Terminated" in error
+    assert b"KeyboardInterrupt" in error
 
 
 def test_the_scheduler_never_deletes_a_finished_artifact(home: Path) -> None:
