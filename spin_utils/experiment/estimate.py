@@ -3,8 +3,8 @@
 Memory counts everything that grows with the model, the micro-batch or the rows decoded together, for rows as long as
 the template allows; `MARGIN` and `LIBRARIES` allow for the rest. Tests compare it with the peaks of real runs.
 
-Hours are those of `cost`. Downloads, preference pairs, held-out prompts, MT-Bench, loading, saving and the time between
-steps are not counted.
+Hours are those of `cost`. Downloads, preference pairs, held-out prompts, MT-Bench, further tasks, loading, saving and
+the time between steps are not counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import math
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,9 @@ from spin_utils.experiment.plan import (
     trainings,
 )
 from spin_utils.files import paths, runtime
+from spin_utils.files.paths import KitError
 from spin_utils.model import attention, base, general, logprobs, lora, packing, sampling
+from spin_utils.model.base import ModelError
 from spin_utils.paper import published
 from spin_utils.settings.inputs import ModelSettings, SettingsError
 from spin_utils.settings.run import EvaluationSettings, LoraSettings, Profile, TrainingSettings
@@ -92,22 +93,35 @@ def architecture(
     """
     from transformers import AutoConfig
 
-    read = partial(AutoConfig.from_pretrained, trust_remote_code=False)
     if settings.source == "tiny":
         return of_config(base.tiny_config(settings, settings.vocabulary_size), adapters), "the profile"
     if settings.source == "gguf_package":
         file = base.gguf_path(settings)
-        return of_config(read(file.parent, gguf_file=file.name), adapters), "the GGUF file"
+        return _read(file.parent, adapters, gguf_file=file.name), "the GGUF file"
     if settings.source == "directory":
-        return of_config(read(base.check_directory(Path(settings.path))), adapters), "its config.json"
+        return _read(base.check_directory(Path(settings.path)), adapters), "its config.json"
     if settings.revision:
         with contextlib.suppress(OSError):
-            config = read(settings.name, revision=settings.revision, local_files_only=not reachable)
-            return of_config(config, adapters), "its config.json on the hub"
+            found = _read(settings.name, adapters, revision=settings.revision, local_files_only=not reachable)
+            return found, "its config.json on the hub"
     if settings.name not in KNOWN:
         return None
     known = of_config(AutoConfig.for_model(**KNOWN[settings.name]), adapters)
     return known, "the kit's table, because its config.json could not be reached"
+
+
+def _read(place: Path | str, adapters: Collection[LoraSettings], **options: Any) -> Architecture:
+    """Sizes from the config.json in a folder or on the hub."""
+    from transformers import AutoConfig
+
+    try:
+        return of_config(AutoConfig.from_pretrained(place, trust_remote_code=False, **options), adapters)
+    except (OSError, KitError):
+        raise
+    except Exception as error:  # a class or value that it does not know can fail anywhere in the library
+        raise ModelError(
+            f"{place}: config.json does not describe a causal language model ({paths.reason(error)}); use another model"
+        ) from None
 
 
 def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architecture:

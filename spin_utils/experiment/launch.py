@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spin_utils.files import processes, runtime
-from spin_utils.files.paths import KitError
+from spin_utils.files.paths import KitError, WorkError
 from spin_utils.settings.run import ProcessSettings
 
 if TYPE_CHECKING:
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 STOPPED = 130
 """Exit status of a command that was asked to stop and saved its state."""
 _POLL_S = 0.1
-
-
-class LaunchError(KitError):
-    """A worker failed or was killed. The message says which, why, and what to do."""
-
-    exit_status = 1
 
 
 def wanted(settings: ProcessSettings) -> bool:
@@ -71,7 +65,7 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
     and save.
 
     Raises:
-        LaunchError: a worker failed or was killed.
+        WorkError: a worker failed or was killed.
         Interrupted: the workers were asked to stop and saved their state.
         KeyboardInterrupt: they were asked to stop and had nothing to save.
     """
@@ -101,7 +95,7 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
     if failures and stop.asked:
         raise KeyboardInterrupt
     if failures:
-        raise LaunchError(_explanation(failures, settings.count))
+        raise WorkError(_explanation(failures, settings.count))
 
 
 @contextmanager

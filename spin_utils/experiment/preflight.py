@@ -390,7 +390,7 @@ def _hours(made: Plan, hours: Mapping[str, float], machine: Machine) -> str:
     text = (
         f"about {clock.duration(3600 * sum(hours.values()))} for {len(hours)} unfinished steps ({parts}), by the cost "
         f"model at {machine.flops / 1e12:.3g} TFLOP/s and {machine.bandwidth / 1e9:.3g} GB/s per device, which leaves "
-        "out downloads, preference pairs, held-out prompts and MT-Bench"
+        "out downloads, preference pairs, held-out prompts, MT-Bench and further tasks"
     )
     measured, where = clock.measured(made.profile.name)
     if not measured:

@@ -104,7 +104,7 @@ def make(plan: Plan, name: str) -> Path:
 
     Raises:
         SettingsError: the plan has no such step.
-        LaunchError: one of several processes failed.
+        WorkError: one of several processes failed.
         Interrupted: SIGINT or SIGTERM arrived during training; the state is saved.
     """
     step = plan.step(name)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from spin_utils.files.paths import KitError
+from spin_utils.files.paths import KitError, reason
 
 Kind = Literal["model", "dataset"]
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
@@ -42,9 +42,8 @@ def fetch(kind: Kind, name: str, revision: str, *, whole: bool = True, weights: 
             HfApi().repo_info(name, revision=revision, repo_type=kind)
         folder = Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen kinds; each means the same to the reader
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise HubError(
-            f"{name} @ {revision[:8]}: cannot be fetched ({reason}); check the network and your access"
+            f"{name} @ {revision[:8]}: cannot be fetched ({reason(error)}); check the network and your access"
             + ", or put the model in a folder and use source: directory" * (kind == "model")
         ) from None
     if whole:

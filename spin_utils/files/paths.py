@@ -27,6 +27,11 @@ class WorkError(KitError):
     exit_status = 1
 
 
+def reason(error: Exception) -> str:
+    """Another library's error in one line, for a message that says what it means here."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def checked(name: str) -> str:
     """The name of a profile, which also names its folders. Raises `KitError` if it could lead outside of them."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) is None:

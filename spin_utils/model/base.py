@@ -19,7 +19,7 @@ from typing import Any
 
 from spin_utils.files import hub, runtime
 from spin_utils.files.disk import file_hash
-from spin_utils.files.paths import KitError
+from spin_utils.files.paths import KitError, reason
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def tokenizer_of(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the library raises a dozen kinds for a broken file, all meaning the same here
         raise ModelError(
-            f"{folder}: the tokenizer cannot be loaded ({_reason(error)}); save it again with save_pretrained"
+            f"{folder}: the tokenizer cannot be loaded ({reason(error)}); save it again with save_pretrained"
         ) from None
 
 
@@ -313,7 +313,7 @@ def _skeleton(folder: Path) -> Any:
         raise ModelError(f"{folder}: {error}") from None
     except Exception as error:  # as above: bad values can fail anywhere in the library
         raise ModelError(
-            f"{folder / 'config.json'}: does not describe a causal language model ({_reason(error)}); "
+            f"{folder / 'config.json'}: does not describe a causal language model ({reason(error)}); "
             "correct it or save the model again"
         ) from None
     return model
@@ -351,10 +351,6 @@ def _check_weights(folder: Path, model: Any) -> None:
             raise ModelError(
                 f"{folder}: {full} has shape {found}, but config.json says {list(tensor.shape)}; copy both again"
             )
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _check_plain(path: Path) -> None:

@@ -269,6 +269,18 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
     assert "without network a run would fail: not fetched: Qwen/Qwen2.5-0.5B (model), " in text(report)
 
 
+def test_a_model_on_the_hub_that_is_no_decoder_is_one_finding(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    hub.repositories["models/a/t5"] = "1" * 40
+    hub.files["models/a/t5"] = {"config.json": b'{"model_type": "t5"}'}
+    model = {"source": "hub", "name": "a/t5", "revision": "1" * 40}
+    report = preflight.check(profiles.load("gpu", {"model": model}), estimate.machine(1, 24))
+    assert states(report, "model") == ["refused"]
+    assert "a/t5: config.json does not describe a causal language model (ValueError: Unrecognized" in text(report)
+
+
 def test_the_command_prints_json_and_fails_when_the_hub_refuses(
     hub: LoopbackHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

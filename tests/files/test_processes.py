@@ -22,9 +22,8 @@ from torch import nn
 from torch.distributed.elastic import multiprocessing
 
 from spin_utils.experiment import estimate, launch, plan, preflight, run
-from spin_utils.experiment.launch import LaunchError
 from spin_utils.files import artifacts, paths, processes
-from spin_utils.files.paths import KitError
+from spin_utils.files.paths import KitError, WorkError
 from spin_utils.model import base, sharding
 from spin_utils.settings import profiles
 from spin_utils.settings.run import ProcessSettings
@@ -117,7 +116,7 @@ def test_a_launch_stops_and_saves_and_survives_the_loss_of_a_worker(
     stopped = int(state.name.removeprefix("state-"))
 
     watcher = after(stopped + 3, metrics, lambda: os.kill(workers[1], signal.SIGKILL))
-    with pytest.raises(LaunchError, match=r"process 1 of 2 was killed \(SIGKILL\).*run the same command again"):
+    with pytest.raises(WorkError, match=r"process 1 of 2 was killed \(SIGKILL\).*run the same command again"):
         run.make(made, "spin-0")
     watcher.join()
     assert not any(psutil.pid_exists(worker) for worker in workers), "no worker is left behind"
