@@ -46,7 +46,7 @@ def main() -> None:
     for name, (module, *arguments) in BENCHMARKS.items():
         if name in options.only:
             command = [sys.executable, "-m", f"benchmarks.{module}", "--model", os.path.relpath(model)]
-            environment = runtime.child_environment(headless=True)
+            environment = runtime.child_environment()
             subprocess.run([*command, "--runs", str(options.runs), *arguments], check=True, env=environment)
         if (record := RESULTS / f"{name}.json").is_file():
             ratios |= {_public(key): value for key, value in json.loads(record.read_text())["ratios"].items()}

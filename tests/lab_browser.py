@@ -43,7 +43,7 @@ def running_lab(folder: Path, home: Path) -> Iterator[str]:
         path = lab / "lab" / "user-settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
-    environment = runtime.child_environment(headless=False) | {
+    environment = {**runtime.ENVIRONMENT, **os.environ} | {
         "HOME": str(lab),
         "JUPYTER_CONFIG_DIR": str(lab),
         "SPIN_HOME": str(home),

@@ -107,7 +107,7 @@ def in_two(folder: Path, kinds: Sequence[str], logps: list[list[float]]) -> None
             train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     script = Path(__file__).with_name("two_processes.py")
-    environment = runtime.child_environment(headless=True) | {"OMP_NUM_THREADS": "1"}
+    environment = runtime.child_environment() | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [*torchrun, "--nproc-per-node", "2", str(script), str(folder), *kinds],
         env=environment,

@@ -42,7 +42,7 @@ def run(name: str, given: Mapping[str, Any], output: Path) -> Path:
         raise KitError(f"notebook {name!r}: unknown{nearest(name, known)}")
     _check(path, given)
     output.parent.mkdir(parents=True, exist_ok=True)
-    os.environ.update(runtime.child_environment(headless=True))
+    os.environ.update(runtime.child_environment())
 
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook

@@ -77,7 +77,7 @@ def run(command: Sequence[str], folder: Path, shown: Display | None, *, warm: bo
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM arrived; the running step has saved its state.
     """
-    environment = runtime.child_environment(headless=True)
+    environment = runtime.child_environment()
     environment.pop("SNAKEMAKE_PROFILE", None)  # the folder in the command is the whole profile
     if shown is None:
         return subprocess.call(command, env=environment)

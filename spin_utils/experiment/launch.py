@@ -122,7 +122,7 @@ def _environment(count: int, rendezvous: Path) -> dict[str, str]:
         "GLOO_SOCKET_IFNAME": loopback,
         "NCCL_SOCKET_IFNAME": loopback,
     }
-    return runtime.child_environment(headless=True) | own
+    return runtime.child_environment() | own
 
 
 def _wait(workers: PContext, stop: StopRequest) -> RunProcsResult:

@@ -41,7 +41,7 @@ def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
     if transfer:
         settings = replace(settings, suite="paper_others" if settings.suite == "paper" else "local", tasks=())
     local, split = settings.suite == "local", "transfer" if transfer else "test"
-    rows = read_rows(artifacts.checked(plan.directory("data"), f"{split}.jsonl")) if local else []
+    rows = read_rows(plan.directory("data") / f"{split}.jsonl") if local else []
     answers = count_by_family(rows, settings.limit) * (1 + settings.samples)
     with progress(answers, step.name, "answers") as bar:
         result = evaluate(

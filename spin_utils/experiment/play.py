@@ -118,7 +118,7 @@ def make_sft(plan: Plan, step: Step, work: Path) -> None:
     tokenizer = base.load_tokenizer(start)
     if not more:
         preflight.check_start(plan, start)
-    rows = read_rows(artifacts.checked(plan.directory(step.inputs[1]), "sft.jsonl"))
+    rows = read_rows(plan.directory(step.inputs[1]) / "sft.jsonl")
     encoded = encode_rows(tokenizer, plan.profile.template, rows)
     settings = control_training(plan.profile) if more else plan.profile.sft
     assert settings is not None

@@ -196,7 +196,7 @@ def _make_base(plan: Plan, step: Step, work: Path) -> None:
     settings = plan.profile.released.get(step.name, plan.profile.model)
     texts: list[str] = []
     if settings.source == "tiny":
-        found = read_rows(artifacts.checked(plan.directory("data"), "sft.jsonl"))
+        found = read_rows(plan.directory("data") / "sft.jsonl")
         texts = [text for row in found for text in (row["prompt"], row["response"])]
     base.materialise(settings, work, texts, seed=0)
 

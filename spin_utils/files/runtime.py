@@ -52,19 +52,16 @@ near tie would be decided by chance in each process."""
 _LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} elapsed, {remaining} left{postfix}"
 
 
-def child_environment(*, headless: bool) -> dict[str, str]:
-    """Environment for a kernel or subprocess: the caller's plus `ENVIRONMENT`."""
-    environment = {**ENVIRONMENT, **os.environ}
-    if headless:
-        environment[HEADLESS] = "1"
-    return environment
+def child_environment() -> dict[str, str]:
+    """Environment for a kernel or subprocess, which nobody watches: the caller's plus `ENVIRONMENT`."""
+    return {**ENVIRONMENT, **os.environ, HEADLESS: "1"}
 
 
 def ensure_environment() -> None:
     """Restart this command in place if `ENVIRONMENT` is not set, because setting it later has no effect."""
     if any(name not in os.environ for name in ENVIRONMENT):
         arguments = [sys.executable, "-m", "spin_utils", *sys.argv[1:]]
-        os.execve(sys.executable, arguments, child_environment(headless=is_headless()))
+        os.execve(sys.executable, arguments, {**ENVIRONMENT, **os.environ})
 
 
 def socket_folder() -> tempfile.TemporaryDirectory[str]:

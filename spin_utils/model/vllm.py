@@ -160,7 +160,7 @@ def worker_devices(settings: VllmSettings, shards: int) -> list[str]:
 
 def _running(settings: VllmSettings, devices: Sequence[str], work: Path) -> Iterator[None]:
     """Start a process on each set of devices, yield regularly until all have finished, and leave none running."""
-    environment = runtime.child_environment(headless=True)
+    environment = runtime.child_environment()
     environment.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process fewer, and a repeatable schedule
     environment.setdefault("VLLM_RPC_BASE_PATH", "/tmp")  # of sockets, for which TMPDIR may be too long
     environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}

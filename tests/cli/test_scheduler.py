@@ -45,7 +45,7 @@ def snakemake(profile: tuple[str, Profile], cluster: str, *arguments: str, dry_r
     command = scheduler.command(*profile, [0], cluster=cluster, dry_run=dry_run)
     at = command.index("snakemake") + 1
     command[at:at] = [*arguments, "--quiet", "host", "--printshellcmds"]
-    environment = runtime.child_environment(headless=True)
+    environment = runtime.child_environment()
     done = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     return done.stdout

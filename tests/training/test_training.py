@@ -297,7 +297,7 @@ def test_memory_that_nobody_uses_goes_back_to_the_kernel():
         "kept = [small for _, small in blocks]; del blocks; before = rss(); runtime.trim_memory()\n"
         "print(before - rss())"
     )
-    environment = {**runtime.child_environment(headless=True), **runtime.ENVIRONMENT}
+    environment = {**runtime.child_environment(), **runtime.ENVIRONMENT}
     given_back = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert int(given_back.stdout) > 150 * 2**20, given_back.stderr
 

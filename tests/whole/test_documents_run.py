@@ -187,7 +187,7 @@ def type_in(folder: Path, command: str) -> str:
 
 def environment(folder: Path) -> dict[str, str]:
     jupyter = {f"JUPYTER_{kind}_DIR": str(folder / ".jupyter") for kind in ("CONFIG", "RUNTIME")}
-    return {**runtime.child_environment(headless=True), "SPIN_HOME": str(folder), "BROWSER": "true", **jupyter}
+    return {**runtime.child_environment(), "SPIN_HOME": str(folder), "BROWSER": "true", **jupyter}
 
 
 TYPED: set[str] = set()
