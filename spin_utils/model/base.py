@@ -14,6 +14,7 @@ import math
 import re
 import shutil
 from collections.abc import Collection, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,10 @@ def identity(settings: ModelSettings) -> dict[str, Any]:
     if settings.source == "directory":
         folder = check_directory(Path(settings.path))
         files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")])
-        return {"source": "directory", "files": {p.name: file_hash(p) for p in files if p.is_file()}}
+        return {"source": "directory", "files": {p.name: _content(p) for p in files if p.is_file()}}
     if settings.source == "gguf_package":
         path = gguf_path(settings)
-        digest = file_hash(path)
+        digest = _content(path)
         if settings.sha256 and digest != settings.sha256:
             raise ModelError(
                 f"{path.name}: sha256 is {digest}, the profile says {settings.sha256}; reinstall {settings.name}"
@@ -69,6 +70,17 @@ def identity(settings: ModelSettings) -> dict[str, Any]:
         "name": settings.name,
         "size": [settings.hidden_size, settings.layers, settings.vocabulary_size],
     }
+
+
+def _content(path: Path) -> str:
+    """Hash of a file of perhaps gigabytes; a command makes several plans, and reads it once unless it changes."""
+    found = path.stat()
+    return _hash(path, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _hash(path: Path, size: int, changed_ns: int) -> str:
+    return file_hash(path)
 
 
 def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed: int) -> Path:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from spin_utils.files import hub, runtime
+from spin_utils.files import disk, hub, runtime
 from spin_utils.model import base
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
@@ -98,13 +98,18 @@ def test_weights_without_a_place_in_the_model_are_named(
     assert "copy: 9 tensors have no place in the model of config.json and are left out, such as model.l" in caplog.text
 
 
-def test_the_identity_of_a_folder_follows_its_content(folder: Path, tmp_path: Path) -> None:
+def test_the_identity_of_a_folder_follows_its_content_and_only_what_changed_is_read_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
-    same = base.identity(ModelSettings("directory", path=str(copy)))
+    settings, read = ModelSettings("directory", path=str(copy)), []
+    same = base.identity(settings)
     assert same == base.identity(ModelSettings("directory", path=str(folder)))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
-    assert base.identity(ModelSettings("directory", path=str(copy))) != same
+    monkeypatch.setattr(base, "file_hash", lambda path: read.append(path.name) or disk.file_hash(path))
+    assert base.identity(settings) != same
+    assert read == ["config.json"]
 
 
 def test_a_package_is_found_without_importing_it() -> None:
