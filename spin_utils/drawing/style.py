@@ -77,7 +77,7 @@ def _picture(figure: Figure) -> tuple[str, dict[str, int]]:
 
 
 def png(figure: Figure, dpi: int = 300) -> str:
-    """A figure as PNG in base64. The canvas writes it in one pass, where `savefig` first draws all of it to lay it out."""
+    """A figure as PNG in base64, drawn in one pass; `savefig` would draw all of it once more to lay it out."""
     buffer, resolution = io.BytesIO(), figure.dpi
     with style():
         figure.dpi = dpi

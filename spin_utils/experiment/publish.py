@@ -101,6 +101,8 @@ def chain(plan: Plan, name: str) -> dict[str, Any]:
     links: dict[str, dict[str, Any]] = {}
 
     def walk(step: str) -> None:
+        if step in links:
+            return
         for needed in plan.steps[step].inputs:
             walk(needed)
         directory = plan.directory(step)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from spin_utils.files import runtime
-from spin_utils.files.paths import KitError, relative
+from spin_utils.files.paths import KitError, WorkError, relative
 from spin_utils.files.runtime import progress
 from spin_utils.model import base
 from spin_utils.settings.machine import VllmSettings
@@ -70,7 +70,7 @@ def answer(
         The responses in the order of the prompts, and the vLLM versions that produced them.
 
     Raises:
-        KitError: a process failed. Finished shards are kept.
+        WorkError: a process failed. Finished shards are kept.
     """
     work.mkdir(exist_ok=True)
     size = settings.shard_rows
@@ -193,7 +193,7 @@ def _check_alive(workers: Sequence[subprocess.Popen[bytes]], work: Path) -> None
             path = work / f"worker-{k}.log"
             told = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_TAIL:]
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            raise KitError(
+            raise WorkError(
                 f"vLLM process {k} of {len(workers)} {how}; finished shards are kept, and the same command continues "
                 f"from them. Its last lines ({relative(path)}):\n" + "\n".join(f"  {line}" for line in told)
             )

@@ -21,7 +21,7 @@ from tiny_tokenizer import byte_tokenizer
 from spin_utils.cli import main as cli
 from spin_utils.experiment import plan, run
 from spin_utils.files import paths
-from spin_utils.files.paths import KitError
+from spin_utils.files.paths import KitError, WorkError
 from spin_utils.model import base, vllm
 from spin_utils.model.packing import Pairs
 from spin_utils.model.sampling import sample
@@ -105,7 +105,7 @@ def test_finished_shards_outlive_a_process_that_fails_and_the_run_goes_on_to_the
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STAND_IN", "crash")
-    with pytest.raises(KitError, match=r"(?s)status 1; finished shards are kept.*CUDA out of memory"):
+    with pytest.raises(WorkError, match=r"(?s)status 1; finished shards are kept.*CUDA out of memory"):
         draw(checkpoints[0], settings, tmp_path / "work")
     (first,) = (tmp_path / "work").glob("*.answers.json")
     before = first.stat().st_mtime_ns
