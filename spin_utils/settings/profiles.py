@@ -131,7 +131,9 @@ def assign(data: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         *sections, name = dotted.split(".")
         place = data
         for section in sections:
-            place = place.setdefault(section, {})
+            if place.get(section) is None:  # as in a profile that was written whole
+                place[section] = {}
+            place = place[section]
             require(isinstance(place, dict), f"{dotted}: {section} is a value, not a section")
         place[name] = value
     return data

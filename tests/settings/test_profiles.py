@@ -82,6 +82,15 @@ def test_an_empty_section_takes_away_what_the_profile_below_has(tmp_path: Path) 
     assert not read(tmp_path, "extends: smoke\narms: {}\n").arms
 
 
+def test_a_setting_of_a_section_that_is_null_begins_the_section(tmp_path: Path) -> None:
+    written = profiles.dump(profiles.load("smoke"), tmp_path / "whole.yaml")
+    assert "mt_bench: null" in written.read_text()
+    change = {"mt_bench.judge": "instructions", "arms": {"own": {"spin.training.lora.rank": 8}}}
+    profile = profiles.load(str(written), change)
+    assert profile.mt_bench
+    assert profiles.of_arm(profile, "own").spin.training.lora
+
+
 def test_a_template_of_another_kind_keeps_no_markers_of_the_old_one(tmp_path: Path) -> None:
     template = read(tmp_path, "extends: cpu\ntemplate: {kind: chat, max_prompt_tokens: 99}\n").template
     assert (template.kind, template.end, template.max_prompt_tokens) == ("chat", "", 99)
