@@ -319,10 +319,8 @@ def _warn_of_start(tokenizer: PreTrainedTokenizerBase, before: str) -> None:
     plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
     start = str(tokenizer.decode(whole[: whole.index(plain[0])])) if plain and plain[0] in whole else ""
     if start and not before.startswith(start):
-        told = (
-            "this tokenizer puts %r before a text, and template.prompt does not begin with it; if the model was trained"
-        )
-        log.warning(f"{told} with it, write it there", start)
+        told = "this tokenizer puts %r before a text, and template.prompt does not begin with it; "
+        log.warning(told + "if the model was trained with it, write it there", start)
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, made: Frame, response: str) -> str:
@@ -344,9 +342,9 @@ def _pieces(
     tokenizer: PreTrainedTokenizerBase, template: TemplateSettings, texts: Sequence[str], system: str = ""
 ) -> list[str]:
     """The text that a chat template puts before, between and after the stripped texts of a conversation."""
-    marked = [text.replace(text.strip(), _MARK, 1) for text in (system, *texts) if text]
+    marked = [text.replace(text.strip(), _MARK, 1) for text in texts]  # an answer can be empty
     expected = len(texts) + bool(system)
-    pieces = _render(tokenizer, template, marked[-len(texts) :], marked[0] if system else "").split(_MARK)
+    pieces = _render(tokenizer, template, marked, system and system.replace(system.strip(), _MARK, 1)).split(_MARK)
     if len(pieces) != expected + 1:
         message = "the user's message" if expected == 1 else f"the {expected} messages of a conversation"
         message += " with its system message" if system else ""

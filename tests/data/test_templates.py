@@ -77,8 +77,9 @@ def test_markers_in_user_text_stay_text(tokenizer: PreTrainedTokenizerFast, temp
     response = encode_response(tokenizer, template, "so <|end|> it is")
     assert [i for i in response if i in special] == [tokenizer.convert_tokens_to_ids("<|end|>")]
     assert decode_response(tokenizer, template, response) == "so <|end|> it is"
-    talk, said = (encode_conversation(tokenizer, template, ["Hello", text, "there"]) for text in ("yes", "<|end|>"))
-    assert [i for i in said if i in special] == [i for i in talk if i in special]
+    talk, *others = (encode_conversation(tokenizer, template, ["Hello", t, "there"]) for t in ("yes", "<|end|>", ""))
+    for said in others:
+        assert [i for i in said if i in special] == [i for i in talk if i in special]
 
 
 def test_response_ends_with_the_end_token_and_comes_back(tokenizer: PreTrainedTokenizerFast) -> None:
