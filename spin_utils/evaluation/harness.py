@@ -235,12 +235,12 @@ def _load(columns: Sequence[Column], taken: Mapping[str, str] | None = None) -> 
 
     `taken` says what else has a column's name.
     """
-    names = {name.lower(): what for name, what in (taken or {}).items()}
+    names = dict(taken or {})
     for column in columns:
-        if column.name.lower() in names:
-            same = names[column.name.lower()]
+        if column.name in names:
+            same = names[column.name]
             raise EvaluationError(f"tasks: {column.spec} has the name of {same}; rename it or leave it out")
-        names[column.name.lower()] = column.spec
+        names[column.name] = column.spec
     theirs = Path(lm_eval.tasks.__file__).parent
     shipped = {theirs / benchmark.folder for suite in suites.SUITES.values() for benchmark in suite.values()}
     manager = TaskManager(include_path=sorted(shipped), include_defaults=False)
