@@ -119,9 +119,10 @@ def _by_conversation(settings: DemonstrationSettings, rows: list[Row]) -> Demons
 def _demonstrations(
     settings: DemonstrationSettings, train: list[Row], validation: list[Row], test: list[Row]
 ) -> Demonstrations:
-    sft = first_rows(train, settings.sft_rows, "demonstrations.sft_rows", settings.train or settings.source)
+    source = settings.train or settings.name or settings.source
+    sft = first_rows(train, settings.sft_rows, "demonstrations.sft_rows", source)
     if not sft:
-        raise RowError(f"{settings.train}: no rows are left for training; hold out fewer or add rows")
+        raise RowError(f"{source}: no rows are left for training; hold out fewer or add rows")
     spin = first_rows(sft, settings.spin_rows, "demonstrations.spin_rows", "the SFT split")
     return Demonstrations(sft=sft, spin=spin, validation=validation, test=test)
 

@@ -145,7 +145,7 @@ def _rows(
             return rows
     raise RowError(
         f"demonstrations.families.{name}: {family.dataset} gave {len(rows)} distinct rows, but {split} needs {count} "
-        f"({limit} items tried); ask for fewer rows or widen its options"
+        f"({limit} items tried); ask for fewer rows, widen its options or choose another generator"
     )
 
 

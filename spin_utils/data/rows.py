@@ -28,23 +28,23 @@ Row = dict[str, Any]
 _logger = logging.getLogger(__name__)
 
 LAYOUTS = (
-    ("", "messages", ()),
-    ("", "real", ("generated",)),
-    ("", "conversations", ()),
-    ("prompt", "response", ()),
-    ("instruction", "output", ()),
-    ("instruction", "response", ()),
-    ("question", "response", ()),
-    ("question", "answer", ()),
-    ("prompt", "completion", ()),
-    ("prompt", "chosen", ()),
-    ("instruction", "chosen", ()),
-    ("question", "chosen", ()),
-    ("", "chosen", ()),
+    ("", "messages"),
+    ("", "real"),
+    ("", "conversations"),
+    ("prompt", "response"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "response"),
+    ("question", "answer"),
+    ("prompt", "completion"),
+    ("prompt", "chosen"),
+    ("instruction", "chosen"),
+    ("question", "chosen"),
+    ("", "chosen"),
 )
-"""Columns of the question and the answer, of which the first that are there are read, and what else belongs to them.
-Where there is none for the question, the answer's holds the whole conversation: it comes first, because it can have a
-system message and earlier turns. KTO's `label` is false for a bad answer, in any layout."""
+"""Columns of the question and the answer, of which the first that are there are read. Where there is none for the
+question, the answer's holds the whole conversation: it comes first, because it can have a system message and earlier
+turns. KTO's `label` is false for a bad answer, in any layout."""
 COMMON = ("id", "family", "system", "system_prompt", "input", "context")
 """Columns that are read in every layout."""
 _ASSISTANTS = ("gpt", "chatgpt", "bing", "bard", "model")
@@ -178,7 +178,11 @@ def read_records(path: Path) -> list[tuple[int, Any]]:
 def check_file(path: Path) -> None:
     """Raise unless the path is a file with a known extension; the message names the closest match."""
     if path.is_dir():
-        raise RowError(f"{path}: a folder, not a file; name a .json, .jsonl or .parquet file")
+        remedy = "name a .json, .jsonl or .parquet file"
+        for saved, split in {"state.json": "", "dataset_dict.json": "['train']"}.items():  # by datasets' save_to_disk
+            if (path / saved).is_file():
+                remedy += f", which datasets.load_from_disk({str(path)!r}){split}.to_parquet('rows.parquet') writes"
+        raise RowError(f"{path}: a folder, not a file; {remedy}")
     if not path.is_file():
         files = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         near = get_close_matches(path.name, files, n=1, cutoff=0.5)
@@ -198,8 +202,8 @@ def hub_records(name: str, revision: str, split: str) -> Iterator[tuple[int, Any
         raise RowError(f"{name}: no revision; pin its commit, 40 hexadecimal digits (a branch moves)")
     try:
         return enumerate(hub.load_rows(name, revision=revision, split=split), start=1)
-    except (hub.HubError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # datasets and the hub client raise a dozen kinds; each means the same to the reader
+        reason = " ".join(str(error).split())[:300]
         raise RowError(
             f"{name} [{split}] at revision {revision[:12]}: {reason}; check name, revision, split and network, "
             "or download it once and use source: file"
@@ -241,10 +245,10 @@ def as_row(record: Mapping[str, Any], turns: str = "first") -> tuple[Row | None,
         EmptyRowError: prompt or response is empty or whitespace.
         RowError: the row is unusable for another reason.
     """
-    asked, answer, repeated = layout(record)
+    asked, answer = layout(record)
     label = record.get("label")
     rates = answer == "completion" or isinstance(label, bool)  # elsewhere another `label` may be the class of a text
-    unused = unread(record, (asked, answer, *["label"] * rates), repeated)
+    unused = unread(record, (asked, answer, *["label"] * rates), ["generated"] * (answer == "real"))
     if rates and label not in (None, True, False):
         raise RowError(f"label is {label!r}; a good answer has true, a bad one false: correct it")
     if rates and label is not None and not label:
@@ -277,7 +281,7 @@ def unread(record: Mapping[str, Any], read: Sequence[str], repeated: Iterable[st
     return list(dict.fromkeys(found))
 
 
-def layout(record: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
+def layout(record: Mapping[str, Any]) -> tuple[str, str]:
     """The first of `LAYOUTS` that a record has, one with an answer if there is any.
 
     Raises:
@@ -285,7 +289,7 @@ def layout(record: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
     """
     there = [each for each in LAYOUTS if each[1] in record and (not each[0] or each[0] in record)]
     if not there:
-        missing = "response" if "prompt" in record else "prompt"
+        missing = "response" if any(asked in record for asked, _ in LAYOUTS) else "prompt"
         has = ", ".join(map(str, record)) or "nothing"
         raise RowError(
             f"no key {missing!r} (it has {has}); use prompt and response, or messages with role and content, "

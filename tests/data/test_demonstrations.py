@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ ROW = '{"id": "a", "prompt": "x", "response": "y"}\n'
         (f'{ROW}"text"', r"rows\.jsonl, row 2: 'text' instead of an object with prompt and response"),
         (ROW + ROW.replace("y", "z"), r"row 2: same id 'a' as row 1"),
         (ROW + r'{"prompt": "x", "response": "cut \ud83d"}', r"row 2: response has '\\ud83d', half of a character"),
+        ('{"question": "x", "answers": ["y"]}', r"row 1: no key 'response' \(it has question, answers\)"),
         ('{"messages": [{"content": "x"}]}', r"row 1: message 1 of messages needs the keys role and content"),
         (f"[{ROW.strip()}]\n", r"row 1: \[\{'id'.* instead of an object .*; a \.jsonl file has one object per line"),
     ],
@@ -55,6 +57,20 @@ def test_a_misspelt_file_is_refused_with_the_nearest_name(tmp_path: Path) -> Non
     write_rows(tmp_path / "good.jsonl", pairs(2))
     with pytest.raises(RowError, match=r"goood\.jsonl: no such file; did you mean .*good\.jsonl\?"):
         load(file_settings(tmp_path / "goood.jsonl"))
+
+
+def test_a_folder_of_datasets_is_refused_with_the_line_that_makes_a_file_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = datasets.Dataset.from_list(pairs(2))
+    for saved in (one, datasets.DatasetDict(train=one)):
+        saved.save_to_disk("saved")
+        with pytest.raises(RowError, match=r"a folder, not a file; name .* which datasets\..* writes") as error:
+            load(file_settings("saved"))
+        eval(str(error.value).partition("which ")[2].removesuffix(" writes"))
+        assert len(load(file_settings("rows.parquet")).sft) == 2
+        shutil.rmtree("saved")
 
 
 def test_several_faults_are_reported_together_five_at_most(tmp_path: Path) -> None:
@@ -323,12 +339,19 @@ def test_hub_rows_are_first_turns_without_faults_repeats_or_overlap(
     assert "1 rows left out because their prompts are in test" in caplog.text
 
 
-def test_an_unreachable_hub_and_a_missing_revision_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionError("no route\nto it"), datasets.exceptions.DatasetGenerationError("no route to it")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_the_hub_cannot_give_and_a_missing_revision_are_named_with_the_remedy(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def load_dataset(name: str, **given: Any) -> datasets.Dataset:
-        raise ConnectionError("no route to the hub")
+        raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(RowError, match=r"a/b \[train\] at revision 0{12}: no route .* source: file"):
+    with pytest.raises(RowError, match=r"a/b \[train\] at revision 0{12}: no route to it; .* source: file"):
         load(DemonstrationSettings(source="hub", name="a/b", revision=REVISION, train="train"))
     with pytest.raises(RowError, match="a/b: no revision; pin its commit"):
         load(DemonstrationSettings(source="hub", name="a/b", train="train"))
