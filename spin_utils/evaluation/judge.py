@@ -168,10 +168,14 @@ def _grade_here(
         batch_size=settings.batch_size,
     )
     ends = templates.end_ids(tokenizer, chat)
-    prompts = {
-        key: templates.encode_conversation(tokenizer, chat, [asked["content"]], system["content"])
-        for key, (system, asked) in requests.items()
-    }
+
+    def encoded(system: Message, asked: Message) -> list[int]:
+        try:
+            return templates.encode_conversation(tokenizer, chat, [asked["content"]], system["content"])
+        except templates.TemplateError:  # the templates of Mistral and Gemma 2 know no system message
+            return templates.encode_conversation(tokenizer, chat, [f"{system['content']}\n\n{asked['content']}"])
+
+    prompts = {key: encoded(*messages) for key, messages in requests.items()}
     longest, most = max(map(len, prompts.values())), positions(model.config)
     if longest + settings.judge_max_tokens > most:
         raise KitError(

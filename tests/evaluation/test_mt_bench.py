@@ -275,6 +275,10 @@ def test_a_model_on_this_machine_grades_without_a_key(
     assert sum(done) == 6
     assert grade_all(requests, settings, tmp_path / "kept") == grades
     assert len(shown) == 6, "kept grades are not asked for again"
+    tokenizer.chat_template += "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    tokenizer.save_pretrained(folder)
+    assert grade_all(requests, settings, tmp_path / "again")["5/1"]["judge_model"] == "a-judge"
+    assert shown[-1] == "user: Grade.\n\nword 5</s>assistant: ", "a template that knows no system message"
     with pytest.raises(KitError, match=r"judge_max_tokens \(4090\) in its 4096 positions; lower it, or"):
         grade_all(requests, replace(settings, judge_max_tokens=4090), tmp_path / "kept")
 
