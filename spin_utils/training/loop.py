@@ -274,7 +274,8 @@ def _check_data(
 ) -> int:
     """Raise if the data are impossible; return the longest row in tokens."""
     check_groups(groups)
-    expected = 1 if opponent_logps is None else len(opponent_logps[0]) if len(opponent_logps) else 2
+    assert opponent_logps is None or len(opponent_logps) == len(groups)
+    expected = 1 if opponent_logps is None else len(opponent_logps[0])
     assert expected in (1, 3) or not settings.historical
     longest_row = 0
     for number, group in enumerate(groups):
@@ -284,8 +285,6 @@ def _check_data(
                 + ("SFT takes one (opponent_logps are missing for pairs)" if expected == 1 else f"expected {expected}")
             )
         longest_row = max(longest_row, group.longest_row)
-    if opponent_logps is not None and len(opponent_logps) != len(groups):
-        raise PairsError(f"opponent_logps: {len(opponent_logps)} rows for {len(groups)} pairs; score all pairs")
     return longest_row
 
 

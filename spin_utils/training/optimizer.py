@@ -42,8 +42,6 @@ class MasterOptimizer:
         self.settings = settings
         self.steps = 0
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not parameters:
-            raise ValueError(f"{type(model).__name__}: no parameter is trainable; set requires_grad on some")
         self.names, self.parameters = list(parameters), list(parameters.values())
         self.sharded = sharding.is_sharded(model)
         self.own = [sharding.local(parameter) for parameter in self.parameters]

@@ -41,7 +41,7 @@ def open_trackers(
 
 
 def check(names: Iterable[str]) -> None:
-    """Raise a `KitError` if a tracker is unknown or not installed."""
+    """Raise a `KitError` if a tracker is not installed."""
     for name in names:
         _import(name)
 
@@ -65,8 +65,6 @@ def _open(name: str, run: str, folder: Path, done: int) -> tuple[Tracker, Callab
 
 
 def _import(name: str) -> Any:
-    if name not in MODULES:
-        raise KitError(f"tracker {name!r} is unknown; use {', '.join(MODULES)}")
     try:
         return importlib.import_module(MODULES[name])
     except ImportError as error:
