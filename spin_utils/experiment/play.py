@@ -329,7 +329,7 @@ def train_from(
 
 
 def _keep_checkpoint(model: Any, start: Path, folder: Path, adapted: Any) -> None:
-    """Write a model, whole or as adapters, and its start's tokenizer. All processes call this; the first one writes."""
+    """Write a model, whole or as adapters, with its start's tokenizer and generation config; the first process does."""
     weights = sharding.whole_weights(model)
     if processes.rank():
         return
@@ -337,7 +337,7 @@ def _keep_checkpoint(model: Any, start: Path, folder: Path, adapted: Any) -> Non
         model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
     else:
         lora.save(adapted, start, folder)
-    base.copy_tokenizer(base.resolve(start), folder)
+    base.copy_companions(base.resolve(start), folder)
 
 
 def _graded_samples(plan: Plan, dpo: DpoSettings, folder: Path, tokenizer: Any, work: Path) -> list[dict[str, Any]]:

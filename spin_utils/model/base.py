@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import math
 import re
 import shutil
 from collections.abc import Collection, Iterable
@@ -136,6 +135,7 @@ def load(folder: Path, dtype: Any = None, *, place: Any = None) -> Any:
         trust_remote_code=False,
         local_files_only=True,
         output_loading_info=True,
+        generation_config=_ends(source),
     )
     model, found = loaded
     if found["missing_keys"]:  # which transformers fills with random numbers
@@ -145,6 +145,15 @@ def load(folder: Path, dtype: Any = None, *, place: Any = None) -> Any:
         if not torch.isfinite(weight).all():
             raise ModelError(f"{source}: {name} contains NaN or infinity; copy the model again or use another one")
     return model
+
+
+def _ends(source: Path) -> Any:
+    """The end tokens that transformers would read; it refuses some values of a generation_config.json, all unused."""
+    from transformers import GenerationConfig
+
+    path = source / "generation_config.json"
+    given = json.loads((path if path.is_file() else source / "config.json").read_text(encoding="utf-8"))
+    return GenerationConfig(eos_token_id=given.get("eos_token_id"))
 
 
 def load_for_inference(folder: Path) -> Any:
@@ -161,13 +170,8 @@ def load_to_compare(folders: Collection[Path], dtype: Any = None) -> list[Any]:
         ModelError: several fit nowhere together.
     """
     import torch
-    from safetensors import safe_open
 
-    numbers = 0
-    for file in (file for folder in folders for file in resolve(folder).glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            names = tensors.keys()
-            numbers += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    numbers = sum(weight.numel() for folder in folders for weight in _skeleton(resolve(folder)).parameters())
     needed, place = (dtype or torch.float32).itemsize * numbers, device()
     torch.cuda.empty_cache()  # which PyTorch would use, but the device counts as taken
     if place.type == "cuda" and needed > 0.8 * torch.cuda.mem_get_info()[0]:
@@ -461,15 +465,19 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Any:
     return tokenizer
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files to a new checkpoint, byte for byte."""
+def copy_companions(source: Path, folder: Path) -> None:
+    """Give a new checkpoint its start's tokenizer and generation_config.json, byte for byte, or none."""
     names = (
         "tokenizer.json",
         "tokenizer_config.json",
         "chat_template.jinja",
         "special_tokens_map.json",
+        "added_tokens.json",
         "tokenizer.model",
+        "generation_config.json",
     )
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)  # transformers always writes a generation_config.json

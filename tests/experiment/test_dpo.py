@@ -37,7 +37,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny"
     path.mkdir()
     texts = [text for row in rows() for text in row.values()]
-    return base.materialise(ModelSettings("tiny", name="llama", hidden_size=32), path, texts, seed=0)
+    made = base.materialise(ModelSettings("tiny", name="llama", hidden_size=32), path, texts, seed=0)
+    (made / "generation_config.json").write_text('{"eos_token_id": 2, "num_return_sequences": 3}')  # no valid one
+    return made
 
 
 @pytest.fixture
@@ -62,6 +64,7 @@ def test_the_result_is_a_checkpoint_that_prefers_the_chosen_answers(model: Path,
     trained, start = (base.load(folder).state_dict() for folder in (out, model))
     assert not all(torch.equal(trained[name], start[name]) for name in start)
     assert base.load_tokenizer(out).chat_template == base.load_tokenizer(model).chat_template
+    assert (out / "generation_config.json").read_bytes() == (model / "generation_config.json").read_bytes()
     assert artifacts.verify(out)["stage"] == "dpo"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "out", "pairs.jsonl"]
 
