@@ -117,9 +117,7 @@ def _shard_by_deepspeed(model: PreTrainedModel) -> None:
     import deepspeed  # an extra; `experiment.launch` has looked for it
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
-        False  # otherwise it compiles an extension that the kit does not need
-    )
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # an extension to compile, which nothing here needs
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     config = {
         "train_micro_batch_size_per_gpu": 1,  # required, but only DeepSpeed's own optimizers use it

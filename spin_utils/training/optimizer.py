@@ -48,11 +48,7 @@ class MasterOptimizer:
         self.masters: list[Tensor] = []
         for own in self.own:
             master = own.detach().float().contiguous()
-            if dtype != torch.float32:
-                master = master.clone() if master.data_ptr() == own.data_ptr() else master
-                own.data = master.to(dtype)
-            else:
-                own.data = master
+            own.data = master.to(dtype)  # in float32 the master itself
             self.masters.append(master)
         self.gradients: list[Tensor | None] = [None] * len(self.masters)
         moments = ("square_avg",) if settings.optimizer == "rmsprop" else ("exp_avg", "exp_avg_sq")

@@ -82,7 +82,7 @@ class StepRunner:
         shares = _shares(batch, self.settings, paired=self.opponent_logps is not None)
         self._accumulate(batch, shares)
         self.optimizer.add_up()
-        norm = self.optimizer.grad_norm() if logged or self.settings.max_grad_norm else None
+        norm = self.optimizer.grad_norm() if logged else None
         computed = [batch[i] for share in shares for i in share]
         tokens = sum(group.tokens for group in computed)
         body, head = self.weights
@@ -93,7 +93,7 @@ class StepRunner:
         self.tokens_since += tokens
         if logged or self.model.device.type == "cpu":
             self.check_finite()
-        row = self._row(batch, norm) if logged and norm is not None else None
+        row = None if norm is None else self._row(batch, norm)
         if row is not None and not math.isfinite(row["grad_norm"]):
             raise TrainingError(f"the gradient of {self._names(indices)} is not finite; {_REMEDY}")
         self.optimizer.step(learning_rate, norm)
