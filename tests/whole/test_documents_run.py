@@ -218,7 +218,7 @@ def test_the_slow_commands_of_a_page_run_after_its_others(page: str, checkout: P
         assert "colours" in said
     if page == "docs/run-an-ablation.md":
         assert (checkout / "results" / "hinge" / "tables" / "table4.md").is_file()
-    if page == "docs/command-line.md":
+    if page == "docs/speed.md":
         assert (checkout / "benchmarks" / "results" / "sample_vs_generate.json").is_file(), "not in the repository"
 
 
