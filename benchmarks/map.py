@@ -88,10 +88,10 @@ TITLES = {
     "dialogue": "Human conversations: how close an answer comes to theirs",
 }
 MEASURES = {
-    "greedy": ("Greedy answers against SFT", "greedy"),
-    "sampled": ("Sampled answers against SFT", "samples"),
-    "greedy_over_sft": ("Greedy answers against as much more SFT", "greedy, over more SFT"),
-    "sampled_over_sft": ("Sampled answers against as much more SFT", "samples, over more SFT"),
+    "greedy": ("greedy answers against SFT", "greedy"),
+    "sampled": ("sampled answers against SFT", "samples"),
+    "greedy_over_sft": ("greedy answers against more SFT", "greedy, over more SFT"),
+    "sampled_over_sft": ("sampled answers against more SFT", "samples, over more SFT"),
 }
 """In a sentence, and as the head of a column."""
 PAGE = """# When does SPIN help?
@@ -102,11 +102,11 @@ The control is more SFT on the same demonstrations for as many tokens, at the be
 of validation rows of a data seed that no profile uses, so the map may be used to choose settings. Brackets are 95 %
 intervals over items and, if there are several, training seeds. With this many cells, about one in twenty is significant
 by chance, so look for neighbouring cells that agree; a best cell is flattered by having been chosen. Changes in
-log-probability have intervals of ±0.05 to 0.4 nats over prompts, so one of a few hundredths has no sure sign.
+log-probability are in nats (units of the natural logarithm; +0.69 nats doubles a probability) and have intervals of
+±0.05 to 0.4 nats over prompts, so one of a few hundredths has no sure sign.
 
 Theorem 5.4 says that an exact iteration with beta below 1/2 overshoots the data. The questions are whether learning to
 tell real from generated responses also makes the real ones less likely, and whether the scores rise or fall with it.
-Changes in log-probability are in nats (units of the natural logarithm; +0.69 nats doubles a probability).
 """
 
 log = logging.getLogger("spin_utils.map")
@@ -168,7 +168,7 @@ def page() -> tuple[str, dict[str, Figure]]:
 def _findings(found: pd.DataFrame) -> str:
     """The findings, as sentences that depend on the cells alone."""
     cells = found[found["kind"] == "spin"]
-    said = []
+    said, alike = [], []
     for measure, (words, _) in MEASURES.items():
         if measure not in cells:
             continue  # there is no control yet
@@ -176,10 +176,11 @@ def _findings(found: pd.DataFrame) -> str:
         for side, there in sure.items():
             if len(there):
                 named = "; ".join(f"beta {row.beta:g} after {row.steps} steps" for row in there.itertuples())
-                said.append(f"- {words}: significantly {side} in {len(there)} of {len(cells)} cells ({named}).")
+                said.append(f"- Significantly {side} in {len(there)} of {len(cells)} cells: {words} ({named}).")
         if not sum(map(len, sure.values())):
-            nothing = "no cell is significantly better or worse" if len(cells) > 1 else "no significant difference"
-            said.append(f"- {words}: {nothing}.")
+            alike.append(words)
+    if alike:
+        said.append(f"- No significant difference: {', '.join(alike)}.")
     apart = cells.loc[cells["accuracy"].idxmax()]
     said.insert(
         0,
