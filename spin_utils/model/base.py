@@ -148,12 +148,13 @@ def load(folder: Path, dtype: Any = None, *, place: Any = None) -> Any:
 
 
 def _ends(source: Path) -> Any:
-    """The end tokens that transformers would read; it refuses some values of a generation_config.json, all unused."""
+    """The end tokens of generation_config.json, if it is there; transformers refuses other values of it, all unused."""
     from transformers import GenerationConfig
 
     path = source / "generation_config.json"
-    given = json.loads((path if path.is_file() else source / "config.json").read_text(encoding="utf-8"))
-    return GenerationConfig(eos_token_id=given.get("eos_token_id"))
+    if not path.is_file():
+        return None  # transformers asks config.json
+    return GenerationConfig(eos_token_id=json.loads(path.read_text(encoding="utf-8")).get("eos_token_id"))
 
 
 def load_for_inference(folder: Path) -> Any:
