@@ -95,9 +95,7 @@ def checked_rows(
     left_out, ignored = Counter[str](), Counter[str]()
     first: dict[Any, int] = {}
     rows = []
-    for number, record in (
-        read_records(Path(given)) if from_file else hub_records(settings.name, settings.revision, given)
-    ):
+    for number, record in read_records(Path(given)) if from_file else hub_records(settings, given):
         try:
             if not isinstance(record, Mapping):
                 raise RowError(f"{record!r:.40} instead of an object with {' and '.join(fields)}; {LINES}")
@@ -192,21 +190,22 @@ def check_file(path: Path) -> None:
         raise RowError(f"{path.name}: unknown extension {path.suffix!r}; use .json, .jsonl or .parquet")
 
 
-def hub_records(name: str, revision: str, split: str) -> Iterator[tuple[int, Any]]:
+def hub_records(settings: DemonstrationSettings | PreferenceSettings, split: str) -> Iterator[tuple[int, Any]]:
     """The same for a split of a hub dataset.
 
     Raises:
         RowError: no revision, or the dataset cannot be loaded.
     """
+    name, revision = settings.name, settings.revision
     if not revision:
         raise RowError(f"{name}: no revision; pin its commit, 40 hexadecimal digits (a branch moves)")
     try:
-        return enumerate(hub.load_rows(name, revision=revision, split=split), start=1)
+        return enumerate(hub.load_rows(name, settings.config, revision=revision, split=split), start=1)
     except Exception as error:  # datasets and the hub client raise a dozen kinds; each means the same to the reader
         reason = " ".join(str(error).split())[:300]
         raise RowError(
-            f"{name} [{split}] at revision {revision[:12]}: {reason}; check name, revision, split and network, "
-            "or download it once and use source: file"
+            f"{name} [{split}] at revision {revision[:12]}: {reason}; check name, revision, config, "
+            "split and network, or download it once and use source: file"
         ) from error
 
 

@@ -176,6 +176,8 @@ class DemonstrationSettings:
     """Hub id of the dataset (`hub`), or the task, such as topical_chat (`big_bench`)."""
     revision: Commit = ""
     """The dataset's commit (`hub`)."""
+    config: str = field(default="", metadata=LATER)
+    """Configuration of the dataset, such as main of openai/gsm8k (`hub`); empty: its only one, or the default."""
     sft_rows: NonNegativeInt = 0
     """Rows used for SFT; 0: all of them."""
     spin_rows: NonNegativeInt = 0
@@ -212,7 +214,7 @@ class DemonstrationSettings:
             self,
             reasoning_gym="families wordings? transfer? sft_rows",
             file=rows,
-            hub=f"name revision? {rows}",
+            hub=f"name revision? config? {rows}",
             big_bench="name sft_rows?",
         )
         require(
@@ -234,11 +236,13 @@ class PreferenceSettings:
     """Hub id of the dataset (`hub`)."""
     revision: Commit = ""
     """The dataset's commit (`hub`)."""
+    config: str = field(default="", metadata=LATER)
+    """Configuration of the dataset, such as main of openai/gsm8k (`hub`); empty: its only one, or the default."""
     rows: NonNegativeInt = 0
     """Pairs used, the first ones (App. B.3: 62k, all of UltraFeedback Binarized); 0: all of them."""
 
     def __post_init__(self) -> None:
-        _require_fields(self, samples="", file="train", hub="name revision? train")
+        _require_fields(self, samples="", file="train", hub="name revision? config? train")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -270,4 +270,5 @@ def _size(parameter: Tensor) -> int:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "STATUS_ALLOC_FAILED")  # PyTorch's on the CPU; cuBLAS's and cuDNN's
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,7 @@ def test_hub_rows_are_first_turns_without_faults_repeats_or_overlap(
 ) -> None:
     calls = []
 
-    def load_dataset(name: str, **given: Any) -> datasets.Dataset:
+    def load_dataset(*name: str, **given: Any) -> datasets.Dataset:
         calls.append((name, given))
         return ultrachat(given["split"], 10)
 
@@ -330,13 +331,15 @@ def test_hub_rows_are_first_turns_without_faults_repeats_or_overlap(
     )
     with caplog.at_level(logging.WARNING):
         made = load(asked)
-    assert calls[0] == ("someone/ultrachat", {"revision": REVISION, "split": "train_sft"})
+    assert calls[0] == (("someone/ultrachat",), {"revision": REVISION, "split": "train_sft"})
     assert {row["prompt"] for row in made.test} == {*(f"test_sft {i}" for i in range(10)), "in both"}
     assert len(made.sft) == 8
     assert {row["response"] for row in made.sft + made.validation} == {f"answer {i}" for i in range(10)}
     left_out = "2 faulty or repeated rows left out, the first: someone/ultrachat [train_sft], row 11: same prompt and"
     assert left_out in caplog.text
     assert "1 rows left out because their prompts are in test" in caplog.text
+    load(replace(asked, config="main"))
+    assert calls[-1][0] == ("someone/ultrachat", "main")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from spin_utils.files import hub as cache
 from spin_utils.files import paths
 from spin_utils.model import base
 from spin_utils.settings import profiles
+from spin_utils.settings.inputs import DemonstrationSettings
 
 COMMIT = "5" * 40
 SMALL: dict[str, Any] = {
@@ -150,6 +152,7 @@ def test_another_revision_in_the_cache_is_not_taken_for_the_pinned_one(monkeypat
     rows = datasets.Dataset.from_list([{"prompt": "x", "response": "y"}])
     rows.info.download_checksums = {f"hf://datasets/a/b@{'1' * 40}/x.parquet": {}}
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **given: rows)
-    assert list(hub_records("a/b", "1" * 40, "train")) == [(1, {"prompt": "x", "response": "y"})]
+    asked = DemonstrationSettings(source="hub", name="a/b", revision="1" * 40, train="train")
+    assert list(hub_records(asked, "train")) == [(1, {"prompt": "x", "response": "y"})]
     with pytest.raises(RowError, match="the cache has revision 11111111 instead of 22222222; run `spin-repro fetch`"):
-        hub_records("a/b", "2" * 40, "train")
+        hub_records(replace(asked, revision="2" * 40), "train")

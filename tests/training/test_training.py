@@ -267,9 +267,16 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
         assert [path.name for path in (tmp_path / folder).glob("state-*")] == ["state-00000001"][: minutes == 0]
 
 
-def test_a_row_that_does_not_fit_is_named_with_the_remedy(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_row_that_does_not_fit_is_named_with_the_remedy(message, tmp_path, monkeypatch):
     def cramped(model, batch):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        raise RuntimeError(message)
 
     monkeypatch.setattr("spin_utils.training.step.sequence_logps", cramped)
     longest = max(range(4), key=lambda i: _pairs(4)[i].tokens)
