@@ -235,7 +235,7 @@ def mean_grade(grades: pd.DataFrame, contrast: Mapping[str, float], *, category:
         StatisticsError: A model was not graded, or no answer is graded for all of them.
     """
     chosen = grades[grades["model"].isin(list(contrast)) & ((grades["task"] == category) | (not category))]
-    absent = [label(model) for model in contrast if model not in set(chosen["model"].unique())]
+    absent = [label(model) for model in contrast if model not in set(chosen["model"])]
     if absent:
         raise StatisticsError(f"no grades of {', '.join(absent)}")
     graded = chosen[~chosen["id"].isin(chosen["id"][chosen["grade"].isna()])]
