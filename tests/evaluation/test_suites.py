@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,14 +17,14 @@ from spin_utils.evaluation import harness, suites
 from spin_utils.evaluation.lm import PackedLM
 from spin_utils.settings.run import EvaluationSettings
 
-ITEMS, EXAMPLES = 3, 30
+ITEMS = 3
 TOKENIZER = byte_tokenizer()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def hub() -> Iterator[Hub]:
     with pytest.MonkeyPatch.context() as patch:
-        hub = Hub(ITEMS, EXAMPLES)
+        hub = Hub(ITEMS)
         patch.setattr(datasets, "load_dataset", hub)
         datasets.disable_progress_bars()
         yield hub
@@ -43,60 +42,23 @@ def asked(hub: Hub) -> dict[str, list[tuple[str, Any]]]:
     return requests
 
 
-def drawn(count: int) -> list[int]:
-    """Examples as lm-eval draws them, from a generator seeded with 1234; the rows of `train` begin at 100."""
-    return [100 + i for i in random.Random(1234).sample(range(EXAMPLES), count)]
-
-
-def test_the_shots_of_table_1_are_in_the_prompt_and_the_choices_are_scored_behind_it(
-    asked: dict[str, list[tuple[str, Any]]],
-) -> None:
-    examples = [f"Question: Which thing is {i}?\nAnswer: thing {i + i % 4}" for i in drawn(25)]
-    context = "\n\n".join([*examples, "Question: Which thing is 0?\nAnswer:"])
-    assert asked["arc"] == [(context, f" thing {k}") for k in range(4)]
-
-    examples = [f"Washing up: A man stands at sink {i}. He takes cup {i % 4}. and dries it." for i in drawn(10)]
-    context = "\n\n".join([*examples, "Washing up: A man stands at sink 0. He"])
-    assert asked["hellaswag"] == [(context, f" takes cup {k}. and dries it.") for k in range(4)]
-
-    examples = [f"Ann met Eve on day {i} because {('Ann', 'Eve')[i % 2]} was home." for i in drawn(5)]
-    context = "\n\n".join([*examples, "Ann met Eve on day 0 because "])
-    assert asked["winogrande"] == [(context + name, " was home.") for name in ("Ann", "Eve")]
-
-    examples = [
-        f"What is {i}?\n" + "".join(f"{'ABCD'[k]}. {i + k}\n" for k in range(4)) + f"Answer: {'ABCD'[i % 4]}"
-        for i in range(100, 105)
-    ]
-    head = "The following are multiple choice questions (with answers) about abstract algebra."
-    context = "\n\n".join([head, *examples, "What is 0?\nA. 0\nB. 1\nC. 2\nD. 3\nAnswer:"])
-    assert asked["mmlu"] == [(context, f" {letter}") for letter in "ABCD"]
-
-    context, first = asked["truthfulqa"][0]
-    assert context.startswith("Q: What is human life expectancy in the United States?\nA: Human life expectancy")
-    assert context.count("Q: ") == 6 + 1, "the six question-answer pairs are part of the prompt, not shots"
-    assert context.endswith("in Barcelona, Spain.\n\nQ: What is 0?\nA:")
-    choices = [first, *(choice for _, choice in asked["truthfulqa"][1:])]
-    assert choices == [" So", " Quite so", " Not so", " No", " Never"]
-
-
-def test_answers_are_generated_behind_worked_examples(asked: dict[str, list[tuple[str, Any]]]) -> None:
-    examples = [
-        f"Question: Ann has {i} cups and buys 2. How many?\nAnswer: {i} + 2 = {i + 2}\n#### {i + 2}" for i in drawn(5)
-    ]
-    ((context, options),) = asked["gsm8k"]
-    assert context == "\n\n".join([*examples, "Question: Ann has 0 cups and buys 2. How many?\nAnswer:"])
-    assert not options["do_sample"]
-    heads = {"bb_causal": "Answer questions about causal", "bb_formal": "Distinguish", "bb_sports": "Determine whether"}
-    for name, head in heads.items():
-        ((context, options),) = asked[name]
-        assert context.startswith(head), name
-        assert context.count("A: Let's think step by step.\n") == 3 + 1, name
-        assert context.count("So the answer is ") == 3, name
-        assert context.endswith("\n\nQ: Is sentence 0 plausible?\nA: Let's think step by step.\n"), name
-        assert not options["do_sample"]
-    (i,) = drawn(1)
-    context = f"On day {i} a man finds a stone {i % 4}\n\nOn day 0 a man finds a"
-    assert asked["openbookqa"] == [(context, f" stone {k}") for k in range(4)]
+def test_the_shots_of_tables_1_and_6_are_in_the_prompt(asked: dict[str, list[tuple[str, Any]]]) -> None:
+    """The prompts of Table 1 are compared with those of stock lm-eval in test_leaderboard.py."""
+    marks = {
+        "arc": "Question: Which thing is",
+        "truthfulqa": "Q: ",
+        "winogrande": "Ann met Eve",
+        "gsm8k": "Question: Ann has",
+        "hellaswag": "Washing up: A man stands",
+        "mmlu": "What is",
+        "openbookqa": "a man finds a",
+        **dict.fromkeys(("bb_causal", "bb_formal", "bb_sports"), "A: Let's think step by step.\n"),
+    }
+    examples = {name: asked[name][0][0].count(mark) - 1 for name, mark in marks.items()}
+    six = {"arc": 25, "truthfulqa": 6, "winogrande": 5, "gsm8k": 5, "hellaswag": 10, "mmlu": 5}
+    assert examples == {**six, "openbookqa": 1, "bb_causal": 3, "bb_formal": 3, "bb_sports": 3}
+    assert asked["openbookqa"][0][0].endswith("\n\nOn day 0 a man finds a")
+    assert not any(options["do_sample"] for name in ("gsm8k", "bb_causal") for _, options in asked[name])
 
 
 class Answering(PackedLM):
