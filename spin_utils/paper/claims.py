@@ -18,13 +18,13 @@ from typing import Annotated, Any, Literal, get_args
 
 import pandas as pd
 import yaml
-from pydantic import AfterValidator, Field, PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from spin_utils.paper import power, published
 from spin_utils.paper.generations import mean_grade
-from spin_utils.paper.results import Part, ResultsError, checked, judged
+from spin_utils.paper.results import Model, Part, ResultsError, judged
 from spin_utils.paper.statistics import Claim, Estimate, StatisticsError, paired, size_margin, verdict
-from spin_utils.settings.names import ModelName, iterates
+from spin_utils.settings.names import iterates
 from spin_utils.settings.profiles import nearest
 
 EVALUATED, TRANSFERRED, GENERATED = "evaluation of", "evaluation on transfer tasks of", "generations of"
@@ -39,9 +39,6 @@ SOURCES = {
 
 Outcome = Literal["reproduced", "not reproduced", "inconclusive", "not run", "not judged"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-
-Model = Annotated[str, AfterValidator(lambda name: str(ModelName.parse(name)))]
-"""The name of a model."""
 
 NOTHING = pd.DataFrame(columns=["seed", "model", "step", "stage", "iteration", "seconds"])
 """What was not measured."""
@@ -72,12 +69,9 @@ class Entry(Part):
 
 
 def registry() -> list[Entry]:
-    """Every row of the registry; a `ResultsError` names an unknown or missing field, or a wrong name."""
+    """Every row of the registry."""
     document = yaml.safe_load((Path(__file__).parent / "registry.yaml").read_text(encoding="utf-8"))
-    return [
-        checked(Entry, {**document["defaults"], **row}, f"registry, {row.get('id')}", "mend registry.yaml")
-        for row in document["rows"]
-    ]
+    return [Entry(**{**document["defaults"], **row}) for row in document["rows"]]
 
 
 @dataclass(frozen=True)

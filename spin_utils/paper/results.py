@@ -48,6 +48,8 @@ SCHEMA = 1
 Scored = Literal["evaluations", "transfer", "instructions"]
 """Folders of evaluations: on the tasks of the training mix, on tasks not used in training, and on instructions."""
 
+Model = Annotated[str, AfterValidator(lambda name: str(ModelName.parse(name)))]
+
 _AGAIN = "run the stage that writes the file again"
 
 
@@ -100,7 +102,7 @@ class Document(Part):
     profile: str
     seed: int
     """Training seed."""
-    model: Annotated[str, AfterValidator(lambda name: str(ModelName.parse(name)))]
+    model: Model
     provenance: Provenance
 
 
@@ -269,26 +271,21 @@ _KINDS: dict[str, type[Document]] = {
 """Kind of the files in each folder."""
 
 
-def checked(model: type[BaseModel], data: Any, where: str, remedy: str) -> Any:
-    """Validate data with a pydantic model.
+def validate(document: Mapping[str, Any], folder: str, where: str) -> None:
+    """Check the content of a file in one of the folders listed at the top.
 
     Raises:
         ResultsError: One line with the place `where`, the first wrong field, for example `items.3.score`, and the
             remedy.
     """
     try:
-        return model.model_validate(data)
+        _KINDS[folder].model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r:.80}"
         message = first["msg"].removeprefix("Value error, ")
-        raise ResultsError(f"{where}: {place}{place and ': '}{message}{found}; {remedy}") from None
-
-
-def validate(document: Mapping[str, Any], folder: str, where: str) -> None:
-    """Check the content of a file in one of the folders listed at the top. Errors as in `checked`."""
-    checked(_KINDS[folder], document, where, _AGAIN)
+        raise ResultsError(f"{where}: {place}{place and ': '}{message}{found}; {_AGAIN}") from None
 
 
 def path_of(results: Path, seed: int, folder: str, model: str) -> Path:

@@ -211,9 +211,3 @@ def test_every_table_and_figure_has_a_row_and_every_row_what_its_computation_nee
         assert row.value is not None or row.claim not in ("at_least", "at_most"), row.id
         assert row.benchmark in ("", *published.BENCHMARK_LABELS), row.id
         assert row.category in ("", *CATEGORIES), row.id
-
-
-def test_a_row_with_a_model_that_does_not_exist_is_refused():
-    row = {"id": "a", "statement": "s", "where": "w", "compute": "contrast", "contrast": {"spin_0": 1}}
-    with pytest.raises(results.ResultsError, match="registry, a: contrast.*: 'spin_0' is not the name"):
-        results.checked(claims.Entry, {**row, "margin": 0.5, "size_margin": 2.0}, "registry, a", "mend it")
