@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from textwrap import wrap
 from typing import Any, NamedTuple
 
 import jinja2
@@ -27,8 +26,6 @@ log = logging.getLogger(__name__)
 
 _MARK, _ANSWER = "\ue000user\ue000", "\ue000answer\ue000"
 """Placeholders for the texts while the frame of a chat template is determined."""
-_SPACE = "\ue000"
-"""Placeholder for a space in a token, where lines are not broken."""
 _OTHERWISE = "set template.kind: text and write template.prompt"
 _TODAY = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(['"])([^'"]*)\1\s*\)""")
 """How a chat template writes today's date."""
@@ -408,8 +405,8 @@ def training_text(tokenizer: PreTrainedTokenizerBase, template: TemplateSettings
         f"responses end in {made.end!r}; sampling stops at {stops}",
     ]
     for what, ids in parts.items():
-        shown = (f"{tokenizer.decode([token])!r}={token}".replace(" ", _SPACE) for token in ids)
-        tokens = (line.replace(_SPACE, " ") for line in wrap(" ".join(shown), 118, break_on_hyphens=False))
+        tokens = [f"{tokenizer.decode([token])!r}={token}" for token in ids]
+        tokens = [" ".join(tokens[start : start + 10]) for start in range(0, len(tokens), 10)]
         text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         lines += ["", f"--- {what}", text, f"--- its {len(ids)} tokens", *tokens]
     return "\n".join(lines)

@@ -125,19 +125,10 @@ MANNERS = {
         "{% endfor %}",
         ("assistant:", " ", "", "</s>"),
     ),
-    "an empty thought, as Qwen 3": (
-        "{% for m in messages %}<|{{ m['role'] }}|>\n{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>"
-        "\n\n{% endif %}{{ m['content'] }}<|end|>\n{% endfor %}" + ASK,
-        ("<think>\n\n</think>\n\n", "", "", "<|end|>"),
-    ),
     "a thought that the generation prompt begins": (
         "{% for m in messages %}<|{{ m['role'] }}|>\n{% if m['role'] == 'assistant' %}<think>\n\n</think>\n{% endif %}"
         "{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n<think>\n{% endif %}",
         ("\n</think>\n", "", "", "<|end|>"),
-    ),
-    "end of turn and end of text, as Phi 3": (
-        TURN + "{% if add_generation_prompt %}<|assistant|>\n{% else %}</s>{% endif %}",
-        ("", "", "", "<|end|>"),
     ),
     "stripped, a start token and a turn's own end, as Gemma": (
         "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
@@ -150,7 +141,8 @@ MANNERS = {
         ("", "\n\n", "", "<|end|>"),
     ),
 }
-"""Chat templates, and what stands before an answer (beyond the generation prompt, in its first token) and behind it."""
+"""Chat templates, and what stands before an answer (beyond the generation prompt, in its first token) and behind it.
+Those of Qwen 3, Phi 3 and others come below, from TRL."""
 EDGES = ["yes", " 4 - 1 = 3\n", "there  "]
 
 
@@ -271,11 +263,6 @@ def test_a_template_that_cannot_be_followed_is_refused_with_what_it_writes(
         encode_rows(tokenizer, CHAT, [{"id": "1", "prompt": "x", "response": "<think>a</think>b", **row}])
 
 
-def test_an_end_that_is_no_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(TemplateError, match=r"template\.end: '###' is not one token .* <\|end\|>"):
-        encode_response(tokenizer, TemplateSettings(kind="text", end="###"), "Hello")
-
-
 def test_a_template_that_dates_itself_gives_the_same_ids_on_every_day(tokenizer: PreTrainedTokenizerFast) -> None:
     dated = '{% set today = strftime_now("%d %b %Y") %}<|system|>\nToday is {{ today }}.<|end|>\n'
     tokenizer.chat_template = dated + JINJA
@@ -314,7 +301,6 @@ def test_the_training_text_of_a_row_shows_every_token_and_which_carry_loss(token
     assert ids == encoded.prompt_ids + encoded.response_ids
     assert r"from prompt to response: '<|end|>\n<|assistant|>\n'" in shown
     assert "responses end in '<|end|>'; sampling stops at '<|end|>' (0)" in shown
-    assert "\n'=" not in training_text(tokenizer, CHAT, row | {"response": "there " * 80}), "no line ends in a token"
 
 
 def test_end_ids_hold_the_templates_end_the_tokenizers_and_what_the_generation_config_declares(
@@ -327,6 +313,8 @@ def test_end_ids_hold_the_templates_end_the_tokenizers_and_what_the_generation_c
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
     assert end_ids(loaded, CHAT) == {0, 2}
     assert end_ids(tokenizer, TemplateSettings(kind="text", prompt="{prompt}", end="<|user|>")) == {0, 1}
+    with pytest.raises(TemplateError, match=r"template\.end: '###' is not one token .* <\|end\|>"):
+        end_ids(tokenizer, TemplateSettings(kind="text", end="###"))
 
 
 def test_too_long_rows_are_named_cut_or_dropped(
