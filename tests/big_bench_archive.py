@@ -13,10 +13,7 @@ import pytest
 
 from spin_utils.data import big_bench
 
-_COMMON = {"canary": "BENCHMARK DATA", "description": "d", "keywords": ["k"]}
 COLOURS = {
-    **_COMMON,
-    "name": "colours",
     "metrics": ["multiple_choice_grade"],
     "preferred_score": "multiple_choice_grade",
     "task_prefix": "Name the colour.\n",
@@ -29,8 +26,6 @@ COLOURS = {
     ],
 }
 SORTING = {
-    **_COMMON,
-    "name": "sorting",
     "metrics": ["exact_str_match", "rouge"],
     "preferred_score": "exact_str_match",
     "example_input_prefix": "Sort: ",
@@ -38,7 +33,7 @@ SORTING = {
     "output_regex": "[a-z ]+",
     "examples": [{"input": "b a", "target": "a b"}, {"input": "d c", "target": ["c d", "c, d"]}],
 }
-PART = {**COLOURS, "name": "one", "append_choices_to_input": False, "example_output_prefix": ""}
+PART = {**COLOURS, "append_choices_to_input": False, "example_output_prefix": ""}
 
 
 def _conversation(number: int) -> list[dict[str, Any]]:
@@ -55,8 +50,6 @@ def _conversation(number: int) -> list[dict[str, Any]]:
 
 
 TALK = {
-    **_COMMON,
-    "name": "talk",
     "metrics": ["bleu", "rouge"],
     "preferred_score": "bleu",
     "examples": [example for number in range(8) for example in _conversation(number)],
@@ -65,9 +58,9 @@ TASKS: dict[str, dict[str, Any]] = {
     "colours": COLOURS,
     "sorting": SORTING,
     "talk": TALK,
-    "parts": {**_COMMON, "name": "parts"},
+    "parts": {},
     "parts/one": PART,
-    "parts/two": {**PART, "name": "two", "examples": PART["examples"][3:]},
+    "parts/two": {**PART, "examples": PART["examples"][3:]},
 }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spin_utils.data.demonstrations import load
-from spin_utils.data.rows import RowError, as_row, question, read_rows, write_rows
+from spin_utils.data.preferences import as_preference
+from spin_utils.data.rows import COMMON, LAYOUTS, RowError, as_row, question, read_rows, write_rows
 from spin_utils.settings.inputs import DemonstrationSettings, FamilySettings
 
 REVISION = "0" * 40
@@ -132,6 +133,27 @@ def test_every_layout_gives_the_same_pair_and_keeps_its_system_message(
 ) -> None:
     row, _ = as_row(record)
     assert (row["prompt"], row["response"], row.get("system")) == ("x", "y", system)
+
+
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+VALUE = st.recursive(
+    SCALAR,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+COLUMNS = sorted({*COMMON, "chosen", "rejected", "label", *(name for each in LAYOUTS for name in each)})
+ROLE = st.sampled_from(["user", "assistant", "system"]) | SCALAR
+RECORD = st.dictionaries(
+    st.sampled_from(COLUMNS), VALUE | st.lists(st.fixed_dictionaries({"role": ROLE, "content": VALUE}))
+)
+
+
+@given(RECORD)
+def test_a_record_ends_in_a_checked_row_or_a_row_error(record: dict[str, Any]) -> None:
+    for make, names in ((as_row, ("prompt", "response")), (as_preference, ("chosen", "rejected"))):
+        with contextlib.suppress(RowError):
+            row, _ = make(record)
+            assert row is None or all(isinstance(row[name], str) and row[name].strip() for name in names)
 
 
 def test_an_answer_that_is_a_dialogue_is_one_text() -> None:
@@ -298,26 +320,18 @@ def test_too_few_rows_for_the_sizes_is_an_error(sizes: dict[str, int], message: 
         load(file_settings(write_rows(tmp_path / "good.jsonl", pairs(12)), **sizes))
 
 
-def ultrachat(split: str, count: int) -> datasets.Dataset:
-    """A data set with UltraChat200k's columns, a repeated row, an empty one, and one prompt that is in both splits."""
-    records = []
-    for i in range(count):
-        messages = [*chat(f"{split} {i}", f"answer {i}"), *chat("more", "less")]
-        records.append({"prompt": f"{split} {i}", "prompt_id": f"{i:064x}", "messages": messages})
-    records.append(records[0])
-    for prompt, answer in (("in both", split), ("empty", "")):
-        records.append({"prompt": prompt, "prompt_id": prompt, "messages": chat(prompt, answer)})
-    return datasets.Dataset.from_list(records)
-
-
 def test_hub_rows_are_first_turns_without_faults_repeats_or_overlap(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = []
 
-    def load_dataset(*name: str, **given: Any) -> datasets.Dataset:
-        calls.append((name, given))
-        return ultrachat(given["split"], 10)
+    def load_dataset(*name: str, split: str, revision: str) -> datasets.Dataset:
+        """UltraChat200k's columns, with a repeated row, an empty one, and one prompt that is in both splits."""
+        calls.append((name, {"split": split, "revision": revision}))
+        said = [(f"{split} {i}", f"answer {i}") for i in range(10)]
+        said += [said[0], ("in both", split), ("empty", "")]
+        made = [{"prompt": x, "prompt_id": x, "messages": [*chat(x, y), *chat("more", "less")]} for x, y in said]
+        return datasets.Dataset.from_list(made)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     asked = DemonstrationSettings(
@@ -329,8 +343,7 @@ def test_hub_rows_are_first_turns_without_faults_repeats_or_overlap(
         validation_rows=2,
         test_rows=0,
     )
-    with caplog.at_level(logging.WARNING):
-        made = load(asked)
+    made = load(asked)
     assert calls[0] == (("someone/ultrachat",), {"revision": REVISION, "split": "train_sft"})
     assert {row["prompt"] for row in made.test} == {*(f"test_sft {i}" for i in range(10)), "in both"}
     assert len(made.sft) == 8

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_rows import chat
 from tiny_tokenizer import byte_tokenizer
 
 from spin_utils.data.preferences import as_preference, encode_preferences, load
@@ -19,13 +19,8 @@ GOOD = {"prompt": "who sat?", "chosen": "the cat", "rejected": "the dog"}
 TEXT = TemplateSettings(kind="text", prompt="Question: {prompt} Answer:")
 
 
-def messages(*contents: str, first: str = "user") -> list[dict[str, str]]:
-    roles = {"user": ("user", "assistant"), "assistant": ("assistant", "user")}[first]
-    return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
-
-
-CHOSEN, REJECTED = messages("who sat?", "the cat"), messages("who sat?", "the dog")
-LATER = messages("hi", "yes?")
+CHOSEN, REJECTED = chat("who sat?", "the cat"), chat("who sat?", "the dog")
+LATER = chat("hi", "yes?")
 SYSTEM = {"role": "system", "content": "be brief"}
 
 
@@ -34,7 +29,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
     [
         (GOOD, {}),
         ({"chosen": CHOSEN, "rejected": REJECTED}, {}),
-        ({"prompt": messages("who sat?"), "chosen": CHOSEN[1:], "rejected": REJECTED[1:]}, {}),
+        ({"prompt": CHOSEN[:1], "chosen": CHOSEN[1:], "rejected": REJECTED[1:]}, {}),
         ({"chosen": [SYSTEM, *CHOSEN], "rejected": [SYSTEM, *REJECTED]}, {"system": "be brief"}),
         (GOOD | {"messages": [SYSTEM, *CHOSEN]}, {"system": "be brief"}),
         (GOOD | {"input": "On the mat."}, {"prompt": "who sat?\n\nOn the mat."}),
@@ -42,12 +37,12 @@ SYSTEM = {"role": "system", "content": "be brief"}
             {"question": "who sat?", "chosen": "the cat", "rejected": "the dog", "system": "be brief"},
             {"system": "be brief"},
         ),
-        ({"prompt": messages("who sat?"), "chosen": CHOSEN, "rejected": REJECTED}, {}),
+        ({"prompt": CHOSEN[:1], "chosen": CHOSEN, "rejected": REJECTED}, {}),
         ({name: f"\n\nHuman: who sat?\n\nAssistant: {GOOD[name]}" for name in ("chosen", "rejected")}, {}),
         (GOOD | {"prompt": "\n\nHuman: who sat?\n\nAssistant:"}, {}),
         ({"prompt": "Human: who sat?\n\nAssistant:", "chosen": " the cat", "rejected": " the dog"}, {}),
         (
-            {name: [*LATER, *messages("who sat?", GOOD[name])] for name in ("chosen", "rejected")},
+            {"chosen": [*LATER, *CHOSEN], "rejected": [*LATER, *REJECTED]},
             {"earlier": ["hi", "yes?"]},
         ),
     ],
@@ -86,8 +81,8 @@ FAULTS = [
     ({"chosen": "a", "rejected": "b"}, "no key 'prompt' (it has chosen, rejected); use prompt, chosen and rejected"),
     (GOOD | {"system": "be long", "messages": [SYSTEM, *CHOSEN]}, "has different system messages; keep one"),
     (GOOD | {"rejected": None}, "empty rejected; remove the row"),
-    (GOOD | {"chosen": messages("a", "b", first="assistant")}, "chosen has turns of user, assistant, user; user and"),
-    (GOOD | {"chosen": messages("who ran?", "the cat")}, "prompt and chosen have different prompts"),
+    (GOOD | {"chosen": chat("a", "b")[::-1]}, "chosen has turns of user, assistant, user; user and"),
+    (GOOD | {"chosen": chat("who ran?", "the cat")}, "prompt and chosen have different prompts"),
 ]
 """A row and what is said about it; tests/malformed has the faults that go through the command line."""
 
@@ -120,8 +115,7 @@ def test_a_pair_is_dropped_or_truncated_whole(caplog: pytest.LogCaptureFixture) 
             tokenizer, TemplateSettings("text", TEXT.prompt, max_response_tokens=20, too_long=too_long), rows
         )
 
-    with caplog.at_level(logging.WARNING):
-        assert [row["id"] for row in encode("drop")] == ["b"]
+    assert [row["id"] for row in encode("drop")] == ["b"]
     assert "2 of 3 pairs left out: too long" in caplog.text
     truncated = encode("truncate")
     assert [len(row["generated_ids"]) == 20 for row in truncated] == [True, False, False]
