@@ -22,7 +22,6 @@ class Reply:
     body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    content_type: str = "application/json"
     instead: str = ""
     """`drop`: close the connection unanswered. `stall`: never answer."""
 
@@ -73,7 +72,7 @@ def serving(script: Callable[[dict[str, Any], int], Reply]) -> Iterator[Loopback
                 self.close_connection = True
                 return
             self.send_response(reply.status)
-            self.send_header("Content-Type", reply.content_type)
+            self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(reply.body)))
             for name, text in reply.headers.items():
                 self.send_header(name, text)

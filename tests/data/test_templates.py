@@ -48,11 +48,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-@pytest.fixture
-def sentence_piece_like() -> PreTrainedTokenizerFast:
-    return trained([*TEXTS, "\n<|user|>"], ["</s>"], byte_level=False, size=120, eos_token="</s>")
-
-
 def test_a_rows_own_system_message_is_used(tokenizer: PreTrainedTokenizerFast) -> None:
     row = {"id": "1", "system": "Hello", "prompt": "there", "response": "yes"}
     chat, text = (encode_rows(tokenizer, template, [row])[0].prompt_ids for template in (CHAT, TEXT))
@@ -90,20 +85,21 @@ def test_response_ends_with_the_end_token_and_comes_back(tokenizer: PreTrainedTo
         assert decode_response(tokenizer, TEXT, [*ids, *ids]) == text
 
 
-def test_response_begins_as_it_does_after_the_template(sentence_piece_like: PreTrainedTokenizerFast) -> None:
+def test_response_begins_as_it_does_after_the_template() -> None:
+    pieces = trained([*TEXTS, "\n<|user|>"], ["</s>"], byte_level=False, size=120, eos_token="</s>")
     template = TemplateSettings(kind="text", prompt="{prompt}\n")
-    prompt = encode_conversation(sentence_piece_like, template, ["Hello"])
-    response = encode_response(sentence_piece_like, template, "there")
-    assert prompt + response[:-1] == sentence_piece_like.encode("Hello\nthere", add_special_tokens=False)
-    alone = sentence_piece_like.encode("there", add_special_tokens=False)
+    prompt = encode_conversation(pieces, template, ["Hello"])
+    response = encode_response(pieces, template, "there")
+    assert prompt + response[:-1] == pieces.encode("Hello\nthere", add_special_tokens=False)
+    alone = pieces.encode("there", add_special_tokens=False)
     assert response[:-1] != alone
-    marked = encode_response(sentence_piece_like, template, "there </s>")
+    marked = encode_response(pieces, template, "there </s>")
     assert marked[: len(response) - 1] == response[:-1], "also before a text that looks like a special token"
-    talk, sly = (encode_conversation(sentence_piece_like, template, ["1", "there", "3" + end]) for end in ("", "</s>"))
+    talk, sly = (encode_conversation(pieces, template, ["1", "there", "3" + end]) for end in ("", "</s>"))
     assert sly[: len(talk) - 1] == talk[:-1]
     assert sly[-1] == talk[-1]
-    merged = encode_response(sentence_piece_like, template, "\nthere")
-    assert sentence_piece_like.convert_ids_to_tokens(merged)[0] == "\n", "no mark of a text's start"
+    merged = encode_response(pieces, template, "\nthere")
+    assert pieces.convert_ids_to_tokens(merged)[0] == "\n", "no mark of a text's start"
 
 
 def test_a_text_template_is_repeated_in_a_conversation(tokenizer: PreTrainedTokenizerFast) -> None:

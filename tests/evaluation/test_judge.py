@@ -123,7 +123,7 @@ def test_after_the_last_try_it_stops_and_says_how_to_resume(
         (failed(404, "model_not_found", "no such model"), "no such model.*; check mt_bench.judge"),
         (failed(400, "unsupported_parameter", "use max_completion_tokens"), "use max_completion_tokens"),
         (Reply(b"{}"), "a reply that is not a chat completion: '{}'; check mt_bench.base_url"),
-        (Reply(b"<html>Welcome</html>", content_type="text/html"), "not a chat completion: '<html>Welcome"),
+        (Reply(b"<html>Welcome</html>"), "not a chat completion: '<html>Welcome"),
     ],
 )
 def test_a_failure_that_will_not_pass_stops_at_once_with_the_servers_words(
