@@ -86,11 +86,8 @@ def encode_prompts(
         encode_conversation(tokenizer, template, [*row.get("earlier", ()), prompt], str(row.get("system") or ""))
         for prompt, row in zip(prompts, rows or [{}] * len(prompts), strict=True)
     ]
-    longer = sum(len(ids) > most for ids in encoded)
-    if longer:
-        told = (
-            "%d of %d prompts are truncated on the left: template.max_prompt_tokens is %d; raise it to keep them whole"
-        )
+    if longer := sum(len(ids) > most for ids in encoded):
+        told = "%d of %d prompts are truncated on the left: template.max_prompt_tokens is %d; raise it to keep all"
         log.warning(told, longer, len(prompts), most)
     return [ids[-most:] for ids in encoded]
 

@@ -25,9 +25,6 @@ MODELS = tuple(main_chain(3))
 HELDOUT = "validation prompts"
 """The only task in the table from `jsd_bounds`."""
 
-PLAYED = "self-play prompts"
-"""The only task in the table from `discriminator`."""
-
 FOLDS = 5
 """Parts of the prompts, of which the discriminator judges all but the first."""
 
@@ -147,7 +144,7 @@ def discriminator(texts: pd.DataFrame) -> pd.DataFrame:
     classifier = make_pipeline(words, LogisticRegression(max_iter=1000))
     parts = []
     for _, every in texts.groupby(["seed", "model"], sort=False):
-        pairs = every.head(MOST_PAIRS).assign(task=PLAYED)
+        pairs = every.head(MOST_PAIRS).assign(task="self-play prompts")
         folds = pd.factorize(np.array(sources([str(item) for item in pairs["id"]])))[0] % FOLDS
         for fold in range(1, int(folds.max()) + 1):
             known, judged = pairs[folds < fold], pairs[folds == fold]
