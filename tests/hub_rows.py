@@ -123,15 +123,10 @@ _FIRST = {"train": 100, "dev": 100, "train_prefs": 0, "train_sft": 200}
 
 
 class Hub:
-    """Stands in for `datasets.load_dataset`.
+    """Stands in for `datasets.load_dataset`, with so many items in each split that is scored or trained on."""
 
-    Args:
-        items: rows of each split that is scored or trained on.
-        examples: rows of the splits that examples are drawn from.
-    """
-
-    def __init__(self, items: int = 3, examples: int = 30) -> None:
-        self.items, self.examples = items, examples
+    def __init__(self, items: int) -> None:
+        self.items = items
 
     def __call__(
         self, path: str, name: str | None = None, *, split: str | None = None, revision: str | None = None
@@ -149,6 +144,7 @@ class Hub:
         else:
             made, splits = _SPLITS[path, name]
         trained_on = path == "UCLA-AGI/SPIN_iter0"
-        sizes = {s: self.examples if s in ("train", "dev") and not trained_on else self.items for s in splits}
+        # Examples are drawn from the others.
+        sizes = {s: 30 if s in ("train", "dev") and not trained_on else self.items for s in splits}
         rows = {s: [made(_FIRST.get(s, 0) + i) for i in range(n)] for s, n in sizes.items()}
         return datasets.DatasetDict({s: datasets.Dataset.from_list(r, features=features) for s, r in rows.items()})

@@ -18,11 +18,8 @@ import pandas as pd
 
 from spin_utils.settings.inputs import BENCHMARKS, OTHER_BENCHMARKS
 
-LEADERBOARD = BENCHMARKS
-"""The six benchmarks of Tables 1, 3, 4 and 5, in the paper's order."""
-
-OTHERS = OTHER_BENCHMARKS
-"""The benchmarks of Table 6, in the paper's order."""
+LEADERBOARD, OTHERS = BENCHMARKS, OTHER_BENCHMARKS
+"""The six benchmarks of Tables 1, 3, 4 and 5, and those of Table 6, in the paper's order."""
 
 MODEL = "alignment-handbook/zephyr-7b-sft-full"
 """The hub name of the model that self-play starts from (sec. 6.1)."""

@@ -18,7 +18,7 @@ def test_a_checkpoint_is_scored_as_by_stock_lm_eval_and_only_numbers_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leaderboard, "WORK", tmp_path / "work")
-    hub, rows, model = hub_rows.Hub(items=13, examples=30), tmp_path / "rows", tmp_path / "model"
+    hub, rows, model = hub_rows.Hub(items=13), tmp_path / "rows", tmp_path / "model"
     subjects = ("abstract_algebra", "college_biology")
     for path, (folder, files) in leaderboard.SPLITS.items():
         (rows / folder).mkdir(parents=True)

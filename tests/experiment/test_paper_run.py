@@ -38,7 +38,7 @@ QUICK = {"spin.iterations": 1, "spin.epochs_shown": 0, "spin.subsets": [], "dpo"
 @pytest.fixture(scope="module", autouse=True)
 def hub() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "load_dataset", Hub(items=4, examples=30))
+        patch.setattr(datasets, "load_dataset", Hub(items=4))
         datasets.disable_progress_bars()
         yield
 
