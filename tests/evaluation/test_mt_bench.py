@@ -19,7 +19,7 @@ from loopback_judge import KEY, LoopbackJudge, failed, judged, serving
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 
-from spin_utils.drawing import draw, footnotes
+from spin_utils.drawing import draw
 from spin_utils.evaluation import mt_bench as benchmark
 from spin_utils.evaluation.judge import grade_all
 from spin_utils.evaluation.mt_bench import converse, judge_messages, judge_prompts, questions
@@ -322,15 +322,12 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
 
 def table(**models: list[float | None]) -> pd.DataFrame:
     """Grades of questions 81, 82, ... in turns 1, 2, 1, 2, ..."""
-    frames = []
-    for model, values in models.items():
-        ids = [f"{81 + place // 2}/{place % 2 + 1}" for place in range(len(values))]
-        statuses = ["unparsable" if value is None else "graded" for value in values]
-        frame = pd.DataFrame({"id": ids, "grade": pd.Series(values, dtype=float), "status": statuses})
-        frames.append(
-            frame.assign(model=model.replace("_", "-"), seed=0, task="writing", judge="j", judge_models="j-1")
-        )
-    return pd.concat(frames, ignore_index=True)
+    rows = [
+        (model.replace("_", "-"), 0, "writing", f"{81 + place // 2}/{place % 2 + 1}", value)
+        for model, values in models.items()
+        for place, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=["model", "seed", "task", "id", "grade"]).astype({"grade": float})
 
 
 def test_a_score_is_the_mean_of_all_grades_that_exist_and_a_gain_is_over_answers_graded_for_both() -> None:
@@ -338,8 +335,6 @@ def test_a_score_is_the_mean_of_all_grades_that_exist_and_a_gain_is_over_answers
     assert mean_grade(scores, {"sft": 1.0}).difference == pytest.approx((1 + 2 + 3 + 9 + 9) / 5)
     grades = table(sft=[1, 2, 3, None], spin_0=[2, None, 5, 9])
     assert mean_grade(grades, {"spin-0": 1.0, "sft": -1.0}).difference == pytest.approx(1.5)
-    note = footnotes.grading(grades)
-    assert "SFT: 0 refused by the judge, 1 without a rating" in note
 
 
 def test_both_turns_of_a_question_are_drawn_together() -> None:
