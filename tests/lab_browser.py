@@ -143,11 +143,3 @@ def photograph(page: Page, path: Path) -> None:
     page.set_viewport_size({"width": 1400, "height": int(height) + 200})
     page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
     page.screenshot(path=path)
-
-
-def choose_theme(page: Page, theme: str) -> None:
-    """Settings > Theme > JupyterLab Light or Dark."""
-    page.locator(".lm-MenuBar-itemLabel", has_text="Settings").first.click()
-    page.locator(".lm-Menu-itemLabel", has_text="Theme").first.hover()
-    page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^JupyterLab {theme}$")).click()
-    page.locator(f"body[data-jp-theme-light='{str(theme == 'Light').lower()}']").wait_for(state="attached")

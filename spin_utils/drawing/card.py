@@ -29,10 +29,8 @@ def write(profile: Profile, model: str, seed: int = 0) -> Path:
         KitError: the profile does not train it, or not as it was when the results were made.
     """
     made = plan.make(profile, seed)
-    if profile.released:
-        raise KitError(f"{model}: profile {profile.name} trains nothing; released models have cards of their own")
-    if model == "sft" and profile.sft is None:
-        raise KitError(f"{model}: is the base model of profile {profile.name}, which has a card of its own")
+    if profile.released or (model == "sft" and profile.sft is None):
+        raise KitError(f"{model}: profile {profile.name} does not train it; it has a card of its own")
     if f"eval-{model}" not in made.steps:
         raise KitError(f"{model}: unknown{profiles.nearest(model, made.models())}")
     folder, step = paths.results(profile.name), made.steps[f"eval-{model}"].inputs[0]

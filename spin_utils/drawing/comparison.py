@@ -83,10 +83,9 @@ def _curves(profile: str, model: str, other: str) -> Figure:
             training_figures.curve(margin, rows, "margin", 0, tint)
         scores = results.load_evaluations(folder)
         outside = results.aside(folder) | results.at_chance(results.load_summaries(folder))
-        scores = scores[~scores["task"].isin(outside)]
-        measured = set(scores["model"].unique())
-        chain = [m for m in ("sft", *iterates(measured)) if m in measured]
-        means = scores[scores["model"].isin(chain)].groupby(["model", "task"])["score"].mean().groupby("model").mean()
+        kept = scores[~scores["task"].isin(outside)]
+        means = kept.groupby(["model", "task"])["score"].mean().groupby("model").mean()
+        chain = [m for m in ("sft", *iterates(means.index)) if m in means]
         average.plot(range(len(chain)), 100 * means[chain], "o-", color=INK if one_run else tint, ms=3)
         average.set_xticks(range(len(chain)), [m.replace("spin-", "") for m in chain])
         average.plot([], [], color=tint, label=name)

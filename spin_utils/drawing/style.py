@@ -8,6 +8,7 @@ and colour-blind eyes; DPO is orange, SFT grey, and their bars have patterns.
 from __future__ import annotations
 
 import io
+import sys
 import textwrap
 from base64 import b64encode
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ from functools import cache
 from pathlib import Path
 
 import matplotlib.style
-from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -62,8 +62,7 @@ def style() -> Iterator[None]:
 
 def new_figure(height: float, width: float = COLUMN_INCHES) -> Figure:
     """An empty figure with its own canvas; sizes in inches. In a notebook it shows itself as the value of a cell."""
-    shell = get_ipython()
-    if shell is not None:
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
         shell.display_formatter.formatters["image/png"].for_type(Figure, _picture)
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

@@ -12,7 +12,6 @@ import pandas as pd
 
 from spin_utils.experiment.plan import Plan, Step
 from spin_utils.files import artifacts, disk, paths
-from spin_utils.model.packing import Pairs, common
 from spin_utils.paper import results
 from spin_utils.settings.names import label
 
@@ -78,6 +77,8 @@ def pair_table(folder: Path) -> pd.DataFrame:
         Columns `id`, `family`, `prompt`, `real`, `generated`, `identical`, `shared_tokens` (length of the two
         responses' common prefix), `real_tokens`, `generated_tokens`, `finish_reason`.
     """
+    from spin_utils.model.packing import Pairs, common  # torch, a second of every report
+
     table = Pairs([artifacts.checked(folder, "pairs.arrow")]).table.to_pandas()
     both = list(zip(table["real_ids"], table["generated_ids"], strict=True))
     return table[["id", "family", "prompt", "real", "generated"]].assign(

@@ -71,5 +71,5 @@ def test_the_hubs_names_of_base_model_and_data_are_metadata() -> None:
 
 
 def test_models_that_were_not_trained_here_have_no_card() -> None:
-    with pytest.raises(KitError, match="base model of profile paper, which has a card of its own"):
+    with pytest.raises(KitError, match="sft: profile paper does not train it; it has a card of its own"):
         card.write(profiles.load("paper"), "sft")

@@ -100,25 +100,17 @@ def test_the_opponent_answers_at_smoke_and_what_it_wrote_is_shown_as_it_is(
     assert table.locator("tr:last-child td:last-child").inner_text() == HOSTILE
     assert table.locator("mjx-container, b, strong, img").count() == 0
     assert list((folder / "home" / "artifacts" / "smoke" / "seed-0").glob("pairs-0-*"))
-    photograph_in_both_themes(page, screenshots, "02_synthetic_generation")
+    lab_browser.photograph(page, screenshots / "02_synthetic_generation.png")
     page.close()
 
 
 @pytest.mark.parametrize(
     "notebook", sorted((paths.REPOSITORY / "notebooks").glob("0[1345]_*.ipynb")), ids=lambda path: path.stem
 )
-def test_a_notebook_runs_from_the_menu_in_both_themes(
-    opened: Callable[[str], Page], screenshots: Path, notebook: Path
-) -> None:
+def test_a_notebook_runs_from_the_menu(opened: Callable[[str], Page], screenshots: Path, notebook: Path) -> None:
     page = opened(f"doc/tree/notebooks/{notebook.name}")
     lab_browser.edit(page, 'profile = "cpu"', 'profile = "smoke"')
     lab_browser.run_all(page)
     assert lab_browser.errors(page) == []
-    photograph_in_both_themes(page, screenshots, notebook.stem)
+    lab_browser.photograph(page, screenshots / f"{notebook.stem}.png")
     page.close()
-
-
-def photograph_in_both_themes(page: Page, screenshots: Path, name: str) -> None:
-    for theme in ("Dark", "Light"):
-        lab_browser.choose_theme(page, theme)
-        lab_browser.photograph(page, screenshots / f"{name}-{theme.lower()}.png")
