@@ -77,7 +77,7 @@ def pair_table(folder: Path) -> pd.DataFrame:
         Columns `id`, `family`, `prompt`, `real`, `generated`, `identical`, `shared_tokens` (length of the two
         responses' common prefix), `real_tokens`, `generated_tokens`, `finish_reason`.
     """
-    from spin_utils.model.packing import Pairs, common  # torch, a second of every report
+    from spin_utils.model.packing import Pairs, common  # imports torch, which provenance does not need
 
     table = Pairs([artifacts.checked(folder, "pairs.arrow")]).table.to_pandas()
     both = list(zip(table["real_ids"], table["generated_ids"], strict=True))
