@@ -7,6 +7,7 @@ as they do in practice; a model passes an item when its ability and a draw of it
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -94,42 +95,19 @@ def provenance(step: str, stage: str) -> dict:
 
 def link(stage: str, **more) -> dict:
     """One valid link of a provenance chain: an artifact that nothing else went into."""
-    return {
-        "manifest_sha256": "0" * 64,
-        "stage": stage,
-        "key": "0" * 12,
-        "seed": 0,
-        "seconds": 1.0,
-        "started": "2026-01-01T00:00:00Z",
-        "commit": "0" * 40,
-        "dirty": False,
-        "device": "cpu",
-        "versions": {"torch": "2.13.0"},
-        "inputs": {},
-        "settings": {},
-        **more,
-    }
+    what = {"manifest_sha256": "0" * 64, "stage": stage, "key": "0" * 12, "seed": 0, "inputs": {}, "settings": {}}
+    when = {"seconds": 1.0, "started": "2026-01-01T00:00:00Z", "commit": "0" * 40, "dirty": False}
+    return what | when | {"device": "cpu", "versions": {"torch": "2.13.0"}} | more
 
 
-def training(model: str, seed: int, *, steps: int = 60) -> dict:
-    """One valid training record whose loss starts at log 2."""
-    own = np.random.default_rng([seed, *model.encode()])
-    rows = []
-    for step in range(steps):
-        done = step / max(steps - 1, 1)
-        real, generated = 0.5 * done + own.normal(0, 0.05) * (step > 0), -1.2 * done + own.normal(0, 0.08) * (step > 0)
-        rows.append(
-            {
-                "step": step + 1,
-                "epoch": 2 * (step + 1) / steps,
-                "loss": float(np.log1p(np.exp(-(real - generated)))),
-                "rewards_real": real,
-                "rewards_generated": generated,
-                "margin": real - generated,
-                "accuracy": 0.5 + 0.4 * done,
-                "seconds": 1.0,
-            }
-        )
+def training(model: str, seed: int) -> dict:
+    """One valid training record of 60 steps whose loss starts at log 2."""
+    done = np.linspace(0, 1, 60)
+    noise = np.random.default_rng([seed, *model.encode()]).normal(0, 0.07, (2, 60)) * (done > 0)
+    table = pd.DataFrame({"step": range(1, 61), "epoch": 2 * np.arange(1, 61) / 60, "seconds": 1.0})
+    table["rewards_real"], table["rewards_generated"] = 0.5 * done + noise[0], -1.2 * done + noise[1]
+    table["margin"] = table["rewards_real"] - table["rewards_generated"]
+    rows = table.assign(loss=np.log1p(np.exp(-table["margin"])), accuracy=0.5 + 0.4 * done).to_dict("records")
     rows[-1]["matrix_share"] = 0.41  # of runs that are long enough to measure
     return head("training", "cpu", seed, model, provenance(model, "spin")) | {"rows": rows}
 
@@ -141,8 +119,7 @@ def generations(model: str, seed: int, *, ability: float, items: int) -> dict:
     for number in range(items):
         family = ("chain_sum", "letter_counting", "syllogism")[number % 3]
         a, b = (int(value) for value in np.random.default_rng([11, number]).integers(2, 90, size=2))
-        right = own.random() < 0.3 + ability
-        total = a + b if right else a + b + int(own.integers(1, 9))
+        total = a + b if own.random() < 0.3 + ability else a + b + int(own.integers(1, 9))
         rambling = int(own.integers(0, 4)) if own.random() < 0.6 - ability else 0
         said = "".join(f" Check: {total} - {b} = {total - b}." for _ in range(rambling))
         rows.append(
@@ -172,29 +149,17 @@ def heldout(model: str, seed: int, *, gap: float, items: int) -> dict:
     return head("heldout", "cpu", seed, model, provenance(model, "spin")) | {"beta": 1.0, "items": rows}
 
 
-def mt_bench(model: str, seed: int, *, ability: float, questions: int = 10) -> dict:
+def mt_bench(model: str, seed: int, *, ability: float) -> dict:
     """Valid grades of all categories; a few answers are refused or have no rating."""
     own = np.random.default_rng([seed, *model.encode(), 3])
+    same = {"response": "an answer", "judgment": "a reason", "tokens": 20, "finish_reason": "stop", "cut_tokens": 0}
     rows = []
-    for place, category in enumerate(CATEGORIES):
-        for number in range(questions):
-            level = np.random.default_rng([13, place, number]).normal(5 - 0.25 * place, 1.5)
-            for turn in (1, 2):
-                score = float(np.clip(round(level + 4 * ability + own.normal(0, 1) - 0.4 * (turn == 2)), 1, 10))
-                status = "graded" if own.random() > 0.02 else str(own.choice(["refused", "unparsable"]))
-                rows.append(
-                    {
-                        "id": f"{81 + 10 * place + number}/{turn}",
-                        "category": category,
-                        "response": f"answer {number}",
-                        "tokens": 20,
-                        "finish_reason": "stop",
-                        "cut_tokens": 0,
-                        "status": status,
-                        "score": score if status == "graded" else None,
-                        "judgment": f"Rating: [[{score:g}]]" if status == "graded" else "I cannot say.",
-                    }
-                )
+    for (place, category), number, turn in product(enumerate(CATEGORIES), range(10), (1, 2)):
+        level = np.random.default_rng([13, place, number]).normal(5 - 0.25 * place, 1.5)
+        score = float(np.clip(round(level + 4 * ability + own.normal(0, 1) - 0.4 * (turn == 2)), 1, 10))
+        status = "graded" if own.random() > 0.02 else str(own.choice(["refused", "unparsable"]))
+        found = {"category": category, "status": status, "score": score if status == "graded" else None}
+        rows.append({"id": f"{81 + 10 * place + number}/{turn}", **found, **same})
     scores = [row["score"] for row in rows if row["score"] is not None]
     judge = {"name": "made-up-judge", "base_url": "http://localhost/v1", "models": ["made-up-judge-1"]}
     counts = {name: sum(row["status"] == name for row in rows) for name in ("graded", "refused", "unparsable")}
