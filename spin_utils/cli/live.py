@@ -54,10 +54,10 @@ class Display:
     """The display of one reproduction; as a context manager it gives the file that the scheduler and steps write to.
 
     The finished steps are printed one after the other. On a terminal there are below them a bar for each step at work
-    and one for the whole run. If `verbose`, the log itself is shown instead.
+    and one for the whole run.
     """
 
-    def __init__(self, plans: Sequence[plan.Plan], *, verbose: bool = False, console: Console | None = None) -> None:
+    def __init__(self, plans: Sequence[plan.Plan], console: Console | None = None) -> None:
         self.profile = plans[0].profile
         expected = clock.known_seconds(self.profile.name)
         steps = [(f"seed {made.seed}: " * (len(plans) > 1), step) for made in plans for step in made]
@@ -71,7 +71,7 @@ class Display:
         self.console = console or _console()
         self.log = paths.artifacts(self.profile.name) / "reproduce.log"
         self.events = self.log.with_suffix(".events")
-        self._verbose, self._told, self._rest = verbose, set[str](), b""
+        self._told, self._rest = set[str](), b""
         self._begin = time.time()
         described = Column(no_wrap=True, max_width=self.console.width // 2 - 6)
         self._bars = Progress(
@@ -83,7 +83,7 @@ class Display:
             auto_refresh=False,
             transient=True,
             redirect_stderr=False,
-            disable=verbose or not self.console.is_terminal,
+            disable=not self.console.is_terminal,
             speed_estimate_period=600,
             get_time=lambda: time.time(),
         )
@@ -97,16 +97,14 @@ class Display:
         self._output = self.log.open("ab")
         self._output.write(f"\n{datetime.now():%Y-%m-%d %H:%M:%S} {' '.join(sys.argv)}\n".encode())
         self._output.flush()
-        self._copied = self.log.open(errors="replace")
-        self._copied.seek(0, 2)
         self._bars.start()
         return self._output
 
     def __exit__(self, *_: object) -> None:
         self.update()
         self._bars.stop()
-        for file in (self._output, self._reader, self._copied):
-            file.close()
+        self._output.close()
+        self._reader.close()
         self.events.unlink(missing_ok=True)
 
     def say(self, text: str, style: str = "") -> None:
@@ -121,9 +119,6 @@ class Display:
         for line in self.lines.values():
             if not line.done and artifacts.is_complete(line.step.directory):
                 self._finish(line)
-        if self._verbose:
-            sys.stdout.write(self._copied.read())
-            sys.stdout.flush()
         done = [line.expected or 1 for line in self.lines.values() if line.done]
         at_work = [line for line in self.lines.values() if line.started and not line.done]
         behind = sum(done) + sum(min(time.time() - line.started, line.expected) for line in at_work)
@@ -133,8 +128,8 @@ class Display:
         self._bars.refresh()
 
     def failed(self) -> None:
-        """Show the end of the log, unless a step has reported why it failed or the log is on the screen."""
-        if not self._told and not self._verbose:
+        """Show the end of the log, unless a step has reported why it failed."""
+        if not self._told:
             for text in self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]:
                 self.say(text)
         self.say(f"log: {paths.relative(self.log)}")
@@ -143,8 +138,7 @@ class Display:
         line = self.lines.get(event["step"])
         if "text" in event and (text := f"{line.words}: {event['text']}" if line else event["text"]) not in self._told:
             self._told.add(text)
-            if not self._verbose:
-                self.say(text, "bold red" if event["level"] == "ERROR" else "yellow")
+            self.say(text, "bold red" if event["level"] == "ERROR" else "yellow")
         if line is None or line.done:  # a notebook goes on after its artifact is there
             return
         if line.bar is None:
@@ -161,8 +155,6 @@ class Display:
         line.done = True
         if line.bar is not None:
             self._bars.remove_task(line.bar)
-        if self._verbose:
-            return
         count, of = sum(other.done for other in self.lines.values()), len(self.lines)
         text = Text.assemble(("✓ ", "green"), (f"{count:{len(str(of))}}/{of} ", "dim"), line.words)
         outcome = _outcome(line, self.lines.values(), self.profile.aside)

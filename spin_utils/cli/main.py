@@ -147,7 +147,6 @@ def reproduce(
     jobs: Annotated[int, Option(min=0, metavar="N", help="steps at the same time (0: one per GPU, or as fits)")] = 0,
     cluster: Annotated[str, Option(help="slurm, or a folder with a Snakemake profile")] = "node",
     dry_run: Annotated[bool, Option("--dry-run", help="show what would be done")] = False,
-    verbose: Annotated[bool, Option("-v", "--verbose", help="show the scheduler's log, which is always kept")] = False,
 ) -> None:
     """Run every step that is missing, then draw tables and figures."""
     profile, loaded = _resolve(profile, model, data, changes, name)
@@ -181,7 +180,7 @@ def reproduce(
     log.info("profile %s, seeds %s: results go to %s", loaded.name, numbers, paths.relative(paths.results(loaded.name)))
     log.info(clock.outlook(plans))
     warm = cluster == scheduler.NODE and bool(clock.missing(plans))  # steps of a cluster start elsewhere
-    shown = None if dry_run else live.Display(plans, verbose=verbose)
+    shown = None if dry_run else live.Display(plans)
     if scheduler.run(command, paths.artifacts(loaded.name), shown, warm=warm):
         if shown:
             shown.failed()

@@ -87,20 +87,6 @@ def test_two_models_are_compared_on_the_same_items(home: Path, capsys: pytest.Ca
     assert "no evaluation of spin-9; did you mean 'spin-3'?" in outcome(capsys, "compare", "spin-9", "sft")[1]
 
 
-def test_models_of_two_runs_are_compared_if_their_test_rows_are_the_same(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for profile, ability, rows in (("cpu", 0.2, "1"), ("hinge", 0.4, "1"), ("other", 0.4, "2")):
-        document = synthetic.evaluation("spin-1", 0, ability=ability, items=40, profile=profile)
-        for task in document["tasks"].values():
-            task["rows_sha256"] = rows * 64
-        results.write_json(results.path_of(home / "results" / profile, 0, "evaluations", "spin-1"), document)
-    average = json.loads(outcome(capsys, "compare", "hinge/spin-1", "spin-1", "--json")[1])[-1]
-    assert average["difference"] == pytest.approx(average["hinge/spin-1"] - average["spin-1"])
-    assert "are not known to be the same" in outcome(capsys, "compare", "other/spin-1", "spin-1")[1]
-    assert "compared with itself" in outcome(capsys, "compare", "spin-1", "cpu/spin-1")[1]
-
-
 def test_a_cell_of_a_table_is_followed_to_the_hashes_of_its_model_file(capsys: pytest.CaptureFixture[str]) -> None:
     name = "SPIN iteration 2"
     with (paths.REPOSITORY / "results" / "cpu" / "tables" / "table4.csv").open(encoding="utf-8") as file:

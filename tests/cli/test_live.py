@@ -137,20 +137,6 @@ def test_a_failure_that_no_step_explained_shows_the_end_of_the_log(home: Path, m
     assert said.endswith("log: artifacts/smoke/reproduce.log\n")
 
 
-def test_the_log_itself_is_shown_on_request(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = plan.make(profiles.load("smoke"), 0)
-    shown = Display([made], verbose=True)
-    with shown as output:
-        output.write(b"one\n")
-        output.flush()
-        shown.update()
-        output.write(b"two\n")
-        output.flush()
-        with artifacts.building(made.directory("data"), stage="data", settings={}, inputs={}, seed=0):
-            pass
-    assert capsys.readouterr().out.splitlines()[-2:] == ["one", "two"]
-
-
 def test_every_step_of_every_profile_has_words() -> None:
     arms = {"arms": {"twice": {"spin.betas": [0.7]}}}
     for name, changes in (("smoke", {}), ("cpu", {}), ("smoke", arms)):

@@ -66,6 +66,17 @@ def test_a_run_is_found_by_its_name_whatever_its_seeds(two_runs: Path) -> None:
     assert compare.place("cpu", "mine") == (paths.results("mine"), "spin-10"), "the last iterate, by number"
 
 
+def test_a_model_with_itself_and_runs_on_other_test_rows_are_not_compared(two_runs: Path) -> None:
+    with pytest.raises(results.ResultsError, match="compared with itself"):
+        compare.compare("cpu", "spin-1", "cpu/spin-1")
+    path = results.path_of(paths.results("mine"), 1, "evaluations", "spin-0")
+    document = results.read_json(path)
+    document["tasks"]["chain_sum"]["rows_sha256"] = "1" * 64
+    results.write_json(path, document)
+    with pytest.raises(results.ResultsError, match="rows of chain_sum are not known to be the same"):
+        compare.compare("cpu", "mine/spin-0", "spin-0")
+
+
 def test_tasks_outside_the_average_of_table_4_are_not_in_this_one(
     two_runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
