@@ -141,18 +141,6 @@ def test_every_iterate_that_is_made_answers_the_prompt_and_its_tokens_are_compar
     assert explore.prompts(made) == ["1. Who? ⏎ 2. Why?"]
 
 
-def test_a_second_question_hashes_no_model_again(made: plan.Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed: list[Path] = []
-    file_hash = artifacts.file_hash
-    monkeypatch.setattr(artifacts, "file_hash", lambda path: hashed.append(path) or file_hash(path))
-    monkeypatch.setattr(runtime, "free_memory", lambda: 2.0**10)  # the answers do not matter here
-    ask._verify.cache_clear()
-    weights = made.directory("sft") / "model.safetensors"
-    for _ in range(2):
-        list(ask.ask(made, "Who?"))
-    assert hashed.count(weights) == 1
-
-
 def test_a_table_shows_what_a_model_wrote_as_it_is() -> None:
     hostile = "<script>alert(1)</script> **b** $x$ <img src=x onerror=y> &amp;\n  two"
     shown = show.texts(pd.DataFrame({"<i>": [hostile], "n": [3]})).data

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -15,7 +14,7 @@ from transformers import DynamicCache
 from spin_utils.data.templates import decode_response, encode_prompts, end_ids
 from spin_utils.drawing.views import explore, show
 from spin_utils.experiment.plan import Plan
-from spin_utils.files import artifacts, runtime
+from spin_utils.files import runtime
 from spin_utils.model import base
 from spin_utils.model.general import check_model, next_logits
 from spin_utils.settings.inputs import TemplateSettings
@@ -32,8 +31,6 @@ def ask(plan: Plan, prompt: str) -> Iterator[HTML]:
     """
     prompt = prompt.replace(explore.BREAK, "\n")
     folders = explore.iterates(plan)
-    for folder in folders.values():
-        _verify(folder)
     try:
         models = base.load_to_compare(folders.values(), runtime.choose_precision("auto", base.device()))
     except base.ModelError as error:
@@ -59,10 +56,6 @@ def ask(plan: Plan, prompt: str) -> Iterator[HTML]:
             yield show.changes(said)
             due = time.monotonic() + SECONDS
     yield show.changes(said)
-
-
-_verify = cache(artifacts.verify)
-"""Once for all questions."""
 
 
 @torch.inference_mode()
