@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from typer.main import get_command
 
 from spin_utils.cli import main as cli
@@ -39,7 +38,6 @@ NOT_RUN = {
     ".venv/bin/python -m pytest -m slow": "the slow tests would run themselves",
     ".venv/bin/python -m pytest -m gpu": "for a machine with a GPU",
     "SPIN_SCREENSHOTS=shots .venv/bin/python -m pytest tests/whole/test_browser.py": "part of these tests",
-    ".venv/bin/python -m benchmarks.search": "half an hour on a real model",
     ".venv/bin/python -m benchmarks.coverage": "minutes; test_statistics.py runs its functions",
     ".venv/bin/python docs/make_map.py": "writes into the repository; test_rooms.py calls its functions",
 }
@@ -158,8 +156,7 @@ def checkout(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     Its `spin-repro` is a fork of a process that has imported everything, or half of the time would go to imports.
     """
     folder = tmp_path_factory.mktemp("checkout")
-    with FileLock(finished.with_suffix(".lock")):  # a test sets the clock of its files back for a while
-        shutil.copytree(finished, folder, dirs_exist_ok=True)
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
     prepare(folder)
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "model").symlink_to(next(folder.glob("artifacts/smoke/seed-0/sft-*")))
