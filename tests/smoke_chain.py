@@ -6,10 +6,8 @@ import hashlib
 import json
 import multiprocessing
 import os
-import random
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -56,27 +54,6 @@ def start(home: Path, *names: str) -> Any:
     process = CHILDREN.Process(target=make, args=(home, *names))
     process.start()
     return process
-
-
-def make_with_kills(home: Path, moments: random.Random, longest: float, landed: Counter[str], most: int) -> None:
-    """Make the chain while SIGKILL comes after random times, up to `longest` seconds; counts where each one landed.
-
-    Where several land in one place, the times grow: a machine may be slower now than when `longest` was measured.
-    """
-    home.mkdir()
-    place, patience = "", longest
-    while True:
-        process = start(home)
-        process.join(moments.uniform(0, patience) if landed.total() < most else None)
-        if process.exitcode is not None:
-            assert process.exitcode == 0
-            return
-        process.kill()
-        process.join()
-        partial = sorted(home.glob("artifacts/smoke/*/*.partial"), key=lambda path: path.stat().st_mtime)
-        before, place = place, partial[-1].name.rpartition("-")[0] if partial else "between two steps"
-        patience = 1.1 * patience if place == before else longest
-        landed[place] += 1
 
 
 def contents(home: Path, profile: str = "smoke") -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import psutil
 import pytest
 import smoke_chain
-from filelock import FileLock
 from smoke_chain import SECRETS, command, reproduce
 
 from spin_utils.files import artifacts, disk, paths
@@ -77,18 +78,10 @@ def test_nothing_that_a_run_leaves_is_a_pickle(finished: Path) -> None:
 
 
 def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
-    made = {path: path.stat() for path in sorted(finished.glob("artifacts/smoke/*/*/manifest.json"))}
     before = {path: path.stat().st_mtime_ns for path in finished.glob("results/**/*.json")}
     log = finished / "artifacts" / "smoke" / "reproduce.log"
     scheduled = log.read_bytes()
-    with FileLock(finished.with_suffix(".lock")):  # other tests copy the same home
-        for place, manifest in enumerate(made):
-            os.utime(manifest, (place % 3 * 1e9,) * 2)  # as on a machine whose clock went backwards
-        try:
-            result = reproduce(finished, "--profile", "smoke")
-        finally:
-            for manifest, found in made.items():
-                os.utime(manifest, ns=(found.st_atime_ns, found.st_mtime_ns))
+    result = reproduce(finished, "--profile", "smoke")
     assert result.returncode == 0
     assert "every step is done." in result.stdout
     assert "report: results/smoke/report.html" in result.stdout
@@ -119,6 +112,36 @@ def test_a_chain_killed_in_every_stage_ends_with_the_same_bytes(finished: Path, 
         process.join()
         assert process.exitcode == 0
     assert smoke_chain.contents(tmp_path) == smoke_chain.contents(finished)
+
+
+@pytest.mark.slow
+def test_the_command_killed_as_a_whole_or_in_one_process_ends_with_the_same_bytes(
+    finished: Path, tmp_path: Path
+) -> None:
+    smaller = ["spin.iterations=1", "sft_more=0", "dpo=null", "spin.subsets=[]"]  # what has a kind of its own
+    changes = [word for change in smaller for word in ("--set", change)]
+    started = command("reproduce", "--profile", "smoke", "--jobs", "2", "--name", "killed", *changes)
+    environment = {**os.environ, "SPIN_HOME": str(tmp_path)}
+    moments, kills = random.Random(2), 0
+    while True:
+        with (tmp_path / "log").open("a") as file:
+            process = subprocess.Popen(started, env=environment, stdout=file, stderr=file, start_new_session=True)
+        try:
+            process.wait(moments.uniform(5, 30) if kills < 12 else None)
+        except subprocess.TimeoutExpired:
+            kills += 1
+            tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            for victim in tree if moments.random() < 0.5 else [moments.choice(tree)]:
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+                    victim.kill()
+        if process.wait() == 0:
+            break
+    assert kills >= 6, (tmp_path / "log").read_text()
+    made = smoke_chain.contents(tmp_path, "killed")
+    assert {name.split("/")[0].rpartition("-")[0] for name in made} >= {"sft", "spin-0", "spin-0-more", "eval-spin-0"}
+    assert made == {name: digest for name, digest in smoke_chain.contents(finished).items() if name in made}
+    assert {*results.load_evaluations(tmp_path / "results" / "killed")["model"]} >= {"sft", "spin-0"}
+    assert (tmp_path / "results" / "killed" / "tables" / "table4.md").is_file()
 
 
 def test_the_checkout_itself_is_left_untouched(finished: Path) -> None:
