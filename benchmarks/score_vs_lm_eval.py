@@ -2,25 +2,22 @@
 
     python -m benchmarks.score_vs_lm_eval --model MODEL_DIR
 
-Each runs in a process of its own, in turn, after a few requests that are not counted. Both score the same requests of
-one lm-eval task (four choices of several tokens behind ten worked examples) with the same model in the precision that
-is fast here. `HFLM` runs at the batch size that is fastest for it on a part of the requests.
+Each runs in a process of its own, in turn, after a few requests that are not counted. Both score the same requests
+(four choices of several tokens behind ten worked examples) with the same model in the precision that is fast here.
+`HFLM` runs at the batch size that is fastest for it on a part of the requests.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import random
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.interleaved import column, hand_over, load, machine, ratio, rounds, wall, workload, write
@@ -80,40 +77,21 @@ def child(make: Callable[[], Any], requests: Sequence[Any]) -> None:
     hand_over(rate=len(requests) / took, answers=answers)
 
 
-def build_requests(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> list[Any]:
-    """Requests of a task with made-up questions: lm-eval puts the examples before them."""
+def build_requests(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> list[Instance]:
+    """Made-up questions of four choices, each behind the same worked examples, laid out as lm-eval does."""
     rng = random.Random(0)
     words = sorted(w[1:] for w in tokenizer.get_vocab() if w[:1] == "Ġ" and w[1:].isalpha() and w[1:].isascii())
 
     def text(mean: int) -> str:
         return " ".join(rng.choices(words, k=max(1, round(mean * rng.uniform(0.6, 1.4)))))
 
-    def rows(count: int) -> str:
-        made = [
-            {
-                "id": i,
-                "question": text(options.question_words),
-                "choices": [text(options.choice_words) for _ in range(4)],
-                "answer": i % 4,
-            }
-            for i in range(count)
-        ]
-        return "".join(json.dumps(row) + "\n" for row in made)
+    def question() -> str:
+        return f"Question: {text(options.question_words)}\nAnswer:"
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for file, count in (("rows", options.questions), ("examples", options.shots + 1)):
-            (folder / f"{file}.jsonl").write_text(rows(count))
-        (folder / "task.yaml").write_text(
-            "task: timed\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\nfewshot_split: examples\n"
-            f"dataset_kwargs: {{data_files: {{test: {folder}/rows.jsonl, examples: {folder}/examples.jsonl}}}}\n"
-            'doc_to_text: "Question: {{question}}\\nAnswer:"\ndoc_to_choice: choices\ndoc_to_target: answer\n'
-            f"num_fewshot: {options.shots}\nfewshot_config: {{sampler: first_n}}\nmetric_list: [{{metric: acc}}]\n"
-        )
-        (task,) = TaskManager(include_defaults=False).load([str(folder / "task.yaml")])["tasks"].values()
-        task.set_fewshot_seed(seed=0)
-        task.build_all_requests(limit=None, rank=0, world_size=1)
-    return list(task.instances)
+    examples = "".join(f"{question()} {text(options.choice_words)}\n\n" for _ in range(options.shots))
+    contexts = [examples + question() for _ in range(options.questions)]
+    asked = [(context, f" {text(options.choice_words)}") for context in contexts for _ in range(4)]
+    return [Instance("loglikelihood", {}, arguments, number) for number, arguments in enumerate(asked)]
 
 
 def seconds(lm: Any, requests: Sequence[Any]) -> tuple[float, list[tuple[float, bool]]]:

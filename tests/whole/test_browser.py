@@ -104,8 +104,9 @@ def test_the_opponent_answers_at_smoke_and_what_it_wrote_is_shown_as_it_is(
     page.close()
 
 
+# 01 and 04 run as steps of the chain, and their dropdowns are those of 02.
 @pytest.mark.parametrize(
-    "notebook", sorted((paths.REPOSITORY / "notebooks").glob("0[1345]_*.ipynb")), ids=lambda path: path.stem
+    "notebook", sorted((paths.REPOSITORY / "notebooks").glob("0[35]_*.ipynb")), ids=lambda path: path.stem
 )
 def test_a_notebook_runs_from_the_menu(opened: Callable[[str], Page], screenshots: Path, notebook: Path) -> None:
     page = opened(f"doc/tree/notebooks/{notebook.name}")

@@ -89,14 +89,6 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in finished.glob("results/**/*.json")}
 
 
-def test_figures_are_redrawn_with_the_same_bytes_from_results_alone(finished: Path, tmp_path: Path) -> None:
-    kept = {product: (finished / product).read_bytes() for product in PRODUCTS}
-    (tmp_path / "results").symlink_to(finished / "results")
-    environment = {**os.environ, "SPIN_HOME": str(tmp_path)}
-    subprocess.run(command("figures", "--profile", "smoke"), env=environment, check=True, capture_output=True)
-    assert {product: (tmp_path / product).read_bytes() for product in PRODUCTS} == kept
-
-
 def test_a_chain_killed_in_every_stage_ends_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     moments = random.Random(0)
     for stage in ("data", "sft", "eval-sft", "pairs-0", "spin-0", "spin-0-more", "dpo"):

@@ -156,7 +156,7 @@ def checkout(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     Its `spin-repro` is a fork of a process that has imported everything, or half of the time would go to imports.
     """
     folder = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    shutil.copytree(finished, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("figures"))
     prepare(folder)
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "model").symlink_to(next(folder.glob("artifacts/smoke/seed-0/sft-*")))
@@ -192,7 +192,7 @@ TYPED: set[str] = set()
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_run(page: str, checkout: Path) -> None:
+def test_the_commands_of_a_page_run(page: str, checkout: Path, finished: Path) -> None:
     for command in commands(page):
         if command in (*NOT_RUN, *SLOW, SERVER) or at_smoke(command) in TYPED:
             continue
@@ -203,6 +203,9 @@ def test_the_commands_of_a_page_run(page: str, checkout: Path) -> None:
     if page == "docs/your-data.md":
         scores = results.load_evaluations(checkout / "results" / "sums")
         assert scores.groupby("model").size().to_dict() == {"sft": 6, "spin-0": 6, "spin-0-arm-two-answers": 6}
+    if page == "docs/read-the-results.md":  # its last command redraws them
+        drawn = {path.name: path.read_bytes() for path in (finished / "figures" / "smoke").glob("*.p[dn][fg]")}
+        assert drawn == {name: (checkout / "figures" / "smoke" / name).read_bytes() for name in drawn}
 
 
 @pytest.mark.slow
