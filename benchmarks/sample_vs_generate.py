@@ -13,8 +13,7 @@ early, as short answers do, and count with the tokens up to there. Random prompt
 random set of tokens ends a response; the record holds the mean length that came of it.
 
 `full` also gives the share of the machine's matrix rate: each prompt and response token once through the layers, each
-response token through the head, attention not counted. A third workload, `eight`, is ours alone: the time of eight
-responses to each prompt over that of one, which is at most 8.
+response token through the head, attention not counted.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from __future__ import annotations
 import argparse
 import random
 from collections import Counter
-from functools import partial
 from typing import Any
 
 import torch
@@ -44,9 +42,6 @@ from benchmarks.interleaved import (
 from spin_utils.model.sampling import sample
 from spin_utils.settings.run import GenerationSettings
 from spin_utils.training.step import matrix_weights
-
-EIGHT = 8
-"""Responses to a prompt in the workload `eight`."""
 
 
 def main() -> None:
@@ -70,7 +65,7 @@ def main() -> None:
         child(model, prompts, options)
         return
     document: dict[str, Any] = {"machine": machine(), "workload": workload(options), "ratios": {}}
-    for kind in (kind for kind in options.workloads if kind != "eight"):
+    for kind in options.workloads:
         ends = [] if kind == "full" else end_tokens(model, prompts, options.new_tokens, options.mean_response)
         runs = rounds(["ours", *options.peers], options.runs, "--ends", *ends)
         document[kind] = {"runs": runs, "mean_response_tokens": runs["ours"][0]["tokens"] / len(prompts)}
@@ -81,10 +76,6 @@ def main() -> None:
             peak = max(column(runs["ours"], "matmul_gflops"))
             done = [rate * flop_per_token(model, prompts, options) / 1e9 for rate in column(runs["ours"], "rate")]
             document["ratios"]["full_fraction_of_matmul_peak"] = ratio(done, [peak] * len(done))
-    if "eight" in options.workloads:
-        document["eight"] = {"runs": (runs := rounds(["ours", "eight"], options.runs))}
-        seconds = {way: [run["tokens"] / run["rate"] for run in runs[way]] for way in runs}
-        document["ratios"]["cost_of_eight_responses"] = ratio(seconds["eight"], seconds["ours"])
     print(document["ratios"])
     print(write(options.name, document))
 
@@ -125,11 +116,9 @@ def end_tokens(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int
     return sorted(chosen)
 
 
-def ours(
-    model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int, batch: int, each: int = 1
-) -> int:
+def ours(model: PreTrainedModel, prompts: list[list[int]], eos_ids: list[int], new_tokens: int, batch: int) -> int:
     settings = GenerationSettings(max_new_tokens=new_tokens, batch_size=batch)
-    made = sample(model, prompts, eos_ids=eos_ids, settings=settings, seed=0, samples_per_prompt=each)
+    made = sample(model, prompts, eos_ids=eos_ids, settings=settings, seed=0)
     return sum(len(one.token_ids) for one in made)
 
 
@@ -163,8 +152,8 @@ def generate_batch(
 
 
 PEERS = {"generate": generate, "generate_batch": generate_batch}
-WAYS = {"ours": ours, "eight": partial(ours, each=EIGHT), **PEERS}
-WORKLOADS = ["full", "ended", "eight"]
+WAYS = {"ours": ours, **PEERS}
+WORKLOADS = ["full", "ended"]
 
 
 def configuration(eos_ids: list[int], new_tokens: int) -> GenerationConfig:

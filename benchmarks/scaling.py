@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from spin_utils.experiment import cost, estimate
 from spin_utils.experiment.cost import Architecture, Workload
 from spin_utils.experiment.estimate import CHARACTERS
 from spin_utils.model import logprobs
-from spin_utils.model.sampling import GPU_PREFILL_TOKENS
 from spin_utils.settings import profiles
 from spin_utils.settings.run import Profile
 
@@ -82,7 +81,6 @@ def render() -> str:
         characters=CHARACTERS,
         kept_logits=logprobs.KEPT_LOGITS,
         hours=[(m, n, [chain_hours(a, n, gpus, profile) for gpus in GPUS]) for m, a in MODELS.items() for n in PROMPTS],
-        bounds=list(_bounds(profile)),
         memory=[_memory(name, profile) for name in MODELS],
         disk=[(name, estimate.checkpoint(a), states[name]) for name, a in MODELS.items()],
         fits=fits,
@@ -139,31 +137,6 @@ def summaries() -> dict[str, Mapping[str, Any]]:
     """The summary of every machine that was measured, by folder; `make bench` writes into `results`."""
     found = sorted(PAGE.parent.glob("results*/summary.json"))
     return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
-
-
-def _bounds(profile: Profile) -> Iterator[tuple[str, float, float]]:
-    """The steps of the paper's iteration 0: hours of their operations, and of the bytes they read and write."""
-    a, run, training = Architecture(), Workload(), profile.spin.training
-    responses = run.real_tokens + run.generated_tokens
-    pairs = run.prompts * cost.forward_flops(a, run.prompt_tokens, run.real_tokens, run.generated_tokens)
-    asked = run.prompts * cost.forward_flops(a, run.prompt_tokens)
-    answered = run.prompts * cost.forward_flops(a, run.prompt_tokens, run.generated_tokens) - asked
-    weights, tokens = 2 * a.parameters, run.prompts * (run.prompt_tokens + responses)
-    passes = tokens / training.micro_batch_tokens  # each reads all weights once
-    decoded = run.prompts / run.decoded_together * run.generated_tokens
-    cache = 4 * a.layers * a.key_value * (run.prompt_tokens + run.generated_tokens / 2)
-    updates = training.epochs * run.prompts / training.batch_size * run.machine.devices  # each holds all weights
-    steps = {
-        "sampling: prompts are read": (asked, run.prompts * run.prompt_tokens / GPU_PREFILL_TOKENS * weights),
-        "sampling: token by token": (answered, decoded * (weights + run.decoded_together * cache)),
-        "log-probabilities of the opponent": (pairs, passes * weights),
-        "training: forward and backward": (3 * training.epochs * pairs, 3 * training.epochs * passes * weights),
-        # Reads and writes master weights and RMSprop's average in float32, reads the gradient, writes the weights.
-        "training: weights are updated": (0.0, updates * a.parameters * (2 * (4 + 4) + 2 + 2)),
-    }
-    for name, (flops, read) in steps.items():
-        each = 3600 * run.machine.devices
-        yield name, flops / run.machine.flops / each, read / run.machine.bandwidth / each
 
 
 def _memory(name: str, profile: Profile) -> tuple[str, int, list[float], int | None, float]:
