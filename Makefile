@@ -4,7 +4,6 @@ VENV ?= .venv
 PROFILE ?= cpu
 SEEDS ?= 0
 PORT ?= 8888
-MODEL ?= spin-3
 # A CPU build of PyTorch, smaller than the default one: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
@@ -16,12 +15,12 @@ MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_
 LAYOUT := JUPYTERLAB_WORKSPACES_DIR="$(CURDIR)/.lab"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-here check reproduce figures report summary book crate card plan test lint lab bench lock clean
+.PHONY: help setup setup-here check reproduce figures report summary book crate plan test lint lab bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Settings: PROFILE=$(PROFILE) (smoke, laptop, cpu, dialogue, gpu, gpu-7b, paper, paper-released or a .yaml file)  SEEDS=$(SEEDS) (such as 0,1,2)"
-	@echo "            MODEL=$(MODEL) of card  PORT=$(PORT) of lab"
+	@echo "            PORT=$(PORT) of lab"
 
 setup: $(READY)  ## make the virtual environment from the locks
 
@@ -59,9 +58,6 @@ summary: $(READY)  ## a run on two pages of A4 as PDF
 
 crate: $(READY)  ## the whole of a run with its provenance as one RO-Crate, for an archive
 	$(BIN)/spin-repro crate --profile '$(PROFILE)'
-
-card: $(READY)  ## the model card of MODEL, with its settings and numbers
-	$(BIN)/spin-repro card --profile '$(PROFILE)' --model $(MODEL)
 
 plan: $(READY)  ## print the steps of a reproduction and what is already there
 	$(BIN)/spin-repro plan --profile '$(PROFILE)' --seeds $(SEEDS)
