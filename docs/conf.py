@@ -7,7 +7,6 @@ without outputs.
 
 from __future__ import annotations
 
-import html
 import os
 import re
 from pathlib import Path
@@ -88,11 +87,8 @@ def _formula(inline: bool) -> Any:
     """Formulas as MathML, which browsers draw themselves: MathJax would come from the network."""
 
     def visit(writer: Any, node: nodes.Element) -> None:
-        try:
-            made = tex2mathml(_BIG.sub("", node.astext()), as_block=not inline)
-            made = _NAMED.sub(r'<mo lspace="0.17em" rspace="0.17em">\1</mo>', made)
-        except Exception:  # of the converter's many; a formula that it cannot read stands there as it was written
-            made = f"<code>{html.escape(node.astext())}</code>"
+        made = tex2mathml(_BIG.sub("", node.astext()), as_block=not inline)
+        made = _NAMED.sub(r'<mo lspace="0.17em" rspace="0.17em">\1</mo>', made)
         writer.body.append(made if inline else f"<div class='math'>{made}</div>")
         raise nodes.SkipNode
 
