@@ -200,10 +200,6 @@ def tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     yield "gains", gains
     yield "scores", shown
     yield "over SFT", over
-    told = {
-        task: {k: f"{v:.0e}" if type(v) is float else v for k, v in own.items()} for task, own in first["stock"].items()
-    }
-    yield "stock", [{"benchmark": task, **values} for task, values in told.items()]
     yield "cpu", list(_at_cpu())
 
 
