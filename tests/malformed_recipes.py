@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
 from spin_utils.model import base
 from spin_utils.settings.inputs import ModelSettings
 
@@ -36,8 +34,4 @@ def broken_model(sound: Path, change: Mapping[str, Any], folder: Path) -> Path:
         (folder / name).write_bytes((folder / name).read_bytes()[:size])
     for name in change.get("delete", []):
         (folder / name).unlink()
-    if "tensors" in change:
-        tensors = load_file(folder / "model.safetensors")
-        kept = {name: tensor for name, tensor in tensors.items() if name not in change["tensors"]}
-        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -13,7 +13,6 @@ from typing import Any
 import loopback
 import nbformat
 import pytest
-import yaml
 
 from spin_utils.files import paths
 
@@ -89,13 +88,3 @@ def test_a_kept_notebook_is_small_whole_and_names_no_machine(path: Path) -> None
     assert kinds
     assert "error" not in kinds
     assert (ROOT / "notebooks" / path.name).is_file()
-
-
-def test_the_workflows_run_what_a_fresh_checkout_must_pass_and_publish_the_site() -> None:
-    jobs = {}
-    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
-        for job in yaml.safe_load(path.read_text())["jobs"].values():
-            jobs[path.stem] = [step.get("run", step.get("uses", "")) for step in job["steps"]]
-    assert ".ci/run" in jobs["test"]
-    assert any("-m sphinx" in run and "-c docs . site" in run for run in jobs["book"])
-    assert any(run.startswith("actions/deploy-pages@") for run in jobs["book"])

@@ -1,6 +1,6 @@
 """The notebooks in a real browser: opened in JupyterLab, run from the menu, moved, and looked at.
 
-Screenshots stay in pytest's temporary folder, or in the one that `SPIN_SCREENSHOTS` names.
+Screenshots are kept in the folder that `SPIN_SCREENSHOTS` names.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ pytest.importorskip("playwright", reason="playwright is not installed: pip insta
 import lab_browser
 from playwright.sync_api import Page
 
+SCREENSHOTS = os.environ.get("SPIN_SCREENSHOTS", "")
 pytestmark = pytest.mark.skipif(
     lab_browser.find_browser() is None, reason=f"no browser: none of {', '.join(lab_browser.BROWSERS)} is installed"
 )
@@ -41,17 +42,7 @@ def opened(folder: Path) -> Iterator[Callable[[str], Page]]:
         yield partial(lab_browser.open_page, browser, address)
 
 
-@pytest.fixture
-def screenshots(tmp_path: Path) -> Path:
-    """Where pictures of the screen are kept."""
-    kept = Path(os.environ.get("SPIN_SCREENSHOTS") or tmp_path)
-    kept.mkdir(parents=True, exist_ok=True)
-    return kept
-
-
-def test_the_readme_lies_beside_a_notebook_that_runs_and_follows_its_slider(
-    opened: Callable[[str], Page], screenshots: Path
-) -> None:
+def test_the_readme_lies_beside_a_notebook_that_runs_and_follows_its_slider(opened: Callable[[str], Page]) -> None:
     page = opened("lab/workspaces/spin")
     readme, notebook = page.locator(".jp-MarkdownViewer"), page.locator(".jp-NotebookPanel")
     readme.get_by_role("heading", name="SPIN reproducibility kit").wait_for()
@@ -64,7 +55,6 @@ def test_the_readme_lies_beside_a_notebook_that_runs_and_follows_its_slider(
     assert lab_browser.errors(page) == []
     cell = page.locator(".jp-CodeCell").filter(has=page.locator(".noUi-handle")).first
     before = lab_browser.picture(cell)
-    page.screenshot(path=screenshots / "theory-before.png")
     cell.locator(".noUi-handle").scroll_into_view_if_needed()
     handle = cell.locator(".noUi-handle").bounding_box()
     assert handle is not None
@@ -73,7 +63,8 @@ def test_the_readme_lies_beside_a_notebook_that_runs_and_follows_its_slider(
     page.mouse.move(handle["x"] - 40, handle["y"] + handle["height"] / 2, steps=4)
     page.mouse.up()
     lab_browser.wait_for_another_picture(page, cell, before)
-    page.screenshot(path=screenshots / "theory-after.png")
+    if SCREENSHOTS:
+        page.screenshot(path=Path(SCREENSHOTS) / "00_theory.png")
     assert lab_browser.errors(page) == []
     page.close()
 
@@ -82,7 +73,7 @@ HOSTILE = "$x^2$ <b>bold</b> **strong** <img src=x>"
 
 
 def test_the_opponent_answers_at_smoke_and_what_it_wrote_is_shown_as_it_is(
-    opened: Callable[[str], Page], folder: Path, screenshots: Path
+    opened: Callable[[str], Page], folder: Path
 ) -> None:
     page = opened("doc/tree/notebooks/02_synthetic_generation.ipynb")
     lab_browser.edit(page, 'profile = "cpu"', 'profile = "smoke"')
@@ -100,7 +91,7 @@ def test_the_opponent_answers_at_smoke_and_what_it_wrote_is_shown_as_it_is(
     assert table.locator("tr:last-child td:last-child").inner_text() == HOSTILE
     assert table.locator("mjx-container, b, strong, img").count() == 0
     assert list((folder / "home" / "artifacts" / "smoke" / "seed-0").glob("pairs-0-*"))
-    lab_browser.photograph(page, screenshots / "02_synthetic_generation.png")
+    photograph(page, "02_synthetic_generation")
     page.close()
 
 
@@ -108,10 +99,15 @@ def test_the_opponent_answers_at_smoke_and_what_it_wrote_is_shown_as_it_is(
 @pytest.mark.parametrize(
     "notebook", sorted((paths.REPOSITORY / "notebooks").glob("0[35]_*.ipynb")), ids=lambda path: path.stem
 )
-def test_a_notebook_runs_from_the_menu(opened: Callable[[str], Page], screenshots: Path, notebook: Path) -> None:
+def test_a_notebook_runs_from_the_menu(opened: Callable[[str], Page], notebook: Path) -> None:
     page = opened(f"doc/tree/notebooks/{notebook.name}")
     lab_browser.edit(page, 'profile = "cpu"', 'profile = "smoke"')
     lab_browser.run_all(page)
     assert lab_browser.errors(page) == []
-    lab_browser.photograph(page, screenshots / f"{notebook.stem}.png")
+    photograph(page, notebook.stem)
     page.close()
+
+
+def photograph(page: Page, name: str) -> None:
+    if SCREENSHOTS:
+        lab_browser.photograph(page, Path(SCREENSHOTS) / f"{name}.png")
