@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from spin_utils.model import base
+from spin_utils.settings.inputs import ModelSettings
 
 FAMILIES = ("llama", "mistral", "qwen2")
 FAST = (*FAMILIES, "qwen3", "smollm3")
@@ -42,3 +47,11 @@ def tiny_model(family: str, seed: int = 0, vocabulary: int = VOCABULARY, **optio
             for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
                 torch.nn.init.normal_(projection.bias, std=0.3)
     return model
+
+
+def trainable_folder(folder: Path) -> Path:
+    """A model with its tokenizer in a folder, as a user has one."""
+    folder.mkdir()
+    texts = ["What is 3 + 4? Answer: 7", "Spell this word backward: sun"] * 10
+    base.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), folder, texts, seed=0)
+    return folder

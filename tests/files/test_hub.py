@@ -14,7 +14,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub
-from malformed_recipes import sound_model
+from tiny_models import trainable_folder
 
 from spin_utils.cli import main
 from spin_utils.data.rows import RowError, hub_records
@@ -63,7 +63,7 @@ def repository(rows: hub_rows.Hub, name: str, *configs: str | None) -> dict[str,
 
 def fill(hub: LoopbackHub, tmp_path: Path) -> None:
     """A model, the rows of SPIN's iteration 0 and the benchmarks of Table 6, as the hub has them."""
-    rows, model = hub_rows.Hub(items=4), sound_model(tmp_path / "tiny")
+    rows, model = hub_rows.Hub(items=4), trainable_folder(tmp_path / "tiny")
     bbh = ("causal_judgement", "formal_fallacies", "sports_understanding")
     hub.files = {
         "models/someone/tiny": {p.name: p.read_bytes() for p in model.iterdir()} | {"pytorch_model.bin": b"a pickle"},

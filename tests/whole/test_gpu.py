@@ -37,19 +37,10 @@ def on_gpu(family: str, **options: Any) -> PreTrainedModel:
     return tiny_model(family, **options).to("cuda").eval()
 
 
-def pairs(number: int, longest: int = 20) -> list[Group]:
-    rng = random.Random(0)
-
-    def ids() -> list[int]:
-        return [rng.randrange(2, 61) for _ in range(rng.randint(1, longest))]
-
-    return [Group(ids(), (ids(), ids())) for _ in range(number)]
-
-
 @pytest.mark.parametrize("longest", [20, 80])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_log_probabilities_and_gradients_equal_the_obvious_ones(family: str, longest: int) -> None:
-    model, groups = on_gpu(family), pairs(12, longest)
+    model, groups = on_gpu(family), decoders.pairs(12, longest=longest)
     packed = sequence_logps(model, pack(groups).to("cuda"))
     obvious = obvious_logps(model, groups)
     torch.testing.assert_close(packed, obvious, rtol=1e-5, atol=2e-4)
@@ -126,7 +117,7 @@ def test_log_likelihoods_and_answers_equal_those_of_stock_lm_eval() -> None:
 
 def trained(model: PreTrainedModel, work: Path, longest: int = 20, **options: Any) -> TrainingResult:
     settings = {"learning_rate": 1e-4, "epochs": 2, "batch_size": 8, "precision": "float32", "micro_batch_tokens": 800}
-    groups = pairs(40, longest)
+    groups = decoders.pairs(40, longest=longest)
     opponent = score(model, groups, micro_batch_tokens=500)
     settings = TrainingSettings(**(settings | options))
     return train(model, groups, settings, opponent_logps=opponent, seed=1, work=work)
