@@ -33,7 +33,7 @@ from spin_utils.data.templates import (
 from spin_utils.experiment import preflight
 from spin_utils.experiment.plan import Plan, Step, control_training, stream, training_of
 from spin_utils.files import artifacts, processes, runtime
-from spin_utils.files.disk import replacing
+from spin_utils.files.disk import replacing, sync
 from spin_utils.files.runtime import choose_precision, progress
 from spin_utils.model import base, lora, sharding, vllm
 from spin_utils.model.logprobs import check_supported, score
@@ -172,7 +172,7 @@ def generate(
     stop = end_ids(tokenizer, profile.template)
     size = max(1, profile.generation.shard_rows // tries)
     shards = {start: artifacts.scratch(work) / f"{start:08d}.json" for start in range(0, len(encoded), size)}
-    left = processes.from_first(lambda: [start for start, path in shards.items() if not artifacts.is_kept(work, path)])
+    left = processes.from_first(lambda: [start for start, path in shards.items() if not path.is_file()])
     began = time.perf_counter()
     done = len(encoded) - sum(min(size, len(encoded) - start) for start in left)
     with progress(len(encoded) * tries, what, "answers", done=done * tries) as bar:
@@ -194,7 +194,6 @@ def generate(
         for answered in processes.take_turns(left, answer):
             for start, answers in answered:
                 artifacts.write_json(shards[start], answers)
-                artifacts.keep(work, shards[start])
     processes.barrier()
     read = {start: json.loads(path.read_text()) for start, path in shards.items()}
     if (seconds := time.perf_counter() - began) >= WORTH_MEASURING:
@@ -301,11 +300,7 @@ def train_from(
         model = base.load(start, choose_precision(settings.precision, base.device()))
         adapted = lora.attach(model, settings.lora, seed)
 
-    def keep_epoch(model: Any, folder: Path) -> None:
-        _keep_checkpoint(model, start, folder, adapted)
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            artifacts.keep(work, file)  # the rest of the run may take hours and several restarts
-
+    keep = partial(_keep_checkpoint, start=start, adapted=adapted)
     epoch_steps = Schedule(len(groups), settings, seed).steps_per_epoch
     result = train(
         model,
@@ -314,12 +309,12 @@ def train_from(
         opponent_logps=logps,
         seed=seed,
         work=artifacts.scratch(work),
-        stops={epoch * epoch_steps: partial(keep_epoch, folder=work / f"epoch-{epoch}") for epoch in keep_epochs},
+        stops={epoch * epoch_steps: partial(keep, folder=work / f"epoch-{epoch}") for epoch in keep_epochs},
         keep_state=keep_state,
         what=what,
         describe=describe,
     )
-    _keep_checkpoint(model, start, work, adapted)
+    keep(model, folder=work)
     artifacts.write_json(work / "training.json", {"precision": result.precision, "rows": result.rows})
     shown = artifacts.scratch(work) / TENSORBOARD
     if shown.is_dir() and processes.rank() == 0:
@@ -328,7 +323,7 @@ def train_from(
         processes.from_first(lambda: _link_state(artifacts.scratch(work), work / _STATE))
 
 
-def _keep_checkpoint(model: Any, start: Path, folder: Path, adapted: Any) -> None:
+def _keep_checkpoint(model: Any, *, start: Path, folder: Path, adapted: Any) -> None:
     """Write a model, whole or as adapters, with its start's tokenizer and generation config; the first process does."""
     weights = sharding.whole_weights(model)
     if processes.rank():
@@ -338,6 +333,8 @@ def _keep_checkpoint(model: Any, start: Path, folder: Path, adapted: Any) -> Non
     else:
         lora.save(adapted, start, folder)
     base.copy_companions(base.resolve(start), folder)
+    for file in folder.rglob("*"):
+        sync(file)  # after an epoch the rest of the run may take hours and several restarts
 
 
 def _graded_samples(plan: Plan, dpo: DpoSettings, folder: Path, tokenizer: Any, work: Path) -> list[dict[str, Any]]:
@@ -378,7 +375,7 @@ def _opponent_logps(
     the two start equal. Other numbers of processes have other micro-batches, hence the names of the shards.
     """
     path = work / LOGPS
-    if processes.from_first(lambda: artifacts.is_kept(work, path)):
+    if processes.from_first(path.is_file):
         return np.load(path, allow_pickle=False).tolist()
     model = _opponent(start, settings)
     batches, size = first_micro_batches(groups, settings, seed), SHARD_BATCHES * processes.count()
@@ -386,7 +383,7 @@ def _opponent_logps(
         artifacts.scratch(work) / f"opponent-{processes.count()}-{start:06d}.json": batches[start : start + size]
         for start in range(0, len(batches), size)
     }
-    kept = processes.from_first(lambda: {shard.name for shard in shards if artifacts.is_kept(work, shard)})
+    kept = processes.from_first(lambda: {shard.name for shard in shards if shard.is_file()})
     done = sum(len(batch) for shard, scored in shards.items() if shard.name in kept for batch in scored)
     logps = np.empty((len(groups), len(groups[0].response_ids)), dtype=np.float32)
     with progress(len(groups), "opponent log-probabilities", "pairs", done=done) as bar:
@@ -399,15 +396,12 @@ def _opponent_logps(
             own = [[next(places) for _ in batch] for batch in scored]
             values = score(model, [groups[i] for i in chosen], batches=own, progress=processes.shown(bar.advance))
             logps[chosen] = values
-            if processes.rank() == 0:
-                artifacts.write_json(shard, values)
-                artifacts.keep(work, shard)
+            artifacts.write_json(shard, values)
     if processes.rank() == 0:
         whole = io.BytesIO()  # when writing directly to a file, NumPy hides the reason for a failure
         np.save(whole, logps, allow_pickle=False)
         with replacing(path) as partial:
             partial.write_bytes(whole.getvalue())
-        artifacts.keep(work, path)
     return logps.tolist()
 
 
@@ -430,10 +424,9 @@ def _precision(settings: TrainingSettings, work: Path) -> Precision:
     # Chosen once per run, even if it is resumed, so that opponent and policy compute alike.
     def choose() -> Precision:
         path = artifacts.scratch(work) / _PRECISION
-        if not artifacts.is_kept(work, path):
+        if not path.is_file():
             chosen = choose_precision(settings.precision, base.device())
             artifacts.write_json(path, str(chosen).removeprefix("torch."))
-            artifacts.keep(work, path)
         return json.loads(path.read_text())
 
     return processes.from_first(choose)
@@ -441,13 +434,11 @@ def _precision(settings: TrainingSettings, work: Path) -> Precision:
 
 def _go_on_from(earlier: Path, work: Path) -> None:
     """Take over the state, precision and opponent's log-probabilities of a run with fewer epochs, once."""
-    path, precision = work / LOGPS, artifacts.scratch(work) / _PRECISION
-    if not (artifacts.is_kept(work, path) and artifacts.is_kept(work, precision)):
+    path = work / LOGPS
+    if not path.is_file():
         _link_state(earlier / _STATE, artifacts.scratch(work))
         with replacing(path) as partial:
             shutil.copyfile(earlier / LOGPS, partial)
-        artifacts.keep(work, precision)
-        artifacts.keep(work, path)
 
 
 def _link_state(source: Path, target: Path) -> None:

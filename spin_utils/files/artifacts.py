@@ -3,11 +3,8 @@
 A stage works in `NAME.partial`, where finished shards and checkpoints survive a kill. When everything is written, the
 files are hashed, the manifest is written last, and the directory is renamed. The name ends in a key, a hash of the
 settings, the seed and the keys of all inputs: a changed setting makes a new artifact, and nothing is reused by name
-alone.
-
-Finished pieces of unfinished work, for example shards of a sampling run, are kept in the work directory together with
-their hashes. A piece without a recorded hash was not finished, and one that differs from it is damaged; both are made
-again.
+alone. Pieces of unfinished work, such as shards of a sampling run, are written whole or not at all: one that is there
+is not made again.
 """
 
 from __future__ import annotations
@@ -178,31 +175,6 @@ def scratch(work: Path) -> Path:
     path = work / SCRATCH
     path.mkdir(exist_ok=True)
     return path
-
-
-def keep(work: Path, path: Path) -> None:
-    """Record that a file in a work directory is finished; it is on disk when this returns."""
-    if processes.rank():
-        return
-    sync(path)
-    write_text(_note(work, path), file_hash(path))
-
-
-def is_kept(work: Path, path: Path) -> bool:
-    """Whether a piece is there and unchanged. A damaged one is deleted with a warning."""
-    note = _note(work, path)
-    if not path.is_file() or not note.is_file():
-        return False
-    if note.read_bytes() == file_hash(path).encode():
-        return True
-    log.warning("%s: changed since it was written (hash); it is made again", relative(path))
-    note.unlink()
-    path.unlink()
-    return False
-
-
-def _note(work: Path, path: Path) -> Path:
-    return scratch(work) / "pieces" / path.relative_to(work)
 
 
 def adopt(directory: Path) -> bool:

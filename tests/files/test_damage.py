@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import smoke_chain
 
-from spin_utils.experiment import plan, play, publish, run
+from spin_utils.experiment import plan, publish, run
 from spin_utils.files import artifacts
 from spin_utils.settings import profiles
 
@@ -81,45 +80,6 @@ def test_a_damaged_measurement_is_not_published(damage: Damage, step: str, file:
     damage(steps.directory(step) / file)
     with pytest.raises(artifacts.ArtifactError, match=re.escape(file)):
         publish.publish([steps])
-
-
-@pytest.mark.parametrize(
-    ("step", "name", "count", "piece", "damage"),
-    [
-        ("pairs-0", "sample", 1, "scratch/00000000.json", flip),
-        ("spin-0", "train", 0, "opponent_logps.npy", flip),
-        ("spin-0", "train", 0, "scratch/precision.json", cut),
-    ],
-)
-def test_a_damaged_piece_of_a_stopped_step_is_made_again(
-    step: str,
-    name: str,
-    count: int,
-    piece: str,
-    damage: Damage,
-    steps: plan.Plan,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    home = steps.directory("sft").parents[3]
-    before = smoke_chain.contents(home)
-    shutil.rmtree(steps.directory(step))
-    honest, calls = getattr(play, name), iter(range(count))
-
-    def stopped_after_some_calls(*arguments, **options):
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return honest(*arguments, **options)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(play, name, stopped_after_some_calls)
-        run.make(steps, step)
-    path = steps.directory(step).with_name(steps.directory(step).name + ".partial") / piece
-    damage(path)
-    with caplog.at_level(logging.WARNING):
-        run.make(steps, step)
-    assert f"{path.name}: changed since it was written (hash)" in caplog.text
-    assert smoke_chain.contents(home) == before
 
 
 def test_every_flipped_bit_of_a_manifest_is_refused(made: Path) -> None:
