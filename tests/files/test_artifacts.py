@@ -1,14 +1,21 @@
-"""Artifacts: complete with a manifest, or absent."""
+"""Artifacts are whole or absent; files changed, cut or lost on disk are refused or made again, never used silently."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import smoke_chain
 
+from spin_utils.experiment import plan, publish, run
 from spin_utils.files import artifacts
+from spin_utils.settings import profiles
+
+Damage = Callable[[Path], None]
 
 
 def test_an_artifact_appears_whole_and_without_its_resume_state(home: Path) -> None:
@@ -47,3 +54,79 @@ def test_the_same_artifact_of_another_profile_is_taken_over_and_no_other_one(hom
     artifacts.verify(mine / "seed-0" / theirs.name)
     shutil.rmtree(theirs)
     assert artifacts.adopt(mine / "seed-0" / theirs.name), "it stays when the other one is deleted"
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle: the size stays."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+@pytest.fixture(scope="module")
+def made(module_home: Path) -> Path:
+    """A home with the smoke chain up to the first iteration."""
+    smoke_chain.make(module_home, "eval-sft", "pairs-0", "spin-0")
+    return module_home
+
+
+@pytest.fixture
+def steps(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> plan.Plan:
+    """The plan over a copy of that home."""
+    shutil.copytree(made / "artifacts", tmp_path / "artifacts")
+    monkeypatch.setenv("SPIN_HOME", str(tmp_path))
+    return plan.make(profiles.load("smoke"), 0)
+
+
+@pytest.mark.parametrize(
+    ("step", "input_step", "file"),
+    [
+        ("pairs-0", "sft", "model.safetensors"),
+        ("spin-0", "pairs-0", "pairs.arrow"),
+        ("spin-0-more", "spin-0", "state/state-00000006/state.safetensors"),
+    ],
+)
+def test_a_bit_flipped_in_an_input_stops_the_step_that_reads_it(
+    step: str, input_step: str, file: str, steps: plan.Plan
+) -> None:
+    shutil.rmtree(steps.directory(step), ignore_errors=True)
+    flip(steps.directory(input_step) / file)
+    with pytest.raises(
+        artifacts.ArtifactError, match=f"{re.escape(file)}: changed since it was written.*; delete .* run again"
+    ):
+        run.make(steps, step)
+    assert not steps.directory(step).exists()
+
+
+def test_an_input_with_a_file_missing_or_cut_is_made_again(steps: plan.Plan) -> None:
+    before = smoke_chain.contents(steps.directory("sft").parents[3])
+    shutil.rmtree(steps.directory("pairs-0"))
+    cut(steps.directory("sft") / "model.safetensors")
+    (steps.directory("data") / "spin.jsonl").unlink()
+    run.make(steps, "pairs-0")
+    assert smoke_chain.contents(steps.directory("sft").parents[3]) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "step", "file"),
+    [(flip, "eval-sft", "evaluation.json"), (cut, "spin-0", "training.json"), (Path.unlink, "pairs-0", "pairs.arrow")],
+)
+def test_a_damaged_measurement_is_not_published(damage: Damage, step: str, file: str, steps: plan.Plan) -> None:
+    damage(steps.directory(step) / file)
+    with pytest.raises(artifacts.ArtifactError, match=re.escape(file)):
+        publish.publish([steps])
+
+
+def test_every_flipped_bit_of_a_manifest_is_refused(made: Path) -> None:
+    (path,) = made.glob("artifacts/smoke/seed-0/sft-*/manifest.json")
+    data = path.read_bytes()
+    for place in range(0, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        with pytest.raises(artifacts.ArtifactError, match=r"sft-.*; (delete|run)"):
+            artifacts.read_manifest(path.parent)
+    path.write_bytes(data)
+    artifacts.read_manifest(path.parent)
