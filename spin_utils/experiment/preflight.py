@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -38,11 +40,8 @@ log = logging.getLogger(__name__)
 
 def check_inputs(profile: Profile) -> None:
     """Raise `KitError` if a run's inputs are wrong or do not fit together, before any long work."""
-    from spin_utils.model import vllm
-    from spin_utils.training import trackers
-
-    trackers.check({name for training in all_trainings(profile) for name in training.trackers})
-    _check_devices(profile)
+    for _, look in _on_this_machine(profile):
+        look()
     for settings in (profile.model, *profile.released.values()):
         base.identity(settings)
     if profile.model.source == "directory":
@@ -57,15 +56,21 @@ def check_inputs(profile: Profile) -> None:
             _check_control(profile, demonstrations)
             _check_preferences(profile, demonstrations)
     _check_tasks(profile, names)
-    if profile.generation.backend == "vllm" and not profile.released:
-        vllm.check_environment(profile.generation.vllm)
+
+
+def _on_this_machine(profile: Profile) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Checks of what a run needs here besides its inputs, by what they are about."""
+    from spin_utils.model import vllm
+    from spin_utils.training import trackers
+
+    asked, generation = profile.resources, profile.generation
+    gpus = max(kind.gpus for kind in (asked.training, asked.generation, asked.evaluation))
+    yield "device", lambda: launch.check(profile.processes, gpus)
+    yield "trackers", lambda: trackers.check({name for each in all_trainings(profile) for name in each.trackers})
+    if generation.backend == "vllm" and not profile.released:
+        yield "generation", lambda: vllm.check_environment(generation.vllm)
     if profile.mt_bench is not None:
-        mt_bench.check(profile.mt_bench)
-
-
-def _check_devices(profile: Profile) -> None:
-    asked = profile.resources
-    launch.check(profile.processes, max(kind.gpus for kind in (asked.training, asked.generation, asked.evaluation)))
+        yield "mt_bench", partial(mt_bench.check, profile.mt_bench)
 
 
 def _families(demonstrations: Demonstrations) -> set[str]:
@@ -162,10 +167,6 @@ def check_start(plan: Plan, model: Path) -> None:
     _check_tasks(plan.profile, {row["family"] for rows in asked.values() for row in rows})
 
 
-_ANSWERED = {"spin": "generation", "validation": "generation", "test": "evaluation", "transfer": "evaluation"}
-"""Splits whose prompts the model answers, and the settings of the answers."""
-
-
 def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]) -> None:
     """Raise if rows in any split are too long for the model to train on or to answer. Every row is encoded once.
 
@@ -174,6 +175,10 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
         ModelError: a row, or a prompt and its longest answer, needs more positions than the model has.
     """
     tokenizer = base.load_tokenizer(model)
+    # An answer of an opponent that is cut gets an end token.
+    spin = max(p.generation.max_new_tokens + p.spin.training.end_truncated for p in played(profile))
+    answers = {"spin": ("generation", spin), "validation": ("generation", profile.generation.max_new_tokens)}
+    answers |= dict.fromkeys(("test", "transfer"), ("evaluation", profile.evaluation.max_new_tokens))
     for split, rows in splits.items():
         template = profile.template
         if template.too_long == "drop" and split in ("test", "transfer"):  # evaluation drops no prompt
@@ -185,13 +190,10 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
         if split in ("sft", "spin", "sft_control"):
             whole = (len(row.prompt_ids) + len(row.response_ids) for row in encoded)
             _check_positions(model, f"{split} row", whole, "template.max_response_tokens")
-        if split in _ANSWERED:
-            setting = f"{_ANSWERED[split]}.max_new_tokens"
-            answer = getattr(profile, _ANSWERED[split]).max_new_tokens
-            if split == "spin":  # an end token after a truncated answer
-                answer = max(p.generation.max_new_tokens + p.spin.training.end_truncated for p in played(profile))
+        if split in answers:
+            section, answer = answers[split]
             answered = (len(row.prompt_ids) + answer for row in encoded)
-            _check_positions(model, f"{split} prompt with its answer", answered, setting)
+            _check_positions(model, f"{split} prompt with its answer", answered, f"{section}.max_new_tokens")
 
 
 def check_pair_lengths(model: Path, profile: Profile) -> None:
@@ -272,11 +274,8 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
 
     yield _versions()
     yield Finding("device", "ok", f"{machine.name}, {_gb(machine.memory)} free on each")
-    try:
-        if machine.kind == "cpu":
-            _check_devices(profile)
-    except KitError as error:
-        yield Finding("device", "refused", str(error))
+    for what, look_here in _on_this_machine(profile) if machine.disk < math.inf else ():  # else another machine
+        yield from _refusal(what, look_here)
     asked = {repository: look(repository) for repository in wanted(profile)}
     for state, text in dict.fromkeys(asked.values()):
         names = ", ".join(repository.name for repository in asked if asked[repository] == (state, text))
@@ -336,17 +335,12 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
         left = "disk and time below are without further tasks"
         yield Finding("tasks", "refused", f"{str(error).removeprefix('tasks: ')}; {left}")
         profile = replace(profile, evaluation=replace(profile.evaluation, tasks=(), big_bench={}))
-    checks: dict[str, Callable[[Profile, Demonstrations], None]] = {"demonstrations": _check_demonstrations}
-    if "sft_control" in read:
-        checks["sft_control"] = _check_control
-    if profile.dpo and profile.dpo.preferences.source == "file":
-        checks["dpo"] = _check_preferences
-    for what, fits in checks.items():
-        try:
-            if rows:
-                fits(profile, rows)
-        except KitError as error:
-            yield Finding(what, "refused", str(error))
+    if rows:
+        yield from _refusal("demonstrations", partial(_check_demonstrations, profile, rows))
+        if "sft_control" in read:
+            yield from _refusal("sft_control", partial(_check_control, profile, rows))
+        if profile.dpo and profile.dpo.preferences.source == "file":
+            yield from _refusal("dpo", partial(_check_preferences, profile, rows))
     try:
         made = plan.make(profile, seed=0)
     except KitError as error:
@@ -368,6 +362,13 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
     counted = f"{run.prompt_tokens} + {run.real_tokens} + {run.generated_tokens} tokens of prompt and responses "
     counted += "counted from the rows" if rows else "assumed"
     yield Finding("time", "ok", f"{_hours(made, hours, machine)}; {counted}")
+
+
+def _refusal(what: str, look: Callable[[], object]) -> Iterator[Finding]:
+    try:
+        look()
+    except KitError as error:
+        yield Finding(what, "refused", str(error))
 
 
 def _memory(stage: str, need: Need, lower: str, devices: int, machine: Machine) -> Finding:

@@ -196,9 +196,10 @@ def test_released_checkpoints_take_their_downloads_on_disk_and_no_more() -> None
         ({"demonstrations": {"source": "file", "train": "/no/rows.jsonl"}}, {"demonstrations", "plan"}, "unknown"),
         ({"dpo.preferences": {"source": "file", "train": str(BROKEN)}}, {"dpo"}, "fits"),
         ({"evaluation.tasks": ["/no/such/task.yaml"]}, {"tasks"}, "fits"),
+        ({"generation.backend": "vllm", "generation.vllm.python": "/no/python"}, {"generation"}, "fits"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_finding_among_the_others(
+def test_what_cannot_be_used_is_one_finding_among_the_others(
     changes: dict[str, Any], refused: set[str], verdict: str
 ) -> None:
     report = preflight.check(profiles.load("smoke", changes), LAPTOP)
