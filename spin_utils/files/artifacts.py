@@ -117,57 +117,53 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
     Files in the work directory survive an exception, so that the next call resumes from them. Its `scratch` folder is
     for resume state and not part of the artifact. All arguments but `directory` go into the manifest.
     """
+    work = directory.with_name(directory.name + ".partial")
     if processes.rank():
         processes.barrier()  # until the folder is there
-        yield _partial(directory)
+        yield work
         processes.barrier()  # until the artifact is
         return
     with explained(directory):
-        yield from _building(directory, stage=stage, settings=settings, inputs=inputs, seed=seed)
-
-
-def _building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str, Any], seed: int) -> Iterator[Path]:
-    work = _partial(directory)
-    work.mkdir(parents=True, exist_ok=True)
-    earlier = scratch(work) / "seconds"  # of a run that was stopped
-    spent = float(earlier.read_text()) if earlier.is_file() else 0.0
-    started, clock = time.time(), time.monotonic()
-    processes.barrier()
-    try:
-        yield work
-    finally:
-        seconds = spent + time.monotonic() - clock
-        with contextlib.suppress(OSError):  # a full disk raises its own error
-            write_text(earlier, f"{seconds:.3f}")
-    for leftover in work.rglob(".*.tmp"):  # from a killed writer
-        leftover.unlink()
-    files = {
-        str(p.relative_to(work)): {"sha256": file_hash(p), "bytes": p.stat().st_size}
-        for p in sorted(work.rglob("*"))
-        if p.is_file() and p.name != MANIFEST and work / SCRATCH not in p.parents
-    }
-    manifest = {
-        "schema": SCHEMA,
-        "kind": "artifact",
-        "stage": stage,
-        "key": directory.name.rpartition("-")[2],
-        "settings": settings,
-        "inputs": dict(inputs),
-        "seed": seed,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(seconds, 3),
-        **environment(),
-        "files": files,
-    }
-    write_json(work / MANIFEST, sealed(manifest))
-    for path in [*work.rglob("*"), work]:
-        sync(path)
-    if directory.is_dir():  # left empty by the scheduler, or damaged
-        shutil.rmtree(directory)
-    os.replace(work, directory)
-    sync(directory.parent)
-    shutil.rmtree(directory / SCRATCH, ignore_errors=True)  # last: a run killed before the rename resumes from it
-    processes.barrier()
+        work.mkdir(parents=True, exist_ok=True)
+        earlier = scratch(work) / "seconds"  # of a run that was stopped
+        spent = float(earlier.read_text()) if earlier.is_file() else 0.0
+        started, clock = time.time(), time.monotonic()
+        processes.barrier()
+        try:
+            yield work
+        finally:
+            seconds = spent + time.monotonic() - clock
+            with contextlib.suppress(OSError):  # a full disk raises its own error
+                write_text(earlier, f"{seconds:.3f}")
+        for leftover in work.rglob(".*.tmp"):  # from a killed writer
+            leftover.unlink()
+        files = {
+            str(p.relative_to(work)): {"sha256": file_hash(p), "bytes": p.stat().st_size}
+            for p in sorted(work.rglob("*"))
+            if p.is_file() and p.name != MANIFEST and work / SCRATCH not in p.parents
+        }
+        manifest = {
+            "schema": SCHEMA,
+            "kind": "artifact",
+            "stage": stage,
+            "key": directory.name.rpartition("-")[2],
+            "settings": settings,
+            "inputs": dict(inputs),
+            "seed": seed,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "seconds": round(seconds, 3),
+            **environment(),
+            "files": files,
+        }
+        write_json(work / MANIFEST, sealed(manifest))
+        for path in [*work.rglob("*"), work]:
+            sync(path)
+        if directory.is_dir():  # left empty by the scheduler, or damaged
+            shutil.rmtree(directory)
+        os.replace(work, directory)
+        sync(directory.parent)
+        shutil.rmtree(directory / SCRATCH, ignore_errors=True)  # last: a run killed before the rename resumes from it
+        processes.barrier()
 
 
 def scratch(work: Path) -> Path:
@@ -273,7 +269,3 @@ def _device() -> str:
     else:
         device = f"cpu, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     return device if processes.count() == 1 else f"{device}, {processes.count()} processes"
-
-
-def _partial(directory: Path) -> Path:
-    return directory.with_name(directory.name + ".partial")
