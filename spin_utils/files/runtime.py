@@ -328,16 +328,8 @@ def _fast_on_this_cpu() -> torch.dtype:
 def _seconds_of_a_product(dtype: torch.dtype) -> float:
     """The fastest of many repetitions, in processor time of one thread, which other load affects least."""
     import torch
+    from torch.utils.benchmark import Timer
 
-    inputs, weight = (torch.ones(384, 384, dtype=dtype) for _ in range(2))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        torch.nn.functional.linear(inputs, weight)
-        best, stop = float("inf"), time.thread_time() + 0.1
-        while (started := time.thread_time()) < stop:
-            torch.nn.functional.linear(inputs, weight)
-            best = min(best, time.thread_time() - started)
-        return best
-    finally:
-        torch.set_num_threads(threads)
+    given = {name: torch.ones(384, 384, dtype=dtype) for name in ("inputs", "weight")}
+    timer = Timer("torch.nn.functional.linear(inputs, weight)", globals=given, timer=time.thread_time, num_threads=1)
+    return min(timer.blocked_autorange(min_run_time=0.1).times)
