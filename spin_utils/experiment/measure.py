@@ -102,22 +102,18 @@ def pair_examples(plan: Plan, model: str) -> list[Example]:
 
     Of several generated responses to a prompt it has the first one.
     """
-    found: dict[str, Example] = {}
+    found: dict[str, int] = {}
     trained_on = play.training_pairs(plan, model)
     families = {row["id"]: row.get("family", "") for row in run.rows(plan, "spin")}
     ids = trained_on.table["id"].to_pylist()[:: trained_on.answers]
     for place, name in enumerate(ids):
         family = families.get(name, "")
         if family not in found:
-            pair = _first_pair(trained_on[place])
-            real, generated = map(list, pair.response_ids)
+            real, generated, *_ = map(list, trained_on[place].response_ids)
             if real != generated:
-                found[family] = Example(str(name), pair)
-    return [found[family] for family in sorted(found)] or [Example(str(ids[0]), _first_pair(trained_on[0]))]
-
-
-def _first_pair(group: Group) -> Group:
-    return Group(group.prompt_ids, group.response_ids[:2])
+                found[family] = place
+    chosen = [(ids[place], trained_on[place]) for _, place in sorted(found.items())] or [(ids[0], trained_on[0])]
+    return [Example(str(name), Group(pair.prompt_ids, pair.response_ids[:2])) for name, pair in chosen]
 
 
 def moments(plan: Plan, model: str) -> dict[str, Path]:
