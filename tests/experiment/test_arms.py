@@ -10,8 +10,7 @@ from test_experiments import equal, make
 
 from spin_utils.data import families
 from spin_utils.data.templates import EncodedRow, decode_response
-from spin_utils.experiment import estimate, plan, play, publish, run
-from spin_utils.experiment.cost import Architecture
+from spin_utils.experiment import plan, play, publish, run
 from spin_utils.model import base
 from spin_utils.model.packing import Group, Pairs, PairsError
 from spin_utils.training.loop import train
@@ -127,10 +126,3 @@ def test_the_released_way_asks_under_one_template_and_trains_under_another(tmp_p
             assert row["generated_ids"][-1] != tokenizer.convert_tokens_to_ids(template.end)
     ends = [group.response_ids[1][-1] for group in play.training_pairs(made, "spin-0-arm-it")]
     assert set(ends) == {tokenizer.convert_tokens_to_ids(template.end)}, "an answer that was cut gets an end token"
-
-
-def test_the_check_counts_an_arms_hours() -> None:
-    profile = arm(spin__answers_per_prompt=64).profile
-    run, rows = estimate.workload(profile, estimate.machine(1, 80), None), estimate.rows_of(profile, None)
-    hours = estimate.hours(plan.make(profile, 7), run, Architecture(), rows)
-    assert hours["pairs-0-arm-it"] == pytest.approx(64 * hours["pairs-0"])

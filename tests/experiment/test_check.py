@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub, serve
+from malformed_recipes import sound_model
 
 from spin_utils.cli import main as cli
 from spin_utils.data.rows import RowError, write_rows
@@ -26,7 +27,6 @@ from spin_utils.files.paths import KitError
 from spin_utils.model import base
 from spin_utils.model.base import ModelError
 from spin_utils.settings import profiles
-from spin_utils.settings.inputs import ModelSettings
 
 BROKEN = Path(__file__).parents[1] / "malformed" / "demonstrations" / "cut_off.jsonl"
 REVISION = {"demonstrations.revision": "0" * 40}
@@ -48,8 +48,7 @@ def _quick(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """The folder of a tiny model."""
-    settings = ModelSettings("tiny", name="llama", hidden_size=16, layers=1)
-    return base.materialise(settings, tmp_path, ["some words"], seed=0)
+    return sound_model(tmp_path / "tiny")
 
 
 def states(report: preflight.Report, what: str) -> list[str]:
@@ -314,7 +313,8 @@ def test_hours_follow_the_work_and_the_machine() -> None:
     assert triplets["spin-0"] == alone["spin-1"] < triplets["spin-1"] < 1.5 * alone["spin-1"], "one more response"
     local = {"evaluation.suite": "local", "demonstrations.test_rows": 100}
     arms = {"it": {"generation.max_new_tokens": 64}, "one": {"generation.batch_size": 1, "generation.temperature": 0.5}}
-    armed = hours(EIGHT, arms=arms)
+    armed = hours(EIGHT, arms=arms | {"many": {"spin.answers_per_prompt": 64}})
+    assert armed["pairs-0-arm-many"] == pytest.approx(64 * eight["pairs-0"])
     assert 1.5 * armed["pairs-0-arm-it"] < eight["pairs-0"] < armed["pairs-0-arm-one"] / 2
     assert armed["spin-0-arm-it"] < armed["spin-0-arm-one"] == eight["spin-0"]
     drawn = hours(EIGHT, **local, **{"evaluation.samples": 2})["eval-sft"]
