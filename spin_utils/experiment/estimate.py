@@ -323,12 +323,8 @@ def memory(
         yield "judge", need, "lower mt_bench.batch_size, or take a smaller mt_bench.judge_model"
 
 
-def shared_by(profile: Profile, machine: Machine) -> int:
-    """Number of devices over which training shards weights, gradients and optimizer state."""
-    return 1 if profile.processes.sharding == "ddp" else _processes(profile, machine)
-
-
-def _processes(profile: Profile, machine: Machine) -> int:
+def processes(profile: Profile, machine: Machine) -> int:
+    """Number of processes that share a training run, each on its own device."""
     return profile.processes.count or max(1, min(profile.resources.training.gpus, machine.devices))
 
 
@@ -341,7 +337,7 @@ def main_memory(
     loaded = LIBRARIES + machine.width * max(a.parameters for a in (architecture, judging) if a is not None)
     if not states:
         return loaded
-    count = _processes(profile, machine)
+    count = processes(profile, machine)
     return max(loaded, max(count * checkpoint(architecture), *states) + count * LIBRARIES)
 
 

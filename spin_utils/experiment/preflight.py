@@ -314,7 +314,7 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
     size = f"{architecture.parameters / 1e9:.3g} billion parameters ({source})"
     state = "ok" if architecture.path == "fast" else "note"
     yield Finding("model", state, f"{size}; {general.COSTS[architecture.path]}")
-    shared = estimate.shared_by(profile, machine)
+    shared = 1 if profile.processes.sharding == "ddp" else estimate.processes(profile, machine)
     judged = judging[0] if judging else None
     for stage, need, lower in estimate.memory(profile, architecture, machine, judged):
         yield _memory(stage, need, lower, shared, machine)
