@@ -13,9 +13,8 @@ import re
 import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,20 +73,20 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
     from spin_utils.training.loop import Interrupted
     from spin_utils.training.state import StopRequest
 
-    # We report failures in one line.
+    # We report failures in one line. Torch's handlers, which raise an error of its own, would stay for good.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
     with tempfile.TemporaryDirectory(prefix="spin-") as folder, StopRequest() as stop:
         shared = _environment(settings.count, Path(folder) / "rendezvous")
         ranks = range(settings.count)
-        with _handlers_kept():
-            workers = start_processes(
-                "spin",
-                sys.executable,
-                args=dict.fromkeys(ranks, ("-m", "spin_utils", *arguments)),
-                envs={rank: shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks},
-                logs_specs=DefaultLogsSpecs(folder, redirects=Std.ALL, tee=Std.ALL, local_ranks_filter={0}),
-                log_line_prefixes={0: ""},
-            )
+        workers = start_processes(
+            "spin",
+            sys.executable,
+            args=dict.fromkeys(ranks, ("-m", "spin_utils", *arguments)),
+            envs={rank: shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks},
+            logs_specs=DefaultLogsSpecs(folder, redirects=Std.ALL, tee=Std.ALL, local_ranks_filter={0}),
+            log_line_prefixes={0: ""},
+        )
         ended = _wait(workers, stop)
         failures = {rank: (failure.exitcode, _last_line(ended, rank)) for rank, failure in ended.failures.items()}
     if any(status == STOPPED for status, _ in failures.values()):
@@ -96,18 +95,6 @@ def launch(arguments: Sequence[str], settings: ProcessSettings) -> None:
         raise KeyboardInterrupt
     if failures:
         raise WorkError(_explanation(failures, settings.count))
-
-
-@contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Put signal handlers back after the block: torch's, which raise an error of its own, would stay for good."""
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _environment(count: int, rendezvous: Path) -> dict[str, str]:
