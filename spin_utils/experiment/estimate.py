@@ -419,7 +419,7 @@ def disk(plan: Plan, architecture: Architecture) -> float:
             checkpoints += {"directory": 0.0, "hub": 0.5}.get(source, 1.0)
         checkpoints += step.stage in ("sft", "spin", "subset", "dpo")  # adapters are small compared with merged weights
         if shown := step.settings.get("epochs_shown", 0):
-            checkpoints += min(shown, spin.training.epochs) - 1
+            checkpoints += spin.training.epochs - 1  # the epochs before the model's own
             if shown > spin.training.epochs:  # Figure 4 continues from a state
                 states += optimizer_state(architecture, spin.training)
         if step.stage == "epochs":

@@ -178,6 +178,8 @@ def test_a_disk_too_small_is_refused_and_counts_every_checkpoint(monkeypatch: py
     # base, sft, sft-more, spin-0 and -1, epoch 1 and 3, subset, arm, dpo twice; states: kept one, two of AdamW's
     expected = one * (1 + 2 + 2 + 2 + 1 + 1 + 2) + 2 * one + 2 * 3 * one
     assert estimate.disk(made, found[0]) == expected
+    few = [plan.make(profiles.load("smoke", {"spin.epochs_shown": shown}), 0) for shown in (0, 1)]
+    assert estimate.disk(few[1], found[0]) == estimate.disk(few[0], found[0]) + one, "the epoch before the model's"
     monkeypatch.setattr(artifacts, "is_complete", lambda folder: folder == made.directory("sft"))
     assert estimate.disk(made, found[0]) == expected - one, "what is finished takes no more"
     monkeypatch.setattr(artifacts, "is_complete", lambda folder: folder != made.directory("spin-0-more"))
