@@ -1,6 +1,6 @@
 """Checks before any long work: a run's inputs, and for `spin-repro check` whether it can run here at all.
 
-`check_inputs` raises; `check` reports. Nothing is trained, and only a model's config.json is fetched.
+`check_inputs` raises; `check` reports. Nothing is trained, and of a model only config.json is fetched.
 """
 
 from __future__ import annotations
@@ -290,7 +290,8 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
         try:
             read[what] = load_demonstrations(settings)
         except RowError as error:
-            away = settings.source == "hub" and bool(settings.revision) and "expected_rows" not in str(error)
+            away = any(place.name == settings.name and state == "unknown" for place, (state, _) in asked.items())
+            away = away and "expected_rows" not in str(error)
             yield Finding(what, "unknown" if away else "refused", str(error))
         else:
             sizes = (f"{split} {len(found):,}" for split, found in vars(read[what]).items() if found)

@@ -277,8 +277,11 @@ def test_a_model_on_the_hub_that_is_no_decoder_is_one_finding(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     hub.repositories["models/a/t5"] = "1" * 40
     hub.files["models/a/t5"] = {"config.json": b'{"model_type": "t5"}'}
-    model = {"source": "hub", "name": "a/t5", "revision": "1" * 40}
-    report = preflight.check(profiles.load("gpu", {"model": model}), estimate.machine(1, 24))
+    hub.repositories["datasets/a/rows"] = "1" * 40
+    model, rows = ({"source": "hub", "name": f"a/{name}", "revision": "1" * 40} for name in ("t5", "rows"))
+    changes = {"model": model, "demonstrations": rows | {"train": "no_such_split"}}
+    report = preflight.check(profiles.load("gpu", changes), estimate.machine(1, 24))
+    assert states(report, "demonstrations") == ["refused"], "the hub answers, so the rows are at fault"
     assert states(report, "model") == ["refused"]
     assert "a/t5: config.json does not describe a causal language model (ValueError: Unrecognized" in text(report)
 
