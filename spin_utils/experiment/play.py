@@ -422,14 +422,10 @@ def _opponent(start: Path, settings: TrainingSettings) -> Any:
 
 def _precision(settings: TrainingSettings, work: Path) -> Precision:
     # Chosen once per run, even if it is resumed, so that opponent and policy compute alike.
-    def choose() -> Precision:
-        path = artifacts.scratch(work) / _PRECISION
-        if not path.is_file():
-            chosen = choose_precision(settings.precision, base.device())
-            artifacts.write_json(path, str(chosen).removeprefix("torch."))
-        return json.loads(path.read_text())
-
-    return processes.from_first(choose)
+    path = artifacts.scratch(work) / _PRECISION
+    if processes.rank() == 0 and not path.is_file():
+        artifacts.write_json(path, str(choose_precision(settings.precision, base.device())).removeprefix("torch."))
+    return processes.from_first(lambda: json.loads(path.read_text()))
 
 
 def _go_on_from(earlier: Path, work: Path) -> None:
