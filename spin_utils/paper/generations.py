@@ -109,7 +109,7 @@ def jsd_bounds(heldout: pd.DataFrame) -> pd.DataFrame:
         half = np.arange(len(margins)) % 2
         scales = np.array([best_scale(margins[half == 1]), best_scale(margins[half == 0])])[half]
         bound = math.log(2) - np.logaddexp(0, -scales * margins)
-        against = str(ModelName.parse(str(model)).opponent)
+        against = ModelName.parse(str(model)).opponent
         right = (np.sign(margins) + 1) / 2
         parts.append(pairs.assign(model=against, task=HELDOUT, jsd_bound=bound, told_apart=right))
     columns = ["seed", "model", "task", "id", "jsd_bound", "told_apart", "real_surprise", "generated_surprise"]
@@ -171,7 +171,7 @@ def entry_test(heldout: pd.DataFrame, model: str = "spin-0", *, jsd: bool = True
     differ = int((first["real_drift"] != first["generated_drift"]).sum())
     if not differ:
         return "all held-out responses equal the real ones: nothing to learn (Theorem 5.2)"
-    bounds, opponent = jsd_bounds(heldout), str(ModelName.parse(model).opponent)
+    bounds, opponent = jsd_bounds(heldout), ModelName.parse(model).opponent
     told = paired(bounds, {opponent: 1.0}, column="told_apart")
     # Pairs that are the same count 1/2 there; here they are left out.
     share = differ / len(first)

@@ -34,7 +34,7 @@ def plan(scores: pd.DataFrame, items: int, seeds: int) -> pd.DataFrame:
     """
     models = set(scores["model"].unique())
     chain = iterates(models)
-    pairs = [(name, str(ModelName.parse(name).opponent)) for name in chain]
+    pairs = [(name, ModelName.parse(name).opponent) for name in chain]
     if chain:
         others = ("sft", *sorted(name for name in models if ModelName.parse(name).sft_epochs))
         pairs += [(chain[-1], other) for other in others if (chain[-1], other) not in pairs]

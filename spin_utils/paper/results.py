@@ -48,7 +48,7 @@ SCHEMA = 1
 Scored = Literal["evaluations", "transfer", "instructions"]
 """Folders of evaluations: on the tasks of the training mix, on tasks not used in training, and on instructions."""
 
-Model = Annotated[str, AfterValidator(lambda name: str(ModelName.parse(name)))]
+Model = Annotated[str, AfterValidator(lambda name: ModelName.parse(name).name)]
 
 _AGAIN = "run the stage that writes the file again"
 

@@ -25,7 +25,7 @@ class ModelName:
     >>> name = ModelName.parse("spin-3-dpo")
     >>> name.iteration, name.dpo
     (3, True)
-    >>> str(ModelName.parse("spin-1").opponent)
+    >>> ModelName.parse("spin-1").opponent
     'spin-0'
     """
 
@@ -58,19 +58,16 @@ class ModelName:
         dpo = name == "dpo" or bool(found["dpo"])
         return cls(name, **numbers, arm=found["arm"] or "", further=bool(found["further"]), dpo=dpo)
 
-    def __str__(self) -> str:
-        return self.name
-
     @property
     def is_iterate(self) -> bool:
         """Whether it is theta_t+1, the main player at the end of an iteration of Algorithm 1."""
         return self.name == f"spin-{self.iteration}"
 
     @property
-    def opponent(self) -> ModelName:
-        """The model that an iteration starts from and plays against: the iterate before it, or SFT."""
-        assert self.iteration is not None, f"{self} is not a SPIN model"
-        return ModelName.parse(f"spin-{self.iteration - 1}" if self.iteration else "sft")
+    def opponent(self) -> str:
+        """Name of the model that an iteration starts from and plays against: the iterate before it, or SFT."""
+        assert self.iteration is not None, f"{self.name} is not a SPIN model"
+        return f"spin-{self.iteration - 1}" if self.iteration else "sft"
 
 
 def label(name: str) -> str:
