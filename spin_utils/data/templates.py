@@ -239,7 +239,10 @@ def encode_rows(
             raise type(error)(f"row {number} ({row.get('id', 'no id')}): {error}") from None
         encoded.append(EncodedRow(row, prompt_ids[-template.max_prompt_tokens :], response_ids))
     if rows and not encoded:
-        raise TooLongError(f"all {len(rows)} rows are too long for the template; raise template.max_prompt_tokens")
+        raise TooLongError(
+            f"all {len(rows)} rows are too long for the template; raise template.max_prompt_tokens or "
+            "template.max_response_tokens"
+        )
     if len(encoded) < len(rows):
         log.warning("%d of %d rows left out: too long for the template", len(rows) - len(encoded), len(rows))
     return encoded
