@@ -230,7 +230,10 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 def check_directory(folder: Path) -> Path:
     """Return a model's folder, or raise a `ModelError`: no config, tokenizer or safetensors, or an adapter alone."""
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such model folder; check the path (from the current folder)")
+        raise ModelError(
+            f"{folder}: no such model folder; check the path (from the current folder), or for a model of the hub set "
+            "model={source: hub, name: owner/name, revision: COMMIT}"
+        )
     if (folder / "adapter_config.json").exists():
         raise ModelError(
             f"{folder}: adapter_config.json says it is an adapter for another model; merge the two (merge_and_unload) "
