@@ -72,6 +72,11 @@ class PackedLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise EvaluationError(
+                "a text without context is scored behind a start or end token, and this tokenizer has neither; name "
+                "its eos_token in tokenizer_config.json"
+            )
         return int(self.tokenizer.eos_token_id)
 
     @property
@@ -244,7 +249,7 @@ class PackedLM(TemplateLM):
         if self.template is not None:
             return templates.end_ids(self.tokenizer, self.template)
         declared = getattr(self.model.generation_config, "eos_token_id", None)
-        return {self.eot_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+        return {self.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
 
     def _text(self, answer: Sample, until: list[str]) -> str:
         if self.template is not None:
