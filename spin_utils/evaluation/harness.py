@@ -412,7 +412,7 @@ def _items(
                 "share from 0 to 1; correct the task's file"
             )
         drawn = {"sampled": sample["drawn"]} if column.big_bench and "drawn" in sample else {}
-        yield {"task": column.name, "id": item, "score": float(score), **_response(task, sample, lm), **drawn}
+        yield {"task": column.name, "id": item, "score": float(score), **_response(task, sample, lm, metric), **drawn}
 
 
 def _rows_of(column: Column, leaves: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
@@ -460,18 +460,20 @@ def _sampled(lm: PackedLM, tasks: Sequence[Any], samples: int, independent: Path
     return found
 
 
-def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM) -> dict[str, Any]:
-    """The model's response: its text, or the most likely choice, for which no tokens were generated."""
+def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM, metric: str) -> dict[str, Any]:
+    """The model's response: its text, or the choice that it prefers, for which no tokens were generated."""
     if task.OUTPUT_TYPE == "generate_until":
         context, options = sample["arguments"][0]
         greedy = not options.get("do_sample") and not options.get("temperature")
         request = Instance("generate_until", sample["doc"], (context, options), 0)
         return {"response": sample["resps"][0][0], "tokens": lm.length(request) if greedy else 0}
-    cloze = sample["doc"].get("cloze")  # of Big-Bench: compared by log-probability a character
     choices = [choice for _, choice in sample["arguments"]]
+    if task.OUTPUT_TYPE == "multiple_choice":  # which may stand in the context, or be scored without it as well
+        choices = task.doc_to_choice(sample["doc"])
+    by_character = metric == "acc_norm" or sample["doc"].get("cloze")  # the latter of Big-Bench
     values = [
-        response[0][0] / (len(choice) if cloze else 1)
-        for response, choice in zip(sample["resps"], choices, strict=True)
+        response[0][0] / (max(1, len(choice)) if by_character else 1)
+        for response, choice in zip(sample["resps"], choices, strict=False)
     ]
     return {"response": choices[values.index(max(values))].strip(), "tokens": 0}
 

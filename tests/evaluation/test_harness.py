@@ -203,6 +203,8 @@ def test_an_unknown_task_is_refused(run: Run) -> None:
 
 GENERATING = "output_type: generate_until\ngeneration_kwargs: {until: [], max_gen_toks: 5}\n"
 CHOOSING = "output_type: multiple_choice\ndoc_to_choice: [sat, ran]\n"
+IN_CONTEXT = "doc_to_text: \"{{(answer != 'sat') | int}}\"\ndoc_to_target: on the mat\n"
+"""As in WinoGrande: the choices come first, and one continuation is scored behind each."""
 
 
 def task_file(
@@ -231,21 +233,32 @@ def check(*tasks: Path | str) -> None:
     harness.check_tasks(replace(SETTINGS, tasks=tuple(map(str, tasks))), ["sums"])
 
 
+@pytest.mark.parametrize(
+    ("metric", "more"),
+    [
+        ("acc", ""),
+        ("acc_norm", ""),
+        ("acc", "metric_list: [{metric: acc}, {metric: acc_mutual_info}]\n"),
+        ("acc", IN_CONTEXT),
+    ],
+)
 def test_a_users_own_multiple_choice_task_gives_the_numbers_of_stock_lm_eval(
-    run: Run, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    metric: str, more: str, run: Run, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shots = CHOOSING + "fewshot_split: test\nnum_fewshot: 3\n"
-    mine = task_file(tmp_path / "mine.yaml", shots, answers=("sat", "ran", "ran") * 5, metric="acc")
+    shots = CHOOSING.replace("ran", "sat on the mat of the dog") + "fewshot_split: test\nnum_fewshot: 3\n"
+    answers = ("sat", "sat on the mat of the dog", "sat on the mat of the dog") * 5
+    mine = task_file(tmp_path / "mine.yaml", shots + more, answers=answers, metric=metric)
     record = run(mine)
     assert list(record["tasks"]) == ["copied", "sums", "mine"]
     monkeypatch.chdir(tmp_path)
     theirs = stock(model, "mine.yaml", manager=TaskManager(include_defaults=False))
-    assert record["tasks"]["mine"]["value"] == pytest.approx(theirs["results"]["mine"]["acc,none"])
+    assert record["tasks"]["mine"]["value"] == pytest.approx(theirs["results"]["mine"][f"{metric},none"])
     items = [item for item in record["items"] if item["task"] == "mine"]
     assert [item["id"] for item in items] == [str(sample["doc_id"]) for sample in theirs["samples"]["mine"]]
-    for item, found in zip(items, theirs["samples"]["mine"], strict=True):
-        assert item["score"] == found["acc"]
-        assert item["response"] == ["sat", "ran"][int(np.argmax([response[0][0] for response in found["resps"]]))]
+    for item, found, right in zip(items, theirs["samples"]["mine"], answers, strict=True):
+        assert item["score"] == found[metric]
+        assert (item["response"] == right) == (item["score"] == 1)
+        assert item["response"] in answers
 
 
 def test_tasks_of_one_name_are_scored_each_on_its_own_items(run: Run, tmp_path: Path) -> None:
