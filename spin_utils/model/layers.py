@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
@@ -46,6 +47,11 @@ class _Shape(NamedTuple):
 def fast_layers(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Inside the block the recognised decoder layers of a model take the fused path."""
     return lending(_forward, [m for m in model.modules() if _recognised(m) and "forward" not in vars(m)])
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers, whatever a family calls them."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 @contextmanager
@@ -79,14 +85,7 @@ def _recognised(layer: nn.Module) -> bool:
     return plain and unbiased and paired and not hooked and isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
 
 
-def _forward(layer: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-    """Stands in for the layer's forward, its gradient checkpointing included, which transformers puts around that."""
-    if layer.gradient_checkpointing and layer.training:
-        return layer._gradient_checkpointing_func(partial(_compute, layer, **kwargs), hidden_states)
-    return _compute(layer, hidden_states, **kwargs)
-
-
-def _compute(
+def _forward(
     layer: Any,
     hidden_states: Tensor,
     *,

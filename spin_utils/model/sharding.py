@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from spin_utils.files import processes
+from spin_utils.model.layers import decoder_layers
 
 Parameter = Any
 """A parameter of a model. If DeepSpeed shards it, `ds_tensor` is this process's shard, flat and padded with zeros, and
@@ -38,18 +39,11 @@ def shard(model: PreTrainedModel, dtype: torch.dtype) -> torch.dtype:
         return dtype
     mesh = init_device_mesh(model.device.type, (processes.count(),))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for module in [*_layers(model), model]:
+    for module in [*decoder_layers(model), model]:
         sharded = fully_shard(module, mesh=mesh, mp_policy=policy)
         sharded.set_gradient_divide_factor(1.0)  # the loss has the global batch as its denominator: sum, not mean
         sharded.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
     return torch.float32
-
-
-def _layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder layers, whatever a family calls them."""
-    count = model.config.num_hidden_layers
-    found = [list(part) for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
-    return found[0] if found else []
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -13,21 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from spin_utils.files import processes, runtime
 from spin_utils.files.disk import write_text
 from spin_utils.files.runtime import choose_precision, progress
 from spin_utils.model import sharding
 from spin_utils.model.general import on_its_path
+from spin_utils.model.layers import decoder_layers, lending
 from spin_utils.model.logprobs import check_supported
 from spin_utils.model.packing import Group, PairsError, check_groups
 from spin_utils.settings.inputs import identity as identity_of
@@ -296,28 +296,14 @@ def _training_mode(model: PreTrainedModel, settings: TrainingSettings) -> Iterat
     for name, module in model.named_modules():
         if "lora_dropout" in name:
             module.train()
-    if settings.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        layers: list[Any] = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
-        for layer in layers:  # which look at their own mode, not their parts'
-            layer._gradient_checkpointing_func = partial(_in_eval_mode, layer, layer._gradient_checkpointing_func)
-            layer.training = True
+    layers = decoder_layers(model) if settings.gradient_checkpointing else []
+    forward = {layer: layer.forward for layer in layers}
+
+    def checkpointed(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward[layer], *args, use_reentrant=False, **kwargs)
+
     try:
-        yield
+        with lending(checkpointed, layers):  # transformers only does it in training mode, which turns dropout on
+            yield
     finally:
-        if settings.gradient_checkpointing:
-            model.activation_checkpointing_disable()
         model.train(was_training)
-
-
-def _in_eval_mode(layer: nn.Module, checkpoint: Callable[..., Any], forward: Callable[..., Any], *given: Any) -> Any:
-    """Checkpoint a layer that is in training mode only for that; some turn their own dropout on in it."""
-
-    def computed(*given: Any) -> Any:
-        layer.training = False
-        try:
-            return forward(*given)
-        finally:
-            layer.training = True
-
-    return checkpoint(computed, *given)
