@@ -1,7 +1,7 @@
 """Stopping and resuming a training run: the saved state, and the stop signals.
 
 The state is a folder `state-STEP` with safetensors and JSON; nothing is pickled. It is written under another name and
-renamed when complete, so a folder with this name is always whole; hashes show whether it has changed since.
+renamed when complete, so a folder with this name is always whole.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spin_utils.files.disk import file_hash, is_whole, sealed, sync, write_text
+from spin_utils.files.disk import sync, write_text
 from spin_utils.files.paths import KitError
 
 logger = logging.getLogger(__name__)
@@ -50,17 +50,10 @@ def save_state(work: Path, run: dict[str, Any], state: SavedState) -> None:
     unfinished = work / f"unfinished-{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    tensors = unfinished / _TENSORS
-    save_file(state.tensors, tensors)
-    sync(tensors)
-    description = {
-        "step": state.step,
-        "precision": state.precision,
-        "run": run,
-        "rows": state.rows,
-        "tensors": file_hash(tensors),
-    }
-    write_text(unfinished / _DESCRIPTION, json.dumps(sealed(description), indent=1, sort_keys=True))
+    save_file(state.tensors, unfinished / _TENSORS)
+    sync(unfinished / _TENSORS)
+    description = {"step": state.step, "precision": state.precision, "run": run, "rows": state.rows}
+    write_text(unfinished / _DESCRIPTION, json.dumps(description, indent=1, sort_keys=True))
     os.replace(unfinished, final)
     sync(work)
     for older in _states(work):
@@ -69,32 +62,25 @@ def save_state(work: Path, run: dict[str, Any], state: SavedState) -> None:
 
 
 def load_state(work: Path, run: dict[str, Any]) -> SavedState | None:
-    """The latest intact state in `work`, or None. Damaged ones are deleted with a warning.
+    """The latest state in `work`, or None.
 
     Raises:
         KitError: it was saved by another run.
     """
     for leftover in work.glob("unfinished-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # several processes may do so at once
-    for folder in reversed(_states(work)):
-        try:
-            description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-            whole = is_whole(description) and description["tensors"] == file_hash(folder / _TENSORS)
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            logger.warning("%s: changed since it was written (hash); training continues without it", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-            continue
-        before, now = (_flat(each) for each in (description["run"], json.loads(json.dumps(run))))
-        if before != now:
-            names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-            changed = ", ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in names)
-            raise KitError(f"{folder}: saved by another run ({changed}); remove the folder to start anew")
-        logger.info("continuing after step %d from %s", description["step"], folder)
-        tensors = load_file(folder / _TENSORS)
-        return SavedState(description["step"], description["precision"], tensors, description["rows"])
-    return None
+    if not (states := _states(work)):
+        return None
+    folder = states[-1]
+    description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+    before, now = (_flat(each) for each in (description["run"], json.loads(json.dumps(run))))
+    if before != now:
+        names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        changed = ", ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in names)
+        raise KitError(f"{folder}: saved by another run ({changed}); remove the folder to start anew")
+    logger.info("continuing after step %d from %s", description["step"], folder)
+    tensors = load_file(folder / _TENSORS)
+    return SavedState(description["step"], description["precision"], tensors, description["rows"])
 
 
 def _flat(run: dict[str, Any]) -> dict[str, Any]:
