@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from spin_utils.model.decoding import Decoder, misfit
@@ -339,13 +340,9 @@ def _decode(
     """One response for each prompt in `owners`; a prompt is read once, and finished rows leave the batch."""
     device, rows = model.device, len(owners)
     place_of = {prompt: place for place, prompt in enumerate(dict.fromkeys(owners))}
-    longest = max(len(prompts[prompt]) for prompt in place_of)
-    ids = torch.zeros(len(place_of), longest, dtype=torch.long)
-    mask = torch.zeros(len(place_of), longest, dtype=torch.long)
-    for prompt, place in place_of.items():
-        ids[place, longest - len(prompts[prompt]) :] = torch.tensor(prompts[prompt])
-        mask[place, longest - len(prompts[prompt]) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
+    read = [torch.tensor(prompts[prompt]) for prompt in place_of]
+    ids = pad_sequence(read, batch_first=True, padding_side="left").to(device)
+    mask = pad_sequence([torch.ones_like(row) for row in read], batch_first=True, padding_side="left").to(device)
     cache: Any = DynamicCache(config=model.config)
     logits = next_logits(model, ids, mask, cache)
     chosen = torch.tensor([place_of[prompt] for prompt in owners], device=device)

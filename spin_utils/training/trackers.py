@@ -57,11 +57,7 @@ def _open(name: str, run: str, folder: Path, done: int) -> tuple[Tracker, Callab
 
         return write, writer.close
     module.init(project="spin", name=run)
-
-    def log(row: dict[str, float]) -> None:
-        module.log(row, step=int(row["step"]))
-
-    return log, module.finish
+    return lambda row: module.log(row, step=int(row["step"])), module.finish
 
 
 def _import(name: str) -> Any:
