@@ -212,13 +212,9 @@ def tokenizer_of(folder: Path) -> Any:
 
 def positions(folder: Path) -> int:
     """Longest row that a model accepts, in tokens."""
-    from transformers import AutoConfig
-
     from spin_utils.model import general
 
-    return general.positions(
-        AutoConfig.from_pretrained(resolve(folder), trust_remote_code=False, local_files_only=True)
-    )
+    return general.positions(_skeleton(resolve(folder)).config)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -1,13 +1,13 @@
-"""Promises of packed attention and of the fused layers: exact, and refused where they would not be."""
+"""Promises of packed attention, the fused layers and the head: exact, and left out where they would not be."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from oracle import gradients
-from tiny_models import FAST, tiny_model
+from tiny_models import FAST, VOCABULARY, tiny_model
 
-from spin_utils.model import attention, gpu_attention, layers, packing
+from spin_utils.model import attention, gpu_attention, layers, logprobs, packing
 from spin_utils.model.attention import packed_attention
 from spin_utils.model.logprobs import sequence_logps
 from spin_utils.model.packing import Group, pack
@@ -81,6 +81,18 @@ def test_bfloat16_gradients_point_where_float32_gradients_point(family):
     exact, rounded = gradient(torch.float32), gradient(torch.bfloat16)
     assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.9995
     assert float(rounded.norm() / exact.norm()) == pytest.approx(1, abs=0.01)
+
+
+def test_the_head_in_chunks_equals_the_head_at_once(monkeypatch):
+    model = tiny_model("llama")
+    whole = sequence_logps(model, pack(GROUPS))
+    wanted = gradients(model, whole.sum())
+    for name, rows in (("KEPT_LOGITS", 1), ("CHUNK_LOGITS", 3), ("CACHED_LOGITS", 2)):
+        monkeypatch.setattr(logprobs, name, rows * VOCABULARY)
+    chunked = sequence_logps(model, pack(GROUPS))
+    torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
+    for name, gradient in gradients(model, chunked.sum()).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-5)
 
 
 def test_layers_with_hooks_or_another_activation_keep_their_own_forward():
