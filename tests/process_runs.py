@@ -30,7 +30,7 @@ from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.loop import Interrupted, train
 
 KINDS = ("ddp", "fsdp2")
-"""Ways of sharing that are always there; `test_zero3.py` has the other."""
+"""Ways of sharing that are always there; DeepSpeed's is not."""
 SPIN = {"learning_rate": 1e-4, "micro_batch_tokens": 30}
 ROUNDED = {"precision": "bfloat16", "learning_rate": 1e-6, "epochs": 1}
 """Steps that are lost in weights of bfloat16."""

@@ -52,6 +52,12 @@ def test_two_processes_train_as_one_does_each_with_its_share_and_resume_each_oth
     assert_like_one(one, two / kind, share=share, apart=apart)
 
 
+def test_two_processes_do_so_with_deepspeed_zero3_too(one: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'")
+    in_two(tmp_path, ["zero3"], one["logps"])
+    assert_like_one(one, tmp_path / "zero3", share=0.5, apart=1e-4)
+
+
 def test_prompts_answered_in_turns_get_the_answers_of_one_process(two: Path, home: Path) -> None:
     made = chain(home)
     for name in ("pairs-0/pairs.arrow", "eval-sft/evaluation.json", "transfer-sft/evaluation.json"):
