@@ -77,5 +77,5 @@ def _digest(path: Path) -> str:
     if path.name in ("training.json", "state.json"):
         document = json.loads(data)
         rows = [{name: row[name] for name in row.keys() - TIMES} for row in document["rows"]]
-        data = json.dumps({**document, "rows": rows, "sha256": None}, sort_keys=True).encode()
+        data = json.dumps({**document, "rows": rows}, sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()
