@@ -305,7 +305,7 @@ def score_continuations(
     check_model(model, max(group.longest_row for group in groups) - 1)
     results: list[list[tuple[float, bool]]] = [[] for _ in groups]
     for indices in micro_batches([group.tokens for group in groups], micro_batch_tokens):
-        batch = pack([groups[i] for i in indices]).to(model.device)
+        batch = pack([groups[i] for i in indices], model.device)
         logps, hits = greedy_logps(model, batch)
         sums, missed = (batch.sums(part).tolist() for part in (logps, (~hits).float()))
         values = iter(zip(sums, (count == 0 for count in missed), strict=True))

@@ -150,7 +150,7 @@ def token_scores(examples: Sequence[Example], checkpoints: Mapping[str, Path]) -
         tokenizer, [model] = base.load_tokenizer(folder), base.load_to_compare([folder])
         check_supported(model, max(example.group.longest_row for example in examples))
         for example in examples:
-            logps = iter(token_logps(model, pack([example.group]).to(model.device)).tolist())
+            logps = iter(token_logps(model, pack([example.group], model.device)).tolist())
             for token in _tokens(tokenizer, example):
                 rows.append({"checkpoint": checkpoint, **token, "logp": next(logps)})
         del model

@@ -121,14 +121,13 @@ def score(
         return []
     check_groups(groups)
     check_supported(model, max(group.longest_row for group in groups))
-    device = model.device
     results: list[list[float]] = [[] for _ in groups]
     parts = list(batches) or micro_batches([group.tokens for group in groups], micro_batch_tokens)
     parts += [[]] * (-len(parts) % processes.count())  # with sharded weights every round needs all processes
     found: list[tuple[Sequence[int], list[float]]] = []
     for indices in parts[processes.rank() :: processes.count()]:
-        batch = pack([groups[i] for i in indices] or [IDLE])
-        found.append((indices, sequence_logps(model, batch.to(device)).tolist()))
+        batch = pack([groups[i] for i in indices] or [IDLE], model.device)
+        found.append((indices, sequence_logps(model, batch).tolist()))
         if progress is not None:
             progress(len(indices))
     for indices, logps in (each for own in processes.gather(found) for each in own):
@@ -159,7 +158,7 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        packed = sequence_logps(model, pack([Group(prompt, tuple(responses))]).to(model.device))
+        packed = sequence_logps(model, pack([Group(prompt, tuple(responses))], model.device))
         ids = torch.tensor([prompt + response for response in responses], device=model.device)
         logps = model(input_ids=ids, use_cache=False).logits[:, 1:-1].float().log_softmax(-1)
         plain = logps.gather(2, ids[:, 2:, None]).sum((1, 2))

@@ -129,11 +129,6 @@ class Tile:
             self._bias[dtype, window] = bias.masked_fill_(~allowed, float("-inf"))
         return self._bias[dtype, window]
 
-    def to(self, device: torch.device) -> Tile:
-        """The same tile on another device."""
-        slots, segments, positions = (x.to(device) for x in (self.slots, self.segments, self.positions))
-        return Tile(self.start, self.stop, slots, segments, positions, self.rows_layout)
-
 
 @dataclass
 class Layout:
@@ -146,10 +141,6 @@ class Layout:
     """Tokens of the longest prompt with one response."""
     memory: dict[str, Any] = field(default_factory=dict, repr=False)
     """Values that every layer derives from the batch, computed once."""
-
-    def to(self, device: torch.device) -> Layout:
-        """The same layout on another device."""
-        return Layout(tuple(tile.to(device) for tile in self.tiles), self.lengths, self.longest_row)
 
 
 @dataclass
@@ -178,16 +169,9 @@ class PackedBatch:
         """Sum over the tokens of each response, shape (responses,). Deterministic to the byte, on a GPU too."""
         return torch.segment_reduce(values_R, "sum", lengths=self.sizes, unsafe=True)
 
-    def to(self, device: torch.device | str) -> PackedBatch:
-        """The same batch on another device."""
-        device = torch.device(device)
-        if device == self.input_ids.device:
-            return self
-        return PackedBatch(**{name: part.to(device) for name, part in vars(self).items()})
 
-
-def pack(groups: Sequence[Group]) -> PackedBatch:
-    """Lay groups end to end, in their order.
+def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> PackedBatch:
+    """Lay groups end to end, in their order, on a device.
 
     Raises:
         PairsError: no groups, or an empty prompt or response.
@@ -217,15 +201,8 @@ def pack(groups: Sequence[Group]) -> PackedBatch:
             sizes.append(len(response))
             ids += response
             positions += range(prompt, prompt + len(response))
-    layout = _layout(groups, _tiles(groups))
-    return PackedBatch(
-        torch.tensor([ids]),
-        torch.tensor([positions]),
-        torch.tensor(sources),
-        torch.tensor(targets),
-        torch.tensor(sizes),
-        layout,
-    )
+    tensors = (torch.tensor(numbers, device=device) for numbers in ([ids], [positions], sources, targets, sizes))
+    return PackedBatch(*tensors, layout=_layout(groups, _tiles(groups, device)))
 
 
 def check_groups(groups: Sequence[Group]) -> None:
@@ -274,7 +251,7 @@ def _layout(groups: Sequence[Group], tiles: tuple[Tile, ...] = ()) -> Layout:
     return Layout(tiles, lengths, max(group.longest_row for group in groups))
 
 
-def _tiles(groups: Sequence[Group]) -> tuple[Tile, ...]:
+def _tiles(groups: Sequence[Group], device: torch.device | str) -> tuple[Tile, ...]:
     """Split the groups into runs of similar length: `TILE_SLACK` limits the padding inside attention.
 
     A group in rows is a tile of its own, since the rounding of the fused kernel depends on the length of the rectangle.
@@ -289,28 +266,27 @@ def _tiles(groups: Sequence[Group]) -> tuple[Tile, ...]:
             if high > TILE_SLACK * low or groups[first].in_rows or groups[last].in_rows:
                 break
             shortest, longest, last = low, high, last + 1
-        tiles.append(_tile(groups[first:last], -(-longest // LANES) * LANES, token))
+        tiles.append(_tile(groups[first:last], -(-longest // LANES) * LANES, token, device))
         token = tiles[-1].stop
         first = last
     return tuple(tiles)
 
 
-def _tile(groups: Sequence[Group], length: int, start: int) -> Tile:
-    segments = torch.full((len(groups), length), -1)
-    positions = torch.zeros(len(groups), length, dtype=torch.long)
+def _tile(groups: Sequence[Group], length: int, start: int, device: torch.device | str) -> Tile:
     slots: list[int] = []
+    segments: list[list[int]] = []
+    positions: list[list[int]] = []
     for row, group in enumerate(groups):
         slots += range(row * length, row * length + group.tokens)
-        place = len(group.prompt_ids)
-        segments[row, :place] = 0
-        positions[row, :place] = torch.arange(place)
+        prompt, padding = len(group.prompt_ids), length - group.tokens
+        segment, position = [0] * prompt, [*range(prompt)]
         for number, response in enumerate(group.response_ids, 1):
-            end = place + len(response)
-            segments[row, place:end] = number
-            positions[row, place:end] = torch.arange(len(response)) + len(group.prompt_ids)
-            place = end
-    rows_layout = _layout(groups) if groups[0].in_rows else None
-    return Tile(start, start + len(slots), torch.tensor(slots), segments, positions, rows_layout)
+            segment += [number] * len(response)
+            position += range(prompt, prompt + len(response))
+        segments.append(segment + [-1] * padding)
+        positions.append(position + [0] * padding)
+    tensors = (torch.tensor(numbers, device=device) for numbers in (slots, segments, positions))
+    return Tile(start, start + len(slots), *tensors, rows_layout=_layout(groups) if groups[0].in_rows else None)
 
 
 def rows_at_once(elements: int, columns: int, device: torch.device) -> int:

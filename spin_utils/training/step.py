@@ -162,7 +162,7 @@ class StepRunner:
         planned = [_planned(batch, share, self.budget) for share in shares]
         own = planned[processes.rank()]
         for chosen in own:
-            packed = pack([batch[i] for i in chosen]).to(self.model.device)
+            packed = pack([batch[i] for i in chosen], self.model.device)
             logps = sequence_logps(self.model, packed)
             if pairs:
                 losses, values = self._pair_losses(logps, chosen, len(batch) / tokens)
@@ -172,7 +172,7 @@ class StepRunner:
             self.values.append(values)
             self.order += chosen
         for _ in range(max(map(len, planned)) - len(own)):
-            (sequence_logps(self.model, pack([IDLE]).to(self.model.device)).sum() * 0).backward()
+            (sequence_logps(self.model, pack([IDLE], self.model.device)).sum() * 0).backward()
 
     def _pair_losses(self, logps: Tensor, chosen: list[int], groups_per_token: float) -> tuple[Tensor, Tensor]:
         """The loss of each group and its parts, shape (parts, groups); several pairs of one prompt are averaged."""

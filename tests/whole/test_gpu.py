@@ -41,7 +41,7 @@ def on_gpu(family: str, **options: Any) -> PreTrainedModel:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_log_probabilities_and_gradients_equal_the_obvious_ones(family: str, longest: int) -> None:
     model, groups = on_gpu(family), decoders.pairs(12, longest=longest)
-    packed = sequence_logps(model, pack(groups).to("cuda"))
+    packed = sequence_logps(model, pack(groups, "cuda"))
     obvious = obvious_logps(model, groups)
     torch.testing.assert_close(packed, obvious, rtol=1e-5, atol=2e-4)
     weights = torch.linspace(-1, 1, len(packed), device="cuda")
@@ -53,7 +53,7 @@ def test_packed_log_probabilities_and_gradients_equal_the_obvious_ones(family: s
 @pytest.mark.parametrize("family", ["qwen3", "smollm3", "gemma2", "phi3", "qwen3_moe", "bloom"])
 def test_other_decoders_are_scored_and_sampled_as_by_their_own_forward_pass(family: str) -> None:
     model, groups = decoders.model_of(family).cuda(), decoders.pairs(6)
-    logps = sequence_logps(model, pack(groups).to(model.device))
+    logps = sequence_logps(model, pack(groups, model.device))
     torch.testing.assert_close(logps, obvious_logps(model, groups), atol=1e-3, rtol=1e-4)
     settings = GenerationSettings(max_new_tokens=12, batch_size=4)
     prompts = [list(group.prompt_ids) for group in groups]
