@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -160,11 +161,6 @@ class PackedBatch:
     """Shape (responses,): tokens of each response."""
     layout: Layout
 
-    @property
-    def tokens(self) -> int:
-        """Packed length T."""
-        return self.input_ids.shape[1]
-
     def sums(self, values_R: Tensor) -> Tensor:
         """Sum over the tokens of each response, shape (responses,). Deterministic to the byte, on a GPU too."""
         return torch.segment_reduce(values_R, "sum", lengths=self.sizes, unsafe=True)
@@ -201,8 +197,9 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> PackedB
             sizes.append(len(response))
             ids += response
             positions += range(prompt, prompt + len(response))
-    tensors = (torch.tensor(numbers, device=device) for numbers in ([ids], [positions], sources, targets, sizes))
-    return PackedBatch(*tensors, layout=_layout(groups, _tiles(groups, device)))
+    put = partial(torch.tensor, device=device)
+    layout = _layout(groups, _tiles(groups, device))
+    return PackedBatch(put([ids]), put([positions]), put(sources), put(targets), put(sizes), layout)
 
 
 def check_groups(groups: Sequence[Group]) -> None:
@@ -285,8 +282,9 @@ def _tile(groups: Sequence[Group], length: int, start: int, device: torch.device
             position += range(prompt, prompt + len(response))
         segments.append(segment + [-1] * padding)
         positions.append(position + [0] * padding)
-    tensors = (torch.tensor(numbers, device=device) for numbers in (slots, segments, positions))
-    return Tile(start, start + len(slots), *tensors, rows_layout=_layout(groups) if groups[0].in_rows else None)
+    put = partial(torch.tensor, device=device)
+    rows_layout = _layout(groups) if groups[0].in_rows else None
+    return Tile(start, start + len(slots), put(slots), put(segments), put(positions), rows_layout)
 
 
 def rows_at_once(elements: int, columns: int, device: torch.device) -> int:

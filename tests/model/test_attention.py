@@ -41,7 +41,7 @@ def test_attention_equals_a_masked_softmax_and_its_gradient_is_exact(monkeypatch
     elif way != "plain":
         monkeypatch.setattr(attention, "BLOCK", int(way.split()[-1]))
     batch = pack(groups)
-    tokens = batch.tokens
+    tokens = batch.input_ids.numel()
     draw = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(tokens, heads, 4, dtype=torch.float64, generator=draw, requires_grad=True) for heads in (4, 2, 2)
@@ -117,7 +117,7 @@ def test_a_pair_is_attended_to_alike_in_any_batch():
     lengths = [(60, (300, 290)), (60, (330, 350)), (20, (30, 25)), (400, (100, 120)), (150, (90, 110)), (2, (2, 1))]
     groups = [Group([2] * prompt, tuple([3] * size for size in sizes)) for prompt, sizes in lengths]
     assert {group.in_rows for group in groups} == {True, False}
-    draw, tokens = torch.Generator().manual_seed(0), pack(groups).tokens
+    draw, tokens = torch.Generator().manual_seed(0), sum(group.tokens for group in groups)
     query, key, value = (torch.randn(tokens, heads, 64, generator=draw).bfloat16() for heads in (4, 2, 2))
     together = attention.attention_forward(query, key, value, pack(groups).layout, 0.3).split(
         [g.tokens for g in groups]

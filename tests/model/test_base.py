@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from malformed_recipes import broken_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -71,27 +71,17 @@ def test_a_tokenizer_class_that_fails_on_a_text_is_refused(folder: Path, monkeyp
 def test_a_token_that_tokenizer_json_lacks_is_named(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    config = json.loads((copy / "tokenizer_config.json").read_text())
-    (copy / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "<|other|>"}))
+    change = {"merge": {"tokenizer_config.json": {"eos_token": "<|other|>"}}}
+    copy = broken_model(folder, change, tmp_path / "copy")
     with pytest.raises(base.ModelError, match="the tokenizer's vocabulary goes up to id"):
         base.check_folder(copy, TemplateSettings())
     assert "copy: '<|other|>' in tokenizer_config.json, but not in tokenizer.json" in caplog.text
 
 
-def test_a_tokenizer_that_was_not_downloaded_is_named_whatever_loads_it(folder: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(base.ModelError, match="copy: the tokenizer cannot be loaded"):
-        base.tokenizer_of(copy)
-
-
 def test_weights_without_a_place_in_the_model_are_named(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    copy = broken_model(folder, {"merge": {"config.json": {"num_hidden_layers": 1}}}, tmp_path / "copy")
     base.check_folder(folder, TemplateSettings())
     assert not caplog.messages
     base.check_folder(copy, TemplateSettings())
@@ -105,8 +95,8 @@ def test_the_identity_of_a_folder_follows_its_content_and_only_what_changed_is_r
     settings, read = ModelSettings("directory", path=str(copy)), []
     same = base.identity(settings)
     assert same == base.identity(ModelSettings("directory", path=str(folder)))
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    with (copy / "config.json").open("a") as file:
+        file.write("\n")
     monkeypatch.setattr(base, "file_hash", lambda path: read.append(path.name) or disk.file_hash(path))
     assert base.identity(settings) != same
     assert read == ["config.json"]

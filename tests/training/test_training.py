@@ -262,7 +262,7 @@ def test_a_row_that_does_not_fit_is_named_with_the_remedy(message, tmp_path, mon
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, monkeypatch, caplog):
     def cramped(model, batch):
-        if batch.tokens > 30:
+        if batch.input_ids.numel() > 30:
             raise torch.OutOfMemoryError("out of memory")
         return sequence_logps(model, batch)
 
