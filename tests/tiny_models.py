@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -54,4 +58,20 @@ def trainable_folder(folder: Path) -> Path:
     folder.mkdir()
     texts = ["What is 3 + 4? Answer: 7", "Spell this word backward: sun"] * 10
     base.materialise(ModelSettings("tiny", name="llama", hidden_size=16, layers=1), folder, texts, seed=0)
+    return folder
+
+
+def broken_model(sound: Path, change: Mapping[str, Any], folder: Path) -> Path:
+    """A copy of a sound model with one thing changed; tests/malformed/index.yaml says how."""
+    shutil.copytree(sound, folder)
+    for name, fields in change.get("merge", {}).items():
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | fields))
+    for name, other in change.get("rename", {}).items():
+        (folder / name).rename(folder / other)
+    for name, text in change.get("write", {}).items():
+        (folder / name).write_text(text)
+    for name, size in change.get("cut", {}).items():
+        (folder / name).write_bytes((folder / name).read_bytes()[:size])
+    for name in change.get("delete", []):
+        (folder / name).unlink()
     return folder

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub, serve
-from malformed_recipes import sound_model
+from tiny_models import trainable_folder
 
 from spin_utils.cli import main as cli
 from spin_utils.data.rows import RowError, write_rows
@@ -48,7 +48,7 @@ def _quick(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """The folder of a tiny model."""
-    return sound_model(tmp_path / "tiny")
+    return trainable_folder(tmp_path / "tiny")
 
 
 def states(report: preflight.Report, what: str) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from malformed_recipes import broken_model
 from safetensors.torch import load_file, save_file
+from tiny_models import broken_model
 from transformers import PreTrainedTokenizerFast
 
 from spin_utils.files import disk, hub, runtime

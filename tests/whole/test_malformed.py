@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_models import trainable_folder
+from tiny_models import broken_model, trainable_folder
 
 from spin_utils.cli import main as cli
 
@@ -29,22 +29,6 @@ def name_of(case: dict[str, Any]) -> str:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trainable_folder(tmp_path_factory.mktemp("models") / "sound")
-
-
-def broken_model(sound: Path, change: dict[str, Any], folder: Path) -> Path:
-    """A copy of a sound model with one thing changed."""
-    shutil.copytree(sound, folder)
-    for name, fields in change.get("merge", {}).items():
-        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | fields))
-    for name, other in change.get("rename", {}).items():
-        (folder / name).rename(folder / other)
-    for name, text in change.get("write", {}).items():
-        (folder / name).write_text(text)
-    for name, size in change.get("cut", {}).items():
-        (folder / name).write_bytes((folder / name).read_bytes()[:size])
-    for name in change.get("delete", []):
-        (folder / name).unlink()
-    return folder
 
 
 def arguments(case: dict[str, Any], home: Path, sound: Path) -> list[str]:
