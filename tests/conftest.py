@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("kit")
 collect_ignore = ["stand_ins"]  # for other processes than the tests' own
 os.environ.update({"SPIN_HEADLESS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, and so would the steps
 
 
 def pytest_configure(config: pytest.Config) -> None:
