@@ -71,7 +71,7 @@ def covers(world: World, generator: np.random.Generator) -> tuple[bool, float]:
     least, most, pseudo = (0.0, 1.0, 2.0) if world.mean else (-1.0, 1.0, 1.0)
     ends = least, most, pseudo * extremity([contrast])
     found = crossed([(sums[:, task], sizes) for task in range(world.tasks)], ends, pooled=pooled)
-    return abs(found.centre - truth) <= found.half, 100 * found.half
+    return found.low <= truth <= found.high, 50 * (found.high - found.low)
 
 
 def coverage(world: World, repetitions: int, seed: int = 0) -> tuple[float, float]:

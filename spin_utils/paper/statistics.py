@@ -133,39 +133,7 @@ def paired(
     pooled = _pooled_seed_variance(pool, contrast, seeds, names, column) if len(seeds) > 1 else None
     least, most, pseudo = _ends(contrast, column)
     found = crossed(list(by_task.values()), (least, most, pseudo * extreme), pooled=pooled)
-    if column not in SHARES:
-        least, most = -np.inf, np.inf
-    return Estimate(
-        difference=round(found.mean, 9),
-        low=round(max(least, found.centre - found.half), 9),
-        high=round(min(most, found.centre + found.half), 9),
-        p_value=found.p_value,
-        n_items=sum(int(sizes.sum()) for _, sizes in by_task.values()),
-        n_seeds=len(seeds),
-        method=f"paired; items within {len(names)} task{'s' * (len(names) > 1)}"
-        + (f" crossed with {len(seeds)} training seeds" if len(seeds) > 1 else ", one training seed (not covered)")
-        + f"; 95% interval from variance components, {min(found.freedom, 9999):.0f} degrees of freedom",
-        spread=found.spread,
-    )
-
-
-@dataclass(frozen=True)
-class Crossed:
-    """A mean over crossed items and seeds, with its interval `centre` ± `half`."""
-
-    mean: float
-    centre: float
-    """Like `mean`, with the pseudo-items."""
-    half: float
-    spread: Spread
-    freedom: float
-    """Degrees of freedom by Satterthwaite's approximation."""
-
-    @property
-    def p_value(self) -> float:
-        """Two-sided, for a true mean of 0."""
-        error = self.spread.at() ** 0.5
-        return float(2 * special.stdtr(self.freedom, -abs(self.centre) / error)) if error else float(not self.centre)
+    return replace(found, low=max(least, found.low), high=min(most, found.high)) if column in SHARES else found
 
 
 def crossed(
@@ -173,8 +141,8 @@ def crossed(
     ends: tuple[float, float, float] = (0.0, 0.0, 0.0),
     *,
     pooled: float | None = None,
-) -> Crossed:
-    """Does the computation of `paired` on arrays.
+) -> Estimate:
+    """Does the computation of `paired` on arrays; an interval of shares may reach beyond their ends.
 
     Args:
         tasks: for each task the contrast summed over the items of each cluster, shape (seeds, clusters), and the
@@ -198,14 +166,20 @@ def crossed(
     variance = float(items.sum()) + added
     doubt = float((items**2 / degrees).sum()) + seed_part * added / seed_degrees
     freedom = max(1.0, variance**2 / doubt) if doubt else np.inf
-    return Crossed(
-        mean=float(by_seed.mean()),
-        centre=float(centres.mean()),
-        half=float(special.stdtrit(freedom, 0.975)) * variance**0.5,
-        spread=Spread(
-            items=max(0.0, float(items.sum()) - rest), interaction=min(rest, float(items.sum())), seeds=added
-        ),
-        freedom=freedom,
+    spread = Spread(items=max(0.0, float(items.sum()) - rest), interaction=min(rest, float(items.sum())), seeds=added)
+    centre, error = float(centres.mean()), spread.at() ** 0.5
+    half = float(special.stdtrit(freedom, 0.975)) * variance**0.5
+    return Estimate(
+        difference=round(float(by_seed.mean()), 9),
+        low=round(centre - half, 9),
+        high=round(centre + half, 9),
+        p_value=float(2 * special.stdtr(freedom, -abs(centre) / error)) if error else float(not centre),
+        n_items=sum(int(sizes.sum()) for _, sizes in tasks),
+        n_seeds=seeds,
+        method=f"paired; items within {len(tasks)} task{'s' * (len(tasks) > 1)}"
+        + (f" crossed with {seeds} training seeds" if seeds > 1 else ", one training seed (not covered)")
+        + f"; 95% interval from variance components, {min(freedom, 9999):.0f} degrees of freedom",
+        spread=spread,
     )
 
 
