@@ -269,7 +269,7 @@ def _text(axes: Axes, lines: Sequence[str], *, indent: str = "", **font: Any) ->
 
 def _table(axes: Axes, table: tables.Table) -> None:
     header, rows = tables.compact(table)
-    axes.set_title(f"Table {table.number}. {table.title}, in points", fontsize=9, weight="bold")
+    axes.set_title(f"{table.heading} {table.title}, in points", fontsize=9, weight="bold")
     drawn = axes.table(rows, colLabels=header, loc="upper center", edges="horizontal", cellLoc="right")
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(6.8)

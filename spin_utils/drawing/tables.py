@@ -50,8 +50,8 @@ sign, `size_verdict` whether it has the paper's size; `reason` explains why a va
 class Table:
     """A table ready to be written."""
 
-    number: int
-    """The paper's number; 0: the paper has no such table."""
+    name: str
+    """Of its files: `table4`, or `arms` if the paper has no such table."""
     title: str
     header: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
@@ -63,12 +63,11 @@ class Table:
     """A sentence between title and table on what its columns are."""
     text: int | None = None
     """Index of the column of running text (left-aligned, wrapped), if there is one."""
-    file: str = ""
-    """Name of its file if the paper has no such table."""
 
     @property
-    def name(self) -> str:
-        return f"table{self.number}" if self.number else self.file
+    def number(self) -> str:
+        """The paper's, or "" if it has no such table."""
+        return self.name.partition("table")[2]
 
     @property
     def heading(self) -> str:
@@ -77,6 +76,9 @@ class Table:
     def _repr_markdown_(self) -> str:
         return markdown(self)
 
+
+Row = tuple[tuple[str, ...], list[dict[str, Any]]]
+"""A line of a table, and its cells of the long form."""
 
 _MEASURED = ("pairs", "spin")
 """Stages timed in Table 2."""
@@ -107,21 +109,21 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str]) -> Table:
     ]
     lines += [(name[task], "paper", few, metric, str(items), "") for task, few, metric, items in theirs.itertuples()]
     header = ["Task", "", "Few-shot", "Metric", "Items", "Chance"]
-    cells = [
-        {"row": row, "column": column.lower(), "quantity": "setting", "value" if whose == "ours" else "paper": setting}
-        for row, whose, *settings in lines
-        for column, setting in zip(header[2:], settings, strict=True)
-    ]
+    rows: list[Row] = []
+    for line in lines:
+        row, whose, *settings = line
+        cell, value = {"row": row, "quantity": "setting"}, "value" if whose == "ours" else "paper"
+        named = zip(header[2:], settings, strict=True)
+        rows.append((line, [cell | {"column": column.lower(), value: setting} for column, setting in named]))
     notes = footnotes.notes("table1", scored="score" in set(ours["metric"]))
-    return _finish(1, "Benchmarks: few-shot examples, metric and number of items", header, lines, cells, notes)
+    return _finish("table1", "Benchmarks: few-shot examples, metric and number of items", header, rows, notes)
 
 
 def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = True) -> Table:
     """Table 2: time of generation and training by iteration. Arguments from `wall_clock`."""
     paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
     run, architecture = cost.Workload(), cost.Architecture()
-    cells: list[dict[str, Any]] = []
-    lines = []
+    rows: list[Row] = []
     for stage in ("generation", "training"):
         ours: list[dict[str, Any]] = []
         model: list[dict[str, Any]] = []
@@ -135,17 +137,16 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
                 hours = cost.training_hours(run, architecture, iteration)
             values = {"value": hours, "difference": hours - place["paper"]}
             model.append(place | {"quantity": "hours (cost model), hours (paper)"} | values)
-        cells += [*ours, *model]
         digits = 1 if max(cell.get("value", 0.0) for cell in ours) >= 1 else 2  # of minutes
         minutes_shown = (cell_text(cell, digits=digits, interval=cell.get("seeds", 1) > 1) for cell in ours)
-        lines.append((stage.capitalize(), "ours, minutes", *minutes_shown))
-        lines.append(("", "cost model, hours", *(f"{cell['value']:.2f}" for cell in model)))
-        lines.append(("", "paper, hours", *(f"{cell['paper']:.2f}" for cell in model)))
+        rows.append(((stage.capitalize(), "ours, minutes", *minutes_shown), ours))
+        rows.append((("", "cost model, hours", *(f"{cell['value']:.2f}" for cell in model)), model))
+        rows.append((("", "paper, hours", *(f"{cell['paper']:.2f}" for cell in model)), []))
     reached = cost.utilisation(run, architecture, 0, paper["training", 0])
-    seeds = sorted({cell["seeds"] for cell in cells if "seeds" in cell})
+    seeds = sorted({cell["seeds"] for _, cells in rows for cell in cells if "seeds" in cell})
     notes = footnotes.notes("table2", seeds=seeds, machine=machine, alone=alone, run=run, reached=reached)
     header = ["", "", *(f"Iteration {iteration}" for iteration in range(4))]
-    return _finish(2, "Time of generation and training", header, lines, cells, notes)
+    return _finish("table2", "Time of generation and training", header, rows, notes)
 
 
 def table3(scores: pd.DataFrame, *, preferences: str) -> Table:
@@ -156,17 +157,17 @@ def table3(scores: pd.DataFrame, *, preferences: str) -> Table:
     averages = published.leaderboard()[["average_printed", "average_recomputed"]]
     last, gain = averages.loc["spin-3-dpo"], averages.loc["spin-3-dpo"] - averages.loc["spin-3"]
     note = footnotes.note("table3", preferences=preferences if trained else "", last=last, gain=gain)
-    return _leaderboard(3, "SPIN, DPO, and DPO after SPIN", rows, scores, note)
+    return _leaderboard("table3", "SPIN, DPO, and DPO after SPIN", rows, scores, note)
 
 
 def table4(scores: pd.DataFrame) -> Table:
     """Table 4: the SFT model and SPIN by iteration on the six benchmarks."""
-    return _leaderboard(4, "SPIN by iteration", {"sft": "", **_iterations(scores["model"])}, scores)
+    return _leaderboard("table4", "SPIN by iteration", {"sft": "", **_iterations(scores["model"])}, scores)
 
 
 def table5(scores: pd.DataFrame) -> Table:
     """Table 5: one more epoch of SFT instead of SPIN."""
-    return _leaderboard(5, "One more epoch of SFT", {"sft": "", "sft-more-1": "sft"}, scores)
+    return _leaderboard("table5", "One more epoch of SFT", {"sft": "", "sft-more-1": "sft"}, scores)
 
 
 def table6(scores: pd.DataFrame, grades: pd.DataFrame = NOTHING, instructions: pd.DataFrame = NOTHING) -> Table:
@@ -179,16 +180,14 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame = NOTHING, instructions: p
         scores = one if scores.empty else pd.concat([scores, one], ignore_index=True)
     columns = _columns(scores, published.OTHERS, always=True)
     baselines = {"sft": "", **dict.fromkeys(_iterations(scores["model"]), "sft")}
-    cells: list[dict[str, Any]] = []
-    lines = []
+    rows: list[Row] = []
     for model, baseline in baselines.items():
         levels, gains = _levels_and_gains(scores, model, baseline, columns, grades)
-        cells += [*levels, *gains]
-        lines.append((label(model), "ours", *map(_score, levels)))
-        lines.append(("", "paper", *map(_printed, levels)))
+        rows.append(((label(model), "ours", *map(_score, levels)), levels))
+        rows.append((("", "paper", *map(_printed, levels)), []))
         if gains:
-            lines.append(("", "gain, ours", *(_score(cell, sign=True) for cell in gains)))
-            lines.append(("", "gain, paper", *(_printed(cell, sign=True) for cell in gains)))
+            rows.append((("", "gain, ours", *(_score(cell, sign=True) for cell in gains)), gains))
+            rows.append((("", "gain, paper", *(_printed(cell, sign=True) for cell in gains)), []))
     own = benchmarks(scores)
     noises = {published.BENCHMARK_LABELS[b]: published.noise({"spin-2": 1, "sft": -1}, b) for b in published.OTHERS}
     notes = footnotes.notes(
@@ -202,12 +201,12 @@ def table6(scores: pd.DataFrame, grades: pd.DataFrame = NOTHING, instructions: p
     )
     header = ["Model", "", *_headings(scores, columns)]
     lead = _lead(scores, columns, "tasks that no model was trained on")
-    return _finish(6, "SPIN by iteration on other benchmarks", header, lines, cells, notes, lead=lead)
+    return _finish("table6", "SPIN by iteration on other benchmarks", header, rows, notes, lead=lead)
 
 
 def table7(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame = NOTHING) -> Table:
     """Table 7: generations by iteration for one prompt."""
-    return _generations_table(7, "Generations by iteration for one prompt", example(generations), measured, heldout)
+    return _generations_table("table7", "one prompt", example(generations), measured, heldout)
 
 
 def table8(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame = NOTHING) -> Table:
@@ -215,7 +214,7 @@ def table8(generations: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFr
     first = example(generations)
     rest = (generations[~generations[name].isin(first[name])] for name in ("family", "id"))
     shown = example(next((rows for rows in rest if len(rows)), generations))
-    return _generations_table(8, "Generations by iteration for another prompt", shown, measured, heldout)
+    return _generations_table("table8", "another prompt", shown, measured, heldout)
 
 
 def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Table | None:
@@ -229,12 +228,12 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
         return None
     plain = {model: model.partition("-arm-")[0] for model in played}
     control = [model for model in measured if ModelName.parse(model).sft_epochs]
-    rows = [model for model in ("sft", *control, *iterates(plain.values()), *played) if model in measured]
+    models = [model for model in ("sft", *control, *iterates(plain.values()), *played) if model in measured]
     scores = results.counted(scores)
     kinds = {"": "score", " of samples": "sampled"} if "sampled" in scores else {"": "score"}
-    cells: list[dict[str, Any]] = []
-    lines = []
-    for model in rows:
+    rows: list[Row] = []
+    for model in models:
+        cells: list[dict[str, Any]] = []
         others = ["", *["sft"] * (model != "sft"), *([plain[model]] if model in plain else [])]
         changed, helped = changes.get(ModelName.parse(model).arm, {}), ""
         short = {name.removeprefix("spin.").removeprefix("training."): value for name, value in changed.items()}
@@ -248,12 +247,12 @@ def arms(scores: pd.DataFrame, changes: Mapping[str, Mapping[str, Any]]) -> Tabl
             line += [*(cell_text(cell, sign=place > 0) for place, cell in enumerate(own)), *[""] * (3 - len(own))]
             helped = helped or (_helped(own[2]) if len(own) == 3 else "")
             cells += own
-        lines.append((label(model), *line, helped))
+        rows.append(((label(model), *line, helped), cells))
     over = ("Average", "Over SFT", "Over SPIN")
     header = ["Model", "Changes", *(f"{name}{kind}" for kind in kinds for name in over), "Helped"]
-    notes = footnotes.notes("arms", scores=scores, models=rows, sampled=len(kinds) > 1, direction=DIRECTION_MARGIN)
+    notes = footnotes.notes("arms", scores=scores, models=models, sampled=len(kinds) > 1, direction=DIRECTION_MARGIN)
     title = "What would have helped: variants of SPIN under the same control"
-    return _finish(0, title, header, lines, cells, notes, file="arms")
+    return _finish("arms", title, header, rows, notes)
 
 
 def own_units(metrics: pd.DataFrame) -> Table | None:
@@ -261,18 +260,16 @@ def own_units(metrics: pd.DataFrame) -> Table | None:
 
     `metrics` are those of `results.load_summaries(..., part="metrics")`; None if there are none.
     """
-    lines: list[tuple[str, ...]] = []
-    cells: list[dict[str, Any]] = []
+    rows: list[Row] = []
     kinds = metrics.drop_duplicates("task").sort_values("task")
     for model, of_model in metrics.groupby("model", sort=False):
         values = {task: of_model[of_model["task"] == task]["value"] for task in kinds["task"]}
         own = [{"row": label(str(model)), "column": task} | _over_seeds(found) for task, found in values.items()]
-        cells += own
-        lines.append((label(str(model)), "", *(cell_text(cell, digits=2) for cell in own)))
+        rows.append(((label(str(model)), "", *(cell_text(cell, digits=2) for cell in own)), own))
     lower = kinds["higher_is_better"].map({True: "", False: " (lower is better)"})
     header = ["Model", "", *(kinds["task"] + ": " + kinds["metric"] + lower)]
     note = "Mean over training seeds, in brackets the lowest and the highest. Not points: in no average and no verdict."
-    return _finish(0, "Tasks in units of their own", header, lines, cells, [note], file="own_units") if lines else None
+    return _finish("own_units", "Tasks in units of their own", header, rows, [note]) if rows else None
 
 
 def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, discriminated: pd.DataFrame) -> Table:
@@ -282,7 +279,7 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
     """
     measured, scores = list(scores["model"].unique()), results.counted(scores)
     drawn, surprising = (scores.dropna(subset=[n]) if n in scores else scores for n in ("sampled", "surprise"))
-    rows = ["sft", *iterates(measured), *(model for model in measured if ModelName.parse(model).sft_epochs)]
+    models = ["sft", *iterates(measured), *(model for model in measured if ModelName.parse(model).sft_epochs)]
     measures = [
         ("greedy", "Greedy", scores, "score", 100, 1),
         ("samples", "Samples", drawn, "sampled", 100, 1),
@@ -294,9 +291,9 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
     ]
     measures = [row for row in measures if row[3] in row[2] and not row[2].empty]
     columns = [(*row, other) for row in measures for other in ("", "sft") if not (other and row[2] is bounds)]
-    cells: list[dict[str, Any]] = []
-    lines = []
-    for model in rows:
+    rows: list[Row] = []
+    for model in models:
+        cells: list[dict[str, Any]] = []
         line = []
         for name, _, table, column, factor, digits, other in columns:
             cell: dict[str, Any] = {"row": label(model), "column": name}
@@ -305,16 +302,15 @@ def instruments(scores: pd.DataFrame, bounds: pd.DataFrame, bits: pd.DataFrame, 
                 cell |= measure(table, model, other, column, factor)
             cells.append(cell)
             line.append(cell_text(cell, sign=bool(other), digits=digits).replace(DASH, ""))
-        lines.append((label(model), "", *line))
+        rows.append(((label(model), "", *line), cells))
     header = ["Model", "", *("over SFT" if other else heading for _, heading, *_, other in columns)]
     some = sorted(drawn["task"].unique())
     few = some if len(some) < scores["task"].nunique() else []
     tables = {heading.partition(" (")[0].partition(",")[0]: table for _, heading, table, *_ in measures}
-    shown = {"models": rows, "drawn": not drawn.empty and "sampled" in drawn, "sampled": few}
+    shown = {"models": models, "drawn": not drawn.empty and "sampled" in drawn, "sampled": few}
     real = bounds["real_surprise"].astype(float).mean()
     notes = footnotes.notes("instruments", measures=tables, **shown, discriminated=len(discriminated), real=real)
-    title = "The same models by finer measures"
-    return _finish(0, title, header, lines, cells, notes, file="instruments")
+    return _finish("instruments", "The same models by finer measures", header, rows, notes)
 
 
 def contrast_of(model: str, other: str = "") -> dict[str, float]:
@@ -443,26 +439,24 @@ def compact(table: Table, *, with_tasks: bool = True) -> tuple[list[str], list[l
     return ["", *(re.sub("_| (?=[(])", "\n", columns[name]) for name in tasks), *ours, "paper", "gain"], rows
 
 
-def _leaderboard(number: int, title: str, baselines: Mapping[str, str], scores: pd.DataFrame, *notes: str) -> Table:
+def _leaderboard(name: str, title: str, baselines: Mapping[str, str], scores: pd.DataFrame, *notes: str) -> Table:
     """Models by benchmarks, two lines a model: ours with intervals, the paper's as printed."""
     columns = _columns(scores, published.LEADERBOARD) | {"average": results.judged(scores)}
-    cells: list[dict[str, Any]] = []
-    lines = []
+    rows: list[Row] = []
     for model, baseline in baselines.items():
         levels, gains = _levels_and_gains(scores, model, baseline, columns, NOTHING)
-        cells += [*levels, *gains]
         ours, theirs = ["", "", ""], ["", "", ""]
         if gains:
             average = gains[-1]
             ours = [cell_text(average, sign=True), average.get("verdict", DASH), average.get("size_verdict", DASH)]
             theirs = [_printed(average, sign=True), "", ""]
-        lines.append((label(model), "ours", *map(cell_text, levels), *ours))
-        lines.append(("", "paper", *map(_printed, levels), *theirs))
+        rows.append(((label(model), "ours", *map(cell_text, levels), *ours), [*levels, *gains]))
+        rows.append((("", "paper", *map(_printed, levels), *theirs), []))
     said = footnotes.notes(
         "leaderboard", scores=scores, baselines=baselines, direction=DIRECTION_MARGIN, size=SIZE_MARGIN
     )
     header = ["Model", "", *_headings(scores, columns), "Gain", "Direction", "Size"]
-    return _finish(number, title, header, lines, cells, [*said, *notes], lead=_lead(scores, columns))
+    return _finish(name, title, header, rows, [*said, *notes], lead=_lead(scores, columns))
 
 
 def _iterations(measured: Iterable[str] = ()) -> dict[str, str]:
@@ -565,34 +559,34 @@ def _side_by_side(steps: Mapping[tuple[int, str], Mapping[str, Any]]) -> set[int
 
 
 def _generations_table(
-    number: int, title: str, shown: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame
+    name: str, whose: str, shown: pd.DataFrame, measured: pd.DataFrame, heldout: pd.DataFrame
 ) -> Table:
     tables = dict.fromkeys(list(_MEASURES)[:-1], measured)
     if "generated_surprise" in heldout and heldout["generated_surprise"].notna().any():
         tables["generated_surprise"] = heldout
-    cells: list[dict[str, Any]] = []
-    lines: list[tuple[str, ...]] = []
-    for name, text, counts in _example_lines(shown, measured):
-        cells.append({"row": name, "column": "text", "quantity": "example", "value": text})
+    rows: list[Row] = []
+    for row, text, counts in _example_lines(shown, measured):
+        cell = {"row": row, "column": "text", "quantity": "example", "value": text}
         if text is None:
-            cells[-1]["reason"] = f"no generations {'at all' if shown.empty else f'of {name}'}"
-        lines.append((name, "example", DASH if text is None else text, *(*counts, *[""] * len(tables))[: len(tables)]))
+            cell["reason"] = f"no generations {'at all' if shown.empty else f'of {row}'}"
+        line = (row, "example", DASH if text is None else text, *(*counts, *[""] * len(tables))[: len(tables)])
+        rows.append((line, [cell]))
     for model, other in ((model, other) for model in MODELS for other in ("", "spin-0") if model != other):
         means = [_mean(table, model, other, column) for column, table in tables.items()]
         quantity = "difference to iteration 0" if other else "mean of all prompts"
-        cells += [{"row": label(model), "quantity": quantity, **cell} for cell in means]
         digits = (_MEASURES[column][2] for column in tables)
         values = (cell_text(cell, sign=bool(other), digits=n) for cell, n in zip(means, digits, strict=True))
-        lines.append(("" if other else label(model), quantity, "", *values))
+        line = ("" if other else label(model), quantity, "", *values)
+        rows.append((line, [{"row": label(model), "quantity": quantity, **cell} for cell in means]))
     first = str(measured["model"].iloc[0]) if len(measured) else "sft"
     real = {of: _mean(tables[of], first, "", column) for column, of in _REAL.items() if of in tables}
-    cells += [{"row": "Ground truth", "quantity": "mean of all prompts", **cell} for cell in real.values()]
+    cells = [{"row": "Ground truth", "quantity": "mean of all prompts", **cell} for cell in real.values()]
     tokens, *others = (cell_text(cell, digits=_MEASURES[of][2]) for of, cell in real.items())
-    lines.append(("Ground truth", "mean of all prompts", "", tokens, "", "", *others))
+    rows.append((("Ground truth", "mean of all prompts", "", tokens, "", "", *others), cells))
     prompt = next(iter(shown.to_dict("records")), None)
-    notes = footnotes.notes("generations", measured=measured, models=MODELS, shown=prompt, rule=RULE, number=number)
+    notes = footnotes.notes("generations", measured=measured, models=MODELS, shown=prompt, rule=RULE, table=name)
     header = ["", "", "Text", "Tokens", "Similarity", "Identical, %", "Distinct, %", "Surprise"]
-    return _finish(number, title, header[: 3 + len(tables)], lines, cells, notes, text=2)
+    return _finish(name, f"Generations by iteration for {whose}", header[: 3 + len(tables)], rows, notes, text=2)
 
 
 def _example_lines(shown: pd.DataFrame, measured: pd.DataFrame) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
@@ -628,18 +622,12 @@ def _mean(measured: pd.DataFrame, model: str, other: str, column: str) -> dict[s
 
 
 def _finish(
-    number: int,
-    title: str,
-    header: Sequence[str],
-    lines: Sequence[tuple[str, ...]],
-    cells: Sequence[Mapping[str, Any]],
-    notes: Sequence[str],
-    **more: Any,
+    name: str, title: str, header: Sequence[str], rows: Sequence[Row], notes: Sequence[str], **more: Any
 ) -> Table:
     """A table whose notes end with the reasons for its missing cells; `more` are further fields of it."""
-    frame = pd.DataFrame(cells).reindex(columns=COLUMNS)
+    frame = pd.DataFrame([cell for _, cells in rows for cell in cells]).reindex(columns=COLUMNS)
     reasons = (f"{DASH} {reason}." for reason in frame["reason"].dropna().unique())
-    return Table(number, title, tuple(header), tuple(lines), frame, (*notes, *reasons), **more)
+    return Table(name, title, tuple(header), tuple(line for line, _ in rows), frame, (*notes, *reasons), **more)
 
 
 def _numbers(estimate: Estimate) -> dict[str, Any]:

@@ -79,7 +79,7 @@ HOSTILE = "<script>alert(1)</script> <img src=x onerror=alert(1)> [click](javasc
 
 
 def test_generated_text_in_a_markdown_table_shows_character_for_character() -> None:
-    table = tables.Table(7, "title", ("model", "answer"), (("a", HOSTILE),), pd.DataFrame(), text=1)
+    table = tables.Table("table7", "title", ("model", "answer"), (("a", HOSTILE),), pd.DataFrame(), text=1)
     cell = re.split(r"(?<!\\)\|", tables.markdown(table).splitlines()[4])[2].strip()
     assert re.sub(r"\\(.)", r"\1", cell) == HOSTILE
     assert not re.search(r"(?<!\\)[<>\[\]`*|$&]", cell)
