@@ -13,6 +13,7 @@ from spin_utils.data.rows import read_rows
 from spin_utils.drawing import training_figures
 from spin_utils.drawing.footnotes import render
 from spin_utils.drawing.style import GENERATED, INK, REAL, new_figure, png, say_why_empty, style
+from spin_utils.drawing.tables import cell_text
 from spin_utils.files import paths
 from spin_utils.paper import compare, results
 from spin_utils.settings.names import iterates
@@ -49,9 +50,23 @@ def side_by_side(model: str, other: str, profile: str = "cpu") -> Comparison:
         (task, int((found > 0).sum()), int((found < 0).sum()), int((found == 0).sum()))
         for task, found in change.groupby(joined["task"])
     ]
-    values = {"model": model, "other": other, "table": table, "counts": counts, "turned": turned, "seed": seed}
-    values |= {"rows": _rows(compare.place(profile, model)[0]), "curves": png(_curves(profile, model, other), dpi=150)}
-    return Comparison(render("compare.html.j2", **values))
+    rows = table.assign(value=table["difference"]).to_dict("records")
+    scores = [
+        (row["task"], f"{row[model]:.1f}", f"{row[other]:.1f}", cell_text(row, sign=True), row["items"]) for row in rows
+    ]
+    page = render(
+        "compare.html.j2",
+        model=model,
+        other=other,
+        average=rows[-1],
+        scores=scores,
+        counts=counts,
+        turned=turned,
+        seed=seed,
+        rows=_rows(compare.place(profile, model)[0]),
+        curves=png(_curves(profile, model, other), dpi=150),
+    )
+    return Comparison(page)
 
 
 def _rows(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -72,7 +87,7 @@ def _curves(profile: str, model: str, other: str) -> Figure:
     alike = len({plain.startswith("sft") for _, plain in places.values()}) == 1
     figure = new_figure(2.1, 6.6)
     loss, margin, average = figure.subplots(1, 3)
-    recorded = False
+    recorded, last = False, 0
     for (name, (folder, plain)), tint in zip(places.items(), (REAL, GENERATED), strict=True):
         rows = results.load_training(folder)
         rows = rows[rows["model"] == plain]
@@ -86,13 +101,15 @@ def _curves(profile: str, model: str, other: str) -> Figure:
         kept = scores[~scores["task"].isin(outside)]
         means = kept.groupby(["model", "task"])["score"].mean().groupby("model").mean()
         chain = [m for m in ("sft", *iterates(means.index)) if m in means]
-        average.plot(range(len(chain)), 100 * means[chain], "o-", color=INK if one_run else tint, ms=3)
-        average.set_xticks(range(len(chain)), [m.replace("spin-", "") for m in chain])
+        numbers = [0 if m == "sft" else 1 + int(m.removeprefix("spin-")) for m in chain]
+        last = max([last, *numbers])
+        average.plot(numbers, 100 * means[chain], "o-", color=INK if one_run else tint, ms=3)
         average.plot([], [], color=tint, label=name)
     for axes, name, reason in ((loss, "loss", "SFT has a different loss"), (margin, "margin", "SFT has no margin")):
         axes.set(xlabel="optimizer step", ylabel=f"{name} (nats)")
         if not axes.lines:
             say_why_empty(axes, reason if recorded else "no training records")
     average.set(xlabel="iteration", ylabel="average, points")
+    average.set_xticks(range(last + 1), ["SFT", *map(str, range(last))])
     figure.legend(loc="outside upper left", ncols=2)
     return figure

@@ -77,7 +77,7 @@ def test_a_model_with_itself_and_runs_on_other_test_rows_are_not_compared(two_ru
         compare.compare("cpu", "mine/spin-0", "spin-0")
 
 
-def test_tasks_outside_the_average_of_table_4_are_not_in_this_one(
+def test_the_average_is_that_of_table_4_and_leaves_out_the_same_tasks(
     two_runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in two_runs.glob("seed-*/evaluations/*.json"):
@@ -85,19 +85,13 @@ def test_tasks_outside_the_average_of_table_4_are_not_in_this_one(
         document["tasks"]["syllogism"]["chance"] = 1.0
         results.write_json(path, document)
     table = compare.compare("cpu", "spin-0", "sft").set_index("task")
-    others = table.drop(index=["syllogism", "average"])
-    assert table["difference"]["average"] == pytest.approx(others["difference"].mean())
-    monkeypatch.setattr(results, "aside", lambda folder: set(others.index))
+    table4 = tables.table4(draw.scores(profiles.load("cpu"))).frame.set_index(["row", "column", "quantity"])
+    gain = table4.loc[("SPIN iteration 0", "average", "gain over SFT")]
+    expected = gain[["value", "low", "high", "n"]].tolist()
+    assert table.loc["average", ["difference", "low", "high", "items"]].tolist() == pytest.approx(expected)
+    monkeypatch.setattr(results, "aside", lambda folder: set(synthetic.BENCHMARKS) - {"syllogism"})
     assert list(compare.compare("cpu", "spin-0", "sft")["task"]) == sorted(synthetic.BENCHMARKS), "no average"
     assert "spin-0 minus sft:" not in side_by_side("spin-0", "sft").page
-
-
-def test_the_average_is_that_of_table_4(two_runs: Path) -> None:
-    table4 = tables.table4(draw.scores(profiles.load("cpu"))).frame.set_index(["row", "column", "quantity"])
-    average = compare.compare("cpu", "spin-0", "sft").iloc[-1]
-    gain = table4.loc[("SPIN iteration 0", "average", "gain over SFT")]
-    assert average["items"] == gain["n"]
-    assert average[["difference", "low", "high"]].tolist() == pytest.approx(gain[["value", "low", "high"]])
 
 
 def test_models_without_training_records_are_not_said_to_have_another_loss(
@@ -109,6 +103,17 @@ def test_models_without_training_records_are_not_said_to_have_another_loss(
         shutil.rmtree(path)
     page = side_by_side("spin-3", "sft").page
     assert ("SFT has" in page, "no training records" in page) == (False, True)
+
+
+def test_averages_of_runs_with_other_iterations_stand_above_their_own_numbers(
+    two_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = []
+    monkeypatch.setattr(comparison, "png", lambda figure, **_: figures.append(figure))
+    side_by_side("cpu", "mine")
+    average = figures[0].axes[2]
+    assert [list(line.get_xdata()) for line in average.lines if len(line.get_xdata())] == [[0, 1, 2, 3, 4], [0, 1, 11]]
+    assert [text.get_text() for text in average.get_xticklabels()] == ["SFT", *map(str, range(11))]
 
 
 def test_in_a_notebook_the_page_is_in_a_frame_of_its_own(two_runs: Path) -> None:
