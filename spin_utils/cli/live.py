@@ -171,7 +171,8 @@ def sum_up(profile: Profile, console: Console | None = None) -> None:
     if not (folder / "tables" / "table4.csv").is_file():
         log.warning("%s: deleted since it was drawn; `spin-repro figures` draws it again", paths.relative(folder))
         return
-    drawn = tables.table4(draw.scores(profile))
+    scores = draw.scores(profile)
+    drawn = tables.table4(scores)
     header, rows = tables.compact(drawn)
     if console.width < 77 + sum(max(map(len, name.split("\n"))) + 1 for name in header[1:-5]):
         header, rows = tables.compact(drawn, with_tasks=False)
@@ -183,7 +184,7 @@ def sum_up(profile: Profile, console: Console | None = None) -> None:
         table.add_row(*row)
     console.print(table)
     log.info("%s", claims.tally(claims.read(folder)["verdict"]))
-    if compared := draw.compared(profile):
+    if compared := draw.compared(profile, scores):
         log.info("%s", compared.statement)
     if (folder / "report.html").is_file():
         log.info("report: %s", paths.relative(folder / "report.html"))

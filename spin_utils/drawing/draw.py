@@ -183,9 +183,9 @@ def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFra
     return with_last_epoch(found, profile.spin.training.epochs) if kind == "evaluations" else found
 
 
-def compared(profile: Profile, own: pd.DataFrame | None = None) -> Agreement | None:
-    """A run, with its scores if they are loaded, against its profile's committed results, for models with the same
-    settings; None if there are none.
+def compared(profile: Profile, own: pd.DataFrame) -> Agreement | None:
+    """A run's scores against its profile's committed results, for models with the same settings; None if there are
+    none.
 
     Raises:
         ModelError, RowError: the plan cannot be made, because a file that the profile names is missing.
@@ -197,7 +197,7 @@ def compared(profile: Profile, own: pd.DataFrame | None = None) -> Agreement | N
     for seed in map(int, expected["seed"].unique()):
         made = plan.make(profile, seed)
         keys |= {(name, seed): made.directory(f"eval-{name}").name.rpartition("-")[2] for name in made.models()}
-    return agreement.agree(agreement.by_seed(scores(profile) if own is None else own), expected, keys)
+    return agreement.agree(agreement.by_seed(own), expected, keys)
 
 
 def discriminated(profile: Profile, texts: pd.DataFrame) -> pd.DataFrame:

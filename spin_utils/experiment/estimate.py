@@ -492,6 +492,7 @@ def _suite_hours(
         items *= 1 + settings.samples
         asked = replace(run, prompts=items, generated_tokens=answer, decoded_together=settings.batch_size)
         return generation_hours(asked, a)
-    sizes = [published.items(name) for name in suites.SUITES["paper_others" if transfer else settings.suite]]
+    asked_of = suites.SUITES["paper_others" if transfer else settings.suite]
+    sizes = published.benchmark_settings().loc[list(asked_of), "items"]
     items = sum(min(size, settings.limit or size) for size in sizes)
     return computing(items * forward_flops(a, BENCHMARK_MEAN, *[CHOICE_TOKENS] * CHOICES), run)

@@ -62,11 +62,6 @@ def benchmark_settings() -> pd.DataFrame:
     return _read("benchmark_settings.csv").set_index("benchmark")
 
 
-def items(benchmark: str) -> int:
-    """Number of items in a benchmark's test set."""
-    return int(benchmark_settings()["items"][benchmark])
-
-
 def wall_clock_hours() -> pd.DataFrame:
     """Table 2 (App. B.2): hours on 8 A100-80GB, long form: `stage`, `iteration`, `hours`.
 
@@ -152,14 +147,15 @@ def noise(contrast: Mapping[str, float], benchmark: str) -> Noise | None:
     if "mt_bench" in parts or any(score(model, part) is None for model in contrast for part in parts):
         return None
     plain = sorted(contrast.values()) == [-1, 1]
+    sizes = benchmark_settings()["items"]
     difference = unpaired = best = 0.0
     for part in parts:
         scores = {model: score(model, part) or 0.0 for model in contrast}
         gain = sum(weight * scores[model] for model, weight in contrast.items())
         difference += gain / len(parts)
-        unpaired += sum(w**2 * scores[model] * (100 - scores[model]) for model, w in contrast.items()) / items(part)
+        unpaired += sum(w**2 * scores[model] * (100 - scores[model]) for model, w in contrast.items()) / sizes[part]
         if plain and part != "truthfulqa":  # whose mc2 is a probability mass
-            best += 100**2 * (abs(gain / 100) - (gain / 100) ** 2) / items(part)
+            best += 100**2 * (abs(gain / 100) - (gain / 100) ** 2) / sizes[part]
     error_unpaired, error_best = math.sqrt(unpaired) / len(parts), math.sqrt(best) / len(parts)
     status = "depends on the pairing"
     if abs(difference) > 1.96 * error_unpaired:
