@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import zipfile
 from datetime import datetime
@@ -55,14 +54,6 @@ def references(value: Any) -> list[str]:
 
 def of_type(entities: Entities, kind: str) -> list[dict[str, Any]]:
     return [entity for entity in entities.values() if kind in (entity["@type"], *entity["@type"])]
-
-
-def test_the_root_names_the_profile_the_licence_and_itself(entities: Entities) -> None:
-    root = entities["./"]
-    profile = entities[references(root["conformsTo"])[0]]
-    assert re.match(r"https://w3id.org/ro/wfrun/process/\d", profile["@id"])
-    assert all(root[name] for name in ("name", "description", "license"))
-    assert entities[root["license"]["@id"]]["name"]
 
 
 def test_every_file_is_inside_with_its_hash(archive: zipfile.ZipFile, entities: Entities, home: Path) -> None:
