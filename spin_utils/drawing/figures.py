@@ -186,7 +186,7 @@ def figure3(scores: pd.DataFrame, *, profile: str) -> Figure:
 def figure4(scores: pd.DataFrame, *, profile: str) -> Figure:
     """Figure 4: more epochs of iteration 0 against iteration 1, on two benchmarks and on average."""
     models = ["sft", *(f"spin-0-epoch-{e}" for e in range(1, 6))]
-    printed = published.epochs().set_index(["benchmark", "epoch"])
+    printed = published.numbers("figure4_epochs").set_index(["benchmark", "epoch"])
     note = ""
     figure = new_figure(4.9)
     for row, benchmark in enumerate(("arc", "truthfulqa", "average")):
@@ -223,7 +223,7 @@ def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
     more = ("sft", *_MORE_SFT)
     tasks = judged(scores)
     found = _of_enough_seeds(estimates(scores, (*spin, *more[1:]), tasks))
-    sizes = published.training_sizes()
+    sizes = published.numbers("figure5_training_size")
     figure = new_figure(3.9)
     ours, theirs = figure.subplots(2, 1)
     lines = (("SFT", more, (0, 4, 5), "sft-more", "s"), ("SPIN", spin, (0, 1, 2, 3), "spin-2", "o"))

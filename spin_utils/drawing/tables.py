@@ -121,7 +121,7 @@ def table1(summaries: pd.DataFrame, *, shots: Mapping[str, str]) -> Table:
 
 def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = True) -> Table:
     """Table 2: time of generation and training by iteration. Arguments from `wall_clock`."""
-    paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
+    paper = published.numbers("wall_clock_hours").set_index(["stage", "iteration"])["hours"]
     run, architecture = cost.Workload(), cost.Architecture()
     rows: list[Row] = []
     for stage in ("generation", "training"):

@@ -205,7 +205,7 @@ def _estimate(row: Entry, source: str, table: pd.DataFrame) -> Estimate:
 def _times(row: Entry, blank: Finding, times: pd.DataFrame) -> Finding:
     """The ratio of two times; its interval is the range over training seeds, so a single seed settles nothing."""
     assert row.claim is not None
-    hours = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
+    hours = published.numbers("wall_clock_hours").set_index(["stage", "iteration"])["hours"]
     above, below = (tuple(part) for part in row.ratio)
     paper = float(hours[above]) / float(hours[below])
     finding = replace(blank, verdict="not run", paper=paper, paper_holds=True)

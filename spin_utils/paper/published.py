@@ -40,6 +40,12 @@ BENCHMARK_LABELS = {
 }
 
 
+@cache
+def numbers(name: str) -> pd.DataFrame:
+    """A file of `numbers`, whose first lines say where it is in the paper and what its columns are."""
+    return pd.read_csv(Path(__file__).parent / "numbers" / f"{name}.csv", comment="#", dtype={"shots": str})
+
+
 def leaderboard() -> pd.DataFrame:
     """Tables 3 and 4 (App. B.3, B.4): the Open LLM Leaderboard, seven models.
 
@@ -48,7 +54,7 @@ def leaderboard() -> pd.DataFrame:
         and `average_recomputed` from the six cells. The two differ in one row, SPIN iteration 3 + DPO: the paper prints
         64.05, but the cells average 64.74, so either the average or a cell is wrong.
     """
-    table = _read("leaderboard.csv").set_index("model")
+    table = numbers("leaderboard").set_index("model")
     return table.assign(average_recomputed=table[list(LEADERBOARD)].mean(axis=1))
 
 
@@ -59,34 +65,7 @@ def benchmark_settings() -> pd.DataFrame:
         Indexed by benchmark: `shots` (text, because some are chain-of-thought), `metric`, `items`. All printed scores
         on ARC, Winogrande, GSM8k, HellaSwag, Big-Bench-Hard and OpenBookQA are multiples of 1/items.
     """
-    return _read("benchmark_settings.csv").set_index("benchmark")
-
-
-def wall_clock_hours() -> pd.DataFrame:
-    """Table 2 (App. B.2): hours on 8 A100-80GB, long form: `stage`, `iteration`, `hours`.
-
-    To the last digit, the hours equal 6.69 s (generation) and 10 s (training) per 64 examples at 49,792 prompts and two
-    epochs, so they were extrapolated from batch times.
-    """
-    return _read("wall_clock_hours.csv")
-
-
-def epochs() -> pd.DataFrame:
-    """Figure 4: scores over the epochs of iteration 0, digitised from the project page (error up to 0.03).
-
-    Returns:
-        Long form: `benchmark` (arc, truthfulqa, average), `epoch` 0..5, `score`, and `reference`, the figure's dashed
-        line (iteration 1 after two epochs).
-    """
-    return _read("figure4_epochs.csv")
-
-
-def training_sizes() -> pd.DataFrame:
-    """Figure 5: `method` (SPIN: one epoch of iteration 0; SFT: the paper's own run), `training_size`, `average`.
-
-    SFT at size 0 is the end of that run's first epoch (59.04), not the downloaded checkpoint (58.14).
-    """
-    return _read("figure5_training_size.csv")
+    return numbers("benchmark_settings").set_index("benchmark")
 
 
 def score(model: str, benchmark: str, source: str = "tables") -> float | None:
@@ -169,21 +148,16 @@ def noise(contrast: Mapping[str, float], benchmark: str) -> Noise | None:
 def _scores() -> dict[tuple[str, str, str], float]:
     """Every printed score by source, model and benchmark; Table 5 repeats Table 4's SFT row."""
     scores: dict[tuple[str, str, str], float] = {}
-    for name in ("sft_one_more_epoch.csv", "leaderboard.csv", "other_benchmarks.csv"):  # Tables 5, 3 and 4, and 6
-        printed = _read(name).set_index("model").rename(columns={"average_printed": "average"})
+    for name in ("sft_one_more_epoch", "leaderboard", "other_benchmarks"):  # Tables 5, 3 and 4, and 6
+        printed = numbers(name).set_index("model").rename(columns={"average_printed": "average"})
         for column in printed.columns.intersection(list(BENCHMARK_LABELS)):
             scores |= {("tables", str(model), column): float(value) for model, value in printed[column].items()}
-    for row in epochs().to_dict("records"):
+    for row in numbers("figure4_epochs").to_dict("records"):
         model = f"spin-0-epoch-{row['epoch']}" if row["epoch"] else "sft"
         scores["figure4", model, row["benchmark"]] = row["score"]
         scores["figure4", "spin-1", row["benchmark"]] = row["reference"]
-    for row in training_sizes().to_dict("records"):
+    for row in numbers("figure5_training_size").to_dict("records"):
         ours, more = row["method"] == "SPIN", row["method"] == "SFT" and row["training_size"] > 0
         for source in ["figure5"] * (ours or more) + ["figure5_sft"] * (not ours):
             scores[source, row["model"], "average"] = row["average"]
     return scores
-
-
-@cache
-def _read(name: str) -> pd.DataFrame:
-    return pd.read_csv(Path(__file__).parent / "numbers" / name, comment="#", dtype={"shots": str})

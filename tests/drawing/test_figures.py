@@ -78,7 +78,7 @@ def test_a_panel_of_ours_says_why_it_is_empty(scores):
 
 def test_figure_5_shows_the_printed_labels_of_the_paper(scores):
     shown = words(drawn("figure5", scores))
-    for value in published.training_sizes()["average"]:
+    for value in published.numbers("figure5_training_size")["average"]:
         assert f"{value:.2f}" in shown
 
 

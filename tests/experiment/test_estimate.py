@@ -95,7 +95,7 @@ def test_generation_one_by_one_is_bound_by_reading_the_weights() -> None:
 def test_utilisation_undoes_the_prediction_and_is_low_for_the_papers_hours() -> None:
     hours = cost.training_hours(RUN, MISTRAL, 0)
     assert cost.utilisation(RUN, MISTRAL, 0, hours) == pytest.approx(RUN.utilisation)
-    paper = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]["training", 0]
+    paper = published.numbers("wall_clock_hours").set_index(["stage", "iteration"])["hours"]["training", 0]
     assert 0.05 < cost.utilisation(RUN, MISTRAL, 0, paper) < RUN.utilisation
 
 

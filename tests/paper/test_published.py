@@ -16,7 +16,7 @@ def test_only_the_last_row_of_table_3_prints_an_average_that_its_cells_do_not_gi
 
 
 def test_table_2_hours_follow_from_the_batch_times_of_appendix_b():
-    table = published.wall_clock_hours().set_index(["stage", "iteration"])["hours"]
+    table = published.numbers("wall_clock_hours").set_index(["stage", "iteration"])["hours"]
     batches = Workload().prompts / 64
     assert table["generation", 0] == pytest.approx(batches * 6.69 / 3600, abs=0.005)
     assert table["training", 0] == pytest.approx(2 * batches * 10 / 3600, abs=0.005)
@@ -34,10 +34,10 @@ def test_printed_accuracies_lie_on_the_grid_of_their_item_counts(benchmark):
 
 
 def test_figures_4_and_5_agree_with_table_4_where_they_show_the_same_model():
-    epochs = published.epochs().set_index(["benchmark", "epoch"])
+    epochs = published.numbers("figure4_epochs").set_index(["benchmark", "epoch"])
     assert epochs.loc[("average", 2), "score"] == published.score("spin-0", "average")
     assert epochs.loc[("arc", 0), "reference"] == published.score("spin-1", "arc")
-    sizes = published.training_sizes()
+    sizes = published.numbers("figure5_training_size")
     spin = sizes[sizes["method"] == "SPIN"].set_index("training_size")["average"]
     assert spin[0] == published.score("sft", "average")
     assert spin[50_000] == epochs.loc[("average", 1), "score"]

@@ -27,7 +27,7 @@ def test_the_papers_cell_is_the_prediction_of_table_2() -> None:
     generation, training = generation * sampled / assumed, training * trained / assumed
     assert generation == pytest.approx(4 * cost.generation_hours(Workload(), Architecture()))
     assert training == pytest.approx(sum(cost.training_hours(Workload(), Architecture(), t) for t in range(4)))
-    hours = published.wall_clock_hours().groupby("stage")["hours"].sum()
+    hours = published.numbers("wall_clock_hours").groupby("stage")["hours"].sum()
     assert training < hours["training"], "a prediction without communication is below what was needed"
 
 
