@@ -73,7 +73,7 @@ def _shown(value: float | None) -> str:
     """A value as printed with a verdict."""
     if value is None:
         return ""
-    return tables.minus(f"{value:.1e}" if 0 < abs(value) < 0.005 else f"{value:.2f}")
+    return footnotes.minus(f"{value:.1e}" if 0 < abs(value) < 0.005 else f"{value:.2f}")
 
 
 def _with_interval(finding: Finding) -> str:

@@ -87,6 +87,11 @@ def grading(grades: pd.DataFrame) -> str:
     )
 
 
+def minus(text: str) -> str:
+    """A number with a minus sign instead of a hyphen."""
+    return text.replace("-", "−")
+
+
 def missing(models: Sequence[str], found: Iterable[str]) -> list[str]:
     """Labels of the models that were not found."""
     return [label(model) for model in models if model not in set(found)]
@@ -109,6 +114,6 @@ _NOTES = jinja2.Environment(loader=_LOADER, undefined=jinja2.StrictUndefined).ge
         "lacking": lacking,
         "grading": grading,
         "listed": lambda names: " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])),
-        "minus": lambda text: text.replace("-", "−"),
+        "minus": minus,
     },
 )

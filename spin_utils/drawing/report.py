@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from spin_utils.drawing import draw, footnotes, tables
-from spin_utils.drawing.footnotes import render
+from spin_utils.drawing.footnotes import minus, render
 from spin_utils.drawing.style import FIXED_WIDTH, FORMATS, INK, drawable, png, style
-from spin_utils.drawing.tables import DASH, minus
+from spin_utils.drawing.tables import DASH
 from spin_utils.experiment import clock, plan, publish
 from spin_utils.files import paths
 from spin_utils.files.disk import replacing, write_text

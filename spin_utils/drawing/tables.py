@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from spin_utils.drawing import footnotes
+from spin_utils.drawing.footnotes import minus
 from spin_utils.evaluation.instructions import NAME
 from spin_utils.experiment import cost
 from spin_utils.files.disk import write_forms
@@ -642,11 +643,6 @@ def cell_text(cell: Mapping[Any, Any], *, sign: bool = False, digits: int = 1, i
         return DASH
     ends = f" [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]" if interval else ""
     return minus(f"{cell['value']:{'+' if sign else ''}.{digits}f}{ends}")
-
-
-def minus(text: str) -> str:
-    """A number with a minus sign instead of a hyphen."""
-    return text.replace("-", "−")
 
 
 def _score(cell: Mapping[str, Any], *, sign: bool = False) -> str:

@@ -175,7 +175,7 @@ def _map_panel(axes: Axes, cells: pd.DataFrame, measure: str, betas: list[float]
             continue
         low, high = (factor * row.get(f"{measure}_{end}", neutral / factor) for end in ("low", "high"))
         sure = not low <= neutral <= high
-        text = f"{value:.0f}" if measure == "accuracy" else f"{value:+.1f}".replace("-", "−")
+        text = f"{value:.0f}" if measure == "accuracy" else footnotes.minus(f"{value:+.1f}")
         axes.text(
             steps.index(row["steps"]), betas.index(row["beta"]), text, ha="center", va="center", color=INK,
             fontweight="bold" if sure else "normal",
