@@ -53,9 +53,6 @@ _SIZES = "Sizes are not to scale. The paper's SFT line is a different run from t
 _OFFSET: dict[str, Any] = {"textcoords": "offset points"}
 _HOLLOW: dict[str, Any] = {"linestyle": "--", "marker": "o", "markerfacecolor": "white", "markeredgewidth": 0.9}
 
-MARKERS = dict(zip(MODELS, "osD^", strict=True))
-"""Marker of each model in Figure 6."""
-
 _WIDTH = 64
 """Characters of a line of the example."""
 
@@ -327,11 +324,10 @@ def _radar(figure: Figure, names: Sequence[str], ticks: Sequence[int], means: pd
         word.set(ha="center", va="center")
     axes.grid(color="#d9d9d9", lw=0.4)
     axes.spines["polar"].set(color=FAINT, lw=0.6)
-    for model, row in means.dropna(how="all").iterrows():
-        line = MARKERS[str(model)] + (":" if model == "sft" else "-")
-        axes.plot(
-            [*angles, angles[0]], [*row, row.iloc[0]], line, color=colour(str(model)), ms=3, label=label(str(model))
-        )
+    for (model, row), marker in zip(means.iterrows(), "osD^", strict=True):
+        if row.notna().any():
+            look = {"linestyle": ":" if model == "sft" else "-", "color": colour(str(model)), "ms": 3}
+            axes.plot([*angles, angles[0]], [*row, row.iloc[0]], marker=marker, label=label(str(model)), **look)
 
 
 def _absent(means: pd.DataFrame) -> list[str]:
