@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from jupyter_client import KernelManager
 
 _PATIENCE_S = 600.0  # after Ctrl-C a kernel finishes its step and saves, up to this long; then it is stopped
-_REST_S = 10.0  # a kernel with nothing to save ends at once, but it can miss the request: then it is stopped
 _START_S = 300  # for a kernel to start on a busy machine
 
 
@@ -93,10 +92,7 @@ def _check(path: Path, given: Mapping[str, Any]) -> None:
 
 
 def _manager(busy: threading.Event) -> type[KernelManager]:
-    """A kernel manager that waits only for a busy kernel, and asks for a warm one (`warm_start`).
-
-    A kernel is interrupted before it is asked to end. At rest, the interrupt can make it lose the request.
-    """
+    """A kernel manager that asks for a warm kernel (`warm_start`), and lets a busy one finish its step and save."""
     from ipykernel.kernelspec import make_ipkernel_cmd
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -111,8 +107,6 @@ def _manager(busy: threading.Event) -> type[KernelManager]:
         async def shutdown_kernel(  # type: ignore[override]  # asynchronous, as in its parent
             self, now: bool = False, restart: bool = False
         ) -> None:
-            if not busy.is_set():
-                self.shutdown_wait_time = _REST_S
-            await super().shutdown_kernel(now, restart)
+            await super().shutdown_kernel(now or not busy.is_set(), restart)
 
     return Manager

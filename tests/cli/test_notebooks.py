@@ -7,12 +7,10 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import psutil
 import pytest
 from papermill import PapermillExecutionError, execute_notebook, inspect_notebook
 
@@ -137,13 +135,3 @@ def test_a_long_tmpdir_and_another_python3_kernel_do_not_steer_a_notebook(
     monkeypatch.setattr(tempfile, "tempdir", None)
     look = "import sys, tempfile; print(sys.executable, tempfile.gettempdir())"
     assert run(tmp_path, look) == [sys.executable, str(long)]
-
-
-def test_a_kernel_at_rest_that_misses_the_request_to_end_is_stopped_soon(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deaf = "async def nothing(*_): pass\nget_ipython().kernel.control_handlers['shutdown_request'] = nothing"
-    monkeypatch.setattr(notebooks, "_REST_S", 1.0)
-    kernel, ended = run(tmp_path, deaf, "import os, time; print(os.getpid(), time.time())")
-    assert not psutil.pid_exists(int(kernel))
-    assert time.time() - float(ended) < notebooks._PATIENCE_S / 4
