@@ -38,8 +38,7 @@ from spin_utils.files.runtime import choose_precision, progress
 from spin_utils.model import base, lora, sharding, vllm
 from spin_utils.model.logprobs import check_supported, score
 from spin_utils.model.packing import Group, Pairs, PairsError, write_pairs
-from spin_utils.model.sampling import sample
-from spin_utils.model.vllm import Answer
+from spin_utils.model.sampling import Sample, sample
 from spin_utils.settings.inputs import TemplateSettings
 from spin_utils.settings.names import ModelName, label
 from spin_utils.settings.run import DpoSettings, Precision, Profile, TrainingSettings
@@ -83,12 +82,11 @@ def make_pairs(plan: Plan, step: Step, work: Path) -> None:
     write_pairs(work / "pairs.arrow", [pair_row(text, row, iteration, answer) for row, answer in pairs])
 
 
-def _as_text(tokenizer: Any, template: TemplateSettings, answer: Answer) -> Answer:
+def _as_text(tokenizer: Any, template: TemplateSettings, answer: Sample) -> Sample:
     """An answer as text and encoded again, without blanks before it (released code, spin/generate.py)."""
-    ids, reason, logp = answer
-    text = decode_response(tokenizer, template, ids).lstrip()
+    text = decode_response(tokenizer, template, answer.token_ids).lstrip()
     again = encode_response(tokenizer, replace(template, too_long="truncate"), text)
-    return (again[:-1] or again) if reason == "length" else again, reason, logp
+    return answer._replace(token_ids=(again[:-1] or again) if answer.finish_reason == "length" else again)
 
 
 def make_model(plan: Plan, step: Step, work: Path) -> None:
@@ -155,7 +153,7 @@ def generate(
     work: Path,
     what: str,
     tries: int = 1,
-) -> list[Answer]:
+) -> list[Sample]:
     """Sample a model's responses to every prompt: y' ~ p_theta_t(.|x), Algorithm 1, line 3.
 
     Several processes take turns at shards, and the responses are those of a single one.
@@ -177,9 +175,9 @@ def generate(
     done = len(encoded) - sum(min(size, len(encoded) - start) for start in left)
     with progress(len(encoded) * tries, what, "answers", done=done * tries) as bar:
 
-        def answer(start: int) -> list[Answer]:
+        def answer(start: int) -> list[Sample]:
             part = encoded[start : start + size]
-            samples = sample(
+            return sample(
                 model,
                 [row.prompt_ids for row in part],
                 eos_ids=stop,
@@ -189,7 +187,6 @@ def generate(
                 samples_per_prompt=tries,
                 progress=processes.shown(bar.advance),
             )
-            return [(s.token_ids, s.finish_reason, s.logp) for s in samples]
 
         for answered in processes.take_turns(left, answer):
             for start, answers in answered:
@@ -204,12 +201,12 @@ def generate(
         share = 2 * (body * (prompts + tokens) + head * tokens) / seconds / rate
         runtime.tell(share=share)
         log.info("%s: %.0f tokens/s, %.0f %% of this machine's matrix rate", what, tokens / seconds, 100 * share)
-    return [answer for answers in read.values() for answer in answers]
+    return [Sample(*answer) for answers in read.values() for answer in answers]
 
 
 def _vllm_answers(
     folder: Path, tokenizer: Any, prompts: list[list[int]], profile: Profile, seed: int, work: Path, what: str
-) -> list[Answer]:
+) -> list[Sample]:
     """The same with vLLM, and a health check stored with the pairs: vllm.json."""
     answers, versions = vllm.answer(
         base.resolve(folder),
@@ -353,10 +350,10 @@ def _graded_samples(plan: Plan, dpo: DpoSettings, folder: Path, tokenizer: Any, 
     found = []
     for place, row in enumerate(encoded):
         own = answers[place * tries : (place + 1) * tries]
-        grades = [families.grade(row.row, text(ids)) if reason == "stop" else 0.0 for ids, reason, _ in own]
+        grades = [families.grade(row.row, text(s.token_ids)) if s.finish_reason == "stop" else 0.0 for s in own]
         best, worst = max(grades), min(grades)
         if best > worst:
-            real = row._replace(response_ids=own[grades.index(best)][0])
+            real = row._replace(response_ids=own[grades.index(best)].token_ids)
             found.append(pair_row(text, real, 0, own[grades.index(worst)]))
     if not found:
         raise RowError(

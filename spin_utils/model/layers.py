@@ -1,8 +1,8 @@
 """One decoder layer of the Llama family as one differentiable step, for training.
 
 A whole layer (RMSNorm, attention, SwiGLU, residuals) is one function with its own backward pass. Norms, reductions and
-rotary angles are computed in float32 and rounded once. `fast_layers(model)` lends it to the layers it recognises, for
-the length of a block; all other layers keep their own. See docs/speed.md.
+rotary angles are computed in float32 and rounded once. `fast_layers(model)` lends it to the layers of a model of
+`decoding.SUPPORTED` for the length of a block, except to those that were changed. See docs/speed.md.
 
 Shape suffixes: T packed tokens, E hidden size, H query heads, K key heads, N heads of either kind times D, D head size,
 C = (H + 2 K) D, F inner size of the MLP.
@@ -22,16 +22,10 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
-from transformers.models.smollm3.modeling_smollm3 import SmolLM3DecoderLayer
 
 from spin_utils.model.attention import attention_backward, attention_forward
 from spin_utils.model.packing import Layout, rows_at_once
 
-LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer, SmolLM3DecoderLayer)
 CACHED = 2**16
 """Elements of one tensor that elementwise operations work on at once on a CPU: 256 KiB in float32."""
 
@@ -45,8 +39,8 @@ class _Shape(NamedTuple):
 
 
 def fast_layers(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Inside the block the recognised decoder layers of a model take the fused path."""
-    return lending(_forward, [m for m in model.modules() if _recognised(m) and "forward" not in vars(m)])
+    """Inside the block the plain decoder layers of a model take the fused path."""
+    return lending(_forward, [layer for layer in decoder_layers(model) if _plain(layer)])
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -70,15 +64,12 @@ def lending(function: Callable[..., Tensor], modules: Sequence[nn.Module]) -> It
                 module.forward = own
 
 
-def _recognised(layer: nn.Module) -> bool:
-    """Whether a layer is exactly what `_DecoderLayer` computes: the known class, plain parts, no hooks."""
-    if type(layer) not in LAYERS:
-        return False
-    attention: Any = layer.self_attn
-    mlp: Any = layer.mlp
+def _plain(layer: Any) -> bool:
+    """Whether a layer is exactly what `_DecoderLayer` computes: its own forward pass, plain parts, no hooks."""
+    attention, mlp = layer.self_attn, layer.mlp
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    plain = all(type(linear) is nn.Linear for linear in linears)
+    plain = "forward" not in vars(layer) and all(type(linear) is nn.Linear for linear in linears)
     unbiased = plain and all(linear.bias is None for linear in linears[3:])
     paired = plain and len({linear.bias is None for linear in linears[:3]}) == 1
     hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in layer.modules())

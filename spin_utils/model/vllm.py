@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,14 +26,15 @@ from spin_utils.model import base
 from spin_utils.settings.machine import VllmSettings
 from spin_utils.settings.run import GenerationSettings
 
+if TYPE_CHECKING:
+    from spin_utils.model.sampling import Sample
+
 log = logging.getLogger(__name__)
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 _POLL_S = 0.1
 _TAIL = 15  # lines of a failed process's output to show
 _CHECKED_ROWS, _CHECKED_TOKENS = 64, 4096  # responses of the health check, and tokens per pass
-Answer = tuple[list[int], str, float]
-"""Token ids, finish reason and summed log-probability."""
 
 
 def check_environment(settings: VllmSettings) -> None:
@@ -58,7 +59,7 @@ def answer(
     seed: int,
     work: Path,
     what: str,
-) -> tuple[list[Answer], list[str]]:
+) -> tuple[list[Sample], list[str]]:
     """Sample one response per prompt, as `sampling.sample`. Its random numbers depend on the seed and its index alone.
 
     Args:
@@ -72,6 +73,8 @@ def answer(
     Raises:
         WorkError: a process failed. Finished shards are kept.
     """
+    from spin_utils.model.sampling import Sample  # needs torch
+
     work.mkdir(exist_ok=True)
     size = settings.shard_rows
     shards = {work / f"{i:08d}.answers.json": range(len(prompts))[i : i + size] for i in range(0, len(prompts), size)}
@@ -95,7 +98,7 @@ def answer(
             for _ in _running(settings.vllm, worker_devices(settings.vllm, len(missing)), work):
                 bar.advance(done() - bar.done)
     found = [json.loads(path.read_text()) for path in shards]
-    answers = [(ids, reason, logp) for shard in found for ids, reason, logp in shard["answers"]]
+    answers = [Sample(*answer) for shard in found for answer in shard["answers"]]
     return answers, sorted({shard["vllm"] for shard in found})
 
 
@@ -200,7 +203,7 @@ def _check_alive(workers: Sequence[subprocess.Popen[bytes]], work: Path) -> None
 
 
 def health(
-    model: Path, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], settings: VllmSettings
+    model: Path, prompts: Sequence[Sequence[int]], answers: Sequence[Sample], settings: VllmSettings
 ) -> dict[str, Any]:
     """Differences between vLLM's log-probabilities and the kit's, in nats per response token: is it the same policy?
 
@@ -214,9 +217,10 @@ def health(
     from spin_utils.model.packing import Group
 
     rows = np.unique(np.linspace(0, len(prompts) - 1, min(_CHECKED_ROWS, len(prompts))).astype(int)).tolist()
-    groups = [Group(list(prompts[i]), (answers[i][0],)) for i in rows]
+    checked = [answers[i] for i in rows]
+    groups = [Group(prompts[i], (answer.token_ids,)) for i, answer in zip(rows, checked, strict=True)]
     ours = score(base.load_for_inference(model), groups, micro_batch_tokens=_CHECKED_TOKENS)
-    differences = np.array([(answers[i][2] - own) / len(answers[i][0]) for i, (own,) in zip(rows, ours, strict=True)])
+    differences = np.array([(a.logp - own) / len(a.token_ids) for a, (own,) in zip(checked, ours, strict=True)])
     health = {
         "rows": len(rows),
         "mean_difference": float(differences.mean()),

@@ -24,8 +24,7 @@ from spin_utils.files import paths
 from spin_utils.files.paths import KitError, WorkError
 from spin_utils.model import base, vllm
 from spin_utils.model.packing import Pairs
-from spin_utils.model.sampling import sample
-from spin_utils.model.vllm import Answer
+from spin_utils.model.sampling import Sample, sample
 from spin_utils.settings import profiles
 from spin_utils.settings.inputs import identity
 from spin_utils.settings.machine import VllmSettings
@@ -64,7 +63,7 @@ def settings(python: str) -> GenerationSettings:
     return GenerationSettings(max_new_tokens=8, shard_rows=4, backend="vllm", vllm=vllm)
 
 
-def draw(model: Path, settings: GenerationSettings, work: Path, seed: int = 0) -> list[Answer]:
+def draw(model: Path, settings: GenerationSettings, work: Path, seed: int = 0) -> list[Sample]:
     return vllm.answer(model, PROMPTS, eos_ids=EOS, settings=settings, seed=seed, work=work, what="answers")[0]
 
 
@@ -76,9 +75,9 @@ def test_greedy_answers_are_the_models_own_and_each_call_takes_the_checkpoint_it
     for i, folder in enumerate(checkpoints):
         drawn = draw(folder, greedy, tmp_path / str(i))
         own = sample(base.load(folder, torch.float32), PROMPTS, eos_ids=EOS, settings=kit, seed=0)
-        assert [(ids, reason) for ids, reason, _ in drawn] == [(s.token_ids, s.finish_reason) for s in own]
-        assert [logp for _, _, logp in drawn] == pytest.approx([s.logp for s in own], abs=1e-4)
-    reasons = {reason for _, reason, _ in drawn}
+        assert [s[:2] for s in drawn] == [s[:2] for s in own]
+        assert [s.logp for s in drawn] == pytest.approx([s.logp for s in own], abs=1e-4)
+    reasons = {s.finish_reason for s in drawn}
     assert reasons == {"stop", "length"}, "both ends are tested"
 
 
