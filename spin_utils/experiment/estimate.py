@@ -42,9 +42,7 @@ from spin_utils.experiment.plan import (
     trainings,
 )
 from spin_utils.files import paths, runtime
-from spin_utils.files.paths import KitError
 from spin_utils.model import attention, base, general, logprobs, lora, packing, sampling
-from spin_utils.model.base import ModelError
 from spin_utils.paper import published
 from spin_utils.settings.inputs import ModelSettings, SettingsError
 from spin_utils.settings.run import EvaluationSettings, LoraSettings, Profile, TrainingSettings
@@ -110,42 +108,18 @@ def architecture(
     return known, "the kit's table, because its config.json could not be reached"
 
 
-def _read(
-    place: Path | str,
-    adapters: Collection[LoraSettings],
-    *,
-    revision: str | None = None,
-    local_files_only: bool = True,
-    gguf_file: str | None = None,
-) -> Architecture:
-    """Sizes from the config.json in a folder, or at a revision on the hub."""
+def _read(place: Path | str, adapters: Collection[LoraSettings], **where: Any) -> Architecture:
+    """Sizes from the config.json in a folder, or where else transformers' `AutoConfig` is told to look."""
     from transformers import AutoConfig
 
-    try:
-        config = AutoConfig.from_pretrained(
-            place,
-            trust_remote_code=False,
-            revision=revision,
-            local_files_only=local_files_only,
-            gguf_file=gguf_file,
-        )
+    with base.described(place):
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **{"local_files_only": True, **where})
         return of_config(config, adapters)
-    except (OSError, KitError):
-        raise
-    except Exception as error:  # a class or value that it does not know can fail anywhere in the library
-        raise ModelError(
-            f"{place}: config.json does not describe a causal language model ({paths.reason(error)}); use another model"
-        ) from None
 
 
 def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architecture:
     """Sizes from a transformers configuration; errors as in `architecture`."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    general.check_model(model, longest_row=1)
+    model = base.skeleton(config)
     adapted = {each: lora.attach(copy.deepcopy(model), each, seed=0) for each in adapters}
     heads = config.num_attention_heads
     size = _largest(config, "head_dim") or config.hidden_size // heads

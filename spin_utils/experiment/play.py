@@ -326,7 +326,7 @@ def _keep_checkpoint(model: Any, *, start: Path, folder: Path, adapted: Any) -> 
     if processes.rank():
         return
     if adapted is None:
-        model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
+        model.save_pretrained(folder, state_dict=weights)
     else:
         lora.save(adapted, start, folder)
     base.copy_companions(base.resolve(start), folder)

@@ -12,7 +12,8 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,7 @@ def positions(folder: Path) -> int:
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write weights as safetensors, and the tokenizer into the same folder."""
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -247,7 +248,7 @@ def check_directory(folder: Path) -> Path:
             )
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
         found = f" ({pickled[0]} is a pickle, which can run code)" if pickled else ""
-        raise ModelError(f"{folder}: no *.safetensors{found}; save the model with safe_serialization=True")
+        raise ModelError(f"{folder}: no *.safetensors{found}; save the model again with save_pretrained")
     if not (folder / "tokenizer.json").is_file():  # the only vocabulary file that is copied to checkpoints
         raise ModelError(f"{folder}: no tokenizer.json; load the tokenizer and save it there with save_pretrained")
     return folder
@@ -314,25 +315,39 @@ def _check_ids(folder: Path, tokenizer: Any) -> None:
 
 
 def _skeleton(folder: Path) -> Any:
-    """The model without weights."""
+    from transformers import AutoConfig
+
+    with described(folder):
+        return skeleton(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+
+
+def skeleton(config: Any) -> Any:
+    """The model without weights; errors as in `general.check_model`."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from spin_utils.model.general import check_model
 
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    check_model(model, longest_row=1)
+    return model
+
+
+@contextmanager
+def described(place: Path | str) -> Iterator[None]:
+    """Inside the block, errors of what a config.json says name it; those of reading it stay as they are."""
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        check_model(model, longest_row=1)
+        yield
+    except OSError:
+        raise
     except ModelError as error:
-        raise ModelError(f"{folder}: {error}") from None
+        raise ModelError(f"{place}: {error}") from None
     except Exception as error:  # as above: bad values can fail anywhere in the library
         raise ModelError(
-            f"{folder / 'config.json'}: does not describe a causal language model ({reason(error)}); "
-            "correct it or save the model again"
+            f"{place}: config.json does not describe a causal language model ({reason(error)}); correct it or use "
+            "another model"
         ) from None
-    return model
 
 
 def _check_weights(folder: Path, model: Any) -> None:

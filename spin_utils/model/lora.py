@@ -81,7 +81,7 @@ def save(adapted: Any, start: Path, folder: Path) -> None:
     from peft import PeftModel
 
     place = folder / ADAPTERS
-    adapted.save_pretrained(place, safe_serialization=True, save_embedding_layers=False)
+    adapted.save_pretrained(place, save_embedding_layers=False)
     (place / "README.md").unlink(missing_ok=True)  # peft's form for a model card
     path = place / "adapter_config.json"
     written = json.loads(path.read_text(encoding="utf-8"))
@@ -91,4 +91,4 @@ def save(adapted: Any, start: Path, folder: Path) -> None:
     path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     whole = base.load(start, place=torch.device("cpu"))
     merged = PeftModel.from_pretrained(whole, place, local_files_only=True).merge_and_unload()
-    merged.save_pretrained(folder, safe_serialization=True)
+    merged.save_pretrained(folder)
