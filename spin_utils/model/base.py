@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -126,26 +125,33 @@ def load(folder: Path, dtype: Any = None, *, place: Any = None) -> Any:
         ModelError: a weight is missing, NaN or infinite.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     source = resolve(folder)
+    model = _read(source, dtype=dtype or torch.float32)[0].to(place or device())
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ModelError(f"{source}: {name} contains NaN or infinity; copy the model again or use another one")
+    return model
+
+
+def _read(source: Path, **how: Any) -> tuple[Any, dict[str, Any]]:
+    """A folder's model, and what transformers tells about its tensors; a `ModelError` if one is missing."""
+    from transformers import AutoModelForCausalLM
+
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         source,
-        dtype=dtype or torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
         output_loading_info=True,
         generation_config=_ends(source),
+        **how,
     )
     model, found = loaded
-    if found["missing_keys"]:  # which transformers fills with random numbers
-        raise ModelError(f"{source}: no tensor {min(found['missing_keys'])} in its safetensors; copy all files again")
-    model = model.to(place or device())
-    for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise ModelError(f"{source}: {name} contains NaN or infinity; copy the model again or use another one")
-    return model
+    for name in model.state_dict():
+        if name in found["missing_keys"]:  # which transformers fills with random numbers
+            raise ModelError(f"{source}: no tensor {name} in its safetensors; copy all files of the model again")
+    return model, found
 
 
 def _ends(source: Path) -> Any:
@@ -257,8 +263,7 @@ def check_directory(folder: Path) -> Path:
 def check_folder(folder: Path, template: TemplateSettings) -> None:
     """Raise unless a folder can be trained and sampled from: complete, a decoder, with a matching tokenizer.
 
-    Only headers, the config and the tokenizer are loaded, so a folder of 15 GB takes seconds. transformers would only
-    warn about missing tensors and fill them with random numbers.
+    Only headers, the config and the tokenizer are loaded, so a folder of 15 GB takes seconds.
 
     Raises:
         ModelError: with the file and the remedy.
@@ -267,7 +272,7 @@ def check_folder(folder: Path, template: TemplateSettings) -> None:
 
     check_directory(folder)
     model = _skeleton(folder)
-    _check_weights(folder, model)
+    _check_weights(folder)
     tokenizer = load_tokenizer(folder)
     _check_ids(folder, tokenizer)
     largest, places = max(tokenizer.get_vocab().values(), default=-1), model.config.vocab_size
@@ -350,38 +355,24 @@ def described(place: Path | str) -> Iterator[None]:
         ) from None
 
 
-def _check_weights(folder: Path, model: Any) -> None:
-    """Raise unless every tensor of the model is there, with the right shape.
-
-    The names of some families change when transformers reads them (experts): theirs are checked when they are loaded.
-    """
+def _check_weights(folder: Path) -> None:
+    """Raise unless every tensor of the model is there, with the right shape; name those that have no place in it."""
     from safetensors import SafetensorError, safe_open
-    from transformers.conversion_mapping import get_model_conversion_mapping
 
-    stored: dict[str, list[int]] = {}
     for path in folder.glob("*.safetensors"):
         try:
-            with safe_open(path, framework="np") as file:
-                stored |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
+            with safe_open(path, framework="np"):
+                pass
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path}: damaged ({error}); copy or download it again") from None
-    if get_model_conversion_mapping(model, add_legacy=False):
-        return
-    prefix = f"{model.base_model_prefix}."
-    state = model.state_dict()
-    ignored = re.compile("|".join([*model._keys_to_ignore_on_load_unexpected, r"rotary_emb\.inv_freq"]))
-    unused = [name for name in stored if name.startswith(prefix) and name not in state and not ignored.search(name)]
-    if unused:
+    found = _read(folder, device_map="meta", ignore_mismatched_sizes=True)[1]
+    for name, shape, wanted in sorted(found["mismatched_keys"]):
+        raise ModelError(
+            f"{folder}: {name} has shape {list(shape)}, but config.json says {list(wanted)}; copy both again"
+        )
+    if unused := found["unexpected_keys"]:
         told = "%s: %d tensors have no place in the model of config.json and are left out, such as %s; compare the two"
-        log.warning(told, folder, len(unused), unused[0])
-    for full, tensor in state.items():
-        found = stored.get(full, stored.get(full.removeprefix(prefix)))  # old files begin at the body
-        if found is None and full not in model.all_tied_weights_keys:
-            raise ModelError(f"{folder}: no tensor {full} in its safetensors; copy all files of the model again")
-        if found not in (None, list(tensor.shape)):
-            raise ModelError(
-                f"{folder}: {full} has shape {found}, but config.json says {list(tensor.shape)}; copy both again"
-            )
+        log.warning(told, folder, len(unused), min(unused))
 
 
 def _check_plain(path: Path) -> None:
