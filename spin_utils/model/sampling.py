@@ -10,7 +10,8 @@ Shape suffixes: B live rows, V vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -302,10 +303,13 @@ def _sample_with_cache(
     eos = torch.tensor(sorted(eos_ids), dtype=torch.long, device=model.device)
     samples: dict[int, Sample] = {}
     lengths = [len(prompts[i // samples_per_prompt]) for i in range(len(streams))]
+    order, rows = sorted(range(len(streams)), key=lambda i: -lengths[i]), settings.batch_size
+    # Where padding would change a response, only prompts of equal length share a batch.
+    together = [order] if padding(model) else [list(run) for _, run in groupby(order, lengths.__getitem__)]
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for batch in _batches(lengths, settings.batch_size, equal=not padding(model)):
+        for batch in (run[start : start + rows] for run in together for start in range(0, len(run), rows)):
             numbers = np.stack([uniforms(seed, streams[i], settings.max_new_tokens) for i in batch])
             owners = [i // samples_per_prompt for i in batch]
             drawn = _decode(model, prompts, owners, torch.from_numpy(numbers).to(model.device), eos, settings)
@@ -314,17 +318,6 @@ def _sample_with_cache(
                 progress(len(batch))
     model.train(was_training)
     return [samples[i] for i in range(len(streams))]
-
-
-def _batches(lengths: Sequence[int], rows: int, *, equal: bool) -> Iterator[list[int]]:
-    """Indices in batches, longest first; with `equal` only equal lengths share one, so that nothing is padded."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) == rows or (equal and lengths[i] != lengths[batch[0]])):
-            yield batch
-            batch = []
-        batch.append(i)
-    yield batch
 
 
 def _decode(
