@@ -119,8 +119,7 @@ def score(
     """
     if not groups:
         return []
-    check_groups(groups)
-    check_supported(model, max(group.longest_row for group in groups))
+    check_supported(model, check_groups(groups))
     results: list[list[float]] = [[] for _ in groups]
     parts = list(batches) or micro_batches([group.tokens for group in groups], micro_batch_tokens)
     parts += [[]] * (-len(parts) % processes.count())  # with sharded weights every round needs all processes

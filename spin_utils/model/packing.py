@@ -8,7 +8,7 @@ Shape suffixes: T packed tokens, R response tokens, B groups of one tile, S padd
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -182,6 +182,7 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> PackedB
     check_groups(groups)
     ids: list[int] = []
     positions: list[int] = []
+    segments: list[int] = []
     sources: list[int] = []
     targets: list[int] = []
     sizes: list[int] = []
@@ -190,27 +191,42 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> PackedB
         last = len(ids) + prompt - 1
         ids += group.prompt_ids
         positions += range(prompt)
-        for response in group.response_ids:
+        segments += [0] * prompt
+        for number, response in enumerate(group.response_ids, 1):
             sources.append(last)
             sources += range(len(ids), len(ids) + len(response) - 1)
             targets += response
             sizes.append(len(response))
             ids += response
             positions += range(prompt, prompt + len(response))
+            segments += [number] * len(response)
     put = partial(torch.tensor, device=device)
-    layout = _layout(groups, _tiles(groups, device))
+    layout = _layout(groups, tuple(_tiles(groups, segments, positions, device)))
     return PackedBatch(put([ids]), put([positions]), put(sources), put(targets), put(sizes), layout)
 
 
-def check_groups(groups: Sequence[Group]) -> None:
-    """Raise a `PairsError` that names the first group with an empty prompt or response."""
+def check_groups(groups: Sequence[Group], responses: int = 0) -> int:
+    """The longest row of the groups in tokens.
+
+    Raises:
+        PairsError: no groups, or an empty prompt or response, or another number of `responses` if that is given; names
+            the first group.
+    """
     if not groups:
         raise PairsError("nothing to pack: no groups were given")
+    longest_row = 0
     for number, group in enumerate(groups):
         if not len(group.prompt_ids):
             raise PairsError(f"group {number}: empty prompt; give it at least one token, for example the start token")
         if not group.response_ids or not all(map(len, group.response_ids)):
             raise PairsError(f"group {number}: empty response; leave it out, or end it with the end token")
+        if responses and len(group.response_ids) != responses:
+            raise PairsError(
+                f"group {number}: {len(group.response_ids)} responses; expected {responses}, as many as opponent_logps "
+                "has, or 1 without them"
+            )
+        longest_row = max(longest_row, group.longest_row)
+    return longest_row
 
 
 def micro_batches(tokens: Sequence[int], budget: int) -> list[list[int]]:
@@ -248,13 +264,15 @@ def _layout(groups: Sequence[Group], tiles: tuple[Tile, ...] = ()) -> Layout:
     return Layout(tiles, lengths, max(group.longest_row for group in groups))
 
 
-def _tiles(groups: Sequence[Group], device: torch.device | str) -> tuple[Tile, ...]:
+def _tiles(
+    groups: Sequence[Group], segments: list[int], positions: list[int], device: torch.device | str
+) -> Iterator[Tile]:
     """Split the groups into runs of similar length: `TILE_SLACK` limits the padding inside attention.
 
     A group in rows is a tile of its own, since the rounding of the fused kernel depends on the length of the rectangle.
+    `segments` and `positions` are those of all tokens.
     """
-    tiles: list[Tile] = []
-    first = token = 0
+    first = start = 0
     while first < len(groups):
         shortest = longest = groups[first].tokens
         last = first + 1
@@ -263,28 +281,16 @@ def _tiles(groups: Sequence[Group], device: torch.device | str) -> tuple[Tile, .
             if high > TILE_SLACK * low or groups[first].in_rows or groups[last].in_rows:
                 break
             shortest, longest, last = low, high, last + 1
-        tiles.append(_tile(groups[first:last], -(-longest // LANES) * LANES, token, device))
-        token = tiles[-1].stop
-        first = last
-    return tuple(tiles)
-
-
-def _tile(groups: Sequence[Group], length: int, start: int, device: torch.device | str) -> Tile:
-    slots: list[int] = []
-    segments: list[list[int]] = []
-    positions: list[list[int]] = []
-    for row, group in enumerate(groups):
-        slots += range(row * length, row * length + group.tokens)
-        prompt, padding = len(group.prompt_ids), length - group.tokens
-        segment, position = [0] * prompt, [*range(prompt)]
-        for number, response in enumerate(group.response_ids, 1):
-            segment += [number] * len(response)
-            position += range(prompt, prompt + len(response))
-        segments.append(segment + [-1] * padding)
-        positions.append(position + [0] * padding)
-    put = partial(torch.tensor, device=device)
-    rows_layout = _layout(groups) if groups[0].in_rows else None
-    return Tile(start, start + len(slots), put(slots), put(segments), put(positions), rows_layout)
+        own, length = groups[first:last], -(-longest // LANES) * LANES
+        slots = torch.tensor([row * length + i for row, group in enumerate(own) for i in range(group.tokens)])
+        stop = start + len(slots)
+        rectangles = []
+        for values, padding in ((segments, -1), (positions, 0)):
+            flat = torch.full((len(own) * length,), padding)
+            flat[slots] = torch.tensor(values[start:stop])
+            rectangles.append(flat.view(-1, length).to(device))
+        yield Tile(start, stop, slots.to(device), *rectangles, _layout(own) if own[0].in_rows else None)
+        first, start = last, stop
 
 
 def rows_at_once(elements: int, columns: int, device: torch.device) -> int:

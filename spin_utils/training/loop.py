@@ -29,7 +29,7 @@ from spin_utils.model import sharding
 from spin_utils.model.general import on_its_path
 from spin_utils.model.layers import decoder_layers, lending
 from spin_utils.model.logprobs import check_supported
-from spin_utils.model.packing import Group, PairsError, check_groups
+from spin_utils.model.packing import Group, check_groups
 from spin_utils.settings.inputs import identity as identity_of
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.optimizer import MasterOptimizer, learning_rate_at
@@ -105,8 +105,10 @@ def train(
             not fit into memory.
         Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
-    longest_row = _check_data(groups, opponent_logps, settings)
-    check_supported(model, longest_row)
+    responses = 1 if opponent_logps is None else len(opponent_logps[0])
+    assert opponent_logps is None or len(opponent_logps) == len(groups)
+    assert responses in (1, 3) or not settings.historical
+    check_supported(model, check_groups(groups, responses))
     work.mkdir(parents=True, exist_ok=True)
     schedule = Schedule(len(groups), settings, seed)
     # A saved state depends on all settings except the number of epochs, which only ends the run.
@@ -267,25 +269,6 @@ class _Run:
         if (stop := self.stops.get(self.step.optimizer.steps)) is not None:
             with self.step.optimizer.exact():
                 stop(self.step.model)
-
-
-def _check_data(
-    groups: Sequence[Group], opponent_logps: Sequence[Sequence[float]] | None, settings: TrainingSettings
-) -> int:
-    """Raise if the data are impossible; return the longest row in tokens."""
-    check_groups(groups)
-    assert opponent_logps is None or len(opponent_logps) == len(groups)
-    expected = 1 if opponent_logps is None else len(opponent_logps[0])
-    assert expected in (1, 3) or not settings.historical
-    longest_row = 0
-    for number, group in enumerate(groups):
-        if len(group.response_ids) != expected:
-            raise PairsError(
-                f"group {number}: {len(group.response_ids)} responses; "
-                + ("SFT takes one (opponent_logps are missing for pairs)" if expected == 1 else f"expected {expected}")
-            )
-        longest_row = max(longest_row, group.longest_row)
-    return longest_row
 
 
 @contextmanager

@@ -334,7 +334,7 @@ def test_every_epoch_has_every_pair_once_in_another_order():
 
 
 def test_wrong_groups_are_refused_before_any_work(tmp_path):
-    with pytest.raises(PairsError, match="group 0: 2 responses; SFT takes one"):
+    with pytest.raises(PairsError, match="group 0: 2 responses; expected 1"):
         train(tiny_model("llama"), _pairs(2), _settings(), seed=0, work=tmp_path)
     with pytest.raises(PairsError, match="group 0: 2 responses; expected 3"):
         _run(tmp_path, _pairs(2), opponent_logps=[[0.0] * 3] * 2)
