@@ -1,22 +1,21 @@
 """Stands in for vLLM 0.33 in the tests: the part of its public interface that the kit uses, strict about arguments.
 
-It shares no code with the kit, not even torch: a Llama forward pass in NumPy, one prompt and one token at a time, in
-float64. What vLLM refuses is refused here; a name that it does not have, or that the kit has no need of, is an error.
+It shares no code with the kit: transformers' own forward pass in float64, one prompt and one token at a time. What vLLM
+refuses is refused here; a name that it does not have, or that the kit has no need of, is an error.
 `STAND_IN` in the environment makes it fail as a real engine may.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from safetensors.numpy import load_file
+import torch
+from transformers import AutoModelForCausalLM
 
 __version__ = "0.33.0"
 FAULT = os.environ.get("STAND_IN", "")
@@ -89,8 +88,8 @@ class LLM:
         devices = os.environ["CUDA_VISIBLE_DEVICES"]
         assert len(devices.split(",")) == tensor_parallel_size, devices
         self.length, self.calls = max_model_len, 0
-        self.model = _Llama(Path(model))
-        assert max_model_len <= self.model.config["max_position_embeddings"], max_model_len
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+        assert max_model_len <= self.model.config.max_position_embeddings, max_model_len
         print(f"stand-in on GPUs {devices}", flush=True)  # noqa: T201
 
     def generate(
@@ -114,7 +113,8 @@ class LLM:
         assert 0 < len(prompt) < self.length, len(prompt)
         ids, logp, random = list(prompt), 0.0, np.random.default_rng(how.seed)
         while True:
-            logits = self.model.next_logits(ids)
+            with torch.inference_mode():
+                logits = self.model(torch.tensor([ids]), use_cache=False).logits[0, -1].numpy()
             raw = logits - np.logaddexp.reduce(logits)
             token = int(raw.argmax()) if how.temperature == 0 else _draw(logits, how, random)
             ids.append(token)
@@ -130,54 +130,3 @@ def _draw(logits: np.ndarray, how: SamplingParams, random: np.random.Generator) 
     assert (how.top_k, how.top_p) == (0, 1.0), "not needed by the tests"
     scaled = logits / how.temperature
     return int(random.choice(len(scaled), p=np.exp(scaled - np.logaddexp.reduce(scaled))))
-
-
-class _Llama:
-    """Touvron et al. 2023, as transformers' LlamaForCausalLM computes it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.config = json.loads((folder / "config.json").read_text())
-        assert self.config["model_type"] == "llama", self.config["model_type"]
-        weights = load_file(folder / "model.safetensors")
-        self.weights = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
-
-    def next_logits(self, ids: list[int]) -> np.ndarray:
-        """Logits (V,) of the token after `ids`."""
-        x = self.weights["model.embed_tokens.weight"][ids]
-        for layer in range(self.config["num_hidden_layers"]):
-            name = f"model.layers.{layer}"
-            x = x + self._attention(self._norm(x, f"{name}.input_layernorm"), f"{name}.self_attn")
-            x = x + self._feed_forward(self._norm(x, f"{name}.post_attention_layernorm"), f"{name}.mlp")
-        head = "model.embed_tokens" if self.config["tie_word_embeddings"] else "lm_head"
-        return self._linear(self._norm(x[-1:], "model.norm"), head)[0]
-
-    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
-        return x @ self.weights[f"{name}.weight"].T
-
-    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        scale = np.sqrt((x**2).mean(-1, keepdims=True) + self.config["rms_norm_eps"])
-        return x / scale * self.weights[f"{name}.weight"]
-
-    def _feed_forward(self, x: np.ndarray, name: str) -> np.ndarray:
-        gate = self._linear(x, f"{name}.gate_proj")
-        return self._linear(gate / (1 + np.exp(-gate)) * self._linear(x, f"{name}.up_proj"), f"{name}.down_proj")
-
-    def _attention(self, x: np.ndarray, name: str) -> np.ndarray:
-        count, heads = len(x), self.config["num_attention_heads"]
-        size = self.config["head_dim"]
-        query, key, value = (
-            self._linear(x, f"{name}.{part}_proj").reshape(count, -1, size).swapaxes(0, 1) for part in "qkv"
-        )
-        key, value = (part.repeat(heads // len(part), 0) for part in (key, value))
-        scores = self._rotate(query) @ self._rotate(key).swapaxes(1, 2) / np.sqrt(size)
-        scores = np.where(np.tri(count, dtype=bool), scores, -np.inf)
-        shares = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = shares / shares.sum(-1, keepdims=True) @ value
-        return self._linear(mixed.swapaxes(0, 1).reshape(count, -1), f"{name}.o_proj")
-
-    def _rotate(self, x: np.ndarray) -> np.ndarray:
-        size = x.shape[-1]
-        speeds = self.config["rope_parameters"]["rope_theta"] ** (-np.arange(0, size, 2) / size)
-        angles = np.arange(x.shape[1])[:, None] * np.tile(speeds, 2)
-        turned = np.concatenate([-x[..., size // 2 :], x[..., : size // 2]], -1)
-        return x * np.cos(angles) + turned * np.sin(angles)
