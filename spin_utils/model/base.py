@@ -365,7 +365,12 @@ def _check_weights(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path}: damaged ({error}); copy or download it again") from None
-    found = _read(folder, device_map="meta", ignore_mismatched_sizes=True)[1]
+    try:
+        found = _read(folder, device_map="meta", ignore_mismatched_sizes=True)[1]
+    except (OSError, RuntimeError) as error:  # a file of the index is not there; not all experts are
+        raise ModelError(
+            f"{folder}: not all tensors can be read ({reason(error)}); copy all files of the model again"
+        ) from None
     for name, shape, wanted in sorted(found["mismatched_keys"]):
         raise ModelError(
             f"{folder}: {name} has shape {list(shape)}, but config.json says {list(wanted)}; copy both again"

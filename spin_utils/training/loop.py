@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,7 +33,7 @@ from spin_utils.model.logprobs import check_supported
 from spin_utils.model.packing import Group, check_groups
 from spin_utils.settings.inputs import identity as identity_of
 from spin_utils.settings.run import TrainingSettings
-from spin_utils.training.optimizer import MasterOptimizer, learning_rate_at
+from spin_utils.training.optimizer import MasterOptimizer
 from spin_utils.training.state import SavedState, StopRequest, load_state, save_state
 from spin_utils.training.step import Row, StepRunner, pair_micro_batches
 from spin_utils.training.trackers import Tracker, open_trackers
@@ -173,9 +174,19 @@ class Schedule:
         return self._order[place * size : (place + 1) * size].tolist()
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        epochs = self.settings.schedule_epochs or self.settings.epochs
-        return learning_rate_at(step, self.steps_per_epoch * epochs, self.settings)
+        """Learning rate of a step, counted from 0: linear warm-up, then linear or cosine decay or a constant.
+
+        Equal to transformers' `get_scheduler`: step 0 has rate 0 if there is any warm-up.
+        """
+        settings = self.settings
+        total = self.steps_per_epoch * (settings.schedule_epochs or settings.epochs)
+        warmup = math.ceil(total * settings.warmup_ratio)
+        if step < warmup:
+            return settings.learning_rate * step / warmup
+        if settings.schedule == "constant":
+            return settings.learning_rate
+        left = max(0.0, (total - step) / max(1, total - warmup))
+        return settings.learning_rate * (left if settings.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
     def warn_if_idle(self, what: str) -> None:
         """Warn if the run is so short that every step has the learning rate of 0 with which warm-up starts."""

@@ -1,4 +1,4 @@
-"""Optimizers with float32 master weights, and the learning-rate schedule.
+"""Optimizers with float32 master weights.
 
 At a learning rate of 5e-7 an update is about 1e-5 of a weight, far below half a unit in the last place of bfloat16
 (2e-3), so weights in bfloat16 alone would never move (docs/speed.md). In float32 the masters are the model's own
@@ -7,7 +7,6 @@ parameters. With sharding, every process has its shard of masters and moments.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -216,17 +215,3 @@ def _views(tensors: list[Tensor], parts: _Parts) -> list[Tensor]:
 def _floats(gradients: list[Tensor], parts: _Parts) -> list[Tensor]:
     """Parts of gradients in float32: a copy of what is in bfloat16."""
     return [gradients[index].reshape(-1)[part].float() for index, part in parts]
-
-
-def learning_rate_at(step: int, total: int, settings: TrainingSettings) -> float:
-    """Learning rate of an optimizer step: linear warm-up, then linear or cosine decay over `total` steps or a constant.
-
-    Equal to transformers' `get_scheduler`: step 0 has rate 0 if there is any warm-up.
-    """
-    warmup = math.ceil(total * settings.warmup_ratio)
-    if step < warmup:
-        return settings.learning_rate * step / warmup
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    left = max(0.0, (total - step) / max(1, total - warmup))
-    return settings.learning_rate * (left if settings.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)

@@ -10,7 +10,8 @@ from transformers import get_scheduler
 
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training import optimizer as module
-from spin_utils.training.optimizer import MasterOptimizer, learning_rate_at
+from spin_utils.training.loop import Schedule
+from spin_utils.training.optimizer import MasterOptimizer
 
 
 def _settings(**changes):
@@ -95,8 +96,9 @@ def test_the_schedule_is_that_of_transformers(schedule, total, ratio):
     reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     theirs = "constant_with_warmup" if schedule == "constant" else schedule
     scheduler = get_scheduler(theirs, reference, math.ceil(total * ratio), total)
-    settings = _settings(learning_rate=0.5, warmup_ratio=ratio, schedule=schedule)
+    settings = _settings(learning_rate=0.5, warmup_ratio=ratio, schedule=schedule, batch_size=1)
+    plan = Schedule(total, settings, seed=0)
     for step in range(total):
-        assert learning_rate_at(step, total, settings) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-15)
+        assert plan.learning_rate(step) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-15)
         reference.step()
         scheduler.step()
