@@ -356,7 +356,7 @@ def described(place: Path | str) -> Iterator[None]:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raise unless every tensor of the model is there, with the right shape; name those that have no place in it."""
+    """Raise unless every tensor of the model is there, with the right shape; transformers names those without a place."""
     from safetensors import SafetensorError, safe_open
 
     for path in folder.glob("*.safetensors"):
@@ -375,9 +375,6 @@ def _check_weights(folder: Path) -> None:
         raise ModelError(
             f"{folder}: {name} has shape {list(shape)}, but config.json says {list(wanted)}; copy both again"
         )
-    if unused := found["unexpected_keys"]:
-        told = "%s: %d tensors have no place in the model of config.json and are left out, such as %s; compare the two"
-        log.warning(told, folder, len(unused), min(unused))
 
 
 def _check_plain(path: Path) -> None:

@@ -70,16 +70,6 @@ def test_a_token_that_tokenizer_json_lacks_is_named(
     assert "copy: '<|other|>' in tokenizer_config.json, but not in tokenizer.json" in caplog.text
 
 
-def test_weights_without_a_place_in_the_model_are_named(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    copy = broken_model(folder, {"merge": {"config.json": {"num_hidden_layers": 1}}}, tmp_path / "copy")
-    base.check_folder(folder, TemplateSettings())
-    assert not caplog.messages
-    base.check_folder(copy, TemplateSettings())
-    assert "copy: 9 tensors have no place in the model of config.json and are left out, such as model.l" in caplog.text
-
-
 def test_the_identity_of_a_folder_follows_its_content_and_only_what_changed_is_read_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
