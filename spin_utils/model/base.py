@@ -356,7 +356,7 @@ def described(place: Path | str) -> Iterator[None]:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raise unless every tensor of the model is there, with the right shape; transformers names those without a place."""
+    """Raise unless every tensor of the model is there, with the right shape; transformers tells of superfluous ones."""
     from safetensors import SafetensorError, safe_open
 
     for path in folder.glob("*.safetensors"):
