@@ -284,12 +284,11 @@ def _tiles(
         own, length = groups[first:last], -(-longest // LANES) * LANES
         slots = torch.tensor([row * length + i for row, group in enumerate(own) for i in range(group.tokens)])
         stop = start + len(slots)
-        rectangles = []
-        for values, padding in ((segments, -1), (positions, 0)):
-            flat = torch.full((len(own) * length,), padding)
-            flat[slots] = torch.tensor(values[start:stop])
-            rectangles.append(flat.view(-1, length).to(device))
-        yield Tile(start, stop, slots.to(device), *rectangles, _layout(own) if own[0].in_rows else None)
+        segment, position = torch.full((len(own), length), -1), torch.zeros(len(own), length, dtype=torch.long)
+        segment.view(-1)[slots] = torch.tensor(segments[start:stop])
+        position.view(-1)[slots] = torch.tensor(positions[start:stop])
+        rows_layout = _layout(own) if own[0].in_rows else None
+        yield Tile(start, stop, slots.to(device), segment.to(device), position.to(device), rows_layout)
         first, start = last, stop
 
 
