@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import httpx2
 import hypothesis
-import loopback_judge
+import judge_endpoint
+import openai
 import pandas as pd
 import pytest
 import smoke_chain
@@ -58,10 +61,13 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def judge_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key of the judge on loopback in the environment, and no proxy on the way there."""
-    monkeypatch.setenv("OPENAI_API_KEY", loopback_judge.KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> judge_endpoint.Endpoint:
+    """A judge's endpoint in place of the network, and its key in the environment."""
+    endpoint = judge_endpoint.Endpoint()
+    client = httpx2.Client(transport=httpx2.MockTransport(endpoint.answer))
+    monkeypatch.setattr(openai, "OpenAI", partial(openai.OpenAI, http_client=client))
+    monkeypatch.setenv("OPENAI_API_KEY", judge_endpoint.KEY)
+    return endpoint
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
-"""Runs in one process and, by `two_processes.py`, in two, and what must be alike; for every way of sharing."""
+"""Runs in one process and in two, and what must be alike, for every way of sharing; torchrun starts this file twice."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from disturbed import after_step
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from smoke_chain import TIMES
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
@@ -22,12 +24,14 @@ from transformers import PreTrainedModel
 
 from spin_utils.evaluation.lm import PackedLM
 from spin_utils.experiment import plan, run
-from spin_utils.files import runtime
+from spin_utils.files import processes, runtime
+from spin_utils.model import sharding
 from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group
 from spin_utils.settings import profiles
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.loop import Interrupted, train
+from spin_utils.training.optimizer import MasterOptimizer
 
 KINDS = ("ddp", "fsdp2")
 """Ways of sharing that are always there; DeepSpeed's is not."""
@@ -99,23 +103,89 @@ def each_run(folder: Path, logps: list[list[float]]) -> Iterator[tuple[str, PreT
 
 
 def in_two(folder: Path, kinds: Sequence[str], logps: list[list[float]]) -> None:
-    """Do them in two processes, started by torchrun, once for each kind of sharing, by `two_processes.py`."""
+    """Do them in two processes, started by torchrun, once for each kind of sharing."""
     for kind in kinds:
         (folder / kind).mkdir()
         work = folder / f"one-stopped-{kind}"
         with after_step(3), pytest.raises(Interrupted):
             train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    script = Path(__file__).with_name("two_processes.py")
     environment = runtime.child_environment() | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", str(script), str(folder), *kinds],
+        [*torchrun, "--nproc-per-node", "2", __file__, str(folder), *kinds],
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
     assert run.returncode == 0, run.stdout
+
+
+def main(folder: Path, kinds: Sequence[str]) -> None:
+    """What each of two processes does; it leaves its findings in the folder."""
+    with processes.group("ddp"):
+        for kind in kinds:
+            processes._place = dataclasses.replace(processes._place, sharding=kind)  # one group for both
+            train_all(folder / kind)
+        if "ddp" not in kinds:
+            return
+        processes._place = dataclasses.replace(processes._place, sharding="ddp")
+        answered = ask()
+        if processes.rank() == 0:
+            (folder / "likelihoods.json").write_text(json.dumps(answered))
+        chain(folder / "home")
+
+
+def train_all(folder: Path) -> None:
+    """The runs of one process, one that is stopped, and one that was stopped in one process."""
+    scored = tiny_model("llama")
+    if processes.sharded():
+        sharding.shard(scored, torch.float32)
+    logps = score(scored, pairs(), micro_batch_tokens=40)
+    found: dict[str, Any] = {"logps": logps}
+    shapes: list[dict[str, int]] = []
+    with watched(shapes):
+        for name, model, rows in each_run(folder, logps):
+            found[name] = rows
+            keep(model, folder / f"{name}.safetensors")
+    found["parts"] = processes.gather(shapes[0])
+
+    try:
+        with after_step(3, rank=1):
+            train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=folder / "stopped")
+        found["stopped"] = "no"
+    except Interrupted as request:
+        found["stopped"] = str(request)
+
+    model, work = tiny_model("llama"), folder.with_name(f"one-stopped-{folder.name}")
+    train(model, pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
+    keep(model, folder / "resumed.safetensors")
+    if processes.rank() == 0:
+        (folder / "found.json").write_text(json.dumps(found))
+
+
+def keep(model: Any, path: Path) -> None:
+    weights = sharding.whole_weights(model) or dict(model.named_parameters())
+    if processes.rank() == 0:
+        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, path)
+
+
+@contextmanager
+def watched(shapes: list[dict[str, int]]) -> Iterator[None]:
+    """Notes how many numbers this process holds of the weights and what belongs to them, and of all there are."""
+    before = MasterOptimizer.add_up
+
+    def noting(optimizer: Any) -> None:
+        before(optimizer)
+        own = {"weights": map(sharding.local, optimizer.parameters), "masters": optimizer.masters}
+        own |= {"gradients": optimizer.gradients, **optimizer.moments}
+        counts = {name: sum(tensor.numel() for tensor in tensors) for name, tensors in own.items()}
+        if optimizer.steps == 0:
+            shapes.append({"all": sum(getattr(p, "ds_numel", p.numel()) for p in optimizer.parameters), **counts})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MasterOptimizer, "add_up", noting)
+        yield
 
 
 def assert_like_one(one: dict[str, Any], folder: Path, *, share: float, apart: float) -> None:
@@ -164,3 +234,8 @@ def _distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], f
     assert found.keys() == wanted.keys()
     apart = max(float((found[name] - wanted[name]).abs().max()) for name in wanted)
     return apart / max(float((wanted[name] - start[name]).abs().max()) for name in wanted)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
+    processes.leave(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,7 +14,7 @@ import fastchat_source
 import pandas as pd
 import pytest
 import torch
-from loopback_judge import KEY, LoopbackJudge, failed, judged, serving
+from judge_endpoint import KEY, URL, Endpoint, failed, judged
 from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 
@@ -34,7 +33,7 @@ from spin_utils.settings import profiles
 from spin_utils.settings.inputs import SettingsError, TemplateSettings
 from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
 
-pytestmark = pytest.mark.usefixtures("judge_key")
+pytestmark = pytest.mark.usefixtures("endpoint")
 TEXT = TemplateSettings(kind="text", prompt="Q: {prompt}\nA:")
 
 
@@ -48,12 +47,6 @@ def rate_in_bad_mood(body: dict[str, Any], number: int) -> Any:
     """The same, with every tenth request over the limit, refused, and answered without a rating."""
     moods = {3: failed(429, Retry_After="0"), 5: judged(None, refusal="No."), 8: judged("I would rather not say.")}
     return moods.get(number % 10) or rate(body)
-
-
-@pytest.fixture
-def server() -> Iterator[LoopbackJudge]:
-    with serving(rate) as running:
-        yield running
 
 
 def test_questions_references_and_temperatures_are_fastchats() -> None:
@@ -204,33 +197,31 @@ REQUESTS = {f"{n}/1": [{"role": "user", "content": f"Grade {n}: {'word ' * n}"}]
 
 
 def test_grades_from_before_a_failure_are_kept_and_only_what_is_missing_is_asked(
-    server: LoopbackJudge, tmp_path: Path
+    endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    settings = MtBenchSettings("gpt-4", base_url=server.url)
-    server.script = lambda body, number: rate(body) if number < 5 else failed(401)
+    settings = MtBenchSettings("gpt-4", base_url=URL)
+    endpoint.script = lambda body, number: rate(body) if number < 5 else failed(401)
     with pytest.raises(KitError, match="status 401"):
         grade_all(REQUESTS, settings, tmp_path)
-    server.requests.clear()
-    server.script = rate
+    endpoint.requests.clear()
+    endpoint.script = rate
     grades = grade_all(REQUESTS, settings, tmp_path)
-    assert len(server.requests) == len(REQUESTS) - 5
+    assert len(endpoint.requests) == len(REQUESTS) - 5
     for name, messages in REQUESTS.items():
-        said = json.loads(rate({"messages": messages}).body)["choices"][0]["message"]["content"]
+        said = rate({"messages": messages})["json"]["choices"][0]["message"]["content"]
         assert grades[name]["judgment"] == said, name
 
 
-def test_the_judge_is_tried_before_any_work(
-    server: LoopbackJudge, home: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_judge_is_tried_before_any_work(endpoint: Endpoint, home: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "spin_utils")
-    profile = profiles.load("smoke", {"mt_bench": {"judge": "gpt-4", "base_url": server.url, "limit": 1}})
+    profile = profiles.load("smoke", {"mt_bench": {"judge": "gpt-4", "base_url": URL, "limit": 1}})
     plans = plan.make_all(profile, [0, 1])
     mt_bench.check_judge(plans)
-    assert len(server.requests) == 1
+    assert len(endpoint.requests) == 1
     assert "about 96 requests to gpt-4" in caplog.text  # 8 questions, 2 turns, 3 models, 2 seeds
     whole = [plan.make(profiles.load("smoke", {"mt_bench": {"judge": "gpt-4", "limit": n}}), 0) for n in (0, 50)]
     assert mt_bench.requests(whole[:1]) == mt_bench.requests(whole[1:]), "no category has more than ten questions"
-    server.script = lambda body, number: failed(401, words="who are you")
+    endpoint.script = lambda body, number: failed(401, words="who are you")
     with pytest.raises(KitError, match="who are you.*check OPENAI_API_KEY"):
         mt_bench.check_judge(plans)
 
@@ -283,10 +274,10 @@ def test_a_model_on_this_machine_grades_without_a_key(
         grade_all(requests, replace(settings, judge_max_tokens=4090), tmp_path / "kept")
 
 
-def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server: LoopbackJudge, home: Path) -> None:
+def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(endpoint: Endpoint, home: Path) -> None:
     torch.set_num_threads(1)
-    server.script = rate_in_bad_mood
-    options = {"judge": "gpt-4", "base_url": server.url, "limit": 2, "max_new_tokens": 8}
+    endpoint.script = rate_in_bad_mood
+    options = {"judge": "gpt-4", "base_url": URL, "limit": 2, "max_new_tokens": 8}
     profile = profiles.load("smoke", {"mt_bench": options, "spin.epochs_shown": 0})
     preflight.check_inputs(profile)
     made = plan.make(profile, 0)
@@ -298,7 +289,7 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     for model in ("sft", "spin-0", "spin-1"):
         document = results.read_json(results.path_of(folder, 0, "mt_bench", model))
         assert len(document["items"]) == 2 * 8 * 2
-        assert document["judge"] == {"name": "gpt-4", "base_url": server.url, "models": ["judge-1", "judge-2023"]}
+        assert document["judge"] == {"name": "gpt-4", "base_url": URL, "models": ["judge-1", "judge-2023"]}
         assert min(document["grades"].values()) >= 3
         assert document["grades"]["graded"] > 20
         assert {model, f"mt-answers-{model}", f"mt-bench-{model}"} <= document["provenance"]["chain"].keys()
@@ -315,9 +306,9 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(server:
     files = [path for path in home.rglob("*") if path.is_file()]
     assert len(files) > 50
     assert not [path for path in files if KEY.encode() in path.read_bytes()], "the key is nowhere written"
-    asked = len(server.requests)
+    asked = len(endpoint.requests)
     run.make(plan.make(profile, 0), "mt-bench-spin-1")
-    assert len(server.requests) == asked, "a finished step is not graded again"
+    assert len(endpoint.requests) == asked, "a finished step is not graded again"
 
 
 def table(**models: list[float | None]) -> pd.DataFrame:
