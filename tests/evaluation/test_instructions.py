@@ -18,7 +18,6 @@ from spin_utils.experiment import mt_bench, plan, preflight, publish, run
 from spin_utils.files import paths
 from spin_utils.paper import results
 from spin_utils.settings import profiles
-from spin_utils.settings.inputs import SettingsError
 from spin_utils.settings.machine import CATEGORIES, MtBenchSettings
 
 CHECKS: list[tuple[str, tuple[Any, ...], str, tuple[str, ...]]] = [
@@ -80,10 +79,6 @@ def test_the_program_needs_no_key_no_package_and_no_judge_model(home: Path, monk
     assert plan.left_out(profile) == ""
     new = {step.name for step in made} - {step.name for step in plan.make(profiles.load("smoke"), 0)}
     assert new == {"instructions-sft", "instructions-spin-0", "instructions-spin-1"}, "and no step of MT-Bench"
-    with pytest.raises(SettingsError, match="instructions is a program; leave out judge_model"):
-        profiles.load(
-            "smoke", {"mt_bench": {"judge": "instructions", "judge_model": {"source": "tiny", "name": "llama"}}}
-        )
 
 
 def test_a_whole_run_at_smoke_size_shows_instructions_under_their_own_name_and_never_as_mt_bench(home: Path) -> None:

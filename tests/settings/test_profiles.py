@@ -98,20 +98,6 @@ def test_a_template_of_another_kind_keeps_no_markers_of_the_old_one(tmp_path: Pa
     assert changed.template.end == profiles.load("cpu").template.end
 
 
-def test_rejection_sampling_is_refused_as_the_profiles_own_training():
-    with pytest.raises(SettingsError, match="write it as an arm"):
-        profiles.load("smoke", {"spin.training.rejection": True})
-    assert profiles.load("smoke", {"arms": {"own": {"spin.training.rejection": True}}}).arms
-
-
-@pytest.mark.parametrize("setting", ["rejection", "historical"])
-@pytest.mark.parametrize("place", ["sft", "sft_control.training", "dpo.training"])
-def test_what_is_about_the_opponents_responses_is_refused_outside_self_play(place: str, setting: str) -> None:
-    control = {"sft_control": {"training": {"learning_rate": 1e-3, "epochs": 1}}}
-    with pytest.raises(SettingsError, match=f"^smoke.yaml: {place}.{setting}: changes nothing, because only self-play"):
-        profiles.load("smoke", {**control, f"{place}.{setting}": setting == "rejection" or 0.1})
-
-
 @pytest.mark.parametrize(("name", "by_iteration"), [("beta", "betas"), ("learning_rate", "learning_rates")])
 def test_a_value_hidden_by_a_list_is_refused(name: str, by_iteration: str, tmp_path: Path) -> None:
     message = f"spin.training.{name}: changes nothing, because spin.{by_iteration} overrides it"
