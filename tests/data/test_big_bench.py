@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import zipfile
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,7 @@ def index(tmp_path: Path) -> Iterator[str]:
     page = f'<a href="../../files/{big_bench.ARCHIVE}#sha256=0&amp;x">{big_bench.ARCHIVE}</a>'
     (tmp_path / "simple" / "bigbench" / "index.html").write_text(page)
     (tmp_path / "files").mkdir()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given, directory=str(tmp_path))
-
-    with loopback.serving(Handler) as address:
+    with loopback.serving(partial(SimpleHTTPRequestHandler, directory=tmp_path)) as address:
         yield f"{address}/simple"
 
 

@@ -6,9 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import loopback
 import nbformat
@@ -57,11 +57,8 @@ def test_the_site_is_searched_and_read_on_a_phone(site: Path, tmp_path: Path) ->
     if lab_browser.find_browser() is None:
         pytest.skip("no browser")
 
-    class Files(SimpleHTTPRequestHandler):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given, directory=str(site))
-
-    with loopback.serving(Files) as address, lab_browser.opened_browser() as browser:
+    files = partial(SimpleHTTPRequestHandler, directory=site)
+    with loopback.serving(files) as address, lab_browser.opened_browser() as browser:
         page = browser.new_page(viewport={"width": 390, "height": 800})
         for name in PAGES:
             page.goto(f"{address}/{written(name)}.html")
