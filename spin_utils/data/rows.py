@@ -176,11 +176,10 @@ def read_records(path: Path) -> list[tuple[int, Any]]:
 def check_file(path: Path) -> None:
     """Raise unless the path is a file with a known extension; the message names the closest match."""
     if path.is_dir():
-        remedy = "name a .json, .jsonl or .parquet file"
-        for saved, split in {"state.json": "", "dataset_dict.json": "['train']"}.items():  # by datasets' save_to_disk
-            if (path / saved).is_file():
-                remedy += f", which datasets.load_from_disk({str(path)!r}){split}.to_parquet('rows.parquet') writes"
-        raise RowError(f"{path}: a folder, not a file; {remedy}")
+        raise RowError(
+            f"{path}: a folder, not a file; name a .json, .jsonl or .parquet file, as datasets.load_from_disk(folder)"
+            "['train'].to_parquet('rows.parquet') writes it (without ['train'] if there are no splits)"
+        )
     if not path.is_file():
         files = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         near = get_close_matches(path.name, files, n=1, cutoff=0.5)

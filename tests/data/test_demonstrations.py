@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,20 +58,6 @@ def test_a_misspelt_file_is_refused_with_the_nearest_name(tmp_path: Path) -> Non
     write_rows(tmp_path / "good.jsonl", pairs(2))
     with pytest.raises(RowError, match=r"goood\.jsonl: no such file; did you mean .*good\.jsonl\?"):
         load(file_settings(tmp_path / "goood.jsonl"))
-
-
-def test_a_folder_of_datasets_is_refused_with_the_line_that_makes_a_file_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    one = datasets.Dataset.from_list(pairs(2))
-    for saved in (one, datasets.DatasetDict(train=one)):
-        saved.save_to_disk("saved")
-        with pytest.raises(RowError, match=r"a folder, not a file; name .* which datasets\..* writes") as error:
-            load(file_settings("saved"))
-        eval(str(error.value).partition("which ")[2].removesuffix(" writes"))
-        assert len(load(file_settings("rows.parquet")).sft) == 2
-        shutil.rmtree("saved")
 
 
 def test_several_faults_are_reported_together_five_at_most(tmp_path: Path) -> None:
