@@ -23,8 +23,8 @@ class EvaluationError(KitError):
     """An evaluation cannot run or is incomplete. The message names the task or file, and the remedy."""
 
 
-class Answers:
-    """Finished answers by request key, in memory and, if a folder is given, in `answers.jsonl` in it.
+class Answers(dict[str, Any]):
+    """Finished answers (JSON values) by request key, also kept in `answers.jsonl` if a folder is given.
 
     Args:
         folder: Folder of the file; None keeps answers in memory only.
@@ -32,29 +32,23 @@ class Answers:
     """
 
     def __init__(self, folder: Path | None, identity: str) -> None:
+        super().__init__()
         self._identity = identity
-        self._found: dict[str, Any] = {}
         self._path = folder / FILE if folder is not None else None
         if self._path is not None and self._path.exists():
             data = self._path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
             os.truncate(self._path, len(whole))
-            self._found = {line["key"]: line["answer"] for line in map(json.loads, whole.splitlines())}
+            self.update((line["key"], line["answer"]) for line in map(json.loads, whole.splitlines()))
 
     def key(self, kind: str, request: Any) -> str:
         """Key of a request: any JSON value, such as a context and its generation settings."""
         text = json.dumps([self._identity, kind, request], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._found
-
-    def __getitem__(self, key: str) -> Any:
-        return self._found[key]
-
     def add(self, answers: Mapping[str, Any]) -> None:
-        """Keep answers (JSON values by key); they are on disk when this returns. Only the first process writes."""
-        self._found.update(answers)
+        """Keep answers; they are on disk when this returns. Only the first process writes."""
+        self.update(answers)
         if self._path is None or processes.rank():
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)

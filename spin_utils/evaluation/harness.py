@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import re
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
@@ -287,7 +286,7 @@ def _leaves(manager: TaskManager, column: Column) -> Mapping[str, Any]:
     except Exception as error:  # a task file, its functions and its data can fail anywhere in lm-eval and datasets
         away = isinstance(error, (ConnectionError, hub.HubError))
         remedy = "run `spin-repro fetch` where there is network" if away else "correct its file"
-        raise EvaluationError(f"tasks: {spec} cannot be loaded ({_one_line(error)}); {remedy}") from error
+        raise EvaluationError(f"tasks: {spec} cannot be loaded ({paths.reason(error)}); {remedy}") from error
 
 
 def _group(file: Path) -> Any:
@@ -351,7 +350,7 @@ def _shares(spec: str, leaves: Mapping[str, Any]) -> bool:
                 float(task.aggregation().get(name, mean)(values))
         except Exception as error:  # a task's functions may be the user's own
             raise EvaluationError(
-                f"tasks: {spec}: metric {metric!r} fails on the first item ({_one_line(error)}); correct its file"
+                f"tasks: {spec}: metric {metric!r} fails on the first item ({paths.reason(error)}); correct its file"
             ) from error
         task.set_fewshot_seed(seed=FEWSHOT_SEED)  # examples of the run are drawn as if none had been drawn here
     return shares
@@ -480,11 +479,6 @@ def _response(task: Any, sample: Mapping[str, Any], lm: PackedLM, metric: str) -
 
 def _first_metric(task: Any) -> str:
     return str(next(iter(task.aggregation())))
-
-
-def _one_line(error: Exception) -> str:
-    said = str(error) or f"in {traceback.extract_tb(error.__traceback__)[-1].name}"
-    return " ".join(f"{type(error).__name__}: {said}".split())[:300]
 
 
 @contextmanager

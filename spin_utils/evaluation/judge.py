@@ -1,12 +1,6 @@
 """MT-Bench's judge, a model on this machine or behind an OpenAI-compatible endpoint, and every way it can go wrong.
 
-| the endpoint | what happens |
-|---|---|
-| a judgment with a rating from 1 to 10 | `graded` |
-| a judgment without one | `unparsable` |
-| a refusal, or a content filter | `refused` |
-| rate limit, server error, timeout, lost connection | retried by the `openai` client, then an error |
-| wrong key, unknown model, any other rejected request, a reply that is no chat completion | an error at once |
+The `openai` client tries again what may pass: rate limits, server errors and lost connections.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,7 +30,8 @@ class WorkError(KitError):
 
 def reason(error: Exception) -> str:
     """Another library's error in one line, for a message that says what it means here."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    said = str(error) or f"in {traceback.extract_tb(error.__traceback__)[-1].name}"
+    return " ".join(f"{type(error).__name__}: {said}".split())[:300]
 
 
 def checked(name: str) -> str:
