@@ -7,17 +7,17 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import hypothesis
 import judge_endpoint
-import openai
 import pandas as pd
 import pytest
 import smoke_chain
 import synthetic_results as synthetic
 from filelock import FileLock
-from loopback_hub import LoopbackHub, serve
+from stand_in_hub import StandInHub
 
 from spin_utils.files import runtime
 from spin_utils.paper import results
@@ -63,6 +63,8 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> judge_endpoint.Endpoint:
     """A judge's endpoint in place of the network, and its key in the environment."""
+    import openai  # takes a second
+
     endpoint = judge_endpoint.Endpoint()
     client = httpx2.Client(transport=httpx2.MockTransport(endpoint.answer))
     monkeypatch.setattr(openai, "OpenAI", partial(openai.OpenAI, http_client=client))
@@ -71,16 +73,18 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> judge_endpoint.Endpoint:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    """A hub on loopback, which is asked instead of the real one."""
+def hub(monkeypatch: pytest.MonkeyPatch) -> StandInHub:
+    """A hub that is asked instead of the real one."""
     from huggingface_hub import constants  # reads the environment that is set above
+    from huggingface_hub.utils import _http
 
-    with serve() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        files = "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + files)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        yield running
+    hub = StandInHub()
+    client: dict[str, Any] = {"transport": httpx2.MockTransport(hub.answer), "follow_redirects": True}
+    client["event_hooks"] = {"request": [_http.hf_request_event_hook]}  # refuses if HF_HUB_OFFLINE is set
+    monkeypatch.setattr(_http, "_GLOBAL_CLIENT_FACTORY", lambda: httpx2.Client(**client))
+    monkeypatch.setattr(_http, "_GLOBAL_CLIENT", None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return hub
 
 
 @pytest.fixture

@@ -39,7 +39,6 @@ SYSTEM = {"role": "system", "content": "be brief"}
         ),
         ({"prompt": CHOSEN[:1], "chosen": CHOSEN, "rejected": REJECTED}, {}),
         ({name: f"\n\nHuman: who sat?\n\nAssistant: {GOOD[name]}" for name in ("chosen", "rejected")}, {}),
-        (GOOD | {"prompt": "\n\nHuman: who sat?\n\nAssistant:"}, {}),
         ({"prompt": "Human: who sat?\n\nAssistant:", "chosen": " the cat", "rejected": " the dog"}, {}),
         (
             {"chosen": [*LATER, *CHOSEN], "rejected": [*LATER, *REJECTED]},

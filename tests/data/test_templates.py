@@ -115,7 +115,6 @@ MANNERS = {
         "{% else %} {{ m['content'] | trim }} </s>{% endif %}{% endfor %}",
         ("", " ", " ", "</s>"),
     ),
-    "no generation prompt": (TURN, ("<|assistant|>\n", "", "", "<|end|>")),
     "no generation prompt, and a space": (
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] != 'user' %}</s>{% endif %}\n"
         "{% endfor %}",
@@ -126,11 +125,6 @@ MANNERS = {
         "{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n<think>\n{% endif %}",
         ("\n</think>\n", "", "", "<|end|>"),
     ),
-    "stripped, a start token and a turn's own end, as Gemma": (
-        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
-        + ASK,
-        ("", "", "", "<|end|>"),
-    ),
     "the answer on the line below, stripped on its left": (
         "{% for m in messages %}<|{{ m['role'] }}|>\n\n{{ m['content'].lstrip() }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}",
@@ -138,7 +132,7 @@ MANNERS = {
     ),
 }
 """Chat templates, and what stands before an answer (beyond the generation prompt, in its first token) and behind it.
-Those of Qwen 3, Phi 3 and others come below, from TRL."""
+Those of Gemma, Qwen 3, Phi 3 and others come below, from TRL."""
 EDGES = ["yes", " 4 - 1 = 3\n", "there  "]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from loopback_hub import LoopbackHub, serve
+from stand_in_hub import StandInHub
 from tiny_models import trainable_folder
 
 from spin_utils.cli import main as cli
@@ -235,15 +235,13 @@ def test_an_unknown_model_and_a_hub_out_of_reach_leave_the_verdict_open(monkeypa
     assert report.verdict == "unknown"
     assert "sizes are unknown until its config.json can be read" in text(report)
     assert "not checked: HF_HUB_OFFLINE is set" in text(report)
-    with serve() as gone:
-        pass
-    monkeypatch.setattr(constants, "ENDPOINT", gone.url)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert preflight.look(preflight.Wanted("model", "a/b", "0" * 40, "model.revision"))[0] == "unknown"
 
 
 def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
-    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, home: Path
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     profile = profiles.load("gpu", {"demonstrations.revision": "", "evaluation.limit": 1})
@@ -262,7 +260,7 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
     assert found["HuggingFaceH4/ultrachat_200k"][1].endswith("--set demonstrations.revision=COMMIT")
     assert "has no revision 3949bf5f8c17" in found["HuggingFaceH4/ultrafeedback_binarized"][1]
     assert found["allenai/ai2_arc"] == ("ok", "reachable at 210d026f")
-    assert f"must be accepted at {hub.url}/datasets/cais/mmlu;" in found["cais/mmlu"][1]
+    assert f"must be accepted at {constants.ENDPOINT}/datasets/cais/mmlu;" in found["cais/mmlu"][1]
     assert found["Rowan/hellaswag"][1].startswith("no such repository")
     report = preflight.check(profile, estimate.machine(1, 24))
     assert report.verdict == "fits"
@@ -272,7 +270,7 @@ def test_the_hub_is_asked_for_every_repository_and_each_refusal_has_its_remedy(
 
 
 def test_a_model_on_the_hub_that_is_no_decoder_is_one_finding(
-    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, home: Path
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     hub.repositories["models/a/t5"] = "1" * 40
@@ -287,7 +285,7 @@ def test_a_model_on_the_hub_that_is_no_decoder_is_one_finding(
 
 
 def test_the_command_prints_json_and_fails_when_the_hub_refuses(
-    hub: LoopbackHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    hub: StandInHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     retried = logging.getLogger("huggingface_hub.utils._http").warning
     monkeypatch.setattr(preflight, "_versions", lambda: retried("again") or preflight.Finding("versions", "ok", ""))

@@ -13,7 +13,7 @@ import hub_rows
 import pytest
 import yaml
 from huggingface_hub import constants
-from loopback_hub import LoopbackHub
+from stand_in_hub import StandInHub
 from tiny_models import trainable_folder
 
 from spin_utils.cli import main
@@ -61,7 +61,7 @@ def repository(rows: hub_rows.Hub, name: str, *configs: str | None) -> dict[str,
     return files | {"README.md": f"---\n{yaml.safe_dump({'configs': card})}---\n".encode()}
 
 
-def fill(hub: LoopbackHub, tmp_path: Path) -> None:
+def fill(hub: StandInHub, tmp_path: Path) -> None:
     """A model, the rows of SPIN's iteration 0 and the benchmarks of Table 6, as the hub has them."""
     rows, model = hub_rows.Hub(items=4), trainable_folder(tmp_path / "tiny")
     bbh = ("causal_judgement", "formal_fallacies", "sports_understanding")
@@ -76,7 +76,7 @@ def fill(hub: LoopbackHub, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("told", [True, False], ids=["HF_HUB_OFFLINE", "cut"])
 def test_after_one_fetch_a_run_reads_everything_without_network_at_the_pinned_revisions(
-    told: bool, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    told: bool, hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(hub, tmp_path)
     profile = profiles.load("paper", SMALL)
@@ -90,7 +90,7 @@ def test_after_one_fetch_a_run_reads_everything_without_network_at_the_pinned_re
     assert len(hub.requests) == asked, "what is there is not asked for again"
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", told)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    hub.reachable = False
     preflight.check_fetched(profile)
     made = plan.make(profile, 0)
     assert base.load_tokenizer(run.make(made, "base")).eos_token
@@ -108,7 +108,7 @@ def test_after_one_fetch_a_run_reads_everything_without_network_at_the_pinned_re
 
 
 def test_without_a_fetch_it_is_said_before_the_first_job_what_would_be_missing(
-    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(hub, tmp_path)
     cache.fetch("model", "someone/tiny", COMMIT)
@@ -132,7 +132,7 @@ def test_without_a_fetch_it_is_said_before_the_first_job_what_would_be_missing(
 
 
 def test_what_cannot_be_fetched_is_named_and_an_incomplete_snapshot_is_not_taken_for_whole(
-    hub: LoopbackHub, tmp_path: Path
+    hub: StandInHub, tmp_path: Path
 ) -> None:
     fill(hub, tmp_path)
     unpinned = profiles.load("paper", SMALL | {"demonstrations.revision": ""})
