@@ -1,15 +1,16 @@
-"""FastChat's own rules, taken from its source in the package of MT-Bench's questions, without importing it."""
+"""FastChat's own rules, from its source in the package of MT-Bench's questions."""
 
 from __future__ import annotations
 
-import ast
 import importlib.util
-import re
+import runpy
+import sys
 import warnings
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, patch
 
 
 def folder() -> Path:
@@ -21,19 +22,11 @@ def folder() -> Path:
 
 @cache
 def rules() -> dict[str, Any]:
-    """The constants and `create_conv_single` of common.py, run in a namespace of their own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escape sequences in its patterns
-        tree = ast.parse((folder() / "common.py").read_text())
-        wanted = [
-            node
-            for node in tree.body
-            if (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) != "reverse_model_map")
-            or (isinstance(node, ast.FunctionDef) and node.name == "create_conv_single")
-        ]
-        namespace: dict[str, Any] = {"re": re, "get_conversation_template": lambda model: Conversation()}
-        exec(compile(ast.Module(wanted, []), "common.py", "exec"), namespace)
-    return namespace
+    """What common.py defines, run beside stand-ins for what it imports."""
+    adapter = Mock(get_conversation_template=lambda model: Conversation())
+    imported = {"anthropic": Mock(), "fastchat.model.model_adapter": adapter}
+    with patch.dict(sys.modules, imported), warnings.catch_warnings(action="ignore"):  # of escapes in its patterns
+        return runpy.run_path(str(folder() / "common.py"))
 
 
 class Conversation:
