@@ -184,6 +184,7 @@ def figure4(scores: pd.DataFrame, *, profile: str) -> Figure:
     """Figure 4: more epochs of iteration 0 against iteration 1, on two benchmarks and on average."""
     models = ["sft", *(f"spin-0-epoch-{e}" for e in range(1, 6))]
     printed = published.numbers("figure4_epochs").set_index(["benchmark", "epoch"])
+    scores, shared = _of_shared_seeds(scores, [*models, "spin-1"])
     note = ""
     figure = new_figure(4.9)
     for row, benchmark in enumerate(("arc", "truthfulqa", "average")):
@@ -204,7 +205,7 @@ def figure4(scores: pd.DataFrame, *, profile: str) -> Figure:
         for ax in (ours, theirs):
             ax.set(xticks=range(6), xlabel="epoch of iteration 0" if row == 2 else "")
         _frame_panels(ours, theirs, bool(found), _why_none(scores, tasks))
-        note = _note(counted(scores), found, [*models, "spin-1"], f"{_CUT} {_EPOCHS}") or note
+        note = _note(counted(scores), found, [*models, "spin-1"], f"{shared} {_CUT} {_EPOCHS}") or note
     footnote(figure, note)
     return figure
 
@@ -219,6 +220,7 @@ def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
     spin = ("sft", "spin-0-rows-14", "spin-0-rows-26", "spin-0-epoch-1")
     more = ("sft", *_MORE_SFT)
     tasks = judged(scores)
+    scores, shared = _of_shared_seeds(scores, (*spin, *more[1:]))
     found = _of_enough_seeds(estimates(scores, (*spin, *more[1:]), tasks))
     sizes = published.numbers("figure5_training_size")
     figure = new_figure(3.9)
@@ -247,7 +249,7 @@ def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
     theirs.set_xticks(range(6), ["0", "14k", "26k", "50k", "200k", "400k"])
     theirs.set_xlabel("prompts seen by SPIN; further rows seen by SFT")
     _frame_panels(ours, theirs, bool(found), _why_none(scores, tasks))
-    footnote(figure, _note(counted(scores), found, (*spin, *more[1:]), f"{_CUT} {_SIZES}"))
+    footnote(figure, _note(counted(scores), found, (*spin, *more[1:]), f"{shared} {_CUT} {_SIZES}"))
     return figure
 
 
@@ -409,6 +411,18 @@ def _of_enough_seeds(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
     """Without models that ran on fewer than half as many seeds as another: a line would join means over other seeds."""
     most = max((estimate.n_seeds for estimate in found.values()), default=0)
     return {model: estimate for model, estimate in found.items() if 2 * estimate.n_seeds >= most}
+
+
+def _of_shared_seeds(scores: pd.DataFrame, models: Collection[str]) -> tuple[pd.DataFrame, str]:
+    """The scores of the training seeds that all models of a figure have, apart from those on too few seeds to be drawn,
+    and a sentence that names these seeds if they are not all: points over other seeds cannot be compared."""
+    seeds = [set(rows["seed"]) for model, rows in scores.groupby("model") if model in models]
+    drawn = [found for found in seeds if 2 * len(found) >= max(map(len, seeds))]
+    shared = set.intersection(*drawn) if drawn else set()
+    if not shared or shared == set.union(*drawn):
+        return scores, ""
+    named = ", ".join(map(str, sorted(map(int, shared))))
+    return scores[scores["seed"].isin(shared)], f"The training seeds are those that all of these models have: {named}."
 
 
 def _points(

@@ -106,6 +106,15 @@ def test_a_line_joins_no_model_that_ran_on_fewer_than_half_of_the_seeds(scores):
     assert "Not run" not in said
 
 
+@pytest.mark.parametrize(("name", "model"), [("figure4", "spin-0-epoch-2"), ("figure5", "spin-0-rows-14")])
+def test_points_of_a_line_are_means_over_the_same_seeds(scores, name, model):
+    scores = pd.concat([scores[scores["seed"] == 0], scores[scores["seed"] == 0].assign(seed=1, score=1.0)])
+    figure = drawn(name, scores[(scores["model"] != model) | (scores["seed"] == 1)])
+    assert set(figure.axes[0].lines[0].get_ydata()) == {100}
+    assert "seeds are those that all of these models have: 1." in " ".join(words(figure).split())
+    assert "these models have" not in words(drawn(name, scores))
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_without_any_results_the_paper_is_drawn_and_our_panel_gives_its_reason(scores, name):
     figure = drawn(name, scores[:0])
