@@ -94,20 +94,9 @@ MEASURES = {
     "sampled_over_sft": ("sampled answers against more SFT", "samples, over more SFT"),
 }
 """In a sentence, and as the head of a column."""
-PAGE = """# When does SPIN help?
-
-Written by `python -m benchmarks.map --seeds` from `results/map`. Every cell is one iteration of SPIN from an SFT model
-of SmolLM2-135M, with one value of beta (the paper's lambda) and one length of training, at a constant learning rate.
-The control is more SFT on the same demonstrations for as many tokens, at the better of two learning rates. Scores are
-of validation rows of a data seed that no profile uses, so the map may be used to choose settings. Brackets are 95 %
-intervals over items and, if there are several, training seeds. With this many cells, about one in twenty is significant
-by chance, so look for neighbouring cells that agree; a best cell is flattered by having been chosen. Changes in
-log-probability are in nats (units of the natural logarithm; +0.69 nats doubles a probability) and have intervals of
-±0.05 to 0.4 nats over prompts, so one of a few hundredths has no sure sign.
-
-Theorem 5.4 says that an exact iteration with beta below 1/2 overshoots the data. The questions are whether learning to
-tell real from generated responses also makes the real ones less likely, and whether the scores rise or fall with it.
-"""
+PAGE = paths.REPOSITORY / "docs" / "map.md"
+MARK = "<!-- written by `python -m benchmarks.map --seeds`, do not edit -->\n"
+"""All that stands below the mark comes from `results/map`."""
 
 log = logging.getLogger("spin_utils.map")
 
@@ -147,12 +136,12 @@ def draw() -> None:
     text, figures = page()
     for profile, figure in figures.items():
         save(figure, paths.figures("map"), profile)
-    write_text(paths.REPOSITORY / "docs" / "map.md", text)
+    write_text(PAGE, text)
 
 
 def page() -> tuple[str, dict[str, Figure]]:
     """The page and the figures of the cells under results/map; figures by profile."""
-    text, figures = PAGE, {}
+    text, figures = PAGE.read_text(encoding="utf-8").partition(MARK)[0] + MARK, {}
     for profile, title in TITLES.items():
         record = paths.results("map") / f"{profile}.jsonl"
         if record.is_file():
