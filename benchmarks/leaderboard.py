@@ -5,9 +5,9 @@
     python -m benchmarks.leaderboard                                 only write docs/benchmarks.md
 
 Every model is scored by the code behind `evaluation.suite: paper`, with its prompts, examples and metrics, on a random
-sample of the rows: about seven minutes of one core for 135M parameters. Its first items are also put through lm-eval's
-own `HFLM`, unpatched. ROWS holds a folder for each benchmark with the splits of the hub's data sets as JSONL
-(arc_challenge/test.jsonl, ...). Only numbers are kept, in results/leaderboard; the hashes say which rows they are from.
+sample of the rows: about seven minutes of one core for 135M parameters. ROWS holds a folder for each benchmark with the
+splits of the hub's data sets as JSONL (arc_challenge/test.jsonl, ...). Only numbers are kept, in results/leaderboard;
+the hashes say which rows they are from.
 """
 
 from __future__ import annotations
@@ -27,10 +27,6 @@ from unittest.mock import patch
 import datasets
 import numpy as np
 import pandas as pd
-import torch
-from lm_eval import simple_evaluate
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
 from spin_utils.drawing import draw
 from spin_utils.evaluation import harness, suites
@@ -99,7 +95,9 @@ def measure(folder: Path, rows: Rows) -> dict[str, Any]:
     """Score one checkpoint in this machine's faster precision."""
     here, started = environment(), time.process_time()
     model, tokenizer = base.load_for_inference(folder), base.load_tokenizer(folder)
-    found, _ = ours(model, tokenizer, rows)
+    settings = EvaluationSettings(suite="paper", batch_size=32, max_new_tokens=256)
+    with patch.object(harness.hub, "load_rows", rows):
+        found = harness.evaluate(model, tokenizer, None, template=None, settings=settings, work=WORK)
     seconds = time.process_time() - started
     scores: dict[str, list[float]] = {task: [] for task in found["tasks"]}
     for item in found["items"]:
@@ -113,53 +111,6 @@ def measure(folder: Path, rows: Rows) -> dict[str, Any]:
         "tasks": {task: {**told, "shots": suites.shots(task), "source": ""} for task, told in found["tasks"].items()},
         "average": found["average"],
         "scores": scores,
-    }
-
-
-def ours(model: Any, tokenizer: Any, rows: Rows, limit: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The kit's evaluation, and the samples of lm-eval behind it."""
-    samples: dict[str, Any] = {}
-    run_tasks = harness.run_tasks
-
-    def keep(*arguments: Any, **options: Any) -> Any:
-        output = run_tasks(*arguments, **options)
-        samples.update(output["samples"])
-        return output
-
-    settings = EvaluationSettings(suite="paper", batch_size=32, max_new_tokens=256, limit=limit)
-    with patch.object(harness.hub, "load_rows", rows), patch.object(harness, "run_tasks", keep):
-        return harness.evaluate(model, tokenizer, None, template=None, settings=settings, work=WORK), samples
-
-
-def compare(folder: Path, rows: Rows, items: int) -> dict[str, Any]:
-    """The first items, of MMLU in one subject, in float32: how far the kit is from lm-eval's own class."""
-    model, tokenizer = base.load(folder, torch.float32), base.load_tokenizer(folder)
-    subject = suites.LEADERBOARD["mmlu"]._replace(task="mmlu_college_biology")
-    compared = {}
-    with patch.dict(suites.LEADERBOARD, mmlu=subject), patch.object(datasets, "load_dataset", rows):
-        _, samples = ours(model, tokenizer, rows, items)
-        lm, known = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, add_bos_token=False), TaskManager()
-        for name, (task, _, _, metric, wanted) in suites.LEADERBOARD.items():
-            settings: dict[str, Any] = {"num_fewshot": suites.shots(name), "limit": items, "task_manager": known}
-            output: Any = simple_evaluate(lm, tasks=[task], bootstrap_iters=0, **settings)
-            both = samples[f"{name}/{task}"], output["samples"][task]
-            chosen = [{s["doc_id"]: s for s in found if s["filter"] == (wanted or "none")} for found in both]
-            compared[name] = differences([(chosen[0][i], chosen[1][i]) for i in chosen[1]], metric)
-            print(name, compared[name], flush=True)
-    return compared
-
-
-def differences(pairs: Sequence[tuple[Any, Any]], metric: str) -> dict[str, Any]:
-    """Compare lm-eval's samples of the same items, ours first."""
-    answers = [(a[0], b[0]) for x, y in pairs for a, b in zip(x["resps"], y["resps"], strict=True)]
-    logps = [(a, b) for a, b in answers if not isinstance(a, str)]
-    return {
-        "items": len(pairs),
-        "requests": len(answers),
-        "same_prompts": all([*map(list, x["arguments"])] == [*map(list, y["arguments"])] for x, y in pairs),
-        "nats_apart": max((abs(a[0] - b[0]) for a, b in logps), default=None),
-        "same_answers": sum(a == b if isinstance(a, str) else a[1] == b[1] for a, b in answers),
-        "scores_apart": max(abs(float(x[metric]) - float(y[metric])) for x, y in pairs),
     }
 
 
@@ -260,21 +211,13 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="steps of the profile, or NAME=FOLDER")
     parser.add_argument("--rows", type=Path, default=Path(), help="folder with the benchmarks' rows")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stock", type=int, default=2, help="items also scored by lm-eval's own class; 0: none")
     options = parser.parse_args()
     runtime.configure()
     datasets.disable_progress_bars()
     for name, _, folder in (given.partition("=") for given in options.models):
         checkpoint = Path(folder or run.make(plan.make(profiles.load("cpu"), options.seed), name))
-        rows = Rows(options.rows)
-        document = {
-            "schema": 1,
-            "kind": "leaderboard",
-            "model": name,
-            "seed": options.seed,
-            **measure(checkpoint, rows),
-        }
-        document["stock"] = compare(checkpoint, rows, options.stock) if options.stock else {}
+        head = {"schema": 1, "kind": "leaderboard", "model": name, "seed": options.seed}
+        document = {**head, **measure(checkpoint, Rows(options.rows))}
         write_text(RESULTS / f"{name}-seed-{options.seed}.json", json.dumps(document, indent=1) + "\n")
     PAGE.write_text(page(), encoding="utf-8", newline="\n")
 
