@@ -17,11 +17,7 @@ BENCHMARKS = {
     "train_vs_trl": ["train_vs_trl"],
     "train_at_scale": ["train_vs_trl", "--scale"],
     "sample_vs_generate": ["sample_vs_generate"],
-    "sample_vs_generate_batch": [
-        "sample_vs_generate",
-        *("--peers", "generate_batch", "--workloads", "full", "--prompts", "64", "--batch", "64", "--new-tokens", "32"),
-        *("--name", "sample_vs_generate_batch"),
-    ],
+    "sample_vs_generate_batch": ["sample_vs_generate", "--continuous"],
     "score_vs_lm_eval": ["score_vs_lm_eval"],
 }
 """By name of the file of results, the module and its options."""

@@ -38,7 +38,7 @@ from spin_utils.training.loop import train
 
 PEAKS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12), "A100": (312e12, 2.04e12), "L40S": (362e12, 0.864e12)}
 """Dense bfloat16 FLOP/s and bytes per second by data sheet (SXM); part of the device's name."""
-LIMIT_GB = 24
+LIMIT_GB, MINUTES = 24, 8
 PAIRS, STEPS, PROMPTS, TOKENS, BATCH = 64, 4, 512, 128, 256
 TINY = {"PAIRS": 4, "STEPS": 2, "PROMPTS": 6, "TOKENS": 8, "BATCH": 4}
 
@@ -68,27 +68,18 @@ def model_of(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def train_ours(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    seconds = train_vs_trl.run_ours(folder, "ultrachat", PAIRS, STEPS, fast_precision(), 16_384, False)
-    return {"rate": train_vs_trl.rate(PAIRS, seconds)}
+    return {"rate": train_vs_trl.run_ours(folder, "ultrachat", PAIRS, STEPS, 16_384)}
 
 
 def train_trl(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    size = min(options.micro_batch, PAIRS)
-    seconds = train_vs_trl.run_trl(folder, "ultrachat", PAIRS, STEPS, fast_precision(), size, True)
-    return {"rate": train_vs_trl.rate(PAIRS, seconds)}
+    return {"rate": train_vs_trl.run_trl(folder, "ultrachat", PAIRS, STEPS, min(8, PAIRS), tuned=True)}
 
 
 def sample_with(way: str, shape: str) -> Callable[[Path, argparse.Namespace], dict[str, float]]:
-    """Tokens per second of one way, after a few that are not counted."""
-
     def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         config = configuration(shape, options.tiny)
-        model, prompts = model_of(config), sample_vs_generate.random_prompts(PROMPTS, 128, config.vocab_size)
-        draw = sample_vs_generate.WAYS[way]
-        draw(model, prompts[:8], [], 4, BATCH)
-        started = wall()
-        tokens = draw(model, prompts, [], TOKENS, BATCH)
-        return {"rate": tokens / (wall() - started)}
+        prompts = sample_vs_generate.random_prompts(PROMPTS, 128, config.vocab_size)
+        return sample_vs_generate.measure(way, model_of(config), prompts, [], TOKENS, BATCH)
 
     return measure
 
@@ -152,8 +143,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=["train", "sample", "lora", "tests"])
     parser.add_argument("--vllm", default="", help="Python of the environment in which vLLM is installed")
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--micro-batch", type=int, default=8, help="pairs in a micro-batch of TRL")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
@@ -167,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not torch.cuda.is_available() and not options.tiny:
         parser.error("no GPU here; --tiny tries the script on a CPU")
     wanted = [name for name in PARTS if name.startswith(tuple(options.only)) and (options.vllm or "vllm" not in name)]
-    until, found = time.monotonic() + 60 * options.minutes, {}
+    until, found = time.monotonic() + 60 * MINUTES, {}
     with tempfile.TemporaryDirectory() as folder:
         model_of(configuration("qwen", options.tiny)).save_pretrained(folder)
         for name in wanted:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from spin_utils.files import paths
 from spin_utils.files.artifacts import environment
 from spin_utils.files.disk import write_text
-from spin_utils.files.runtime import choose_precision
+from spin_utils.files.runtime import child_environment, choose_precision
 from spin_utils.model.base import device
 from spin_utils.paper.results import SCHEMA
 
@@ -66,15 +66,18 @@ def hand_over(**values: Any) -> None:
     print(json.dumps({**values, "peak_gib": peak / 2**20}))
 
 
-def rounds(ways: Sequence[str], runs: int, *arguments: object) -> dict[str, list[dict[str, Any]]]:
+def rounds(ways: Sequence[str], runs: int, *arguments: object, plain: Sequence[str] = ()) -> dict[str, list[dict]]:
     """Measure every way, for the option `--way`, in a process of its own, one after the other in each round.
 
-    Each process hands over `rate`, the work done in a second. Returned is what each round gave, by way.
+    Each process hands over `rate`, the work done in a second. It has the memory allocator set as the kit sets it,
+    unless its way is `plain`. Returned is what each round gave, by way.
     """
+    kits = child_environment()
+    unset = {name: value for name, value in kits.items() if not name.startswith("MALLOC_")}
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for number in range(runs):
         for way in ways:
-            found[way].append(one := alone("--way", way, *arguments))
+            found[way].append(one := alone("--way", way, *arguments, environment=unset if way in plain else kits))
             print(f"round {number + 1}/{runs}  {way}: {one['rate']:.1f}/s, {one['peak_gib']:.2f} GiB", flush=True)
     return found
 
@@ -127,10 +130,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def workload(options: argparse.Namespace) -> dict[str, str]:
-    """What was asked for, for a record: of the model the folder's name."""
-    chosen = vars(options) | {"model": Path(options.model).name}
-    return {name: str(value) for name, value in chosen.items() if value is not None}
+def options_parser(text: str, ways: Sequence[str]) -> argparse.ArgumentParser:
+    """The options that every comparison has: a model, a number of rounds and, for `rounds`, the way to measure."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="model directory")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--way", choices=ways, help=argparse.SUPPRESS)
+    return parser
 
 
 def write(name: str, document: Mapping[str, Any], folder: Path = RESULTS) -> Path:

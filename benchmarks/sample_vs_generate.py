@@ -1,12 +1,12 @@
 """Sampled tokens per second and peak memory: the kit's sampler against transformers' `generate` (and `generate_batch`).
 
-    python -m benchmarks.sample_vs_generate --model MODEL_DIR [--peers generate generate_batch]
+    python -m benchmarks.sample_vs_generate --model MODEL_DIR [--continuous]
 
 Each runs in a process of its own, in turn, after a few tokens that are not counted. All draw from the same model, in
 the precision that is fast here, at temperature 1 without truncation, for the same prompts, 128 rows at a time.
 `generate` is called as it usually is: prompts in their order, left-padded, one static batch after the other.
-`generate_batch` is transformers' continuous batching, timed on fewer and shorter rows: on a CPU a round of 256 prompts
-with 64 new tokens took longer than 7 minutes.
+`--continuous` times transformers' continuous batching, `generate_batch`, on fewer and shorter rows: on a CPU a round of
+256 prompts with 64 new tokens took longer than 7 minutes.
 
 Two workloads: in `full` no token ends a response, so that nobody computes a row in vain; in `ended` responses end
 early, as short answers do, and count with the tokens up to there. Random prompts have no answer that ends, so there a
@@ -33,67 +33,66 @@ from benchmarks.interleaved import (
     load,
     machine,
     matmul_rate,
+    options_parser,
     ratio,
     rounds,
     wall,
-    workload,
     write,
 )
 from spin_utils.model.sampling import sample
 from spin_utils.settings.run import GenerationSettings
 from spin_utils.training.step import matrix_weights
 
+MANY, FEW = (256, 64, 128), (64, 32, 64)
+"""Prompts, longest response and rows at a time, against `generate` and against `generate_batch`."""
+PROMPT_TOKENS, RESPONSE_TOKENS = 40, 20
+"""Mean length of a prompt, and of the responses of `ended`."""
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory or hub id")
-    parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--prompt-tokens", type=int, default=40, help="mean of a log-normal length")
-    parser.add_argument("--new-tokens", type=int, default=64, help="longest response")
-    parser.add_argument("--mean-response", type=int, default=20, help="length aimed at in `ended`")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS)
-    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=["generate"])
-    parser.add_argument("--name", default="sample_vs_generate")
-    parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser = options_parser(__doc__, list(WAYS))
+    parser.add_argument("--continuous", action="store_true", help="against `generate_batch` instead of `generate`")
     parser.add_argument("--ends", type=int, nargs="*", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    peer, (count, longest, batch) = ("generate_batch", FEW) if options.continuous else ("generate", MANY)
     model = load(options.model)
-    prompts = random_prompts(options.prompts, options.prompt_tokens, model.config.vocab_size)
+    prompts = random_prompts(count, PROMPT_TOKENS, model.config.vocab_size)
     if options.way:
-        child(model, prompts, options)
+        found = measure(options.way, model, prompts, options.ends, longest, batch)
+        hand_over(**found, matmul_gflops=matmul_rate(fast_precision()))
         return
-    document: dict[str, Any] = {"machine": machine(), "workload": workload(options), "ratios": {}}
-    for kind in options.workloads:
-        ends = [] if kind == "full" else end_tokens(model, prompts, options.new_tokens, options.mean_response)
-        runs = rounds(["ours", *options.peers], options.runs, "--ends", *ends)
+    work = {"model": options.model.name, "prompts": count, "new_tokens": longest, "batch": batch}
+    document: dict[str, Any] = {"machine": machine(), "workload": work, "ratios": {}}
+    for kind in ("full",) if options.continuous else ("full", "ended"):
+        ends = [] if kind == "full" else end_tokens(model, prompts, longest)
+        runs = rounds(["ours", peer], options.runs, "--ends", *ends)
         document[kind] = {"runs": runs, "mean_response_tokens": runs["ours"][0]["tokens"] / len(prompts)}
-        for peer in options.peers:
-            for ratios, name in ((f"{kind}_vs_{peer}", "rate"), (f"{kind}_memory_vs_{peer}", "peak_gib")):
-                document["ratios"][ratios] = ratio(column(runs["ours"], name), column(runs[peer], name))
+        for name, measured in ((f"{kind}_vs_{peer}", "rate"), (f"{kind}_memory_vs_{peer}", "peak_gib")):
+            document["ratios"][name] = ratio(column(runs["ours"], measured), column(runs[peer], measured))
         if kind == "full":
             peak = max(column(runs["ours"], "matmul_gflops"))
-            done = [rate * flop_per_token(model, prompts, options) / 1e9 for rate in column(runs["ours"], "rate")]
+            flop = flop_per_token(model, prompts, longest)
+            done = [rate * flop / 1e9 for rate in column(runs["ours"], "rate")]
             document["ratios"]["full_fraction_of_matmul_peak"] = ratio(done, [peak] * len(done))
     print(document["ratios"])
-    print(write(options.name, document))
+    print(write(f"sample_vs_{peer}", document))
 
 
-def child(model: PreTrainedModel, prompts: list[list[int]], options: argparse.Namespace) -> None:
-    """One measurement: tokens that one way draws per second."""
-    draw = WAYS[options.way]
-    draw(model, prompts[:8], options.ends, 4, options.batch)
+def measure(
+    way: str, model: PreTrainedModel, prompts: list[list[int]], ends: list[int], new_tokens: int, batch: int
+) -> dict[str, float]:
+    """Tokens that one way draws, and how many per second, after a few that are not counted."""
+    draw = WAYS[way]
+    draw(model, prompts[:8], ends, 4, batch)
     started = wall()
-    tokens = draw(model, prompts, options.ends, options.new_tokens, options.batch)
-    rate = tokens / (wall() - started)
-    hand_over(rate=rate, tokens=tokens, matmul_gflops=matmul_rate(fast_precision()))
+    tokens = draw(model, prompts, ends, new_tokens, batch)
+    return {"rate": tokens / (wall() - started), "tokens": tokens}
 
 
-def flop_per_token(model: PreTrainedModel, prompts: list[list[int]], options: argparse.Namespace) -> float:
+def flop_per_token(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int) -> float:
     """Products with weights for a response token, its part of the prompt included, nothing computed twice."""
     body, head = matrix_weights(model)
-    read = sum(map(len, prompts)) / len(prompts) / options.new_tokens
+    read = sum(map(len, prompts)) / len(prompts) / new_tokens
     return 2 * (body * (1 + read) + head)
 
 
@@ -104,13 +103,13 @@ def random_prompts(count: int, mean: int, vocabulary: int) -> list[list[int]]:
     return [[rng.randrange(5, vocabulary) for _ in range(length)] for length in lengths]
 
 
-def end_tokens(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int, mean: int) -> list[int]:
-    """Random tokens that together make up one in `mean` of those that the model says."""
+def end_tokens(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int) -> list[int]:
+    """Random tokens that together make up one in `RESPONSE_TOKENS` of those that the model says."""
     settings = GenerationSettings(max_new_tokens=new_tokens, batch_size=64)
     said = Counter(t for s in sample(model, prompts[:64], eos_ids=[], settings=settings, seed=1) for t in s.token_ids)
     chosen: list[int] = []
     for token in random.Random(0).sample(sorted(said), len(said)):
-        if sum(said[t] for t in chosen) * mean >= said.total():
+        if sum(said[t] for t in chosen) * RESPONSE_TOKENS >= said.total():
             break
         chosen.append(token)
     return sorted(chosen)
@@ -151,9 +150,7 @@ def generate_batch(
     return sum(len(output.generated_tokens) for output in made.values())
 
 
-PEERS = {"generate": generate, "generate_batch": generate_batch}
-WAYS = {"ours": ours, **PEERS}
-WORKLOADS = ["full", "ended"]
+WAYS = {"ours": ours, "generate": generate, "generate_batch": generate_batch}
 
 
 def configuration(eos_ids: list[int], new_tokens: int) -> GenerationConfig:

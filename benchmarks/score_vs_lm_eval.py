@@ -20,25 +20,22 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.interleaved import column, hand_over, load, machine, ratio, rounds, wall, workload, write
+from benchmarks.interleaved import column, hand_over, load, machine, options_parser, ratio, rounds, wall, write
 from spin_utils.evaluation.lm import PackedLM
+
+QUESTIONS, SHOTS, QUESTION_WORDS, CHOICE_WORDS = 12, 10, 50, 18
+"""The words are mean lengths."""
+BATCH_SIZES = (1, 2, 4, 8)
+"""Tried for HFLM."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory or hub id")
-    parser.add_argument("--questions", type=int, default=12)
-    parser.add_argument("--shots", type=int, default=10)
-    parser.add_argument("--question-words", type=int, default=50, help="mean length of a question")
-    parser.add_argument("--choice-words", type=int, default=18, help="mean length of a choice; 1: one-token choices")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="tried for HFLM")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--way", choices=["ours", "lm_eval"], help=argparse.SUPPRESS)
+    parser = options_parser(__doc__, ["ours", "lm_eval"])
     parser.add_argument("--batch-size", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     model = load(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False, local_files_only=True)
-    requests = build_requests(tokenizer, options)
+    requests = build_requests(tokenizer)
     if options.way == "ours":
         child(lambda: PackedLM(model, tokenizer), requests)
         return
@@ -47,13 +44,13 @@ def main() -> None:
         child(functools.partial(stock, batch_size=options.batch_size), requests)
         return
     some = requests[: max(16, len(requests) // 4)]
-    tried = {size: seconds(stock(batch_size=size), some)[0] for size in options.batch_sizes}
+    tried = {size: seconds(stock(batch_size=size), some)[0] for size in BATCH_SIZES}
     best = min(tried, key=lambda size: tried[size])
     runs = rounds(["ours", "lm_eval"], options.runs, "--batch-size", best)
     ours, theirs = (np.array(runs[way][-1]["answers"])[:, 0].reshape(-1, 4) for way in runs)
     document = {
         "machine": machine(),
-        "workload": workload(options),
+        "workload": {"model": options.model.name, "questions": QUESTIONS, "shots": SHOTS},
         "context_tokens": sum(len(tokenizer.encode(r.args[0])) for r in requests) / len(requests),
         "choice_tokens": sum(len(tokenizer.encode(r.args[1])) for r in requests) / len(requests),
         "seconds_of_lm_eval_by_batch_size": tried,
@@ -77,7 +74,7 @@ def child(make: Callable[[], Any], requests: Sequence[Any]) -> None:
     hand_over(rate=len(requests) / took, answers=answers)
 
 
-def build_requests(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> list[Instance]:
+def build_requests(tokenizer: PreTrainedTokenizerBase) -> list[Instance]:
     """Made-up questions of four choices, each behind the same worked examples, laid out as lm-eval does."""
     rng = random.Random(0)
     words = sorted(w[1:] for w in tokenizer.get_vocab() if w[:1] == "Ġ" and w[1:].isalpha() and w[1:].isascii())
@@ -86,11 +83,11 @@ def build_requests(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespa
         return " ".join(rng.choices(words, k=max(1, round(mean * rng.uniform(0.6, 1.4)))))
 
     def question() -> str:
-        return f"Question: {text(options.question_words)}\nAnswer:"
+        return f"Question: {text(QUESTION_WORDS)}\nAnswer:"
 
-    examples = "".join(f"{question()} {text(options.choice_words)}\n\n" for _ in range(options.shots))
-    contexts = [examples + question() for _ in range(options.questions)]
-    asked = [(context, f" {text(options.choice_words)}") for context in contexts for _ in range(4)]
+    examples = "".join(f"{question()} {text(CHOICE_WORDS)}\n\n" for _ in range(SHOTS))
+    contexts = [examples + question() for _ in range(QUESTIONS)]
+    asked = [(context, f" {text(CHOICE_WORDS)}") for context in contexts for _ in range(4)]
     return [Instance("loglikelihood", {}, arguments, number) for number, arguments in enumerate(asked)]
 
 

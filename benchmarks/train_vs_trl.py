@@ -1,6 +1,6 @@
 """The training step against TRL's DPOTrainer: pairs per second, peak memory, fraction of the matmul peak.
 
-    python -m benchmarks.train_vs_trl --model MODEL_DIRECTORY [--runs 5] [--regimes short ultrachat] [--scale]
+    python -m benchmarks.train_vs_trl --model MODEL_DIRECTORY [--runs 5] [--scale]
 
 Every way runs in a process of its own, in turn, on the same pairs in the same global batches; the first step of
 a process is not counted. All compute in the precision that is fast here. `trl` is DPOTrainer as it comes (its bf16 is
@@ -8,13 +8,12 @@ left on unless it is emulated), with the global batch reached by accumulation; `
 precomputed reference log-probabilities, no gradient checkpointing, the memory allocator settings that we use, and the
 fastest micro-batch of a short search. Precomputing is counted for neither side. Useful FLOP count each token of a
 packed pair once (prompt shared), causal attention exactly, and the head on response tokens: 6 FLOP per weight and
-token, forward and backward.
+token, forward and backward. With `--scale`, ours once through the pairs of 2 and of 20 steps, read from disk.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import tempfile
 from collections.abc import Sequence
@@ -26,21 +25,21 @@ import numpy as np
 from transformers import AutoConfig, PretrainedConfig, TrainerCallback
 
 from benchmarks.interleaved import (
-    alone,
     column,
     fast_precision,
     hand_over,
     load,
     machine,
     matmul_rate,
+    options_parser,
     ratio,
+    rounds,
     wall,
     write,
 )
 from spin_utils.experiment import cost, estimate
-from spin_utils.files.runtime import ENVIRONMENT
 from spin_utils.model.packing import Group, Pairs, write_pairs
-from spin_utils.settings.run import Precision, TrainingSettings
+from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.loop import train
 
 EOS, LONGEST = 1, 1000
@@ -48,8 +47,10 @@ REGIMES = {"short": (40, 20, 20), "ultrachat": (128, 300, 230)}
 """Mean tokens of prompt, real and generated response; lengths are log-normal around them."""
 PAIRS = {"short": 32, "ultrachat": 4}
 """Pairs in a global batch."""
-MICRO_BATCHES = {"short": (8, 16, 32, 64), "ultrachat": (1, 2, 4, 8, 16)}
-"""Pairs in a micro-batch of TRL that the search tries."""
+BUDGET, MICRO_BATCHES = 2560, {"short": (8, 16, 32), "ultrachat": (1, 2, 4)}
+"""Tokens in a micro-batch of ours, and the pairs in one of TRL's that the search tries."""
+STEPS = {"ours": 4, "trl": 2, "tuned": 2, "once": 2, "tenfold": 20}
+"""Steps of each way; the last two are those of `--scale`."""
 
 
 def make_pairs(regime: str, count: int, vocabulary: int) -> list[Group]:
@@ -70,13 +71,10 @@ def useful_flop(config: PretrainedConfig, pairs: Sequence[Group]) -> float:
     return 3 * sum(cost.forward_flops(sizes, len(p.prompt_ids), *map(len, p.response_ids)) for p in pairs)
 
 
-def run_ours(
-    model: Path, regime: str, count: int, steps: int, precision: Precision, budget: int, disk: bool
-) -> list[float]:
-    """Seconds of steps of our trainer: on the same pairs each, or once through `steps` times as many from disk."""
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=True)
+def run_ours(model: Path, regime: str, count: int, steps: int, budget: int, *, disk: bool = False) -> float:
+    """Pairs per second of our trainer: the same pairs in each step, or once through `steps` times as many from disk."""
     with tempfile.TemporaryDirectory() as folder:
-        pairs: Sequence[Group] = make_pairs(regime, count * (steps if disk else 1), config.vocab_size)
+        pairs: Sequence[Group] = make_pairs(regime, count * (steps if disk else 1), config_of(model).vocab_size)
         if disk:
             names = ("prompt_ids", "real_ids", "generated_ids")
             kept = [dict(zip(names, (pair.prompt_ids, *pair.response_ids), strict=True)) for pair in pairs]
@@ -87,10 +85,10 @@ def run_ours(
             batch_size=count,
             max_grad_norm=1.0,
             micro_batch_tokens=budget,
-            precision=precision,
+            precision=fast_precision(),
             save_minutes=1e6,
         )
-        loaded = load(model, precision)
+        loaded = load(model)
         opponent = np.full((len(pairs), 2), -50.0, dtype=np.float32)
         edges = [wall()]
         rows = train(
@@ -102,17 +100,14 @@ def run_ours(
             work=Path(folder) / "work",
             stops=dict.fromkeys(range(1, settings.epochs + 1), lambda model: edges.append(wall())),
         ).rows
-    return [row["seconds"] for row in rows] if disk else [b - a for a, b in pairwise(edges)]
+    return rate(count, [row["seconds"] for row in rows] if disk else [b - a for a, b in pairwise(edges)])
 
 
-def run_trl(
-    model: Path, regime: str, count: int, steps: int, precision: Precision, micro_batch: int, tuned: bool
-) -> list[float]:
-    """Seconds of steps of DPOTrainer."""
+def run_trl(model: Path, regime: str, count: int, steps: int, micro_batch: int, *, tuned: bool) -> float:
+    """Pairs per second of DPOTrainer."""
     from benchmarks import trl_peer
 
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=True)
-    pairs = make_pairs(regime, count, config.vocab_size)
+    pairs, precision = make_pairs(regime, count, config_of(model).vocab_size), fast_precision()
     options: dict[str, Any] = {
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": count // micro_batch,
@@ -143,18 +138,11 @@ def run_trl(
 
     trainer.add_callback(Timer())
     trainer.train()
-    return times
+    return rate(count, times)
 
 
-def child(arguments: argparse.Namespace) -> None:
-    """One measurement; its result is the last line of standard output."""
-    common = (arguments.model, arguments.regime, arguments.count, arguments.steps, arguments.precision)
-    peak = matmul_rate(arguments.precision)
-    if arguments.way == "ours":
-        seconds = run_ours(*common, arguments.budget, arguments.disk)
-    else:
-        seconds = run_trl(*common, arguments.micro_batch, arguments.way == "tuned")
-    hand_over(seconds=seconds, matmul_gflops=max(peak, matmul_rate(arguments.precision)))
+def config_of(model: Path) -> PretrainedConfig:
+    return AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=True)
 
 
 def rate(pairs: int, seconds: Sequence[float]) -> float:
@@ -162,102 +150,64 @@ def rate(pairs: int, seconds: Sequence[float]) -> float:
     return pairs * len(seconds[1:]) / sum(seconds[1:])
 
 
-def measure(way: str, arguments: argparse.Namespace, regime: str, count: int, steps: int, **options: Any) -> dict:
-    """Run `child` in a process of its own, and add its `pairs_per_second`."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not True]
-    flags += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is True]
-    flags += [f"--way={way}", f"--regime={regime}", f"--count={count}", f"--steps={steps}"]
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
-    environment = plain if way == "trl" else {**plain, **ENVIRONMENT}
-    environment |= {"SPIN_HEADLESS": "1", "PYTHONWARNINGS": "ignore"}
-    result = alone(*flags, f"--precision={arguments.precision}", environment=environment)
-    result["pairs_per_second"] = rate(count, result["seconds"])
-    print(
-        f"{regime:9} {way:5} {options}: {result['pairs_per_second']:.3f} pairs/s, {result['peak_gib']:.2f} GiB",
-        flush=True,
-    )
-    return result
+def child(model: Path, way: str, regime: str, micro_batch: int) -> None:
+    """One measurement."""
+    before, count = matmul_rate(fast_precision()), PAIRS[regime]
+    if way in ("once", "tenfold"):
+        found = run_ours(model, regime, count // 2, STEPS[way], BUDGET, disk=True)
+    elif way == "ours":
+        found = run_ours(model, regime, count, STEPS[way], BUDGET)
+    else:
+        size = micro_batch if way == "tuned" else min(8, count)
+        found = run_trl(model, regime, count, STEPS[way], size, tuned=way == "tuned")
+    hand_over(rate=found, matmul_gflops=max(before, matmul_rate(fast_precision())))
 
 
-def best_micro_batch(arguments: argparse.Namespace, regime: str, count: int) -> int:
-    """The fastest micro-batch of tuned TRL, each tried for two steps."""
-    sizes = [size for size in MICRO_BATCHES[regime] if count % size == 0]
-    rates = {s: measure("tuned", arguments, regime, count, 2, micro_batch=s)["pairs_per_second"] for s in sizes}
-    return max(sizes, key=lambda size: rates[size])
-
-
-def compare(arguments: argparse.Namespace, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def compare(model: Path, regime: str, runs: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Ratios of one regime, and the runs behind them."""
-    count = PAIRS[regime]
-    config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=False, local_files_only=True)
-    flop_per_pair = useful_flop(config, make_pairs(regime, count, config.vocab_size)) / count
-    best = best_micro_batch(arguments, regime, count)
-    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": [], "tuned": []}
-    for _ in range(arguments.runs):
-        runs["ours"].append(measure("ours", arguments, regime, count, 4, budget=arguments.budget))
-        runs["trl"].append(measure("trl", arguments, regime, count, 2, micro_batch=min(8, count)))
-        runs["tuned"].append(measure("tuned", arguments, regime, count, 2, micro_batch=best))
-
-    ours, trl, tuned = runs["ours"], runs["trl"], runs["tuned"]
-    peak = max(rate for rows in runs.values() for rate in column(rows, "matmul_gflops"))
-    useful = [rate * flop_per_pair / 1e9 for rate in column(ours, "pairs_per_second")]
+    config, asked = config_of(model), ("--regime", regime, "--micro-batch")
+    flop_per_pair = useful_flop(config, make_pairs(regime, PAIRS[regime], config.vocab_size)) / PAIRS[regime]
+    tried = {size: rounds(["tuned"], 1, *asked, size)["tuned"][0]["rate"] for size in MICRO_BATCHES[regime]}
+    best = max(tried, key=lambda size: tried[size])
+    found = rounds(["ours", "trl", "tuned"], runs, *asked, best, plain=["trl"])
+    ours, trl, tuned = (column(rows, "rate") for rows in found.values())
+    peak = max(gflops for rows in found.values() for gflops in column(rows, "matmul_gflops"))
     ratios = {
-        "train_vs_trl": ratio(column(ours, "pairs_per_second"), column(trl, "pairs_per_second")),
-        "train_vs_trl_tuned": ratio(column(ours, "pairs_per_second"), column(tuned, "pairs_per_second")),
-        "memory_vs_trl_tuned": ratio(column(ours, "peak_gib"), column(tuned, "peak_gib")),
-        "fraction_of_matmul_peak": ratio(useful, [peak] * len(useful)),
+        "train_vs_trl": ratio(ours, trl),
+        "train_vs_trl_tuned": ratio(ours, tuned),
+        "memory_vs_trl_tuned": ratio(column(found["ours"], "peak_gib"), column(found["tuned"], "peak_gib")),
+        "fraction_of_matmul_peak": ratio([speed * flop_per_pair / 1e9 for speed in ours], [peak] * len(ours)),
     }
-    details = {"pairs": count, "tuned_micro_batch": best, "matmul_gflops": peak, "useful_gflops": useful, "runs": runs}
-    return ratios, details
+    return ratios, {"pairs": PAIRS[regime], "tuned_micro_batch": best, "matmul_gflops": peak, "runs": found}
 
 
-def scale(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+def scale(runs: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Seconds per pair and peak memory with ten times the pairs, read from disk."""
-    runs: dict[str, list[dict[str, Any]]] = {"once": [], "tenfold": []}
-    for _ in range(arguments.runs):
-        for name, steps in (("once", 2), ("tenfold", 20)):
-            options = {"budget": arguments.budget, "disk": True}
-            runs[name].append(measure("ours", arguments, "short", PAIRS["short"] // 2, steps, **options))
-    seconds = {name: [1 / rate for rate in column(rows, "pairs_per_second")] for name, rows in runs.items()}
-    memory = {name: column(rows, "peak_gib") for name, rows in runs.items()}
+    found = rounds(["once", "tenfold"], runs)
     ratios = {
-        "cost_per_pair_at_10x": ratio(seconds["tenfold"], seconds["once"]),
-        "memory_at_10x": ratio(memory["tenfold"], memory["once"]),
+        "cost_per_pair_at_10x": ratio(column(found["once"], "rate"), column(found["tenfold"], "rate")),
+        "memory_at_10x": ratio(column(found["tenfold"], "peak_gib"), column(found["once"], "peak_gib")),
     }
-    return ratios, {"runs": runs}
+    return ratios, {"runs": found}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="directory of a causal language model")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--regimes", nargs="*", default=list(REGIMES), choices=list(REGIMES))
-    parser.add_argument("--budget", type=int, default=2560, help="tokens in one of our micro-batches")
-    parser.add_argument("--precision", choices=["bfloat16", "float32"], help="of all ways; the one that is fast here")
+    parser = options_parser(__doc__, list(STEPS))
     parser.add_argument("--scale", action="store_true", help="measure ten times the pairs instead")
-    parser.add_argument("--way", choices=["ours", "trl", "tuned"], help=argparse.SUPPRESS)
-    parser.add_argument("--regime", help=argparse.SUPPRESS)
-    for name in ("--count", "--steps", "--micro-batch"):
-        parser.add_argument(name, type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--disk", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    arguments.model = arguments.model.resolve()
-    arguments.precision = arguments.precision or fast_precision()
-    if arguments.way:
-        child(arguments)
+    parser.add_argument("--regime", choices=list(REGIMES), default="short", help=argparse.SUPPRESS)
+    parser.add_argument("--micro-batch", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        child(options.model, options.way, options.regime, options.micro_batch)
         return
     name, ratios, details = "train_vs_trl", {}, {}
-    if arguments.scale:
+    if options.scale:
         name = "train_at_scale"
-        ratios, details = scale(arguments)
-    for regime in [] if arguments.scale else arguments.regimes:
-        found, details[regime] = compare(arguments, regime)
+        ratios, details = scale(options.runs)
+    for regime in [] if options.scale else REGIMES:
+        found, details[regime] = compare(options.model, regime, options.runs)
         ratios |= {key if regime == "ultrachat" else f"{key}_{regime}": value for key, value in found.items()}
-    for key, value in ratios.items():
-        print(f"{key:32} {value['median']:.2f}  ({value['low']:.2f} to {value['high']:.2f}, {value['runs']} runs)")
-    run = {"machine": machine(), "precision": arguments.precision}
-    path = write(name, {**run, "ratios": ratios, "details": details})
-    print(f"written to {path}")
+    print(write(name, {"machine": machine(), "ratios": ratios, "details": details}))
 
 
 if __name__ == "__main__":
