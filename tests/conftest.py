@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -115,6 +116,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert result.returncode == 0, result.stdout
             (home / "output.log").write_text(result.stdout)
     return home
+
+
+@pytest.fixture
+def after_smoke(finished: Path, home: Path) -> Path:
+    """A home with a copy of that reproduction, to work on."""
+    return shutil.copytree(finished, home, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="session")

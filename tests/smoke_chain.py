@@ -36,8 +36,8 @@ def reproduce(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def make(home: Path, *names: str) -> None:
-    """Make the chain, or some steps of it, below a home, in this process."""
+def make(home: Path) -> None:
+    """Make the chain below a home, in this process."""
     os.environ["SPIN_HOME"] = str(home)
     from spin_utils.experiment import plan, run
     from spin_utils.files import runtime
@@ -45,13 +45,13 @@ def make(home: Path, *names: str) -> None:
 
     runtime.configure()
     steps = plan.make(profiles.load("smoke"), 0)
-    for name in names or steps.steps:
+    for name in steps.steps:
         run.make(steps, name)
 
 
-def start(home: Path, *names: str) -> Any:
+def start(home: Path) -> Any:
     """`make` in a child process."""
-    process = CHILDREN.Process(target=make, args=(home, *names))
+    process = CHILDREN.Process(target=make, args=(home,))
     process.start()
     return process
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -46,10 +45,8 @@ def test_every_notebook_keeps_the_contract(path: Path) -> None:
 
 @pytest.mark.parametrize("path", ALL[:-1], ids=lambda p: p.stem)
 def test_the_solution_of_every_exercise_runs_after_its_notebook(
-    path: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    path: Path, after_smoke: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(finished / "artifacts", tmp_path / "artifacts")
-    monkeypatch.setenv("SPIN_HOME", str(tmp_path))
     monkeypatch.setenv(runtime.HEADLESS, "1")
     cells = nbformat.read(path, as_version=4).cells
     (solution,) = re.findall(r"<details>.*?```python\n(.*?)```.*?</details>", cells[-1].source, re.S)
@@ -67,12 +64,10 @@ def test_the_solution_of_every_exercise_runs_after_its_notebook(
     ids=["several answers", "triplets"],
 )
 def test_pairs_and_training_are_shown_whatever_number_of_answers_a_prompt_has(
-    spin: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spin: str, after_smoke: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(finished / "artifacts", tmp_path / "artifacts")
-    monkeypatch.setenv("SPIN_HOME", str(tmp_path))
     monkeypatch.setenv(runtime.HEADLESS, "1")
-    profile = tmp_path / "other.yaml"
+    profile = after_smoke / "other.yaml"
     profile.write_text(f"extends: smoke\narms: {{}}\nspin: {spin}\n")
     for path, name, value in ((ALL[2], "iteration", 1), (ALL[3], "model", "spin-1")):
         names: dict[str, Any] = {}

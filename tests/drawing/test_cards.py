@@ -9,25 +9,16 @@ import synthetic_results as synthetic
 from huggingface_hub import ModelCard
 
 from spin_utils.drawing import card
-from spin_utils.experiment import plan, publish, run
 from spin_utils.files import paths
 from spin_utils.files.paths import KitError
 from spin_utils.paper import results
 from spin_utils.settings import profiles
 from spin_utils.settings.run import Profile
 
-QUICK = {"spin.iterations": 1, "spin.epochs_shown": 0, "spin.subsets": [], "sft_more": 0, "dpo": None, "name": "cards"}
 
-
-@pytest.fixture(scope="module")
-def profile(module_home: Path) -> Profile:
-    """The profile of a small finished run, without its tables."""
-    profile = profiles.load("smoke", QUICK)
-    made = plan.make(profile, 0)
-    for name in ("eval-sft", "eval-spin-0"):
-        run.make(made, name)
-    publish.publish([made])
-    return profile
+@pytest.fixture
+def profile(after_smoke: Path) -> Profile:
+    return profiles.load("smoke")
 
 
 def test_the_card_holds_the_numbers_of_the_results_and_the_settings_of_the_run(profile: Profile) -> None:
@@ -59,7 +50,7 @@ def test_the_card_says_which_tasks_its_average_leaves_out(profile: Profile, monk
 
 
 def test_settings_that_changed_since_the_run_are_not_put_on_its_card(profile: Profile) -> None:
-    changed = profiles.load("smoke", QUICK | {"spin.learning_rates": [3e-4]})
+    changed = profiles.load("smoke", {"spin.learning_rates": [3e-4]})
     with pytest.raises(KitError, match="spin-0: its results are from spin-0-.*, but the profile's current settings"):
         card.write(changed, "spin-0")
 

@@ -6,7 +6,6 @@ import json
 import sys
 from collections import Counter
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -260,15 +259,15 @@ def test_a_model_on_this_machine_grades_without_a_key(
         grade_all(requests, replace(settings, judge_max_tokens=4090), tmp_path / "kept")
 
 
-def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(endpoint: Endpoint, home: Path) -> None:
+def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(endpoint: Endpoint, after_smoke: Path) -> None:
     torch.set_num_threads(1)
     endpoint.script = rate_in_bad_mood
     options = {"judge": "gpt-4", "base_url": URL, "limit": 2, "max_new_tokens": 8}
-    profile = profiles.load("smoke", {"mt_bench": options, "spin.epochs_shown": 0})
+    profile = profiles.load("smoke", {"mt_bench": options})
     preflight.check_inputs(profile)
     made = plan.make(profile, 0)
-    for kind, model in product(("eval", "mt-bench"), ("sft", "spin-0", "spin-1")):
-        run.make(made, f"{kind}-{model}")
+    for model in ("sft", "spin-0", "spin-1"):
+        run.make(made, f"mt-bench-{model}")
     publish.publish([made])
     drawn = draw.compose(profile)
     folder = paths.results("smoke")
@@ -289,7 +288,7 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(endpoin
     assert table6.lines[0][2].startswith(f"{average:.2f} [")
     outcomes = {finding.id: finding for finding in drawn.findings}
     assert outcomes["mt-bench-iteration-1"].verdict in claims.OUTCOMES[:3]
-    files = [path for path in home.rglob("*") if path.is_file()]
+    files = [path for path in after_smoke.rglob("*") if path.is_file()]
     assert len(files) > 50
     assert not [path for path in files if KEY.encode() in path.read_bytes()], "the key is nowhere written"
     asked = len(endpoint.requests)

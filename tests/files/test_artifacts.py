@@ -67,18 +67,8 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
-@pytest.fixture(scope="module")
-def made(module_home: Path) -> Path:
-    """A home with the smoke chain up to the first iteration."""
-    smoke_chain.make(module_home, "eval-sft", "pairs-0", "spin-0")
-    return module_home
-
-
 @pytest.fixture
-def steps(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> plan.Plan:
-    """The plan over a copy of that home."""
-    shutil.copytree(made / "artifacts", tmp_path / "artifacts")
-    monkeypatch.setenv("SPIN_HOME", str(tmp_path))
+def steps(after_smoke: Path) -> plan.Plan:
     return plan.make(profiles.load("smoke"), 0)
 
 
@@ -102,13 +92,13 @@ def test_a_bit_flipped_in_an_input_stops_the_step_that_reads_it(
     assert not steps.directory(step).exists()
 
 
-def test_an_input_with_a_file_missing_or_cut_is_made_again(steps: plan.Plan) -> None:
-    before = smoke_chain.contents(steps.directory("sft").parents[3])
+def test_an_input_with_a_file_missing_or_cut_is_made_again(steps: plan.Plan, after_smoke: Path) -> None:
+    before = smoke_chain.contents(after_smoke)
     shutil.rmtree(steps.directory("pairs-0"))
     cut(steps.directory("sft") / "model.safetensors")
     (steps.directory("data") / "spin.jsonl").unlink()
     run.make(steps, "pairs-0")
-    assert smoke_chain.contents(steps.directory("sft").parents[3]) == before
+    assert smoke_chain.contents(after_smoke) == before
 
 
 @pytest.mark.parametrize(
@@ -121,12 +111,10 @@ def test_a_damaged_measurement_is_not_published(damage: Damage, step: str, file:
         publish.publish([steps])
 
 
-def test_every_flipped_bit_of_a_manifest_is_refused(made: Path) -> None:
-    (path,) = made.glob("artifacts/smoke/seed-0/sft-*/manifest.json")
+def test_every_flipped_bit_of_a_manifest_is_refused(steps: plan.Plan) -> None:
+    path = steps.directory("sft") / "manifest.json"
     data = path.read_bytes()
     for place in range(0, len(data), 7):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
         with pytest.raises(artifacts.ArtifactError, match=r"sft-.*; (delete|run)"):
             artifacts.read_manifest(path.parent)
-    path.write_bytes(data)
-    artifacts.read_manifest(path.parent)

