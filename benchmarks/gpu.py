@@ -1,13 +1,12 @@
-"""One GPU in eight minutes: training, sampling, adapters and the chain, on random weights in the shapes of real models.
+"""One GPU in a few minutes: training, sampling and adapters, on random weights in the shapes of real models.
 
-    python -m benchmarks.gpu [--vllm PYTHON] [--only train sample lora tests] [--tiny]
+    python -m benchmarks.gpu [--vllm PYTHON] [--only train sample lora] [--tiny]
 
 Nothing is downloaded. `train`: pairs per second on UltraChat's lengths in the shape of Qwen2.5-0.5B, against TRL's
 DPOTrainer tuned as in `train_vs_trl`, and as a share of the card's bfloat16 peak. `sample`: tokens per second in that
 shape and in Mistral-7B's, against `generate`, and vLLM if its Python is given, and as a share of the card's bandwidth.
-`lora`: a step with adapters in Mistral-7B's shape, which must stay below 24 GB. `tests`: the smoke chain with all its
-notebooks, and a resumed run that ends with the same bytes. Each measurement is a process of its own; one that fails, or
-that the minutes do not suffice for, is named in the record, benchmarks/results/gpu.json.
+`lora`: a step with adapters in Mistral-7B's shape, which must stay below 24 GB. Each measurement is a process of its
+own; one that fails, or that eight minutes do not suffice for, is named in the record, benchmarks/results/gpu.json.
 
 `--tiny` runs the same functions in this process on shapes that a CPU can do in seconds; its numbers mean nothing.
 """
@@ -17,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -116,16 +114,6 @@ def lora_step(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     return {"rate": train_vs_trl.rate(PAIRS // 4, [row["seconds"] for row in rows])}
 
 
-def tests(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Minutes of the smoke chain and of a stopped and resumed run, on the GPU."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests/whole/test_gpu.py"]
-    started = wall()
-    done = subprocess.run([*command, "-k", "whole_chain or same_bytes"], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stdout[-2000:])
-    return {"rate": 60 / (wall() - started)}
-
-
 PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, float]]] = {
     "train_ours": train_ours,
     "train_trl": train_trl,
@@ -135,13 +123,12 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, float]]] = {
     "sample_mistral_ours": sample_with("ours", "mistral"),
     "sample_mistral_generate": sample_with("generate", "mistral"),
     "sample_qwen_vllm": sample_vllm,
-    "tests": tests,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=["train", "sample", "lora", "tests"])
+    parser.add_argument("--only", nargs="*", default=["train", "sample", "lora"])
     parser.add_argument("--vllm", default="", help="Python of the environment in which vLLM is installed")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--tiny", action="store_true")
