@@ -60,7 +60,7 @@ def test_a_checkpoint_is_scored_as_by_stock_lm_eval_and_only_numbers_are_kept(
         both = samples[f"{name}/{task}"], theirs
         a, b = (next(s for s in found if s["filter"] == (wanted or "none")) for found in both)
         assert [*map(list, a["arguments"])] == [*map(list, b["arguments"])], name
-        assert a[metric] == pytest.approx(b[metric]), name
+        assert a[metric] == pytest.approx(b[metric], abs=1e-3), name
         for (our,), (their,) in zip(a["resps"], b["resps"], strict=True):
             assert name == "gsm8k" or tuple(our) == (pytest.approx(their[0], abs=1e-3), their[1]), name
             assert name != "gsm8k" or our == their
