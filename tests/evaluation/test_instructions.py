@@ -99,7 +99,7 @@ def test_a_whole_run_at_smoke_size_shows_instructions_under_their_own_name_and_n
         assert f"instructions-{model}" in document["provenance"]["chain"]
     followed = draw.scores(profile, "instructions")
     drawn = draw.compose(profile)
-    table6 = next(table for table in drawn.tables if table.number == 6)
+    table6 = next(table for table in drawn.tables if table.name == "table6")
     column = table6.header.index(NAME)
     points = 100 * followed[followed["model"] == "sft"]["score"].mean()
     assert table6.lines[0][column].startswith(f"{points:.1f} [")

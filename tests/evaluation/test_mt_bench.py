@@ -283,7 +283,7 @@ def test_a_whole_run_at_smoke_size_draws_figure_6_from_the_judges_grades(endpoin
     means = grades[grades["model"] == "spin-1"].groupby("task")["grade"].mean()
     line = next(line for line in radar.lines if line.get_label() == "SPIN iteration 1")
     assert line.get_ydata()[:-1] == pytest.approx([means[category] for category in CATEGORIES])
-    table6 = next(table for table in drawn.tables if table.number == 6)
+    table6 = next(table for table in drawn.tables if table.name == "table6")
     average = results.read_json(results.path_of(folder, 0, "mt_bench", "sft"))["average"]
     assert table6.lines[0][2].startswith(f"{average:.2f} [")
     outcomes = {finding.id: finding for finding in drawn.findings}
