@@ -421,8 +421,10 @@ def _of_shared_seeds(scores: pd.DataFrame, models: Collection[str]) -> tuple[pd.
     shared = set.intersection(*drawn) if drawn else set()
     if not shared or shared == set.union(*drawn):
         return scores, ""
+    # A model on fewer than half of the seeds may have half of those that are left.
+    scores, further = _of_shared_seeds(scores[scores["seed"].isin(shared)], models)
     named = ", ".join(map(str, sorted(map(int, shared))))
-    return scores[scores["seed"].isin(shared)], f"The training seeds are those that all of these models have: {named}."
+    return scores, further or f"The training seeds are those that all of these models have: {named}."
 
 
 def _points(

@@ -115,6 +115,15 @@ def test_points_of_a_line_are_means_over_the_same_seeds(scores, name, model):
     assert "these models have" not in words(drawn(name, scores))
 
 
+def test_a_model_with_half_of_the_seeds_that_are_left_has_them_all(scores):
+    scores = pd.concat([scores[scores["seed"] == 0].assign(seed=seed, score=float(seed < 3)) for seed in range(8)])
+    most = scores["model"].map({"spin-0-rows-14": 4, "sft-more-1": 3}).fillna(8)
+    figure = drawn("figure5", scores[scores["seed"] < most])
+    lines = [line.get_ydata().tolist() for line in figure.axes[0].lines if len(line.get_ydata()) > 2]
+    assert lines == [[100] * 3, [100] * 4]
+    assert "seeds are those that all of these models have: 0, 1, 2." in " ".join(words(figure).split())
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_without_any_results_the_paper_is_drawn_and_our_panel_gives_its_reason(scores, name):
     figure = drawn(name, scores[:0])
