@@ -367,7 +367,9 @@ def _check_weights(folder: Path) -> None:
             raise ModelError(f"{path}: damaged ({error}); copy or download it again") from None
     try:
         found = _read(folder, device_map="meta", ignore_mismatched_sizes=True)[1]
-    except (OSError, RuntimeError) as error:  # a file of the index is not there; not all experts are
+    except ModelError:
+        raise
+    except Exception as error:  # a file of the index is not there, or it is no index; not all experts are there
         raise ModelError(
             f"{folder}: not all tensors can be read ({reason(error)}); copy all files of the model again"
         ) from None
