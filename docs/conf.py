@@ -56,8 +56,16 @@ myst_enable_extensions = ["dollarmath", "html_image"]
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type", "misc.highlighting_failure"]
 
 
+def _arrows(diagram: re.Match[str]) -> str:
+    """A diagram as the list of its arrows: Mermaid, which draws it on GitHub and in JupyterLab, needs the network."""
+    ends: dict[str, list[str]] = {}
+    for start, end in re.findall(r"m_(\w+) --> m_(\w+)", diagram[0]):
+        ends.setdefault(start, []).append(end)
+    return "\n".join(f"- {start} → {', '.join(found)}" for start, found in ends.items())
+
+
 def _adapt(app: Sphinx, page: str, source: list[str]) -> None:
-    """On the first page the list of all pages, which becomes the sidebar; and links that only the repository has."""
+    """On the first page the list of all pages, for the sidebar; on each, diagrams and links that only GitHub shows."""
     folder = ROOT / Path(page).parent
 
     def linked(link: re.Match[str]) -> str:
@@ -71,6 +79,7 @@ def _adapt(app: Sphinx, page: str, source: list[str]) -> None:
 
     if (ROOT / f"{page}.md").is_file():
         source[0] = re.sub(r"\[([^\[\]]+)\]\(([^():#\s]+)\)", linked, source[0])
+        source[0] = re.sub(r"```mermaid.*?```", _arrows, source[0], flags=re.DOTALL)
     if page == root_doc:
         for chapter, pages in CHAPTERS.items():
             listed = "\n".join(Path(name).with_suffix("").as_posix() for name in pages)

@@ -48,6 +48,7 @@ def test_every_page_and_notebook_is_in_the_site_and_nothing_comes_from_the_netwo
         text = path.read_text()
         assert not re.findall(r"<(?:script|link|img)\b[^>]*(?:src|href)=[\"'](?:https?:)?//[^>]*", text), path
         assert 'class="problematic"' not in text, path
+        assert "flowchart" not in text, "a diagram as its source"
     assert "<math" in (site / f"{written('notebooks/00_theory')}.html").read_text()
     assert "<mi>log</mi>" not in (site / f"{written('notebooks/00_theory')}.html").read_text(), "log 2 reads as log2"
 
