@@ -231,7 +231,7 @@ def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
         values = sizes[sizes["method"] == method]["average"].tolist()
         theirs.plot(places, values, color=COLOURS[tint], **(_HOLLOW | {"marker": marker}))
         for place, (x, value) in enumerate(zip(places, values, strict=True)):
-            above = (place == 0) == (method == "SFT")  # the two start at nearly the same point
+            above = (method, place) not in (("SPIN", 0), ("SFT", 2))  # clear of the lines
             offset, align = ((0, 5), "center") if above else ((4, -9), "left")
             theirs.annotate(f"{value:.2f}", (x, value), offset, ha=align, fontsize=6, **_OFFSET)
         theirs.annotate(
@@ -480,7 +480,7 @@ def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str) -> None:
         say_why_empty(ours, reason)
         return
     limits = [ax.dataLim.intervaly for ax in (ours, theirs)]
-    span = max(high - low for low, high in limits) * 1.24
+    span = max(high - low for low, high in limits) * 1.32
     for ax, (low, high) in zip((ours, theirs), limits, strict=True):
         middle = (low + high) / 2
         ax.set_ylim(middle - span / 2, middle + span / 2)
