@@ -23,6 +23,8 @@ from spin_utils.files.paths import KitError, reason
 from spin_utils.settings.inputs import ModelSettings, TemplateSettings
 
 log = logging.getLogger(__name__)
+# A model that lacks tensors is refused below in one line; this is its table of all of them.
+logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "| MISSING" not in record.getMessage())
 
 END = "<|im_end|>"
 START = "<|im_start|>"
