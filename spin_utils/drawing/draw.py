@@ -84,6 +84,7 @@ def _with_interval(finding: Finding) -> str:
 
 def compose(profile: Profile) -> Drawing:
     """Make every table, figure and verdict that the results allow and name the missing runs; errors as in `scores`."""
+    claims.exact(claims.registry())
     folder = paths.results(profile.name)
     measured, transfer = scores(profile), scores(profile, "transfer")
     results.check_one_run(folder)
@@ -95,16 +96,6 @@ def compose(profile: Profile) -> Drawing:
     bounds = generations.jsd_bounds(heldout)
     grades, followed = results.load_mt_bench(folder), scores(profile, "instructions")
     own = results.load_summaries(folder, part="metrics")
-    findings = claims.judge(
-        measured,
-        times=times,
-        training=training,
-        transfer=transfer,
-        generations=answers,
-        heldout=bounds,
-        grades=grades,
-        loss=loss_of(profile.spin.training),
-    )
     name = profile.name
     scored = [
         tables.table3(measured, preferences=profile.dpo.preferences.source if profile.dpo else ""),
@@ -122,7 +113,6 @@ def compose(profile: Profile) -> Drawing:
             tables.instruments(measured, bounds, generations.bits_per_byte(heldout), discriminated(profile, texts)),
             *filter(None, [tables.arms(measured, profile.arms), tables.own_units(own)]),
         ],
-        findings=findings,
         figures={
             "figure1": figures.figure1(texts),
             "figure2": figures.figure2(measured, profile=name),
@@ -133,6 +123,16 @@ def compose(profile: Profile) -> Drawing:
             "training": training_figures.training_curves(training, loss=profile.spin.training.loss),
             "convergence": figures.convergence(answers, bounds),
         },
+        findings=claims.judge(
+            measured,
+            times=times,
+            training=training,
+            transfer=transfer,
+            generations=answers,
+            heldout=bounds,
+            grades=grades,
+            loss=loss_of(profile.spin.training),
+        ),
         scores=measured,
     )
 

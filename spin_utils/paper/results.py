@@ -318,7 +318,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read and check one results file; the same bytes are checked only once.
+    """Read and check one results file; the same bytes are read only once, so what is inside is not to be changed.
 
     Raises:
         ResultsError: The file is missing, is not JSON, was altered, or is not valid for its kind and its place: the
@@ -328,12 +328,11 @@ def read_json(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ResultsError(f"{path}: no such results file; run the stage that writes it") from None
-    _check(path, content)
-    return {name: value for name, value in from_json(content).items() if name != SEAL}
+    return dict(_read(path, content))
 
 
 @cache
-def _check(path: Path, content: bytes) -> None:
+def _read(path: Path, content: bytes) -> dict[str, Any]:
     try:
         document = from_json(content, allow_inf_nan=False)
     except ValueError as error:
@@ -349,6 +348,7 @@ def _check(path: Path, content: bytes) -> None:
     for field, expected in place.items():
         if str(document[field]) != expected:
             raise ResultsError(f"{path}: {field} is {document[field]!r}, but its path says {expected!r}; move it")
+    return document
 
 
 def load_evaluations(results: Path, *, kind_folder: Scored = "evaluations") -> pd.DataFrame:
@@ -385,12 +385,13 @@ def load_mt_bench(results: Path) -> pd.DataFrame:
 
 def _items(results: Path, folder: str, columns: list[str]) -> pd.DataFrame:
     """The items of all files of one folder, each with the fields of its file that are named in `columns`."""
-    rows = [
-        {name: document[name] for name in ("seed", "model", *columns) if name in document} | item
-        for document in map(read_json, _files(results, folder))
-        for item in document["items"]
-    ]
-    return pd.DataFrame(rows, columns=["seed", "model", *columns])
+    documents = [read_json(path) for path in _files(results, folder)]
+    items = [item for document in documents for item in document["items"]]
+    table = pd.DataFrame(items, columns=["seed", "model", *columns])
+    lengths = [len(document["items"]) for document in documents]
+    for name in [name for name in ("seed", "model", *columns) if all(name in document for document in documents)]:
+        table[name] = pd.Series([document[name] for document in documents]).repeat(lengths).to_numpy()
+    return table
 
 
 def load_summaries(

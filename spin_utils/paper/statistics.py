@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -291,6 +291,8 @@ class _Grid:
     """Values of each task, shape (runs, items), NaN where a run has no such item; and the items' ids."""
     means: dict[str, pd.Series]
     """Of each task, over the items that a run has."""
+    interactions: dict[tuple[tuple[int, ...], tuple[str, ...]], float | None] = field(default_factory=dict)
+    """What `_interaction` found, by seeds and tasks."""
 
 
 _GRIDS: dict[tuple[int, str], tuple[weakref.ref[pd.DataFrame], _Grid]] = {}
@@ -350,18 +352,26 @@ def _pooled_seed_variance(
     scores: pd.DataFrame, contrast: Mapping[str, float], seeds: Sequence[int], tasks: Sequence[str], column: str
 ) -> float | None:
     """Variance of a contrast between seeds if all models in the table vary alike from seed to seed: the mean square of
-    the interaction of seeds and models times the sum of squared weights. A model under two names counts once, and one
-    that no seed changes, the base model, not at all. None for a mean, which also includes what all models of a seed
-    share, and for tables with fewer than three models on all these seeds."""
+    the interaction of seeds and models times the sum of squared weights. None for a mean, which also includes what all
+    models of a seed share, and for tables with fewer than three models on all these seeds."""
     if abs(sum(contrast.values())) > 1e-9:
         return None
-    grid = _grid(scores, column)
+    mean_square = _interaction(_grid(scores, column), tuple(seeds), tuple(tasks))
+    return None if mean_square is None else mean_square * sum(weight**2 for weight in contrast.values())
+
+
+def _interaction(grid: _Grid, seeds: tuple[int, ...], tasks: tuple[str, ...]) -> float | None:
+    """Mean square of the interaction of seeds and models, computed once. A model under two names counts once, and one
+    that no seed changes, the base model, not at all."""
+    if (seeds, tasks) in grid.interactions:
+        return grid.interactions[seeds, tasks]
     means = np.mean([grid.means[task] for task in tasks], axis=0)
     by_model = pd.Series(means, index=pd.MultiIndex.from_tuples(grid.runs)).unstack()[list(seeds)]
     by_model = by_model.dropna().drop_duplicates()
     table = by_model[by_model.nunique(axis=1) > 1].to_numpy().T
-    if table.shape[1] < 3:
-        return None
-    around = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-    mean_square = float((around**2).sum()) / ((table.shape[0] - 1) * (table.shape[1] - 1))
-    return mean_square * sum(weight**2 for weight in contrast.values())
+    found = None
+    if table.shape[1] >= 3:
+        around = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+        found = float((around**2).sum()) / ((table.shape[0] - 1) * (table.shape[1] - 1))
+    grid.interactions[seeds, tasks] = found
+    return found

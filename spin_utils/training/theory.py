@@ -9,7 +9,9 @@ Log-probabilities are float64 tensors of shape (K,).
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
@@ -227,3 +229,7 @@ def _cases(sizes: Sequence[int], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """A random data distribution and a random opponent for each number of answers."""
     for answers in sizes:
         yield random_distribution(answers, seed + answers), random_distribution(answers, seed + 100 + answers)
+
+
+if __name__ == "__main__":  # for `claims.exact`
+    json.dump({check: globals()[check]() for check in sys.argv[1:]}, sys.stdout)
