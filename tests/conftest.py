@@ -38,6 +38,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the other tests are about a CPU, on every machine
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole chains come first, because they take longest, and before all others the one that makes `finished`; in each
+    folder files that use it come last. So workers neither wait for it nor for each other."""
+    uses = {item.path for item in items if "finished" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: str(item.path))
+    items.sort(key=lambda item: (item.path.parent, item.path not in uses), reverse=True)
+    items.sort(key=lambda item: item.path.name != "test_chain.py")
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temporary folder for artifacts, results and figures."""
