@@ -96,15 +96,15 @@ def _node(name: str) -> str:
 
 def page() -> str:
     """The whole of rooms.md."""
-    rooms = between_rooms()
+    rooms, passed = between_rooms(), dict.fromkeys(step[0] for step in PATH)
     lines = [
         "# The rooms",
         "",
         "<!-- written by docs/make_map.py from the code, do not edit -->",
         "The package is ten subpackages, called rooms, in one order: a room imports only those below it. Arrows that "
-        "follow from others are left out. Blue: the rooms through which a number of Table 4 passes.",
+        f"follow from others are left out. A number of Table 4 passes through {', '.join(passed)} (blue).",
         "",
-        *diagram({room: rooms[room] for room in reversed(ROOMS)}, frozenset(step[0] for step in PATH)),
+        *diagram({room: rooms[room] for room in reversed(ROOMS)}, frozenset(passed)),
         "## The way of one number",
         "",
         "The functions behind a cell of Table 4, from the room that draws it down to the one that reads the data:",

@@ -362,7 +362,7 @@ def _findings(profile: Profile, machine: Machine) -> Iterator[Finding]:
     hours = estimate.hours(made, run, architecture, estimate.rows_of(profile, rows, read.get("sft_control")))
     counted = f"{run.prompt_tokens} + {run.real_tokens} + {run.generated_tokens} tokens of prompt and responses "
     counted += "counted from the rows" if rows else "assumed"
-    yield Finding("time", "ok", f"{_hours(made, hours, machine)}; {counted}")
+    yield Finding("time", "ok", f"{_hours(made, hours, machine)}; {counted}" if hours else "every step is done")
 
 
 def _refusal(what: str, look: Callable[[], object]) -> Iterator[Finding]:

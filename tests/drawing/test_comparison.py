@@ -50,7 +50,7 @@ def test_a_page_shows_the_items_that_turned_with_both_answers_and_their_prompts(
     assert "&lt;script&gt;" in page
     assert "<script" not in page
     difference = compare.compare("cpu", "mine", "cpu").iloc[-1]
-    assert f"<b>{difference['difference']:+.1f}</b> points" in page
+    assert f": {difference['difference']:+.1f} [" in page
     first = both[both["seed"] == 0].pivot(index=["task", "id"], columns="model", values="score")
     for task, scores in first.groupby("task"):
         better, worse = (scores["mine"] > scores["cpu"]).sum(), (scores["mine"] < scores["cpu"]).sum()

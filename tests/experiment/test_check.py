@@ -186,6 +186,11 @@ def test_a_disk_too_small_is_refused_and_counts_every_checkpoint(monkeypatch: py
     assert estimate.disk(made, found[0]) == one + 2 * 3 * one, "epoch 3, and states"
 
 
+def test_a_finished_run_takes_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "is_complete", lambda folder: True)
+    assert "every step is done" in text(preflight.check(profiles.load("smoke"), LAPTOP))
+
+
 def test_released_checkpoints_take_their_downloads_on_disk_and_no_more() -> None:
     profile = profiles.load("paper-released", PINNED)
     assert estimate.disk(plan.make(profile, 0), SEVEN) == 5 * 2 * SEVEN.parameters
