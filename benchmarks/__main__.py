@@ -1,8 +1,8 @@
 """All benchmarks in turn, and their ratios in one file: `make bench`, or `python -m benchmarks`.
 
-Writes benchmarks/results/summary.json: machine, commit, versions, and for each ratio its median, lowest, highest
-and number of runs. Greater is better for speed (ours over theirs, or the share of the matrix rate), less is better for
-memory and cost.
+Writes benchmarks/results/summary.json, unless only some are run: machine, commit, versions, and for each ratio its
+median, lowest, highest and number of runs. Greater is better for speed (ours over theirs, or the share of the matrix
+rate), less is better for memory and cost.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ def main() -> None:
     runtime.configure()
     model = run.make(plan.make(profiles.load(options.profile), 0), "base")
     ratios: dict[str, dict[str, float]] = {}
-    for name, (module, *arguments) in BENCHMARKS.items():
-        if name in options.only:
-            command = [sys.executable, "-m", f"benchmarks.{module}", "--model", os.path.relpath(model)]
-            environment = runtime.child_environment()
-            subprocess.run([*command, "--runs", str(options.runs), *arguments], check=True, env=environment)
-        if (record := RESULTS / f"{name}.json").is_file():
-            ratios |= {_public(key): value for key, value in json.loads(record.read_text())["ratios"].items()}
-    write("summary", {"machine": machine(), "ratios": ratios})
+    for name in options.only:
+        module, *arguments = BENCHMARKS[name]
+        command = [sys.executable, "-m", f"benchmarks.{module}", "--model", os.path.relpath(model)]
+        environment = runtime.child_environment()
+        subprocess.run([*command, "--runs", str(options.runs), *arguments], check=True, env=environment)
+        record = json.loads((RESULTS / f"{name}.json").read_text())
+        ratios |= {_public(key): value for key, value in record["ratios"].items()}
+    if len(options.only) == len(BENCHMARKS):
+        write("summary", {"machine": machine(), "ratios": ratios})
     for name, value in ratios.items():
         print(f"{name:32s} {value['median']:8.2f}  [{value['low']:.2f}, {value['high']:.2f}]  {value['runs']} runs")
 
