@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import fmean
@@ -114,8 +115,9 @@ class Display:
     def update(self) -> None:
         """Show what has happened since the last call."""
         *events, self._rest = (self._rest + self._reader.read()).split(b"\n")  # the last line may be incomplete
-        for event in map(json.loads, events):
-            self._take(event)
+        for event in events:
+            with suppress(json.JSONDecodeError):  # written in part, as on a full disk
+                self._take(json.loads(event))
         for line in self.lines.values():
             if not line.done and artifacts.is_complete(line.step.directory):
                 self._finish(line)

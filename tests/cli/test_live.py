@@ -123,7 +123,9 @@ def test_half_a_line_of_an_event_waits_for_its_end(home: Path, monkeypatch: pyte
         run.shown.update()
         with run.shown.events.open("a") as file:
             file.write('"text": "whole"}\n')
-    assert run.said() == "whole\n"
+            file.write('{"step": "", "time": {"step": "", "time": 1}\n')  # the disk was full for a moment
+            file.write('{"step": "", "time": 1, "level": "WARNING", "text": "and on"}\n')
+    assert run.said() == "whole\nand on\n"
 
 
 def test_a_failure_that_no_step_explained_shows_the_end_of_the_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
