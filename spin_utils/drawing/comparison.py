@@ -96,9 +96,7 @@ def _curves(profile: str, model: str, other: str) -> Figure:
             training_figures.curve(loss, rows, "loss", 0, tint)
         if "margin" in rows and rows["margin"].notna().any():
             training_figures.curve(margin, rows, "margin", 0, tint)
-        scores = results.load_evaluations(folder)
-        outside = results.aside(folder) | results.at_chance(results.load_summaries(folder))
-        kept = scores[~scores["task"].isin(outside)]
+        kept = results.counted(results.load_evaluations(folder))
         means = kept.groupby(["model", "task"])["score"].mean().groupby("model").mean()
         chain = [m for m in ("sft", *iterates(means.index)) if m in means]
         numbers = [0 if m == "sft" else 1 + int(m.removeprefix("spin-")) for m in chain]

@@ -160,7 +160,7 @@ def facts(profile: Profile, drawn: Drawing) -> dict[str, Any]:
 
 def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFrame:
     """A profile's scores for tables and figures: `results.load_evaluations` with the paper's `benchmark` that each task
-    is, or "", whether it is `at_chance`, and whether it stands `aside` (`Profile.aside`).
+    is, or "".
 
     Raises:
         ResultsError: No model was evaluated at all, or a results file is not valid.
@@ -174,12 +174,7 @@ def scores(profile: Profile, kind: results.Scored = "evaluations") -> pd.DataFra
     benchmarks = {name: str(task.benchmark) for name, task in profile.evaluation.big_bench.items()}
     if profile.evaluation.suite != "local":
         benchmarks |= {name: name for name in published.BENCHMARK_LABELS}
-    weak = results.at_chance(results.load_summaries(folder, kind=kind))
-    found = found.assign(
-        benchmark=found["task"].map(lambda task: benchmarks.get(task, "")),
-        at_chance=found["task"].isin(weak),
-        aside=found["task"].isin(profile.aside if kind == "evaluations" else ()),
-    )
+    found = found.assign(benchmark=found["task"].map(lambda task: benchmarks.get(task, "")))
     return with_last_epoch(found, profile.spin.training.epochs) if kind == "evaluations" else found
 
 

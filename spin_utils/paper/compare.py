@@ -53,8 +53,7 @@ def place(profile: str, name: str) -> tuple[Path, str]:
 
 def items(profile: str, model: str, other: str) -> pd.DataFrame:
     """Scores and answers of two models on the items and training seeds that they share, as `results.load_evaluations`
-    gives them, with the names given here in the column `model` and whether the task is `at_chance` or stands `aside`;
-    arguments as in `compare`.
+    gives them, with the names given here in the column `model`; arguments as in `compare`.
 
     Raises:
         ResultsError: results are missing or invalid, a model was not evaluated, the two share no training seed or
@@ -72,9 +71,7 @@ def items(profile: str, model: str, other: str) -> pd.DataFrame:
         if not (scores["model"] == plain).any():
             there = nearest(plain, sorted(scores["model"].unique()))
             raise results.ResultsError(f"{paths.relative(folder)}: no evaluation of {plain}{there}")
-        side = scores[scores["model"] == plain]
-        weak, aside = results.at_chance(summaries), results.aside(folder)
-        sides.append(side.assign(model=name, at_chance=side["task"].isin(weak), aside=side["task"].isin(aside)))
+        sides.append(scores[scores["model"] == plain].assign(model=name))
         own = summaries[summaries["model"] == plain]
         asked.append(dict(zip(own["task"], own["rows_sha256"], strict=True)))
     seeds, names = (set.intersection(*(set(side[column]) for side in sides)) for column in ("seed", "task"))

@@ -354,9 +354,13 @@ def _read(path: Path, content: bytes) -> dict[str, Any]:
 def load_evaluations(results: Path, *, kind_folder: Scored = "evaluations") -> pd.DataFrame:
     """Scores of all models under results/PROFILE, a row per seed, model and item; empty if nothing was run.
 
-    Columns `seed`, `model` and those of `Item`; `sampled` and `surprise` only where they were measured.
+    Columns `seed`, `model` and those of `Item`, `sampled` and `surprise` only where they were measured; and whether the
+    task is `at_chance` or stands `aside`.
     """
     table = _items(results, kind_folder, list(Item.model_fields)).astype({"id": str, "score": float})
+    weak = at_chance(load_summaries(results, kind=kind_folder))
+    beside = aside(results) if kind_folder == "evaluations" else ()
+    table = table.assign(at_chance=table["task"].isin(weak), aside=table["task"].isin(beside))
     return table.drop(columns=[name for name in ("sampled", "surprise") if table[name].isna().all()])
 
 
@@ -430,12 +434,12 @@ def at_chance(summaries: pd.DataFrame) -> set[str]:
 
 
 def aside(results: Path) -> set[str]:
-    """`Profile.aside` from the results alone, because those of another run may have no profile here."""
+    """`Profile.aside` from the results alone, which may be those of a profile that has changed or is not here."""
     settings = [chain.get("data", {}).get("settings", {}) for _, chain in chains(results)]
     if not any(data.get("families") or data.get("source") == "big_bench" for data in settings):
         return set()
     table = load_summaries(results)
-    return set(table[table["source"].str.startswith("bigbench")]["task"])
+    return set(table[table["source"].astype(str).str.startswith("bigbench")]["task"])
 
 
 def judged(scores: pd.DataFrame) -> list[str]:
