@@ -30,12 +30,13 @@ def compare(profile: str, model: str, other: str) -> pd.DataFrame:
     folders = dict.fromkeys(place(profile, name)[0] for name in (model, other))
     tables = {folder.name: results.load_evaluations(folder) for folder in folders}
     others = pd.concat(table.assign(model=f"{run}/" + table["model"]) for run, table in tables.items())
-    others = others[others["task"].isin(both["task"]) & others["seed"].isin(both["seed"])]
+    shared = others["task"].isin(both["task"]) & others["seed"].isin(both["seed"])
+    every = pd.concat([both, others[shared & ~others["model"].isin([model, other])]])
     names = sorted(both["task"].unique())
     averaged, rows = results.judged(both), []
     for title, tasks in [*((name, [name]) for name in names), *[("average", averaged)] * bool(averaged)]:
         levels = {name: paired(both, {name: 1}, tasks=tasks).times(100).difference for name in (model, other)}
-        gain = paired(both, {model: 1, other: -1}, tasks=tasks, others=others).times(100)
+        gain = paired(every, {model: 1, other: -1}, tasks=tasks).times(100)
         numbers = {name: getattr(gain, name) for name in ("difference", "low", "high", "p_value")}
         rows.append({"task": title, **levels, **numbers, "items": gain.n_items, "seeds": gain.n_seeds})
     return pd.DataFrame(rows)

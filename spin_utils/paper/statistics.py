@@ -98,7 +98,6 @@ def paired(
     *,
     tasks: Sequence[str] | None = None,
     column: str = "score",
-    others: pd.DataFrame | None = None,
 ) -> Estimate:
     """Estimate a weighted sum of models' means on the same items, with its interval.
 
@@ -122,15 +121,13 @@ def paired(
         contrast: weight of each model: {"spin-0": 1, "sft": -1} for a difference, {"sft": 1} for a mean.
         tasks: tasks in the unweighted mean; None: all in the table.
         column: what to average, for example `tokens` for lengths.
-        others: more models of the same seeds and tasks, for the variance between seeds; None: all are in `scores`.
 
     Raises:
         StatisticsError: a model or task is missing, no seed has all models, or items do not pair up.
     """
     names = sorted(scores["task"].unique() if tasks is None else tasks)
     by_task, seeds, extreme = _contrasts_by_source(scores, contrast, names, column)
-    pool = scores if others is None else others
-    pooled = _pooled_seed_variance(pool, contrast, seeds, names, column) if len(seeds) > 1 else None
+    pooled = _pooled_seed_variance(scores, contrast, seeds, names, column) if len(seeds) > 1 else None
     least, most, pseudo = _ends(contrast, column)
     found = crossed(list(by_task.values()), (least, most, pseudo * extreme), pooled=pooled)
     return replace(found, low=max(least, found.low), high=min(most, found.high)) if column in SHARES else found

@@ -112,8 +112,6 @@ def test_few_seeds_borrow_the_spread_of_the_other_models_of_the_table():
     with_others = paired(table, {"m1": 1, "m0": -1})
     alone = paired(table[table["model"].isin(["m0", "m1"])], {"m1": 1, "m0": -1})
     assert with_others.high - with_others.low > 2 * (alone.high - alone.low)
-    two = table[table["model"].isin(["m0", "m1"])]
-    assert paired(two, {"m1": 1, "m0": -1}, others=table) == with_others
     again = table[table["model"] == "m5"].assign(model="m5 under another name")
     base = again.assign(model="base", score=0.5)  # no seed changes it
     assert paired(pd.concat([table, again, base]), {"m1": 1, "m0": -1}) == with_others
