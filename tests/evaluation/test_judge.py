@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -21,19 +20,6 @@ from spin_utils.settings.machine import MtBenchSettings
 ASK = [{"role": "system", "content": "You grade."}, {"role": "user", "content": "2 + 2 = 5"}]
 SETTINGS = MtBenchSettings("gpt-4", base_url=URL)
 LOST = httpx2.ReadTimeout("nothing came")
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the client meant to wait; it does not."""
-    asked: list[float] = []
-    monkeypatch.setattr(time, "sleep", asked.append)
-    return asked
-
-
-def answers(endpoint: Endpoint, *replies: Reply) -> None:
-    """Let the endpoint give these replies in order, the last one forever."""
-    endpoint.script = lambda body, number: replies[min(number, len(replies) - 1)]
 
 
 def test_a_request_is_what_fastchat_sends_and_a_grade_holds_the_judges_words(endpoint: Endpoint) -> None:
@@ -76,25 +62,18 @@ def test_newer_models_get_their_own_name_of_the_limit_and_no_temperature(endpoin
 def test_every_judgment_becomes_a_grade_a_refusal_or_unparsable(
     endpoint: Endpoint, reply: Reply, status: str, score: float | None
 ) -> None:
-    answers(endpoint, reply)
+    endpoint.script = lambda body, number: reply
     grade = Judge(SETTINGS).grade(ASK)
     assert (grade["status"], grade["score"]) == (status, score)
     assert len(endpoint.requests) == 1, "what the judge said is not asked for again"
 
 
-@pytest.mark.parametrize("reply", [failed(429, Retry_After="7"), failed(503), LOST], ids=str)
-def test_a_failure_that_may_pass_is_tried_again(endpoint: Endpoint, waits: list[float], reply: Reply) -> None:
-    answers(endpoint, reply, reply, judged("Rating: [[3]]"))
-    assert Judge(SETTINGS).grade(ASK)["score"] == 3.0
-    assert len(endpoint.requests) == 3
-    assert waits == [7, 7] if "429" in str(reply) else len(waits) == 2
-
-
 @pytest.mark.parametrize(("reply", "words"), [(failed(503), "status 503: .*no"), (LOST, "no answer")])
 def test_after_the_last_try_it_stops_and_says_how_to_resume(
-    endpoint: Endpoint, waits: list[float], reply: Reply, words: str
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, reply: Reply, words: str
 ) -> None:
-    answers(endpoint, reply)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    endpoint.script = lambda body, number: reply
     with pytest.raises(KitError, match=rf"gpt-4 at http.*: {words}.*; run the same command"):
         Judge(SETTINGS).grade(ASK)
     assert len(endpoint.requests) == 1 + judge.RETRIES
@@ -116,7 +95,7 @@ def test_after_the_last_try_it_stops_and_says_how_to_resume(
 def test_a_failure_that_will_not_pass_stops_at_once_with_the_endpoints_words(
     endpoint: Endpoint, reply: Reply, words: str
 ) -> None:
-    answers(endpoint, reply)
+    endpoint.script = lambda body, number: reply
     with pytest.raises(KitError, match=words):
         Judge(SETTINGS).grade(ASK)
     assert len(endpoint.requests) == 1
