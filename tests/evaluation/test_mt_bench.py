@@ -311,9 +311,3 @@ def test_a_score_is_the_mean_of_all_grades_that_exist_and_a_gain_is_over_answers
     assert mean_grade(scores, {"sft": 1.0}).difference == pytest.approx((1 + 2 + 3 + 9 + 9) / 5)
     grades = table(sft=[1, 2, 3, None], spin_0=[2, None, 5, 9])
     assert mean_grade(grades, {"spin-0": 1.0, "sft": -1.0}).difference == pytest.approx(1.5)
-
-
-def test_both_turns_of_a_question_are_drawn_together() -> None:
-    # Turns that cancel within each question leave nothing to vary between questions.
-    estimate = mean_grade(table(sft=[1, 9] * 30), {"sft": 1.0})
-    assert estimate.low == estimate.high == pytest.approx(5.0)
