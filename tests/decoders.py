@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 
 import tiny_models
 import torch
@@ -90,10 +91,12 @@ def model_of(family: str, **options: object) -> PreTrainedModel:
     return model.eval()
 
 
-def pairs(count: int, seed: int = 0, longest: int = 12) -> list[Group]:
+def pairs(count: int, seed: int = 0, longest: int = 12, identical: Collection[int] = ()) -> list[Group]:
+    """Random pairs of prompts and two answers, which are equal in those with the given numbers."""
     draw = random.Random(seed)
 
     def ids(most: int) -> list[int]:
         return [draw.randrange(2, tiny_models.VOCABULARY) for _ in range(draw.randint(1, most))]
 
-    return [Group(ids(longest), ([*ids(longest), END], [*ids(longest), END])) for _ in range(count)]
+    made = [Group(ids(longest), ([*ids(longest), END], [*ids(longest), END])) for _ in range(count)]
+    return [Group(g.prompt_ids, g.response_ids[:1] * 2) if i in identical else g for i, g in enumerate(made)]

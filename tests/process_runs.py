@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import decoders
 import numpy as np
 import pytest
 import torch
@@ -33,6 +34,8 @@ from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.loop import Interrupted, train
 from spin_utils.training.optimizer import MasterOptimizer
 
+PAIRS = decoders.pairs(13, longest=11, identical=range(0, 13, 4))
+"""The last batch has 3 of them, of which one has equal answers: the processes have unequal shares."""
 KINDS = ("ddp", "fsdp2")
 """Ways of sharing that are always there; DeepSpeed's is not."""
 SPIN = {"learning_rate": 1e-4, "micro_batch_tokens": 30}
@@ -46,22 +49,11 @@ def settings(changes: dict[str, Any]) -> TrainingSettings:
     return TrainingSettings(**(base | changes))
 
 
-def pairs() -> list[Group]:
-    """13 pairs, so that the last batch has 3 of which one has equal answers: the processes have unequal shares."""
-    draw = torch.Generator().manual_seed(0)
-
-    def ids() -> list[int]:
-        return torch.randint(2, 61, (int(torch.randint(1, 12, (1,), generator=draw)),), generator=draw).tolist()
-
-    made = [Group(ids(), (ids(), ids())) for _ in range(13)]
-    return [Group(g.prompt_ids, (g.response_ids[0],) * 2) if i % 4 == 0 else g for i, g in enumerate(made)]
-
-
 def ask() -> list[tuple[float, bool]]:
     """Log-likelihoods of many continuations, in shards of a few."""
     lm = PackedLM(tiny_model("llama"), byte_tokenizer(), micro_batch_tokens=10)
     return lm._loglikelihood_tokens(
-        [("", list(g.prompt_ids), list(response)) for g in pairs() for response in g.response_ids]
+        [("", list(g.prompt_ids), list(response)) for g in PAIRS for response in g.response_ids]
     )
 
 
@@ -83,7 +75,7 @@ def chain(home: Path) -> plan.Plan:
 
 def in_one(folder: Path) -> dict[str, Any]:
     """What one process makes of the runs: log-probabilities, metric rows and weights by name."""
-    logps = score(tiny_model("llama"), pairs(), micro_batch_tokens=40)
+    logps = score(tiny_model("llama"), PAIRS, micro_batch_tokens=40)
     made: dict[str, Any] = {"logps": logps}
     for name, model, rows in each_run(folder, logps):
         made[name], made[f"{name} weights"] = rows, {n: p.detach() for n, p in model.named_parameters()}
@@ -93,9 +85,9 @@ def in_one(folder: Path) -> dict[str, Any]:
 def each_run(folder: Path, logps: list[list[float]]) -> Iterator[tuple[str, PreTrainedModel, list[dict[str, Any]]]]:
     """Train SPIN, SFT, and SPIN in bfloat16: name, trained model and metric rows of each."""
     for name, family, groups, changes, opponent in (
-        ("spin", "llama", pairs(), SPIN, logps),
-        ("sft", "mistral", [Group(group.prompt_ids, group.response_ids[:1]) for group in pairs()], SFT, None),
-        ("rounded", "llama", pairs(), ROUNDED, logps),
+        ("spin", "llama", PAIRS, SPIN, logps),
+        ("sft", "mistral", [Group(group.prompt_ids, group.response_ids[:1]) for group in PAIRS], SFT, None),
+        ("rounded", "llama", PAIRS, ROUNDED, logps),
     ):
         model = tiny_model(family)
         result = train(model, groups, settings(changes), opponent_logps=opponent, seed=1, work=folder / name)
@@ -108,7 +100,7 @@ def in_two(folder: Path, kinds: Sequence[str], logps: list[list[float]]) -> None
         (folder / kind).mkdir()
         work = folder / f"one-stopped-{kind}"
         with after_step(3), pytest.raises(Interrupted):
-            train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
+            train(tiny_model("llama"), PAIRS, settings(SPIN), opponent_logps=logps, seed=1, work=work)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     environment = runtime.child_environment() | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(
@@ -141,7 +133,7 @@ def train_all(folder: Path) -> None:
     scored = tiny_model("llama")
     if processes.sharded():
         sharding.shard(scored, torch.float32)
-    logps = score(scored, pairs(), micro_batch_tokens=40)
+    logps = score(scored, PAIRS, micro_batch_tokens=40)
     found: dict[str, Any] = {"logps": logps}
     shapes: list[dict[str, int]] = []
     with watched(shapes):
@@ -152,13 +144,13 @@ def train_all(folder: Path) -> None:
 
     try:
         with after_step(3, rank=1):
-            train(tiny_model("llama"), pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=folder / "stopped")
+            train(tiny_model("llama"), PAIRS, settings(SPIN), opponent_logps=logps, seed=1, work=folder / "stopped")
         found["stopped"] = "no"
     except Interrupted as request:
         found["stopped"] = str(request)
 
     model, work = tiny_model("llama"), folder.with_name(f"one-stopped-{folder.name}")
-    train(model, pairs(), settings(SPIN), opponent_logps=logps, seed=1, work=work)
+    train(model, PAIRS, settings(SPIN), opponent_logps=logps, seed=1, work=work)
     keep(model, folder / "resumed.safetensors")
     if processes.rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))
@@ -222,7 +214,7 @@ def assert_like_one(one: dict[str, Any], folder: Path, *, share: float, apart: f
 
     assert "stopped after step 3 of 6" in found["stopped"], "a signal to one process stops both at the same step"
     model = tiny_model("llama")
-    result = train(model, pairs(), settings(SPIN), opponent_logps=one["logps"], seed=1, work=folder / "stopped")
+    result = train(model, PAIRS, settings(SPIN), opponent_logps=one["logps"], seed=1, work=folder / "stopped")
     assert [row["step"] for row in result.rows] == [1, 2, 3, 4, 5, 6]
     assert _distance({n: p.detach() for n, p in model.named_parameters()}, one["spin weights"], "llama") < 0.01
     assert _distance(load_file(folder / "resumed.safetensors"), one["spin weights"], "llama") < 0.01

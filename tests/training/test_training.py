@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
+from decoders import pairs
 from disturbed import after_step
 from oracle import gradients, obvious_logps
 from safetensors.torch import load_file
@@ -30,15 +32,7 @@ def _settings(**changes):
     return TrainingSettings(**(base | changes))
 
 
-def _pairs(n, seed=0, identical=()):
-    draw = torch.Generator().manual_seed(seed)
-
-    def ids(low, high):
-        length = int(torch.randint(low, high, (1,), generator=draw))
-        return torch.randint(2, 61, (length,), generator=draw).tolist()
-
-    pairs = [Group(ids(1, 9), (ids(1, 9), ids(1, 9))) for _ in range(n)]
-    return [Group(g.prompt_ids, (g.response_ids[0],) * 2) if i in identical else g for i, g in enumerate(pairs)]
+_pairs = partial(pairs, longest=8)
 
 
 def _scores(pairs):
