@@ -23,19 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from benchmarks import sample_vs_generate, train_vs_trl
 from benchmarks.interleaved import RESULTS, alone, fast_precision, hand_over, machine, wall, write
 from spin_utils.experiment import estimate
 from spin_utils.model import lora, vllm
-from spin_utils.model.base import device
+from spin_utils.model.base import device, tiny_config
+from spin_utils.settings.inputs import ModelSettings
 from spin_utils.settings.machine import VllmSettings
 from spin_utils.settings.run import GenerationSettings, LoraSettings, TrainingSettings
 from spin_utils.training.loop import train
 
 PEAKS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12), "A100": (312e12, 2.04e12), "L40S": (362e12, 0.864e12)}
 """Dense bfloat16 FLOP/s and bytes per second by data sheet (SXM); part of the device's name."""
+SHAPES = {"qwen": "Qwen/Qwen2.5-0.5B", "mistral": "alignment-handbook/zephyr-7b-sft-full"}
 LIMIT_GB, MINUTES = 24, 8
 PAIRS, STEPS, PROMPTS, TOKENS, BATCH = 64, 4, 512, 128, 256
 TINY = {"PAIRS": 4, "STEPS": 2, "PROMPTS": 6, "TOKENS": 8, "BATCH": 4}
@@ -43,18 +45,9 @@ TINY = {"PAIRS": 4, "STEPS": 2, "PROMPTS": 6, "TOKENS": 8, "BATCH": 4}
 
 def configuration(shape: str, tiny: bool) -> PretrainedConfig:
     """The shape of Qwen2.5-0.5B or Mistral-7B, or one with two narrow layers in its place."""
-    small = {
-        "num_hidden_layers": 2,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 300,
-    }
-    if shape == "mistral":  # the defaults are those of 7B
-        return MistralConfig(**(small if tiny else {}))
-    own = small | {"tie_word_embeddings": True} if tiny else estimate.KNOWN["Qwen/Qwen2.5-0.5B"]
-    return Qwen2Config(**{"max_position_embeddings": 4096} | {k: v for k, v in own.items() if k != "model_type"})
+    real = estimate.KNOWN[SHAPES[shape]]
+    narrow = ModelSettings("tiny", name=real["model_type"], hidden_size=64, layers=2)
+    return tiny_config(narrow, 300) if tiny else AutoConfig.for_model(**real)
 
 
 def model_of(config: PretrainedConfig) -> PreTrainedModel:
