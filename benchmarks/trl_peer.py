@@ -1,8 +1,4 @@
-"""TRL's DPOTrainer on given token ids, for the equality test and the benchmark.
-
-TRL tokenises text itself. To give it exact token ids, every id is written as a word of its own and a
-word-level tokenizer reads it back.
-"""
+"""TRL's DPOTrainer on given token ids, for the equality test and the benchmark."""
 
 from __future__ import annotations
 
@@ -11,40 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 from spin_utils.model.packing import Group
 
 END = "</s>"
-"""Word of the end token; it must not occur inside another word."""
 
 
-def word_tokenizer(vocabulary: int, eos_id: int) -> PreTrainedTokenizerFast:
-    """A tokenizer that reads id 7 from the word `w7`, and the end token from `</s>`."""
-    words = {f"w{i}": i for i in range(vocabulary) if i != eos_id} | {END: eos_id}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=END))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
-
-
-def dataset(pairs: Sequence[Group], eos_id: int) -> datasets.Dataset:
-    """Pairs as text. Every response must end with the end token, or TRL appends it."""
-
-    def text(ids: Sequence[int]) -> str:
-        return "".join(f" {END}" if i == eos_id else f" w{i}" for i in ids)
-
-    return datasets.Dataset.from_list(
-        [
-            {
-                "prompt": text(p.prompt_ids)[1:],
-                "chosen": text(p.response_ids[0]),
-                "rejected": text(p.response_ids[1]),
-            }
-            for p in pairs
-        ]
-    )
+class _OnIds(DPOTrainer):
+    def _prepare_dataset(self, dataset: datasets.Dataset, *given: Any) -> datasets.Dataset:
+        return dataset  # where TRL would tokenise text
 
 
 def dpo_trainer(
@@ -57,10 +31,13 @@ def dpo_trainer(
         "save_strategy": "no",
         "use_cpu": model.device.type == "cpu",
     }
-    return DPOTrainer(
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    rows = [dict(zip(names, map(list, (pair.prompt_ids, *pair.response_ids)), strict=True)) for pair in pairs]
+    only_end = Tokenizer(models.WordLevel({END: eos_id}, unk_token=END))  # which pads
+    return _OnIds(
         model=model,
         ref_model=reference,
         args=DPOConfig(**(settings | options)),
-        train_dataset=dataset(pairs, eos_id),
-        processing_class=word_tokenizer(model.config.vocab_size, eos_id),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=only_end, eos_token=END, pad_token=END),
     )
