@@ -23,7 +23,7 @@ PAGES = ("README", "docs/statistics", "docs/run-an-ablation", "notebooks/03_spin
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `make book` does, with no way to the network."""
+    """The site, built as `make book` does, with no way to the network; it fails at a link that leads nowhere."""
     folder = tmp_path_factory.mktemp("site")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", str(folder)]

@@ -260,19 +260,6 @@ def test_commands_within_sentences_exist() -> None:
         assert set(re.findall(r"`(?:\.venv/bin/)?spin-repro ([a-z]+)", text)) <= commands, page
 
 
-def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, "REPRODUCING.md", "CHANGELOG.md"]:
-        path = ROOT / page
-        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
-            if not target.startswith("http"):
-                file, _, place = target.partition("#")
-                other = (path.parent / file).resolve() if file else path
-                assert other.exists(), f"{page}: {target}"
-                headings = re.findall(r"^#+ (.*)", other.read_text(), re.M) if place else []
-                anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-                assert place in {"", *anchors}, f"{page}: {target}"
-
-
 def test_profiles_shown_on_a_page_can_be_loaded(checkout: Path) -> None:
     for page in PAGES:
         for block in re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S):
