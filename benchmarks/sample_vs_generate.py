@@ -73,7 +73,8 @@ def main() -> None:
             peak = max(column(runs["ours"], "matmul_gflops"))
             flop = flop_per_token(model, prompts, longest)
             done = [rate * flop / 1e9 for rate in column(runs["ours"], "rate")]
-            document["ratios"]["full_fraction_of_matmul_peak"] = ratio(done, [peak] * len(done))
+            name = "full_batch" if options.continuous else "full"
+            document["ratios"][f"{name}_fraction_of_matmul_peak"] = ratio(done, [peak] * len(done))
     print(document["ratios"])
     print(write(f"sample_vs_{peer}", document))
 
