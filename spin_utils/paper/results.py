@@ -18,7 +18,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -318,7 +318,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read and check one results file; the same bytes are read only once, so what is inside is not to be changed.
+    """Read and check one results file; unchanged, it is read only once, so what is inside is not to be changed.
 
     Raises:
         ResultsError: The file is missing, is not JSON, was altered, or is not valid for its kind and its place: the
@@ -328,11 +328,16 @@ def read_json(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ResultsError(f"{path}: no such results file; run the stage that writes it") from None
-    return dict(_read(path, content))
+    if path not in _READ or _READ[path][0] != content:
+        _READ[path] = content, _checked(path, content)
+    return dict(_READ[path][1])
 
 
-@cache
-def _read(path: Path, content: bytes) -> dict[str, Any]:
+_READ: dict[Path, tuple[bytes, dict[str, Any]]] = {}
+"""Bytes and content of every file that was read."""
+
+
+def _checked(path: Path, content: bytes) -> dict[str, Any]:
     try:
         document = from_json(content, allow_inf_nan=False)
     except ValueError as error:

@@ -292,21 +292,22 @@ class _Grid:
     """What `_interaction` found, by seeds and tasks."""
 
 
-_GRIDS: dict[tuple[int, str], tuple[weakref.ref[pd.DataFrame], _Grid]] = {}
+_GRIDS: dict[tuple[int, str], tuple[weakref.ref[pd.DataFrame], float, _Grid]] = {}
 
 
 def _grid(scores: pd.DataFrame, column: str) -> _Grid:
-    """The table's grid, made once: hundreds of contrasts are computed from one table, and pandas is slow at it."""
-    key = id(scores), column
-    if key in _GRIDS and _GRIDS[key][0]() is scores:
-        return _GRIDS[key][1]
+    """The table's grid, made once: hundreds of contrasts are computed from one table, and pandas is slow at it. Made
+    again if the values' sum is another one, for a table that was changed in place."""
+    key, total = (id(scores), column), float(np.nansum(scores[column].to_numpy(dtype=float)))
+    if key in _GRIDS and _GRIDS[key][0]() is scores and _GRIDS[key][1] == total:
+        return _GRIDS[key][2]
     table = scores.pivot(index=["model", "seed"], columns=["task", "id"], values=column).sort_index(axis=1)
     found, ids = (table.columns.get_level_values(level).to_numpy() for level in ("task", "id"))
     values = table.to_numpy(dtype=float)
     runs = {(str(model), int(seed)): row for row, (model, seed) in enumerate(table.index)}
     tasks = {task: (values[:, found == task], ids[found == task]) for task in np.unique(found)}
     grid = _Grid(runs, tasks, {task: pd.DataFrame(items).mean(axis=1) for task, (items, _) in tasks.items()})
-    _GRIDS[key] = weakref.ref(scores, lambda _: _GRIDS.pop(key, None)), grid
+    _GRIDS[key] = weakref.ref(scores, lambda _: _GRIDS.pop(key, None)), total, grid
     return grid
 
 

@@ -138,6 +138,13 @@ def test_intervals_cover_the_truth_as_often_as_they_say(world):
     assert 0.925 <= held <= 0.985
 
 
+def test_a_table_that_was_changed_in_place_is_read_again():
+    table = long_table(binary(np.random.default_rng(5), seeds=3))
+    assert paired(table, DIFFERENCE).difference != 0
+    table["score"] = 1.0
+    assert paired(table, DIFFERENCE).difference == 0
+
+
 def test_only_seeds_with_all_models_are_compared():
     table = long_table(binary(np.random.default_rng(10), seeds=3))
     cut = table[~((table["model"] == "new") & (table["seed"] == 1))]
