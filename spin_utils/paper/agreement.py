@@ -60,10 +60,11 @@ def distribution(scores: pd.DataFrame, folder: Path) -> pd.DataFrame:
     `seed` and `key` name one evaluation of each model, whose key stands for the settings of all.
     """
     first = {}
-    for path in sorted(folder.glob("seed-*/evaluations/*.json"), reverse=True):
-        document = results.read_json(path)
-        provenance = document["provenance"]
-        first[document["model"]] = document["seed"], provenance["chain"][provenance["step"]]["key"]
+    for path in sorted(folder.glob("seed-*/evaluations/*.json")):
+        if path.stem not in first:
+            document = results.read_json(path)
+            provenance = document["provenance"]
+            first[path.stem] = document["seed"], provenance["chain"][provenance["step"]]["key"]
     table = summary(by_seed(scores[scores["model"].isin(first)]))
     return table.assign(**{name: [first[m][i] for m in table["model"]] for i, name in enumerate(("seed", "key"))})
 

@@ -318,7 +318,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read and check one results file; unchanged, it is read only once, so what is inside is not to be changed.
+    """Read and check one results file.
 
     Raises:
         ResultsError: The file is missing, is not JSON, was altered, or is not valid for its kind and its place: the
@@ -328,16 +328,6 @@ def read_json(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ResultsError(f"{path}: no such results file; run the stage that writes it") from None
-    if path not in _READ or _READ[path][0] != content:
-        _READ[path] = content, _checked(path, content)
-    return dict(_READ[path][1])
-
-
-_READ: dict[Path, tuple[bytes, dict[str, Any]]] = {}
-"""Bytes and content of every file that was read."""
-
-
-def _checked(path: Path, content: bytes) -> dict[str, Any]:
     try:
         document = from_json(content, allow_inf_nan=False)
     except ValueError as error:
@@ -354,6 +344,18 @@ def _checked(path: Path, content: bytes) -> dict[str, Any]:
         if str(document[field]) != expected:
             raise ResultsError(f"{path}: {field} is {document[field]!r}, but its path says {expected!r}; move it")
     return document
+
+
+_READ: dict[Path, tuple[bytes, dict[str, Any]]] = {}
+"""Bytes and content of every file that `_read` read."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """`read_json` for the loaders below, which leave what they read as it is: an unchanged file is parsed once."""
+    content = path.read_bytes()
+    if path not in _READ or _READ[path][0] != content:
+        _READ[path] = content, read_json(path)
+    return _READ[path][1]
 
 
 def load_evaluations(results: Path, *, kind_folder: Scored = "evaluations") -> pd.DataFrame:
@@ -394,7 +396,7 @@ def load_mt_bench(results: Path) -> pd.DataFrame:
 
 def _items(results: Path, folder: str, columns: list[str]) -> pd.DataFrame:
     """The items of all files of one folder, each with the fields of its file that are named in `columns`."""
-    documents = [read_json(path) for path in _files(results, folder)]
+    documents = [_read(path) for path in _files(results, folder)]
     items = [item for document in documents for item in document["items"]]
     table = pd.DataFrame(items, columns=["seed", "model", *columns])
     lengths = [len(document["items"]) for document in documents]
@@ -409,7 +411,7 @@ def load_summaries(
     """The summaries of all evaluations: `seed`, `model`, `task` and the fields of `Task`, or of `Metric`."""
     rows = [
         {"seed": document["seed"], "model": document["model"], "task": task, **summary}
-        for document in map(read_json, _files(results, kind))
+        for document in map(_read, _files(results, kind))
         for task, summary in document.get(part, {}).items()
     ]
     fields = (Task if part == "tasks" else Metric).model_fields
@@ -420,7 +422,7 @@ def load_training(results: Path) -> pd.DataFrame:
     """All training records, one row per seed, model and logged step: `seed`, `model`, `step`, `epoch`, `loss`, ..."""
     rows = [
         {"seed": document["seed"], "model": document["model"], **row}
-        for document in map(read_json, _files(results, "training"))
+        for document in map(_read, _files(results, "training"))
         for row in document["rows"]
     ]
     return pd.DataFrame(rows, columns=None if rows else ["seed", "model", "step", "epoch", "loss"])
@@ -461,7 +463,7 @@ def counted(scores: pd.DataFrame) -> pd.DataFrame:
 
 def chains(results: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Training seed and provenance chain of every evaluation, by seed."""
-    for document in map(read_json, _files(results, "evaluations")):
+    for document in map(_read, _files(results, "evaluations")):
         yield document["seed"], document["provenance"]["chain"]
 
 
@@ -476,7 +478,7 @@ def check_one_run(results: Path) -> None:
     """
     found: dict[tuple[int | None, str], tuple[str, Path]] = {}
     for path in files(results):
-        document = read_json(path)
+        document = _read(path)
         for name, link in document["provenance"]["chain"].items():
             seed = None if link["stage"] in ("data", "base") else document["seed"]
             key, other = found.setdefault((seed, name), (link["key"], path))

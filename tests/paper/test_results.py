@@ -3,6 +3,7 @@
 import json
 import math
 
+import pandas as pd
 import pytest
 import synthetic_results as synthetic
 
@@ -20,6 +21,15 @@ def test_what_is_written_is_read_back_and_has_one_item_a_line(tmp_path, document
     results.write_json(path, document)
     assert results.read_json(path) == document
     assert sum('"response": ' in line for line in path.read_text().splitlines()) == 24
+
+
+def test_what_a_reader_does_with_a_file_changes_no_table(tmp_path, document):
+    path = results.path_of(tmp_path / "cpu", 0, "evaluations", "spin-0")
+    results.write_json(path, document)
+    before = results.load_evaluations(tmp_path / "cpu")
+    results.read_json(path)["items"][0]["score"] = 45
+    pd.testing.assert_frame_equal(results.load_evaluations(tmp_path / "cpu"), before)
+    assert results.read_json(path) == document
 
 
 def test_an_altered_score_is_seen_by_the_hash(tmp_path, document):
