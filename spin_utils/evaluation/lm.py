@@ -72,11 +72,6 @@ class PackedLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        if self.tokenizer.eos_token_id is None:
-            raise EvaluationError(
-                "a text without context is scored behind a start or end token, and this tokenizer has neither; name "
-                "its eos_token in tokenizer_config.json"
-            )
         return int(self.tokenizer.eos_token_id)
 
     @property
@@ -125,22 +120,32 @@ class PackedLM(TemplateLM):
             pairs.append(pair)
         groups = [Group(context, tuple(choices)) for context, choices in together.items()]
         keys = [self.answers.key("loglikelihood", [group.prompt_ids, group.response_ids]) for group in groups]
-
-        def scores(shard: list[int]) -> list[list[tuple[float, bool]]]:
-            return score_continuations(
-                self.model,
-                [groups[i] for i in shard],
-                micro_batch_tokens=self.micro_batch_tokens,
-                progress=processes.shown(self.progress),
-            )
-
-        self._answer_all(keys, _shards(groups, self.micro_batch_tokens * SHARD_BATCHES), scores)
+        shards = _shards(groups, self.micro_batch_tokens * SHARD_BATCHES)
+        self._answer_all(keys, shards, lambda shard: self._scores([groups[i] for i in shard]))
         found = {
             (group.prompt_ids, response): (float(logp), bool(greedy))
             for key, group in zip(keys, groups, strict=True)
             for response, (logp, greedy) in zip(group.response_ids, self.answers[key], strict=True)
         }
         return [found[pair] for pair in pairs]
+
+    @torch.no_grad()
+    def _scores(self, groups: Sequence[Group]) -> list[list[tuple[float, bool]]]:
+        """For each group and response, its summed log-probability and whether greedy decoding would give it."""
+        # The last token of a row predicts nothing, so it needs no position of its own.
+        check_model(self.model, max(group.longest_row for group in groups) - 1)
+        progress = processes.shown(self.progress)
+        results: list[list[tuple[float, bool]]] = [[] for _ in groups]
+        for indices in micro_batches([group.tokens for group in groups], self.micro_batch_tokens):
+            batch = pack([groups[i] for i in indices], self.model.device)
+            logps, hits = greedy_logps(self.model, batch)
+            sums, missed = (batch.sums(part).tolist() for part in (logps, (~hits).float()))
+            values = iter(zip(sums, (count == 0 for count in missed), strict=True))
+            for i in indices:
+                results[i] = [next(values) for _ in groups[i].response_ids]
+            if progress is not None:
+                progress(len(batch.sizes))
+        return results
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         plans = self._plans(requests)
@@ -290,30 +295,6 @@ class _Plan(NamedTuple):
     prompt_ids: list[int]
     settings: GenerationSettings
     until: list[str]
-
-
-@torch.no_grad()
-def score_continuations(
-    model: PreTrainedModel,
-    groups: Sequence[Group],
-    *,
-    micro_batch_tokens: int,
-    progress: Callable[[int], object] | None = None,
-) -> list[list[tuple[float, bool]]]:
-    """For each group and response, its summed log-probability and whether greedy decoding would give it."""
-    # The last token of a row predicts nothing, so it needs no position of its own.
-    check_model(model, max(group.longest_row for group in groups) - 1)
-    results: list[list[tuple[float, bool]]] = [[] for _ in groups]
-    for indices in micro_batches([group.tokens for group in groups], micro_batch_tokens):
-        batch = pack([groups[i] for i in indices], model.device)
-        logps, hits = greedy_logps(model, batch)
-        sums, missed = (batch.sums(part).tolist() for part in (logps, (~hits).float()))
-        values = iter(zip(sums, (count == 0 for count in missed), strict=True))
-        for i in indices:
-            results[i] = [next(values) for _ in groups[i].response_ids]
-        if progress is not None:
-            progress(len(batch.sizes))
-    return results
 
 
 def _shards(groups: Sequence[Group], budget: int) -> Iterator[list[int]]:

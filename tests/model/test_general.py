@@ -16,12 +16,11 @@ from tiny_models import tiny_model
 from tiny_tokenizer import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spin_utils.evaluation.lm import score_continuations
 from spin_utils.experiment import play
 from spin_utils.model import base, logprobs
 from spin_utils.model.base import ModelError
 from spin_utils.model.general import check_model, path_of
-from spin_utils.model.logprobs import check_supported, score, sequence_logps
+from spin_utils.model.logprobs import check_supported, greedy_logps, score, sequence_logps
 from spin_utils.model.packing import Group, pack
 from spin_utils.model.sampling import sample
 from spin_utils.settings.inputs import TemplateSettings
@@ -44,7 +43,7 @@ def test_log_probabilities_and_every_gradient_equal_the_models_own(family: str) 
     for name, grad in theirs.items():
         torch.testing.assert_close(ours[name], grad, atol=1e-4 * largest, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     scored = [logp for row in score(model, groups, micro_batch_tokens=40) for logp in row]
-    chosen = [logp for row in score_continuations(model, groups, micro_batch_tokens=40) for logp, _ in row]
+    chosen = pack(groups).sums(greedy_logps(model, pack(groups))[0]).tolist()
     torch.testing.assert_close(torch.tensor([scored, chosen]), plain.detach().expand(2, -1), atol=2e-4, rtol=2e-5)
 
 
