@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import re
 from collections import defaultdict
@@ -54,9 +53,6 @@ TASKS = Path(__file__).parent / "tasks"
 """The kit's own task files."""
 FEWSHOT_SEED = 1234
 """lm-eval's default seed for choosing few-shot examples."""
-
-# For every task with its own data lm-eval warns about an option of its own command line.
-logging.getLogger("lm_eval.api.task").addFilter(lambda record: "Custom kwargs can be passed" not in record.getMessage())
 
 
 @dataclass(frozen=True)
@@ -253,8 +249,6 @@ def _load(columns: Sequence[Column], taken: Mapping[str, str] | None = None) -> 
             shots = task.get_config("num_fewshot") if column.shots is None else column.shots
             task.set_config(key="num_fewshot", value=shots or 0)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
-            if not task.aggregation() or not len(task.eval_docs):
-                raise EvaluationError(f"tasks: {column.spec}: {name} has no metric or no items; add them to its file")
             if task.OUTPUT_TYPE == "generate_until":
                 known_options(task.config.generation_kwargs, where=f"tasks: {name}: ")
             key = f"{column.name}/{name}"
@@ -293,15 +287,11 @@ def _group(file: Path) -> Any:
     """A user's group, of lm-eval's tasks and those next to its file. From a path, lm-eval itself makes no group."""
     manager, content = _all_tasks(file.parent), load_yaml(file, resolve_func=False)
     members = content.get("task")
-    members = members if isinstance(members, list) else []
-    names = [str(each.get("task", each.get("group"))) if isinstance(each, dict) else str(each) for each in members]
-    for name, member in zip(names, members, strict=True):
-        if isinstance(member, str) and name not in manager.all_tasks:
+    for name in members if isinstance(members, list) else ():
+        if isinstance(name, str) and name not in manager.all_tasks:
             raise EvaluationError(
                 f"tasks: {file}: lm-eval knows no task {name!r}, and no .yaml file next to it has that name; correct it"
             )
-        if [content["group"], *names].count(name) > 1:
-            raise EvaluationError(f"tasks: {file} has {name} twice, and lm-eval would score one of them; rename it")
     entry = Entry(name=content["group"], kind=Kind.GROUP, yaml_path=file)
     return TaskFactory().build(entry, registry=manager.task_index)
 
