@@ -32,7 +32,10 @@ class StandInHub:
         if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
             return self._repository(f"{found[1]}/{found[2]}", found[3])
         if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)/?(.*)", path):
-            held = [p for p in self.files.get(f"{found[1]}/{found[2]}", {}) if p.startswith(found[4])]
+            place = f"{found[1]}/{found[2]}"
+            if self.repositories.get(place) != found[3]:
+                return _refused(404, "RevisionNotFound" if place in self.repositories else "RepoNotFound")
+            held = [p for p in self.files.get(place, {}) if p.startswith(found[4])]
             return _told([{"type": "file", "path": p, "size": 0, "oid": "0" * 40} for p in held])
         if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             content = self.files.get(f"{(found[1] or 'models/')}{found[2]}", {}).get(found[4])

@@ -470,7 +470,7 @@ def check_fetched(profile: Profile, *, elsewhere: bool = False) -> None:
     from huggingface_hub import constants
 
     not_whole = missing(profile)
-    gone = [each for each in not_whole if not hub.snapshot(each.kind, each.name, each.revision).is_dir()]
+    gone = [each for each in not_whole if hub.fetched(each.kind, each.name, each.revision, whole=False) is None]
     if constants.HF_HUB_OFFLINE and gone:
         raise hub.HubError(f"HF_HUB_OFFLINE is set, but {_not_fetched(gone)}")
     if elsewhere and not_whole:

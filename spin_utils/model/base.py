@@ -99,7 +99,7 @@ def materialise(settings: ModelSettings, work: Path, texts: Iterable[str], seed:
     else:
         where = settings.path
         if settings.source == "hub":
-            where = str(hub.fetch("model", settings.name, settings.revision, whole=False))
+            where = str(hub.fetch("model", settings.name, settings.revision))
         (work / "model.json").write_text(json.dumps({"path": str(Path(where).resolve())}) + "\n")
         if settings.source == "hub":  # a folder was refused
             try:

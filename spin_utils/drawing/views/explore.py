@@ -49,7 +49,7 @@ def training_text(plan: Plan, row: str | int = 1) -> str:
         raise KitError(f"row {row}: no row has this id; give an id, or a number from 1 to {len(rows)}")
     settings = plan.profile.model
     if settings.source == "hub" and not artifacts.is_complete(plan.directory("base")):
-        folder = hub.fetch("model", settings.name, settings.revision, whole=False, weights=False)
+        folder = hub.fetch("model", settings.name, settings.revision, weights=False)
     else:
         folder = base.resolve(run.make(plan, "base"))
     return templates.training_text(base.tokenizer_of(folder), plan.profile.template, found)
