@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 
-from spin_utils.settings.inputs import BENCHMARKS, OTHER_BENCHMARKS
+from spin_utils.settings.inputs import OtherBenchmark
 
-LEADERBOARD, OTHERS = BENCHMARKS, OTHER_BENCHMARKS
+LEADERBOARD = ("arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu")
+OTHERS: tuple[str, ...] = get_args(OtherBenchmark)
 """The six benchmarks of Tables 1, 3, 4 and 5, and those of Table 6, in the paper's order."""
 
 MODEL = "alignment-handbook/zephyr-7b-sft-full"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import MISSING, field, fields, is_dataclass
 from datetime import date
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -30,11 +30,7 @@ FAMILY_RULE = (
     "digit"
 )
 """The same rule in words."""
-Benchmark = Literal["arc", "truthfulqa", "winogrande", "gsm8k", "hellaswag", "mmlu"]
 OtherBenchmark = Literal["mt_bench", "bb_causal", "bb_formal", "bb_sports", "openbookqa"]
-BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
-"""The columns of Tables 1 and 3 to 5."""
-OTHER_BENCHMARKS: tuple[str, ...] = get_args(OtherBenchmark)
 """The columns of Table 6."""
 
 

@@ -5,7 +5,6 @@ FastChat's values are from `fastchat/llm_judge` (common.py, gen_model_answer.py,
 
 from __future__ import annotations
 
-import os
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,10 +35,6 @@ class VllmSettings:
     largest_difference: PositiveFloat = 0.1
     """Warn about differences above this, in nats per response token. The rounding of bfloat16 gives hundredths; a wrong
     start token or wrong weights give tenths or more."""
-
-    def __post_init__(self) -> None:
-        absolute = os.path.isabs(os.path.expanduser(self.python))
-        require(absolute or not self.python, f"python: {self.python!r}; write an absolute path")
 
 
 @dataclass(frozen=True, config=STRICT)

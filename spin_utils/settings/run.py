@@ -7,6 +7,7 @@ names its section and notes where the released code disagrees. Profiles are YAML
 
 from __future__ import annotations
 
+import os
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -157,11 +158,10 @@ class GenerationSettings:
             f"prompt: {self.prompt!r}; write {{prompt}} once where the prompt goes, or leave it empty",
         )
         require_line_breaks(self.prompt)
-        if self.backend == "vllm":
-            require(
-                bool(self.vllm.python),
-                "vllm.python: missing; name the Python of the environment in which vLLM is installed",
-            )
+        require(
+            self.backend == "kit" or os.path.isabs(os.path.expanduser(self.vllm.python)),
+            f"vllm.python: {self.vllm.python!r}; write the whole path of the Python that has vLLM installed",
+        )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -154,7 +154,7 @@ def test_an_environment_without_vllm_is_refused_before_any_work(
 
 
 def test_settings_that_vllm_cannot_have_are_refused(settings: GenerationSettings) -> None:
-    with pytest.raises(ValueError, match=r"vllm.python: missing"):
+    with pytest.raises(ValueError, match=r"vllm.python: ''; write the whole path"):
         GenerationSettings(backend="vllm")
     short = replace(settings, vllm=replace(settings.vllm, max_model_len=100))
     with pytest.raises(KitError, match=r"max_model_len: 100; .* take 93 \+ 8 tokens; set it to at least 101, or to 0"):
