@@ -154,11 +154,11 @@ class PackedLM(TemplateLM):
             self.answers.key("generate", [*_asked(request), position if plan.settings.temperature else 0])
             for position, (request, plan) in enumerate(zip(requests, plans, strict=True))
         ]
-        alike: dict[GenerationSettings, list[int]] = {}
-        for i in sorted({key: i for i, key in reversed(list(enumerate(keys)))}.values()):
-            alike.setdefault(plans[i].settings, []).append(i)
+        alike: dict[GenerationSettings, dict[str, int]] = {}
+        for i, key in enumerate(keys):  # a repeated request is answered once
+            alike.setdefault(plans[i].settings, {}).setdefault(key, i)
         for settings, members in alike.items():
-            self._generate(plans, keys, members, settings, 1)
+            self._generate(plans, keys, list(members.values()), settings, 1)
         return [self.answers[key][0]["text"] for key in keys]
 
     def draw(self, requests: Sequence[Instance], count: int) -> tuple[list[Group], list[list[str]]]:

