@@ -122,11 +122,6 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook that someone has open."""
-    return "ipykernel" in sys.modules and not is_headless()
-
-
 def configure_logging() -> None:
     """Log the kit's own lines plainly to standard output, and only warnings from libraries."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s", force=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -23,7 +24,7 @@ SHARE = 0.02
 
 def watch(loss: Loss = "logistic") -> None:
     """Show the curve of every run that this notebook trains, if it is open in a front end."""
-    if runtime.in_notebook():
+    if "ipykernel" in sys.modules and not runtime.is_headless():
         trackers.WATCHERS[:] = [partial(open_curve, loss=loss)]
 
 
