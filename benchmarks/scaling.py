@@ -24,14 +24,14 @@ from spin_utils.settings.run import Profile
 
 PAGE = Path(__file__).parent / "scaling.md"
 MODELS = {
-    "SmolLM2-135M": Architecture(30, 576, 576, 192, 1536, 49_152, heads=9, tied=True),
-    "Qwen2.5-0.5B": Architecture(24, 896, 896, 128, 4864, 151_936, heads=14, tied=True, counted=494_032_768),
-    "SmolLM2-1.7B": Architecture(24, 2048, 2048, 2048, 8192, 49_152, heads=32, tied=True),
+    "SmolLM2-135M": Architecture(30, 576, 576, 192, 1536, 49_152, 9, 134_515_008),
+    "Qwen2.5-0.5B": Architecture(24, 896, 896, 128, 4864, 151_936, 14, 494_032_768),
+    "SmolLM2-1.7B": Architecture(24, 2048, 2048, 2048, 8192, 49_152, 32, 1_711_376_384),
     "Mistral-7B": Architecture(),
-    "Llama-2-13B": Architecture(40, 5120, 5120, 5120, 13_824, 32_000, heads=40),
-    "Llama-3-70B": Architecture(80, 8192, 8192, 1024, 28_672, 128_256, heads=64),
+    "Llama-2-13B": Architecture(40, 5120, 5120, 5120, 13_824, 32_000, 40, 13_015_864_320),
+    "Llama-3-70B": Architecture(80, 8192, 8192, 1024, 28_672, 128_256, 64, 70_553_706_496),
 }
-"""Sizes from each model's public config.json."""
+"""Sizes from each model's public config.json; the last one is all parameters."""
 SAMPLED = "sample_fraction_of_matmul_peak"
 """The ratio of sampling's share of the matrix rate, once it has been measured."""
 GPUS = (1, 8, 64, 512)

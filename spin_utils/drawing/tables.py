@@ -143,7 +143,7 @@ def table2(times: pd.DataFrame, *, machine: str = "this machine", alone: bool = 
         rows.append(((stage.capitalize(), "ours, minutes", *minutes_shown), ours))
         rows.append((("", "cost model, hours", *(f"{cell['value']:.2f}" for cell in model)), model))
         rows.append((("", "paper, hours", *(f"{cell['paper']:.2f}" for cell in model)), []))
-    reached = cost.utilisation(run, architecture, 0, paper["training", 0])
+    reached = run.utilisation * cost.training_hours(run, architecture, 0) / paper["training", 0]
     seeds = sorted({cell["seeds"] for _, cells in rows for cell in cells if "seeds" in cell})
     notes = footnotes.notes("table2", seeds=seeds, machine=machine, alone=alone, run=run, reached=reached)
     header = ["", "", *(f"Iteration {iteration}" for iteration in range(4))]

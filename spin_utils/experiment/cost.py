@@ -29,12 +29,10 @@ class Architecture:
     feed_forward: int = 14_336
     vocabulary: int = 32_000
     heads: int = 32
-    tied: bool = False
-    """Whether embeddings and LM head are one matrix."""
+    parameters: int = 7_241_732_096
+    """All of them: embeddings, LM head, norms and biases too."""
     path: Path = "fast"
     """How the kit computes it, see `general`."""
-    counted: int = 0
-    """All parameters, if they are counted: those of other families than Mistral's have more parts."""
     adapted: Mapping[LoraSettings, int] = field(default_factory=dict)
     """Parameters of each kind of adapters."""
 
@@ -43,12 +41,6 @@ class Architecture:
         """Parameters of all layers that a token uses, without embeddings and norms."""
         attention = self.hidden * (self.query + 2 * self.key_value) + self.query * self.hidden
         return self.layers * (attention + 3 * self.hidden * self.feed_forward)
-
-    @property
-    def parameters(self) -> int:
-        """All parameters, including embeddings, LM head, norms and biases."""
-        embeddings = (1 if self.tied else 2) * self.hidden * self.vocabulary
-        return self.counted or self.body + embeddings + (2 * self.layers + 1) * self.hidden
 
 
 @dataclass(frozen=True)
@@ -122,11 +114,6 @@ def training_hours(run: Workload, architecture: Architecture, iteration: int) ->
     pairs = run.prompts * (2 if iteration else 1)  # with those of the previous iteration (sec. 6.1)
     pair = forward_flops(architecture, run.prompt_tokens, run.real_tokens, run.generated_tokens)
     return computing(pairs * pair * (3 * run.epochs + 1), run)
-
-
-def utilisation(run: Workload, architecture: Architecture, iteration: int, hours: float) -> float:
-    """Model FLOPs utilisation that follows from a measured training time: FLOPs needed over FLOPs at peak."""
-    return run.utilisation * training_hours(run, architecture, iteration) / hours
 
 
 def computing(flops: float, run: Workload) -> float:

@@ -148,9 +148,8 @@ def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architect
         feed_forward=inner,
         vocabulary=config.vocab_size,
         heads=heads,
-        tied=getattr(config, "tie_word_embeddings", False),
+        parameters=model.num_parameters(),
         path=general.path_of(model),
-        counted=model.num_parameters(),
         adapted={each: sum(p.numel() for p in made.parameters() if p.requires_grad) for each, made in adapted.items()},
     )
 

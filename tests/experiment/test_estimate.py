@@ -18,7 +18,6 @@ from tiny_models import tiny_model
 
 from spin_utils.experiment import cost, estimate
 from spin_utils.files import runtime
-from spin_utils.paper import published
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.optimizer import MasterOptimizer
 from spin_utils.training.state import SavedState, save_state
@@ -90,13 +89,6 @@ def test_generation_one_by_one_is_bound_by_reading_the_weights() -> None:
     alone = cost.generation_hours(dataclasses.replace(RUN, decoded_together=1), MISTRAL)
     reading = RUN.prompts * RUN.generated_tokens * 2 * MISTRAL.parameters / RUN.machine.bandwidth
     assert alone == pytest.approx(reading / (RUN.machine.devices * RUN.utilisation) / 3600, rel=0.01)
-
-
-def test_utilisation_undoes_the_prediction_and_is_low_for_the_papers_hours() -> None:
-    hours = cost.training_hours(RUN, MISTRAL, 0)
-    assert cost.utilisation(RUN, MISTRAL, 0, hours) == pytest.approx(RUN.utilisation)
-    paper = published.numbers("wall_clock_hours").set_index(["stage", "iteration"])["hours"]["training", 0]
-    assert 0.05 < cost.utilisation(RUN, MISTRAL, 0, paper) < RUN.utilisation
 
 
 def test_free_memory_is_that_of_the_batch_job_or_container_without_the_files_it_has_read(
