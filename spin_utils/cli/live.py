@@ -86,7 +86,6 @@ class Display:
             redirect_stderr=False,
             disable=not self.console.is_terminal,
             speed_estimate_period=600,
-            get_time=lambda: time.time(),
         )
         total = sum(line.expected or 1 for line in self.lines.values())
         self._whole = self._bars.add_task("Whole run", total=total, text="the scheduler starts")
@@ -188,8 +187,7 @@ def sum_up(profile: Profile, console: Console | None = None) -> None:
     log.info("%s", claims.tally(claims.read(folder)["verdict"]))
     if compared := draw.compared(profile, scores):
         log.info("%s", compared.statement)
-    if (folder / "report.html").is_file():
-        log.info("report: %s", paths.relative(folder / "report.html"))
+    log.info("report: %s", paths.relative(folder / "report.html"))
     log.info("tables: %s", paths.relative(folder))
     log.info("figures: %s", paths.relative(paths.figures(profile.name)))
 

@@ -178,8 +178,6 @@ def adopt(directory: Path) -> bool:
 
     Files are linked instead of copied if the file system allows it. Returns whether the artifact exists now.
     """
-    if is_complete(directory):
-        return True
     for other in sorted(directory.parents[2].glob(f"*/{directory.parent.name}/{directory.name}")):
         if is_complete(other):
             with lock(directory):

@@ -23,7 +23,8 @@ class Run:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> None:
         self.patch, self.made = monkeypatch, plan.make(profiles.load("smoke"), 0)
         self.file = io.StringIO()
-        console = Console(file=self.file, force_terminal=terminal, width=100, height=16, highlight=False)
+        size: dict = {"width": 100, "height": 16, "get_time": lambda: time.time()}
+        console = Console(file=self.file, force_terminal=terminal, highlight=False, **size)
         self.shown = Display([self.made], console=console)
 
     def tell(self, name: str, **event: object) -> None:
