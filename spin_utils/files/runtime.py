@@ -245,7 +245,7 @@ def visible_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def claim_gpus(count: int) -> Iterator[None]:
-    """Reserve `count` GPUs that no other step uses until the block ends, by setting CUDA_VISIBLE_DEVICES.
+    """Reserve `count` GPUs that no other step uses until the block ends; this process sees no others from now on.
 
     Does nothing if there is no choice: `count` is 0, or no more GPUs are visible, as in a cluster job. The reservations
     are file locks, which the system releases when the process ends, however it ends.
@@ -263,10 +263,7 @@ def claim_gpus(count: int) -> Iterator[None]:
             time.sleep(_PATIENCE_S)
         os.environ[VISIBLE_GPUS] = ",".join(taken)
         log.info("GPUs %s", os.environ[VISIBLE_GPUS])
-        try:
-            yield
-        finally:
-            os.environ[VISIBLE_GPUS] = ",".join(devices)
+        yield
 
 
 def _take(count: int, devices: list[str], folder: Path, claims: contextlib.ExitStack) -> list[str]:
