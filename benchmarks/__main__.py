@@ -19,6 +19,7 @@ BENCHMARKS = {
     "sample_vs_generate": ["sample_vs_generate"],
     "sample_vs_generate_batch": ["sample_vs_generate", "--continuous"],
     "score_vs_lm_eval": ["score_vs_lm_eval"],
+    "where_time_goes": ["where_time_goes"],
 }
 """By name of the file of results, the module and its options."""
 
