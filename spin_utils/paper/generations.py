@@ -14,7 +14,6 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.optimize import brentq
 
 from spin_utils.paper.statistics import Estimate, StatisticsError, paired, sources
 from spin_utils.settings.names import ModelName, label, main_chain
@@ -222,7 +221,10 @@ def best_scale(margins: npt.NDArray[np.float64]) -> float:
 
     if not len(margins) or slope(0.0) >= 0:
         return 0.0
-    return float(brentq(slope, 0.0, _LARGEST_SCALE)) if slope(_LARGEST_SCALE) > 0 else _LARGEST_SCALE
+    low, high = 0.0, _LARGEST_SCALE
+    while low < (middle := (low + high) / 2) < high:  # until rounding ends it; scipy.optimize takes longer to import
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    return high
 
 
 def mean_grade(grades: pd.DataFrame, contrast: Mapping[str, float], *, category: str = "") -> Estimate:
