@@ -29,12 +29,14 @@ _STORAGE = {
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; if the block succeeds, the file is synced and replaces `path`."""
+    """Yield a temporary path to write to; if the block succeeds, the file replaces `path`.
+
+    It is not waited for: after a power cut a file may be the old one or damaged. What cannot be made again is synced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield partial
-        sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

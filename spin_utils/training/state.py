@@ -51,9 +51,10 @@ def save_state(work: Path, run: dict[str, Any], state: SavedState) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     save_file(state.tensors, unfinished / _TENSORS)
-    sync(unfinished / _TENSORS)
     description = {"step": state.step, "precision": state.precision, "run": run, "rows": state.rows}
     write_text(unfinished / _DESCRIPTION, json.dumps(description, indent=1, sort_keys=True))
+    for file in unfinished.iterdir():
+        sync(file)
     os.replace(unfinished, final)
     sync(work)
     for older in _states(work):
