@@ -169,9 +169,6 @@ def sum_up(profile: Profile, console: Console | None = None) -> None:
     from spin_utils.drawing import draw, tables  # matplotlib need not be there while the steps run
 
     folder, console = paths.results(profile.name), console or _console()
-    if not (folder / "tables" / "table4.csv").is_file():
-        log.warning("%s: deleted since it was drawn; `spin-repro figures` draws it again", paths.relative(folder))
-        return
     scores = draw.scores(profile)
     drawn = tables.table4(scores)
     header, rows = tables.compact(drawn)

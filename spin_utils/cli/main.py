@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
@@ -157,7 +158,12 @@ def reproduce(
     command = scheduler.command(profile, loaded, numbers, cluster=cluster, jobs=jobs, dry_run=dry_run)
     done = False
     with contextlib.suppress(KitError):  # the checks below say better what is wrong
-        done = not dry_run and clock.is_done(plan.make_all(loaded, numbers))
+        plans = plan.make_all(loaded, numbers)
+        done = not dry_run and clock.is_done(plans)
+    if done and not (paths.results(loaded.name) / "tables").is_dir():
+        log.info("%s was deleted: tables and figures are drawn again", paths.relative(paths.results(loaded.name)))
+        shutil.rmtree(plan.tables(plans).directory)
+        done = False
     if done:
         log.info("profile %s, seeds %s: every step is done.", loaded.name, numbers)
         live.sum_up(loaded)

@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
 from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import smoke_chain
@@ -87,6 +89,17 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
     assert "report: results/smoke/report.html" in result.stdout
     assert log.read_bytes() == scheduled  # the scheduler, which takes seconds to start, was not asked
     assert before == {path: path.stat().st_mtime_ns for path in finished.glob("results/**/*.json")}
+
+
+def test_results_that_were_deleted_are_written_again_by_the_same_command(finished: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(finished, home, ignore=lambda folder, _: ["smoke"] if Path(folder).name == "results" else [])
+    result = reproduce(home, "--profile", "smoke")
+    assert result.returncode == 0, result.stdout
+    assert "results/smoke was deleted: tables and figures are drawn again" in result.stdout
+    scores = (results.load_evaluations(each / "results" / "smoke") for each in (home, finished))
+    pd.testing.assert_frame_equal(*scores)
+    assert (home / "results" / "smoke" / "report.html").is_file()
 
 
 def test_a_chain_killed_in_every_stage_ends_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
