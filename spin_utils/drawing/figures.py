@@ -315,9 +315,10 @@ def _radar(figure: Figure, names: Sequence[str], ticks: Sequence[int], means: pd
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
     axes.set_xticks(angles, names, fontsize=6)
     for text, angle in zip(axes.get_xticklabels(), angles, strict=True):
-        side = np.sin(angle)
+        side, height = np.sin(angle), np.cos(angle)
         text.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
-    axes.tick_params(axis="x", pad=-1)
+        text.set_verticalalignment("center" if abs(height) < 0.7 else "bottom" if height > 0 else "top")
+    axes.tick_params(axis="x", pad=-3)
     axes.set_ylim(0, ticks[-1])
     axes.set_yticks(ticks, [""] * len(ticks))
     ground: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
