@@ -25,12 +25,26 @@ def summary(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row per cell of `load_map`, over its seeds.
 
     Returns:
-        `kind`, `rate`, `beta`, `steps`, `seeds`; `accuracy` with `accuracy_low` and `accuracy_high` (share of held-out
-        pairs that differ whose real response gained more than the generated one); `drift_real` and `drift_generated`
-        (mean change in log-probability, nats); and in points, each with `_low` and `_high`, `greedy` and `sampled`
-        (scores of greedy and sampled answers minus those of SFT), and for SPIN `greedy_over_sft` and `sampled_over_sft`
-        (minus those of more SFT on as many tokens, at the better of its learning rates).
+        `kind`, `rate`, `beta`, `steps` (of more SFT: with the first seed), `seeds`; `accuracy` with `accuracy_low` and
+        `accuracy_high` (share of held-out pairs that differ whose real response gained more than the generated one);
+        `drift_real` and `drift_generated` (mean change in log-probability, nats); and in points, each with `_low` and
+        `_high`, `greedy` and `sampled` (scores of greedy and sampled answers minus those of SFT), and for SPIN
+        `greedy_over_sft` and `sampled_over_sft` (minus those of more SFT on as many tokens, at the better of its
+        learning rates).
     """
+    lengths = {cell["steps"] for cell in cells if cell["kind"] == "spin"}
+    trained = [cell["steps"] for cell in cells if cell["kind"] == "sft" and cell["steps"]]
+    # The longest runs of both saw as many tokens. As many tokens are 11 steps with one seed and 12 with another.
+    per_step = max(trained, default=0) / max(lengths)
+    by_length: dict[int, int] = {}
+    alike = {}
+    for steps in trained:
+        nearest = min(lengths, key=lambda length: abs(length * per_step - steps))
+        if abs(nearest * per_step - steps) <= max(1, steps / 10):
+            alike[steps] = by_length.setdefault(nearest, steps)
+    cells = [
+        cell | {"steps": alike.get(cell["steps"], cell["steps"])} if cell["kind"] == "sft" else cell for cell in cells
+    ]
     items = pd.DataFrame(
         [
             {"model": _name(cell), "seed": cell["seed"], "task": task, "id": name, "score": score, "sampled": sampled}
@@ -43,9 +57,6 @@ def summary(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
         groups.setdefault(_name(cell), []).append(cell)
     start = next(name for name, found in groups.items() if found[0]["steps"] == 0)
     controls = [found[0] for found in groups.values() if found[0]["kind"] == "sft" and found[0]["steps"]]
-    lengths = sorted({cell["steps"] for cell in cells if cell["kind"] == "spin"}, reverse=True)
-    # The longest runs of both saw as many tokens, and so did the next ones.
-    by_length = dict(zip(lengths, sorted({cell["steps"] for cell in controls}, reverse=True), strict=False))
     columns, rows = {"greedy": "score", "sampled": "sampled"}, []
     for name, found in groups.items():
         first = found[0]

@@ -48,6 +48,15 @@ def test_gains_are_over_sft_and_over_the_better_of_as_much_sft(tmp_path: Path) -
     assert shown == {"+25.0": "bold", "−25.0": "bold"}
 
 
+def test_as_much_more_sft_is_one_cell_with_any_number_of_steps() -> None:
+    longer = [cell("spin", 5e-6, 1.0, 16, 30, seed) for seed in (0, 1)]
+    controls = [cell("sft", 3e-5, 0.0, 12, 22, 0), cell("sft", 3e-5, 0.0, 11, 24, 1)]
+    found = summary([*CELLS, *longer, *controls]).set_index(["kind", "rate", "beta", "steps"])
+    assert found.loc[("sft", 3e-5, 0.0, 12), "seeds"] == 2
+    assert found.loc[("spin", 5e-6, 1.0, 16), "greedy_over_sft"] == pytest.approx(17.5)
+    assert found.loc[("spin", 5e-6, 1.0, 8), "greedy_over_sft"] == pytest.approx(15)
+
+
 def test_a_cell_of_the_map_that_was_not_run_says_so() -> None:
     figure = map_figure(summary([*CELLS, cell("spin", 5e-6, 1.0, 16, 30, 0)]))
     assert [text.get_text() for text in figure.axes[1].texts].count("—") == 1
