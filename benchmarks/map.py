@@ -40,7 +40,7 @@ from spin_utils.model import base
 from spin_utils.model.logprobs import score
 from spin_utils.model.packing import Group
 from spin_utils.model.sampling import sample
-from spin_utils.paper.map import load_map, summary
+from spin_utils.paper.map import averages, load_map, summary
 from spin_utils.settings import profiles
 from spin_utils.settings.run import TrainingSettings
 from spin_utils.training.loop import train
@@ -145,12 +145,13 @@ def page() -> tuple[str, dict[str, Figure]]:
     for profile, title in TITLES.items():
         record = paths.results("map") / f"{profile}.jsonl"
         if record.is_file():
-            found = summary(load_map(record))
+            cells = load_map(record)
+            found = summary(cells)
             picture = ""
             if found.loc[found["kind"] == "spin", "beta"].nunique() > 1:  # one row of cells is no map
                 figures[profile] = map_figure(found)
                 picture = f"![{title}](../figures/map/{profile}.png)\n\n"
-            text += f"\n## {title}\n\n{picture}{_findings(found)}\n{_table(found)}\n"
+            text += f"\n## {title}\n\n{picture}{_findings(found)}{_averages(cells)}\n{_table(found)}\n"
     return text, figures
 
 
@@ -188,6 +189,17 @@ def _findings(found: pd.DataFrame) -> str:
     else:
         said.insert(1, f"- Log-probability of the real responses: {cells['drift_real'].iloc[0]:+.2f} nats on average.")
     return "\n".join(said).replace("-0.", "−0.") + "\n"
+
+
+def _averages(cells: Sequence[Mapping[str, Any]]) -> str:
+    """What the mean of all cells says, if there are several."""
+    count = len({(cell["beta"], cell["steps"]) for cell in cells if cell["kind"] == "spin"})
+    said = []
+    for row in averages(cells).to_dict("records") if count > 1 else []:
+        other = f"more SFT at {row['rate']:g}, averaged over its lengths" if row["rate"] else "SFT"
+        gains = f"greedy answers {_points(row, 'greedy')}, sampled answers {_points(row, 'sampled')} points"
+        said.append(f"- All {count} cells averaged, against {other}: {gains}.\n")
+    return "".join(said)
 
 
 def _table(found: pd.DataFrame) -> str:

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.text import Text
 
 from spin_utils.drawing.training_figures import map_figure
-from spin_utils.paper.map import load_map, summary
+from spin_utils.paper.map import averages, load_map, summary
 
 ITEMS = 40
 
@@ -55,6 +55,14 @@ def test_as_much_more_sft_is_one_cell_with_any_number_of_steps() -> None:
     assert found.loc[("sft", 3e-5, 0.0, 12), "seeds"] == 2
     assert found.loc[("spin", 5e-6, 1.0, 16), "greedy_over_sft"] == pytest.approx(17.5)
     assert found.loc[("spin", 5e-6, 1.0, 8), "greedy_over_sft"] == pytest.approx(15)
+
+
+def test_the_mean_of_all_cells_is_over_sft_and_over_each_rate_that_ran_as_long() -> None:
+    found = averages([*CELLS, cell("sft", 1e-3, 0.0, 3, 1, 0)])
+    assert found["rate"].tolist() == [0.0, 3e-5, 1e-4], "the last ran for half as long"
+    assert found["greedy"].tolist() == pytest.approx([0, -5, -10])
+    assert found["sampled"].tolist() == pytest.approx([0, -2.5, -5])
+    assert (found["greedy_low"] < found["greedy_high"]).all()
 
 
 def test_a_cell_of_the_map_that_was_not_run_says_so() -> None:
