@@ -83,16 +83,25 @@ def free_memory() -> float:
     """Bytes that a new process can use: the system's free memory, within any limit of a container or batch job."""
     import psutil
 
-    free, group = float(psutil.virtual_memory().available), _GROUPS
-    with contextlib.suppress(OSError):  # a batch job's limit is that of a group above this process's own
-        group /= _OWN_GROUP.read_text().rpartition("::")[2].strip().lstrip("/")
-    for place in (group, *group.parents):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit here
-            limit, used = (int((place / f"memory.{name}").read_text()) for name in ("max", "current"))
-            parts = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
-            # Files that were read count as used until somebody needs the memory.
-            free = min(free, limit - used + int(parts["active_file"]) + int(parts["inactive_file"]))
+    free = float(psutil.virtual_memory().available)
+    for group, limit_of, used_of, read in _memory_groups():
+        for place in (group, *group.parents):  # a batch job's limit is that of a group above this process's own
+            with contextlib.suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit here
+                limit, used = (int((place / f"memory.{name}").read_text()) for name in (limit_of, used_of))
+                parts = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+                # Files that were read count as used until somebody needs the memory.
+                free = min(free, limit - used + int(parts[f"{read}active_file"]) + int(parts[f"{read}inactive_file"]))
     return free
+
+
+def _memory_groups() -> Iterator[tuple[Path, str, str, str]]:
+    """This process's control groups (Linux, versions 2 and 1), and what they call their limit, their use and files."""
+    lines = _OWN_GROUP.read_text().splitlines() if _OWN_GROUP.is_file() else []
+    for kinds, group in (line.split(":", 2)[1:] for line in lines):
+        if not kinds:
+            yield _GROUPS / group.strip("/"), "max", "current", ""
+        elif "memory" in kinds.split(","):
+            yield _GROUPS / "memory" / group.strip("/"), "limit_in_bytes", "usage_in_bytes", "total_"
 
 
 def is_headless() -> bool:

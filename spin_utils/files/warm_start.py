@@ -127,7 +127,7 @@ class _Fork(socketserver.BaseRequestHandler):
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
-        threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or torch.get_num_threads()
+        threads = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 0) or torch.get_num_threads()
         torch.set_num_threads(threads)
         threadpoolctl.threadpool_limits(threads)
         _, _, module, *arguments = python

@@ -106,3 +106,10 @@ def test_free_memory_is_that_of_the_batch_job_or_container_without_the_files_it_
         assert runtime.free_memory() == 8000 < whole
         (place / "memory.max").write_text("max\n")
         assert runtime.free_memory() > 8000
+    job = tmp_path / "memory" / "slurm" / "job_8"  # version 1, as on clusters with Red Hat 8
+    (job / "step_0").mkdir(parents=True)
+    (tmp_path / "own").write_text("9:cpu,cpuacct:/elsewhere\n4:memory:/slurm/job_8/step_0\n0::/\n")
+    (job / "memory.limit_in_bytes").write_text("9000\n")
+    (job / "memory.usage_in_bytes").write_text("8000\n")
+    (job / "memory.stat").write_text("active_file 1\ntotal_active_file 3000\ntotal_inactive_file 4000\n")
+    assert runtime.free_memory() == 8000
