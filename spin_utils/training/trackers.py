@@ -41,9 +41,14 @@ def open_trackers(
 
 
 def check(names: Iterable[str]) -> None:
-    """Raise a `KitError` if a tracker is not installed."""
+    """Raise a `KitError` if a tracker is not installed, or does not know for whom."""
     for name in names:
-        _import(name)
+        module = _import(name)
+        if name == "wandb":
+            try:
+                module.login()
+            except module.Error as error:
+                raise KitError(f"tracker 'wandb': {error} Or set WANDB_MODE=offline.") from error
 
 
 def _open(name: str, run: str, folder: Path, done: int) -> tuple[Tracker, Callable[[], Any]]:

@@ -8,6 +8,7 @@ import logging
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -385,6 +386,18 @@ def test_what_an_arm_trains_with_is_checked_as_well(monkeypatch: pytest.MonkeyPa
     assert needs[1]["moments"] == 2 * needs[0]["moments"]
     more = estimate.disk(plan.make(armed, 0), SEVEN) - estimate.disk(plan.make(plain, 0), SEVEN)
     assert more == 3 * estimate.checkpoint(SEVEN), "its model, and two states with another moment"
+
+
+def test_a_tracker_without_an_account_is_found_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Error(Exception):
+        pass
+
+    def login() -> None:
+        raise Error("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(login=login, Error=Error))
+    with pytest.raises(KitError, match=r"'wandb': No API key configured.*`wandb login`.*WANDB_MODE=offline"):
+        preflight.check_inputs(profiles.load("smoke", {"sft.trackers": ["wandb"]}))
 
 
 def test_answers_of_an_arm_that_are_longer_or_more_are_counted(tiny: Path) -> None:
