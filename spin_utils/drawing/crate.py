@@ -24,6 +24,8 @@ PROCESS_RUN = "https://w3id.org/ro/wfrun/process/0.5"
 LICENCE = "https://www.apache.org/licenses/LICENSE-2.0"
 NAME = "run.crate.zip"
 KIT = "SPIN reproducibility kit"
+_DRAWN = ("figures/", "results/tables/", "results/verdicts.", "results/report.html", "results/summary.pdf")
+"""How the names of files begin that are drawn from results."""
 _SHA256 = {"sha256": "https://w3id.org/ro/terms/workflow-run#sha256"}
 
 
@@ -59,11 +61,7 @@ def write(profile: Profile) -> Path:
         artifact.append_to("identifier", [f"{file} sha256 {digest}" for file, digest in named.items()])
     for (step, manifest), (name, link) in links.items():
         _add_step(crate, step, name, link, settings.get(step, link.get("settings")), written.get(manifest, []))
-    drawn = [
-        file
-        for path, file in files.items()
-        if path not in documents and (path.parent in (folder, folder / "tables") or file.id.startswith("figures/"))
-    ]
+    drawn = [file for file in files.values() if file.id.startswith(_DRAWN)]
     kit = _add(crate, "#spin-repro", "SoftwareApplication", KIT, version=__version__)
     said = "Drawn from the results alone; `spin-repro figures` draws them again."
     properties = {"name": "tables, figures and verdicts", "description": said}

@@ -97,6 +97,13 @@ def test_every_link_of_every_result_is_an_action_with_its_commit_versions_and_ha
         assert file in references(last["result"])
 
 
+def test_what_people_wrote_is_not_said_to_be_drawn_from_results(entities: Entities) -> None:
+    drawn = references(entities["#draw"]["result"])
+    assert {"results/tables/table4.md", "results/verdicts.csv", "figures/figure2.svg"} <= set(drawn)
+    assert not {"results/protocol.md", "results/search.md", "results/search.jsonl"} & set(drawn)
+    assert "results/protocol.md" in entities
+
+
 def test_the_same_results_give_the_same_bytes(
     archive: zipfile.ZipFile, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
