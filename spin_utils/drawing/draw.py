@@ -151,6 +151,7 @@ def facts(profile: Profile, drawn: Drawing) -> dict[str, Any]:
         "items": counted.groupby("task")["id"].nunique().sum(),
         "tasks": counted["task"].nunique(),
         "seeds": sorted(map(int, drawn.scores["seed"].unique())),
+        "differs": not_the_papers(profile, tables.benchmarks(drawn.scores)),
         **verdict_words(drawn.findings),
         "wholes": [finding for finding in drawn.findings if finding.id.startswith(("table-", "figure-"))],
         "entry": generations.entry_test(results.load_heldout(paths.results(profile.name))),

@@ -222,7 +222,7 @@ def _first(profile: Profile, drawn: draw.Drawing) -> Figure:
     tasks, seeds = facts["tasks"], len(facts["seeds"])
     told = [
         f"{facts['items']} held-out items of {tasks} task{'s' * (tasks != 1)}, "
-        f"{seeds} training seed{'s' * (seeds > 1)}. " + draw.not_the_papers(profile, tables.benchmarks(drawn.scores)),
+        f"{seeds} training seed{'s' * (seeds > 1)}. {facts['differs']}",
         f"Tables, figures and claims of the paper: {facts['tally']}.",
         f"Entry test: {facts['entry']}." if facts["entry"] else "",
         facts["agreement"].statement if facts["agreement"] else "",

@@ -1,5 +1,6 @@
 """Everything is drawn from results files alone, whatever of them there is."""
 
+import html
 import json
 import re
 
@@ -44,6 +45,8 @@ def test_the_report_is_one_file_that_shows_generated_text_as_it_is(home):
     assert "<script" not in page
     assert re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page) == ["https://arxiv.org/abs/2401.01335"]
     assert "training reached 41% to 41% of this machine's matrix rate" in page
+    said = draw.not_the_papers(profiles.load("cpu"), {"syllogism": ""})  # of other profiles less, or nothing
+    assert f"arXiv 2401.01335</a>. {said}</p>" in html.unescape(page)
     assert page.count("<img ") == len(FIGURES)
     assert page.count("<caption>Table ") == 8
     sections = ["verdicts", "figures", "tables", "agreement", "claims", "provenance"]
