@@ -106,7 +106,7 @@ def _curves(profile: str, model: str, other: str) -> Figure:
     for axes, name, reason in ((loss, "loss", "SFT has a different loss"), (margin, "margin", "SFT has no margin")):
         axes.set(xlabel="optimizer step", ylabel=f"{name} (nats)")
         if not axes.lines:
-            say_why_empty(axes, reason if recorded else "no training records")
+            say_why_empty(axes, reason if recorded else "not run\nno training records")
     average.set(xlabel="iteration", ylabel="average, points")
     average.set_xticks(range(last + 1), ["SFT", *map(str, range(last))])
     figure.legend(loc="outside upper left", ncols=2)

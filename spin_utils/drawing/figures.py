@@ -66,7 +66,7 @@ def figure1(generations: pd.DataFrame) -> Figure:
     shown = example(generations, MODELS[:2])
     if shown.empty:
         figure = new_figure(1.2)
-        say_why_empty(figure.subplots(), "no generations of these models")
+        say_why_empty(figure.subplots(), "not run\nno generations of these models")
         return figure
     prompt, answers = shown.iloc[0], shown["generated"]
     boxes = [
@@ -298,7 +298,7 @@ def figure6(
         )
     figure = new_figure(3.8)
     if len(names) < 3 or means.isna().all(axis=None):
-        say_why_empty(figure.subplots(), "a radar needs the measurements of three tasks")
+        say_why_empty(figure.subplots(), "not run\na radar needs the measurements of three tasks")
         return figure
     _radar(figure, names, ticks, means)
     figure.legend(loc="outside upper center", ncols=2, title=f"Ours ({profile}){title}", title_fontsize=7)
@@ -377,7 +377,7 @@ def _panel(axes: Axes, table: pd.DataFrame, column: str, reason: str, *, factor:
     """One measure by opponent, with intervals; without data, the reason."""
     found = _of_enough_seeds(estimates(table, MODELS, column=column, factor=factor))
     if not found:
-        say_why_empty(axes, reason)
+        say_why_empty(axes, f"not run\n{reason}")
         return
     nothing = (np.nan,) * 3  # breaks the line
     rows = [(e.difference, e.low, e.high) if (e := found.get(model)) else nothing for model in MODELS]
@@ -478,7 +478,7 @@ def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str) -> None:
     """Panels whose y axes have the same length in points, so that slopes compare; each keeps its own level."""
     if not drawn:
         theirs.margins(y=0.2)
-        say_why_empty(ours, reason)
+        say_why_empty(ours, f"not run\n{reason}")
         return
     limits = [ax.dataLim.intervaly for ax in (ours, theirs)]
     span = max(high - low for low, high in limits) * 1.32

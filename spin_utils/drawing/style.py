@@ -134,10 +134,10 @@ def _characters(font: str) -> frozenset[int]:
 
 
 def say_why_empty(axes: Axes, reason: str) -> None:
-    """An empty panel states its reason instead of showing axes."""
+    """An empty panel states its reason, such as "not run", instead of showing axes."""
     axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
     axes.spines[:].set_visible(False)
-    axes.text(0.5, 0.5, f"not run\n{reason}", ha="center", va="center", color=FAINT, transform=axes.transAxes)
+    axes.text(0.5, 0.5, reason, ha="center", va="center", color=FAINT, transform=axes.transAxes)
 
 
 def footnote(figure: Figure, text: str) -> None:

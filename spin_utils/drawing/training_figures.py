@@ -48,7 +48,7 @@ def training_curves(training: pd.DataFrame, models: Sequence[str] = (), *, loss:
     losses, rewards, margin = panels = figure.subplots(3, 1, sharex=True)
     if not present:
         for axes in panels:
-            say_why_empty(axes, "no training records")
+            say_why_empty(axes, "not run\nno training records")
         return figure
     total = training[training["model"].isin(present)].groupby("model")["step"].max().sum()
     start = 0.0

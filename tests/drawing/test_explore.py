@@ -95,6 +95,7 @@ def test_every_evaluated_iterate_and_no_other_is_in_the_picture_of_turns(home: P
     assert [text.get_text() for text in figure.axes[1].texts] == ["2 turned right", "1 turned wrong"]
     (image,) = figure.axes[0].images
     assert image.get_array().shape == (2, 5)
+    assert [text.get_text() for text in items.turns(scores[["sft"]]).axes[1].texts] == ["only one model is evaluated"]
 
 
 def test_without_held_out_prompts_or_self_play_there_is_nothing_to_look_at_and_no_error(home: Path) -> None:
