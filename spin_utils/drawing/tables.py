@@ -360,7 +360,7 @@ def wall_clock(folder: Path, training: pd.DataFrame) -> tuple[pd.DataFrame, str,
     Returns:
         Columns `seed`, `stage` (generation, training), `iteration`, `seconds`; the device; and whether they ran alone.
     """
-    chains = results.chains(folder)
+    chains = results.chains(folder, *results.KINDS)
     steps = {(s, n): step for s, chain in chains for n, step in chain.items() if step["stage"] not in ("data", "base")}
     timed = {place: step for place, step in steps.items() if step["stage"] in _MEASURED and "-arm-" not in place[1]}
     device = timed[min(timed)]["device"] if timed else "this machine"

@@ -259,7 +259,7 @@ class MtBench(Document):
     items: Annotated[list[Grade], Field(min_length=1)]
 
 
-_KINDS: dict[str, type[Document]] = {
+KINDS: dict[str, type[Document]] = {
     "evaluations": Evaluation,
     "transfer": Evaluation,
     "training": Training,
@@ -279,7 +279,7 @@ def validate(document: Mapping[str, Any], folder: str, where: str) -> None:
             remedy.
     """
     try:
-        _KINDS[folder].model_validate(document)
+        KINDS[folder].model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -301,7 +301,7 @@ def training_seeds(results: Path) -> list[int]:
 
 def files(results: Path) -> list[Path]:
     """All results files under results/PROFILE. Anything else there, for example a copied folder, is ignored."""
-    return [path for folder in _KINDS for path in _files(results, folder)]
+    return [path for folder in KINDS for path in _files(results, folder)]
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -461,10 +461,11 @@ def counted(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[scores["task"].isin(judged(scores))]
 
 
-def chains(results: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Training seed and provenance chain of every evaluation, by seed."""
-    for document in map(_read, _files(results, "evaluations")):
-        yield document["seed"], document["provenance"]["chain"]
+def chains(results: Path, *kinds: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Training seed and provenance chain of every evaluation, or of every file of some kinds, by seed."""
+    for kind in kinds or ("evaluations",):
+        for document in map(_read, _files(results, kind)):
+            yield document["seed"], document["provenance"]["chain"]
 
 
 def check_one_run(results: Path) -> None:

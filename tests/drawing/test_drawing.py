@@ -85,14 +85,17 @@ def test_texts_that_the_font_lacks_or_that_look_like_mathematics_are_drawn_witho
 
 
 @pytest.mark.parametrize(
-    ("started", "seeds", "alone"),
+    ("started", "tested", "seeds", "alone"),
     [
-        (("10:00:00", "10:02:00", "10:04:00"), {0, 1, 2}, True),
-        (("10:00:00", "10:02:00", "10:02:30"), {0}, True),
-        (("10:00:00", "10:00:30", "10:00:50"), {0, 1, 2}, False),
+        (("10:00:00", "10:02:00", "10:04:00"), "10:06:00", {0, 1, 2}, True),
+        (("10:00:00", "10:02:00", "10:04:00"), "10:00:30", {1, 2}, True),
+        (("10:00:00", "10:02:00", "10:02:30"), "10:06:00", {0}, True),
+        (("10:00:00", "10:00:30", "10:00:50"), "10:06:00", {0, 1, 2}, False),
     ],
 )
-def test_times_of_training_seeds_that_ran_side_by_side_give_way_to_those_of_one_alone(home, started, seeds, alone):
+def test_times_of_training_seeds_that_ran_side_by_side_give_way_to_those_of_one_alone(
+    home, started, tested, seeds, alone
+):
     root = synthetic.write(home, seeds=(0, 1, 2), items=4)
     for path in root.glob("seed-*/evaluations/*.json"):
         document = results.read_json(path)
@@ -102,5 +105,9 @@ def test_times_of_training_seeds_that_ran_side_by_side_give_way_to_those_of_one_
         chain = {"data": synthetic.link("data"), "pairs-0": pairs, document["provenance"]["step"]: evaluated}
         document["provenance"]["chain"] = chain
         results.write_json(path, document)
+    document = synthetic.heldout("spin-0", 0, gap=1.0, items=2)
+    other = synthetic.link("heldout", started=f"2026-01-01T{tested}+00:00", seconds=60.0)
+    document["provenance"] = {"step": "heldout-spin-0", "chain": {"heldout-spin-0": other}}
+    results.write_json(results.path_of(root, 0, "heldout", "spin-0"), document)
     times, _, undisturbed = tables.wall_clock(root, results.load_training(root))
     assert (set(times["seed"]), undisturbed) == (seeds, alone)
