@@ -106,7 +106,7 @@ def compose(profile: Profile) -> Drawing:
     scored = [replace(table, notes=table.notes + other) for table in scored]
     return Drawing(
         tables=[
-            tables.table1(summaries(profile), shots=shots(profile)),
+            tables.table1(results.load_summaries(folder), shots=shots(profile)),
             tables.table2(times, machine=machine, alone=alone),
             *scored,
             *(make(texts, answers, bounds) for make in (tables.table7, tables.table8)),
@@ -199,11 +199,6 @@ def compared(profile: Profile, own: pd.DataFrame) -> Agreement | None:
 def discriminated(profile: Profile, texts: pd.DataFrame) -> pd.DataFrame:
     """From `generations.discriminator` where people wrote the answers; empty where a program did."""
     return generations.discriminator(texts[:0] if profile.demonstrations.source == "reasoning_gym" else texts)
-
-
-def summaries(profile: Profile) -> pd.DataFrame:
-    """Metric and size of every task, for Table 1."""
-    return results.load_summaries(paths.results(profile.name))
 
 
 def with_last_epoch(scores: pd.DataFrame, epochs: int) -> pd.DataFrame:
