@@ -129,7 +129,7 @@ def figure2(scores: pd.DataFrame, *, profile: str) -> Figure:
     gain.set_xlim(-0.35, 4.55 + len(control))
     gain.set_xticks(range(5 + len(control)), [*_CHAIN_TICKS, *(f"SFT +{model[-1]}" for model in control)])
     gain.margins(y=0.15)
-    _frame_panels(ours, theirs, bool(found), _why_none(scores, tasks))
+    _frame_panels(ours, theirs, bool(found), scores, tasks)
     after = [label(model) for model in iterates(scores["model"].unique()) if model not in CHAIN]
     further = f" In Table 4 only: {'; '.join(after)}." if after else ""
     further += " SFT +1, +2: after further epochs of SFT." if control else ""
@@ -204,7 +204,7 @@ def figure4(scores: pd.DataFrame, *, profile: str) -> Figure:
         theirs.set_title(f"{name} (paper)")
         for ax in (ours, theirs):
             ax.set(xticks=range(6), xlabel="epoch of iteration 0" if row == 2 else "")
-        _frame_panels(ours, theirs, bool(found), _why_none(scores, tasks))
+        _frame_panels(ours, theirs, bool(found), scores, tasks)
         note = _note(counted(scores), found, [*models, "spin-1"], f"{shared} {_CUT} {_EPOCHS}") or note
     footnote(figure, note)
     return figure
@@ -248,7 +248,7 @@ def figure5(scores: pd.DataFrame, *, profile: str) -> Figure:
     theirs.set(title="Paper: mean of the six leaderboard benchmarks", ylabel="points", xlim=(-0.4, 5.75))
     theirs.set_xticks(range(6), ["0", "14k", "26k", "50k", "200k", "400k"])
     theirs.set_xlabel("prompts seen by SPIN; further rows seen by SFT")
-    _frame_panels(ours, theirs, bool(found), _why_none(scores, tasks))
+    _frame_panels(ours, theirs, bool(found), scores, tasks)
     footnote(figure, _note(counted(scores), found, (*spin, *more[1:]), f"{shared} {_CUT} {_SIZES}"))
     return figure
 
@@ -467,17 +467,13 @@ def _reference(axes: Axes, y: float, tint: str) -> None:
     axes.annotate("iter. 1", (1, y), (2, 0), place, va="center", fontsize=6, color=tint, **_OFFSET)
 
 
-def _why_none(scores: pd.DataFrame, tasks: Sequence[str]) -> str:
-    """Why nothing is drawn of some tasks."""
-    if tasks or scores.empty:
-        return "no evaluations"
-    return "no second task" if judged(scores) else "all tasks are at chance or aside"
-
-
-def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, reason: str) -> None:
-    """Panels whose y axes have the same length in points, so that slopes compare; each keeps its own level."""
+def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, scores: pd.DataFrame, tasks: Sequence[str]) -> None:
+    """Panels whose y axes have the same length in points, so that slopes compare; each keeps its own level. If no model
+    has a score on these tasks, ours says why."""
     if not drawn:
         theirs.margins(y=0.2)
+        none = "no second task" if judged(scores) else "all tasks are at chance or aside"
+        reason = "no evaluations" if tasks else none
         say_why_empty(ours, f"not run\n{reason}")
         return
     limits = [ax.dataLim.intervaly for ax in (ours, theirs)]

@@ -534,7 +534,7 @@ def _headings(scores: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> lis
 
 def outside(scores: pd.DataFrame) -> dict[str, str]:
     """The tasks that are in no average, and why: `aside` or `at chance`."""
-    aside = set(scores["task"][scores["aside"]].unique()) if "aside" in scores else set()
+    aside = set(scores["task"][scores["aside"]])
     left_out = sorted(set(scores["task"].unique()) - set(results.judged(scores)))
     return {task: "aside" if task in aside else "at chance" for task in left_out}
 

@@ -243,7 +243,6 @@ def test_the_finer_measures_stand_beside_the_greedy_score(root):
     weak = tables.instruments(scores.assign(at_chance=True), bounds, bits[:0], told[:0])
     assert "Greedy" not in weak.header, "all tasks are at chance"
     assert "| SPIN iteration 1 " in tables.markdown(weak)
-    assert "| SFT" in tables.markdown(tables.instruments(scores[:0], bounds[:0], bits[:0], told[:0]))
 
 
 def test_a_finer_measure_of_fewer_seeds_is_named_below_its_table(root):
