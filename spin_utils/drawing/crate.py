@@ -132,7 +132,4 @@ def _software(crate: Any, link: Mapping[str, Any]) -> Any:
 
 def _add(crate: Any, place: str, kind: str, name: str, /, **properties: Any) -> Any:
     """A contextual entity, once."""
-    from rocrate.model.contextentity import ContextEntity
-
-    made = {"@type": kind, "name": name, **properties}
-    return crate.get(place) or crate.add(ContextEntity(crate, place, properties=made))
+    return crate.get(place) or crate.add_jsonld({"@id": place, "@type": kind, "name": name, **properties})
