@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import pandas as pd
@@ -37,22 +38,18 @@ def ask(plan: Plan, prompt: str) -> Iterator[HTML]:
         yield show.texts(pd.DataFrame({"no answers": [str(error)]}))
         return
     said: dict[str, list[tuple[str, float]]] = {name: [] for name in folders}
-    answers = {}
+    answers: list[Iterator[tuple[str, float]]] = []
     if models:
         template, most = plan.profile.template, plan.profile.generation.max_new_tokens
         tokenizer = base.load_tokenizer(next(iter(folders.values())))
         [ids], ends = encode_prompts(tokenizer, template, [prompt]), end_ids(tokenizer, template)
-        for name, model, opponent in zip(folders, models, [None, *models], strict=False):
-            answers[name] = _texts(stream(model, opponent, ids, ends, most), tokenizer, template)
+        for model, opponent in zip(models, [None, *models], strict=False):
+            answers.append(_texts(stream(model, opponent, ids, ends, most), tokenizer, template))
     due = 0.0
-    while answers:
-        for name in list(answers):
-            token = next(answers[name], None)
-            if token is None:
-                del answers[name]
-            else:
-                said[name].append(token)
-        if answers and time.monotonic() >= due:
+    for tokens in zip_longest(*answers):
+        for texts, token in zip(said.values(), tokens, strict=True):
+            texts += [token] if token else []
+        if time.monotonic() >= due:
             yield show.changes(said)
             due = time.monotonic() + SECONDS
     yield show.changes(said)

@@ -43,16 +43,15 @@ def training_text(plan: Plan, row: str | int = 1) -> str:
     if "data" not in plan.steps:
         raise KitError(f"profile {plan.profile.name}: has no training rows; choose one that does")
     rows = run.rows(plan, "sft")
-    by_place = {str(place): own for place, own in enumerate(rows, 1)}
-    found = {own["id"]: own for own in rows}.get(str(row), by_place.get(str(row)))
-    if found is None:
+    found = {str(place): own for place, own in enumerate(rows, 1)} | {own["id"]: own for own in rows}
+    if str(row) not in found:
         raise KitError(f"row {row}: no row has this id; give an id, or a number from 1 to {len(rows)}")
     settings = plan.profile.model
     if settings.source == "hub" and not artifacts.is_complete(plan.directory("base")):
         folder = hub.fetch("model", settings.name, settings.revision, weights=False)
     else:
         folder = base.resolve(run.make(plan, "base"))
-    return templates.training_text(base.tokenizer_of(folder), plan.profile.template, found)
+    return templates.training_text(base.tokenizer_of(folder), plan.profile.template, found[str(row)])
 
 
 def lengths(plan: Plan) -> pd.DataFrame:

@@ -68,7 +68,7 @@ def _steps(axes: Axes, scores: pd.DataFrame, names: list[str]) -> None:
 def parting(pairs: pd.DataFrame) -> Figure:
     """Share of the real answer that the opponent writes too before the two diverge, by family; from `Run.pairs`."""
     families = sorted(pairs["family"].unique())
-    share = (pairs["shared_tokens"] / pairs["real_tokens"]).clip(0, 1).where(~pairs["identical"], 1.0)
+    share = pairs["shared_tokens"] / pairs["real_tokens"]
     figure = new_figure(0.3 * len(families) + 0.65)
     axes = figure.subplots()
     for place, family in enumerate(families):
