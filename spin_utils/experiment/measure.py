@@ -6,7 +6,7 @@ Token scores are the terms of the sums used in training: log p(y|x) = sum_j log 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,6 @@ from spin_utils.model import base
 from spin_utils.model.logprobs import check_supported, token_logps
 from spin_utils.model.packing import Group, common, pack
 from spin_utils.settings.names import ModelName
-
-REAL, GENERATED = "real", "generated"
 
 
 def make_evaluation(plan: Plan, step: Step, work: Path) -> None:
@@ -77,30 +75,19 @@ def make_heldout(plan: Plan, step: Step, work: Path) -> None:
     artifacts.write_json(work / "heldout.json", {"beta": training_of(profile, model).beta, "items": items})
 
 
-@dataclass(frozen=True)
-class Example:
-    """A demonstration or a pair to look at."""
-
-    name: str
-    """Id of its row."""
-    group: Group
-    """The prompt with its real response, and for a pair also the generated one."""
-
-
-def demonstration_examples(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-    """The first demonstration of each family."""
+def demonstration_examples(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Group]:
+    """The first demonstration of each family, by the id of its row: the prompt with its real response."""
     tokenizer = base.load_tokenizer(run.make(plan, "base"))
     first: dict[str, EncodedRow] = {}
     for encoded in encode_rows(tokenizer, plan.profile.template, rows):  # may drop rows that are too long
         first.setdefault(encoded.row.get("family", ""), encoded)
-    chosen = [first[family] for family in sorted(first)]
-    return [Example(str(row.row["id"]), Group(row.prompt_ids, (row.response_ids,))) for row in chosen]
+    return {row.row["id"]: Group(row.prompt_ids, (row.response_ids,)) for _, row in sorted(first.items())}
 
 
-def pair_examples(plan: Plan, model: str) -> list[Example]:
+def pair_examples(plan: Plan, model: str) -> dict[str, Group]:
     """The first of a model's training pairs in each family whose responses differ; if none differ, the first pair.
 
-    Of several generated responses to a prompt it has the first one.
+    By the id of its row; of several generated responses to a prompt it has the first one.
     """
     found: dict[str, int] = {}
     trained_on = play.training_pairs(plan, model)
@@ -112,8 +99,8 @@ def pair_examples(plan: Plan, model: str) -> list[Example]:
             real, generated, *_ = map(list, trained_on[place].response_ids)
             if real != generated:
                 found[family] = place
-    chosen = [(ids[place], trained_on[place]) for _, place in sorted(found.items())] or [(ids[0], trained_on[0])]
-    return [Example(str(name), Group(pair.prompt_ids, pair.response_ids[:2])) for name, pair in chosen]
+    chosen = [found[family] for family in sorted(found)] or [0]
+    return {ids[i]: Group(trained_on[i].prompt_ids, trained_on[i].response_ids[:2]) for i in chosen}
 
 
 def moments(plan: Plan, model: str) -> dict[str, Path]:
@@ -133,11 +120,11 @@ def moments(plan: Plan, model: str) -> dict[str, Path]:
 
 
 @torch.no_grad()
-def token_scores(examples: Sequence[Example], checkpoints: Mapping[str, Path]) -> pd.DataFrame:
+def token_scores(examples: Mapping[str, Group], checkpoints: Mapping[str, Path]) -> pd.DataFrame:
     """Log-probability of every token under every checkpoint, computed in float32.
 
     Args:
-        examples: only a few, since each is scored in its own pass.
+        examples: by name, as from `pair_examples`; only a few, since each is scored in its own pass.
         checkpoints: folders by name, as from `moments`; the others are compared with the first.
 
     Returns:
@@ -148,11 +135,11 @@ def token_scores(examples: Sequence[Example], checkpoints: Mapping[str, Path]) -
     rows: list[dict[str, Any]] = []
     for checkpoint, folder in checkpoints.items():
         tokenizer, [model] = base.load_tokenizer(folder), base.load_to_compare([folder])
-        check_supported(model, max(example.group.longest_row for example in examples))
-        for example in examples:
-            logps = iter(token_logps(model, pack([example.group], model.device)).tolist())
-            for token in _tokens(tokenizer, example):
-                rows.append({"checkpoint": checkpoint, **token, "logp": next(logps)})
+        check_supported(model, max(group.longest_row for group in examples.values()))
+        for example, group in examples.items():
+            logps = iter(token_logps(model, pack([group], model.device)).tolist())
+            for token in _tokens(tokenizer, group.response_ids):
+                rows.append({"checkpoint": checkpoint, "example": example, **token, "logp": next(logps)})
         del model
     frame = pd.DataFrame(rows)
     first = frame.groupby(["example", "answer", "place"], sort=False)["logp"].transform("first")
@@ -165,14 +152,12 @@ def answer_sums(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.groupby(by, sort=False)[["logp", "change"]].sum().reset_index()
 
 
-def _tokens(tokenizer: Any, example: Example) -> Iterator[dict[str, Any]]:
-    answers = example.group.response_ids
+def _tokens(tokenizer: Any, answers: Sequence[Sequence[int]]) -> Iterator[dict[str, Any]]:
     agreed = common(*answers) if len(answers) > 1 else 0
-    for answer, ids in zip((REAL, GENERATED), answers, strict=False):
+    for answer, ids in zip(("real", "generated"), answers, strict=False):
         for place, token in enumerate(ids):
             text = tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
             piece = tokenizer.convert_ids_to_tokens(int(token)) or ""
             if piece.startswith("▁") and not text.startswith(" "):  # SentencePiece drops the space before a first word
                 text = f" {text}"
-            where = {"example": example.name, "answer": answer, "place": place}
-            yield {**where, "token": text, "shared": place < agreed}
+            yield {"answer": answer, "place": place, "token": text, "shared": place < agreed}

@@ -76,7 +76,7 @@ def test_pairs_and_training_are_shown_whatever_number_of_answers_a_prompt_has(
                 exec(cell.source, names)
                 if "parameters" in cell.metadata.get("tags", []):
                     names |= {"profile": str(profile), name: value}
-        assert all(len(example.group.response_ids) == 2 for example in names["examples"])
+        assert all(len(group.response_ids) == 2 for group in names["examples"].values())
     by_hand, training, compared = names["trained"], names["training"], names["theirs"]["opponent_real_logps"]
     reference = 0 if training.reference_free else compared
     assert by_hand.real_rewards.allclose(training.beta * (names["real"] - reference)), "as it was trained"

@@ -237,7 +237,7 @@ def test_token_scores_add_up_to_the_log_probabilities_one_sequence_at_a_time(mad
     sums = measure.answer_sums(frame)
     for name, folder in points.items():
         with torch.no_grad():
-            expected = obvious_logps(base.load(folder), [example.group for example in examples])
+            expected = obvious_logps(base.load(folder), list(examples.values()))
         assert sums[sums["checkpoint"] == name]["logp"].to_numpy() == pytest.approx(expected.numpy(), abs=1e-3)
     start = frame[frame["checkpoint"] == "sft"]
     assert (start["change"] == 0).all()
@@ -256,9 +256,9 @@ def test_the_model_of_a_run_is_found_among_its_epochs(made: plan.Plan) -> None:
 
 def test_shared_tokens_are_pushed_alike_and_cancel(made: plan.Plan) -> None:
     real = [5, 6, 7, 8]
-    example = measure.Example("x", measure.Group([3, 4], (real, [5, 6, 9])))
+    examples = {"x": measure.Group([3, 4], (real, [5, 6, 9]))}
     points = measure.moments(made, "spin-0")
-    frame = measure.token_scores([example], points)
+    frame = measure.token_scores(examples, points)
     assert frame.groupby("answer")["shared"].sum().to_dict() == {"real": 2 * len(points), "generated": 2 * len(points)}
     shared = frame[frame["shared"]]
     one, other = (shared[shared["answer"] == answer]["change"].to_numpy() for answer in ("real", "generated"))
