@@ -108,26 +108,12 @@ def architecture(
     return known, "the kit's table, because its config.json could not be reached"
 
 
-def _read(
-    place: Path | str,
-    adapters: Collection[LoraSettings],
-    *,
-    revision: str | None = None,
-    local_files_only: bool = True,
-    gguf_file: str | None = None,
-) -> Architecture:
-    """Sizes from the config.json in a folder, or at a revision on the hub."""
+def _read(place: Path | str, adapters: Collection[LoraSettings], **where: Any) -> Architecture:
+    """Sizes from the config.json in a folder or repository; `where` in it, as transformers asks for it."""
     from transformers import AutoConfig
 
     with base.described(place):
-        config = AutoConfig.from_pretrained(
-            place,
-            trust_remote_code=False,
-            revision=revision,
-            local_files_only=local_files_only,
-            gguf_file=gguf_file,
-        )
-        return of_config(config, adapters)
+        return of_config(AutoConfig.from_pretrained(place, trust_remote_code=False, **where), adapters)
 
 
 def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architecture:
@@ -281,31 +267,29 @@ def memory(
         if MARGIN * need.loaded + LIBRARIES > machine.memory:
             lower = f"every process loads the whole model first; train adapters ({section}.lora), without sharding"
         yield section.partition(".")[0], need, lower
-    sampled: dict[str, list[tuple[int, int, int]]] = {}
+
+    def decoding(model: Architecture, rows: int, asked: int, answer: int) -> Need:
+        return sampling_memory(model, rows, prompt=asked, answer=answer, width=machine.width, gpu=gpu)
+
     # Held-out prompts are always answered by the kit itself; vLLM looks at its memory when it starts.
     if not profile.released and (profile.demonstrations.validation_rows != 0 or profile.generation.backend == "kit"):
-        made = [variant.generation for variant in played(profile)]
-        sampled["generation"] = [(way.batch_size, prompt, way.max_new_tokens) for way in made]
+        ways = [variant.generation for variant in played(profile)]
+        needs = [decoding(architecture, way.batch_size, prompt, way.max_new_tokens) for way in ways]
+        yield "generation", max(needs, key=Need.total), "lower generation.batch_size"
     evaluation, mt_bench = profile.evaluation, profile.mt_bench
     local = evaluation.suite == "local"
-    asked = (prompt, evaluation.max_new_tokens) if local else (BENCHMARK_TOKENS, BENCHMARK_ANSWER)
-    sampled["evaluation"] = [(evaluation.batch_size, *asked)]
+    lengths = (prompt, evaluation.max_new_tokens) if local else (BENCHMARK_TOKENS, BENCHMARK_ANSWER)
+    needs = [decoding(architecture, evaluation.batch_size, *lengths)]
+    if evaluation.samples and profile.sft is not None:  # the base model scores them
+        needs.append(Need({}, {"weights": 2 * machine.width * architecture.parameters}))
+    yield "evaluation", max(needs, key=Need.total), "lower evaluation.batch_size"
     if mt_bench is not None and judge.can_grade(mt_bench):  # the second turn's prompt includes the first answer
-        both = MT_BENCH_TOKENS + mt_bench.max_new_tokens
-        sampled["mt_bench"] = [(mt_bench.batch_size, both, mt_bench.max_new_tokens)]
-    for stage, ways in sampled.items():
-        needs = [
-            sampling_memory(architecture, rows, prompt=asked_tokens, answer=answer, width=machine.width, gpu=gpu)
-            for rows, asked_tokens, answer in ways
-        ]
-        if stage == "evaluation" and evaluation.samples and profile.sft is not None:  # the base model scores them
-            needs.append(Need({}, {"weights": 2 * machine.width * architecture.parameters}))
-        yield stage, max(needs, key=Need.total), f"lower {stage}.batch_size"
+        most = mt_bench.max_new_tokens
+        need = decoding(architecture, mt_bench.batch_size, MT_BENCH_TOKENS + most, most)
+        yield "mt_bench", need, "lower mt_bench.batch_size"
     if mt_bench is not None and judging is not None:
-        asked_tokens, answer = JUDGE_TOKENS + 2 * mt_bench.max_new_tokens, mt_bench.judge_max_tokens
-        need = sampling_memory(
-            judging, mt_bench.batch_size, prompt=asked_tokens, answer=answer, width=machine.width, gpu=gpu
-        )
+        asked = JUDGE_TOKENS + 2 * mt_bench.max_new_tokens
+        need = decoding(judging, mt_bench.batch_size, asked, mt_bench.judge_max_tokens)
         yield "judge", need, "lower mt_bench.batch_size, or take a smaller mt_bench.judge_model"
 
 
