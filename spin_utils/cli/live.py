@@ -62,7 +62,7 @@ class Display:
         self.profile = plans[0].profile
         expected = clock.known_seconds(self.profile.name)
         steps = [(f"seed {made.seed}: " * (len(plans) > 1), step) for made in plans for step in made]
-        steps += [("", plan.first_tables(list(plans))), ("", plan.tables(list(plans)))]
+        steps += [("", plan.first_tables(plans)), ("", plan.tables(plans))]
         self.lines: dict[str, _Line] = {}
         for whose, step in steps:
             name = step.name if step.stage == "tables" else step.directory.name

@@ -159,10 +159,11 @@ def reproduce(
     done = False
     with contextlib.suppress(KitError):  # the checks below say better what is wrong
         plans = plan.make_all(loaded, numbers)
-        done = not dry_run and clock.is_done(plans)
+        drawn = plan.tables(plans).directory
+        done = not dry_run and not clock.missing(plans) and artifacts.is_complete(drawn)
     if done and not (paths.results(loaded.name) / "tables").is_dir():
         log.info("%s was deleted: tables and figures are drawn again", paths.relative(paths.results(loaded.name)))
-        shutil.rmtree(plan.tables(plans).directory)
+        shutil.rmtree(drawn)
         done = False
     if done:
         log.info("profile %s, seeds %s: every step is done.", loaded.name, numbers)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from spin_utils.experiment import plan
 from spin_utils.experiment.plan import Plan, Step
 from spin_utils.files import artifacts, paths
 from spin_utils.files.disk import write_text
@@ -53,11 +52,6 @@ def missing(plans: Sequence[Plan]) -> list[Step]:
     """The unfinished steps, in order, each once: seeds share data and base model."""
     steps = {step.directory: step for made in plans for step in made}
     return [step for step in steps.values() if not artifacts.is_complete(step.directory)]
-
-
-def is_done(plans: Sequence[Plan]) -> bool:
-    """Whether every step is finished, tables and figures over these seeds included."""
-    return not missing(plans) and artifacts.is_complete(plan.tables(list(plans)).directory)
 
 
 def outlook(plans: Sequence[Plan]) -> str:

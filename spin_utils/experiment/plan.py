@@ -10,7 +10,7 @@ import dataclasses
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from spin_utils.settings.inputs import (
     require,
 )
 from spin_utils.settings.machine import answers_identity, judge_identity
-from spin_utils.settings.names import ModelName, label, main_chain
+from spin_utils.settings.names import ModelName, iterates, label, main_chain
 from spin_utils.settings.profiles import nearest, of_arm
 from spin_utils.settings.run import EvaluationSettings, Profile, TrainingSettings
 
@@ -291,23 +291,22 @@ def make_all(profile: Profile, seeds: Iterable[int]) -> list[Plan]:
     return [make(profile, seed) for seed in seeds]
 
 
-def tables(plans: list[Plan]) -> Step:
+def tables(plans: Sequence[Plan]) -> Step:
     """The last step: tables and figures over all seeds."""
     measured = [[step.name for step in plan if step.stage in MEASURED] for plan in plans]
-    return _drawing("tables", "05_tables_and_figures", plans, measured)
+    return _drawing("tables", plans, measured)
 
 
-def first_tables(plans: list[Plan]) -> Step:
+def first_tables(plans: Sequence[Plan]) -> Step:
     """Tables and figures of the first seed's main chain, so that Table 4 and Figure 2 do not wait for the rest."""
-    evaluated = plans[0].models()
-    chain = [model for model in evaluated if model == "sft" or ModelName.parse(model).is_iterate]
-    return _drawing("first-tables", "", plans[:1], [[f"eval-{model}" for model in chain]])
+    chain = ["sft", *iterates(plans[0].models())]
+    return _drawing("first-tables", plans[:1], [[f"eval-{model}" for model in chain]])
 
 
-def _drawing(name: str, notebook: str, plans: list[Plan], steps: list[list[str]]) -> Step:
+def _drawing(name: str, plans: Sequence[Plan], steps: list[list[str]]) -> Step:
     chosen = {f"seed-{p.seed}": {n: p.directory(n).name for n in names} for p, names in zip(plans, steps, strict=True)}
     folder = paths.artifacts(plans[0].profile.name) / f"{name}-{artifacts.key('tables', {}, **chosen)}"
-    return Step(name, "tables", notebook, {}, folder, tuple(steps[0]), {})
+    return Step(name, "tables", "", {}, folder, tuple(steps[0]), {})
 
 
 def in_words(step: Step) -> str:
