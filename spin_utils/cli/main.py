@@ -226,8 +226,7 @@ def fetch(*, profile: ProfileName = "cpu", model: ModelFolder = "", data: DataFi
     """Download a profile's models, rows and benchmarks into the hub's cache, for machines without network."""
     from spin_utils.experiment import preflight
 
-    lines = list(preflight.fetch(_resolve(profile, model, data, changes, "")[1]))
-    for line in lines or ["this profile reads nothing from the hub"]:
+    for line in preflight.fetch(_resolve(profile, model, data, changes, "")[1]):
         log.info("%s", line)
 
 

@@ -478,7 +478,8 @@ def check_fetched(profile: Profile, *, elsewhere: bool = False) -> None:
 
 
 def fetch(profile: Profile) -> Iterator[str]:
-    """Download everything that a run reads from the hub into its cache; yields a line for each repository.
+    """Download everything that a run reads from the hub into its cache; yields a line for each repository when it is
+    there.
 
     Raises:
         HubError: one cannot be fetched, or its revision is not pinned.
@@ -491,6 +492,8 @@ def fetch(profile: Profile) -> Iterator[str]:
         yield f"{name} at {revision[:8]}: {hub.fetch(kind, name, revision)}"
     if _check_tasks(profile, ()):
         yield f"further tasks: {', '.join([*profile.evaluation.tasks, *profile.evaluation.big_bench])}"
+    elif not repositories:
+        yield "this profile reads nothing from the hub"
 
 
 def _not_fetched(gone: Sequence[Wanted]) -> str:

@@ -20,7 +20,7 @@ from spin_utils.cli import main as cli
 from spin_utils.cli import notebooks
 from spin_utils.drawing import draw
 from spin_utils.experiment import plan
-from spin_utils.files import paths
+from spin_utils.files import hub, paths
 from spin_utils.paper import claims, results
 from spin_utils.settings import profiles
 
@@ -70,6 +70,23 @@ def test_help_and_completion_import_nothing_heavy() -> None:
     assert "spin-repro reproduce" in result.stdout
     heavy = {"torch", "transformers", "numpy", "pandas", "papermill", "nbformat", "matplotlib", "rich"}
     assert not heavy & set(result.stdout.splitlines()[-1].split())
+
+
+def test_what_was_fetched_is_said_although_a_later_download_fails(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(kind: hub.Kind, name: str, revision: str) -> Path:
+        if kind == "dataset":
+            raise hub.HubError(f"{name}: cannot be fetched")
+        return Path("snapshot")
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    status, said = outcome(capsys, "fetch", "--profile", "gpu")
+    assert status == 2
+    model, data = said.splitlines()
+    assert re.fullmatch("Qwen/Qwen2.5-0.5B at [0-9a-f]{8}: snapshot", model)
+    assert data.endswith("cannot be fetched")
+    assert outcome(capsys, "fetch", "--profile", "smoke") == (0, "this profile reads nothing from the hub\n")
 
 
 def test_two_models_are_compared_on_the_same_items(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
