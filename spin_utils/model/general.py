@@ -129,12 +129,12 @@ def response_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 def _padded_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     layout, device = batch.layout, batch.input_ids.device
-    rows = gpu_attention.rows_of(layout, device)
+    rows = gpu_attention.rows_of(layout)
     index_NL = rows.there[:, :-1]  # the last token predicts nothing
     columns = torch.arange(index_NL.shape[1], device=device)
-    read = [prompt + size - 1 for prompt, responses in layout.lengths for size in responses]
+    read = [len(group.prompt_ids) + len(ids) - 1 for group in layout.groups for ids in group.response_ids]
     mask_NL = (columns < torch.tensor(read, device=device)[:, None]).long()
-    first = min(prompt for prompt, _ in layout.lengths) - 1
+    first = min(len(group.prompt_ids) for group in layout.groups) - 1
     logits_NLV = _forward(model, columns[first:], input_ids=batch.input_ids[0][index_NL], attention_mask=mask_NL)
     place_R = rows.back[batch.sources]
     return logits_NLV[place_R // layout.longest_row, place_R % layout.longest_row - first]

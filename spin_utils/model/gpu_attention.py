@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def fused_kernels() -> AbstractContextManager[None]:
 
 def forward(query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float) -> Tensor:
     """See `attention.attention_forward`."""
-    rows = rows_of(layout, query_THD.device)
+    rows = rows_of(layout)
     output_RHLD = _causal(scale, *(x[rows.there].transpose(1, 2) for x in (query_THD, key_TKD, value_TKD)))
     return output_RHLD.transpose(1, 2).flatten(0, 1)[rows.back]
 
@@ -51,7 +52,7 @@ def backward(
     grad_THD: Tensor, query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, layout: Layout, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `attention.attention_backward`. Equal calls give equal bytes."""
-    rows = rows_of(layout, query_THD.device)
+    rows = rows_of(layout)
     leaves = [x[rows.there].transpose(1, 2).detach().requires_grad_() for x in (query_THD, key_TKD, value_TKD)]
     with torch.enable_grad():
         output_RHLD = _causal(scale, *leaves)  # recomputing is cheaper than storing it
@@ -97,7 +98,7 @@ def _causal(scale: float, query_RHLD: Tensor, key_RKLD: Tensor, value_RKLD: Tens
     )
 
 
-def rows_of(layout: Layout, device: torch.device) -> Rows:
+def rows_of(layout: Layout) -> Rows:
     """Built once per batch and shared by all layers."""
     if "rows" in layout.memory:
         return layout.memory["rows"]
@@ -105,10 +106,11 @@ def rows_of(layout: Layout, device: torch.device) -> Rows:
     back: list[int] = []
     repeats: dict[int, tuple[list[int], list[int]]] = {}
     token = 0
-    for prompt, responses in layout.lengths:
+    for group in layout.groups:
+        prompt = len(group.prompt_ids)
         head = range(token, token + prompt)
         token += prompt
-        for number, size in enumerate(responses):
+        for number, size in enumerate(map(len, group.response_ids)):
             place = len(there) * layout.longest_row
             if number == 0:
                 back += range(place, place + prompt)
@@ -120,10 +122,7 @@ def rows_of(layout: Layout, device: torch.device) -> Rows:
             padding = layout.longest_row - prompt - size
             there.append([*head, *range(token, token + size), *[head.start] * padding])
             token += size
-
-    def put(numbers: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(numbers).to(device)
-
+    put = partial(torch.tensor, device=layout.device)
     further = tuple((put(tokens), put(places)) for tokens, places in repeats.values())
     layout.memory["rows"] = Rows(put(there), put(back), further)
     return layout.memory["rows"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -71,6 +71,12 @@ class Group(NamedTuple):
         return len(self.prompt_ids) + max(map(len, self.response_ids), default=0)
 
     @property
+    def positions(self) -> list[int]:
+        """Position of each token in its own row; every response starts right after the prompt."""
+        prompt = len(self.prompt_ids)
+        return [*range(prompt), *(prompt + i for response in self.response_ids for i in range(len(response)))]
+
+    @property
     def in_rows(self) -> bool:
         """Whether attention computes it in rows: they are long, and have little more area than the group."""
         area = len(self.response_ids) * self.longest_row**2
@@ -85,8 +91,6 @@ class Tile:
     """First packed token of the tile."""
     stop: int
     """One past its last packed token."""
-    slots: Tensor
-    """Shape (T,): place of each of the tile's packed tokens in the flattened rectangle."""
     segments: Tensor
     """Shape (B, S): 0 for prompt tokens, i for tokens of response i, -1 for padding."""
     positions: Tensor
@@ -103,13 +107,13 @@ class Tile:
         Built once per batch and shared by all layers.
         """
         if heads not in self._rows:
-            batch, length = self.segments.shape
-            device = self.slots.device
+            (batch, length), device = self.segments.shape, self.segments.device
+            slots = (self.segments.flatten() >= 0).nonzero()[:, 0]
             tokens = torch.full((batch * length,), self.start, device=device)
-            tokens[self.slots] = torch.arange(self.start, self.stop, device=device)
+            tokens[slots] = torch.arange(self.start, self.stop, device=device)
             head = torch.arange(heads, device=device)
             there = tokens.view(batch, 1, length) * heads + head[:, None]
-            group, place = self.slots // length, self.slots % length
+            group, place = slots // length, slots % length
             back = (group[:, None] * heads + head) * length + place[:, None]
             self._rows[heads] = (there.flatten(), back.flatten())
         return self._rows[heads]
@@ -135,13 +139,20 @@ class Tile:
 class Layout:
     """Where the groups of a packed batch are: everything attention needs besides queries, keys and values."""
 
-    tiles: tuple[Tile, ...]
-    lengths: tuple[tuple[int, tuple[int, ...]], ...]
-    """For each group, the tokens of its prompt and of each response."""
-    longest_row: int
-    """Tokens of the longest prompt with one response."""
+    groups: Sequence[Group]
+    device: torch.device | str
     memory: dict[str, Any] = field(default_factory=dict, repr=False)
     """Values that every layer derives from the batch, computed once."""
+
+    @cached_property
+    def longest_row(self) -> int:
+        """Tokens of the longest prompt with one response."""
+        return max(group.longest_row for group in self.groups)
+
+    @cached_property
+    def tiles(self) -> list[Tile]:
+        """All groups in tiles; attention in rows needs none."""
+        return list(_tiles(self.groups, self.device))
 
 
 @dataclass
@@ -151,7 +162,7 @@ class PackedBatch:
     input_ids: Tensor
     """Shape (1, T)."""
     position_ids: Tensor
-    """Shape (1, T): every response starts right after the prompt."""
+    """Shape (1, T): `Group.positions`."""
     sources: Tensor
     """Shape (R,): packed position whose hidden state predicts each response token. The first tokens of all responses in
     a group are predicted from the same position, the end of the prompt."""
@@ -182,27 +193,21 @@ def pack(groups: Sequence[Group], device: torch.device | str = "cpu") -> PackedB
     check_groups(groups)
     ids: list[int] = []
     positions: list[int] = []
-    segments: list[int] = []
     sources: list[int] = []
     targets: list[int] = []
     sizes: list[int] = []
     for group in groups:
-        prompt = len(group.prompt_ids)
-        last = len(ids) + prompt - 1
+        last = len(ids) + len(group.prompt_ids) - 1
         ids += group.prompt_ids
-        positions += range(prompt)
-        segments += [0] * prompt
-        for number, response in enumerate(group.response_ids, 1):
+        positions += group.positions
+        for response in group.response_ids:
             sources.append(last)
             sources += range(len(ids), len(ids) + len(response) - 1)
             targets += response
             sizes.append(len(response))
             ids += response
-            positions += range(prompt, prompt + len(response))
-            segments += [number] * len(response)
     put = partial(torch.tensor, device=device)
-    layout = _layout(groups, tuple(_tiles(groups, segments, positions, device)))
-    return PackedBatch(put([ids]), put([positions]), put(sources), put(targets), put(sizes), layout)
+    return PackedBatch(put([ids]), put([positions]), put(sources), put(targets), put(sizes), Layout(groups, device))
 
 
 def check_groups(groups: Sequence[Group], responses: int = 0) -> int:
@@ -259,18 +264,10 @@ def micro_batches(tokens: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def _layout(groups: Sequence[Group], tiles: tuple[Tile, ...] = ()) -> Layout:
-    lengths = tuple((len(group.prompt_ids), tuple(map(len, group.response_ids))) for group in groups)
-    return Layout(tiles, lengths, max(group.longest_row for group in groups))
-
-
-def _tiles(
-    groups: Sequence[Group], segments: list[int], positions: list[int], device: torch.device | str
-) -> Iterator[Tile]:
+def _tiles(groups: Sequence[Group], device: torch.device | str) -> Iterator[Tile]:
     """Split the groups into runs of similar length: `TILE_SLACK` limits the padding inside attention.
 
     A group in rows is a tile of its own, since the rounding of the fused kernel depends on the length of the rectangle.
-    `segments` and `positions` are those of all tokens.
     """
     first = start = 0
     while first < len(groups):
@@ -282,13 +279,14 @@ def _tiles(
                 break
             shortest, longest, last = low, high, last + 1
         own, length = groups[first:last], -(-longest // LANES) * LANES
-        slots = torch.tensor([row * length + i for row, group in enumerate(own) for i in range(group.tokens)])
-        stop = start + len(slots)
-        segment, position = torch.full((len(own), length), -1), torch.zeros(len(own), length, dtype=torch.long)
-        segment.view(-1)[slots] = torch.tensor(segments[start:stop])
-        position.view(-1)[slots] = torch.tensor(positions[start:stop])
-        rows_layout = _layout(own) if own[0].in_rows else None
-        yield Tile(start, stop, slots.to(device), segment.to(device), position.to(device), rows_layout)
+        segments, positions = torch.full((len(own), length), -1), torch.zeros(len(own), length, dtype=torch.long)
+        for row, group in enumerate(own):
+            sizes = torch.tensor([len(group.prompt_ids), *map(len, group.response_ids)])
+            segments[row, : group.tokens] = torch.arange(len(sizes)).repeat_interleave(sizes)
+            positions[row, : group.tokens] = torch.tensor(group.positions)
+        stop = start + sum(group.tokens for group in own)
+        rows_layout = Layout(own, device) if own[0].in_rows else None
+        yield Tile(start, stop, segments.to(device), positions.to(device), rows_layout)
         first, start = last, stop
 
 
