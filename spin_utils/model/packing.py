@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -351,16 +351,9 @@ class Pairs(Sequence[Group]):
         row = self.table.select(["id", "iteration"]).slice(index * self.answers, 1).to_pylist()[0]
         return f"pair {row['id']} of iteration {row['iteration']}"
 
-    @overload
-    def __getitem__(self, index: int) -> Group: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Group]: ...
-    def __getitem__(self, index: int | slice) -> Group | list[Group]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)  # also what ends a for loop over a sequence
-        rows = self.table.slice(index % len(self) * self.answers, self.answers).to_pylist()
+    def __getitem__(self, index: int) -> Group:  # type: ignore[override]  # nobody takes a slice
+        start = range(0, self.table.num_rows, self.answers)[index]
+        rows = self.table.slice(start, self.answers).to_pylist()
         row = rows[0]
         if self.first is not None:
             rows += self.first.slice(self._place[row["id"]], 1).to_pylist()

@@ -55,7 +55,6 @@ def test_token_ids_survive_the_disk_and_a_damaged_file_is_refused(tmp_path: Path
     first, second = write_pairs(tmp_path / "a.arrow", ROWS[:2]), write_pairs(tmp_path / "b.arrow", ROWS[2:])
     expected = [Group([1, 2], ([3, 9], row["generated_ids"])) for row in ROWS]
     assert list(Pairs([first, second])) == expected
-    assert Pairs([first, second])[0:2] == expected[:2]
     first.write_bytes(first.read_bytes()[:100])
     with pytest.raises(PairsError, match="generate again"):
         Pairs([first])
