@@ -48,7 +48,6 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    dropout: float = 0.0,
     packed_layout: Layout | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -67,13 +66,11 @@ def attend(
         Output of shape (1, T, H, D), and None in place of attention weights.
 
     Raises:
-        ModelError: no layout was passed, or dropout is not 0.
+        ModelError: no layout was passed.
     """
-    name = type(module).__name__
     if packed_layout is None:
+        name = type(module).__name__
         raise ModelError(f"{name}: got no packed_layout; the model does not pass its forward arguments on")
-    if dropout:
-        raise ModelError(f"{name}: packed attention has no dropout; set attention_dropout to 0")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window and sliding_window < packed_layout.longest_row else None
     query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))

@@ -44,8 +44,8 @@ COSTS: dict[Path, str] = {
 }
 """What each path means, for `spin-repro check`."""
 _PROBE = "spin_probe"
-_KNOWN = {"position_ids", "cache_position", "position_embeddings", "use_cache", "is_causal"}
-_KNOWN |= {"scaling", "dropout", "softcap"}
+_KNOWN = {"position_ids", "cache_position", "position_embeddings", "use_cache", "is_causal", "dropout"}
+_KNOWN |= {"scaling", "softcap"}
 """Arguments of attention that change nothing on packed groups, and those that `attention.attend` takes."""
 _PADDING: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
 _PATHS: weakref.WeakKeyDictionary[PreTrainedModel, Path] = weakref.WeakKeyDictionary()
@@ -171,7 +171,6 @@ def padding(model: PreTrainedModel) -> bool:
         two = torch.tensor([[1, 2], [1, 3]], device=model.device)
         ids = two[:1]
         ones, pad = torch.ones_like(ids), torch.zeros_like(ids[:, :1])
-        was_training = model.training
         model.eval()
         try:
             with torch.no_grad():
@@ -187,8 +186,6 @@ def padding(model: PreTrainedModel) -> bool:
                 raise
             reason = " ".join(str(error).split())
             raise ModelError(f"{type(model).__name__}: cannot be sampled from ({reason}); use another model") from None
-        finally:
-            model.train(was_training)
         if not causal:
             raise ModelError(f"{type(model).__name__}: tokens see later ones (is_decoder); use a causal language model")
         _PADDING[model] = same

@@ -140,7 +140,7 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
     """Raise if no path is right for a model, and make sure that its own is.
 
     In addition to `check_model`, scores a few tokens both on the model's path and with its own forward pass, once per
-    model. This reveals layers that mix tokens in other ways than by attention.
+    model. This reveals layers that mix tokens in other ways than by attention. From then on the model has no dropout.
 
     Raises:
         ModelError: names the model and the reason.
@@ -154,14 +154,12 @@ def check_supported(model: PreTrainedModel, longest_row: int) -> None:
         _PROBED.add(model)
         return
     prompt, *responses = ([(7 * i + 3) % model.config.vocab_size for i in ids] for ids in ((1, 2), (4, 5), (8, 9)))
-    was_training = model.training
     model.eval()
     with torch.no_grad():
         packed = sequence_logps(model, pack([Group(prompt, tuple(responses))], model.device))
         ids = torch.tensor([prompt + response for response in responses], device=model.device)
         logps = model(input_ids=ids, use_cache=False).logits[:, 1:-1].float().log_softmax(-1)
         plain = logps.gather(2, ids[:, 2:, None]).sum((1, 2))
-    model.train(was_training)
     if not torch.allclose(packed, plain, **rounding(model)):
         name = type(model).__name__
         found = f"log-probabilities of packed groups ({packed.tolist()}) differ from the model's own ({plain.tolist()})"

@@ -306,7 +306,6 @@ def _sample_with_cache(
     order, rows = sorted(range(len(streams)), key=lambda i: -lengths[i]), settings.batch_size
     # Where padding would change a response, only prompts of equal length share a batch.
     together = [order] if padding(model) else [list(run) for _, run in groupby(order, lengths.__getitem__)]
-    was_training = model.training
     model.eval()
     with torch.inference_mode():
         for batch in (run[start : start + rows] for run in together for start in range(0, len(run), rows)):
@@ -316,7 +315,6 @@ def _sample_with_cache(
             samples |= zip(batch, drawn, strict=True)
             if progress is not None:
                 progress(len(batch))
-    model.train(was_training)
     return [samples[i] for i in range(len(streams))]
 
 

@@ -285,7 +285,6 @@ class _Run:
 @contextmanager
 def _training_mode(model: PreTrainedModel, settings: TrainingSettings) -> Iterator[None]:
     """No dropout (the opponent is scored without it) but that of adapters, and gradient checkpointing if set."""
-    was_training = model.training
     model.eval()
     for name, module in model.named_modules():
         if "lora_dropout" in name:
@@ -300,4 +299,4 @@ def _training_mode(model: PreTrainedModel, settings: TrainingSettings) -> Iterat
         with lending(checkpointed, layers):  # transformers only does it in training mode, which turns dropout on
             yield
     finally:
-        model.train(was_training)
+        model.eval()

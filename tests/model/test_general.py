@@ -17,7 +17,7 @@ from tiny_tokenizer import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from spin_utils.experiment import play
-from spin_utils.model import base, logprobs
+from spin_utils.model import base, general, logprobs
 from spin_utils.model.base import ModelError
 from spin_utils.model.general import check_model, path_of
 from spin_utils.model.logprobs import check_supported, greedy_logps, score, sequence_logps
@@ -161,8 +161,6 @@ def test_what_cannot_be_right_is_refused_before_any_work() -> None:
 
 
 def test_packed_rows_that_differ_from_the_models_own_are_left_for_padded_ones(monkeypatch, caplog) -> None:
-    from spin_utils.model import general
-
     model, groups = model_of("gpt_oss"), pairs(3)
     monkeypatch.setattr(general, "_path", lambda model: "packed")  # as if the dry run had seen no sink
     check_supported(model, 25)
