@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import signal
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -99,12 +98,9 @@ class StopRequest:
     def __init__(self) -> None:
         self.asked = False
         self._interrupted = False
-        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error: object) -> None:
