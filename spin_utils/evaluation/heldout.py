@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spin_utils.data.templates import encode_rows, end_ids
+from spin_utils.data.templates import decode_response, encode_rows, end_ids, frame
 from spin_utils.files import processes
 from spin_utils.files.runtime import progress
 from spin_utils.model import base
@@ -45,8 +45,9 @@ def drifts(
     Returns:
         For each row `id`, `real_drift` and `generated_drift` (log p_policy - log p_opponent in nats, exactly the same
         if the responses are the same, so that such a pair counts as a tie), and `real_logp`
-        (log p_policy of the real response) with its `real_bytes` in UTF-8. With an independent model also
-        `real_surprise` and `generated_surprise`, its -log p of each response, in nats a token.
+        (log p_policy of the real response) with its `real_bytes` in UTF-8, of one that was cut only those
+        of its beginning. With an independent model also `real_surprise` and `generated_surprise`, its -log p of each
+        response, in nats a token.
     """
     tokenizer = base.load_tokenizer(opponent)
     model = base.load_for_inference(opponent)
@@ -73,16 +74,21 @@ def drifts(
         for found, group, logp in zip(surprise, groups, logps, strict=True):
             real, generated = (-float(x) / len(ids) for x, ids in zip(logp, group.response_ids, strict=True))
             found |= {"real_surprise": real, "generated_surprise": generated}
+    end = frame(tokenizer, template).end_id  # which a response that was too long has lost
+    texts = [
+        row.row["response"] if row.response_ids[-1] == end else decode_response(tokenizer, template, row.response_ids)
+        for row in encoded
+    ]
     return [
         {
             "id": row.row["id"],
             "real_drift": a[0] - b[0],
             "generated_drift": a[1] - b[1],
             "real_logp": a[0],
-            "real_bytes": len(row.row["response"].encode()),
+            "real_bytes": len(real.encode()),
             **more,
         }
-        for row, a, b, more in zip(encoded, after, before, surprise, strict=True)
+        for row, real, a, b, more in zip(encoded, texts, after, before, surprise, strict=True)
     ]
 
 
