@@ -10,12 +10,11 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
 from spin_utils.data import big_bench, families
-from spin_utils.data.rows import Row, RowError, as_row, check_file, checked_rows, first_rows, listed, question
+from spin_utils.data.rows import Row, RowError, as_row, checked_rows, first_rows, listed, question
 from spin_utils.settings.inputs import DemonstrationSettings
 
 _logger = logging.getLogger(__name__)
@@ -61,9 +60,6 @@ def load(settings: DemonstrationSettings) -> Demonstrations:
         return replace(made, transfer=transfer)
     if settings.source == "big_bench":
         return _by_conversation(settings, big_bench.demonstrations(settings.name))
-    if settings.source == "file":  # all paths first: a misspelt test file should not wait for a large training file
-        for path in filter(None, (settings.train, settings.validation, settings.test)):
-            check_file(Path(path))
     train = _read(settings, settings.train)
     if settings.expected_rows and len(train) != settings.expected_rows:
         raise RowError(
