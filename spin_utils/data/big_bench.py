@@ -55,7 +55,7 @@ class Question(NamedTuple):
     choices: dict[str, float]
     """Every choice and its score; empty for a free answer."""
     targets: list[str]
-    """Right answers; of choices those with the highest score."""
+    """Right answers to a free question."""
 
 
 def load(name: str) -> dict[str, dict[str, Any]]:
@@ -88,8 +88,7 @@ def questions(task: Mapping[str, Any], *, cloze: bool = False) -> list[Question]
         choices = example.get("target_scores", {})
         shown = list(np.random.RandomState(_SEED).permutation(sorted(choices))) if choices and listed else []
         prompt = before + example["input"] + "".join(mark + str(choice) for choice in shown) + after
-        best = max(choices.values(), default=0)
-        target = example.get("target", [choice for choice, score in choices.items() if score == best][:1])
+        target = example.get("target", [])
         found.append(Question(number, prompt, choices, target if isinstance(target, list) else [target]))
     return found
 
