@@ -33,7 +33,6 @@ from spin_utils.model.base import device, tiny_config
 from spin_utils.settings.inputs import ModelSettings
 from spin_utils.settings.machine import VllmSettings
 from spin_utils.settings.run import GenerationSettings, LoraSettings, TrainingSettings
-from spin_utils.training.loop import train
 
 PEAKS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12), "A100": (312e12, 2.04e12), "L40S": (362e12, 0.864e12)}
 """Dense bfloat16 FLOP/s and bytes per second by data sheet (SXM); part of the device's name."""
@@ -101,10 +100,7 @@ def lora_step(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     model, pairs = model_of(config), train_vs_trl.make_pairs("ultrachat", PAIRS // 4, config.vocab_size)
     assert settings.lora is not None
     lora.attach(model, settings.lora, seed=0)
-    opponent = [[-50.0, -50.0]] * len(pairs)
-    with tempfile.TemporaryDirectory() as work:
-        rows = train(model, pairs, settings, opponent_logps=opponent, seed=0, work=Path(work)).rows
-    return {"rate": train_vs_trl.rate(PAIRS // 4, [row["seconds"] for row in rows])}
+    return {"rate": train_vs_trl.rate(PAIRS // 4, train_vs_trl.seconds_of_steps(model, pairs, settings))}
 
 
 PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, float]]] = {

@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, PretrainedConfig, TrainerCallback
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, TrainerCallback
 
 from benchmarks.interleaved import (
     column,
@@ -40,7 +40,7 @@ from benchmarks.interleaved import (
 from spin_utils.experiment import cost, estimate
 from spin_utils.model.packing import Group, Pairs, write_pairs
 from spin_utils.settings.run import TrainingSettings
-from spin_utils.training.loop import train
+from spin_utils.training.loop import Schedule, train
 
 EOS, LONGEST = 1, 1000
 REGIMES = {"short": (40, 20, 20), "ultrachat": (128, 300, 230)}
@@ -79,28 +79,46 @@ def run_ours(model: Path, regime: str, count: int, steps: int, budget: int, *, d
             names = ("prompt_ids", "real_ids", "generated_ids")
             kept = [dict(zip(names, (pair.prompt_ids, *pair.response_ids), strict=True)) for pair in pairs]
             pairs = Pairs([write_pairs(Path(folder) / "pairs.arrow", kept)])
-        settings = TrainingSettings(
-            learning_rate=1e-6,
-            epochs=1 if disk else steps,
-            batch_size=count,
-            max_grad_norm=1.0,
-            micro_batch_tokens=budget,
-            precision=fast_precision(),
-            save_minutes=1e6,
-        )
-        loaded = load(model)
-        opponent = np.full((len(pairs), 2), -50.0, dtype=np.float32)
-        edges = [wall()]
-        rows = train(
-            loaded,
+        return rate(count, seconds_of_steps(load(model), pairs, settings_of(count, 1 if disk else steps, budget)))
+
+
+def settings_of(count: int, epochs: int, budget: int) -> TrainingSettings:
+    """How ours trains in global batches of so many pairs and micro-batches of so many tokens; no state is saved."""
+    return TrainingSettings(
+        learning_rate=1e-6,
+        epochs=epochs,
+        batch_size=count,
+        max_grad_norm=1.0,
+        micro_batch_tokens=budget,
+        precision=fast_precision(),
+        save_minutes=1e6,
+    )
+
+
+def seconds_of_steps(
+    model: PreTrainedModel,
+    pairs: Sequence[Group],
+    settings: TrainingSettings,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> list[float]:
+    """Seconds of each step of our trainer; `after_step` is given the number of each, counted from 1."""
+    edges = [wall()]
+
+    def stop(_: PreTrainedModel) -> None:
+        edges.append(wall())
+        after_step(len(edges) - 1)
+
+    with tempfile.TemporaryDirectory() as work:
+        train(
+            model,
             pairs,
             settings,
-            opponent_logps=opponent,
+            opponent_logps=np.full((len(pairs), 2), -50.0, dtype=np.float32),
             seed=0,
-            work=Path(folder) / "work",
-            stops=dict.fromkeys(range(1, settings.epochs + 1), lambda model: edges.append(wall())),
-        ).rows
-    return rate(count, [row["seconds"] for row in rows] if disk else [b - a for a, b in pairwise(edges)])
+            work=Path(work),
+            stops=dict.fromkeys(range(1, Schedule(len(pairs), settings, 0).steps + 1), stop),
+        )
+    return [after - before for before, after in pairwise(edges)]
 
 
 def run_trl(model: Path, regime: str, count: int, steps: int, micro_batch: int, *, tuned: bool) -> float:

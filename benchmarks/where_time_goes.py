@@ -11,7 +11,6 @@ PyTorch's matrix kernels and these shapes, no other code around them can do bett
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,6 @@ from benchmarks.interleaved import (
     write,
 )
 from spin_utils.evaluation.lm import PackedLM
-from spin_utils.settings.run import TrainingSettings
-from spin_utils.training.loop import train
 
 KINDS = {
     "products with weights": {"aten::mm", "aten::addmm", "mkldnn::_linear_pointwise"},
@@ -117,36 +114,18 @@ def of_training(regime: str, model: Path) -> dict[str, Any]:
     """Four steps on the same pairs: the first is not counted, the last is profiled."""
     count, config = train_vs_trl.PAIRS[regime], train_vs_trl.config_of(model)
     pairs = train_vs_trl.make_pairs(regime, count, config.vocab_size)
-    settings = TrainingSettings(
-        learning_rate=1e-6,
-        epochs=4,
-        batch_size=count,
-        max_grad_norm=1.0,
-        micro_batch_tokens=train_vs_trl.BUDGET,
-        precision=fast_precision(),
-        save_minutes=1e6,
-    )
-    found, edges = profile(activities=[ProfilerActivity.CPU]), [wall()]
+    settings = train_vs_trl.settings_of(count, 4, train_vs_trl.BUDGET)
+    found = profile(activities=[ProfilerActivity.CPU])
 
-    def after_step(_: Any) -> None:
-        edges.append(wall())
-        if len(edges) == settings.epochs:
+    def after_step(step: int) -> None:
+        if step == 3:
             found.start()
-        if len(edges) > settings.epochs:
+        if step == 4:
             found.stop()
 
-    with tempfile.TemporaryDirectory() as folder:
-        train(
-            load(model),
-            pairs,
-            settings,
-            opponent_logps=np.full((count, 2), -50.0, dtype=np.float32),
-            seed=0,
-            work=Path(folder) / "work",
-            stops=dict.fromkeys(range(1, settings.epochs + 1), after_step),
-        )
+    _, second, third, last = train_vs_trl.seconds_of_steps(load(model), pairs, settings, after_step)
     flop = train_vs_trl.useful_flop(config, pairs)
-    return {"rate": 2 / (edges[3] - edges[1]), "flop": flop, "parts": parts_of(found, edges[4] - edges[3])}
+    return {"rate": 2 / (second + third), "flop": flop, "parts": parts_of(found, last)}
 
 
 def parts_of(found: profile, seconds: float) -> dict[str, float]:
