@@ -46,17 +46,11 @@ def main() -> None:
         environment = runtime.child_environment()
         subprocess.run([*command, "--runs", str(options.runs), *arguments], check=True, env=environment)
         record = json.loads((RESULTS / f"{name}.json").read_text())
-        ratios |= {_public(key): value for key, value in record["ratios"].items()}
+        ratios |= record["ratios"]
     if len(options.only) == len(BENCHMARKS):
         write("summary", {"machine": machine(), "ratios": ratios})
     for name, value in ratios.items():
         print(f"{name:32s} {value['median']:8.2f}  [{value['low']:.2f}, {value['high']:.2f}]  {value['runs']} runs")
-
-
-def _public(ratio: str) -> str:
-    """A ratio's name in the summary, which says what was timed."""
-    workload, _, rest = ratio.partition("_")
-    return {"full": f"sample_{rest}", "ended": f"sample_{rest}_ended"}.get(workload, ratio)
 
 
 if __name__ == "__main__":

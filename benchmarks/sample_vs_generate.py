@@ -67,13 +67,14 @@ def main() -> None:
         ends = [] if kind == "full" else end_tokens(model, prompts, longest)
         runs = rounds(["ours", peer], options.runs, "--ends", *ends)
         document[kind] = {"runs": runs, "mean_response_tokens": runs["ours"][0]["tokens"] / len(prompts)}
-        for name, measured in ((f"{kind}_vs_{peer}", "rate"), (f"{kind}_memory_vs_{peer}", "peak_gib")):
-            document["ratios"][name] = ratio(column(runs["ours"], measured), column(runs[peer], measured))
+        early = "_ended" * (kind == "ended")
+        for name, measured in ((f"sample_vs_{peer}", "rate"), (f"sample_memory_vs_{peer}", "peak_gib")):
+            document["ratios"][name + early] = ratio(column(runs["ours"], measured), column(runs[peer], measured))
         if kind == "full":
             peak = max(column(runs["ours"], "matmul_gflops"))
             flop = flop_per_token(model, prompts, longest)
             done = [rate * flop / 1e9 for rate in column(runs["ours"], "rate")]
-            name = "full_batch" if options.continuous else "full"
+            name = "sample_batch" if options.continuous else "sample"
             document["ratios"][f"{name}_fraction_of_matmul_peak"] = ratio(done, [peak] * len(done))
     print(document["ratios"])
     print(write(f"sample_vs_{peer}", document))
