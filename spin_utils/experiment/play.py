@@ -399,6 +399,7 @@ def _opponent_logps(
         np.save(whole, logps, allow_pickle=False)
         with replacing(path) as partial:
             partial.write_bytes(whole.getvalue())
+            sync(partial)
     return logps.tolist()
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from spin_utils import __version__
 from spin_utils.files import paths, processes
-from spin_utils.files.disk import digest, explained, file_hash, is_whole, sealed, sync, write_text
+from spin_utils.files.disk import digest, explained, file_hash, is_whole, replacing, sealed, sync
 from spin_utils.files.paths import KitError, relative
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
     with explained(directory):
         work.mkdir(parents=True, exist_ok=True)
         earlier = scratch(work) / "seconds"  # of a run that was stopped
-        spent = float(earlier.read_text()) if earlier.is_file() else 0.0
+        spent = json.loads(earlier.read_text()) if earlier.is_file() else 0.0
         started, clock = time.time(), time.monotonic()
         processes.barrier()
         try:
@@ -134,7 +134,7 @@ def building(directory: Path, *, stage: str, settings: Any, inputs: Mapping[str,
         finally:
             seconds = spent + time.monotonic() - clock
             with contextlib.suppress(OSError):  # a full disk raises its own error
-                write_text(earlier, f"{seconds:.3f}")
+                write_json(earlier, round(seconds, 3))
         for leftover in work.rglob(".*.tmp"):  # from a killed writer
             leftover.unlink()
         files = {
@@ -226,11 +226,16 @@ def lock(directory: Path, note: str = "another process is making it; waiting") -
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically; the same data give the same bytes. With several processes, only the first one writes."""
+    """Write JSON atomically; the same data give the same bytes. With several processes, only the first one writes.
+
+    It is on disk before it is there: a piece of unfinished work that is there is not made again.
+    """
     if processes.rank():
         return
     text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(path, text)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        sync(partial)
 
 
 def environment() -> dict[str, Any]:

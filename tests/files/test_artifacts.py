@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import smoke_chain
@@ -40,6 +42,16 @@ def test_json_is_written_whole_and_with_the_same_bytes(tmp_path: Path) -> None:
         artifacts.write_json(tmp_path / "a", {"x": float("nan")})
     assert json.loads((tmp_path / "a").read_text())["b"] == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_piece_of_unfinished_work_is_on_disk_before_it_counts_as_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = Mock()
+    monkeypatch.setattr(os, "fsync", system.fsync)
+    monkeypatch.setattr(os, "replace", system.replace)
+    artifacts.write_json(tmp_path / "00000000.json", [[1, 2]])
+    assert [name for name, *_ in system.mock_calls] == ["fsync", "replace"], "a power cut may leave it empty"
 
 
 def test_the_same_artifact_of_another_profile_is_taken_over_and_no_other_one(home: Path) -> None:
