@@ -11,7 +11,7 @@ import importlib.util
 import json
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -387,13 +387,21 @@ def _check_plain(path: Path) -> None:
         config = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{path}: not a JSON object ({error}); save the model again") from None
-    if "auto_map" in config:
+    if config.get("auto_map") and not _transformers_has(config):
         raise ModelError(
             f"{path}: auto_map asks to run code from the model's folder, which the kit never does; use a model that "
             "transformers has itself, saved without auto_map"
         )
     if config.get("quantization_config"):
         raise ModelError(f"{path}: quantised weights cannot be trained on; save the model unquantised")
+
+
+def _transformers_has(config: Mapping[str, Any]) -> bool:
+    """Whether the code that a config asks for is meanwhile transformers' own, as with Phi-3, which is used instead."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    own = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type", ""))
+    return bool(own) and str(config["auto_map"].get("AutoModelForCausalLM")).endswith(f".{own}")
 
 
 def gguf_path(settings: ModelSettings) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -58,6 +59,16 @@ def test_a_tokenizer_class_that_fails_on_a_text_is_refused(folder: Path, monkeyp
     monkeypatch.setattr(base, "load_tokenizer", lambda place: Failing.from_pretrained(place))
     with pytest.raises(base.ModelError, match="as Failing, .* makes other ids of a text than tokenizer.json says"):
         base.check_folder(folder, template)
+
+
+def test_code_in_the_folder_that_transformers_has_by_now_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.LlamaForCausalLM"}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "mine.py").write_text("raise SystemExit('run')")
+    base.check_folder(copy, TemplateSettings())
+    assert type(base.load(copy)).__module__ == "transformers.models.llama.modeling_llama"
 
 
 def test_a_token_that_tokenizer_json_lacks_is_named(
