@@ -298,7 +298,7 @@ def figure6(
         )
     figure = new_figure(3.8)
     if len(names) < 3 or means.isna().all(axis=None):
-        say_why_empty(figure.subplots(), "not run\na radar needs the measurements of three tasks")
+        say_why_empty(figure.subplots(), "a radar needs the measurements of three tasks")
         return figure
     _radar(figure, names, ticks, means)
     figure.legend(loc="outside upper center", ncols=2, title=f"Ours ({profile}){title}", title_fontsize=7)
@@ -473,8 +473,7 @@ def _frame_panels(ours: Axes, theirs: Axes, drawn: bool, scores: pd.DataFrame, t
     if not drawn:
         theirs.margins(y=0.2)
         none = "no second task" if judged(scores) else "all tasks are at chance or aside"
-        reason = "no evaluations" if tasks else none
-        say_why_empty(ours, f"not run\n{reason}")
+        say_why_empty(ours, "not run\nno evaluations" if tasks else none)
         return
     limits = [ax.dataLim.intervaly for ax in (ours, theirs)]
     span = max(high - low for low, high in limits) * 1.32

@@ -194,6 +194,9 @@ def check_fit(model: Path, profile: Profile, splits: Mapping[str, Sequence[Row]]
             section, answer = answers[split]
             answered = (len(row.prompt_ids) + answer for row in encoded)
             _check_positions(model, f"{split} prompt with its answer", answered, f"{section}.max_new_tokens")
+    if profile.mt_bench is not None:  # a longer question is cut, but one token of it there has to be
+        asked = [1 + profile.mt_bench.max_new_tokens]
+        _check_positions(model, "question of MT-Bench with its answer", asked, "mt_bench.max_new_tokens")
 
 
 def check_pair_lengths(model: Path, profile: Profile) -> None:

@@ -105,7 +105,7 @@ def _memory_groups() -> Iterator[tuple[Path, str, str, str]]:
 
 
 def is_headless() -> bool:
-    """Whether nobody is watching: run by papermill, or without a terminal or notebook front end."""
+    """Whether nobody is watching: in a notebook or a step that the kit runs itself."""
     return os.environ.get(HEADLESS) == "1"
 
 

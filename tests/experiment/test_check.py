@@ -445,6 +445,9 @@ def test_prompts_and_answers_that_need_more_positions_than_the_model_has_are_ref
     rows = {"transfer": [{"id": "1", "prompt": "some more words", "response": "yes"}]}
     with pytest.raises(base.ModelError, match=r"the longest transfer prompt .* evaluation\.max_new_tokens"):
         preflight.check_fit(tiny, profiles.load("smoke", full), rows)
+    judged = profiles.load("smoke", {"mt_bench": {"judge": "gpt-4", "max_new_tokens": 2048}})
+    with pytest.raises(base.ModelError, match=r"the longest question of MT-Bench .* mt_bench\.max_new_tokens"):
+        preflight.check_fit(tiny, judged, {})
 
 
 def test_rows_and_pairs_longer_than_the_model_are_refused_before_training(tiny: Path) -> None:
