@@ -108,12 +108,26 @@ def architecture(
     return known, "the kit's table, because its config.json could not be reached"
 
 
-def _read(place: Path | str, adapters: Collection[LoraSettings], **where: Any) -> Architecture:
-    """Sizes from the config.json in a folder or repository; `where` in it, as transformers asks for it."""
+def _read(
+    place: Path | str,
+    adapters: Collection[LoraSettings],
+    *,
+    revision: str | None = None,
+    local_files_only: bool = True,
+    gguf_file: str | None = None,
+) -> Architecture:
+    """Sizes from the config.json in a folder, or at a revision on the hub."""
     from transformers import AutoConfig
 
     with base.described(place):
-        return of_config(AutoConfig.from_pretrained(place, trust_remote_code=False, **where), adapters)
+        config = AutoConfig.from_pretrained(
+            place,
+            trust_remote_code=False,
+            revision=revision,
+            local_files_only=local_files_only,
+            gguf_file=gguf_file,
+        )
+        return of_config(config, adapters)
 
 
 def of_config(config: Any, adapters: Collection[LoraSettings] = ()) -> Architecture:
