@@ -518,6 +518,10 @@ def _resolve(profile: str, model: str, data: str, changes: Sequence[str], name: 
     if not changed:
         return profile, loaded
     lasting = {key: value for key, value in changed.items() if not key.startswith(("processes.", "resources."))}
+    if "name" in changed and (profiles.PROFILES / f"{loaded.name}.yaml").is_file():
+        raise KitError(
+            f"--name {loaded.name}: a profile of the kit, whose results would be replaced; give another name"
+        )
     if "name" not in changed and lasting:
         loaded = dataclasses.replace(loaded, name=f"{loaded.name[:57]}-{disk.digest([profile, lasting])[:6]}")
     file = paths.artifacts(loaded.name) / f"profile-{disk.digest(dataclasses.asdict(loaded))[:12]}.yaml"

@@ -117,7 +117,8 @@ def checked_rows(
             if droppable and drop_empty:
                 left_out["with an empty prompt or response left out (drop_empty)"] += 1
             else:
-                faults.append(f"{name}, row {number}: {error}{' or set drop_empty: true' if droppable else ''}")
+                remedy = " or set demonstrations.drop_empty: true" if droppable else ""
+                faults.append(f"{name}, row {number}: {error}{remedy}")
     if from_file and faults:
         raise RowError(listed(faults))
     if not rows:

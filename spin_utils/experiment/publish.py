@@ -17,6 +17,9 @@ from spin_utils.settings.names import label
 
 log = logging.getLogger(__name__)
 
+_DRAWN = ("tables/*", "verdicts.*", "report.html", "summary.pdf", "*.crate.zip", "seed-*/cards/*")
+"""What commands make from results files, beside them."""
+
 
 def publish(plans: list[Plan]) -> list[Path]:
     """Write the results of every finished step to files, which are returned, and remove those of other runs.
@@ -39,11 +42,14 @@ def publish(plans: list[Plan]) -> list[Path]:
             document = {"schema": results.SCHEMA, **document, **identity}
             results.write_json(path, {**document, "provenance": chain(plan, step.name)})
             written.append(path)
-    others = set(results.files(paths.results(plans[0].profile.name))).difference(written)
+    root = paths.results(plans[0].profile.name)
+    others = set(results.files(root)).difference(written)
     for path in others:
         path.unlink(missing_ok=True)
     if others:
-        log.info("%d results of other runs removed from %s", len(others), paths.relative(path.parents[2]))
+        for path in [path for pattern in _DRAWN for path in root.glob(pattern)]:
+            path.unlink()  # they show other numbers; a run draws its own at its end
+        log.info("%d results of other runs removed from %s", len(others), paths.relative(root))
     return written
 
 

@@ -59,6 +59,8 @@ def test_a_changed_profile_has_a_file_of_its_own_which_later_commands_leave_alon
         assert ("eval-spin-1-dpo" in said) == (iterations == 2)
     written = [profiles.load(str(file)) for file in (home / "artifacts" / "mine").glob("*.yaml")]
     assert sorted((profile.name, profile.spin.iterations) for profile in written) == [("mine", 1), ("mine", 2)]
+    status, said = outcome(capsys, "reproduce", "--profile", "smoke", "--data", "rows.jsonl", "--name", "cpu")
+    assert (status, "--name cpu: a profile of the kit" in said) == (2, True)
     status, said = outcome(capsys, "report", "--profile", "mine")
     assert status == 2
     assert profiles.load(said.split()[-1]).spin.iterations == 1, "the latest"

@@ -227,10 +227,16 @@ def test_results_cut_the_longer_run_at_the_models_own_epoch_and_estimates_follow
     stale = folder / "seed-7" / "training" / "sft.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
+    theirs = [folder / "tables" / "arms.md", folder / "run.crate.zip", folder / "seed-7" / "cards" / "sft.md"]
+    for path in [*theirs, folder / "protocol.md"]:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     assert publish.publish([plan.make(made.profile, 5)]) == []
     assert stale.exists(), "a run without an evaluation takes nothing away, such as the results of a fresh clone"
     publish.publish([made])
     assert not stale.exists(), "results of another run are not drawn with those of this one"
+    assert not any(path.exists() for path in theirs), "and what was drawn from them does not stand beside these"
+    assert (folder / "protocol.md").exists()
     training = results.load_training(folder)
     assert training[training["model"] == "spin-0"]["epoch"].max() == 2
     assert training[training["model"] == "spin-0-epoch-3"]["epoch"].max() == 3
