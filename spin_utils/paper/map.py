@@ -66,8 +66,7 @@ def summary(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
                 against[f"{measure}_over_sft"] = max(means, key=means.__getitem__)
         for measure, other in against.items():
             if other != name:
-                gain = paired(items, {name: 1, other: -1}, column=COLUMNS[measure.partition("_")[0]]).times(100)
-                row |= {measure: gain.difference, f"{measure}_low": gain.low, f"{measure}_high": gain.high}
+                row |= _gain(items, {name: 1, other: -1}, measure)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -93,11 +92,16 @@ def averages(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
             continue
         weights = dict.fromkeys(spin, 1 / len(spin)) | dict.fromkeys(others, -1 / len(others))
         row: dict[str, float] = {"rate": rate}
-        for measure, column in COLUMNS.items():
-            gain = paired(items, weights, column=column).times(100)
-            row |= {measure: gain.difference, f"{measure}_low": gain.low, f"{measure}_high": gain.high}
+        for measure in COLUMNS:
+            row |= _gain(items, weights, measure)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _gain(items: pd.DataFrame, weights: dict[str, float], measure: str) -> dict[str, float]:
+    """A contrast of cells in points, with its interval; `measure` begins with a name of `COLUMNS`."""
+    gain = paired(items, weights, column=COLUMNS[measure.partition("_")[0]]).times(100)
+    return {measure: gain.difference, f"{measure}_low": gain.low, f"{measure}_high": gain.high}
 
 
 def _aligned(cells: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[int, int]]:
